@@ -177,9 +177,10 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
         raise InputError(f"config is {name!r}, no name and no file; {names}")
     if os.path.basename(name) in (CONFIG, OPEN_CLIP):
         name = os.path.dirname(name) or os.curdir
-    elif name.endswith(".json"):
+    found = location.find(name)
+    if found.kind == FILE and registry.name_of_file(found.path) is None:
         raise InputError(f"config is {name!r}; a file must be {CONFIG} or {OPEN_CLIP}")
-    return describe(location.find(name)).config
+    return describe(found).config
 
 
 def loaders(run: "RunConfig") -> tuple[Loader | None, Loader | None]:

@@ -263,10 +263,11 @@ def test_a_given_config_stands_in_for_a_broken_one(saved, variables, tmp_path, c
     assert same(vit.variables, variables)
 
 
-def test_a_config_is_of_a_file_that_says_it(saved):
-    with refused("preprocessor_config.json'; a file must be config.json or open_clip"):
-        shutil.copy(saved / "config.json", saved / "preprocessor_config.json")
-        load.read_config(saved / "preprocessor_config.json")
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "a.png", "w.npz"])
+def test_a_config_is_in_a_file_of_its_name(tmp_path, name):
+    (tmp_path / name).touch()
+    with refused(f"config is '{tmp_path / name}'; a file must be config.json or open"):
+        load.read_config(tmp_path / name)
 
 
 def test_a_file_has_no_latest_checkpoint(file):
