@@ -21,7 +21,12 @@ def open_hub_data(path, split, num_classes):
     extras.check(place, "datasets")
     import datasets  # slow to import, and only this source needs it
 
-    splits = datasets.load_dataset(os.path.expanduser(path))
+    # Of its errors those of a broken file or of several sets are not OSErrors.
+    mistakes = (ValueError, RuntimeError, datasets.exceptions.DatasetsError)
+    try:
+        splits = datasets.load_dataset(os.path.expanduser(path))
+    except mistakes as error:
+        raise InputError(f"{place} cannot be opened: {one_line(error)}") from error
     there = [name for name in SPLIT_FOLDERS[split] if name in splits]
     if not there:
         raise InputError(
@@ -36,9 +41,12 @@ def open_hub_data(path, split, num_classes):
             f"{' and '.join(columns)}"
         )
     rows = rows.select_columns(columns)
-    rows = rows.cast_column("image", datasets.Image(decode=False))
+    try:
+        rows = rows.cast_column("image", datasets.Image(decode=False))
+    except mistakes as error:
+        raise InputError(f"{place} has no images ({one_line(error)})") from error
     labels = rows.select_columns("label").with_format("numpy")[:]["label"]
-    if labels.dtype.kind not in "iu":  # as where some are missing
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:  # as where some are missing
         raise InputError(f"{place} has labels that are no whole numbers")
     names = None
     classes = num_classes or int(labels.max()) + 1
@@ -52,6 +60,11 @@ def open_hub_data(path, split, num_classes):
             f"from 0 to {classes - 1}"
         )
     return HubSource(rows, f"{place}/{there[0]}", labels, classes, names)
+
+
+def one_line(error):
+    """What an error of `datasets` says, in one line."""
+    return " ".join(str(error).split())
 
 
 class HubSource(Source):
@@ -68,10 +81,10 @@ class HubSource(Source):
         self.labels = np.asarray(labels, np.int32)
 
     def stored(self, place):
-        image = self._rows[place]["image"]
+        image = self._rows[place]["image"] or {"bytes": b""}  # a row may have none
         data = image["bytes"]
         if data is None:  # of a repository of image files
-            data = image["path"]
+            data = image["path"] or b""  # which does not decode
         return data, int(self.labels[place]), f"{self._place}/{place}"
 
     def inventory(self, places):

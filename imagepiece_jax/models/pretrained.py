@@ -25,7 +25,7 @@ from imagepiece_jax.models.recovery_record import (
     Recovery,
     with_numbers,
 )
-from imagepiece_jax.models.variables import digest, variable_shapes
+from imagepiece_jax.models.variables import digest
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE, Reduction, ReductionLike
 
@@ -176,16 +176,9 @@ class Pretrained:
     @property
     def recovered(self) -> RecoveredCost | None:
         """The cost whose numbers the model has; None if it has the dense model's."""
-        return self._recovered(self.model)
-
-    def recovered_with(self, reduction: ReductionLike) -> RecoveredCost | None:
-        """`recovered` of `with_reduction`."""
-        return self._recovered(self.model_with(reduction))
-
-    def _recovered(self, model):
         if self.recovery is None:
             return None
-        cost = self.recovery.of(model)
+        cost = self.recovery.of(self.model)
         return cost if cost and cost.numbers else None
 
     @property
@@ -345,11 +338,6 @@ class Pretrained:
         """What figures with `reduction` are called: "as trained" or "off-the-shelf"."""
         same = self.model_with(reduction).reduction == self.reduction
         return "as trained" if same else "off-the-shelf"
-
-    def lacks_selectors(self, reduction: ReductionLike) -> bool:
-        """Whether `reduction` has selectors that the weights have not learned."""
-        like = variable_shapes(self.model_with(reduction))
-        return bool(timm_tensors.lacking_selectors(self._learned, like))
 
     def differences_from_training(self) -> list[str]:
         """Reduction and image size, in words, if they differ from training's."""

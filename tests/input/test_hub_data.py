@@ -13,6 +13,7 @@ datasets = pytest.importorskip("datasets")
 from imagepiece_jax.data.batches import Batches  # noqa: E402
 from imagepiece_jax.data.preprocessing import Preprocessing  # noqa: E402
 from imagepiece_jax.errors import InputError  # noqa: E402
+from imagepiece_jax.input.hub_data import HubSource  # noqa: E402
 from imagepiece_jax.input.registry import open_source  # noqa: E402
 from imagepiece_jax.input.worker_pool import read_ahead  # noqa: E402
 
@@ -106,6 +107,38 @@ def test_other_classes_and_columns_are_refused(folder):
     rows.rename_column("image", "jpg").to_parquet(folder / "train.parquet")
     with pytest.raises(InputError, match="jpg.*; it must have image and label"):
         open_source(f"hf:{folder}", "train")
+
+
+def test_rows_without_an_image_are_unreadable_ones(tmp_path):
+    """No image, no file of it, and an empty one."""
+    images = [None, {"bytes": None, "path": "gone.png"}, {"bytes": b"", "path": None}]
+    columns = {"image": images, "label": [0, 1, 2]}
+    features = datasets.Features({"image": datasets.Image(), "label": CLASSES})
+    rows = datasets.Dataset.from_dict(columns, features)
+    source = HubSource(
+        rows.cast_column("image", datasets.Image(decode=False)), "hf:a", [0, 1, 2], 3
+    )
+    for index in range(3):
+        assert str(source[index].damage).startswith(f"hf:a/{index} cannot be read")
+    assert source.some_sizes() == []
+    assert source.digest
+
+
+@pytest.mark.parametrize(
+    "columns, said",
+    [
+        ({"image": [1, 2], "label": [0, 1]}, "no images"),
+        ({"image": [None, None], "label": [[0], [1]]}, "labels that are no whole"),
+        (None, "cannot be opened: .*arquet"),
+    ],
+)
+def test_what_is_no_set_of_images_is_one_sentence(tmp_path, columns, said):
+    file = tmp_path / "train.parquet"
+    file.write_bytes(b"PAR1")
+    if columns:
+        datasets.Dataset.from_dict(columns).to_parquet(file)
+    with pytest.raises(InputError, match=f"^hf:{tmp_path} .*{said}"):
+        open_source(f"hf:{tmp_path}", "train")
 
 
 def test_the_digest_tells_other_rows(folder, tmp_path):
