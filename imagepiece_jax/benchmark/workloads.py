@@ -10,7 +10,6 @@ Inputs are random, too, and rotate.
 
 import dataclasses
 import functools
-import time
 
 import jax
 import numpy as np
@@ -22,7 +21,7 @@ from imagepiece_jax.common.rng import normal, root_key
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.deploy.inference import optimize
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.cost import TRAINING_MACS, dead_macs, model_macs
+from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
@@ -41,8 +40,7 @@ class Workload:
     job: timer.TimedCall
     images: int  # images in one call
     macs: float  # MACs of one call
-    facts: dict  # further fields of its row in the report
-    skipped: float = 0.0  # those of its MACs that it need not compute
+    facts: dict  # further fields of its row: gelu, peak_memory and others
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,11 +96,10 @@ class Case:
             gelu=self.gelu,
             attention=self.vit.model.execution.attention,
         )
-        facts = _facts(fast.model, fast.compile_seconds, fast.compiled)
         macs = self.batch_size * model_macs(model)
-        skipped = self.batch_size * dead_macs(model)
         job = timer.TimedCall(on_noise(fast))
-        return Workload(job, self.batch_size, macs, facts, skipped)
+        facts = _facts(fast.model, fast.compiled)
+        return Workload(job, self.batch_size, macs, facts)
 
     def _train(self):
         """The Workload of training steps, each of which continues from the last."""
@@ -117,22 +114,16 @@ class Case:
         for seed in range(INPUTS):
             batches.append(parallel.shard(_labeled_batch(run, seed)))
         step = parallel.pmap(step, donate_argnums=(0,), program="training step")
-        began = time.perf_counter()
         compiled = step.compile(state, batches[0], teacher)
-        seconds = time.perf_counter() - began
 
         def call(number):
             nonlocal state
             state, metrics = compiled(state, batches[number % INPUTS], teacher)
             return metrics
 
-        images = self.batch_size
-        macs = images * TRAINING_MACS * model_macs(model)
-        skipped = 0.0
-        if run.reduction.method.loss is None:  # one of a method reads all tokens
-            skipped = images * TRAINING_MACS * dead_macs(model)
-        facts = _facts(model, seconds, compiled)
-        return Workload(timer.TimedCall(call), images, macs, facts, skipped)
+        macs = self.batch_size * TRAINING_MACS * model_macs(model)
+        facts = _facts(model, compiled)
+        return Workload(timer.TimedCall(call), self.batch_size, macs, facts)
 
 
 def training_run(vit: Pretrained, batch_size: int, dtype: str) -> RunConfig:
@@ -272,20 +263,13 @@ def random_variables(model):
     return jax.tree_util.tree_map_with_path(draw, variable_shapes(model))
 
 
-def _facts(model, seconds, compiled):
-    """What the report says of a compiled program besides its speed.
-
-    seconds: how long it took to compile
-    """
-    if jax.config.jax_compilation_cache_dir:  # it may have come from there
-        seconds = None
+def _facts(model, compiled):
+    """Facts about a compiled program."""
     return {
-        "compile_s": seconds,
         "peak_memory": device.program_bytes(compiled),
         "attention": model.execution.backend,
         "gelu": model.config.arch.gelu,
         "sizes": model.execution.sizes,
-        "stem": model.config.stem,
     }
 
 

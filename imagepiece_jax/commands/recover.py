@@ -44,21 +44,16 @@ def main(
         seed: Of crops and order.
         parameters: Which of them are trained.
     """
-    import jax
-
-    from imagepiece_jax.common.files import FolderLock, check_folder, check_room
+    from imagepiece_jax.common.files import locked
     from imagepiece_jax.common.signals import finishing
     from imagepiece_jax.deploy.recover.recover import recover
     from imagepiece_jax.deploy.weights.save import checked_folder
 
     folder = checked_folder(out)
-    check_folder("out", folder)
     source = opened(images.images)
     # It ends before the result is written, which replaces the folder.
-    with FolderLock("out", folder):
+    with locked("out", folder):
         vit = weights.load()
-        leaves = jax.tree.leaves(vit.variables)
-        check_room("out", folder, sum(leaf.nbytes for leaf in leaves))
         recovered = recover(
             vit,
             source,

@@ -5,13 +5,12 @@ import statistics
 import time
 
 import jax
-from tqdm import tqdm
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.config.run import REFERENCE_BATCH, RunConfig
+from imagepiece_jax.common.progress import in_words
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.training import optimizer
-from imagepiece_jax.training.cluster.run_dir import wall_seconds
 from imagepiece_jax.training.data import length
 from imagepiece_jax.training.logging import (
     FILE,
@@ -22,7 +21,7 @@ from imagepiece_jax.training.logging import (
 from imagepiece_jax.training.train_step import count_programs
 
 UNIT = " (1e18 operations, two a MAC)"
-LISTED_CLASSES = 5  # a dry run lists so many names of classes
+LISTED_CLASSES = 5  # names that a dry run lists
 # (row, path in the run's folder) of the table of results, for what exists
 PLACES = (
     ("checkpoints", "checkpoints"),
@@ -113,36 +112,15 @@ def _data_text(config, data):
     """Text on the data, and on the learning rate after the warm-up."""
     names = data.train.class_names
     classes = f"{config.num_classes} classes"
-    if names is None:
-        classes += ", not named"
-    else:
+    if names is not None:
         classes += ": " + ", ".join(map(str, names[:LISTED_CLASSES]))
-        if len(names) > LISTED_CLASSES:
-            classes += ", ..."
     optim = config.optim
-    scaled = f"{optim.lr:.4g} x {optim.batch_size} / {REFERENCE_BATCH}"
     warmup = optimizer.warmup_steps(optim, data.length.steps_per_epoch)
     return (
         f"data: {config.data.name}, {len(data.train):,} training images, "
-        f"{len(data.test):,} test images, "
-        f"{classes}\n"
-        f"learning rate: {optim.peak_lr:.4g} after a warm-up of {warmup} steps "
-        f"({scaled}){warmup_note(warmup, data.length)}"
-    )
-
-
-def warmup_note(warmup, length):
-    """A line on a warm-up that leaves few steps; "" for any other.
-
-    warmup: its number of steps
-    length: the Length of the run
-    """
-    if 2 * warmup <= length.steps:
-        return ""
-    return (
-        f"\nnote: {warmup} of {length.steps} steps warm up, as an epoch has "
-        f"{length.steps_per_epoch}; a lower warmup_epochs leaves more to learn in, "
-        "and a lower batch_size makes more of them"
+        f"{len(data.test):,} test images, {classes}\n"
+        f"learning rate: {optim.peak_lr:.4g} after a warm-up of {warmup} of "
+        f"{data.length.steps} steps"
     )
 
 
@@ -177,23 +155,13 @@ def _history(workdir, batch_size):
     if not rates:  # every step was the first of its program
         return
     rate = statistics.median(rates)
-    seconds = 0.0
-    before = 0
-    for line in train:
-        seconds += (line["step"] - before) * batch_size / (line["throughput"] or rate)
-        before = line["step"]
-    spent = tqdm.format_interval(seconds)
+    steps = train[-1]["step"]
+    spent = in_words(steps * batch_size / rate)
     text = f"{spent} of training, without compiling and evaluations"
     yield "time", f"{text}; {rate:,.0f} images a second (median)"
-    if wall := wall_seconds(workdir):
-        # Compiling, evaluations, checkpoints and stops count against it, and so do the
-        # steps that a stop repeats; waiting for images does not.
-        share = min(1.0, seconds / wall)
-        span = tqdm.format_interval(wall)
-        yield "productive", f"{share:.0%} of {span} from the first start to the end"
     skipped = sum(line["skipped"] for line in train)
     if skipped:
-        yield "skipped", f"{skipped} of {before} steps, which were not finite"
+        yield "skipped", f"{skipped} of {steps} steps, which were not finite"
 
 
 def _accuracy(figures):

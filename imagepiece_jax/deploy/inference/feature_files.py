@@ -224,10 +224,12 @@ def _complete(vit, run, reading, arrays, files):
         try:
             for batch, result in begun:
                 _append(arrays, reading, batch, result, progress)
-            progress.add(arrays.rows - start)  # at once, as they are computed already
+            progress.update(
+                arrays.rows - start
+            )  # at once, as they are computed already
             for batch, result in _one_behind(run, reading.batches(arrays.rows, count)):
                 _append(arrays, reading, batch, result, progress)
-                progress.add(len(batch.rows))
+                progress.update(len(batch.rows))
         finally:
             arrays.count()
 

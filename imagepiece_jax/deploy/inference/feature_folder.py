@@ -49,7 +49,7 @@ class FeatureFolder:
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
         check_folder(self.path)
-        self._lock = files.FolderLock("folder", self.path)
+        self._lock = files.locked("folder", self.path)
         self._lock.__enter__()
         for left in self.path.glob(".*.tmp"):  # by a killed process
             left.unlink()
