@@ -1,4 +1,4 @@
-"""Running a command: a typed function, whose words tyro reads, and how it ends."""
+"""Running a command, a typed function, and ending its process."""
 
 import atexit
 import contextlib
@@ -112,7 +112,7 @@ def _warning_lines() -> Callable[..., str]:
 def keep_programs():
     """Let JAX keep compiled programs for later commands, and say where if it is new.
 
-    Nothing changes where JAX was imported before, whose settings are not the command's.
+    Nothing changes if JAX was imported before: its settings are somebody else's.
     """
     if "jax" in sys.modules:
         return

@@ -63,7 +63,7 @@ class Case:
         dtype: str,
         gelu: str | None = None,
     ) -> "Case":
-        """The Case of these; `training_run` says how mode train trains.
+        """A Case; in mode "train" it trains as `training_run` says.
 
         Raises InputError for mistakes that would otherwise show while measuring.
         """
@@ -74,8 +74,8 @@ class Case:
             check_training(run, parallel.placement(run.grad_accum_steps))
             count = parallel.device_count()
             if count > 1:
-                text = f"mode is train on {count} devices; one is measured, such as by"
-                raise InputError(f"{text} CUDA_VISIBLE_DEVICES=0")
+                text = f"mode is train on {count} devices; CUDA_VISIBLE_DEVICES=0"
+                raise InputError(f"{text} leaves one to measure")
         return cls(vit, mode, batch_size, dtype, gelu, run)
 
     @property
@@ -102,7 +102,7 @@ class Case:
         return Workload(job, self.batch_size, macs, facts)
 
     def _train(self):
-        """The Workload of training steps, each of which continues from the last."""
+        """The Workload of training steps; each continues from the last."""
         run = self.run
         step, first_state, model, teacher = training_step(run)
         if teacher is not None:
@@ -181,10 +181,10 @@ class Clock:
     rules: timer.Rules = timer.Rules()
 
     def setting(self, vit: Pretrained) -> dict:
-        """All that decides a speed besides the model, as JSON values.
+        """Everything that decides a speed besides the model, as JSON values.
 
-        "gelu" is among them where the program's is not the model's, and "sizes" where
-        programs may have them in a direction of the keys.
+        "gelu" is added if the program's differs from the model's, and "sizes" if a
+        program may encode sizes in a direction of the keys.
         """
         setting = {"device": device.name(), "batch_size": self.batch_size}
         setting |= dataclasses.asdict(self.rules)
@@ -197,7 +197,7 @@ class Clock:
         return setting
 
     def __call__(self, vit: Pretrained, reduction: ReductionLike) -> dict[str, float]:
-        """`timer.figures` relative to the dense model, whose time is "dense_ms"."""
+        """`timer.figures` relative to the dense model; "dense_ms" is its time."""
         jobs = {}
         for name, each in (("dense", DENSE), ("reduced", reduction)):
             variant = vit.with_reduction(each, seed=0)
@@ -215,7 +215,7 @@ class Clock:
 def training_step(run: RunConfig, adapt=lambda model: model):
     """The training step of a run's last epoch, as `train.py` runs it.
 
-    adapt: function of a model that returns the one to run, such as with cuDNN
+    adapt: function from a model to the model to run, for example with cuDNN
     Returns (the step, a function of a state, a batch and the teacher's variables; a
         function from the model's variables to the first state; the model; the
         teacher's model, or None).
@@ -248,8 +248,8 @@ def training_step(run: RunConfig, adapt=lambda model: model):
 def random_variables(model):
     """Random variables of `model`; scales and variances are near 1.
 
-    A million numbers are drawn, and taken again from another place for each array: to
-    draw those of a large model takes longer than to time it.
+    A million numbers are drawn once, and each array takes them from another place on:
+    drawing every number of a large model takes longer than timing it.
     """
     rng = np.random.default_rng(0)
     numbers = rng.normal(0.0, 0.02, 2**20).astype(np.float32)

@@ -1,4 +1,4 @@
-"""JSON, atomic writes, locks between processes, and the git revision of the code."""
+"""JSON, atomic writes, locks between processes, and the code's git revision."""
 
 import contextlib
 import functools
@@ -81,9 +81,9 @@ def check_own(name, path, of, ours):
 
     name: of the folder, in sentences, such as "out"
     path: nothing may be there yet
-    of: what the kind is of, in words, such as "an earlier call"
-    ours: whether a file in it, a pathlib.Path, is of the kind; what a killed process
-        left unfinished counts for nothing
+    of: in words, what writes such files, such as "an earlier call"
+    ours: function from a pathlib.Path to whether the file is of the kind; it is not
+        asked about what a killed process left unfinished
     """
     folder = pathlib.Path(path)
     if not folder.is_dir():
@@ -209,10 +209,10 @@ def append_line(file, text):
 
 
 def git_revision():
-    """Commit of the running code, with "-dirty" after it where files were changed.
+    """Commit of the running code, followed by "-dirty" if files were changed.
 
-    None where the code is not tracked by git, as in an installed package: even inside
-    another repository, whose revision would say nothing about this code.
+    None if git does not track the code, as in an installed package. Such a package may
+    lie inside another repository; the revision there would say nothing.
     """
     git = functools.partial(subprocess.run, capture_output=True, text=True, cwd=PACKAGE)
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

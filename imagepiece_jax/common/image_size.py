@@ -51,8 +51,8 @@ def cut_to_patches(images, patch_size):
 def patch_grid(image_size, patch_size, cut=False):
     """(height, width) in patches of images of `image_size`.
 
-    cut: cut off the rest at the sides, for a model that was published at such a
-        size; else the size must be a multiple of the patch size
+    cut: ignore the pixels of incomplete patches, as some published models do; else
+        the size must be a multiple of the patch size
     """
     height, width = sides(image_size)
     is_multiple = height % patch_size == 0 and width % patch_size == 0

@@ -34,7 +34,7 @@ def node(fn):
             return fn(*args, **options)
         leaves, tree = jax.tree.flatten((args, options), is_leaf=lambda x: x is None)
         arrays = []
-        statics = []  # for each leaf None, where it is an array, or (its value,)
+        statics = []  # for each leaf None if it is an array, else (its value,)
         for leaf in leaves:
             if isinstance(leaf, ARRAYS):
                 arrays.append(leaf)

@@ -54,8 +54,8 @@ def line(figures: Mapping[str, float], *more: str) -> str:
 def correct_at(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     """Whether the label is among the k largest logits. [B, C], int [B] -> bool [B].
 
-    Of equal logits the lower class counts as larger, so that a network whose logits are
-    all equal is right for k classes only. A label whose logit is NaN is never right.
+    Of two equal logits the lower class counts as larger, so a network with equal logits
+    is right for k classes only. A label with a logit of NaN is never right.
     """
     chex.assert_rank([logits, labels], [2, 1])
     label_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)
@@ -69,7 +69,7 @@ def correct_at(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
 def _score(logits, label, classes=None):
     """Arrays [m] by name: whether each image is right, and its loss.
 
-    classes: those that may be answers; None: all
+    classes: the possible answers; None: all classes
     """
     if classes is not None:
         answers = np.isin(np.arange(logits.shape[-1]), classes)
@@ -118,8 +118,8 @@ def model_step(
         (TF32)
     measure: (outputs, batch) -> further arrays with a row for each image, by name
     alter: (images, batch, model) -> the normalized images that the model sees
-    classes: labels that the model chooses among, as published figures of ImageNet-A,
-        ImageNet-R and imagenette do among those of the images; None: all
+    classes: the labels to choose among, for the published figures of ImageNet-A,
+        ImageNet-R and imagenette; None: all
     Raises InputError for a dtype of the model that the platform cannot compute in.
     """
     xla_options.check_dtype(model.execution.dtype.name)
@@ -181,7 +181,7 @@ def evaluate_each(
 ) -> list[EvalResult]:
     """Evaluate several sets of variables in one pass, which reads every image once.
 
-    models: replicated variables; other arguments are those of `evaluate`
+    models: replicated variables of each; step and batches are as for `evaluate`
     """
     passes = [_Pass() for _ in models]
     began = None

@@ -120,7 +120,7 @@ def format_estimate(
 
 
 def format_difference(estimate: Estimate | None, digits: int = 1) -> str:
-    """ "+1.8 [-0.0, +3.6], within noise": with signs, and a word where it is noise."""
+    """ "+1.8 [-0.0, +3.6], within noise": with signs, and a word on noise."""
     text = format_estimate(estimate, digits, signs=True)
     if text and estimate.low <= 0 <= estimate.high:
         return f"{text}, {NOISE}"

@@ -146,7 +146,7 @@ class RunLog(contextlib.ExitStack):
 
     With `config.progress` a line is printed whenever metrics are logged.
 
-    step: the one that it resumes from, 0 where it starts
+    step: the step that the run resumes from; 0 if it starts
     last_saved: returns the step of the newest checkpoint, or None, for the message of a
         run that cannot continue
     """
@@ -182,8 +182,7 @@ class RunLog(contextlib.ExitStack):
     def timed(self, batches):
         """The same batches; the time until each is there counts as `input_wait`.
 
-        The device works meanwhile, so `input_wait` is an upper bound of what reading
-        costs.
+        The device works meanwhile, so reading costs at most `input_wait`.
         """
         self.restart_clock()
         began = time.perf_counter()

@@ -56,8 +56,8 @@ def training_flop(
     forward pass. Evaluations and repeated computations (`remat`) do not count.
 
     images: number of training images
-    teacher_macs: MACs of the teacher for an image; None: those of the dense model where
-        the run has a teacher
+    teacher_macs: MACs of the teacher for an image; None: if the run has a teacher, it
+        is the dense model
     """
     if teacher_macs is None:
         teacher_macs = 0

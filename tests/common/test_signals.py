@@ -26,18 +26,6 @@ import ctypes
 ctypes.CFUNCTYPE(None)(send)()
 time.sleep(20)
 """,
-    "a destructor": """
-class Weights:
-    __del__ = send
-Weights()
-time.sleep(20)
-""",
-    "the garbage collector": """
-import gc
-gc.callbacks.append(send)
-gc.collect()
-time.sleep(20)
-""",
     "a conversion, whose error numpy words anew": """
 import numpy as np
 class Number:

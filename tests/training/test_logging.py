@@ -183,15 +183,6 @@ def test_trace_holds_some_early_steps_by_number(tmp_path, monkeypatch, capsys):
     assert f"trace of steps 22 to 23: {tmp_path / 'profile'}" in capsys.readouterr().out
 
 
-def test_a_short_run_is_traced_at_its_end(begin, tmp_path):
-    run = begin(step=39, profile=True)
-    with run.dispatch(40):
-        metrics = numbers()
-    run.record(40, metrics)
-    run.flush()
-    assert list((tmp_path / logging.TRACE).rglob("*.trace.json.gz"))
-
-
 def write_run(workdir, steps, step=0):
     writer = MetricWriter(workdir, step)
     for step in steps:
