@@ -112,7 +112,7 @@ MISTAKES = [
     ("export weights no/m.onnx", 2, "no"),
     ("visualize weights a.png --out photos", 2, "photos"),
     ("compare weights digits --out photos", 2, "photos"),
-    ("compare weights digits --out a.png/below", 2, "a.png"),
+    ("compare weights digits --out a.png/below", 1, "a.png"),
     ("benchmark weights --json a.txt", 2, "a.txt"),
 ]
 

@@ -40,10 +40,6 @@ def main(
 
     sizes = several("batch_size", batch_size)
     rules = Rules(warmup, repeats, seconds)
-    for name, least in vars(Rules()).items():
-        used = getattr(rules, name)
-        if used < least:
-            print(f"note: {name} {used:g} is below {least:g}: not for publication")
     if json:
         check_writable("json", json, [".json", ".jsonl"])
     named = model.named()

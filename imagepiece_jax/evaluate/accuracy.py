@@ -166,8 +166,7 @@ def evaluate(step, variables, batches: Iterable[Mapping[str, Any]]) -> EvalResul
     """Accuracy and loss of one pass over all images.
 
     The throughput includes reading and decoding, but not the first batch, which may
-    compile. A set of one batch goes through the model once more, so that its throughput
-    is that of the model alone.
+    compile, if there are several.
 
     step: a step of `model_step` or `program_step`
     variables: the model's variables, replicated
@@ -184,7 +183,7 @@ def evaluate_each(
     models: replicated variables of each; step and batches are as for `evaluate`
     """
     passes = [_Pass() for _ in models]
-    began = None
+    began = time.perf_counter()
     images_before = 0.0
     pending = None
 
@@ -192,19 +191,16 @@ def evaluate_each(
         for of_model, result in zip(passes, results, strict=True):
             of_model.add(places, *result)
 
-    for batch in batches:
+    for number, batch in enumerate(batches):
         results = [step(variables, batch) for variables in models]
         if pending is not None:  # one behind: the device works while the host reads
             add(*pending)
-            if began is None:
-                began = time.perf_counter()
-                images_before = passes[0].totals["images"]
+        if number == 1:
+            began = time.perf_counter()
+            images_before = passes[0].totals["images"]
         places = {name: np.array(batch[name]) for name in ("index", "mask")}
         pending = places, results
     add(*pending)
-    if began is None:
-        began = time.perf_counter()
-        jax.block_until_ready([step(variables, batch) for variables in models])
     seconds = time.perf_counter() - began
     return [of_model.result(images_before, seconds) for of_model in passes]
 

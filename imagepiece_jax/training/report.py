@@ -1,6 +1,5 @@
 """Texts about a run: an estimate, what a dry run finds, and the table of results."""
 
-import math
 import statistics
 import time
 
@@ -13,8 +12,6 @@ from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.data import length
 from imagepiece_jax.training.logging import (
-    FILE,
-    TRACE,
     read_metrics,
     say,
 )
@@ -22,13 +19,6 @@ from imagepiece_jax.training.train_step import count_programs
 
 UNIT = " (1e18 operations, two a MAC)"
 LISTED_CLASSES = 5  # names that a dry run lists
-# (row, path in the run's folder) of the table of results, for what exists
-PLACES = (
-    ("checkpoints", "checkpoints"),
-    ("metrics", FILE),
-    ("tensorboard", "tensorboard"),
-    ("trace", TRACE),
-)
 
 
 def macs_by_epoch(run: RunConfig) -> list[int]:
@@ -68,18 +58,6 @@ def training_flop(
     return 2.0 * steps.steps_per_epoch * run.optim.batch_size * macs
 
 
-def _eflop(operations):
-    return f"{operations / 1e18:#.3g} EFLOP"
-
-
-def _bytes(tree):
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def _megabytes(tree):
-    return f"{_bytes(tree) / 1e6:,.0f} MB"
-
-
 def dry_run(run):
     """Text on the data, learning rate, memory and length of a Run.
 
@@ -93,16 +71,17 @@ def dry_run(run):
     program = run.compiled_step(length.epochs - 1)
     seconds = time.perf_counter() - began
     state = parallel.unreplicate(run.state)
+    megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
     teacher = run.teacher
     teacher_macs = model_macs(teacher.model) if teacher else 0
     operations = training_flop(config, len(plan.data.train), teacher_macs)
     return (
         f"{_data_text(config, plan.data)}\n"
-        f"memory on each of {parallel.device_count()} devices: {_megabytes(state)} of "
+        f"memory on each of {parallel.device_count()} devices: {megabytes:,.0f} MB of "
         f"weights, optimizer and averages, {program.working_bytes / 1e6:,.0f} MB of "
         f"working space ({jax.devices()[0].device_kind}; compiled in {seconds:.0f} s)\n"
         f"{length.steps} steps: {length.epochs} epochs of {length.steps_per_epoch}, "
-        f"{_eflop(operations)}{UNIT}; "
+        f"{operations / 1e18:#.3g} EFLOP{UNIT}; "
         f"programs to compile: {count_programs(config)}; dry run: nothing "
         "was written"
     )
@@ -125,7 +104,7 @@ def _data_text(config, data):
 
 
 def final_table(workdir, config, model, progress):
-    """The table of a run's results: accuracy, tokens, cost, time, and files.
+    """The table of a run's results: accuracy, tokens, cost, time, and folder.
 
     config: the RunConfig
     model: the model that is evaluated
@@ -141,9 +120,8 @@ def final_table(workdir, config, model, progress):
         ("tokens", " ".join(map(str, layers)) + "  (into block 0, then after each)"),
         ("cost", f"{macs:.4f} GMACs; dense {dense:.4f}, {dense / macs:.2f} times"),
         *_history(workdir, config.optim.batch_size),
+        ("folder", workdir),
     ]
-    places = [(name, workdir / path) for name, path in PLACES]
-    rows += [(name, path) for name, path in places if path.exists()]
     return "\n".join(f"{name:12s} {value}" for name, value in rows)
 
 

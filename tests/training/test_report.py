@@ -39,11 +39,8 @@ def test_results_cost_and_contents_of_the_folder(tmp_path):
     assert table["cost"] == "0.0158 GMACs; dense 0.0228, 1.44 times"
     averaged = dataclasses.replace(PROGRESS, last=LAST | {"ema_acc1": 96.25})
     assert rows(tmp_path, averaged)["accuracy"].endswith("; averaged weights 96.25 %")
-    assert len(rows(tmp_path)) == 4
-    (tmp_path / "checkpoints").mkdir()
-    table = rows(tmp_path)
-    assert table["checkpoints"] == str(tmp_path / "checkpoints")
-    assert "trace" not in table and "metrics" not in table
+    assert table["folder"] == str(tmp_path)
+    assert len(table) == 5
 
 
 def test_time_and_rate_are_those_of_the_log(tmp_path):
@@ -55,7 +52,6 @@ def test_time_and_rate_are_those_of_the_log(tmp_path):
         "13 images a second (median)"
     )
     assert table["skipped"] == "4 of 22 steps, which were not finite"
-    assert table["metrics"] == str(tmp_path / "metrics.jsonl")
     write_rates(tmp_path, (1, None, 0))
     assert "time" not in rows(tmp_path)
 
