@@ -34,13 +34,6 @@ class Number:
 np.array(1.0)[()] = Number()
 time.sleep(20)
 """,
-    "what catches all": """
-try:
-    send()
-except BaseException:
-    pass
-time.sleep(20)
-""",
     "the end of the interpreter": """
 import atexit
 atexit.register(time.sleep, 20)
@@ -52,12 +45,6 @@ os.close(reader)
 sys.stdout = open(writer, "w")
 print("a line")  # into its buffer
 send()
-""",
-    "the line that says so": """
-write = os.write
-os.write = lambda *args: (write(*args), send())
-send()
-time.sleep(20)
 """,
     "an unfinished file": """
 with files.replacing(folder / "file") as new:
