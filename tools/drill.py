@@ -181,7 +181,7 @@ class Run:
         found = {}
         for path in sorted(self.folder.rglob("*")):
             name = str(path.relative_to(self.folder))
-            if path.is_file() and not name.startswith("."):
+            if path.is_file() and not path.name.startswith("."):
                 found[name] = re.sub(CLOCK, b"", path.read_bytes())
         return found
 

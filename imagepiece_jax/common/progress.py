@@ -3,13 +3,14 @@
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
 PATIENCE = 3.0  # seconds of work before anything is said
-INTERVAL = 30.0  # seconds between two states of a bar in a log
+INTERVAL = 30.0  # seconds from line to line of a log
 
 
 @contextlib.contextmanager
@@ -41,23 +42,32 @@ def counted(items: Sequence, what: str) -> Iterator[Any]:
 
 
 class Progress(tqdm):
-    """A bar on stderr, once the work has taken PATIENCE seconds; a log gets few.
+    """How many things are done: a bar on a terminal, and lines in a log.
 
     what: such as "drawing figures"
     done: how many of `total` an earlier process has done
     """
 
     def __init__(self, what: str, total: int, done: int = 0):
-        interval = 0.1 if sys.stderr.isatty() else INTERVAL
-        super().__init__(
-            desc=what,
-            total=total,
-            initial=done,
-            delay=PATIENCE,
-            leave=False,
-            mininterval=interval,
-            maxinterval=max(10.0, interval),
-        )
+        self._what = what
+        self._done = done
+        self._began = time.monotonic()
+        self._next_line = self._began + INTERVAL
+        options = {"delay": PATIENCE, "leave": False, "disable": None}
+        super().__init__(desc=what, total=total, initial=done, **options)
+
+    def update(self, n: int = 1):
+        """Note that `n` more are done."""
+        if not self.disable:
+            super().update(n)
+            return
+        self.n += n
+        now = time.monotonic()
+        if now >= self._next_line and self.n < self.total:
+            state = {"n": self.n, "total": self.total, "initial": self._done}
+            state |= {"elapsed": now - self._began, "prefix": self._what}
+            self.say(self.format_meter(**state))
+            self._next_line = now + INTERVAL
 
     def say(self, line: str):
         """Write a line on stderr, above the bar."""

@@ -18,13 +18,24 @@ def test_long_work_is_named(monkeypatch, capsys, seconds, enabled, said):
     assert capsys.readouterr().err == "compiling the step ..\n" * said
 
 
-def test_items_are_counted(monkeypatch):
-    stream = io.StringIO()
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
+def test_items_are_counted(monkeypatch, stream):
+    """By lines in a log, and a bar on a terminal, which disappears."""
     monkeypatch.setattr("sys.stderr", stream)
     monkeypatch.setattr(progress, "PATIENCE", 0.0)
     monkeypatch.setattr(progress, "INTERVAL", 0.0)
     assert [*progress.counted("abc", "letters")] == ["a", "b", "c"]
-    assert "letters" in stream.getvalue() and "2/3" in stream.getvalue()
+    shown = stream.getvalue()
+    if stream.isatty():
+        assert "letters" in shown and "0/3" in shown
+        assert shown.split("\r")[-2].strip() == ""
+    else:
+        assert [line[:8] for line in shown.splitlines()] == ["letters:"] * 2
 
 
 def test_times_in_words():
