@@ -93,7 +93,7 @@ def leave(status: int):
 
 
 def _warning_lines() -> Callable[..., str]:
-    """A form of Python's warnings: one line, without a place in the code, and once.
+    """A format of Python's warnings: one line, once, without a place in the code.
 
     Python forgets what it has shown whenever a library, such as JAX, changes filters.
     """

@@ -151,7 +151,7 @@ def training_run(vit: Pretrained, batch_size: int, dtype: str) -> RunConfig:
 
 
 def with_random_weights(model: ViT) -> Pretrained:
-    """A model with random weights, which do not change its speed."""
+    """A model with random weights; its speed is the same."""
     return Pretrained(model, random_variables(model))
 
 

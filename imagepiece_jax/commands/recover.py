@@ -12,7 +12,7 @@ from imagepiece_jax.commands._arguments import Weights
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Images, whose labels are not read."""
+    """Images; labels are not read."""
 
     images: Annotated[str, Positional, arg(metavar="IMAGES")]
     """A folder of images, csv:FILE, hf:OWNER/NAME, imagenet2012 or digits."""
@@ -68,7 +68,7 @@ def main(
 
 
 def opened(images):
-    """The images of a data set that has a name, else as `recover` takes them."""
+    """The images of a named data set, or else of a path."""
     from imagepiece_jax.deploy import pictures
     from imagepiece_jax.input import registry
 
@@ -79,7 +79,7 @@ def opened(images):
 
 
 def written(out, recovered):
-    """Print what was recovered, and save it where anything changed."""
+    """Print what was recovered, and save it if anything changed."""
     from imagepiece_jax.deploy.weights.save import save
 
     recovery = recovered.recovery

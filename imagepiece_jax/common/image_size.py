@@ -26,7 +26,7 @@ def checked_size(image_size: Any) -> int | tuple[int, int]:
 
 
 def sides(image_size) -> tuple[int, int]:
-    """(height, width) of an image size, which is one number or these two."""
+    """(height, width) of an image size, which is one number or a pair."""
     if isinstance(image_size, tuple | list):
         return tuple(image_size)
     return image_size, image_size
@@ -38,7 +38,7 @@ def size_text(image_size) -> str:
 
 
 def cut_to_patches(images, patch_size):
-    """Images [B, H, W, 3] cut to whole patches, and their (rows, columns) of patches.
+    """Cut images [B, H, W, 3] to whole patches: (images, (rows, columns)).
 
     A model cuts off the rest at the bottom and on the right.
     """

@@ -1,4 +1,4 @@
-"""Many devices as one, and many processes: `pmap`, and what they exchange.
+"""Many devices and processes that act as one: `pmap`, and exchanged values.
 
 No other file uses `jax.pmap`. `placement.device_samples` says which samples of a global
 batch each of the W devices of all processes holds.
@@ -64,7 +64,7 @@ def from_main(decide):
 
 @contextlib.contextmanager
 def shared_errors():
-    """Context in which a mistake that one process finds is raised in all of them.
+    """Context in which all processes raise a mistake that one of them finds.
 
     Inside, all processes make the same calls of the functions of this file.
     """
@@ -96,7 +96,7 @@ def check_same(values: dict):
 
 
 def max_over_processes():
-    """A function that returns the highest number that any process calls it with.
+    """A function that returns the highest of the numbers that processes pass to it.
 
     All processes call it equally often, and get the same number. A single process gets
     its number back. Several get the highest number of the previous call (at first 0):
@@ -122,7 +122,7 @@ def is_main():
 
 
 def local_devices(process=None):
-    """Devices of a process, or of this one, in the order of arrays' leading axis."""
+    """Devices of a process (None: this one), in the order of arrays' leading axis."""
     return jax.local_devices(process)
 
 
@@ -138,7 +138,7 @@ def placement(accumulation=1):
 
 
 def pmap(fn, *, donate_argnums=(), program=None):
-    """Compile `fn` for every device; inside, the functions below know the others.
+    """Compile `fn` for every device; inside it `mean`, `total` and others are known.
 
     Arguments and results have a leading axis of devices. NumPy arrays have a row for
     each device of this process. JAX arrays, from `replicate`, `shard` or an earlier
@@ -232,7 +232,7 @@ def are_crowded() -> bool:
 
 
 def forget_programs():
-    """Unload the programs of mapped functions without a reference.
+    """Unload the programs of mapped functions that nobody refers to.
 
     `jax.pmap` never frees its caches. Mapped functions with a reference keep their
     programs; other functions compile again when they are called.

@@ -23,7 +23,7 @@ _arrived = []  # the signals that a command has deferred
 
 
 def end_process():
-    """From now on a signal ends this process, which is a command's.
+    """Let signals end this process, which runs a command.
 
     An ignored signal stays ignored: a shell's `&` starts processes that ignore Ctrl-C.
     """
@@ -70,8 +70,8 @@ def handled_by(handler, signums: Collection[int]):
 def deferring(stop: Callable[[int], bool]):
     """Context in which a signal ends nothing if `stop(its number)` is true.
 
-    Only signals with a handler in Python are deferred: both of a command's, and Ctrl-C
-    of other processes.
+    Only signals with a handler in Python are deferred: both in a command, and Ctrl-C in
+    other processes.
     """
 
     def defer(signum, frame):
@@ -89,7 +89,7 @@ def deferring(stop: Callable[[int], bool]):
 def finishing():
     """Context of work that is finished before a signal ends the process.
 
-    That is a signal of now, or one that a command has deferred before.
+    It may be a signal that a command deferred before.
     """
     noted = []
 

@@ -21,7 +21,7 @@ AHEAD = 2  # queued calls, so that a device never waits for its host
 
 
 def calls_ahead() -> int:
-    """The calls that JAX's device may have in its queue when another one starts.
+    """The number of calls that may be queued on JAX's device when another one starts.
 
     On a CPU a call starts when the call before it has ended, as in PyTorch.
     """
@@ -59,7 +59,7 @@ def spread(values: Sequence[float]) -> Spread:
 def measure(
     jobs: dict[Any, TimedCall], rules: Rules, now=time.perf_counter, rest=lambda: None
 ) -> dict[Any, list[float]]:
-    """Seconds per call, one reading for each repeat, of jobs that take turns.
+    """Time jobs in turns: seconds per call, one reading for each repeat.
 
     jobs: by name
     now: returns the time in seconds

@@ -1,4 +1,4 @@
-"""How long programs are timed; without JAX, as commands read it for their options."""
+"""How long programs are timed; commands read it for their options, without JAX."""
 
 import dataclasses
 

@@ -20,7 +20,7 @@ OPTIONS = {
 
 
 def options(platform):
-    """Options for "cpu", "gpu", ..: a new dict, empty where XLA's defaults are best."""
+    """Options for "cpu", "gpu", ..: a new dict, empty if XLA's defaults are best."""
     return dict(OPTIONS.get(platform, {}))
 
 

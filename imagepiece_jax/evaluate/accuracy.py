@@ -1,4 +1,4 @@
-"""The evaluation pass: accuracy and loss over a split, and of every image."""
+"""The evaluation pass: accuracy and loss, over a split and by image."""
 
 import dataclasses
 import time
@@ -143,7 +143,7 @@ def model_step(
 
 
 def program_step(program: Callable[[np.ndarray], jax.Array]):
-    """A step like that of `model_step` for a compiled program; it ignores variables.
+    """The `model_step` of a compiled program; it ignores variables.
 
     program: uint8 [m, S, S, 3] -> logits, on one device, with its weights inside
     """
@@ -212,7 +212,7 @@ def evaluate_program(
     batches: Callable[..., Iterable[Mapping[str, Any]]],
     seed: int = 0,
 ) -> tuple[dict[str, dict[str, Any]], statistics.Estimate]:
-    """Accuracy of a program that `inference.optimize` made, and of its model.
+    """Accuracy of a program of `inference.optimize` beside that of its model.
 
     model, variables: the reference, evaluated in float32 with XLA's attention
     program: the optimized model, which takes pixels, on the first device
@@ -249,7 +249,7 @@ def evaluate_program(
 
 
 class _Pass:
-    """Sums over the images so far, and arrays with a row for each, of one model."""
+    """What is known of one model so far: sums, and arrays with a row for each image."""
 
     def __init__(self):
         self.totals = dict.fromkeys(("loss", "acc1", "acc5", "images"), 0.0)

@@ -97,7 +97,7 @@ class MetricWriter(contextlib.ExitStack):
 
 
 def read_metrics(workdir):
-    """The lines of `workdir/metrics.jsonl` as dicts, in order; [] where there is none.
+    """The lines of `workdir/metrics.jsonl` as dicts, in order; [] without the file.
 
     An unfinished last line is left out.
     Raises InputError for any other line that is no JSON object with a step.

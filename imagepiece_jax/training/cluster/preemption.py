@@ -43,7 +43,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def ending_at_once(self):
-        """Context in which a signal ends the process at once, as nothing is to save."""
+        """Context in which a signal ends the process at once, saving nothing."""
         with signals.ending_at_once():
             if self._signum:  # arrived before
                 signal.raise_signal(self._signum)
