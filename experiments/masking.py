@@ -57,7 +57,7 @@ def masking(paper):
 def draw(path, series):
     """A PNG of accuracy by the number of squares, {model: [(count, Estimate)]}."""
     axes = f"masks of {SIDE} x {SIDE} pixels", "accuracy, %"
-    plotting.draw_curves(path, *axes, series, references=[DENSE.name], apart=True)
+    plotting.draw_curves(path, *axes, series)
 
 
 def published_lines(row: TableRow) -> list[list[str]]:

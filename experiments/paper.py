@@ -47,7 +47,7 @@ from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.workloads import Clock
 from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.common.files import check_folder, replace_file
+from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.common.timing_rules import Rules
@@ -430,7 +430,6 @@ def main(options: Options):
         raise InputError("give either weights or runs")
     if options.runs and options.small:
         raise InputError("runs is given with small")
-    check_folder("out", options.out)
     models = opened_models(options)
     images = opened_images(models, options)
     clock = None

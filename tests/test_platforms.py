@@ -21,16 +21,15 @@ def gpu(capability="9.0", **attributes):
 
 
 def test_the_benchmarked_device(monkeypatch):
-    """Its name, memory, dtype and queued calls."""
+    """Its name, dtype and queued calls."""
     assert xla_options.fast_dtype() == "float32"
     assert timer.TimedCall(None).ahead == 0
     assert f"{device.cores()} cores" in device.name()
-    assert device.memory() > 2**28  # of the machine
-    card = gpu(memory_stats=lambda: {"bytes_limit": 5})
+    card = gpu()
     monkeypatch.setattr(jax, "devices", lambda: [card])
     assert xla_options.fast_dtype() == "bfloat16"
     assert timer.TimedCall(None).ahead == 2
-    assert (device.name(), device.memory()) == ("NVIDIA H200", 5)
+    assert device.name() == "NVIDIA H200"
 
 
 @pytest.mark.parametrize("dtype, named", [("float32", False), ("bfloat16", True)])

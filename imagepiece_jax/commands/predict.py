@@ -61,7 +61,7 @@ def main(
 
 
 def answered(file, found):
-    """(what JSON has of an image, the line that is printed of it).
+    """(the JSON value of an image, its printed line).
 
     found: its Predictions, an InputError, or vectors of a model without classes
     """

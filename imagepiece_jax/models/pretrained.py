@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
-from imagepiece_jax.common import device_copies, parallel
+from imagepiece_jax.common import parallel
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.class_names import checked_names
@@ -146,17 +147,13 @@ class Pretrained:
             parts += [cost.numbers, np.frombuffer(cost.form.encode(), np.uint8)]
         return digest(parts)[:16]
 
-    def on_device(self, beside: Any = None) -> Mapping[str, Any]:
-        """`variables` on the device; they are copied there once.
-
-        beside: an array that a program takes together with them: they go to its
-            devices. None, or a NumPy array: JAX's default device
-        """
-        return self._copies.of(self.variables, device_copies.sharding_beside(beside))
-
     @functools.cached_property
-    def _copies(self):
-        return device_copies.DeviceCopies()
+    def device_variables(self) -> Mapping[str, Any]:
+        """`variables` on JAX's default device, as they are at the first access.
+
+        A program copies them to the devices of images that are on others.
+        """
+        return jax.device_put(self.variables)
 
     @property
     def gmacs(self) -> float:

@@ -212,4 +212,4 @@ def _append(files, source, batch, result, progress):
         for values in rows.values():
             values[row] = np.nan
     files.append(rows, lines)
-    progress.add(len(names))
+    progress.update(len(names))

@@ -420,7 +420,7 @@ class RecoveryRun:
         done = self.steps_done
         if self.end is not None:
             done = int(time.monotonic() - self.opened)
-        self.progress.add(done - self.shown)
+        self.progress.update(done - self.shown)
         self.shown = done
 
 

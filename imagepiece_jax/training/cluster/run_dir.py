@@ -5,7 +5,6 @@ change when a run is resumed. `run.json` has an entry for each start, and the ti
 the run's end. `classes.json` has the names of the classes by label, if there are any.
 """
 
-import datetime
 import importlib.metadata
 import json
 import pathlib
@@ -125,7 +124,7 @@ def record_start(workdir, config: dict):
     starts.append(
         {
             "git": files.git_revision(),
-            "time": time_now(),
+            "time": time.strftime(CLOCK),
             "command": sys.argv,
             "python": platform.python_version(),
             "devices": [str(d.device_kind) for d in parallel.local_devices()],
@@ -135,28 +134,6 @@ def record_start(workdir, config: dict):
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_json(workdir / RUN, {"starts": starts})
     files.write_json(workdir / CONFIG, config)
-
-
-def record_end(workdir):
-    """Add to the newest start in `run.json` that it took the run's last step."""
-    starts = _starts(workdir)
-    starts[-1]["end"] = time_now()
-    files.write_json(pathlib.Path(workdir) / RUN, {"starts": starts})
-
-
-def wall_seconds(workdir) -> float | None:
-    """Seconds from a run's first start to its end; None where `run.json` has no end."""
-    starts = _starts(workdir)
-    ends = [start["end"] for start in starts if "end" in start]
-    if not ends:
-        return None
-    times = starts[0]["time"], ends[0]
-    first, end = (datetime.datetime.strptime(text, CLOCK) for text in times)
-    return (end - first).total_seconds()
-
-
-def time_now():
-    return time.strftime(CLOCK)
 
 
 def _starts(workdir):

@@ -254,7 +254,7 @@ def test_folders_that_are_not_its_own(vit, photographs, tmp_path):
         (tmp_path / name).write_text("mine")
         check("folder", f"{tmp_path} holds {name}")
         (tmp_path / name).unlink()
-    with files.FolderLock("folder", tmp_path):
+    with files.locked("folder", tmp_path):
         check("folder", tmp_path, "in use by another process")
     for character in "\n\r\f\x85\u2028":  # what str.splitlines splits at
         name = f"a{character}b.png"
