@@ -1,6 +1,7 @@
 """Recovery of what a reduction costs, from a few hundred images without labels."""
 
 import dataclasses
+import pathlib
 import sys
 from typing import Annotated, Literal
 
@@ -45,12 +46,11 @@ def main(
     """
     from imagepiece_jax.common.files import locked
     from imagepiece_jax.common.signals import finishing
-    from imagepiece_jax.deploy.pictures import as_source
     from imagepiece_jax.deploy.recover.recover import recover
     from imagepiece_jax.deploy.weights.save import checked_folder
 
     folder = checked_folder(out)
-    source = as_source(images.images)
+    source = opened(images.images)
     # It ends before the result is written, which replaces the folder.
     with locked("out", folder):
         vit = weights.load()
@@ -65,6 +65,17 @@ def main(
         )
     with finishing():  # nothing that took minutes is lost while it is written
         written(out, recovered)
+
+
+def opened(images):
+    """The images of a named data set, or else of a path."""
+    from imagepiece_jax.deploy import pictures
+    from imagepiece_jax.input import registry
+
+    named = images in registry.SETS or images.startswith("hf:")
+    if named and not pathlib.Path(images).exists():
+        return registry.open_source(images, "train")
+    return pictures.as_source(images)
 
 
 def written(out, recovered):

@@ -15,11 +15,11 @@ import numpy as np
 
 from imagepiece_jax.common.progress import counted
 from imagepiece_jax.data import decode
+from imagepiece_jax.data.csv_table import open_csv
 from imagepiece_jax.data.folder import left_out_note, list_images, split_folder
 from imagepiece_jax.data.normalize import is_array
 from imagepiece_jax.data.source import ArraySource, FileSource, Source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.input import registry
 
 PATH = str | os.PathLike
 
@@ -93,27 +93,20 @@ def rgb(image) -> np.ndarray:
 def as_source(images: Any) -> Source:
     """The Source of images whose labels do not matter.
 
-    images: one path or several, where a folder stands for its images, or for its
-        training images where it has such; images as `rgb` takes them; an array uint8
-        [B, H, W, 3]; the name of a data set as `open_source` takes it, digits,
-        imagenet2012, hf:OWNER/NAME or csv:FILE, whose training images are taken; or a
-        Source, which is returned
+    images: csv:FILE, whose training images are taken; one path or several, where a
+        folder stands for its images, or for its training images where it has such;
+        images as `rgb` takes them; an array uint8 [B, H, W, 3]; or a Source, which is
+        returned
     """
     if isinstance(images, Source):
         return images
-    if isinstance(images, str) and _names_a_set(images):
-        return registry.open_source(images, "train")
+    if isinstance(images, str) and images.startswith("csv:"):
+        path = os.path.expanduser(images.removeprefix("csv:"))
+        return open_csv(path, "train")
     images = [images] if is_one(images) else list(images)
     if all(isinstance(image, PATH) for image in images):
         return photographs(find_images(images, "train"))
     return ArraySource([rgb(image) for image in images])
-
-
-def _names_a_set(name):
-    """Whether a text names a data set, and no file."""
-    return not os.path.exists(name) and (
-        name in registry.SETS or name.startswith(("hf:", "csv:"))
-    )
 
 
 def photographs(files: Sequence[PATH]) -> FileSource:
