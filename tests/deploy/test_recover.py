@@ -702,7 +702,6 @@ MISTAKES = [
     ({"images": ONE_COLOR.reshape(48, SIDE, SIDE, 3)}, "images", 1),
     ({"images": np.concatenate([noise(20)] * 3)}, "images", 20),
     ({"images": np.float32(noise())}, "images", "float32 [48, 20, 20, 3]"),
-    ({"images": 3}, "images", "int"),
     ({"images": noise(1)[0]}, "images", 1),
     ({"steps": 3, "minutes": 1.0}, "minutes", None),
     ({"parameters": "weights"}, "parameters", "weights"),

@@ -1,7 +1,6 @@
 """A run knows its classes by name, and whoever uses it is told of other ones."""
 
 import functools
-import re
 
 import pytest
 from PIL import Image
@@ -164,25 +163,6 @@ def test_a_wordnet_id_and_its_name_are_the_same_class():
     assert class_names.other_class(("ant", "bee"), ("0", "1")) == (0, "ant", "0")
 
 
-def test_short_names_of_imagenet_differ_and_are_torchvisions_but_four():
-    names = class_names.imagenet_names()
-    lemmas = [words for _, words in class_names.imagenet_rows()]
-    assert len({name.casefold() for name in names}) == 1000
-    assert [names[label] for label in (388, 639)] == ["giant panda", "tank suit"]
-    pairs = zip(names, lemmas, strict=True)
-    coined = [label for label, (name, all_) in enumerate(pairs) if name not in all_]
-    assert coined == [134, 517]  # both are "crane" and nothing else
-    # But for those of two classes, and for a comma that it leaves out.
-    meta = pytest.importorskip("torchvision.models._meta")
-    pairs = zip(class_names.imagenet_names(), meta._IMAGENET_CATEGORIES, strict=True)
-    assert {pair for pair in pairs if len({*pair}) > 1} == {
-        ("crane (bird)", "crane bird"),
-        ("crane (machine)", "crane"),
-        ("Cardigan Welsh corgi", "Cardigan"),
-        ("tank suit", "maillot tank suit"),
-    }
-
-
 def open_val(root, names, **options):
     return open_source(f"folder:{folder(root, *names)}", "val", **options)
 
@@ -288,14 +268,6 @@ def test_names_are_the_same_in_either_spelling_of_unicode(tmp_path):
     (tmp_path / "val" / COMPOSED).mkdir()
     with pytest.raises(InputError, match=f"class '{COMPOSED}' twice, in two spellings"):
         open_source(data, "val")
-
-
-def test_evaluate_finds_imagenets_classes_by_wordnet_ids(assets):
-    """Ten classes of ImageNet's, as folders of WordNet IDs."""
-    words = [f"{assets}/weights/deit_tiny_patch16_224.npz", "--limit=20"]
-    words.insert(1, f"folder:{assets}/data/imagenette_mini")
-    ended = call(evaluate.main, *words, "--workers=0", "--dtype=float32").ok()
-    assert float(re.search(r"acc1 ([\d.]+) %", ended.out)[1]) >= 50
 
 
 @pytest.mark.parametrize(
