@@ -207,17 +207,6 @@ def test_several_labels_have_a_probability_each(trained, predictor, pictures):
         imagepiece_jax.Predictor(vit, batch_size=1, **QUICK)
 
 
-def test_models_of_few_classes_and_of_none(pictures, predictor):
-    vit = tiny.pretrained(depth=1, num_classes=3)
-    predict = imagepiece_jax.Predictor(vit, batch_size=1, **QUICK)
-    assert sorted(found.index for found in predict(pictures[0])) == [0, 1, 2]
-    # tests/test_encoders.py has the vectors that such a model gives.
-    assert predictor(pictures) == predictor([*pictures])
-    vit = tiny.pretrained(depth=1, num_classes=0)
-    with refused("top"):
-        api.Predictor(vit, top=1)
-
-
 @pytest.mark.parametrize(
     "option, given",
     [("labels", "imagenet"), ("labels", "cifar"), ("top", 8), ("batch_size", -1)],
