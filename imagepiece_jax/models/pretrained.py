@@ -175,7 +175,10 @@ class Pretrained:
 
     @property
     def recovered(self) -> RecoveredCost | None:
-        """The cost whose numbers the model has; None if it has the dense model's."""
+        """The cost whose numbers it has; None: those of the dense model.
+
+        None, too, where nothing was better than these.
+        """
         return self._recovered(self.model)
 
     def recovered_with(self, reduction: ReductionLike) -> RecoveredCost | None:
