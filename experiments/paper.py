@@ -61,6 +61,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.input import worker_pool
 from imagepiece_jax.input.registry import open_source, short_name
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.record import as_json
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 
 TABLES = {
@@ -258,7 +259,6 @@ class Study:
             vit,
             images or self.images,
             self.cache,
-            self.clock,
             seed=0,  # of reducers that draw: one program for all trainings of a row
             programs=self.programs,
         )
@@ -274,9 +274,17 @@ class Study:
         self, vit: Pretrained, reduction: ReductionLike
     ) -> dict[str, float] | None:
         """Speed in turns with the dense model, as a Clock gives it."""
-        return (
-            self.weights(vit).speed(Reduction.read(reduction)) if self.clock else None
-        )
+        if self.clock is None:
+            return None
+        reduction = Reduction.read(reduction)
+        setting = {
+            "kind": "speed",
+            "model": as_json(vit.model_with(reduction)),
+            "reduction": self.weights(vit).text(reduction),
+            **self.clock.setting(vit),
+        }
+        what = f"the speed of {reduction}"
+        return self.cache.result(setting, lambda: self.clock(vit, reduction), what)
 
     def inside(
         self,

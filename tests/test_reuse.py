@@ -21,7 +21,6 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.compare.cache import MeasuredWeights, ResultCache, Split
 from imagepiece_jax.deploy.inference.feature_files import write_features
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import Execution
 from imagepiece_jax.models.record import as_json, record_of
@@ -249,32 +248,6 @@ def test_a_line_of_compare(vit, measured, name):
     other = dataclasses.replace(measured, **changes)
     assert is_measured(measured)
     assert not is_measured(other)
-
-
-def test_a_compiled_evaluation(vit, measured, monkeypatch):
-    made = []
-    monkeypatch.setattr(accuracy, "model_step", lambda *args, **_: made.append(args))
-    changes = MODELS | OF_DEVICE
-    del changes["weights"]  # of which programs are functions
-    for changed in changes.values():
-        measured._step(changed(vit).model)
-        measured._step(changed(vit).model)
-    assert len(made) == len(changes)
-
-
-@pytest.mark.parametrize("name", ["gelu", "norm_eps", "pool", "mean"])
-def test_a_folder_of_programs(vit, tmp_path, name):
-    """Programs of models that differ by a field alone are two."""
-    pixels = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
-    options = {"pixels": True, "cache_dir": tmp_path}
-    imagepiece_jax.optimize(vit, 2, **options)(pixels)
-    other = MODELS[name](vit)
-    normalized = imagepiece_jax.normalize(
-        pixels, other.model.config.mean, other.model.config.std
-    )
-    wanted = tiny.logits(other.model)(other.variables, normalized)
-    found = imagepiece_jax.optimize(other, 2, **options)(pixels)
-    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_a_recovered_folder_whose_weights_were_replaced(tmp_path):

@@ -37,9 +37,10 @@ def main(
 
     folder = pathlib.Path(out)
     feature_folder.check_folder(folder)
+    files = pictures.find_images(images.images)
     written = feature_files.write_features(
         weights.load(),
-        pictures.find_images(images.images),
+        files,
         folder,
         patches=patches,
         logits=logits,

@@ -131,14 +131,14 @@ def check_classes(weights: Names | None, place: str, names: Names | None, data: 
         raise InputError(f"{place}: class {label} is {name!r}, but {ours!r} in {data}")
 
 
-def checked_names(names, classes):
+def checked_names(names, classes, field="class_names"):
     """Names by label as a tuple of length `classes`.
 
     names: strings, and None for classes without a name
     """
     if isinstance(names, str):
-        raise InputError(f"class_names is {names!r}; it must be a list of names")
+        raise InputError(f"{field} is {names!r}; it must be a list of names")
     names = tuple(names)
     if len(names) != classes:
-        raise InputError(f"class_names has {len(names)} names for {classes} classes")
+        raise InputError(f"{field} has {len(names)} names for {classes} classes")
     return names

@@ -86,8 +86,7 @@ def check_images(images, image_size=None, floats: bool = True, pixels: bool = Fa
     floats: whether floats are allowed; False for a program for pixels
     pixels: whether uint8 is allowed; it is normalized later
     """
-    allowed = "floats, normalized by the model's mean and std "
-    allowed += "(imagepiece_jax.normalize)"
+    allowed = "floats, as imagepiece_jax.normalize makes them"
     if pixels:
         allowed += ", or uint8"
     if not floats:

@@ -14,7 +14,6 @@ from imagepiece_jax.common import files
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy import pictures
 from imagepiece_jax.deploy.visualize import html
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.registry import open_source
 from tests.command import call, sentence
 from tests.deploy.visualize.traces import read_traces
@@ -108,20 +107,6 @@ def _as_class(folder):
     (root / "val").mkdir(parents=True)
     (root / "val" / "ant").symlink_to(folder)
     return root
-
-
-def test_images_are_read_as_for_evaluation(folder):
-    both = [folder / "a.png", folder / "l.png"]
-    with Image.open(both[0]) as picture:
-        picture.resize((40, 60)).save(both[1])
-    transform = Preprocessing(tiny.SIDE, crop=0.5)
-    images, names = pictures.read_images(both, transform)
-    with Image.open(folder / "a.png") as picture:
-        np.testing.assert_array_equal(images[0], transform(np.asarray(picture)))
-    assert images.shape == (2, tiny.SIDE, tiny.SIDE, 3)
-    assert names == ["a.png", "l.png"]
-    with pytest.raises(InputError, match="l.png: the image has 60x40 pixels and is "):
-        pictures.read_images(both, Preprocessing(tiny.SIDE))
 
 
 def test_two_processes_do_not_draw_into_one_folder(tmp_path, weights, folder):

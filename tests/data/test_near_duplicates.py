@@ -8,7 +8,6 @@ from PIL import Image
 
 from imagepiece_jax.data import near_duplicates
 from imagepiece_jax.deploy.pictures import as_source
-from imagepiece_jax.input.registry import open_source
 
 
 def pictures(count, side=40, seed=0):
@@ -99,19 +98,6 @@ def test_no_photograph_is_a_copy_of_another(photographs):
     )
 
 
-def test_one_in_a_million_pairs_of_digits_are_copies():
-    sources = [open_source("digits", split) for split in ("train", "val")]
-    forms = []
-    for source in sources:
-        for index in range(len(source)):
-            pixels, _, *_ = source[index]
-            forms.append(near_duplicates.small_form(Image.fromarray(pixels)))
-    near = near_duplicates.distances(forms, forms) < near_duplicates.NEAR
-    pairs = np.triu_indices(len(forms), 1)
-    assert near[pairs].size == 1_613_706
-    assert near[pairs].sum() == 1
-
-
 def test_a_distance_is_that_of_its_definition():
     one, other = (near_duplicates.small_form(image) for image in pictures(2))
     mirrored = other.reshape(16, 16)[:, ::-1].ravel()
@@ -128,12 +114,6 @@ def test_an_original_is_the_first_of_its_copies(monkeypatch, rows):
     forms = [near_duplicates.small_form(image) for image in pictures(3)]
     forms = np.stack([forms[place] for place in (0, 1, 0, 2, 1, 0)])
     assert near_duplicates.originals(forms).tolist() == [0, 1, 0, 3, 1, 0]
-
-
-def test_images_of_one_color_are_one_picture():
-    colors = [np.full((20, 20, 3), 5 * level, np.uint8) for level in range(50)]
-    source = near_duplicates.readable_originals(as_source(colors))
-    assert len(source) == 1
 
 
 def test_each_picture_counts_once_and_it_is_said(caplog):

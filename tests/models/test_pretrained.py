@@ -1,9 +1,5 @@
 """A trained model as one object: defaults, other reductions, and its former form."""
 
-import dataclasses
-import pickle
-
-import jax
 import pytest
 
 import imagepiece_jax
@@ -141,29 +137,3 @@ def test_learned_selectors_stay_with_the_weights(tmp_path, dense):
     again = loaded.with_reduction(TOME)
     assert "reducer_1" not in again.variables["params"]
     assert same(again.with_reduction(DYNAMICVIT).variables, learned.variables)
-
-
-def test_selectors_are_those_of_the_variables(tmp_path, dense):
-    """Drawn ones stay untrained; ones trained after loading replace the file's."""
-    fresh = dense.with_reduction(DYNAMICVIT, seed=1)
-    with refused("the model", "has no reducer_1, a selector that"):
-        fresh.with_reduction(tiny.changed(DYNAMICVIT, keep_rate=0.8))
-    tiny.write(tmp_path / "w.npz", tiny.pretrained(DYNAMICVIT).variables)
-    loaded = imagepiece_jax.load(tmp_path / "w.npz", reduction=DYNAMICVIT, **GIVEN)
-    trained = jax.tree.map(lambda leaf: leaf + 1, loaded.variables)
-    vit = dataclasses.replace(loaded, variables=trained)
-    slower = vit.with_reduction(tiny.changed(DYNAMICVIT, keep_rate=0.8))
-    assert not slower.untrained
-    assert same(slower.variables, trained)
-    dense = vit.with_reduction(None)
-    assert same(dense.with_reduction(DYNAMICVIT).variables, trained)
-
-
-def test_a_loaded_model_can_be_given_to_another_process(dense, tmp_path):
-    file = tiny.write(tmp_path / "w.npz", dense.variables)
-    vit = imagepiece_jax.load(file, **GIVEN)
-    again = pickle.loads(pickle.dumps(vit))
-    assert again.model == vit.model
-    assert same(again.variables, vit.variables)
-    assert again.source.path == vit.source.path == file
-    assert again.digest == vit.digest

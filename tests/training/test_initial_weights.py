@@ -13,7 +13,6 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.weights.load import loaders
 from imagepiece_jax.deploy.weights.save import save
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables
 from imagepiece_jax.training.cluster.run_dir import record_classes, record_start
@@ -173,27 +172,6 @@ def test_a_start_computes_what_its_weights_were_trained_for(
     with pytest.raises(InputError, match=re.escape(said)) as error:
         begin(config)
     assert f"w was trained with {trained!r}" in str(error.value)
-
-
-def test_a_teacher_of_distillation_may_be_of_other_images(own):
-    """It gets its own; the student keeps ImageNet's."""
-    config = configured(**{"distill.kind": "soft", "teacher.weights": str(own)})
-    weights = initial(config)
-    run = weights.completed()
-    assert (run.model.mean, run.model.std) == (MEAN, STD)
-    found, _ = create_teacher(run, run.create_dense(), weights)
-    assert (found.mean, found.model.config.mean) == (MEAN, HALF)
-
-
-def test_a_new_head_pools_as_it_likes(saved):
-    path, variables = saved
-    fields = {"init.weights": str(path), "init.fresh": ("head",)}
-    config = configured(fields, **{"model.arch.pool": "mean"})
-    found = started(config)["params"]
-    chex.assert_trees_all_equal(found["blocks_0"], variables["params"]["blocks_0"])
-    config.init.fresh = ()
-    with pytest.raises(InputError, match="config.model.arch.pool is 'mean'"):
-        started(config)
 
 
 LARGER = {"image_size": 48, "data.resize": "deit"}  # which is cropped

@@ -23,7 +23,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.record import as_json, record_of
+from imagepiece_jax.models.record import record_of
 from imagepiece_jax.reduction.reduction import Reduction
 
 FILE = "points.jsonl"
@@ -152,12 +152,11 @@ class Split(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeasuredWeights:
-    """Accuracy and speed of weights with any reduction, each measured once."""
+    """Accuracy of weights with any reduction, each measured once."""
 
     vit: Pretrained  # a model of `load`
     images: Split  # the images to evaluate on, or an object with the same fields
     cache: ResultCache | None = None  # where results are stored
-    clock: Any = None  # a benchmark.workloads.Clock, which measures speed
     seed: int | None = None  # of reducers that draw; None: the seed of the weights
     name: str = ""  # in lines on stderr; "": the reduction
     # compiled evaluation steps; several weights of one model may share them
@@ -176,33 +175,19 @@ class MeasuredWeights:
             f"{name}, {setting['images']} images",
         )
 
-    def speed(self, reduction: Reduction) -> dict[str, float]:
-        """Speed of a reduction, measured by the clock in turns with the dense model."""
-        setting = {
-            "kind": "speed",
-            "model": as_json(self.vit.model_with(reduction)),
-            "reduction": self._text(reduction),
-            **self.clock.setting(self.vit),
-        }
-        return self.cache.result(
-            setting,
-            lambda: self.clock(self.vit, reduction),
-            f"the speed of {reduction}",
-        )
-
     def setting(self, kind: str, reduction: Reduction) -> dict[str, Any]:
         """All that decides a result on the images, as JSON values."""
         return {
             "kind": kind,
             **record_of(self.vit, self.vit.model_with(reduction)),
-            "reduction": self._text(reduction),
+            "reduction": self.text(reduction),
             "use": self.vit.use(reduction),
             "trained_as": str(self.vit.reduction),
             "seed": self.vit.source.seed,
             **self.images.setting,
         }
 
-    def _text(self, reduction):
+    def text(self, reduction: Reduction) -> str:
         """A reduction's text, with the attention of its model."""
         prop_attn = self.vit.model_with(reduction).prop_attn
         return str(dataclasses.replace(reduction, prop_attn=prop_attn))

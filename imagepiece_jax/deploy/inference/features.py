@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import errors
 
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
@@ -25,7 +24,6 @@ from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_r
 from imagepiece_jax.deploy import pictures
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import Outputs, final_norm, with_states
 from imagepiece_jax.reduction.provenance import follow, rows_of
 from imagepiece_jax.reduction.state import DROPPED, Masking
@@ -79,30 +77,27 @@ def features(
     Raises InputError for arguments that do not fit.
     Source: `layers` is as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
-    options = {"layers": layers, "norm": norm, "reshape": reshape}
-    options["fill"] = fill
+    options = {"layers": layers, "norm": norm, "reshape": reshape, "fill": fill}
     images = pictures.of_folder(images)
     if _are_many_files(images):
         return _in_batches(vit, images, options)
     model = vit.model
-    size = vit.image_size
-    blocks = chosen_blocks(layers, model.depth)
-    check_norm(norm, blocks)
+    blocks = layers
+    if not np.iterable(layers):
+        check_range("layers", layers, 0, model.depth, whole=True)
+        blocks = range(model.depth - layers, model.depth)
+    blocks = tuple(map(int, blocks))
     check_fill(fill, model.config.arch.class_token)
     xla_options.check_dtype(model.execution.dtype.name)
     images = pictures.as_batch(images, vit.preprocessing)
-    check_images(images, size, pixels=True)
+    check_images(images, vit.image_size, pixels=True)
     warn_of_range(images, model.config.mean, model.config.std, stacklevel=2)
     variables = vit.variables
     if not isinstance(images, jax.core.Tracer):
         images = jax.device_put(images)
         variables = vit.device_variables
-    try:
-        with working("compiling the features"):  # later calls only start the program
-            return _extract(variables, images, model, blocks, norm, reshape, fill)
-    except errors.FlaxError:
-        check_variables(model, vit.variables)
-        raise
+    with working("compiling the features"):  # later calls only start the program
+        return _extract(variables, images, model, blocks, norm, reshape, fill)
 
 
 def _are_many_files(images):
@@ -246,22 +241,6 @@ def check_outputs(outputs):
     masks = [result for result in results if isinstance(result, Masking)]
     if state.mask is not None or masks:
         raise InputError("outputs are those of masked training")
-
-
-def chosen_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
-    """Indices of the blocks that the argument `layers` of `features` names."""
-    if not np.iterable(layers):
-        check_range("layers", layers, 0, depth, whole=True)
-        return tuple(range(depth - layers, depth))
-    for block in layers:
-        check_range("a block of layers", block, 0, depth - 1, whole=True)
-    return tuple(map(int, layers))
-
-
-def check_norm(norm: bool, blocks: Sequence[int]) -> None:
-    """Refuse False without blocks."""
-    if not norm and not blocks:
-        raise InputError("norm is for features of layers, and layers is empty")
 
 
 def check_fill(fill: str, class_token: bool) -> None:

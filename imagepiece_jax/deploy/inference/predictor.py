@@ -58,8 +58,10 @@ class Predictor:
     ):
         classes = vit.model.config.num_classes
         self._labels = vit.class_names
+        if labels == "imagenet":
+            labels = class_names.imagenet_names()
         if labels is not None:
-            self._labels = _names(labels, classes)
+            self._labels = class_names.checked_names(labels, classes, "labels")
         self._top = top
         if top is None:
             self._top = min(5, classes)
@@ -191,14 +193,3 @@ def _result(future):
         return future.result()
     except UnreadableImage as error:
         return error
-
-
-def _names(labels, classes):
-    """The name of each class, as the argument `labels` requests."""
-    if isinstance(labels, str) and labels.lower() == "imagenet":
-        labels = class_names.imagenet_names()
-    if isinstance(labels, str):  # which has letters in place of names
-        raise InputError(f"labels is {labels!r}; it must be names, or 'imagenet'")
-    if len(labels) != classes:
-        raise InputError(f"labels has {len(labels)} names for {classes} classes")
-    return labels

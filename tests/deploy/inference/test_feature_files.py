@@ -18,7 +18,6 @@ from imagepiece_jax.deploy.inference import feature_files, feature_folder, optim
 from imagepiece_jax.deploy.inference.feature_files import write_features
 from tests.models import tiny
 from tests.refused import refused
-from tests.training.test_full_disk import full_disk
 
 COUNT = 22  # photographs, in batches of 4
 DAMAGED = (5, 9, 21)
@@ -214,15 +213,6 @@ def test_rows_that_are_not_there_are_computed_again(
         rows = np.load(folder / f"{name}.npy")
         want = np.load(written[0] / f"{name}.npy")
         np.testing.assert_allclose(rows, want, rtol=2e-3, atol=2e-3)
-
-
-def test_a_full_disk_loses_no_counted_row(vit, photographs, written, tmp_path):
-    options = OPTIONS | {"storage": "float32"}
-    write_features(vit, photographs, tmp_path / "whole", **options)
-    with full_disk(20_000), pytest.raises(OSError, match="File too large"):
-        write_features(vit, photographs, tmp_path / "f", **options)
-    write_features(vit, photographs, tmp_path / "f", **options)
-    assert content(tmp_path / "f") == content(tmp_path / "whole")
 
 
 def test_two_devices_write_the_same(vit, photographs, written, tmp_path, monkeypatch):

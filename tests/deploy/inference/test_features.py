@@ -5,7 +5,6 @@ import pathlib
 import types
 
 import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -103,29 +102,6 @@ def test_a_dropped_patch_follows_the_token_nearest_to_it_the_first_of_equals():
     outputs = outputs_of(state_of(patches), (slots(0, 1, 2, 3, -1, -1), 0))
     features = feature_map(outputs, GRID, "nearest")[0].reshape(6, 2)
     assert features[4:].tolist() == [[2, 2], [2, 2]]
-
-
-@pytest.mark.parametrize(
-    "fill, before, after",
-    [("last", [0, 0, 0, 0, 1, 1], [1, 1, 1, 1]), ("nearest", [0] * 6, [1, 3, 1, 1])],
-)
-def test_a_map_keeps_the_dtype_and_passes_gradients(fill, before, after):
-    """To what a patch reads: its token when it was dropped, or the nearest at last."""
-    result = slots(0, 1, 2, 3, -1, -1)
-    state = state_of(PATCHES[:4])
-    x = np.float32([[[1, 0], [2, 2], [3, 4], [0, 4], [1, 1], [5, 5]]])
-
-    def paint(before, values):
-        taps = Taps(before, jnp.ones(before.shape[:2]))
-        outputs = Outputs(None, None, None, state.replace(x=values), (result,), (taps,))
-        return features.feature_map(outputs, GRID, fill)
-
-    half = jax.eval_shape(paint, *(a.astype(jnp.bfloat16) for a in (x, state.x)))
-    assert half.dtype == jnp.bfloat16
-    slope = jax.grad(lambda *args: paint(*args).sum(), argnums=(0, 1))
-    slopes = tiny.compiled(slope)(x, state.x)
-    assert slopes[0][0, :, 0].tolist() == before
-    assert slopes[1][0, :, 0].tolist() == [0, *after]
 
 
 def test_learned_tokens_are_spread_by_their_weights_of_each_patch():

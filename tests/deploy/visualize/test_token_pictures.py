@@ -114,15 +114,6 @@ def test_patches_next_to_each_other_have_different_hues():
         assert np.abs(ours - theirs).max(axis=-1).min() > 50
 
 
-def test_single_patches_keep_their_color_and_an_outline_that_shows():
-    colors = np.array([[[0, 0, 0], [255, 255, 255]], [[200, 10, 10], [90, 130, 140]]])
-    drawn = draw_groups(plain(colors, 6), np.arange(4), (2, 2)).astype(int)
-    assert (drawn[:5, :5] == 0).all()
-    assert (drawn[7:, :5] == [200, 10, 10]).all()
-    assert (drawn[:5, 5] > 40).all()
-    assert (drawn[:5, 6] < 215).all()
-
-
 def test_merged_patches_take_their_mean_color():
     """Nearer to the mean than to their own color, by the same share everywhere."""
     colors = np.zeros((2, 2, 3))
@@ -137,20 +128,6 @@ def test_merged_patches_take_their_mean_color():
         np.testing.assert_allclose(share, share[0], atol=0.05)
         assert 0.5 < share[0] < 0.9
         assert inside[0, 0, 2] == 100
-
-
-def test_dropped_patches_are_dimmed():
-    """Their contrast and color go, stripes come, and they have no outline."""
-    colors = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0], [9, 9, 9]]])
-    image = plain(colors, 12)
-    drawn = draw_groups(image, np.array([-1, -1, -1, 0]), (1, 4)).astype(int)
-    black, white, red = (drawn[:, 12 * i : 12 * i + 12] for i in range(3))
-    contrast = white.mean() - black.mean()
-    assert 20 < contrast < 255 / 4, "just visible"
-    assert np.ptp(red, axis=-1).max() < 15, "without color"
-    for patch in (black, white, red):
-        assert patch.min() > 120 and 15 < np.ptp(patch[..., 0]) < 60, "pale stripes"
-        assert len(np.unique(patch.reshape(-1, 3), axis=0)) == 2
 
 
 def test_values_are_painted_over_the_gray_image():
