@@ -58,7 +58,7 @@ class Weights:
     """best or latest of a run; the key of one model in a file of several."""
 
     averaged: bool = False
-    """Take the weights averaged over the steps of training."""
+    """Take a run's averages of the weights over its steps."""
 
     crop: float | None = None
     """Share of each side of the resized image that the center crop keeps."""
@@ -146,4 +146,4 @@ class Images:
     """Images without labels."""
 
     images: Annotated[tuple[str, ...], Positional, arg(metavar="IMAGE")]
-    """Images, or folders of images."""
+    """Images, folders of images, and .txt files with a path a line."""

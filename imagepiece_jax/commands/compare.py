@@ -15,8 +15,8 @@ def main(
 ):
     """Compare reductions with the dense model on the same images, and smaller images.
 
-    Without a row they are 0.6, 0.5 and the smaller images of about their cost. OUT gets
-    a table, a plot and points.jsonl, by which a command that was stopped goes on.
+    Without a row they are 0.6 and 0.5. OUT gets a table, a plot and points.jsonl, by
+    which a command that was stopped goes on.
 
     Example: python -m imagepiece_jax compare weights digits --reductions 0.6 tome:r=1
 

@@ -45,8 +45,6 @@ def main(
             last = len(vit.model.plan) - 1
             check_range("blocks", block, 0, last)
         pixels, names = pictures.read_images(files, vit.preprocessing)
-        if note := pictures.sizes_note(files, vit.preprocessing):
-            print(f"note: {note}", flush=True)
         with contextlib.ExitStack() as stack:
             for name in html.FILES:
                 if not (folder / name).exists():

@@ -7,12 +7,13 @@ and `meta`, a JSON value.
 
 import asyncio
 import contextlib
+import json
 
 import jax
 import numpy as np
 from flax import traverse_util
 
-from imagepiece_jax.common import extras
+from imagepiece_jax.common import extras, files
 
 with extras.needed("a checkpoint"):
     import orbax.checkpoint as ocp
@@ -88,6 +89,11 @@ def read_arrays(folder, paths):
 def read_json(folder):
     """The JSON value of an item."""
     return _read(folder, ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
+
+
+def replace_json(folder, value):
+    """Replace the JSON value of an item on disk, at once."""
+    files.replace_file(folder / "metadata", json.dumps(value))  # as Orbax writes it
 
 
 def _read(folder, handler, restore):

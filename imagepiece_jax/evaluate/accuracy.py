@@ -170,7 +170,7 @@ def evaluate(step, variables, batches: Iterable[Mapping[str, Any]]) -> EvalResul
 
     step: a step of `model_step` or `program_step`
     variables: the model's variables, replicated
-    batches: batches of `EvalBatches`
+    batches: `Batches` without a seed, read
     """
     return evaluate_each(step, [variables], batches)[0]
 

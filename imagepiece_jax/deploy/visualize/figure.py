@@ -27,36 +27,34 @@ class View(NamedTuple):
     kind: str
     title: str
     note: str
-    # [n0] slots of the patches (kind "tokens"), or floats in 0..1, NaN where dropped
+    # [n0]: slots of the patches (kind "tokens"), or floats in 0..1, NaN if dropped
     values: np.ndarray
-    colors: np.ndarray | None = None  # of outlines, by `token_pictures.outline_colors`
 
     def draw(self, image, grid):
         """The picture over `image`, uint8 [H, W, 3]."""
         if self.kind == "tokens":
-            return token_pictures.draw_groups(image, self.values, grid, self.colors)
+            return token_pictures.draw_groups(image, self.values, grid)
         return token_pictures.draw_values(image, self.values, grid)
 
 
 def views(trace: Trace, index: int) -> dict[str, list[View | None]]:
-    """The views of image `index` by kind, "tokens" and "sizes".
+    """The views of image `index` by kind, "tokens" and "sizes", one for each stage.
 
-    Each list has a place for each stage: None for a soft one, whose tokens overlap.
+    The view of a soft reduction is None, because its tokens overlap.
     """
-    stages = trace.stages
-    sources = [stage.source[index] for stage in stages if stage.source is not None]
-    colors = token_pictures.outline_colors(sources, trace.grid)
     found = {"tokens": [], "sizes": []}
-    for stage in stages:
-        found["tokens"].append(_tokens(stage, index, colors))
+    for stage in trace.stages:
+        found["tokens"].append(_tokens(stage, index))
         found["sizes"].append(_sizes(stage, index))
     return found
 
 
 def save(path, image, name, trace, index):
-    """Write the figure of `image`, uint8 [S, S, 3], which is number `index` of `trace`.
+    """Write the figure of image number `index` of a trace.
 
-    Rows: the input, titled `name`, and its tokens; then their sizes.
+    The first row has the input, titled `name`, and its tokens, the second their sizes.
+
+    image: uint8 [S, S, 3]
     """
     image = token_pictures.enlarged(image)
     by_kind = views(trace, index)
@@ -89,15 +87,15 @@ def _place(stage):
     return f"block {stage.block}"
 
 
-def _tokens(stage, index, colors):
+def _tokens(stage, index):
     if stage.source is None:
         return None
     note = f"{stage.tokens} tokens"
-    return View("tokens", _place(stage), note, stage.source[index], colors)
+    return View("tokens", _place(stage), note, stage.source[index])
 
 
 def _sizes(stage, index):
-    """The view of the sizes of tokens after a step; None: the Stage has none."""
+    """The view of the sizes of tokens after a step; None if they overlap."""
     if stage.sizes is None:
         return None
     sizes = stage.sizes[index]

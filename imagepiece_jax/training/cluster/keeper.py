@@ -123,5 +123,8 @@ class Keeper:
         meta = dataclasses.asdict(run.progress)
         if run.progress.best["step"] == run.step:
             self._checkpoints.save(run.step, state, meta, "best")
-        self._checkpoints.save(run.step, state, meta)
+        if run.step == self._saved:  # it was stopped in its evaluation, and resumed
+            self._checkpoints.replace_facts(run.step, state, meta)
+        else:
+            self._checkpoints.save(run.step, state, meta)
         self._saved = run.step

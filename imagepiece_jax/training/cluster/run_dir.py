@@ -11,13 +11,13 @@ import pathlib
 import platform
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import traverse_util
 
 from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.version import LIBRARIES
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.config.run_files import (
     CHECKPOINTS,
     CLASSES,
@@ -26,6 +26,7 @@ from imagepiece_jax.config.run_files import (
     read_class_names,
 )
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.training.logging import read_metrics
 
 RUN = "run.json"
@@ -53,17 +54,22 @@ def took_steps(workdir):
 class Earlier(NamedTuple):
     """What the folder of a run says of its earlier steps."""
 
-    config: Mapping[str, Any]
+    model: ViTConfig
     class_names: tuple[str | None, ...] | None
 
 
 def read_earlier(workdir) -> Earlier | None:
     """The Earlier of the run in `workdir`; None where no step was taken there."""
     folder = pathlib.Path(workdir)
-    if not (took_steps(folder) and (folder / CONFIG).is_file()):
+    path = folder / CONFIG
+    if not (took_steps(folder) and path.is_file()):
         return None
-    config = _read_config(folder / CONFIG)
-    return Earlier(config, read_class_names(folder, config["num_classes"]))
+    config = _read_config(path)
+    try:
+        run = RunConfig.from_config(config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}; {OTHER}") from error
+    return Earlier(run.model, read_class_names(folder, run.num_classes))
 
 
 def _read_config(path):
@@ -135,7 +141,7 @@ def _starts(workdir):
     path = pathlib.Path(workdir) / RUN
     if not path.exists():
         return []
-    return files.read_json(path)["starts"]
+    return files.read_json(path).get("starts", [])
 
 
 def record_classes(workdir, names):
