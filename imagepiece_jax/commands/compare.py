@@ -2,7 +2,6 @@
 
 from imagepiece_jax.commands._arguments import Data, Weights, several
 from imagepiece_jax.common import extras
-from imagepiece_jax.common.files import check_folder
 from imagepiece_jax.errors import InputError
 
 
@@ -35,7 +34,6 @@ def main(
         raise InputError(text)
     texts = several("reductions", reductions)
     sizes = several("image_sizes", image_sizes)
-    check_folder("out", out)
     compare.check_folder(out)
     extras.check("the plot of a comparison", "matplotlib")
     # A run's own dtype is for training, on another device.

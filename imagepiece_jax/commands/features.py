@@ -32,12 +32,10 @@ def main(
         batch_size: Photographs a device at a time.
         threads: Threads that decode: one a core, at most 16.
     """
-    from imagepiece_jax.common.files import check_folder
     from imagepiece_jax.deploy import pictures
     from imagepiece_jax.deploy.inference import feature_files, feature_folder
 
     folder = pathlib.Path(out)
-    check_folder("out", folder)
     feature_folder.check_folder(folder)
     files = pictures.find_images(images.images)
     written = feature_files.write_features(

@@ -6,7 +6,7 @@ import pathlib
 from imagepiece_jax.commands._arguments import Images, Weights, several
 from imagepiece_jax.common import extras, signals
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.common.files import FolderLock, check_folder
+from imagepiece_jax.common.files import locked
 
 
 def main(
@@ -37,9 +37,8 @@ def main(
     extras.check("a figure", "matplotlib")
     files = pictures.find_images(images.images)
     folder = pathlib.Path(out)
-    check_folder("out", folder)
     html.check_folder(folder)
-    with FolderLock("out", folder):
+    with locked("out", folder):
         vit = weights.load().analyzed()
         models = [vit.with_reduction(reduction) for reduction in texts] or [vit]
         for block in drawn:

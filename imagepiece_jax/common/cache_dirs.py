@@ -23,7 +23,7 @@ def folder(kind: str) -> pathlib.Path:
 
 
 def check_owner(*paths: pathlib.Path) -> None:
-    """Raise PermissionError for a path that another user made: its code would be run.
+    """Raise PermissionError for another user's path, whose code would be run.
 
     Root's paths pass: root can do anything anyway. Windows has no numbers of users.
     """
@@ -41,7 +41,7 @@ def owner(path: pathlib.Path) -> int:
 
 
 def processor() -> str:
-    """A text for the kind of processor: native code of one kind may crash another."""
+    """A text for the kind of processor; native code may crash on another kind."""
     info = pathlib.Path("/proc/cpuinfo")
     if not info.exists():
         return platform.processor()

@@ -14,16 +14,13 @@ mirrored or not. Another crop is not a copy. `NEAR` was chosen on 500 photograph
 
 import concurrent.futures
 import logging
-import os
-from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from imagepiece_jax.common.progress import counted
-from imagepiece_jax.data import decode
 from imagepiece_jax.data.decode import UnreadableImage
-from imagepiece_jax.data.source import Source, Subset
+from imagepiece_jax.data.source import Source
 
 SIDE = 16  # of a form
 NEAR = 0.1  # copies are nearer than this
@@ -31,7 +28,6 @@ NEAR = 0.1  # copies are nearer than this
 # by the noise that JPEG adds.
 LEAST_DEVIATION = 8.0
 ROWS = 500  # forms that are compared with all others at once, for the memory
-DRAFT = 4 * SIDE  # a JPEG file is decoded at an eighth of its size, if not below this
 
 log = logging.getLogger("imagepiece_jax.data")
 
@@ -43,16 +39,6 @@ def small_form(image: Image.Image) -> np.ndarray:
     gray = np.asarray(small, np.float32).ravel()
     gray -= gray.mean()
     return gray / max(float(gray.std()), LEAST_DEVIATION)
-
-
-def form_of_file(path: str) -> np.ndarray | None:
-    """The form of an image file as it is stored; None if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            image.draft("L", (DRAFT, DRAFT))
-            return small_form(Image.fromarray(decode.rgb(image)))
-    except Exception:  # as in `decode`, which reports it where the image is needed
-        return None
 
 
 def distances(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -95,11 +81,10 @@ def readable_originals(source: Source) -> Source:
     total = len(source)
 
     def form_or_error(index):
-        try:
-            pixels, _ = source.read(index)
-        except UnreadableImage as error:
-            return error
-        return small_form(Image.fromarray(pixels))
+        image = source[index]
+        if not image.readable:
+            return image.damage
+        return small_form(Image.fromarray(image.pixels))
 
     forms = []
     indices = []
@@ -123,40 +108,7 @@ def readable_originals(source: Source) -> Source:
             source.name(indices[first[copy]]),
         )
     indices = indices[~is_copy]
-    return source if len(indices) == total else Subset(source, indices)
-
-
-def copies_of_tests(
-    root: str, files: Sequence[str], tests: Sequence[str]
-) -> tuple[set[str], set[str]]:
-    """(copies of test images among `files`, copies among the tests themselves).
-
-    A file that cannot be read is not a copy, nor is the first of several equal tests.
-
-    root: the folder that the files are relative to
-    """
-
-    def form_of(file):
-        return form_of_file(os.path.join(root, file))
-
-    readable = []
-    forms = []
-    for file, form in _in_threads(form_of, [*tests, *files], "looking for copies"):
-        if form is not None:
-            readable.append(file)
-            forms.append(form)
-    forms = np.reshape(forms, (-1, SIDE**2))
-    tested = len({*readable} & {*tests})
-    first = originals(forms[:tested])
-    again = np.flatnonzero(first != np.arange(tested))
-    among_tests = {readable[index] for index in again}
-    among_files = set()
-    for start in range(tested, len(forms), ROWS):
-        rows = slice(start, start + ROWS)
-        near = distances(forms[rows], forms[:tested]) < NEAR
-        copies = np.flatnonzero(near.any(1))
-        among_files |= {readable[start + row] for row in copies}
-    return among_files, among_tests
+    return source if len(indices) == total else source.subset(indices)
 
 
 def _in_threads(call, items, what):

@@ -18,11 +18,10 @@ from imagepiece_jax.data import decode
 from imagepiece_jax.data.csv_table import open_csv
 from imagepiece_jax.data.folder import left_out_note, list_images, split_folder
 from imagepiece_jax.data.normalize import is_array
-from imagepiece_jax.data.source import FileSource, Source
+from imagepiece_jax.data.source import ArraySource, FileSource, Source
 from imagepiece_jax.errors import InputError
 
 PATH = str | os.PathLike
-NO_LABEL = -1
 
 
 def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
@@ -91,56 +90,28 @@ def rgb(image) -> np.ndarray:
     return np.array(image)  # a copy, as its owner may change it later
 
 
-class ArraySource(Source):
-    """Images in memory.
-
-    images: uint8 [H, W, 3], maybe of different sizes
-    """
-
-    def __init__(self, images):
-        super().__init__(num_classes=0)
-        self.images = images
-
-    def __len__(self):
-        return len(self.images)
-
-    def read(self, index):
-        return self.images[index], NO_LABEL
-
-    def name(self, index):
-        return f"image {index}"
-
-    def size(self, index):
-        return self.images[index].shape[:2]
-
-
-class Photographs(FileSource):
-    """Image files without labels, turned as their EXIF says."""
-
-    def __init__(self, files):
-        super().__init__("", files, np.full(len(files), NO_LABEL), num_classes=0)
-
-    def read(self, index):
-        path = self.name(index)
-        return decode.decode(path, path, upright=True), NO_LABEL
-
-
 def as_source(images: Any) -> Source:
-    """The Source of images without labels.
+    """The Source of images whose labels do not matter.
 
-    images: csv:FILE; one path or several, where a folder stands for its images, or for
-        its training images where it has such; images as `rgb` takes them; an array
-        uint8 [B, H, W, 3]; or a Source, which is returned
+    images: csv:FILE, whose training images are taken; one path or several, where a
+        folder stands for its images, or for its training images where it has such;
+        images as `rgb` takes them; an array uint8 [B, H, W, 3]; or a Source, which is
+        returned
     """
     if isinstance(images, Source):
         return images
     if isinstance(images, str) and images.startswith("csv:"):
         path = os.path.expanduser(images.removeprefix("csv:"))
-        return open_csv(path, "train", labeled=False)
+        return open_csv(path, "train")
     images = [images] if is_one(images) else list(images)
     if all(isinstance(image, PATH) for image in images):
-        return Photographs(find_images(images, "train"))
+        return photographs(find_images(images, "train"))
     return ArraySource([rgb(image) for image in images])
+
+
+def photographs(files: Sequence[PATH]) -> FileSource:
+    """Image files without labels, turned as their EXIF says."""
+    return FileSource("", files, np.full(len(files), -1), upright=True)
 
 
 def find_images(words: Sequence[PATH], split: str | None = None) -> list[str]:

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
-from imagepiece_jax.common import device_copies, parallel
+from imagepiece_jax.common import parallel
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.class_names import checked_names
@@ -25,7 +26,7 @@ from imagepiece_jax.models.recovery_record import (
     Recovery,
     with_numbers,
 )
-from imagepiece_jax.models.variables import digest, variable_shapes
+from imagepiece_jax.models.variables import digest
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE, Reduction, ReductionLike
 
@@ -146,17 +147,13 @@ class Pretrained:
             parts += [cost.numbers, np.frombuffer(cost.form.encode(), np.uint8)]
         return digest(parts)[:16]
 
-    def on_device(self, beside: Any = None) -> Mapping[str, Any]:
-        """`variables` on the device; they are copied there once.
-
-        beside: an array that a program takes together with them: they go to its
-            devices. None, or a NumPy array: JAX's default device
-        """
-        return self._copies.of(self.variables, device_copies.sharding_beside(beside))
-
     @functools.cached_property
-    def _copies(self):
-        return device_copies.DeviceCopies()
+    def device_variables(self) -> Mapping[str, Any]:
+        """`variables` on JAX's default device, as they are at the first access.
+
+        A program copies them to the devices of images that are on others.
+        """
+        return jax.device_put(self.variables)
 
     @property
     def gmacs(self) -> float:
@@ -175,20 +172,10 @@ class Pretrained:
 
     @property
     def recovered(self) -> RecoveredCost | None:
-        """The cost whose numbers it has; None: those of the dense model.
-
-        None, too, where nothing was better than these.
-        """
-        return self._recovered(self.model)
-
-    def recovered_with(self, reduction: ReductionLike) -> RecoveredCost | None:
-        """`recovered` of `with_reduction`."""
-        return self._recovered(self.model_with(reduction))
-
-    def _recovered(self, model):
+        """The cost whose numbers the model has; None if it has the dense model's."""
         if self.recovery is None:
             return None
-        cost = self.recovery.of(model)
+        cost = self.recovery.of(self.model)
         return cost if cost and cost.numbers else None
 
     @property
@@ -348,11 +335,6 @@ class Pretrained:
         """What figures with `reduction` are called: "as trained" or "off-the-shelf"."""
         same = self.model_with(reduction).reduction == self.reduction
         return "as trained" if same else "off-the-shelf"
-
-    def lacks_selectors(self, reduction: ReductionLike) -> bool:
-        """Whether `reduction` has selectors that the weights have not learned."""
-        like = variable_shapes(self.model_with(reduction))
-        return bool(timm_tensors.lacking_selectors(self._learned, like))
 
     def differences_from_training(self) -> list[str]:
         """Reduction and image size, in words, if they differ from training's."""

@@ -13,7 +13,6 @@ from imagepiece_jax.data.preprocessing import DEIT_CROP
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import PARTS
 from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.models.create import config_of_run
 from imagepiece_jax.models.variables import (
     Misfit,
     check_parts,
@@ -83,7 +82,7 @@ class InitialWeights:
         """
         run = self._run
         if self._earlier is not None:
-            config = config_of_run(self._earlier.config)
+            config = self._earlier.model
             return run.with_images_of(config, config.preprocessing)
         config = run.model
         images = config.preprocessing

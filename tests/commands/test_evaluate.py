@@ -203,7 +203,7 @@ def test_evaluate_digits_and_folder_agree(tmp_path, weights):
     """The same 359 digits, from the package and from PNG files."""
     source = open_source("digits", "val")
     for index in range(len(source)):
-        image, label = source.read(index)
+        image, label, *_ = source[index]
         for split in ("train", "val"):
             folder = tmp_path / "set" / split / str(label)
             folder.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,11 @@ from tests.models.make import create_model
 from tests.pictures import write_damaged
 
 
+def test_vectors_of_all_tokens_are_counted():
+    _, line = predict.answered("a.png", np.zeros((17, 24)))
+    assert line == "a.png: 17 vectors of 24 features"
+
+
 def test_a_bad_image_is_named_and_the_others_answered(tmp_path):
     out = tmp_path / "out.json"
     images = tmp_path / "images"

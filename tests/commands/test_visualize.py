@@ -112,7 +112,7 @@ def _as_class(folder):
 def test_two_processes_do_not_draw_into_one_folder(tmp_path, weights, folder):
     out = tmp_path / "new" / "out"
     words = [weights, folder / "a.png", "--reductions=tome:r=4", "--out", out]
-    with files.FolderLock("out", out):
+    with files.locked("out", out):
         said = sentence(call(visualize.main, *words))
         assert f"{out} is in use by another process" in said
         assert [*out.iterdir()] == [out / files.LOCK]

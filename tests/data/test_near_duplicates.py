@@ -8,7 +8,6 @@ from PIL import Image
 
 from imagepiece_jax.data import near_duplicates
 from imagepiece_jax.deploy.pictures import as_source
-from imagepiece_jax.input.registry import open_source
 
 
 def pictures(count, side=40, seed=0):
@@ -66,6 +65,11 @@ def photographs(assets):
     return sorted((assets / "data" / "nips2017_224_jpg" / "images").iterdir())
 
 
+def form_of(path):
+    with Image.open(path) as image:
+        return near_duplicates.small_form(image.convert("RGB"))
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_copies_of_photographs_are_found(photographs, way):
     """Of odd ones; even ones chose the distance."""
@@ -75,7 +79,7 @@ def test_copies_of_photographs_are_found(photographs, way):
         with Image.open(path) as image:
             image = image.convert("RGB")
         forms = [
-            near_duplicates.small_form(image)[None],
+            form_of(path)[None],
             near_duplicates.small_form(copy(image))[None],
         ]
         found += near_duplicates.distances(*forms).item() < near_duplicates.NEAR
@@ -84,7 +88,7 @@ def test_copies_of_photographs_are_found(photographs, way):
 
 def test_no_photograph_is_a_copy_of_another(photographs):
     """499,500 pairs, and as many with mirror images."""
-    forms = np.stack([near_duplicates.form_of_file(path) for path in photographs])
+    forms = np.stack([form_of(path) for path in photographs])
     pairs = np.triu_indices(len(forms), 1)
     between = near_duplicates.distances(forms, forms)[pairs]
     assert len(between) == 499_500
@@ -128,34 +132,3 @@ def test_each_picture_counts_once_and_it_is_said(caplog):
     whole = as_source(images[:6])
     assert near_duplicates.readable_originals(whole) is whole
     assert not caplog.records
-
-
-@pytest.mark.parametrize("kind", ["folder", "csv"])
-def test_copies_of_images_held_out_are_in_neither_split(tmp_path, caplog, kind):
-    """Of a set without labels and test images, a tenth of which is held out."""
-    names = [f"{number:02}.jpg" for number in range(40)]
-    (tmp_path / "train").mkdir()
-    for name, image in zip(names, pictures(40), strict=True):
-        image.save(tmp_path / "train" / name)
-    tests = ["00.jpg", "13.jpg", "26.jpg", "39.jpg"]
-    # 26 shows what 13 does, and so do two training images; 39 cannot be read.
-    shown = pictures(40)[13]
-    shown.save(tmp_path / "train" / "26.jpg", quality=60)
-    shown.resize((60, 60)).save(tmp_path / "train" / "14.jpg")
-    shown.save(tmp_path / "train" / "30.jpg")
-    (tmp_path / "train" / "39.jpg").write_bytes(b"no image")
-    data = f"folder:{tmp_path}"
-    if kind == "csv":
-        rows = [f"train/{name},,train" for name in names]
-        (tmp_path / "set.csv").write_text("\n".join(["filename,label,split", *rows]))
-        data = f"csv:{tmp_path}/set.csv"
-    found = {}
-    for split in ("train", "val"):
-        source = open_source(data, split, labeled=False)
-        paths = [source.name(index) for index in range(len(source))]
-        found[split] = [path.rpartition("/")[2] for path in paths]
-    assert found["val"] == ["00.jpg", "13.jpg", "39.jpg"]
-    assert found["train"] == sorted({*names} - {*tests, "14.jpg", "30.jpg"})
-    said = [record.getMessage() for record in caplog.records]
-    assert any(text.startswith("2 of the images of") for text in said)
-    assert any("3 of its 40 images are held out" in text for text in said)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.files import FolderLock, append_line, git_revision
+from imagepiece_jax.common.files import append_line, git_revision, locked
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.cost import model_macs
@@ -42,7 +42,7 @@ class Lines:
     def __init__(self, path: str | os.PathLike):
         with contextlib.ExitStack() as stack:
             folder = pathlib.Path(path).parent
-            stack.enter_context(FolderLock("folder", folder))
+            stack.enter_context(locked("folder", folder))
             self._file = stack.enter_context(open(path, "ab", buffering=0))
             self.found = read_lines(path)
             data = pathlib.Path(path).read_bytes()

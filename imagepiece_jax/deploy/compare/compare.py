@@ -228,7 +228,10 @@ def table(report: Report) -> str:
         line.append(f"{found['gmacs'] / dense['gmacs']:.2f}")
         lines.append(line)
     for row, line in zip(report.rows, lines[1:], strict=True):
-        if not row.is_smaller and vit.recovered_with(row.reduction):
+        cost = None
+        if vit.recovery and not row.is_smaller:
+            cost = vit.recovery.of(vit.model_with(row.reduction))
+        if cost and cost.numbers:
             line[0] += " (recovered)"
     return markdown_table(head, lines)
 

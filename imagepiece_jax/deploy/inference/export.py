@@ -79,7 +79,7 @@ def checked_file(out: str | os.PathLike) -> pathlib.Path:
         raise InputError(f"out {out} does not end in {ENDING}")
     is_export = program_facts.FACTS <= {*program_facts.read_facts(out)}
     for file in (out, program_facts.facts_file(out)):
-        check_writable("out", str(file), None)
+        check_writable("out", file, (ENDING, ".json"))
         if file.exists() and not is_export:
             raise InputError(f"{file} already exists, and export did not write it")
     extras.check("an ONNX file", "onnx")

@@ -1,11 +1,10 @@
 """Features of many photographs, computed on all devices into a `FeatureFolder`."""
 
-import collections
-import concurrent.futures
+import contextlib
 import functools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,20 +15,19 @@ from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import Progress
-from imagepiece_jax.data.decode import UnreadableImage
+from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.normalize import as_normalized
-from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.inference import optimize
 from imagepiece_jax.deploy.inference.feature_folder import FeatureFolder
 from imagepiece_jax.deploy.inference.features import feature_map
-from imagepiece_jax.deploy.pictures import Photographs
+from imagepiece_jax.deploy.pictures import photographs as as_photographs
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import record_of
 from imagepiece_jax.models.vit import final_norm
 
 STORAGES = ("float16", "float32")
-AHEAD = 2  # batches that are decoded ahead
+COMPARED = 256  # photographs that the dense model sees, too
 
 
 class Written(NamedTuple):
@@ -52,7 +50,8 @@ def write_features(
 ) -> Written:
     """Write features of image files into a folder, on all devices of this machine.
 
-    Called again with the same arguments, it completes a folder that was started.
+    Called again with the same arguments, it completes a folder that was started. Of a
+    reduced model it prints first how near its vectors are to the dense model's.
 
     images: paths
     folder: new, empty or started
@@ -71,7 +70,7 @@ def write_features(
     xla_options.check_dtype(vit.model.execution.dtype.name)
     wanted = {"logits": logits, "patches": patches}
     names = ("pooled", *filter(wanted.get, wanted))
-    photographs = Photographs([*images])
+    photographs = as_photographs([*images])
     count = len(photographs)
     run = Extractor(vit, names)
     record = record_of(
@@ -87,62 +86,19 @@ def write_features(
         devices = len(parallel.local_devices())
         size = min(batch_size, math.ceil(count / devices)) * devices
         threads = threads or min(16, os.cpu_count() or 1)
-        batches = _batches(photographs, vit.preprocessing, size, threads, files.rows)
-        with Progress("features", count, files.rows) as progress:
-            for batch, result in _one_behind(run, batches):
-                _append(files, paths, batch, result, progress)
-                progress.add(len(batch.rows))
+        rest = photographs.subset(range(files.rows, count))
+        batches = Batches(
+            source=rest, transform=vit.preprocessing, batch_size=size, strict=False
+        )
+        with (
+            Progress("features", count, files.rows) as progress,
+            contextlib.closing(batches.read(threads)) as reader,
+        ):
+            if not files.rows and any(layer.step for layer in run.model.plan):
+                progress.say(_comparison(vit, photographs, size, threads))
+            for batch, result in _one_behind(run, reader):
+                _append(files, rest, batch, result, progress)
         return Written(shapes, len(files.damaged))
-
-
-class Batch(NamedTuple):
-    """Photographs that follow each other, cropped."""
-
-    rows: range
-    pixels: np.ndarray  # uint8 [size, H, W, 3], black where there is no photograph
-    damaged: dict[int, str]  # row and reason
-
-
-def _batches(
-    photographs: Photographs,
-    preprocessing: Preprocessing,
-    size: int,
-    threads: int,
-    start: int,
-) -> Iterator[Batch]:
-    """Yield the photographs from `start` on, batch by batch; threads read ahead."""
-
-    def read(row, target):
-        """Read a photograph into an array; return the reason where that fails."""
-        try:
-            pixels, _ = photographs.read(row)
-            target[:] = preprocessing(pixels)
-        except UnreadableImage as error:
-            return f"cannot be read ({error.reason})"
-        except InputError as error:
-            return f"does not fit: {error}"
-        return None
-
-    def finished(rows, pixels, futures):
-        reasons = {}
-        for row, future in zip(rows, futures, strict=True):
-            if reason := future.result():
-                reasons[row] = reason
-        return Batch(rows, pixels, reasons)
-
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        ahead = collections.deque()
-        for first in range(start, len(photographs), size):
-            rows = range(first, min(first + size, len(photographs)))
-            pixels = np.zeros((size, *preprocessing.shape, 3), np.uint8)
-            futures = []
-            for row, target in zip(rows, pixels, strict=False):
-                futures.append(pool.submit(read, row, target))
-            ahead.append((rows, pixels, futures))
-            if len(ahead) > AHEAD:
-                yield finished(*ahead.popleft())
-        for started in ahead:
-            yield finished(*started)
 
 
 class Extractor:
@@ -189,11 +145,42 @@ def _arrays(model, names, variables, images):
     return {name: found[name] for name in names}
 
 
+def _comparison(vit, photographs, size, threads):
+    """The cosine of pooled vectors to those of the dense model, in words."""
+    few = photographs.spread(COMPARED)
+    forms = vit, vit.with_reduction(None)
+    runs = [Extractor(form, ["pooled"]) for form in forms]
+    batches = Batches(
+        source=few, transform=vit.preprocessing, batch_size=size, strict=False
+    )
+    cosines = {}
+    for batch in batches.read(threads):
+        ours, theirs = [_unit_vectors(run(batch["image"][0])) for run in runs]
+        of_batch = np.sum(ours * theirs, axis=1)
+        for row in np.flatnonzero(batch["mask"][0]):
+            cosines[int(batch["index"][0, row])] = of_batch[row]
+    if not cosines:
+        return f"none of {len(few)} photographs can be compared with the dense model"
+    worst = min(cosines, key=cosines.get)
+    mean = sum(cosines.values()) / len(cosines)
+    return (
+        f"cosine to the dense model's vectors, of {len(cosines)} photographs: mean "
+        f"{mean:.4f}, worst {cosines[worst]:.4f} ({few.name(worst)})"
+    )
+
+
+def _unit_vectors(arrays):
+    """Pooled vectors of all devices, of length 1. float32 [size, D]"""
+    pooled = parallel.local(arrays["pooled"]).astype(np.float32)
+    vectors = pooled.reshape(-1, pooled.shape[-1])
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
 def _one_behind(run, batches):
     """Yield (batch, result) while the devices compute the next one."""
     pending = None
     for batch in batches:
-        result = run(batch.pixels)
+        result = run(batch["image"][0])
         if pending is not None:
             yield pending
         pending = batch, result
@@ -201,19 +188,28 @@ def _one_behind(run, batches):
         yield pending
 
 
-def _append(files, paths, batch, result, progress):
+def _append(files, source, batch, result, progress):
     """Append the rows of a batch, NaN where a photograph is damaged."""
+    indices = batch["index"][0]
+    indices = indices[indices < len(source)].tolist()
+    names = [source.name(index) for index in indices]
+    damaged = {}
+    for row, name in enumerate(names):
+        if not batch["mask"][0, row]:
+            damaged[row] = f"cannot be read ({source.unreadable[name]})"
     rows = {}
-    damaged = dict(batch.damaged)
-    for name, values in parallel.local(result).items():
-        values = values.reshape(-1, *values.shape[2:])[: len(batch.rows)]
+    for array, values in parallel.local(result).items():
+        values = values.reshape(-1, *values.shape[2:])[: len(names)]
         with np.errstate(over="ignore"):
-            rows[name] = values.astype(files.dtype)
-        finite = np.isfinite(rows[name]).all(axis=tuple(range(1, values.ndim)))
-        for row in np.array(batch.rows)[~finite].tolist():
-            damaged.setdefault(row, f"has {name} beyond the numbers of {files.dtype}")
-    for row, reason in damaged.items():
-        progress.say(f"{paths[row]} {reason}: its row is NaN")
+            rows[array] = values.astype(files.dtype)
+        finite = np.isfinite(rows[array]).all(axis=tuple(range(1, values.ndim)))
+        for row in np.flatnonzero(~finite).tolist():
+            damaged.setdefault(row, f"has {array} beyond the numbers of {files.dtype}")
+    lines = []
+    for row, reason in sorted(damaged.items()):
+        progress.say(f"{names[row]} {reason}: its row is NaN")
+        lines.append((files.rows + row, names[row], reason))
         for values in rows.values():
-            values[row - batch.rows.start] = np.nan
-    files.append(rows, [(row, paths[row], damaged[row]) for row in sorted(damaged)])
+            values[row] = np.nan
+    files.append(rows, lines)
+    progress.update(len(names))

@@ -61,7 +61,7 @@ class FeatureFolder(contextlib.AbstractContextManager):
         lines = _lines(paths)
         check_folder(self.path)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(files.FolderLock("folder", self.path))
+            stack.enter_context(files.locked("folder", self.path))
             for left in self.path.glob(".*.tmp"):  # by a killed process
                 left.unlink()
             self._resume(shapes)

@@ -95,7 +95,7 @@ def features(
     variables = vit.variables
     if not isinstance(images, jax.core.Tracer):
         images = jax.device_put(images)
-        variables = vit.on_device(beside=images)
+        variables = vit.device_variables
     with working("compiling the features"):  # later calls only start the program
         return _extract(variables, images, model, blocks, norm, reshape, fill)
 

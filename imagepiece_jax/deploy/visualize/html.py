@@ -83,12 +83,9 @@ def write_folder(
     methods = []
     traces = []
     os.makedirs(out, exist_ok=True)
-    files.check_folder("out", figures)
     images_of_patches, _ = cut_to_patches(images, models[0].model.config.patch_size)
     for vit in models:
-        trace = tracing.trace(
-            vit.model, vit.on_device(), images, vit.config.problem_type
-        )
+        trace = tracing.trace(vit.model, vit.variables, images, vit.config.problem_type)
         traces.append(trace)
         setting = str(vit.reduction)
         method = {"label": vit.label, "setting": setting, "gmacs": vit.gmacs}

@@ -18,9 +18,10 @@ from flax import traverse_util
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.warning import warn
 from imagepiece_jax.config.run_files import KINDS, check_normalization
 from imagepiece_jax.deploy.weights import hub_configs, layouts, location, runs
-from imagepiece_jax.deploy.weights.file_names import CONFIG, OPEN_CLIP, RECOVERED
+from imagepiece_jax.deploy.weights.file_names import CONFIG, OPEN_CLIP, OURS, RECOVERED
 from imagepiece_jax.deploy.weights.hub_configs import Described
 from imagepiece_jax.deploy.weights.layouts import Contents
 from imagepiece_jax.deploy.weights.location import FILE, FOLDER, RUN, Location
@@ -88,7 +89,7 @@ def load(
     Raises InputError for weights that do not say which model they are, and for tensors
         that are not the config's.
     """
-    found = location.find(weights)
+    found = location.find(weights, may_be_broken=config is not None)
     checkpoint = _checkpoint(found, checkpoint)
     described = describe(found, config)
     contents = read_contents(found, described.config, checkpoint, averaged)
@@ -175,7 +176,10 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
         raise InputError(f"config is {name!r}, no name and no file; {names}")
     if os.path.basename(name) in (CONFIG, OPEN_CLIP):
         name = os.path.dirname(name) or os.curdir
-    return describe(location.find(name)).config
+    found = location.find(name)
+    if found.kind == FILE and registry.name_of_file(found.path) is None:
+        raise InputError(f"config is {name!r}; a file must be {CONFIG} or {OPEN_CLIP}")
+    return describe(found).config
 
 
 def loaders(run: "RunConfig") -> tuple[Loader | None, Loader | None]:
@@ -211,12 +215,27 @@ def describe(found: Location, config=None) -> Described:
     if found.kind == RUN:
         described = runs.read(found)
     elif found.config_file is not None:
-        described = hub_configs.read(found, config is not None)
+        described = _of_files(found, config)
     else:
         return Described(config or _config_of_file(found))
     if config is not None:
         described = described._replace(config=config)
     return described
+
+
+def _of_files(found, config):
+    """What the files beside a folder's weights say.
+
+    A config.json of `save` that is broken, or of another version, says nothing where
+    the caller gives a config.
+    """
+    try:
+        return hub_configs.read(found, config is not None)
+    except InputError as error:
+        if config is None or OURS not in (found.config or {OURS}):
+            raise
+        warn(f"{error}; it is left out, as config says what the model is")
+        return Described(config)
 
 
 def _config_of_file(found):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import jax
@@ -75,6 +76,26 @@ def test_rows_are_the_features_of_the_lines_of_paths(vit, photographs, written):
         assert np.isnan(rows[[*DAMAGED]]).all()
 
 
+def test_vectors_are_compared_with_the_dense_model_s(
+    vit, photographs, tmp_path, capsys
+):
+    write_features(vit, photographs, tmp_path / "f")
+    said = "".join(capsys.readouterr())
+    pattern = r"of (\d+) photographs: mean ([\d.]+), worst ([\d.]+) \((.*)\)"
+    ((count, mean, worst, path),) = re.findall(pattern, said)
+    images = [photographs[row] for row in range(COUNT) if row not in DAMAGED]
+    vectors = []
+    for form in (vit, vit.with_reduction(None)):
+        pooled = np.asarray(imagepiece_jax.features(form, images).pooled)
+        vectors.append(pooled / np.linalg.norm(pooled, axis=1, keepdims=True))
+    cosines = np.sum(vectors[0] * vectors[1], axis=1)
+    assert int(count) == len(images)
+    assert float(mean) == pytest.approx(cosines.mean(), abs=1e-3)
+    assert float(worst) == pytest.approx(cosines.min(), abs=1e-3)
+    assert path == images[cosines.argmin()]
+    assert cosines.min() < 0.99
+
+
 @pytest.mark.parametrize("dtype, most", [("float32", 1e-5), ("bfloat16", 0.02)])
 def test_a_stem_may_join_pixels_as_on_gpus(monkeypatch, dtype, most):
     """What its first convolution adds are the same products, and zeros."""
@@ -127,13 +148,13 @@ def test_a_killed_process_is_gone_on_with(
 ):
     """With the rows that were counted, damaged ones included."""
     starts = []
-    batches = feature_files._batches
+    batches = feature_files.Batches
 
-    def noted(*args):
-        starts.append(args[-1])
-        return batches(*args)
+    def noted(**options):
+        starts.append(COUNT - len(options["source"]))
+        return batches(**options)
 
-    monkeypatch.setattr(feature_files, "_batches", noted)
+    monkeypatch.setattr(feature_files, "Batches", noted)
     whole, result = written
     unfinished(whole, tmp_path / "killed", rows)
     if rows < COUNT:
@@ -142,7 +163,7 @@ def test_a_killed_process_is_gone_on_with(
     again = write_features(vit, photographs, tmp_path / "killed", **OPTIONS)
     assert again == result
     assert content(tmp_path / "killed") == content(whole)
-    assert starts == [rows]
+    assert starts[-1] == rows
 
 
 def test_rows_are_counted_as_they_are_written(vit, photographs, tmp_path, monkeypatch):
@@ -223,7 +244,7 @@ def test_folders_that_are_not_its_own(vit, photographs, tmp_path):
         (tmp_path / name).write_text("mine")
         check("folder", f"{tmp_path} holds {name}")
         (tmp_path / name).unlink()
-    with files.FolderLock("folder", tmp_path):
+    with files.locked("folder", tmp_path):
         check("folder", tmp_path, "in use by another process")
     for character in "\n\r\f\x85\u2028":  # what str.splitlines splits at
         name = f"a{character}b.png"

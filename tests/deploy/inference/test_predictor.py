@@ -216,6 +216,15 @@ def test_impossible_predictors(trained, option, given):
         imagepiece_jax.Predictor(trained, **{option: given})
 
 
+def test_a_new_head_is_warned_of_once(trained, tmp_path):
+    imagepiece_jax.save(tmp_path / "m", trained)
+    with pytest.warns(UserWarning, match="untrained was drawn"):
+        vit = imagepiece_jax.load(tmp_path / "m", num_classes=3)
+    with pytest.warns(UserWarning) as said:
+        imagepiece_jax.Predictor(vit)
+    assert len(said) == 1
+
+
 def test_a_projection_is_no_classifier(trained):
     """CLIP's head has no bias: zeros here."""
     params = trained.variables["params"]
