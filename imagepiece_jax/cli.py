@@ -39,6 +39,10 @@ def run(
     finish(call, compiles=compiles)
 
 
+# Of RuntimeErrors that a user can mend.
+DEVICE_ERRORS = ("RESOURCE_EXHAUSTED", "Unable to initialize backend")
+
+
 def finish(call: Callable[[], int | None], *, compiles: bool = True):
     """Call the function of a command, and exit with its status (None: 0).
 
@@ -69,12 +73,11 @@ def finish(call: Callable[[], int | None], *, compiles: bool = True):
     except (OSError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         leave(RunError.status)
-    except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(
-            error
-        ):  # of XLA: the device's memory is full
+    except RuntimeError as error:  # of JAX: a full device, or one that is not there
+        text = str(error).partition("\n")[0]
+        if not any(known in str(error) for known in DEVICE_ERRORS):
             raise
-        print("error:", str(error).partition("\n")[0], file=sys.stderr)
+        print(f"error: {text}", file=sys.stderr)
         leave(RunError.status)
     sys.exit(status)
 
