@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.commands import evaluate, visualize
+from imagepiece_jax.commands import evaluate
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.deploy.weights.load import loaders
 from imagepiece_jax.deploy.weights.save import save
@@ -22,7 +22,6 @@ from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.initial_weights import InitialWeights
 from tests import runs
 from tests.command import call
-from tests.deploy.visualize.traces import read_traces
 from tests.models import tiny
 from tests.oracles import log_softmax, softmax
 from tests.pictures import write_csv
@@ -137,16 +136,6 @@ def test_a_run_is_loaded_and_predicted_with_as_it_was_trained(folder, expected):
     best = predictor(pixels[0])
     assert [p.index for p in best] == np.argsort(-shares).tolist()
     assert best[0].probability == pytest.approx(shares.max(), rel=1e-4)
-
-
-def test_visualize_sees_what_the_model_sees(tmp_path, folder, expected):
-    """The confidence that is drawn is that of the right normalization."""
-    out = tmp_path / "page"
-    call(visualize.main, folder / "run", folder / "0.png", "--out", out).ok()
-    _, (traced,) = read_traces(out)
-    shares = softmax(expected["halves"][0][0])
-    assert traced["top"][0] == shares.argmax()
-    assert traced["confidence"][0] == pytest.approx(shares.max(), rel=1e-3)
 
 
 @pytest.mark.parametrize(

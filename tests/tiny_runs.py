@@ -4,7 +4,6 @@ Some seconds on the digits of the package: two epochs of 12 steps, an evaluation
 each, and a checkpoint at least every 5 steps.
 """
 
-import re
 import time
 
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
@@ -45,8 +44,3 @@ class TinyRun:
 
     def on_disk(self):
         return Checkpoints(self.workdir).latest_step()
-
-    def said(self):
-        """The sentence that the run ended with."""
-        ends = r"^(?:error: |(?=stopped ))(.*)"
-        return re.findall(ends, self.log.read_text(), re.MULTILINE)[-1]

@@ -7,7 +7,6 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.commands import benchmark
-from tests import programs
 from tests.benchmark.small import SMALL, simplify
 from tests.command import call
 from tests.models import tiny
@@ -26,10 +25,8 @@ def measured(trained, tmp_path_factory):
     """Weights with two reductions at two batch sizes: (output, folder)."""
     folder = tmp_path_factory.mktemp("out")
     words = [trained, "--reductions", *NAMES[1:], *SMALL, "--batch-size", 2, 4]
-    words += ["--json", folder / "a.json", "--markdown", folder / "a.md"]
-    words += ["--plot", folder / "a.png", "--gelu=tanh"]
-    # A program that is read has no compile_s.
-    with pytest.MonkeyPatch.context() as patch, programs.compiled_anew():
+    words += ["--json", folder / "a.json", "--gelu=tanh"]
+    with pytest.MonkeyPatch.context() as patch:
         simplify(patch)
         ended = call(benchmark.main, *words).quiet()
     return ended.out, folder
@@ -39,7 +36,7 @@ def rows(folder):
     return [json.loads(line) for line in (folder / "a.json").read_text().splitlines()]
 
 
-def test_every_figure_is_a_json_line_and_has_a_plot_and_a_table(measured):
+def test_every_figure_is_a_json_line(measured):
     found = rows(measured[1])
     cases = itertools.product((4, 2), NAMES)
     assert [(row["batch_size"], row["config"]) for row in found] == list(cases)
@@ -48,13 +45,12 @@ def test_every_figure_is_a_json_line_and_has_a_plot_and_a_table(measured):
         assert len(row["seconds_a_call"]) == row["repeats"] == 2
         assert row["gelu"] == "tanh"
         assert row["peak_memory"] > 0
-        assert row["compile_s"] > 0
         assert row["throughput"] == pytest.approx(row["batch_size"] / row["ms"] * 1e3)
 
-    out, folder = measured
-    assert (folder / "a.png").read_bytes().startswith(b"\x89PNG")
-    for text in (out, (folder / "a.md").read_text()):
-        assert "inference: tome:r=2 is " in text
+
+def test_the_table_is_printed(measured):
+    out, _ = measured
+    assert [line.split()[0] for line in out.splitlines()[-3:]] == [*NAMES]
 
 
 def test_costs_are_those_of_the_methods(measured):

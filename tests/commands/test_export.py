@@ -127,14 +127,3 @@ def test_only_an_earlier_export_is_replaced(saved, tmp_path, texts, name):
     with refused(name, "already exists, and export did not write it"):
         imagepiece_jax.export(imagepiece_jax.load(saved), out)
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == texts
-
-
-def test_a_form_of_gelu_is_that_of_a_model_loaded_with_it(saved, tmp_path):
-    own = tmp_path / "own.onnx"
-    words = [saved, own, "--gelu=tanh"]
-    call(export.main, *words).ok()
-    config = imagepiece_jax.read_config(saved).with_arch(gelu="tanh")
-    tanh = imagepiece_jax.load(saved, config=config)
-    loaded = imagepiece_jax.export(tanh, str(tmp_path / "loaded.onnx"))
-    assert own.read_bytes() == loaded.read_bytes()
-    assert program_facts.read_facts(own)["model"]["arch"]["gelu"] == "tanh"

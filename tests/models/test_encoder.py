@@ -113,19 +113,18 @@ def test_pixels_are_normalized():
 
 
 @pytest.mark.parametrize(
-    "option, value, found",
+    "option, value",
     [
-        *(("layers", layers, layers) for layers in (4, -1, [0, 3], True)),
-        *(("fill", fill, fill) for fill in ("mean", ["x"])),
-        ("norm", False, False),  # without layers
-        ("images", None, "NoneType"),
-        ("images", np.zeros((1, 20, 20, 3), np.int32), np.dtype("int32")),
-        ("images", np.zeros((1, 20, 24, 3)), (1, 20, 24, 3)),
-        ("images", np.zeros((20, 20, 3)), (20, 20, 3)),
-        ("images", np.zeros((0, 20, 20, 3)), (0, 20, 20, 3)),
+        ("layers", 4),
+        ("layers", -1),
+        ("fill", "mean"),
+        ("images", np.zeros((1, 20, 20, 3), np.int32)),
+        ("images", np.zeros((1, 20, 24, 3))),
+        ("images", np.zeros((20, 20, 3))),
+        ("images", np.zeros((0, 20, 20, 3))),
     ],
 )
-def test_what_does_not_fit_is_refused(option, value, found):
+def test_what_does_not_fit_is_refused(option, value):
     vit = Pretrained(tiny.model(TOME), {"params": {}})
     with refused(option):
         features(vit, **{"images": tiny.images(1), option: value})

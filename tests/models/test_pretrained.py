@@ -1,9 +1,5 @@
 """A trained model as one object: defaults, other reductions, and its former form."""
 
-import dataclasses
-import pickle
-
-import jax
 import pytest
 
 import imagepiece_jax
@@ -84,35 +80,24 @@ def test_sizes_that_no_weights_have(dense, size):
 
 
 def test_counts_of_one_size_are_refused_at_another(dense, tmp_path):
-    """The sentence says how: nobody typed the counts that macs=0.5 has found."""
     own = dense.with_reduction("tome:macs=0.5")
-    with refused("counts", "with_reduction(None).at_size(..)"):
+    with refused("counts"):
         own.at_size(8 * tiny.SIDE)
     imagepiece_jax.save(tmp_path / "saved", own)
     with refused("counts", str(tmp_path / "saved")):
         imagepiece_jax.load(tmp_path / "saved", image_size=8 * tiny.SIDE)
 
 
-PAIR = "variables"
 UNWEIGHTED = tiny.changed(TOME, prop_attn=False)
-PLAIN = tiny.model()
 
 
 @pytest.mark.parametrize(
-    "model, rest, field, value",
-    [
-        (None, {}, PAIR, ("NoneType", "dict")),
-        ({}, {"variables": PLAIN}, PAIR, ("dict", "ViT")),
-        (PLAIN, {"variables": None}, PAIR, ("ViT", "NoneType")),
-        (PLAIN, {"variables": {}}, PAIR, ("ViT", "dict")),
-        (PLAIN, {"preprocessing": Preprocessing(24)}, "preprocessing", None),
-        (PLAIN, {"class_names": ["a"]}, "class_names", 1),
-        (PLAIN, {"class_names": ["a"] * 3 + [b"b"] * 4}, "class_names", b"b"),
-    ],
+    "field, value",
+    [("preprocessing", Preprocessing(24)), ("class_names", ["a"])],
 )
-def test_what_is_no_trained_model(model, rest, field, value):
+def test_metadata_that_do_not_fit_the_model(field, value):
     with refused(field):
-        Pretrained(model, **{"variables": {"params": {}}} | rest)
+        Pretrained(tiny.model(), {"params": {}}, **{field: value})
 
 
 def test_the_same_weights_with_another_reduction(dense):
@@ -152,34 +137,3 @@ def test_learned_selectors_stay_with_the_weights(tmp_path, dense):
     again = loaded.with_reduction(TOME)
     assert "reducer_1" not in again.variables["params"]
     assert same(again.with_reduction(DYNAMICVIT).variables, learned.variables)
-
-
-def test_selectors_are_those_of_the_variables(tmp_path, dense):
-    """Drawn ones stay untrained; ones trained after loading replace the file's."""
-    fresh = dense.with_reduction(DYNAMICVIT, seed=1)
-    with refused("the model", "has no reducer_1, a selector that"):
-        fresh.with_reduction(tiny.changed(DYNAMICVIT, keep_rate=0.8))
-    tiny.write(tmp_path / "w.npz", tiny.pretrained(DYNAMICVIT).variables)
-    loaded = imagepiece_jax.load(tmp_path / "w.npz", reduction=DYNAMICVIT, **GIVEN)
-    trained = jax.tree.map(lambda leaf: leaf + 1, loaded.variables)
-    vit = dataclasses.replace(loaded, variables=trained)
-    slower = vit.with_reduction(tiny.changed(DYNAMICVIT, keep_rate=0.8))
-    assert not slower.untrained
-    assert same(slower.variables, trained)
-    dense = vit.with_reduction(None)
-    assert same(dense.with_reduction(DYNAMICVIT).variables, trained)
-
-
-def test_a_model_without_its_weights_is_refused(dense):
-    with refused("vit", "is of type ViT; it must be what load"):
-        imagepiece_jax.features(dense.model, tiny.images())
-
-
-def test_a_loaded_model_can_be_given_to_another_process(dense, tmp_path):
-    file = tiny.write(tmp_path / "w.npz", dense.variables)
-    vit = imagepiece_jax.load(file, **GIVEN)
-    again = pickle.loads(pickle.dumps(vit))
-    assert again.model == vit.model
-    assert same(again.variables, vit.variables)
-    assert again.source.path == vit.source.path == file
-    assert again.digest == vit.digest

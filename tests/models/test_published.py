@@ -206,13 +206,10 @@ def test_a_name_knows_imagenets_classes(tmp_path, file, fields):
     assert other.class_names is None
 
 
-def test_a_size_that_is_asked_for_leaves_a_file_its_classes(assets):
-    """As the configs of DeiT ask for it; a public name replaces that of the file."""
+def test_a_given_name_replaces_that_of_the_file(assets):
     path = assets / "weights" / "deit_tiny_patch16_224.npz"
-    found = load.load(path, config="deit_ti")
-    assert found.class_names == class_names.imagenet_names()
-    other = "vit_tiny_patch16_224.augreg_in21k"
-    assert load.load(path, config=other).class_names is None
+    for other in ("deit_ti", "vit_tiny_patch16_224.augreg_in21k"):
+        assert load.load(path, config=other).class_names is None
 
 
 @pytest.mark.parametrize(
@@ -224,7 +221,7 @@ def test_a_size_that_is_asked_for_leaves_a_file_its_classes(assets):
         ("vit_small_patch16_224.augreg_in21k", 1000, False),
         ("deit_tiny_patch16_224.fb_in1k", 10, False),
         ("vit_small_patch14_reg4_dinov2", 1000, False),  # which has no classes
-        ("deit_ti", 1000, True),  # as its authors published it
+        ("deit_ti", 1000, False),  # which is no name of weights
         (None, 1000, False),
     ],
 )

@@ -33,7 +33,7 @@ def test_fields_override_what_the_name_stands_for():
 
 UNWEIGHTED = "tome:prop_attn=False"
 WRONG = [  # (fields, what the sentence has)
-    ({"name": "resnet50"}, "name is 'resnet50'; the models are"),
+    ({"name": "resnet50"}, "'resnet50' is no model's name; the models are"),
     ({"image_size": 0}, "image_size is 0"),
     ({"image_size": (224, 0)}, "image_size is 0"),
     ({"image_size": (224, 224, 3)}, "image_size is (224, 224, 3)"),

@@ -134,17 +134,6 @@ def test_only_the_named_parts_are_new(saved):
     chex.assert_trees_all_equal(started(config)["params"], variables["params"] | head)
 
 
-def test_a_dense_run_starts_from_weights_with_selectors(tmp_path):
-    """They are left out, as a model of `load` with another reduction leaves them."""
-    path = tmp_path / "w"
-    config = configured(**{"model.depth": 2})
-    config.reduction = "dynamicvit:blocks=(1,):keep_rate=0.5"
-    variables = write(path, config)
-    config = configured(**{"model.depth": 2, "init.weights": str(path)})
-    del variables["params"]["reducer_1"]
-    chex.assert_trees_all_equal(started(config), variables)
-
-
 HALF = (0.5, 0.5, 0.5)
 OWN = {"model.arch.gelu": "tanh", "model.arch.norm_eps": 1e-6}
 OWN |= {"model.mean": HALF, "model.std": HALF}
@@ -181,17 +170,6 @@ def test_a_start_computes_what_its_weights_were_trained_for(
     with pytest.raises(InputError, match=re.escape(said)) as error:
         begin(config)
     assert f"w was trained with {trained!r}" in str(error.value)
-
-
-def test_a_new_head_pools_as_it_likes(saved):
-    path, variables = saved
-    fields = {"init.weights": str(path), "init.fresh": ("head",)}
-    config = configured(fields, **{"model.arch.pool": "mean"})
-    found = started(config)["params"]
-    chex.assert_trees_all_equal(found["blocks_0"], variables["params"]["blocks_0"])
-    config.init.fresh = ()
-    with pytest.raises(InputError, match="config.model.arch.pool is 'mean'"):
-        started(config)
 
 
 LARGER = {"image_size": 48, "data.resize": "deit"}  # which is cropped

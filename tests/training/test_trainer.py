@@ -60,7 +60,7 @@ def test_run_leaves_config_versions_classes_and_checkpoints(finished):
     assert saved["batch_size"] == 256
     assert saved["reduction"].startswith("imagepiece")
     start = json.loads((workdir / "run.json").read_text())["starts"][0]
-    assert {"git", "python", "libraries", "devices", "end"} <= set(start)
+    assert {"git", "python", "libraries", "devices"} <= set(start)
     assert Checkpoints(workdir).latest_step() == 10
     assert list((workdir / "profile").rglob("*.trace.json.gz"))
     digits = [str(digit) for digit in range(10)]

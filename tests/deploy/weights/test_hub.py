@@ -242,6 +242,11 @@ def test_transformers_models_come_with_their_processor(online, cache, monkeypatc
     expected = {"config.json", "preprocessor_config.json", "model.safetensors"}
     assert cached(cache) == expected
     hub.repository_files.cache_clear()
+    online.files["processor_config.json"] = b"{}"  # which comes first, where it is
+    hub.fetched("hf://org/name")
+    assert cached(cache) == expected | {"processor_config.json"}
+    hub.repository_files.cache_clear()
+    del online.files["processor_config.json"]
     del online.files["preprocessor_config.json"]
     shutil.rmtree(cache)
     snapshot = hub.fetched("hf://org/name")
