@@ -230,5 +230,6 @@ def test_doctor_says_each_thing_in_one_line(monkeypatch):
 
 def test_doctor_of_a_device_that_is_not_there_says_the_rest():
     ended = start("-m", "imagepiece_jax", "doctor", JAX_PLATFORMS="nowhere")
-    assert sentence(ended).startswith("Unable to initialize backend 'nowhere'")
+    assert ended.status == 1
+    assert ended.lines[-1].startswith("error: Unable to initialize backend 'nowhere'")
     assert f"jax {jax.__version__}\n" in ended.out
