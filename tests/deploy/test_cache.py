@@ -55,7 +55,7 @@ def test_a_line_has_setting_versions_and_time(tmp_path):
     assert {"git", "time"} < set(line)
 
 
-@pytest.mark.parametrize("left", [1, 5, 20, -20, -1])  # -1: its end alone is missing
+@pytest.mark.parametrize("left", [1, 20, -1])  # -1: its end alone is missing
 def test_a_line_is_torn_anywhere(tmp_path, left):
     measured(tmp_path, SETTING, SETTING | {"x": 1})
     file = tmp_path / FILE
@@ -76,7 +76,7 @@ def test_a_full_disk_without_room_for_the_end_of_a_line(tmp_path):
     assert file.read_bytes() == content
 
 
-@pytest.mark.parametrize("text", ["notes", '{"other": 1', '{"setting": 1}', "3"])
+@pytest.mark.parametrize("text", ["notes", '{"setting": 1}'])
 def test_what_is_no_torn_result_is_not_deleted(tmp_path, text):
     measured(tmp_path, SETTING)
     file = tmp_path / FILE
@@ -88,17 +88,9 @@ def test_what_is_no_torn_result_is_not_deleted(tmp_path, text):
     assert file.read_bytes() == content
 
 
-def test_folders_that_cannot_be_used_are_refused(tmp_path):
-    """With a line that is no result, or used by another process."""
-    damaged = tmp_path / "damaged" / FILE
-    damaged.parent.mkdir()
-    damaged.write_text('{"setting": {}, "result": {}}\nnonsense\n')
+def test_a_folder_that_another_process_uses_is_refused(tmp_path):
     used = ResultCache(tmp_path / "used")
-    for folder, problem in (
-        (damaged.parent, "points.jsonl.* line 2 is not a measured"),
-        (tmp_path / "used", "in use by another process"),
-    ):
-        with pytest.raises(InputError, match=problem):
-            ResultCache(folder)
+    with pytest.raises(InputError, match="in use by another process"):
+        ResultCache(tmp_path / "used")
     used.close()
     ResultCache(tmp_path / "used").close()

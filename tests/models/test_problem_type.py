@@ -51,11 +51,3 @@ def test_numbers_are_no_probabilities(answers):
         answers(REGRESSION)(LOGITS)
     assert activation(REGRESSION, 3) is None
     assert activation(PROBLEMS[0], 0) is None
-
-
-@pytest.mark.parametrize(
-    "logits, value", [(LOGITS[:2], (2,)), (LOGITS[:, None], (3, 1))]
-)
-def test_logits_of_other_classes(answers, logits, value):
-    with refused("logits"):
-        answers(PROBLEMS[0])(logits)

@@ -208,7 +208,7 @@ def test_merged_tokens_equal_the_oracle(size_weighting, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("n, kept", [(2, 1), (19, 13), (19, 18)])
+@pytest.mark.parametrize("n, kept", [(2, 1), (19, 13)])
 def test_fused_tokens_equal_the_oracle(n, kept, dtype):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, n + 1, 5)).astype(dtype)

@@ -19,9 +19,7 @@ from tests.deploy.weights.pth import (
 from tests.refused import refused
 
 
-@pytest.mark.parametrize(
-    "key", ["state_dict", "model", "model_state", "params", "teacher", "module", "net"]
-)
+@pytest.mark.parametrize("key", ["state_dict", "model_state", "teacher"])
 def test_training_checkpoint_is_unwrapped(tmp_path, key):
     """An OrderedDict with attributes, beside the script's argparse.Namespace.
 
@@ -56,12 +54,8 @@ def values(path, **options):
 @pytest.mark.parametrize(
     "key, name",
     [
-        ("model", "model_ema"),
         ("state_dict", "state_dict_ema"),
-        ("model", "ema"),
         ("state_dict", "ema_state_dict"),
-        ("model_state_dict", "model_ema_state_dict"),
-        ("params", "params_ema"),
         ("encoder", "ema"),
     ],
 )
@@ -78,44 +72,20 @@ def test_averages_of_a_training_checkpoint(tmp_path, key, name):
     alone = mapping(**{name: content[name]})
     path = write_pth(tmp_path / "alone.pth", alone, {name: storages[name]})
     assert values(path) == values(path, averaged=True) == {2}
-    path = write_pth(tmp_path / "b.pth", content[key], {key: storages[key]})
-    with refused("b.pth: it has no averaged weights"):
-        read_state_dict(path, averaged=True)
 
 
-@pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
-def test_one_of_several_models_is_chosen_by_its_key(tmp_path, wrapper):
+def test_one_of_several_models_is_chosen_by_its_key(tmp_path):
     content, storages = under_keys(student=1, teacher=2, encoder=3)
     center = mapping(center=tensor("student", 2, (2,), (1,)))
     content |= {"dino_loss": center, "epoch": integer(3)}
-    whole = mapping(**content)
-    if wrapper:
-        whole = mapping(params=mapping(lr=integer(1)), **{wrapper: whole})
+    whole = mapping(params=mapping(lr=integer(1)), model=mapping(**content))
     path = write_pth(tmp_path / "dino.pth", whole, storages)
     with refused(path, "it holds 3 models", "student or teacher or encoder"):
         read_state_dict(path)
     for key, value in (("student", 1), ("teacher", 2), ("encoder", 3)):
         assert values(path, checkpoint=key) == {value}
-    for key in ("teach", "0"):
-        with refused("checkpoint", "the file has", "student, teacher, encoder"):
-            read_state_dict(path, checkpoint=key)
-    with refused("it holds 3 models"):
-        read_state_dict(path, averaged=True)
-
-
-def test_the_only_model_is_read_whatever_its_key(tmp_path):
-    content, storages = under_keys(encoder=1)
-    whole = mapping(**content, epoch=integer(3))
-    path = write_pth(tmp_path / "one.pth", whole, storages)
-    assert values(path) == values(path, checkpoint="encoder") == {1}
-
-
-def test_one_of_several_averages_is_chosen_by_its_key(tmp_path):
-    content, storages = under_keys(model=1, ema=2, params_ema=3)
-    path = write_pth(tmp_path / "a.pth", mapping(**content), storages)
-    with refused("it holds 2 models", "ema or params_ema"):
-        read_state_dict(path, averaged=True)
-    assert values(path, checkpoint="params_ema") == {3}
+    with refused("checkpoint", "the file has", "student, teacher, encoder"):
+        read_state_dict(path, checkpoint="teach")
 
 
 def test_averages_hold_a_model_under_a_key(tmp_path):
@@ -132,21 +102,10 @@ def test_a_state_dict_alone_has_no_keys(tmp_path):
     path = tmp_path / "a.safetensors"
     safetensors.numpy.save_file(tensors, path)
     check_same(read_state_dict(path), tensors)
-    for key in ("model", "ema_model", "model.w"):
-        with refused("checkpoint", "the file has one model under no key"):
-            read_state_dict(path, checkpoint=key)
+    with refused("checkpoint", "the file has one model under no key"):
+        read_state_dict(path, checkpoint="model")
     with refused("it has no averaged weights"):
         read_state_dict(path, averaged=True)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"}q\x00" + text("model") + b"h\x00s", mapping(model=mapping(a=integer(1)))],
-)
-def test_a_key_of_no_model_is_no_model(tmp_path, content):
-    path = write_pth(tmp_path / "a.pth", content)
-    with refused(f"weights file {path}"):
-        read_state_dict(path)
 
 
 def test_the_count_of_an_averaged_model_is_no_weight(tmp_path):
