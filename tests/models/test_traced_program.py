@@ -8,10 +8,8 @@ import functools
 import re
 
 import jax
-import jax.numpy as jnp
 import pytest
 
-from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny
 from tests.models.test_families import FAMILIES
@@ -114,29 +112,6 @@ def test_training_with_masks_builds_them(without_core, name):
     """Each image has its own mask, which the fused core does not take."""
     model = tiny.model(SMALL[name], masked=True)
     assert attention_weights(model, backward=False) != []
-
-
-def test_the_search_finds_what_there_must_not_be(without_core, monkeypatch):
-    """A product with a one-hot map, a sort, and an attention matrix."""
-    apply = moves.apply
-
-    def one_hot(state, result):
-        return apply(state, result.replace(index=None))
-
-    def sorted_rows(x, index):
-        return jnp.sort(x)[:, index[0]]
-
-    for name, stand_in, word in (
-        ("gather_rows", sorted_rows, "sort"),
-        ("apply", one_hot, "product"),
-    ):
-        with monkeypatch.context() as patch:
-            patch.setattr(moves, name, stand_in)
-            found = unwanted(tiny.model(tiny.IMAGEPIECE), backward=False)
-        assert any(line.startswith(word) for line in found)
-    monkeypatch.undo()
-    found = unwanted(tiny.model(tiny.FUSED), backward=False)
-    assert any(line.startswith("attention weights") for line in found)
 
 
 # A pass is an operation that ends a fusion, on a GPU a kernel of its own, or nearly so.
