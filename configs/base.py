@@ -108,7 +108,7 @@ def get_config():
     config.checkpoint_every_steps = 1250  # beside one after each evaluation
     config.keep_every_steps = 0  # checkpoints of its multiples stay for good; 0: none
     config.log_every_steps = 50  # a line of metrics, over the steps since the last
-    config.progress = True  # a progress bar, in a terminal; else lines
+    config.progress = True  # print a line where metrics are logged
     config.profile = False  # a trace of some early steps, for TensorBoard or Perfetto
     config.lock()
     return config

@@ -34,7 +34,8 @@ def masking(paper):
         for model in find(paper, row)[:1]:
             vit, reduction = model
             # Fresh selectors say nothing of the method.
-            if not vit.lacks_selectors(reduction):
+            found = vit.with_reduction(reduction, seed=0)
+            if "selectors" not in found.untrained_kinds:
                 rights[row] = [rights_of(paper, model, count) for count in COUNTS]
     lines = []
     series = {}
@@ -56,7 +57,7 @@ def masking(paper):
 def draw(path, series):
     """A PNG of accuracy by the number of squares, {model: [(count, Estimate)]}."""
     axes = f"masks of {SIDE} x {SIDE} pixels", "accuracy, %"
-    plotting.draw_curves(path, *axes, series, references=[DENSE.name], apart=True)
+    plotting.draw_curves(path, *axes, series)
 
 
 def published_lines(row: TableRow) -> list[list[str]]:

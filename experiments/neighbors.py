@@ -83,7 +83,7 @@ def loaded(weights, setting: str):
 
 def image_paths(folder: str) -> list[str]:
     """The paths of the images of a set."""
-    files = [*pictures.listed([folder])]
+    files = pictures.find_images([folder])
     return [files[i] for i in evenly_spaced(len(files), SPACED)][::2]
 
 

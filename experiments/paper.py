@@ -47,20 +47,21 @@ from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.workloads import Clock
 from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.common.files import check_folder, replace_file
+from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.common.timing_rules import Rules
-from imagepiece_jax.data.batches import EvalBatches
+from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.compare.cache import MeasuredWeights, ResultCache, Split
 from imagepiece_jax.deploy.weights.load import load
 from imagepiece_jax.deploy.weights.location import is_run
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.input import loader
+from imagepiece_jax.input import worker_pool
 from imagepiece_jax.input.registry import open_source, short_name
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.record import as_json
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 
 TABLES = {
@@ -198,7 +199,7 @@ class Images:
         }
 
     def batches(self):
-        """Batches of a pass as `EvalBatches` gives them."""
+        """Batches of a pass as `Batches` without a seed gives them."""
         pixels = len(self) * math.prod(sides(self.image_size)) * 3
         return self._kept if pixels <= MOST_KEPT else self._read()
 
@@ -207,13 +208,14 @@ class Images:
         return list(self._read())
 
     def _read(self):
-        sequence = EvalBatches(
-            self.source,
-            self.preprocessing,
+        batches = Batches(
+            source=self.source,
+            transform=self.preprocessing,
             batch_size=self.batch_size,
             placement=parallel.placement(),
         )
-        return loader.read_ahead(sequence, self.workers, 2 if self.workers else 0)
+        threads = 2 if self.workers else 0
+        return worker_pool.read_ahead(batches, self.workers, threads)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -257,7 +259,6 @@ class Study:
             vit,
             images or self.images,
             self.cache,
-            self.clock,
             seed=0,  # of reducers that draw: one program for all trainings of a row
             programs=self.programs,
         )
@@ -273,9 +274,17 @@ class Study:
         self, vit: Pretrained, reduction: ReductionLike
     ) -> dict[str, float] | None:
         """Speed in turns with the dense model, as a Clock gives it."""
-        return (
-            self.weights(vit).speed(Reduction.read(reduction)) if self.clock else None
-        )
+        if self.clock is None:
+            return None
+        reduction = Reduction.read(reduction)
+        setting = {
+            "kind": "speed",
+            "model": as_json(vit.model_with(reduction)),
+            "reduction": self.weights(vit).text(reduction),
+            **self.clock.setting(vit),
+        }
+        what = f"the speed of {reduction}"
+        return self.cache.result(setting, lambda: self.clock(vit, reduction), what)
 
     def inside(
         self,
@@ -429,7 +438,6 @@ def main(options: Options):
         raise InputError("give either weights or runs")
     if options.runs and options.small:
         raise InputError("runs is given with small")
-    check_folder("out", options.out)
     models = opened_models(options)
     images = opened_images(models, options)
     clock = None

@@ -39,7 +39,7 @@ import imagepiece_jax
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.data.source import Source, Subset
+from imagepiece_jax.data.source import Source
 from imagepiece_jax.deploy.pictures import as_source
 from imagepiece_jax.deploy.recover import recovery_loss
 from imagepiece_jax.deploy.recover.recovery_images import evaluation_batches
@@ -193,8 +193,8 @@ def measured(cell: Cell, paths: dict[str, str], images: dict[str, Source]) -> di
 def images_of(assets: pathlib.Path, imagenette: pathlib.Path) -> dict[str, Source]:
     """The images that cells learn from, and those that judge them."""
     photographs = as_source(assets / "data/nips2017_224_jpg/images")
-    odd = Subset(photographs, np.arange(1, len(photographs), 2))
-    even = Subset(photographs, np.arange(0, len(photographs), 2))
+    odd = photographs.subset(range(1, len(photographs), 2))
+    even = photographs.subset(range(0, len(photographs), 2))
     found = {"learned": odd.spread(LEARNED)}
     found["photographs"] = even.spread(JUDGED["photographs"])
     tests = as_source(imagenette)

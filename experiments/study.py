@@ -128,7 +128,7 @@ def run(
     Raises InputError where a line of a cell is of another identity, before anything is
     measured.
     """
-    with contextlib.closing(Lines(folder / FILE, "name")) as lines:
+    with contextlib.closing(Lines(folder / FILE)) as lines:
         found = read_runs(folder)
         waiting = []
         for cell in cells:
@@ -152,7 +152,7 @@ def read_runs(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
     """The lines of a folder's cells, by name. Raises InputError for a name twice."""
     path = pathlib.Path(folder, FILE)
     found = {}
-    for entry in read_lines(path, "name"):
+    for entry in read_lines(path):
         name = entry["name"]
         if name in found:
             raise InputError(f"{path}: {name} has two lines; remove one")

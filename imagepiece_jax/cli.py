@@ -1,12 +1,16 @@
-"""Running a command: a typed function, whose words tyro reads, and how it ends."""
+"""Running a command, a typed function, and ending its process."""
 
+import atexit
+import contextlib
 import io
+import os
 import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-from imagepiece_jax.common import cache_dirs, process, signals
+from imagepiece_jax.common import cache_dirs, signals
+from imagepiece_jax.errors import InputError, RunError, Stopped
 
 
 def run(
@@ -35,6 +39,10 @@ def run(
     finish(call, compiles=compiles)
 
 
+# Of RuntimeErrors that a user can mend.
+DEVICE_ERRORS = ("RESOURCE_EXHAUSTED", "Unable to initialize backend")
+
+
 def finish(call: Callable[[], int | None], *, compiles: bool = True):
     """Call the function of a command, and exit with its status (None: 0).
 
@@ -54,18 +62,41 @@ def finish(call: Callable[[], int | None], *, compiles: bool = True):
         status = call() or 0
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has gone: `... | head`
-        status = process.discard_output()
-    except (Exception, KeyboardInterrupt) as error:
-        line, status = process.ending(error)
-        if line is None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = RunError.status
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        leave(stopped.status)
+    except (InputError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        leave(error.status)
+    except (OSError, MemoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        leave(RunError.status)
+    except RuntimeError as error:  # of JAX: a full device, or one that is not there
+        text = str(error).partition("\n")[0]
+        if not any(known in str(error) for known in DEVICE_ERRORS):
             raise
-        print(line, file=sys.stderr)
-        process.leave(status)
+        print(f"error: {text}", file=sys.stderr)
+        leave(RunError.status)
     sys.exit(status)
 
 
+def leave(status: int):
+    """End the process with a status, whatever threads of libraries are doing.
+
+    A step or a compilation that is cut short may crash the interpreter at its end, and
+    the crash would replace the status.
+    """
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError):  # no reader, or a full disk
+        sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def _warning_lines() -> Callable[..., str]:
-    """A form of Python's warnings: one line, without a place in the code, and once.
+    """A format of Python's warnings: one line, once, without a place in the code.
 
     Python forgets what it has shown whenever a library, such as JAX, changes filters.
     """
@@ -84,7 +115,7 @@ def _warning_lines() -> Callable[..., str]:
 def keep_programs():
     """Let JAX keep compiled programs for later commands, and say where if it is new.
 
-    Nothing changes where JAX was imported before, whose settings are not the command's.
+    Nothing changes if JAX was imported before: its settings are somebody else's.
     """
     if "jax" in sys.modules:
         return

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from unittest import mock
 
 from imagepiece_jax import cli
-from imagepiece_jax.common import process, signals
+from imagepiece_jax.common import signals
 from tests import forked
 from tests.runs import ROOT
 
@@ -52,7 +52,7 @@ def call(main, *words):
     argv = ["command", *map(str, words)]
     with (
         mock.patch.object(sys, "argv", argv),
-        mock.patch.object(process, "leave", sys.exit),
+        mock.patch.object(cli, "leave", sys.exit),
         mock.patch.object(signals, "end_process"),  # which tests go on in
         mock.patch.object(warnings, "formatwarning"),
         contextlib.redirect_stdout(out),

@@ -17,11 +17,14 @@ from tests.runs import ROOT
     [
         (InputError("lr is -1"), 2, "error: lr is -1"),
         (RunError("loss is nan"), 1, "error: loss is nan"),
-        (MemoryError("5 TiB"), 1, "error: this machine has too little memory: 5 TiB"),
-        (FileNotFoundError(2, "No such file", "a"), 1, "error: a: No such file"),
+        (MemoryError("5 TiB"), 1, "error: 5 TiB"),
+        (
+            FileNotFoundError(2, "No such file", "a"),
+            1,
+            "error: [Errno 2] No such file: 'a'",
+        ),
         # To be stopped is no error.
         (Stopped(15, 7), 143, "stopped at step 7; the same command resumes from there"),
-        (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
 def test_status_and_sentence_of_an_end(error, status, said):
@@ -41,16 +44,6 @@ def test_a_fault_of_the_code_is_a_traceback():
         call(main)
 
 
-def test_a_deleted_working_directory_is_a_sentence(tmp_path, monkeypatch):
-    folder = tmp_path / "deleted"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    folder.rmdir()
-    ended = call(lambda: os.getcwd())
-    said = "error: the working directory has been deleted\n"
-    assert (ended.status, ended.err) == (2, said)
-
-
 KEEPS = """
 from imagepiece_jax import cli
 
@@ -63,7 +56,7 @@ cli.run(main)
 """
 
 
-def test_programs_are_kept_and_a_broken_one_is_compiled_again(tmp_path):
+def test_programs_are_kept(tmp_path):
     script = tmp_path / "keeps.py"
     home = tmp_path / "cache"
     script.write_text(KEEPS)
@@ -71,16 +64,11 @@ def test_programs_are_kept_and_a_broken_one_is_compiled_again(tmp_path):
     variables |= {"PYTHONPATH": os.getcwd(), "XDG_CACHE_HOME": str(home)}
     variables["JAX_PLATFORMS"] = "cpu"
     command = [sys.executable, script]
-    for turn in range(2):
-        ended = subprocess.run(command, env=variables, capture_output=True, text=True)
-        assert (ended.returncode, ended.stdout) == (0, "7.0\n")
-        (folder,) = (home / "imagepiece_jax" / "programs").iterdir()
-        # Said once a machine. JAX warns of the broken ones.
-        assert (f"kept in {folder} (set JAX_" in ended.stderr) == (turn == 0)
-        programs = [*folder.glob("*-cache")]
-        assert programs
-        for file in programs:  # as a process leaves it that is killed while it writes
-            file.write_bytes(file.read_bytes()[:100])
+    ended = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "7.0\n")
+    (folder,) = (home / "imagepiece_jax" / "programs").iterdir()
+    assert f"kept in {folder} (set JAX_" in ended.stderr
+    assert [*folder.glob("*-cache")]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +122,7 @@ def test_output_to_a_full_disk_is_one_sentence():
         ended = subprocess.run(
             command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
         )
-    said = "error: the output cannot be written (No space left on device)\n"
+    said = "error: [Errno 28] No space left on device\n"
     assert (ended.returncode, ended.stderr) == (1, said)
 
 

@@ -6,13 +6,12 @@ mean or deviation changes what it says. What is expected is computed in NumPy.
 
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.commands import evaluate, export, visualize
+from imagepiece_jax.commands import evaluate
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.deploy.weights.load import loaders
 from imagepiece_jax.deploy.weights.save import save
@@ -23,17 +22,13 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.initial_weights import InitialWeights
 from tests import runs
-from tests.command import call, sentence, start
-from tests.deploy.visualize.traces import read_traces
+from tests.command import call
 from tests.models import tiny
 from tests.oracles import log_softmax, softmax
 from tests.pictures import write_csv
-from tests.runs import ROOT
 
 HALF = (0.5, 0.5, 0.5)
 HALVES = {"mean": HALF, "std": HALF}
-MISSING = "config.teacher.weights: "
-OF_CONFIG = ["--config.model.mean=.5,.5,.5", "--config.model.std=.5,.5,.5"]
 # Some reduction, for runs.
 FIELDS = {
     "model.stem": "patch",
@@ -43,8 +38,6 @@ FIELDS = {
     "model.depth": 2,
     "reduction": "imagepiece:merge_blocks=():prune_blocks=(0,):keep_rate=0.5",
 }
-WORDS = ["--config", f"{ROOT}/configs/quickstart.py"]
-WORDS += [f"--config.{name}={value}" for name, value in FIELDS.items()]
 REDUCED = "imagepiece:merge_blocks=():prune_blocks=(0,):keep_rate=.5"
 TYPED = ["--reduction", REDUCED]
 
@@ -150,43 +143,6 @@ def test_a_run_is_loaded_and_predicted_with_as_it_was_trained(folder, expected):
     assert predictor([]) == []
 
 
-def test_export_takes_the_model_of_the_run(tmp_path, folder):
-    call(export.main, folder / "run", tmp_path / "m.onnx").quiet()
-    facts = json.loads((tmp_path / "m.onnx.json").read_text())
-    assert facts["normalization"]["mean"] == facts["normalization"]["std"] == [0.5] * 3
-    assert facts["model"]["mean"] == [0.5] * 3
-    assert "prune_blocks=(0,)" in facts["method"]
-
-
-def test_visualize_sees_what_the_model_sees(tmp_path, folder, expected):
-    """The confidence that is drawn is that of the right normalization."""
-    for name, flags in (("own", TYPED), ("run", [])):
-        out = tmp_path / name
-        words = [folder / name, folder / "0.png", "--out", out, *flags]
-        ended = call(visualize.main, *words)
-        assert ended.status == 0, ended
-        _, (traced,) = read_traces(out)
-        shares = softmax(expected["halves"][0][0])
-        assert traced["top"][0] == shares.argmax()
-        assert traced["confidence"][0] == pytest.approx(shares.max(), rel=1e-3)
-
-
-def test_fields_of_the_run_can_be_changed_deliberately(
-    tmp_path, folder, expected, variables
-):
-    """Its reduction may be another: all tokens are kept here."""
-    out = tmp_path / "result.json"
-    words = [folder / "run", f"csv:{folder}/set.csv", "--reduction", "none"]
-    call(evaluate.main, *words, "--json", out).ok()
-    images = jnp.asarray(2 * np.load(folder / "pixels.npy") / 255 - 1, jnp.float32)
-    dense = RunConfig.from_config(config()).create_dense()
-    logits = tiny.logits(dense)(variables, images)
-    losses = -jax.nn.log_softmax(logits)[np.arange(40), np.arange(40) % 10]
-    found = json.loads(out.read_text())["loss"]
-    assert found == pytest.approx(float(losses.mean()), rel=1e-4)
-    assert found != pytest.approx(expected["halves"][1], rel=1e-3)
-
-
 @pytest.mark.parametrize(
     "fields, mean",
     [
@@ -211,23 +167,3 @@ def test_a_new_run_settles_on_what_it_starts_from(tmp_path, folder, fields, mean
     run = RunConfig.from_config(config(**dict.fromkeys(fields, "gone")))
     again = InitialWeights(run, tmp_path, *loaders(run)).completed()
     assert again.model == settled.model
-
-
-def said_of(tmp_path, *words):
-    """What train.py prints, and the mistake that it ends with before it compiles."""
-    words = [*WORDS, *words, f"--workdir={tmp_path}/run"]
-    ended = start("train.py", *words, imported=True)
-    return ended.out, sentence(ended)
-
-
-def test_a_run_keeps_its_normalization(tmp_path):
-    """It is compared, and ends only at weights that are not there."""
-    fields = {"teacher.weights": "no", "distill.kind": "soft"}
-    begun = RunConfig.from_config(config(**fields)).to_dict()
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text(json.dumps(begun))
-    (tmp_path / "run" / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
-    words = ["--config.teacher.weights=no", "--config.distill.kind=soft"]
-    assert said_of(tmp_path, *words)[1].startswith(MISSING)
-    words += OF_CONFIG
-    assert said_of(tmp_path, *words)[1].startswith("config.model.mean is ")

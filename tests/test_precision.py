@@ -10,9 +10,9 @@ import imagepiece_jax
 from experiments import study
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.common import parallel
-from imagepiece_jax.data.batches import EvalBatches
+from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.deploy.pictures import ArraySource
+from imagepiece_jax.data.source import ArraySource
 from imagepiece_jax.deploy.visualize.trace import trace
 from imagepiece_jax.deploy.weights.load import load
 from tests import near_ties
@@ -57,11 +57,14 @@ def test_what_visualize_and_studies_show(weights, lowered):
     images = np.zeros((2, 16, 16, 3), np.uint8)
     trace(variant.model, variant.variables, images)
     crop = Preprocessing(16, resize="none")
-    batches = EvalBatches(
-        ArraySource(images), crop, batch_size=2, placement=parallel.placement()
+    batches = Batches(
+        source=ArraySource(images),
+        transform=crop,
+        batch_size=2,
+        placement=parallel.placement(),
     )
     answer = study.reader(variant, lambda outputs, batch: {"logits": outputs.logits})
-    answer(batches.batches(threads=1))
+    answer(batches.read(threads=1))
     assert list(precisions(lowered()).values()) == [FULL, FULL]
 
 

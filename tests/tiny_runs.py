@@ -6,7 +6,6 @@ each, and a checkpoint at least every 5 steps.
 
 import contextlib
 import re
-import shutil
 import signal
 import time
 
@@ -124,18 +123,3 @@ def terminate_in_evaluation(run):
     run.until(run.evaluating)
     status = run.end(signal.SIGTERM)
     return status if run.evaluating() else None
-
-
-def vanish(run, step):
-    """The run's folder is moved away after `step`, and back when the run has ended.
-
-    A save that has just begun may make the folder anew; the next one notices.
-    """
-    away = run.workdir.with_name("away")
-    run.start()
-    run.until_step(step)
-    run.workdir.rename(away)
-    status = run.end()
-    shutil.rmtree(run.workdir, ignore_errors=True)
-    away.rename(run.workdir)
-    return status

@@ -3,10 +3,11 @@
     python -m tools.drill [--only recover export] [--each 2] [--seed 0]
 
 Each command runs undisturbed, and then again and again with a signal at a random
-moment, which must end it with the signal's status and, but for SIGKILL, in one line.
-Then nothing is half-written: where a command does not go on, it leaves nothing or all.
-Given again, it leaves what the undisturbed one left, to the last bit. All of that on a
-tiny model, a process each, with a printed row; status 1 if one is not as it should be.
+moment, which must end it with the signal's status and in one line; SIGKILL, and any
+signal while training compiles, end it without one. Then nothing is half-written: a
+command that does not go on leaves nothing or all. Given again, it leaves what the
+undisturbed one left, to the last bit. All of that on a tiny model, a process each, with
+a printed row; status 1 if one is not as it should be.
 """
 
 import contextlib
@@ -180,7 +181,7 @@ class Run:
         found = {}
         for path in sorted(self.folder.rglob("*")):
             name = str(path.relative_to(self.folder))
-            if path.is_file() and not name.startswith("."):
+            if path.is_file() and not path.name.startswith("."):
                 found[name] = re.sub(CLOCK, b"", path.read_bytes())
         return found
 
@@ -310,7 +311,8 @@ def is_right(run, signum, hit, statuses, left):
         right &= run.command.goes_on or left != "a part"
         return right
     right &= not re.search(CRASHED, run.text()) and not run.unfinished()
-    if statuses[hit]:
+    at_once = run.processes and run.processes[hit].returncode == -signum
+    if statuses[hit] and not (at_once and run.command.goes_on):
         right &= bool(re.search(rf"^({ENDED})", run.text(), re.MULTILINE))
     if left == "a part" and not run.command.goes_on:
         right &= is_best_so_far(run)

@@ -12,11 +12,10 @@ import dataclasses
 import functools
 import importlib
 import os
-import time
 from typing import Literal
 
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import device, report, suite
+from imagepiece_jax.benchmark import device, suite
 from imagepiece_jax.benchmark import workloads as ours
 from imagepiece_jax.benchmark.workloads import INPUTS, Workload
 from imagepiece_jax.commands._arguments import Model
@@ -68,9 +67,8 @@ def main(
         for group in groups:
             for name, case in group.items():
                 group[name] = dataclasses.replace(case, run=plainer(case.run))
-    files = report.Files(json)
     rules = timer.Rules(warmup, repeats, seconds)
-    suite.run_all(groups, rules, files, functools.partial(workloads, against))
+    suite.run_all(groups, rules, json, functools.partial(workloads, against))
 
 
 def plainer(run):
@@ -143,7 +141,7 @@ def _infer(size, case, variant, r=0):
     dtype = case.dtype
     call = inference(_model(size), _images_shape(case), dtype, is_compiled, r)
     reduction = f"tome:r={R}" if r else None
-    return _workload(case, call, _macs(case, reduction), variant, torch_device())
+    return _workload(case, call, _macs(case, reduction), torch_device())
 
 
 def inference(vit, shape, dtype: str, compiled: bool, r: int = 0):
@@ -199,7 +197,7 @@ def _train(size, case, variant):
         return _mark(where)
 
     macs = TRAINING_MACS * _macs(case, None)
-    return _workload(case, call, macs, variant, where)
+    return _workload(case, call, macs, where)
 
 
 def torch_device():
@@ -237,25 +235,17 @@ def _macs(case, reduction):
     return 1e9 * case.vit.gmacs_with(reduction)
 
 
-def _workload(case, call, macs, variant, where):
+def _workload(case, call, macs, where):
     """The Workload of `call`: compiled by a first call, memory of the second."""
     import torch
 
-    began = time.perf_counter()
     wait(call(0))
-    compile_s = time.perf_counter() - began if variant == "torch.compile" else None
     peak = None
     if where == "cuda":
         torch.cuda.reset_peak_memory_stats()
         wait(call(1))
         peak = torch.cuda.max_memory_allocated()
-    facts = {
-        "attention": "sdpa",
-        "gelu": "exact",
-        "stem": "patch",
-        "compile_s": compile_s,
-        "peak_memory": peak,
-    }
+    facts = {"attention": "sdpa", "gelu": "exact", "peak_memory": peak}
     images = case.batch_size
     return Workload(timer.TimedCall(call, wait), images, images * macs, facts)
 

@@ -1,24 +1,36 @@
 """Forms of a model measured together, a group of programs for each batch size."""
 
-import contextlib
 import dataclasses
-import math
+import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from imagepiece_jax.benchmark import device, report
+from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.workloads import Case, Workload
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.common.files import git_revision
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.files import git_revision, replace_file
 from imagepiece_jax.common.progress import working
+from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.reduction import DENSE
 
-# How libraries say that memory is full.
-OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory")
+# (title of a column, format of a row's field)
+COLUMNS = {
+    "program": "{config}",
+    "batch": "{batch_size}",
+    "img/s": "{throughput:,.0f}",
+    "lowest": "{throughput_min:,.0f}",
+    "highest": "{throughput_max:,.0f}",
+    "ms": "{ms:,.2f}",
+    "x first": "{ratio:.3f}",
+    "by MACs": "{mac_ratio:.3f}",
+    "GMACs": "{gmacs:.3f}",
+    "TMACs/s": "{tmacs_per_s:,.3f}",
+    "GELU": "{gelu}",
+    "MB": "{peak_megabytes:,.0f}",
+}
 
 
 def forms(
@@ -60,65 +72,82 @@ def groups(
         group = {}
         for name, vit in vits.items():
             group[name] = Case.of(vit, mode, batch_size, dtype, gelu)
-            pixels = math.prod(sides(vit.image_size))
-            values = device.INPUTS * batch_size * pixels * 3
-            _check_memory(name, batch_size, 4 * values)  # float32
         found.append(group)
     return found
-
-
-def run(
-    group: Mapping[str, Case],
-    rules: timer.Rules,
-    peaks: device.PeakRates,
-    others: Callable[[list[Case]], Mapping[str, Workload]] | None = None,
-) -> list[dict]:
-    """Measure all programs of a group in turns; return their rows.
-
-    others: makes further programs to measure with the Cases
-    Raises InputError if they do not fit in memory.
-    """
-    programs = {}
-    cases = [*group.values()]
-    with _memory_errors(cases[0]):
-        for name, case in group.items():
-            programs[name] = case.workload()
-            memory = programs[name].facts["peak_memory"]
-            _check_memory(name, case.batch_size, memory or 0)
-        if others:
-            programs.update(others(cases))
-        jobs = {name: program.job for name, program in programs.items()}
-        with working(f"measuring {len(jobs)} programs in turns"):
-            readings = timer.measure(jobs, rules)
-    return report.rows(programs, readings, _setting(cases[0], rules, peaks))
 
 
 def run_all(
     groups: Sequence[Mapping[str, Case]],
     rules: timer.Rules,
-    files: report.Files,
+    file: str | None = None,
     others: Callable[[list[Case]], Mapping[str, Workload]] | None = None,
 ):
-    """Measure and print every group, writing `files` after each.
+    """Measure and print every group.
 
-    others: as for `run`
+    file: for a line of JSON for each program, written after each group
+    others: makes further programs to measure with the Cases of a group
     """
     first = next(iter(groups[0].values()))
-    print(f"{device.name()}, {first.dtype}, {report.weights(first.path)}", flush=True)
-    peaks = device.peak_rates(first.dtype, rules)
-    print(report.peak_rates(peaks.matmul, peaks.copy), flush=True)
+    weights = "random weights" if first.path is None else f"weights of {first.path}"
+    print(f"{device.name()}, {first.dtype}, {weights}, random images", flush=True)
+    lines = []
     for group in groups:
-        rows = run(group, rules, peaks, others)
-        print(f"\n{first.mode}\n{report.text(rows)}", flush=True)
-        if note := report.ceiling_note(rows):
-            print(note, flush=True)
-        files.add(rows)
-    for sentence in report.break_even(files.rows):
-        print(sentence)
-    files.plot()
+        cases = [*group.values()]
+        programs = {name: case.workload() for name, case in group.items()}
+        if others:
+            programs.update(others(cases))
+        jobs = {name: program.job for name, program in programs.items()}
+        with working(f"measuring {len(jobs)} programs in turns"):
+            readings = timer.measure(jobs, rules)
+        found = rows(programs, readings, _setting(cases[0], rules))
+        print(f"\n{first.mode}\n{table(found)}", flush=True)
+        lines += [json.dumps(row) + "\n" for row in found]
+        if file:
+            replace_file(file, "".join(lines))
 
 
-def _setting(case, rules, peaks):
+def rows(
+    programs: Mapping[str, Workload],
+    readings: Mapping[str, Sequence[float]],
+    setting: Mapping,
+) -> list[dict]:
+    """A row of JSON values for each program.
+
+    "ratio" is the speed relative to the first program, and "mac_ratio" the ratio that
+    MACs predict.
+
+    programs: by name
+    readings: seconds of each call by name, from `timer.measure`
+    setting: fields that all rows share
+    """
+    found = []
+    first = next(iter(programs))
+    for name, work in programs.items():
+        figures = timer.figures(readings[first], readings[name], work.images)
+        row = {
+            "config": name,
+            **figures,
+            "mac_ratio": programs[first].macs / work.macs,
+            "gmacs": work.macs / work.images / 1e9,
+            "tmacs_per_s": work.macs / figures["ms"] / 1e9,
+            **work.facts,
+            **setting,
+            "seconds_a_call": readings[name],
+        }
+        found.append(row)
+    return found
+
+
+def table(rows: Iterable[Mapping]) -> str:
+    """The rows as aligned columns for a terminal; an unknown figure is nan."""
+    cells = []
+    for row in rows:
+        known = row | {"peak_megabytes": (row["peak_memory"] or float("nan")) / 1e6}
+        cells.append([form.format(**known) for form in COLUMNS.values()])
+    return text_table([[*COLUMNS], *cells])
+
+
+def _setting(case, rules):
     """The fields that all rows of a group share."""
     libraries = [name for name in ("torch", "timm") if name in sys.modules]
     return {
@@ -130,32 +159,4 @@ def _setting(case, rules, peaks):
         "versions": device.versions(libraries),
         "git": git_revision(),
         **dataclasses.asdict(rules),
-        "matmul_ceiling": peaks.matmul,
-        "copy_ceiling": peaks.copy,
     }
-
-
-def _check_memory(name, batch_size, needed):
-    """Raise InputError where a program needs more bytes than the device has."""
-    available = device.memory()
-    if needed > available:
-        part = f"{needed / 1e9:,.1f} GB of the {available / 1e9:,.1f}"
-        raise _too_large(batch_size, f"{name} needs {part} of {device.name()}")
-
-
-def _too_large(batch_size, reason):
-    """The InputError for a batch that does not fit in memory."""
-    return InputError(f"batch_size is {batch_size}, for which {reason}")
-
-
-@contextlib.contextmanager
-def _memory_errors(case):
-    """Turn a library's out-of-memory error into one sentence."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        from_python = isinstance(error, MemoryError)
-        if not from_python and not any(words in str(error) for words in OUT_OF_MEMORY):
-            raise
-        reason = f"the memory of {device.name()} is too small in mode {case.mode}"
-        raise _too_large(case.batch_size, reason) from error

@@ -10,7 +10,6 @@ Inputs are random, too, and rotate.
 
 import dataclasses
 import functools
-import time
 
 import jax
 import numpy as np
@@ -22,7 +21,7 @@ from imagepiece_jax.common.rng import normal, root_key
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.deploy.inference import optimize
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.cost import TRAINING_MACS, dead_macs, model_macs
+from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
@@ -41,8 +40,7 @@ class Workload:
     job: timer.TimedCall
     images: int  # images in one call
     macs: float  # MACs of one call
-    facts: dict  # further fields of its row in the report
-    skipped: float = 0.0  # those of its MACs that it need not compute
+    facts: dict  # further fields of its row: gelu, peak_memory and others
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,7 +63,7 @@ class Case:
         dtype: str,
         gelu: str | None = None,
     ) -> "Case":
-        """The Case of these; `training_run` says how mode train trains.
+        """A Case; in mode "train" it trains as `training_run` says.
 
         Raises InputError for mistakes that would otherwise show while measuring.
         """
@@ -76,8 +74,8 @@ class Case:
             check_training(run, parallel.placement(run.grad_accum_steps))
             count = parallel.device_count()
             if count > 1:
-                text = f"mode is train on {count} devices; one is measured, such as by"
-                raise InputError(f"{text} CUDA_VISIBLE_DEVICES=0")
+                text = f"mode is train on {count} devices; CUDA_VISIBLE_DEVICES=0"
+                raise InputError(f"{text} leaves one to measure")
         return cls(vit, mode, batch_size, dtype, gelu, run)
 
     @property
@@ -98,14 +96,13 @@ class Case:
             gelu=self.gelu,
             attention=self.vit.model.execution.attention,
         )
-        facts = _facts(fast.model, fast.compile_seconds, fast.compiled)
         macs = self.batch_size * model_macs(model)
-        skipped = self.batch_size * dead_macs(model)
         job = timer.TimedCall(on_noise(fast))
-        return Workload(job, self.batch_size, macs, facts, skipped)
+        facts = _facts(fast.model, fast.compiled)
+        return Workload(job, self.batch_size, macs, facts)
 
     def _train(self):
-        """The Workload of training steps, each of which continues from the last."""
+        """The Workload of training steps; each continues from the last."""
         run = self.run
         step, first_state, model, teacher = training_step(run)
         if teacher is not None:
@@ -117,22 +114,16 @@ class Case:
         for seed in range(INPUTS):
             batches.append(parallel.shard(_labeled_batch(run, seed)))
         step = parallel.pmap(step, donate_argnums=(0,), program="training step")
-        began = time.perf_counter()
         compiled = step.compile(state, batches[0], teacher)
-        seconds = time.perf_counter() - began
 
         def call(number):
             nonlocal state
             state, metrics = compiled(state, batches[number % INPUTS], teacher)
             return metrics
 
-        images = self.batch_size
-        macs = images * TRAINING_MACS * model_macs(model)
-        skipped = 0.0
-        if run.reduction.method.loss is None:  # one of a method reads all tokens
-            skipped = images * TRAINING_MACS * dead_macs(model)
-        facts = _facts(model, seconds, compiled)
-        return Workload(timer.TimedCall(call), images, macs, facts, skipped)
+        macs = self.batch_size * TRAINING_MACS * model_macs(model)
+        facts = _facts(model, compiled)
+        return Workload(timer.TimedCall(call), self.batch_size, macs, facts)
 
 
 def training_run(vit: Pretrained, batch_size: int, dtype: str) -> RunConfig:
@@ -160,7 +151,7 @@ def training_run(vit: Pretrained, batch_size: int, dtype: str) -> RunConfig:
 
 
 def with_random_weights(model: ViT) -> Pretrained:
-    """A model with random weights, which do not change its speed."""
+    """A model with random weights; its speed is the same."""
     return Pretrained(model, random_variables(model))
 
 
@@ -190,10 +181,10 @@ class Clock:
     rules: timer.Rules = timer.Rules()
 
     def setting(self, vit: Pretrained) -> dict:
-        """All that decides a speed besides the model, as JSON values.
+        """Everything that decides a speed besides the model, as JSON values.
 
-        "gelu" is among them where the program's is not the model's, and "sizes" where
-        programs may have them in a direction of the keys.
+        "gelu" is added if the program's differs from the model's, and "sizes" if a
+        program may encode sizes in a direction of the keys.
         """
         setting = {"device": device.name(), "batch_size": self.batch_size}
         setting |= dataclasses.asdict(self.rules)
@@ -206,7 +197,7 @@ class Clock:
         return setting
 
     def __call__(self, vit: Pretrained, reduction: ReductionLike) -> dict[str, float]:
-        """`timer.figures` relative to the dense model, whose time is "dense_ms"."""
+        """`timer.figures` relative to the dense model; "dense_ms" is its time."""
         jobs = {}
         for name, each in (("dense", DENSE), ("reduced", reduction)):
             variant = vit.with_reduction(each, seed=0)
@@ -224,7 +215,7 @@ class Clock:
 def training_step(run: RunConfig, adapt=lambda model: model):
     """The training step of a run's last epoch, as `train.py` runs it.
 
-    adapt: function of a model that returns the one to run, such as with cuDNN
+    adapt: function from a model to the model to run, for example with cuDNN
     Returns (the step, a function of a state, a batch and the teacher's variables; a
         function from the model's variables to the first state; the model; the
         teacher's model, or None).
@@ -257,8 +248,8 @@ def training_step(run: RunConfig, adapt=lambda model: model):
 def random_variables(model):
     """Random variables of `model`; scales and variances are near 1.
 
-    A million numbers are drawn, and taken again from another place for each array: to
-    draw those of a large model takes longer than to time it.
+    A million numbers are drawn once, and each array takes them from another place on:
+    drawing every number of a large model takes longer than timing it.
     """
     rng = np.random.default_rng(0)
     numbers = rng.normal(0.0, 0.02, 2**20).astype(np.float32)
@@ -272,20 +263,13 @@ def random_variables(model):
     return jax.tree_util.tree_map_with_path(draw, variable_shapes(model))
 
 
-def _facts(model, seconds, compiled):
-    """What the report says of a compiled program besides its speed.
-
-    seconds: how long it took to compile
-    """
-    if jax.config.jax_compilation_cache_dir:  # it may have come from there
-        seconds = None
+def _facts(model, compiled):
+    """Facts about a compiled program."""
     return {
-        "compile_s": seconds,
         "peak_memory": device.program_bytes(compiled),
         "attention": model.execution.backend,
         "gelu": model.config.arch.gelu,
         "sizes": model.execution.sizes,
-        "stem": model.config.stem,
     }
 
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:  # they import JAX, which --help does not need
 
 
 def several(name: str, values: tuple | None) -> tuple:
-    """The values of an option that takes several; () where it is not typed.
+    """The values of an option that takes several; () if it is not typed.
 
-    Raises InputError for the option without a value.
+    Raises InputError if it is typed without a value.
     """
     if values == ():
         raise InputError(f"{name} has no value; it must have one or more")
@@ -45,23 +45,23 @@ class Weights:
     """Pixels a side, or height and width."""
 
     config: str | None = None
-    """What the model is, where the weights do not say it: timm's name of a public one,
-    or a folder with its config.json."""
+    """What the model is if the weights do not say it: timm's name of a public model, or
+    a folder with its config.json."""
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the layers."""
+    """Type of the layers' numbers."""
 
     attention: Literal["xla", "cudnn"] | None = None
-    """What computes it."""
+    """What computes attention."""
 
     checkpoint: str | None = None
-    """best or latest of a run; a key of a file with several models."""
+    """best or latest of a run; the key of one model in a file of several."""
 
     averaged: bool = False
-    """Take the averages of the weights over the steps of training."""
+    """Take a run's averages of the weights over its steps."""
 
     crop: float | None = None
-    """The crop's sides by those of the resized image."""
+    """Share of each side of the resized image that the center crop keeps."""
 
     def load(self, **others: Any) -> "Pretrained":
         """The model, by `imagepiece_jax.load`, which takes `others`, too."""
@@ -79,9 +79,9 @@ class Model(Weights):
     """Weights as other commands take them, or timm's name of a public model."""
 
     def named(self) -> "ViT | None":
-        """The model of a name; None of weights, which are a file or a folder.
+        """The model of a name; None if the argument is a file or a folder.
 
-        Raises InputError for another name, and for arguments that only weights have.
+        Raises InputError for an unknown name, and for arguments that need weights.
         """
         from imagepiece_jax.models.create import create_model
 
@@ -108,7 +108,7 @@ class Data:
     imagenet2012 or digits; without it, what a run was tested on."""
 
     data_dir: str | None = None
-    """Of imagenet2012's files."""
+    """Folder of imagenet2012's files."""
 
     limit: int | None = None
     """How many images to take, evenly spaced over the set."""
@@ -120,7 +120,7 @@ class Data:
     """Processes that read: the run's, or 8."""
 
     threads: int | None = None
-    """That decode, in each process: the run's, or 2."""
+    """Decoding threads in each process: the run's, or 2."""
 
     def open(self, vit: "Pretrained") -> "LabeledImages":
         """The images that a model is tested on."""
@@ -146,4 +146,4 @@ class Images:
     """Images without labels."""
 
     images: Annotated[tuple[str, ...], Positional, arg(metavar="IMAGE")]
-    """Images, and folders, which stand for theirs."""
+    """Images, folders of images, and .txt files with a path a line."""

@@ -3,7 +3,6 @@
 from typing import Literal
 
 from imagepiece_jax.commands._arguments import Model, several
-from imagepiece_jax.common import extras
 from imagepiece_jax.common.timing_rules import Rules
 
 
@@ -18,13 +17,10 @@ def main(
     repeats: int = Rules.repeats,
     seconds: float = Rules.seconds,
     json: str | None = None,
-    markdown: str | None = None,
-    plot: str | None = None,
 ):
     """Time the dense model and each reduction in turns, in one process.
 
-    The device's peak rates are measured first. Of several batch sizes it says from
-    which on a reduction is faster.
+    A speed is the median of the rounds, beside the lowest and the highest.
 
     Example: python -m imagepiece_jax benchmark weights --reductions 0.6 tome:r=1
 
@@ -36,22 +32,16 @@ def main(
         warmup: Calls of each program that are not timed, first.
         repeats: Rounds in which each is timed.
         seconds: That a program is timed in a round, at least.
-        json: A file of one line per figure, written at once.
-        markdown: A file of tables.
-        plot: A PNG.
+        json: A file of one line for each program.
     """
-    from imagepiece_jax.benchmark import report, suite, workloads
+    from imagepiece_jax.benchmark import suite, workloads
     from imagepiece_jax.common import xla_options
+    from imagepiece_jax.common.files import check_writable
 
     sizes = several("batch_size", batch_size)
     rules = Rules(warmup, repeats, seconds)
-    for name, least in vars(Rules()).items():
-        used = getattr(rules, name)
-        if used < least:
-            print(f"note: {name} {used:g} is below {least:g}: not for publication")
-    if plot:
-        extras.check("plot", "matplotlib")
-    files = report.Files(json, markdown, plot)
+    if json:
+        check_writable("json", json, [".json", ".jsonl"])
     named = model.named()
     texts = several("reductions", reductions)
     own = model.reduction or "as it is"
@@ -62,4 +52,4 @@ def main(
     forms = suite.forms(vit, texts, own)
     dtype = model.dtype or xla_options.fast_dtype()
     groups = suite.groups(forms, sizes, dtype, mode, gelu)
-    suite.run_all(groups, rules, files)
+    suite.run_all(groups, rules, json)

@@ -2,7 +2,6 @@
 
 from imagepiece_jax.commands._arguments import Data, Weights, several
 from imagepiece_jax.common import extras
-from imagepiece_jax.common.files import check_folder
 from imagepiece_jax.errors import InputError
 
 
@@ -16,8 +15,8 @@ def main(
 ):
     """Compare reductions with the dense model on the same images, and smaller images.
 
-    Without a row they are 0.6, 0.5 and the smaller images of about their cost. OUT gets
-    a table, a plot and points.jsonl, by which a command that was stopped goes on.
+    Without a row they are 0.6 and 0.5. OUT gets a table, a plot and points.jsonl, by
+    which a command that was stopped goes on.
 
     Example: python -m imagepiece_jax compare weights digits --reductions 0.6 tome:r=1
 
@@ -35,7 +34,6 @@ def main(
         raise InputError(text)
     texts = several("reductions", reductions)
     sizes = several("image_sizes", image_sizes)
-    check_folder("out", out)
     compare.check_folder(out)
     extras.check("the plot of a comparison", "matplotlib")
     # A run's own dtype is for training, on another device.

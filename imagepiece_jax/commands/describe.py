@@ -30,9 +30,9 @@ def main(model: Model):
 
 
 def print_recovery(recovery, own):
-    """Print a line for each cost, and one on the numbers that the model has.
+    """Print a line for each recovered cost, and one on the model's own numbers.
 
-    own: the cost that was learned for it; None: it has the dense model's numbers
+    own: the cost of those; None: they are the dense model's
     """
     for each in recovery.costs:
         what = "recovered for" if each.changed else "no better for"

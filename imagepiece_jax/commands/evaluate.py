@@ -57,7 +57,7 @@ def main(
 
 
 def compared(vit, images, gelu):
-    """Print and return the figures of the optimized program and of the model."""
+    """Print and return the figures of the optimized program and the model."""
     from imagepiece_jax.deploy.inference import optimize
     from imagepiece_jax.evaluate import accuracy, statistics
 

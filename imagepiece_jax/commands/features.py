@@ -19,8 +19,8 @@ def main(
 ):
     """Write a folder with pooled.npy, a row for each line of its paths.txt.
 
-    IMAGE may be a .csv with a column filename or a .txt of paths, too; rows of images
-    that cannot be read are NaN. The same command goes on where it was stopped.
+    Rows of images that cannot be read are NaN. The same command goes on where it was
+    stopped.
 
     Example: python -m imagepiece_jax features weights photos --out vectors
 
@@ -30,19 +30,17 @@ def main(
         logits: Write the head's outputs, too: CLIP's vectors beside its texts'.
         storage: Type of the numbers in the files.
         batch_size: Photographs a device at a time.
-        threads: That decode: one a core, at most 16.
+        threads: Threads that decode: one a core, at most 16.
     """
-    from imagepiece_jax.common.files import check_folder
     from imagepiece_jax.deploy import pictures
     from imagepiece_jax.deploy.inference import feature_files, feature_folder
 
     folder = pathlib.Path(out)
-    check_folder("out", folder)
     feature_folder.check_folder(folder)
-    pictures.check_there(images.images)
+    files = pictures.find_images(images.images)
     written = feature_files.write_features(
         weights.load(),
-        pictures.listed(images.images),
+        files,
         folder,
         patches=patches,
         logits=logits,
@@ -56,5 +54,3 @@ def main(
     if written.damaged:
         table = folder / feature_folder.DAMAGED
         print(f"{written.damaged} damaged, whose rows are NaN: {table}")
-    if written.compared:
-        print(written.compared)

@@ -35,11 +35,9 @@ def main(
 
     files = pictures.find_images(images.images)
     if json is not None:
-        read = [*map(str, files), *own_files(weights.weights)]
+        read = [*files, *own_files(weights.weights)]
         check_writable("json", json, [".json"], read)
     vit = weights.load()
-    if note := pictures.sizes_note(files, vit.preprocessing):
-        print(f"note: {note}", flush=True)
     predict = Predictor(
         vit,
         labels=labels,
@@ -51,7 +49,7 @@ def main(
     answers = {}
     unreadable = 0
     for file, found in zip(files, predict.stream(files), strict=True):
-        answers[str(file)], line = answered(file, found)
+        answers[file], line = answered(file, found)
         if isinstance(found, InputError):
             unreadable += 1
             print(line, file=sys.stderr)
@@ -63,16 +61,19 @@ def main(
 
 
 def answered(file, found):
-    """(what JSON has of an image, the line that is printed of it).
+    """(the JSON value of an image, its printed line).
 
-    found: its Predictions, an InputError, or a vector of a model without classes
+    found: its Predictions, an InputError, or vectors of a model without classes
     """
     from imagepiece_jax.data import class_names
 
     if isinstance(found, InputError):
         return {"error": str(found)}, f"error: {found}"
     if not isinstance(found, list):
-        line = f"{file}: a vector of {len(found)} features"
+        kind = "a vector"
+        if found.ndim == 2:  # of a model without a pool
+            kind = f"{len(found)} vectors"
+        line = f"{file}: {kind} of {found.shape[-1]} features"
         return {"pooled": found.tolist()}, line
     listed = []
     for one in found:

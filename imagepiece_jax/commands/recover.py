@@ -12,7 +12,7 @@ from imagepiece_jax.commands._arguments import Weights
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Images, whose labels are not read."""
+    """Images; labels are not read."""
 
     images: Annotated[str, Positional, arg(metavar="IMAGES")]
     """A folder of images, csv:FILE, hf:OWNER/NAME, imagenet2012 or digits."""
@@ -44,21 +44,16 @@ def main(
         seed: Of crops and order.
         parameters: Which of them are trained.
     """
-    import jax
-
-    from imagepiece_jax.common.files import FolderLock, check_folder, check_room
+    from imagepiece_jax.common.files import locked
     from imagepiece_jax.common.signals import finishing
     from imagepiece_jax.deploy.recover.recover import recover
     from imagepiece_jax.deploy.weights.save import checked_folder
 
     folder = checked_folder(out)
-    check_folder("out", folder)
     source = opened(images.images)
     # It ends before the result is written, which replaces the folder.
-    with FolderLock("out", folder):
+    with locked("out", folder):
         vit = weights.load()
-        leaves = jax.tree.leaves(vit.variables)
-        check_room("out", folder, sum(leaf.nbytes for leaf in leaves))
         recovered = recover(
             vit,
             source,
@@ -73,18 +68,18 @@ def main(
 
 
 def opened(images):
-    """The images of a data set that has a name, else as `recover` takes them."""
+    """The images of a named data set, or else of a path."""
     from imagepiece_jax.deploy import pictures
     from imagepiece_jax.input import registry
 
     named = images in registry.SETS or images.startswith("hf:")
     if named and not pathlib.Path(images).exists():
-        return registry.open_source(images, "train", labeled=False)
+        return registry.open_source(images, "train")
     return pictures.as_source(images)
 
 
 def written(out, recovered):
-    """Print what was recovered, and save it where anything changed."""
+    """Print what was recovered, and save it if anything changed."""
     from imagepiece_jax.deploy.weights.save import save
 
     recovery = recovered.recovery

@@ -6,7 +6,7 @@ import pathlib
 from imagepiece_jax.commands._arguments import Images, Weights, several
 from imagepiece_jax.common import extras, signals
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.common.files import FolderLock, check_folder
+from imagepiece_jax.common.files import locked
 
 
 def main(
@@ -37,17 +37,14 @@ def main(
     extras.check("a figure", "matplotlib")
     files = pictures.find_images(images.images)
     folder = pathlib.Path(out)
-    check_folder("out", folder)
     html.check_folder(folder)
-    with FolderLock("out", folder):
+    with locked("out", folder):
         vit = weights.load().analyzed()
         models = [vit.with_reduction(reduction) for reduction in texts] or [vit]
         for block in drawn:
             last = len(vit.model.plan) - 1
             check_range("blocks", block, 0, last)
         pixels, names = pictures.read_images(files, vit.preprocessing)
-        if note := pictures.sizes_note(files, vit.preprocessing):
-            print(f"note: {note}", flush=True)
         with contextlib.ExitStack() as stack:
             for name in html.FILES:
                 if not (folder / name).exists():

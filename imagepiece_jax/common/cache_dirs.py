@@ -10,38 +10,18 @@ import zlib
 def folder(kind: str) -> pathlib.Path:
     """The folder for one kind of compiled code, below $XDG_CACHE_HOME or ~/.cache.
 
-    Raises OSError where there is neither, and where it is another user's.
+    Raises OSError if there is neither.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):  # its specification says to ignore a relative path
         base = os.path.expanduser("~/.cache")
     if not os.path.isabs(base):
         raise FileNotFoundError(errno.ENOENT, "there is no home folder")
-    path = pathlib.Path(base) / "imagepiece_jax" / kind
-    check_owner(path.parent, path)
-    return path
-
-
-def check_owner(*paths: pathlib.Path) -> None:
-    """Raise PermissionError for a path that another user made: its code would be run.
-
-    Root's paths pass: root can do anything anyway. Windows has no numbers of users.
-    """
-    if not hasattr(os, "geteuid"):
-        return
-    for path in paths:
-        if path.exists() and owner(path) not in (os.geteuid(), 0):
-            text = f"{path} is another user's ({owner(path)}), whose code is not run"
-            raise PermissionError(errno.EPERM, text)
-
-
-def owner(path: pathlib.Path) -> int:
-    """The number of the user who owns a file or folder."""
-    return path.stat().st_uid
+    return pathlib.Path(base) / "imagepiece_jax" / kind
 
 
 def processor() -> str:
-    """A text for the kind of processor: native code of one kind may crash another."""
+    """A text for the kind of processor; native code may crash on another kind."""
     info = pathlib.Path("/proc/cpuinfo")
     if not info.exists():
         return platform.processor()
@@ -59,7 +39,7 @@ def keep_programs() -> tuple[pathlib.Path | None, bool]:
 
     Returns the folder, and whether it was made just now; (None, False) where the
     environment sets JAX_COMPILATION_CACHE_DIR or JAX_ENABLE_COMPILATION_CACHE itself,
-    and where the folder cannot be created or is another user's.
+    and where the folder cannot be created or written.
     """
     variable = "JAX_COMPILATION_CACHE_DIR"
     if variable in os.environ or "JAX_ENABLE_COMPILATION_CACHE" in os.environ:
@@ -67,7 +47,6 @@ def keep_programs() -> tuple[pathlib.Path | None, bool]:
     kind = zlib.crc32(processor().encode())
     try:
         programs = folder("programs") / f"{kind:08x}"
-        check_owner(programs)
         is_new = not programs.exists()
         programs.mkdir(parents=True, exist_ok=True)
     except OSError:

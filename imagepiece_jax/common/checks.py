@@ -1,4 +1,4 @@
-"""Checks of single values, each of which raises one sentence, and tuples of lists."""
+"""Checks of single values that raise one sentence, and tuples of lists."""
 
 import math
 import numbers

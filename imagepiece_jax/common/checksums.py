@@ -23,7 +23,7 @@ log = logging.getLogger("imagepiece_jax.checkpoints")
 
 
 class DamagedError(Exception):
-    """A step that cannot be read, or whose content has changed since it was written."""
+    """A step that cannot be read, or that has changed since it was written."""
 
 
 def steps(folder):
@@ -59,7 +59,7 @@ def read_newest(folder, choose, among=None):
 
 
 def sealed(arrays, meta):
-    """A step's JSON item: a table of the arrays, and `meta`, with a checksum."""
+    """The JSON item of a step: a table of its arrays and `meta`, with a checksum."""
     table = {name: _entry(array) for name, array in arrays.items()}
     content = json.dumps({"meta": meta, "arrays": table}, sort_keys=True)
     return {"content": content, "crc32": zlib.crc32(content.encode())}

@@ -55,7 +55,7 @@ def check(what: str, *modules: str):
 
 
 def missing(what: str, module: str) -> InputError:
-    """The InputError for a module that is not installed, with the extra that has it."""
+    """The InputError for a missing module; it names the extra to install."""
     extra = extra_of(module)
     library = EXTRAS[extra][module]
     return InputError(

@@ -26,7 +26,7 @@ def checked_size(image_size: Any) -> int | tuple[int, int]:
 
 
 def sides(image_size) -> tuple[int, int]:
-    """(height, width) of an image size, which is one number or these two."""
+    """(height, width) of an image size, which is one number or a pair."""
     if isinstance(image_size, tuple | list):
         return tuple(image_size)
     return image_size, image_size
@@ -38,7 +38,7 @@ def size_text(image_size) -> str:
 
 
 def cut_to_patches(images, patch_size):
-    """Images [B, H, W, 3] cut to whole patches, and their (rows, columns) of patches.
+    """Cut images [B, H, W, 3] to whole patches: (images, (rows, columns)).
 
     A model cuts off the rest at the bottom and on the right.
     """
@@ -51,8 +51,8 @@ def cut_to_patches(images, patch_size):
 def patch_grid(image_size, patch_size, cut=False):
     """(height, width) in patches of images of `image_size`.
 
-    cut: cut off the rest at the sides, for a model that was published at such a
-        size; else the size must be a multiple of the patch size
+    cut: ignore the pixels of incomplete patches, as some published models do; else
+        the size must be a multiple of the patch size
     """
     height, width = sides(image_size)
     is_multiple = height % patch_size == 0 and width % patch_size == 0

@@ -8,10 +8,3 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # on Linux a job may have been given a few
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def memory_bytes() -> float:
-    """Memory of this machine, in bytes; infinite where the system does not say."""
-    if not hasattr(os, "sysconf"):  # Windows
-        return float("inf")
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -34,7 +34,7 @@ def node(fn):
             return fn(*args, **options)
         leaves, tree = jax.tree.flatten((args, options), is_leaf=lambda x: x is None)
         arrays = []
-        statics = []  # for each leaf None, where it is an array, or (its value,)
+        statics = []  # for each leaf None if it is an array, else (its value,)
         for leaf in leaves:
             if isinstance(leaf, ARRAYS):
                 arrays.append(leaf)
@@ -47,7 +47,7 @@ def node(fn):
 
 
 def call(equation, operands):
-    """(name, args, options) of the marked call that is an equation.
+    """(name, args, options) of the marked call behind an equation.
 
     operands: take the place of the equation's arrays
     """
@@ -74,7 +74,7 @@ def _rebuilt(arguments, arrays):
 
 @contextlib.contextmanager
 def marked():
-    """Trace marked functions as one equation each while entered."""
+    """Context in which each marked function is traced as one equation."""
     token = _marked.set(True)
     try:
         yield

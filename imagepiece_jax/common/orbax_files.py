@@ -1,4 +1,4 @@
-"""Orbax, which writes and reads checkpoints: all that this package uses of it.
+"""The part of Orbax that this package uses: writing and reading checkpoints.
 
 Its v1 becomes the top level with version 1.0.0: moving there means rewriting this file.
 A step is a folder of two items, which v1 reads too: `state`, nested dicts of arrays,
@@ -7,12 +7,13 @@ and `meta`, a JSON value.
 
 import asyncio
 import contextlib
+import json
 
 import jax
 import numpy as np
 from flax import traverse_util
 
-from imagepiece_jax.common import extras
+from imagepiece_jax.common import extras, files
 
 with extras.needed("a checkpoint"):
     import orbax.checkpoint as ocp
@@ -75,7 +76,7 @@ class StepWriter:
 
 
 def read_arrays(folder, paths):
-    """NumPy arrays of a tree by their paths, tuples of keys; no others are read."""
+    """Read the arrays at some paths, tuples of keys, of a tree as NumPy."""
     if not paths:  # Orbax refuses an empty tree
         return {}
     tree = traverse_util.unflatten_dict(dict.fromkeys(paths, 0))
@@ -88,6 +89,11 @@ def read_arrays(folder, paths):
 def read_json(folder):
     """The JSON value of an item."""
     return _read(folder, ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
+
+
+def replace_json(folder, value):
+    """Replace the JSON value of an item on disk, at once."""
+    files.replace_file(folder / "metadata", json.dumps(value))  # as Orbax writes it
 
 
 def _read(folder, handler, restore):
@@ -110,7 +116,7 @@ class _PatientEventLoop(asyncio.SelectorEventLoop):
 
 @contextlib.contextmanager
 def _patient_event_loops():
-    """Context in which event loops close only when what they do has ended.
+    """Context in which event loops close only once their tasks have ended.
 
     Orbax gives up at the first array that fails; each of the others would print "Event
     loop is closed" and a traceback when it arrives, 13 of them for a file cut in half

@@ -1,8 +1,7 @@
-"""Many devices as one, and many processes: `pmap`, and what they exchange.
+"""Many devices and processes that act as one: `pmap`, and exchanged values.
 
-Functions are mapped by `jax.pmap`, of which no other file knows. Which samples of a
-global batch each of the W devices (of all processes together) holds is
-`placement.device_samples`.
+No other file uses `jax.pmap`. `placement.device_samples` says which samples of a global
+batch each of the W devices of all processes holds.
 """
 
 import contextlib
@@ -54,8 +53,8 @@ def exchange(value):
 def from_main(decide):
     """The JSON value that `decide()` returns in process 0, in every process.
 
-    Whatever depends on shared files is decided so: for a while, processes may see a
-    network file system differently.
+    It decides whatever depends on shared files: for a while, processes may see
+    different states of a network file system.
     """
     decision = None
     if is_main():
@@ -65,7 +64,7 @@ def from_main(decide):
 
 @contextlib.contextmanager
 def shared_errors():
-    """Context in which a mistake that one process finds is raised in all of them.
+    """Context in which all processes raise a mistake that one of them finds.
 
     Inside, all processes make the same calls of the functions of this file.
     """
@@ -97,11 +96,11 @@ def check_same(values: dict):
 
 
 def max_over_processes():
-    """A function that returns the highest number that any process calls it with.
+    """A function that returns the highest of the numbers that processes pass to it.
 
-    All call it equally often, and get the same. A single process gets its number back.
-    Several get the highest of the previous call (at first 0): that answer has arrived
-    by now, and the device need not wait for the host.
+    All processes call it equally often, and get the same number. A single process gets
+    its number back. Several get the highest number of the previous call (at first 0):
+    that answer has arrived by now, and the device need not wait for the host.
     """
     if jax.process_count() == 1:
         return int
@@ -123,7 +122,7 @@ def is_main():
 
 
 def local_devices(process=None):
-    """Devices of a process, or of this one, in the order of arrays' leading axis."""
+    """Devices of a process (None: this one), in the order of arrays' leading axis."""
     return jax.local_devices(process)
 
 
@@ -139,15 +138,16 @@ def placement(accumulation=1):
 
 
 def pmap(fn, *, donate_argnums=(), program=None):
-    """Compile `fn` for every device; inside, the functions below know the others.
+    """Compile `fn` for every device; inside it `mean`, `total` and others are known.
 
-    Arguments and results carry a leading axis of devices: NumPy arrays have those of
-    this process, JAX arrays (`replicate`, `shard`, results of earlier calls) those of
-    all; `local` and `unreplicate` read them.
+    Arguments and results have a leading axis of devices. NumPy arrays have a row for
+    each device of this process. JAX arrays, from `replicate`, `shard` or an earlier
+    call, have a row for each device of all processes; `local` and `unreplicate` read
+    them.
 
-    donate_argnums: of arguments whose memory is reused: JAX arrays, others are copied
-    program: what `fn` is of a model, such as "training step": it is compiled with
-        xla_options, and the compilation is reported; None for anything else
+    donate_argnums: arguments whose memory is reused if they are JAX arrays
+    program: a name such as "training step" for a program of a model, which is compiled
+        with xla_options and reported; None for anything else
     """
     count = device_count()
     mapped = jax.pmap(
@@ -162,9 +162,9 @@ def pmap(fn, *, donate_argnums=(), program=None):
 class _Mapped:
     """A mapped function, compiled ahead of time: `jax.pmap` itself takes no options.
 
-    What it compiles takes and returns arrays of all processes. `jax.pmap` uses those of
-    one; converting them around each call would take the host 20 times as long as the
-    call itself (measured: 800 arrays, two processes of four CPU devices).
+    Its programs take and return arrays of all processes. `jax.pmap` uses arrays of one
+    process; converting them around each call would take the host 20 times as long as
+    the call itself (measured: 800 arrays, two processes of four CPU devices).
     """
 
     def __init__(self, mapped, options, work=None):
@@ -181,11 +181,11 @@ class _Mapped:
         return self._compiled[key](*args)
 
     def compile(self, *args):
-        """The program for arguments like these (`jax.stages.Compiled`), kept for calls.
+        """Compile and keep the program (`jax.stages.Compiled`) for such arguments.
 
-        A `jax.ShapeDtypeStruct` is one of all processes, as a JAX array is.
+        A `jax.ShapeDtypeStruct` has a row for each device of all processes.
         """
-        # Shapes, to `lower`, would mean those of this process.
+        # `lower` would take a shape to be one of this process.
         types = jax.tree.map(lambda x: jax.typeof(_global_shape(x)), args)
         key = _types(types)
         if key not in self._compiled:
@@ -197,13 +197,13 @@ class _Mapped:
         return self._compiled[key]
 
     def _lowered(self, types):
-        # JAX 0.10 mixes types itself where it lowers bfloat16's backward products.
+        # JAX 0.10 itself mixes types when it lowers bfloat16's backward products.
         with jax.numpy_dtype_promotion("standard"):
             return self._mapped.lower(*types)
 
     @property
     def working_bytes(self):
-        """Memory besides arguments and results, of the program that needs most."""
+        """Bytes that the largest program needs besides arguments and results."""
         sizes = (program.memory_analysis() for program in self._compiled.values())
         return max(size.temp_size_in_bytes for size in sizes)
 
@@ -232,7 +232,7 @@ def are_crowded() -> bool:
 
 
 def forget_programs():
-    """Unload the programs of mapped functions without a reference.
+    """Unload the programs of mapped functions that nobody refers to.
 
     `jax.pmap` never frees its caches. Mapped functions with a reference keep their
     programs; other functions compile again when they are called.

@@ -1,4 +1,4 @@
-"""Which samples of a batch each device and host has; `parallel` puts them there."""
+"""The share of a batch that each device and host has; `parallel` puts it there."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ class Placement:
     accumulation: int = 1
 
     def whole(self, samples: int) -> int:
-        """`samples`, rounded up to as many on each device."""
+        """`samples`, rounded up to a multiple of the devices."""
         devices = self.process_count * self.local_devices
         return -(-samples // devices) * devices
 

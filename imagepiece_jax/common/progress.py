@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: elapsed time on a terminal, else lines."""
+"""Progress of long work on stderr."""
 
 import contextlib
 import sys
@@ -17,40 +17,32 @@ INTERVAL = 30.0  # seconds from line to line of a log
 def working(what: str, enabled: bool = True):
     """Say on stderr what is being done, once it has taken PATIENCE seconds.
 
-    On a terminal the line shows the elapsed time, and disappears at the end.
-
     what: such as "compiling the training step"
     enabled: False in all but one of several processes
     """
-    if not enabled:
-        yield
-        return
-    done = threading.Event()
-    teller = threading.Thread(target=_tell, args=(what, done), daemon=True)
-    teller.start()
+    timer = threading.Timer(PATIENCE, _say, [f"{what} .."])
+    timer.daemon = True
+    if enabled:
+        timer.start()
     try:
         yield
     finally:
-        done.set()
-        teller.join()
+        timer.cancel()
 
 
 def counted(items: Sequence, what: str) -> Iterator[Any]:
-    """Yield items, and say on stderr how many are done (`Progress`).
+    """Yield items, and show on stderr how many are done (`Progress`).
 
     what: such as "drawing figures"
     """
     with Progress(what, len(items)) as progress:
         for item in items:
             yield item
-            progress.add(1)
+            progress.update(1)
 
 
-class Progress:
-    """How many things are done, and how long the others take, on stderr.
-
-    A terminal shows a bar, which disappears at the end; a log gets a line every
-    INTERVAL seconds.
+class Progress(tqdm):
+    """How many things are done: a bar on a terminal, and lines in a log.
 
     what: such as "drawing figures"
     done: how many of `total` an earlier process has done
@@ -58,49 +50,28 @@ class Progress:
 
     def __init__(self, what: str, total: int, done: int = 0):
         self._what = what
-        self._total = total
         self._done = done
-        self._done_at_first_add = None  # of which the time includes compiling
-        self._bar = tqdm(
-            desc=what,
-            total=total,
-            initial=done,
-            delay=PATIENCE,
-            leave=False,
-            disable=None,  # off where stderr is no terminal
-        )
-        self._timed_from = time.monotonic()  # set again by the first `add`
-        self._next_line_at = self._timed_from + INTERVAL
+        self._began = time.monotonic()
+        self._next_line = self._began + INTERVAL
+        options = {"delay": PATIENCE, "leave": False, "disable": None}
+        super().__init__(desc=what, total=total, initial=done, **options)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._bar.close()
-
-    def add(self, count: int):
-        """Note that `count` more are done.
-
-        The time left is told by all but the first, which wait for the compiler.
-        """
-        self._done += count
-        self._bar.update(count)
+    def update(self, n: int = 1):
+        """Note that `n` more are done."""
+        if not self.disable:
+            super().update(n)
+            return
+        self.n += n
         now = time.monotonic()
-        if self._done_at_first_add is None:
-            self._done_at_first_add = self._done
-            self._timed_from = now
-        is_known = self._done_at_first_add < self._done < self._total
-        if self._bar.disable and now >= self._next_line_at and is_known:
-            timed = self._done - self._done_at_first_add
-            seconds = (now - self._timed_from) / timed
-            left = in_words(seconds * (self._total - self._done))
-            line = f"{self._what}: {self._done} of {self._total}, about {left} left"
-            self.say(line)
-            self._next_line_at = now + INTERVAL
+        if now >= self._next_line and self.n < self.total:
+            state = {"n": self.n, "total": self.total, "initial": self._done}
+            state |= {"elapsed": now - self._began, "prefix": self._what}
+            self.say(self.format_meter(**state))
+            self._next_line = now + INTERVAL
 
     def say(self, line: str):
         """Write a line on stderr, above the bar."""
-        tqdm.write(line, file=sys.stderr)
+        self.write(line, file=sys.stderr)
         sys.stderr.flush()
 
 
@@ -113,15 +84,5 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def _tell(what, done):
-    """Say on stderr what is being done, from PATIENCE seconds until `done` is set."""
-    if done.wait(PATIENCE):
-        return
-    form = "{desc} .. {elapsed}"
-    with tqdm(desc=what, bar_format=form, leave=False, disable=None) as line:
-        if line.disable:
-            print(f"{what} ..", file=sys.stderr, flush=True)
-            return
-        line.start_t -= PATIENCE
-        while not done.wait(1):
-            line.refresh()
+def _say(line):
+    print(line, file=sys.stderr, flush=True)

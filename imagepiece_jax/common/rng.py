@@ -68,9 +68,9 @@ _EACH_SAMPLE = 1
 
 
 def root_key(seed):
-    """A typed key, of whose draws jax.random's functions know the generator.
+    """A typed key, which tells jax.random's functions the generator.
 
-    seed: an integer, or a scalar, of which the lowest 32 bits are read
+    seed: an integer or a scalar; the lowest 32 bits count
     """
     if isinstance(seed, int):
         seed %= 2**32

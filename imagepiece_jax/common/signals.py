@@ -1,42 +1,42 @@
-"""How a signal ends a command: at once, in one line, with nothing half-written.
+"""How a signal ends a command: in one line, with nothing half-written.
 
 Ctrl-C (SIGINT) and SIGTERM raise no exception in a command. Python ignores one in
-callbacks of C code, NumPy makes a TypeError of it, and whoever catches it lets the
-interpreter end, which crashes beside threads that compile. The process ends in the
-handler, which removes what is unfinished: see `unfinished`, `new_folders`, `finishing`,
-`deferring`.
+callbacks of C code, NumPy turns it into a TypeError, and the interpreter would crash at
+its end beside threads that compile. The process ends in the handler, which first
+removes what is `unfinished`. Python calls it once C code, such as a compiler, returns.
 """
 
 import atexit
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import threading
-import time
+from collections.abc import Callable, Collection
 
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-PATIENCE = 1.0  # seconds that C code may keep the main thread from its handlers
 
-arrived = 0  # the first signal that has arrived; 0: none
-_deferring = []  # functions of a signal's number: whether it ends nothing yet
 _unfinished = set()  # files and folders that a signal removes
-_new = []  # folders that it removes where they are empty
-_ending = threading.RLock()  # of the thread that ends the process
+_is_command = False
+_arrived = []  # the signals that a command has deferred
 
 
 def end_process():
-    """From now on a signal ends this process, which is a command's.
+    """Let signals end this process, which runs a command.
 
-    One that is ignored stays so: a shell's `&` starts processes that ignore Ctrl-C.
+    An ignored signal stays ignored: a shell's `&` starts processes that ignore Ctrl-C.
     """
-    defaults = (signal.default_int_handler, signal.SIG_DFL)
-    taken = [signum for signum in SIGNALS if signal.getsignal(signum) in defaults]
-    for signum in taken:
-        signal.signal(signum, _hear)
-    if taken:
-        Listener(_hear_in_place)
-        atexit.register(_ignore)  # called last: it is registered first
+    global _is_command
+    _is_command = True
+    for signum in not_ignored():
+        signal.signal(signum, _end)
+    atexit.register(_ignore)  # registered first, it is called last
+
+
+def not_ignored() -> list[int]:
+    """The signals that this process does not ignore."""
+    return [s for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
 
 
 @contextlib.contextmanager
@@ -50,56 +50,67 @@ def unfinished(path):
 
 
 @contextlib.contextmanager
-def new_folders(folders):
-    """Context of folders that a signal removes if it ends the process: empty ones.
+def handled_by(handler, signums: Collection[int]):
+    """Context in which `handler` handles signals.
 
-    folders: inner ones first
+    Yields the handlers before, by signal: none outside the main thread, as Python
+    handles signals nowhere else.
     """
-    _new[:0] = folders
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {signum: signal.signal(signum, handler) for signum in signums}
     try:
-        yield
+        yield before
     finally:
-        for folder in folders:
-            _new.remove(folder)
+        for signum, old in before.items():
+            signal.signal(signum, old)
 
 
 @contextlib.contextmanager
-def deferring(stop):
-    """Context in which a signal ends nothing where `stop(its number)` is true.
+def deferring(stop: Callable[[int], bool]):
+    """Context in which a signal ends nothing if `stop(its number)` is true.
 
-    `stop` may raise KeyboardInterrupt, too, where what it passes through is known.
-    In the main thread of another process than a command's, that is Ctrl-C, which raises
-    KeyboardInterrupt as usual where it is not true.
+    Only signals with a handler in Python are deferred: both in a command, and Ctrl-C in
+    other processes.
     """
-    before = signal.getsignal(signal.SIGINT)
-    is_main = threading.current_thread() is threading.main_thread()
-    takes = is_main and callable(before) and before is not _hear
 
     def defer(signum, frame):
         if not stop(signum):
-            before(signum, frame)
+            before[signum](signum, frame)
+        elif _is_command:
+            _arrived.append(signum)
 
-    if takes:
-        signal.signal(signal.SIGINT, defer)
-    _deferring.append(stop)
-    try:
+    signums = [s for s in SIGNALS if callable(signal.getsignal(s))]
+    with handled_by(defer, signums) as before:
         yield
-    finally:
-        _deferring.remove(stop)
-        if takes:
-            signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
 def finishing():
-    """Context of a command's work that is done before a signal ends the process."""
-    _deferring.append(_always)
-    try:
+    """Context of work that is finished before a signal ends the process.
+
+    It may be a signal that a command deferred before.
+    """
+    noted = []
+
+    def note(signum):
+        noted.append(signum)
+        return True
+
+    with deferring(note):
         yield
-    finally:
-        _deferring.remove(_always)
-    if arrived:
-        _hear(arrived, None)
+    for signum in [*_arrived, *noted][:1]:
+        signal.raise_signal(signum)
+
+
+@contextlib.contextmanager
+def ending_at_once():
+    """Context in which a signal ends the process at once, in C code too.
+
+    The operating system ends it: no Python runs, and nothing is said.
+    """
+    with handled_by(signal.SIG_DFL, not_ignored()):
+        yield
 
 
 @contextlib.contextmanager
@@ -115,91 +126,24 @@ def blocked(*signums):
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _always(signum):
-    return True
-
-
-class Listener:
-    """A thread that calls `hear(signum)` for each signal that Python handles.
-
-    It does so while the main thread runs C code, too, which its handlers wait for.
-    """
-
-    def __init__(self, hear):
-        reader, self._writer = os.pipe()  # signals are written to it
-        if hasattr(os, "set_blocking"):  # not on Windows before Python 3.12
-            os.set_blocking(self._writer, False)
-        self._before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        self._thread = threading.Thread(
-            target=self._listen, args=(reader, hear), name="signals", daemon=True
-        )
-        self._thread.start()
-
-    def pause(self):
-        """Hear no more; `close` gives signals back to the listener before."""
-        if self._writer is not None:
-            signal.set_wakeup_fd(-1)
-            os.close(self._writer)
-            self._writer = None
-            self._thread.join()
-
-    def close(self):
-        self.pause()
-        signal.set_wakeup_fd(self._before)
-
-    def _listen(self, reader, hear):
-        with open(reader, "rb", buffering=0) as bytes_of_signals:
-            while received := bytes_of_signals.read(1):  # empty: closed
-                (signum,) = received
-                if signum in SIGNALS:
-                    hear(signum)
-
-
-def _hear(signum, frame):
-    """Handler of SIGNALS: end the process, unless somebody finishes something first."""
-    global arrived
-    arrived = arrived or signum
-    if any([stop(signum) for stop in [*_deferring]]):
-        return
-    with _ending:  # another thread waits here for the end
-        for path in [*_unfinished]:
-            _remove(path)
-        for folder in [*_new]:
-            with contextlib.suppress(OSError):  # it holds something
-                os.rmdir(folder)
-        # The pipe may be closed, or this signal may have interrupted a flush: the
-        # process ends all the same.
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-        with contextlib.suppress(ValueError):  # not in the main thread
-            _ignore()  # so that there is one line
-        lead = "\n" if os.isatty(2) else ""  # behind a progress bar, and ^C
+def _end(signum, frame):
+    """Handler of a command's signals: clean up, say so, and end the process."""
+    _ignore()  # so that there is one line
+    for path in _unfinished:
         with contextlib.suppress(OSError):
-            os.write(2, f"{lead}{SIGNALS[arrived]}\n".encode())
-        os._exit(128 + arrived)
-
-
-def _hear_in_place(signum):
-    """Call `_hear` in place of the main thread where that runs C code for long."""
-    time.sleep(PATIENCE)
-    if not arrived and signal.getsignal(signum) is _hear:
-        with contextlib.suppress(KeyboardInterrupt):  # the main thread's handler raises
-            _hear(signum, None)
-
-
-def _remove(path):
-    """Remove a file or folder, if it is there."""
+            os.unlink(path)
+        shutil.rmtree(path, ignore_errors=True)
+    # The pipe may be closed, or the signal may have interrupted a flush.
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    lead = "\n" if os.isatty(2) else ""  # behind a progress bar, and ^C
     with contextlib.suppress(OSError):
-        os.unlink(path)
-    for folder, _, files in os.walk(path, topdown=False):
-        for name in files:
-            _remove(os.path.join(folder, name))
-        with contextlib.suppress(OSError):
-            os.rmdir(folder)
+        os.write(2, f"{lead}{SIGNALS[signum]}\n".encode())
+    os._exit(128 + signum)
 
 
 def _ignore():
-    """Ignore signals at the very end of a process."""
+    """Ignore signals from now on, as the process is about to end."""
     for signum in SIGNALS:
-        if signal.getsignal(signum) is _hear:
+        if signal.getsignal(signum) is _end:
             signal.signal(signum, signal.SIG_IGN)

@@ -27,7 +27,7 @@ def markdown_table(head, rows) -> str:
 
 
 def _markdown_cell(value):
-    """Text that neither ends its cell nor is read as HTML: it may be a file's name."""
+    """Escape a text, such as a file's name, that could end its cell or be HTML."""
     if value is None:
         return ""
     text = str(value).replace("|", "\\|")

@@ -1,14 +1,13 @@
 """Interleaved timing of asynchronous programs.
 
 Devices work asynchronously, speeds drift, and the first calls are slow. So: every
-program is warmed up first; a repeat is as many calls as fill its time, and ends when
-the device has finished the last of them; the programs take turns, one repeat each, so
+program is warmed up first; a repeat lasts until its time is over and the device has
+finished its last call; the programs take turns, one repeat each, so
 that drift affects all alike and their ratios are taken round by round.
 """
 
 import collections
 import dataclasses
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ AHEAD = 2  # queued calls, so that a device never waits for its host
 
 
 def calls_ahead() -> int:
-    """The calls that JAX's device may have in its queue when another one starts.
+    """The number of calls that may be queued on JAX's device when another one starts.
 
     On a CPU a call starts when the call before it has ended, as in PyTorch.
     """
@@ -60,7 +59,7 @@ def spread(values: Sequence[float]) -> Spread:
 def measure(
     jobs: dict[Any, TimedCall], rules: Rules, now=time.perf_counter, rest=lambda: None
 ) -> dict[Any, list[float]]:
-    """Seconds per call, one reading for each repeat, of jobs that take turns.
+    """Time jobs in turns: seconds per call, one reading for each repeat.
 
     jobs: by name
     now: returns the time in seconds
@@ -70,12 +69,12 @@ def measure(
     """
     runners = {name: _Runner(job, now) for name, job in jobs.items()}
     for runner in runners.values():
-        runner.warm_up(rules.warmup)
+        runner.run(rules.warmup)
     readings = {name: [] for name in jobs}
     for _ in range(rules.repeats):
         for name, runner in runners.items():
             rest()
-            readings[name].append(runner.repeat(rules.seconds))
+            readings[name].append(runner.run(1, rules.seconds))
     return readings
 
 
@@ -109,38 +108,20 @@ class _Runner:
     """A job that counts its calls, so that inputs rotate across turns."""
 
     def __init__(self, job, now):
-        self.job = job
-        self.now = now
-        self.started = 0
-        self.estimate = None  # seconds of a call
+        self._job = job
+        self._now = now
+        self._started = 0
 
-    def warm_up(self, calls):
-        """Run `calls` calls; the first does not count for the estimate."""
-        self._lap(1)
-        rest = max(calls - 1, 1)
-        self.estimate = self._lap(rest) / rest
-
-    def repeat(self, seconds):
-        """Seconds per call over as many calls as last `seconds` or longer."""
-        calls = 0
-        passed = 0.0
-        while calls == 0 or passed < seconds:
-            missing = (seconds - passed) / max(self.estimate, 1e-9)
-            more = max(1, math.ceil(missing))
-            passed += self._lap(more)
-            calls += more
-            self.estimate = passed / calls
-        return passed / calls
-
-    def _lap(self, calls):
-        """Seconds from the start of the first call to the end of the last."""
+    def run(self, calls, seconds=0.0):
+        """Seconds per call, over at least this many calls and seconds."""
         pending = collections.deque()
-        began = self.now()
-        for _ in range(calls):
-            pending.append(self.job.call(self.started))
-            self.started += 1
-            if len(pending) > self.job.ahead:
-                self.job.wait(pending.popleft())
+        first = self._started
+        began = self._now()
+        while self._started < first + calls or self._now() < began + seconds:
+            pending.append(self._job.call(self._started))
+            self._started += 1
+            if len(pending) > self._job.ahead:
+                self._job.wait(pending.popleft())
         for result in pending:
-            self.job.wait(result)
-        return self.now() - began
+            self._job.wait(result)
+        return (self._now() - began) / (self._started - first)

@@ -1,4 +1,4 @@
-"""How long programs are timed; without JAX, as commands read it for their options."""
+"""How long programs are timed; commands read it for their options, without JAX."""
 
 import dataclasses
 
@@ -14,6 +14,6 @@ class Rules:
     seconds: float = 1.0  # least time of a turn
 
     def __post_init__(self):
-        check_range("warmup", self.warmup, 2, whole=True)
+        check_range("warmup", self.warmup, 1, whole=True)
         check_range("repeats", self.repeats, 1, whole=True)
         check_range("seconds", self.seconds, 0)

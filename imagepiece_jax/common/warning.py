@@ -20,6 +20,6 @@ def warn(text: str):
 
 
 def _is_own(frame):
-    """Whether a frame is of this package, or of a dataclass that it makes."""
+    """Whether a frame belongs to this package or to the constructor of a dataclass."""
     module = frame.f_globals.get("__name__", "")
     return module.partition(".")[0] in (PACKAGE, "dataclasses")

@@ -20,7 +20,7 @@ OPTIONS = {
 
 
 def options(platform):
-    """Options for "cpu", "gpu", ..: a new dict, empty where XLA's defaults are best."""
+    """Options for "cpu", "gpu", ..: a new dict, empty if XLA's defaults are best."""
     return dict(OPTIONS.get(platform, {}))
 
 
@@ -31,7 +31,7 @@ def fast_dtype(device: jax.Device | None = None) -> str:
 
 
 def checked_dtype(dtype: Any) -> str:
-    """The name of a dtype of layers, such as that of jnp.bfloat16."""
+    """The name of a dtype of layers, given as a name or as jnp.bfloat16."""
     name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
     check_choice("dtype", name, DTYPES)
     return name

@@ -5,17 +5,15 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.placement import Placement
-from imagepiece_jax.data.batches import EvalBatches
+from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.folder import split_folder
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.input import loader, registry
+from imagepiece_jax.input import registry, worker_pool
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import check_single_label
 
@@ -41,13 +39,13 @@ class LabeledImages:
         self, batch_size: int | None = None, placement: Placement | None = None
     ) -> Iterator[dict[str, Any]]:
         """The batches of one pass in this process."""
-        sequence = EvalBatches(
-            self.source,
-            self.preprocessing,
+        batches = Batches(
+            source=self.source,
+            transform=self.preprocessing,
             batch_size=batch_size or self.batch_size,
             placement=placement or parallel.placement(),
         )
-        return loader.read_ahead(sequence, self.workers, self.threads)
+        return worker_pool.read_ahead(batches, self.workers, self.threads)
 
     def in_words(self, vit: Pretrained) -> list[str]:
         """How a model is evaluated on them, in words."""
@@ -149,7 +147,8 @@ def _notes(vit, name, every, source):
     source: those that are taken
     """
     path = str(vit.source.path)
-    notes = [check_classes(vit.class_names, path, source.class_names, name)]
+    check_classes(vit.class_names, path, source.class_names, name)
+    notes = []
     if name.startswith("folder:"):
         folder = os.path.expanduser(name.removeprefix("folder:"))
         _, note = split_folder(folder, "val")
@@ -161,7 +160,7 @@ def _notes(vit, name, every, source):
         having = "1 class has" if present == 1 else f"{present:,} classes have"
         of_all = f"the model chooses among all {source.num_classes:,}"
         notes.append(f"{having} images, and {of_all}")
-    if name.startswith("csv:") and np.min(getattr(every, "labels", [0])) == 1:
+    if name.startswith("csv:") and every.labels.min() == 1:
         # Where they count from 1 the accuracy would be 0.
         notes.append(f"no label of {name} is 0, the lowest is 1; labels count from 0")
     notes.append(vit.preprocessing.note(source.some_sizes(), len(source)))

@@ -34,7 +34,7 @@ def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
         return None
     try:
         return checked_names(json.loads(path.read_text("utf-8")), classes)
-    except ValueError as error:  # InputError, too
+    except (ValueError, TypeError) as error:  # InputError, too
         raise InputError(f"{path}: {error}") from error
 
 

@@ -1,4 +1,4 @@
-"""Names of classes: those of ImageNet, and whether weights and data have the same."""
+"""ImageNet's class names, and whether weights and data have the same classes."""
 
 import functools
 import pathlib
@@ -10,17 +10,17 @@ from imagepiece_jax.errors import InputError
 
 # Synset and lemmas of each class, by label; the first lines state the source.
 TABLE = pathlib.Path(__file__).with_name("imagenet_classes.txt")
-# {synset: name} of classes whose first lemma is also that of another class
+# {synset: name} of classes that share their first lemma with another class
 DISTINCT = {
     "n02012849": "crane (bird)",
     "n03126707": "crane (machine)",
     "n02113186": "Cardigan Welsh corgi",  # 474 is the garment
     "n03710721": "tank suit",  # 638 is "maillot"
 }
-# Names of the data set on the Hugging Face hub, no two of which may be the same.
+# The Hugging Face hub's data set renamed what would be there twice.
 HUB_NAMES = {"crane2": "crane"}
 Names = Sequence[str | None]
-DIGITS = re.compile("[0-9]+")  # not those of other scripts, which are letters here
+DIGITS = re.compile("[0-9]+")  # digits of other scripts are letters here
 
 
 @functools.cache
@@ -51,9 +51,9 @@ def described(name: str) -> str:
 
 
 def shortened(names: Names | None) -> Names | None:
-    """The names of a label map; `imagenet_names` where it is that of ImageNet-1k.
+    """The names of a label map; `imagenet_names` for that of ImageNet-1k.
 
-    Each class then has its WordNet ID, its name, or some of its lemmas for a name.
+    In the latter every class is called by its WordNet ID, its name or some lemmas.
     """
     if names is None or len(names) != len(imagenet_names()):
         return names
@@ -72,10 +72,7 @@ def normalized(name: str) -> str:
 
 
 def canonical(name: str) -> str:
-    """What names of the same class have in common.
-
-    It is the name in Unicode's composed form, or ImageNet's name of a WordNet ID.
-    """
+    """ImageNet's name of a WordNet ID; any other name in Unicode's composed form."""
     return _names_of_ids().get(name, normalized(name))
 
 
@@ -90,10 +87,10 @@ def labels_by_name(names: Names) -> dict[str, int | None]:
 
 
 def two_orders(names: Sequence[str]) -> tuple[str, str] | None:
-    """Two names that sort as text in another order than by their numbers.
+    """Two names whose order as text is not that of the numbers in them.
 
-    torchvision sorts class folders as text, timm by the numbers in them, so that
-    class_10 is before class_2 or behind it. Returns (class_10, class_2), or None.
+    torchvision sorts class folders as text, which puts class_10 before class_2; timm
+    sorts them by number. Returns (class_10, class_2), or None.
     """
     last = {}  # {text around numbers: the last name with it}
     for name in sorted(names):
@@ -111,9 +108,9 @@ def _numbers(name):
 def other_class(weights: Names | None, data: Names | None):
     """The first class with different names in weights and data.
 
-    A class without a name is not compared.
+    Classes without a name are skipped.
 
-    weights, data: names by label; None where there are none
+    weights, data: names by label; None if it has none
     Returns (label, name of the weights, name of the data), or None.
     """
     pairs = zip(weights or (), data or (), strict=False)
@@ -123,35 +120,25 @@ def other_class(weights: Names | None, data: Names | None):
     return None
 
 
-def check_classes(
-    weights: Names | None, place: str, names: Names | None, data: str
-) -> str | None:
+def check_classes(weights: Names | None, place: str, names: Names | None, data: str):
     """Compare the classes of weights with those of data, by name.
 
-    weights, names: of both by label; None where there are none
-    place, data: what both are: a path, or a field and its value
-    Returns a note where only the data name their classes, else None.
+    weights, names: names by label of each; None if it has none
+    place, data: what each is: a path, or a field and its value
     """
     if other := other_class(weights, names):
         label, name, ours = other
         raise InputError(f"{place}: class {label} is {name!r}, but {ours!r} in {data}")
-    if weights is not None or names is None:
-        return None
-    label, name = next(pair for pair in enumerate(names) if pair[1] is not None)
-    return f"{place} names no classes; class {label} of {data} is {name!r}"
 
 
-def checked_names(names, classes):
-    """Names by label as a tuple, of which there must be `classes`.
+def checked_names(names, classes, field="class_names"):
+    """Names by label as a tuple of length `classes`.
 
-    names: a sequence of strings, and of None for classes without a name
+    names: strings, and None for classes without a name
     """
     if isinstance(names, str):
-        raise InputError(f"class_names is {names!r}; it must be a list of names")
+        raise InputError(f"{field} is {names!r}; it must be a list of names")
     names = tuple(names)
-    for name in names:
-        if not isinstance(name, str | None):
-            raise InputError(f"class_names has {name!r}, which is no text")
     if len(names) != classes:
-        raise InputError(f"class_names has {len(names)} names for {classes} classes")
+        raise InputError(f"{field} has {len(names)} names for {classes} classes")
     return names

@@ -1,7 +1,7 @@
 """Copies: images that show one picture, by a distance of small gray forms.
 
 A copy is the same file under another name, or another encoding or size of the picture,
-mirrored or not. Another crop of it is none. `NEAR` was chosen on 500 photographs
+mirrored or not. Another crop is not a copy. `NEAR` was chosen on 500 photographs
 (NIPS 2017, 224 pixels, even rows), and judged on the 500 others:
 
 - saved again as JPEG of quality 20 to 90, as WebP of 50, with 256 colors, in gray; or
@@ -14,24 +14,20 @@ mirrored or not. Another crop of it is none. `NEAR` was chosen on 500 photograph
 
 import concurrent.futures
 import logging
-import os
-from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from imagepiece_jax.common.progress import counted
-from imagepiece_jax.data import decode
 from imagepiece_jax.data.decode import UnreadableImage
-from imagepiece_jax.data.source import Source, Subset
+from imagepiece_jax.data.source import Source
 
 SIDE = 16  # of a form
 NEAR = 0.1  # copies are nearer than this
-# Gray levels that a form's deviation counts as at least: what is nearly of one color
-# differs by what JPEG adds to it.
+# The least deviation of a form, in gray levels: images of nearly one color would differ
+# by the noise that JPEG adds.
 LEAST_DEVIATION = 8.0
 ROWS = 500  # forms that are compared with all others at once, for the memory
-DRAFT = 4 * SIDE  # a JPEG file is decoded at an eighth of its size, if not below this
 
 log = logging.getLogger("imagepiece_jax.data")
 
@@ -45,22 +41,12 @@ def small_form(image: Image.Image) -> np.ndarray:
     return gray / max(float(gray.std()), LEAST_DEVIATION)
 
 
-def form_of_file(path: str) -> np.ndarray | None:
-    """The form of an image file as it is stored; None for one that cannot be read."""
-    try:
-        with Image.open(path) as image:
-            image.draft("L", (DRAFT, DRAFT))
-            return small_form(Image.fromarray(decode.rgb(image)))
-    except Exception:  # as in `decode`, which reports it where the image is needed
-        return None
-
-
 def distances(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Distances of forms to others or, if they are nearer, to their mirror images.
+    """Distances of forms to others, or to their mirror images if these are nearer.
 
     A distance is the root mean square of the difference. [n, 256], [m, 256] -> [n, m]
     """
-    # Small distances are differences of large numbers, which float32 would round away.
+    # Small distances are differences of large numbers; float32 would round them away.
     forms = np.asarray(forms, np.float64)
     others = np.asarray(others, np.float64)
     mirrored = others.reshape(-1, SIDE, SIDE)[:, :, ::-1].reshape(others.shape)
@@ -70,9 +56,9 @@ def distances(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def originals(forms: np.ndarray) -> np.ndarray:
-    """The index of the image that each image is a copy of; its own where it is none.
+    """For each image the index of its original, which may be itself. [n, 256] -> [n]
 
-    No two images that are copies of none are nearer than NEAR. [n, 256] -> [n]
+    No two originals are nearer than NEAR.
     """
     found = np.arange(len(forms))
     for start in range(0, len(forms), ROWS):
@@ -88,18 +74,17 @@ def originals(forms: np.ndarray) -> np.ndarray:
 
 
 def readable_originals(source: Source) -> Source:
-    """The images of a source that can be read, each picture once.
+    """The readable images of a source, each picture once.
 
-    All of them are read. Which are left out is logged.
+    It reads all images, and logs which ones are left out.
     """
     total = len(source)
 
     def form_or_error(index):
-        try:
-            pixels, _ = source.read(index)
-        except UnreadableImage as error:
-            return error
-        return small_form(Image.fromarray(pixels))
+        image = source[index]
+        if not image.readable:
+            return image.damage
+        return small_form(Image.fromarray(image.pixels))
 
     forms = []
     indices = []
@@ -123,44 +108,11 @@ def readable_originals(source: Source) -> Source:
             source.name(indices[first[copy]]),
         )
     indices = indices[~is_copy]
-    return source if len(indices) == total else Subset(source, indices)
-
-
-def copies_of_tests(
-    root: str, files: Sequence[str], tests: Sequence[str]
-) -> tuple[set[str], set[str]]:
-    """(copies of test images among `files`, those among the tests themselves).
-
-    A file that cannot be read is no copy. Of tests that are alike the first is none.
-
-    root: the folder that the files are relative to
-    """
-
-    def form_of(file):
-        return form_of_file(os.path.join(root, file))
-
-    readable = []
-    forms = []
-    for file, form in _in_threads(form_of, [*tests, *files], "looking for copies"):
-        if form is not None:
-            readable.append(file)
-            forms.append(form)
-    forms = np.reshape(forms, (-1, SIDE**2))
-    tested = len({*readable} & {*tests})
-    first = originals(forms[:tested])
-    again = np.flatnonzero(first != np.arange(tested))
-    among_tests = {readable[index] for index in again}
-    among_files = set()
-    for start in range(tested, len(forms), ROWS):
-        rows = slice(start, start + ROWS)
-        near = distances(forms[rows], forms[:tested]) < NEAR
-        copies = np.flatnonzero(near.any(1))
-        among_files |= {readable[start + row] for row in copies}
-    return among_files, among_tests
+    return source if len(indices) == total else source.subset(indices)
 
 
 def _in_threads(call, items, what):
-    """Yield (item, what `call` makes of it) in order; `what` is said as progress."""
+    """Yield (item, call(item)) in order; `what` names the work in progress lines."""
     pool = concurrent.futures.ThreadPoolExecutor()
     try:
         found = pool.map(call, items)

@@ -1,7 +1,7 @@
 """Normalization of pixels, with the mean and deviation that a model was trained with.
 
-Both are of pixels in [0, 1], one number per channel. There is no default here: each
-model has its own (`ViT.mean`, `ViT.std`).
+Both are of pixels in [0, 1], one number per channel. There is no default: each model
+has its own (`ViTConfig.mean`, `ViTConfig.std`).
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from imagepiece_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Normalization:
-    """What is subtracted from pixels in [0, 1], and what they are divided by."""
+    """The mean to subtract from pixels in [0, 1], and the std to divide by."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -63,7 +63,7 @@ def normalize(images: jax.Array, mean, std) -> jax.Array:
 
 
 def _along(images, values):
-    """Three numbers along the last axis of images, beside them. -> [1, .., 3]."""
+    """Three numbers along the last axis of images, on their device. -> [1, .., 3]."""
     values = np.float32(values).reshape((1,) * (images.ndim - 1) + (3,))
     if isinstance(images, jax.core.Tracer):
         return jnp.asarray(values)
@@ -83,11 +83,10 @@ def check_images(images, image_size=None, floats: bool = True, pixels: bool = Fa
     Integers would pass through a model, and mean nothing there.
 
     image_size: of the images; None: any
-    floats: whether floats are allowed; False for a program that was made for pixels
-    pixels: whether uint8 is allowed, which is normalized later
+    floats: whether floats are allowed; False for a program for pixels
+    pixels: whether uint8 is allowed; it is normalized later
     """
-    allowed = "floats, normalized by the model's mean and std "
-    allowed += "(imagepiece_jax.normalize)"
+    allowed = "floats, as imagepiece_jax.normalize makes them"
     if pixels:
         allowed += ", or uint8"
     if not floats:
@@ -109,13 +108,13 @@ def check_images(images, image_size=None, floats: bool = True, pixels: bool = Fa
 
 
 def warn_of_range(images, mean, std, stacklevel: int = 2):
-    """Warn of an array on the host whose range cannot be that of normalized images.
+    """Warn of an array on the host that cannot be normalized images, by its range.
 
-    Pixels of 0 .. 255 or of 0 .. 1 are floats as well, and their logits mean nothing.
-    A sample of the pixels decides. There is no warning for constant arrays, for those
-    on accelerators, which would have to be waited for, and while a program is traced.
+    Pixels of 0 .. 255 or of 0 .. 1 are floats, too, and their logits mean nothing. A
+    sample of the pixels decides. Constant arrays, arrays on accelerators (the check
+    would wait for them) and traced ones are not checked.
 
-    stacklevel: of the line that is named, 1 for the caller
+    stacklevel: of the line that the warning names, 1 for the caller
     """
     if not _on_host(images) or not jnp.issubdtype(images.dtype, jnp.floating):
         return

@@ -1,7 +1,7 @@
 """How images are resized and cropped for evaluation: the class `Preprocessing`.
 
-A run makes one from config.data, where `IN_CONFIG` has the names of its fields. Other
-weights have that of their ViTConfig. All that reads images for a model calls it.
+A run makes one from config.data (`IN_CONFIG` has the names of its fields); other
+weights make it from their ViTConfig. Everything that reads images for a model calls it.
 """
 
 import dataclasses
@@ -47,9 +47,9 @@ class Preprocessing:
     crop_mode: str = "center"  # one of CROP_MODES
     # Pillow's, antialiased, with which published accuracies were measured
     interpolation: str = "bicubic"  # one of INTERPOLATIONS
-    # whose rule decides about details. timm resizes by one call of Pillow, and rounds
-    # the start of the crop to even pixels, as torchvision does. transformers resizes
-    # columns after rows, which Pillow 13 does not always do, and rounds down
+    # the library whose details are followed. timm resizes by one call of Pillow, and
+    # rounds the start of the crop to even pixels, as torchvision does. transformers
+    # resizes columns after rows, which Pillow 13 does not always do, and rounds down
     rule: str = "timm"  # one of RULES
     # "none": images have image_size already
     resize: str = "deit"  # one of RESIZES
@@ -114,11 +114,10 @@ class Preprocessing:
         return {**vars(self), "image_size": size, "crop": self._crop}
 
     def note(self, sizes, total: int) -> str | None:
-        """A note that images have the model's size already, and are still resized.
+        """A note that images of the model's size are still enlarged and cropped.
 
-        sizes: (height, width) of some of `total` images, or of all
-        Returns None where one of them has another size, or where resizing does not
-            change them.
+        sizes: (height, width) of some or all of `total` images
+        Returns None if one has another size, or if nothing is enlarged.
         """
         sizes = list(sizes)
         if not self.resizes or {*sizes} != {self.shape} or self._crop == 1:
@@ -172,8 +171,8 @@ def resize_exactly(
 def _covering_size(image, height, width):
     """The smallest size of the image's aspect that covers (height, width).
 
-    Sides are rounded as by timm: down to cover a square, as torchvision does it, and to
-    the nearest to cover another rectangle.
+    Sides are rounded as in timm: down for a square, as in torchvision, and to the
+    nearest for other rectangles.
     """
     rows, columns = image.shape[:2]
     if height != width:
@@ -185,7 +184,7 @@ def _covering_size(image, height, width):
 
 
 def _middle(image):
-    """The middle of an image, at most MAX_ASPECT short sides long.
+    """The middle of an image, at most MAX_ASPECT times as long as wide.
 
     A very thin image would be huge once it is resized.
     """

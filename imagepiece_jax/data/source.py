@@ -1,15 +1,18 @@
-"""Sources of images and labels by index: files, and parts of another source.
+"""Sources of images and labels by index: files, arrays, and parts of any source.
 
 Batches, epochs and augmentation are not known here.
 """
 
 import abc
 import concurrent.futures
+import copy
 import functools
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,50 +24,82 @@ SAMPLE = 64  # so many images are read where reading all would take too long
 THREADS = 16  # threads that ask for sizes of files, which is slow over a network
 
 
-class Source(abc.ABC):
-    """Images and labels by index.
+class Image(NamedTuple):
+    """An element of a source."""
 
-    unreadable: {name of a damaged file: reason}, filled by `decode.record_unreadable`
+    pixels: np.ndarray | None  # uint8 RGB [H, W, 3]; None: the image cannot be read
+    label: int  # -1: it has none
+    name: str  # in a log: its file name where it has one
+    damage: decode.UnreadableImage | None = None
+
+    @property
+    def readable(self) -> bool:
+        return self.pixels is not None
+
+
+class Source(abc.ABC):
+    """Images and labels by index: `source[i]` is an Image.
+
+    They are all images of a store, or those at the `indices` of a part. A store
+    implements `stored`.
+
+    indices: place in the store of each image
     class_names: a name or None for each class; None where the data have no names
+    labels: of all images of the store, int32; None where it does not list them
+    upright: whether the EXIF orientation is applied
+    unreadable: {name of a damaged file: reason}, filled by `decode.record_unreadable`
     """
 
-    def __init__(self, num_classes, class_names=None):
+    labels = None
+    upright = False
+
+    def __init__(self, count, num_classes=0, class_names=None):
+        self.indices = range(count)
         self.num_classes = num_classes
         self.class_names = class_names
         self.unreadable = {}
 
     @abc.abstractmethod
-    def __len__(self):
+    def stored(self, place: int) -> tuple[str | bytes | np.ndarray, int, str]:
+        """(path, encoded bytes or pixels; label; name) of the image at a place."""
+
+    def __len__(self) -> int:
         """Number of images, damaged ones included."""
+        return len(self.indices)
 
-    @abc.abstractmethod
-    def read(self, index: int) -> tuple[np.ndarray, int]:
-        """(uint8 RGB [H, W, 3], label) of image `index`. Raises UnreadableImage."""
+    def __getitem__(self, index: int) -> Image:
+        data, label, name = self._stored(index)
+        if isinstance(data, np.ndarray):
+            return Image(data, label, name)
+        try:
+            return Image(decode.decode(_file(data), name, self.upright), label, name)
+        except decode.UnreadableImage as damage:
+            return Image(None, label, name, damage)
 
-    @abc.abstractmethod
     def name(self, index: int) -> str:
-        """Name of image `index` in a log: its file name where it has one."""
-
-    def encoded(self, index: int) -> bytes:
-        """Bytes of image `index` as stored; none where it is in memory."""
-        raise NotImplementedError
+        """Name of image `index` in a log."""
+        return self._stored(index)[2]
 
     def size(self, index: int) -> tuple[int, int] | None:
         """(height, width) of image `index` by its header; None if it is unreadable."""
-        return decode.size(io.BytesIO(self.encoded(index)))
+        data = self._stored(index)[0]
+        if isinstance(data, np.ndarray):
+            return data.shape[:2]
+        return decode.size(_file(data))
 
     def some_sizes(self) -> list[tuple[int, int]]:
         """`size` of up to 64 readable images, spread over the source."""
         return [*filter(None, map(self.size, self._sample()))]
 
-    @functools.cached_property
+    @property
     def present_labels(self) -> tuple[int, ...]:
         """The labels that images have, in rising order.
 
-        A part has those of its source. A source that does not list labels has all.
+        A part has those of its store. A store that does not list labels has all.
         """
-        labels = getattr(self, "labels", range(self.num_classes))
-        return tuple(np.unique(labels).tolist())
+        if self.labels is None:
+            return tuple(range(self.num_classes))
+        return tuple(np.unique(self.labels).tolist())
 
     @functools.cached_property
     def digest(self) -> str:
@@ -74,51 +109,66 @@ class Source(abc.ABC):
         so that a corrected label and replaced images show without reading all images.
         The folder and times do not count, as data are copied.
         """
-        count = len(self)
-        total = hashlib.sha256(str(count).encode())
-        for part in self.inventory(np.arange(count)):
+        total = hashlib.sha256(str(len(self)).encode())
+        for part in self.inventory(np.asarray(self.indices)):
             total.update(hashlib.sha256(part).digest())
         for index in self._sample():
-            total.update(hashlib.sha256(self.content(index)).digest())
+            data, label, _ = self._stored(index)
+            total.update(str(label).encode())
+            total.update(hashlib.sha256(_content(data)).digest())
         return total.hexdigest()[:16]
 
-    def _sample(self) -> list[int]:
-        """Up to 64 indices, spread over the source."""
-        count = min(len(self), SAMPLE)
-        return [i * (len(self) - 1) // max(1, count - 1) for i in range(count)]
-
-    def inventory(self, indices: np.ndarray) -> Iterator[bytes]:
-        """Bytes that differ for other images, for `digest`; no image is read."""
-        names = "\0".join(self.name(int(index)) for index in indices)
-        yield names.encode(errors="surrogateescape")
-
-    def content(self, index: int) -> bytes:
-        """Bytes that hold image `index`; empty where its file cannot be read."""
-        return self.read(index)[0].tobytes()
+    def inventory(self, places: np.ndarray) -> Iterator[bytes]:
+        """Bytes that differ for other images at some places; none is opened."""
+        for place in places.tolist():
+            _, label, name = self.stored(place)
+            yield f"{name} {label}".encode(errors="surrogateescape")
 
     def try_first(self, transform, **options):
         """Check that the first readable image fits `transform`."""
         for index in range(min(len(self), decode.MAX_IN_A_ROW)):
-            try:
-                image, _ = self.read(index)
-            except decode.UnreadableImage:
+            image = self[index]
+            if not image.readable:
                 continue
             try:
-                transform(image, **options)
+                transform(image.pixels, **options)
             except InputError as error:
-                raise InputError(f"{self.name(index)}: {error}") from error
+                raise InputError(f"{image.name}: {error}") from error
             return
 
     def spread(self, count: int | None) -> "Source":
         """`count` images, evenly spaced; all of a smaller source, and for None."""
         if count is None or count >= len(self):
             return self
-        return Subset(self, evenly_spaced(len(self), count))
+        return self.subset(evenly_spaced(len(self), count))
+
+    def subset(self, indices: Sequence[int]) -> "Source":
+        """Some images of the source, in the order of `indices`."""
+        part = copy.copy(self)
+        part.__dict__.pop("digest", None)
+        part.indices = np.asarray(self.indices)[np.asarray(indices, np.int64)]
+        part.unreadable = {}
+        return part
 
     @property
     def part(self) -> dict[str, str]:
-        """{"part": a text that differs for other parts of a larger source}; {}: all."""
-        return {}
+        """{"part": hash of the indices of a part, FNV-1a in hex digits}; {}: all."""
+        if isinstance(self.indices, range):
+            return {}
+        power = np.uint64(1099511628211)
+        total = np.uint64(14695981039346656037)
+        with np.errstate(over="ignore"):
+            for index in self.indices.astype(np.uint64):
+                total = (total ^ index) * power
+        return {"part": f"{int(total):016x}"}
+
+    def _stored(self, index):
+        return self.stored(int(self.indices[index]))
+
+    def _sample(self) -> list[int]:
+        """Up to 64 indices, spread over the source."""
+        count = min(len(self), SAMPLE)
+        return [i * (len(self) - 1) // max(1, count - 1) for i in range(count)]
 
 
 def evenly_spaced(total: int, count: int) -> np.ndarray:
@@ -126,96 +176,48 @@ def evenly_spaced(total: int, count: int) -> np.ndarray:
     return np.linspace(0, total - 1, count).round().astype(int)
 
 
-class Subset(Source):
-    """Some images of a source, in the order of `indices`."""
+def _file(data):
+    """What `decode` takes: a path as it is, or encoded bytes as a file."""
+    return io.BytesIO(data) if isinstance(data, bytes) else data
 
-    def __init__(self, source, indices):
-        super().__init__(source.num_classes, source.class_names)
-        self.source = source
-        self.indices = np.asarray(indices, np.int64)
 
-    def __len__(self):
-        return len(self.indices)
-
-    def read(self, index):
-        return self.source.read(int(self.indices[index]))
-
-    def name(self, index):
-        return self.source.name(int(self.indices[index]))
-
-    def encoded(self, index):
-        return self.source.encoded(int(self.indices[index]))
-
-    def size(self, index):
-        return self.source.size(int(self.indices[index]))
-
-    @functools.cached_property
-    def present_labels(self):
-        return self.source.present_labels
-
-    def inventory(self, indices):
-        return self.source.inventory(self.indices[indices])
-
-    def content(self, index):
-        return self.source.content(int(self.indices[index]))
-
-    @functools.cached_property
-    def part(self):
-        """{"part": hash of the places in the full source}, FNV-1a in hex digits."""
-        source = self.source
-        indices = self.indices
-        while isinstance(source, Subset):
-            indices = source.indices[indices]
-            source = source.source
-        power = np.uint64(1099511628211)
-        total = np.uint64(14695981039346656037)
-        with np.errstate(over="ignore"):
-            for index in indices.astype(np.uint64):
-                total = (total ^ index) * power
-        return {"part": f"{int(total):016x}"}
+def _content(data):
+    """Bytes that hold an image; empty where its file cannot be read."""
+    if isinstance(data, np.ndarray):
+        return data.tobytes()
+    if isinstance(data, bytes):
+        return data
+    try:
+        return pathlib.Path(data).read_bytes()
+    except OSError:  # one damaged file is left out, and does not end a run
+        return b""
 
 
 class FileSource(Source):
-    """Image files below `root`, read one by one; `labels` has one for each."""
+    """Image files below `root`; `labels` has one for each."""
 
-    def __init__(self, root, files, labels, num_classes, class_names=None):
-        super().__init__(num_classes, class_names)
+    def __init__(
+        self, root, files, labels, num_classes=0, class_names=None, upright=False
+    ):
+        super().__init__(len(files), num_classes, class_names)
         self.root = root
         # Every worker process has a copy: as bytes a million names take 50 MB, as
         # Python strings 130 MB.
         self.files = np.array([os.fsencode(file) for file in files])
         self.labels = np.asarray(labels, np.int32)
+        self.upright = upright
 
-    def __len__(self):
-        return len(self.files)
+    def stored(self, place):
+        path = os.path.join(self.root, os.fsdecode(self.files[place]))
+        return path, int(self.labels[place]), path
 
-    def read(self, index):
-        path = self.name(index)
-        return decode.decode(path, path), int(self.labels[index])
-
-    def name(self, index):
-        return os.path.join(self.root, os.fsdecode(self.files[index]))
-
-    def encoded(self, index):
-        with open(self.name(index), "rb") as file:
-            return file.read()
-
-    def size(self, index):
-        return decode.size(self.name(index))
-
-    def inventory(self, indices):
-        files = self.files[indices]
+    def inventory(self, places):
+        files = self.files[places]
         yield b"\0".join(files.tolist())
-        yield self.labels[indices].tobytes()
+        yield self.labels[places].tobytes()
         with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
             for sizes in pool.map(self._sizes, np.array_split(files, THREADS)):
                 yield np.array(sizes, np.int64).tobytes()
-
-    def content(self, index):
-        try:
-            return self.encoded(index)
-        except OSError:  # one damaged file is left out, and does not end a run
-            return b""
 
     def _sizes(self, files):
         """Sizes of files in bytes, -1 of one that cannot be looked at."""
@@ -227,6 +229,29 @@ class FileSource(Source):
             except OSError:
                 sizes.append(-1)
         return sizes
+
+
+class ArraySource(Source):
+    """Images in memory.
+
+    images: uint8 [H, W, 3], maybe of different sizes
+    labels: one for each; None: they have none
+    names: one for each; None: "image 0" and so on
+    """
+
+    def __init__(
+        self, images, labels=None, num_classes=0, class_names=None, names=None
+    ):
+        super().__init__(len(images), num_classes, class_names)
+        if labels is None:
+            labels = np.full(len(images), -1)
+        self.images = images
+        self.labels = np.asarray(labels, np.int32)
+        self.names = names
+
+    def stored(self, place):
+        name = f"image {place}" if self.names is None else self.names[place]
+        return self.images[place], int(self.labels[place]), name
 
 
 def check_num_classes(num_classes, classes, data):

@@ -1,8 +1,8 @@
 """Transforms of one training image on the host: random crops and flips.
 
 The functions take a uint8 RGB array [H, W, 3] and a NumPy Generator; `TrainTransform`
-calls them one after the other. Each takes a fixed number of random numbers, whatever
-the image, so that the functions after it always get the same ones. Evaluation's crop is
+calls them one after the other. Each draws a fixed number of random numbers for any
+image, so the functions after it always get the same ones. Evaluation's crop is
 `preprocessing.Preprocessing`.
 
 Resizing is bicubic with antialiasing. `resize_fast` takes a quarter of the time of
@@ -35,10 +35,10 @@ _PILLOW = -0.5  # the same of Pillow's
 def crop_box(height, width, rng, area, aspect=(3 / 4, 4 / 3)):
     """A random box inside an image of height x width pixels.
 
-    After TRIES boxes that do not fit it is the largest centered box of such an aspect.
+    If TRIES random boxes do not fit, it is the largest centered one within `aspect`.
 
-    area: bounds of its share of the image's area, which is drawn uniformly
-    aspect: bounds of its width / height, whose logarithm is drawn uniformly
+    area: bounds of its share of the image's area; the share is drawn uniformly
+    aspect: bounds of its width / height; the logarithm is drawn uniformly
     Returns (top, left, box height, box width).
     Source: the Inception crop as DeiT uses it.
     """
@@ -63,7 +63,7 @@ def crop_box(height, width, rng, area, aspect=(3 / 4, 4 / 3)):
 def random_resized_crop(image, size, rng, area, aspect=(3 / 4, 4 / 3)):
     """Resize a `crop_box` of the image to a size.
 
-    size: pixels a side, or (height, width), whose aspect multiplies that of the box
+    size: pixels a side, or (height, width); its aspect multiplies the box's
     Returns [height, width, 3].
     """
     height, width = sides(size)
@@ -96,8 +96,8 @@ def flip(image, rng):
 def resize_fast(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize almost as `resize_exactly`, but faster. uint8 [H, W, 3].
 
-    OpenCV's bicubic kernel is another one, and is not widened when images shrink, so
-    that fine texture becomes noise. A short filter before it corrects both. Images of
+    OpenCV's bicubic kernel differs from Pillow's and does not widen when images shrink,
+    so fine texture becomes noise. A short filter before it corrects both. Images of
     more than twice the size are first averaged down by a whole factor. Without OpenCV
     this is `resize_exactly`.
 
@@ -168,7 +168,7 @@ class TrainTransform:
     image_size: int | tuple[int, int]  # pixels a side, or (height, width)
     crop: str  # "random_resized"; "shift" or "none" for images of this size
     area: tuple[float, float]  # bounds of a random crop's share of the image's area
-    shift: int  # by at most so many pixels images are shifted
+    shift: int  # the most pixels by which images are shifted
     flip: bool  # whether images are flipped at random
 
     @property

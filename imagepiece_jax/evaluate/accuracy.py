@@ -1,4 +1,4 @@
-"""The evaluation pass: accuracy and loss over a split, and of every image."""
+"""The evaluation pass: accuracy and loss, over a split and by image."""
 
 import dataclasses
 import time
@@ -54,8 +54,8 @@ def line(figures: Mapping[str, float], *more: str) -> str:
 def correct_at(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     """Whether the label is among the k largest logits. [B, C], int [B] -> bool [B].
 
-    Of equal logits the lower class counts as larger, so that a network whose logits are
-    all equal is right for k classes only. A label whose logit is NaN is never right.
+    Of two equal logits the lower class counts as larger, so a network with equal logits
+    is right for k classes only. A label with a logit of NaN is never right.
     """
     chex.assert_rank([logits, labels], [2, 1])
     label_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)
@@ -69,7 +69,7 @@ def correct_at(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
 def _score(logits, label, classes=None):
     """Arrays [m] by name: whether each image is right, and its loss.
 
-    classes: those that may be answers; None: all
+    classes: the possible answers; None: all classes
     """
     if classes is not None:
         answers = np.isin(np.arange(logits.shape[-1]), classes)
@@ -118,8 +118,8 @@ def model_step(
         (TF32)
     measure: (outputs, batch) -> further arrays with a row for each image, by name
     alter: (images, batch, model) -> the normalized images that the model sees
-    classes: labels that the model chooses among, as published figures of ImageNet-A,
-        ImageNet-R and imagenette do among those of the images; None: all
+    classes: the labels to choose among, for the published figures of ImageNet-A,
+        ImageNet-R and imagenette; None: all
     Raises InputError for a dtype of the model that the platform cannot compute in.
     """
     xla_options.check_dtype(model.execution.dtype.name)
@@ -143,7 +143,7 @@ def model_step(
 
 
 def program_step(program: Callable[[np.ndarray], jax.Array]):
-    """A step like that of `model_step` for a compiled program; it ignores variables.
+    """The `model_step` of a compiled program; it ignores variables.
 
     program: uint8 [m, S, S, 3] -> logits, on one device, with its weights inside
     """
@@ -166,12 +166,11 @@ def evaluate(step, variables, batches: Iterable[Mapping[str, Any]]) -> EvalResul
     """Accuracy and loss of one pass over all images.
 
     The throughput includes reading and decoding, but not the first batch, which may
-    compile. A set of one batch goes through the model once more, so that its throughput
-    is that of the model alone.
+    compile, if there are several.
 
     step: a step of `model_step` or `program_step`
     variables: the model's variables, replicated
-    batches: batches of `EvalBatches`
+    batches: `Batches` without a seed, read
     """
     return evaluate_each(step, [variables], batches)[0]
 
@@ -181,10 +180,10 @@ def evaluate_each(
 ) -> list[EvalResult]:
     """Evaluate several sets of variables in one pass, which reads every image once.
 
-    models: replicated variables; other arguments are those of `evaluate`
+    models: replicated variables of each; step and batches are as for `evaluate`
     """
     passes = [_Pass() for _ in models]
-    began = None
+    began = time.perf_counter()
     images_before = 0.0
     pending = None
 
@@ -192,19 +191,16 @@ def evaluate_each(
         for of_model, result in zip(passes, results, strict=True):
             of_model.add(places, *result)
 
-    for batch in batches:
+    for number, batch in enumerate(batches):
         results = [step(variables, batch) for variables in models]
         if pending is not None:  # one behind: the device works while the host reads
             add(*pending)
-            if began is None:
-                began = time.perf_counter()
-                images_before = passes[0].totals["images"]
+        if number == 1:
+            began = time.perf_counter()
+            images_before = passes[0].totals["images"]
         places = {name: np.array(batch[name]) for name in ("index", "mask")}
         pending = places, results
     add(*pending)
-    if began is None:
-        began = time.perf_counter()
-        jax.block_until_ready([step(variables, batch) for variables in models])
     seconds = time.perf_counter() - began
     return [of_model.result(images_before, seconds) for of_model in passes]
 
@@ -216,7 +212,7 @@ def evaluate_program(
     batches: Callable[..., Iterable[Mapping[str, Any]]],
     seed: int = 0,
 ) -> tuple[dict[str, dict[str, Any]], statistics.Estimate]:
-    """Accuracy of a program that `inference.optimize` made, and of its model.
+    """Accuracy of a program of `inference.optimize` beside that of its model.
 
     model, variables: the reference, evaluated in float32 with XLA's attention
     program: the optimized model, which takes pixels, on the first device
@@ -253,7 +249,7 @@ def evaluate_program(
 
 
 class _Pass:
-    """Sums over the images so far, and arrays with a row for each, of one model."""
+    """What is known of one model so far: sums, and arrays with a row for each image."""
 
     def __init__(self):
         self.totals = dict.fromkeys(("loss", "acc1", "acc5", "images"), 0.0)

@@ -44,7 +44,7 @@ def accuracy(right: ArrayLike) -> Estimate:
 
 
 def paired_difference(right: ArrayLike, base: ArrayLike) -> Estimate:
-    """Points of accuracy that `right` has more than `base`, image by image.
+    """Accuracy of `right` less that of `base` in points, paired by image.
 
     bool [images] twice. The interval is that of Agresti and Min: half an image more in
     each cell of the 2 x 2 table, so that it is not empty where few images differ.
@@ -74,7 +74,7 @@ def mean_difference(values: ArrayLike, base: ArrayLike) -> Estimate:
 
 
 def discordant(right: ArrayLike, base: ArrayLike) -> tuple[int, int]:
-    """Numbers of images that only `right`, and that only `base` answers right."""
+    """(images that only `right` has right, images that only `base` has right)."""
     right = np.asarray(right, bool)
     base = np.asarray(base, bool)
     if right.shape != base.shape:
@@ -120,7 +120,7 @@ def format_estimate(
 
 
 def format_difference(estimate: Estimate | None, digits: int = 1) -> str:
-    """ "+1.8 [-0.0, +3.6], within noise": with signs, and a word where it is noise."""
+    """ "+1.8 [-0.0, +3.6], within noise": with signs, and a word on noise."""
     text = format_estimate(estimate, digits, signs=True)
     if text and estimate.low <= 0 <= estimate.high:
         return f"{text}, {NOISE}"

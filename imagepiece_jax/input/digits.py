@@ -6,36 +6,19 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from imagepiece_jax.data.source import Source, check_num_classes
+from imagepiece_jax.data.source import ArraySource, check_num_classes
 
 
-class Digits(Source):
-    """The digits of a split, 16x16, in memory."""
-
-    def __init__(self, split, num_classes):
-        check_num_classes(num_classes, 10, "data set digits")
-        super().__init__(10, tuple(map(str, range(10))))
-        pixels, labels = read_digits()
-        tested = _tested(labels)
-        self._chosen = np.flatnonzero(tested if split == "val" else ~tested)
-        self._images = np.stack([_enlarged(pixels[index]) for index in self._chosen])
-        self.labels = labels[self._chosen]
-
-    def __len__(self):
-        return len(self.labels)
-
-    def read(self, index):
-        return self._images[index], int(self.labels[index])
-
-    def size(self, index):
-        return self._images.shape[1:3]
-
-    def name(self, index):
-        return f"digits/{self._chosen[index]:04d}"
-
-    def inventory(self, indices):
-        yield from super().inventory(indices)
-        yield self.labels[indices].tobytes()
+def open_digits(split, num_classes):
+    """The digits of a split, 16x16, with arguments and errors of `open_source`."""
+    check_num_classes(num_classes, 10, "data set digits")
+    pixels, labels = read_digits()
+    tested = _tested(labels)
+    chosen = np.flatnonzero(tested if split == "val" else ~tested)
+    images = np.stack([_enlarged(pixels[index]) for index in chosen])
+    names = [f"digits/{index:04d}" for index in chosen]
+    digits = tuple(map(str, range(10)))
+    return ArraySource(images, labels[chosen], 10, digits, names)
 
 
 def read_digits():

@@ -1,19 +1,17 @@
 """hf:OWNER/NAME and hf:FOLDER, images that Hugging Face's `datasets` reads."""
 
-import io
 import os
 
 import numpy as np
 
 from imagepiece_jax.common import extras
-from imagepiece_jax.data import decode
 from imagepiece_jax.data.class_names import shortened
 from imagepiece_jax.data.folder import SPLIT_FOLDERS
 from imagepiece_jax.data.source import Source, check_num_classes
 from imagepiece_jax.errors import InputError
 
 
-def open_hub_data(path, split, num_classes, labeled):
+def open_hub_data(path, split, num_classes):
     """The images of a split of hf:PATH, with arguments and errors of `open_source`.
 
     They are the columns image and label. `datasets` writes them once to its cache as a
@@ -23,7 +21,12 @@ def open_hub_data(path, split, num_classes, labeled):
     extras.check(place, "datasets")
     import datasets  # slow to import, and only this source needs it
 
-    splits = datasets.load_dataset(os.path.expanduser(path))
+    # Of its errors those of a broken file or of several sets are not OSErrors.
+    mistakes = (ValueError, RuntimeError, datasets.exceptions.DatasetsError)
+    try:
+        splits = datasets.load_dataset(os.path.expanduser(path))
+    except mistakes as error:
+        raise InputError(f"{place} cannot be opened: {one_line(error)}") from error
     there = [name for name in SPLIT_FOLDERS[split] if name in splits]
     if not there:
         raise InputError(
@@ -31,18 +34,19 @@ def open_hub_data(path, split, num_classes, labeled):
             f"{', '.join(SPLIT_FOLDERS[split])}"
         )
     rows = splits[there[0]]
-    columns = ["image", "label"] if labeled else ["image"]
+    columns = ["image", "label"]
     if not {*columns} <= {*rows.column_names}:
         raise InputError(
             f"{place} has the columns {', '.join(rows.column_names)}; it must have "
             f"{' and '.join(columns)}"
         )
     rows = rows.select_columns(columns)
-    rows = rows.cast_column("image", datasets.Image(decode=False))
-    if not labeled:
-        return HubSource(rows, f"{place}/{there[0]}", [-1] * len(rows), num_classes)
+    try:
+        rows = rows.cast_column("image", datasets.Image(decode=False))
+    except mistakes as error:
+        raise InputError(f"{place} has no images ({one_line(error)})") from error
     labels = rows.select_columns("label").with_format("numpy")[:]["label"]
-    if labels.dtype.kind not in "iu":  # as where some are missing
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:  # as where some are missing
         raise InputError(f"{place} has labels that are no whole numbers")
     names = None
     classes = num_classes or int(labels.max()) + 1
@@ -58,6 +62,11 @@ def open_hub_data(path, split, num_classes, labeled):
     return HubSource(rows, f"{place}/{there[0]}", labels, classes, names)
 
 
+def one_line(error):
+    """What an error of `datasets` says, in one line."""
+    return " ".join(str(error).split())
+
+
 class HubSource(Source):
     """Rows of a `datasets.Dataset` with images as their files have them.
 
@@ -66,35 +75,22 @@ class HubSource(Source):
     """
 
     def __init__(self, rows, place, labels, num_classes, class_names=None):
-        super().__init__(num_classes, class_names)
+        super().__init__(len(rows), num_classes, class_names)
         self._rows = rows
         self._place = place
         self.labels = np.asarray(labels, np.int32)
 
-    def __len__(self):
-        return len(self._rows)
+    def stored(self, place):
+        image = self._rows[place]["image"] or {"bytes": b""}  # a row may have none
+        data = image["bytes"]
+        if data is None:  # of a repository of image files
+            data = image["path"] or b""  # which does not decode
+        return data, int(self.labels[place]), f"{self._place}/{place}"
 
-    def read(self, index):
-        file = io.BytesIO(self.encoded(index))
-        return decode.decode(file, self.name(index)), int(self.labels[index])
-
-    def name(self, index):
-        return f"{self._place}/{index}"
-
-    def encoded(self, index):
-        image = self._rows[index]["image"]
-        if image["bytes"] is None:  # of a repository of image files
-            with open(image["path"], "rb") as file:
-                return file.read()
-        return image["bytes"]
-
-    def inventory(self, indices):
+    def inventory(self, places):
         import pyarrow.compute  # which `datasets` needs
 
         files = pyarrow.compute.struct_field(self._rows.data.column("image"), "bytes")
         sizes = pyarrow.compute.binary_length(files).fill_null(-1).to_numpy()
-        yield sizes[indices].tobytes()
-        yield self.labels[indices].tobytes()
-
-    def content(self, index):
-        return self.encoded(index)
+        yield sizes[places].tobytes()
+        yield self.labels[places].tobytes()

@@ -1,11 +1,9 @@
 """imagenet2012, ImageNet-1k as TFDS prepares it, read without TensorFlow."""
 
-import io
 import json
 import os
 
 from imagepiece_jax.common import extras
-from imagepiece_jax.data import decode
 from imagepiece_jax.data.source import Source, check_num_classes
 from imagepiece_jax.errors import InputError, RunError
 
@@ -62,7 +60,7 @@ class TfdsSource(Source):
 
     def __init__(self, examples):
         names = examples.dataset_info.features["label"].names  # WordNet IDs
-        super().__init__(len(names), tuple(names))
+        super().__init__(len(examples), len(names), tuple(names))
         self._examples = examples
 
     def __setstate__(self, state):
@@ -74,34 +72,19 @@ class TfdsSource(Source):
         vars(self).update(state)
         self._example(0)
 
-    def __len__(self):
-        return len(self._examples)
+    def stored(self, place):
+        example = self._example(place)
+        return example["image"], int(example["label"]), example["file_name"].decode()
 
-    def read(self, index):
-        example = self._example(index)
-        name = example["file_name"].decode()
-        return decode.decode(io.BytesIO(example["image"]), name), int(example["label"])
-
-    def name(self, index):
-        return self._example(index)["file_name"].decode()
-
-    def encoded(self, index):
-        return self._example(index)["image"]
-
-    def inventory(self, indices):
+    def inventory(self, places):
         info = self._examples.dataset_info
         rows = []
         for file in info.splits[self._examples.split].file_instructions:
             name = os.path.basename(file.filename)
             rows.append([name, file.take, os.path.getsize(file.filename)])
         yield json.dumps(rows).encode()
-        if len(indices) < len(self):
-            yield indices.tobytes()
-
-    def content(self, index):
-        example = self._example(index)
-        label = str(example["label"]).encode()
-        return b"\0".join([example["file_name"], label, example["image"]])
+        if self.part:
+            yield places.tobytes()
 
     def _example(self, index):
         try:

@@ -9,7 +9,7 @@ from imagepiece_jax.data.csv_table import open_csv
 from imagepiece_jax.data.folder import open_folder
 from imagepiece_jax.data.source import SPLITS, Source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.input.digits import Digits
+from imagepiece_jax.input.digits import open_digits
 from imagepiece_jax.input.hub_data import open_hub_data
 from imagepiece_jax.input.imagenet_tfds import open_imagenet
 
@@ -23,7 +23,6 @@ def open_source(
     *,
     num_classes: int | None = None,
     data_dir: str | os.PathLike | None = None,
-    labeled: bool = True,
     class_names: Sequence[str | None] | None = None,
 ) -> Source:
     """The `Source` of a split of the data of a name.
@@ -40,11 +39,6 @@ def open_source(
     name: one of these
     split: "train" or "val"
     num_classes: None is as many as there are
-    labeled: whether training images have labels; else theirs are -1, whatever a table
-        says, and those of a folder may be anywhere in PATH/train. Then test images may
-        have none, too: images of PATH/val without folders of classes, rows of a table
-        without labels, or a tenth of the training images where nothing says which are
-        tested on
     class_names: of a model of `num_classes`, by label. Each folder has one of them for
         its name, or the WordNet ID of a class of ImageNet; those of some classes are
         enough for a test. None: labels are the order of all folders, sorted as text
@@ -59,13 +53,13 @@ def open_source(
     if name == "imagenet2012":
         return open_imagenet(split, num_classes, data_dir)
     if name == "digits":
-        return Digits(split, num_classes)
+        return open_digits(split, num_classes)
     if kind == "hf" and path:
-        return open_hub_data(path, split, num_classes, labeled)
+        return open_hub_data(path, split, num_classes)
     if kind == "folder" and path:
-        return open_folder(path, split, num_classes, labeled, class_names)
+        return open_folder(path, split, num_classes, class_names)
     if kind == "csv" and path:
-        return open_csv(path, split, num_classes, labeled)
+        return open_csv(path, split, num_classes)
     raise InputError(
         f"name is {name!r}; it must be {', '.join(NAMES)}, or an existing folder or "
         ".csv file"

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
-from imagepiece_jax.common import device_copies, parallel
+from imagepiece_jax.common import parallel
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.class_names import checked_names
@@ -25,7 +26,7 @@ from imagepiece_jax.models.recovery_record import (
     Recovery,
     with_numbers,
 )
-from imagepiece_jax.models.variables import digest, variable_shapes
+from imagepiece_jax.models.variables import digest
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE, Reduction, ReductionLike
 
@@ -38,9 +39,9 @@ class Source:
     kind: str = "model"  # "weights file", "folder" or "run"
     name: str = ""  # the last part of the path; of the hub's weights OWNER/NAME
     license: str | None = None
-    # of the images that the positions were trained for; None: the model's
+    # size of the images that the positions were trained for; None: the model's
     image_size: int | tuple[int, int] | None = None
-    # that the weights were trained with; None: nothing says it
+    # the reduction that the weights were trained with; None: nothing says it
     reduction: Reduction | None = None
     checkpoint: str | None = None  # of a run, "best" or "latest"; of a file, a key
     averaged: bool = False  # whether the weights are averages over steps
@@ -71,33 +72,24 @@ class Pretrained:
         vit = imagepiece_jax.load("deit_tiny_patch16_224.pth")
         logits = vit.model.apply(vit.variables, images).logits
 
-    Raises InputError for wrong types, and for metadata that do not fit the model.
+    Raises InputError for metadata that do not fit the model.
     """
 
     model: ViT  # the network
-    # parameters and statistics, {"params": .., ..}. They are not to be changed: what
-    # computes with them copies them to its device once, and makes NumPy's read-only
+    # parameters and statistics, {"params": .., ..}. Do not change them in place: they
+    # are copied to a device once, and NumPy's arrays are then read-only
     variables: Mapping[str, Any]
-    preprocessing: Preprocessing | None = None  # of its images; None: the config's
-    # a name, or None, for each class; None: there are no names
+    preprocessing: Preprocessing | None = None  # None: the config's
+    # a name, or None, for each class; None if the classes have no names
     class_names: tuple[str | None, ...] | None = None
-    # what `recover` learned for reduced forms, which take its numbers in place of the
-    # dense model's; None where nothing was, and where the variables have been replaced
+    # what `recover` learned: numbers that reduced forms take in place of the dense
+    # model's; None if nothing was, or if the variables were replaced since then
     recovery: Recovery | None = None
     source: Source = dataclasses.field(default_factory=Source)
     # learned selectors of other reductions than the present one, by timm's names
     selectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        model = self.model
-        variables = self.variables
-        params = isinstance(variables, Mapping) and "params" in variables
-        if not isinstance(model, ViT) or not params:
-            raise InputError(
-                f"model is a {type(model).__name__} and variables a "
-                f"{type(variables).__name__}; they must be a ViT, as create_model "
-                'makes it, and a dict with "params"'
-            )
         put = functools.partial(object.__setattr__, self)
         if self.class_names is not None:
             names = checked_names(self.class_names, self.config.num_classes)
@@ -110,12 +102,12 @@ class Pretrained:
                 f"but the model is for {size_text(self.image_size)}"
             )
         # Here, since whatever changes the model or its images makes a Pretrained.
-        params = variables["params"]
+        params = self.variables["params"]
         if self.recovery and not self.recovery.describes(params):
             put("recovery", None)
-        fitted = self.fitted(params, model)
+        fitted = self.fitted(params, self.model)
         if fitted is not params:
-            put("variables", {**variables, "params": fitted})
+            put("variables", {**self.variables, "params": fitted})
 
     def __repr__(self):
         # Short: the model's own goes on for pages.
@@ -147,7 +139,7 @@ class Pretrained:
 
     @functools.cached_property
     def digest(self) -> str:
-        """16 letters that differ between weights, and between what they recover."""
+        """16 letters that depend on the weights and on all recovered numbers."""
         if self.recovery is None:
             return digest(self.variables)[:16]
         parts = [self.variables, self.recovery.dense]
@@ -155,17 +147,13 @@ class Pretrained:
             parts += [cost.numbers, np.frombuffer(cost.form.encode(), np.uint8)]
         return digest(parts)[:16]
 
-    def on_device(self, beside: Any = None) -> Mapping[str, Any]:
-        """`variables` on the device, where they are copied once.
-
-        beside: an array that a program gets together with them, on whose devices they
-            are; None, and an array of NumPy: JAX's default device
-        """
-        return self._copies.of(self.variables, device_copies.sharding_beside(beside))
-
     @functools.cached_property
-    def _copies(self):
-        return device_copies.DeviceCopies()
+    def device_variables(self) -> Mapping[str, Any]:
+        """`variables` on JAX's default device, as they are at the first access.
+
+        A program copies them to the devices of images that are on others.
+        """
+        return jax.device_put(self.variables)
 
     @property
     def gmacs(self) -> float:
@@ -184,20 +172,10 @@ class Pretrained:
 
     @property
     def recovered(self) -> RecoveredCost | None:
-        """The cost whose numbers it has; None: those of the dense model.
-
-        None, too, where nothing was better than these.
-        """
-        return self._recovered(self.model)
-
-    def recovered_with(self, reduction: ReductionLike) -> RecoveredCost | None:
-        """`recovered` of `with_reduction`."""
-        return self._recovered(self.model_with(reduction))
-
-    def _recovered(self, model):
+        """The cost whose numbers the model has; None if it has the dense model's."""
         if self.recovery is None:
             return None
-        cost = self.recovery.of(model)
+        cost = self.recovery.of(self.model)
         return cost if cost and cost.numbers else None
 
     @property
@@ -209,9 +187,9 @@ class Pretrained:
         return {**self.variables, "params": params}
 
     def fitted(self, params: Mapping[str, Any], model: ViT) -> Mapping[str, Any]:
-        """Parameters with the numbers of `recovery` that a model takes.
+        """Parameters with the numbers that `recovery` has for a model.
 
-        params: those of this Pretrained, for images of the model's size
+        params: parameters of this Pretrained, for images of the model's size
         model: a ViT that they fit, with any plan
         """
         recovery = self.recovery
@@ -230,11 +208,11 @@ class Pretrained:
     def variables_for(
         self, model: ViT, fresh: Iterable[str] = (), seed: int = 0
     ) -> Mapping[str, Any]:
-        """Variables of another model with the values that these weights have.
+        """Variables of another model with the values of these weights.
 
-        model: a ViT of the same sizes, with any reduction, of any images
-        fresh: names of parts that are drawn, as "head" or "reducer"
-        Raises Misfit where the weights do not fit.
+        model: a ViT of the same sizes, with any reduction and image size
+        fresh: names of parts that are drawn, for example "head" or "reducer"
+        Raises Misfit if the weights do not fit.
         """
         params = self.fitted(self.variables["params"], model)
         tensors = timm_tensors.to_timm({**self.variables, "params": params})
@@ -253,7 +231,7 @@ class Pretrained:
         return dataclasses.replace(self, variables=dense, recovery=recovery)
 
     def say_dense_numbers(self):
-        """Print that nothing was recovered for a reduced form, where it was for others.
+        """Print that this reduced form was not recovered, if other forms were.
 
         Numbers belong to the form that learned them.
         """
@@ -266,10 +244,7 @@ class Pretrained:
 
     @functools.cached_property
     def untrained_parts(self) -> tuple[str, ...]:
-        """Names of parts, such as "head", that hold the numbers that were drawn.
-
-        Parts whose variables were replaced since then are trained.
-        """
+        """Names of parts, for example "head", that still hold drawn numbers."""
         params = self.variables["params"]
         drawn = self.source.untrained.items()
         return tuple(k for k, v in drawn if k in params and digest(params[k]) == v)
@@ -285,11 +260,11 @@ class Pretrained:
 
     @property
     def untrained(self) -> bool:
-        """Whether it has parts that were drawn, and that nothing has trained since."""
+        """Whether some parts were drawn and not trained since then."""
         return bool(self.untrained_parts)
 
     def warn_of_untrained(self):
-        """Warn of parts whose numbers were drawn."""
+        """Warn of untrained parts."""
         if self.untrained:
             warn(f"{self!r}: what is untrained was drawn from a seed; train it first")
 
@@ -297,15 +272,8 @@ class Pretrained:
         """Probabilities of the classes, as the head was trained. [.., C] -> [.., C].
 
         A softmax, or for several labels an image a sigmoid of each logit.
-        Raises InputError for a head of numbers (problem_type "regression"), and for
-            logits of other classes.
+        Raises InputError for a head of numbers (problem_type "regression").
         """
-        classes = self.config.num_classes
-        if logits.shape[-1:] != (classes,):
-            raise InputError(
-                f"logits has shape {logits.shape}; it must be [.., {classes}], one for "
-                "each class"
-            )
         return probabilities(logits, self.config.problem_type)
 
     def with_reduction(
@@ -313,12 +281,11 @@ class Pretrained:
     ) -> "Pretrained":
         """The same weights with another reduction, or with none.
 
-        reduction: a share of the MACs such as 0.5, which the recommended method gets,
-            or a text, "tome" or "tome:r=8"; None, as "none": the dense model, though
-            `load` takes None for "as trained"
-        seed: of selectors that the method learns and the weights lack
-        Raises InputError for a reduction that does not fit the model, and without a
-            seed for one whose selectors the weights lack.
+        reduction: 0.5, a share of the MACs, for the recommended method; a text, "tome"
+            or "tome:r=8"; None or "none" for the dense model (`load` takes None for
+            "as trained")
+        seed: of selectors that the weights lack; None: they are refused
+        Raises InputError for a reduction that does not fit the model.
         """
         reduction = Reduction.read(reduction)
         model = self.model_with(reduction)
@@ -326,17 +293,12 @@ class Pretrained:
         return self._with_model(model, self.variables["params"], seed)
 
     def at_size(self, image_size: int | tuple[int, int]) -> "Pretrained":
-        """The same weights for images of another size, to which positions are resized.
+        """The same weights for images of another size; positions are resized.
 
         image_size: pixels a side, or (height, width), multiples of the patch size
-        Raises InputError for other sizes, where the reduction does not fit them, and
-            where positions are resized already.
+        Raises InputError for other sizes, for a reduction that does not fit, and if
+            positions are resized already.
         """
-        if self.reduction is None:
-            raise InputError(
-                "the model has no record of its reduction, which the size may change; "
-                "create_model(config, reduction) makes one that has"
-            )
         trained_size = self.source.image_size or self.image_size
         resized = sides(trained_size) != sides(self.image_size)
         if resized and self.config.arch.positions:
@@ -346,12 +308,7 @@ class Pretrained:
             )
         config = self.config.at_size(image_size)
         dense = self.model.clone(config=config)
-        try:
-            model = reduction_plan.with_plan(dense, self.reduction)
-        except InputError as error:
-            raise InputError(
-                f"{error}; take the size first: with_reduction(None).at_size(..)"
-            ) from error
+        model = reduction_plan.with_plan(dense, self.reduction)
         params = resize_positions.fit(self.variables["params"], config, trained_size)
         source = dataclasses.replace(self.source, image_size=trained_size)
         images = dataclasses.replace(self.preprocessing, image_size=image_size)
@@ -379,13 +336,8 @@ class Pretrained:
         same = self.model_with(reduction).reduction == self.reduction
         return "as trained" if same else "off-the-shelf"
 
-    def lacks_selectors(self, reduction: ReductionLike) -> bool:
-        """Whether `reduction` has selectors that the weights have not learned."""
-        like = variable_shapes(self.model_with(reduction))
-        return bool(timm_tensors.lacking_selectors(self._learned, like))
-
     def differences_from_training(self) -> list[str]:
-        """Reduction and image size, in words, where training had others."""
+        """Reduction and image size, in words, if they differ from training's."""
         source = self.source
         lines = []
         if source.reduction is not None and not self.recovery:
@@ -410,11 +362,11 @@ class Pretrained:
     def _with_model(self, model, params, seed=None, **changes):
         """This Pretrained with another model, and variables that fit it.
 
-        The dense part of the variables comes from `params`. Selectors of the model come
-        from all that were learned so far, for this or another reduction.
+        The dense part of the variables comes from `params`. Selectors come from all
+        that were learned so far, for this or another reduction.
 
         model: a ViT with as many positions and blocks as `params`
-        params: parameters, of which selectors are ignored
+        params: parameters; selectors among them are ignored
         seed: of selectors that were never learned; None: they are refused
         changes: further fields of the Pretrained
         """
@@ -448,12 +400,5 @@ class Pretrained:
 
 
 def digests(variables: Mapping[str, Any], parts: Iterable[str]) -> dict[str, str]:
-    """Digests of parts of the parameters, as `Pretrained.drawn` has them."""
+    """Digests of parts of the parameters, by name."""
     return {part: digest(variables["params"][part]) for part in parts}
-
-
-def check_pretrained(vit: Any):
-    """Check that it is a Pretrained."""
-    if not isinstance(vit, Pretrained):
-        kind = type(vit).__name__
-        raise InputError(f"vit is of type {kind}; it must be what load() returns")

@@ -3,6 +3,7 @@
 Those of timm are written by tools/public_models.py.
 """
 
+import difflib
 import functools
 import json
 import os
@@ -26,12 +27,6 @@ MODELS = {
         name="vit_mini",
         **SIZE | dict(patch_size=2, embed_dim=64, depth=6, num_heads=4),
     ),
-}
-# {our name: timm's of the weights that DeiT's authors published for it}
-TIMM = {
-    "deit_ti": "deit_tiny_patch16_224",
-    "deit_s": "deit_small_patch16_224",
-    "deit_b": "deit_base_patch16_224",
 }
 TABLE = pathlib.Path(__file__).with_name("public_models.json")
 # {name of an authors' own file, without ending: timm's name of the model}, by the
@@ -72,7 +67,7 @@ def config(name: str) -> ViTConfig:
         return MODELS[name]
     weights = _weights(name)
     if not weights:
-        raise InputError(f"name is {name!r}; {names_for(name)}")
+        raise InputError(f"{name!r} is no model's name; {names_for(name)}")
     images = next(iter(weights.values()))
     if any(_agreed(other) != _agreed(images) for other in weights.values()):
         tags = ", ".join(f"{name}.{tag}" for tag in weights)
@@ -108,6 +103,9 @@ def names_for(name: str) -> str:
     tags = public_models().get(base, {"weights": {}})["weights"]
     if tags:
         return f"with a tag it is one of {', '.join(f'{base}.{tag}' for tag in tags)}"
+    known = [*MODELS, *public_models()]
+    for similar in difflib.get_close_matches(base, known, 1, cutoff=0.8):
+        return f"did you mean {similar!r}?"
     return NAMES
 
 
@@ -136,9 +134,10 @@ def published_class_names(name: str | None, classes: int) -> tuple[str, ...] | N
     """ImageNet's class names for weights of this name with its 1,000 classes, or None.
 
     timm's tags say so: those of "vit_small_patch16_224.augreg_in21k_ft_in1k" were
-    trained on ImageNet-1k last. An architecture stands for all of its weights.
+    trained on ImageNet-1k last. An architecture stands for all of its weights, and
+    MODELS for none.
     """
-    tags = _weights(TIMM.get(name, name))
+    tags = _weights(name)
     named = classes == 1000 and any(tag.endswith("in1k") for tag in tags)
     return class_names.imagenet_names() if named else None
 

@@ -8,11 +8,11 @@ import numpy as np
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data.batches import BatchSequence, EvalBatches, Reader
+from imagepiece_jax.data.batches import Batches, Reader, steps_per_epoch
 from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.input import loader, worker_pool
+from imagepiece_jax.input import worker_pool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ def length(run: RunConfig, images: int) -> Length:
 
     Raises InputError where they fill no batch.
     """
-    steps = loader.steps_per_epoch(images, run.optim.batch_size)
+    steps = steps_per_epoch(images, run.optim.batch_size)
     return Length(steps, run.optim.epochs, run.eval_every_epochs)
 
 
@@ -82,8 +82,8 @@ class Data:
     train: the Source of training images
     test: the Source of test images
     length: Length of the run
-    training: function (start_step, stop_step) -> batches of these steps
-    evaluation: batches of one pass over the test images
+    training: function (steps) -> Batches of a range of steps
+    evaluation: Batches of one pass over the test images
     readers: (number of processes, number of threads in each) that read ahead, for
         training, and as many for an evaluation
     Raises InputError where images do not fit the config, or the run cannot be trained
@@ -105,27 +105,30 @@ class Data:
         self.length = length(run, len(self.train))
         self.readers = run.data.workers, run.data.threads
         self.training = functools.partial(
-            loader.TrainBatches,
-            self.train,
-            train_transform,
+            Batches,
+            source=self.train,
+            transform=train_transform,
             batch_size=run.optim.batch_size,
             seed=run.seed,
             placement=placement,
             repeats=run.data.repeats,
         )
-        self.evaluation = EvalBatches(
-            self.test, preprocessing, batch_size=batch_size, placement=placement
+        self.evaluation = Batches(
+            source=self.test,
+            transform=preprocessing,
+            batch_size=batch_size,
+            placement=placement,
         )
 
-    def read(self, batches: BatchSequence) -> Reader:
+    def read(self, batches: Batches) -> Reader:
         """Iterator over batches, which `readers` read ahead."""
-        return loader.read_ahead(batches, *self.readers)
+        return worker_pool.read_ahead(batches, *self.readers)
 
     def check_space(self) -> None:
         """Raise InputError for too little shared memory for training and evaluation."""
-        training = self.training(start_step=0, stop_step=self.length.steps)
-        needed = loader.shared_bytes(training, *self.readers)
-        needed += loader.shared_bytes(self.evaluation, *self.readers)
+        training = self.training(steps=range(self.length.steps))
+        needed = worker_pool.shared_bytes(training, *self.readers)
+        needed += worker_pool.shared_bytes(self.evaluation, *self.readers)
         worker_pool.check_space(needed)
 
     @property

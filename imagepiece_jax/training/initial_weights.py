@@ -1,4 +1,4 @@
-"""The weights that a run starts and learns from, compared with its config."""
+"""The weights that a run starts and learns from, checked against its config."""
 
 import dataclasses
 import functools
@@ -13,7 +13,6 @@ from imagepiece_jax.data.preprocessing import DEIT_CROP
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import PARTS
 from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.models.create import config_of_run
 from imagepiece_jax.models.variables import (
     Misfit,
     check_parts,
@@ -21,7 +20,6 @@ from imagepiece_jax.models.variables import (
     variable_shapes,
 )
 from imagepiece_jax.training.cluster import run_dir
-from imagepiece_jax.training.logging import say
 
 if TYPE_CHECKING:
     from imagepiece_jax.models.pretrained import Pretrained
@@ -41,7 +39,7 @@ class InitialWeights:
     Weights are loaded when they are first needed: a resumed run needs no start.
 
     start, teacher: functions that load the dense models of config.init.weights and
-        config.teacher.weights; None: the config has none
+        config.teacher.weights; None if the config has none
     """
 
     def __init__(
@@ -52,42 +50,39 @@ class InitialWeights:
         teacher: Loader | None = None,
     ):
         self._run = run
-        self._loaders = {"start": start, "teacher": teacher}
-        wanted = {"start": run.init.weights, "teacher": run.teacher.weights}
-        for name, load in self._loaders.items():
-            if bool(load) != bool(wanted[name]):
-                raise InputError(f"{name} is {load} for the weights {wanted[name]!r}")
+        self._load_start = start
+        self._load_teacher = teacher
+        if bool(start) != bool(run.init.weights):
+            raise InputError(f"start is {start} for {run.init.weights!r}")
+        if bool(teacher) != bool(run.teacher.weights):
+            raise InputError(f"teacher is {teacher} for {run.teacher.weights!r}")
         self._workdir = workdir
         self._earlier = run_dir.read_earlier(workdir)  # config.json, names of classes
 
     @functools.cached_property
     def start(self) -> "Pretrained | None":
-        """The weights that a new run starts from; None where it starts from none."""
-        return self._loaded("start")
+        """The weights that a new run starts from; None if it has none."""
+        return self._load_start and self._load_start()
 
     @functools.cached_property
     def teacher(self) -> "Pretrained | None":
         """The weights that the run learns from."""
-        return self._loaded("teacher")
-
-    def _loaded(self, name):
-        load = self._loaders[name]
-        return None if load is None else load()
+        return self._load_teacher and self._load_teacher()
 
     def forget(self):
-        """Free the weights; who needs them again loads them again."""
+        """Free the weights; they are loaded again when they are needed again."""
         for name in ("start", "teacher"):
             vars(self).pop(name, None)
 
     def completed(self) -> RunConfig:
-        """The config of the run, with images as in the weights it starts from.
+        """The config with the normalization and crop of the weights it starts from.
 
-        That is their normalization and their crop where the config leaves them empty,
-        so that the first accuracy is that of `evaluate`. A resumed run has its own.
+        They are filled in where the config leaves them empty, so the first accuracy is
+        that of `evaluate`. A resumed run keeps its own.
         """
         run = self._run
         if self._earlier is not None:
-            config = config_of_run(self._earlier.config)
+            config = self._earlier.model
             return run.with_images_of(config, config.preprocessing)
         config = run.model
         images = config.preprocessing
@@ -101,11 +96,11 @@ class InitialWeights:
     def check_classes(self, names, resumed: bool = False):
         """Compare the classes of a run's weights with those of the data.
 
-        The weights are those of the run itself, where it is resumed, of the teacher,
-        and the initial ones if their head stays.
+        The weights are those of the run itself if it is resumed, those of the teacher,
+        and the initial ones if their head is kept.
 
         names: names of the classes of `config.data`
-        Raises InputError where a class is another, by name.
+        Raises InputError for the first class with another name.
         """
         run = self._run
         data = f"config.data.name {run.data.name!r}"
@@ -119,31 +114,23 @@ class InitialWeights:
         if self.teacher is not None:
             source = f"config.teacher.weights {run.teacher.weights}"
             check_classes(self.teacher.class_names, source, names, data)
-        if self._loaders["start"] is None or resumed or "head" in run.init.fresh:
+        if self._load_start is None or resumed or "head" in run.init.fresh:
             return
         source = f"config.init.weights {run.init.weights}"
         try:
-            note = check_classes(self.start.class_names, source, names, data)
+            check_classes(self.start.class_names, source, names, data)
         except InputError as error:
             new_head = "or draw a new head by config.init.fresh=('head',)"
             raise InputError(f"{error}; {new_head}") from error
-        if note:
-            say(f"note: {note}")
 
     def variables(self, model) -> Mapping[str, Any]:
-        """Variables that training starts from: of `start`, else fresh ones.
+        """Variables that training starts from: those of `start`, or else fresh ones.
 
         Raises InputError where they do not fit.
         """
         run = self._run
         fresh = run.init.fresh
         if self.start is None:
-            if fresh:
-                raise InputError(
-                    f"config.init.fresh is {fresh}, but config.init.weights, for all "
-                    "other parts, is empty; config.init.fresh=() trains all of it from "
-                    "scratch"
-                )
             return fresh_variables(model, run.seed)
         check_parts(fresh, variable_shapes(model), "config.init.fresh")
         try:
@@ -157,10 +144,10 @@ class InitialWeights:
 
 
 def fitted(vit: "Pretrained", model, fresh=(), seed: int = 0) -> Mapping[str, Any]:
-    """Variables of a ViT that trained weights fill.
+    """Variables of a ViT with the values of trained weights.
 
-    fresh: parts that are drawn
-    Raises InputError where the weights do not fit, also in what no tensor shows.
+    fresh: parts that are drawn instead
+    Raises InputError if the weights do not fit, or `check_same` finds a difference.
     """
     variables = vit.variables_for(model, fresh, seed)
     check_same(model.config, vit.config, vit.source.place, "head" in fresh)
@@ -168,7 +155,7 @@ def fitted(vit: "Pretrained", model, fresh=(), seed: int = 0) -> Mapping[str, An
 
 
 def check_same(ours: ViTConfig, theirs: ViTConfig, place: str, new_head: bool = False):
-    """Compare a run's model with that of weights in what no tensor shows.
+    """Compare the UNSTORED fields of a run's model and of its weights.
 
     place: the weights, as sentences call them
     Raises InputError for the first field that differs.
@@ -195,7 +182,7 @@ def check_same(ours: ViTConfig, theirs: ViTConfig, place: str, new_head: bool = 
 
 
 def _equal(one, other):
-    """Whether values are the same, numbers to what float32 can hold of them."""
+    """Whether values are the same; numbers may differ by float32's rounding."""
     if isinstance(one, tuple | float):
         return np.allclose(one, other, rtol=1e-6, atol=0)
     return one == other

@@ -4,61 +4,30 @@ Nothing here changes the training. All processes call the same functions, but on
 main process prints and writes.
 
 `metrics.jsonl` in the run's folder has one JSON object in each line. TensorBoard gets
-the same numbers. Lines that a killed run wrote after the step from which it
-resumes are removed, so that the file is that of an uninterrupted run. TensorBoard may
-lack the last ten seconds before a kill.
+the same numbers. Lines that a killed run wrote after the step from which it resumes are
+removed, so that the file is that of an uninterrupted run.
 """
 
 import contextlib
 import json
 import math
 import pathlib
-import sys
 import time
-import types
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import append_line, replace_file
+from imagepiece_jax.common.progress import in_words
 from imagepiece_jax.errors import InputError, RunError
 
 FILE = "metrics.jsonl"
 # Values from clocks and meters; all others are the same when a run is repeated.
 MEASURED = ("throughput", "input_wait", "device_memory")
-OPTIONAL = "optional"  # prefix of paths in tensorboardX that makes _OptionalFiles
-QUEUE = 10_000  # events that may wait for TensorBoard's thread, if disks are slow
-# What a line of a step has beside the terms of its loss.
+# Figures in a line of a step, besides the terms of its loss.
 FIGURES = ("kind", "step", "epoch", "loss", "acc1", "acc5")
 FIGURES += ("lr", "grad_norm", "skipped", *MEASURED)
-
-
-class _OptionalFile:
-    """An unbuffered file that writes nothing more once writing has failed.
-
-    Else tensorboardX's thread would end with a traceback, and the run would wait for
-    it forever once its queue is full. metrics.jsonl has the same figures, and reports a
-    full disk in one sentence.
-    """
-
-    def __init__(self, path):
-        self._file = open(path.removeprefix(f"{OPTIONAL}:"), "wb", buffering=0)
-
-    def write(self, data):
-        try:
-            if not self._file.closed:
-                self._file.write(data)
-        except OSError:
-            self.close()
-
-    def flush(self):
-        """Do nothing."""
-
-    def close(self):
-        with contextlib.suppress(OSError):  # NFS reports a full disk only here
-            self._file.close()
 
 
 class MetricWriter(contextlib.ExitStack):
@@ -75,10 +44,11 @@ class MetricWriter(contextlib.ExitStack):
     def __init__(self, workdir, step=0, is_main=True):
         super().__init__()
         self._lines = None  # the open metrics.jsonl
-        self._scalars = None  # TensorBoard's SummaryWriter
+        self._events = None  # TensorBoard's writer
         if not is_main:
             return
-        from tensorboardX import SummaryWriter, record_writer  # only where logged
+        from tensorboardX import event_file_writer  # only where logged
+        from tensorboardX.proto.event_pb2 import SessionLog
 
         workdir = pathlib.Path(workdir)
         (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
@@ -89,17 +59,11 @@ class MetricWriter(contextlib.ExitStack):
             text = "".join(json.dumps(line) + "\n" for line in before)
             replace_file(workdir / FILE, text)
         self._lines = self.enter_context(open(workdir / FILE, "ab", buffering=0))
-        files = types.SimpleNamespace(
-            open=_OptionalFile, directory_check=lambda _: None
-        )
-        record_writer.register_writer_factory(OPTIONAL, files)
-        scalars = SummaryWriter(
-            f"{OPTIONAL}:{workdir / 'tensorboard'}",
-            purge_step=last_step + 1,
-            flush_secs=10,
-            max_queue=QUEUE,
-        )
-        self._scalars = self.enter_context(scalars)
+        prefix = str(workdir / "tensorboard" / "events")
+        self._events = event_file_writer.EventsWriter(prefix)
+        self.callback(self._events.close)
+        start = SessionLog(status=SessionLog.START)  # hides later steps of before
+        self._write_event(last_step + 1, session_log=start)
 
     def write_line(self, kind, step, **values):
         """Write one line, and its finite numbers to TensorBoard as `kind/name`.
@@ -117,13 +81,23 @@ class MetricWriter(contextlib.ExitStack):
         values = {name: _scalar(value) for name, value in values.items()}
         line = {"kind": kind, "step": int(step), **values}
         append_line(self._lines, json.dumps(line, allow_nan=False))
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        scalars = []
         for name, value in values.items():
             if isinstance(value, int | float):
-                self._scalars.add_scalar(f"{kind}/{name}", value, int(step))
+                scalars.append(Summary.Value(tag=f"{kind}/{name}", simple_value=value))
+        self._write_event(int(step), summary=Summary(value=scalars))
+
+    def _write_event(self, step, **content):
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
+        self._events.flush()
 
 
 def read_metrics(workdir):
-    """The lines of `workdir/metrics.jsonl` as dicts, in order; [] where there is none.
+    """The lines of `workdir/metrics.jsonl` as dicts, in order; [] without the file.
 
     An unfinished last line is left out.
     Raises InputError for any other line that is no JSON object with a step.
@@ -162,19 +136,17 @@ TRACED_STEPS = range(10, 15)  # counted from the start: after compiling, and few
 
 
 def say(text):
-    """Print a line once, however many processes there are, beside a progress bar."""
+    """Print a line once, however many processes there are."""
     if parallel.is_main():
-        tqdm.write(text)
-        sys.stdout.flush()
+        print(text, flush=True)
 
 
 class RunLog(contextlib.ExitStack):
-    """The output of one run; closing it closes files, bar and trace.
+    """The output of one run; closing it closes files and trace.
 
-    With `config.progress` there is a bar with the time left where the output is a
-    terminal; without a bar, a line whenever metrics are logged.
+    With `config.progress` a line is printed whenever metrics are logged.
 
-    step: the one that it resumes from, 0 where it starts
+    step: the step that the run resumes from; 0 if it starts
     last_saved: returns the step of the newest checkpoint, or None, for the message of a
         run that cannot continue
     """
@@ -187,23 +159,13 @@ class RunLog(contextlib.ExitStack):
         self._last_saved = last_saved
         main = parallel.is_main()
         self._writer = self.enter_context(MetricWriter(workdir, step, main))
-        wanted = config.progress and main
-        bar = tqdm(
-            total=length.steps,
-            initial=step,
-            disable=None if wanted else True,  # None: unless the output is a terminal
-            unit="step",
-            dynamic_ncols=True,
-        )
-        self._bar = self.enter_context(bar)
-        self._prints_lines = main and self._bar.disable
         first = min(step + TRACED_STEPS.start, length.steps)
         last = min(first + len(TRACED_STEPS) - 1, length.steps)
         # The first and the last step of the trace.
         self._traced = (first, last) if config.profile and main else (None, None)
         self._trace = self.enter_context(contextlib.ExitStack())
         self._unwritten = None  # the last step and its metrics, until `flush`
-        self._untimed = step + 1  # the step that is not timed, as its program is new
+        self._untimed = step + 1  # the step that compiles, which is not timed
         self.restart_clock()
 
     def restart_clock(self):
@@ -213,15 +175,14 @@ class RunLog(contextlib.ExitStack):
         self._images = 0
 
     def compiles(self, step):
-        """Do not time the next step, `step`: it is the first of its program."""
+        """Do not time the next step, `step`, which is the first of its program."""
         self.flush()
         self._untimed = step
 
     def timed(self, batches):
         """The same batches; the time until each is there counts as `input_wait`.
 
-        The device works meanwhile, so `input_wait` is an upper bound of what reading
-        costs.
+        The device works meanwhile, so reading costs at most `input_wait`.
         """
         self.restart_clock()
         began = time.perf_counter()
@@ -231,15 +192,15 @@ class RunLog(contextlib.ExitStack):
             began = time.perf_counter()
 
     def dispatch(self, step):
-        """A context for dispatching `step`, which a trace shows by its number."""
+        """Context in which `step` is dispatched, which a trace shows by its number."""
         if step == self._traced[0]:
             self._trace.enter_context(jax.profiler.trace(self._workdir / TRACE))
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
     def record(self, step, metrics):
-        """Take the metrics of `step`; those of the step before are written now.
+        """Take the metrics of `step`, and write those of the step before.
 
-        So the device has the next step to compute while the last metrics are fetched.
+        The device has the next step to compute while the last metrics are fetched.
         """
         self.flush()
         self._unwritten = step, metrics
@@ -278,12 +239,10 @@ class RunLog(contextlib.ExitStack):
             **device_memory(),
             **metrics["terms"],
         }
-        self._bar.set_postfix_str(_in_short(values), refresh=False)
-        self._bar.update(1)
         logged = step % self._config.log_every_steps == 0 or step == self._length.steps
         if logged:
             self._writer.write_line("train", step, **values)
-            if self._prints_lines:
+            if self._config.progress:
                 self._print_line(step, values)
             self.restart_clock()
 
@@ -297,11 +256,15 @@ class RunLog(contextlib.ExitStack):
     def _print_line(self, step, values):
         images = (self._length.steps - step) * self._config.optim.batch_size
         rate = values["throughput"]
-        rest = "?" if math.isnan(rate) else tqdm.format_interval(images / rate)
-        say(
-            f"step {step} of {self._length.steps}, epoch {values['epoch']:.2f}: "
-            f"{_in_short(values)}, lr {values['lr']:.2e}, time left {rest}"
-        )
+        text = f"step {step} of {self._length.steps}, epoch {values['epoch']:.2f}: "
+        text += f"loss {values['loss']:.3f}, acc1 {values['acc1']:.1f} %, "
+        text += f"lr {values['lr']:.2e}"
+        if not math.isnan(rate):
+            text += f", {rate:,.0f} img/s, waits {100 * values['input_wait']:.0f} %, "
+            text += f"{in_words(images / rate)} left"
+        if values["skipped"]:
+            text += f", skipped {values['skipped']}"
+        say(text)
 
     def _stop(self, step, metrics):
         """Raise RunError for a step whose loss or gradient is not finite."""
@@ -328,14 +291,3 @@ def device_memory():
     stats = [device.memory_stats() or {} for device in parallel.local_devices()]
     peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
     return {"device_memory": max(peaks) / 1e9} if peaks else {}
-
-
-def _in_short(values):
-    """The metrics of a step in a few words, for the bar and for printed lines."""
-    text = f"loss {values['loss']:.3f} acc {values['acc1']:.1f}%"
-    if not math.isnan(values["throughput"]):
-        text += f" {values['throughput']:,.0f} img/s"
-        text += f" wait {100 * values['input_wait']:.0f}%"
-    if values["skipped"]:
-        text += f" skipped {values['skipped']}"
-    return text

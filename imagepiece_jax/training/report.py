@@ -1,35 +1,24 @@
 """Texts about a run: an estimate, what a dry run finds, and the table of results."""
 
-import math
 import statistics
 import time
 
 import jax
-from tqdm import tqdm
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.config.run import REFERENCE_BATCH, RunConfig
+from imagepiece_jax.common.progress import in_words
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.training import optimizer
-from imagepiece_jax.training.cluster.run_dir import wall_seconds
 from imagepiece_jax.training.data import length
 from imagepiece_jax.training.logging import (
-    FILE,
-    TRACE,
     read_metrics,
     say,
 )
 from imagepiece_jax.training.train_step import count_programs
 
 UNIT = " (1e18 operations, two a MAC)"
-LISTED_CLASSES = 5  # a dry run lists so many names of classes
-# (row, path in the run's folder) of the table of results, for what exists
-PLACES = (
-    ("checkpoints", "checkpoints"),
-    ("metrics", FILE),
-    ("tensorboard", "tensorboard"),
-    ("trace", TRACE),
-)
+LISTED_CLASSES = 5  # names that a dry run lists
 
 
 def macs_by_epoch(run: RunConfig) -> list[int]:
@@ -57,8 +46,8 @@ def training_flop(
     forward pass. Evaluations and repeated computations (`remat`) do not count.
 
     images: number of training images
-    teacher_macs: MACs of the teacher for an image; None: those of the dense model where
-        the run has a teacher
+    teacher_macs: MACs of the teacher for an image; None: if the run has a teacher, it
+        is the dense model
     """
     if teacher_macs is None:
         teacher_macs = 0
@@ -67,18 +56,6 @@ def training_flop(
     steps = length(run, images)
     macs = TRAINING_MACS * sum(macs_by_epoch(run)) + steps.epochs * teacher_macs
     return 2.0 * steps.steps_per_epoch * run.optim.batch_size * macs
-
-
-def _eflop(operations):
-    return f"{operations / 1e18:#.3g} EFLOP"
-
-
-def _bytes(tree):
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def _megabytes(tree):
-    return f"{_bytes(tree) / 1e6:,.0f} MB"
 
 
 def dry_run(run):
@@ -94,16 +71,17 @@ def dry_run(run):
     program = run.compiled_step(length.epochs - 1)
     seconds = time.perf_counter() - began
     state = parallel.unreplicate(run.state)
+    megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
     teacher = run.teacher
     teacher_macs = model_macs(teacher.model) if teacher else 0
     operations = training_flop(config, len(plan.data.train), teacher_macs)
     return (
         f"{_data_text(config, plan.data)}\n"
-        f"memory on each of {parallel.device_count()} devices: {_megabytes(state)} of "
+        f"memory on each of {parallel.device_count()} devices: {megabytes:,.0f} MB of "
         f"weights, optimizer and averages, {program.working_bytes / 1e6:,.0f} MB of "
         f"working space ({jax.devices()[0].device_kind}; compiled in {seconds:.0f} s)\n"
         f"{length.steps} steps: {length.epochs} epochs of {length.steps_per_epoch}, "
-        f"{_eflop(operations)}{UNIT}; "
+        f"{operations / 1e18:#.3g} EFLOP{UNIT}; "
         f"programs to compile: {count_programs(config)}; dry run: nothing "
         "was written"
     )
@@ -113,41 +91,20 @@ def _data_text(config, data):
     """Text on the data, and on the learning rate after the warm-up."""
     names = data.train.class_names
     classes = f"{config.num_classes} classes"
-    if names is None:
-        classes += ", not named"
-    else:
+    if names is not None:
         classes += ": " + ", ".join(map(str, names[:LISTED_CLASSES]))
-        if len(names) > LISTED_CLASSES:
-            classes += ", ..."
     optim = config.optim
-    scaled = f"{optim.lr:.4g} x {optim.batch_size} / {REFERENCE_BATCH}"
     warmup = optimizer.warmup_steps(optim, data.length.steps_per_epoch)
     return (
         f"data: {config.data.name}, {len(data.train):,} training images, "
-        f"{len(data.test):,} test images, "
-        f"{classes}\n"
-        f"learning rate: {optim.peak_lr:.4g} after a warm-up of {warmup} steps "
-        f"({scaled}){warmup_note(warmup, data.length)}"
-    )
-
-
-def warmup_note(warmup, length):
-    """A line on a warm-up that leaves few steps; "" for any other.
-
-    warmup: its number of steps
-    length: the Length of the run
-    """
-    if 2 * warmup <= length.steps:
-        return ""
-    return (
-        f"\nnote: {warmup} of {length.steps} steps warm up, as an epoch has "
-        f"{length.steps_per_epoch}; a lower warmup_epochs leaves more to learn in, "
-        "and a lower batch_size makes more of them"
+        f"{len(data.test):,} test images, {classes}\n"
+        f"learning rate: {optim.peak_lr:.4g} after a warm-up of {warmup} of "
+        f"{data.length.steps} steps"
     )
 
 
 def final_table(workdir, config, model, progress):
-    """The table of a run's results: accuracy, tokens, cost, time, and files.
+    """The table of a run's results: accuracy, tokens, cost, time, and folder.
 
     config: the RunConfig
     model: the model that is evaluated
@@ -163,9 +120,8 @@ def final_table(workdir, config, model, progress):
         ("tokens", " ".join(map(str, layers)) + "  (into block 0, then after each)"),
         ("cost", f"{macs:.4f} GMACs; dense {dense:.4f}, {dense / macs:.2f} times"),
         *_history(workdir, config.optim.batch_size),
+        ("folder", workdir),
     ]
-    places = [(name, workdir / path) for name, path in PLACES]
-    rows += [(name, path) for name, path in places if path.exists()]
     return "\n".join(f"{name:12s} {value}" for name, value in rows)
 
 
@@ -177,23 +133,13 @@ def _history(workdir, batch_size):
     if not rates:  # every step was the first of its program
         return
     rate = statistics.median(rates)
-    seconds = 0.0
-    before = 0
-    for line in train:
-        seconds += (line["step"] - before) * batch_size / (line["throughput"] or rate)
-        before = line["step"]
-    spent = tqdm.format_interval(seconds)
+    steps = train[-1]["step"]
+    spent = in_words(steps * batch_size / rate)
     text = f"{spent} of training, without compiling and evaluations"
     yield "time", f"{text}; {rate:,.0f} images a second (median)"
-    if wall := wall_seconds(workdir):
-        # Compiling, evaluations, checkpoints and stops count against it, and so do the
-        # steps that a stop repeats; waiting for images does not.
-        share = min(1.0, seconds / wall)
-        span = tqdm.format_interval(wall)
-        yield "productive", f"{share:.0%} of {span} from the first start to the end"
     skipped = sum(line["skipped"] for line in train)
     if skipped:
-        yield "skipped", f"{skipped} of {before} steps, which were not finite"
+        yield "skipped", f"{skipped} of {steps} steps, which were not finite"
 
 
 def _accuracy(figures):

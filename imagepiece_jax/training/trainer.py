@@ -241,7 +241,7 @@ def train(run: Run) -> None:
     plan = run.plan
     keeper = run.keeper
     length = plan.data.length
-    training = plan.data.training(start_step=run.step, stop_step=length.steps)
+    training = plan.data.training(steps=range(run.step, length.steps))
     saved = keeper.last_saved
     with (
         keeper.guarding() as request,

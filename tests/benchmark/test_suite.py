@@ -1,23 +1,12 @@
-"""Groups of programs: batch sizes, memory that is full, results that are kept."""
-
-import json
+"""Groups of programs, and the figures of invented readings."""
 
 import pytest
 
-import imagepiece_jax
-from imagepiece_jax.benchmark import suite, workloads
-from imagepiece_jax.commands import benchmark
+from imagepiece_jax.benchmark import suite
+from imagepiece_jax.benchmark.workloads import Workload
+from imagepiece_jax.common.timer import TimedCall
 from imagepiece_jax.errors import InputError
-from tests.benchmark.small import SMALL, simplify
-from tests.command import call, sentence
 from tests.models import tiny
-
-
-@pytest.fixture
-def words(monkeypatch, tmp_path):
-    simplify(monkeypatch)
-    folder = imagepiece_jax.save(tmp_path / "weights", tiny.pretrained(depth=1))
-    return [folder, *SMALL]
 
 
 def test_batch_sizes_fall():
@@ -34,28 +23,25 @@ def test_a_reduction_is_there_once():
     assert [*suite.forms(vit.with_reduction("tome:r=1"), [])] == ["dense", "as it is"]
 
 
-@pytest.mark.parametrize(
-    "error", [RuntimeError("RESOURCE_EXHAUSTED: Out of memory, 9 bytes"), MemoryError()]
-)
-def test_a_full_memory_is_one_sentence(words, monkeypatch, error):
-    def fail(*_):
-        raise error
-
-    monkeypatch.setattr(workloads.Case, "workload", fail)
-    said = sentence(call(benchmark.main, *words))
-    assert said.startswith("batch_size is 4, for which the memory of")
-
-
-def test_results_are_kept_when_the_next_group_fails(words, monkeypatch, tmp_path):
-    out = tmp_path / "a.json"
-    workload = workloads.Case.workload
-
-    def only_four(self, *args):
-        if self.batch_size != 4:
-            raise MemoryError
-        return workload(self, *args)
-
-    monkeypatch.setattr(workloads.Case, "workload", only_four)
-    ended = call(benchmark.main, *words, "--batch-size", 2, 4, f"--json={out}")
-    assert sentence(ended).startswith("batch_size is 2, for which the memory of")
-    assert [json.loads(t)["batch_size"] for t in out.read_text().splitlines()] == [4]
+def test_rows_and_their_table():
+    """10 images in a median of 2 seconds; half the MACs in one second."""
+    facts = {"peak_memory": 2.5e6, "gelu": "exact"}
+    job = TimedCall(None, None)
+    programs = {
+        "dense": Workload(job, 10, 4e12, facts),
+        "half": Workload(job, 10, 2e12, facts | {"peak_memory": None}),
+    }
+    readings = {"dense": [2.0, 4.0, 1.0], "half": [1.0, 1.0, 1.0]}
+    dense, half = rows = suite.rows(programs, readings, {"batch_size": 10})
+    assert (dense["config"], dense["batch_size"]) == ("dense", 10)
+    assert (dense["throughput"], dense["ms"]) == (5.0, 2000.0)
+    assert (dense["throughput_min"], dense["throughput_max"]) == (2.5, 10.0)
+    assert (dense["gmacs"], dense["tmacs_per_s"]) == (400.0, 2.0)
+    assert (dense["ratio"], dense["ratio_min"], dense["ratio_max"]) == (1, 1, 1)
+    assert (half["ratio"], half["ratio_min"], half["ratio_max"]) == (2, 1, 4)
+    assert half["mac_ratio"] == 2.0
+    assert half["seconds_a_call"] == [1.0, 1.0, 1.0]
+    heading, *lines = suite.table(rows).splitlines()
+    assert heading.split()[:4] == ["program", "batch", "img/s", "lowest"]
+    assert lines[0].split()[:6] == ["dense", "10", "5", "2", "10", "2,000.00"]
+    assert lines[0].split()[-1] == "2" and lines[1].split()[-1] == "nan"

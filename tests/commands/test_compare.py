@@ -1,12 +1,10 @@
 """The command that compares: its rows, its files, and that it goes on."""
 
-import numpy as np
 import pytest
 from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import compare
-from imagepiece_jax.data.source import Subset
 from imagepiece_jax.deploy.compare import cache
 from imagepiece_jax.deploy.compare.cache import decode_bits
 from imagepiece_jax.evaluate import statistics
@@ -55,5 +53,5 @@ def test_the_setting_of_a_part_has_the_content_of_its_images(weights, tmp_path):
     call(compare.main, *words, "--out", tmp_path).ok()
     setting = cache.read_results(tmp_path)[0]["setting"]
     assert (setting["images"], setting["limit"]) == (30, 30)
-    first = Subset(open_source("digits", "val"), np.arange(30))
+    first = open_source("digits", "val").subset(range(30))
     assert setting["digest"] != first.digest

@@ -1,7 +1,6 @@
 """The exported file and its facts: the same logits, by other programs."""
 
 import dataclasses
-import importlib.util
 import json
 
 import numpy as np
@@ -13,7 +12,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.inference import onnx_model, program_facts
 from imagepiece_jax.deploy.inference.features import features
 from imagepiece_jax.models.config import MEAN, STD
-from tests.command import call, sentence, start
+from tests.command import call
 from tests.models import tiny
 from tests.refused import refused
 
@@ -56,29 +55,6 @@ def crop_of(facts):
     return {name: value for name, value in facts.items() if name not in sizes}
 
 
-# A signal comes when the first of two files is in its place.
-SIGNALED = """
-import os, runpy, sys
-
-def signaled(*paths, replace=os.replace):
-    replace(*paths)
-    os.kill(os.getpid(), 15)
-
-os.replace = signaled
-sys.argv[0] = "imagepiece"
-runpy.run_module("imagepiece_jax", run_name="__main__", alter_sys=True)
-"""
-
-
-def test_a_signal_leaves_both_files_or_none(weights, tmp_path):
-    out = tmp_path / "model.onnx"
-    ended = start("-c", SIGNALED, "export", weights, out, imported=True)
-    assert (ended.status, ended.err.splitlines()[-1]) == (143, "terminated")
-    facts = json.loads((tmp_path / "model.onnx.json").read_text())
-    assert facts["dtype"] == "float32"
-    assert len([*tmp_path.iterdir()]) == 2
-
-
 def test_the_file_computes_the_logits_of_the_model(vit, weights, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     out = tmp_path / "model.onnx"
@@ -106,13 +82,6 @@ def test_the_file_computes_the_logits_of_the_model(vit, weights, tmp_path):
     assert facts["method"].startswith(REDUCTION)
     assert facts["gmacs"] == pytest.approx(vit.gmacs)
     assert not list(tmp_path.glob("*.tmp"))
-
-
-def test_a_missing_package_is_named(weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    said = sentence(call(export.main, weights, tmp_path / "m.onnx"))
-    assert said.startswith("an ONNX file needs onnx, which is not ")
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -183,19 +152,6 @@ def test_only_an_earlier_export_is_replaced(saved, tmp_path, texts, name):
     with refused(name, "already exists, and export did not write it"):
         imagepiece_jax.export(imagepiece_jax.load(saved), out)
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == texts
-
-
-def test_a_form_of_gelu_is_that_of_a_model_loaded_with_it(saved, tmp_path):
-    own = tmp_path / "own.onnx"
-    words = [saved, own, "--gelu=tanh"]
-    call(export.main, *words).ok()
-    config = imagepiece_jax.read_config(saved).with_arch(gelu="tanh")
-    tanh = imagepiece_jax.load(saved, config=config)
-    loaded = imagepiece_jax.export(tanh, str(tmp_path / "loaded.onnx"))
-    assert own.read_bytes() == loaded.read_bytes()
-    assert program_facts.read_facts(own)["model"]["arch"]["gelu"] == "tanh"
-    exact = imagepiece_jax.export(imagepiece_jax.load(saved), tmp_path / "m.onnx")
-    assert own.read_bytes() != exact.read_bytes()
 
 
 @pytest.mark.parametrize(

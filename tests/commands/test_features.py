@@ -29,13 +29,10 @@ def test_vectors_of_a_folder_with_a_reduction(folder, tmp_path, monkeypatch):
     words = ["weights", "photos", f"--out={out}"]
     evit = "--reduction=evit:keep_rate=.6:blocks=(1,2)"
     ended = call(features.main, *words, evit).ok()
-    rows, damaged, compared = ended.out.splitlines()
+    rows, damaged = ended.out.splitlines()
     assert rows == f"{out}/pooled.npy: 3 x 30 float16"
     assert damaged == f"1 damaged, whose rows are NaN: {out}/damaged.csv"
-    assert re.fullmatch(r".*first 2 photographs: mean 0\.\d{4}, worst 0.*", compared)
     assert "photos/b.png cannot be read (no known image format)" in ended.err
-    rates = r"decoding [\d,]+ photographs a second .*, the model [\d,]+ .* is slower"
-    assert re.search(rates, ended.err)
     vit = imagepiece_jax.load("weights", reduction=tiny.EVIT)
     maps = imagepiece_jax.features(vit, ["photos/a.png", "photos/c.png"])
     found = np.load(out / "pooled.npy")

@@ -18,6 +18,11 @@ from tests.models.make import create_model
 from tests.pictures import write_damaged
 
 
+def test_vectors_of_all_tokens_are_counted():
+    _, line = predict.answered("a.png", np.zeros((17, 24)))
+    assert line == "a.png: 17 vectors of 24 features"
+
+
 def test_a_bad_image_is_named_and_the_others_answered(tmp_path):
     out = tmp_path / "out.json"
     images = tmp_path / "images"
@@ -74,7 +79,7 @@ def test_public_weights_name_their_classes(panda, tmp_path, monkeypatch):
     monkeypatch.chdir(panda)
     words = ["test_vit.npz", "a.png"]
     ended = call(predict.main, *words, f"--json={tmp_path}/p.json")
-    assert "\na.png: giant panda 100.0 %; " in ended.out, ended
+    assert ended.out.startswith("a.png: giant panda 100.0 %; "), ended
     first, *_ = json.loads((tmp_path / "p.json").read_text())["a.png"]
     assert (first["label"], first["index"]) == ("giant panda", 388)
     assert call(visualize.main, *words, f"--out={tmp_path}/page").status == 0

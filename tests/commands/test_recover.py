@@ -1,7 +1,6 @@
 """The command that recovers: the folder that it leaves, and what it leaves alone."""
 
 import json
-import shutil
 
 import chex
 import numpy as np
@@ -10,7 +9,7 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import recover
-from imagepiece_jax.common.files import LOCK, FolderLock
+from imagepiece_jax.common.files import LOCK, locked
 from imagepiece_jax.deploy.recover import recovery_step
 from imagepiece_jax.deploy.recover.recover import NOTHING_BETTER
 from tests.command import call, sentence, start
@@ -115,7 +114,7 @@ def test_a_signal_leaves_the_best_or_nothing(
     assert ended.status == 128 + signum
     assert ended.err.splitlines()[-1] == said
     assert (f"stopped: {NOTHING_BETTER}" in ended.err) != written
-    assert (tmp_path / "out").exists() == written
+    assert any((tmp_path / "out").iterdir()) == written
     assert not [*tmp_path.glob(".*.tmp")]
     if written:
         (cost,) = imagepiece_jax.load(tmp_path / "out").recovery.costs
@@ -127,19 +126,15 @@ def test_a_signal_leaves_the_best_or_nothing(
 def test_what_cannot_be_written_is_said_before_the_work(words, tmp_path, monkeypatch):
     monkeypatch.setattr(recovery_step.Fit, "__init__", None)
     (tmp_path / "file").touch()
-    said = sentence(call(recover.main, *words, f"--out={tmp_path / 'file' / 'x'}"))
-    assert "cannot be written" in said
-    usage = shutil._ntuple_diskusage(10**9, 10**9 - 5, 5)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    said = sentence(call(recover.main, *words))
-    assert said.startswith("out") and "free disk" in said
+    ended = call(recover.main, *words, f"--out={tmp_path / 'file' / 'x'}")
+    assert ended.status == 1 and "Not a directory" in ended.err
     assert not (tmp_path / "out").exists()
 
 
 def test_two_processes_do_not_recover_into_one_folder(words, tmp_path, monkeypatch):
     """The second ends before it reads weights; a lock that was left is no file."""
     out = tmp_path / "out"
-    with FolderLock("out", out), monkeypatch.context() as patch:
+    with locked("out", out), monkeypatch.context() as patch:
         patch.setattr(imagepiece_jax, "load", None)
         said = sentence(call(recover.main, *words))
         assert f"{out} is in use by another process" in said

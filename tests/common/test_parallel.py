@@ -1,10 +1,8 @@
 """Many devices behave as one: checked in processes that have eight, or two each."""
 
-import contextlib
 import functools
 import io
 import os
-import pathlib
 import sys
 import types
 import warnings
@@ -22,7 +20,7 @@ from imagepiece_jax.training.cluster.job import (
     check_same_start,
     joined,
 )
-from tests import compiling, forked, runs
+from tests import compiling, forked
 
 
 def start(devices, *arguments):
@@ -38,9 +36,9 @@ def test_eight_devices():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quickly_begun")
-def test_two_processes_of_two_devices(tmp_path):
+def test_two_processes_of_two_devices():
     port = str(forked.free_port())
-    children = [start(2, "process", process, port, str(tmp_path)) for process in "01"]
+    children = [start(2, "process", process, port) for process in "01"]
     assert forked.statuses(children, timeout=300) == [0, 0]
 
 
@@ -123,7 +121,7 @@ def check_eight():
     check_round_trip(devices=8)
 
 
-def check_process(process, port, folder):
+def check_process(process, port):
     process = int(process)
     xla_options.OPTIONS["cpu"] = compiling.HARMLESS  # as a GPU has some
     with joined(f"127.0.0.1:{port}", 2, process):
@@ -136,7 +134,6 @@ def check_process(process, port, folder):
         check_highest(process)
         assert parallel.gather(("ä" * 3, "")[process]) == ["äää", ""]
         check_agreement(process)
-        check_dry_run(process, pathlib.Path(folder) / "run")
 
 
 def check_highest(process):
@@ -192,18 +189,6 @@ def check_agreement(process):
             if process == 0:
                 raise RunError("disk is full")
             parallel.check_same({})
-
-
-def check_dry_run(process, workdir):
-    """The last step's program is compiled for all devices, and nothing is written."""
-    config = runs.configured(runs.DENSE, **{"model.depth": 1, "model.stem": "patch"})
-    with contextlib.redirect_stdout(io.StringIO()) as output:
-        assert runs.train(config, workdir, dry_run=True) is None
-    printed = output.getvalue()
-    assert ("memory on each of 4 devices: " in printed) == (process == 0)
-    train = functools.partial(runs.train, dry_run=process == 1)
-    refused("dry_run is True on process 1, but False on", train, config, workdir)
-    assert not workdir.exists()
 
 
 if __name__ == "__main__":

@@ -101,20 +101,6 @@ def test_draws_are_uniform_however_positions_are_split():
     assert abs((u[1:] * u[:-1]).mean()) < 5 / (12 * np.sqrt(u.size))
 
 
-def test_traced_arguments_give_the_same_keys():
-    """And so does any configured generator of JAX."""
-
-    @jax.jit
-    def traced(seed, step, positions):
-        each = sample_keys(seed, step, positions, Purpose.MIX)
-        return batch_key(seed, step, Purpose.MIX), each
-
-    one, each = traced(7, 100, jnp.arange(4))
-    with jax.default_prng_impl("rbg"):
-        assert data(one) == data(batch_key(7, 100, Purpose.MIX))
-    assert data(each) == data(sample_keys(7, 100, np.arange(4), Purpose.MIX))
-
-
 def test_no_two_draws_share_a_key():
     """1500 keys over seeds, steps (a long run's too), purposes and positions."""
     keys = []
@@ -129,21 +115,6 @@ def test_no_two_draws_share_a_key():
     children = jax.vmap(jax.random.fold_in, (None, 0))(parent, jnp.arange(17))
     each = sample_keys(0, 1, jnp.arange(17), Purpose.MIX)
     assert not set(data(children)) & set(data(each))
-
-
-def over_samples(function):
-    """The function of all samples by `pmap`, a device and a process for all."""
-    mapped = jax.pmap(function)
-    return lambda positions: jax.tree.map(lambda x: x[0], mapped(positions[None]))
-
-
-def over_shards(function):
-    """The function of all samples by `shard_map`, over one device."""
-    mesh = jax.make_mesh((1,), ("samples",))
-    none = jax.sharding.PartitionSpec()
-    return jax.shard_map(
-        function, mesh=mesh, in_specs=none, out_specs=none, check_vma=False
-    )
 
 
 def compared(found):
@@ -162,14 +133,6 @@ def test_no_setting_of_jax_changes_a_draw(name, value):
         # Of new functions, which nothing has traced yet.
         compared(drawn(np.arange(2)))
         compared(jax.jit(lambda positions: drawn(positions))(np.arange(2)))
-
-
-@pytest.mark.parametrize("mapped", [over_samples, over_shards])
-def test_no_setting_changes_draws_of_mapped_functions(mapped):
-    with contextlib.ExitStack() as stack:
-        for name, value in SETTINGS.items():
-            stack.enter_context(setting(name, value))
-        compared(mapped(lambda positions: drawn(positions))(np.arange(2)))
 
 
 def test_no_setting_changes_fresh_variables():

@@ -26,18 +26,6 @@ import ctypes
 ctypes.CFUNCTYPE(None)(send)()
 time.sleep(20)
 """,
-    "a destructor": """
-class Weights:
-    __del__ = send
-Weights()
-time.sleep(20)
-""",
-    "the garbage collector": """
-import gc
-gc.callbacks.append(send)
-gc.collect()
-time.sleep(20)
-""",
     "a conversion, whose error numpy words anew": """
 import numpy as np
 class Number:
@@ -45,25 +33,6 @@ class Number:
         send()
 np.array(1.0)[()] = Number()
 time.sleep(20)
-""",
-    "what catches all": """
-try:
-    send()
-except BaseException:
-    pass
-time.sleep(20)
-""",
-    "C code that takes long": """
-import hashlib
-threading.Timer(0.1, send).start()
-signals.PATIENCE = 0.1
-hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
-""",
-    "a wait for threads": """
-import concurrent.futures
-threading.Timer(0.1, send).start()
-with concurrent.futures.ThreadPoolExecutor() as pool:
-    pool.submit(time.sleep, 20)
 """,
     "the end of the interpreter": """
 import atexit
@@ -77,19 +46,9 @@ sys.stdout = open(writer, "w")
 print("a line")  # into its buffer
 send()
 """,
-    "the line that says so": """
-write = os.write
-os.write = lambda *args: (write(*args), send())
-send()
-time.sleep(20)
-""",
     "an unfinished file": """
 with files.replacing(folder / "file") as new:
     new.write_text("half")
-    send()
-""",
-    "a new folder": """
-with files.FolderLock("--out", folder / "new" / "folder"):
     send()
 """,
     "an unfinished folder": """
@@ -115,8 +74,8 @@ FINISHED = """
 signals.end_process()
 for text in ("old", "new"):
     if text == "new":
-        replace = os.replace
-        os.replace = lambda *paths: (replace(*paths), send(), send())
+        rename = os.rename
+        os.rename = lambda *paths: (rename(*paths), send(), send())
     with files.replacing_folder(folder / "folder") as new:
         (new / "file").write_text(text)
 print("not ended")

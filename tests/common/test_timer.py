@@ -53,14 +53,14 @@ def world():
     return World()
 
 
-@pytest.mark.parametrize("ahead", [0, 2])
-def test_calls_are_counted_and_waited_for(world, ahead):
+@pytest.mark.parametrize("ahead, a_turn", [(0, 4), (2, 6)])
+def test_calls_are_counted_and_waited_for(world, ahead, a_turn):
+    """The clock is read after a wait: queued calls come on top of the seconds."""
     device = Device(world, repeat(0.25))
     rules = Rules(warmup=4, repeats=3, seconds=1.0)
     found = timer.measure({"a": device.job(ahead)}, rules, world.now)
     assert found == {"a": [0.25, 0.25, 0.25]}
-    # 4 calls of warm-up and 3 repeats of 4, each waited for
-    assert device.numbers == list(range(16))
+    assert device.numbers == list(range(4 + 3 * a_turn))
     assert device.waited == device.ends
     assert device.unfinished == ahead + 1
 
@@ -79,21 +79,11 @@ def test_programs_take_turns_and_a_rest_before_each_is_not_timed(world):
     assert world.log == [a, a, b, b, *turn, *turn]
 
 
-@pytest.mark.parametrize(
-    "first, then, rules, timed",
-    [
-        ([100.0, 0.5, 0.5], 0.25, Rules(3, 2, 1.0), 8),  # the first one compiles
-        ([4.0, 4.0], 1.0, Rules(2, 1, 4.0), 4),  # the estimate: one call fills a turn
-        ([], 5.0, Rules(2, 2, 1.0), 2),  # a call longer than a turn is a turn
-    ],
-)
-def test_a_turn_lasts_its_seconds_whatever_the_first_calls_took(
-    world, first, then, rules, timed
-):
-    device = Device(world, chain(first, repeat(then)))
-    found = timer.measure({"a": device.job()}, rules, world.now)
-    assert found == {"a": [then] * rules.repeats}
-    assert len(device.numbers) == rules.warmup + timed
+def test_a_call_longer_than_a_turn_is_a_turn(world):
+    device = Device(world, chain([100.0], repeat(5.0)))  # the first one compiles
+    found = timer.measure({"a": device.job()}, Rules(2, 2, 1.0), world.now)
+    assert found == {"a": [5.0, 5.0]}
+    assert len(device.numbers) == 2 + 2
 
 
 def test_speedups_are_taken_round_by_round_and_spread_by_the_median():

@@ -36,12 +36,12 @@ def written(folder, text, columns=SPLIT):
 
 def levels(path, split):
     source = open_source(f"csv:{path}", split)
-    return [int(source.read(i)[0][0, 0, 0]) for i in range(len(source))]
+    return [int(source[i].pixels[0, 0, 0]) for i in range(len(source))]
 
 
-def refused(path, message, split="val", num_classes=None, **options):
+def refused(path, message, split="val", num_classes=None):
     with pytest.raises(InputError, match=message) as caught:
-        open_csv(path, split, num_classes, **options)
+        open_csv(path, split, num_classes)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -100,10 +100,6 @@ def test_a_field_that_does_not_fit(images, columns, rows, field, value):
                         "a,0,val b,0,train ../images/a,0,train",
                         "must not be in both train",
                     ),
-                    (
-                        "a,0,train ../linked/a,0,val",
-                        "must not be in both train and val",
-                    ),
                     ("a,0,train b,0,val b,0,val", "a test image must count once"),
                     ("a,0,train c,0,val a,1,train", "its labels differ, 0 and 1"),
                 ),
@@ -112,7 +108,6 @@ def test_a_field_that_does_not_fit(images, columns, rows, field, value):
     ],
 )
 def test_rows_that_do_not_go_together(images, split, rows, message):
-    (images / "linked").symlink_to(images / "images")
     refused(written(images, rows), message, split)
 
 
@@ -121,8 +116,10 @@ def test_rows_that_do_not_go_together(images, split, rows, message):
     [
         (b"file,label\nimages/a.png,0\n", "there is no column 'filename'"),
         (b"", "there is no column 'filename'"),
-        (b"filename,label,label \nimages/a.png,0,1\n", "more than one column 'label'"),
-        (b"filename,label\nimages/a.png,0,1\n", "line 2: it has more than 2 fields"),
+        (
+            b"filename,label\nimages/a.png,0,1\n",
+            "line 2: it has more fields than columns",
+        ),
         (b"filename,label\n", "has no row with split 'val'"),
         (b"\xff\xfe\x00\x00\x81", "codec can't decode"),
     ],
@@ -145,25 +142,3 @@ def test_blanks_line_ends_commas_and_byte_order_mark_change_nothing(images):
     # ImageNet's cranes are a bird and a machine.
     path = written(images, "a,0,crane b,1,crane", NAMED)
     assert open_csv(path, "val").class_names == ("crane", "crane")
-
-
-def test_labels_that_are_not_read(images):
-    """Those of training images; all of those that are tested on have one, or none."""
-    path = written(
-        images,
-        "a,,train, b,cat,train,x c,5,train, c,7,train, d,1,val,bee e,0,val,ant",
-        "filename,label,split,class",
-    )
-    refused(path, "line 2: label is ''")
-    table = open_csv(path, "train", num_classes=3, labeled=False)
-    assert table.labels.tolist() == [-1] * 4
-    assert table.num_classes == 3
-    tested = open_csv(path, "val", labeled=False)
-    assert tested.labels.tolist() == [1, 0]
-    assert tested.class_names == ("ant", "bee")
-    path = written(images, "a,,train b,,val")
-    assert open_csv(path, "val", labeled=False).labels.tolist() == [-1]
-    path = written(images, "a,,train b,,val c,1,val")
-    refused(path, "line 3: label is empty", "train", labeled=False)
-    path = written(images, "a,,train a,1,val")
-    refused(path, "must not be in both train and val", "train", labeled=False)

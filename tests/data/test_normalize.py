@@ -1,6 +1,5 @@
 """Normalization by the published numbers, and back."""
 
-import types
 import warnings
 
 import jax
@@ -10,7 +9,6 @@ import pytest
 
 from imagepiece_jax.data.normalize import normalize, warn_of_range
 from imagepiece_jax.errors import InputError
-from tests.refused import refused
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5,) * 3, (0.5,) * 3  # of the AugReg ViTs
@@ -33,22 +31,6 @@ def test_means_of_pixels_are_refused():
         normalize(image, (123, 117, 104), (58, 57, 57))
     with pytest.raises(InputError, match="std is 58; it must"):
         normalize(image, IMAGENET[0], (58, 57, 57))
-
-
-TENSOR = types.SimpleNamespace(shape=(3, 20, 20, 3), dtype="torch.float32")  # of torch
-
-
-@pytest.mark.parametrize(
-    "images, value",
-    [
-        (TENSOR, "SimpleNamespace"),
-        (np.zeros((2, 2, 3)), (2, 2, 3)),
-        (np.zeros((2, 2, 4), np.uint8), (2, 2, 4)),
-    ],
-)
-def test_what_is_no_array_of_pixels_is_refused(images, value):
-    with refused("images", "uint8 [..., 3]"):
-        normalize(images, *IMAGENET)
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), np.uint8)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.data import preprocessing
 from imagepiece_jax.data.preprocessing import MAX_ASPECT, Preprocessing, resize_exactly
 from imagepiece_jax.errors import InputError
 from tests.input.noise import ramp, train_transform
@@ -102,20 +101,6 @@ def test_crops_of_other_weights(crop_mode, size, interpolation):
 def test_a_crop_that_there_is_not(field, value):
     with refused(field):
         Preprocessing(30, **{field: value})
-
-
-@pytest.mark.parametrize("shape", [(8000, 1), (100_000, 1), (2, 300_000)])
-def test_the_thinnest_images_take_no_memory(monkeypatch, shape):
-    """Resized as a whole, 1 x 100,000 pixels would be 256 x 25,600,000."""
-    image = np.full((*shape, 3), (1, 128, 254), np.uint8)
-    resized = []
-    calls = [Preprocessing(224), lambda image: train_transform(224)(image, RNG)]
-    note = lambda *size: resized.append(size) or resize_exactly(*size)  # noqa: E731
-    monkeypatch.setattr(preprocessing, "resize_exactly", note)
-    outs = [call(image) for call in calls]
-    assert all((out == (1, 128, 254)).all() for out in outs)
-    assert [out.shape[:2] for out in outs] == [(224, 224)] * 2
-    assert {high * wide for _, high, wide, *_ in resized} == {256 * 32 * 256}
 
 
 @pytest.mark.parametrize("upright", [False, True])

@@ -8,7 +8,7 @@ from PIL import Image
 
 from imagepiece_jax.data import train_crop
 from imagepiece_jax.data.train_crop import resize_fast
-from tests.input.noise import ramp, train_transform
+from tests.input.noise import ramp
 
 AREA = (0.08, 1.0)
 
@@ -113,19 +113,6 @@ def test_flip_mirrors_half_of_the_images():
     assert abs(flipped - 500) < 64  # 4 standard deviations
 
 
-def test_train_transform_chains_crop_and_flip():
-    image = ramp(16, 16)
-    plain = train_transform(16, crop="none", flip=False)
-    np.testing.assert_array_equal(plain(image, rng()), image)
-    shifted = train_transform(16, crop="shift", shift=2, flip=False)
-    expected = train_crop.shift(image, rng(1), 2)
-    np.testing.assert_array_equal(shifted(image, rng(1)), expected)
-    generator = rng(2)
-    expected = train_crop.random_resized_crop(image, 8, generator, AREA)
-    expected = train_crop.flip(expected, generator)
-    np.testing.assert_array_equal(train_transform(8)(image, rng(2)), expected)
-
-
 def pillow(image, height, width):
     image = Image.fromarray(image)
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
@@ -177,11 +164,3 @@ def test_a_plain_image_stays_plain(size, new):
     out = resize_fast(np.full((*size, 3), (1, 128, 254), np.uint8), *new)
     assert out.shape == (*new, 3)
     assert (out == (1, 128, 254)).all()
-
-
-def test_a_part_of_an_image_does_not_see_the_rest():
-    image = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
-    part = image[20:70, 10:80]
-    expected = resize_fast(part.copy(), 32, 32)
-    np.testing.assert_array_equal(resize_fast(part, 32, 32), expected)
-    np.testing.assert_array_equal(resize_fast(part, 50, 70), part)  # its own size

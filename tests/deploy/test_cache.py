@@ -5,8 +5,7 @@ import json
 import pytest
 
 from imagepiece_jax.deploy.compare.cache import FILE, ResultCache
-from imagepiece_jax.errors import InputError, RunError
-from tests.training.test_full_disk import full_disk
+from imagepiece_jax.errors import InputError
 
 SETTING = {"kind": "accuracy", "reduction": "evit:keep_rate=0.7"}
 
@@ -61,36 +60,22 @@ def test_a_line_is_torn_anywhere(tmp_path, left):
     file = tmp_path / FILE
     first, second = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(first + second[:left])
-    assert measured(tmp_path, SETTING, SETTING | {"x": 1})[1] == (left != -1)
+    assert measured(tmp_path, SETTING, SETTING | {"x": 1})[1] == 1
     assert file.read_bytes().startswith(first + second[:12])
     assert len(file.read_bytes().splitlines()) == 2
 
 
-def test_a_full_disk_without_room_for_the_end_of_a_line(tmp_path):
-    measured(tmp_path, SETTING)
-    file = tmp_path / FILE
-    content = file.read_bytes()[:-1]
-    file.write_bytes(content)
-    with full_disk(len(content)), pytest.raises(RunError, match="File too large"):
-        measured(tmp_path, SETTING)
-    assert file.read_bytes() == content
-
-
-@pytest.mark.parametrize("text", ["notes", '{"setting": 1}'])
-def test_what_is_no_torn_result_is_not_deleted(tmp_path, text):
-    measured(tmp_path, SETTING)
-    file = tmp_path / FILE
-    with file.open("a") as lines:
-        lines.write(text)
-    content = file.read_bytes()
-    with pytest.raises(InputError, match="line 2 is not a measured result"):
-        measured(tmp_path, SETTING)
-    assert file.read_bytes() == content
-
-
-def test_a_folder_that_another_process_uses_is_refused(tmp_path):
+def test_folders_that_cannot_be_used_are_refused(tmp_path):
+    """With a line that is no result, or used by another process."""
+    damaged = tmp_path / "damaged" / FILE
+    damaged.parent.mkdir()
+    damaged.write_text('{"setting": {}, "result": {}}\nnonsense\n')
     used = ResultCache(tmp_path / "used")
-    with pytest.raises(InputError, match="in use by another process"):
-        ResultCache(tmp_path / "used")
+    for folder, problem in (
+        (damaged.parent, "points.jsonl.* line 2 is not JSON"),
+        (tmp_path / "used", "in use by another process"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            ResultCache(folder)
     used.close()
     ResultCache(tmp_path / "used").close()

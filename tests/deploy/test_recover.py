@@ -472,7 +472,6 @@ MISTAKES = [
     ({"images": ONE_COLOR.reshape(48, SIDE, SIDE, 3)}, "images", 1),
     ({"images": np.concatenate([noise(20)] * 3)}, "images", 20),
     ({"images": np.float32(noise())}, "images", "float32 [48, 20, 20, 3]"),
-    ({"images": 3}, "images", "int"),
     ({"images": noise(1)[0]}, "images", 1),
     ({"steps": 3, "minutes": 1.0}, "minutes", None),
     ({"parameters": "weights"}, "parameters", "weights"),
@@ -517,16 +516,14 @@ def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
     sources += [as_source(pictures), as_source(jax.numpy.array(noise(3)))]
     for source in sources:
         assert len(source) == 3
-        np.testing.assert_array_equal(source.read(1)[0], noise(3)[1])
+        np.testing.assert_array_equal(source[1].pixels, noise(3)[1])
     table = tmp_path / "table.csv"
     rows = ["filename,label,split", "0.png,0,train", "1.png,0,train", "2.png,0,val"]
     table.write_text("\n".join(rows))
-    assert len(as_source(f"csv:{table}")) == len(as_source(str(table))) == 2
+    assert len(as_source(f"csv:{table}")) == 2
 
 
-@pytest.mark.parametrize(
-    "splits", [("train", "val"), ("Training", "Testing"), ("train", "validation")]
-)
+@pytest.mark.parametrize("splits", [("train", "val"), ("train", "validation")])
 def test_of_a_folder_with_splits_train_is_learned_from(tmp_path, capsys, splits):
     from PIL import Image
 
@@ -549,13 +546,6 @@ def test_of_a_folder_with_splits_train_is_learned_from(tmp_path, capsys, splits)
     assert split_folder(root, "train") == (root, None)
 
 
-def test_a_folder_of_images_may_be_named_as_a_set(tmp_path):
-    from PIL import Image
-
-    Image.fromarray(noise(1)[0]).save(tmp_path / "0.png")
-    assert len(as_source(f"folder:{tmp_path}")) == 1
-
-
 @pytest.mark.parametrize("kind", ["csv", "folders", "limited"])
 def test_a_file_that_is_named_twice_is_not_both_learned_and_held_out(
     vit, tmp_path, monkeypatch, kind
@@ -571,7 +561,6 @@ def test_a_file_that_is_named_twice_is_not_both_learned_and_held_out(
         table = tmp_path / "table.csv"
         table.write_text("\n".join(["filename,label,split", *rows]))
         images = f"csv:{table}"
-        count -= 3  # a tenth is for tests
     if kind == "limited":
         images = as_source(images).spread(2 * count - 1)
     parts = divided(monkeypatch, vit, images)
@@ -632,10 +621,10 @@ def test_of_very_many_images_some_are_looked_through(vit, monkeypatch, caplog):
 @pytest.mark.parametrize(
     "images, said",
     [
-        (None, "images is NoneType; an image is"),
-        (np.array("photos"), "images is <U6 []; an image is"),
+        ([None], "images is NoneType; an image is"),
         (np.zeros((24, 48, 48), np.uint8), "images is uint8 [24, 48, 48]; an"),
         ([np.zeros((4, 4), np.uint8), 3], "images is uint8 [4, 4]; an image is"),
+        ("no.png", "images: no.png does not exist"),
     ],
 )
 def test_an_image_has_a_number_where_there_are_several(images, said):
@@ -652,7 +641,7 @@ def test_files_are_turned_as_their_exif_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter to the right
     picture.save(tmp_path / "a.png", exif=exif)
-    pixels, _ = as_source(tmp_path).read(0)
+    pixels = as_source(tmp_path)[0].pixels
     np.testing.assert_array_equal(pixels, np.rot90(np.asarray(picture), -1))
 
 
@@ -672,7 +661,7 @@ def test_images_of_any_kind_are_three_colors(tmp_path, suffix, mode):
     (tmp_path / "b.heic").write_bytes(b"....ftypheic")
     source = as_source(tmp_path)
     assert len(source) == 1  # a format that Pillow does not decode is left out
-    pixels, _ = source.read(0)
+    pixels, _, *_ = source[0]
     assert pixels.dtype == np.uint8
     assert pixels.shape == (*picture.size[::-1], 3)
     if mode == "I;16":

@@ -86,7 +86,9 @@ class Fading(Study):
 def test_all_methods_get_the_same_masks(tmp_path):
     weights = types.SimpleNamespace(
         model=types.SimpleNamespace(config=types.SimpleNamespace(stem="patch")),
-        lacks_selectors=lambda reduction: reduction.startswith("dynamicvit"),
+        with_reduction=lambda reduction, seed: types.SimpleNamespace(
+            untrained_kinds=["selectors"] * reduction.startswith("dynamicvit")
+        ),
     )
     models = OffTheShelf(weights)
     masking.masking(Fading(models=models, images=Twenty(), out=tmp_path))

@@ -24,7 +24,7 @@ def test_no_image_both_teaches_and_judges(tmp_path):
     found = recovery.images_of(tmp_path, tests)
     shown = {}
     for name, source in found.items():
-        shown[name] = {int(source.read(i)[0][0, 0, 0]) for i in range(len(source))}
+        shown[name] = {int(source[i].pixels[0, 0, 0]) for i in range(len(source))}
     assert shown["learned"] == {1, 3, 5, 7, 9, 11}
     assert shown["photographs"] == {0, 2, 4, 6, 8, 10}
     assert len(shown["imagenette"]) == 12

@@ -6,9 +6,9 @@ import numpy as np
 
 from configs import base
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data.decode import UnreadableImage
+from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.source import Source
-from imagepiece_jax.input import loader
+from imagepiece_jax.input import worker_pool
 
 
 def train_transform(image_size, **changes):
@@ -26,37 +26,34 @@ class Noise(Source):
     """
 
     def __init__(self, length, bad=(), size=None):
-        super().__init__(num_classes=length)
-        self.length = length
+        super().__init__(length, num_classes=length)
         self.bad = set(bad)
-        self.size = size
+        self.side = size
         self.reads = []
 
-    def __len__(self):
-        return self.length
-
-    def read(self, index):
+    def __getitem__(self, index):
         self.reads.append(index)
-        if index in self.bad:
-            raise UnreadableImage(self.name(index), "torn")
-        rng = np.random.default_rng(index)
-        height, width = (self.size, self.size) if self.size else rng.integers(9, 30, 2)
-        return rng.integers(0, 256, (height, width, 3), np.uint8), index
+        return super().__getitem__(index)
 
-    def name(self, index):
-        return f"{index}.jpg"
+    def stored(self, place):
+        name = f"{place}.jpg"
+        if place in self.bad:
+            return b"torn", place, name
+        rng = np.random.default_rng(place)
+        height, width = (self.side, self.side) if self.side else rng.integers(9, 30, 2)
+        return rng.integers(0, 256, (height, width, 3), np.uint8), place, name
 
 
 def train_batches(
-    source, stop=9, size=8, transform=None, workers=0, threads=0, **options
+    source, stop=9, size=8, transform=None, workers=0, threads=0, start=0, **options
 ):
-    """Iterator over the first `stop` batches of `size` images."""
-    sequence = loader.TrainBatches(
-        source,
-        transform or train_transform(8),
-        **dict(batch_size=size, seed=3, start_step=0, stop_step=stop) | options,
+    """Iterator over the batches of `size` images from `start` to `stop` - 1."""
+    batches = Batches(
+        source=source,
+        transform=transform or train_transform(8),
+        **dict(batch_size=size, seed=3, steps=range(start, stop)) | options,
     )
-    return loader.read_ahead(sequence, workers, threads)
+    return worker_pool.read_ahead(batches, workers, threads)
 
 
 def train(*args, **options):

@@ -1,25 +1,37 @@
-"""Work for the processes of `prefetch`, each of which imports this module, not JAX."""
+"""Batches that processes read, each of which imports this module, not JAX."""
 
-import collections
 import sys
 import time
 
+from imagepiece_jax.data.batches import Batches, Part
 from imagepiece_jax.input import worker_pool
 from tests.input.noise import Noise, train_batches, train_transform
 
-Result = collections.namedtuple("Result", "pixels number")
+
+class Filled:
+    """Batches of three parts, whose work is to fill 5 pixels with a number."""
+
+    def __init__(self, steps):
+        self.steps = range(steps)
+
+    parts = 3
+    read = Batches.read
+    part_bytes = 7
+
+    def read_part(self, number, allocate):
+        """Earlier ones take longer."""
+        time.sleep(0.02 * (number % 3 == 0))
+        pixels = allocate((5,))
+        pixels[:] = number % 200
+        return Part(pixels, [])
+
+    def join(self, parts):
+        return [part.pixels.copy() for part in parts]
 
 
-def fill(number, allocate):
-    """5 pixels of a number; the earlier ones take longer."""
-    time.sleep(0.02 * (number % 3 == 0))
-    pixels = allocate((5,))
-    pixels[:] = number % 200
-    return Result(pixels, number)
-
-
-def fail(number, allocate):
-    raise {0: ValueError, 1: RuntimeError}[number]("of its own")
+class Failing(Filled):
+    def read_part(self, number, allocate):
+        raise ValueError(f"of its own {number}")
 
 
 def train(source, stop, **options):

@@ -10,12 +10,12 @@ from PIL import Image
 
 datasets = pytest.importorskip("datasets")
 
-from imagepiece_jax.common.placement import Placement  # noqa: E402
-from imagepiece_jax.data.batches import EvalBatches  # noqa: E402
+from imagepiece_jax.data.batches import Batches  # noqa: E402
 from imagepiece_jax.data.preprocessing import Preprocessing  # noqa: E402
 from imagepiece_jax.errors import InputError  # noqa: E402
-from imagepiece_jax.input import loader  # noqa: E402
+from imagepiece_jax.input.hub_data import HubSource  # noqa: E402
 from imagepiece_jax.input.registry import open_source  # noqa: E402
+from imagepiece_jax.input.worker_pool import read_ahead  # noqa: E402
 
 CLASSES = datasets.ClassLabel(names=["ant", "bee", "cat"])
 EACH = {"train": range(40), "validation": range(40, 56), "test": range(56, 60)}
@@ -59,16 +59,14 @@ def test_rows_are_read_in_their_order_by_this_process_and_by_others(folder):
     source = open_source(f"hf:{folder}", "train")
     assert (source.num_classes, source.class_names) == (3, ("ant", "bee", "cat"))
     for number in range(40):
-        pixels, label = source.read(number)
+        pixels, label, *_ = source[number]
         assert (pixels == np.full((8, 8, 3), 4 * number)).all()
         assert label == number % 3
-        assert source.encoded(number) == png(number)
+        assert source.stored(number)[0] == png(number)
     assert source.name(7) == f"hf:{folder}/train/7"
-    sequence = EvalBatches(
-        source, Preprocessing(8), batch_size=1, placement=Placement()
-    )
+    one_each = Batches(source=source, transform=Preprocessing(8), batch_size=1)
     for workers in (0, 2):
-        batches = [*loader.read_ahead(sequence, workers, threads=2)]
+        batches = [*read_ahead(one_each, workers, threads=2)]
         levels = [batch["image"][0, 0, 4, 4, 0] for batch in batches]
         assert levels == [4 * number for number in range(40)]
 
@@ -95,8 +93,6 @@ def test_labels_are_numbers_and_may_be_left_out(folder):
     assert open_source(f"hf:{folder}", "val", num_classes=5).num_classes == 5
     with pytest.raises(InputError, match="to 2; they must be from 0 to 1"):
         open_source(f"hf:{folder}", "val", num_classes=2)
-    source = open_source(f"hf:{folder}", "train", labeled=False)
-    assert [source.read(number)[1] for number in range(3)] == [-1, -1, -1]
     write(folder, "train", range(2), datasets.Value("int64"), [0, None])
     with pytest.raises(InputError, match="labels that are no whole numbers"):
         open_source(f"hf:{folder}", "train")
@@ -111,6 +107,38 @@ def test_other_classes_and_columns_are_refused(folder):
     rows.rename_column("image", "jpg").to_parquet(folder / "train.parquet")
     with pytest.raises(InputError, match="jpg.*; it must have image and label"):
         open_source(f"hf:{folder}", "train")
+
+
+def test_rows_without_an_image_are_unreadable_ones(tmp_path):
+    """No image, no file of it, and an empty one."""
+    images = [None, {"bytes": None, "path": "gone.png"}, {"bytes": b"", "path": None}]
+    columns = {"image": images, "label": [0, 1, 2]}
+    features = datasets.Features({"image": datasets.Image(), "label": CLASSES})
+    rows = datasets.Dataset.from_dict(columns, features)
+    source = HubSource(
+        rows.cast_column("image", datasets.Image(decode=False)), "hf:a", [0, 1, 2], 3
+    )
+    for index in range(3):
+        assert str(source[index].damage).startswith(f"hf:a/{index} cannot be read")
+    assert source.some_sizes() == []
+    assert source.digest
+
+
+@pytest.mark.parametrize(
+    "columns, said",
+    [
+        ({"image": [1, 2], "label": [0, 1]}, "no images"),
+        ({"image": [None, None], "label": [[0], [1]]}, "labels that are no whole"),
+        (None, "cannot be opened: .*arquet"),
+    ],
+)
+def test_what_is_no_set_of_images_is_one_sentence(tmp_path, columns, said):
+    file = tmp_path / "train.parquet"
+    file.write_bytes(b"PAR1")
+    if columns:
+        datasets.Dataset.from_dict(columns).to_parquet(file)
+    with pytest.raises(InputError, match=f"^hf:{tmp_path} .*{said}"):
+        open_source(f"hf:{tmp_path}", "train")
 
 
 def test_the_digest_tells_other_rows(folder, tmp_path):

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.common.placement import Placement
-from imagepiece_jax.data import prefetch
-from imagepiece_jax.data.batches import EvalBatches
+from imagepiece_jax.data.batches import (
+    BATCHES_AHEAD,
+    Batches,
+    epoch_order,
+    steps_per_epoch,
+)
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.input import loader
 from tests.input.noise import Noise, global_batches, same, train, train_batches, values
 from tests.refused import refused
 
@@ -22,26 +25,25 @@ from tests.refused import refused
 def evaluate(source, threads=0, **options):
     transform = Preprocessing(8, resize="none")
     options = {"batch_size": 8} | options
-    return list(EvalBatches(source, transform, **options).batches(threads))
+    batches = Batches(source=source, transform=transform, **options)
+    return list(batches.read(threads))
 
 
 def test_epoch_order_is_a_permutation_of_its_own():
-    orders = [
-        loader.epoch_order(s, e, 50) for s, e in itertools.product((0, 1), (0, 1, 2))
-    ]
+    orders = [epoch_order(s, e, 50) for s, e in itertools.product((0, 1), (0, 1, 2))]
     for order in orders:
         assert sorted(order) == list(range(50))
     assert len({order.tobytes() for order in orders}) == 6
-    loader.epoch_order.cache_clear()
-    np.testing.assert_array_equal(loader.epoch_order(0, 0, 50), orders[0])
+    epoch_order.cache_clear()
+    np.testing.assert_array_equal(epoch_order(0, 0, 50), orders[0])
 
 
 def test_an_epoch_shows_an_image_once_and_batches_have_their_shapes():
     batches = train(Noise(35), stop=8, size=8)  # 35 // 8 = 4 steps, 3 images left out
     for epoch in (batches[:4], batches[4:]):
         assert len(set(values(epoch))) == 32
-    assert loader.steps_per_epoch(35, 8) == 4
-    assert values(batches[4:5]) == loader.epoch_order(3, 1, 35)[:8].tolist()
+    assert steps_per_epoch(35, 8) == 4
+    assert values(batches[4:5]) == epoch_order(3, 1, 35)[:8].tolist()
     batch = train(Noise(20), 1, 16, placement=Placement(1, 2, 2, 2))[0]
     assert batch["image"].shape == (2, 2, 2, 8, 8, 3)
     assert batch["image"].dtype == np.uint8
@@ -81,7 +83,7 @@ def test_threads_do_not_matter(threads):
 @pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize("start", [1, 4, 8, 9])
 def test_a_restart_at_any_step_does_not_matter(start, repeats):
-    again = train(Noise(20), start_step=start, repeats=repeats)
+    again = train(Noise(20), start=start, repeats=repeats)
     same(again, train(Noise(20), repeats=repeats)[start:])
 
 
@@ -90,7 +92,7 @@ def test_seed_step_and_position_change_the_draws():
     batches = train(source, stop=6, size=1) + train(source, stop=6, size=1, seed=4)
     assert len({batch["image"].tobytes() for batch in batches}) == 12
     repeated = Noise(8)
-    repeated.read = lambda index: (Noise(1).read(0)[0], index)
+    repeated.stored = lambda place: (Noise(1)[0].pixels, place, "")
     batch = train(repeated, stop=1)[0]["image"][0, 0]
     assert len({image.tobytes() for image in batch}) == 8
 
@@ -98,13 +100,13 @@ def test_seed_step_and_position_change_the_draws():
 def test_no_threads_means_the_calling_thread():
     source = Noise(8)
     seen = set()
-    read = source.read
+    stored = source.stored
 
-    def spy(index):
+    def spy(place):
         seen.add(threading.current_thread())
-        return read(index)
+        return stored(place)
 
-    source.read = spy
+    source.stored = spy
     train(source, stop=1)
     assert seen == {threading.current_thread()}
     train(source, stop=2, threads=2)
@@ -138,7 +140,7 @@ def test_reading_ahead_is_bounded():
     next(batches)
     time.sleep(0.2)
     batches.close()
-    assert 4 <= len(source.reads) <= 4 * (4 + prefetch.GROUPS_AHEAD)
+    assert 4 <= len(source.reads) <= 4 * (2 + BATCHES_AHEAD)
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 19])
@@ -160,7 +162,9 @@ def test_evaluation_sees_every_image_exactly_once(length, processes, devices):
             np.testing.assert_array_equal(batch["label"][live], batch["index"][live])
             indices = batch["index"][live].tolist()
             for index, image in zip(indices, batch["image"][live], strict=True):
-                np.testing.assert_array_equal(image, Noise(1, size=8).read(index)[0])
+                np.testing.assert_array_equal(
+                    image, Noise(length, size=8)[index].pixels
+                )
             seen += indices
     assert sorted(seen) == list(range(length))
     assert counts == {-(-length // 8)}
@@ -168,13 +172,13 @@ def test_evaluation_sees_every_image_exactly_once(length, processes, devices):
 
 def test_training_puts_the_next_readable_image_in_place():
     """From the start of the order where it ends."""
-    order = loader.epoch_order(3, 0, 400).tolist()
+    order = epoch_order(3, 0, 400).tolist()
     expected = order[:16]
     expected[2] = expected[3] = order[4]
     expected[9] = order[10]
     bad = {order[2], order[3], order[9]}
     assert values(train(Noise(400, bad), stop=2)) == expected
-    order = loader.epoch_order(3, 0, 104).tolist()
+    order = epoch_order(3, 0, 104).tolist()
     last = train(Noise(104, {order[103]}), stop=13)[-1:]
     assert values(last) == order[96:103] + [order[0]]
 
@@ -188,12 +192,12 @@ def test_evaluation_masks_unreadable_images_and_counts_them():
     assert len(source.unreadable) == 3
     assert list(source.unreadable) == ["5.jpg", "6.jpg", "399.jpg"]
     assert len(evaluate(Noise(300, {1, 50, 99}, size=8))) == 38
-    with pytest.raises(InputError, match=r"^4 of 300 images .* 1\.jpg \(torn\)"):
+    with pytest.raises(InputError, match=r"^4 of 300 images .* 1\.jpg \(no known"):
         evaluate(Noise(300, {1, 50, 99, 200}, size=8))
 
 
 def test_unreadable_images_are_named_once_in_the_log(caplog):
-    order = loader.epoch_order(3, 0, 200).tolist()
+    order = epoch_order(3, 0, 200).tolist()
     source = Noise(200, {order[1], order[30]})
     val = Noise(200, {7}, size=8)
     with caplog.at_level(logging.WARNING, "imagepiece_jax.data"):
@@ -201,7 +205,7 @@ def test_unreadable_images_are_named_once_in_the_log(caplog):
         evaluate(val)
         evaluate(val)
     messages = [record.getMessage() for record in caplog.records]
-    torn = "cannot be read (torn)"
+    torn = "cannot be read (no known image format)"
     takes = f"{torn}: the next readable image of the epoch takes its place"
     expected = [f"{order[1]}.jpg {takes}", f"{order[30]}.jpg {takes}"]
     assert messages == [*expected, f"7.jpg {torn}: it is left out of the evaluation"]
@@ -211,7 +215,7 @@ def test_unreadable_images_are_named_once_in_the_log(caplog):
 
 def test_twenty_unreadable_images_in_a_row_stop_the_run():
     """Rows do not run on from one evaluation to the next."""
-    order = loader.epoch_order(3, 0, 4000).tolist()
+    order = epoch_order(3, 0, 4000).tolist()
     assert len(train(Noise(4000, order[10:29]), stop=4)) == 4
     message = rf"^{order[10]}\.jpg .*, as the first of 20 images in a row"
     with pytest.raises(InputError, match=message):

@@ -9,14 +9,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.common.placement import Placement
-from imagepiece_jax.data.batches import (
-    CHUNK_IMAGES,
-    EvalBatches,
-    Request,
-    chunk_slots,
-)
-from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.input import loader
+from imagepiece_jax.data.batches import PART_IMAGES, epoch_order
 from tests.input import noise
 from tests.input.noise import Noise, values
 
@@ -38,7 +31,7 @@ def test_steps_have_the_images_of_deit_s_sampler(length, workers):
     batches = train(Noise(length, size=8), 2 * (length // 256), 256)
     steps = len(batches) // 2
     for epoch in range(2):
-        shares = sampler(loader.epoch_order(3, epoch, length).tolist(), workers)
+        shares = sampler(epoch_order(3, epoch, length).tolist(), workers)
         m = 256 // workers
         assert {len(share) // m for share in shares} == {steps}
         for step in range(steps):
@@ -54,8 +47,8 @@ def test_copies_are_neighbors_with_draws_of_their_own():
     batch = train(Noise(20), 1, 12)[0]
     labels = batch["label"][0, 0]
     images = batch["image"][0, 0]
-    one = loader.epoch_order(3, 0, 20)
-    two = loader.epoch_order(3, 1, 20)
+    one = epoch_order(3, 0, 20)
+    two = epoch_order(3, 1, 20)
     np.testing.assert_array_equal(labels, np.repeat(one[:4], 3))
     assert len({image.tobytes() for image in images}) == 12
     labels = values(train(Noise(20), 3))
@@ -63,42 +56,27 @@ def test_copies_are_neighbors_with_draws_of_their_own():
 
 
 @pytest.mark.parametrize("processes, accumulation", [(1, 1), (2, 1), (2, 2)])
-def test_an_image_is_read_once_for_its_copies(processes, accumulation):
+def test_an_image_is_read_once_for_its_copies_in_a_part(processes, accumulation):
     for index in range(processes):
         source = Noise(400)
         placement = Placement(index, processes, 2, accumulation)
         (batch,) = train(source, 1, 192, placement=placement)
-        # A process's part may be several runs of positions, but no chunk cuts one.
-        assert batch["label"].size > CHUNK_IMAGES
-        reads = source.reads
-        assert len(reads) == len(set(reads)) == len(np.unique(batch["label"]))
+        parts = math.ceil(batch["label"].size / PART_IMAGES)
+        assert parts > 1
+        distinct = len(np.unique(batch["label"]))
+        assert distinct <= len(source.reads) < distinct + parts
 
 
 def test_an_unreadable_image_is_reported_once_for_its_copies():
-    order = loader.epoch_order(3, 0, 400).tolist()
+    order = epoch_order(3, 0, 400).tolist()
     source = Noise(400, {order[1], order[2]})
     assert values(train(source, 1, 12)) == [order[0]] * 3 + [order[3]] * 9
     assert list(source.unreadable) == [f"{order[1]}.jpg", f"{order[2]}.jpg"]
     # 20 in a row end a run: seven with three copies each do not.
-    sequence = EvalBatches(Noise(9, {4}), Preprocessing(48), batch_size=3)
-    sequence.requests = lambda _: [Request([4, 5], {0: (), 1: (), 2: ()})]
-    _, samples = sequence.read(0, functools.partial(np.empty, dtype=np.uint8))
-    names = [[error.name for error in sample.errors] for sample in samples]
-    assert names == [["4.jpg"], [], []]
-    assert [one.fields["index"] for one in samples] == [5] * 3
+    source = Noise(4000, order_of(4000)[:7])
+    train(source, 1, 24)
+    assert len(source.unreadable) == 7
 
 
-@pytest.mark.parametrize("repeats", [1, 3, 50])
-@pytest.mark.parametrize("count", [1, 33, 100])
-def test_every_slot_is_in_one_chunk_and_copies_share_it(count, repeats):
-    positions = np.random.default_rng(0).permutation(count)
-    indices = (positions + 5) // repeats
-    slots = chunk_slots(positions, indices)
-    assert len(slots) == math.ceil(count / CHUNK_IMAGES)
-    assert sorted(sum(slots, [])) == list(range(count))
-    in_order = []
-    for part in slots:
-        in_order += [positions[slot] for slot in part]
-    assert in_order == sorted(in_order)
-    distinct = [{indices[slot] for slot in part} for part in slots]
-    assert sum(map(len, distinct)) == len(set(indices))
+def order_of(length):
+    return epoch_order(3, 0, length).tolist()

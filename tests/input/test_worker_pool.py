@@ -14,15 +14,15 @@ import pytest
 
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data.batches import EvalBatches
+from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.input import loader, worker_pool
-from imagepiece_jax.input.worker_pool import prefetch
+from imagepiece_jax.input import worker_pool
+from imagepiece_jax.input.worker_pool import read_ahead
 from imagepiece_jax.training.data import Data
 from tests.input import noise
 from tests.input.noise import Noise, same, train_transform
-from tests.input.tasks import fail, fill, train
+from tests.input.tasks import Failing, Filled, train
 from tests.runs import ROOT, configured
 
 
@@ -125,10 +125,11 @@ def test_an_error_in_a_process_is_the_same_as_in_this_one():
     transform = Preprocessing(16, resize="none")
     message = "0.jpg: the image has 8x8 pixels and is not resized; scale it to"
     for count in (0, 2):
-        sequence = EvalBatches(Noise(100, size=8), transform, batch_size=40)
-        batches = loader.read_ahead(sequence, count)
+        source = Noise(100, size=8)
+        batches = Batches(source=source, transform=transform, batch_size=40)
+        reader = read_ahead(batches, count)
         with pytest.raises(InputError) as caught:
-            next(batches)
+            next(reader)
         assert str(caught.value).startswith(message)
     assert not workers()
 
@@ -171,17 +172,23 @@ def test_an_iterator_that_is_never_closed_does_not_disturb_the_end():
 def test_evaluations_between_steps_change_no_batch(count, threads):
     """While readers of the training wait, an evaluation has as many of its own."""
     sources = [Noise(300, {7, 20}), Noise(100, {4}, size=40)]
-    options = dict(batch_size=40, seed=3, start_step=2, stop_step=13, repeats=3)
-    training = loader.TrainBatches(sources[0], train_transform(24), **options)
-    evaluation = EvalBatches(sources[1], Preprocessing(48), batch_size=40)
-    reader = loader.read_ahead(training, count, threads)
+    training = Batches(
+        source=sources[0],
+        transform=train_transform(24),
+        batch_size=40,
+        seed=3,
+        steps=range(2, 13),
+        repeats=3,
+    )
+    evaluation = Batches(source=sources[1], transform=Preprocessing(48), batch_size=40)
+    reader = read_ahead(training, count, threads)
     evaluated = []
     trained = [next(reader)]
     started = workers()
     assert len(started) == count
     for steps in (3, 5, 2):
         trained += itertools.islice(reader, steps)
-        other = loader.read_ahead(evaluation, count, threads)
+        other = read_ahead(evaluation, count, threads)
         found = [next(other)]
         assert len(workers()) == 2 * count
         assert started <= workers()
@@ -192,8 +199,8 @@ def test_evaluations_between_steps_change_no_batch(count, threads):
     names = [list(source.unreadable) for source in sources]
     for source in sources:
         source.unreadable.clear()
-    same(trained, list(training.batches()))
-    expected = list(evaluation.batches())
+    same(trained, list(training.read()))
+    expected = list(evaluation.read())
     for one in evaluated:
         same(one, expected)
     assert len(trained) == 11
@@ -222,29 +229,22 @@ def test_memory_does_not_grow():
     assert min(epochs[30:]) - min(epochs[10:20]) < 20, epochs
 
 
-def pixels_of(results):
-    return [(result.number, result.pixels.copy()) for result in results]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("count, threads", [(0, 2), (1, 0), (3, 2)])
 def test_slots_are_used_in_turn_and_never_while_they_are_read(count, threads):
-    options = dict(groups=40, size=3, max_bytes=7, workers=count, threads=threads)
     joined = []
-    for group in prefetch(fill, pixels_of, **options):
+    for group in read_ahead(Filled(40), count, threads):
         time.sleep(0.001 * (len(joined) % 5))
         joined.append(group)
     assert [len(group) for group in joined] == [3] * 40
-    for number, (found, pixels) in enumerate(itertools.chain(*joined)):
-        assert found == number
+    for number, pixels in enumerate(itertools.chain(*joined)):
         assert pixels.tolist() == [number % 200] * 5
 
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_an_error_of_the_work_is_raised_in_the_order_of_the_numbers(count):
-    options = dict(groups=2, size=1, max_bytes=1)
-    results = prefetch(fail, list, **options, workers=count, threads=1)
-    with pytest.raises(ValueError, match="of its own"):
+    results = read_ahead(Failing(2), count, threads=1)
+    with pytest.raises(ValueError, match="of its own 0"):
         next(results)
     assert not workers()
     with pytest.raises(StopIteration):
@@ -255,9 +255,10 @@ def test_too_little_shared_memory_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(worker_pool, "SHARED", str(tmp_path))
     usage = collections.namedtuple("Usage", "free")(2 * 10**6)
     monkeypatch.setattr(worker_pool.shutil, "disk_usage", lambda folder: usage)
-    message = f"{tmp_path} has 2 MB free, but .* 3 MB; .*workers=0"
+    monkeypatch.setattr(Filled, "part_bytes", 10**6)
+    message = f"{tmp_path} has 2 MB free, but .* 9 MB; .*workers=0"
     with pytest.raises(InputError, match=message):
-        prefetch(fill, list, groups=9, size=1, max_bytes=10**6, workers=1)
+        read_ahead(Filled(9), workers=1)
 
 
 def test_training_and_an_evaluation_have_room_together(monkeypatch, tmp_path):
@@ -269,11 +270,11 @@ def test_training_and_an_evaluation_have_room_together(monkeypatch, tmp_path):
     config.data.resize = "deit"
     config.data.crop = "random_resized"
     data = Data(RunConfig.from_config(config), Placement())
-    training = data.training(start_step=0, stop_step=data.length.steps)
-    assert loader.shared_bytes(training, 1, 1) == 3 * 64 * 100 * 100 * 3
-    needed = loader.shared_bytes(training, 1, 1)
-    needed += loader.shared_bytes(data.evaluation, 1, 1)
-    assert loader.shared_bytes(data.evaluation, 1, 1) == 3 * 32 * 100 * 100 * 3
+    training = data.training(steps=range(data.length.steps))
+    assert worker_pool.shared_bytes(training, 1, 1) == 3 * 64 * 100 * 100 * 3
+    needed = worker_pool.shared_bytes(training, 1, 1)
+    needed += worker_pool.shared_bytes(data.evaluation, 1, 1)
+    assert worker_pool.shared_bytes(data.evaluation, 1, 1) == 3 * 32 * 100 * 100 * 3
     usage = collections.namedtuple("Usage", "free")
     monkeypatch.setattr(worker_pool.shutil, "disk_usage", lambda _: usage(needed))
     data.check_space()

@@ -101,9 +101,8 @@ def test_a_pooled_vector_is_what_the_head_reads():
 @pytest.mark.parametrize(
     "option, value",
     [
-        ("layers", [0, 3]),
+        ("layers", 4),
         ("fill", "mean"),
-        ("norm", False),  # without layers
         ("images", np.zeros((1, 20, 20, 3), np.int32)),
         ("images", np.zeros((1, 20, 24, 3))),
     ],

@@ -31,7 +31,7 @@ def some_digits(tmp_path):
     source = registry.open_source("digits", "train")
     rows = ["filename,label,split"]
     for index in range(336):
-        pixels, label = source.read(index)
+        pixels, label, *_ = source[index]
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")
         rows.append(f"{index}.png,{label},{'train' if index < 320 else 'val'}")
     path = tmp_path / "digits.csv"

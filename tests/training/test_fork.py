@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from imagepiece_jax.common import process
+from imagepiece_jax import cli
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import Stopped
 from imagepiece_jax.training import trainer
@@ -60,7 +60,7 @@ def test_the_tour_ends_at_a_signal_as_the_command_does(tmp_path, monkeypatch, ca
 
     statuses = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(process, "leave", statuses.append)
+    monkeypatch.setattr(cli, "leave", statuses.append)
     monkeypatch.setattr(trainer.RunLog, "record", stopped_after_first)
     lines, _ = train(tmp_path / "runs" / "focal")
     assert [line["step"] for line in lines] == [1]

@@ -13,9 +13,8 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.weights.load import loaders
 from imagepiece_jax.deploy.weights.save import save
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.variables import fresh_variables, variable_shapes
+from imagepiece_jax.models.variables import fresh_variables
 from imagepiece_jax.training.cluster.run_dir import record_classes, record_start
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.teacher import create_teacher
@@ -66,18 +65,6 @@ def saved(tmp_path_factory):
     return path, write(path, configured())
 
 
-def test_fresh_is_a_function_of_the_seed():
-    config = configured()
-    first = drawn(config)
-    again = drawn(config)
-    other = drawn(config, seed=1)
-    chex.assert_trees_all_equal(first, again)
-    kernels = (tree["params"]["head"]["kernel"] for tree in (first, other))
-    assert not np.array_equal(*kernels)
-    shapes = variable_shapes(model_of(config))
-    chex.assert_trees_all_equal_shapes_and_dtypes(first, shapes)
-
-
 def test_a_run_starts_from_its_weights(saved):
     path, variables = saved
     config = configured(**{"init.weights": str(path)})
@@ -93,15 +80,6 @@ def test_a_teacher_has_its_weights_which_must_fit(saved):
     chex.assert_trees_all_equal(taught(configured(fields)), variables)
     with pytest.raises(InputError, match="config.teacher.weights.*depth 1 and"):
         taught(configured(fields, **{"model.embed_dim": 16}))
-
-
-def test_weights_and_what_loads_them_go_together(saved):
-    run = RunConfig.from_config(configured(**{"teacher.weights": str(saved[0])}))
-    with pytest.raises(InputError, match="teacher is None for the weights"):
-        InitialWeights(run, "no_such_run")
-    run = RunConfig.from_config(configured())
-    with pytest.raises(InputError, match="start is .* for the weights ''"):
-        InitialWeights(run, "no_such_run", start=lambda: None)
 
 
 TOME = "tome:r=2"
@@ -156,17 +134,6 @@ def test_only_the_named_parts_are_new(saved):
     chex.assert_trees_all_equal(started(config)["params"], variables["params"] | head)
 
 
-def test_a_dense_run_starts_from_weights_with_selectors(tmp_path):
-    """They are left out, as a model of `load` with another reduction leaves them."""
-    path = tmp_path / "w"
-    config = configured(**{"model.depth": 2})
-    config.reduction = "dynamicvit:blocks=(1,):keep_rate=0.5"
-    variables = write(path, config)
-    config = configured(**{"model.depth": 2, "init.weights": str(path)})
-    del variables["params"]["reducer_1"]
-    chex.assert_trees_all_equal(started(config), variables)
-
-
 HALF = (0.5, 0.5, 0.5)
 OWN = {"model.arch.gelu": "tanh", "model.arch.norm_eps": 1e-6}
 OWN |= {"model.mean": HALF, "model.std": HALF}
@@ -205,39 +172,6 @@ def test_a_start_computes_what_its_weights_were_trained_for(
     with pytest.raises(InputError, match=re.escape(said)) as error:
         begin(config)
     assert f"w was trained with {trained!r}" in str(error.value)
-
-
-def test_a_teacher_of_distillation_may_be_of_other_images(own):
-    """It gets its own; the student keeps ImageNet's."""
-    config = configured(**{"distill.kind": "soft", "teacher.weights": str(own)})
-    weights = initial(config)
-    run = weights.completed()
-    assert (run.model.mean, run.model.std) == (MEAN, STD)
-    found, _ = create_teacher(run, run.create_dense(), weights)
-    assert (found.mean, found.model.config.mean) == (MEAN, HALF)
-
-
-def test_a_new_head_pools_as_it_likes(saved):
-    path, variables = saved
-    fields = {"init.weights": str(path), "init.fresh": ("head",)}
-    config = configured(fields, **{"model.arch.pool": "mean"})
-    found = started(config)["params"]
-    chex.assert_trees_all_equal(found["blocks_0"], variables["params"]["blocks_0"])
-    config.init.fresh = ()
-    with pytest.raises(InputError, match="config.model.arch.pool is 'mean'"):
-        started(config)
-
-
-def test_numbers_are_compared_as_float32_has_them(tmp_path):
-    """NumPy's users write float32, whose .485 is not that of a config."""
-    rounded = {}
-    for name, values in (("mean", MEAN), ("std", STD)):
-        rounded[f"model.{name}"] = tuple(np.float32(values).tolist())
-    variables = write(tmp_path / "w", configured(rounded))
-    config = configured(**{"init.weights": str(tmp_path / "w")})
-    config.model.mean = MEAN
-    config.model.std = STD
-    chex.assert_trees_all_equal(started(config), variables)
 
 
 LARGER = {"image_size": 48, "data.resize": "deit"}  # which is cropped

@@ -12,8 +12,6 @@ from flax import traverse_util
 
 from configs import base
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.training import report
-from imagepiece_jax.training.data import Length
 from imagepiece_jax.training.optimizer import (
     adamw,
     decay_mask,
@@ -80,9 +78,6 @@ def test_steps_of_the_warm_up_are_those_below_its_end():
     assert steps(lr_offset=1) == 6 * STEPS
     assert steps(warmup_epochs=0.0) == 0
     assert steps(epochs=5) == 5 * STEPS
-    short = Length(3, 5, 1)
-    assert "15 of 15 steps warm up" in report.warmup_note(15, short)
-    assert report.warmup_note(7, short) == ""
 
 
 def test_decay_mask():

@@ -1,20 +1,16 @@
 """The cost of a run, and the table of its results; test_trainer has a dry run's."""
 
 import dataclasses
-import time
 
 import pytest
 
 from configs import base
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.config.run_files import FORMAT as RUN_FORMAT
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.training import data, logging, report
-from imagepiece_jax.training.cluster import run_dir
+from imagepiece_jax.training import data, report
 from imagepiece_jax.training.cluster.checkpoint import Progress
 from imagepiece_jax.training.logging import MetricWriter
 from tests import runs
-from tests.training import test_logging
 
 LAST = {"acc1": 97.5, "acc5": 99.9, "loss": 0.1, "images": 359}
 PROGRESS = Progress([1438, 359], [], {"acc1": 98.125, "step": 352}, LAST)
@@ -43,64 +39,21 @@ def test_results_cost_and_contents_of_the_folder(tmp_path):
     assert table["cost"] == "0.0158 GMACs; dense 0.0228, 1.44 times"
     averaged = dataclasses.replace(PROGRESS, last=LAST | {"ema_acc1": 96.25})
     assert rows(tmp_path, averaged)["accuracy"].endswith("; averaged weights 96.25 %")
-    assert len(rows(tmp_path)) == 4
-    (tmp_path / "checkpoints").mkdir()
-    table = rows(tmp_path)
-    assert table["checkpoints"] == str(tmp_path / "checkpoints")
-    assert "trace" not in table and "metrics" not in table
+    assert table["folder"] == str(tmp_path)
+    assert len(table) == 5
 
 
 def test_time_and_rate_are_those_of_the_log(tmp_path):
-    """64 images a step: 10 steps at 64 img/s, 10 at 6.4 and 2 at 12.8: 120 s."""
-    write_rates(tmp_path, (10, 64.0, 0), (20, 6.4, 3), (22, 12.8, 1))
+    """22 steps of 64 images at a median of 12.8 images a second."""
+    write_rates(tmp_path, (1, None, 0), (10, 64.0, 0), (20, 6.4, 3), (22, 12.8, 1))
     table = rows(tmp_path)
     assert table["time"] == (
-        "02:00 of training, without compiling and evaluations; "
+        "2 min of training, without compiling and evaluations; "
         "13 images a second (median)"
     )
     assert table["skipped"] == "4 of 22 steps, which were not finite"
-    assert table["metrics"] == str(tmp_path / "metrics.jsonl")
-
-
-def test_a_line_without_a_rate_counts_by_the_others(tmp_path):
-    """A first step that compiled was not timed: 1 step at the median of the others."""
-    write_rates(tmp_path, (1, None, 0), (11, 6.4, 0), (21, 6.4, 0))
-    assert rows(tmp_path)["time"].startswith("03:30 of training")
     write_rates(tmp_path, (1, None, 0))
     assert "time" not in rows(tmp_path)
-
-
-def test_the_productive_share_counts_each_step_once(tmp_path, monkeypatch):
-    """Killed after step 7, the run goes on from step 4: three steps are taken twice."""
-    clock = [1.7e9]
-    monkeypatch.setattr(logging.time, "perf_counter", lambda: clock[0])
-
-    def now():
-        return time.strftime(run_dir.CLOCK, time.localtime(clock[0]))
-
-    monkeypatch.setattr(run_dir, "time_now", now)
-
-    def train(steps, compiling):
-        run_dir.record_start(tmp_path, {"format": RUN_FORMAT})
-        log = test_logging.make(tmp_path, step=steps.start - 1)
-        for step in log.timed(steps):
-            clock[0] += 1 + compiling * (step == steps.start)
-            log.record(step, test_logging.numbers())
-            log.flush()
-        log.close()
-
-    train(range(1, 8), compiling=1000)
-    assert "productive" not in rows(tmp_path)
-    clock[0] += 500
-    train(range(5, 11), compiling=100)
-    clock[0] += 9  # an evaluation
-    run_dir.record_end(tmp_path)
-    wall = 1000 + 7 + 500 + 100 + 6 + 9
-    share = f"{10 / wall:.0%} of 27:02 from the first start to the end"
-    assert rows(tmp_path)["productive"] == share
-    clock[0] += 9999  # to print the table again is no training
-    run_dir.record_start(tmp_path, {"format": RUN_FORMAT})
-    assert rows(tmp_path)["productive"] == share
 
 
 def test_flop_of_a_run_is_that_of_every_epoch_and_of_the_teacher():

@@ -13,6 +13,7 @@ from imagepiece_jax.config.run_files import FORMAT as RUN_FORMAT
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.cluster.run_dir import (
     check_config,
+    read_earlier,
     record_start,
 )
 from tests import runs
@@ -126,6 +127,27 @@ def test_a_run_of_another_version_is_refused(tmp_path, changes):
         said = f"a run of format {changes['format']} is not read; this version reads"
     with pytest.raises(InputError, match=said):
         check_config(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize(
+    "file, content, said",
+    [
+        ("config.json", {"model": 3}, "config: "),
+        ("classes.json", 3, "not iterable"),
+        ("run.json", {}, None),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(tmp_path, file, content, said):
+    config = RunConfig.from_config(runs.configured()).to_dict()
+    started(tmp_path, config)
+    if file == "config.json":
+        content = config | content
+    (tmp_path / file).write_text(json.dumps(content))
+    if said is None:  # it is begun anew
+        record_start(tmp_path, config)
+        return
+    with pytest.raises(InputError, match=f"{file}: .*{said}"):
+        read_earlier(tmp_path)
 
 
 def test_weights_of_a_run_of_another_version_are_refused(tmp_path):

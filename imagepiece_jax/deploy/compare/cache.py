@@ -1,7 +1,7 @@
-"""Measured results, stored as lines of JSON: those of `compare` in points.jsonl.
+"""Measured results, stored as lines of JSON; `compare` writes points.jsonl.
 
-A result is measured once for each setting, which holds all that decides it. A result is
-on disk before the next measurement starts, so that a stopped command resumes there.
+A setting holds all that decides a result, which is measured once for it. A result is on
+disk before the next measurement starts, so a stopped command resumes there.
 """
 
 import base64
@@ -18,46 +18,36 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.files import FolderLock, append_line, git_revision
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.common.files import append_line, git_revision, locked
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.record import as_json, record_of
+from imagepiece_jax.models.record import record_of
 from imagepiece_jax.reduction.reduction import Reduction
 
 FILE = "points.jsonl"
-FIELDS = ("setting", "result")  # of each of its lines
-MAX_PROGRAMS = 64  # compiled evaluation steps in memory
 
 
 class Lines:
     """JSON objects, a line each, in a file whose folder is locked until `close`.
 
-    What was appended is on disk. The end of a line that a killed process tore is cut
-    off.
+    What was appended is on disk. A last line without an end, which a killed process
+    left, is cut off.
 
     path: of the file; its folder is made
-    needed: names of the fields that every object has, of which it begins with the first
-    Raises InputError where the file cannot be written, another process has it, or a
-    line is something else, and RunError where it has no room for a line's end.
+    Raises InputError where another process has the folder, or a line is not JSON.
     """
 
-    def __init__(self, path: str | os.PathLike, *needed: str):
-        self._stack = contextlib.ExitStack()
-        folder = pathlib.Path(path).parent
-        self._stack.enter_context(FolderLock("folder", folder))
-        try:
-            self._file = self._stack.enter_context(open(path, "ab", buffering=0))
-            self.found = read_lines(path, *needed)
+    def __init__(self, path: str | os.PathLike):
+        with contextlib.ExitStack() as stack:
+            folder = pathlib.Path(path).parent
+            stack.enter_context(locked("folder", folder))
+            self._file = stack.enter_context(open(path, "ab", buffering=0))
+            self.found = read_lines(path)
             data = pathlib.Path(path).read_bytes()
-            if len(self.found) > data.count(b"\n"):  # whole, but for its end
-                append_line(self._file, "")
-            else:
-                os.ftruncate(self._file.fileno(), data.rfind(b"\n") + 1)
-        except (InputError, RunError, OSError):
-            self.close()
-            raise
+            os.ftruncate(self._file.fileno(), data.rfind(b"\n") + 1)
+            self._stack = stack.pop_all()
 
     def close(self):
         self._stack.close()
@@ -68,54 +58,31 @@ class Lines:
         os.fsync(self._file.fileno())
 
 
-def read_lines(path: str | os.PathLike, *needed: str) -> list[dict[str, Any]]:
-    """The objects of a file of `Lines`, but for a torn last one; [] without a file.
-
-    needed: names of the fields that every object has, of which it begins with the first
-    Raises InputError for a file that cannot be read, and for any other line.
-    """
+def read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The objects of a file of `Lines`; [] without a file."""
     try:
-        lines = pathlib.Path(path).read_bytes().split(b"\n")
+        *lines, _ = pathlib.Path(path).read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    if _is_torn(lines[-1], *needed):
-        del lines[-1]
     found = []
     for number, line in enumerate(lines, start=1):
         try:
-            value = json.loads(line)
-            for name in needed:
-                value[name]
-        except (ValueError, KeyError, TypeError) as error:
-            text = f"{path}: line {number} is not a measured result ({error!r})"
-            raise InputError(f"{text}; fix or remove it") from error
-        found.append(value)
+            found.append(json.loads(line))
+        except ValueError as error:
+            raise InputError(f"{path}: line {number} is not JSON ({error})") from error
     return found
 
 
-def _is_torn(line, first="", *_):
-    """Whether a line without an end is the beginning of an object of `Lines`.
-
-    Anything else is not ours to cut off.
-    """
-    beginning = f'{{"{first}'.encode()[: len(line)]
-    try:
-        json.loads(line)
-    except ValueError:
-        return line.startswith(beginning)
-    return False
-
-
 def read_results(folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a folder's FILE; [] without one. InputError for any other line."""
-    return read_lines(pathlib.Path(folder, FILE), *FIELDS)
+    """The lines of a folder's FILE; [] without one."""
+    return read_lines(pathlib.Path(folder, FILE))
 
 
 class ResultCache:
     """All results in a folder, which is locked until `close` is called.
 
     versions: versions of libraries and the device, which new lines carry
-    Raises InputError where the folder cannot be written, or another process has it.
+    Raises InputError where another process has the folder.
     """
 
     def __init__(
@@ -123,7 +90,7 @@ class ResultCache:
         folder: str | os.PathLike,
         versions: dict[str, Any] | None = None,
     ):
-        self._lines = Lines(pathlib.Path(folder, FILE), *FIELDS)
+        self._lines = Lines(pathlib.Path(folder, FILE))
         self._results = {}
         for entry in self._lines.found:
             self._results[_key(entry["setting"])] = entry["result"]
@@ -141,11 +108,11 @@ class ResultCache:
     def result(
         self, setting: dict, measure: Callable[[], dict], what: str = "a point"
     ) -> dict:
-        """The stored result of a setting, or else that of `measure()`, which is stored.
+        """The stored result of a setting; if there is none, measure and store it.
 
         setting: all that decides the result, as JSON values
         measure: makes the result, a dict of JSON values
-        what: what is measured, in words for stderr
+        what: words for what is measured, for stderr
         """
         key = _key(setting)
         if key in self._results:
@@ -176,7 +143,7 @@ def _key(setting):
 class Split(NamedTuple):
     """Images to measure on."""
 
-    # all that decides figures on these images, as JSON values; "images": their number
+    # all that decides figures on these images, as JSON; "images" is their number
     setting: Mapping[str, Any]
     batches: Callable[[], Iterable[Mapping[str, Any]]]  # makes the batches of one pass
     # changes images on the device: `alter` of accuracy.model_step
@@ -185,21 +152,20 @@ class Split(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeasuredWeights:
-    """Accuracy and speed of weights with any reduction, each measured once."""
+    """Accuracy of weights with any reduction, each measured once."""
 
     vit: Pretrained  # a model of `load`
     images: Split  # the images to evaluate on, or an object with the same fields
     cache: ResultCache | None = None  # where results are stored
-    clock: Any = None  # a benchmark.workloads.Clock, which measures speed
-    seed: int | None = None  # seed of reducers that draw; None: that of the weights
-    name: str = ""  # the name in lines on stderr; "": the reduction's
-    # compiled evaluation steps, which several weights of one model may share
+    seed: int | None = None  # of reducers that draw; None: the seed of the weights
+    name: str = ""  # in lines on stderr; "": the reduction
+    # compiled evaluation steps; several weights of one model may share them
     programs: dict = dataclasses.field(default_factory=dict)
 
     def evaluate(self, reduction: Reduction) -> dict[str, Any]:
         """Figures of the model with a reduction on the images, as JSON values.
 
-        "right" has a bit for each image: whether it is classified right.
+        "right" has a bit for each image: whether its class is right.
         """
         setting = self.setting("accuracy", reduction)
         name = self.name or str(reduction)
@@ -209,34 +175,20 @@ class MeasuredWeights:
             f"{name}, {setting['images']} images",
         )
 
-    def speed(self, reduction: Reduction) -> dict[str, float]:
-        """Speed of a reduction, measured by the clock in turns with the dense model."""
-        setting = {
-            "kind": "speed",
-            "model": as_json(self.vit.model_with(reduction)),
-            "reduction": self._text(reduction),
-            **self.clock.setting(self.vit),
-        }
-        return self.cache.result(
-            setting,
-            lambda: self.clock(self.vit, reduction),
-            f"the speed of {reduction}",
-        )
-
     def setting(self, kind: str, reduction: Reduction) -> dict[str, Any]:
-        """All that decides a result of this kind on the images, as JSON values."""
+        """All that decides a result on the images, as JSON values."""
         return {
             "kind": kind,
             **record_of(self.vit, self.vit.model_with(reduction)),
-            "reduction": self._text(reduction),
+            "reduction": self.text(reduction),
             "use": self.vit.use(reduction),
             "trained_as": str(self.vit.reduction),
             "seed": self.vit.source.seed,
             **self.images.setting,
         }
 
-    def _text(self, reduction):
-        """A reduction's text; attention is that of the model with it."""
+    def text(self, reduction: Reduction) -> str:
+        """A reduction's text, with the attention of its model."""
         prop_attn = self.vit.model_with(reduction).prop_attn
         return str(dataclasses.replace(reduction, prop_attn=prop_attn))
 
@@ -265,11 +217,9 @@ class MeasuredWeights:
             seed = self.vit.source.seed
         key = model, seed, alter
         if key not in self.programs:
-            full = len(self.programs) >= MAX_PROGRAMS
-            while self.programs and (full or parallel.are_crowded()):
+            while self.programs and parallel.are_crowded():
                 self.programs.pop(next(iter(self.programs)))
                 parallel.forget_programs()
-                full = False
             self.programs[key] = accuracy.model_step(model, seed, alter=alter)
         return self.programs[key]
 

@@ -1,8 +1,8 @@
 """Reductions and smaller images of one checkpoint, compared on the same images.
 
-Differences are paired: all forms see the same images. Each is compared with the dense
-model, and a reduction with the smaller images, too. All comparisons are one family of
-exact McNemar tests, corrected by Holm's rule.
+Differences are paired, since all rows see the same images. Each row is compared with
+the dense model, and each reduction also with the smaller images. All comparisons are
+one family of exact McNemar tests, corrected by Holm's rule.
 """
 
 import dataclasses
@@ -27,9 +27,6 @@ from imagepiece_jax.deploy.compare.cache import (
 )
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.create import create
-from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
 SHARES = ("0.6", "0.5")  # of the dense model's MACs, where nobody names a row
@@ -40,7 +37,7 @@ SIGNIFICANT = 0.05  # p below this is shown
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Row:
-    """A form of the weights, which is compared with the dense model."""
+    """A form of the weights to compare with the dense model."""
 
     name: str
     weights: MeasuredWeights
@@ -52,8 +49,8 @@ class Row:
 class Report:
     """What was measured, and the comparisons of its rows.
 
-    figures: of `MeasuredWeights.evaluate` by the name of the row, "dense" among them
-    comparisons: of `comparisons`, by the names of the two rows
+    figures: results of `MeasuredWeights.evaluate` by the name of the row or "dense"
+    comparisons: results of `comparisons` by the names of two rows
     """
 
     weights: MeasuredWeights
@@ -69,19 +66,18 @@ def rows_of(
 ) -> list[Row]:
     """The rows of a comparison: reductions, and the dense model on smaller images.
 
-    Without any they are SHARES and the smaller images whose cost is next to theirs.
+    Without any they are SHARES.
 
     measured: the weights and their images
     reductions: as `Reduction.read` takes texts
     image_sizes: pixels a side
-    Raises InputError for a row that does not fit, or which is there twice.
+    Raises InputError for a row that does not fit, and for one that is there twice.
     """
     vit = measured.vit
     texts = list(reductions)
     sizes = list(image_sizes)
     if not texts and not sizes:
         texts = list(SHARES)
-        sizes = sizes_around(vit, [vit.gmacs_with(text) for text in texts])
     rows = []
     for text in texts:
         reduction = vit.with_reduction(text).reduction
@@ -113,9 +109,9 @@ def comparisons(
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Every comparison of two rows, with p before and after Holm's correction.
 
-    figures: by the name of the row, "dense" among them
-    smaller: the names among them that are smaller images
-    Returns {(row, the one that it is compared with): the comparison}.
+    figures: by the name of the row or "dense"
+    smaller: names of the rows of smaller images
+    Returns {(row, other row): the comparison}.
     """
     rights = {name: _right(each) for name, each in figures.items()}
     found = {}
@@ -145,41 +141,16 @@ def _right(figures):
 # Smaller images
 
 
-def sizes_around(vit: Pretrained, costs: Iterable[float]) -> list[int]:
-    """Pixels a side of the smaller images next to each cost, at most and above it.
-
-    The largest is first; the dense model's own size is not among them.
-
-    costs: in GMACs
-    """
-    height, width = sides(vit.image_size)
-    patch = vit.model.config.patch_size
-    if height != width:
-        return []
-    sizes = list(range(height - patch, patch, -patch))
-    found = [dense_gmacs(vit, size) for size in sizes]
-    wanted = set()
-    for cost in costs:
-        above = sum(each > cost for each in found)
-        wanted |= {above - 1, above}
-    return [size for index, size in enumerate(sizes) if index in wanted]
-
-
-def dense_gmacs(vit: Pretrained, size: int) -> float:
-    """GMACs of the dense model for an image of another size."""
-    return model_macs(create(vit.config.at_size(size))) / 1e9
-
-
 def on_smaller_images(measured: MeasuredWeights, size: int) -> MeasuredWeights:
-    """The dense weights on smaller images, of `size` pixels a side.
+    """The dense weights on images of `size` pixels a side.
 
-    Images are those of the dense model, made smaller after their normalization, by
-    antialiased bicubic weights.
+    They are the dense model's normalized images, resized by antialiased bicubic
+    weights.
     """
     if size >= min(sides(measured.vit.image_size)):
         own = size_text(measured.vit.image_size)
         raise InputError(f"image_sizes has {size}; the model's own images are {own}")
-    dense = measured.vit.with_reduction(None)  # whose counts fit any size
+    dense = measured.vit.with_reduction(None)  # a dense model fits any size
     return dataclasses.replace(
         measured,
         vit=dense.at_size(size),
@@ -204,15 +175,9 @@ def made_smaller(images: Split, size: tuple[int, int]) -> Split:
 
 
 def check_folder(folder: str | os.PathLike):
-    """Raise InputError for a folder that holds anything but comparisons, or nothing."""
-    measured = cache.read_results(folder)
-
-    def ours(file):
-        if file.name in (TABLE, PLOT):
-            return bool(measured)
-        return file.name in (cache.FILE, LOCK)
-
-    check_own("out", folder, "a comparison", ours)
+    """Check that a folder holds comparisons, or nothing."""
+    names = (TABLE, PLOT, cache.FILE, LOCK)
+    check_own("out", folder, "a comparison", lambda file: file.name in names)
 
 
 def write(folder: str | os.PathLike, report: Report) -> str:
@@ -263,7 +228,10 @@ def table(report: Report) -> str:
         line.append(f"{found['gmacs'] / dense['gmacs']:.2f}")
         lines.append(line)
     for row, line in zip(report.rows, lines[1:], strict=True):
-        if not row.is_smaller and vit.recovered_with(row.reduction):
+        cost = None
+        if vit.recovery and not row.is_smaller:
+            cost = vit.recovery.of(vit.model_with(row.reduction))
+        if cost and cost.numbers:
             line[0] += " (recovered)"
     return markdown_table(head, lines)
 

@@ -1,7 +1,6 @@
 """A trained model as one file: a graph for ONNX, and JSON that describes it.
 
-The file is not run: that graphs compute the model's logits is what tests/inference
-compares, in onnxruntime and OpenVINO.
+The file is not run here; tests compare its logits in onnxruntime and OpenVINO.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ from imagepiece_jax.deploy.inference.optimize import CompileOptions, check_gelu
 from imagepiece_jax.deploy.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.create import execution_of
-from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
+from imagepiece_jax.models.pretrained import Pretrained
 
 ENDING = ".onnx"
 
@@ -34,12 +33,11 @@ def export(
 ) -> pathlib.Path:
     """Write a model with its weights as an ONNX file, which runs without this package.
 
-    FILE.json beside it says how to prepare images, and what the outputs are. Weights
-    that are more than 2 GB are in a second file, which FILE.json names. Layers compute
-    in float32, whatever the model's dtype is.
+    FILE.json beside it says how to prepare images, and what the outputs are. It also
+    names the second file that holds weights of more than 2 GB. Layers compute in
+    float32, whatever the model's dtype is.
 
-    out: the file, whose name ends in .onnx, new or of an earlier export, which is
-        replaced
+    out: a file that ends in .onnx; only an earlier export is replaced
     batch_size: number of images in a call; None: any
     gelu: form of GELU, as `optimize` takes it; None: the model's
     pixels: whether images are uint8, which the program normalizes; else float32
@@ -48,7 +46,6 @@ def export(
     Returns the path of the file.
     Raises InputError for anything that does not fit, before anything is written.
     """
-    check_pretrained(vit)
     out = checked_file(out)
     typed = {"pixels": pixels, "batch_size": batch_size, "gelu": gelu}
     if batch_size is None:  # the program takes any
@@ -82,7 +79,7 @@ def checked_file(out: str | os.PathLike) -> pathlib.Path:
         raise InputError(f"out {out} does not end in {ENDING}")
     is_export = program_facts.FACTS <= {*program_facts.read_facts(out)}
     for file in (out, program_facts.facts_file(out)):
-        check_writable("out", str(file), None)
+        check_writable("out", file, (ENDING, ".json"))
         if file.exists() and not is_export:
             raise InputError(f"{file} already exists, and export did not write it")
     extras.check("an ONNX file", "onnx")

@@ -1,15 +1,14 @@
-"""A folder with features of many photographs, which a killed process leaves whole.
+"""A folder with features of many photographs, to which rows are appended.
 
 pooled.npy      [photographs, D], a row for each line of paths.txt
 logits.npy      [photographs, classes], and patches.npy [photographs, h, w, D] on
                 request
 paths.txt       the paths of the photographs, one a line
 damaged.csv     row, path and reason of each that has no features: its row is NaN
-info.json       what the rows are made by, and their comparison with those of the dense
-                model; it is there before all other files
+info.json       what decides the rows, and how many are there
 
-Arrays have their whole size from the start, and names that end in UNFINISHED until all
-rows are there. How many are there is "rows" in info.json.
+An array's header has the shape of all rows from the start, so NumPy refuses a file that
+is not complete. What a killed process wrote beyond the counted rows is cut off.
 """
 
 import contextlib
@@ -18,99 +17,143 @@ import io
 import os
 import pathlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from imagepiece_jax.common import files
-from imagepiece_jax.common.version import __version__
-from imagepiece_jax.data.source import FileSource
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.record import differences, sentence
 
 ARRAYS = ("pooled", "logits", "patches")
 INFO = "info.json"
 PATHS = "paths.txt"
 DAMAGED = "damaged.csv"
-COLUMNS = ("row", "path", "reason")  # of damaged.csv
-UNFINISHED = ".unfinished"
-KEY = "imagepiece_jax"  # in info.json: the version that started the folder
-ENCODED = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-INTERVAL = 5.0  # seconds between two counts: so much work is lost by a kill
+RECORD = "made_by"  # in info.json
+INTERVAL = 5.0  # seconds between two counts: a kill loses as much work
 
 
-class FeatureFolder:
-    """The files of a folder, which no other process writes until it is closed.
+class FeatureFolder(contextlib.AbstractContextManager):
+    """The files of a folder, which no other process writes meanwhile.
 
-    info: the content of info.json; of a new folder only KEY
+    record: what decides the rows
+    paths: of the photographs
+    shapes: of the complete arrays, by name
+    rows: number of rows that are there
+    damaged: (row, path, reason) of those among them that are damaged
+    Raises InputError for a folder of other rows, or one that is in use.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        record: Mapping[str, Any],
+        paths: Sequence[str],
+        shapes: Mapping[str, Sequence[int]],
+        dtype: str,
+    ):
         self.path = pathlib.Path(path)
+        self.dtype = np.dtype(dtype)
+        self.rows = 0
+        self.damaged = []
+        self._record = record
+        lines = _lines(paths)
         check_folder(self.path)
-        self._lock = files.FolderLock("folder", self.path)
-        self._lock.__enter__()
-        for left in self.path.glob(".*.tmp"):  # by a killed process
-            left.unlink()
-        self.info = {KEY: __version__}
-        if (self.path / INFO).exists():
-            self.info = files.read_json(self.path / INFO)
-        else:
-            self.write_info()  # by which the files after it are known
-
-    def __enter__(self):
-        return self
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(files.locked("folder", self.path))
+            for left in self.path.glob(".*.tmp"):  # by a killed process
+                left.unlink()
+            self._resume(shapes)
+            self._write_info()
+            files.replace_file(self.path / PATHS, lines)
+            self._arrays = {}
+            for name, shape in shapes.items():
+                array = self._open(name, shape)
+                self._arrays[name] = stack.enter_context(array)
+            self._stack = stack.pop_all()
+        self._counted = time.monotonic()
 
     def __exit__(self, *error):
-        self._lock.__exit__(*error)
+        with self._stack:
+            self.count()
 
-    def write_info(self, **facts: Any):
-        """Add facts to info.json."""
-        self.info |= facts
-        files.write_json(self.path / INFO, self.info)
-
-    def begin(self, made_by: Mapping[str, Any], photographs: FileSource, **facts: Any):
-        """Start a new folder, or check that a started one holds the same rows.
-
-        made_by: the record of what decides a row (`models.record`)
-        facts: further facts for info.json, which decide nothing
-        """
-        found = {"count": len(photographs), "digest": photographs.digest}
-        paths = _lines(photographs)
-        if len(self.info) > 1:
-            self._check_record(made_by)
-            self._check_images(found, paths)
-        table = self.path / PATHS
-        if not table.exists() or table.read_bytes() != paths:
-            files.replace_file(table, paths)
-        if len(self.info) == 1:
-            self.write_info(**facts, made_by=made_by, images=found, rows=0)
-
-    def _check_record(self, made_by):
-        for name, kind in (("made_by", dict), ("images", dict), ("rows", int)):
-            if not isinstance(self.info.get(name), kind):
-                raise _changed(self.path / INFO)
-        if found := differences(made_by, self.info["made_by"]):
+    def _resume(self, shapes):
+        """Find the rows that an earlier process counted."""
+        if not (self.path / INFO).exists():
+            return
+        info = files.read_json(self.path / INFO)
+        if found := differences(self._record, info[RECORD]):
             problem = sentence(found, f"{self.path} was started with")
             raise InputError(f"{found[0][0]} {problem}; give another folder")
+        there = [info["rows"]]
+        for name, shape in shapes.items():
+            there.append(self._rows_in(name, shape))
+        self.rows = min(there)
+        if self.rows:
+            table = (self.path / DAMAGED).read_bytes().decode(errors="surrogateescape")
+            _, *lines = csv.reader(io.StringIO(table, newline=""))
+            damaged = [(int(row), *others) for row, *others in lines]
+            self.damaged = [each for each in damaged if each[0] < self.rows]
 
-    def _check_images(self, found, paths):
-        started = self.info["images"]
-        if started == found:
-            if not 0 <= self.info["rows"] <= found["count"]:
-                raise _changed(self.path / INFO)
-            return
-        table = self.path / PATHS
-        if table.exists() and table.read_bytes() == paths:
-            raise InputError(
-                f"some of images have changed since {self.path} was started"
-            )
-        raise InputError(
-            f"images has {found['count']} photographs, others than the "
-            f"{started.get('count')} that {self.path} was started with; {table} names "
-            "those"
-        )
+    def _rows_in(self, name, shape):
+        """Number of whole rows in the file of an array; 0 of another array."""
+        file = self.path / f"{name}.npy"
+        header = self._header(shape)
+        if not file.exists():
+            return 0
+        with open(file, "rb") as opened:
+            if opened.read(len(header)) != header:
+                return 0
+        return (file.stat().st_size - len(header)) // self._row_bytes(shape)
+
+    def _header(self, shape):
+        """The bytes with which the .npy file of a complete array begins."""
+        header = io.BytesIO()
+        facts = {"descr": self.dtype.str, "fortran_order": False, "shape": tuple(shape)}
+        np.lib.format.write_array_header_1_0(header, facts)
+        return header.getvalue()
+
+    def _row_bytes(self, shape):
+        return int(np.prod(shape[1:])) * self.dtype.itemsize
+
+    def _open(self, name, shape):
+        """The file of an array with `rows` rows, open behind them."""
+        file = open(self.path / f"{name}.npy", "r+b" if self.rows else "w+b")
+        header = self._header(shape)
+        file.write(header)
+        file.truncate(len(header) + self.rows * self._row_bytes(shape))
+        file.seek(0, os.SEEK_END)
+        return file
+
+    def append(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        damaged: Sequence[tuple[int, str, str]],
+    ):
+        """Add the next rows to all arrays; damaged: those among them."""
+        for name, file in self._arrays.items():
+            file.write(arrays[name].tobytes())
+        self.rows += len(arrays["pooled"])
+        self.damaged += damaged
+        if time.monotonic() > self._counted + INTERVAL:
+            self.count()
+
+    def count(self):
+        """Write all rows to the disk, and then how many they are."""
+        for file in self._arrays.values():
+            file.flush()
+            os.fsync(file.fileno())
+        text = io.StringIO(newline="")
+        table = csv.writer(text, lineterminator="\n")
+        table.writerows([("row", "path", "reason"), *self.damaged])
+        content = text.getvalue().encode(errors="surrogateescape")
+        files.replace_file(self.path / DAMAGED, content)
+        self._write_info()
+        self._counted = time.monotonic()
+
+    def _write_info(self):
+        files.write_json(self.path / INFO, {RECORD: self._record, "rows": self.rows})
 
 
 def check_folder(path: pathlib.Path):
@@ -119,142 +162,22 @@ def check_folder(path: pathlib.Path):
     Without info.json its files are not of features, whatever their names are.
     """
     started = (path / INFO).exists()
-    names = {PATHS, DAMAGED}
-    for name in ARRAYS:
-        names |= {f"{name}.npy", f"{name}.npy{UNFINISHED}"}
+    names = {PATHS, DAMAGED, *[f"{name}.npy" for name in ARRAYS]}
 
     def ours(file):
         if file.name == INFO:
-            return KEY in files.read_json(file)
+            return RECORD in files.read_json(file)
         return file.name == files.LOCK or (started and file.name in names)
 
     files.check_own("folder", path, "features", ours)
 
 
-def _changed(file):
-    """The error for a file that is not as it was written."""
-    return InputError(f"{file} is damaged, or was changed")
-
-
-def _lines(photographs):
+def _lines(paths):
     """The content of paths.txt."""
     lines = []
-    for index in range(len(photographs)):
-        path = photographs.name(index)
+    for path in paths:
         # Whoever reads lines may split at more than "\n": Python at U+2028, too.
         if path.splitlines() != [path]:
             raise InputError(f"{path!r} has a line break in its name")
         lines.append(os.fsencode(path) + b"\n")
     return b"".join(lines)
-
-
-class Arrays:
-    """The arrays of a folder, which are filled row by row, and the damaged rows.
-
-    shapes: of the arrays, by name
-    rows: the number of first rows that are there, by info.json
-    damaged: COLUMNS of those among them that are damaged
-    Raises RunError where there is no room for one.
-    """
-
-    def __init__(
-        self, folder: FeatureFolder, shapes: Mapping[str, Sequence[int]], dtype: str
-    ):
-        self.dtype = np.dtype(dtype)
-        self._folder = folder
-        self._names = [*shapes]
-        if not all(self._file(name).exists() for name in shapes):
-            folder.write_info(rows=0)  # those of a file that is lacking are made again
-        self.rows = folder.info["rows"]
-        self.damaged = [row for row in self._read_damaged() if row[0] < self.rows]
-        self._arrays = {name: self._opened(name, shapes[name]) for name in shapes}
-        self._counted = time.monotonic()
-
-    def _part(self, name):
-        """The file of an array whose rows are not all there."""
-        return self._folder.path / f"{name}.npy{UNFINISHED}"
-
-    def _file(self, name):
-        """The file of an array."""
-        part = self._part(name)
-        return part if part.exists() else part.with_suffix("")
-
-    def _opened(self, name, shape):
-        """The array in its file, which is made anew where no row is there."""
-        shape = tuple(shape)
-        if self.rows == 0:
-            return _made(self._part(name), shape, self.dtype)
-        file = self._file(name)
-        found = None
-        # "r+" would fill a file that is cut off with zeros; "r" raises ValueError.
-        with contextlib.suppress(ValueError):
-            found = np.lib.format.open_memmap(file, "r")
-        if found is not None and (found.shape, found.dtype) == (shape, self.dtype):
-            if file.stat().st_size == found.offset + found.nbytes:
-                return np.lib.format.open_memmap(file, "r+")
-        raise _changed(file)
-
-    def _read_damaged(self):
-        table = self._folder.path / DAMAGED
-        if not table.exists():
-            return []
-        try:
-            with open(table, **ENCODED) as file:
-                _, *rows = csv.reader(file)
-            return [(int(row), path, reason) for row, path, reason in rows]
-        except ValueError as error:
-            raise _changed(table) from error
-
-    def append(
-        self, arrays: Mapping[str, np.ndarray], damaged: Iterable[tuple[int, str, str]]
-    ):
-        """Add the next rows to all arrays; damaged: COLUMNS of those among them."""
-        stop = self.rows + len(arrays[self._names[0]])
-        for name, array in self._arrays.items():
-            array[self.rows : stop] = arrays[name]
-        self.damaged += damaged
-        self.rows = stop
-        if time.monotonic() > self._counted + INTERVAL:
-            self.count()
-
-    def count(self):
-        """Write all rows to the disk, and then how many they are."""
-        for array in self._arrays.values():
-            array.flush()
-        table = self._folder.path / DAMAGED
-        if self.damaged:
-            text = io.StringIO(newline="")
-            csv.writer(text, lineterminator="\n").writerows([COLUMNS, *self.damaged])
-            content = text.getvalue().encode(ENCODED["encoding"], ENCODED["errors"])
-            files.replace_file(table, content)
-        else:
-            table.unlink(missing_ok=True)
-        self._folder.write_info(rows=self.rows)
-        self._counted = time.monotonic()
-
-    def finish(self):
-        """Give all arrays their names."""
-        for name in self._names:
-            part = self._part(name)
-            if part.exists():
-                os.replace(part, part.with_suffix(""))
-
-
-def _made(file, shape, dtype):
-    """A new array in a file of its whole size.
-
-    The disk has room for it from now on: a memory map that finds none ends the process.
-    Raises RunError where it has none.
-    """
-    try:
-        array = np.lib.format.open_memmap(file, "w+", dtype, shape)
-        if hasattr(os, "posix_fallocate"):  # which macOS lacks
-            with open(file, "r+b") as made:
-                os.posix_fallocate(made.fileno(), 0, file.stat().st_size)
-    except OSError as error:
-        file.unlink(missing_ok=True)
-        raise RunError(
-            f"{file} cannot be written ({error.strerror}); fix this, and run the same "
-            "command again"
-        ) from error
-    return array

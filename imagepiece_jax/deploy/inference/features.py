@@ -15,24 +15,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import errors
 
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import working
-from imagepiece_jax.common.warning import warn
-from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
 from imagepiece_jax.deploy import pictures
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
-from imagepiece_jax.models.variables import check_variables
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import Outputs, final_norm, with_states
 from imagepiece_jax.reduction.provenance import follow, rows_of
 from imagepiece_jax.reduction.state import DROPPED, Masking
 
-# What a dropped patch gets: see `features`.
 FILLS = ("nearest", "last", "zero", "class")
 BATCH = 64  # files that are computed at a time
 
@@ -72,115 +67,57 @@ def features(
     images: [B, H, W, 3] floats, normalized with the model's mean and std, or uint8,
         which is normalized here; or one image, several or a folder as `Predictor` takes
         them (paths, PIL images, ..), which `vit.preprocessing` crops. More files than
-        64 are computed in batches, and their features are NumPy arrays. Features of a
-        file in a folder that cannot be read are NaN, and a warning names it
+        64 are computed in batches, and their features are NumPy arrays
     layers: number of last blocks, or indices of blocks from 0
     norm: whether the final norm is applied to the features of `layers`
     reshape: whether patches are returned as a grid, or else as a list
-    fill: the feature of a dropped patch: "nearest" (that of the most similar token that
-        was kept), "last" (its own one when it was dropped), "zero", or "class" (that of
-        the class token)
+    fill: the feature of a dropped patch: "nearest", the feature of the most similar
+        token that was kept; "last", its own when it was dropped; "zero"; or "class",
+        the class token's
     Raises InputError for arguments that do not fit.
     Source: `layers` is as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
-    check_pretrained(vit)
-    options = {"layers": layers, "norm": norm, "reshape": reshape}
-    options["fill"] = fill
-    files = pictures.of_folder(images)
-    if files is not images:
-        return _of_folder(vit, files, options)
-    if _are_many_files(files):
-        return _in_batches(vit, files, options)
+    options = {"layers": layers, "norm": norm, "reshape": reshape, "fill": fill}
+    images = pictures.of_folder(images)
+    if _are_many_files(images):
+        return _in_batches(vit, images, options)
     model = vit.model
-    size = vit.image_size
-    blocks = chosen_blocks(layers, model.depth)
-    check_norm(norm, blocks)
+    blocks = layers
+    if not np.iterable(layers):
+        check_range("layers", layers, 0, model.depth, whole=True)
+        blocks = range(model.depth - layers, model.depth)
+    blocks = tuple(map(int, blocks))
     check_fill(fill, model.config.arch.class_token)
     xla_options.check_dtype(model.execution.dtype.name)
     images = pictures.as_batch(images, vit.preprocessing)
-    check_images(images, size, pixels=True)
+    check_images(images, vit.image_size, pixels=True)
     warn_of_range(images, model.config.mean, model.config.std, stacklevel=2)
     variables = vit.variables
     if not isinstance(images, jax.core.Tracer):
         images = jax.device_put(images)
-        variables = vit.on_device(beside=images)
-    try:
-        with working("compiling the features"):  # later calls only start the program
-            return _extract(variables, images, model, blocks, norm, reshape, fill)
-    except errors.FlaxError:
-        check_variables(model, vit.variables)
-        raise
+        variables = vit.device_variables
+    with working("compiling the features"):  # later calls only start the program
+        return _extract(variables, images, model, blocks, norm, reshape, fill)
 
 
 def _are_many_files(images):
-    """Whether images are a list of more files than a batch has."""
+    """Whether images are a list of more than BATCH files."""
     is_long = isinstance(images, list | tuple) and len(images) > BATCH
-    return is_long and all(map(pictures.name_of, images))
+    return is_long and all(isinstance(image, pictures.PATH) for image in images)
 
 
-def _in_batches(vit, files, options, read=list):
+def _in_batches(vit, files, options):
     """Features of files, as NumPy arrays; the last batch is filled with its last file.
 
     options: arguments of `features`
-    read: function from some of the files to images
     """
     count = len(files)
     files = [*files, *files[-1:] * (-count % BATCH)]
     found = []
     for start in range(0, count, BATCH):
-        batch = features(vit, read(files[start : start + BATCH]), **options)
+        batch = features(vit, files[start : start + BATCH], **options)
         found.append(jax.device_get(batch))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *found)
-
-
-def none_readable(count, path, reason):
-    """The error for photographs of which none can be read.
-
-    count: number of photographs
-    path, reason: the first one, and why it cannot be read, as a predicate
-    """
-    return InputError(
-        f"images has none that can be read among {count}; the first, {path}, {reason}"
-    )
-
-
-def _of_folder(vit, files, options):
-    """Features of a folder's files. Those of files that cannot be read are NaN.
-
-    options: arguments of `features`
-    """
-    damaged = {}
-
-    def read(files):
-        pixels = np.zeros((len(files), *vit.preprocessing.shape, 3), np.uint8)
-        for target, file in zip(pixels, files, strict=True):
-            try:
-                target[:] = pictures.cropped(file, vit.preprocessing)
-            except UnreadableImage as error:
-                damaged[file] = error
-        return pixels
-
-    if len(files) > BATCH:
-        found = _in_batches(vit, files, options, read)
-    else:
-        found = features(vit, read(files), **options)
-    if not damaged:
-        return found
-    if len(damaged) == len(files):
-        file, error = next(iter(damaged.items()))
-        reason = f"cannot be read ({error.reason})"
-        raise none_readable(len(files), file, reason)
-    for error in damaged.values():
-        warn(f"{error}; its features are NaN")
-    rows = [files.index(file) for file in damaged]
-
-    def blanked(values):
-        if jnp.issubdtype(values.dtype, jnp.floating):
-            values = np.array(values)
-            values[rows] = np.nan
-        return values
-
-    return jax.tree.map(blanked, found)
 
 
 @functools.partial(
@@ -193,7 +130,7 @@ def _extract(variables, images, model, blocks, norm, reshape, fill):
 
 
 def forward(model, blocks=(), norm=True, reshape=True, fill="nearest"):
-    """A function (variables, images) -> Features; arguments are those of `features`.
+    """A function (variables, images) -> Features, with the options of `features`.
 
     blocks: indices of blocks from 0
     """
@@ -238,12 +175,11 @@ def feature_map(
 
     outputs: outputs of a model with any reduction or none
     grid: (height, width) of its patches
-    fill: the feature of a dropped patch: "nearest" (that of the token that was most
-        similar to its token, by cosine, at the step that dropped it), "last" (that of
-        its token at that step), "zero", or "class" (that of the first prefix token,
-        which is the class token where there is one)
-    norm: function of [.., D] that norms tokens (`final_norm`); None: features are the
-        residual stream, which grows from block to block
+    fill: the feature of a dropped patch: "nearest", the token that had the largest
+        cosine with the patch's token at the step that dropped it; "last", the patch's
+        token at that step; "zero"; or "class", the first prefix token
+    norm: norms tokens, [.., D] (`final_norm`); None: features are the residual stream,
+        which grows from block to block
     Returns [B, *grid, D].
     Raises InputError for another fill, and for outputs of masked training.
     """
@@ -305,22 +241,6 @@ def check_outputs(outputs):
     masks = [result for result in results if isinstance(result, Masking)]
     if state.mask is not None or masks:
         raise InputError("outputs are those of masked training")
-
-
-def chosen_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
-    """Indices of the blocks that the argument `layers` of `features` names."""
-    if not np.iterable(layers):
-        check_range("layers", layers, 0, depth, whole=True)
-        return tuple(range(depth - layers, depth))
-    for block in layers:
-        check_range("a block of layers", block, 0, depth - 1, whole=True)
-    return tuple(map(int, layers))
-
-
-def check_norm(norm: bool, blocks: Sequence[int]) -> None:
-    """Refuse False without blocks."""
-    if not norm and not blocks:
-        raise InputError("norm is for features of layers, and layers is empty")
 
 
 def check_fill(fill: str, class_token: bool) -> None:

@@ -43,7 +43,7 @@ from imagepiece_jax.models import stems
 from imagepiece_jax.models.architecture import GELUS
 from imagepiece_jax.models.attention import BACKENDS, SIZES, resolve_backend
 from imagepiece_jax.models.cost import dead_macs, model_macs
-from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.reduction import ops
 
@@ -201,9 +201,6 @@ class CompileOptions:
     # needs no bias matrix; None: a direction where that attention runs and the model
     # can have it
     sizes: str | None = None
-    # photographs, as `Predictor` takes them, that find the directions; None: eight that
-    # come with this package
-    size_images: Any = None
     # how reductions compute: "exact", as the model does, or "fast", where layers are of
     # two bytes: in fewer and cheaper kernels of a GPU (`ops.fast`), which decide alike
     # but for near ties (docs/tables/forms/README.md); None: "fast" on GPUs
@@ -242,11 +239,10 @@ def optimize(
 
     batch_size: number of images in a call, which is required
     options: the other fields of `CompileOptions`: dtype, gelu, attention, sizes,
-        size_images, reductions, pixels, device, compiler_options, cache_dir
+        reductions, pixels, device, compiler_options, cache_dir
     Returns a `Program`.
     Raises InputError for anything that does not fit.
     """
-    check_pretrained(vit)
     options = CompileOptions(batch_size=batch_size, **options)
     return compiler(vit, options)(options.batch_size)
 
@@ -277,7 +273,7 @@ def compiler(vit: Pretrained, requested: CompileOptions) -> Callable[[int], Prog
     model = model.with_execution(dtype=jnp.dtype(dtype))
     model = for_device(model, device, requested.attention)
     if takes_direction(model, requested):
-        found = size_direction.directions(vit, requested.size_images)
+        found = size_direction.directions(vit)
         model, variables = size_direction.folded(model, variables, found)
     with jax.default_device(device):
         gelu = requested.gelu or default_gelu(model, device)

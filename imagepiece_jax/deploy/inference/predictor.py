@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import functools
 import itertools
 import os
 import threading
@@ -11,14 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from imagepiece_jax.common.checks import check_choice, check_range
+from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data import class_names
-from imagepiece_jax.data.preprocessing import RESIZES, Preprocessing
+from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.deploy import pictures
 from imagepiece_jax.deploy.inference.optimize import CompileOptions, compiler
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
+from imagepiece_jax.models.pretrained import Pretrained
 
 
 class Prediction(NamedTuple):
@@ -41,8 +42,6 @@ class Predictor:
         model's own names (`class_names`), or indices
     top: number of classes to return; None: 5, or all if there are fewer
     batch_size, options: as for `optimize`
-    resize: "deit" for DeiT's evaluation crop, "none" for images of the model's size;
-        None: the crop of the weights (`preprocessing`)
     threads: number of threads that decode images; None: one per core, at most 16
     Raises InputError for an argument that does not fit.
     """
@@ -54,21 +53,22 @@ class Predictor:
         labels: Sequence[str] | str | None = None,
         top: int | None = None,
         batch_size: int = 32,
-        resize: str | None = None,
         threads: int | None = None,
         **options: Any,
     ):
-        check_pretrained(vit)
         classes = vit.model.config.num_classes
         self._labels = vit.class_names
+        if labels == "imagenet":
+            labels = class_names.imagenet_names()
         if labels is not None:
-            self._labels = _names(labels, classes)
+            self._labels = class_names.checked_names(labels, classes, "labels")
         self._top = top
         if top is None:
             self._top = min(5, classes)
         check_range("top", self._top, min(1, classes), classes, whole=True)
         biased = classes and np.any(vit.variables["params"]["head"]["bias"])
-        if classes and self._labels is None and not biased:
+        drawn = vit.untrained  # of which `compiler` warns
+        if classes and self._labels is None and not biased and not drawn:
             warn(
                 "the head has no bias, like CLIP's projection or a head that was not "
                 "trained, so its outputs are no classes, and probabilities of them "
@@ -85,11 +85,6 @@ class Predictor:
         self.sizes = (*smaller, batch_size)
         self._answer = self._most_probable if classes else np.array
         self._preprocessing = vit.preprocessing
-        if resize is not None:
-            check_choice("resize", resize, RESIZES)
-            self._preprocessing = Preprocessing(
-                vit.preprocessing.image_size, resize=resize
-            )
         self._probabilities = vit.probabilities
         self._compile = compiler(vit, options)
         self._programs = {}
@@ -118,9 +113,9 @@ class Predictor:
             its sub-folders, in order of names
         Returns the `top` Predictions of an image; of a model without classes the pooled
             vector, [D] float32. For several images it returns a list of these.
-        Raises InputError for what can be no image by its type or shape, which is the
-            caller's mistake, and for one image that cannot be read; among several the
-            error of an image that cannot be read is in its place in the list.
+        Raises InputError for anything that is not an image, and for one file that
+            cannot be read. Among several, the error of such a file is in its place in
+            the list.
         """
         images = pictures.of_folder(images)
         if not pictures.is_one(images):
@@ -133,25 +128,20 @@ class Predictor:
     def stream(self, images: Iterable) -> Iterator:
         """Yield the result of each image, in order.
 
-        Images are computed in batches, and at most two batches are read ahead, so that
-        `images` may be endless. An error that `images` raises is raised here after the
-        results of the images before it, and so is the error of what can be none.
+        Images are computed in batches, and at most two batches are read ahead, so
+        `images` may be endless.
         """
         images = pictures.of_folder(images)
         if pictures.is_one(images):
-            named = iter([("", images)])
-        else:
-            pictures.check_batch(images)
-            named = _named(images)
-        decoded = self._decoded(named)
+            images = [images]
+        decoded = self._decoded(images)
         while part := list(itertools.islice(decoded, self.sizes[-1])):
-            results = [future.result() for future in part if not future.exception()]
+            results = [_result(future) for future in part]
             pixels = [each for each in results if isinstance(each, np.ndarray)]
             rows = iter(())
             if pixels:
                 rows = iter(self._logits(pixels))
-            for future in part:
-                result = future.result()  # or an error of `images`
+            for result in results:
                 if isinstance(result, InputError):
                     yield result
                 else:
@@ -169,63 +159,18 @@ class Predictor:
         program = self._program(size)
         return jax.device_get(program(np.stack(pixels)))
 
-    def _decoded(self, named):
+    def _decoded(self, images):
         """Yield a Future of the pixels of each image; threads read ahead."""
         waiting = collections.deque()
-        try:
-            while (future := self._submitted(named)) is not None:
-                waiting.append(future)
-                if len(waiting) > self.sizes[-1]:
-                    yield waiting.popleft()
-            while waiting:
-                yield waiting.popleft()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-    def _submitted(self, named):
-        """The Future of the next image's pixels; None at the end of `named`.
-
-        It raises an error of `named` itself, and the error of what can be no
-        image; it returns that of an image that cannot be read.
-        """
-        failed = concurrent.futures.Future()
-        try:
-            name, image = next(named)
-        except StopIteration:
-            return None
-        except Exception as error:
-            failed.set_exception(error)
-            return failed
-        is_array = pictures.is_array(image)
-        try:
+        for image in images:
             if not isinstance(image, pictures.PATH):
                 # Read it now: its owner may change or close it later.
                 image = pictures.rgb(image)
-        except pictures.NoImage as error:
-            failed.set_exception(_called(name, error))
-            return failed
-        except InputError as error:
-            failed.set_result(_called(name, error))
-            return failed
-        return self._threads.submit(self._pixels, name, image, is_array)
-
-    def _pixels(self, name, image, is_array):
-        """The cropped image [H, W, 3] uint8, or its error, which may be raised.
-
-        image: a file, or a result of `pictures.rgb`
-        is_array: whether the caller gave an array
-        """
-        try:
-            if isinstance(image, pictures.PATH):
-                return pictures.cropped(image, self._preprocessing)
-            return self._preprocessing(image)
-        except InputError as error:
-            if is_array:
-                raise _called(name, error) from error
-            if isinstance(image, pictures.PATH):  # which the error names
-                return error
-            return _called(name, error)
+            crop = functools.partial(pictures.cropped, image, self._preprocessing)
+            waiting.append(self._threads.submit(crop))
+            if len(waiting) > self.sizes[-1]:
+                yield waiting.popleft()
+        yield from waiting
 
     def _most_probable(self, logits):
         """The `top` Predictions of an image with these logits [classes]."""
@@ -242,23 +187,9 @@ class Predictor:
         return predictions
 
 
-def _named(images):
-    """Yield each of several images with what errors call it."""
-    for number, image in enumerate(images):
-        yield f"image {number}", image
-
-
-def _called(name, error):
-    """The error of an image among several, with its name."""
-    return InputError(f"{name}: {error}") if name else error
-
-
-def _names(labels, classes):
-    """The name of each class, as the argument `labels` requests."""
-    if isinstance(labels, str) and labels.lower() == "imagenet":
-        labels = class_names.imagenet_names()
-    if isinstance(labels, str):  # which has letters in place of names
-        raise InputError(f"labels is {labels!r}; it must be names, or 'imagenet'")
-    if len(labels) != classes:
-        raise InputError(f"labels has {len(labels)} names for {classes} classes")
-    return labels
+def _result(future):
+    """The pixels of an image, or the error of a file that cannot be read."""
+    try:
+        return future.result()
+    except UnreadableImage as error:
+        return error

@@ -1,4 +1,4 @@
-"""What is said of an exported program in the JSON beside it: input, output, model."""
+"""Facts in the JSON beside an exported program: its input, output and model."""
 
 import os
 import pathlib
@@ -19,7 +19,7 @@ from imagepiece_jax.models.problem_type import activation
 from imagepiece_jax.models.record import as_json
 
 IMAGES = "images"  # the name of a program's input
-FACTS = {"input", "output", "preprocessing"}  # among those of each program
+FACTS = {"input", "output", "preprocessing"}  # every program has these
 
 
 def facts_file(out: str | os.PathLike) -> pathlib.Path:
@@ -28,7 +28,7 @@ def facts_file(out: str | os.PathLike) -> pathlib.Path:
 
 
 def read_facts(out: str | os.PathLike) -> dict[str, Any]:
-    """The facts about the program in file `out`; {} where they cannot be read."""
+    """The facts about the program in file `out`; {} if they cannot be read."""
     try:
         return read_json(facts_file(out))
     except (InputError, OSError):

@@ -22,7 +22,6 @@ Reducers compare the mean over heads of keys as they were before. It is a produc
 own, of the tokens with the mean of the heads' weights.
 """
 
-import contextlib
 import functools
 import pathlib
 from collections.abc import Container, Mapping
@@ -33,17 +32,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from imagepiece_jax.common import cache_dirs
-from imagepiece_jax.common.files import replacing
 from imagepiece_jax.common.progress import working
-from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
+from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy import pictures
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.attention import QUERY_SCALE, Attention
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.record import as_json
-from imagepiece_jax.models.variables import digest
 from imagepiece_jax.models.vit import ViT
 
 PHOTOGRAPHS = pathlib.Path(__file__).with_name("photographs")
@@ -52,7 +47,7 @@ STARTS = 3  # last eigenvectors of the sum from which the descent starts
 FIRST_TURNS = 20  # of all starts
 TURNS = 100  # the most turns of the best one
 STILL = 1e-12  # distance of the cosine from 1 at which a direction has settled
-NOTHING = 1e-9  # of all moments, below what float32 has summed up
+NOTHING = 1e-9  # share of all moments; float32 sums are not as exact
 
 
 def sized_blocks(model: ViT) -> range:
@@ -72,7 +67,7 @@ def has_sizes(model: ViT) -> bool:
 
 
 def reason_against(model: ViT) -> str | None:
-    """Why a model cannot have its sizes in a direction, in words; None: it can."""
+    """Why a model cannot have its sizes in a direction; None if it can."""
     if model.config.arch.rotary is not None:
         return "has rotary positions, which turn every direction"
     if any("query" in layer.reads for layer in model.plan):
@@ -80,78 +75,28 @@ def reason_against(model: ViT) -> str | None:
     return None
 
 
-def directions(vit: Pretrained, images: Any = None) -> np.ndarray:
+def directions(vit: Pretrained, images: np.ndarray | None = None) -> np.ndarray:
     """The direction of every head that its logits use least.
 
-    They are found once for the same weights and images: the result is kept in the
-    cache folder of this package.
-
-    images: photographs as `features` takes them; None: eight of this package
+    images: uint8 or normalized, [B, H, W, 3]; None: eight photographs of this package
     Returns unit vectors, [depth, H, d] float32.
     """
+    if images is None:
+        whole = Preprocessing(vit.image_size, crop=1.0)  # whatever images it expects
+        images = pictures.as_batch(sorted(PHOTOGRAPHS.glob("*.jpg")), whole)
     dense = vit.model_with(None).with_execution(backend="xla", dtype="float32")
-    pixels = _pixels(vit, images)
-    kept = None
-    with contextlib.suppress(OSError):  # there may be no home folder
-        name = f"{vit.digest}-{_digest(dense, pixels)}.npy"
-        kept = cache_dirs.folder("size_directions") / name
-    shape = (dense.depth, dense.config.num_heads, dense.config.head_width)
-    found = _read(kept, shape)
-    if found is not None:
-        return found
     with working("finding the directions of sizes"):
         # Copied by name, which a user's transfer guard allows.
-        moments = _moments(dense)(*jax.device_put((vit.variables, pixels)))
+        moments = _moments(dense)(*jax.device_put((vit.variables, images)))
         moments = jax.device_get(moments)
     found = []
     for index, (of_queries, of_keys) in enumerate(moments):
         if not np.all(np.isfinite(of_queries)) or not np.all(np.isfinite(of_keys)):
-            field = "variables" if images is None else "size_images"
             raise InputError(
-                f"{field}: queries or keys of block {index} are no numbers"
+                f"variables: queries or keys of block {index} are no numbers"
             )
         found.append(least_used(of_queries, of_keys))
-    found = np.asarray(found, np.float32)
-    if kept is not None:
-        with contextlib.suppress(OSError, RunError):
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(kept) as new, open(new, "wb") as file:
-                np.save(file, found)
-    return found
-
-
-def _pixels(vit, images):
-    """The array of the photographs, [B, H, W, 3]."""
-    prepared = vit.preprocessing
-    if images is None:
-        images = sorted(PHOTOGRAPHS.glob("*.jpg"))
-        prepared = Preprocessing(vit.image_size, crop=1.0)  # whatever images it expects
-    try:
-        pixels = pictures.as_batch(pictures.of_folder(images), prepared)
-        check_images(pixels, vit.image_size, pixels=True)
-    except InputError as error:
-        raise InputError(f"size_images: {error}") from error
-    # At the line that calls `optimize`, behind `compiler`.
-    warn_of_range(pixels, vit.model.config.mean, vit.model.config.std, stacklevel=5)
-    return np.asarray(pixels)
-
-
-def _digest(dense, pixels):
-    """16 letters that differ where, for the same weights, directions do."""
-    facts = f"{as_json(dense)} {pixels.dtype} {pixels.shape}"
-    return digest([pixels, np.frombuffer(facts.encode(), np.uint8)])[:16]
-
-
-def _read(file, shape):
-    """The directions in a file; None: it has none of the shape."""
-    if file is None or not file.exists():
-        return None
-    # One that is damaged, or empty.
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        found = np.load(file)
-        if found.shape == shape:
-            return found
-    return None
+    return np.asarray(found, np.float32)
 
 
 @functools.lru_cache(maxsize=2)
@@ -184,7 +129,7 @@ def second_moments(query, key, class_token):
     """(mean of q q^T, mean covariance of the keys of an image), each [H, d, d].
 
     query, key: [B, N, H, d]
-    class_token: whether the first token is one, which counts as CLASS_SHARE of all
+    class_token: whether the first token is one; it then has the weight CLASS_SHARE
     """
     batch, tokens = query.shape[:2]
     weight = jnp.full(tokens, 1 / tokens)
@@ -204,7 +149,7 @@ def least_used(of_queries: np.ndarray, of_keys: np.ndarray) -> np.ndarray:
 
     u is the last eigenvector of C_q / (u^T C_q u) + C_k / (u^T C_k u). A turn divides u
     by this matrix, which never makes the product larger (AM-GM), and takes a fraction
-    of the time of an eigenvector. The best of several starts goes on to the end.
+    of the time of an eigenvector. Only the best of several starts is continued.
     """
     of_queries = _scaled(of_queries)
     of_keys = _scaled(of_keys)
@@ -222,7 +167,7 @@ def least_used(of_queries: np.ndarray, of_keys: np.ndarray) -> np.ndarray:
 
 
 def _turned(vectors, of_queries, of_keys, turns):
-    """Unit vectors [.., S, d] after so many turns, or when they are still."""
+    """Unit vectors [.., S, d] after `turns` turns, or earlier if they have settled."""
     for _ in range(turns):
         before = vectors
         along_queries = _along(vectors, of_queries)[..., None, None]
@@ -243,9 +188,9 @@ def _along(vectors, moments):
 
 
 def _scaled(moments):
-    """Second moments with the trace 1, of which no direction has none at all.
+    """Second moments with trace 1 that are above 0 in every direction.
 
-    Those of a head of zeros, such as one that was pruned, are the same everywhere.
+    Those of a head of zeros, which may have been pruned, are the same in all of them.
     """
     moments = np.asarray(moments, np.float64)
     total = np.trace(moments, axis1=-2, axis2=-1)[..., None, None]
@@ -262,8 +207,8 @@ def folded(
     """(model, variables) with sizes in directions of the keys, for inference.
 
     directions: [depth, H, d], from `directions`
-    blocks: indices of the blocks that give up a direction; None: those that meet sizes,
-        so that the others compute what they did
+    blocks: indices of the blocks that give up a direction; None: `sized_blocks`, which
+        leaves all others as they are
     """
     params = dict(variables["params"])
     if blocks is None:
@@ -278,9 +223,9 @@ def folded(
 
 
 def _without(attention, u):
-    """Parameters of an Attention whose queries and keys have left the directions.
+    """Parameters of an Attention with the directions removed from queries and keys.
 
-    u: [H, d] float32, unit vectors, or zeros for an Attention that stays as it is
+    u: [H, d] float32, unit vectors; zeros change nothing
     """
     attention = dict(attention)
     query = {name: _projected(value, u) for name, value in attention["q"].items()}

@@ -11,31 +11,34 @@ biases. The teacher is the dense model, which sees the same crops of the images.
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from flax import traverse_util
 
-from imagepiece_jax.common import signals
+from imagepiece_jax.common import parallel, signals
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.progress import Progress, in_words
+from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.near_duplicates import readable_originals
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.data.train_crop import TrainTransform
 from imagepiece_jax.deploy.pictures import as_source
 from imagepiece_jax.deploy.recover.recovery_images import (
-    Crops,
+    THREADS,
     divided,
     evaluation_batches,
 )
 from imagepiece_jax.deploy.recover.recovery_step import STEPS, Fit, Recipe, Teacher
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.statistics import mean_difference
-from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.recovery_record import (
     RecoveredCost,
     Recovery,
@@ -102,7 +105,6 @@ def recover(
     Raises InputError for a model with learned selectors, for a reduction that leaves
         all tokens, and for images that are too few, or all alike.
     """
-    check_pretrained(vit)
     check_recoverable(vit)
     if minutes is not None:
         check_range("minutes", minutes, above=0)
@@ -156,7 +158,14 @@ def recovered(
     transform = TrainTransform(
         vit.image_size, "random_resized", AREA, shift=0, flip=True
     )
-    crops = Crops(learned, transform, recipe.batch_size, recipe.seed)
+    crops = functools.partial(
+        Batches,
+        source=learned,
+        transform=transform,
+        batch_size=recipe.batch_size,
+        placement=parallel.placement(),
+        seed=recipe.seed,
+    )
     done = []
     with stopping() as stop:
         teacher = Teacher(dense, batches)
@@ -267,6 +276,7 @@ class RecoveryRun:
     The best numbers are those with the lowest mean distance of the images CHOSEN by,
     the start's included.
 
+    crops: function (steps) -> batches of random crops
     name: of the cost in messages
     stop: ends it
     end: the time, by the monotonic clock, at which the last measure should be done;
@@ -274,7 +284,12 @@ class RecoveryRun:
     """
 
     def __init__(
-        self, fit: Fit, crops: Crops, name: str, stop: Stop, end: float | None = None
+        self,
+        fit: Fit,
+        crops: Callable[..., Batches],
+        name: str,
+        stop: Stop,
+        end: float | None = None,
     ):
         self.opened = time.monotonic()
         self.fit = fit
@@ -311,9 +326,9 @@ class RecoveryRun:
 
     def time_steps(self):
         """Take two steps that count for nothing; say how long all of them take."""
-        for pixels in self.crops.batches(range(2)):
+        for batch in self.crops(steps=range(2)).read():
             began = time.monotonic()
-            self.fit.take_step(pixels, 0.0).block_until_ready()
+            self.fit.take_step(batch["image"][:, 0], 0.0).block_until_ready()
             self.seconds_of_step = time.monotonic() - began  # the first one compiles
         self.plan()
         spent = in_words(time.monotonic() - self.opened)
@@ -361,12 +376,13 @@ class RecoveryRun:
         """
         count = len(steps)
         seconds = 0.0
-        with contextlib.closing(self.crops.batches(steps)) as batches:
-            for place, pixels in enumerate(batches, start=1):
+        reader = self.crops(steps=steps).read(THREADS)
+        with contextlib.closing(reader):
+            for place, batch in enumerate(reader, start=1):
                 began = time.monotonic()
                 now = rate * schedule((place - 0.5) / count)
                 # Waiting makes for true times and a prompt Ctrl-C.
-                self.fit.take_step(pixels, now).block_until_ready()
+                self.fit.take_step(batch["image"][:, 0], now).block_until_ready()
                 self.steps_done += 1
                 seconds += time.monotonic() - began
                 self.seconds_of_step = seconds / place
@@ -404,7 +420,7 @@ class RecoveryRun:
         done = self.steps_done
         if self.end is not None:
             done = int(time.monotonic() - self.opened)
-        self.progress.add(done - self.shown)
+        self.progress.update(done - self.shown)
         self.shown = done
 
 

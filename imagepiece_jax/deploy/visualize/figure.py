@@ -1,111 +1,69 @@
-"""Views of one image under one method, and the PNG figure of all of them."""
+"""The PNG figure of one image under one method: its tokens after each step."""
 
 import math
 import os
 import pathlib
 import re
-from typing import NamedTuple
 
 import numpy as np
 
 from imagepiece_jax.deploy.visualize import token_pictures
-from imagepiece_jax.deploy.visualize.trace import Trace
+from imagepiece_jax.deploy.visualize.trace import Stage, Trace
 
-CAPTIONS = {
-    "tokens": token_pictures.CAPTION,
-    "sizes": (
-        "Sizes: the number of patches of each token, on a logarithmic scale; the "
-        "largest token is the brightest."
-    ),
-}
+CAPTION = (
+    f"{token_pictures.CAPTION} Sizes: the number of patches of each token, on a "
+    "logarithmic scale; the largest token is the brightest."
+)
 STEM = 80  # bytes of an image's name in a figure's name: file systems have a limit
 
 
-class View(NamedTuple):
-    """One picture."""
+def save(path: str | os.PathLike, image: np.ndarray, name: str, trace: Trace, index):
+    """Write the figure of image number `index` of a trace.
 
-    kind: str
-    title: str
-    note: str
-    # [n0] slots of the patches (kind "tokens"), or floats in 0..1, NaN where dropped
-    values: np.ndarray
-    colors: np.ndarray | None = None  # of outlines, by `token_pictures.outline_colors`
+    The first row has the input, titled `name`, and its tokens, the second their sizes.
+    Tokens of a soft reduction overlap, and are not drawn.
 
-    def draw(self, image, grid):
-        """The picture over `image`, uint8 [H, W, 3]."""
-        if self.kind == "tokens":
-            return token_pictures.draw_groups(image, self.values, grid, self.colors)
-        return token_pictures.draw_values(image, self.values, grid)
-
-
-def views(trace: Trace, index: int) -> dict[str, list[View | None]]:
-    """The views of image `index` by kind, "tokens" and "sizes".
-
-    Each list has a place for each stage: None for a soft one, whose tokens overlap.
-    """
-    stages = trace.stages
-    sources = [stage.source[index] for stage in stages if stage.source is not None]
-    colors = token_pictures.outline_colors(sources, trace.grid)
-    found = {"tokens": [], "sizes": []}
-    for stage in stages:
-        found["tokens"].append(_tokens(stage, index, colors))
-        found["sizes"].append(_sizes(stage, index))
-    return found
-
-
-def save(path, image, name, trace, index):
-    """Write the figure of `image`, uint8 [S, S, 3], which is number `index` of `trace`.
-
-    Rows: the input, titled `name`, and its tokens; then their sizes.
+    image: uint8 [S, S, 3]
     """
     image = token_pictures.enlarged(image)
-    by_kind = views(trace, index)
-
-    def panel(view):
-        if view is None:
-            return None
-        return (view.title, view.draw(image, trace.grid), view.note)
-
-    lead = (name, image, f"{math.prod(trace.grid)} patches")
-    rows = [[lead, *map(panel, by_kind["tokens"])]]
-    captions = []
-    if any(by_kind["tokens"]):
-        rows.append([None, *map(panel, by_kind["sizes"])])
-        captions = CAPTIONS.values()
-    token_pictures.panel_page(path, rows, " ".join(captions))
-
-
-def file_name(index, name, label):
-    """The name of a figure's file; label: the method's."""
-    stem = os.fsdecode(os.fsencode(pathlib.Path(name).stem)[:STEM])
-    method = re.sub(r"[^A-Za-z0-9.]+", "_", label).strip("_")
-    return f"{index:03d}_{stem}_{method}.png"
+    grid = trace.grid
+    tokens = [(name, image, f"{math.prod(grid)} patches")]
+    sizes = [None]
+    for stage in trace.stages:
+        if stage.source is None:
+            continue
+        title = f"block {stage.block}"
+        if stage.site == "pre":
+            title = f"before block {stage.block}"
+        drawn = token_pictures.draw_groups(image, stage.source[index], grid)
+        tokens.append((title, drawn, f"{stage.tokens} tokens"))
+        shares, note = size_shares(stage, index)
+        drawn = token_pictures.draw_values(image, shares, grid)
+        sizes.append((f"sizes, {title}", drawn, note))
+    if len(tokens) > 1:
+        token_pictures.panel_page(path, [tokens, sizes], CAPTION)
+    else:
+        token_pictures.panel_page(path, [tokens], "")
 
 
-def _place(stage):
-    """Where a step stands, in words."""
-    if stage.site == "pre":
-        return f"before block {stage.block}"
-    return f"block {stage.block}"
+def size_shares(stage: Stage, index: int) -> tuple[np.ndarray, str]:
+    """(for each patch the size of its token, the sizes in words).
 
-
-def _tokens(stage, index, colors):
-    if stage.source is None:
-        return None
-    note = f"{stage.tokens} tokens"
-    return View("tokens", _place(stage), note, stage.source[index], colors)
-
-
-def _sizes(stage, index):
-    """The view of the sizes of tokens after a step; None: the Stage has none."""
-    if stage.sizes is None:
-        return None
+    A size is a logarithm, 0 for one patch and 1 for the largest token of the image; NaN
+    for a dropped patch.
+    """
     sizes = stage.sizes[index]
     low = sizes.min()
     high = sizes.max()
     # Two patches are the smallest size that gets the brightest color.
-    share = np.log(sizes) / np.log(max(high, 2))
+    shares = np.log(sizes) / np.log(max(high, 2))
     note = "1 patch each" if high == 1 else f"{low} to {high} patches"
     slots = stage.source[index]
-    values = np.where(slots < 0, np.nan, share[np.maximum(slots, 0)])
-    return View("sizes", f"sizes, {_place(stage)}", note, values)
+    return np.where(slots < 0, np.nan, shares[np.maximum(slots, 0)]), note
+
+
+def file_name(index: int, name: str, label: str) -> str:
+    """The name of a figure's file; label: the method's."""
+    stem = os.fsdecode(os.fsencode(pathlib.Path(name).stem)[:STEM])
+    method = re.sub(r"[^A-Za-z0-9.]+", "_", label).strip("_")
+    return f"{index:03d}_{stem}_{method}.png"

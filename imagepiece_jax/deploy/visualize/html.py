@@ -52,15 +52,11 @@ FIGURE = """<figure>
 
 
 def check_folder(out: str | os.PathLike):
-    """Raise InputError for a folder that holds anything but what `write_folder` wrote.
-
-    A page of another kind is not its own, either.
-    """
-    title = f"<title>{TITLE}</title>".encode()
+    """Check that a folder holds what `write_folder` wrote, or nothing."""
 
     def ours(file):
         if file.name == "index.html":
-            return title in file.read_bytes()[:1000]
+            return TITLE in file.read_text("utf-8", errors="replace")
         return file.name in (*FILES, files.LOCK)
 
     files.check_own("out", out, "an earlier call", ours)
@@ -78,22 +74,18 @@ def write_folder(
 
     out: a folder, made if it does not exist
     models: one for each reduction, of equal weights
-    images: uint8 [B, H, W, 3], with a name each in `names`
+    images: uint8 [B, H, W, 3]; `names` has a name for each
     source: a name of the weights
-    blocks: those in figures; none stands for all
-    Yields a line on each reduction, and one on the files.
-    Raises InputError where the folder cannot be created.
+    blocks: blocks to draw; empty: all
+    Yields a line about each reduction, and one about the files.
     """
     figures = pathlib.Path(out) / "figures"
     methods = []
     traces = []
     os.makedirs(out, exist_ok=True)
-    files.check_folder("out", figures)
     images_of_patches, _ = cut_to_patches(images, models[0].model.config.patch_size)
     for vit in models:
-        trace = tracing.trace(
-            vit.model, vit.on_device(), images, vit.config.problem_type
-        )
+        trace = tracing.trace(vit.model, vit.variables, images, vit.config.problem_type)
         traces.append(trace)
         setting = str(vit.reduction)
         method = {"label": vit.label, "setting": setting, "gmacs": vit.gmacs}
@@ -142,7 +134,7 @@ def page(names, methods, traces, weights, class_names=None):
 
 
 def _prediction(trace, index, class_names):
-    """An image's most probable class in words; "" where there are no classes."""
+    """An image's most probable class in words; "" without classes."""
     if trace.top is None:
         return ""
     top = trace.top[index]

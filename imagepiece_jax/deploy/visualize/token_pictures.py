@@ -5,7 +5,6 @@ the slot of the token that holds it; a negative slot is a dropped patch.
 """
 
 import itertools
-import math
 import os
 import pathlib
 import textwrap
@@ -14,9 +13,8 @@ import numpy as np
 
 from imagepiece_jax.common.plotting import DPI, new_figure, save_figure
 
-# Shares in a blend: of the group's mean color in a kept patch, of black or white in the
-# outline of a token of one patch, of the stripes in a dropped patch, of the color that
-# stands for a number.
+# Shares in a blend: the group's mean color in a kept patch; black or white in the
+# outline of a single patch; stripes in a dropped patch; the color of a number.
 _MEAN = 0.55
 _PALE = 0.3
 _FADED = 0.8
@@ -24,8 +22,6 @@ _VALUE = 0.75
 # Stripes: an even tone looks like a gray patch of a gray image.
 _STRIPES = np.array([[244, 244, 246], [208, 211, 218]], np.float32)
 _STRIPE_WIDTH = 4
-# Of the circle of hues: what keeps the outlines of two tokens that touch apart.
-_APART = 1 / 8
 
 # The page, in pixels.
 _PANEL = 224  # sides of a picture, at least
@@ -38,14 +34,11 @@ _LETTER = 8.2
 CAPTION = (
     "Each outlined area is one token, filled with the mean color of its patches. "
     "Patches merged into one token share the color of their outlines, wherever they "
-    "lie; tokens that touch have different colors, tokens apart may have the same. "
-    "Striped patches were dropped."
+    "lie; other tokens may have a similar color. Striped patches were dropped."
 )
 
 
-def draw_groups(
-    image: np.ndarray, source: np.ndarray, grid, colors: np.ndarray | None = None
-) -> np.ndarray:
+def draw_groups(image: np.ndarray, source: np.ndarray, grid) -> np.ndarray:
     """Draw the tokens on the image.
 
     A kept patch is blended with the mean color of its group, a dropped one fades into
@@ -56,16 +49,12 @@ def draw_groups(
     image: uint8 [H, W, 3]
     source: int [h * w]
     grid: (h, w), which divides (H, W)
-    colors: of `outline_colors` for all steps of the image, so that a token keeps its
-        color from step to step; None: for this step alone
     Returns uint8 [H, W, 3].
     """
     image = np.asarray(image)
     source = np.asarray(source)
-    if colors is None:
-        colors = outline_colors([source], grid)
     slots = _to_pixels(source.reshape(grid), image)
-    hues = _to_pixels(colors[_first_patch(source)].reshape(*grid, 3), image)
+    hues = _to_pixels(outline_colors(source, grid), image)
     means = _to_pixels(mean_colors(image, source, grid), image)
     pixels = image.astype(np.float32)
     present = (slots >= 0)[..., None]
@@ -79,59 +68,22 @@ def draw_groups(
     return np.rint(np.where(bright, hues, drawn)).astype(np.uint8)
 
 
-def outline_colors(sources, grid) -> np.ndarray:
-    """Colors of the outlines of tokens, which differ where tokens touch in some step.
+def outline_colors(source, grid) -> np.ndarray:
+    """The color of the outline of each patch's token.
 
-    A token that absorbs others keeps the color of its first patch. Its hue depends on
-    the place of that patch, unless a neighbor has nearly the same hue. Then it is the
-    middle of the widest gap between the hues of its neighbors.
+    Its hue is that of the place of the token's first patch, so it stays when the token
+    absorbs others. The hues of neighboring places are a sixth of the circle or more
+    apart.
 
-    sources: for each step int [h * w], as `draw_groups` takes them
-    grid: (h, w)
-    Returns float [h * w, 3] from 0 to 255, for each patch the color of the token whose
-    first patch it is.
+    source, grid: as `draw_groups` takes them
+    Returns float [h, w, 3] from 0 to 255.
     """
     from matplotlib import colors
 
-    patches = math.prod(grid)
-    touching = np.zeros((patches, patches), bool)
-    for source in sources:
-        touching |= _touching(np.asarray(source), grid)
-    # Turned by sqrt(3) from patch to patch: few neighbors are near each other at first.
-    hues = np.arange(patches) * 3**0.5 % 1.0
-    placed = np.zeros(patches, bool)
-    for patch in np.flatnonzero(touching.any(axis=1)):
-        neighbors = np.sort(hues[touching[patch] & placed])
-        distance = np.abs(neighbors - hues[patch])
-        distance = np.minimum(distance, 1 - distance)  # around the circle of hues
-        if neighbors.size and distance.min() < _APART:
-            gaps = np.diff(neighbors, append=neighbors[0] + 1)
-            widest = gaps.argmax()
-            hues[patch] = (neighbors[widest] + gaps[widest] / 2) % 1.0
-        placed[patch] = True
-    hsv = np.stack([hues, np.full(patches, 0.85), np.ones(patches)], axis=-1)
+    row, column = np.divmod(_first_patch(source).reshape(grid), grid[1])
+    hues = (0.414 * row + 0.236 * column) % 1.0
+    hsv = np.stack([hues, np.full(grid, 0.85), np.ones(grid)], axis=-1)
     return 255 * colors.hsv_to_rgb(hsv)
-
-
-def _touching(source, grid):
-    """Which pairs of merged tokens touch, at corners too.
-
-    Returns bool [h * w, h * w], symmetric; a token has the row of its first patch.
-    """
-    first = _first_patch(source)
-    merged = _same_token(source).sum(axis=1) > 1
-    tokens = np.where(merged, first, -1).reshape(grid)
-    touching = np.zeros((len(source), len(source)), bool)
-    neighbors = (
-        (tokens[:, 1:], tokens[:, :-1]),
-        (tokens[1:], tokens[:-1]),
-        (tokens[1:, 1:], tokens[:-1, :-1]),
-        (tokens[1:, :-1], tokens[:-1, 1:]),
-    )
-    for token, neighbor in neighbors:
-        both = (token != neighbor) & (token >= 0) & (neighbor >= 0)
-        touching[token[both], neighbor[both]] = True
-    return touching | touching.T
 
 
 def mean_colors(image, source, grid):
@@ -216,7 +168,7 @@ def panel_page(path: str | os.PathLike, rows, caption: str):
 
 
 def _same_token(source):
-    """Whether two patches are in one token, dropped ones in none. -> bool [n0, n0]."""
+    """Whether two patches are in one token; dropped ones are in none. -> [n0, n0]."""
     kept = (source[:, None] == source) & (source >= 0)
     return kept | np.eye(len(source), dtype=bool)
 
@@ -227,7 +179,7 @@ def _first_patch(source):
 
 
 def _blend(below, above, share):
-    """A mean of two pictures in which `above` has this share."""
+    """The mean of two pictures, with this share of `above`."""
     return (1 - share) * below + share * above
 
 
@@ -246,7 +198,7 @@ def _to_pixels(values, image):
 
 
 def _border(slots, width):
-    """Pixels at most `width` from one of another group in their row or column."""
+    """Pixels at most `width` from another group in their row or column."""
     border = np.zeros(slots.shape, bool)
     # Transposed, columns are rows, in the same memory.
     for found, values in ((border, slots), (border.T, slots.T)):

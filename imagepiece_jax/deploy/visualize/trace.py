@@ -28,7 +28,7 @@ class Stage:
     block: int
     site: str  # "mid", between attention and MLP of the block, or "pre", before it
     tokens: int
-    # of a soft reduction (TokenLearner), whose tokens overlap, neither is there
+    # None after a soft reduction (TokenLearner), because its tokens overlap
     source: np.ndarray | None = None  # [B, n0] int32, each patch's token, or DROPPED
     sizes: np.ndarray | None = None  # [B, n_out] int32, the patches of each token
 
@@ -40,7 +40,7 @@ class Trace:
     grid: tuple[int, int]  # (height, width) in patches
     stages: tuple[Stage, ...]
     tokens: int  # image tokens at the end
-    # [B] int32, the most probable class; None where outputs are no classes
+    # [B] int32, the most probable class; None if the outputs are not classes
     top: np.ndarray | None
     confidence: np.ndarray | None  # [B] float32, its probability
 
@@ -50,11 +50,11 @@ def trace(
 ) -> Trace:
     """The Trace of uint8 images [B, H, W, 3].
 
-    It ends at the first soft reduction: tokens overlap there, and later ones have no
-    place on the image.
+    It ends at the first soft reduction: its tokens overlap, and later ones have no
+    place in the image.
 
     model: not of masked training
-    problem_type: of the head, as Pretrained has it
+    problem_type: of the head
     """
     slots, logits = _in_batches(model, variables, images)
     top = None
@@ -99,7 +99,7 @@ def _in_batches(model, variables, images):
 
 @functools.partial(jax.jit, static_argnames="model")
 def _run(variables, images, model):
-    """(slots after each step before the first soft one, logits)."""
+    """(slots after each step up to the first soft one, logits)."""
     images = normalize(images, model.config.mean, model.config.std)
     # Full float32: GPUs would round the factors of products, and near ties differ.
     with jax.default_matmul_precision("highest"):
@@ -115,8 +115,7 @@ def write_traces(folder, names, methods, traces):
     """Write JSON with the slot maps of all images under all methods.
 
     names: of the images
-    methods: a dict of JSON values for each of `traces`, such as its label
-    Raises RunError where it cannot be written.
+    methods: a dict of JSON values for each of `traces`, for example with its label
     """
     entries = []
     for method, trace in zip(methods, traces, strict=True):

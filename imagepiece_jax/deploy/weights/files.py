@@ -27,7 +27,6 @@ _LFS = b"version https://git-lfs"
 
 def read_state_dict(
     path: str | os.PathLike,
-    averaged: bool = False,
     choose: Callable[[Collection[str]], Collection[str]] = list,
     checkpoint: str | None = None,
 ) -> dict[str, np.ndarray]:
@@ -36,8 +35,6 @@ def read_state_dict(
     The ending chooses the reader, by _READERS; `state_dicts.tensors_of_one` finds the
     state dict in what it reads.
 
-    averaged: read averages, under a key of their own; False warns of any, and leaves
-        them out
     choose: the names to read, from all names; other tensors may be many GB
     checkpoint: the key of the model that is meant, where a file has several
     """
@@ -45,7 +42,7 @@ def read_state_dict(
 
     def select(content):
         """The tensors that `choose` names, not yet read."""
-        unread = tensors_of_one(path, content, averaged, checkpoint)
+        unread = tensors_of_one(content, checkpoint)
         return {name: unread[name] for name in choose([*unread])}
 
     tensors = _read(path, _READERS, select)

@@ -77,8 +77,11 @@ def repository_files(text):
     if weights.name.startswith("open_clip"):
         repository.optional(OPEN_CLIP)
     if "architecture" not in config:  # timm's own form says it all
-        # transformers 5 writes the other file alone for models of images and texts.
-        if not repository.optional(PREPROCESSOR):
+        # transformers 5 prefers the second file, and writes it alone for models of
+        # images and texts. Caches that older versions filled do not know it.
+        if repository.optional(PREPROCESSOR):
+            repository.get(PROCESSOR)
+        else:
             repository.optional(PROCESSOR)
     if OURS in config:
         repository.optional(SELECTORS)
@@ -107,7 +110,7 @@ class _Repository:
     def needed(self, *names):
         """The path of the first of these files that there is."""
         for name in names:
-            if file := self._get(name):
+            if file := self.get(name):
                 return file
         place = self._text
         if self._unreachable:
@@ -116,7 +119,7 @@ class _Repository:
 
     def optional(self, name):
         """Fetch a file where the repository has it; return its path, or None."""
-        file = self._get(name)
+        file = self.get(name)
         if file or not self._unreachable:
             return file
         import huggingface_hub
@@ -132,7 +135,7 @@ class _Repository:
             )
         return None
 
-    def _get(self, name):
+    def get(self, name):
         """The path of a file; None where there is none, or none in reach.
 
         The first file settles the commit of all.

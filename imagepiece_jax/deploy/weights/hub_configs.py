@@ -54,6 +54,8 @@ def read(found: Location, images_known: bool = False) -> Described:
     images_known: whether the latter may lack
     """
     folder = found.path
+    if found.config is None:
+        read_json(found.config_file)  # raises what is wrong
     if found.config_file.name == OPEN_CLIP:
         parse_open_clip = open_clip_config.parse_open_clip
         return Described(guarded(found.config_file, parse_open_clip, found.config))

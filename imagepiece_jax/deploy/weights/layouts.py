@@ -270,31 +270,23 @@ class Contents(NamedTuple):
     recovered: Mapping[str, np.ndarray] = types.MappingProxyType({})
 
 
-def read_weights(
-    path: str | os.PathLike,
-    averaged: bool = False,
-    checkpoint: str | None = None,
-) -> Contents:
+def read_weights(path: str | os.PathLike, checkpoint: str | None = None) -> Contents:
     """A weights file by timm's names; only tensors that `to_timm` uses are read.
 
-    averaged, checkpoint: as `files.read_state_dict` takes them
+    checkpoint: the key of the model that is meant, where the file has several
     """
     path = pathlib.Path(path)
-    state_dict = read_state_dict(path, averaged, _placed_names, checkpoint)
+    state_dict = read_state_dict(path, _placed_names, checkpoint)
     try:
         return to_timm(state_dict)
     except InputError as error:
         raise InputError(f"weights file {path}: {error}") from error
 
 
-def read_folder(
-    folder: pathlib.Path,
-    averaged: bool = False,
-    checkpoint: str | None = None,
-) -> Contents:
+def read_folder(folder: pathlib.Path, checkpoint: str | None = None) -> Contents:
     """As `read_weights` for a folder, with what `save` writes beside the weights."""
     file = location.weights_file(folder)
-    contents = read_weights(file, averaged, checkpoint)
+    contents = read_weights(file, checkpoint)
     if (folder / SELECTORS).exists():
         learned = read_state_dict(folder / SELECTORS)
         contents = contents._replace(tensors=contents.tensors | learned)

@@ -18,9 +18,10 @@ from flax import traverse_util
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.warning import warn
 from imagepiece_jax.config.run_files import KINDS, check_normalization
 from imagepiece_jax.deploy.weights import hub_configs, layouts, location, runs
-from imagepiece_jax.deploy.weights.file_names import CONFIG, OPEN_CLIP, RECOVERED
+from imagepiece_jax.deploy.weights.file_names import CONFIG, OPEN_CLIP, OURS, RECOVERED
 from imagepiece_jax.deploy.weights.hub_configs import Described
 from imagepiece_jax.deploy.weights.layouts import Contents
 from imagepiece_jax.deploy.weights.location import FILE, FOLDER, RUN, Location
@@ -78,8 +79,7 @@ def load(
     attention: what computes it, "xla", "cudnn" or "auto", which chooses
     checkpoint: of a run, "best", which is the default, or "latest"; of a file with
         several models, the key of one, such as "teacher"
-    averaged: take the weights averaged over the training's steps, which a run has
-        (config.ema_decay), and a file that timm's or DeiT's code saved in training
+    averaged: take a run's weights averaged over its steps (config.ema_decay)
     crop: share of an image's sides that evaluation keeps; None: the config's
     num_classes: another number than the weights' gives a new head, which is drawn; 0
         leaves the head out
@@ -89,7 +89,7 @@ def load(
     Raises InputError for weights that do not say which model they are, and for tensors
         that are not the config's.
     """
-    found = location.find(weights)
+    found = location.find(weights, may_be_broken=config is not None)
     checkpoint = _checkpoint(found, checkpoint)
     described = describe(found, config)
     contents = read_contents(found, described.config, checkpoint, averaged)
@@ -176,7 +176,10 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
         raise InputError(f"config is {name!r}, no name and no file; {names}")
     if os.path.basename(name) in (CONFIG, OPEN_CLIP):
         name = os.path.dirname(name) or os.curdir
-    return describe(location.find(name)).config
+    found = location.find(name)
+    if found.kind == FILE and registry.name_of_file(found.path) is None:
+        raise InputError(f"config is {name!r}; a file must be {CONFIG} or {OPEN_CLIP}")
+    return describe(found).config
 
 
 def loaders(run: "RunConfig") -> tuple[Loader | None, Loader | None]:
@@ -212,12 +215,27 @@ def describe(found: Location, config=None) -> Described:
     if found.kind == RUN:
         described = runs.read(found)
     elif found.config_file is not None:
-        described = hub_configs.read(found, config is not None)
+        described = _of_files(found, config)
     else:
         return Described(config or _config_of_file(found))
     if config is not None:
         described = described._replace(config=config)
     return described
+
+
+def _of_files(found, config):
+    """What the files beside a folder's weights say.
+
+    A config.json of `save` that is broken, or of another version, says nothing where
+    the caller gives a config.
+    """
+    try:
+        return hub_configs.read(found, config is not None)
+    except InputError as error:
+        if config is None or OURS not in (found.config or {OURS}):
+            raise
+        warn(f"{error}; it is left out, as config says what the model is")
+        return Described(config)
 
 
 def _config_of_file(found):
@@ -246,10 +264,13 @@ def read_contents(found, config, checkpoint, averaged) -> Contents:
         tensors, facts = runs.read_checkpoint(found.path, checkpoint, averaged)
         check_normalization(found.path, vars(config), facts)
         return Contents(tensors)
-    if found.kind == FOLDER:
-        contents = layouts.read_folder(found.path, averaged, checkpoint)
-    else:
-        contents = layouts.read_weights(found.path, averaged, checkpoint)
+    if averaged:
+        raise InputError(
+            f"averaged is for a run, but this is {found.place}; checkpoint is the key "
+            "of averages in a file"
+        )
+    read = layouts.read_folder if found.kind == FOLDER else layouts.read_weights
+    contents = read(found.path, checkpoint)
     if contents.num_heads not in (None, config.num_heads):
         raise InputError(
             f"{found.place}: num_heads is {config.num_heads}, but its tensors are of "

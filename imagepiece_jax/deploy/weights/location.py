@@ -37,7 +37,7 @@ class Location:
     kind: str  # FILE, FOLDER or RUN
     # what says which model a folder's weights are, and its content; None: nothing does
     config_file: pathlib.Path | None = None
-    config: Mapping[str, Any] | None = None
+    config: Mapping[str, Any] | None = None  # None, too, where it is no JSON
 
     @property
     def name(self) -> str:
@@ -53,11 +53,13 @@ class Location:
         return f"{self.kind} {hub.SCHEME}{repository}"
 
 
-def find(path: str | os.PathLike) -> Location:
+def find(path: str | os.PathLike, may_be_broken: bool = False) -> Location:
     """The weights at a path, or of a hub id, whose files are fetched for that.
 
     A folder's config file is read, and no other; a folder of one weights file may lack
     it. Files of the hub that are in its cache are not fetched again.
+
+    may_be_broken: whether a folder's config file may be no JSON
     """
     if hub.is_id(path):
         return _in_folder(hub.fetched(str(path)))
@@ -68,7 +70,7 @@ def find(path: str | os.PathLike) -> Location:
             f"hub is {hub.SCHEME}OWNER/NAME"
         )
     if path.is_dir():
-        return _in_folder(path)
+        return _in_folder(path, may_be_broken)
     return Location(path, FILE)
 
 
@@ -85,13 +87,18 @@ def is_run(path: str | os.PathLike) -> bool:
     return _in_folder(folder).kind == RUN
 
 
-def _in_folder(folder):
-    """The Location of a folder."""
+def _in_folder(folder, may_be_broken=False):
+    """The Location of a folder, with the arguments of `find`."""
     file = _config_file(folder)
     if not file.is_file():
         weights_file(folder)
         return Location(folder, FOLDER)
-    config = read_json(file)
+    try:
+        config = read_json(file)
+    except InputError:
+        if not may_be_broken:
+            raise
+        return Location(folder, FOLDER, file)
     names_model = any(key in config for key in PUBLISHED)
     if names_model or (folder / OPEN_CLIP).is_file():
         return Location(folder, FOLDER, file, config)

@@ -34,7 +34,7 @@ from imagepiece_jax.deploy.weights.file_names import (
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import create
-from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import (
     check_variables,
     digest,
@@ -58,7 +58,6 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
         not the model's.
     """
     folder = checked_folder(folder)
-    check_pretrained(vit)
     _check(vit)
     tensors = timm_tensors.to_timm(vit.dense_variables)
     learned = {k: v for k, v in tensors.items() if k.startswith("reducer.")}

@@ -1,7 +1,7 @@
-"""State dicts in the content of a weights file, and the one that a caller means.
+"""The state dict in the content of a weights file.
 
 Training scripts save a state dict alone, or under a key beside optimizer and epoch;
-averages of the weights or a second model may be beside it.
+averages of the weights or a second model may be beside it, under keys of their own.
 """
 
 from collections.abc import Callable
@@ -9,19 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imagepiece_jax.common.warning import warn
 from imagepiece_jax.errors import InputError
 
-# Keys under which training scripts save weights, next to optimizer and epoch: DeepSpeed
-# and EVA-02 under "module", Lightning under "state_dict".
-_WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "net", "network")
-_WRAPPERS += ("model_state", "params", "weights", "teacher")
-# Keys of averaged weights beside them: timm's, DeiT's and those of other scripts.
-_AVERAGES = ("state_dict_ema", "model_ema", "ema", "ema_state_dict")
-_AVERAGES += ("model_ema_state_dict", "params_ema")
 _COUNT = "n_averaged"  # of models, which PyTorch's AveragedModel has beside its module
-SMALLEST = 12  # tensors of a model under any other key, at least: those of one block
-_DEEPEST = 100  # dict in dict
+SMALLEST = 12  # tensors of a model, at least: those of one block
 
 
 class Unread(NamedTuple):
@@ -35,41 +26,24 @@ def read_all(tensors):
     return {name: tensor.read() for name, tensor in tensors.items()}
 
 
-def tensors_of_one(path, content, averaged, checkpoint):
+def tensors_of_one(content, key=None):
     """{name: Unread} of the model in `content` that the caller means.
 
-    averaged, checkpoint: as `files.read_state_dict` takes them
+    key: of the model, where the content has several
     """
-    keys = []
-    for _ in range(_DEEPEST):
-        models = _models(content)
-        keys.extend(models)
-        averages = [key for key in models if key in _AVERAGES]
-        chosen = [key for key in models if key not in _AVERAGES] or averages
-        if checkpoint in models:
-            chosen = [checkpoint]
-            checkpoint = None
-        elif averaged and averages:
-            chosen = averages
-            averaged = False
-        elif averages and chosen != averages:
-            warn(
-                f"{path} has averaged weights, too ({', '.join(averages)}), which are "
-                "left out: averaged=True reads them"
-            )
-        if len(chosen) != 1:
-            break
-        content = models[chosen[0]]
-    if checkpoint is not None:
-        listed = ", ".join(keys) or "one model under no key"
-        raise InputError(f"checkpoint is {checkpoint!r}; the file has {listed}")
-    if chosen:
+    models = {}
+    if isinstance(content, dict):
+        models = {name: part for name, part in content.items() if _is_model(part)}
+    if key is not None and key not in models:
+        listed = ", ".join(models) or "one model under no key"
+        raise InputError(f"checkpoint is {key!r}; the file has {listed}")
+    if key is None and len(models) > 1:
         raise InputError(
-            f"it holds {len(chosen)} models; checkpoint must be the key of one, "
-            f"{' or '.join(chosen)}"
+            f"it holds {len(models)} models; checkpoint must be the key of one, "
+            f"{' or '.join(models)}"
         )
-    if averaged:
-        raise InputError("it has no averaged weights")
+    if models:
+        content = models[key or next(iter(models))]
     return named_tensors(content)
 
 
@@ -86,19 +60,8 @@ def named_tensors(content):
     return {name: tensor for name, tensor in content.items() if name != _COUNT}
 
 
-def _models(content):
-    """{key: dict} of what holds a model in a dict, alone or under keys of its own."""
-    models = {}
-    if isinstance(content, dict):
-        for key, part in content.items():
-            if isinstance(part, dict) and _has_model(key, part):
-                models[key] = part
-    return models
-
-
-def _has_model(key, part):
-    """Whether a dict under a key holds a model."""
-    are_tensors = [isinstance(value, Unread) for value in part.values()]
-    if key in _WRAPPERS or key in _AVERAGES:
-        return any(are_tensors) or bool(_models(part))
-    return len(part) >= SMALLEST and all(are_tensors)
+def _is_model(part):
+    """Whether a value of the content is a model's state dict."""
+    if not isinstance(part, dict) or len(part) < SMALLEST:
+        return False
+    return all(isinstance(value, Unread) for value in part.values())

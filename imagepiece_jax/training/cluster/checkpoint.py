@@ -121,7 +121,7 @@ class Checkpoints:
         """
         if not parallel.is_main():
             return
-        arrays = {n: np.asarray(leaf) for n, leaf in _leaves_by_name(state).items()}
+        arrays = _arrays(state)
         with self._reported(kind):
             if kind not in self._writers:
                 every = self._keep_every if kind == "latest" else 0
@@ -132,6 +132,15 @@ class Checkpoints:
             for later in [s for s in writer.steps() if s >= step]:
                 writer.remove(later)
             writer.save(step, arrays, checksums.sealed(arrays, meta))
+
+    def replace_facts(self, step, state, meta):
+        """Replace the `meta` of a "latest" step, whose state is on disk and the same.
+
+        A kill leaves the old one or the new one; `save` would remove the step first.
+        """
+        if parallel.is_main():
+            item = checksums.sealed(_arrays(state), meta)
+            orbax_files.replace_json(self._root / "latest" / str(step) / "meta", item)
 
     def latest_step(self):
         """The newest complete step, even if it is damaged; None without any."""
@@ -205,6 +214,11 @@ def _checked_table(wanted, folder, table):
                 f"{folder}: {name} is {theirs}, but {ours} in the model of this config"
             )
     return table
+
+
+def _arrays(state):
+    """NumPy arrays of a state by path."""
+    return {name: np.asarray(leaf) for name, leaf in _leaves_by_name(state).items()}
 
 
 def _leaves_by_name(tree):

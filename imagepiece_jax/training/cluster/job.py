@@ -19,8 +19,8 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common import parallel
+from imagepiece_jax.common.signals import ending_at_once
 from imagepiece_jax.errors import InputError, Stopped
-from imagepiece_jax.training.cluster.preemption import StopRequest
 from imagepiece_jax.training.cluster.run_dir import flat_fields
 
 # Seconds without a heartbeat until a process counts as dead, and that a process which
@@ -58,9 +58,8 @@ def joined(
     with contextlib.ExitStack() as stack:
         # JAX waits in C++ code, in which Python's own handlers do not run
         # (test_a_process_that_waits_for_the_others_ends_at_a_signal). Training has a
-        # request of its own, which saves.
-        request = stack.enter_context(StopRequest())
-        stack.enter_context(request.ending_at_once())
+        # StopRequest, which saves.
+        stack.enter_context(ending_at_once())
         stack.enter_context(_loss_in_one_sentence())
         if _initialize(coordinator, num_processes, process_id):
             # JAX aborts from a C++ thread, where Python's handlers do not run either.

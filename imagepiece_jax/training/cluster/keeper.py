@@ -8,8 +8,8 @@ import contextlib
 import dataclasses
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.files import FolderLock
-from imagepiece_jax.errors import RunError, Stopped
+from imagepiece_jax.common.files import locked
+from imagepiece_jax.errors import Stopped
 from imagepiece_jax.training.cluster import job, run_dir
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints, Progress
 from imagepiece_jax.training.cluster.preemption import StopRequest
@@ -28,10 +28,9 @@ def held(plan, dry_run: bool = False):
     job.check_same_settings(dry_run, fields, plan.model, plan.data)
     run_dir.check_config(workdir, fields)
     with contextlib.ExitStack() as stack:
-        lock = None
         if parallel.is_main() and not dry_run:
-            lock = stack.enter_context(FolderLock("workdir", workdir))
-        yield Keeper(plan, fields, lock, dry_run)
+            stack.enter_context(locked("workdir", workdir))
+        yield Keeper(plan, fields, dry_run)
 
 
 class Keeper:
@@ -40,11 +39,10 @@ class Keeper:
     resumed: whether the run has a checkpoint
     """
 
-    def __init__(self, plan, fields, lock, dry_run):
+    def __init__(self, plan, fields, dry_run):
         self._plan = plan
         self._fields = fields
         self._dry_run = dry_run
-        self._lock = lock  # a FolderLock; None: in another process, or not needed
         self._checkpoints = Checkpoints(plan.workdir, plan.config.keep_every_steps)
         self._request = None  # a StopRequest, in `guarding`
         self._saved = 0  # the step that the run begins after, or that was saved last
@@ -81,15 +79,13 @@ class Keeper:
     def guarding(self):
         """While entered, a signal requests a stop. Yields the StopRequest.
 
-        At the end all checkpoints are on disk; the end of a complete run is noted.
+        At the end all checkpoints are on disk.
         """
         with (
             StopRequest(parallel.max_over_processes()) as self._request,
             self._checkpoints,
         ):
             yield self._request
-        if parallel.is_main():
-            run_dir.record_end(self._plan.workdir)
 
     @contextlib.contextmanager
     def compiling(self, run, log):
@@ -121,20 +117,14 @@ class Keeper:
             raise Stopped(signum, run.step)
 
     def save(self, run, log):
-        """Save a Run after its step, as the best too where it is that.
-
-        Raises RunError where its folder was moved, removed or unmounted.
-        """
+        """Save a Run after its step, and as the best too if it is that."""
         log.flush()  # lines first: a kill between the two loses nothing
-        if self._lock and not self._lock.is_there():
-            raise RunError(
-                f"{self._plan.workdir} has vanished, or is not the folder that this "
-                "run began in: nothing more can be saved; once it is back, the same "
-                "command resumes from its newest checkpoint"
-            )
         state = parallel.unreplicate(run.state)
         meta = dataclasses.asdict(run.progress)
         if run.progress.best["step"] == run.step:
             self._checkpoints.save(run.step, state, meta, "best")
-        self._checkpoints.save(run.step, state, meta)
+        if run.step == self._saved:  # it was stopped in its evaluation, and resumed
+            self._checkpoints.replace_facts(run.step, state, meta)
+        else:
+            self._checkpoints.save(run.step, state, meta)
         self._saved = run.step

@@ -1,17 +1,15 @@
 """Stopping at a signal: Ctrl-C, and the SIGTERM that schedulers send before a kill.
 
-A run stops between two steps, where its state can be saved. During a compilation, which
-may take minutes, Python does not run signal handlers; there a thread ends the process,
-which has saved its state before. `keeper` says what is saved after a step, and
-`errors.Stopped` has the exit status.
+A run stops between two steps, where its state can be saved. `keeper` says what is saved
+after a step, and `errors.Stopped` has the exit status. During a compilation, which may
+take minutes and runs no Python, the signal ends the process at once; the state has been
+saved before.
 """
 
 import contextlib
-import os
 import signal
-import sys
 
-from imagepiece_jax.common.signals import SIGNALS, Listener
+from imagepiece_jax.common import signals
 
 
 class Interrupted(Exception):
@@ -32,37 +30,24 @@ class StopRequest:
         self._agree = agree
         self._signum = 0  # the first signal that has arrived here; 0: none
         self._agreed = 0  # the signal on which all processes have agreed; 0: none
-        self._at_once = False  # whether a signal ends the process now
-        self._heard_before = False  # whether the listener has heard a signal
-        self._listener = None
+        self._ignoring = False
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self):
-        ignored = signal.SIG_IGN  # as Ctrl-C of a process that a shell's `&` starts
-        heard = [s for s in SIGNALS if signal.getsignal(s) is not ignored]
-        try:
-            self._before = {s: signal.signal(s, self._note) for s in heard}
-        except ValueError:  # not in the main thread, where signals do not arrive
-            self._before = {}
-        if self._before:
-            self._listener = Listener(self._hear)
+        heard = signals.not_ignored()
+        self._stack.enter_context(signals.handled_by(self._note, heard))
         return self
 
     def __exit__(self, *error):
-        if self._listener is not None:
-            self._listener.close()
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
+        self._stack.close()
 
     @contextlib.contextmanager
     def ending_at_once(self):
-        """Context in which a signal ends the process at once, as nothing is to save."""
-        self._at_once = True
-        if self._signum:  # arrived before
-            _end(self._signum, "stopped with nothing to save")
-        try:
+        """Context in which a signal ends the process at once, saving nothing."""
+        with signals.ending_at_once():
+            if self._signum:  # arrived before
+                signal.raise_signal(self._signum)
             yield
-        finally:
-            self._at_once = False
 
     def requested(self):
         """The signal that requested a stop, or 0; later signals are ignored.
@@ -76,8 +61,7 @@ class StopRequest:
 
     def ignore_signals(self):
         """Ignore signals from now on, until the end of the context."""
-        if self._listener is not None:
-            self._listener.pause()
+        self._ignoring = True
 
     def until_requested(self, items):
         """Yield the items; raise Interrupted once a stop is requested."""
@@ -87,20 +71,7 @@ class StopRequest:
             yield item
 
     def _note(self, signum, frame):
+        if self._signum and signum == signal.SIGINT and not self._ignoring:
+            with signals.ending_at_once():
+                signal.raise_signal(signum)
         self._signum = self._signum or signum
-
-    def _hear(self, signum):
-        """Note a signal in the listener's thread, or end the process."""
-        self._note(signum, None)
-        if self._at_once:
-            _end(signum, "stopped with nothing to save")
-        if self._heard_before and signum == signal.SIGINT:
-            _end(signum, "stopped without saving")
-        self._heard_before = True
-
-
-def _end(signum, words):
-    """End this process at once. Workers of the loader end when their pipe closes."""
-    words += "; the same command resumes from the newest checkpoint, if there is one"
-    os.write(sys.stderr.fileno(), f"{words}\n".encode())
-    os._exit(128 + signum)

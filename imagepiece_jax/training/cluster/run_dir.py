@@ -5,20 +5,19 @@ change when a run is resumed. `run.json` has an entry for each start, and the ti
 the run's end. `classes.json` has the names of the classes by label, if there are any.
 """
 
-import datetime
 import importlib.metadata
 import json
 import pathlib
 import platform
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import traverse_util
 
 from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.version import LIBRARIES
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.config.run_files import (
     CHECKPOINTS,
     CLASSES,
@@ -27,6 +26,7 @@ from imagepiece_jax.config.run_files import (
     read_class_names,
 )
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.training.logging import read_metrics
 
 RUN = "run.json"
@@ -54,17 +54,22 @@ def took_steps(workdir):
 class Earlier(NamedTuple):
     """What the folder of a run says of its earlier steps."""
 
-    config: Mapping[str, Any]
+    model: ViTConfig
     class_names: tuple[str | None, ...] | None
 
 
 def read_earlier(workdir) -> Earlier | None:
     """The Earlier of the run in `workdir`; None where no step was taken there."""
     folder = pathlib.Path(workdir)
-    if not (took_steps(folder) and (folder / CONFIG).is_file()):
+    path = folder / CONFIG
+    if not (took_steps(folder) and path.is_file()):
         return None
-    config = _read_config(folder / CONFIG)
-    return Earlier(config, read_class_names(folder, config["num_classes"]))
+    config = _read_config(path)
+    try:
+        run = RunConfig.from_config(config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}; {OTHER}") from error
+    return Earlier(run.model, read_class_names(folder, run.num_classes))
 
 
 def _read_config(path):
@@ -119,7 +124,7 @@ def record_start(workdir, config: dict):
     starts.append(
         {
             "git": files.git_revision(),
-            "time": time_now(),
+            "time": time.strftime(CLOCK),
             "command": sys.argv,
             "python": platform.python_version(),
             "devices": [str(d.device_kind) for d in parallel.local_devices()],
@@ -131,34 +136,12 @@ def record_start(workdir, config: dict):
     files.write_json(workdir / CONFIG, config)
 
 
-def record_end(workdir):
-    """Add to the newest start in `run.json` that it took the run's last step."""
-    starts = _starts(workdir)
-    starts[-1]["end"] = time_now()
-    files.write_json(pathlib.Path(workdir) / RUN, {"starts": starts})
-
-
-def wall_seconds(workdir) -> float | None:
-    """Seconds from a run's first start to its end; None where `run.json` has no end."""
-    starts = _starts(workdir)
-    ends = [start["end"] for start in starts if "end" in start]
-    if not ends:
-        return None
-    times = starts[0]["time"], ends[0]
-    first, end = (datetime.datetime.strptime(text, CLOCK) for text in times)
-    return (end - first).total_seconds()
-
-
-def time_now():
-    return time.strftime(CLOCK)
-
-
 def _starts(workdir):
     """The starts of a run, from `run.json`."""
     path = pathlib.Path(workdir) / RUN
     if not path.exists():
         return []
-    return files.read_json(path)["starts"]
+    return files.read_json(path).get("starts", [])
 
 
 def record_classes(workdir, names):

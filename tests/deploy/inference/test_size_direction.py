@@ -22,13 +22,6 @@ from tests.refused import refused
 TOME = "tome:r_list=(9,5,2):prop_attn=True"
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """The folder in which directions are kept."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "imagepiece_jax" / "size_directions"
-
-
 def results_of(method, model):
     """[results] of a method of Attention, of every block, by (variables, images)."""
 
@@ -170,12 +163,11 @@ def test_sized_blocks_are_those_whose_attention_has_a_bias(name):
 
 
 def test_a_program_says_how_it_takes_sizes(vit):
-    images = photographs(vit)
-    options = {"sizes": "direction", "size_images": images}
-    program = optimize(vit, 2, **options)
+    program = optimize(vit, 2, sizes="direction")
     assert "sizes by a direction" in program.describe()
-    u = size_direction.directions(vit, images)
+    u = size_direction.directions(vit)
     model, variables = size_direction.folded(vit.model, vit.variables, u)
+    images = photographs(vit)
     pixels = normalize(images, vit.model.config.mean, vit.model.config.std)
     wanted = tiny.logits(model)(variables, pixels)
     np.testing.assert_allclose(program(images), wanted, atol=2e-5)
@@ -209,43 +201,6 @@ def test_what_turns_directions_keeps_the_bias():
             optimize(vit, 2, sizes="direction")
 
 
-def test_directions_are_found_once(vit, cache, monkeypatch):
-    """For the same weights and images; a damaged file is made again."""
-    images = photographs(vit)
-    found = size_direction.directions(vit, images)
-    (file,) = cache.iterdir()
-    calls = []
-    moments = size_direction._moments
-
-    def counted(model):
-        calls.append(model)
-        return moments(model)
-
-    monkeypatch.setattr(size_direction, "_moments", counted)
-    np.testing.assert_array_equal(size_direction.directions(vit, images), found)
-    assert not calls
-    file.write_bytes(file.read_bytes()[:40])
-    np.testing.assert_array_equal(size_direction.directions(vit, images), found)
-    assert len(calls) == 1
-    size_direction.directions(vit, images[::-1].copy())
-    assert len(calls) == 2
-
-
-def test_kept_directions_are_those_of_the_same_model(vit):
-    """The same weights have other directions with other heads."""
-    images = photographs(vit)
-    first = size_direction.directions(vit, images)
-    heads = dataclasses.replace(vit.config, num_heads=6)
-    deviation = dataclasses.replace(vit.config, std=(1, 1, 1))
-    for config in (heads, vit.config.with_arch(gelu="quick"), deviation):
-        model = vit.model.clone(config=config)
-        other = dataclasses.replace(vit, model=model)
-        found = size_direction.directions(other, images)
-        np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
-        assert found.shape[1] == model.config.num_heads
-        assert not np.array_equal(found.ravel(), first.ravel())
-
-
 @pytest.mark.parametrize("names", ["q", "k", "qk"])
 def test_a_head_of_zeros_has_a_direction(vit, names):
     """Such as a head that was pruned: it uses none."""
@@ -256,21 +211,6 @@ def test_a_head_of_zeros_has_a_direction(vit, names):
     vit = dataclasses.replace(vit, variables={"params": params})
     found = size_direction.directions(vit, photographs(vit))
     np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("images", "said"),
-    [
-        (np.zeros((2, 24, 20, 3), np.uint8), "of 20x20"),
-        (np.zeros((2, 20, 20, 4), np.uint8), "of 20x20"),
-        ([3], "size_images: images is int"),
-        (np.full((2, 20, 20, 3), np.nan, np.float32), "no numbers"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:the values of images are not all numbers")
-def test_images_that_find_no_directions(vit, images, said):
-    with pytest.raises(InputError, match=said):
-        optimize(vit, 2, sizes="direction", size_images=images)
 
 
 def test_weights_that_are_no_numbers_find_no_directions(vit):
@@ -313,46 +253,3 @@ def test_deit_hardly_notices(assets):
     folded = jax.nn.log_softmax(tiny.logits(model)(variables, images))
     divergence = jnp.mean(jnp.sum(jnp.exp(dense) * (dense - folded), -1))
     assert 1e-6 < divergence < 5e-4
-
-
-@pytest.mark.slow
-def test_the_class_token_ranks_as_before_but_for_near_ties(assets):
-    """Of the same tokens, in every block that ranks some.
-
-    Their order changes by a hundredth of what their attention differs by.
-    """
-    vit = load(assets / "weights/deit_tiny_patch16_224.pth", reduction=0.5)
-    pixels = odd_photographs(assets, 2)
-    images = normalize(pixels, vit.model.config.mean, vit.model.config.std)
-    u = size_direction.directions(vit)
-    _, variables = size_direction.folded(vit.model, vit.variables, u)
-
-    def run(variables, folded, images):
-        compared = []
-
-        def both(call, args, kwargs, context):
-            result = call(*args, **kwargs)
-            module = context.module
-            if isinstance(module, Attention) and context.method_name == "__call__":
-                # The folded one, which has no path, is not compared with itself.
-                if module.path and "cls_attn" in result[1]:
-                    params = folded["params"][module.path[0]]["attn"]
-                    turned = {"sizes": "direction"}
-                    execution = dataclasses.replace(module.execution, **turned)
-                    other = module.clone(execution=execution, parent=None)
-                    _, scores = other.apply({"params": params}, *args, **kwargs)
-                    compared.append((result[1]["cls_attn"], scores["cls_attn"]))
-            return result
-
-        with nn.intercept_methods(both):
-            vit.model.apply(variables, images)
-        return compared
-
-    compared = tiny.compiled(run)(vit.variables, variables, images)
-    assert len(compared) == 3
-    ranks = []
-    for plain, folded in compared:
-        change = np.std(np.log(folded) - np.log(plain))
-        assert change < 0.01 * np.std(np.log(plain))
-        ranks.append(np.argsort(plain) == np.argsort(folded))
-    assert 0.9 < np.mean(np.concatenate(ranks, axis=1)) < 1

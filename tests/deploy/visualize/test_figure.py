@@ -8,15 +8,10 @@ from imagepiece_jax.deploy.visualize import figure
 from tests.deploy.visualize import traces
 
 
-def test_views_show_the_numbers_of_the_trace():
-    shown = figure.views(traces.hard(), 1)
-    sizes = shown["sizes"][1]
-    np.testing.assert_array_equal(sizes.values, [1, 1, 0, 0, 0, np.nan])
-    assert (sizes.title, sizes.note) == ("sizes, before block 3", "1 to 2 patches")
-    tokens = shown["tokens"][0]
-    np.testing.assert_array_equal(tokens.values, traces.MERGED)
-    assert (tokens.title, tokens.note) == ("block 1", "5 tokens")
-    assert figure.views(traces.soft(), 0) == {"tokens": [None], "sizes": [None]}
+def test_sizes_are_those_of_the_trace():
+    shares, note = figure.size_shares(traces.hard().stages[1], 1)
+    np.testing.assert_array_equal(shares, [1, 1, 0, 0, 0, np.nan])
+    assert note == "1 to 2 patches"
 
 
 @pytest.mark.parametrize("kind, rows", [("hard", 2), ("soft", 1), ("dense", 1)])

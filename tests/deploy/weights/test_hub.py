@@ -196,6 +196,15 @@ def test_only_the_files_that_are_needed_are_fetched(online, cache, variables):
     assert len(online.requests) == count
 
 
+def test_transformers_models_come_with_their_processors(online, cache):
+    """transformers 5 prefers the second file."""
+    processors = {"preprocessor_config.json", "processor_config.json"}
+    online.files["config.json"] = json.dumps(HF).encode()
+    online.files |= dict.fromkeys(processors, b"{}")
+    hub.fetched("hf://org/name")
+    assert cached(cache) == processors | {"config.json", "model.safetensors"}
+
+
 def test_what_the_hub_does_not_have(online):
     lacking = "model.safetensors"
     del online.files[lacking]

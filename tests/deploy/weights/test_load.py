@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
@@ -67,7 +68,7 @@ def test_a_file_has_a_public_name_or_a_config_or_is_refused(file, tmp_path):
         with refused(f"'{SEVERAL}' stands for weights that differ in", TAGS):
             (tmp_path / f"{SEVERAL}.npz").touch()
             imagepiece_jax.load(tmp_path / f"{SEVERAL}.npz", config=config)
-    with refused("config is 'deit_tinny', no name and no file"):
+    with refused("config is 'deit_tinny', no name and no file; did you mean"):
         imagepiece_jax.load(file, config="deit_tinny")
     with refused(f"config is '{SEVERAL}.augreg', no name and no file", TAGS):
         imagepiece_jax.load(file, config=f"{SEVERAL}.augreg")
@@ -231,6 +232,23 @@ def test_a_folder_without_a_config(tmp_path, content, problem):
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(InputError, match=f"{tmp_path}/?{problem}"):
         imagepiece_jax.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", '{"imagepiece_jax": {"format": 2}}'])
+def test_a_given_config_stands_in_for_a_broken_one(saved, variables, tmp_path, content):
+    folder = shutil.copytree(saved, tmp_path / "w")
+    (folder / "config.json").write_text(content)
+    with pytest.warns(UserWarning, match="config.json.*; it is left out, as config"):
+        vit = imagepiece_jax.load(folder, config=CONFIG)
+    assert vit.model == MODEL
+    assert same(vit.variables, variables)
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "a.png", "w.npz"])
+def test_a_config_is_in_a_file_of_its_name(tmp_path, name):
+    (tmp_path / name).touch()
+    with refused(f"config is '{tmp_path / name}'; a file must be config.json or open"):
+        load.read_config(tmp_path / name)
 
 
 def test_a_folder_of_weights_may_lack_a_config(file):

@@ -10,7 +10,6 @@ import pytest
 from imagepiece_jax.deploy.weights.files import read_state_dict
 from tests.deploy.weights.pth import (
     check_same,
-    integer,
     mapping,
     old_tensor,
     old_torch,
@@ -72,7 +71,7 @@ def test_pth_one_storage_under_two_types(tmp_path, types):
 def test_files_of_pytorch_before_1_6(tmp_path):
     first = old_tensor("7", 4, (2, 2), (1, 2))
     second = old_tensor("3", 5, (5,), (1,))
-    content = mapping(model=mapping(a=first, b=parameter(second)), epoch=integer(3))
+    content = mapping(a=first, b=parameter(second))
     path = tmp_path / "a.pth"
     path.write_bytes(old_torch(content, keys=("3", "7"), counts=(5, 4)))
     wanted = np.arange(4, dtype="<f4").reshape(2, 2).T
