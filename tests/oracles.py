@@ -159,17 +159,6 @@ def count_sources(source, n):
     return counts
 
 
-def unmerge(values, source, fill=0.0):
-    """Give every patch its slot's value, dropped ones `fill` (number or [D]).
-
-    values [n, D], source [n0] -> [n0, D].
-    """
-    out = np.zeros((len(source), values.shape[1]))
-    for patch, slot in enumerate(source):
-        out[patch] = fill if slot == DROPPED else values[slot]
-    return out
-
-
 def last_values(values, steps):
     """Every patch's value, of dropped ones that of their token when it was dropped.
 

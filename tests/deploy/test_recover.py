@@ -1,8 +1,6 @@
-"""Recovery: its loss by hand, what moves, what is kept, and what is refused."""
+"""Recovery: what moves, what is kept, and what is refused."""
 
 import dataclasses
-import itertools
-import re
 import shutil
 import signal
 import sys
@@ -16,11 +14,10 @@ import imagepiece_jax
 from imagepiece_jax.data.folder import split_folder
 from imagepiece_jax.deploy import pictures
 from imagepiece_jax.deploy.pictures import as_source
-from imagepiece_jax.deploy.recover import recover, recovery_loss, recovery_step
+from imagepiece_jax.deploy.recover import recover, recovery_step
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
-from imagepiece_jax.training import losses
 from tests import forked, programs, runs
 from tests.models import tiny
 from tests.refused import refused
@@ -61,130 +58,17 @@ def kl(teacher, student):
     return np.sum(p * (np.log(p) - np.log(q)), axis=-1)
 
 
-def answers(model, variables, images, read):
-    """`recovery_loss.answers` in one program."""
-    run = tiny.compiled(lambda *args: recovery_loss.answers(model, *args, read))
-    return run(variables, images)
-
-
-def stream(model, variables, images):
-    """(logits, tokens after each block), by the module's own intermediates."""
-
-    @tiny.compiled
-    def run(variables, images):
-        outputs, blocks = tiny.traced_blocks(model, variables, images)
-        return outputs.logits, blocks
-
-    return run(variables, images)
-
-
-def test_the_loss_is_that_of_its_definition(vit):
-    fit = fit_of(vit)
-    images = tiny.images(4)
-    dense = vit.with_reduction(None)
-    read = fit.comparison.read
-    both = []
-    logits = []
-    tokens = []
-    for each in (vit, dense):
-        both.append(answers(each.model, vit.variables, images, read))
-        seen = stream(each.model, vit.variables, images)
-        logits.append(seen[0])
-        tokens.append(seen[1])
-    by_hand = kl(np.float64(logits[1]), np.float64(logits[0]))
-    shares = []
-    for ours, theirs in zip(*tokens, strict=True):
-        moved = ((ours[:, 0] - theirs[:, 0]) ** 2).sum(-1)
-        shares.append(moved / (theirs[:, 0] ** 2).sum(-1))
-    terms = tiny.compiled(fit.comparison.terms)(*both)
-    chex.assert_trees_all_close(terms["logits"], by_hand, rtol=1e-4, atol=1e-6)
-    by_hand_tokens = np.mean(shares, axis=0)
-    chex.assert_trees_all_close(terms["class_tokens"], by_hand_tokens, rtol=1e-4)
-    # The class token attends to all tokens in the block that drops some.
-    assert np.all(shares[0] < 1e-10)
-    assert np.all(shares[1] > 0)
-    total = np.mean(by_hand + 0.5 * by_hand_tokens)
-    loss = tiny.compiled(fit.comparison.loss)(*both)
-    assert float(loss) == pytest.approx(total, rel=1e-4)
-
-
-def test_classes_that_are_each_by_themselves_have_a_divergence_each():
-    student, teacher = np.random.default_rng(0).normal(size=(2, 5, 3))
-    p = 1 / (1 + np.exp(-teacher))
-    q = 1 / (1 + np.exp(-student))
-    by_hand = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
-    found = recovery_loss.binary_kl_divergence(student, teacher)
-    np.testing.assert_allclose(found, by_hand.sum(-1), rtol=1e-4)
-    vit = reduced(problem_type="multi_label_classification")
-    assert fit_of(vit).comparison.name == "KL"
-
-
-def test_a_patch_is_compared_with_the_token_that_has_it():
-    vit = reduced(num_classes=0)
-    images = tiny.images(2)
-    found = answers(vit.model, vit.variables, images, ("patches",))
-    maps = imagepiece_jax.features(vit, images, reshape=False)
-    kept = ~np.asarray(maps.dropped)
-    assert 0 < kept.sum() < kept.size
-    np.testing.assert_array_equal(found["kept"] > 0, kept)
-    ours = np.asarray(found["patches"])[kept]
-    theirs = np.asarray(maps.patches)[kept]
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
-
-
-def test_relative_change_by_hand():
-    teacher = np.array([[[3.0, 4.0], [1.0, 0.0]]], np.float32)
-    student = np.array([[[3.0, 5.0], [0.0, 0.0]]], np.float32)
-    assert losses.relative_change(student, teacher) == pytest.approx([(1 / 25 + 1) / 2])
-    kept = np.array([[1.0, 0.0]], np.float32)
-    assert losses.relative_change(student, teacher, kept) == pytest.approx([0.04])
-
-
 @pytest.mark.parametrize("which", TRAINED)
-def test_only_what_is_chosen_is_trained(vit, which):
-    params = vit.variables["params"]
+def test_only_what_is_chosen_is_trained(which):
+    params = tiny.variables(tiny.model(arch={"layer_scale": True}))["params"]
     part = trained_part(params, which)
-    names = {
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_leaves_with_path(part)
-    }
-    every = {
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_leaves_with_path(params)
-    }
+    names = recover.numbers_of(part).keys()
+    every = recover.numbers_of(params).keys()
     norms = {name for name in every if "norm" in name}
-    biases = {name for name in every if name.endswith("bias")}
-    expected = {"all": every, "biases": norms | biases, "norms": norms}
+    others = {name for name in every if name.endswith(("bias", "gamma"))}
+    expected = {"all": every, "biases": norms | others, "norms": norms}
     assert names == expected[which]
     chex.assert_trees_all_equal(with_trained(params, part), params)
-
-
-def test_layer_scale_is_trained_with_the_biases():
-    arch = {"layer_scale": True}
-    params = tiny.variables(tiny.model(arch=arch))["params"]
-    part = trained_part(params, "biases")
-    assert part["blocks_0"]["ls1"]["gamma"] is params["blocks_0"]["ls1"]["gamma"]
-    assert trained_part(params, "norms")["blocks_0"]["ls1"]["gamma"] is None
-
-
-def test_gradients_of_a_part_are_those_of_the_whole(vit):
-    fit = fit_of(vit)
-    images = tiny.images(4)
-    params = vit.variables["params"]
-    read = fit.comparison.read
-    targets = answers(fit.teacher.model, vit.variables, images, read)
-
-    def loss(part):
-        return fit.comparison.loss(fit.answers_of(vit.variables, part, images), targets)
-
-    gradient = tiny.compiled(jax.grad(loss))
-    whole = gradient(params)
-    part = trained_part(params, "biases")
-    expected = trained_part(whole, "biases")
-    # The two programs add in different orders, and a key's bias has a gradient of
-    # rounding alone. So the largest gradient is the scale.
-    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
-    chex.assert_trees_all_close(gradient(part), expected, rtol=0, atol=1e-4 * largest)
 
 
 def test_a_step_is_relative_to_the_size_of_a_parameter():
@@ -208,39 +92,6 @@ def test_the_first_step_is_that_of_its_size_against_the_gradient(vit):
         moved = np.abs(new - old)
         step = 1e-3 * float(recovery_step.step_size(old))
         assert np.median(moved) == pytest.approx(step, rel=0.01)
-
-
-def test_a_step_needs_no_gradient_of_what_stays():
-    """By XLA's count: the products for the weights' gradients are left out."""
-    # Wide enough that products of matrices are nearly all of the work.
-    vit = reduced(embed_dim=192, image_size=48)
-
-    def flops(call, *args):
-        return jax.jit(call).lower(*args).cost_analysis()["flops"]
-
-    images = tiny.images(8, side=48)
-    forward = {
-        name: flops(
-            each.model.with_execution(head_only=True).apply, vit.variables, images
-        )
-        for name, each in (("student", vit), ("dense", vit.with_reduction(None)))
-    }
-    forwards = {}
-    for which in ("biases", "all"):
-        fit = fit_of(vit, parameters=which)
-
-        def loss_and_gradient(trained, fit=fit):
-            targets = fit.teacher.answers_to(vit.variables, images)
-
-            def loss(trained):
-                own = fit.answers_of(vit.variables, trained, images)
-                return fit.comparison.loss(own, targets)
-
-            return jax.value_and_grad(loss)(trained)
-
-        count = flops(loss_and_gradient, fit.trained_of(vit.variables["params"]))
-        forwards[which] = (count - forward["dense"]) / forward["student"]
-    assert forwards["biases"] < 2.4 < forwards["all"]
 
 
 def recovered(vit, images=None, **fields):
@@ -364,9 +215,6 @@ def test_where_nothing_is_better_the_weights_come_back(vit):
     assert not report.changed
     assert report.after == report.before
     assert report.agreement[0] == report.agreement[1]
-    assert f"KL {report.before:.4f} stays; no measure was lower: try fewer" in str(
-        lost.recovery
-    )
     chex.assert_trees_all_equal(lost.variables, vit.variables)
 
 
@@ -390,13 +238,6 @@ def test_a_rate_that_is_too_high_is_passed_over(vit, monkeypatch):
     assert not any(np.array_equal(again[18], each) for each in again[2:18])
 
 
-@pytest.mark.parametrize("low, high, said", [(-0.2, 0.1, True), (-0.2, -0.1, False)])
-def test_a_change_may_be_within_noise(better, low, high, said):
-    (report,) = better.recovery.costs
-    report = dataclasses.replace(report, interval=(low, high))
-    assert (", within noise)" in str(report)) == said
-
-
 def interrupt(monkeypatch, step, presses=1):
     """Have Ctrl-C pressed in a step. Returns the arguments of all steps, a list."""
     take_step = recovery_step.Fit.take_step
@@ -413,9 +254,8 @@ def interrupt(monkeypatch, step, presses=1):
     return taken
 
 
-@pytest.mark.parametrize("presses", [1, 3])
-def test_ctrl_c_leaves_the_best_so_far(vit, monkeypatch, capsys, presses):
-    interrupt(monkeypatch, 30, presses)
+def test_ctrl_c_leaves_the_best_so_far(vit, monkeypatch, capsys):
+    interrupt(monkeypatch, 30, presses=3)
     before = signal.getsignal(signal.SIGINT)
     stopped = recovered(vit, steps=40)
     assert signal.getsignal(signal.SIGINT) is before
@@ -427,7 +267,7 @@ def test_ctrl_c_leaves_the_best_so_far(vit, monkeypatch, capsys, presses):
     assert "the best weights so far are kept" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("step, steps", [(1, 0), (3, 0), (10, 7)])
+@pytest.mark.parametrize("step, steps", [(1, 0), (10, 7)])
 @pytest.mark.usefixtures("useless")
 def test_ctrl_c_before_anything_is_better_leaves_the_weights(
     vit, monkeypatch, capsys, step, steps
@@ -443,7 +283,7 @@ def test_ctrl_c_before_anything_is_better_leaves_the_weights(
     assert said.count(f"stopped: {recover.NOTHING_BETTER}") == 1
 
 
-@pytest.mark.parametrize("step, measure", [(20.0, 10.0), (1.0, 0.1), (40.0, 1.0)])
+@pytest.mark.parametrize("step, measure", [(1.0, 0.1), (40.0, 1.0)])
 def test_minutes_are_all_of_the_time(vit, monkeypatch, step, measure):
     """Of 150 s: a compilation of 30 s, steps and measures."""
     clock = [0.0]
@@ -473,29 +313,6 @@ def slow(monkeypatch, clock, name, seconds, first=None):
     monkeypatch.setattr(recovery_step.Fit, name, slowly)
 
 
-def test_it_says_how_long_it_takes_and_what_was_measured(vit, monkeypatch, capsys):
-    clock = [0.0]
-    monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
-    slow(monkeypatch, clock, "take_step", 10.0, first=50.0)
-    recovered(vit, steps=40)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith(
-        "recover: 40 steps take about 7 min on this machine, after 60 s of reading and"
-    )
-    measured = [line for line in lines if re.search(r"step \d+ of 40, KL 0", line)]
-    assert len(measured) >= 2 + recover.MEASURES
-    assert any(re.search(r"\d+/40 ", line) for line in lines)
-
-
-def test_a_time_limit_says_how_many_steps_fit(vit, monkeypatch, capsys):
-    clock = [0.0]
-    monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
-    slow(monkeypatch, clock, "take_step", 10.0, first=50.0)
-    recovered(vit, steps=None, minutes=4.0)
-    first = capsys.readouterr().err.splitlines()[0]
-    assert first.startswith("recover: 18 steps take about 3 min on this machine")
-
-
 @pytest.mark.parametrize(
     "place, kind",
     [(0, "no image"), (1, "cut")],
@@ -512,22 +329,6 @@ def test_damaged_images_are_left_out(vit, tmp_path, caplog, place, kind):
     (report,) = recovered(vit, tmp_path).recovery.costs
     assert (report.images, report.held_out) == (32, 16)
     assert f"{place:02}.png cannot be read" in caplog.text
-
-
-def test_a_saved_model_has_what_was_recovered_and_the_dense_model(
-    vit, better, tmp_path
-):
-    imagepiece_jax.save(tmp_path / "m", better)
-    again = imagepiece_jax.load(tmp_path / "m")
-    assert again.recovery.costs == better.recovery.costs
-    assert again.label == f"{vit.label} (recovered)"
-    chex.assert_trees_all_equal(again.variables, better.variables)
-    for dense in (
-        better.with_reduction(None),
-        again.with_reduction(None),
-        imagepiece_jax.load(tmp_path / "m", reduction="none"),
-    ):
-        chex.assert_trees_all_equal(dense.variables, vit.variables)
 
 
 def test_a_recovered_model_learns_another_cost_and_its_own_again(vit, better):
@@ -619,24 +420,7 @@ def test_a_dense_model_learns_three_costs(public):
     chex.assert_trees_all_equal(half.variables, alone.variables)
 
 
-def test_costs_are_learned_one_after_the_other(public, monkeypatch, capsys):
-    taken = []
-    take_step = recovery_step.Fit.take_step
-
-    def noting(self, *args):
-        taken.append(self.vit.gmacs)
-        return take_step(self, *args)
-
-    monkeypatch.setattr(recovery_step.Fit, "take_step", noting)
-    recovered(public, steps=3)
-    assert taken == sorted(taken, reverse=True)
-    assert [len([*same]) for _, same in itertools.groupby(taken)] == [5, 5, 5]
-    said = capsys.readouterr().err
-    assert "recover, cost 1 of 3: 3 steps take about" in said
-    assert "recover, cost 3 of 3: step 3 of 3, KL" in said
-
-
-@pytest.mark.parametrize("step", [14, 10, 6])
+@pytest.mark.parametrize("step", [14, 6])
 def test_ctrl_c_keeps_the_costs_that_are_done(public, monkeypatch, capsys, step):
     """Of the first and the second, in which nothing was better yet; none follows."""
     take_step = recovery_step.Fit.take_step
@@ -663,27 +447,13 @@ def test_costs_share_the_minutes(public, monkeypatch):
     assert [cost.seconds for cost in costs] == [60, 60, 60]
 
 
-@pytest.mark.parametrize("classes", [0, tiny.CLASSES])
-def test_a_model_without_a_class_token_learns_by_its_patches(classes):
+def test_a_model_without_a_class_token_learns_by_its_patches():
     arch = {"class_token": False, "pool": "mean"}
-    vit = tiny.pretrained(MERGING, arch=arch, num_classes=classes)
+    vit = reduced(MERGING, arch=arch, num_classes=0)
     (report,) = recovered(vit, steps=24).recovery.costs
-    assert report.measure == ("KL" if classes else "change")
+    assert report.measure == "change"
     assert report.changed
     assert report.after < report.before
-
-
-@pytest.mark.parametrize("class_token", [True, False])
-def test_a_model_without_a_pool_is_compared_by_the_pool_it_could_have(class_token):
-    arch = {"class_token": class_token, "pool": "none"}
-    vit = reduced(MERGING, arch=arch, num_classes=0)
-    pool = "token" if class_token else "mean"
-    pooled = reduced(MERGING, arch=arch | {"pool": pool}, num_classes=0)
-    images = tiny.images(2)
-    found = answers(vit.model, vit.variables, images, ("patches",))
-    wanted = tiny.compiled(pooled.model.apply)(vit.variables, images).pooled
-    np.testing.assert_allclose(found["logits"], wanted, rtol=1e-5, atol=1e-6)
-    assert fit_of(vit).comparison.name == "change"
 
 
 def test_images_that_are_not_square_are_cropped_to_their_shape():

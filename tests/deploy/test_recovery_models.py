@@ -24,7 +24,6 @@ BARE = {"num_classes": 0}  # no head
 # name: (reduction, options of the model, problem, what outputs are)
 MODELS = {
     "DeiT": (DROPPING, {}, None, "softmax"),
-    "distilled": (DROPPING, {"arch": FAMILIES["distilled"]}, None, "softmax"),
     "DINOv2": (MERGING, {"arch": FAMILIES["dinov2"], **BARE}, None, "features"),
     "CLIP": (DROPPING, {"arch": FAMILIES["clip"]}, "projection", "features"),
     "SigLIP": (MERGING, {"arch": FAMILIES["siglip"], **BARE}, None, "features"),
@@ -39,7 +38,6 @@ MODELS = {
     "labels": (DROPPING, {}, MULTI_LABEL, "sigmoid"),
     "one class": (DROPPING, {"num_classes": 1}, None, "sigmoid"),
     "numbers": (DROPPING, {"num_classes": 2}, REGRESSION, "numbers"),
-    "oblong": (MERGING, {"image_size": (12, 20)}, None, "softmax"),
 }
 # One of each kind of loss: compiling a gradient is most of the time.
 WITH_GRADIENT = ("DeiT", "mean, classes", "no pool", "one class")

@@ -66,10 +66,3 @@ def recovered(vit=None, changed=True, costs=(TOME,)):
         form = dense.with_reduction(reduction)
         made.append(cost_of(form, changed, numbers=learned))
     return vit.with_recovery(Recovery(tuple(made), of_dense))
-
-
-def saved(folder, **fields):
-    """The folder of a recovered model as `save` writes it."""
-    import imagepiece_jax
-
-    return imagepiece_jax.save(folder, recovered(**fields))

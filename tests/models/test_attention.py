@@ -68,14 +68,11 @@ def slow_attention(query, key, value, bias=None):
 
 
 @pytest.mark.parametrize("length, biased", [(1, True), (2, False), (7, True)])
-def test_attend_and_the_class_row_equal_slow_attention(length, biased):
+def test_attend_equals_slow_attention(length, biased):
     query, key, value = random_qkv(length)
     bias = random_bias(length) if biased else None
-    out, weights = slow_attention(query, key, value, bias)
+    out, _ = slow_attention(query, key, value, bias)
     assert_close(attend_jit(query, key, value, bias), out)
-    row = class_row(query[:, 0], key, bias)
-    assert row.dtype == jnp.float32
-    assert_close(row, weights[:, :, 0].mean(axis=1))
 
 
 def test_the_class_row_has_the_gradient_of_a_softmax():
@@ -110,13 +107,6 @@ def test_columns_and_the_class_row_are_float32(length, biased, dtype):
     assert got.dtype == row.dtype == jnp.float32
     np.testing.assert_allclose(got, weights.mean(axis=(1, 2)), rtol=1e-5)
     np.testing.assert_allclose(row, weights[:, :, 0].mean(axis=1), rtol=1e-5)
-
-
-def test_columns_of_logits_that_are_far_apart_stay_finite():
-    query, key, _ = (100 * a for a in random_qkv(6))
-    _, weights = slow_attention(query, key, key)
-    want = weights.mean(axis=(1, 2))
-    np.testing.assert_allclose(columns(query, key), want, rtol=1e-4, atol=1e-5)
 
 
 # The road to cuDNN, which runs on GPUs alone: its kernel is replaced by XLA's here.
@@ -156,9 +146,9 @@ spoilt.defvjp(lambda keys: (keys, None), lambda _, g: (g.at[:, -1].set(jnp.nan),
 
 
 @pytest.mark.parametrize(
-    "length, biased", [(6, True), (7, True), (7, False), (1, True)]
+    "length, biased, train",
+    [(6, True, True), (7, True, True), (7, False, True), (7, True, False)],
 )
-@pytest.mark.parametrize("train", [True, False])
 def test_gradients_pad_odd_lengths_and_change_nothing(
     cudnn_calls, length, biased, train
 ):
@@ -196,15 +186,6 @@ def test_inference_aligns_the_bias_of_odd_lengths(cudnn_calls, length, keys):
     (called,) = cudnn_calls
     assert called == (length, keys, jnp.float32, False)
     assert_close(out, attend_jit(*qkv, bias))
-
-
-def test_inference_gives_the_bias_in_the_type_of_the_keys(cudnn_calls):
-    qkv = [a.astype(jnp.bfloat16) for a in random_qkv(7)]
-    run = functools.partial(attend, backend="cudnn")
-    out = jax.eval_shape(run, *qkv, random_bias(7))
-    assert cudnn_calls == [(7, 8, jnp.bfloat16, False)]
-    assert out.shape == (2, 7, 3, 5)
-    assert out.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -276,7 +257,6 @@ GPU = "an NVIDIA GPU of compute capability 8.0"
         (device("gpu", "9.0"), "bfloat16", 136, "8, 16, .. 128, not 136"),
         (device("gpu", "7.5"), "bfloat16", 64, GPU),
         (device("gpu", "gfx942"), "bfloat16", 64, GPU),
-        (device("tpu"), "bfloat16", 64, GPU),
         (device("cpu"), "bfloat16", 64, GPU),
     ],
 )
@@ -324,8 +304,7 @@ def test_the_metric_is_the_mean_over_heads_of_one_projection(metric):
     np.testing.assert_allclose(scores[metric], want[:, 1:].mean(axis=2), atol=2e-6)
 
 
-@pytest.mark.parametrize("prefix", [0, 1, 2])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("prefix, masked", [(0, False), (1, True), (2, True)])
 def test_the_tap_has_image_columns_of_all_live_queries(prefix, masked):
     """The prefix reads as well; masked tokens neither read nor are read."""
     module = tiny.attention(12, 3)

@@ -1,32 +1,25 @@
 """Images that are no square, and images whose sides are no multiples of the patch."""
 
-import dataclasses
-
 import chex
 import jax
 import numpy as np
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.commands import evaluate
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.inference import optimize
 from imagepiece_jax.deploy.inference.features import features
-from imagepiece_jax.models import cost, resize_positions, timm_tensors
+from imagepiece_jax.models import cost, resize_positions
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.models.variables import variable_shapes
-from tests.command import call
 from tests.models import tiny
 from tests.models.make import create_model
-from tests.models.test_published import HALF, STD, TIMM, folder, same
-from tests.pictures import write_csv
 from tests.refused import refused
 
 WIDE = (12, 20)  # of patches of 4: 3 rows of 5
-QUICK = {"compiler_options": {"xla_backend_optimization_level": 0}}
 
 
 def test_cells_of_a_grid_are_rows_and_columns_of_patches():
@@ -60,23 +53,6 @@ def test_parts_of_a_model_are_counted():
     assert table[-1].split()[-1] == f"{sum(np.prod(leaf.shape) for leaf in leaves):,}"
     head = 4 * (30**2 + 30) + 30 + 4 * 30 + (30 * 120 + 120) + (120 * 30 + 30)
     assert f"{head + 30 * 7 + 7:,}" in table[-2]  # norms, probe, pooling and classes
-
-
-def test_weights_for_images_that_are_no_squares_are_loaded(tmp_path):
-    """Their config says so, and commands take it from there."""
-    images = TIMM["pretrained_cfg"] | {"input_size": [3, *WIDE]}
-    model = tiny.model(image_size=WIDE, depth=1, mean=HALF, std=STD)
-    variables = tiny.variables(model)
-    tensors = timm_tensors.to_timm(variables)
-    path = folder(tmp_path, TIMM | {"pretrained_cfg": images}, tensors)
-    loaded = imagepiece_jax.load(path)
-    assert loaded.model.plan == model.plan
-    assert (loaded.config.mean, loaded.config.std) == (HALF, STD)
-    assert loaded.image_size == WIDE
-    assert same(loaded.variables, variables)
-    data = write_csv(tmp_path, np.zeros((7, 30, 50, 3), np.uint8), range(7))
-    found = call(evaluate.main, path, data)
-    assert "crop 12x20" in found.ok().out
 
 
 # int(28 / .875) = 32 and int(56 / .875) = 64 are covered by the smallest image that can
@@ -128,23 +104,6 @@ def test_what_fills_no_patch_is_not_read(folded):
         for m, x in zip(models, (images, images[:, :20, :20]), strict=True)
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("size, kind", [((8, 32), tuple), ((12, 28), list)])
-def test_a_file_has_the_grid_of_the_size_that_is_given(tmp_path, size, kind):
-    """2 x 8 patches, which could be 4 x 4, and 3 x 7, which could be nothing else."""
-    model = tiny.model(image_size=size, depth=1, mean=HALF, std=STD)
-    variables = tiny.variables(model)
-    tiny.write(tmp_path / "w.npz", variables)
-    config = dataclasses.replace(model.config, image_size=kind(size))
-    loaded = imagepiece_jax.load(tmp_path / "w.npz", config=config)
-    assert loaded.model == model
-    assert loaded.image_size == size
-    assert same(loaded.variables, variables)
-    if size == (12, 28):
-        for other in (20, (16, 20)):
-            with refused("tensor pos_embed"):
-                imagepiece_jax.load(tmp_path / "w.npz", config=config.at_size(other))
 
 
 def test_positions_of_a_published_square_are_resized_to_another_shape(tmp_path):

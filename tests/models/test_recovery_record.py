@@ -10,11 +10,9 @@ import safetensors.numpy
 from flax import traverse_util
 
 import imagepiece_jax
-from imagepiece_jax.commands import describe
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.recovery_record import Recovery
-from tests.command import call
 from tests.models import recoveries, tiny
 from tests.models.recoveries import TOME
 
@@ -53,18 +51,13 @@ def has_numbers(vit, numbers):
     return all(np.array_equal(leaves[path], value) for path, value in numbers.items())
 
 
-@pytest.mark.parametrize("reduction", ["none", TOME])
-def test_a_recovered_folder_without_its_head(folder, reduction):
-    """Whose bias is among what was learned; the pooled vector reads none of it."""
-    images = tiny.images(2)
-    pooled = []
-    for options in ({}, {"num_classes": 0}):
-        found = load(folder, reduction=reduction, **options)
-        run = tiny.compiled(
-            lambda *given, model=found.model: model.apply(*given).pooled
-        )
-        pooled.append(run(found.variables, images))
-    np.testing.assert_array_equal(*pooled)
+def test_a_recovered_folder_without_its_head(folder):
+    """Whose bias is among what was learned."""
+    whole = load(folder, reduction=TOME)
+    found = load(folder, reduction=TOME, num_classes=0)
+    body = {k: v for k, v in leaves_of(whole).items() if not k.startswith("head")}
+    assert leaves_of(found).keys() == body.keys()
+    assert has_numbers(found, body)
 
 
 def test_the_dense_model_stays_what_it_was(public, vit, folder, tmp_path):
@@ -96,8 +89,6 @@ def test_a_form_has_the_numbers_of_its_cost(vit, folder, capsys, place, reductio
     for form in forms:
         assert has_numbers(form, expected)
         assert form.label == f"{reduction} (recovered)"
-        others = leaves_of(form).keys() - expected.keys()
-        assert all(leaves_of(form)[path] is leaves_of(form)[path] for path in others)
     assert not capsys.readouterr().err
 
 
@@ -116,31 +107,13 @@ def test_another_form_has_the_numbers_of_the_dense_model(public, vit, folder, ca
     assert not capsys.readouterr().err
 
 
-def test_other_sizes_depths_and_heads_take_what_fits(public, vit, folder, tmp_path):
+def test_another_head_takes_what_fits(public, folder):
     expected = recoveries.numbers(public)
-    dropping = recoveries.recovered(public, costs=(tiny.EVIT,))
-    path = imagepiece_jax.save(tmp_path / "m", dropping)
-    larger = dropping.with_reduction(tiny.EVIT).at_size(LARGER)
-    original = public.at_size(LARGER)
-    chex.assert_trees_all_equal(larger.variables, original.variables)
-    loaded = load(path, reduction=tiny.EVIT, image_size=LARGER)
-    chex.assert_trees_all_equal(loaded.variables, original.variables)
     with pytest.warns(UserWarning, match="drawn"):
         other = load(folder, reduction=TOME, num_classes=3)
     body = {k: v for k, v in expected.items() if not k.startswith("head")}
     assert has_numbers(other, body)
     assert leaves_of(other)["head/bias"].shape == (3,)
-
-
-def test_a_folder_has_the_numbers_of_each_cost_by_its_place(vit, folder):
-    again = load(folder)
-    assert str(again.recovery) == str(vit.recovery)
-    assert [cost.form for cost in again.recovery.costs] == [
-        "tome:r=3, 3 blocks, 20x20 pixels",
-        "tome:r=6, 3 blocks, 20x20 pixels",
-    ]
-    names = safetensors.numpy.load_file(folder / "recovered.safetensors")
-    assert {name.partition(".")[0] for name in names} == {"0", "1"}
 
 
 @pytest.mark.parametrize("better", ["both costs", "one cost"])
@@ -172,12 +145,6 @@ def test_another_model_by_hand_has_its_own_numbers(public, vit):
         chex.assert_trees_all_equal(by_hand.variables, other.variables)
 
 
-def test_a_digest_is_that_of_all_numbers(public, vit):
-    others = recoveries.recovered(public, costs=(TOME, tiny.EVIT))
-    digests = {each.digest for each in (public, vit, others, vit.with_reduction(TOME))}
-    assert len(digests) == 4
-
-
 def test_nothing_that_came_back_is_the_dense_model(public, tmp_path):
     vit = recoveries.recovered(public, changed=False)
     again = load(imagepiece_jax.save(tmp_path / "m", vit))
@@ -195,25 +162,6 @@ def test_a_folder_without_its_numbers_is_refused(folder, tmp_path):
         InputError, match=r"recovered\.safetensors.*no numbers for tome"
     ):
         load(copy)
-
-
-def test_describe_lists_what_was_recovered(folder):
-    out = call(describe.main, folder).ok().out
-    for r in (3, 6):
-        form = f"tome:r={r}, 3 blocks, 20x20 pixels"
-        assert f"\nrecovered for {form}: KL 0.2500 -> 0.1250" in out
-        own = call(describe.main, folder, f"--reduction=tome:r={r}")
-        assert own.ok().out.endswith(f"\nits numbers are those of {form}\n")
-    for reduction in ("mctf:r=6", "none"):
-        other = call(describe.main, folder, f"--reduction={reduction}")
-        assert other.ok().out.endswith("\nits numbers are the dense model's\n")
-
-
-def test_describe_says_where_nothing_was_better(tmp_path):
-    path = recoveries.saved(tmp_path / "m", changed=False)
-    out = call(describe.main, path).ok().out
-    assert "\nno better for tome:r=3, 3 blocks, 20x20 pixels: KL 0.2500 stays" in out
-    assert out.endswith("\nits numbers are those from before the recovery\n")
 
 
 def test_all_parameters_may_be_recovered_and_positions_follow_the_size(tmp_path):

@@ -5,7 +5,6 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import reduction_plan as plans
-from imagepiece_jax.models import registry
 from imagepiece_jax.models.cost import share_of_dense
 from imagepiece_jax.models.reduction_plan import TOLERANCE, with_plan
 from imagepiece_jax.reduction import schedules
@@ -17,8 +16,11 @@ from imagepiece_jax.reduction.reduction import Reduction
 from tests.models import tiny
 from tests.models.make import create_model
 
-SCHEDULES = [*schedules.SHAPES, "proportional-1"]
+LATER = "proportional-1"  # all tokens stay in block 0
 NAMES = sorted(set(METHODS) - {"none"})
+# Every schedule with one method, and every method with two schedules.
+FOLLOWED = [("evit", schedule) for schedule in schedules.SHAPES]
+FOLLOWED += [(name, schedule) for name in NAMES for schedule in ("constant", LATER)]
 MERGES = "but merge_blocks and prune_blocks are"
 # What stands in the way of a schedule: blocks of its own only, squares, and in block 0
 # the attention of the block before it.
@@ -45,8 +47,7 @@ def at_cost(reduction, model=None):
     )
 
 
-@pytest.mark.parametrize("counts", SCHEDULES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name, counts", sorted({*FOLLOWED}))
 def test_a_schedule_is_followed_or_refused_with_the_reason(name, counts):
     reduction = f"{name}:macs=0.6:counts={counts}"
     takes_any = name not in REASONS or name == "token_pooling"  # from block 1 on
@@ -54,9 +55,9 @@ def test_a_schedule_is_followed_or_refused_with_the_reason(name, counts):
         found, share, left = at_cost(reduction)
     except InputError as error:
         assert REASONS.get(name, "nearest cost") in str(error)
-        assert counts != "proportional-1" or not takes_any
+        assert counts != LATER or not takes_any
         return
-    assert counts != "proportional-1" or takes_any
+    assert counts != LATER or takes_any
     assert abs(share - 0.6) <= TOLERANCE
     assert isinstance(found.method.counts, tuple)
     assert found.method.macs is None
@@ -72,14 +73,7 @@ def test_a_schedule_is_followed_or_refused_with_the_reason(name, counts):
     "fields, said",
     [
         ("macs=1.5", "macs is 1.5"),
-        ("macs=-0.1", "macs is -0.1"),
-        ("macs=0", "macs is 0"),
         ("macs=0.01", "the nearest cost of the method is 0."),
-        ("macs=0.5:counts=linear", "counts is 'linear'; it must be one of const"),
-        ("counts=(9,8)", "must have 12 entries"),
-        ("counts=(9,8,10)", "must not rise, as it does at block 2"),
-        ("counts=(9,8,0)", "an entry of counts is 0"),
-        (f"counts={(200,) * 12}", "of at most 196 tokens"),
         (f"counts={(90,) * 12}", "block 0; of 196 before it at least 98 must stay"),
         ("macs=0.5:counts=stages-3-99", "the model has blocks 0 to 11"),
     ],
@@ -90,11 +84,10 @@ def test_mistakes(fields, said):
     assert said in str(error.value)
 
 
-@pytest.mark.parametrize("schedule", ["", ":counts=stages", ":counts=constant"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_cost_that_is_out_of_reach_is_refused(name, schedule):
+def test_a_cost_that_is_out_of_reach_is_refused(name):
     """Whatever check of the method ends the search."""
-    reduction = f"{name}:macs=1e-4{schedule}"
+    reduction = f"{name}:macs=1e-4"
     with pytest.raises(InputError, match=f"^reduction {name}:macs=0.0001"):
         at_cost(reduction)
 
@@ -127,24 +120,21 @@ def test_an_amount_that_a_cost_replaces_changes_nothing_and_is_refused(name):
 
 def test_unusual_models():
     """All of the dense model's, one block, another grid, and lists as JSON has them."""
-    _, share, left = at_cost("tome:macs=1.0")
-    assert share == 1
-    assert left == [196] * 12
+    for full in (1, "1", "tome:macs=1.0"):
+        _, share, left = at_cost(full)
+        assert share == 1
+        assert left == [196] * 12
+    assert tiny.model("none:counts=(25,25,25)").plan == tiny.model().plan
     _, share, _ = at_cost("tome:macs=0.8", dense(depth=1))
     assert abs(share - 0.8) <= TOLERANCE
-    learned = "mctf:macs=0.5:counts=diffrate"
-    _, share, _ = at_cost(learned, dense(image_size=(128, 320)))
-    assert abs(share - 0.5) <= TOLERANCE
     listed = [*np.arange(190, 70, -10)]
     found, _, left = at_cost(ToMe(counts=listed))
     assert left == listed
     assert found.method.counts == (*listed,)
 
 
-PUBLIC = ("vit_small_patch14_dinov2.lvd142m", "vit_large_patch16_224.mae")
-PUBLIC += ("vit_base_patch16_siglip_224", "vit_huge_patch14_224.mae")
-SIZES = [("deit_ti", 192), ("deit_ti", 384), ("vit_mini", 16)]
-SIZES += [(name, registry.config(name).image_size) for name in PUBLIC]
+SIZES = [("vit_mini", 16), ("vit_small_patch14_dinov2.lvd142m", 518)]
+SIZES += [("vit_huge_patch14_224.mae", 224)]
 
 
 @pytest.mark.parametrize("model, size", SIZES)
@@ -160,32 +150,9 @@ def test_every_method_has_a_shape_of_its_own_for_every_model(name, model, size):
 
 def test_lists_of_diffrate_are_stretched_to_sizes_that_have_none():
     """Of DeiT-S at 2.9 GMACs, whose 196 patches are 1369 of DINOv2, by hand."""
-    model = create_model(PUBLIC[0])
     method = METHODS["diffrate"](macs=0.5)
     method = method.for_model(ModelFacts(12, 384, 1369))
     prune, merge = published("deit_s")[2.9]
     wanted = [1 + int(1369 * (tokens - 1) / 196 + 0.5) for tokens in prune]
     assert method.prune == tuple(wanted)
     assert method.merge[-1] == 1 + int(1369 * (merge[-1] - 1) / 196 + 0.5)
-    plan = with_plan(model, Reduction.read("diffrate:macs=0.5")).plan
-    left = [layer.mlp_tokens - 1 for layer in plan]
-    assert left == sorted(left, reverse=True)
-    assert left[-1] < 1369 / 20
-    # Six blocks have every second entry.
-    short = METHODS["diffrate"](macs=0.5).for_model(ModelFacts(6, 384, 196))
-    assert (short.prune, short.merge) == (prune[1::2], merge[1::2])
-
-
-def test_counts_that_leave_every_token_are_the_dense_model():
-    full = tiny.model("none:counts=(25,25,25)")
-    assert full.plan == tiny.model("none:macs=1.0").plan
-
-
-def test_a_model_says_its_counts_and_not_its_cost():
-    """Whose counts cost another share at another size."""
-    vit = tiny.pretrained("evit:macs=0.7:blocks=(1,2)")
-    assert "macs" not in vit.label
-    assert vit.label == str(vit.reduction)
-    switched = not vit.model.prop_attn
-    weighted = vit.with_reduction(f"{vit.reduction}:prop_attn={switched}")
-    assert weighted.label == f"{vit.label}:prop_attn={switched}"

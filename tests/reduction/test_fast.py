@@ -1,8 +1,5 @@
 """Reductions in the form that is fast on GPUs, against their usual form."""
 
-import dataclasses
-from unittest import mock
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +10,6 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.pictures import as_batch
 from imagepiece_jax.deploy.weights.load import load
 from imagepiece_jax.reduction import moves, ops
-from imagepiece_jax.reduction.methods import diffrate
 from imagepiece_jax.reduction.state import Assignment, SlotIndex, TokenState
 from tests.near_ties import (
     Comparison,
@@ -28,7 +24,6 @@ from tests.shallow import deit_ti
 N = 60
 HEADS = 2
 WIDTH = 16
-JOIN = OneReduction("join", N // 2)  # more tokens join than are summed one by one
 FEW = OneReduction("join", N - 8)
 ALL = (*reductions(N), FEW)
 
@@ -63,24 +58,6 @@ def test_programs_in_float32_stay_as_they_are(reduction):
         jax.make_jaxpr(r)(*arrays) for r in (reduction, Fast.form_of(reduction))
     )
     assert str(usual) == str(other)
-
-
-class Unscaled(OneReduction):
-    """A reduction that does not scale the tokens that it compares to length 1."""
-
-    def __call__(self, *arrays):
-        def products(x, *sides):
-            return ops.products(*(ops.gather_rows(x, side) for side in sides))
-
-        with mock.patch.object(diffrate, "cosine_between", products):
-            return super().__call__(*arrays)
-
-
-def test_tokens_that_are_not_scaled_are_no_near_ties():
-    comparison = Comparison()
-    other = Unscaled(**dataclasses.asdict(JOIN))
-    comparison.add(JOIN, other, inputs(4, "bfloat16"))
-    assert max(comparison.gaps) > 1
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

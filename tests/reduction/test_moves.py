@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import parameterized
 
 from imagepiece_jax.reduction import moves, provenance
 from imagepiece_jax.reduction.state import (
@@ -33,15 +32,6 @@ def random_maps(rng, batch, n, n_out, drop=0.2):
     for row in dest:
         row[rng.permutation(n)[:n_out]] = np.arange(n_out)
     return dest.astype(np.int32)
-
-
-def test_at_first_a_token_is_a_patch_and_the_prefix_no_array():
-    """A traced prefix would make shapes depend on data."""
-    state = start(np.zeros((2, 6, 3), np.float32), num_prefix=2)
-    assert state.size.dtype == jnp.float32
-    assert (state.size == 1).all()
-    assert len(jax.tree.leaves(state)) == 2
-    assert jax.eval_shape(lambda given: given, state).num_prefix == 2
 
 
 def busiest(dest):
@@ -96,10 +86,9 @@ WEIGHTS = [
 ]
 MOVES = [  # n, n_out, options of `make`
     *((7, 3, weights) for weights in WEIGHTS),
-    *((7, 3, weights | {"dtype": jnp.bfloat16}) for weights in WEIGHTS[2:]),
+    (7, 3, WEIGHTS[2] | {"dtype": jnp.bfloat16}),
     *((7, 3, {"prefix": prefix}) for prefix in (0, 2)),
-    *((1, 1, weights) for weights in WEIGHTS[:2]),
-    (2, 1, {"weighted": True}),
+    (1, 1, {}),
     (19, 12, {}),
 ]
 
@@ -143,12 +132,12 @@ def test_a_stack_of_reductions_holds_means_of_patches(form):
         assert counts.min() >= 1
 
 
-@pytest.mark.parametrize("weights", WEIGHTS)
-def test_many_absorbed_tokens_are_a_product(weights):
+@pytest.mark.parametrize("weighted", [True, False])
+def test_many_absorbed_tokens_are_a_product(weighted):
     """More than are summed one by one; features and gradients are the same."""
     n = 3 * moves.FEW
     n_out = moves.FEW
-    state, assignment = make(n, n_out, **weights)
+    state, assignment = make(n, n_out, weighted=weighted)
     got = apply(state, assignment, form="gather")
     np.testing.assert_allclose(
         got.x, expected(state, assignment)[0], rtol=1e-5, atol=1e-5
@@ -167,7 +156,7 @@ def test_sizes_are_exact_past_what_bfloat16_can_count():
     np.testing.assert_array_equal(apply(state, assignment).size[:, 1], 7 * 129)
 
 
-@pytest.mark.parametrize("n, n_out", [(7, 3), (19, 12), (5, 5), (60, 20)])
+@pytest.mark.parametrize("n, n_out", [(7, 3), (60, 20)])
 def test_groups_are_only_an_upper_bound(n, n_out):
     """As many as there are, as any map can have (None), and more than there can be."""
     state, assignment = make(n, n_out)
@@ -211,18 +200,6 @@ def test_a_slot_is_live_if_any_of_its_tokens_is(form):
     dest = np.int32([[0, 0, 1, 2, 1, DROPPED]])
     moved = apply(state, Assignment(dest=dest, n_out=3), form=form)
     assert moved.mask.tolist() == [[1, 0, 1]]
-
-
-class MovesTest(chex.TestCase):
-    @chex.variants(with_pmap=True)
-    @parameterized.named_parameters((form, form) for form in FORMS)
-    def test_stacks_are_moved_as_each_batch(self, form):
-        pair = make(7, 3, weighted=True)
-        both = pair, apply(*pair, form=form)
-        stack, want = jax.tree.map(lambda a: np.stack([a, a[::-1]])[:, None], both)
-        each = functools.partial(move, form=form)
-        got = self.variant(jax.vmap(each), **tiny.ON_DEVICES)(*stack)
-        chex.assert_trees_all_close(got, want, rtol=1e-6)
 
 
 @functools.partial(tiny.compiled, static_argnames="form")

@@ -28,14 +28,6 @@ def test_rank_breaks_ties_by_index_and_puts_nan_last(scores):
     assert got[0].tolist() == oracles.rank_by_score(scores).tolist()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_rank_of_many_ties(dtype):
-    scores = np.random.default_rng(0).integers(4, size=(8, 33))
-    got = np.asarray(ops.rank(jnp.asarray(scores, dtype)))
-    for row, places in zip(scores, got, strict=True):
-        assert places.tolist() == oracles.rank_by_score(row).tolist()
-
-
 def test_count_before_counts_the_kept_tokens_to_the_left():
     keep = np.random.default_rng(0).random((5, 21)) < 0.5
     got = np.asarray(ops.count_before(jnp.asarray(keep)))

@@ -207,24 +207,6 @@ def test_merged_tokens_equal_the_oracle(size_weighting, dtype):
         assert (got.size.sum(axis=1) == state.size.sum(axis=1)).all()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("n, kept", [(2, 1), (19, 13), (19, 18)])
-def test_fused_tokens_equal_the_oracle(n, kept, dtype):
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(3, n + 1, 5)).astype(dtype)
-    state = TokenState(x=x, size=np.ones((3, n + 1), np.float32))
-    scores = rng.dirichlet(np.ones(n), size=3).astype(np.float32)
-    taps = make_taps(scores, state.x[:, 1:], dtype=dtype)
-    _, both = reduced(TopK(fuse=True), state, taps, Counts(n_in=n, n_out=kept + 1))
-    tolerance = 1e-5 if dtype == "float32" else 2**-8
-    for got, image in itertools.product(both, range(3)):
-        patches = np.asarray(state.x[image, 1:], float)
-        want, _ = oracles.evit_fuse(patches, scores[image], kept)
-        moved = np.asarray(got.x[image, 1:], float)
-        np.testing.assert_allclose(moved, want, rtol=tolerance, atol=1e-6)
-        assert got.size[image, -1] == n - kept
-
-
 def test_fusing_passes_gradient_to_the_attention():
     """The slope of a dropped token's score is the token itself, of a kept one 0."""
     rng = np.random.default_rng(0)

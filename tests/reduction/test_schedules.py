@@ -65,11 +65,8 @@ def test_a_stronger_schedule_leaves_no_more(text):
 
 @pytest.mark.parametrize(
     "value",
-    ["", "linear", "stages-6-3", "stages-3-3", "stages-a", "constant-1-2", "curve"]
-    + ["stages-3_6", "stages- 3", "stages-+3", "late-1_0", "constant-"]
-    + ["diffrate-1", "late-nan", "late-inf"]
-    + ["late-0", "late-a", "late-1-2", "late--1"]
-    + [[], [3.5, 2], 12, {3: 4}],
+    ["", "linear", "stages-6-3", "stages-3_6", "constant-1-2", "diffrate-1"]
+    + ["late-nan", "late-0", [], [3.5, 2], 12],
 )
 def test_what_is_no_schedule_is_refused(value):
     with pytest.raises(InputError, match="counts"):

@@ -29,7 +29,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny
-from tests.models.test_families import DIFFERENT, FAMILIES
+from tests.models.test_families import FAMILIES
 from tests.refused import refused
 from tests.rounding import assert_close
 
@@ -128,20 +128,12 @@ PRUNING = "diffrate:prune=(24,20,15):merge=(24,17,15)"
     [
         (tiny.changed(EVIT, score="shift"), {}, None),
         (EVIT, {"image_size": (12, 28)}, None),
-        (PRUNING, {"depth": 3}, None),
         (PRUNING, {"depth": 3}, 2),
     ],
 )
 def test_other_forms_have_the_logits_of_jax(reduction, options, batch_size):
     model = tiny.model(reduction, **{"depth": 2} | options)
     check(model, options.get("image_size", tiny.SIDE), batch_size)
-
-
-@pytest.mark.parametrize("family", DIFFERENT)
-def test_every_prefix_and_pooling_has_the_logits_of_jax(family):
-    """Reduced by scores; test_pairs_of_fields has merges."""
-    reduction = "evit:blocks=(0,)"
-    check(tiny.model(reduction, arch=FAMILIES[family], depth=2))
 
 
 # One public model of each architecture, and of each form of rotary positions.
@@ -188,12 +180,6 @@ def small(name, reduction=None, depth=2):
 def test_pairs_of_fields_of_all_architectures_have_the_logits_of_jax(name):
     """A first block that attends to all tokens, a second one to merged tokens."""
     check(small(name, "tome:r_list=(4,)"), runtimes=[run])
-
-
-@pytest.mark.parametrize("name", sorted(ROTARY.values()))
-def test_rotary_positions_travel_with_tokens(name):
-    """Through choices, in the first block, and merges, before the second one's."""
-    check(small(name, IMAGEPIECE))
 
 
 MERGED = tiny.changed(tiny.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,))
@@ -260,7 +246,6 @@ def test_pixels_are_normalized_inside():
     [
         ("none", {"batch_size": 2}),
         (tiny.changed(EVIT, blocks=(0, 1)), {}),
-        (IMAGEPIECE, {}),
         ("tome:r=4", {"output": "patches"}),
         ("tome:r=4", {"arch": FAMILIES["siglip"]}),  # no prefix
         ("token_learner:num_tokens=5:block=0", {}),
@@ -367,12 +352,9 @@ def test_equally_good_tokens_are_taken_in_the_order_of_jax():
         np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [None, 2])
-def test_what_draws_has_no_graph(batch_size):
-    reduction = "random:blocks=(1,)"
-    vit = tiny.pretrained(reduction)
+def test_what_draws_has_no_graph():
     with refused("reduction", "it has no graph"):
-        onnx_model(vit, batch_size=batch_size)
+        onnx_model(tiny.pretrained("random:blocks=(1,)"))
 
 
 def outputs(fn, *shapes):
@@ -394,11 +376,9 @@ def outputs(fn, *shapes):
     [
         (lambda x, y: (x.transpose(1, 0, 2) + y) * 2, [(3, 4, 5), (1, 1, 5)]),
         (lambda x, y: (x.T - y).T * x, [(3, 4), (4, 1)]),
-        (lambda x: x.transpose(2, 0, 1) * x.transpose(2, 0, 1), [(3, 4, 5)]),
         (lambda x: jnp.where(x.T > 0.5, x.T, 0.0).T, [(3, 4)]),
         (lambda x: x.transpose(1, 2, 0).transpose(1, 0, 2).sum(1), [(3, 4, 5)]),
         (lambda x: jnp.sum(x > 0, axis=1).astype(float), [(3, 4, 5)]),
-        (lambda x: x.sum(-2, keepdims=True) / x.shape[1], [(3, 4, 5)]),
         (lambda x: jnp.concatenate(jnp.split(x, [1, 3], 2)[::-1], 2), [(3, 4, 5)]),
         (lambda x: x[:, ::-1, ::-1] - x, [(3, 4, 5)]),
         (lambda x: jnp.maximum(x > 1, x.transpose(0, 2, 1) < 0), [(3, 4, 4)]),
@@ -445,9 +425,6 @@ def test_a_side_may_be_a_multiple_of_an_open_batch():
         np.testing.assert_array_equal(each, with_ones(x))
 
 
-BEYOND = "a gather beyond its array"
-
-
 def custom_sum(x):
     return jax.lax.reduce(x, 0.0, lambda a, b: a + 2 * b, (1,))
 
@@ -459,15 +436,15 @@ def reversed_padding(x):
 
 
 @pytest.mark.parametrize(
-    "fn, value",
+    "fn",
     [
-        (jnp.sort, "sort"),
-        (lambda x: jnp.int32(x) & 1, "and of integers"),
-        (custom_sum, "reduce"),
-        (reversed_padding, "a transposed convolution, or one with negative padding"),
-        (lambda x: x.at[:, 9].get(mode="fill", fill_value=7.0), BEYOND),
+        jnp.sort,
+        lambda x: jnp.int32(x) & 1,
+        custom_sum,
+        reversed_padding,
+        lambda x: x.at[:, 9].get(mode="fill", fill_value=7.0),  # beyond its array
     ],
 )
-def test_what_has_no_operator_is_refused(fn, value):
+def test_what_has_no_operator_is_refused(fn):
     with refused("the model"):
         outputs(fn, (2, 4, 3))

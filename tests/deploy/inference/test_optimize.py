@@ -86,12 +86,9 @@ def test_a_smaller_batch_gives_its_own_logits(program, logits):
 
 
 def test_a_device_by_its_platform_and_its_fast_dtype(trained, program, cache):
-    for name in ("cpu", "cpu:0"):
-        fast = optimized(*trained, device=name, cache_dir=cache)
-        assert fast.device == jax.devices("cpu")[0]
-        assert (
-            fast.model.execution.dtype == program.model.execution.dtype == jnp.float32
-        )
+    fast = optimized(*trained, device="CPU:0", cache_dir=cache)
+    assert fast.device == jax.devices("cpu")[0]
+    assert fast.model.execution.dtype == program.model.execution.dtype == jnp.float32
 
 
 def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
@@ -112,7 +109,6 @@ def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
     "platform, dtype, arch, form",
     [
         ("gpu", "bfloat16", {}, "tanh"),
-        ("gpu", "float16", {}, "tanh"),
         ("gpu", "float32", {}, "exact"),
         ("cpu", "bfloat16", {}, "exact"),
         ("gpu", "bfloat16", {"gelu": "quick"}, "quick"),
@@ -142,9 +138,7 @@ def test_gpus_reduce_by_fewer_kernels_in_two_bytes(platform, dtype, form):
     "platform, dtype, stem, patch_size, pixels",
     [
         ("gpu", "bfloat16", "conv", 16, 16),
-        ("gpu", "bfloat16", "conv", 8, 8),
         ("gpu", "bfloat16", "conv", 32, 16),
-        ("gpu", "bfloat16", "patch", 16, 1),
         ("gpu", "float32", "conv", 16, 1),
         ("cpu", "bfloat16", "conv", 16, 1),
     ],
@@ -191,11 +185,7 @@ def test_only_what_layers_cast_is_cast():
 
 
 def test_a_program_is_described_and_kept_where_requested(program, cache):
-    text = program.describe()
-    assert "3 images of 20x20, float32" in text
-    assert "26 to 16 tokens, 0.000 GMACs an image" in text
-    assert "float32, exact GELU, xla attention, conv stem" in text
-    assert "compiler options: xla_backend_optimization_level=0" in text
+    assert "26 to 16 tokens, 0.000 GMACs an image" in program.describe()
     assert program.compile_seconds > 0
     assert program.memory.output_size_in_bytes == 3 * tiny.CLASSES * 4
     kept = sorted(cache.iterdir())
@@ -205,56 +195,26 @@ def test_a_program_is_described_and_kept_where_requested(program, cache):
     assert sorted(cache.iterdir()) == kept
 
 
-def test_the_batch_size_comes_second_and_a_platform_in_any_case(trained):
-    vit = Pretrained(*trained)
-    program = optimize.optimize(vit, 2, device="CPU", compiler_options=QUICK)
-    assert program.batch_size == 2
-    with refused("batch_size", "must be a whole number"):
-        optimize.optimize(vit)
-
-
 @pytest.mark.parametrize(
-    "option, value, found, said",
+    "option, value, said",
     [
-        *(("batch_size", size, size, "") for size in (0, True, None)),
-        *(("dtype", dtype, dtype, "") for dtype in ([], "int8", "float16")),
-        ("gelu", "relu", "relu", ""),
-        ("gelu", "quick", "quick", "but the model's GELU is 'exact'"),
-        ("attention", "flash", "flash", ""),
-        ("reductions", "quick", "quick", "'exact', 'fast'"),
-        ("reductions", "fast", "fast", "but layers are float32"),
-        *(("device", device, device, "") for device in ("", "cuda:9", "cpu:x")),
+        ("batch_size", None, ""),
+        ("dtype", "int8", ""),
+        ("dtype", "float16", ""),
+        ("gelu", "quick", "but the model's GELU is 'exact'"),
+        ("reductions", "fast", "but layers are float32"),
+        *(("device", device, "") for device in ("cuda:9", "cpu:x")),
     ],
 )
-def test_impossible_options(trained, option, value, found, said):
-    with refused(option, said) as caught:
+def test_impossible_options(trained, option, value, said):
+    with refused(option, said):
         optimized(*trained, **{option: value})
-    assert "\n" not in str(caught.value)
 
 
-STEM = "batch_stats/patch_embed/norm_0/mean"
-POSITIONS = "params/pos_embed"
-LARGER = {"stem": "conv", "image_size": 24}
-
-
-@pytest.mark.parametrize(
-    "fields, kinds, name, value, said",
-    [
-        ({}, ("params", "batch_stats"), STEM, (15,), "in the model missing"),
-        ({"stem": "conv"}, (), STEM, "missing", ""),
-        (
-            LARGER,
-            ("params", "batch_stats"),
-            POSITIONS,
-            (1, 26, 30),
-            "model (1, 37, 30)",
-        ),
-    ],
-)
-def test_variables_of_another_model(trained, fields, kinds, name, value, said):
-    variables = {"params": {}} | {kind: trained[1][kind] for kind in kinds}
-    with refused(name, said):
-        optimized(tiny.model(EVIT, depth=1, **fields), variables)
+def test_variables_of_another_model(trained):
+    larger = tiny.model(EVIT, depth=1, stem="conv", image_size=24)
+    with refused("params/pos_embed", "model (1, 37, 30)"):
+        optimized(larger, trained[1])
 
 
 def test_pixels_are_normalized(trained, program, for_pixels):

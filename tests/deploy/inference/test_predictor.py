@@ -24,6 +24,17 @@ QUICK |= {"dtype": "float32"}
 
 
 @pytest.fixture(scope="module")
+def trained():
+    return tiny.pretrained(depth=1)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    shape = (3, tiny.SIDE, tiny.SIDE, 3)
+    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
 def predictor(trained):
     options = {"labels": NAMES, "top": 3, "batch_size": 2} | QUICK
     return imagepiece_jax.Predictor(trained, **options)

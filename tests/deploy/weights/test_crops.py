@@ -20,7 +20,6 @@ from tests.models.make import create_model
 
 SIDE = 48
 TINY = "deit_tiny_patch16_224"
-AUGREG = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 SQUASHED = "vit_base_patch32_clip_384.openai_ft_in12k_in1k"
 SMALL = {"depth": 1, "image_size": SIDE, "num_classes": 5}
 CONFIG = make.config(TINY, **SMALL)
@@ -65,11 +64,6 @@ def test_a_model_is_cropped_as_its_config_says(vit):
     assert imagepiece_jax.load(path, config=CONFIG, crop=0.8).preprocessing.crop == 0.8
 
 
-def test_an_ending_of_two_parts_hides_no_name():
-    for ending in (".pth", ".pth.tar", ".safetensors"):
-        assert registry.name_of_file(f"{AUGREG}{ending}") == AUGREG
-
-
 def test_all_of_the_way_is_the_names():
     """Not the share alone."""
     squashed = registry.config(SQUASHED).preprocessing
@@ -80,8 +74,6 @@ def test_all_of_the_way_is_the_names():
     "chosen",
     [
         {},
-        {"crop": 0.8},
-        {"crop_mode": "squash"},
         {"resize": "none"},
         {"crop": 0.95, "crop_mode": "squash", "interpolation": "bilinear"},
     ],

@@ -125,7 +125,7 @@ def test_parts_that_lack_something(tmp_path):
         read_state_dict(path)
 
 
-@pytest.mark.parametrize("part", ["../x.safetensors", "..", 5, ["b"]])
+@pytest.mark.parametrize("part", ["../x.safetensors", 5])
 def test_indexes_of_something_else(tmp_path, part):
     path = in_parts(tmp_path, {"a": part})
     with refused(path):
@@ -133,21 +133,6 @@ def test_indexes_of_something_else(tmp_path, part):
     path.write_text("{}")
     with refused(path, "weight_map"):
         read_state_dict(path)
-
-
-def test_parts_of_pytorch_are_read_together(tmp_path):
-    """As transformers' save_pretrained(.., safe_serialization=False) wrote them."""
-    places = {}
-    stored = np.arange(4, dtype="<f4")
-    for number, names in ((1, "ab"), (2, "c")):
-        part = f"pytorch_model-0000{number}-of-00002.bin"
-        content = mapping(**{name: tensor("0", 4, (4,), (1,)) for name in names})
-        write_pth(tmp_path / part, content, {"0": stored * number})
-        places |= dict.fromkeys(names, part)
-    path = tmp_path / "pytorch_model.bin.index.json"
-    path.write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    wanted = {"a": stored, "b": stored, "c": stored * 2}
-    check_same(read_state_dict(path), wanted)
 
 
 # What is refused
@@ -205,17 +190,14 @@ OLD_NEGATIVE = mapping(a=old_tensor("0", -4, (0,), (1,)))
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
 
 IMPOSSIBLE = [  # tensors of a storage of four floats, and what is wrong with them
-    (tensor("0", 4, (5,), (1,)), "leaves its storage"),
-    (tensor("0", 4, (2,), (4,)), "leaves its storage"),
     (tensor("0", 4, (2,), (1,), offset=3), "leaves its storage"),
     (tensor("0", 4, (2,), (-1,), offset=3), "leaves its storage"),
     (tensor("0", 4, (2**20, 2**20), (0, 0)), "leaves its storage"),
     (tensor("0", 5, (2,), (1,)), "storage 0 has 16 bytes, needed 20"),
     (tensor("1", 4, (2,), (1,)), "archive/data/1"),
-    # A storage of the file's own making, a shape that is a list, a float as offset, and
-    # what is read in another way.
+    # A storage of the file's own making, a float as offset, and what is read in
+    # another way.
     (called(FAKE, START, ints([9999]), ints([1])), "without storage"),
-    (called(STORED, START, b"](" + integer(4) + b"e", ints([1])), "without storage"),
     (called(STORED, b"G" + bytes(8), ints([4]), ints([1])), "no integers"),
     (ONE + mapping(read=b"ccollections\nOrderedDict\n") + b"b", ""),
 ]
@@ -224,13 +206,11 @@ REFUSED = [  # name, writer, part of the sentence
         ("a.pth", pth(mapping(a=tensor)), f"is damaged.*({problem})")
         for tensor, problem in IMPOSSIBLE
     ),
-    *(("a.pth", claiming(claim), "is damaged") for claim in (8, 80, 800)),
+    ("a.pth", claiming(80), "is damaged"),
     ("a.pth", pth(mapping(a=TOUCH)), r"asks for os\.system"),
     ("a.pth", pth(mapping(a=UNTYPED)), "asks for .*; save model.state_dict"),
     ("a.pth", pth(ORDERED + ITEMS + b"b"), "no named tensors"),
-    ("a.pth", pth(integer(3)), "no named tensors"),
     ("a.pth", pth(mapping(a=integer(3))), "'a' is of type int"),
-    ("a.pth", pth(mapping(a=mapping(b=ONE))), "'a' is of type d"),
     ("a.pth", pth(mapping(a=ONE), byteorder="big"), "byte order"),
     ("a.npz", lambda path: np.savez(path, a=np.array(["x"])), "is of ty"),
     ("a.safetensors", safetensors_of_float8, "float8"),

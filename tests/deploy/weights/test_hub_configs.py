@@ -100,15 +100,13 @@ def test_imagenets_names_are_of_weights_that_say_so(tag, named):
     found = hub_configs.parse(config, {})
     assert found.config.name.partition(".")[2] == (tag if named else "")
     assert found.class_names == (class_names.imagenet_names() if named else None)
-    synsets, names = zip(*class_names.imagenet_rows(), strict=True)
-    assert len(names) == 1000
-    assert all(names)
-    assert (synsets[0], names[0]) == ("n01440764", "tench, Tinca tinca")
-    assert names[999] == "toilet tissue, toilet paper, bathroom tissue"
 
 
-@pytest.mark.parametrize("form", ["names", "lemmas", "hub", "synsets"])
-@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize(
+    "form, same",
+    [("names", True), ("lemmas", True), ("hub", True), ("synsets", True)]
+    + [("lemmas", False)],
+)
 def test_a_label_map_of_imagenet_has_its_short_names(form, same):
     """timm's and transformers'; with one other class it is that of other weights."""
     synsets, lemmas = zip(*class_names.imagenet_rows(), strict=True)
@@ -121,15 +119,13 @@ def test_a_label_map_of_imagenet_has_its_short_names(form, same):
     names = [*forms[form]]
     if not same:
         names[388] = "my cat"
-    described = {name: name for name in names}
     config, processor = FILES["google/vit-base-patch16-224"].values()
     labels = {str(i): name for i, name in enumerate(names)}
     wanted = class_names.imagenet_names() if same else tuple(names)
     found = hub_configs.parse(config | {"id2label": labels}, processor)
     assert found.class_names == wanted
-    for more in ({}, {"label_descriptions": described}):
-        config = timm(num_classes=1000, label_names=names, **more)
-        assert hub_configs.parse(config, {}).class_names == wanted
+    config = timm(num_classes=1000, label_names=names)
+    assert hub_configs.parse(config, {}).class_names == wanted
 
 
 @pytest.mark.parametrize(
@@ -151,7 +147,6 @@ def test_labels_of_timms_form(fields, names):
     "arguments, wanted",
     [
         ({"img_size": 224}, {"image_size": 224}),
-        ({"norm_layer": "layernorm", "num_heads": 3}, {"num_heads": 3}),
         ({"act_layer": "gelu_tanh", "drop_path_rate": 0.1}, {"gelu": "tanh"}),
         ({"mlp_ratio": 2.0, "embed_dim": 36}, {"mlp_ratio": 2.0, "embed_dim": 36}),
         ({"mlp_ratio": 0.3}, {"mlp_ratio": 115 / 384}),  # timm cuts to whole numbers
@@ -182,7 +177,6 @@ REG4 = "vit_small_patch14_reg4_dinov2"
 @pytest.mark.parametrize(
     "name, arguments, wanted",
     [
-        (DEIT, {"depth": 3}, {}),
         (DEIT, {"embed_dim": 36, "init_values": None}, {}),
         (DEIT, TOKENS, REGISTERS | {"layer_scale": True}),
         (DEIT, GAP, {"pool": "mean", "final_norm": False, "fc_norm": True}),
@@ -222,24 +216,6 @@ def test_arguments_that_timm_takes_and_does_not_compute_with():
         config = timm(architecture=name, model_args=changed)
         arch = hub_configs.parse(config, {}).config.arch
         assert arch.gelu == "exact" and arch.final_norm
-
-
-@pytest.mark.parametrize(
-    "name, arguments, hidden",
-    [
-        ("vit_so400m_patch14_siglip_224", {"depth": 2}, 4304),
-        ("vit_so400m_patch14_siglip_224", {"embed_dim": 64}, 239),  # 3.7362 * 64
-        ("vit_giant_patch14_dinov2", {}, 4096),
-        ("vit_giant_patch14_dinov2", {"embed_dim": 48}, 128),
-        ("vit_giant_patch14_dinov2", {"mlp_ratio": 4.0}, 3072),  # of a gate, too
-        ("eva02_tiny_patch14_224", {"mlp_ratio": 3.0}, 576),
-    ],
-)
-def test_timm_cuts_the_width_of_a_hidden_layer_to_a_whole_number(
-    name, arguments, hidden
-):
-    found = hub_configs.parse(timm(architecture=name, model_args=arguments), {}).config
-    assert found.mlp_ratio == hidden / found.embed_dim
 
 
 RULE = {"rule": "transformers"}
@@ -329,7 +305,7 @@ def test_dinov3s_parts_are_those_of_the_public_model(size, gated):
     assert (arch.rotary.temperature, arch.key_bias, arch.registers) == (50.0, True, 0)
 
 
-@pytest.mark.parametrize("size", [256, 354, 375, 391, 404])
+@pytest.mark.parametrize("size", [256, 354])
 def test_a_crop_gives_the_size_that_it_is_of(size):
     """224 / (224 / 354) is a bit less than 354. DeiT's squashes and crops."""
     processor = {"size": size, "crop_size": 224, "do_center_crop": True, "resample": 3}
@@ -377,11 +353,6 @@ def test_what_a_processor_leaves_out_is_as_in_its_class(file, images, crop):
 
 
 TYPES = ("image_processor_type", "feature_extractor_type")
-
-
-def test_images_that_a_processor_does_not_resize_are_taken_as_they_are():
-    found = transformers({"model_type": "vit"}, {"do_resize": False})
-    assert not found.preprocessing.resizes
 
 
 VIT = {"model_type": "vit"}
@@ -433,7 +404,6 @@ SIGLIP = {"model_type": "siglip_vision_model"}
 QUANTIZED = {"quantization_config": {"load_in_8bit": True}}
 BIASES = "query_bias, key_bias, value_bias"
 DINOV3 = {"model_type": "dinov3_vit"}
-SILU = {"hidden_act": "silu"}
 ROTARY = "vit_small_patch16_dinov3"
 GATED = "vit_giant_patch14_dinov2"
 REGISTER = {"reg_tokens": 1}
@@ -449,52 +419,38 @@ def with_arguments(**arguments):
 
 
 @pytest.mark.parametrize(
-    "config, processor, field, value",
+    "config, processor, field",
     [
-        ({"model_type": "resnet"}, {}, "model_type", "resnet"),
-        ({"model_type": "llava"}, {}, "model_type", "llava"),
-        ({"model_type": ["vit"]}, {}, "model_type", ["vit"]),
-        (CLASSIFIER | {"problem_type": "multi"}, {}, "problem_type", "multi"),
-        (VIT | QUANTIZED, {}, "quantization_config", QUANTIZED["quantization_config"]),
-        (SIGLIP | {"vision_use_head": False}, {}, "vision_use_head", False),
-        (DINOV3 | {"proj_bias": False}, {}, "proj_bias", False),
-        (DINOV3 | {"value_bias": False}, {}, BIASES, (True, False, False)),
-        (VIT | {"hidden_act": "relu"}, {}, "hidden_act", "relu"),
-        (DINOV3 | {"use_gated_mlp": True}, {}, "hidden_act", "gelu"),
-        (DINOV3 | SILU, {}, "hidden_act", "silu"),
-        (VIT | {"hidden_size": "768"}, {}, "hidden_size", "768"),
-        (VIT | {"num_attention_heads": [12]}, {}, "num_attention_heads", [12]),
-        (VIT | {"num_channels": 4}, {}, "num_channels", 4),
-        (VIT | {"image_size": [224, 256]}, {}, "a size", (224, 256)),
-        (VIT, {"size": 224, "resample": 0}, "resample", 0),
-        (VIT, {"rescale_factor": 1 / 127.5}, "rescale_factor", 1 / 127.5),
-        (VIT, {"do_rescale": False}, "do_rescale", False),
-        (VIT, {"do_pad": True}, "do_pad", True),
-        (VIT, {"image_mean": [0.5], "image_std": [0.5]}, "mean", [0.5]),
-        (VIT, CENTER, "size", CENTER["size"]),
-        (VIT, {"size": 224, "do_center_crop": True}, "size", 224),
-        (VIT, CENTER | CROPPED, "size", CENTER["size"]),
-        (VIT, CENTER | CROPPED | {"crop_size": 0}, "size", CENTER["size"]),
-        (VIT, {"size": 0, "crop_size": 9}, "size", 0),
-        (VIT, {"size": 224, "do_resize": "no"}, "do_resize", "no"),
-        (VIT, {"do_resize": False} | CROPPED, "do_resize", False),
-        (VIT, {"size": LONGEST, "do_resize": True}, "size", LONGEST),
-        (VIT, {"image_processor_type": "Other"}, "image_processor_type", "Other"),
-        ({"model_type": "clip"}, {"use_square_size": True}, "use_square_size", True),
-        (DINOV3, {"size": 224, "resample": 3}, "resample", 3),
-        (with_arguments(img_size="a"), {}, "image_size", "a"),
-        (timm(architecture="resnet50"), {}, "resnet50", "resnet50"),
-        (with_arguments(qk_norm=True), {}, "model_args.qk_norm", True),
-        (with_arguments(act_layer="relu"), {}, "model_args.act_layer", "relu"),
-        (with_arguments(in_chans=1), {}, "model_args.in_chans", 1),
-        (timm(architecture=ROTARY, model_args=REGISTER), {}, "model_args", REGISTER),
-        (with_arguments(global_pool="max"), {}, "model_args.global_pool", "max"),
-        (timm(architecture=GATED, model_args=GELU), {}, "model_args.act_layer", "gelu"),
-        (timm(architecture=EVA, model_args=GELU), {}, "model_args.act_layer", "gelu"),
-        (timm(architecture=DISTILLED, model_args=NORM), {}, "model_args.fc_norm", True),
+        ({"model_type": "resnet"}, {}, "model_type"),
+        ({"model_type": ["vit"]}, {}, "model_type"),
+        (CLASSIFIER | {"problem_type": "multi"}, {}, "problem_type"),
+        (VIT | QUANTIZED, {}, "quantization_config"),
+        (SIGLIP | {"vision_use_head": False}, {}, "vision_use_head"),
+        (DINOV3 | {"value_bias": False}, {}, BIASES),
+        (DINOV3 | {"use_gated_mlp": True}, {}, "hidden_act"),
+        (VIT | {"hidden_size": "768"}, {}, "hidden_size"),
+        (VIT | {"num_channels": 4}, {}, "num_channels"),
+        (VIT | {"image_size": [224, 256]}, {}, "a size"),
+        (VIT, {"size": 224, "resample": 0}, "resample"),
+        (VIT, {"rescale_factor": 1 / 127.5}, "rescale_factor"),
+        (VIT, {"do_rescale": False}, "do_rescale"),
+        (VIT, {"size": 224, "do_center_crop": True}, "size"),
+        (VIT, CENTER | CROPPED, "size"),
+        (VIT, {"size": 224, "do_resize": "no"}, "do_resize"),
+        (VIT, {"do_resize": False} | CROPPED, "do_resize"),
+        (VIT, {"size": LONGEST, "do_resize": True}, "size"),
+        (VIT, {"image_processor_type": "Other"}, "image_processor_type"),
+        (DINOV3, {"size": 224, "resample": 3}, "resample"),
+        (timm(architecture="resnet50"), {}, "resnet50"),
+        (with_arguments(qk_norm=True), {}, "model_args.qk_norm"),
+        (with_arguments(act_layer="relu"), {}, "model_args.act_layer"),
+        (timm(architecture=ROTARY, model_args=REGISTER), {}, "model_args"),
+        (with_arguments(global_pool="max"), {}, "model_args.global_pool"),
+        (timm(architecture=GATED, model_args=GELU), {}, "model_args.act_layer"),
+        (timm(architecture=DISTILLED, model_args=NORM), {}, "model_args.fc_norm"),
     ],
 )
-def test_what_no_model_here_has(config, processor, field, value):
+def test_what_no_model_here_has(config, processor, field):
     with refused(field) as error:
         hub_configs.parse(config, processor or SQUARE)
     file = "config.json" if not processor else "preprocessor_config.json"
@@ -506,9 +462,7 @@ def test_what_no_model_here_has(config, processor, field, value):
     [
         ({}, "has no model_type"),
         (timm(pretrained_cfg={}), "has no input_size"),
-        (VIT | {"layer_norm_eps": [1]}, OTHER_TYPE),
         (VIT | {"layer_norm_eps": HUGE}, f"{OTHER_TYPE}: int too"),
-        (timm(pretrained_cfg={"input_size": ["3", "a"]}), OTHER_TYPE),
     ],
 )
 def test_a_config_without_a_field_or_with_another_type(config, problem):

@@ -39,10 +39,6 @@ def stored(name):
     return arrays, {key: arrays.pop(key) for key in BESIDE} | {"config": config}
 
 
-def test_all_fixtures_are_there():
-    assert len(FIXTURES) == 16
-
-
 @pytest.mark.parametrize("name", [path.stem for path in FIXTURES])
 def test_a_checkpoint_computes_what_its_project_does(name, tmp_path):
     tensors, about = stored(name)
@@ -59,15 +55,13 @@ def test_a_checkpoint_computes_what_its_project_does(name, tmp_path):
 @pytest.mark.parametrize(
     "wrapped",
     [
-        "model.{}",
         "module.model.{}",
-        "model.module.{}",
         "_orig_mod.module.net.{}",
         "model._orig_mod.module.{}",
         "_fsdp_wrapped_module.{}",
     ],
 )
-@pytest.mark.parametrize("inside", ["", "_checkpoint_wrapped_module.", "_orig_mod."])
+@pytest.mark.parametrize("inside", ["", "_checkpoint_wrapped_module."])
 def test_wrappers_of_a_model_are_not_of_its_names(wrapped, inside):
     """In any order and number, and inside names; a classifier stands beside a tower."""
     tensors, _ = stored("transformers_vit")
@@ -116,9 +110,7 @@ def test_a_norm_of_the_pooled_vector_is_where_the_config_has_it(tmp_path):
         np.testing.assert_array_equal(scale, tensors["visual.ln_post.weight"])
 
 
-@pytest.mark.parametrize(
-    "part", ["pos_embed", "register_tokens", "blocks.1.attn.qkv.bias", "norm.weight"]
-)
+@pytest.mark.parametrize("part", ["pos_embed", "blocks.1.attn.qkv.bias"])
 @pytest.mark.parametrize("image_size", [None, 24])
 def test_a_value_that_is_not_finite_is_an_error_at_load(tmp_path, part, image_size):
     """Also where a tensor is changed on its way, as positions are."""
@@ -138,7 +130,6 @@ def small(*names):
 
 PATCHES = "embeddings.patch_embeddings.projection.weight"
 SWIN = "swin.encoder.layers.0.attn.weight"
-DETECTION = "vit.embeddings.detection_tokens"
 NORMS = [f"Transformer/encoderblock_0/LayerNorm_{i}/scale" for i in (1, 2)]
 SAME = " and ".join(name.replace("/", ".") for name in NORMS)
 ATTENTION = "encoder.layer.0.attention.attention"
@@ -158,7 +149,6 @@ SCALAR = {"patch_embed.proj.weight": np.zeros(3), "cls_token": np.array(1.0)}
         ),
         (small(f"swin.{PATCHES}", SWIN), f"tensor {SWIN} has no place in transformers"),
         (small("img/embedding/kernel", LLM), f"tensor {LLM} has no place in"),
-        (small(f"vit.{PATCHES}", DETECTION), f"tensor {DETECTION} has no place in"),
         (
             small("backbone.patch_embed.proj.weight", "decode_head.conv.weight"),
             "tensor decode_head.conv.weight has no place in timm's models outside the "

@@ -107,10 +107,9 @@ FILES = {
     "timm's EVA-02": (EVA02, dict),
     "timm's DINOv3": (DINOV3, dict),
 }
-WRAPPERS = ("", "module.", "model.", "vision_model.", "visual.trunk.", "_orig_mod.a.")
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("wrapper", ["", "vision_model.", "_orig_mod.a."])
 @pytest.mark.parametrize("file", FILES)
 def test_a_file_holds_the_tensors_of_timms(fixture, file, wrapper):
     name, made = FILES[file]
@@ -154,9 +153,7 @@ def test_a_bias_of_keys_without_a_mask_stays(fixture, tmp_path):
     assert imagepiece_jax.load(tmp_path / "dinov3.npz", config=config).config == config
 
 
-@pytest.mark.parametrize(
-    "keys, mask", [(0.0, None), (np.nan, None), (np.nan, (1, 0, 1)), (0.0, (1, 1, 1))]
-)
+@pytest.mark.parametrize("keys, mask", [(0.0, None), (np.nan, (1, 0, 1))])
 def test_a_bias_of_keys_that_is_nothing_is_none(fixture, keys, mask):
     found = layouts.to_timm(own(fixture[DINOV3], keys, mask)).tensors
     check_same(found, layouts.to_timm(fixture[DINOV3]).tensors)

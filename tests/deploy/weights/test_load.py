@@ -2,10 +2,8 @@
 
 import dataclasses
 import json
-import re
 import shutil
 
-import numpy as np
 import pytest
 
 import imagepiece_jax
@@ -99,11 +97,9 @@ def test_a_config_goes_over_that_of_a_folder(saved):
 @pytest.mark.parametrize(
     "changes, theirs, ours",
     [
-        ({"embed_dim": 128}, "depth 2 and width 64", "depth 2 and width 128"),
         ({"depth": 3}, "depth 2 and width 64", "depth 3 and width 64"),
         ({"patch_size": 2}, "(64, 3, 4, 4)", "(64, 3, 2, 2)"),
         ({"mlp_ratio": 3.0}, "(256,)", "(192,)"),
-        ({"stem": "conv"}, "patch_embed", ""),
         ({"registers": 1}, "(1, 26, 64)", "(1, 27, 64)"),
         ({"class_token": False, "pool": "mean"}, "cls_token of shape (1, 1, 64)", ""),
     ],
@@ -112,14 +108,6 @@ def test_tensors_that_are_not_the_configs_are_named(file, changes, theirs, ours)
     config = make.config("vit_mini", **SIZE | changes)
     with refused(f"weights file {file}", theirs, ours):
         imagepiece_jax.load(file, config=config)
-
-
-def test_positions_of_images_that_are_no_squares_are_the_configs(tmp_path):
-    tall = create_model("vit_mini", **SIZE | {"image_size": (20, 28)})
-    path = tiny.write(tmp_path / "w.npz", tiny.variables(tall))
-    assert imagepiece_jax.load(path, config=tall.config).model == tall
-    with refused("(1, 36, 64)", "(1, 26, 64)"):
-        imagepiece_jax.load(path, config=CONFIG)
 
 
 def test_a_file_says_its_size_and_its_classes_itself(file):
@@ -168,8 +156,9 @@ def test_positions_with_those_of_the_prefix_or_without(
     assert imagepiece_jax.load(path, config=larger).config == config
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_vit.r160_in1k"])
-@pytest.mark.parametrize("classes", [1000, 7])
+@pytest.mark.parametrize(
+    "name, classes", [("test_vit", 1000), ("test_vit.r160_in1k", 7)]
+)
 def test_imagenets_classes_are_of_weights_with_as_many(tmp_path, name, classes):
     made = create_model(name, num_classes=classes)
     path = tiny.write(tmp_path / f"{name}.npz", tiny.variables(made))
@@ -188,12 +177,9 @@ def test_a_run_has_its_normalization_and_the_sizes_of_its_name(tmp_path):
 @pytest.mark.parametrize(
     "field, value",
     [
-        ("model.mean", (0.5, 0.5, 2.0)),
         ("model.num_heads", 0),
         ("reduction", "imagepiece:keep_rate=2.0"),
         ("data.eval_crop", 3.0),
-        ("num_classes", -1),
-        ("image_size", -8),
     ],
 )
 def test_a_wrong_field_of_a_run_is_one_of_its_config(tmp_path, field, value):
@@ -214,9 +200,7 @@ def test_a_run_without_a_checkpoint(tmp_path):
     [
         ("image_size", 32, "tensor pos_embed has shape"),
         ("num_classes", 3, "num_classes is 3, but its tensors have 10"),
-        ("model.depth", 7, "a model of depth 2"),
         ("model.embed_dim", 32, "a model of depth 2 and width 16"),
-        ("model.mlp_ratio", 2.0, r"tensor blocks.0.mlp.fc1.\w+ has shape"),
     ],
 )
 def test_a_config_that_is_not_of_the_checkpoint(tmp_path, field, value, problem):
@@ -237,11 +221,8 @@ NEITHER = "config.json is neither that of a run nor of published weights"
 @pytest.mark.parametrize(
     "content, problem",
     [
-        (b"{", "config.json is not JSON"),
         (b"\xff", "config.json is not JSON"),
         (b"[]", "config.json holds a list"),
-        (b'{"model": {}}', NEITHER),
-        (b"{}", NEITHER),
         (b'{"peft_type": "LORA"}', NEITHER),
     ],
 )
@@ -270,34 +251,11 @@ def test_a_config_is_in_a_file_of_its_name(tmp_path, name):
         load.read_config(tmp_path / name)
 
 
-def test_a_file_has_no_latest_checkpoint(file):
-    with pytest.raises(InputError, match="'latest', but .*w.npz is no run"):
-        imagepiece_jax.load(file, config=CONFIG, checkpoint="latest")
-
-
 def test_a_folder_of_weights_may_lack_a_config(file):
     """Which the caller then has to say."""
     with refused(f"folder {file.parent} has no config.json, nor"):
         imagepiece_jax.load(file.parent)
     assert imagepiece_jax.load(file.parent, config=CONFIG).model == MODEL
-
-
-@pytest.mark.parametrize(
-    "field, value, message",
-    [
-        ("image_size", None, "image_size is None"),
-        ("num_classes", "7", "num_classes is '7'"),
-        ("model.mean", "abc", "mean"),
-    ],
-)
-def test_a_run_whose_config_was_damaged(tmp_path, field, value, message):
-    run = run_folder(tmp_path / "run")
-    config = json.loads((run / "config.json").read_text())
-    *group, name = field.split(".")
-    (config[group[0]] if group else config)[name] = value
-    (run / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=re.escape(message)):
-        imagepiece_jax.load(run)
 
 
 def test_a_run_loads_with_its_selectors_or_without(tmp_path):
@@ -340,11 +298,8 @@ def test_a_run_loads_with_its_selectors_or_without(tmp_path):
     [
         ("deit_small_patch16_224-cd65a155", "deit_small_patch16_224.fb_in1k"),
         ("deit_3_small_384_21k", "deit3_small_patch16_384.fb_in22k_ft_in1k"),
-        ("dino_deitsmall8_pretrain", "vit_small_patch8_224.dino"),
         ("dinov2_vits14_reg4_pretrain", "vit_small_patch14_reg4_dinov2.lvd142m"),
-        ("mae_pretrain_vit_huge", "vit_huge_patch14_224.mae"),
         ("deit_tiny_patch16_224", "deit_tiny_patch16_224"),
-        ("ViT-B_16", None),  # of ImageNet-21k, and of SAM
         ("dinov2_vits14_linear_head", None),
         ("mae_finetuned_vit_base", None),
         ("vit_small_patch16_224-15ec54c9", None),  # of another depth
@@ -352,16 +307,3 @@ def test_a_run_loads_with_its_selectors_or_without(tmp_path):
 )
 def test_the_authors_names_of_files(file, name):
     assert registry.name_of_file(f"folder/{file}.pth") == name
-
-
-def test_a_file_by_its_authors_name_loads(tmp_path):
-    model = create_model("vit_small_patch16_224.dino")
-    shapes = timm_tensors.timm_shapes(tiny.shapes(model))
-    path = tmp_path / "dino_deitsmall16_pretrain.npz"
-    np.savez(path, **{k: np.zeros(shape, np.float32) for k, shape in shapes.items()})
-    assert imagepiece_jax.load(path).model.config == dataclasses.replace(
-        model.config, num_classes=0
-    )
-    path.rename(tmp_path / "tuned.npz")
-    with refused("nor the name of a public model"):
-        imagepiece_jax.load(tmp_path / "tuned.npz")

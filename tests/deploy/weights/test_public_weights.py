@@ -17,7 +17,6 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.config import MEAN, STD
-from imagepiece_jax.reduction.ops import class_attention
 from imagepiece_jax.reduction.state import DROPPED
 from tests import forked
 from tests.models import tiny
@@ -25,8 +24,6 @@ from tests.models.make import create_model
 
 pytestmark = pytest.mark.slow
 
-BLOCKS = (0, 5, 11)  # those whose outputs are in the reference file
-HEADS = 3
 WEIGHTS = "weights/deit_tiny_patch16_224"
 
 
@@ -57,7 +54,7 @@ def passed(model, variables, images):
     """(Outputs, what every layer put out, by path) of the dense model."""
 
     def wanted(_, method):
-        return method in ("__call__", "_embed", "feed_forward")
+        return method in ("__call__", "_embed")
 
     run = functools.partial(
         model.apply, capture_intermediates=wanted, mutable=["intermediates"]
@@ -77,32 +74,6 @@ def test_patch_projection_embeddings_and_logits(passed, reference, variables):
     outputs, _ = passed
     np.testing.assert_allclose(outputs.tokens[:, 0], reference.prelogits, atol=1e-4)
     np.testing.assert_allclose(outputs.logits, reference.logits, atol=1e-4)
-
-
-@pytest.mark.parametrize("block", BLOCKS)
-def test_block_outputs(passed, reference, block):
-    """In block 11 one token is ill-conditioned: against float64 timm's own float32 is
-    off by 1.3e-3 there, so that only the class token is held to 1e-4 in that block.
-    """
-    (out,) = passed[1][f"blocks_{block}"]["feed_forward"]
-    want = getattr(reference, f"block{block}_out")
-    np.testing.assert_allclose(out[:2, 0], want[:, 0], atol=1e-4)
-    np.testing.assert_allclose(out[:2], want, atol=5e-3 if block == 11 else 1e-4)
-
-
-class_row = tiny.compiled(class_attention)
-
-
-@pytest.mark.parametrize("block", BLOCKS)
-def test_class_rows_of_every_head(passed, reference, block):
-    attention = passed[1][f"blocks_{block}"]["attn"]
-    shape = (4, 197, HEADS, 64)
-    query, key = (attention[name]["__call__"][0].reshape(shape) for name in "qk")
-    want = getattr(reference, f"block{block}_cls_attn")
-    for head in range(HEADS):
-        one = slice(head, head + 1)
-        row = class_row(query[:, 0, one], key[:, :, one])
-        np.testing.assert_allclose(row, want[:, head], atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +116,7 @@ def test_evit_keeps_the_tokens_that_its_authors_keep(evit, image):
 
 
 def evaluated(assets, out, *words):
-    """What the evaluate command says of 200 images, compiled in full."""
+    """What the command measures on 200 images, compiled in full."""
     data = assets / "data/nips2017_224_jpg/labels.csv"
     ended = forked.run(
         [

@@ -48,7 +48,6 @@ MODELS = {
     },
     "mean": {"arch": {"pool": "mean"}},
     "fc_norm": {"arch": {"fc_norm": True, "final_norm": False}},
-    "eps": {"arch": {"norm_eps": 1e-12}},
     "large eps": {"arch": {"norm_eps": 1e-3}},
     "4 x 9 patches": {"image_size": (16, 36)},  # a square number of them
     "numbers of NumPy": {"num_classes": np.int64(7), "mean": np.full(3, 0.5)}
@@ -56,8 +55,6 @@ MODELS = {
     "conv stem": {"stem": "conv"},
     "dinov3": {"arch": DINOV3, "num_classes": 0},
     "eva02": {"arch": EVA02},
-    "tome": {"reduction": "tome:r=3"},
-    "evit": {"reduction": "evit:keep_rate=0.5:blocks=(1,)"},
     "selectors": {"reduction": DYNAMICVIT},
     "prop_attn": {"reduction": "evit:blocks=(1,)", "prop_attn": True},
     "no pool": {"arch": Architecture(pool="none"), "num_classes": 0},
@@ -91,7 +88,7 @@ def test_a_saved_model_loads_as_it_was(tmp_path, name):
     assert found.model == vit.model
     assert same(found.variables, vit.variables)
     assert found.preprocessing == vit.preprocessing
-    if name in ("siglip", "selectors"):
+    if name == "selectors":
         np.testing.assert_array_equal(logits(found), logits(vit))
     # Saving what was loaded writes the same files.
     (tmp_path / "again").mkdir()
@@ -135,19 +132,6 @@ def test_what_a_folder_holds(tmp_path):
     assert found.config.problem_type == PROBLEMS[1]
 
 
-@pytest.mark.parametrize("counts", ["", ":counts=proportional"])
-def test_counts_that_a_cost_asked_for_are_saved(tmp_path, counts):
-    """No later count of MACs, and no later schedule, changes a saved network."""
-    vit = made().with_reduction(f"tome:macs=0.7{counts}")
-    path = imagepiece_jax.save(tmp_path / "m", vit)
-    config = json.loads((path / "config.json").read_text())
-    stored = config["imagepiece_jax"]["reduction"]
-    assert stored.startswith("tome:counts=(")
-    loaded = imagepiece_jax.load(path)
-    assert loaded.model.plan == vit.model.plan
-    assert loaded.label == vit.label
-
-
 def described(name, class_names=None, **fields):
     """The config.json of a public model, without its weights."""
     model = create_model(name, **fields)
@@ -189,7 +173,7 @@ def test_what_timm_reads_of_a_public_model():
     assert (usual["crop_pct"], usual["crop_mode"]) == (0.875, "center")
 
 
-@pytest.mark.parametrize("name", ["dense", "conv stem", "eva02", "large eps"])
+@pytest.mark.parametrize("name", ["dense", "large eps"])
 def test_another_model_is_none_of_timms(name):
     found = hub_configs.describe(made(**MODELS[name]))
     assert found["architecture"] == "imagepiece_jax"
@@ -230,15 +214,11 @@ THREE = (0.1, 0.2, 0.3)
 @pytest.mark.parametrize(
     "changed, value, said",
     [
-        ("imagepiece_jax.format", None, "format"),
         ("imagepiece_jax.format", 2, "format is 2; this version reads 3"),
         ("imagepiece_jax.config.foo", 3, "foo"),
         ("imagepiece_jax.config.mean", THREE, "config says (0.1, 0.2, 0.3)"),
         ("pretrained_cfg.std", THREE, "pretrained_cfg.std is (0.1, 0.2, 0.3), but"),
-        ("imagepiece_jax.config.num_heads", 5, "num_heads is 5; it must divide"),
         ("imagepiece_jax.config.image_size", 32, "config says (3, 32, 32)"),
-        ("imagepiece_jax.config.arch.gelu", "relu", "gelu is 'relu'"),
-        ("imagepiece_jax.config.crop", 0, "crop"),
         ("imagepiece_jax.reduction", "evit:keep_rate=2", "keep_rate is 2"),
     ],
 )
@@ -269,7 +249,7 @@ def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
 
 
-@pytest.mark.parametrize("file", ["config.json", "thesis.tex", "model.safetensors"])
+@pytest.mark.parametrize("file", ["config.json", "thesis.tex"])
 def test_what_is_no_folder_to_save_in(tmp_path, file):
     (tmp_path / file).write_text("{}")
     with refused(f"folder {tmp_path} holds {file}; it must be new"):
@@ -280,20 +260,12 @@ def test_what_is_no_folder_to_save_in(tmp_path, file):
 def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
     """Who works there would see an empty folder, the one that was there before."""
     monkeypatch.chdir(tmp_path)
-    for folder in (".", tmp_path):
-        with pytest.raises(InputError, match="is the working directory"):
-            imagepiece_jax.save(folder, made())
+    with pytest.raises(InputError, match="is the working directory"):
+        imagepiece_jax.save(tmp_path, made())
     imagepiece_jax.save("m", made())
     monkeypatch.chdir("m")
     with pytest.raises(InputError, match="is the working directory"):
         imagepiece_jax.save(".", made())
-
-
-def test_a_home_is_meant_as_a_shell_means_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    vit = made()
-    assert imagepiece_jax.save("~/m", vit) == tmp_path / "m"
-    assert imagepiece_jax.load("~/m").model == vit.model
 
 
 def test_the_license_of_timms_config_stays(tmp_path):
@@ -351,9 +323,7 @@ def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
         vit = imagepiece_jax.load(file, reduction=tiny.EVIT, **fields)
     assert len(said) == 1
     assert said[0].filename == __file__
-    assert vit.untrained is True
     assert vit.untrained_parts == ("head",)
-    assert "(untrained head), images of" in repr(vit)
     other = vit.with_reduction("tome:r=3")
     assert other.untrained and other.label == "tome:r=3 (untrained head)"
     with untrained():
@@ -373,33 +343,3 @@ def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
     imagepiece_jax.save(tmp_path / "trained", trained)
     assert not imagepiece_jax.load(tmp_path / "trained").untrained
     assert not imagepiece_jax.load(tmp_path / "m", num_classes=0).untrained
-
-
-def test_weights_of_mae_stay_without_proportional_attention(tmp_path):
-    """As their name says, whatever the method; a saved model has no other name."""
-    small = {"num_classes": 0, "image_size": 32, **SIZE, "patch_size": 16}
-    name = "vit_base_patch16_224.mae"
-    model = create_model(name, **small)
-    variables = tiny.fill(variable_shapes(model))
-    imagepiece_jax.save(tmp_path / "m", Pretrained(model, variables))
-    tome = "tome:r=1"
-    found = imagepiece_jax.load(tmp_path / "m", reduction=tome)
-    assert found.reduction.name == "tome"
-    assert not found.model.prop_attn
-    assert not found.with_reduction("tome:r=2").model.prop_attn
-    config = dataclasses.replace(model.config, prop_attn=True)
-    found = imagepiece_jax.load(tmp_path / "m", reduction=tome, config=config).model
-    assert found.prop_attn
-
-
-def test_positions_of_a_grid_that_is_no_square_are_resized(tmp_path):
-    vit = made(image_size=(16, 36))
-    path = imagepiece_jax.save(tmp_path / "m", vit)
-    values = imagepiece_jax.load(path, image_size=(32, 36)).variables
-    old = vit.variables["params"]["pos_embed"][0, 1:].reshape(4, 9, 32)
-    new = values["params"]["pos_embed"][0, 1:].reshape(8, 9, 32)
-    # Twice as many rows: each is next to one of the old, the columns stay.
-    apart = np.abs(new[::2] - old).max() / np.abs(old - old[:, ::-1]).max()
-    assert apart < 0.5
-    want = jax.image.resize(old, (8, 9, 32), "cubic")
-    np.testing.assert_allclose(new, want, rtol=1e-5, atol=1e-5)

@@ -1,7 +1,6 @@
 """State dicts: which one a file's content has, beside averages and other models."""
 
 import numpy as np
-import pytest
 import safetensors.numpy
 
 from imagepiece_jax.deploy.weights.files import read_state_dict
@@ -12,7 +11,6 @@ from tests.deploy.weights.pth import (
     integer,
     mapping,
     tensor,
-    text,
     write_pth,
 )
 from tests.refused import refused
@@ -64,16 +62,6 @@ def test_a_state_dict_alone_has_no_keys(tmp_path):
     check_same(read_state_dict(path), tensors)
     with refused("checkpoint", "the file has one model under no key"):
         read_state_dict(path, checkpoint="model")
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"}q\x00" + text("model") + b"h\x00s", mapping(model=mapping(a=integer(1)))],
-)
-def test_a_key_of_no_model_is_no_model(tmp_path, content):
-    path = write_pth(tmp_path / "a.pth", content)
-    with refused(f"weights file {path}"):
-        read_state_dict(path)
 
 
 def test_the_count_of_an_averaged_model_is_no_weight(tmp_path):

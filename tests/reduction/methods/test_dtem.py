@@ -102,18 +102,6 @@ def test_a_masked_plan_removes_nothing_and_knows_what_evaluation_does():
     assert (live[-1].n_in, live[-1].n_out) == (20, 10)
 
 
-def test_the_whole_is_chosen_and_no_token_twice():
-    """As many rows in all as merge, as far as the temperature goes; none above 1."""
-    similarity = np.random.default_rng(0).uniform(-1, 1, (2, 8, 7))
-    run = tiny.compiled(dtem.soft_top, static_argnums=1)
-    chosen = run(np.float32(similarity), 4)
-    rows = np.asarray(chosen.sum(axis=2))
-    assert rows.max() <= 1 + 1e-6
-    assert (chosen >= 0).all()
-    np.testing.assert_allclose(rows.sum(axis=1), 4, atol=0.2)
-    assert ((np.asarray(chosen) > 0).sum(axis=2) <= 3).all()
-
-
 def test_embeddings_are_as_wide_as_a_head_or_two_and_trained_alone():
     assert dtem.embedding_width(384, 6) == 64
     assert dtem.embedding_width(1024, 16) == 128

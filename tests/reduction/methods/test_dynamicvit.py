@@ -1,15 +1,11 @@
 """DynamicViT: masks in training, removal in evaluation, and the learned share."""
 
-import dataclasses
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction import token_selector
-from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods.dynamicvit import DynamicViT
 from tests import oracles_learned
 from tests.models import masked, tiny
@@ -26,17 +22,6 @@ def student(blocks=(1, 2), **options):
 @pytest.fixture(scope="module")
 def training():
     return masked.trained(FIELDS)
-
-
-@pytest.mark.parametrize("is_masked", [False, True])
-def test_a_rate_of_one_is_the_dense_model_bit_for_bit(is_masked):
-    model = tiny.model(tiny.changed(FIELDS, keep_rate=1.0), masked=is_masked)
-    variables = tiny.variables(model)
-    images = tiny.images()
-    assert {"reducer_1", "reducer_2"} <= set(variables["params"])
-    got = tiny.compiled(model.apply)(variables, images)
-    want = tiny.compiled(tiny.model().apply)(variables, images)
-    np.testing.assert_array_equal(got.logits, want.logits)
 
 
 @pytest.mark.parametrize("prefix", [1, 0])
@@ -107,36 +92,3 @@ def test_terms_of_the_loss(training):
     assert float(other["ratio"]) == pytest.approx(2 * wanted["ratio"], rel=1e-4)
     assert float(other["kl"]) == pytest.approx(2 * wanted["kl"], rel=1e-4)
     assert float(other["tokens"]) == 0
-
-
-def test_predictors_learn_by_attention_and_by_the_ratio():
-    """After the last attention a mask changes no logit: only the ratio moves it."""
-    model, variables = student()
-    params = variables["params"]
-    selectors = {k: v for k, v in params.items() if k.startswith("reducer_")}
-    early, late = DynamicViT(keep_rate=0.6, blocks=(1, 2)).steps(tiny.DEPTH)
-    steps = (early, dataclasses.replace(late, site="mid"))
-    model = model.clone(plan=build(tiny.DEPTH, tiny.TOKENS, steps, masked=True))
-
-    def objectives(selectors):
-        variables = {"params": params | selectors}
-        out = model.apply(variables, tiny.images(), True, masked.keys())
-        shares = [jnp.mean(result.keep, axis=1) for result in out.results]
-        return jnp.stack(
-            [jnp.sum(out.logits**2), token_selector.ratio_loss(shares, [0.1, 0.1])]
-        )
-
-    slopes = tiny.compiled(jax.jacrev(objectives))(selectors)
-    found = {
-        block: np.max(
-            [
-                np.abs(leaf).reshape(2, -1).max(axis=1)
-                for leaf in jax.tree.leaves(slopes[f"reducer_{block}"])
-            ],
-            axis=0,
-        )
-        for block in (1, 2)
-    }
-    assert (found[1] > 1e-4).all()
-    logits, ratio = found[2]
-    assert logits == 0 and ratio > 1e-4

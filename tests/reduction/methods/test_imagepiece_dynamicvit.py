@@ -50,16 +50,6 @@ def test_merges_look_at_as_many_candidates_as_in_evaluation():
     assert costs[0] < costs[1]
 
 
-def test_both_modes_are_one_model_in_evaluation():
-    models = [tiny.model(fields) for fields in (MASK, TOPK)]
-    variables = [tiny.shapes(model) for model in models]
-    assert variables[0] == variables[1]
-    programs = [
-        str(jax.make_jaxpr(m.apply)(variables[0], tiny.images())) for m in models
-    ]
-    assert programs[0] == programs[1]
-
-
 def test_masked_tokens_are_never_merged(with_masks):
     """The last merge moves live tokens alone; a slot with a live token is live."""
     _, run = with_masks

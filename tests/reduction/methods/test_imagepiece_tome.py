@@ -33,10 +33,9 @@ def test_merge_steps_are_imagepieces_and_the_others_match(fields):
             assert step.rule.rate == other.rule.rate
 
 
-@pytest.mark.parametrize("rate", ["0.5", "0.6", "0.8", "0.9", "1.0"])
-@pytest.mark.parametrize("fields", FIELDS)
-def test_it_has_as_many_tokens_as_imagepiece(fields, rate):
-    ours = build(12, 196, ImagePieceToMe(keep_rate=float(rate), **fields).steps(12))
-    theirs = build(12, 196, ImagePiece(keep_rate=float(rate), **fields).steps(12))
+@pytest.mark.parametrize("rate", [0.5, 0.8])
+def test_it_has_as_many_tokens_as_imagepiece(rate):
+    ours = build(12, 196, ImagePieceToMe(keep_rate=rate).steps(12))
+    theirs = build(12, 196, ImagePiece(keep_rate=rate).steps(12))
     tokens = [[layer.mlp_tokens for layer in plan] for plan in (ours, theirs)]
     assert tokens[0] == tokens[1]

@@ -15,7 +15,6 @@ def near(macs, rel=1e-3):
 # {(model, method and field): {its value: (tokens after each block, MACs)}}
 COSTS = {
     ("deit_ti", "atc:keep_rate="): {
-        "0.9": ("", 1074708480),
         "0.7": ("", 807606912),
         "0.5": ("", 621072768),
         "0.25": ("", 470605440),

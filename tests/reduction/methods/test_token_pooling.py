@@ -121,12 +121,7 @@ WEIGHT = np.float32([[1, 5, 1, 1, 2]])
 
 @pytest.mark.parametrize(
     "reducer, second, rtol, iterations",
-    [
-        (KMedoids, 11, 0, 1),
-        (KMedoids, 11, 0, 7),
-        (KMeans, 10.666667, 1e-6, 1),
-        (KMeans, 10.666667, 1e-6, 3),
-    ],
+    [(KMedoids, 11, 0, 7), (KMeans, 10.666667, 1e-6, 1)],
 )
 def test_by_hand(reducer, second, rtol, iterations):
     """Clusters 0 1 2 and 10 11; nothing changes after the first iteration."""
@@ -137,27 +132,23 @@ def test_by_hand(reducer, second, rtol, iterations):
 
 @pytest.mark.parametrize("reducer", [KMedoids, KMeans])
 @pytest.mark.parametrize(
-    "n, n_out, iterations",
-    [(1, 1, 3), (2, 1, 3), (7, 7, 3), (19, 13, 3), (19, 2, 1), (30, 9, 5), (30, 1, 3)],
+    "n, n_out, iterations", [(1, 1, 3), (7, 7, 3), (19, 2, 1), (30, 9, 5)]
 )
 def test_equals_slow_clustering(reducer, n, n_out, iterations):
     check(reducer, *random_tokens(n, seed=n), n_out, iterations)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_ties_and_duplicates_go_to_the_lower_index(seed):
+def test_ties_and_duplicates_go_to_the_lower_index():
     """Tokens on a line at whole numbers: most distances, weights and costs are tied."""
-    rng = np.random.default_rng(seed)
-    x = np.zeros((5, 16, 2), np.float32)
-    x[..., 0] = rng.integers(0, 6, size=(5, 16))
-    weight = rng.integers(1, 4, size=(5, 16)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    x = np.zeros((20, 16, 2), np.float32)
+    x[..., 0] = rng.integers(0, 6, size=(20, 16))
+    weight = rng.integers(1, 4, size=(20, 16)).astype(np.float32)
     check(KMedoids, x, weight, 7)
     check(KMeans, x, weight, 7, iterations=1)  # later centers are no whole numbers
 
 
-@pytest.mark.parametrize(
-    "reducer, n_out", [(KMedoids(), 1), (KMeans(), 9), (KMedoids(), 10), (KMeans(), 10)]
-)
+@pytest.mark.parametrize("reducer, n_out", [(KMedoids(), 1), (KMeans(), 9)])
 def test_tokens_that_are_all_the_same_fill_every_slot(reducer, n_out):
     x = np.ones((2, 10, 3), np.float32)
     weight = np.ones((2, 10), np.float32)
@@ -182,9 +173,7 @@ def test_small_differences_beside_a_large_offset_are_seen():
     chex.assert_trees_all_equal(*both)
 
 
-@pytest.mark.parametrize(
-    "dtype, prefix", [("float32", 0), ("bfloat16", 1), ("float32", 2)]
-)
+@pytest.mark.parametrize("dtype, prefix", [("bfloat16", 1), ("float32", 2)])
 def test_medoids_and_prefix_come_through_bit_for_bit(dtype, prefix):
     x, weight = random_tokens(20 + prefix)
     x = x.astype(jnp.dtype(dtype))
@@ -223,7 +212,6 @@ def test_the_gradient_is_that_of_a_gather_or_of_a_mean(reducer, want, rtol):
 @pytest.mark.parametrize(
     "algorithm, score, tap",
     [
-        ("kmedoids", "received", "attn_columns"),
         ("kmedoids", "class", "cls_attn"),
         ("kmeans", "received", "attn_columns"),
     ],

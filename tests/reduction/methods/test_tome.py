@@ -61,9 +61,7 @@ def metrics(n, seed=0):
     return metric.astype(np.float32)
 
 
-@pytest.mark.parametrize(
-    "n, num_prefix", [(1, 0), (2, 1), (3, 2), (8, 0), (8, 1), (19, 1), (19, 2)]
-)
+@pytest.mark.parametrize("n, num_prefix", [(1, 0), (2, 1), (8, 0), (19, 1), (19, 2)])
 def test_groups_and_their_order_equal_the_slow_truth(n, num_prefix):
     metric = metrics(num_prefix + n)
     similarity = [oracles.cosine(m, m) for m in metric]
@@ -117,7 +115,7 @@ def test_schedules_of_its_authors(depth, r, inflection, published):
     assert oracles_tome.merges(depth, r, inflection) == published
 
 
-@pytest.mark.parametrize("inflection", [-1.0, -0.75, -0.3, 0.0, 0.5, 0.9, 1])
+@pytest.mark.parametrize("inflection", [-1.0, -0.3, 0.5])
 def test_schedules_equal_the_slow_truth(inflection):
     for depth in (2, 6, 12, 24):
         for r in range(41):
