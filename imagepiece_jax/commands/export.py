@@ -14,7 +14,7 @@ class Out:
     """The file to write."""
 
     out: Annotated[pathlib.Path, Positional, arg(metavar="OUT")]
-    """The .onnx file to write, new or of an earlier export."""
+    """The .onnx file to write, new or of an earlier export; a folder with --layout."""
 
 
 def main(
@@ -25,6 +25,7 @@ def main(
     gelu: Literal["exact", "tanh"] | None = None,
     pixels: bool = False,
     output: Literal["logits", "features", "patches"] = "logits",
+    layout: Literal["immich", "transformers", "fastembed"] | None = None,
 ):
     """Write a model with its weights as an ONNX file, which computes in float32.
 
@@ -37,14 +38,22 @@ def main(
         gelu: Its form in the program, or the model's.
         pixels: Take uint8 images, which are normalized inside.
         output: Of the program.
+        layout: Write the folder that this program loads.
     """
     from imagepiece_jax.deploy.inference.export import checked_file, export
     from imagepiece_jax.deploy.inference.program_facts import read_facts
 
-    checked_file(out.out)
+    if layout is None:
+        checked_file(out.out)
     vit = weights.load()
     file = export(
-        vit, out.out, batch_size=batch_size, gelu=gelu, pixels=pixels, output=output
+        vit,
+        out.out,
+        batch_size=batch_size,
+        gelu=gelu,
+        pixels=pixels,
+        output=output,
+        layout=layout,
     )
     facts = read_facts(file)
     files = [file]

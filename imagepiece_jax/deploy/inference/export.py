@@ -11,7 +11,7 @@ from imagepiece_jax.common import extras
 from imagepiece_jax.common.files import check_writable, write_json
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.common.signals import finishing
-from imagepiece_jax.deploy.inference import onnx_model, program_facts
+from imagepiece_jax.deploy.inference import onnx_model, program_facts, tower
 from imagepiece_jax.deploy.inference.onnx_graph import stored_dtype
 from imagepiece_jax.deploy.inference.optimize import CompileOptions, check_gelu
 from imagepiece_jax.deploy.inference.program_outputs import ProgramOutputs
@@ -30,6 +30,7 @@ def export(
     gelu: str | None = None,
     pixels: bool = False,
     output: str = "logits",
+    layout: str | None = None,
 ) -> pathlib.Path:
     """Write a model with its weights as an ONNX file, which runs without this package.
 
@@ -37,15 +38,21 @@ def export(
     names the second file that holds weights of more than 2 GB. Layers compute in
     float32, whatever the model's dtype is.
 
-    out: a file that ends in .onnx; only an earlier export is replaced
+    out: a file that ends in .onnx; only an earlier export is replaced. With a `layout`,
+        a folder
     batch_size: number of images in a call; None: any
     gelu: form of GELU, as `optimize` takes it; None: the model's
     pixels: whether images are uint8, which the program normalizes; else float32
     output: "logits" (pooled vectors of a model without classes), "features" (what
         `features` returns) or "patches" (only a feature for every patch)
+    layout: the program that loads the folder, one of `tower.LAYOUTS`; None: none
     Returns the path of the file.
     Raises InputError for anything that does not fit, before anything is written.
     """
+    folder = pathlib.Path(os.path.expanduser(out))
+    if layout is not None:
+        out = tower.graph_file(folder, layout, vit)
+        out.parent.mkdir(parents=True, exist_ok=True)
     out = checked_file(out)
     typed = {"pixels": pixels, "batch_size": batch_size, "gelu": gelu}
     if batch_size is None:  # the program takes any
@@ -55,9 +62,14 @@ def export(
         batch_size = checked.batch_size
     check_gelu(vit.model, gelu)
     vit = _portable(vit, gelu or vit.model.config.arch.gelu)
-    outputs = ProgramOutputs(vit, output)
-    images = program_facts.exported_images(vit, batch_size, pixels)
-    options = {"output": output, "batch_size": batch_size, "pixels": pixels}
+    if layout is None:
+        outputs = ProgramOutputs(vit, output)
+    else:
+        outputs = tower.outputs(vit, layout, pixels)
+    images = program_facts.exported_images(
+        vit, batch_size, pixels, outputs.channels_first
+    )
+    options = {"outputs": outputs, "batch_size": batch_size, "pixels": pixels}
     with working("exporting the model"):
         program = onnx_model.onnx_model(vit, **options)
         facts = program_facts.program_facts(vit, images, outputs, stored_dtype)
@@ -69,6 +81,8 @@ def export(
             facts["external_data"] = weights_file.name
         write_json(program_facts.facts_file(out), facts)
         onnx_model.remove_weights(out, earlier_weights, weights_file)
+        if layout is not None:
+            tower.write_configs(folder, vit, layout)
     return out
 
 

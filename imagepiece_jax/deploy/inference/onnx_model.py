@@ -14,7 +14,7 @@ from imagepiece_jax.common import nodes, signals
 from imagepiece_jax.common.files import replace_file, replacing
 from imagepiece_jax.deploy.inference import optimize
 from imagepiece_jax.deploy.inference.onnx_graph import Graph, Value
-from imagepiece_jax.deploy.inference.program_facts import IMAGES, exported_images
+from imagepiece_jax.deploy.inference.program_facts import exported_images
 from imagepiece_jax.deploy.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
@@ -45,7 +45,7 @@ def onnx_model(
     *,
     batch_size: int | None = None,
     pixels: bool = False,
-    output: str = "logits",
+    outputs: ProgramOutputs | None = None,
 ) -> "ModelProto":
     """The ONNX graph of a model, from images [batch, H, W, 3] to logits, both float32.
 
@@ -54,15 +54,15 @@ def onnx_model(
 
     batch_size: number of images in a call; None: any
     pixels: whether images are uint8, which the program normalizes; else float32
-    output: as `ProgramOutputs` takes it; integers of outputs are int64
+    outputs: what the program takes and returns instead; integers are int64
     """
-    wanted = ProgramOutputs(vit, output)
+    wanted = outputs or ProgramOutputs(vit)
     check_has_graph(vit, wanted.model)
-    images = exported_images(vit, batch_size, pixels)
+    images = exported_images(vit, batch_size, pixels, wanted.channels_first)
     fast, fixed = optimize.prepare(wanted.model, vit.variables, dtype="float32")
     with nodes.marked():
         traced = jax.make_jaxpr(wanted.forward(fast))(fixed, images)
-    entry = Value(images.shape, np.dtype(images.dtype), IMAGES)
+    entry = Value(images.shape, np.dtype(images.dtype), wanted.image)
     graph = Graph(entry)
     weights = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(fixed["params"]):

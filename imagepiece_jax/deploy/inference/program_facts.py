@@ -18,7 +18,6 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import activation
 from imagepiece_jax.models.record import as_json
 
-IMAGES = "images"  # the name of a program's input
 FACTS = {"input", "output", "preprocessing"}  # every program has these
 
 
@@ -36,16 +35,22 @@ def read_facts(out: str | os.PathLike) -> dict[str, Any]:
 
 
 def exported_images(
-    vit: Pretrained, batch_size: int | None = None, pixels: bool = False
+    vit: Pretrained,
+    batch_size: int | None = None,
+    pixels: bool = False,
+    channels_first: bool = False,
 ) -> jax.ShapeDtypeStruct:
     """Shape and dtype of an exported program's images.
 
     batch_size: number of images in a call; None: any
     pixels: whether images are uint8, which the program normalizes; else float32
+    channels_first: whether they are [batch, 3, H, W]; else [batch, H, W, 3]
     """
     if batch_size is None:
         (batch_size,) = jax.export.symbolic_shape("batch")
     shape = (batch_size, *sides(vit.image_size), 3)
+    if channels_first:
+        shape = (batch_size, 3, *sides(vit.image_size))
     dtype = "uint8" if pixels else "float32"
     return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
 
@@ -90,7 +95,7 @@ def program_facts(
     if vit.reduction is not None:
         method = str(vit.reduction)
     return {
-        "input": entry(IMAGES, images),
+        "input": entry(outputs.image, images),
         "normalization": normalization,
         "output": output,
         "classes": config.num_classes,

@@ -1,11 +1,14 @@
-"""What an exported program returns: logits, or features of patches."""
+"""What an exported program takes and returns: logits, features, or vectors."""
 
 from collections.abc import Callable
 
+import jax.numpy as jnp
+
 from imagepiece_jax.common.checks import check_choice
+from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.deploy.inference import features, optimize
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.models.vit import ViT, final_norm, with_states
 
 OUTPUTS = ("logits", "features", "patches")
 
@@ -13,10 +16,15 @@ OUTPUTS = ("logits", "features", "patches")
 class ProgramOutputs:
     """The arrays that a program of `vit` returns, in the order of `names`.
 
+    image: name of the program's input
+    channels_first: whether it is [batch, 3, H, W]; else [batch, H, W, 3]
     output: "logits" (pooled vectors for a model without classes), "features" (the
         pooled vector, patches, prefix tokens, and which patches were dropped) or
         "patches" (only a feature for every patch)
     """
+
+    image = "images"
+    channels_first = False
 
     def __init__(self, vit: Pretrained, output: str = "logits"):
         check_choice("output", output, OUTPUTS)
@@ -43,5 +51,44 @@ class ProgramOutputs:
         def arrays(variables, images):
             found = run(variables, images)
             return tuple(getattr(found, name) for name in self.names)
+
+        return arrays
+
+
+class TowerOutputs(ProgramOutputs):
+    """The arrays of a visual tower by the names of the program that loads it.
+
+    names: of the arrays, among "embedding" (the vector, of length 1), "image_embeds"
+        (the vector), "pooler_output" (the pooled vector), "last_hidden_state" (all
+        tokens after the last norm) and "logits"
+    """
+
+    def __init__(self, vit: Pretrained, image: str, names: list[str], pixels: bool):
+        self.model = vit.model
+        self.image = image
+        self.channels_first = not pixels
+        self.names = names
+
+    def forward(self, model: ViT) -> Callable:
+        """As that of ProgramOutputs; uint8 images are [batch, H, W, 3]."""
+
+        has_tokens = "last_hidden_state" in self.names
+
+        def arrays(variables, images):
+            if self.channels_first:
+                images = images.transpose(0, 2, 3, 1)
+            images = as_normalized(images, model.config.mean, model.config.std)
+            model_read = model.with_execution(head_only=not has_tokens)
+            outputs, states = with_states(model_read, variables, images)
+            vector = outputs.logits  # the pooled vector where there is no head
+            length = jnp.sqrt(jnp.sum(vector**2, axis=-1, keepdims=True))
+            found = {
+                "embedding": vector / length,
+                "image_embeds": vector,
+                "logits": vector,
+                "pooler_output": outputs.pooled,
+                "last_hidden_state": final_norm(model, variables)(states[-1].x),
+            }
+            return tuple(found[name] for name in self.names)
 
         return arrays

@@ -1,0 +1,143 @@
+"""Visual towers as programs that search photographs load them.
+
+immich        OUT/visual/model.onnx and OUT/visual/preprocess_cfg.json, as OpenCLIP's
+transformers  OUT/onnx/vision_model.onnx, or onnx/model.onnx of a classifier and of a
+              model whose vector is its class token, with config.json and
+              preprocessor_config.json, as transformers.js and optimum load them
+fastembed     OUT/model.onnx and OUT/preprocessor_config.json
+
+Source: the loaders of immich's machine learning service, of transformers.js and of
+fastembed's ImageEmbedding.
+"""
+
+import pathlib
+
+from imagepiece_jax.common.checks import check_choice
+from imagepiece_jax.common.files import read_json, write_json
+from imagepiece_jax.deploy.inference.program_outputs import TowerOutputs
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.pretrained import Pretrained
+
+LAYOUTS = ("immich", "transformers", "fastembed")
+RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
+
+
+def graph_file(folder: pathlib.Path, layout: str, vit: Pretrained) -> pathlib.Path:
+    """The path of the graph in a folder of a layout."""
+    check_choice("layout", layout, LAYOUTS)
+    if layout == "immich":
+        return folder / "visual" / "model.onnx"
+    if layout == "fastembed":
+        return folder / "model.onnx"
+    is_vision_model = has_projection(vit) or vit.config.arch.pool == "map"
+    name = "vision_model" if is_vision_model else "model"
+    return folder / "onnx" / f"{name}.onnx"
+
+
+def has_projection(vit: Pretrained) -> bool:
+    """Whether the head makes vectors, such as CLIP's, and does not name classes."""
+    return vit.config.num_classes > 0 and vit.class_names is None
+
+
+def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
+    """What the graph of a layout takes and returns.
+
+    pixels: whether it takes uint8, [batch, H, W, 3]; else floats, [batch, 3, H, W],
+        which the program that loads it has normalized
+    """
+    is_classifier = vit.config.num_classes > 0 and not has_projection(vit)
+    if pixels and layout != "immich":
+        raise InputError(f"pixels is for immich; {layout} normalizes images itself")
+    if is_classifier and layout != "transformers":
+        raise InputError(
+            f"layout is {layout!r}, which searches by vectors, but the head of "
+            f"{vit.label} names {vit.config.num_classes} classes"
+        )
+    if layout == "immich":
+        return TowerOutputs(vit, "image", ["embedding"], pixels)
+    names = ["last_hidden_state", "pooler_output"]
+    if is_classifier:
+        names = ["logits"]
+    elif layout == "fastembed" or has_projection(vit):
+        names = ["image_embeds"]
+    return TowerOutputs(vit, "pixel_values", names, pixels)
+
+
+def write_configs(folder: pathlib.Path, vit: Pretrained, layout: str):
+    """Write the JSON files that say how images are prepared, and what the model is."""
+    if layout == "immich":
+        write_json(folder / "visual" / "preprocess_cfg.json", open_clip_fields(vit))
+        return
+    write_json(folder / "preprocessor_config.json", processor_fields(vit))
+    if layout == "transformers":
+        write_json(folder / "config.json", config_fields(vit))
+
+
+def open_clip_fields(vit: Pretrained) -> dict:
+    """The fields of OpenCLIP's preprocess_cfg; its crop is that of the whole image."""
+    preprocessing = vit.preprocessing
+    mode = "squash" if preprocessing.crop_mode == "squash" else "shortest"
+    return {
+        "size": list(preprocessing.shape),
+        "mode": "RGB",
+        "mean": list(vit.config.mean),
+        "std": list(vit.config.std),
+        "interpolation": preprocessing.interpolation,
+        "resize_mode": mode,
+        "fill_color": 0,
+    }
+
+
+def processor_fields(vit: Pretrained) -> dict:
+    """The fields of transformers' image processors."""
+    preprocessing = vit.preprocessing
+    height, width = preprocessing.shape
+    crop = {"height": height, "width": width}
+    fields = {
+        "do_convert_rgb": True,
+        "do_resize": preprocessing.resizes,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(vit.config.mean),
+        "image_std": list(vit.config.std),
+        "resample": RESAMPLE[preprocessing.interpolation],
+    }
+    if preprocessing.crop_mode == "squash":
+        kind = {"image_processor_type": "ViTImageProcessor", "size": crop}
+        return kind | fields | {"do_center_crop": False}
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": min(preprocessing.resized)},
+        **fields,
+        "do_center_crop": preprocessing.resizes,
+        "crop_size": crop,
+    }
+
+
+def config_fields(vit: Pretrained) -> dict:
+    """transformers' config.json: that of the weights' folder, or a written one."""
+    if vit.source.path is not None:
+        file = pathlib.Path(vit.source.path) / "config.json"
+        if file.is_file() and "model_type" in (fields := read_json(file)):
+            return fields
+    config = vit.config
+    fields = {
+        "model_type": "vit",
+        "hidden_size": config.embed_dim,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "patch_size": config.patch_size,
+        "image_size": min(vit.preprocessing.shape),
+    }
+    if has_projection(vit):
+        fields |= {"model_type": "clip_vision_model"}
+        fields |= {"projection_dim": config.num_classes}
+    elif vit.config.arch.pool == "map":
+        fields |= {"model_type": "siglip_vision_model"}
+    elif vit.class_names is not None:
+        names = dict(enumerate(vit.class_names))
+        fields |= {"id2label": {str(label): name for label, name in names.items()}}
+        fields |= {"label2id": {name: label for label, name in names.items()}}
+        fields |= {"architectures": ["ViTForImageClassification"]}
+    return fields

@@ -1,0 +1,188 @@
+"""Towers in the folders of immich, transformers and fastembed."""
+
+import dataclasses
+import json
+import os
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import imagepiece_jax
+from imagepiece_jax.deploy.inference import tower
+from imagepiece_jax.deploy.inference.export import export
+from tests.models import tiny
+from tests.refused import refused
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+REDUCTION = "tome:r=4"
+# A folder in which `npm install @huggingface/transformers` has run.
+TRANSFORMERS_JS = os.environ.get("IMAGEPIECE_TRANSFORMERS_JS")
+
+
+def encoder(reduction=REDUCTION, **options):
+    """A model without a head."""
+    return tiny.pretrained(reduction, num_classes=0, **options)
+
+
+def clip(reduction=REDUCTION):
+    """A model whose head is a projection."""
+    vit = tiny.pretrained(reduction)
+    return dataclasses.replace(vit, class_names=None)
+
+
+def classifier(reduction=REDUCTION):
+    names = tuple(f"class {label}" for label in range(tiny.CLASSES))
+    return dataclasses.replace(tiny.pretrained(reduction), class_names=names)
+
+
+CASES = [
+    (encoder, "immich", "visual/model.onnx", ["embedding"]),
+    (clip, "immich", "visual/model.onnx", ["embedding"]),
+    (encoder, "fastembed", "model.onnx", ["image_embeds"]),
+    (clip, "transformers", "onnx/vision_model.onnx", ["image_embeds"]),
+    (classifier, "transformers", "onnx/model.onnx", ["logits"]),
+    (
+        encoder,
+        "transformers",
+        "onnx/model.onnx",
+        ["last_hidden_state", "pooler_output"],
+    ),
+]
+
+
+@pytest.mark.parametrize("reduction", [None, REDUCTION])
+@pytest.mark.parametrize("make, layout, file, names", CASES)
+def test_a_graph_takes_and_gives_what_its_client_knows(
+    tmp_path, make, layout, file, names, reduction
+):
+    vit = make(reduction)
+    out = export(vit, tmp_path, layout=layout)
+    assert out == tmp_path / file
+    session = onnxruntime.InferenceSession(out)
+    (images,) = session.get_inputs()
+    assert images.shape == ["batch", 3, tiny.SIDE, tiny.SIDE]
+    assert images.type == "tensor(float)"
+    assert images.name == ("image" if layout == "immich" else "pixel_values")
+    found = {value.name: value for value in session.get_outputs()}
+    assert [*found] == names
+    given = tiny.images(2)
+    arrays = session.run(None, {images.name: np.asarray(given).transpose(0, 3, 1, 2)})
+    outputs = vit.model.apply(vit.variables, given)
+    want = outputs.logits if vit.config.num_classes else outputs.pooled
+    if layout == "immich":
+        want = want / np.linalg.norm(want, axis=1, keepdims=True)
+    np.testing.assert_allclose(arrays[-1], want, rtol=1e-4, atol=1e-5)
+    if "last_hidden_state" in names:
+        tokens = arrays[0]
+        assert tokens.shape == (2, outputs.tokens.shape[1], vit.config.embed_dim)
+        np.testing.assert_allclose(tokens[:, 0], want, rtol=1e-4, atol=1e-5)
+
+
+def test_immich_may_hand_over_pixels(tmp_path):
+    vit = encoder()
+    out = export(vit, tmp_path, layout="immich", pixels=True)
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (1, tiny.SIDE, tiny.SIDE, 3), np.uint8
+    )
+    session = onnxruntime.InferenceSession(out)
+    (images,) = session.get_inputs()
+    assert (images.name, images.type) == ("image", "tensor(uint8)")
+    (found,) = session.run(None, {"image": pixels})
+    want = np.asarray(imagepiece_jax.features(vit, pixels).pooled)
+    want = want / np.linalg.norm(want, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+    fields = json.loads((tmp_path / "visual/preprocess_cfg.json").read_text())
+    assert fields["size"] == [tiny.SIDE, tiny.SIDE]
+    assert fields["resize_mode"] == "shortest"
+    assert fields["mean"] == list(vit.config.mean)
+
+
+def test_what_a_client_cannot_take_is_refused(tmp_path):
+    with refused("layout"):
+        export(encoder(), tmp_path, layout="photos")
+    with refused("layout", f"{tiny.CLASSES} classes"):
+        export(classifier(), tmp_path, layout="immich")
+    with refused("pixels"):
+        export(encoder(), tmp_path, layout="fastembed", pixels=True)
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Files of the model's size, which no client resizes."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        pixels = rng.integers(0, 256, (tiny.SIDE, tiny.SIDE, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return sorted(map(str, folder.iterdir()))
+
+
+def uncropped(vit):
+    """The model with a crop of the whole image."""
+    prepared = dataclasses.replace(vit.preprocessing, crop=1.0)
+    return dataclasses.replace(vit, preprocessing=prepared)
+
+
+def test_fastembed_finds_the_vectors_of_features(tmp_path, photographs):
+    fastembed = pytest.importorskip("fastembed")
+    vit = uncropped(encoder())
+    export(vit, tmp_path / "out", layout="fastembed")
+    client = fastembed.ImageEmbedding(
+        "Qdrant/resnet50-onnx", specific_model_path=str(tmp_path / "out")
+    )
+    found = np.array([*client.embed(photographs)])
+    want = np.asarray(imagepiece_jax.features(vit, photographs).pooled)
+    want = want / np.linalg.norm(want, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+
+
+SCRIPT = """
+import { AutoModel, AutoProcessor, RawImage, env } from '@huggingface/transformers';
+env.allowRemoteModels = false;
+const [root, file, ...images] = process.argv.slice(2);
+env.localModelPath = root;
+const model = await AutoModel.from_pretrained(
+  'out', {dtype: 'fp32', model_file_name: file});
+const processor = await AutoProcessor.from_pretrained('out');
+for (const path of images) {
+  const found = await model(await processor(await RawImage.read(path)));
+  const [vector] = ['pooler_output', 'image_embeds'].flatMap(name => found[name] ?? []);
+  console.log(JSON.stringify(Array.from(vector.data)));
+}
+"""
+
+
+@pytest.mark.skipif(not TRANSFORMERS_JS, reason="IMAGEPIECE_TRANSFORMERS_JS is not set")
+@pytest.mark.parametrize("make", [encoder, clip])
+def test_transformers_js_finds_the_vectors_of_the_model(tmp_path, photographs, make):
+    vit = uncropped(make())
+    file = export(vit, tmp_path / "out", layout="transformers").stem
+    script = os.path.join(TRANSFORMERS_JS, "tower.mjs")
+    with open(script, "w", encoding="utf-8") as opened:
+        opened.write(SCRIPT)
+    command = ["node", script, f"{tmp_path}/", file, *photographs]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = np.array([json.loads(line) for line in ended.stdout.splitlines()])
+    pixels = np.stack([np.asarray(Image.open(path)) for path in photographs])
+    images = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
+    want = vit.model.apply(vit.variables, images).logits
+    np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-3)
+
+
+def test_configs_are_those_of_transformers(tmp_path):
+    vit = classifier()
+    export(vit, tmp_path, layout="transformers")
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert fields["id2label"]["2"] == "class 2"
+    assert fields["patch_size"] == vit.config.patch_size
+    fields = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert fields["crop_size"] == {"height": tiny.SIDE, "width": tiny.SIDE}
+    squashed = dataclasses.replace(vit.preprocessing, crop=1.0, crop_mode="squash")
+    vit = dataclasses.replace(vit, preprocessing=squashed)
+    fields = tower.processor_fields(vit)
+    assert fields["size"] == {"height": tiny.SIDE, "width": tiny.SIDE}
+    assert not fields["do_center_crop"]
