@@ -31,7 +31,8 @@ def open_csv(path: str, split: str, num_classes: int | None = None) -> FileSourc
     on. The rows of both splits are checked, files of the other split are not looked up.
 
     split: "train" or "val"
-    num_classes: None is as many as the labels of both splits need
+    num_classes: of a model, each of which needs training images; None is as many as
+        the labels of both splits need
     """
     root = os.path.dirname(path)
     rows = _read_rows(path, num_classes)
@@ -46,14 +47,14 @@ def open_csv(path: str, split: str, num_classes: int | None = None) -> FileSourc
                 f"{path} line {row.line}: filename is {row.file!r}, which is not a "
                 "file in the folder of the table"
             )
-    num_classes = num_classes or 1 + max([row.label for row in rows])
     labels = [row.label for row in own]
-    absent = {*range(num_classes)} - {*labels}
+    absent = {*range(num_classes or 0)} - {*labels}
     if absent and split == "train":
         raise InputError(
             f"{path} has no training image with label {min(absent)}; each of the "
             f"{num_classes} classes needs some"
         )
+    num_classes = num_classes or 1 + max([row.label for row in rows])
     class_names = None
     if names:
         class_names = tuple(map(names.get, range(num_classes)))

@@ -89,7 +89,6 @@ def test_a_field_that_does_not_fit(images, columns, rows, field, value):
     [
         ("val", "a,0,train b,1,train", "has no row with split 'val'"),
         ("train", "a,0,val", "has no row with split 'train'"),
-        ("train", "a,0,train b,1,val c,3,train", "label 1; each of the 4 classes"),
         *(
             (split, rows, rf"names '.*' again \(line [23]\); .*{fault}")
             for split, (rows, fault) in itertools.product(

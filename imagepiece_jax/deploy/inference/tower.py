@@ -50,8 +50,8 @@ def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
         raise InputError(f"pixels is for immich; {layout} normalizes images itself")
     if is_classifier and layout != "transformers":
         raise InputError(
-            f"layout is {layout!r}, which searches by vectors, but the head of "
-            f"{vit.label} names {vit.config.num_classes} classes"
+            f"layout is {layout!r}, which searches by vectors, but the head of these "
+            f"weights names {vit.config.num_classes} classes"
         )
     if layout == "immich":
         return TowerOutputs(vit, "image", ["embedding"], pixels)
