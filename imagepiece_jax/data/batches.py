@@ -72,7 +72,7 @@ class Batches:
     batch_size: images in a batch, over all processes
     placement: how images are placed on devices
     steps: numbers of the batches; None: those of one pass
-    seed: of order, crops and flips, 0..2**64-1
+    seed: of order, crops and flips, 0..2**63-1
     repeats: how often each image comes in a row, each time with other random crops; an
         epoch has as many steps as without. A step has the images that DeiT's sampler
         gives to all devices together, if batches split evenly

@@ -10,6 +10,7 @@ from imagepiece_jax.data.source import SPLITS, FileSource
 from imagepiece_jax.errors import InputError
 
 NEEDED = ("filename", "label")
+COLUMNS = (*NEEDED, "split", "class")
 
 
 class _Row(NamedTuple):
@@ -70,6 +71,9 @@ def _read_rows(path, num_classes):
         # Blanks around the names of columns are removed.
         try:
             table.fieldnames = [name.strip() for name in table.fieldnames or ()]
+            for name in COLUMNS:  # the last of two would decide, silently
+                if table.fieldnames.count(name) > 1:
+                    raise InputError(f"there is more than one column {name!r}")
             if missing := {*NEEDED} - {*table.fieldnames}:
                 raise InputError(f"there is no column {min(missing)!r}")
             for fields in table:

@@ -119,6 +119,10 @@ def test_rows_that_do_not_go_together(images, split, rows, message):
             b"filename,label\nimages/a.png,0,1\n",
             "line 2: it has more fields than columns",
         ),
+        (
+            b"filename,label,label\nimages/a.png,0,1\n",
+            "there is more than one column 'label'",
+        ),
         (b"filename,label\n", "has no row with split 'val'"),
         (b"\xff\xfe\x00\x00\x81", "codec can't decode"),
     ],
