@@ -153,7 +153,11 @@ class Pretrained:
 
         A program copies them to the devices of images that are on others.
         """
-        return jax.device_put(self.variables)
+        for array in jax.tree.leaves(self.variables):
+            if isinstance(array, np.ndarray):  # a change would reach no copy
+                array.setflags(write=False)
+        with jax.ensure_compile_time_eval():  # a tracer must not stay in the cache
+            return jax.device_put(self.variables)
 
     @property
     def gmacs(self) -> float:

@@ -5,6 +5,7 @@ import pathlib
 import types
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -207,6 +208,19 @@ def test_what_is_no_photograph_is_refused(tmp_path, monkeypatch, images, said):
     pathlib.Path("a.png").write_bytes(b"no image")
     with refused(said):
         features.features(tiny.pretrained(depth=1), images)
+
+
+def test_weights_on_the_device_outlive_a_trace_and_are_not_changed_behind_them():
+    vit = tiny.pretrained(tiny.EVIT)
+    variables = jax.tree.map(np.array, vit.variables)
+    vit = dataclasses.replace(vit, variables=variables)
+    images = np.zeros((1, tiny.SIDE, tiny.SIDE, 3), np.uint8)
+    traced = jax.jit(lambda scale: scale * features.features(vit, images).pooled)(1.0)
+    chex.assert_trees_all_close(
+        traced, features.features(vit, images).pooled, atol=1e-5
+    )
+    with pytest.raises(ValueError, match="read-only"):
+        jax.tree.leaves(variables)[0][...] = 0
 
 
 @pytest.mark.slow
