@@ -158,12 +158,15 @@ def _classes(root, inside):
 
 
 def _check_splits(place, root, splits):
-    """Check that train and val have the same classes, and are not the same folder."""
-    train = splits["train"]
-    val = splits["val"]
-    if os.path.samefile(train, val):
+    """Check that train and val have the same classes, in different folders."""
+    names = {}
+    folders = {}
+    for split, path in splits.items():
+        names[split], _ = _classes(root, path.name)
+        folders[split] = {os.path.realpath(path / name) for name in names[split]}
+    if folders["train"] & folders["val"]:
         raise InputError(f"{place} has the same images in train and val, by a link")
-    difference = {*_classes(root, train.name)[0]} ^ {*_classes(root, val.name)[0]}
+    difference = {*names["train"]} ^ {*names["val"]}
     if difference:
         raise InputError(
             f"{place} has class {min(difference)!r} in only one of train and val"

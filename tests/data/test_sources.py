@@ -178,9 +178,10 @@ def test_folder_names_that_are_not_utf8_can_be_printed(tmp_path):
     assert os.path.isfile(source.name(1))
 
 
-def test_a_link_makes_no_second_split(folder):
-    shutil.rmtree(folder / "val")
-    (folder / "val").symlink_to(folder / "train")
+@pytest.mark.parametrize("link", ["", "zebra"])
+def test_a_link_makes_no_second_split(folder, link):
+    shutil.rmtree(folder / "val" / link)
+    (folder / "val" / link).symlink_to(folder / "train" / link)
     for split in ("train", "val"):
         with pytest.raises(InputError, match="the same images in train and val"):
             open_source(f"folder:{folder}", split)

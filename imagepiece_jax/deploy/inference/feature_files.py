@@ -72,6 +72,8 @@ def write_features(
     names = ("pooled", *filter(wanted.get, wanted))
     photographs = as_photographs([*images])
     count = len(photographs)
+    if not count:
+        raise InputError("images is empty")
     run = Extractor(vit, names)
     record = record_of(
         vit,
