@@ -23,6 +23,7 @@ from imagepiece_jax.deploy.inference.onnx_model import (
     remove_weights,
     write_onnx,
 )
+from imagepiece_jax.deploy.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.pretrained import Pretrained
@@ -258,14 +259,15 @@ def test_features_are_those_of_jax(reduction, options):
         arch["arch"] = options.pop("arch")
     vit = tiny.pretrained(reduction, depth=2, **arch)
     images = np.asarray(tiny.images(2))
-    graph = onnx_model(vit, **options)
+    output = options.pop("output")
+    graph = onnx_model(vit, outputs=ProgramOutputs(vit, output), **options)
     onnx.checker.check_model(graph, full_check=True)
     assert not FORBIDDEN & {node.op_type for node in graph.graph.node}
     session = session_of(graph)
     names = [value.name for value in session.get_outputs()]
     found = dict(zip(names, session.run(None, {"images": images}), strict=True))
     wanted = ["pooled", "patches", "prefix", "dropped"]
-    if options["output"] == "patches":
+    if output == "patches":
         wanted = ["patches"]
     elif arch:
         wanted.remove("prefix")
