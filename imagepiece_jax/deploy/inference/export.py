@@ -49,11 +49,6 @@ def export(
     Returns the path of the file.
     Raises InputError for anything that does not fit, before anything is written.
     """
-    folder = pathlib.Path(os.path.expanduser(out))
-    if layout is not None:
-        out = tower.graph_file(folder, layout, vit)
-        out.parent.mkdir(parents=True, exist_ok=True)
-    out = checked_file(out)
     typed = {"pixels": pixels, "batch_size": batch_size, "gelu": gelu}
     if batch_size is None:  # the program takes any
         typed["batch_size"] = 1
@@ -62,10 +57,21 @@ def export(
         batch_size = checked.batch_size
     check_gelu(vit.model, gelu)
     vit = _portable(vit, gelu or vit.model.config.arch.gelu)
+    folder = pathlib.Path(os.path.expanduser(out))
     if layout is None:
         outputs = ProgramOutputs(vit, output)
     else:
+        out = tower.graph_file(folder, layout, vit)
         outputs = tower.outputs(vit, layout, pixels)
+        # Its JSON files have names that saved models have, too.
+        is_new = not folder.exists() or not any(folder.iterdir())
+        if not is_new and not program_facts.read_facts(out):
+            raise InputError(
+                f"out {folder} holds other files; it must be a new or empty folder, or "
+                f"one that export wrote for {layout}"
+            )
+        out.parent.mkdir(parents=True, exist_ok=True)
+    out = checked_file(out)
     images = program_facts.exported_images(
         vit, batch_size, pixels, outputs.channels_first
     )

@@ -109,6 +109,19 @@ def test_what_a_client_cannot_take_is_refused(tmp_path):
         export(encoder(), tmp_path, layout="fastembed", pixels=True)
 
 
+@pytest.mark.parametrize("layout", tower.LAYOUTS)
+def test_files_of_others_stay(tmp_path, layout):
+    """A saved model has a config.json of its own."""
+    vit = encoder()
+    saved = imagepiece_jax.save(tmp_path / "saved", vit)
+    before = {file: file.read_bytes() for file in saved.iterdir()}
+    with refused("out", "holds other files"):
+        export(vit, saved, layout=layout)
+    assert {file: file.read_bytes() for file in saved.iterdir()} == before
+    out = tmp_path / "new"
+    assert export(vit, out, layout=layout) == export(vit, out, layout=layout)
+
+
 @pytest.fixture
 def photographs(tmp_path):
     """Files of the model's size, which no client resizes."""
