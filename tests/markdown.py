@@ -1,7 +1,5 @@
 """Tables and figures of Markdown pages, read."""
 
-import re
-
 from tests.runs import ROOT
 
 
@@ -46,13 +44,3 @@ def cell(page, heading, row, column):
         found += table
     (cell,) = {each[column] for each in found if row.items() <= each.items()}
     return cell
-
-
-def lacking(figures, page, heading=""):
-    """Names of the figures, {name: text}, that a page or its section does not have."""
-    text = " ".join(section(page, heading).split())
-    return {
-        name: figure
-        for name, figure in figures.items()
-        if not re.search(rf"(?<![\d.]){re.escape(figure)}(?!\.?\d)", text)
-    }

@@ -4,7 +4,6 @@ Compiling takes half of the tests' processor time, and reading a program an eigh
 compiling it. JAX names a program by its operations, its options and its own version.
 """
 
-import contextlib
 import functools
 import os
 import pathlib
@@ -82,19 +81,6 @@ def of_processes(alone):
         folder(root).mkdir(parents=True, exist_ok=True)
         alone.symlink_to(folder(root))
     return alone
-
-
-@contextlib.contextmanager
-def compiled_anew():
-    """Context in which no program is taken from the folder, nor put there."""
-    folder = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        jax.config.update("jax_compilation_cache_dir", folder)
-        compilation_cache.reset_cache()
 
 
 def empty_where_large(root):

@@ -234,9 +234,3 @@ def start_two(workdir, fields, cache, **of_the_second):
         )
         for process in (0, 1)
     ]
-
-
-def finish(workdir, fields, cache, devices=1, quick=False):
-    """Run to the end; the output is shown where it fails."""
-    status = start(workdir, fields, cache, devices, quick).wait(timeout=300)
-    assert status == 0, pathlib.Path(f"{workdir}.log").read_text()[-3000:]
