@@ -44,7 +44,7 @@ def list_images(root: str | os.PathLike, inside: str = "") -> Listing:
             continue
         seen.add(real)
         folders[:] = sorted(filter(_is_shown, folders))
-        place = os.path.normpath(os.path.join(inside, os.path.relpath(folder, start)))
+        place = os.path.relpath(folder, root)
         for name in sorted(filter(_is_shown, files)):
             path = os.path.normpath(os.path.join(place, name))
             if name.lower().endswith(EXTENSIONS):

@@ -8,7 +8,7 @@ import os
 import pathlib
 
 from imagepiece_jax.common import extras
-from imagepiece_jax.common.files import check_writable, write_json
+from imagepiece_jax.common.files import check_own, check_writable, write_json
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.common.signals import finishing
 from imagepiece_jax.deploy.inference import onnx_model, program_facts, tower
@@ -64,12 +64,8 @@ def export(
         out = tower.graph_file(folder, layout, vit)
         outputs = tower.outputs(vit, layout, pixels)
         # Its JSON files have names that saved models have, too.
-        is_new = not folder.exists() or not any(folder.iterdir())
-        if not is_new and not program_facts.read_facts(out):
-            raise InputError(
-                f"out {folder} holds other files; it must be a new or empty folder, or "
-                f"one that export wrote for {layout}"
-            )
+        earlier = program_facts.read_facts(out)
+        check_own("out", folder, f"an export for {layout}", lambda file: earlier)
         out.parent.mkdir(parents=True, exist_ok=True)
     out = checked_file(out)
     images = program_facts.exported_images(

@@ -97,7 +97,7 @@ def write_features(
             contextlib.closing(batches.read(threads)) as reader,
         ):
             if not files.rows and any(layer.step for layer in run.model.plan):
-                progress.say(_comparison(vit, photographs, size, threads))
+                progress.say(_comparison(vit, run, photographs, size, threads))
             for batch, result in _one_behind(run, reader):
                 _append(files, rest, batch, result, progress)
         return Written(shapes, len(files.damaged))
@@ -147,17 +147,20 @@ def _arrays(model, names, variables, images):
     return {name: found[name] for name in names}
 
 
-def _comparison(vit, photographs, size, threads):
-    """The cosine of pooled vectors to those of the dense model, in words."""
+def _comparison(vit, run, photographs, size, threads):
+    """The cosine of pooled vectors to those of the dense model, in words.
+
+    run: the Extractor of `vit`
+    """
     few = photographs.spread(COMPARED)
-    forms = vit, vit.with_reduction(None)
-    runs = [Extractor(form, ["pooled"]) for form in forms]
+    dense = Extractor(vit.with_reduction(None), ["pooled"])
     batches = Batches(
         source=few, transform=vit.preprocessing, batch_size=size, strict=False
     )
     cosines = {}
     for batch in batches.read(threads):
-        ours, theirs = [_unit_vectors(run(batch["image"][0])) for run in runs]
+        ours = _unit_vectors(run(batch["image"][0]))
+        theirs = _unit_vectors(dense(batch["image"][0]))
         of_batch = np.sum(ours * theirs, axis=1)
         for row in np.flatnonzero(batch["mask"][0]):
             cosines[int(batch["index"][0, row])] = of_batch[row]

@@ -71,15 +71,14 @@ class TowerOutputs(ProgramOutputs):
 
     def forward(self, model: ViT) -> Callable:
         """As that of ProgramOutputs; uint8 images are [batch, H, W, 3]."""
-
         has_tokens = "last_hidden_state" in self.names
+        model = model.with_execution(head_only=not has_tokens)
 
         def arrays(variables, images):
             if self.channels_first:
                 images = images.transpose(0, 2, 3, 1)
             images = as_normalized(images, model.config.mean, model.config.std)
-            model_read = model.with_execution(head_only=not has_tokens)
-            outputs, states = with_states(model_read, variables, images)
+            outputs, states = with_states(model, variables, images)
             vector = outputs.logits  # the pooled vector where there is no head
             length = jnp.sqrt(jnp.sum(vector**2, axis=-1, keepdims=True))
             found = {

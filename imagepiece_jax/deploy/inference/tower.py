@@ -15,11 +15,13 @@ import pathlib
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import read_json, write_json
 from imagepiece_jax.deploy.inference.program_outputs import TowerOutputs
+from imagepiece_jax.deploy.weights.file_names import CONFIG, PREPROCESSOR
+from imagepiece_jax.deploy.weights.transformers_config import RESAMPLE, RESCALE
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
 
 LAYOUTS = ("immich", "transformers", "fastembed")
-RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
+NUMBERS = {name: number for number, name in RESAMPLE.items()}  # Pillow's
 
 
 def graph_file(folder: pathlib.Path, layout: str, vit: Pretrained) -> pathlib.Path:
@@ -68,9 +70,9 @@ def write_configs(folder: pathlib.Path, vit: Pretrained, layout: str):
     if layout == "immich":
         write_json(folder / "visual" / "preprocess_cfg.json", open_clip_fields(vit))
         return
-    write_json(folder / "preprocessor_config.json", processor_fields(vit))
+    write_json(folder / PREPROCESSOR, processor_fields(vit))
     if layout == "transformers":
-        write_json(folder / "config.json", config_fields(vit))
+        write_json(folder / CONFIG, config_fields(vit))
 
 
 def open_clip_fields(vit: Pretrained) -> dict:
@@ -97,11 +99,11 @@ def processor_fields(vit: Pretrained) -> dict:
         "do_convert_rgb": True,
         "do_resize": preprocessing.resizes,
         "do_rescale": True,
-        "rescale_factor": 1 / 255,
+        "rescale_factor": RESCALE,
         "do_normalize": True,
         "image_mean": list(vit.config.mean),
         "image_std": list(vit.config.std),
-        "resample": RESAMPLE[preprocessing.interpolation],
+        "resample": NUMBERS[preprocessing.interpolation],
     }
     if preprocessing.crop_mode == "squash":
         kind = {"image_processor_type": "ViTImageProcessor", "size": crop}
@@ -118,7 +120,7 @@ def processor_fields(vit: Pretrained) -> dict:
 def config_fields(vit: Pretrained) -> dict:
     """transformers' config.json: that of the weights' folder, or a written one."""
     if vit.source.path is not None:
-        file = pathlib.Path(vit.source.path) / "config.json"
+        file = pathlib.Path(vit.source.path) / CONFIG
         if file.is_file() and "model_type" in (fields := read_json(file)):
             return fields
     config = vit.config
@@ -131,13 +133,12 @@ def config_fields(vit: Pretrained) -> dict:
         "image_size": min(vit.preprocessing.shape),
     }
     if has_projection(vit):
-        fields |= {"model_type": "clip_vision_model"}
-        fields |= {"projection_dim": config.num_classes}
+        fields["model_type"] = "clip_vision_model"
+        fields["projection_dim"] = config.num_classes
     elif vit.config.arch.pool == "map":
-        fields |= {"model_type": "siglip_vision_model"}
+        fields["model_type"] = "siglip_vision_model"
     elif vit.class_names is not None:
-        names = dict(enumerate(vit.class_names))
-        fields |= {"id2label": {str(label): name for label, name in names.items()}}
-        fields |= {"label2id": {name: label for label, name in names.items()}}
-        fields |= {"architectures": ["ViTForImageClassification"]}
+        fields["architectures"] = ["ViTForImageClassification"]
+        fields["id2label"] = dict(enumerate(vit.class_names))
+        fields["label2id"] = {name: i for i, name in enumerate(vit.class_names)}
     return fields

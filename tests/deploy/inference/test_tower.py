@@ -115,7 +115,7 @@ def test_files_of_others_stay(tmp_path, layout):
     vit = encoder()
     saved = imagepiece_jax.save(tmp_path / "saved", vit)
     before = {file: file.read_bytes() for file in saved.iterdir()}
-    with refused("out", "holds other files"):
+    with refused("out", "holds config.json; it must be a new or empty folder"):
         export(vit, saved, layout=layout)
     assert {file: file.read_bytes() for file in saved.iterdir()} == before
     out = tmp_path / "new"
