@@ -4,6 +4,7 @@ import pathlib
 from typing import Literal
 
 from imagepiece_jax.commands._arguments import Images, Weights
+from imagepiece_jax.errors import RunError
 
 
 def main(
@@ -48,9 +49,11 @@ def main(
         batch_size=batch_size,
         threads=threads,
     )
+    table = folder / feature_folder.DAMAGED
+    if written.damaged == len(files):
+        raise RunError(f"no photograph has a row of numbers; {table} says why")
     for name, shape in written.shapes.items():
         size = " x ".join([f"{side}" for side in shape])
         print(f"{folder / name}.npy: {size} {storage}")
     if written.damaged:
-        table = folder / feature_folder.DAMAGED
         print(f"{written.damaged} damaged, whose rows are NaN: {table}")

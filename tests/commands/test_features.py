@@ -40,7 +40,17 @@ def test_vectors_of_a_folder_with_a_reduction(folder, tmp_path, monkeypatch):
     assert (out / "paths.txt").read_text().split() == [
         f"photos/{name}.png" for name in "abc"
     ]
-    assert call(features.main, *words, evit).ok().out == ended.out
+    again = call(features.main, *words, evit).ok()
+    assert again.out == ended.out
+    assert "3 of 3 rows are there" in again.err
+
+
+def test_damaged_images_alone_are_a_failure(folder, tmp_path):
+    words = [folder / "weights", folder / "photos/b.png", f"--out={tmp_path}/out"]
+    ended = call(features.main, *words)
+    assert ended.status == 1
+    assert f"error: no photograph has a row of numbers; {tmp_path}" in ended.err
+    assert (tmp_path / "out/damaged.csv").exists()
 
 
 def test_the_words_of_load(folder, tmp_path, monkeypatch):

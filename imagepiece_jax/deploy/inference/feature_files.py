@@ -96,7 +96,9 @@ def write_features(
             Progress("features", count, files.rows) as progress,
             contextlib.closing(batches.read(threads)) as reader,
         ):
-            if not files.rows and any(layer.step for layer in run.model.plan):
+            if files.rows:
+                progress.say(f"{files.rows} of {count} rows are there")
+            elif any(layer.step for layer in run.model.plan):
                 progress.say(_comparison(vit, run, photographs, size, threads))
             for batch, result in _one_behind(run, reader):
                 _append(files, rest, batch, result, progress)
