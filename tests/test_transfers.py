@@ -1,7 +1,7 @@
 """A warm call copies nothing to or from a device unasked, and traces nothing again.
 
-JAX's guard refuses all that is not copied by `jax.device_put` and `jax.device_get`,
-such as weights that a program gets from the host.
+JAX's guard refuses copies that no line of the package asks for by `jax.device_put`,
+`jax.device_get` or a guard of its own, such as weights that a program gets from a host.
 """
 
 import dataclasses

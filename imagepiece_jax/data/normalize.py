@@ -107,7 +107,7 @@ def check_images(images, image_size=None, floats: bool = True, pixels: bool = Fa
         )
 
 
-def warn_of_range(images, mean, std, stacklevel: int = 2):
+def warn_of_range(images, mean, std, stacklevel: int = 2) -> bool:
     """Warn of an array on the host that cannot be normalized images, by its range.
 
     Pixels of 0 .. 255 or of 0 .. 1 are floats, too, and their logits mean nothing. A
@@ -115,9 +115,10 @@ def warn_of_range(images, mean, std, stacklevel: int = 2):
     would wait for them) and traced ones are not checked.
 
     stacklevel: of the line that the warning names, 1 for the caller
+    Returns False for constant arrays, after which others are worth a look.
     """
     if not _on_host(images) or not jnp.issubdtype(images.dtype, jnp.floating):
-        return
+        return True
     slices = []
     for side, count in zip(images.shape, (8, 32, 32), strict=False):
         slices.append(slice(None, None, max(1, side // count)))
@@ -125,7 +126,7 @@ def warn_of_range(images, mean, std, stacklevel: int = 2):
     low = sample.min(initial=np.inf)
     high = sample.max(initial=-np.inf)
     if low >= high:
-        return
+        return False
     black = (0 - np.asarray(mean)) / std
     white = (1 - np.asarray(mean)) / std
     farthest = max(abs(black).max(), abs(white).max())
@@ -136,12 +137,13 @@ def warn_of_range(images, mean, std, stacklevel: int = 2):
     elif low >= 0 and high <= 1 and black.min() < 0:
         fault = "all from 0 to 1, as pixels before normalization"
     else:
-        return
+        return True
     warnings.warn(
         f"the values of images are {fault}; allowed: images normalized by the "
         f"model's mean {mean} and std {std} (imagepiece_jax.normalize)",
         stacklevel=stacklevel + 1,
     )
+    return True
 
 
 def _on_host(images):

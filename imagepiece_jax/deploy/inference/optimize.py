@@ -8,12 +8,6 @@ rounding. Two choices do. In types of two bytes, GPUs compute exact GELU by tanh
 (`default_gelu`), unless `gelu="exact"` is given. Where cuDNN's attention runs, sizes of
 tokens are in a direction of the keys (`size_direction`), unless `sizes="bias"` is. Both
 change the dense model less than bfloat16 does (docs/tables/forms).
-
-Some changes were tried and gain nothing: folding scale and bias of layer norms into the
-next product (the program for an H200 is the same, as a norm is one kernel either way),
-scaling queries in advance (cuDNN's attention scales them), and adding positions to the
-class token in advance (one kernel adds both). Images cannot be donated, because no
-output has their size.
 """
 
 import contextlib
@@ -55,9 +49,12 @@ REDUCTIONS = ("exact", "fast")  # how reductions are computed
 # DeiT-S with the stem 1.06 times as fast, and ImagePiece 1.09; with 8 1.06 and 1.08
 # (docs/tables/h200/forms.jsonl). Wider patches were not timed.
 JOINED = 16
+# Batches of programs that have arrays of weights up to SMALL bytes inside: each that is
+# passed costs half a microsecond a call. Larger ones would take their memory again for
+# every program, and long to compile (PERFORMANCE.md).
+SMALL_BATCH = 8
+SMALL = 2**16
 CONFIG_LOCK = threading.Lock()  # held while JAX's settings, which threads share, change
-_normalized = jax.jit(as_normalized, static_argnames=("mean", "std"))
-_pad = jax.jit(jnp.pad, static_argnums=1)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -66,7 +63,8 @@ class Program:
 
     model: nn.Module  # the model that was compiled, with a folded stem
     variables: Mapping  # its variables on the device
-    compiled: jax.stages.Compiled  # JAX's executable, a function of (variables, images)
+    arguments: tuple[jax.Array, ...]  # those of them that are not inside of `compiled`
+    compiled: jax.stages.Compiled  # JAX's executable, a function of (arguments, images)
     images: jax.ShapeDtypeStruct  # shape and dtype of the images that it takes
     device: jax.Device  # the device that it runs on
     options: Mapping  # options of XLA
@@ -75,6 +73,8 @@ class Program:
     dead_gmacs: float  # the part of these that is not computed (`cost.dead_macs`)
     compile_seconds: float  # how long compilation took
     own_gelu: str  # the form that the model has without `optimize`
+    # whether the range of images was looked at, which takes longer than to start
+    judged: bool = dataclasses.field(default=False, init=False)
 
     @property
     def batch_size(self) -> int:
@@ -94,38 +94,34 @@ class Program:
         Returns [b, num_classes] float32.
         Raises InputError for other shapes and types.
         """
-        self._check(images)
-        count = images.shape[0]
-        missing = self.batch_size - count
-        if missing:
-            pad = _pad
-            if isinstance(images, np.ndarray):
-                pad = np.pad
-            images = pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-        images = jax.device_put(images, self.device)
-        if self.images.dtype != jnp.uint8 and images.dtype == jnp.uint8:
-            images = _normalized(images, self.model.config.mean, self.model.config.std)
-        if images.dtype != self.images.dtype:
-            images = images.astype(self.images.dtype)
-        results = self.compiled(self.variables, images)
-        if missing:
-            first = functools.partial(jax.lax.slice_in_dim, start_index=0)
-            results = jax.tree.map(lambda rows: first(rows, limit_index=count), results)
-        return results
-
-    def _check(self, images):
-        floats = self.images.dtype != jnp.uint8
-        check_images(images, self.images.shape[1:3], floats, pixels=True)
+        own = self.images
+        is_own = images.shape == own.shape and images.dtype == own.dtype
+        if not is_own:
+            floats = own.dtype != jnp.uint8
+            check_images(images, own.shape[1:3], floats, pixels=True)
         count = images.shape[0]
         if count > self.batch_size:
             raise InputError(
                 f"images has {count} images, more than the program's batch_size, "
                 f"{self.batch_size}"
             )
-        # At the line that calls the program, behind __call__.
-        warn_of_range(
-            images, self.model.config.mean, self.model.config.std, stacklevel=3
-        )
+        if not self.judged and images.dtype != np.uint8:
+            config = self.model.config
+            judged = warn_of_range(images, config.mean, config.std)
+            object.__setattr__(self, "judged", judged)
+        missing = self.batch_size - count
+        copies = contextlib.nullcontext()
+        if is_own and isinstance(images, np.ndarray):
+            # The executable copies them itself, in a fifth of device_put's time.
+            copies = jax.transfer_guard_host_to_device("allow")
+        elif not is_own or images.devices() != {self.device}:
+            images = jax.device_put(images, self.device)
+            images = _fitted(images, missing, own.dtype, self.model.config)
+        with copies:
+            results = self.compiled(self.arguments, images)
+        if missing:
+            results = jax.lax.slice_in_dim(results, 0, count)
+        return results
 
     def __repr__(self):
         return f"<Program: {self.describe()}>"
@@ -162,6 +158,15 @@ class Program:
             f"{working_space:.0f} MB to work in\n"
             f"{self.reductions} reductions, compiler options: {options}"
         )
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _fitted(images, missing, dtype, config):
+    """Images as a program takes them: padded, in its dtype, and floats normalized."""
+    images = jnp.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+    if dtype != jnp.uint8:
+        images = as_normalized(images, config.mean, config.std)
+    return images.astype(dtype)
 
 
 def _device(value):
@@ -286,6 +291,8 @@ def compiler(vit: Pretrained, requested: CompileOptions) -> Callable[[int], Prog
     dead_gmacs = dead_macs(model) / 1e9
     reductions = requested.reductions or default_reductions(model, device)
     input_dtype = "uint8" if requested.pixels else dtype
+    logits = forward(model, reductions)
+    leaves, tree = jax.tree.flatten(weights)
 
     def compiled(batch_size):
         images = jax.ShapeDtypeStruct(
@@ -296,14 +303,21 @@ def compiler(vit: Pretrained, requested: CompileOptions) -> Callable[[int], Prog
         began = time.perf_counter()
         count = "1 image" if batch_size == 1 else f"{batch_size} images"
         work = working(f"compiling the model for {count} at a time")
+        inside = SMALL if batch_size <= SMALL_BATCH else 0
+        arguments = tuple(leaf for leaf in leaves if leaf.nbytes > inside)
+
+        def run(arguments, images):
+            rest = iter(arguments)
+            found = [leaf if leaf.nbytes <= inside else next(rest) for leaf in leaves]
+            return logits(jax.tree.unflatten(tree, found), images)
+
         with _cached_in(requested.cache_dir), work:
-            program = forward(model, reductions)
-            program = jax.jit(program)
-            lowered = program.lower(weights, images)
+            lowered = jax.jit(run).lower(arguments, images)
             executable = lowered.compile(compiler_options=options)
         return Program(
             model=model,
             variables=weights,
+            arguments=arguments,
             compiled=executable,
             images=images,
             device=device,

@@ -157,7 +157,8 @@ class Predictor:
         """Logits of at most a full batch of images. -> [b, classes]."""
         size = next(size for size in self.sizes if size >= len(pixels))
         program = self._program(size)
-        return jax.device_get(program(np.stack(pixels)))
+        with jax.transfer_guard_device_to_host("allow"):  # device_get takes 60 us more
+            return np.asarray(program(np.stack(pixels)))
 
     def _decoded(self, images):
         """Yield a Future of the pixels of each image; threads read ahead."""

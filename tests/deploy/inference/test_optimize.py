@@ -1,5 +1,6 @@
 """The fast program: what it computes, and sentences for what it does not take."""
 
+import dataclasses
 import types
 
 import chex
@@ -83,6 +84,33 @@ def test_a_smaller_batch_gives_its_own_logits(program, logits):
         assert out.shape == (2, tiny.CLASSES)
         assert out.dtype == jnp.float32
         np.testing.assert_allclose(out, logits[:2], atol=2e-5)
+
+
+@pytest.mark.parametrize("batch_size, small", [(1, 2**16), (1, 400), (9, 2**16)])
+def test_small_arrays_are_inside_at_small_batches(
+    trained, batch_size, small, monkeypatch
+):
+    """Then no call passes them, not even as constants that JAX makes arguments."""
+    monkeypatch.setattr(optimize, "SMALL", small)
+    fast = optimized(*trained, pixels=True, batch_size=batch_size)
+    inside = small if batch_size == 1 else 0
+    leaves = jax.tree.leaves(fast.variables)
+    sizes = [leaf.nbytes for leaf in leaves if leaf.nbytes > inside]
+    assert [each.nbytes for each in fast.arguments] == sizes
+    taken = sum(sizes) + np.prod(fast.images.shape)
+    assert fast.memory.argument_size_in_bytes == taken
+
+
+def test_images_of_any_device(trained):
+    images = np.random.default_rng(2).integers(0, 256, (3, 20, 20, 3), np.uint8)
+    first, second = jax.devices()[:2]
+    fast = optimized(*trained, device=second, pixels=True)
+    found = fast(images)
+    assert found.devices() == {second}
+    np.testing.assert_array_equal(fast(jax.device_put(images, first)), found)
+    np.testing.assert_array_equal(
+        fast(images[..., ::-1]), fast(images[..., ::-1].copy())
+    )
 
 
 def test_a_device_by_its_platform_and_its_fast_dtype(trained, program, cache):
@@ -224,9 +252,12 @@ def test_pixels_are_normalized(trained, program, for_pixels):
     for each in (pixels, jnp.asarray(pixels)):
         assert_close(program(each), program(images))
     far = "images are far from 0, as pixels of 0 .. 25"
+    fresh = dataclasses.replace(program)
+    fresh(np.zeros_like(images))  # they do not say it
     with pytest.warns(UserWarning, match=far) as warned:
-        program(np.float32(pixels))
+        fresh(np.float32(pixels))
     assert warned[0].filename == __file__
+    fresh(np.float32(pixels))  # looked at once
     with refused("images", "it must be "):
         for_pixels[2](tiny.images())
 

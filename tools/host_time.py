@@ -1,0 +1,129 @@
+"""Microseconds of the host in a call of a Program, by the arrays that it has inside.
+
+    python -m tools.host_time deit_small_patch16_224 --inside 0 65536 1000000000
+
+Programs for one image of random weights, in the order of --inside, with the memory that
+the process held more at most while each was compiled (on Linux; later ones find memory
+that was freed), and what they add to JAX's cache. For the clock an executable of the
+same arguments stands in, which computes next to nothing. Microseconds are those of the
+calling thread, which other processes disturb less than a clock: the median of turns,
+and what a tenth of them are below and above. The last row passes all arrays in dicts,
+and puts images on the device.
+"""
+
+import dataclasses
+import pathlib
+import tempfile
+import time
+from unittest import mock
+
+import jax
+import numpy as np
+import tyro
+
+from imagepiece_jax import cli
+from imagepiece_jax.benchmark.workloads import with_random_weights
+from imagepiece_jax.common import timer
+from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.deploy.inference import optimize
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.create import create_model
+
+STATUS = pathlib.Path("/proc/self/status")
+RULES = timer.Rules(warmup=50, repeats=201, seconds=0.002)
+HEAD = ["inside, up to", "arguments", "compiled in, s", "MB at most", "MB cached"]
+CALLS = ["executable, us", "Program, us", "Program, image of NumPy, us"]
+
+
+def main(
+    name: tyro.conf.Positional[str],
+    *,
+    inside: tuple[int, ...] = (0, optimize.SMALL),
+    dtype: str | None = None,
+):
+    """Time what the host does in a call for one image.
+
+    Args:
+        name: A public name.
+        inside: Bytes of the largest array inside of a program; one or more.
+        dtype: Of weights and layers.
+    """
+    vit = with_random_weights(create_model(registry.config(name)))
+    rows = {}
+    jobs = {}
+    with tempfile.TemporaryDirectory() as cache:
+        options = {"dtype": dtype, "pixels": True, "cache_dir": cache}
+        options = optimize.CompileOptions(batch_size=1, **options)
+        compile_for = optimize.compiler(vit, options)
+        compile_for(2)  # loads what all programs share
+        for limit in inside:
+            with mock.patch.object(optimize, "SMALL", limit):
+                program, *facts = compiled(compile_for, pathlib.Path(cache))
+            rows[limit] = [limit, len(program.arguments), *facts]
+            for title, call in calls(program).items():
+                jobs[limit, title] = timer.TimedCall(call)
+    arrays = jax.tree.leaves(program.variables)
+    rows["dicts"] = ["all in dicts", len(arrays), *[None] * (len(HEAD) - 2)]
+    for title, call in calls(program, former=True).items():
+        jobs["dicts", title] = timer.TimedCall(call)
+    times = timer.measure(jobs, RULES, now=time.thread_time)
+    for (key, _), seconds in times.items():
+        low, median, high = 1e6 * np.percentile(seconds, [10, 50, 90])
+        rows[key].append(f"{median:.0f} [{low:.0f}, {high:.0f}]")
+    megabytes = sum(array.nbytes for array in arrays) / 1e6
+    print(f"{name}, {megabytes:.0f} MB of weights, {program.device.device_kind}\n")
+    print(markdown_table([*HEAD, *CALLS], rows.values()))
+
+
+def compiled(compile_for, cache):
+    """A program, the seconds that it took, the MB at most, and those in the cache."""
+    STATUS.with_name("clear_refs").write_text("5")  # forgets the largest size
+    before = held("VmRSS"), size_of(cache)
+    program = compile_for(1)
+    after = held("VmHWM"), size_of(cache)
+    numbers = [program.compile_seconds, *np.subtract(after, before)]
+    return program, *[f"{number:.1f}" for number in numbers]
+
+
+def size_of(folder):
+    """MB of the files of a folder."""
+    return sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+
+
+def held(field):
+    """MB of the process: VmRSS, now, or VmHWM, at most."""
+    lines = STATUS.read_text().splitlines()
+    return int(dict(line.split(":", 1) for line in lines)[field].split()[0]) / 1e3
+
+
+def calls(program, former=False):
+    """Functions of a number that call a program, in the order of CALLS, by names.
+
+    former: whether all arrays are passed in dicts, and images put on the device
+    """
+    shape = program.images.shape
+    on_host = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    on_device = jax.device_put(on_host, program.device)
+    arguments = program.variables if former else program.arguments
+
+    def first_pixel(arguments, images):
+        return images[:, 0, 0].astype(np.float32)
+
+    run = jax.jit(first_pixel, keep_unused=True)
+    run = run.lower(arguments, program.images).compile()
+    call = dataclasses.replace(program, compiled=run)
+    if former:
+
+        def call(images):
+            return run(arguments, jax.device_put(images, program.device))
+
+    executable, resident, of_numpy = CALLS
+    return {
+        executable: lambda number: run(arguments, on_device),
+        resident: lambda number: call(on_device),
+        of_numpy: lambda number: call(on_host),
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main, compiles=False)
