@@ -28,9 +28,17 @@ def encoder(reduction=REDUCTION, **options):
 
 
 def clip(reduction=REDUCTION):
-    """A model whose head is a projection."""
+    """A model whose head is a projection: it has no bias."""
     vit = tiny.pretrained(reduction)
-    return dataclasses.replace(vit, class_names=None)
+    params = vit.variables["params"]
+    head = params["head"] | {"bias": np.zeros(tiny.CLASSES, np.float32)}
+    variables = vit.variables | {"params": params | {"head": head}}
+    return dataclasses.replace(vit, variables=variables)
+
+
+def nameless(reduction=REDUCTION):
+    """A classifier whose classes have no names."""
+    return tiny.pretrained(reduction)
 
 
 def classifier(reduction=REDUCTION):
@@ -44,6 +52,7 @@ CASES = [
     (encoder, "fastembed", "model.onnx", ["image_embeds"]),
     (clip, "transformers", "onnx/vision_model.onnx", ["image_embeds"]),
     (classifier, "transformers", "onnx/model.onnx", ["logits"]),
+    (nameless, "transformers", "onnx/model.onnx", ["logits"]),
     (
         encoder,
         "transformers",
@@ -105,8 +114,16 @@ def test_what_a_client_cannot_take_is_refused(tmp_path):
         export(encoder(), tmp_path, layout="photos")
     with refused("layout", f"{tiny.CLASSES} classes"):
         export(classifier(), tmp_path, layout="immich")
+    with refused("layout", f"{tiny.CLASSES} classes"):
+        export(nameless(), tmp_path, layout="fastembed")
     with refused("pixels"):
         export(encoder(), tmp_path, layout="fastembed", pixels=True)
+    cropped = dataclasses.replace(encoder().preprocessing, crop=0.9)
+    with refused("immich", "crop=1"):
+        vit = dataclasses.replace(encoder(), preprocessing=cropped)
+        export(vit, tmp_path, layout="immich")
+    with refused("image_size", "a square"):
+        export(encoder(image_size=(20, 28)), tmp_path, layout="fastembed")
 
 
 @pytest.mark.parametrize("layout", tower.LAYOUTS)
@@ -191,11 +208,5 @@ def test_configs_are_those_of_transformers(tmp_path):
     export(vit, tmp_path, layout="transformers")
     fields = json.loads((tmp_path / "config.json").read_text())
     assert fields["id2label"]["2"] == "class 2"
+    assert tower.config_fields(nameless())["id2label"][2] == "LABEL_2"
     assert fields["patch_size"] == vit.config.patch_size
-    fields = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    assert fields["crop_size"] == {"height": tiny.SIDE, "width": tiny.SIDE}
-    squashed = dataclasses.replace(vit.preprocessing, crop=1.0, crop_mode="squash")
-    vit = dataclasses.replace(vit, preprocessing=squashed)
-    fields = tower.processor_fields(vit)
-    assert fields["size"] == {"height": tiny.SIDE, "width": tiny.SIDE}
-    assert not fields["do_center_crop"]
