@@ -52,7 +52,8 @@ def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
 
     pixels: whether it takes uint8, [batch, H, W, 3]; else floats, [batch, 3, H, W],
         which the program that loads it has normalized
-    Raises InputError for images that no JSON file of the layout describes.
+    Raises InputError for images that no JSON file of the layout describes, and for
+    weights without a vector of an image.
     """
     prepared = vit.preprocessing
     height, width = prepared.shape
@@ -66,6 +67,8 @@ def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
             f"images are cropped from {prepared.resized[0]} pixels, but immich crops "
             f"nothing off {height} pixels; load with crop=1, as `features` would"
         )
+    if vit.config.arch.pool == "none":
+        raise InputError("pool is 'none', so the model has no vector of an image")
     is_classifier = vit.config.num_classes > 0 and not has_projection(vit)
     if pixels and layout != "immich":
         raise InputError(f"pixels is for immich; {layout} normalizes images itself")

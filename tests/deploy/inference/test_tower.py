@@ -90,6 +90,18 @@ def test_a_graph_takes_and_gives_what_its_client_knows(
         np.testing.assert_allclose(tokens[:, 0], want, rtol=1e-4, atol=1e-5)
 
 
+def test_tokens_of_clip_are_those_before_its_last_norm(tmp_path):
+    """As in transformers, which norms the class token alone."""
+    vit = encoder(None, pre_norm=True)
+    session = onnxruntime.InferenceSession(export(vit, tmp_path, layout="transformers"))
+    given = tiny.images(2)
+    array = np.asarray(given).transpose(0, 3, 1, 2)
+    tokens, pooled = session.run(None, {"pixel_values": array})
+    outputs = vit.model.apply(vit.variables, given)
+    np.testing.assert_allclose(tokens, outputs.state.x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(pooled, outputs.pooled, rtol=1e-4, atol=1e-5)
+
+
 def test_immich_may_hand_over_pixels(tmp_path):
     vit = encoder()
     out = export(vit, tmp_path, layout="immich", pixels=True)
@@ -122,6 +134,8 @@ def test_what_a_client_cannot_take_is_refused(tmp_path):
     with refused("immich", "crop=1"):
         vit = dataclasses.replace(encoder(), preprocessing=cropped)
         export(vit, tmp_path, layout="immich")
+    with refused("pool", "no vector"):
+        export(encoder(None, pool="none"), tmp_path, layout="fastembed")
     with refused("image_size", "a square"):
         export(encoder(image_size=(20, 28)), tmp_path, layout="fastembed")
 
@@ -210,3 +224,14 @@ def test_configs_are_those_of_transformers(tmp_path):
     assert fields["id2label"]["2"] == "class 2"
     assert tower.config_fields(nameless())["id2label"][2] == "LABEL_2"
     assert fields["patch_size"] == vit.config.patch_size
+
+
+def test_a_config_of_transformers_is_copied_and_one_of_ours_is_not(tmp_path):
+    vit = encoder()
+    content = {"model_type": "dinov2", "torch_dtype": "float32"}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    source = dataclasses.replace(vit.source, path=tmp_path)
+    found = tower.config_fields(dataclasses.replace(vit, source=source))
+    assert found == content
+    saved = imagepiece_jax.load(imagepiece_jax.save(tmp_path / "saved", vit))
+    assert tower.config_fields(saved)["model_type"] == "vit"
