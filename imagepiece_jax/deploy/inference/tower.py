@@ -34,8 +34,9 @@ def graph_file(folder: pathlib.Path, layout: str, vit: Pretrained) -> pathlib.Pa
         return folder / "visual" / "model.onnx"
     if layout == "fastembed":
         return folder / "model.onnx"
-    is_vision_model = has_projection(vit) or vit.config.arch.pool == "map"
-    name = "vision_model" if is_vision_model else "model"
+    name = "model"
+    if has_projection(vit) or is_siglip(vit):
+        name = "vision_model"
     return folder / "onnx" / f"{name}.onnx"
 
 
@@ -45,6 +46,11 @@ def has_projection(vit: Pretrained) -> bool:
     if not vit.config.num_classes or is_named:
         return False
     return not np.any(vit.variables["params"].get("head", {}).get("bias", 0))
+
+
+def is_siglip(vit: Pretrained) -> bool:
+    """Whether the vector is SigLIP's: a learned probe reads it, and no head follows."""
+    return vit.config.arch.pool == "map" and not vit.config.num_classes
 
 
 def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
@@ -65,7 +71,7 @@ def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
     if layout == "immich" and prepared.resizes and prepared.resized != prepared.shape:
         raise InputError(
             f"images are cropped from {prepared.resized[0]} pixels, but immich crops "
-            f"nothing off {height} pixels; load with crop=1, as `features` would"
+            f"nothing off {height} pixels; load with crop=1"
         )
     if vit.config.arch.pool == "none":
         raise InputError("pool is 'none', so the model has no vector of an image")
@@ -163,6 +169,6 @@ def config_fields(vit: Pretrained) -> dict:
         fields["architectures"] = ["ViTForImageClassification"]
         fields["id2label"] = dict(enumerate(names))
         fields["label2id"] = {name: i for i, name in enumerate(names)}
-    elif config.arch.pool == "map":
+    elif is_siglip(vit):
         fields["model_type"] = "siglip_vision_model"
     return fields
