@@ -1,10 +1,11 @@
 """The command that writes features: what it prints, and the words of `load`."""
 
+import pathlib
 import re
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import features
@@ -76,7 +77,7 @@ def test_the_lines_of_the_page_find_the_photograph_itself(
     words = [f"{folder}/weights", "photos", "--out=vectors"]
     call(features.main, *words).ok()
     page = (ROOT / "docs" / "search.md").read_text("utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code, *_ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(code.replace("cat.jpg", "c.png"), {})
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == [
@@ -84,3 +85,53 @@ def test_the_lines_of_the_page_find_the_photograph_itself(
     ]
     assert lines[0].startswith("1.000 ")
     assert lines[-1].startswith("0.000 ")
+
+
+@pytest.fixture
+def cluster():
+    """A local Ray, in which two copies of a model fit."""
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of Ray's own
+def test_the_class_of_the_page_finds_the_rows_of_the_command(
+    assets, cluster, tmp_path, monkeypatch
+):
+    """400 photographs by two copies: one is turned, one gray, one damaged."""
+    monkeypatch.chdir(tmp_path)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    found = sorted((assets / "data" / "nips2017_224_jpg" / "images").glob("*.jpg"))
+    for file in found[:397]:
+        (photos / file.name).symlink_to(file)
+    with Image.open(found[397]) as image:
+        image.convert("L").save(photos / "gray.png")
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        image.crop((0, 0, 120, 224)).save(photos / "turned.jpg", exif=exif)
+    (photos / "damaged.jpg").write_bytes(found[398].read_bytes()[:500])
+    page = (ROOT / "docs" / "search.md").read_text("utf-8")
+    *_, code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    weights = str(assets / "weights" / "dinov2_small")
+    code = code.replace("hf://facebook/dinov2-small", weights)
+    code = code.replace('"reduction"', '"image_size": 112, "reduction"')
+    exec(code.replace("/data", str(tmp_path)), {})
+    rows = cluster.data.read_parquet(str(tmp_path / "vectors")).take_all()
+    vectors = {pathlib.Path(row["path"]).name: row["pooled"] for row in rows}
+    words = [weights, "photos", "--image-size=112", "--reduction=0.6", "--out=own"]
+    call(features.main, *words).ok()
+    lines = pathlib.Path("own/paths.txt").read_text().split()
+    names = [pathlib.Path(line).name for line in lines]
+    assert len(rows) == 400 and {*vectors} == {*names}
+    ours = np.float32(np.load("own/pooled.npy"))
+    theirs = np.stack([np.float32(vectors[name]) for name in names])
+    is_damaged = np.isnan(ours).all(axis=1)
+    assert [names[row] for row in np.flatnonzero(is_damaged)] == ["damaged.jpg"]
+    np.testing.assert_array_equal(np.isnan(theirs).all(axis=1), is_damaged)
+    products = np.sum(ours * theirs, axis=1)
+    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    assert (products / lengths)[~is_damaged].min() > 0.9999

@@ -60,7 +60,7 @@ class TowerOutputs(ProgramOutputs):
 
     names: of the arrays, among "embedding" (the vector, of length 1), "image_embeds"
         (the vector), "pooler_output" (the pooled vector), "last_hidden_state" (all
-        tokens after the last norm) and "logits"
+        tokens, as in transformers: after the last norm, of CLIP before it) and "logits"
     """
 
     def __init__(self, vit: Pretrained, image: str, names: list[str], pixels: bool):
@@ -79,6 +79,9 @@ class TowerOutputs(ProgramOutputs):
                 images = images.transpose(0, 2, 3, 1)
             images = as_normalized(images, model.config.mean, model.config.std)
             outputs, states = with_states(model, variables, images)
+            tokens = states[-1].x
+            if not model.config.arch.pre_norm:  # which CLIP has
+                tokens = final_norm(model, variables)(tokens)
             vector = outputs.logits  # the pooled vector where there is no head
             length = jnp.sqrt(jnp.sum(vector**2, axis=-1, keepdims=True))
             found = {
@@ -86,7 +89,7 @@ class TowerOutputs(ProgramOutputs):
                 "image_embeds": vector,
                 "logits": vector,
                 "pooler_output": outputs.pooled,
-                "last_hidden_state": final_norm(model, variables)(states[-1].x),
+                "last_hidden_state": tokens,
             }
             return tuple(found[name] for name in self.names)
 

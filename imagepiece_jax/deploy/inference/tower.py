@@ -12,6 +12,8 @@ fastembed's ImageEmbedding.
 
 import pathlib
 
+import numpy as np
+
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import read_json, write_json
 from imagepiece_jax.deploy.inference.program_outputs import TowerOutputs
@@ -19,6 +21,7 @@ from imagepiece_jax.deploy.weights.file_names import CONFIG, PREPROCESSOR
 from imagepiece_jax.deploy.weights.transformers_config import RESAMPLE, RESCALE
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.problem_type import SINGLE_LABEL
 
 LAYOUTS = ("immich", "transformers", "fastembed")
 NUMBERS = {name: number for number, name in RESAMPLE.items()}  # Pillow's
@@ -31,14 +34,23 @@ def graph_file(folder: pathlib.Path, layout: str, vit: Pretrained) -> pathlib.Pa
         return folder / "visual" / "model.onnx"
     if layout == "fastembed":
         return folder / "model.onnx"
-    is_vision_model = has_projection(vit) or vit.config.arch.pool == "map"
-    name = "vision_model" if is_vision_model else "model"
+    name = "model"
+    if has_projection(vit) or is_siglip(vit):
+        name = "vision_model"
     return folder / "onnx" / f"{name}.onnx"
 
 
 def has_projection(vit: Pretrained) -> bool:
-    """Whether the head makes vectors, such as CLIP's, and does not name classes."""
-    return vit.config.num_classes > 0 and vit.class_names is None
+    """Whether the head makes vectors: it has no bias, as CLIP's, and names no class."""
+    is_named = vit.class_names is not None or vit.config.problem_type != SINGLE_LABEL
+    if not vit.config.num_classes or is_named:
+        return False
+    return not np.any(vit.variables["params"].get("head", {}).get("bias", 0))
+
+
+def is_siglip(vit: Pretrained) -> bool:
+    """Whether the vector is SigLIP's: a learned probe reads it, and no head follows."""
+    return vit.config.arch.pool == "map" and not vit.config.num_classes
 
 
 def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
@@ -46,14 +58,30 @@ def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
 
     pixels: whether it takes uint8, [batch, H, W, 3]; else floats, [batch, 3, H, W],
         which the program that loads it has normalized
+    Raises InputError for images that no JSON file of the layout describes, and for
+    weights without a vector of an image.
     """
+    prepared = vit.preprocessing
+    height, width = prepared.shape
+    if height != width:
+        raise InputError(
+            f"image_size is {height, width}; programs that search photographs crop a "
+            "square"
+        )
+    if layout == "immich" and prepared.resizes and prepared.resized != prepared.shape:
+        raise InputError(
+            f"images are cropped from {prepared.resized[0]} pixels, but immich crops "
+            f"nothing off {height} pixels; load with crop=1"
+        )
+    if vit.config.arch.pool == "none":
+        raise InputError("pool is 'none', so the model has no vector of an image")
     is_classifier = vit.config.num_classes > 0 and not has_projection(vit)
     if pixels and layout != "immich":
         raise InputError(f"pixels is for immich; {layout} normalizes images itself")
     if is_classifier and layout != "transformers":
         raise InputError(
             f"layout is {layout!r}, which searches by vectors, but the head of these "
-            f"weights names {vit.config.num_classes} classes"
+            f"weights has {vit.config.num_classes} classes"
         )
     if layout == "immich":
         return TowerOutputs(vit, "image", ["embedding"], pixels)
@@ -91,29 +119,29 @@ def open_clip_fields(vit: Pretrained) -> dict:
 
 
 def processor_fields(vit: Pretrained) -> dict:
-    """The fields of transformers' image processors."""
+    """The fields of transformers' image processors, for the one that all clients know.
+
+    It squashes by a height and a width; fastembed does not know that of ViT.
+    """
     preprocessing = vit.preprocessing
     height, width = preprocessing.shape
-    crop = {"height": height, "width": width}
-    fields = {
+    resized_height, resized_width = preprocessing.resized
+    size = {"shortest_edge": resized_height}
+    if preprocessing.crop_mode == "squash":
+        size = {"height": resized_height, "width": resized_width}
+    return {
+        "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": preprocessing.resizes,
+        "size": size,
+        "resample": NUMBERS[preprocessing.interpolation],
+        "do_center_crop": preprocessing.resizes,
+        "crop_size": {"height": height, "width": width},
         "do_rescale": True,
         "rescale_factor": RESCALE,
         "do_normalize": True,
         "image_mean": list(vit.config.mean),
         "image_std": list(vit.config.std),
-        "resample": NUMBERS[preprocessing.interpolation],
-    }
-    if preprocessing.crop_mode == "squash":
-        kind = {"image_processor_type": "ViTImageProcessor", "size": crop}
-        return kind | fields | {"do_center_crop": False}
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "size": {"shortest_edge": min(preprocessing.resized)},
-        **fields,
-        "do_center_crop": preprocessing.resizes,
-        "crop_size": crop,
     }
 
 
@@ -135,10 +163,12 @@ def config_fields(vit: Pretrained) -> dict:
     if has_projection(vit):
         fields["model_type"] = "clip_vision_model"
         fields["projection_dim"] = config.num_classes
-    elif vit.config.arch.pool == "map":
-        fields["model_type"] = "siglip_vision_model"
-    elif vit.class_names is not None:
+    elif config.num_classes:
+        numbered = [f"LABEL_{label}" for label in range(config.num_classes)]
+        names = vit.class_names or numbered  # transformers' where there are none
         fields["architectures"] = ["ViTForImageClassification"]
-        fields["id2label"] = dict(enumerate(vit.class_names))
-        fields["label2id"] = {name: i for i, name in enumerate(vit.class_names)}
+        fields["id2label"] = dict(enumerate(names))
+        fields["label2id"] = {name: i for i, name in enumerate(names)}
+    elif is_siglip(vit):
+        fields["model_type"] = "siglip_vision_model"
     return fields

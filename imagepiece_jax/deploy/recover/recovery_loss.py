@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from imagepiece_jax.deploy.inference.tower import has_projection
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.problem_type import MULTI_LABEL, REGRESSION, activation
+from imagepiece_jax.models.problem_type import REGRESSION, activation
 from imagepiece_jax.models.vit import ViT, with_states
 from imagepiece_jax.reduction.provenance import follow, rows_of
 from imagepiece_jax.reduction.state import DROPPED
@@ -85,20 +85,12 @@ KINDS = {
 
 
 def outputs_of(vit: Pretrained) -> str:
-    """The kind of a model's outputs, one of `KINDS`.
-
-    A head without a bias counts as a projection of features, such as CLIP's, unless its
-    classes have names, or its problem is one of several labels.
-    """
-    if not vit.model.config.num_classes:
+    """The kind of a model's outputs, one of `KINDS`."""
+    if not vit.config.num_classes or has_projection(vit):
         return "features"
     if vit.config.problem_type == REGRESSION:
         return "numbers"
-    bias = vit.variables["params"].get("head", {}).get("bias", 0)
-    named = vit.class_names is not None or vit.config.problem_type == MULTI_LABEL
-    if named or np.any(bias):
-        return activation(vit.config.problem_type, vit.model.config.num_classes)
-    return "features"
+    return activation(vit.config.problem_type, vit.config.num_classes)
 
 
 class Comparison:

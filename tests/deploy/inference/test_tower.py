@@ -28,9 +28,22 @@ def encoder(reduction=REDUCTION, **options):
 
 
 def clip(reduction=REDUCTION):
-    """A model whose head is a projection."""
+    """A model whose head is a projection: it has no bias."""
     vit = tiny.pretrained(reduction)
-    return dataclasses.replace(vit, class_names=None)
+    params = vit.variables["params"]
+    head = params["head"] | {"bias": np.zeros(tiny.CLASSES, np.float32)}
+    variables = vit.variables | {"params": params | {"head": head}}
+    return dataclasses.replace(vit, variables=variables)
+
+
+def siglip(reduction=REDUCTION):
+    """A model whose vector a learned probe reads."""
+    return encoder(reduction, class_token=False, pool="map")
+
+
+def nameless(reduction=REDUCTION):
+    """A classifier whose classes have no names."""
+    return tiny.pretrained(reduction)
 
 
 def classifier(reduction=REDUCTION):
@@ -44,6 +57,13 @@ CASES = [
     (encoder, "fastembed", "model.onnx", ["image_embeds"]),
     (clip, "transformers", "onnx/vision_model.onnx", ["image_embeds"]),
     (classifier, "transformers", "onnx/model.onnx", ["logits"]),
+    (nameless, "transformers", "onnx/model.onnx", ["logits"]),
+    (
+        siglip,
+        "transformers",
+        "onnx/vision_model.onnx",
+        ["last_hidden_state", "pooler_output"],
+    ),
     (
         encoder,
         "transformers",
@@ -78,7 +98,19 @@ def test_a_graph_takes_and_gives_what_its_client_knows(
     if "last_hidden_state" in names:
         tokens = arrays[0]
         assert tokens.shape == (2, outputs.tokens.shape[1], vit.config.embed_dim)
-        np.testing.assert_allclose(tokens[:, 0], want, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(tokens, outputs.tokens, rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_of_clip_are_those_before_its_last_norm(tmp_path):
+    """As in transformers, which norms the class token alone."""
+    vit = encoder(None, pre_norm=True)
+    session = onnxruntime.InferenceSession(export(vit, tmp_path, layout="transformers"))
+    given = tiny.images(2)
+    array = np.asarray(given).transpose(0, 3, 1, 2)
+    tokens, pooled = session.run(None, {"pixel_values": array})
+    outputs = vit.model.apply(vit.variables, given)
+    np.testing.assert_allclose(tokens, outputs.state.x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(pooled, outputs.pooled, rtol=1e-4, atol=1e-5)
 
 
 def test_immich_may_hand_over_pixels(tmp_path):
@@ -105,8 +137,18 @@ def test_what_a_client_cannot_take_is_refused(tmp_path):
         export(encoder(), tmp_path, layout="photos")
     with refused("layout", f"{tiny.CLASSES} classes"):
         export(classifier(), tmp_path, layout="immich")
+    with refused("layout", f"{tiny.CLASSES} classes"):
+        export(nameless(), tmp_path, layout="fastembed")
     with refused("pixels"):
         export(encoder(), tmp_path, layout="fastembed", pixels=True)
+    cropped = dataclasses.replace(encoder().preprocessing, crop=0.9)
+    with refused("immich", "crop=1"):
+        vit = dataclasses.replace(encoder(), preprocessing=cropped)
+        export(vit, tmp_path, layout="immich")
+    with refused("pool", "no vector"):
+        export(encoder(None, pool="none"), tmp_path, layout="fastembed")
+    with refused("image_size", "a square"):
+        export(encoder(image_size=(20, 28)), tmp_path, layout="fastembed")
 
 
 @pytest.mark.parametrize("layout", tower.LAYOUTS)
@@ -191,11 +233,16 @@ def test_configs_are_those_of_transformers(tmp_path):
     export(vit, tmp_path, layout="transformers")
     fields = json.loads((tmp_path / "config.json").read_text())
     assert fields["id2label"]["2"] == "class 2"
+    assert tower.config_fields(nameless())["id2label"][2] == "LABEL_2"
     assert fields["patch_size"] == vit.config.patch_size
-    fields = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    assert fields["crop_size"] == {"height": tiny.SIDE, "width": tiny.SIDE}
-    squashed = dataclasses.replace(vit.preprocessing, crop=1.0, crop_mode="squash")
-    vit = dataclasses.replace(vit, preprocessing=squashed)
-    fields = tower.processor_fields(vit)
-    assert fields["size"] == {"height": tiny.SIDE, "width": tiny.SIDE}
-    assert not fields["do_center_crop"]
+
+
+def test_a_config_of_transformers_is_copied_and_one_of_ours_is_not(tmp_path):
+    vit = encoder()
+    content = {"model_type": "dinov2", "torch_dtype": "float32"}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    source = dataclasses.replace(vit.source, path=tmp_path)
+    found = tower.config_fields(dataclasses.replace(vit, source=source))
+    assert found == content
+    saved = imagepiece_jax.load(imagepiece_jax.save(tmp_path / "saved", vit))
+    assert tower.config_fields(saved)["model_type"] == "vit"

@@ -1,0 +1,99 @@
+"""Pixels that OpenCLIP and transformers make of odd images by the JSON of a tower.
+
+python -m tools.client_pixels writes tests/fixtures/client_pixels.npz, which has for
+each case the JSON and the pixels of `pictures()`, [images, SIDE, SIDE, 3]. It needs
+torch, open_clip and transformers.
+"""
+
+import json
+import pathlib
+import types
+
+import numpy as np
+from PIL import Image
+
+from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.deploy.inference import tower
+from imagepiece_jax.models import registry
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FILE = ROOT / "tests" / "fixtures" / "client_pixels.npz"
+SIDE = 12
+# The first and the last are longer than `preprocessing` resizes. Of most, an odd number
+# of pixels is cropped, or a side is rounded.
+SIZES = ((1, 700), (33, 31), (225, 224), (427, 640), (1200, 97), (61, 48), (50, 333))
+SIZES += ((113, 58), (17, 240), (1000, 3))
+CROPPED = {"crop": 0.875, "rule": "transformers"}
+# {case: (library, fields of a Preprocessing)}
+CASES = {
+    "whole": ("open_clip", {"crop": 1.0}),
+    "squashed": (
+        "open_clip",
+        {"crop": 1.0, "crop_mode": "squash", "interpolation": "bilinear"},
+    ),
+    "cropped": ("transformers", CROPPED),
+    "bilinear": ("transformers", CROPPED | {"crop": 1.0, "interpolation": "bilinear"}),
+    "cropped after squashing": ("transformers", CROPPED | {"crop_mode": "squash"}),
+}
+
+
+def pictures():
+    """Images of SIZES, [H, W, 3] uint8: waves of five to nine periods."""
+    return [picture(*size) for size in SIZES]
+
+
+def picture(height, width):
+    periods = np.array([5, 7, 9])
+    rows = np.abs(np.arange(height)[:, None] * 2 * periods % (2 * height) - height)
+    columns = np.abs(np.arange(width)[:, None] * 2 * periods % (2 * width) - width)
+    both = rows[:, None] * 127 // height + columns[None] * 127 // width
+    return both.astype(np.uint8)
+
+
+def preprocessing(case):
+    """The Preprocessing of a case."""
+    return Preprocessing(SIDE, **CASES[case][1])
+
+
+def fields(case):
+    """The JSON of a case; it has nothing of a model but the mean and the deviation."""
+    config = registry.config("deit_s")
+    vit = types.SimpleNamespace(preprocessing=preprocessing(case), config=config)
+    if CASES[case][0] == "open_clip":
+        return tower.open_clip_fields(vit)
+    return tower.processor_fields(vit)
+
+
+def by_open_clip(content):
+    """The function from a PIL image to pixels, [3, SIDE, SIDE], normalized."""
+    from open_clip import transform
+
+    config = transform.PreprocessCfg(**content)
+    return lambda image: transform.image_transform_v2(config, False)(image).numpy()
+
+
+def by_transformers(content):
+    import transformers
+
+    processor = transformers.CLIPImageProcessor.from_dict(content)
+    return lambda image: processor(image, return_tensors="np").pixel_values[0]
+
+
+def computed(case):
+    """The pixels of a case, uint8."""
+    content = fields(case)
+    if CASES[case][0] == "open_clip":
+        prepare = by_open_clip(content)
+    else:
+        prepare = by_transformers(content)
+    normalized = [prepare(Image.fromarray(image)) for image in pictures()]
+    config = registry.config("deit_s")
+    pixels = np.stack(normalized).transpose(0, 2, 3, 1) * config.std + config.mean
+    return np.rint(255 * pixels).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    contents = {case: fields(case) for case in CASES}
+    arrays = {case: computed(case) for case in CASES}
+    np.savez_compressed(FILE, json=json.dumps(contents), **arrays)
+    print(f"{FILE}: {FILE.stat().st_size} bytes")
