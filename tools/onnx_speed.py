@@ -111,8 +111,8 @@ def measure(size, batch, models=()):
         graph = onnx_model(vit, batch_size=batch).SerializeToString()
         program = optimize(vit, batch_size=batch, dtype="float32")
         for runtime, call in (
-            ("onnxruntime", _onnxruntime(graph, images)),
-            ("OpenVINO", _openvino(graph, images)),
+            ("onnxruntime", onnxruntime_call(graph, images)),
+            ("OpenVINO", openvino_call(graph, images)),
             ("JAX", _jax(program, images)),
         ):
             jobs[runtime, name] = timer.TimedCall(call)
@@ -168,7 +168,7 @@ def _jax(program, images):
     return lambda number: np.asarray(program(images))
 
 
-def _onnxruntime(graph, images):
+def onnxruntime_call(graph, images):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -180,7 +180,7 @@ def _onnxruntime(graph, images):
     return lambda number: session.run(None, {"images": images})
 
 
-def _openvino(graph, images):
+def openvino_call(graph, images):
     import openvino
 
     core = openvino.Core()
