@@ -169,6 +169,7 @@ def _jax(program, images):
 
 
 def onnxruntime_call(graph, images):
+    """A call of a graph, which is bytes or a path."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -177,10 +178,12 @@ def onnxruntime_call(graph, images):
     session = onnxruntime.InferenceSession(
         graph, options, providers=["CPUExecutionProvider"]
     )
-    return lambda number: session.run(None, {"images": images})
+    name = session.get_inputs()[0].name
+    return lambda number: session.run(None, {name: images})
 
 
 def openvino_call(graph, images):
+    """A call of a graph, which is bytes or a path."""
     import openvino
 
     core = openvino.Core()

@@ -29,11 +29,11 @@ SHARES = {DENSE: None, "0.6": 0.6, "0.5": 0.5}
 TOWERS = {  # {name: (the size by timm's name, pixels)}
     "DINOv2 B/14 at 224": ("vit_base_patch14_dinov2", 224),
     "SigLIP 2 B/16 at 224": ("vit_base_patch16_siglip_224", 224),
-    "CLIP L/14 at 336": ("vit_large_patch14_clip_336", 336),
+    "CLIP L/14 at 336": ("vit_large_patch14_clip_quickgelu_336.openai", 336),
     "SigLIP 2 L/16 at 384": ("vit_large_patch16_siglip_384", 384),
     "SigLIP 2 L/16 at 512": ("vit_large_patch16_siglip_512", 512),
-    "SigLIP 2 SO400M/14 at 384": ("vit_so400m_patch14_siglip_378", 378),
-    "DFN H/14 at 378": ("vit_huge_patch14_clip_378", 378),
+    "SigLIP 2 SO400M/14 at 384": ("vit_so400m_patch14_siglip_384", 384),
+    "DFN H/14 at 378": ("vit_huge_patch14_clip_quickgelu_378.dfn5b", 378),
 }
 RUNTIMES = {
     "onnxruntime": onnx_speed.onnxruntime_call,
