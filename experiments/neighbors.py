@@ -89,8 +89,8 @@ def reduced(reduction, recovered: bool = False) -> Setting:
 
 
 DENSE = "dense"
-THIRDS = "blocks=(3,6,9)"
-HALVES = "blocks=(0,2,4,6,8,10)"
+THREE = "counts=stages-3-6-9"
+SIX = "counts=stages-0-2-4-6-8-10"
 CONTROLS = {
     "JPEG 75": Setting(change=compressed),
     "shifted 4 pixels": Setting(change=shifted),
@@ -104,9 +104,9 @@ CHEAPER = {  # what is typed
     "image_size=168": Setting({"image_size": 168}),
 }
 METHODS = {  # at .6, beside "reduction=0.6", which is ToMe in every block
-    f"tome:macs=0.6:{HALVES}": reduced(f"tome:macs=0.6:{HALVES}"),
-    f"tome:macs=0.6:{THIRDS}": reduced(f"tome:macs=0.6:{THIRDS}"),
-    f"attended:macs=0.6:{THIRDS}": reduced(f"attended:macs=0.6:{THIRDS}"),
+    f"tome:macs=0.6:{SIX}": reduced(f"tome:macs=0.6:{SIX}"),
+    f"tome:macs=0.6:{THREE}": reduced(f"tome:macs=0.6:{THREE}"),
+    f"attended:macs=0.6:{THREE}": reduced(f"attended:macs=0.6:{THREE}"),
     "evit:macs=0.6": reduced("evit:macs=0.6"),
 }
 RECOVERED = {
