@@ -1,108 +1,185 @@
-"""Are an image's nearest neighbors still found? A reduced encoder, and smaller images.
+"""What does a cheaper encoder cost who searches? Neighbors, with controls.
 
 python -m experiments neighbors --weights FOLDER --photographs FOLDER
     --imagenette FOLDER --vectors FOLDER --out FOLDER
-python -m experiments neighbors --weights FOLDER --out FOLDER --time
+python -m experiments neighbors --weights FOLDER --vectors FOLDER --out FOLDER --time
 python -m experiments neighbors --out FOLDER --tables
 
 docs/tables/neighbors/declared.md declares it. A cell is a set of images and a setting,
 and writes a line of FOLDER/runs.jsonl; the same command goes on with the cells that
-have none. --vectors keeps the vectors of each, so that the dense model's are computed
-once. --time measures images a second, into FOLDER/times.json. --tables writes
-FOLDER/README.md from the lines that are there.
+have none. --vectors keeps the vectors of each, and the recovered models. --time
+measures milliseconds an image, into FOLDER/times.json. --tables writes FOLDER/README.md
+from the lines that are there.
 """
 
 import hashlib
-import itertools
-import os
+import io
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 import imagepiece_jax
 from experiments import intervals, study
 from imagepiece_jax import cli
-from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import read_json, write_json
 from imagepiece_jax.common.progress import counted
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.common.timing_rules import Rules
-from imagepiece_jax.data import decode
-from imagepiece_jax.data.source import evenly_spaced
-from imagepiece_jax.deploy import pictures
+from imagepiece_jax.data.source import Source
+from imagepiece_jax.deploy.compare.cache import decode_bits, encode_bits
+from imagepiece_jax.deploy.pictures import as_source
 from imagepiece_jax.evaluate.statistics import Estimate, format_estimate
 from imagepiece_jax.models.variables import digest
+from tools import tower_speed
 
-SETS = ("photographs", "imagenette")
 FOLDER = pathlib.Path("docs/tables/neighbors")
 
 SIDE = 224
-DENSE = "dense"
-SETTINGS = {  # what is typed, for `load`
-    DENSE: {},
-    "reduction=0.6": {"reduction": 0.6},
-    "image_size=182": {"image_size": 182},
-    "reduction=0.5": {"reduction": 0.5},
-    "image_size=168": {"image_size": 168},
-}
-PAIRS = (("reduction=0.6", "image_size=182"), ("reduction=0.5", "image_size=168"))
-SPACED = 1000  # images, of which every second is taken
+PHOTOGRAPHS = 1000  # evenly spaced: the even ones are measured, and odd ones recover
+TESTED = 1000  # of imagenette's test images
+LEARNED = 400
+STEPS = 400  # of a recovery
 NEIGHBORS = 10
-RULES = Rules(warmup=2, repeats=5, seconds=0.0)
-BATCH_TIMED = 4
+
+
+# Changes of an image, [H, W, 3] uint8: what the same photograph may look like
+
+
+def mirrored(pixels):
+    return pixels[:, ::-1]
+
+
+def cropped(pixels):
+    """Nine tenths of the sides, from the center, at the size that it had."""
+    height, width = pixels.shape[:2]
+    top, left = height // 20, width // 20
+    image = Image.fromarray(pixels[top : height - top, left : width - left])
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def shifted(pixels):
+    """By four pixels down and to the right, around the edges."""
+    return np.roll(pixels, (4, 4), (0, 1))
+
+
+def compressed(pixels):
+    """Through a JPEG file of quality 75."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=75)
+    return np.asarray(Image.open(file))
+
+
+class Setting(NamedTuple):
+    """A form of the encoder, or of its images.
+
+    fields: for `load`
+    change: of each image before anything else
+    recovered: whether the reduced model is recovered
+    """
+
+    fields: dict[str, Any] = {}
+    change: Callable[[np.ndarray], np.ndarray] | None = None
+    recovered: bool = False
+
+
+def reduced(reduction, recovered: bool = False) -> Setting:
+    return Setting({"reduction": reduction}, recovered=recovered)
+
+
+DENSE = "dense"
+THREE = "counts=stages-3-6-9"
+SIX = "counts=stages-0-2-4-6-8-10"
+CONTROLS = {
+    "JPEG 75": Setting(change=compressed),
+    "shifted 4 pixels": Setting(change=shifted),
+    "mirrored": Setting(change=mirrored),
+    "cropped by a tenth": Setting(change=cropped),
+}
+CHEAPER = {  # what is typed
+    "reduction=0.6": reduced(0.6),
+    "image_size=182": Setting({"image_size": 182}),
+    "reduction=0.5": reduced(0.5),
+    "image_size=168": Setting({"image_size": 168}),
+}
+METHODS = {  # at .6, beside "reduction=0.6", which is ToMe in every block
+    f"tome:macs=0.6:{SIX}": reduced(f"tome:macs=0.6:{SIX}"),
+    f"tome:macs=0.6:{THREE}": reduced(f"tome:macs=0.6:{THREE}"),
+    f"attended:macs=0.6:{THREE}": reduced(f"attended:macs=0.6:{THREE}"),
+    "evit:macs=0.6": reduced("evit:macs=0.6"),
+}
+RECOVERED = {
+    f"recovered {name}": setting._replace(recovered=True)
+    for name, setting in {**CHEAPER, **METHODS}.items()
+    if name in ("reduction=0.6", "reduction=0.5", *METHODS) and "evit" not in name
+}
+SETTINGS = {DENSE: Setting(), **CONTROLS, **CHEAPER, **METHODS, **RECOVERED}
+PAIRS = (
+    ("reduction=0.6", "image_size=182"),
+    ("reduction=0.5", "image_size=168"),
+    ("reduction=0.6", "shifted 4 pixels"),
+    ("recovered reduction=0.6", "reduction=0.6"),
+    ("recovered reduction=0.5", "reduction=0.5"),
+)
+SETS = ("photographs", "imagenette")
 
 
 class Cell(NamedTuple):
-    """A set of images, and a setting other than the dense model's."""
+    """A set of images, and a setting."""
 
     images: str
     setting: str
 
     @property
     def name(self) -> str:
-        return f"{self.images}.{self.setting.replace('=', '-')}"
+        return f"{self.images}, {self.setting}"
 
 
 def cells() -> list[Cell]:
-    """All cells, in the order in which they run."""
-    reduced = [name for name in SETTINGS if name != DENSE]
-    return [Cell(*pair) for pair in itertools.product(SETS, reduced)]
+    """All cells, in the order in which they run: controls have photographs alone."""
+    order = [Cell("photographs", name) for name in SETTINGS if not is_recovered(name)]
+    searched = [DENSE, "reduction=0.6", "reduction=0.5", *RECOVERED, *CHEAPER, *METHODS]
+    for name in dict.fromkeys(searched):
+        if is_recovered(name):
+            order.append(Cell("photographs", name))
+        order.append(Cell("imagenette", name))
+    return order
+
+
+def is_recovered(name: str) -> bool:
+    return SETTINGS[name].recovered
 
 
 # A cell
 
 
-def loaded(weights, setting: str):
-    """The encoder of a setting; images of its size are not cropped."""
-    fields = {"image_size": SIDE, "dtype": "float32", **SETTINGS[setting]}
-    return imagepiece_jax.load(weights, crop=1.0, **fields)
-
-
-def image_paths(folder: str) -> list[str]:
-    """The paths of the images of a set."""
-    files = pictures.find_images([folder])
-    return [files[i] for i in evenly_spaced(len(files), SPACED)][::2]
-
-
-def vectors(vit, files: list[str]) -> np.ndarray:
-    """Pooled vectors of image files, [images, D] float32."""
+def vectors(vit, source: Source, change) -> np.ndarray:
+    """Pooled vectors of images, [images, D] float32."""
     found = []
-    batches = range(0, len(files), study.BATCH)
-    for start in counted(batches, "batches"):
+    for start in counted(range(0, len(source), study.BATCH), "batches"):
         images = []
-        for file in files[start : start + study.BATCH]:
-            images.append(vit.preprocessing(decode.decode(file, file, upright=True)))
+        for place in range(start, min(start + study.BATCH, len(source))):
+            pixels = source[place].pixels
+            changed = pixels if change is None else change(pixels)
+            images.append(vit.preprocessing(changed))
         pooled = imagepiece_jax.features(vit, np.stack(images)).pooled
         found.append(np.asarray(pooled, np.float32))
     return np.concatenate(found)
 
 
-def neighbors(found: np.ndarray) -> np.ndarray:
-    """The nearest other images of each, by cosine. [n, D] -> [n, NEIGHBORS]."""
+def unit(found: np.ndarray) -> np.ndarray:
+    """Vectors of length 1, of those that `features` stores."""
     stored = found.astype(np.float16).astype(np.float32)
-    unit = stored / np.linalg.norm(stored, axis=1, keepdims=True)
-    cosines = unit @ unit.T
+    return stored / np.linalg.norm(stored, axis=1, keepdims=True)
+
+
+def neighbors(queries: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """The nearest other images of each by cosine. [n, D] twice -> [n, NEIGHBORS].
+
+    Row i of both is the same image, which is not a neighbor of itself.
+    """
+    cosines = unit(queries) @ unit(index).T
     np.fill_diagonal(cosines, -np.inf)
     return np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBORS]
 
@@ -112,58 +189,97 @@ def shared(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return (ours[:, :, None] == theirs[:, None, :]).any(axis=2).sum(axis=1)
 
 
+def voted(queries, labeled, labels: np.ndarray) -> np.ndarray:
+    """The class of each by its nearest labeled images, which vote by cosine. [n]."""
+    cosines = unit(queries) @ unit(labeled).T
+    nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBORS]
+    votes = np.zeros((len(queries), labels.max() + 1))
+    rows = np.arange(len(queries))
+    for place in nearest.T:
+        votes[rows, labels[place]] += cosines[rows, place]
+    return votes.argmax(axis=1)
+
+
 class Study:
-    """The encoder, and the vectors of its settings."""
+    """The encoder, its images, and the vectors of its settings."""
 
-    def __init__(self, weights, folder, paths):
-        self._paths = paths
-        self._weights = weights
-        self._folder = pathlib.Path(folder)
-        os.makedirs(folder, exist_ok=True)
-        self._kept = {}
+    def __init__(self, weights: str, folder: pathlib.Path, images: dict[str, Source]):
+        self.weights = weights
+        self.folder = folder
+        self.images = images
+        folder.mkdir(parents=True, exist_ok=True)
 
-    def vectors(self, images: str, setting: str, files: list[str]) -> np.ndarray:
-        """The vectors of a set, from their file where it is there."""
-        path = self._folder / f"{images}.{setting.replace('=', '-')}.npy"
+    def model(self, setting: str):
+        """The encoder of a setting; images of its size are not cropped."""
+        path = self.folder / setting
+        fields = {"image_size": SIDE, "dtype": "float32", **SETTINGS[setting].fields}
+        if not is_recovered(setting):
+            return imagepiece_jax.load(self.weights, crop=1.0, **fields)
         if not path.exists():
-            np.save(path, vectors(loaded(self._weights, setting), files))
+            vit = imagepiece_jax.load(self.weights, crop=1.0, **fields)
+            vit = imagepiece_jax.recover(vit, self.images["learned"], steps=STEPS)
+            imagepiece_jax.save(path, vit)
+        return imagepiece_jax.load(path)
+
+    def vectors(self, images: str, setting: str) -> np.ndarray:
+        """The vectors of a set, from their file where it is there."""
+        path = self.folder / f"{images}, {setting}.npy"
+        if not path.exists():
+            change = SETTINGS[setting].change
+            found = vectors(self.model(setting), self.images[images], change)
+            np.save(path, found)
         return np.load(path)
 
     def measure(self, cell: Cell) -> dict[str, Any]:
-        """How many of its dense neighbors each image keeps, and cosines."""
-        files = image_paths(self._paths[cell.images])
-        names = "\n".join([pathlib.Path(file).name for file in files])
-        dense = self.vectors(cell.images, DENSE, files)
-        own = self.vectors(cell.images, cell.setting, files)
-        lengths = np.linalg.norm(dense, axis=1) * np.linalg.norm(own, axis=1)
-        cosines = np.sum(dense * own, axis=1) / lengths
-        kept = shared(neighbors(own), neighbors(dense))
-        return {
-            "gmacs": loaded(self._weights, cell.setting).gmacs,
-            "images": len(files),
-            "names": hashlib.sha256(names.encode()).hexdigest()[:16],
-            "shared": " ".join(map(str, kept.tolist())),
+        """Neighbors of each image, and cosines to the dense model's vectors."""
+        source = self.images[cell.images]
+        own = self.vectors(cell.images, cell.setting)
+        dense = self.vectors(cell.images, DENSE)
+        cosines = np.sum(unit(dense) * unit(own), axis=1)
+        wanted = neighbors(dense, dense)
+        nearest = neighbors(own, own)
+        line = {
+            "gmacs": self.model(cell.setting).gmacs,
+            "images": len(source),
+            "names": names_digest(source),
+            "shared": listed(shared(nearest, wanted)),
+            "mixed": listed(shared(neighbors(own, dense), wanted)),
             "cosine": [round(float(cosines.mean()), 5), round(float(cosines.min()), 5)],
         }
+        if cell.images == "imagenette":
+            labels = labels_of(source)
+            labeled = self.vectors("labeled", cell.setting)
+            found = voted(own, labeled, labels_of(self.images["labeled"]))
+            same = labels[nearest] == labels[:, None]
+            line["same_class"] = listed(same.sum(axis=1))
+            line["right"] = encode_bits(found == labels)
+        return line
 
 
-def measure_times(weights) -> dict[str, Any]:
-    """Seconds of a batch of each setting, in turns."""
-    jobs = {}
-    for setting in SETTINGS:
-        program = imagepiece_jax.optimize(
-            loaded(weights, setting), BATCH_TIMED, dtype="float32", pixels=True
-        )
-        images = np.zeros(program.images.shape, np.uint8)
-        jobs[setting] = timer.TimedCall(lambda _, p=program, x=images: p(x))
-    readings = timer.measure(jobs, RULES)
-    ratios = {}
-    for setting, seconds in readings.items():
-        ratios[setting] = timer.spread(timer.speedups(readings[DENSE], seconds))
+def names_digest(source: Source) -> str:
+    names = [pathlib.Path(source[place].name).name for place in range(len(source))]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
+def labels_of(source: Source) -> np.ndarray:
+    """The classes of images, by the names of their folders. [n]."""
+    folders = [pathlib.Path(source[i].name).parent.name for i in range(len(source))]
+    return np.unique(folders, return_inverse=True)[1]
+
+
+def listed(counts: np.ndarray) -> str:
+    return " ".join(map(str, counts.tolist()))
+
+
+def sets(photographs: str, imagenette: str) -> dict[str, Source]:
+    """The images that are measured, those with labels, and those that recover."""
+    spaced = as_source(photographs).spread(PHOTOGRAPHS)
+    odd = spaced.subset(range(1, len(spaced), 2))
     return {
-        "batch_size": BATCH_TIMED,
-        "versions": study.versions(),
-        "ratios": ratios,
+        "photographs": spaced.subset(range(0, len(spaced), 2)),
+        "learned": odd.spread(LEARNED),
+        "imagenette": as_source(f"{imagenette}/val").spread(TESTED),
+        "labeled": as_source(f"{imagenette}/train"),
     }
 
 
@@ -171,51 +287,103 @@ def measure_times(weights) -> dict[str, Any]:
 
 INTRODUCTION = """\
 Written by `python -m experiments neighbors --tables` from `runs.jsonl`.
-[declared.md](declared.md) says what was declared before. DINOv2-S at 224 pixels; recall
-is the share of the dense model's ten nearest neighbors among those of the setting, of
-500 images each; brackets are 95 % intervals over images."""
+[declared.md](declared.md) says what was declared before. DINOv2-S at 224 pixels;
+brackets are 95 % intervals over images."""
+KEPT = """\
+## Neighbors that are kept
+
+The share of the dense model's ten nearest neighbors among the ten of a setting: all
+vectors are of the setting, or (mixed) the queries alone, and the index is dense. The
+first rows are the dense model itself, on photographs that were changed."""
+FOUND = """\
+## What a search finds
+
+Images of imagenette: the share of the ten nearest that are of the image's class, and
+how often the ten nearest of 800 labeled images vote for it; points beside the dense
+model."""
+TIMES = """\
+## Milliseconds an image
+
+One image a call, two threads, float32, the file of `export --layout immich`: median,
+lowest and highest of the turns; times as fast as the dense model in brackets."""
 
 
-def recalls(results, cell: Cell) -> np.ndarray | None:
-    """Percent of its dense neighbors that each image keeps; None: not measured."""
-    if cell not in results:
+def percents(results, cell: Cell, field: str) -> np.ndarray | None:
+    """Percent of each image's ten, by a field; None: not measured."""
+    if cell not in results or field not in results[cell]:
         return None
-    kept = np.array(results[cell]["shared"].split(), float)
-    return 100 * kept / NEIGHBORS
+    return 100 * np.array(results[cell][field].split(), float) / NEIGHBORS
 
 
-def recall_table(results, times) -> str:
-    """Every setting: its cost, its speed, and its recall on each set."""
+def rights(results, cell: Cell) -> np.ndarray | None:
+    """Percent, 0 or 100, of each image whose class was voted for."""
+    if cell not in results or "right" not in results[cell]:
+        return None
+    found = results[cell]
+    return 100.0 * decode_bits(found["right"], found["images"])
+
+
+def text_of(values: np.ndarray | None) -> str:
+    return "" if values is None else format_estimate(intervals.mean(values))
+
+
+def change_text(values, base) -> str:
+    if values is None or base is None:
+        return ""
+    return format_estimate(intervals.mean(values - base), signs=True)
+
+
+def kept_table(results) -> str:
+    """Every setting: what it costs, and the neighbors that it keeps."""
     lines = []
     for setting in SETTINGS:
-        if setting == DENSE:
+        cell = Cell("photographs", setting)
+        other = Cell("imagenette", setting)
+        if setting == DENSE or cell not in results:
             continue
-        found = [results.get(Cell(images, setting)) for images in SETS]
-        measured = [run for run in found if run]
-        gmacs = f"{measured[0]['gmacs']:.2f}" if measured else ""
-        speed = study.spread(times["ratios"][setting]) if times else ""
-        line = [f"`{setting}`", gmacs, speed]
-        for images, run in zip(SETS, found, strict=True):
-            recall = recalls(results, Cell(images, setting))
-            line.append("" if run is None else format_estimate(intervals.mean(recall)))
-            line.append("" if run is None else f"{run['cosine'][0]:.3f}")
+        line = [f"`{setting}`", f"{results[cell]['gmacs']:.2f}"]
+        line.append(text_of(percents(results, cell, "shared")))
+        line.append(text_of(percents(results, cell, "mixed")))
+        line.append(f"{results[cell]['cosine'][0]:.3f}")
+        line.append(text_of(percents(results, other, "shared")))
         lines.append(line)
-    head = ["typed", "GMACs", "times as fast"]
-    for images in SETS:
-        head += [f"recall, %, {images}", f"cosine, {images}"]
+    head = ["setting", "GMACs", "kept, %, photographs", "mixed, %", "cosine"]
+    return markdown_table([*head, "kept, %, imagenette"], lines)
+
+
+def found_table(results) -> str:
+    """Every setting on imagenette: classes of the neighbors, and by vote."""
+    lines = []
+    dense = Cell("imagenette", DENSE)
+    for setting in SETTINGS:
+        cell = Cell("imagenette", setting)
+        if cell not in results:
+            continue
+        line = [f"`{setting}`"]
+        for values, base in (
+            (
+                percents(results, cell, "same_class"),
+                percents(results, dense, "same_class"),
+            ),
+            (rights(results, cell), rights(results, dense)),
+        ):
+            line.append(text_of(values))
+            line.append("" if setting == DENSE else change_text(values, base))
+        lines.append(line)
+    head = ["setting", "of its class, %", "points", "voted right, %", "points "]
     return markdown_table(head, lines)
 
 
 def contrast(results, images: str, ours: str, theirs: str) -> Estimate | None:
-    """Points of recall that one setting has more than another, paired by image."""
-    pair = [recalls(results, Cell(images, name)) for name in (ours, theirs)]
+    """Points of neighbors that one setting keeps more than another, by image."""
+    pair = [percents(results, Cell(images, name), "shared") for name in (ours, theirs)]
     if pair[0] is None or pair[1] is None:
         return None
     return intervals.mean(pair[0] - pair[1])
 
 
 def contrasts_table(results) -> str:
-    """A reduction minus the smaller image of the next larger cost."""
+    """The pairs that were declared."""
     lines = []
     for ours, theirs in PAIRS:
         line = [f"`{ours}` - `{theirs}`"]
@@ -223,24 +391,19 @@ def contrasts_table(results) -> str:
             change = contrast(results, images, ours, theirs)
             line.append("" if change is None else format_estimate(change, signs=True))
         lines.append(line)
-    return markdown_table(["points of recall", *SETS], lines)
-
-
-def read_times(folder) -> dict[str, Any] | None:
-    path = pathlib.Path(folder, "times.json")
-    return read_json(path) if path.exists() else None
+    return markdown_table(["points of neighbors kept", *SETS], lines)
 
 
 def page(folder) -> str:
     """The tables of the cells that are there, as Markdown."""
     results = study.read(cells(), folder)
-    blocks = [
-        "# Nearest neighbors of a reduced encoder",
-        INTRODUCTION,
-        recall_table(results, read_times(folder)),
-        "Paired by image:",
-        contrasts_table(results),
-    ]
+    blocks = ["# Nearest neighbors of a cheaper encoder", INTRODUCTION]
+    blocks += [KEPT, kept_table(results), "Paired by image:", contrasts_table(results)]
+    if any(cell.images == "imagenette" for cell in results):
+        blocks += [FOUND, found_table(results)]
+    times = pathlib.Path(folder, "times.json")
+    if times.exists():
+        blocks += [TIMES, tower_speed.table(read_json(times)["rows"])]
     return study.page(blocks, cells(), results)
 
 
@@ -250,17 +413,17 @@ def main(
     weights: str = "",
     photographs: str = "",
     imagenette: str = "",
-    vectors: str = "",
+    vectors: pathlib.Path = pathlib.Path(),
     time: bool = False,
     tables: bool = False,
 ):
-    """Measure how many neighbors a reduced encoder keeps.
+    """Measure how many neighbors a cheaper encoder keeps, and what it finds.
 
     Args:
         out: The folder of the lines of cells, and of the page.
         weights: Of the encoder.
         photographs: A folder of images.
-        imagenette: A folder of images.
+        imagenette: A folder with train and val, each of which has a folder a class.
         vectors: A folder of .npy files, which are read again.
         time: Measure times instead.
         tables: Write the page of the cells that are there instead.
@@ -269,12 +432,13 @@ def main(
         study.write_page(out, page(out))
         return
     if time:
-        os.makedirs(out, exist_ok=True)
-        write_json(out / "times.json", measure_times(weights))
+        encoder = Study(weights, vectors, {})
+        towers = {name: encoder.model(name) for name in (DENSE, *CHEAPER, *METHODS)}
+        rows = tower_speed.measure(towers)
+        write_json(out / "times.json", {"rows": rows, "versions": study.versions()})
         return
-    paths = {"photographs": photographs, "imagenette": imagenette}
-    encoder = Study(weights, vectors, paths)
-    identity = {"weights": digest(loaded(weights, DENSE).variables)[:16]}
+    encoder = Study(weights, vectors, sets(photographs, imagenette))
+    identity = {"weights": digest(encoder.model(DENSE).variables)[:16]}
     study.run(cells(), out, identity, encoder.measure)
 
 

@@ -111,8 +111,8 @@ def measure(size, batch, models=()):
         graph = onnx_model(vit, batch_size=batch).SerializeToString()
         program = optimize(vit, batch_size=batch, dtype="float32")
         for runtime, call in (
-            ("onnxruntime", _onnxruntime(graph, images)),
-            ("OpenVINO", _openvino(graph, images)),
+            ("onnxruntime", onnxruntime_call(graph, images)),
+            ("OpenVINO", openvino_call(graph, images)),
             ("JAX", _jax(program, images)),
         ):
             jobs[runtime, name] = timer.TimedCall(call)
@@ -168,7 +168,8 @@ def _jax(program, images):
     return lambda number: np.asarray(program(images))
 
 
-def _onnxruntime(graph, images):
+def onnxruntime_call(graph, images):
+    """A call of a graph, which is bytes or a path."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -177,10 +178,12 @@ def _onnxruntime(graph, images):
     session = onnxruntime.InferenceSession(
         graph, options, providers=["CPUExecutionProvider"]
     )
-    return lambda number: session.run(None, {"images": images})
+    name = session.get_inputs()[0].name
+    return lambda number: session.run(None, {name: images})
 
 
-def _openvino(graph, images):
+def openvino_call(graph, images):
+    """A call of a graph, which is bytes or a path."""
     import openvino
 
     core = openvino.Core()

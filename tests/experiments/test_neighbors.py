@@ -25,7 +25,7 @@ def test_neighbors_are_those_of_a_slow_search(monkeypatch):
                 if place != row:
                     by_cosine.append((-(query @ each) / lengths, place))
             slow.append([place for _, place in sorted(by_cosine)[:3]])
-        np.testing.assert_array_equal(neighbors.neighbors(vectors), slow)
+        np.testing.assert_array_equal(neighbors.neighbors(vectors, vectors), slow)
         lists.append(slow)
     want = [len({*a} & {*b}) for a, b in zip(*lists, strict=True)]
     assert 0 < sum(want) < 36
@@ -33,11 +33,51 @@ def test_neighbors_are_those_of_a_slow_search(monkeypatch):
     np.testing.assert_array_equal(got, want)
 
 
+def test_new_queries_in_an_old_index(monkeypatch):
+    """Each finds what is near in the index, and not the image itself."""
+    monkeypatch.setattr(neighbors, "NEIGHBORS", 1)
+    index = np.eye(3, dtype=np.float32)
+    queries = np.array([[9, 2, 1], [1, 9, 2], [2, 1, 9]], np.float32)
+    np.testing.assert_array_equal(neighbors.neighbors(queries, index), [[1], [2], [0]])
+
+
+def test_labeled_images_vote_by_cosine(monkeypatch):
+    """Two of class 1 at 60 and 70 degrees weigh less than one of class 0 at 10."""
+    monkeypatch.setattr(neighbors, "NEIGHBORS", 3)
+    angles = np.radians([10, 60, 70, 180])
+    labeled = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    labels = np.array([0, 1, 1, 2])
+    query = np.array([[1, 0]], np.float32)
+    assert neighbors.voted(query, labeled, labels) == [0]
+    # With the third vote closer they win: .98 against .5 and .64.
+    labeled[2] = [np.cos(np.radians(50)), np.sin(np.radians(50))]
+    assert neighbors.voted(query, labeled, labels) == [1]
+
+
+def test_changes_of_an_image():
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    smooth = np.repeat(np.repeat(pixels[::8, ::8], 8, 0), 8, 1)[:40, :60]
+    np.testing.assert_array_equal(neighbors.mirrored(smooth)[:, 0], smooth[:, -1])
+    shifted = neighbors.shifted(smooth)
+    np.testing.assert_array_equal(shifted[4:, 4:], smooth[:-4, :-4])
+    np.testing.assert_array_equal(shifted[:4, 4:], smooth[-4:, :-4])
+    cropped = neighbors.cropped(smooth)
+    assert cropped.shape == smooth.shape
+    # The center stays where it is, and a point beside it moves outward.
+    wide = np.zeros((40, 60, 3), np.uint8)
+    wide[:, 48:50] = 255
+    bright = neighbors.cropped(wide)[20, :, 0].argmax()
+    assert bright == pytest.approx(30 + (49 - 30) / 0.9, abs=1)
+    error = np.abs(neighbors.compressed(smooth).astype(float) - smooth).mean()
+    assert 0 < error < 30
+
+
 def test_the_page_is_made_from_the_lines():
     page = (FOLDER / "README.md").read_text("utf-8")
     assert page == neighbors.page(FOLDER)
-    run = lines.read(FOLDER)["photographs.reduction-0.6"]
+    run = lines.read(FOLDER)["photographs, reduction=0.6"]
     kept = np.array([int(text) for text in run["shared"].split()])
-    rows, _ = markdown.tables(page)
-    value, *_ = markdown.interval(rows[0]["recall, %, photographs"])
+    rows, *_ = markdown.tables(page)
+    (row,) = [row for row in rows if row["setting"] == "`reduction=0.6`"]
+    value, *_ = markdown.interval(row["kept, %, photographs"])
     assert value == pytest.approx(10 * kept.mean(), abs=0.051)

@@ -1,0 +1,130 @@
+"""Visual towers in onnxruntime and OpenVINO on this CPU, one image a call.
+
+    python -m tools.tower_speed --times speeds.jsonl
+
+Towers of public sizes with random weights, dense and reduced, as `export --layout
+immich` writes them, with two threads, in float32. The forms of a tower take turns in
+one process, a runtime at a time. Towers that the file holds are not timed again.
+"""
+
+import json
+import pathlib
+import tempfile
+import time
+
+import numpy as np
+
+import imagepiece_jax
+from imagepiece_jax import cli
+from imagepiece_jax.common import timer
+from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.create import create_model
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.variables import fresh_variables
+from tools import onnx_speed
+
+DENSE = "dense"
+SHARES = {DENSE: None, "0.6": 0.6, "0.5": 0.5}
+TOWERS = {  # {name: (the size by timm's name, pixels)}
+    "DINOv2 B/14 at 224": ("vit_base_patch14_dinov2", 224),
+    "SigLIP 2 B/16 at 224": ("vit_base_patch16_siglip_224", 224),
+    "CLIP L/14 at 336": ("vit_large_patch14_clip_quickgelu_336.openai", 336),
+    "SigLIP 2 L/16 at 384": ("vit_large_patch16_siglip_384", 384),
+    "SigLIP 2 L/16 at 512": ("vit_large_patch16_siglip_512", 512),
+    "SigLIP 2 SO400M/14 at 384": ("vit_so400m_patch14_siglip_384", 384),
+    "DFN H/14 at 378": ("vit_huge_patch14_clip_quickgelu_378.dfn5b", 378),
+}
+RUNTIMES = {
+    "onnxruntime": onnx_speed.onnxruntime_call,
+    "OpenVINO": onnx_speed.openvino_call,
+}
+RULES = timer.Rules(warmup=1, repeats=5, seconds=0.4)
+
+
+def main(*, times: pathlib.Path, towers: tuple[str, ...] = tuple(TOWERS)):
+    """Time towers of public sizes, and print a table.
+
+    Args:
+        times: A file of one line per program.
+        towers: Names of the table.
+    """
+    rows = []
+    if times.exists():
+        rows = [json.loads(line) for line in times.read_text("utf-8").splitlines()]
+    for name in towers:
+        if name in {row["tower"] for row in rows}:
+            continue
+        measured = [{"tower": name, **row} for row in measure(forms(name))]
+        with open(times, "a", encoding="utf-8") as out:
+            out.writelines(json.dumps(row) + "\n" for row in measured)
+        rows += measured
+    print(table(rows))
+
+
+def forms(name: str) -> dict[str, Pretrained]:
+    """A tower with random weights, dense and reduced."""
+    size, side = TOWERS[name]
+    config = registry.config(size)
+    variables = fresh_variables(create_model(config, image_size=side), 0)
+    found = {}
+    for share, reduction in SHARES.items():
+        model = create_model(config, reduction, image_size=side)
+        found[share] = Pretrained(model, variables)
+    return found
+
+
+def measure(towers: dict[str, Pretrained]) -> list[dict]:
+    """Times and bytes of towers in each runtime; "dense" is the one to compare with."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        files = {}
+        for name, vit in towers.items():
+            place = pathlib.Path(folder, str(len(files)))
+            files[name] = imagepiece_jax.export(vit, place, layout="immich")
+        for runtime, open_file in RUNTIMES.items():
+            jobs = {}
+            for name, file in files.items():
+                image = np.zeros((1, 3, *towers[name].preprocessing.shape), np.float32)
+                jobs[name] = timer.TimedCall(open_file(str(file), image))
+            seconds = timer.measure(jobs, RULES, rest=lambda: time.sleep(0.1))
+            for name, each in seconds.items():
+                ratios = timer.speedups(seconds[DENSE], each)
+                folder_bytes = [
+                    part.stat().st_size for part in files[name].parent.iterdir()
+                ]
+                rows.append(
+                    {
+                        "setting": name,
+                        "runtime": runtime,
+                        "gmacs": towers[name].gmacs,
+                        "megabytes": round(sum(folder_bytes) / 1e6),
+                        "ms": timer.spread([1000 * value for value in each]),
+                        "ratio": timer.spread(ratios),
+                    }
+                )
+            del jobs
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """A line a tower and setting, a column a runtime."""
+    lines = {}
+    for row in rows:
+        key = row.get("tower"), row["setting"]
+        cells = [*filter(None, key), f"{row['gmacs']:.1f}", str(row["megabytes"])]
+        line = lines.setdefault(key, cells)
+        median, low, high = row["ms"]
+        ratio, *ends = row["ratio"]
+        text = f"{median:.0f} [{low:.0f}, {high:.0f}]"
+        if row["setting"] != DENSE:
+            text += f" ({ratio:.2f} [{ends[0]:.2f}, {ends[1]:.2f}])"
+        line.append(text)
+    head = ["setting", "GMACs", "MB", *RUNTIMES]
+    if rows and "tower" in rows[0]:
+        head.insert(0, "tower")
+    return markdown_table(head, lines.values())
+
+
+if __name__ == "__main__":
+    cli.run(main, compiles=False)
