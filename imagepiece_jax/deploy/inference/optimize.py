@@ -95,8 +95,7 @@ class Program:
         Raises InputError for other shapes and types.
         """
         own = self.images
-        is_own = images.shape == own.shape and images.dtype == own.dtype
-        if not is_own:
+        if images.shape != own.shape or images.dtype != own.dtype:
             floats = own.dtype != jnp.uint8
             check_images(images, own.shape[1:3], floats, pixels=True)
         count = images.shape[0]
@@ -110,13 +109,17 @@ class Program:
             judged = warn_of_range(images, config.mean, config.std)
             object.__setattr__(self, "judged", judged)
         missing = self.batch_size - count
+        on_host = isinstance(images, np.ndarray)
+        if missing and on_host:  # without a program for each count
+            images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+        is_own = images.shape == own.shape and images.dtype == own.dtype
         copies = contextlib.nullcontext()
-        if is_own and isinstance(images, np.ndarray):
+        if is_own and on_host:
             # The executable copies them itself, in a fifth of device_put's time.
             copies = jax.transfer_guard_host_to_device("allow")
         elif not is_own or images.devices() != {self.device}:
             images = jax.device_put(images, self.device)
-            images = _fitted(images, missing, own.dtype, self.model.config)
+            images = _fitted(images, self.batch_size, own.dtype, self.model.config)
         with copies:
             results = self.compiled(self.arguments, images)
         if missing:
@@ -161,8 +164,9 @@ class Program:
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _fitted(images, missing, dtype, config):
+def _fitted(images, batch_size, dtype, config):
     """Images as a program takes them: padded, in its dtype, and floats normalized."""
+    missing = batch_size - images.shape[0]
     images = jnp.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
     if dtype != jnp.uint8:
         images = as_normalized(images, config.mean, config.std)
