@@ -48,7 +48,7 @@ from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.reduction import ops
 
 # Parts that compute in float32 whatever the dtype, so that casting would lose digits.
-STAYS_FLOAT32 = ("norm", "head", "reducer")
+STAYS_FLOAT32 = ("norm", "head", "reducer", "mean_key_bias")
 QUICK = "quick"  # GELU's form that stands for no other: it is up to .02 away from them
 REDUCTIONS = ("exact", "fast")  # how reductions are computed
 # Pixels that the first convolution of a stem joins on GPUs. With 16 an H200 computes
