@@ -84,11 +84,12 @@ def apply(state, result):
 
 
 def _is_one_product(state, result):
-    """Whether tokens move by one product, which is fast: slots hold means, and many
-    tokens join others, or kernels are short."""
-    if not is_fast(state.x) or result.weight is not None or not result.mean:
-        return False
-    if state.mask is not None:
+    """Whether tokens move by one product, which is fast for means of many tokens.
+
+    Of few tokens it is where kernels are short.
+    """
+    means = result.mean and result.weight is None and state.mask is None
+    if not means or not is_fast(state.x):
         return False
     if result.index is None:
         return True

@@ -380,8 +380,8 @@ def default_gelu(model, device):
 def default_reductions(model, device):
     """How reductions compute where nothing is requested: "fast" in two bytes on GPUs.
 
-    There they make DeiT at half of its MACs 1.06 times as fast (PERFORMANCE.md), and
-    change it less than bfloat16 does (docs/tables/forms).
+    There they take half as many kernels (PERFORMANCE.md, "Few kernels"), and change a
+    model less than bfloat16 does (docs/tables/forms).
     """
     if in_two_bytes_on_gpu(model, device):
         return "fast"
