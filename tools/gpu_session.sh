@@ -78,6 +78,7 @@ for number in ${*:-1 2 3 4}; do
   # shellcheck disable=SC2086 # words
   case $number in
     1)
+      # What the host does in a call, and uint8 images, have their place here.
       speed 200 --cases deit_s vit_b so400m --models half "$EIGHTS" \
         --at-once 1 8 256 --xla default unpadded
       ;;
