@@ -50,6 +50,7 @@ class OneReduction:
             metric=self.metric(key),
             cls_attn=self.scores(query, key, size),
             num_prefix=prefix,
+            all_x=x,
         )
         result = self._reducer()(taps, self._counts(x))
         state = moves.apply(TokenState(x=x, size=size, num_prefix=prefix), result)

@@ -1,23 +1,27 @@
 #!/usr/bin/env bash
 # All measurements that need a machine with one NVIDIA GPU, in numbered parts, the most
-# valuable first: `OUT=folder tools/gpu_session.sh` runs 1 to 5, some five minutes of an
-# H100 or H200, and `OUT=folder tools/gpu_session.sh 6 7` these two, alone or again.
+# valuable first: `OUT=folder tools/gpu_session.sh` runs 1 to 4 within LIMIT seconds of
+# an H100 or H200, and `OUT=folder tools/gpu_session.sh 5 6` these two, alone or again.
 #
 #   part  what                                                            seconds, guessed
-#   1     DeiT-S at half the MACs, ImagePiece with its stem                             70
-#   2     DeiT-Ti at half the MACs                                                      80
-#   3     ImagePiece with its stem in float32, with and without TF32                    30
-#   4     SigLIP So400m/14 at 224, batches 256, 8 and 1, and ToMe in three blocks        80
-#   5     ViT-L/16, batches 256, 8 and 1, exact and fast reductions                     70
-#   6     DINOv3-L/16 at 512 and So400m/14 at 384                                      130
-#   7     ViT-B/16 and CLIP-L/14 at 336                                                 90
-#   8     all settings of docs/comparison.md, which are in README's columns             90
-#   9     doctor, and the tests that need a GPU                                        120
-#   10    training steps beside timm's                           140
-#   11    the dense DeiT-S and ViT-L beside timm's                                     200
-#   12    small batches without padded products, and in CUDA graphs                    200
+#   1     a call's part of the host; counts of tokens in multiples of 8, padded products
+#         or not, batches 1 to 256                                                     200
+#   2     one to eight images: options of XLA                                           200
+#   3     one to eight images: flags of XLA's process                                   200
+#   4     one to eight images beside timm's, in its own CUDA graphs and without         300
+#   5     DeiT-S at half the MACs, ImagePiece with its stem                             70
+#   6     DeiT-Ti at half the MACs                                                      80
+#   7     ImagePiece with its stem in float32, with and without TF32                    30
+#   8     SigLIP So400m/14 at 224, batches 256, 8 and 1, and ToMe in three blocks        80
+#   9     ViT-L/16, batches 256, 8 and 1, exact and fast reductions                     70
+#   10    DINOv3-L/16 at 512 and So400m/14 at 384                                      130
+#   11    ViT-B/16 and CLIP-L/14 at 336                                                 90
+#   12    all settings of docs/comparison.md, which are in README's columns             90
+#   13    doctor, and the tests that need a GPU                                        120
+#   14    training steps beside timm's                           140
+#   15    the dense DeiT-S and ViT-L beside timm's                                     200
 #
-# Parts 1 to 5, 7 and 10 took as long on an H200 with 16 cores, of which eight programs
+# Parts 5 to 9, 11 and 14 took as long on an H200 with 16 cores, of which eight programs
 # compile at a time: 2 to 15 s each. torch.compile takes all cores, in which time they
 # took 30 to 115 s, so timm's models have a part of their own. Others are guessed. A GPU
 # machine needs jax[cuda13], flax, tyro, torch and timm, no network, no configs and no data.
@@ -61,50 +65,69 @@ speed() { # seconds at most, flags of tools.gpu_speed
 ATTENDED=("most attended in 3 blocks .5" "most attended .5")
 HALVES=("ToMe .5" "${ATTENDED[@]}")
 STEM="ImagePiece with conv stem"
+EIGHTS="half in multiples of 8"
+SMALL=(--at-once 1 3 8)
+OPTIONS=(default unpadded convolutions "graphs of 1" "all of these")
+# XLA reads these once, as it starts.
+FLAGS_OF_XLA=(
+  --xla_gpu_command_buffer_update_mode=CAPTURE_CMD_NEVER_UPDATE
+  --xla_gpu_command_buffer_update_mode=NEVER_UPDATE
+  --xla_gpu_enable_pdl=true
+)
 
-for number in ${*:-1 2 3 4 5}; do
+for number in ${*:-1 2 3 4}; do
   # shellcheck disable=SC2086 # words
   case $number in
     1)
+      for size in deit_small_patch16_224 vit_so400m_patch14_siglip_224; do
+        part 60 "$PYTHON" -m tools.host_time $size --inside 0 65536 --dtype bfloat16
+      done
+      speed 200 --cases deit_s vit_b so400m --models half "$EIGHTS" \
+        --at-once 1 8 256 --xla default unpadded
+      ;;
+    2) speed 200 --cases vit_b so400m --models half "$EIGHTS" "${SMALL[@]}" --xla "${OPTIONS[@]}" ;;
+    3)
+      for flags in "${FLAGS_OF_XLA[@]}"; do
+        export XLA_FLAGS=$flags
+        speed 70 --cases vit_b so400m --models half "$EIGHTS" "${SMALL[@]}"
+      done
+      unset XLA_FLAGS
+      ;;
+    4) speed 300 --cases vit_b so400m --models half "${SMALL[@]}" --beside timm timm-graphs ;;
+    5)
       speed 120 --cases deit_s --models "${HALVES[@]}" "$STEM" --gelus tanh exact \
         --size-forms direction bias
       speed 60 --cases deit_s --models "${ATTENDED[@]}" --reduction-forms exact fast
       ;;
-    2)
+    6)
       speed 110 --cases deit_ti --models "${HALVES[@]}" --gelus tanh exact --size-forms direction bias
       speed 60 --cases deit_ti --models "${ATTENDED[@]}" --reduction-forms exact fast
       ;;
-    3)
+    7)
       speed 80 --cases deit_s --models "$STEM" --dtype float32 --precisions default highest
       ;;
-    4) speed 150 --cases so400m --models half "ToMe in 3 blocks .5" --at-once 256 8 1 ;;
-    5) speed 150 --cases vit_l --models half --at-once 256 8 1 --reduction-forms exact fast ;;
-    6)
+    8) speed 150 --cases so400m --models half "ToMe in 3 blocks .5" --at-once 256 8 1 ;;
+    9) speed 150 --cases vit_l --models half --at-once 256 8 1 --reduction-forms exact fast ;;
+    10)
       speed 110 --cases dinov3_l --models half --at-once 256 8 1
       speed 110 --cases so400m_384 --models half --at-once 256 8 3 1
       ;;
-    7) speed 140 --cases vit_b clip_l --models half --at-once 256 8 1 ;;
-    8) speed 150 --cases deit_ti deit_s ;;
-    9)
+    11) speed 140 --cases vit_b clip_l --models half --at-once 256 8 1 ;;
+    12) speed 150 --cases deit_ti deit_s ;;
+    13)
       part 40 "$PYTHON" -m imagepiece_jax doctor
       part 120 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider
       ;;
-    10)
+    14)
       part 240 "$PYTHON" -m tools.torch_baselines deit_s --reductions imagepiece \
         --mode train --plain --json "$OUT/train.json" --against timm
       ;;
-    11)
+    15)
       speed 150 --cases deit_s --models dense --gelus tanh exact --beside timm timm-tanh
       speed 150 --cases vit_l --models dense --gelus tanh exact --at-once 256 8 1 --beside timm
       ;;
-    12)
-      speed 150 --cases deit_s vit_b --models half "ToMe .5" --at-once 1 3 \
-        --xla default unpadded graphs "unpadded graphs"
-      speed 150 --cases so400m --models half "ToMe in 3 blocks .5" --at-once 1 3 \
-        --xla default unpadded "unpadded graphs"
-      ;;
     *)
-      echo "error: $number is no part; allowed: 1 to 12" >&2
+      echo "error: $number is no part; allowed: 1 to 15" >&2
       exit 2
       ;;
   esac

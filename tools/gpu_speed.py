@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -81,6 +82,7 @@ CASES = {
 DENSE = "dense"
 CONV = "conv stem"  # how names of settings end that have one
 HALF = "half"  # of the MACs, by the method that is recommended for the model
+EIGHTS = "half in multiples of 8"  # tokens, with the prefix
 TOME_STAGES = "ToMe in 3 blocks .5"  # of So400m's 27
 ATTENDED = "diffrate:macs=0.4"
 BOTH = "192 pixels and 3 blocks .5"
@@ -91,31 +93,34 @@ MODELS = ON_CPUS | {
     "most attended in 3 blocks .4": f"{ATTENDED}:{STAGES}",
     BOTH: ON_CPUS["most attended in 3 blocks .5"],
     HALF: 0.5,
+    EIGHTS: "0.5:multiple=8",
     TOME_STAGES: "tome:macs=0.5:counts=stages-7-14-21",
 }
 SIDES = onnx_speed.SIDES | {BOTH: 192}  # of DeiT's images, where they are smaller
 # Settings with a faster form of their reductions.
-FASTER = [name for name in MODELS if name == HALF or "most attended" in name]
-HALVES = (HALF, "most attended in 3 blocks .5", TOME_STAGES)
+HALVES = (HALF, EIGHTS, "most attended in 3 blocks .5", TOME_STAGES)
+FASTER = [name for name in MODELS if name in HALVES or "most attended" in name]
 OURS = "imagepiece_jax"
 SMOKE = {"embed_dim": 32, "num_heads": 2, "depth": 12}
 QUICK = {"xla_backend_optimization_level": 0}
 PRECISIONS = {"default": None, "highest": "highest"}  # of products; default: TF32
-# Of timm's models, whose own GELU is exact
-ACTS = {"timm": {}, "timm-tanh": {"act_layer": "gelu_tanh"}}
+# Of timm's models, whose own GELU is exact, and the mode of torch.compile
+ACTS = {"timm": {}, "timm-tanh": {"act_layer": "gelu_tanh"}, "timm-graphs": {}}
+TORCH_MODES = {"timm-graphs": "reduce-overhead"}
 # Options of XLA, beside those of `optimize`. It pads each product of a number of rows
 # that is no multiple of 8, by kernels of their own: with them one image takes 225 in
 # DeiT-S, and 125 without.
 UNPADDED = {"xla_disable_hlo_passes": "cublas-pad-for-gemms"}
-GRAPHS = {
-    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN",
-    "xla_gpu_graph_min_graph_size": 1,
-}
+# CUDA graphs are on by default, from five kernels on, and without convolutions.
+IN_GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,CONVOLUTION"
+CONVOLUTIONS = {"xla_gpu_enable_command_buffer": IN_GRAPHS}
+ANY_GRAPH = {"xla_gpu_graph_min_graph_size": 1}
 XLA = {
     "default": {},
     "unpadded": UNPADDED,
-    "graphs": GRAPHS,
-    "unpadded graphs": UNPADDED | GRAPHS,
+    "convolutions": CONVOLUTIONS,
+    "graphs of 1": ANY_GRAPH,
+    "all of these": UNPADDED | CONVOLUTIONS | ANY_GRAPH,
 }
 SMALL_BATCH = 4  # the largest whose latency is timed
 
@@ -202,6 +207,7 @@ def main(options: Options, *, times: str | None = None, show: str | None = None)
     dtype = options.dtype or xla_options.fast_dtype()
     rules = timer.Rules(options.warmup, options.repeats, options.seconds)
     shared = {"runtime": device.name(), "dtype": dtype, "versions": device.versions()}
+    shared["flags"] = os.environ.get("XLA_FLAGS", "")  # of the whole process
     shared |= {"run": time.strftime("%Y-%m-%d %H:%M:%S"), **dataclasses.asdict(rules)}
     for size in options.cases:
         for rows in measure(size, batches, dtype, rules):
@@ -364,7 +370,8 @@ def of_timm(case: Case, name: str, batch: int, dtype: str) -> Timed:
     vit = timm.create_model(case.timm or case.name, **fields)
     shape = (batch, 3, side, side)
     began = time.perf_counter()
-    call = torch_baselines.inference(vit, shape, dtype, compiled=True)
+    mode = TORCH_MODES.get(name)
+    call = torch_baselines.inference(vit, shape, dtype, compiled=True, mode=mode)
     torch_baselines.wait(call(0))
     seconds = time.perf_counter() - began
     print(f"{name}: compiled in {seconds:.0f} s", flush=True)
@@ -427,6 +434,7 @@ def tables(rows: Iterable[Mapping]) -> dict[str, str]:
     found = {}
     for (runtime, size, batch, run), group in groups(rows).items():
         title = f"{CASES[size].title}, {runtime}, batches of {batch}, {run}"
+        title += "".join(f", {flag}" for flag in group[0].get("flags", "").split())
         found[title] = f"{title}\n\n{table(group)}"
     for name, made in (("timm", beside_timm), ("growth", growth)):
         if text := made(rows):
@@ -441,8 +449,8 @@ def table(rows: Iterable[Mapping]) -> str:
         name = row["model"] if row["library"] == OURS else row["library"]
         if row.get("reductions") == "fast":
             name += ", fast"
-        if row.get("xla", "default") != "default":
-            name += f", {row['xla']}"
+        if options := xla_of(row):
+            name += f", {options}"
         line = [name, row["gelu"], row["sizes"] or "", row["precision"]]
         line += [f"{row['rate'][0]:,.0f}", cell(row["ratio"])]
         line.append(f"{row['macs']:.2f}" if "macs" in row else "")
@@ -481,8 +489,8 @@ def growth(rows: Iterable[Mapping]) -> str:
                 continue
             dense = dense_of(row, group)
             form = [row["gelu"], row["sizes"] or "", row.get("reductions", "exact")]
-            if row.get("xla", "default") != "default":
-                form[-1] += f", {row['xla']}"
+            if options := xla_of(row):
+                form[-1] += f", {options}"
             line = [CASES[size].title, batch, row["model"], *form]
             line += [f"{each['rate'][0]:,.0f}" for each in (dense, row)]
             line += [cell(row["ratio"]), f"{row['macs']:.2f}"]
@@ -500,6 +508,13 @@ def growth(rows: Iterable[Mapping]) -> str:
     head += ["times the dense", "by MACs", "dense, one call, ms", "half, one call, ms"]
     head.append("times the dense")
     return lines and markdown_table(head, [lines[key] for key in found])
+
+
+def xla_of(row: Mapping) -> str:
+    """The options and flags of XLA of a row, in words; "" for the default."""
+    options = row.get("xla", "default")
+    words = [] if options == "default" else [options]
+    return " ".join(words + row.get("flags", "").split())
 
 
 def cell(spread: Iterable[float]) -> str:

@@ -144,10 +144,11 @@ def _infer(size, case, variant, r=0):
     return _workload(case, call, _macs(case, reduction), torch_device())
 
 
-def inference(vit, shape, dtype: str, compiled: bool, r: int = 0):
+def inference(vit, shape, dtype: str, compiled: bool, r: int = 0, mode=None):
     """A function of a call's number that starts timm's `vit` on noise, for `wait`.
 
     shape: of images, [B, 3, H, W]
+    mode: of torch.compile
     r: tokens that ToMe merges in a block, 0: dense
     """
     import torch
@@ -159,7 +160,9 @@ def inference(vit, shape, dtype: str, compiled: bool, r: int = 0):
     def forward(images):
         return tome_forward(vit, images, r) if r else vit(images)
 
-    run = torch.compile(forward, dynamic=False) if compiled else forward
+    run = forward
+    if compiled:
+        run = torch.compile(forward, dynamic=False, mode=mode)
     images = [torch.randn(shape, device=where, dtype=dtype) for _ in range(INPUTS)]
 
     def call(number):

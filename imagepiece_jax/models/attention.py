@@ -17,7 +17,7 @@ from imagepiece_jax.common.nodes import node
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import Execution, ViTConfig
 from imagepiece_jax.models.layers import LayerNorm, dense, padded_from
-from imagepiece_jax.reduction.ops import class_attention
+from imagepiece_jax.reduction.ops import class_attention, is_fast
 
 BACKENDS = ("auto", "xla", "cudnn")
 # how proportional attention adds log(size) to the logits of a key: as a bias, or in a
@@ -340,6 +340,11 @@ class Attention(nn.Module):
         """
         factor = key.shape[-1] ** 0.5 / QUERY_SCALE
         direction = factor * self.size_direction.astype(jnp.float32)[None, None]
+        if is_fast(key):
+            # Added in the type of the keys, it is a part of the product before.
+            along = log_size[:, :, None] * direction.reshape(1, 1, -1)
+            rows = key.reshape(along.shape) + along.astype(key.dtype)
+            return rows.reshape(key.shape)
         along = log_size[:, :, None, None] * direction
         return (key.astype(jnp.float32) + along).astype(key.dtype)
 
@@ -353,8 +358,8 @@ class Attention(nn.Module):
 
         reads: names of the scores
         Returns a dict. "cls_attn" and "attn_columns" are [B, n] float32, as in Taps;
-            "key", "query" and "value" are means over heads, [B, n, d]; "input" is
-            [B, n, D].
+            "key", "query" and "value" are means over heads, [B, n, d]; "all_keys", if
+            it is there, is "key" of all tokens; "input" is [B, n, D].
         """
         length = state.x.shape[1]
         query = heads.query[:, :length]
@@ -380,6 +385,7 @@ class Attention(nn.Module):
             if name == "key" in reads and self.execution.sizes == "direction":
                 # Of all tokens: a product without the prefix would copy its operand.
                 means = self._mean_key(unrotated["input"])
+                scores["all_keys"] = means[:, :length]
                 scores[name] = means[:, state.num_prefix : length]
             elif name in reads:
                 image = unrotated[name][:, state.num_prefix : length]

@@ -15,7 +15,7 @@ from imagepiece_jax.models.config import Execution, ViTConfig
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
 from imagepiece_jax.reduction import contract, moves
 from imagepiece_jax.reduction.layer_plan import LayerPlan
-from imagepiece_jax.reduction.ops import shift_shares
+from imagepiece_jax.reduction.ops import is_fast, shift_shares
 from imagepiece_jax.reduction.state import Taps, TokenState
 
 
@@ -63,6 +63,8 @@ class BlockReduction:
             num_prefix=state.num_prefix,
             num_heads=self.num_heads,
         )
+        if is_fast(state.x):
+            taps = taps.replace(all_x=state.x, all_keys=scores.get("all_keys"))
         if reducer.metric == "token":
             taps = taps.replace(metric=taps.x)
         if "key" in reducer.needs:

@@ -16,7 +16,9 @@ from imagepiece_jax.reduction.ops import (
     gather_rows,
     invert,
     is_fast,
+    is_short,
     place_among,
+    sums,
 )
 from imagepiece_jax.reduction.state import (
     DROPPED,
@@ -47,6 +49,8 @@ def apply(state, result):
     index = result.index
     expected = state.num_prefix + result.dest.shape[1]
     chex.assert_shape(state.x, (None, expected, None))
+    if _is_one_product(state, result):
+        return _apply_by_product(state, result)
     image_size = state.image(state.size)
     size = _totals(image_size, result)
     if index is None:
@@ -75,6 +79,72 @@ def apply(state, result):
         coordinates=mean_coordinates(state, result),
         attn_size=_attn_sizes(state, result),
         num_prefix=state.num_prefix,
+        patches=state.patches,
+    )
+
+
+def _is_one_product(state, result):
+    """Whether tokens move by one product, which is fast for means of many tokens.
+
+    Of few tokens it is where kernels are short.
+    """
+    means = result.mean and result.weight is None and state.mask is None
+    if not means or not is_fast(state.x):
+        return False
+    if result.index is None:
+        return True
+    absorbed = result.index.absorbed.shape[1]
+    return absorbed > FEW or (absorbed > 0 and is_short(state.x))
+
+
+def _apply_by_product(state, result):
+    """`apply` by a product with a matrix [slots, tokens], the prefix included.
+
+    Its numbers are 0, and 1 or sizes. An integer of more digits than the tokens' type
+    has is two operands. All sums over the tokens of a slot are one pass, in the kernel
+    that writes the matrix.
+    """
+    x = state.x
+    prefix = state.num_prefix
+    front = ((0, 0), (prefix, 0))
+    token = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
+    count = prefix + result.n_out
+    # As many rows as tensor cores take, or XLA would cut the product in a pass over it.
+    slot = jnp.arange(count + -count % 8, dtype=jnp.int32)
+    # The numbers of the prefix's slots are below DROPPED.
+    slot = jnp.where(slot < prefix, DROPPED - 1 - slot, slot - prefix)
+    dest = jnp.where(token < prefix, DROPPED - 1 - token, jnp.pad(result.dest, front))
+    belongs = dest[:, None, :] == slot[None, :, None]
+    size = jnp.where(belongs, state.size[:, None, :], 0)
+    weight = size if result.by_size else jnp.where(belongs, 1.0, 0.0)
+    values = [weight]
+    if result.attn_size is not None or state.attn_size is not None:
+        attn_size = state.attn_size
+        if result.attn_size is not None:
+            attn_size = jnp.pad(result.attn_size, front, constant_values=1.0)
+        values.append(jnp.where(belongs, attn_size[:, None, :], 0))
+    total, *attn_size = (each[:, :count] for each in sums(values, axis=2))
+    parts = [weight.astype(x.dtype)]
+    exact = 2 / jnp.finfo(x.dtype).eps  # up to here whole numbers are
+    if result.by_size and (state.patches is None or state.patches > exact):
+        rest = weight - parts[0].astype(jnp.float32)
+        parts.append(rest.astype(x.dtype))
+    rows = jnp.einsum(
+        "bpsn,bnd->bpsd",
+        jnp.stack(parts, axis=1),
+        x,
+        preferred_element_type=jnp.float32,
+    )
+    rows = jnp.sum(rows, axis=1)[:, :count] / total[:, :, None]
+    size = total if result.by_size else jnp.sum(size, axis=-1)[:, :count]
+    tiny = jnp.finfo(jnp.float32).tiny
+    return TokenState(
+        x=rows.astype(x.dtype),
+        size=size,
+        coordinates=mean_coordinates(state, result.replace(index=None)),
+        attn_size=jnp.maximum(attn_size[0], tiny) if attn_size else None,
+        num_prefix=prefix,
+        patches=state.patches,
     )
 
 
@@ -283,10 +353,6 @@ def _move_by_index(x, weight, total, index, dest, mean):
     plain = weight is None and total is None
     if plain or not index.groups.shape[1]:
         return single
-    many = index.absorbed.shape[1] > FEW
-    if is_fast(x) and total is not None and many:
-        rows = _all_rows(x, weight, total, index, prefix)
-        return jnp.concatenate([x[:, :prefix], rows.astype(x.dtype)], axis=1)
     rows = _group_rows(x, weight, total, index, prefix)
     grouped = is_in_slot(index.groups, index.keep.shape[1])  # [B, n_out, m]
     group = jnp.arange(rows.shape[1], dtype=jnp.int32)[None, None, :]
@@ -340,33 +406,6 @@ def _weights_of(weight, tokens):
     if weight is None:
         return jnp.ones(tokens.shape, jnp.float32)
     return gather_rows(weight, tokens)
-
-
-def _all_rows(x, weight, total, index, prefix):
-    """Weighted means of the tokens of each slot, [B, n_out, D] float32.
-
-    Tokens are summed by a product with their weights, which are integers. An integer of
-    more digits than the tokens' type has is two operands.
-    """
-    absorbed = index.absorbed
-    count = index.keep.shape[1]
-    # As many rows as tensor cores take, or XLA would cut the product in a pass over it.
-    slots = jnp.arange(count + -count % 8, dtype=jnp.int32)[None, :, None]
-    absorbs = index.target[:, None, :] == slots
-    factor = jnp.where(absorbs, _weights_of(weight, absorbed)[:, None, :], 0)
-    high = factor.astype(x.dtype)
-    if weight is not None:
-        low = factor - high.astype(jnp.float32)
-        high = jnp.concatenate([high, low.astype(x.dtype)], axis=2)
-        absorbed = jnp.concatenate([absorbed, absorbed], axis=1)
-    rows = gather_rows(x, absorbed + prefix)
-    sums = jnp.einsum("bse,bed->bsd", high, rows, preferred_element_type=jnp.float32)
-    # Else XLA would write the kept tokens as float32, for the product to add to them.
-    sums = jax.lax.optimization_barrier(sums)
-    kept = gather_rows(x, index.keep + prefix).astype(jnp.float32)
-    if weight is not None:
-        kept = kept * gather_rows(weight, index.keep)[:, :, None]
-    return (kept + sums[:, :count]) / total[:, :, None]
 
 
 def largest_and_any(values, flags):

@@ -152,9 +152,17 @@ class Bipartite(Reducer):
         first = prefix % 2
         sources = jnp.arange(first, counts.n_in, 2, dtype=jnp.int32)[None]
         targets = jnp.arange(1 - first, counts.n_in, 2, dtype=jnp.int32)[None]
-        # Scaled to length 1 as one array: for a GPU a kernel, of two sides several.
-        metric = ops.unit(jax.lax.stop_gradient(taps.metric))
-        similarity = ops.products(metric[:, first::2], metric[:, 1 - first :: 2])
+        metric = jax.lax.stop_gradient(taps.metric)
+        short = ops.is_short(taps.x)
+        if short:
+            if self.metric == "key" and taps.all_keys is not None:
+                metric = taps.all_keys
+            alike = ops.cosines(metric)[:, -counts.n_in :, -counts.n_in :]
+            similarity = alike[:, first::2, 1 - first :: 2]
+        else:
+            # Scaled to length 1 as one array: for a GPU a kernel, of two sides several.
+            metric = ops.unit(metric)
+            similarity = ops.products(metric[:, first::2], metric[:, 1 - first :: 2])
         best, partner = find_partners(similarity, targets)
         order = ops.rank(best)  # [B, |A|]
         leaves = order < merges
@@ -175,10 +183,16 @@ class Bipartite(Reducer):
         absorbed, partner, target = ops.pick(order, merges, sources, partner, slot_of)
         keep = jnp.concatenate([first + 2 * staying, targets], axis=1)
         index = SlotIndex.joining(keep, absorbed, target, partner)
-        if first == 0:
-            dest = ops.alternate(slots_a, slots_b)
-        else:
-            dest = ops.alternate(slots_b, slots_a)
+
+        def by_token(of_a, of_b):
+            return ops.alternate(of_b, of_a) if first else ops.alternate(of_a, of_b)
+
+        dest = by_token(slots_a, slots_b)
+        if short and prefix:
+            keeps_order = by_token(~leaves, jnp.zeros_like(slots_b, bool))
+            dest = ops.place_or(keeps_order, by_token(slot_of, slots_b))
+        elif short:
+            dest = jax.lax.optimization_barrier(dest)
         return Assignment(dest, index=index, n_out=counts.n_out)
 
 

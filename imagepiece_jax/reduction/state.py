@@ -27,6 +27,8 @@ class TokenState:
     # pooling by mean count each token; None: as many as its size
     attn_size: Array | None = None
     num_prefix: int = struct.field(pytree_node=False, default=1)
+    # number of patches of the image, which no size exceeds; None: not known
+    patches: int | None = struct.field(pytree_node=False, default=None)
     # (height, width) of the patches; None after the first reduction
     grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
 
@@ -73,6 +75,10 @@ class Taps:
     # token itself; or the normed input of attention
     metric: Array | None = None
     key: Array | None = None  # [B, n, d]: mean over heads
+    # Fast reductions read x and keys with those of the prefix, [B, prefix + n, ..], as
+    # a GPU would copy a part of an array for a product.
+    all_x: Array | None = None
+    all_keys: Array | None = None
     # [B, n] float32: attention of the class token, mean over heads
     cls_attn: Array | None = None
     # [B, n] float32: attention received, mean over heads and queries
@@ -179,6 +185,7 @@ def start(x, num_prefix=1, grid=None, coordinates=None):
         size=jnp.ones((batch, total), jnp.float32),
         coordinates=coordinates,
         num_prefix=num_prefix,
+        patches=total - num_prefix,
         grid=grid,
     )
 

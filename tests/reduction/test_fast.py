@@ -7,10 +7,12 @@ import pytest
 
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.deploy.inference.optimize import optimize
 from imagepiece_jax.deploy.pictures import as_batch
 from imagepiece_jax.deploy.weights.load import load
 from imagepiece_jax.reduction import moves, ops
 from imagepiece_jax.reduction.state import Assignment, SlotIndex, TokenState
+from tests.models import tiny
 from tests.near_ties import (
     Comparison,
     Fast,
@@ -37,6 +39,35 @@ def test_tokens_leave_as_usual_but_for_near_ties(reduction):
     comparison = Comparison()
     comparison.add(reduction, Fast.form_of(reduction), inputs(128, "bfloat16"))
     assert comparison.agrees, comparison
+
+
+@pytest.mark.parametrize("reduction", ALL[1:], ids=lambda r: f"{r.rule}{r.n_out}")
+def test_many_images_are_decided_as_usual(reduction, monkeypatch):
+    """Where a GPU needs longer to move tokens than to start kernels."""
+    monkeypatch.setattr(ops, "FEW_NUMBERS", 0)
+    comparison = Comparison()
+    comparison.add(reduction, Fast.form_of(reduction), inputs(64, "bfloat16"))
+    assert comparison.agrees, comparison
+
+
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_pairs_of_tokens_with_another_prefix(prefix):
+    reduction = OneReduction("bipartite", N + 1 - prefix - 13, num_prefix=prefix)
+    comparison = Comparison()
+    comparison.add(reduction, Fast.form_of(reduction), inputs(64, "bfloat16"))
+    assert comparison.agrees, comparison
+
+
+@pytest.mark.parametrize("reduction", ["tome:r=3", "diffrate:macs=0.6"])
+def test_a_model_with_sizes_in_a_direction_answers_as_usual(reduction):
+    """By its mean keys, which products of all tokens read with the prefix."""
+    vit = tiny.pretrained(reduction)
+    options = {"dtype": "bfloat16", "sizes": "direction", "batch_size": 4}
+    exact, fast = (
+        np.asarray(optimize(vit, reductions=form, **options)(tiny.images(4)))
+        for form in ("exact", "fast")
+    )
+    np.testing.assert_allclose(fast, exact, atol=0.02 * np.abs(exact).max())
 
 
 @pytest.mark.gpu

@@ -51,13 +51,13 @@ def timed(monkeypatch):
 
 
 def test_commands_parse_and_a_failing_one_stops_no_other(tmp_path, timed):
-    _, log = session(tmp_path, *map(str, range(1, 13)))
+    _, log = session(tmp_path, *map(str, range(1, 16)))
     lines = re.findall(
         r"^-m\t(?:imagepiece_jax\t|tools\.)(\S+)\t(.*)", log, re.MULTILINE
     )
     started = re.findall(r"^== part (\d+): /", log, re.MULTILINE)
     assert re.findall(r"^== part (\d+): exit 1 after", log, re.MULTILINE) == started
-    assert len(set(started)) == 12
+    assert len(set(started)) == 15
     for command, words in lines:
         ended = call(COMMANDS[command], *words.split("\t")[:-1])
         assert ended.status == 0 and "error" not in ended.err
@@ -65,6 +65,6 @@ def test_commands_parse_and_a_failing_one_stops_no_other(tmp_path, timed):
 
 
 def test_an_unknown_part(tmp_path):
-    done, _ = session(tmp_path, "13")
-    message = "error: 13 is no part; allowed: 1 to 12\n"
+    done, _ = session(tmp_path, "16")
+    message = "error: 16 is no part; allowed: 1 to 15\n"
     assert (done.returncode, done.stderr) == (2, message)

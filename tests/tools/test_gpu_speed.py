@@ -59,18 +59,19 @@ def test_timm_takes_its_turn_with_either_gelu(tmp_path, monkeypatch):
     pytest.importorskip("timm")
     compiled = []
 
-    def compile(run, dynamic):
-        compiled.append(dynamic)
+    def compile(run, dynamic, mode):
+        compiled.append((dynamic, mode))
         return run
 
     monkeypatch.setattr(torch, "compile", compile)
     file = tmp_path / "times"
     words = [*SMOKE, "--models=dense", "--at-once=2", f"--times={file}"]
-    call(gpu_speed.main, *words, "--beside", "timm", "timm-tanh").ok()
+    call(gpu_speed.main, *words, "--beside", *gpu_speed.ACTS).ok()
     timed = [(row["library"], row["gelu"]) for row in rows_of(file)]
     assert timed[0] == ("imagepiece_jax", "exact")
-    assert timed[1:] == [("timm", "exact"), ("timm-tanh", "tanh")]
-    assert compiled == [False, False]
+    gelus = {"timm": "exact", "timm-tanh": "tanh", "timm-graphs": "exact"}
+    assert timed[1:] == [*gelus.items()]
+    assert compiled == [(False, None), (False, None), (False, "reduce-overhead")]
     call(gpu_speed.main, f"--show={file}").ok()
 
 
@@ -109,8 +110,8 @@ def test_ratios_are_to_the_dense_model_of_the_same_gelu_turn_by_turn(rows):
 
 def test_a_table_beside_timm(rows):
     _, _, exact, tanh = gpu_speed.beside_timm(rows).splitlines()
-    assert exact == "| DeiT-S | 2 | exact | 1.50 [0.75, 1.50] |  |"
-    assert tanh == "| DeiT-S | 2 | tanh | 2.00 [2.00, 2.00] |  |"
+    assert exact == "| DeiT-S | 2 | exact | 1.50 [0.75, 1.50] |  |  |"
+    assert tanh == "| DeiT-S | 2 | tanh | 2.00 [2.00, 2.00] |  |  |"
 
 
 ABSENT = ("ml_collections", "tensorflow", "tensorflow_datasets", "array_record")

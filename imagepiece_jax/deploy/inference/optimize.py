@@ -42,7 +42,7 @@ from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.reduction import ops
 
 # Parts that compute in float32 whatever the dtype, so that casting would lose digits.
-STAYS_FLOAT32 = ("norm", "head", "reducer")
+STAYS_FLOAT32 = ("norm", "head", "reducer", "mean_key_bias")
 QUICK = "quick"  # GELU's form that stands for no other: it is up to .02 away from them
 REDUCTIONS = ("exact", "fast")  # how reductions are computed
 # Pixels that the first convolution of a stem joins on GPUs. With 16 an H200 computes
@@ -398,8 +398,8 @@ def default_gelu(model, device):
 def default_reductions(model, device):
     """How reductions compute where nothing is requested: "fast" in two bytes on GPUs.
 
-    There they make DeiT at half of its MACs 1.06 times as fast (PERFORMANCE.md), and
-    change it less than bfloat16 does (docs/tables/forms).
+    There they take half as many kernels (PERFORMANCE.md, "Few kernels"), and change a
+    model less than bfloat16 does (docs/tables/forms).
     """
     if in_two_bytes_on_gpu(model, device):
         return "fast"

@@ -13,7 +13,15 @@ from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method, check_each
-from imagepiece_jax.reduction.ops import cosine_between, gather_rows, invert, rank
+from imagepiece_jax.reduction.ops import (
+    cosine_between,
+    cosines,
+    gather_rows,
+    invert,
+    is_fast,
+    most_alike,
+    rank,
+)
 from imagepiece_jax.reduction.reducers import Ranking, find_partners
 from imagepiece_jax.reduction.schedules import powered_shares, rounded, stretched
 from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex
@@ -84,6 +92,8 @@ class PruneAndMerge(Ranking):
             index = SlotIndex.one_each(tokens)
             sizes = taps.attn_size
             return Assignment(dest, attn_size=sizes, index=index, n_out=n_out)
+        if is_fast(x):
+            return self._of_all_pairs(taps, order, counts)
         keep = tokens[:, :n_out]
         joining = tokens[:, n_out:]
         alike = cosine_between(x, joining, keep)
@@ -102,6 +112,27 @@ class PruneAndMerge(Ranking):
         return Assignment(
             dest, attn_size=sizes, index=index, n_out=n_out, by_size=False
         )
+
+    def _of_all_pairs(self, taps, order, counts):
+        """The Assignment by the similarities of all pairs, without gathering tokens.
+
+        order: [B, n], places of the tokens by falling score
+        """
+        n = counts.n_in
+        x = taps.x if taps.all_x is None else taps.all_x
+        alike = cosines(jax.lax.stop_gradient(x))[:, -n:, -n:]
+        # A token that stays is its own partner, whose slot is then found in this pass.
+        itself = jnp.eye(n, dtype=bool)[None]
+        stays = order < counts.n_out
+        alike = jnp.where(itself, 2.0, alike)
+        alike = jnp.where(stays[:, None, :], alike, -2.0)
+        best, dest = most_alike(alike, order)
+        sizes = taps.attn_size * jnp.where(best == 2.0, 1.0, best)
+        if self.kept < n:
+            dropped = order >= max(self.kept, counts.n_out)
+            dest = jnp.where(dropped, DROPPED, dest)
+            sizes = jnp.where(dropped, 0.0, sizes)
+        return Assignment(dest, attn_size=sizes, n_out=counts.n_out, by_size=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -90,6 +90,9 @@ class Method:
     macs: float | None = None
     # Number of image tokens after each block, or a schedule, which needs `macs`.
     counts: str | tuple[int, ...] | None = None
+    # Beside `macs`: where tokens leave, as many stay, with the prefix, as a multiple of
+    # this number. GPUs pad products in two bytes to multiples of 8 rows.
+    multiple: int = 1
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -102,6 +105,9 @@ class Method:
             check_choice("metric", self.metric, METRICS)
         if self.macs is not None or type(self) is Method:
             check_share("macs", self.macs)
+        check_range("multiple", self.multiple, 1, whole=True)
+        if self.multiple > 1 and self.macs is None:
+            raise InputError(f"multiple is {self.multiple}, which needs macs beside it")
         if self.macs is not None and self.strength_field is not None:
             self._check_default(self.strength_field, "macs")
         if self.counts is None:
@@ -180,7 +186,7 @@ class Method:
 
         strength: from 0, where all tokens stay, to 1, where as few stay as can
         """
-        free = dataclasses.replace(self, macs=None, counts=None)
+        free = dataclasses.replace(self, macs=None, counts=None, multiple=1)
         if self.counts is None:
             return free.scaled(strength, depth, patches)
         if not isinstance(self.counts, str):
@@ -253,7 +259,25 @@ class Method:
                 n = tokens
             reached.append(n)
         defaults = {name: getattr(type(self), name) for name in self.amounts}
-        return dataclasses.replace(self, macs=None, counts=tuple(reached), **defaults)
+        return dataclasses.replace(
+            self, macs=None, multiple=1, counts=tuple(reached), **defaults
+        )
+
+    def in_multiples(
+        self, multiple: int, depth: int, patches: int, prefix: int
+    ) -> "Method":
+        """The method with counts that are, with the prefix, multiples of a number.
+
+        Counts are rounded, and those of blocks before the first step stay.
+        """
+        counts = []
+        for layer in self.plan(depth, patches):
+            tokens = layer.mlp_tokens
+            if tokens < patches:
+                whole = multiple * schedules.rounded((tokens + prefix) / multiple)
+                tokens = min(max(whole - prefix, 1), patches)
+            counts.append(tokens)
+        return self.within_reach(counts, depth, patches)
 
     def for_model(self, model: ModelFacts) -> "Method":
         """The method with fields that fit a model.
