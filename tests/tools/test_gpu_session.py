@@ -8,13 +8,16 @@ import subprocess
 import pytest
 
 from imagepiece_jax.benchmark import suite
+from imagepiece_jax.common.timing_rules import Rules
 from tests.command import call
+from tests.models import tiny
 from tests.runs import ROOT
-from tools import gpu_speed, torch_baselines
+from tools import gpu_speed, host_time, torch_baselines
 
 COMMANDS = {
     "torch_baselines": torch_baselines.main,
     "gpu_speed": gpu_speed.main,
+    "host_time": host_time.main,
     "doctor": lambda: None,
 }
 
@@ -43,6 +46,8 @@ def timed(monkeypatch):
         return []
 
     monkeypatch.setattr(gpu_speed, "measure", measure)
+    monkeypatch.setattr(host_time, "with_random_weights", lambda _: tiny.pretrained())
+    monkeypatch.setattr(host_time, "RULES", Rules(warmup=1, repeats=1, seconds=0))
     monkeypatch.setattr(torch_baselines, "prepare", lambda *_: None)
     monkeypatch.setattr(suite, "groups", lambda *_: [{}])
     monkeypatch.setattr(suite, "run_all", lambda *_: None)
