@@ -81,3 +81,31 @@ def test_the_page_is_made_from_the_lines():
     (row,) = [row for row in rows if row["setting"] == "`reduction=0.6`"]
     value, *_ = markdown.interval(row["kept, %, photographs"])
     assert value == pytest.approx(10 * kept.mean(), abs=0.051)
+
+
+CHANGES = {"saved as": "JPEG 75", "shifted": "shifted 4 pixels", "mirrored": "mirrored"}
+
+
+def test_the_page_of_search_has_figures_of_the_study():
+    """Its rows name changes of photographs in words."""
+    kept, _, found, *_ = markdown.tables((FOLDER / "README.md").read_text("utf-8"))
+    by_setting = {row["setting"].strip("`"): row for row in kept}
+    points = {row["setting"].strip("`"): row["points"] for row in found}
+    (rows,) = [
+        table
+        for table in markdown.tables(markdown.section("docs/search.md"))
+        if "kept, %" in table[0]
+    ]
+    assert len(rows) >= 8
+    for row in rows:
+        name = row["setting"].replace("`", "")
+        if name.startswith("dense, photographs "):
+            change = name.removeprefix("dense, photographs ")
+            found = [each for word, each in CHANGES.items() if change.startswith(word)]
+            name = found[0] if found else change
+        elif name.endswith(", recovered"):
+            name = f"recovered {name.removesuffix(', recovered')}"
+        assert by_setting[name]["kept, %, photographs"].split(" ")[0] == row["kept, %"]
+        assert by_setting[name]["mixed, %"].split(" ")[0] == row["mixed, %"]
+        (column,) = [each for each in row if each.startswith("of its class")]
+        assert row[column] == points.get(name, "")
