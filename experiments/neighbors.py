@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 import imagepiece_jax
-from experiments import intervals, study
+from experiments import intervals, study, towers
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import read_json, write_json
 from imagepiece_jax.common.progress import counted
@@ -32,7 +32,6 @@ from imagepiece_jax.deploy.compare.cache import decode_bits, encode_bits
 from imagepiece_jax.deploy.pictures import as_source
 from imagepiece_jax.evaluate.statistics import Estimate, format_estimate
 from imagepiece_jax.models.variables import digest
-from tools import tower_speed
 
 FOLDER = pathlib.Path("docs/tables/neighbors")
 
@@ -370,7 +369,7 @@ def found_table(results) -> str:
             line.append(text_of(values))
             line.append("" if setting == DENSE else change_text(values, base))
         lines.append(line)
-    head = ["setting", "of its class, %", "points", "voted right, %", "points "]
+    head = ["setting", "of its class, %", "points", "voted right, %", "points of votes"]
     return markdown_table(head, lines)
 
 
@@ -403,7 +402,7 @@ def page(folder) -> str:
         blocks += [FOUND, found_table(results)]
     times = pathlib.Path(folder, "times.json")
     if times.exists():
-        blocks += [TIMES, tower_speed.table(read_json(times)["rows"])]
+        blocks += [TIMES, towers.table(read_json(times)["rows"])]
     return study.page(blocks, cells(), results)
 
 
@@ -433,8 +432,8 @@ def main(
         return
     if time:
         encoder = Study(weights, vectors, {})
-        towers = {name: encoder.model(name) for name in (DENSE, *CHEAPER, *METHODS)}
-        rows = tower_speed.measure(towers)
+        forms = {name: encoder.model(name) for name in (DENSE, *CHEAPER, *METHODS)}
+        rows = towers.measure(forms)
         write_json(out / "times.json", {"rows": rows, "versions": study.versions()})
         return
     encoder = Study(weights, vectors, sets(photographs, imagenette))

@@ -18,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 
+from experiments.towers import THREADS, onnxruntime_call, openvino_call
 from imagepiece_jax import cli
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.checks import check_choice
@@ -62,7 +63,6 @@ TIMM = {"deit_ti": "deit_tiny_patch16_224", "deit_s": "deit_small_patch16_224"}
 SIDE = 224
 RUNTIMES = ("onnxruntime", "OpenVINO", "JAX", "PyTorch")
 RULES = timer.Rules(warmup=3, repeats=7, seconds=0.4)
-THREADS = 2  # of onnxruntime and PyTorch
 
 
 def main(
@@ -166,30 +166,6 @@ def _cell(row):
 
 def _jax(program, images):
     return lambda number: np.asarray(program(images))
-
-
-def onnxruntime_call(graph, images):
-    """A call of a graph, which is bytes or a path."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = THREADS
-    session = onnxruntime.InferenceSession(
-        graph, options, providers=["CPUExecutionProvider"]
-    )
-    name = session.get_inputs()[0].name
-    return lambda number: session.run(None, {name: images})
-
-
-def openvino_call(graph, images):
-    """A call of a graph, which is bytes or a path."""
-    import openvino
-
-    core = openvino.Core()
-    hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    compiled = core.compile_model(core.read_model(graph), "CPU", hints)
-    return lambda number: compiled([images])[0]
 
 
 def _timm(size, images):

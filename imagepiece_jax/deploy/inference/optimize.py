@@ -295,7 +295,7 @@ def compiler(vit: Pretrained, requested: CompileOptions) -> Callable[[int], Prog
     dead_gmacs = dead_macs(model) / 1e9
     reductions = requested.reductions or default_reductions(model, device)
     input_dtype = "uint8" if requested.pixels else dtype
-    logits = forward(model, reductions)
+    run = forward(model, reductions)
     leaves, tree = jax.tree.flatten(weights)
 
     def compiled(batch_size):
@@ -310,13 +310,13 @@ def compiler(vit: Pretrained, requested: CompileOptions) -> Callable[[int], Prog
         inside = SMALL if batch_size <= SMALL_BATCH else 0
         arguments = tuple(leaf for leaf in leaves if leaf.nbytes > inside)
 
-        def run(arguments, images):
+        def logits(arguments, images):
             rest = iter(arguments)
             found = [leaf if leaf.nbytes <= inside else next(rest) for leaf in leaves]
-            return logits(jax.tree.unflatten(tree, found), images)
+            return run(jax.tree.unflatten(tree, found), images)
 
         with _cached_in(requested.cache_dir), work:
-            lowered = jax.jit(run).lower(arguments, images)
+            lowered = jax.jit(logits).lower(arguments, images)
             executable = lowered.compile(compiler_options=options)
         return Program(
             model=model,

@@ -1,6 +1,6 @@
 """Visual towers in onnxruntime and OpenVINO on this CPU, one image a call.
 
-    python -m tools.tower_speed --times speeds.jsonl
+    python -m experiments.towers --times speeds.jsonl
 
 Towers of public sizes with random weights, dense and reduced, as `export --layout
 immich` writes them, with two threads, in float32. The forms of a tower take turns in
@@ -22,7 +22,6 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables
-from tools import onnx_speed
 
 DENSE = "dense"
 SHARES = {DENSE: None, "0.6": 0.6, "0.5": 0.5}
@@ -35,10 +34,8 @@ TOWERS = {  # {name: (the size by timm's name, pixels)}
     "SigLIP 2 SO400M/14 at 384": ("vit_so400m_patch14_siglip_384", 384),
     "DFN H/14 at 378": ("vit_huge_patch14_clip_quickgelu_378.dfn5b", 378),
 }
-RUNTIMES = {
-    "onnxruntime": onnx_speed.onnxruntime_call,
-    "OpenVINO": onnx_speed.openvino_call,
-}
+RUNTIMES = ("onnxruntime", "OpenVINO")
+THREADS = 2
 RULES = timer.Rules(warmup=1, repeats=5, seconds=0.4)
 
 
@@ -82,7 +79,8 @@ def measure(towers: dict[str, Pretrained]) -> list[dict]:
         for name, vit in towers.items():
             place = pathlib.Path(folder, str(len(files)))
             files[name] = imagepiece_jax.export(vit, place, layout="immich")
-        for runtime, open_file in RUNTIMES.items():
+        openers = zip(RUNTIMES, (onnxruntime_call, openvino_call), strict=True)
+        for runtime, open_file in openers:
             jobs = {}
             for name, file in files.items():
                 image = np.zeros((1, 3, *towers[name].preprocessing.shape), np.float32)
@@ -105,6 +103,30 @@ def measure(towers: dict[str, Pretrained]) -> list[dict]:
                 )
             del jobs
     return rows
+
+
+def onnxruntime_call(graph, images):
+    """A call of a graph, which is bytes or a path."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = THREADS
+    session = onnxruntime.InferenceSession(
+        graph, options, providers=["CPUExecutionProvider"]
+    )
+    name = session.get_inputs()[0].name
+    return lambda number: session.run(None, {name: images})
+
+
+def openvino_call(graph, images):
+    """A call of a graph, which is bytes or a path."""
+    import openvino
+
+    core = openvino.Core()
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    compiled = core.compile_model(core.read_model(graph), "CPU", hints)
+    return lambda number: compiled([images])[0]
 
 
 def table(rows: list[dict]) -> str:
