@@ -83,8 +83,8 @@ class Setting(NamedTuple):
     recovered: bool = False
 
 
-def reduced(reduction, recovered: bool = False) -> Setting:
-    return Setting({"reduction": reduction}, recovered=recovered)
+def reduced(reduction) -> Setting:
+    return Setting({"reduction": reduction})
 
 
 DENSE = "dense"
@@ -102,17 +102,17 @@ CHEAPER = {  # what is typed
     "reduction=0.5": reduced(0.5),
     "image_size=168": Setting({"image_size": 168}),
 }
-METHODS = {  # at .6, beside "reduction=0.6", which is ToMe in every block
-    f"tome:macs=0.6:{SIX}": reduced(f"tome:macs=0.6:{SIX}"),
-    f"tome:macs=0.6:{THREE}": reduced(f"tome:macs=0.6:{THREE}"),
-    f"attended:macs=0.6:{THREE}": reduced(f"attended:macs=0.6:{THREE}"),
-    "evit:macs=0.6": reduced("evit:macs=0.6"),
-}
-RECOVERED = {
-    f"recovered {name}": setting._replace(recovered=True)
-    for name, setting in {**CHEAPER, **METHODS}.items()
-    if name in ("reduction=0.6", "reduction=0.5", *METHODS) and "evit" not in name
-}
+FEW_BLOCKS = (
+    f"tome:macs=0.6:{SIX}",
+    f"tome:macs=0.6:{THREE}",
+    f"attended:macs=0.6:{THREE}",
+)
+# At .6, beside "reduction=0.6", which is ToMe in every block.
+METHODS = {text: reduced(text) for text in (*FEW_BLOCKS, "evit:macs=0.6")}
+RECOVERED = {}
+for text in ("reduction=0.6", "reduction=0.5", *FEW_BLOCKS):
+    setting = {**CHEAPER, **METHODS}[text]
+    RECOVERED[f"recovered {text}"] = setting._replace(recovered=True)
 SETTINGS = {DENSE: Setting(), **CONTROLS, **CHEAPER, **METHODS, **RECOVERED}
 PAIRS = (
     ("reduction=0.6", "image_size=182"),
@@ -257,13 +257,13 @@ class Study:
 
 
 def names_digest(source: Source) -> str:
-    names = [pathlib.Path(source[place].name).name for place in range(len(source))]
+    names = [pathlib.Path(source.name(i)).name for i in range(len(source))]
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
 def labels_of(source: Source) -> np.ndarray:
     """The classes of images, by the names of their folders. [n]."""
-    folders = [pathlib.Path(source[i].name).parent.name for i in range(len(source))]
+    folders = [pathlib.Path(source.name(i)).parent.name for i in range(len(source))]
     return np.unique(folders, return_inverse=True)[1]
 
 

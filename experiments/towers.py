@@ -88,21 +88,22 @@ def measure(towers: dict[str, Pretrained]) -> list[dict]:
             seconds = timer.measure(jobs, RULES, rest=lambda: time.sleep(0.1))
             for name, each in seconds.items():
                 ratios = timer.speedups(seconds[DENSE], each)
-                folder_bytes = [
-                    part.stat().st_size for part in files[name].parent.iterdir()
-                ]
                 rows.append(
                     {
                         "setting": name,
                         "runtime": runtime,
                         "gmacs": towers[name].gmacs,
-                        "megabytes": round(sum(folder_bytes) / 1e6),
+                        "megabytes": megabytes(files[name].parent),
                         "ms": timer.spread([1000 * value for value in each]),
                         "ratio": timer.spread(ratios),
                     }
                 )
-            del jobs
     return rows
+
+
+def megabytes(folder: pathlib.Path) -> int:
+    """Of all files of a folder."""
+    return round(sum(part.stat().st_size for part in folder.iterdir()) / 1e6)
 
 
 def onnxruntime_call(graph, images):

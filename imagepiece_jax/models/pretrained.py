@@ -20,7 +20,7 @@ from imagepiece_jax.models import reduction_plan, resize_positions, timm_tensors
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.create import execution_of
-from imagepiece_jax.models.problem_type import probabilities
+from imagepiece_jax.models.problem_type import SINGLE_LABEL, probabilities
 from imagepiece_jax.models.recovery_record import (
     RecoveredCost,
     Recovery,
@@ -163,6 +163,14 @@ class Pretrained:
     def gmacs(self) -> float:
         """Multiplications and additions of one image, in 10^9 pairs."""
         return model_macs(self.model) / 1e9
+
+    @property
+    def has_projection(self) -> bool:
+        """Whether the head makes vectors: no bias, as CLIP's, and no class names."""
+        single = self.config.problem_type == SINGLE_LABEL
+        if not self.config.num_classes or self.class_names is not None or not single:
+            return False
+        return not np.any(self.variables["params"].get("head", {}).get("bias", 0))
 
     @property
     def label(self) -> str:

@@ -50,7 +50,7 @@ REDUCTIONS = ("exact", "fast")  # how reductions are computed
 # (docs/tables/h200/forms.jsonl). Wider patches were not timed.
 JOINED = 16
 # Batches of programs that have arrays of weights up to SMALL bytes inside: each that is
-# passed costs half a microsecond a call. Larger ones would take their memory again for
+# passed costs about a microsecond a call. Larger ones would take their memory again for
 # every program, and long to compile (PERFORMANCE.md).
 SMALL_BATCH = 8
 SMALL = 2**16

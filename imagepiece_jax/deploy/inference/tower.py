@@ -12,8 +12,6 @@ fastembed's ImageEmbedding.
 
 import pathlib
 
-import numpy as np
-
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import read_json, write_json
 from imagepiece_jax.deploy.inference.program_outputs import TowerOutputs
@@ -21,7 +19,6 @@ from imagepiece_jax.deploy.weights.file_names import CONFIG, PREPROCESSOR
 from imagepiece_jax.deploy.weights.transformers_config import RESAMPLE, RESCALE
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.problem_type import SINGLE_LABEL
 
 LAYOUTS = ("immich", "transformers", "fastembed")
 NUMBERS = {name: number for number, name in RESAMPLE.items()}  # Pillow's
@@ -35,17 +32,9 @@ def graph_file(folder: pathlib.Path, layout: str, vit: Pretrained) -> pathlib.Pa
     if layout == "fastembed":
         return folder / "model.onnx"
     name = "model"
-    if has_projection(vit) or is_siglip(vit):
+    if vit.has_projection or is_siglip(vit):
         name = "vision_model"
     return folder / "onnx" / f"{name}.onnx"
-
-
-def has_projection(vit: Pretrained) -> bool:
-    """Whether the head makes vectors: it has no bias, as CLIP's, and names no class."""
-    is_named = vit.class_names is not None or vit.config.problem_type != SINGLE_LABEL
-    if not vit.config.num_classes or is_named:
-        return False
-    return not np.any(vit.variables["params"].get("head", {}).get("bias", 0))
 
 
 def is_siglip(vit: Pretrained) -> bool:
@@ -75,7 +64,7 @@ def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
         )
     if vit.config.arch.pool == "none":
         raise InputError("pool is 'none', so the model has no vector of an image")
-    is_classifier = vit.config.num_classes > 0 and not has_projection(vit)
+    is_classifier = vit.config.num_classes > 0 and not vit.has_projection
     if pixels and layout != "immich":
         raise InputError(f"pixels is for immich; {layout} normalizes images itself")
     if is_classifier and layout != "transformers":
@@ -88,7 +77,7 @@ def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
     names = ["last_hidden_state", "pooler_output"]
     if is_classifier:
         names = ["logits"]
-    elif layout == "fastembed" or has_projection(vit):
+    elif layout == "fastembed" or vit.has_projection:
         names = ["image_embeds"]
     return TowerOutputs(vit, "pixel_values", names, pixels)
 
@@ -160,7 +149,7 @@ def config_fields(vit: Pretrained) -> dict:
         "patch_size": config.patch_size,
         "image_size": min(vit.preprocessing.shape),
     }
-    if has_projection(vit):
+    if vit.has_projection:
         fields["model_type"] = "clip_vision_model"
         fields["projection_dim"] = config.num_classes
     elif config.num_classes:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.deploy.inference.tower import has_projection
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import REGRESSION, activation
 from imagepiece_jax.models.vit import ViT, with_states
@@ -86,7 +85,7 @@ KINDS = {
 
 def outputs_of(vit: Pretrained) -> str:
     """The kind of a model's outputs, one of `KINDS`."""
-    if not vit.config.num_classes or has_projection(vit):
+    if not vit.config.num_classes or vit.has_projection:
         return "features"
     if vit.config.problem_type == REGRESSION:
         return "numbers"
