@@ -107,18 +107,72 @@ FEW_BLOCKS = (
     f"tome:macs=0.6:{THREE}",
     f"attended:macs=0.6:{THREE}",
 )
-# At .6, beside "reduction=0.6", which is ToMe in every block.
+# Chosen on photographs that judge nothing here.
+FUSION = "mctf:macs=0.6:score=auto:attention=40"
+FUSION_FEW = f"{FUSION}:blocks=(3,6,9)"
+# At .6, beside "reduction=0.6", which is ToMe in every block; fusion elsewhere, too.
 METHODS = {text: reduced(text) for text in (*FEW_BLOCKS, "evit:macs=0.6")}
+for text in (FUSION, FUSION_FEW):
+    METHODS[text] = reduced(text)
+for macs in (0.5, 0.75):
+    text = FUSION.replace("0.6", str(macs))
+    METHODS[text] = reduced(text)
 RECOVERED = {}
-for text in ("reduction=0.6", "reduction=0.5", *FEW_BLOCKS):
+for text in ("reduction=0.6", FUSION, FUSION_FEW, "reduction=0.5"):
     setting = {**CHEAPER, **METHODS}[text]
     RECOVERED[f"recovered {text}"] = setting._replace(recovered=True)
-SETTINGS = {DENSE: Setting(), **CONTROLS, **CHEAPER, **METHODS, **RECOVERED}
+JUDGED = {DENSE: Setting(), **CONTROLS, **CHEAPER, **METHODS, **RECOVERED}
+# Among which fusion was chosen: parts of ToMe, other methods, parts of MCTF.
+CHOICES = {
+    "tome": (
+        "",
+        "counts=late-1.5",
+        "counts=proportional",
+        "counts=proportional-1",
+        "counts=constant-2",
+        "inflection=-0.5",
+        "inflection=0.5",
+        "metric=token",
+    ),
+    "atc": ("",),
+    "pitome": ("",),
+    "tofu": ("",),
+    "diffrate": ("",),
+    "attended": ("counts=diffrate",),
+    "mctf": (
+        "",
+        "score=received:attention=80",
+        "score=auto",
+        "score=auto:attention=10",
+        "score=auto:attention=40",
+        "score=auto:attention=80",
+        "score=auto:attention=1e9",
+        "score=auto:sizes=20",
+        "score=auto:counts=diffrate",
+        "score=auto:counts=stages-1-3-5-7-9-11",
+        "score=auto:blocks=(0,1,2,3,4,5,6,7,8,9,10,11)",
+        "score=auto:blocks=(1,3,5,7,9,11)",
+        "score=auto:blocks=(2,4,6,8)",
+        "score=auto:blocks=(2,5,8)",
+        "score=auto:blocks=(3,6,9)",
+        "score=auto:attention=40:blocks=(3,6,9)",
+        "score=auto:attention=80:blocks=(3,6,9)",
+    ),
+}
+CHOSEN_AMONG = []
+for method, parts in CHOICES.items():
+    for part in parts:
+        CHOSEN_AMONG.append(f"{method}:macs=0.6:{part}".removesuffix(":"))
+SETTINGS = {**JUDGED, **{text: reduced(text) for text in CHOSEN_AMONG}}
 PAIRS = (
     ("reduction=0.6", "image_size=182"),
     ("reduction=0.5", "image_size=168"),
     ("reduction=0.6", "shifted 4 pixels"),
+    (FUSION, "reduction=0.6"),
+    (FUSION_FEW, "reduction=0.6"),
     ("recovered reduction=0.6", "reduction=0.6"),
+    (f"recovered {FUSION}", FUSION),
+    (f"recovered {FUSION_FEW}", FUSION_FEW),
     ("recovered reduction=0.5", "reduction=0.5"),
 )
 SETS = ("photographs", "imagenette")
@@ -137,9 +191,10 @@ class Cell(NamedTuple):
 
 def cells() -> list[Cell]:
     """All cells, in the order in which they run."""
-    order = [Cell("photographs", name) for name in SETTINGS if not is_recovered(name)]
+    order = [Cell("learned", name) for name in (DENSE, *CHOSEN_AMONG)]
+    order += [Cell("photographs", name) for name in JUDGED if not is_recovered(name)]
     searched = [DENSE, "shifted 4 pixels", "reduction=0.6", "reduction=0.5"]
-    searched += [*RECOVERED, *CHEAPER, *METHODS]
+    searched += [FUSION, FUSION_FEW, *RECOVERED, *CHEAPER, *METHODS]
     for name in dict.fromkeys(searched):
         if is_recovered(name):
             order.append(Cell("photographs", name))
@@ -301,6 +356,10 @@ FOUND = """\
 Images of imagenette: the share of the ten nearest that are of the image's class, and
 how often the ten nearest of 800 labeled images vote for it; points beside the dense
 model."""
+CHOICE = """\
+## How fusion was chosen
+
+Settings at .6 on 400 of the odd photographs, which judge nothing above."""
 TIMES = """\
 ## Milliseconds an image
 
@@ -333,10 +392,24 @@ def change_text(values, base) -> str:
     return format_estimate(intervals.mean(values - base), signs=True)
 
 
+def choice_table(results) -> str:
+    """The settings among which fusion was chosen; the best comes first."""
+    found = {}
+    for setting in CHOSEN_AMONG:
+        cell = Cell("learned", setting)
+        if cell in results:
+            found[setting] = percents(results, cell, "shared")
+    lines = []
+    for setting in sorted(found, key=lambda name: -found[name].mean()):
+        mixed = percents(results, Cell("learned", setting), "mixed")
+        lines.append([f"`{setting}`", text_of(found[setting]), text_of(mixed)])
+    return markdown_table(["setting", "kept, %", "mixed, %"], lines)
+
+
 def kept_table(results) -> str:
     """Every setting: what it costs, and the neighbors that it keeps."""
     lines = []
-    for setting in SETTINGS:
+    for setting in JUDGED:
         cell = Cell("photographs", setting)
         other = Cell("imagenette", setting)
         if setting == DENSE or cell not in results:
@@ -355,7 +428,7 @@ def found_table(results) -> str:
     """Every setting on imagenette: classes of the neighbors, and by vote."""
     lines = []
     dense = Cell("imagenette", DENSE)
-    for setting in SETTINGS:
+    for setting in JUDGED:
         cell = Cell("imagenette", setting)
         if cell not in results:
             continue
@@ -401,6 +474,8 @@ def page(folder) -> str:
     blocks += [KEPT, kept_table(results), "Paired by image:", contrasts_table(results)]
     if any(cell.images == "imagenette" for cell in results):
         blocks += [FOUND, found_table(results)]
+    if any(cell.images == "learned" for cell in results):
+        blocks += [CHOICE, choice_table(results)]
     times = pathlib.Path(folder, "times.json")
     if times.exists():
         blocks += [TIMES, towers.table(read_json(times)["rows"])]
