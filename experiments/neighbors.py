@@ -12,6 +12,7 @@ measures milliseconds an image, into FOLDER/times.json. --tables writes FOLDER/R
 from the lines that are there.
 """
 
+import dataclasses
 import hashlib
 import io
 import pathlib
@@ -163,7 +164,13 @@ CHOSEN_AMONG = []
 for method, parts in CHOICES.items():
     for part in parts:
         CHOSEN_AMONG.append(f"{method}:macs=0.6:{part}".removesuffix(":"))
-SETTINGS = {**JUDGED, **{text: reduced(text) for text in CHOSEN_AMONG}}
+OF_MEAN = (
+    "tome:macs=0.6",
+    *FEW_BLOCKS[:2],
+    FUSION.replace("auto", "received"),
+    FUSION_FEW.replace("auto", "received"),
+)
+SETTINGS = {**JUDGED, **{text: reduced(text) for text in (*CHOSEN_AMONG, *OF_MEAN)}}
 PAIRS = (
     ("reduction=0.6", "image_size=182"),
     ("reduction=0.5", "image_size=168"),
@@ -176,6 +183,8 @@ PAIRS = (
     ("recovered reduction=0.5", "reduction=0.5"),
 )
 SETS = ("photographs", "imagenette")
+# The photographs, whose vectors are means of patches: a tower without a class token.
+MEAN = "mean of patches"
 
 
 class Cell(NamedTuple):
@@ -193,6 +202,7 @@ def cells() -> list[Cell]:
     """All cells, in the order in which they run."""
     order = [Cell("learned", name) for name in (DENSE, *CHOSEN_AMONG)]
     order += [Cell("photographs", name) for name in JUDGED if not is_recovered(name)]
+    order += [Cell(MEAN, name) for name in (DENSE, *OF_MEAN)]
     searched = [DENSE, "shifted 4 pixels", "reduction=0.6", "reduction=0.5"]
     searched += [FUSION, FUSION_FEW, *RECOVERED, *CHEAPER, *METHODS]
     for name in dict.fromkeys(searched):
@@ -280,8 +290,10 @@ class Study:
         """The vectors of a set, from their file where it is there."""
         path = self.folder / f"{images}, {setting}.npy"
         if not path.exists():
-            change = SETTINGS[setting].change
-            found = vectors(self.model(setting), self.images[images], change)
+            vit = self.model(setting)
+            if images == MEAN:
+                vit = mean_pooled(vit)
+            found = vectors(vit, self.images[images], SETTINGS[setting].change)
             np.save(path, found)
         return np.load(path)
 
@@ -311,6 +323,12 @@ class Study:
         return line
 
 
+def mean_pooled(vit):
+    """The encoder whose vector is the mean of its patches, by their sizes."""
+    config = vit.config.with_arch(pool="mean")
+    return dataclasses.replace(vit, model=vit.model.clone(config=config))
+
+
 def names_digest(source: Source) -> str:
     names = [pathlib.Path(source.name(i)).name for i in range(len(source))]
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
@@ -332,6 +350,7 @@ def sets(photographs: str, imagenette: str) -> dict[str, Source]:
     odd = spaced.subset(range(1, len(spaced), 2))
     return {
         "photographs": spaced.subset(range(0, len(spaced), 2)),
+        MEAN: spaced.subset(range(0, len(spaced), 2)),
         "learned": odd.spread(LEARNED),
         "imagenette": as_source(f"{imagenette}/val").spread(TESTED),
         "labeled": as_source(f"{imagenette}/train"),
@@ -356,6 +375,11 @@ FOUND = """\
 Images of imagenette: the share of the ten nearest that are of the image's class, and
 how often the ten nearest of 800 labeled images vote for it; points beside the dense
 model."""
+WITHOUT_CLASS_TOKEN = """\
+## Without a class token
+
+The same photographs, where the vector is the mean of the patches and the score is the
+attention that a token receives: a tower that has no class token to read."""
 CHOICE = """\
 ## How fusion was chosen
 
@@ -392,16 +416,16 @@ def change_text(values, base) -> str:
     return format_estimate(intervals.mean(values - base), signs=True)
 
 
-def choice_table(results) -> str:
-    """The settings among which fusion was chosen; the best comes first."""
+def best_first(results, images: str, settings) -> str:
+    """What settings keep of the neighbors of a set; the best comes first."""
     found = {}
-    for setting in CHOSEN_AMONG:
-        cell = Cell("learned", setting)
+    for setting in settings:
+        cell = Cell(images, setting)
         if cell in results:
             found[setting] = percents(results, cell, "shared")
     lines = []
     for setting in sorted(found, key=lambda name: -found[name].mean()):
-        mixed = percents(results, Cell("learned", setting), "mixed")
+        mixed = percents(results, Cell(images, setting), "mixed")
         lines.append([f"`{setting}`", text_of(found[setting]), text_of(mixed)])
     return markdown_table(["setting", "kept, %", "mixed, %"], lines)
 
@@ -474,8 +498,12 @@ def page(folder) -> str:
     blocks += [KEPT, kept_table(results), "Paired by image:", contrasts_table(results)]
     if any(cell.images == "imagenette" for cell in results):
         blocks += [FOUND, found_table(results)]
-    if any(cell.images == "learned" for cell in results):
-        blocks += [CHOICE, choice_table(results)]
+    for images, text, settings in (
+        (MEAN, WITHOUT_CLASS_TOKEN, OF_MEAN),
+        ("learned", CHOICE, CHOSEN_AMONG),
+    ):
+        if any(cell.images == images for cell in results):
+            blocks += [text, best_first(results, images, settings)]
     times = pathlib.Path(folder, "times.json")
     if times.exists():
         blocks += [TIMES, towers.table(read_json(times)["rows"])]
