@@ -118,7 +118,7 @@ def test_the_class_of_the_page_finds_the_rows_of_the_command(
     *_, code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     weights = str(assets / "weights" / "dinov2_small")
     code = code.replace("hf://facebook/dinov2-small", weights)
-    code = code.replace('"reduction"', '"image_size": 112, "reduction"')
+    code = code.replace('"image_size": 224', '"image_size": 112')
     exec(code.replace("/data", str(tmp_path)), {})
     rows = cluster.data.read_parquet(str(tmp_path / "vectors")).take_all()
     vectors = {pathlib.Path(row["path"]).name: row["pooled"] for row in rows}

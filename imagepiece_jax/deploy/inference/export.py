@@ -60,12 +60,19 @@ def export(
     folder = pathlib.Path(os.path.expanduser(out))
     if layout is None:
         outputs = ProgramOutputs(vit, output)
+    elif output != "logits":
+        raise InputError(f"output is {output!r}; a layout has outputs of its own")
     else:
         out = tower.graph_file(folder, layout, vit)
         outputs = tower.outputs(vit, layout, pixels)
         # Its JSON files have names that saved models have, too.
         earlier = program_facts.read_facts(out)
-        check_own("out", folder, f"an export for {layout}", lambda file: earlier)
+
+        def ours(file):
+            # Ctrl-C leaves an empty folder.
+            return earlier or (file == out.parent and not any(file.iterdir()))
+
+        check_own("out", folder, f"an export for {layout}", ours)
         out.parent.mkdir(parents=True, exist_ok=True)
     out = checked_file(out)
     images = program_facts.exported_images(

@@ -139,6 +139,8 @@ def test_what_a_client_cannot_take_is_refused(tmp_path):
         export(classifier(), tmp_path, layout="immich")
     with refused("layout", f"{tiny.CLASSES} classes"):
         export(nameless(), tmp_path, layout="fastembed")
+    with refused("output"):
+        export(encoder(), tmp_path, layout="fastembed", output="patches")
     with refused("pixels"):
         export(encoder(), tmp_path, layout="fastembed", pixels=True)
     cropped = dataclasses.replace(encoder().preprocessing, crop=0.9)
@@ -161,6 +163,8 @@ def test_files_of_others_stay(tmp_path, layout):
         export(vit, saved, layout=layout)
     assert {file: file.read_bytes() for file in saved.iterdir()} == before
     out = tmp_path / "new"
+    graph = tower.graph_file(out, layout, vit)
+    graph.parent.mkdir(parents=True)  # as Ctrl-C in the middle leaves it
     assert export(vit, out, layout=layout) == export(vit, out, layout=layout)
 
 
