@@ -63,3 +63,11 @@ def test_what_may_be_normalized_images():
         jax.jit(lambda x: warn_of_range(x, *IMAGENET))(np.float32(PIXELS))
         # Of pixels in [0, 1] as they are.
         warn_of_range(PIXELS / 255, (0.0,) * 3, (1.0,) * 3)
+
+
+def test_an_array_on_an_accelerator_was_not_looked_at(monkeypatch):
+    """A program would else ask no more after it, of arrays on the host either."""
+    looked = np.asarray(normalize(PIXELS, *IMAGENET))
+    assert warn_of_range(looked, *IMAGENET)
+    monkeypatch.setattr("imagepiece_jax.data.normalize._on_host", lambda images: False)
+    assert not warn_of_range(looked, *IMAGENET)
