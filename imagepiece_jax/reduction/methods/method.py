@@ -245,8 +245,18 @@ class Method:
             n = tokens
         return steps
 
-    def within_reach(self, counts: Sequence[int], depth: int, patches: int) -> "Method":
-        """The method with `counts`, or more tokens where its steps must leave more."""
+    def within_reach(
+        self,
+        counts: Sequence[int],
+        depth: int,
+        patches: int,
+        multiple: int = 1,
+        prefix: int = 0,
+    ) -> "Method":
+        """The method with `counts`, or more tokens where its steps must leave more.
+
+        multiple: of which counts that fall are multiples, prefix tokens included
+        """
         reached = []
         n = patches
         stage = 1
@@ -254,6 +264,7 @@ class Method:
             if tokens < n:
                 step = self.step_at(block, depth, tokens)
                 tokens = max(tokens, step.rule.fewest(n, stage))
+                tokens += -(tokens + prefix) % multiple
             if tokens < n:
                 stage += 1
                 n = tokens
@@ -275,9 +286,9 @@ class Method:
             tokens = layer.mlp_tokens
             if tokens < patches:
                 whole = multiple * schedules.rounded((tokens + prefix) / multiple)
-                tokens = min(max(whole - prefix, 1), patches)
+                tokens = max(whole - prefix, 1)
             counts.append(tokens)
-        return self.within_reach(counts, depth, patches)
+        return self.within_reach(counts, depth, patches, multiple, prefix)
 
     def for_model(self, model: ModelFacts) -> "Method":
         """The method with fields that fit a model.
