@@ -115,8 +115,8 @@ FUSION_FEW = f"{FUSION}:blocks=(3,6,9)"
 METHODS = {text: reduced(text) for text in (*FEW_BLOCKS, "evit:macs=0.6")}
 for text in (FUSION, FUSION_FEW):
     METHODS[text] = reduced(text)
-for macs in (0.5, 0.75):
-    text = FUSION.replace("0.6", str(macs))
+FUSION_MOST = FUSION.replace("0.6", "0.75")
+for text in (FUSION.replace("0.6", "0.5"), FUSION_MOST):
     METHODS[text] = reduced(text)
 RECOVERED = {}
 for text in ("reduction=0.6", FUSION, FUSION_FEW, "reduction=0.5"):
@@ -204,7 +204,7 @@ def cells() -> list[Cell]:
     order += [Cell("photographs", name) for name in JUDGED if not is_recovered(name)]
     order += [Cell(MEAN, name) for name in (DENSE, *OF_MEAN)]
     searched = [DENSE, "shifted 4 pixels", "reduction=0.6", "reduction=0.5"]
-    searched += [FUSION, FUSION_FEW, *RECOVERED, *CHEAPER, *METHODS]
+    searched += [FUSION, FUSION_FEW, FUSION_MOST, *CHEAPER, *RECOVERED, *METHODS]
     for name in dict.fromkeys(searched):
         if is_recovered(name):
             order.append(Cell("photographs", name))
