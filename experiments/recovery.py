@@ -15,6 +15,9 @@ whatever it says. A cell that has its line in docs/tables/recovery.jsonl is not 
 again. --weights names models that are not public: "ten", DeiT-Ti fine-tuned to
 imagenette's ten classes by configs/deit_ti_finetune_small.py.
 
+"mean" stands in for a tower that has no class token; its cells were added later, to
+compare reductions in twelve, six and three blocks.
+
 Lines whose names end in "-batch32" are of batches of 32 and 250 steps, the defaults
 until those were measured, and "-500steps" of batches of 8. 8, and then 750 steps, took
 their place after a look at DeiT-Ti and DINOv2-S, both at .5, on photographs that judge
@@ -64,6 +67,10 @@ class Cell(NamedTuple):
     seed: int = 0
 
 
+THREE = "stages-3-6-9"
+SIX = "stages-0-2-4-6-8-10"
+
+
 def tome(macs):
     return f"tome:macs={macs}"
 
@@ -81,6 +88,9 @@ CELLS = {
     "deit-160-.6": Cell("deit", 0.6, 160),
     "deit-160-.4": Cell("deit", 0.4, 160),
     "two-.5": Cell("two", 0.5),
+    "mean-160-tome-.5": Cell("mean", tome(0.5), 160),
+    "mean-160-tome-six-.5": Cell("mean", f"{tome(0.5)}:counts={SIX}", 160),
+    "mean-160-tome-three-.5": Cell("mean", f"{tome(0.5)}:counts={THREE}", 160),
 }
 SEEDS = ("deit-.5", "dinov2-tome-.6")
 for seed in (1, 2):
@@ -89,11 +99,11 @@ for seed in (1, 2):
 
 
 def loaded(cell: Cell, paths: dict[str, str]) -> imagepiece_jax.Pretrained:
-    """The reduced model of a cell; "two" is DeiT-Ti with the heads of two classes."""
-    path = paths["deit" if cell.model == "two" else cell.model]
+    """The reduced model of a cell; those of FROM_DEIT are DeiT-Ti, changed."""
+    path = paths["deit" if cell.model in FROM_DEIT else cell.model]
     vit = imagepiece_jax.load(path, image_size=cell.size)
-    if cell.model == "two":
-        vit = of_two_classes(vit)
+    if cell.model in FROM_DEIT:
+        vit = FROM_DEIT[cell.model](vit)
     return vit.with_reduction(cell.reduction)
 
 
@@ -112,6 +122,15 @@ def of_two_classes(vit):
         variables={**vit.variables, "params": params},
         class_names=None,
     )
+
+
+def of_mean_pool(vit):
+    """DeiT-Ti whose head reads the mean of the patches, untrained for it."""
+    config = vit.config.with_arch(pool="mean")
+    return dataclasses.replace(vit, model=vit.model.clone(config=config))
+
+
+FROM_DEIT = {"two": of_two_classes, "mean": of_mean_pool}
 
 
 def judged(vit, better, source: Source) -> dict[str, dict[str, float]]:
@@ -258,7 +277,7 @@ def main():
     }
     images = images_of(args.assets, args.imagenette)
     for name in args.only:
-        if name in lines or CELLS[name].model not in {*paths, "two"}:
+        if name in lines or CELLS[name].model not in {*paths, *FROM_DEIT}:
             continue
         line = measured(CELLS[name], paths, images)
         with LINES.open("a", encoding="utf-8") as file:
