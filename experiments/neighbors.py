@@ -116,7 +116,7 @@ METHODS = {text: reduced(text) for text in (*FEW_BLOCKS, "evit:macs=0.6")}
 for text in (FUSION, FUSION_FEW):
     METHODS[text] = reduced(text)
 FUSION_MOST = FUSION.replace("0.6", "0.75")
-for text in (FUSION.replace("0.6", "0.5"), FUSION_MOST):
+for text in (FUSION.replace("0.6", "0.5"), FUSION_MOST, "tome:macs=0.7"):
     METHODS[text] = reduced(text)
 RECOVERED = {}
 for text in ("reduction=0.6", FUSION, FUSION_FEW, "reduction=0.5"):
