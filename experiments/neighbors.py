@@ -7,7 +7,8 @@ python -m experiments neighbors --out FOLDER --tables
 
 docs/tables/neighbors/declared.md declares it. A cell is a set of images and a setting,
 and writes a line of FOLDER/runs.jsonl; the same command goes on with the cells that
-have none. --vectors keeps the vectors of each, and the recovered models. --time
+have none. --vectors keeps the vectors of each, and the recovered models, of one
+encoder and its images. --time
 measures milliseconds an image, into FOLDER/times.json. --tables writes FOLDER/README.md
 from the lines that are there.
 """
@@ -31,7 +32,7 @@ from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.deploy.compare.cache import decode_bits, encode_bits
 from imagepiece_jax.deploy.pictures import as_source
-from imagepiece_jax.evaluate.statistics import Estimate, format_estimate
+from imagepiece_jax.evaluate.statistics import format_estimate
 from imagepiece_jax.models.variables import digest
 
 FOLDER = pathlib.Path("docs/tables/neighbors")
@@ -177,12 +178,13 @@ PAIRS = (
     ("reduction=0.6", "shifted 4 pixels"),
     (FUSION, "reduction=0.6"),
     (FUSION_FEW, "reduction=0.6"),
+    (FUSION, "tome:macs=0.7"),
+    (FUSION_FEW, FUSION),
     ("recovered reduction=0.6", "reduction=0.6"),
     (f"recovered {FUSION}", FUSION),
     (f"recovered {FUSION_FEW}", FUSION_FEW),
     ("recovered reduction=0.5", "reduction=0.5"),
 )
-SETS = ("photographs", "imagenette")
 # The photographs, whose vectors are means of patches: a tower without a class token.
 MEAN = "mean of patches"
 
@@ -294,7 +296,9 @@ class Study:
             if images == MEAN:
                 vit = mean_pooled(vit)
             found = vectors(vit, self.images[images], SETTINGS[setting].change)
-            np.save(path, found)
+            part = self.folder / "part.npy"
+            np.save(part, found)
+            part.replace(path)
         return np.load(path)
 
     def measure(self, cell: Cell) -> dict[str, Any]:
@@ -471,24 +475,29 @@ def found_table(results) -> str:
     return markdown_table(head, lines)
 
 
-def contrast(results, images: str, ours: str, theirs: str) -> Estimate | None:
-    """Points of neighbors that one setting keeps more than another, by image."""
-    pair = [percents(results, Cell(images, name), "shared") for name in (ours, theirs)]
+def contrast(results, cells, field: str) -> str:
+    """Points of the first cell beyond the second, paired by image; "": not measured."""
+    pair = [percents(results, cell, field) for cell in cells]
     if pair[0] is None or pair[1] is None:
-        return None
-    return intervals.mean(pair[0] - pair[1])
+        return ""
+    return format_estimate(intervals.mean(pair[0] - pair[1]), signs=True)
 
 
 def contrasts_table(results) -> str:
-    """The pairs that were declared."""
+    """The pairs that were declared: neighbors kept on both sets, and classes."""
+    columns = {
+        "kept, photographs": ("photographs", "shared"),
+        "kept, imagenette": ("imagenette", "shared"),
+        "of its class": ("imagenette", "same_class"),
+    }
     lines = []
     for ours, theirs in PAIRS:
         line = [f"`{ours}` - `{theirs}`"]
-        for images in SETS:
-            change = contrast(results, images, ours, theirs)
-            line.append("" if change is None else format_estimate(change, signs=True))
+        for images, field in columns.values():
+            pair = Cell(images, ours), Cell(images, theirs)
+            line.append(contrast(results, pair, field))
         lines.append(line)
-    return markdown_table(["points of neighbors kept", *SETS], lines)
+    return markdown_table(["points", *columns], lines)
 
 
 def page(folder) -> str:

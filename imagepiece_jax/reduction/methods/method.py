@@ -260,14 +260,18 @@ class Method:
         reached = []
         n = patches
         stage = 1
+        before = patches
         for block, tokens in enumerate(counts):
-            if tokens < n:
+            # What rounding up left above the counts is no reduction of its own.
+            asked = tokens < before or multiple == 1
+            before = tokens
+            if asked and tokens < n:
                 step = self.step_at(block, depth, tokens)
                 tokens = max(tokens, step.rule.fewest(n, stage))
                 tokens += -(tokens + prefix) % multiple
-            if tokens < n:
-                stage += 1
-                n = tokens
+                if tokens < n:
+                    stage += 1
+                    n = tokens
             reached.append(n)
         defaults = {name: getattr(type(self), name) for name in self.amounts}
         return dataclasses.replace(

@@ -35,8 +35,8 @@ TABLE = {
     "other pool": Recommendation("tome"),
     # There is no head, and features are read. At .75 and .6 of the MACs no method has
     # a higher IoU with the dense model's maps than ToMe (docs/tables/saliency.md): .86
-    # at .6, where "attended" has .82 (docs/tables/parts/elsewhere.md). By time it
-    # is also better for the pooled vector (docs/search.md).
+    # at .6, where "attended" has .82 (docs/tables/parts/elsewhere.md). Neighbors of
+    # the pooled vector: docs/search.md.
     "no classes": Recommendation("tome"),
 }
 
