@@ -8,12 +8,10 @@ python -m experiments neighbors --out FOLDER --tables
 docs/tables/neighbors/declared.md declares it. A cell is a set of images and a setting,
 and writes a line of FOLDER/runs.jsonl; the same command goes on with the cells that
 have none. --vectors keeps the vectors of each, and the recovered models, of one
-encoder and its images. --time
-measures milliseconds an image, into FOLDER/times.json. --tables writes FOLDER/README.md
-from the lines that are there.
+encoder and its images. --time measures milliseconds an image, into FOLDER/times.json.
+--tables writes FOLDER/README.md from the lines that are there.
 """
 
-import dataclasses
 import hashlib
 import io
 import pathlib
@@ -112,13 +110,21 @@ FEW_BLOCKS = (
 # Chosen on photographs that judge nothing here.
 FUSION = "mctf:macs=0.6:score=auto:attention=40"
 FUSION_FEW = f"{FUSION}:blocks=(3,6,9)"
-# At .6, beside "reduction=0.6", which is ToMe in every block; fusion elsewhere, too.
-METHODS = {text: reduced(text) for text in (*FEW_BLOCKS, "evit:macs=0.6")}
-for text in (FUSION, FUSION_FEW):
-    METHODS[text] = reduced(text)
+FUSION_HALF = FUSION.replace("0.6", "0.5")
 FUSION_MOST = FUSION.replace("0.6", "0.75")
-for text in (FUSION.replace("0.6", "0.5"), FUSION_MOST, "tome:macs=0.7"):
-    METHODS[text] = reduced(text)
+# Beside "reduction=0.6", which is ToMe in every block.
+METHODS = {
+    text: reduced(text)
+    for text in (
+        *FEW_BLOCKS,
+        "evit:macs=0.6",
+        FUSION,
+        FUSION_FEW,
+        FUSION_HALF,
+        FUSION_MOST,
+        "tome:macs=0.7",
+    )
+}
 RECOVERED = {}
 for text in ("reduction=0.6", FUSION, FUSION_FEW, "reduction=0.5"):
     setting = {**CHEAPER, **METHODS}[text]
@@ -294,7 +300,7 @@ class Study:
         if not path.exists():
             vit = self.model(setting)
             if images == MEAN:
-                vit = mean_pooled(vit)
+                vit = study.mean_pooled(vit)
             found = vectors(vit, self.images[images], SETTINGS[setting].change)
             part = self.folder / "part.npy"
             np.save(part, found)
@@ -327,12 +333,6 @@ class Study:
         return line
 
 
-def mean_pooled(vit):
-    """The encoder whose vector is the mean of its patches, by their sizes."""
-    config = vit.config.with_arch(pool="mean")
-    return dataclasses.replace(vit, model=vit.model.clone(config=config))
-
-
 def names_digest(source: Source) -> str:
     names = [pathlib.Path(source.name(i)).name for i in range(len(source))]
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
@@ -351,10 +351,11 @@ def listed(counts: np.ndarray) -> str:
 def sets(photographs: str, imagenette: str) -> dict[str, Source]:
     """The images that are measured, those with labels, and those that recover."""
     spaced = as_source(photographs).spread(PHOTOGRAPHS)
+    even = spaced.subset(range(0, len(spaced), 2))
     odd = spaced.subset(range(1, len(spaced), 2))
     return {
-        "photographs": spaced.subset(range(0, len(spaced), 2)),
-        MEAN: spaced.subset(range(0, len(spaced), 2)),
+        "photographs": even,
+        MEAN: even,
         "learned": odd.spread(LEARNED),
         "imagenette": as_source(f"{imagenette}/val").spread(TESTED),
         "labeled": as_source(f"{imagenette}/train"),
@@ -475,14 +476,6 @@ def found_table(results) -> str:
     return markdown_table(head, lines)
 
 
-def contrast(results, cells, field: str) -> str:
-    """Points of the first cell beyond the second, paired by image; "": not measured."""
-    pair = [percents(results, cell, field) for cell in cells]
-    if pair[0] is None or pair[1] is None:
-        return ""
-    return format_estimate(intervals.mean(pair[0] - pair[1]), signs=True)
-
-
 def contrasts_table(results) -> str:
     """The pairs that were declared: neighbors kept on both sets, and classes."""
     columns = {
@@ -494,8 +487,9 @@ def contrasts_table(results) -> str:
     for ours, theirs in PAIRS:
         line = [f"`{ours}` - `{theirs}`"]
         for images, field in columns.values():
-            pair = Cell(images, ours), Cell(images, theirs)
-            line.append(contrast(results, pair, field))
+            values = percents(results, Cell(images, ours), field)
+            base = percents(results, Cell(images, theirs), field)
+            line.append(change_text(values, base))
         lines.append(line)
     return markdown_table(["points", *columns], lines)
 

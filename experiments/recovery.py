@@ -15,8 +15,9 @@ whatever it says. A cell that has its line in docs/tables/recovery.jsonl is not 
 again. --weights names models that are not public: "ten", DeiT-Ti fine-tuned to
 imagenette's ten classes by configs/deit_ti_finetune_small.py.
 
-"mean" stands in for a tower that has no class token; its cells were added later, to
-compare reductions in twelve, six and three blocks.
+"mean" is DeiT-Ti whose head reads the mean of the patches, untrained for it: a stand-in
+for a tower that has no class token. Its cells were added later, to compare reductions
+in twelve, six and three blocks.
 
 Lines whose names end in "-batch32" are of batches of 32 and 250 steps, the defaults
 until those were measured, and "-500steps" of batches of 8. 8, and then 750 steps, took
@@ -39,6 +40,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import imagepiece_jax
+from experiments import study
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.tables import markdown_table
@@ -124,13 +126,7 @@ def of_two_classes(vit):
     )
 
 
-def of_mean_pool(vit):
-    """DeiT-Ti whose head reads the mean of the patches, untrained for it."""
-    config = vit.config.with_arch(pool="mean")
-    return dataclasses.replace(vit, model=vit.model.clone(config=config))
-
-
-FROM_DEIT = {"two": of_two_classes, "mean": of_mean_pool}
+FROM_DEIT = {"two": of_two_classes, "mean": study.mean_pooled}
 
 
 def judged(vit, better, source: Source) -> dict[str, dict[str, float]]:

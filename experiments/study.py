@@ -5,6 +5,7 @@ runs.jsonl, and writes its page from the lines that are there.
 """
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import os
 import pathlib
@@ -113,6 +114,12 @@ def versions() -> dict[str, str]:
     found["device"] = device.name()
     found["commit"] = git_revision()
     return found
+
+
+def mean_pooled(vit):
+    """The model whose vector is the mean of its patches, by their sizes."""
+    config = vit.config.with_arch(pool="mean")
+    return dataclasses.replace(vit, model=vit.model.clone(config=config))
 
 
 # A model's answers

@@ -115,7 +115,7 @@ def warn_of_range(images, mean, std, stacklevel: int = 2) -> bool:
     would wait for them) and traced ones are not checked.
 
     stacklevel: of the line that the warning names, 1 for the caller
-    Returns whether the range was looked at; constant arrays do not say it.
+    Returns whether the range was judged; that of constant arrays is not.
     """
     if not _on_host(images) or not jnp.issubdtype(images.dtype, jnp.floating):
         return False

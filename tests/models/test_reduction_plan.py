@@ -122,6 +122,7 @@ def test_an_amount_that_a_cost_replaces_changes_nothing_and_is_refused(name):
     ("cost", "wanted"),
     [
         ("0.5", 0.5),
+        ("tome:macs=0.5", 0.5),
         ("evit:macs=0.6", 0.6),
         ("tome:macs=0.5:counts=stages", 0.5),
         ("diffrate:macs=0.6", 0.6),
