@@ -2,20 +2,20 @@
 
 python -m experiments neighbors --weights FOLDER --photographs FOLDER
     --imagenette FOLDER --vectors FOLDER --out FOLDER
-python -m experiments neighbors --weights FOLDER --vectors FOLDER --out FOLDER --time
+python -m experiments neighbors --weights FOLDER --out FOLDER --time
 python -m experiments neighbors --out FOLDER --tables
 
 docs/tables/neighbors/declared.md declares it. A cell is a set of images and a setting,
 and writes a line of FOLDER/runs.jsonl; the same command goes on with the cells that
-have none. --vectors keeps the vectors of each, and the recovered models, of one
-encoder and its images. --time measures milliseconds an image, into FOLDER/times.json.
---tables writes FOLDER/README.md from the lines that are there.
+have none. --vectors keeps the vectors of each, and the recovered models, in a folder
+for the encoder and its images. --time measures milliseconds an image, into
+FOLDER/times.json. --tables writes FOLDER/README.md from the lines that are there.
 """
 
 import hashlib
 import io
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +37,6 @@ FOLDER = pathlib.Path("docs/tables/neighbors")
 
 SIDE = 224
 PHOTOGRAPHS = 1000  # evenly spaced: the even ones are measured, and odd ones recover
-TESTED = 1000  # of imagenette's test images
 LEARNED = 400
 STEPS = 400  # of a recovery
 NEIGHBORS = 10
@@ -278,9 +277,11 @@ class Study:
 
     def __init__(self, weights: str, folder: pathlib.Path, images: dict[str, Source]):
         self.weights = weights
-        self.folder = folder
         self.images = images
-        folder.mkdir(parents=True, exist_ok=True)
+        dense = imagepiece_jax.load(weights, image_size=SIDE)
+        self.identity = {"weights": digest(dense.variables)[:16]}
+        names = [names_digest(source) for source in images.values()]
+        self.folder = folder / text_digest([*self.identity.values(), *names])
 
     def model(self, setting: str):
         """The encoder of a setting; images of its size are not cropped."""
@@ -298,6 +299,7 @@ class Study:
         """The vectors of a set, from their file where it is there."""
         path = self.folder / f"{images}, {setting}.npy"
         if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
             vit = self.model(setting)
             if images == MEAN:
                 vit = study.mean_pooled(vit)
@@ -334,8 +336,11 @@ class Study:
 
 
 def names_digest(source: Source) -> str:
-    names = [pathlib.Path(source.name(i)).name for i in range(len(source))]
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    return text_digest(pathlib.Path(source.name(i)).name for i in range(len(source)))
+
+
+def text_digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def labels_of(source: Source) -> np.ndarray:
@@ -357,7 +362,7 @@ def sets(photographs: str, imagenette: str) -> dict[str, Source]:
         "photographs": even,
         MEAN: even,
         "learned": odd.spread(LEARNED),
-        "imagenette": as_source(f"{imagenette}/val").spread(TESTED),
+        "imagenette": as_source(f"{imagenette}/val"),
         "labeled": as_source(f"{imagenette}/train"),
     }
 
@@ -530,7 +535,7 @@ def main(
         weights: Of the encoder.
         photographs: A folder of images.
         imagenette: A folder with train and val, each of which has a folder a class.
-        vectors: A folder of .npy files, which are read again.
+        vectors: Of .npy files and recovered models, which are read again.
         time: Measure times instead.
         tables: Write the page of the cells that are there instead.
     """
@@ -544,8 +549,7 @@ def main(
         write_json(out / "times.json", {"rows": rows, "versions": study.versions()})
         return
     encoder = Study(weights, vectors, sets(photographs, imagenette))
-    identity = {"weights": digest(encoder.model(DENSE).variables)[:16]}
-    study.run(cells(), out, identity, encoder.measure)
+    study.run(cells(), out, encoder.identity, encoder.measure)
 
 
 if __name__ == "__main__":

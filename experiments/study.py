@@ -30,7 +30,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
 
 FILE = "runs.jsonl"
-BATCH = 50  # images at once: 500 and 1,000 need no padding
+BATCH = 50  # images at once
 
 # Cells: whatever has a `name`
 
