@@ -162,6 +162,8 @@ def inference(vit, shape, dtype: str, compiled: bool, r: int = 0, mode=None):
 
     run = forward
     if compiled:
+        # The limit is of `forward` in all its models; beyond it torch runs them eager.
+        torch._dynamo.config.recompile_limit = 1000
         run = torch.compile(forward, dynamic=False, mode=mode)
     images = [torch.randn(shape, device=where, dtype=dtype) for _ in range(INPUTS)]
 

@@ -92,8 +92,8 @@ def recover(
 
     vit: a dense model, or one with a reduction that learns no selectors
     images: a folder, paths, PIL images, uint8 arrays [B, H, W, 3] or a list of
-        [H, W, 3], or csv:FILE or folder:PATH, of which train is taken, as it is of a
-        folder that holds train and val; labels are not read
+        [H, W, 3], or csv:FILE; of a table, and of a folder that holds train and val,
+        train is taken; labels are not read
     steps: number of training steps for a cost; None: 750, or as many as fit in
         `minutes`
     minutes: time limit for all of it; None: no limit
@@ -326,10 +326,12 @@ class RecoveryRun:
 
     def time_steps(self):
         """Take two steps that count for nothing; say how long all of them take."""
+        began = time.monotonic()
         for batch in self.crops(steps=range(2)).read():
-            began = time.monotonic()
             self.fit.take_step(batch["image"][:, 0], 0.0).block_until_ready()
-            self.seconds_of_step = time.monotonic() - began  # the first one compiles
+            now = time.monotonic()
+            self.seconds_of_step = now - began  # the first one compiles
+            began = now
         self.plan()
         spent = in_words(time.monotonic() - self.opened)
         took = in_words(self.steps * self.seconds_of_step)
@@ -378,8 +380,8 @@ class RecoveryRun:
         seconds = 0.0
         reader = self.crops(steps=steps).read(THREADS)
         with contextlib.closing(reader):
+            began = time.monotonic()  # a step takes its batch's reading, too
             for place, batch in enumerate(reader, start=1):
-                began = time.monotonic()
                 now = rate * schedule((place - 0.5) / count)
                 # Waiting makes for true times and a prompt Ctrl-C.
                 self.fit.take_step(batch["image"][:, 0], now).block_until_ready()
@@ -392,6 +394,7 @@ class RecoveryRun:
                     self.measure()
                 if over:
                     break
+                began = time.monotonic()
         return self.curve[-1][1]
 
     def is_over(self) -> bool:
