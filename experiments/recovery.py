@@ -265,6 +265,8 @@ def main():
     if args.table:
         print(table(lines))
         return
+    if args.assets is None or args.imagenette is None:
+        parser.error("--assets and --imagenette are required")
     weights = args.assets / "weights"
     paths = {
         "deit": str(weights / "deit_tiny_patch16_224.pth"),

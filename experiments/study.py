@@ -163,9 +163,3 @@ def unpacked_right(found: Mapping[str, Any]) -> np.ndarray:
             f"a result: right has {error}, but {found['images']} images"
             "; remove its line, and it is measured again"
         ) from error
-
-
-def spread(values: Iterable[float]) -> str:
-    """Median, lowest and highest of timings, [3], as text."""
-    median, low, high = (f"{value:.2f}" for value in values)
-    return f"{median} [{low}, {high}]"

@@ -17,6 +17,7 @@ import numpy as np
 import imagepiece_jax
 from imagepiece_jax import cli
 from imagepiece_jax.common import timer
+from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
@@ -46,6 +47,8 @@ def main(*, times: pathlib.Path, towers: tuple[str, ...] = tuple(TOWERS)):
         times: A file of one line per program.
         towers: Names of the table.
     """
+    for name in towers:
+        check_choice("towers", name, TOWERS)
     rows = []
     if times.exists():
         rows = [json.loads(line) for line in times.read_text("utf-8").splitlines()]
@@ -126,6 +129,7 @@ def openvino_call(graph, images):
 
     core = openvino.Core()
     hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    hints["INFERENCE_NUM_THREADS"] = THREADS
     compiled = core.compile_model(core.read_model(graph), "CPU", hints)
     return lambda number: compiled([images])[0]
 

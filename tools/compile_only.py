@@ -15,6 +15,8 @@ import importlib
 import importlib.util
 import itertools
 import os
+import pathlib
+from pkgutil import iter_modules
 from typing import Literal
 
 import jax
@@ -24,6 +26,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark import workloads
 from imagepiece_jax.common import extras, parallel, xla_options
+from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.deploy.inference import optimize
@@ -33,6 +36,7 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.train_step import batch_shapes
 from tools import hlo
 
+CONFIGS = [str(pathlib.Path(__file__).resolve().parent.parent / "configs")]
 TARGET = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32
@@ -81,6 +85,7 @@ def main(
 def config_of(name: str):
     """The config of a file of configs/, "deit_s:deit_ti" with its argument."""
     file, *argument = name.split(":", 1)
+    check_choice("configs", file, [found.name for found in iter_modules(CONFIGS)])
     return importlib.import_module(f"configs.{file}").get_config(*argument)
 
 

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # All measurements that need a machine with one NVIDIA GPU, in numbered parts, the most
-# valuable first: `OUT=folder tools/gpu_session.sh` runs 1 to 4 within LIMIT seconds of
-# an H100 or H200, and `OUT=folder tools/gpu_session.sh 5 6` these two, alone or again.
+# valuable first: `OUT=folder tools/gpu_session.sh` runs 1 to 4 on an H100 or H200 until
+# LIMIT seconds are over, and `OUT=folder tools/gpu_session.sh 5 6` these two, alone or
+# again. Parts 1 to 4 have so400m, the model that loses most at one image, first.
 #
 #   part  what                                                            seconds, guessed
 #   1     a call's part of the host; counts of tokens in multiples of 8, padded products
 #         or not, batches 1 to 256                                                     200
-#   2     one to eight images: options of XLA                                           200
+#   2     one to eight images: options of XLA, each beside the default                  300
 #   3     one to eight images: flags of XLA's process                                   200
 #   4     one to eight images beside timm's, in its own CUDA graphs and without         300
 #   5     DeiT-S at half the MACs, ImagePiece with its stem                             70
@@ -24,9 +25,9 @@
 # Parts 5 to 9, 11 and 14 took as long on an H200 with 16 cores, of which eight programs
 # compile at a time: 2 to 15 s each. torch.compile takes all cores, in which time they
 # took 30 to 115 s, so timm's models have a part of their own. Others are guessed. A GPU
-# machine needs jax[cuda13], flax, tyro, torch and timm, no network, no configs and no data.
-# A part has a time limit of its own, and one that fails stops no other; what it measured
-# is kept. $OUT gets speeds.jsonl, train.json, log.txt and tables.md. PYTHON names the
+# machine needs jax[cuda13], flax, tyro, torch and timm, and for part 13 pytest; no network,
+# no configs and no data. A call has a time limit of its own, and one that fails stops no
+# other; what it measured is kept. $OUT gets speeds.jsonl, train.json, log.txt and tables.md. PYTHON names the
 # interpreter. FLAGS are added to all calls of gpu_speed, such as FLAGS=--smoke to try
 # the script.
 set -uo pipefail
@@ -66,8 +67,8 @@ ATTENDED=("most attended in 3 blocks .5" "most attended .5")
 HALVES=("ToMe .5" "${ATTENDED[@]}")
 STEM="ImagePiece with conv stem"
 EIGHTS="half in multiples of 8"
-SMALL=(--at-once 1 3 8)
-OPTIONS=(default unpadded convolutions "graphs of 1" "all of these")
+SMALL=(--at-once 1 3 8 --seconds 0.1)
+OPTIONS=(unpadded convolutions "graphs of 1" "all of these")
 # XLA reads these once, as it starts.
 FLAGS_OF_XLA=(
   --xla_gpu_command_buffer_update_mode=CAPTURE_CMD_NEVER_UPDATE
@@ -79,21 +80,36 @@ for number in ${*:-1 2 3 4}; do
   # shellcheck disable=SC2086 # words
   case $number in
     1)
-      for size in deit_small_patch16_224 vit_so400m_patch14_siglip_224; do
-        part 60 "$PYTHON" -m tools.host_time $size --inside 0 65536 --dtype bfloat16
+      for size in vit_so400m_patch14_siglip_224 deit_small_patch16_224; do
+        part 90 "$PYTHON" -m tools.host_time $size --inside 0 65536 --dtype bfloat16
       done
-      speed 200 --cases deit_s vit_b so400m --models half "$EIGHTS" \
-        --at-once 1 8 256 --xla default unpadded
+      for case in so400m vit_b deit_s; do
+        speed 100 --cases $case --models half "$EIGHTS" --at-once 1 8 256 \
+          --xla default unpadded
+      done
       ;;
-    2) speed 200 --cases vit_b so400m --models half "$EIGHTS" "${SMALL[@]}" --xla "${OPTIONS[@]}" ;;
+    2)
+      for case in so400m vit_b; do
+        for option in "${OPTIONS[@]}"; do
+          speed 60 --cases $case --models half "$EIGHTS" "${SMALL[@]}" \
+            --xla default "$option"
+        done
+      done
+      ;;
     3)
-      for flags in "${FLAGS_OF_XLA[@]}"; do
-        export XLA_FLAGS=$flags
-        speed 70 --cases vit_b so400m --models half "$EIGHTS" "${SMALL[@]}"
+      for case in so400m vit_b; do
+        for flags in "${FLAGS_OF_XLA[@]}"; do
+          export XLA_FLAGS=$flags
+          speed 60 --cases $case --models half "$EIGHTS" "${SMALL[@]}"
+        done
       done
       unset XLA_FLAGS
       ;;
-    4) speed 300 --cases vit_b so400m --models half "${SMALL[@]}" --beside timm timm-graphs ;;
+    4)
+      for case in so400m vit_b; do
+        speed 200 --cases $case --models half "${SMALL[@]}" --beside timm timm-graphs
+      done
+      ;;
     5)
       speed 120 --cases deit_s --models "${HALVES[@]}" "$STEM" --gelus tanh exact \
         --size-forms direction bias

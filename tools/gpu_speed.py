@@ -242,7 +242,7 @@ class Timed(NamedTuple):
 def ways(case: Case) -> list[Way]:
     """All that the flags list, the dense model first."""
     settings = OPTIONS.models or [
-        name for name in MODELS if name not in (HALF, TOME_STAGES)
+        name for name in MODELS if name not in (HALF, EIGHTS, TOME_STAGES)
     ]
     found = []
     for name in dict.fromkeys([DENSE, *settings]):
@@ -396,7 +396,10 @@ def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def dense_of(row: Mapping, rows: Iterable[Mapping]) -> Mapping:
-    """Our dense model of the same precision, and of the same GELU if it is there."""
+    """Our dense model of the same precision, and of the same GELU if it is there.
+
+    It has the first of the options of XLA that are listed, whatever those of the row.
+    """
     found = None
     for each in rows:
         ours = each["model"] == DENSE and each["library"] == OURS

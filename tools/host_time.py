@@ -3,12 +3,12 @@
     python -m tools.host_time deit_small_patch16_224 --inside 0 65536 1000000000
 
 Programs for one image of random weights, in the order of --inside, with the memory that
-the process held more at most while each was compiled (on Linux; later ones find memory
-that was freed), and what they add to JAX's cache. For the clock an executable of the
-same arguments stands in, which computes next to nothing. Microseconds are those of the
-calling thread, which other processes disturb less than a clock: the median of turns,
-and what a tenth of them are below and above. The last row passes all arrays in dicts,
-and puts images on the device.
+the process held more at most while each was compiled (later ones find memory that was
+freed; it needs a Linux whose /proc can be written), and what they add to JAX's cache.
+For the clock an executable of the same arguments stands in, which computes next to
+nothing. Microseconds are those of the calling thread, which other processes disturb
+less than a clock: the median of turns, and what a tenth of them are below and above.
+The last row passes all arrays in dicts, and puts images on the device.
 """
 
 import dataclasses

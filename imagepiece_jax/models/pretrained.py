@@ -166,11 +166,15 @@ class Pretrained:
 
     @property
     def has_projection(self) -> bool:
-        """Whether the head makes vectors: no bias, as CLIP's, and no class names."""
+        """Whether the head makes vectors: no class names, and no bias, as CLIP's.
+
+        A recovery trains a bias of 0, too, so the dense model's counts.
+        """
         single = self.config.problem_type == SINGLE_LABEL
         if not self.config.num_classes or self.class_names is not None or not single:
             return False
-        return not np.any(self.variables["params"].get("head", {}).get("bias", 0))
+        params = self.dense_variables["params"]
+        return not np.any(params.get("head", {}).get("bias", 0))
 
     @property
     def label(self) -> str:

@@ -34,8 +34,9 @@ class RecoveredCost:
     batch_size: int
     seed: int
     seconds: float  # that it took
-    # "KL" of class probabilities from those of the dense model; "change" of features,
-    # a squared distance as a share of the dense model's square
+    # "KL" of class probabilities from those of the dense model; "squared error" of a
+    # regression; "change" of features, a squared distance as a share of the dense
+    # model's square
     measure: str
     before: float
     after: float

@@ -11,7 +11,7 @@ from imagepiece_jax.deploy.recover import recovery_loss, recovery_step
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.problem_type import MULTI_LABEL, REGRESSION
 from tests import oracles
-from tests.models import tiny
+from tests.models import recoveries, tiny
 from tests.models.test_families import FAMILIES
 from tests.models.test_rotary import ARCHS
 
@@ -185,3 +185,11 @@ def test_a_head_without_bias_has_classes_where_they_have_names():
     names = tuple("abcdefg")
     named = dataclasses.replace(vit, class_names=names)
     assert recovery_loss.outputs_of(named) == "softmax"
+
+
+def test_a_recovered_projection_stays_one():
+    """Recovery trains its bias, too, which is 0 in the dense model."""
+    vit = recoveries.recovered(pretrained("CLIP"), costs=(DROPPING,))
+    vit = vit.with_reduction(DROPPING)
+    assert vit.recovered and np.all(vit.variables["params"]["head"]["bias"])
+    assert recovery_loss.outputs_of(vit) == "features"

@@ -83,12 +83,12 @@ def recover(
     `with_reduction(None)` gives it back to the bit.
 
     Of images that show one picture the first counts, and of more than 10,000 so many
-    that are evenly spaced. A fifth, 16 to 500 of them, is held out. Half of these are
-    measured during the training, and the numbers with the lowest mean come back, where
-    that is lower than the start's; the report is of the other half. Steps include short
-    trials of learning rates. Ctrl-C ends it, and the best numbers so far come back. The
-    same seed and number of steps give the same bits on the same machine. OpenCV resizes
-    the crops where it is installed, else Pillow.
+    that are evenly spaced. A fifth, 16 to 500 of them, is held out and measured during
+    the training. The numbers with the lowest mean of one half come back, where that is
+    lower than the start's; the report is of the other half. Steps include short trials
+    of learning rates. Ctrl-C ends it, and the best numbers so far come back. The same
+    seed and number of steps give the same bits on the same machine. OpenCV resizes the
+    crops where it is installed, else Pillow.
 
     vit: a dense model, or one with a reduction that learns no selectors
     images: a folder, paths, PIL images, uint8 arrays [B, H, W, 3] or a list of
