@@ -74,12 +74,12 @@ class Setting(NamedTuple):
 
     fields: for `load`
     change: of each image before anything else
-    recovered: whether the reduced model is recovered
+    learned: the set of images from which the reduced model is recovered, if it is
     """
 
     fields: dict[str, Any] = {}
     change: Callable[[np.ndarray], np.ndarray] | None = None
-    recovered: bool = False
+    learned: str = ""
 
 
 def reduced(reduction) -> Setting:
@@ -127,7 +127,10 @@ METHODS = {
 RECOVERED = {}
 for text in ("reduction=0.6", FUSION, FUSION_FEW, "reduction=0.5"):
     setting = {**CHEAPER, **METHODS}[text]
-    RECOVERED[f"recovered {text}"] = setting._replace(recovered=True)
+    RECOVERED[f"recovered {text}"] = setting._replace(learned="learned")
+# From images like those that are searched.
+OWN = f"recovered from imagenette {FUSION}"
+RECOVERED[OWN] = METHODS[FUSION]._replace(learned="labeled")
 JUDGED = {DENSE: Setting(), **CONTROLS, **CHEAPER, **METHODS, **RECOVERED}
 # Among which fusion was chosen: parts of ToMe, other methods, parts of MCTF.
 CHOICES = {
@@ -187,6 +190,7 @@ PAIRS = (
     (FUSION_FEW, FUSION),
     ("recovered reduction=0.6", "reduction=0.6"),
     (f"recovered {FUSION}", FUSION),
+    (OWN, f"recovered {FUSION}"),
     (f"recovered {FUSION_FEW}", FUSION_FEW),
     ("recovered reduction=0.5", "reduction=0.5"),
 )
@@ -210,9 +214,9 @@ def cells() -> list[Cell]:
     order = [Cell("learned", name) for name in (DENSE, *CHOSEN_AMONG)]
     order += [Cell("photographs", name) for name in JUDGED if not is_recovered(name)]
     order += [Cell(MEAN, name) for name in (DENSE, *OF_MEAN)]
-    searched = [DENSE, "shifted 4 pixels", "reduction=0.6", "reduction=0.5"]
-    searched += [FUSION, FUSION_FEW, FUSION_MOST, *CHEAPER, *RECOVERED, *METHODS]
-    for name in dict.fromkeys(searched):
+    searched = [DENSE, "shifted 4 pixels", *CHEAPER, *RECOVERED]
+    searched += [FUSION, FUSION_FEW, FUSION_MOST, "tome:macs=0.7"]
+    for name in searched:
         if is_recovered(name):
             order.append(Cell("photographs", name))
         order.append(Cell("imagenette", name))
@@ -220,7 +224,7 @@ def cells() -> list[Cell]:
 
 
 def is_recovered(name: str) -> bool:
-    return SETTINGS[name].recovered
+    return SETTINGS[name].learned != ""
 
 
 # A cell
@@ -291,7 +295,8 @@ class Study:
             return imagepiece_jax.load(self.weights, crop=1.0, **fields)
         if not path.exists():
             vit = imagepiece_jax.load(self.weights, crop=1.0, **fields)
-            vit = imagepiece_jax.recover(vit, self.images["learned"], steps=STEPS)
+            images = self.images[SETTINGS[setting].learned]
+            vit = imagepiece_jax.recover(vit, images, steps=STEPS)
             imagepiece_jax.save(path, vit)
         return imagepiece_jax.load(path)
 
