@@ -184,3 +184,18 @@ def test_all_parameters_may_be_recovered_and_positions_follow_the_size(tmp_path)
         )
     loaded = load(tmp_path / "m", reduction=tiny.EVIT, image_size=LARGER)
     chex.assert_trees_all_equal(loaded.variables, larger.variables)
+
+
+@pytest.mark.parametrize(
+    "interval, words",
+    [
+        ((-0.15, -0.1), None),
+        ((-0.2, 0.1), "within noise"),
+        ((0.1, 0.15), "worse than the start"),
+    ],
+)
+def test_a_change_for_the_worse_is_called_one(interval, words):
+    """Few images choose the numbers, and others judge them."""
+    said = str(recoveries.cost_of(tiny.pretrained("tome:r=3"), interval=interval))
+    found = [each for each in ("within noise", "worse than the start") if each in said]
+    assert found == ([words] if words else [])
