@@ -60,7 +60,7 @@ def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
     if layout == "immich" and prepared.resizes and prepared.resized != prepared.shape:
         raise InputError(
             f"images are cropped from {prepared.resized[0]} pixels, but immich crops "
-            f"nothing off {height} pixels; load with crop=1"
+            f"nothing off {height} pixels; crop=1 (--crop 1) crops nothing"
         )
     if vit.config.arch.pool == "none":
         raise InputError("pool is 'none', so the model has no vector of an image")

@@ -336,7 +336,7 @@ class RecoveryRun:
         spent = in_words(time.monotonic() - self.opened)
         took = in_words(self.steps * self.seconds_of_step)
         self.progress.say(
-            f"{self.name}: {self.steps} steps take about {took} on this machine, after "
+            f"{self.name}: about {took} for {self.steps} steps on this machine, after "
             f"{spent} of reading and compiling; Ctrl-C keeps the best so far"
         )
 

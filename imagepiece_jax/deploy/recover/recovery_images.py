@@ -25,7 +25,7 @@ def divided(source: Source, batch_size: int) -> tuple[Source, Source]:
     needed = MIN_HELD_OUT + batch_size
     if total < needed:
         needs = f"{MIN_HELD_OUT} to hold out, and a batch of {batch_size}"
-        raise InputError(f"{total} images are too few; it takes {needs}")
+        raise InputError(f"images has {total}, too few; it takes {needs}")
     held = min(MAX_HELD_OUT, max(MIN_HELD_OUT, total // HELD_OUT))
     held_out = evenly_spaced(total, held)
     others = np.setdiff1d(np.arange(total), held_out)
