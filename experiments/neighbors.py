@@ -192,6 +192,7 @@ PAIRS = (
     (f"recovered {FUSION}", FUSION),
     (OWN, f"recovered {FUSION}"),
     (f"recovered {FUSION_FEW}", FUSION_FEW),
+    (f"recovered {FUSION_FEW}", "image_size=182"),
     ("recovered reduction=0.5", "reduction=0.5"),
 )
 # The photographs, whose vectors are means of patches: a tower without a class token.
@@ -487,7 +488,7 @@ def found_table(results) -> str:
 
 
 def contrasts_table(results) -> str:
-    """The pairs that were declared: neighbors kept on both sets, and classes."""
+    """Pairs of settings: neighbors kept on both sets, and classes."""
     columns = {
         "kept, photographs": ("photographs", "shared"),
         "kept, imagenette": ("imagenette", "shared"),
