@@ -27,9 +27,9 @@
 # took 30 to 115 s, so timm's models have a part of their own. Others are guessed. A GPU
 # machine needs jax[cuda13], flax, tyro, torch and timm, and for part 13 pytest; no network,
 # no configs and no data. A call has a time limit of its own, and one that fails stops no
-# other; what it measured is kept. $OUT gets speeds.jsonl, train.json, log.txt and tables.md. PYTHON names the
-# interpreter. FLAGS are added to all calls of gpu_speed, such as FLAGS=--smoke to try
-# the script.
+# other; what it measured is kept. $OUT gets speeds.jsonl, train.json, log.txt and
+# tables.md. PYTHON names the interpreter. FLAGS are added to all calls of gpu_speed,
+# such as FLAGS=--smoke to try the script.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 : "${OUT:?name a folder: OUT=folder $0 1 2}"

@@ -103,8 +103,9 @@ def test_the_page_of_search_has_figures_of_the_study():
             change = name.removeprefix("dense, photographs ")
             found = [each for word, each in CHANGES.items() if change.startswith(word)]
             name = found[0] if found else change
-        elif name.endswith(", recovered"):
-            name = f"recovered {name.removesuffix(', recovered')}"
+        elif ", recovered" in name:
+            setting, how = name.split(", ")
+            name = f"{how} {setting}"
         assert by_setting[name]["kept, %, photographs"].split(" ")[0] == row["kept, %"]
         assert by_setting[name]["mixed, %"].split(" ")[0] == row["mixed, %"]
         (column,) = [each for each in row if each.startswith("of its class")]
