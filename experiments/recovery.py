@@ -238,8 +238,9 @@ def table(lines: dict[str, dict]) -> str:
         for images in JUDGED:
             row.append(pairs_text(**line["elsewhere"][images]))
         rows.append([*row, f"{line['minutes']:.0f}"])
+    text = markdown_table(head, rows).strip()
     missing = ", ".join(name for name in CELLS if name not in lines)
-    return f"{markdown_table(head, rows).strip()}\n\nNot measured: {missing}."
+    return f"{text}\n\nNot measured: {missing}." if missing else text
 
 
 def pairs_text(before: dict[str, float], after: dict[str, float]) -> str:
