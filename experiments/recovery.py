@@ -134,9 +134,9 @@ def judged(vit, better, source: Source) -> dict[str, dict[str, float]]:
 
     Returns {"before": .., "after": ..}, of the model and of what it became.
     """
-    teacher = Teacher(
-        vit.with_reduction(None), evaluation_batches(source, vit.preprocessing, 50)
-    )
+    teacher = Teacher(vit.with_reduction(None))
+    batches = evaluation_batches(source, vit.preprocessing, 50)
+    answered = teacher.answered(batches)
     read = teacher.comparison.read
 
     def terms(variables, pixels, targets):
@@ -153,7 +153,7 @@ def judged(vit, better, source: Source) -> dict[str, dict[str, float]]:
     for word, form in (("before", vit), ("after", better)):
         student = parallel.replicate(form.variables)
         parts = []
-        for batch, targets in teacher.held_out:
+        for batch, targets in answered:
             found = parallel.local(program(student, batch["image"], targets))
             parts.append({name: found[name][batch["mask"]] for name in found})
         means[word] = {}

@@ -45,7 +45,7 @@ def vit():
 
 
 def fit_of(vit, **fields):
-    teacher = recovery_step.Teacher(vit.with_reduction(None), [])
+    teacher = recovery_step.Teacher(vit.with_reduction(None))
     return recovery_step.Fit(vit, recovery_step.Recipe(batch_size=8, **fields), teacher)
 
 
@@ -75,11 +75,16 @@ def test_a_step_is_relative_to_the_size_of_a_parameter():
     draw = np.random.default_rng(0)
     kernel = draw.normal(0, 0.1, (16, 5))
     size = np.sqrt(np.mean(kernel**2))
-    assert recovery_step.step_size(kernel) == pytest.approx(size / 4, rel=1e-5)
+    step = recovery_step.step_size("kernel", kernel)
+    assert step == pytest.approx(size / 4, rel=1e-5)
     scale = draw.normal(2, 0.5, 8)
     size = np.sqrt(np.mean(scale**2))
-    assert recovery_step.step_size(scale) == pytest.approx(size, rel=1e-5)
-    assert recovery_step.step_size(np.zeros(8)) == pytest.approx(0.05)
+    assert recovery_step.step_size("scale", scale) == pytest.approx(size, rel=1e-5)
+    assert recovery_step.step_size("bias", np.zeros(8)) == pytest.approx(0.05)
+    positions = draw.normal(0, 2, (1, 17, 8))
+    size = np.sqrt(np.mean(positions**2))
+    step = recovery_step.step_size("pos_embed", positions)
+    assert step == pytest.approx(size, rel=1e-5)
 
 
 def test_the_first_step_is_that_of_its_size_against_the_gradient(vit):
@@ -90,7 +95,7 @@ def test_the_first_step_is_that_of_its_size_against_the_gradient(vit):
     for name in ("kernel", "bias"):
         old, new = (each["blocks_1"]["mlp"]["fc1"][name] for each in (before, after))
         moved = np.abs(new - old)
-        step = 1e-3 * float(recovery_step.step_size(old))
+        step = 1e-3 * float(recovery_step.step_size(name, old))
         assert np.median(moved) == pytest.approx(step, rel=0.01)
 
 

@@ -54,10 +54,6 @@ MEASURES = 8  # number of measures after the trials
 # Learning rates that are tried, and the share of all steps that a trial takes.
 RATES = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
 TRIAL = 16
-# Of the images held out every second one chooses the best numbers, and the others judge
-# them, so that the choice flatters nobody.
-CHOSEN = slice(0, None, 2)
-JUDGED = slice(1, None, 2)
 # Smallest and largest share of an image's area that a random crop covers.
 AREA = (0.4, 1.0)
 
@@ -153,8 +149,12 @@ def recovered(
     forms = forms_of(vit, dense)
     few = readable_originals(few)
     learned, held_out = divided(few, recipe.batch_size)
-    # Images are checked before anything is compiled.
-    batches = evaluation_batches(held_out, vit.preprocessing, recipe.batch_size)
+    # Images are checked before anything is compiled. Every second one held out chooses
+    # the best numbers, and the others judge them, so that the choice flatters nobody.
+    halves = []
+    for first in (0, 1):
+        half = held_out.subset(range(first, len(held_out), 2))
+        halves.append(evaluation_batches(half, vit.preprocessing, recipe.batch_size))
     transform = TrainTransform(
         vit.image_size, "random_resized", AREA, shift=0, flip=True
     )
@@ -168,7 +168,8 @@ def recovered(
     )
     done = []
     with stopping() as stop:
-        teacher = Teacher(dense, batches)
+        teacher = Teacher(dense)
+        answered = [teacher.answered(batches) for batches in halves]
         for index, form in enumerate(forms):
             end = None
             if minutes is not None:
@@ -178,10 +179,12 @@ def recovered(
             name = "recover"
             if len(forms) > 1:
                 name = f"recover, cost {index + 1} of {len(forms)}"
-            run = RecoveryRun(Fit(form, recipe, teacher), crops, name, stop, end)
+            fit = Fit(form, recipe, teacher)
+            run = RecoveryRun(fit, crops, *answered, name, stop, end)
             with contextlib.suppress(KeyboardInterrupt):  # which requests a stop, too
                 run.run()
-            cost = learned_cost(run, dense, len(learned))
+            run.judge()
+            cost = learned_cost(run, dense, len(learned), len(held_out))
             if cost.changed or not (stop.requested and done):
                 done.append(cost)
             if stop.requested:
@@ -211,18 +214,17 @@ def forms_of(vit: Pretrained, dense: Pretrained) -> list[Pretrained]:
     return [vit]
 
 
-def learned_cost(run: "RecoveryRun", dense: Pretrained, images: int) -> RecoveredCost:
+def learned_cost(
+    run: "RecoveryRun", dense: Pretrained, images: int, held_out: int
+) -> RecoveredCost:
     """What a RecoveryRun has learned.
 
     dense: the teacher
-    images: number of images that it learned from
+    images, held_out: numbers of images that it learned from, and of those held out
     """
     recipe = run.fit.recipe
     form = run.fit.vit
-    start, best = (
-        {name: values[JUDGED] for name, values in found.items()}
-        for found in (run.start, run.best)
-    )
+    start, best = run.judged
     interval = mean_difference(best["distance"], start["distance"])
     agreement = tuple(100 * float(each["agreement"].mean()) for each in (start, best))
     numbers = {}
@@ -234,7 +236,7 @@ def learned_cost(run: "RecoveryRun", dense: Pretrained, images: int) -> Recovere
         reduction=form.reduction,
         parameters=recipe.parameters,
         images=images,
-        held_out=len(run.start["distance"]),
+        held_out=held_out,
         steps=run.steps_done,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
@@ -273,10 +275,11 @@ class Stop:
 class RecoveryRun:
     """The training at one cost: trials of learning rates, then the rest with the best.
 
-    The best numbers are those with the lowest mean distance of the images CHOSEN by,
+    The best numbers are those with the lowest mean distance of the images that choose,
     the start's included.
 
     crops: function (steps) -> batches of random crops
+    choosing, judging: images held out, from `Teacher.answered`
     name: of the cost in messages
     stop: ends it
     end: the time, by the monotonic clock, at which the last measure should be done;
@@ -287,6 +290,8 @@ class RecoveryRun:
         self,
         fit: Fit,
         crops: Callable[..., Batches],
+        choosing: list[tuple],
+        judging: list[tuple],
         name: str,
         stop: Stop,
         end: float | None = None,
@@ -294,6 +299,8 @@ class RecoveryRun:
         self.opened = time.monotonic()
         self.fit = fit
         self.crops = crops
+        self.choosing = choosing
+        self.judging = judging
         self.name = name
         self.stop = stop
         self.end = end
@@ -301,9 +308,12 @@ class RecoveryRun:
         self.steps_done = 0
         self.rate = RATES[0]  # the highest learning rate of the best trial
         self.trained = None  # the best numbers; None: nothing is better than the start
-        self.start = fit.measure()  # what `Fit.measure` returns before the first step
-        self.best = self.start  # what it returned for the best numbers
-        self.curve = [(0, mean(self.start))]  # (step, mean) of each measure
+        self.start = mean(fit.measure(choosing))  # the mean before the first step
+        self.best = self.start  # the lowest mean so far
+        judged = fit.measure(judging)
+        # What `Fit.measure` returns at the start, and for the best numbers.
+        self.judged = (judged, judged)
+        self.curve = [(0, self.start)]  # (step, mean) of each measure
         self.seconds_of_step = 0.0  # mean of the last steps
         self.seconds_of_measure = 0.0  # of the last measure
         self.shown = 0  # what `progress` has been told of
@@ -344,7 +354,9 @@ class RecoveryRun:
         """Set the number of steps to that which fits, where a time was given."""
         if self.end is None:
             return
-        left = self.end - time.monotonic() - MEASURES * self.seconds_of_measure
+        # The last measure is of the images that judge.
+        measures = (MEASURES + 1) * self.seconds_of_measure
+        left = self.end - time.monotonic() - measures
         self.steps = max(1, self.steps_done + int(left / self.seconds_of_step))
 
     def choose_rate(self, length: int):
@@ -364,7 +376,7 @@ class RecoveryRun:
                 lowest = value
                 self.rate = rate
                 state = self.fit.get()
-            elif lowest < mean(self.start):
+            elif lowest < self.start:
                 break
             if self.is_over():
                 break
@@ -398,25 +410,31 @@ class RecoveryRun:
         return self.curve[-1][1]
 
     def is_over(self) -> bool:
-        """Whether a signal ends it, or the time is only enough for a measure."""
+        """Whether a signal ends it, or the time is only enough for two measures."""
         if self.stop.requested or self.end is None:
             return self.stop.requested
-        return time.monotonic() + self.seconds_of_measure >= self.end
+        return time.monotonic() + 2 * self.seconds_of_measure >= self.end
 
     def measure(self):
         """Measure the state, and keep its numbers if they are the best so far."""
         began = time.monotonic()
-        found = self.fit.measure()
-        value = mean(found)
-        if value < mean(self.best):
+        value = mean(self.fit.measure(self.choosing))
+        if value < self.best:
             self.trained = self.fit.get().trained
-            self.best = found
+            self.best = value
             self.stop.keeps = True
         self.curve.append((self.steps_done, value))
         name = self.fit.comparison.name
         step = f"step {self.steps_done} of {self.steps}"
         self.progress.say(f"{self.name}: {step}, {name} {value:.4f}")
         self.seconds_of_measure = time.monotonic() - began
+
+    def judge(self):
+        """Measure the images that judge, with the best numbers."""
+        if self.trained is None:
+            return
+        self.fit.put(self.fit.get()._replace(trained=self.trained))
+        self.judged = (self.judged[0], self.fit.measure(self.judging))
 
     def show(self):
         """Show the steps that are done, or the seconds where a time was given."""
@@ -438,8 +456,8 @@ def falling(share: float) -> float:
 
 
 def mean(found: dict[str, np.ndarray]) -> float:
-    """The mean distance of the images CHOSEN by; infinite where one is not finite."""
-    value = float(found["distance"][CHOSEN].mean())
+    """The mean distance of images; infinite where one is not finite."""
+    value = float(found["distance"].mean())
     return value if math.isfinite(value) else math.inf
 
 

@@ -48,32 +48,37 @@ class State(NamedTuple):
     moments: Any  # the optimizer's moments of them
 
 
-def step_size(value: jax.Array) -> jax.Array:
+def step_size(name: str, value: jax.Array) -> jax.Array:
     """The size of a parameter's steps: its root mean square, as in Adafactor and LAMB.
 
     A step of a kernel adds up over its inputs, n, where the other part of a sum of n
     products is sqrt(n) times one; so it is less by sqrt(n), as in muP.
+
+    name: of the parameter, such as "kernel"
     """
     size = jnp.maximum(jnp.sqrt(jnp.mean(value**2)), SMALLEST)
+    if name != "kernel":
+        return size
     inputs = value.size // value.shape[-1]
     return size / math.sqrt(inputs)
 
 
 class Teacher:
-    """The dense model on all devices, and its answers to the images held out.
+    """The dense model on all devices."""
 
-    batches: those of `recovery_images.evaluation_batches`
-    """
-
-    def __init__(self, dense: Pretrained, batches: Iterable[dict[str, np.ndarray]]):
+    def __init__(self, dense: Pretrained):
         self.dense = dense
         self.model = dense.model
         self.comparison = Comparison(dense)
         self.variables = parallel.replicate(dense.variables)
-        answer = parallel.pmap(self._answers_to_pixels, program="dense model")
-        self.held_out = []  # (batch, answers)
+        self._answer = parallel.pmap(self._answers_to_pixels, program="dense model")
+
+    def answered(self, batches: Iterable[dict[str, np.ndarray]]) -> list[tuple]:
+        """(batch, the teacher's answers to it) of `evaluation_batches`."""
+        found = []
         for batch in batches:
-            self.held_out.append((batch, answer(self.variables, batch["image"])))
+            found.append((batch, self._answer(self.variables, batch["image"])))
+        return found
 
     def answers_to(self, variables, images):
         """The teacher's answers to normalized images."""
@@ -134,15 +139,17 @@ class Fit:
         self.state, loss = self._step(self.state, self.variables_of_both, pixels, rate)
         return loss
 
-    def measure(self) -> dict[str, np.ndarray]:
-        """`Comparison.measure` of the held-out images, arrays [images] in their order.
+    def measure(self, answered: list[tuple]) -> dict[str, np.ndarray]:
+        """`Comparison.measure` of images, arrays [images] in their order.
 
         The order does not depend on the number of devices.
+
+        answered: the images, from `Teacher.answered`
         """
         student, _ = self.variables_of_both
         measured = {}
         indices = []
-        for batch, targets in self.teacher.held_out:
+        for batch, targets in answered:
             found = self._measure(self.state.trained, student, batch["image"], targets)
             is_image = batch["mask"]  # and not padding
             indices.append(batch["index"][is_image])
@@ -165,10 +172,10 @@ class Fit:
         loss, gradient = parallel.mean((loss, gradient))
         directions, moments = self.adam.update(gradient, state.moments)
 
-        def update_of(value, direction):
-            return -rate * step_size(value) * direction
+        def update_of(path, value, direction):
+            return -rate * step_size(path[-1].key, value) * direction
 
-        updates = jax.tree.map(update_of, state.trained, directions)
+        updates = jax.tree.map_with_path(update_of, state.trained, directions)
         return State(optax.apply_updates(state.trained, updates), moments), loss
 
     def _measured(self, trained, student, pixels, targets):
