@@ -24,6 +24,9 @@ until those were measured, and "-500steps" of batches of 8. 8, and then 750 step
 their place after a look at DeiT-Ti and DINOv2-S, both at .5, on photographs that judge
 them here, too.
 
+"-more" learns from imagenette's test images that do not judge, too. It was added when
+the cell without it was known, to see whether images are what lacks.
+
 Patches that share a token at the end have one vector in common, where the dense model
 has one for each: `unreachable` is the change of the maps that no numbers give back.
 """
@@ -44,7 +47,7 @@ from experiments import study
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.data.source import Source
+from imagepiece_jax.data.source import Source, evenly_spaced
 from imagepiece_jax.deploy.pictures import as_source
 from imagepiece_jax.deploy.recover import recovery_loss
 from imagepiece_jax.deploy.recover.recovery_images import evaluation_batches
@@ -67,6 +70,7 @@ class Cell(NamedTuple):
     reduction: Any  # as `load` takes it
     size: int = 224
     seed: int = 0
+    images: str = "learned"  # of `images_of`
 
 
 THREE = "stages-3-6-9"
@@ -94,6 +98,7 @@ CELLS = {
     "mean-160-tome-six-.5": Cell("mean", f"{tome(0.5)}:counts={SIX}", 160),
     "mean-160-tome-three-.5": Cell("mean", f"{tome(0.5)}:counts={THREE}", 160),
 }
+CELLS["dinov2-tome-.6-more"] = CELLS["dinov2-tome-.6"]._replace(images="more")
 SEEDS = ("deit-.5", "dinov2-tome-.6")
 for seed in (1, 2):
     for name in SEEDS:
@@ -187,7 +192,7 @@ def measured(cell: Cell, paths: dict[str, str], images: dict[str, Source]) -> di
     began = time.monotonic()
     vit = loaded(cell, paths)
     better = imagepiece_jax.recover(
-        vit, images["learned"], seed=cell.seed, minutes=MINUTES.get(cell.model)
+        vit, images[cell.images], seed=cell.seed, minutes=MINUTES.get(cell.model)
     )
     minutes = (time.monotonic() - began) / 60
     (cost,) = better.recovery.costs
@@ -213,7 +218,13 @@ def images_of(assets: pathlib.Path, imagenette: pathlib.Path) -> dict[str, Sourc
     found = {"learned": odd.spread(LEARNED)}
     found["photographs"] = even.spread(JUDGED["photographs"])
     tests = as_source(imagenette)
-    found["imagenette"] = tests.spread(JUDGED["imagenette"])
+    judges = evenly_spaced(len(tests), JUDGED["imagenette"])
+    found["imagenette"] = tests.subset(judges)
+    others = np.setdiff1d(np.arange(len(tests)), judges)
+    paths = [tests.name(index) for index in others]
+    learned = found["learned"]
+    paths += [learned.name(index) for index in range(len(learned))]
+    found["more"] = as_source(paths)
     return found
 
 
