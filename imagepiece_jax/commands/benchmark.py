@@ -37,11 +37,13 @@ def main(
     from imagepiece_jax.benchmark import suite, workloads
     from imagepiece_jax.common import xla_options
     from imagepiece_jax.common.files import check_writable
+    from imagepiece_jax.deploy.weights import runs
 
     sizes = several("batch_size", batch_size)
     rules = Rules(warmup, repeats, seconds)
     if json:
-        check_writable("json", json, [".json", ".jsonl"])
+        read = runs.own_files(model.weights)
+        check_writable("json", json, [".json", ".jsonl"], read)
     named = model.named()
     texts = several("reductions", reductions)
     own = model.reduction or "as it is"

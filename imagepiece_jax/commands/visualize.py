@@ -7,6 +7,7 @@ from imagepiece_jax.commands._arguments import Images, Weights, several
 from imagepiece_jax.common import extras, signals
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import locked
+from imagepiece_jax.errors import InputError
 
 
 def main(
@@ -33,6 +34,9 @@ def main(
     from imagepiece_jax.deploy.visualize import html
 
     texts = several("reductions", reductions)
+    if texts and weights.reduction is not None:
+        text = f"reduction is {weights.reduction}; all that are drawn are in reductions"
+        raise InputError(text)
     drawn = several("blocks", blocks)
     extras.check("a figure", "matplotlib")
     files = pictures.find_images(images.images)

@@ -86,12 +86,6 @@ class Architecture:
             return None
         return 2 if self.dist_token else 1
 
-    @classmethod
-    def some(cls, parts: Mapping[str, Any]) -> dict[str, Any]:
-        """Some parts, checked. Raises InputError for a wrong one."""
-        checked_parts = cls(**parts)
-        return {name: getattr(checked_parts, name) for name in parts}
-
     def with_parts(self, parts: Mapping[str, Any]) -> "Architecture":
         """The same with these parts.
 

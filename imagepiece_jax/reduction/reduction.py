@@ -7,8 +7,7 @@ Callers, configs and files write it as one text: METHOD:FIELD=VALUE:FIELD=VALUE,
 import ast
 import dataclasses
 import numbers
-from collections.abc import Mapping
-from typing import Any, Self
+from typing import Self
 
 from imagepiece_jax.common.checks import check_choice, check_share
 from imagepiece_jax.errors import InputError
@@ -71,11 +70,6 @@ class Reduction:
                 f"reduction is {found}, but the model has prop_attn={prop_attn}"
             )
         return dataclasses.replace(found, prop_attn=prop_attn)
-
-    @classmethod
-    def of_run(cls, config: Mapping[str, Any]) -> "Reduction":
-        """The reduction in the config of a run, with the model's `prop_attn` if set."""
-        return cls.read(config["reduction"], config["model"].get("prop_attn"))
 
     @classmethod
     def _of_text(cls, text):

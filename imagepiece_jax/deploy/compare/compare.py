@@ -85,7 +85,7 @@ def rows_of(
     for size in sizes:
         resized = on_smaller_images(measured, size)
         rows.append(Row(f"image_size={size}", resized, DENSE, is_smaller=True))
-    seen = {}
+    seen = {(vit.image_size, DENSE): "dense"}
     for row in rows:
         what = row.weights.vit.image_size, row.reduction
         if what in seen:

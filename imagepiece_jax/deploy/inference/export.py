@@ -56,6 +56,7 @@ def export(
     if batch_size is not None:
         batch_size = checked.batch_size
     check_gelu(vit.model, gelu)
+    vit.warn_of_untrained()
     vit = _portable(vit, gelu or vit.model.config.arch.gelu)
     folder = pathlib.Path(os.path.expanduser(out))
     if layout is None:
@@ -65,8 +66,9 @@ def export(
     else:
         out = tower.graph_file(folder, layout, vit)
         outputs = tower.outputs(vit, layout, pixels)
-        # Its JSON files have names that saved models have, too.
-        earlier = program_facts.read_facts(out)
+        # Its JSON files have names that saved models have, too, and a graph by itself
+        # may lie beside those.
+        earlier = program_facts.read_facts(out).get("layout") == layout
 
         def ours(file):
             # Ctrl-C leaves an empty folder.
@@ -83,6 +85,7 @@ def export(
         program = onnx_model.onnx_model(vit, **options)
         facts = program_facts.program_facts(vit, images, outputs, stored_dtype)
         facts["opset"] = onnx_model.OPSET
+        facts["layout"] = layout
     earlier_weights = program_facts.read_facts(out).get("external_data")
     with finishing():  # the files belong together
         weights_file = onnx_model.write_onnx(out, program)

@@ -86,7 +86,9 @@ def features(
     if not np.iterable(layers):
         check_range("layers", layers, 0, model.depth, whole=True)
         blocks = range(model.depth - layers, model.depth)
-    blocks = tuple(map(int, blocks))
+    blocks = tuple(blocks)
+    for block in blocks:
+        check_range("layers", block, 0, model.depth - 1, whole=True)
     check_fill(fill, model.config.arch.class_token)
     xla_options.check_dtype(model.execution.dtype.name)
     images = pictures.as_batch(images, vit.preprocessing)

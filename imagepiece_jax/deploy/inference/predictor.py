@@ -66,9 +66,8 @@ class Predictor:
         if top is None:
             self._top = min(5, classes)
         check_range("top", self._top, min(1, classes), classes, whole=True)
-        biased = classes and np.any(vit.variables["params"]["head"]["bias"])
-        drawn = vit.untrained  # of which `compiler` warns
-        if classes and self._labels is None and not biased and not drawn:
+        # Of an untrained head `compiler` warns.
+        if vit.has_projection and self._labels is None and not vit.untrained:
             warn(
                 "the head has no bias, like CLIP's projection or a head that was not "
                 "trained, so its outputs are no classes, and probabilities of them "

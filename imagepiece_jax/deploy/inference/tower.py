@@ -21,6 +21,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
 
 LAYOUTS = ("immich", "transformers", "fastembed")
+OF_CLASSES = ("id2label", "label2id", "num_labels")  # fields of a config.json
 NUMBERS = {name: number for number, name in RESAMPLE.items()}  # Pillow's
 
 
@@ -135,11 +136,43 @@ def processor_fields(vit: Pretrained) -> dict:
 
 
 def config_fields(vit: Pretrained) -> dict:
-    """transformers' config.json: that of the weights' folder, or a written one."""
-    if vit.source.path is not None:
-        file = pathlib.Path(vit.source.path) / CONFIG
-        if file.is_file() and "model_type" in (fields := read_json(file)):
-            return fields
+    """transformers' config.json: that of the weights' folder, or a written one.
+
+    Its images and classes are those of the model, which `load` may have changed.
+    """
+    config = vit.config
+    fields = stored_fields(vit)
+    is_classifier = config.num_classes > 0 and not vit.has_projection
+    if not is_classifier and "id2label" in fields:  # of a head that was left out
+        for name in ("architectures", *OF_CLASSES):
+            fields.pop(name, None)
+    if "image_size" in fields:
+        fields["image_size"] = min(vit.preprocessing.shape)
+    fields = fields or written_fields(vit)
+    if is_classifier:
+        fields.setdefault("architectures", ["ViTForImageClassification"])
+        # transformers' names where there are none
+        names = list(vit.class_names or [None] * config.num_classes)
+        for label, name in enumerate(names):
+            names[label] = name or f"LABEL_{label}"
+        fields["id2label"] = dict(enumerate(names))
+        fields["label2id"] = {name: i for i, name in enumerate(names)}
+    return fields
+
+
+def stored_fields(vit: Pretrained) -> dict:
+    """The config.json of the weights' folder if it is transformers', or else {}."""
+    if vit.source.path is None:
+        return {}
+    file = pathlib.Path(vit.source.path) / CONFIG
+    if not file.is_file():
+        return {}
+    fields = read_json(file)
+    return fields if "model_type" in fields else {}
+
+
+def written_fields(vit: Pretrained) -> dict:
+    """transformers' fields of a model, without its classes."""
     config = vit.config
     fields = {
         "model_type": "vit",
@@ -152,12 +185,6 @@ def config_fields(vit: Pretrained) -> dict:
     if vit.has_projection:
         fields["model_type"] = "clip_vision_model"
         fields["projection_dim"] = config.num_classes
-    elif config.num_classes:
-        numbered = [f"LABEL_{label}" for label in range(config.num_classes)]
-        names = vit.class_names or numbered  # transformers' where there are none
-        fields["architectures"] = ["ViTForImageClassification"]
-        fields["id2label"] = dict(enumerate(names))
-        fields["label2id"] = {name: i for i, name in enumerate(names)}
     elif is_siglip(vit):
         fields["model_type"] = "siglip_vision_model"
     return fields

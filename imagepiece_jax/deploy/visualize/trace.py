@@ -46,7 +46,7 @@ class Trace:
 
 
 def trace(
-    model: ViT, variables, images: np.ndarray, problem_type=SINGLE_LABEL
+    model: ViT, variables, images: np.ndarray, problem_type: str | None = SINGLE_LABEL
 ) -> Trace:
     """The Trace of uint8 images [B, H, W, 3].
 
@@ -54,12 +54,13 @@ def trace(
     place in the image.
 
     model: not of masked training
-    problem_type: of the head
+    problem_type: of the head; None: its outputs are no classes
     """
     slots, logits = _in_batches(model, variables, images)
     top = None
     confidence = None
-    if activation(problem_type, model.config.num_classes) is not None:
+    classes = model.config.num_classes
+    if problem_type is not None and activation(problem_type, classes) is not None:
         top = logits.argmax(axis=-1).astype(np.int32)
         confidence = probabilities(logits, problem_type).max(axis=-1)
     stages = []

@@ -155,6 +155,8 @@ class _Repository:
             return None
         except errors.EntryNotFoundError:
             return None
+        except errors.HFValidationError as error:
+            raise InputError(f"{self._text}: {error}") from error
         path = pathlib.Path(file)
         self.files.append(path)
         self._revision = path.parent.name  # the commit, in the layout of the cache

@@ -20,7 +20,7 @@ from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.config.run_files import KINDS, check_normalization
-from imagepiece_jax.deploy.weights import hub_configs, layouts, location, runs
+from imagepiece_jax.deploy.weights import hub, hub_configs, layouts, location, runs
 from imagepiece_jax.deploy.weights.file_names import CONFIG, OPEN_CLIP, OURS, RECOVERED
 from imagepiece_jax.deploy.weights.hub_configs import Described
 from imagepiece_jax.deploy.weights.layouts import Contents
@@ -174,9 +174,13 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
     if not location.exists(os.path.expanduser(name)):
         names = registry.names_for(name)
         raise InputError(f"config is {name!r}, no name and no file; {names}")
-    if os.path.basename(name) in (CONFIG, OPEN_CLIP):
-        name = os.path.dirname(name) or os.curdir
-    found = location.find(name)
+    folder, file = os.path.split(name)
+    if file not in (CONFIG, OPEN_CLIP):
+        found = location.find(name)
+    elif hub.is_id(folder):
+        found = location.find(folder)
+    else:
+        found = location.of_config(name)
     if found.kind == FILE and registry.name_of_file(found.path) is None:
         raise InputError(f"config is {name!r}; a file must be {CONFIG} or {OPEN_CLIP}")
     return describe(found).config

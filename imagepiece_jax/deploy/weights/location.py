@@ -74,6 +74,12 @@ def find(path: str | os.PathLike, may_be_broken: bool = False) -> Location:
     return Location(path, FILE)
 
 
+def of_config(file: str | os.PathLike) -> Location:
+    """The weights in the folder of a config file, which says what model they are."""
+    file = pathlib.Path(file).expanduser()
+    return _in_folder(file.parent, config_file=file)
+
+
 def exists(path: str | os.PathLike) -> bool:
     """Whether there is a file or folder, or `path` is a hub id."""
     return hub.is_id(path) or os.path.exists(path)  # False for a name that is too long
@@ -87,9 +93,12 @@ def is_run(path: str | os.PathLike) -> bool:
     return _in_folder(folder).kind == RUN
 
 
-def _in_folder(folder, may_be_broken=False):
-    """The Location of a folder, with the arguments of `find`."""
-    file = _config_file(folder)
+def _in_folder(folder, may_be_broken=False, config_file=None):
+    """The Location of a folder, with the arguments of `find`.
+
+    config_file: the one to read; None: the preferred one
+    """
+    file = config_file or _config_file(folder)
     if not file.is_file():
         weights_file(folder)
         return Location(folder, FOLDER)

@@ -17,6 +17,13 @@ from imagepiece_jax.config.run_files import (
     check_format,
     read_class_names,
 )
+from imagepiece_jax.deploy.weights.file_names import (
+    INDEX,
+    OPEN_CLIP,
+    PREPROCESSOR,
+    PROCESSOR,
+    WEIGHTS,
+)
 from imagepiece_jax.deploy.weights.hub_configs import Described, guarded
 from imagepiece_jax.deploy.weights.location import Location
 from imagepiece_jax.errors import InputError
@@ -86,7 +93,8 @@ def _written(folder):
 
 
 def own_files(path):
-    """Files that must not be overwritten: the weights file, or a run's own files."""
+    """Files that must not be overwritten: the weights file, or those of its folder."""
     path = pathlib.Path(path)
-    names = (CONFIG, CLASSES, *OTHERS)
+    names = (CONFIG, CLASSES, *OTHERS, OPEN_CLIP, PREPROCESSOR, PROCESSOR)
+    names += tuple(name for name in WEIGHTS if name.endswith(INDEX))
     return [path, *(path / name for name in names)]
