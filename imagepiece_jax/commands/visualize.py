@@ -43,7 +43,7 @@ def main(
     folder = pathlib.Path(out)
     html.check_folder(folder)
     with locked("out", folder):
-        vit = weights.load().analyzed()
+        vit = weights.load().analyzed(weights.dtype or "float32")
         models = [vit.with_reduction(reduction) for reduction in texts] or [vit]
         for block in drawn:
             last = len(vit.model.plan) - 1

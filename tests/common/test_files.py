@@ -201,7 +201,8 @@ def test_what_would_fail_after_the_work_is_refused_before(tmp_path):
 
 
 def test_files_of_the_run_that_is_read_are_not_replaced(tmp_path):
-    for name in ("config.json", "classes.json", "run.json"):
+    names = ("config.json", "classes.json", "run.json", "preprocessor_config.json")
+    for name in names:
         (tmp_path / name).write_text("{}")
         with pytest.raises(InputError, match=f"json .*{name} is read by this"):
             check_writable("json", tmp_path / name, [".json"], own_files(tmp_path))

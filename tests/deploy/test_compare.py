@@ -81,6 +81,12 @@ def test_rows_without_a_name_are_two_costs():
         assert row.reduction == vit.with_reduction(share).reduction
 
 
+def test_the_dense_model_is_there_once():
+    measured = MeasuredWeights(tiny.pretrained(), tiny_paper.images())
+    with pytest.raises(InputError, match="none is dense again"):
+        compare.rows_of(measured, ["none"])
+
+
 def test_folders_of_something_else_are_refused(tmp_path):
     compare.check_folder(tmp_path / "new")
     for name in ("points.jsonl", "compare.md", "compare.png", ".0123.tmp"):

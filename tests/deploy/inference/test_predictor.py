@@ -14,7 +14,7 @@ from imagepiece_jax.deploy.inference import optimize
 from imagepiece_jax.deploy.inference import predictor as api
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import MEAN, STD
-from tests.models import tiny
+from tests.models import recoveries, tiny
 from tests.oracles import softmax
 from tests.refused import refused
 
@@ -245,3 +245,7 @@ def test_a_projection_is_no_classifier(trained):
     with pytest.warns(UserWarning, match="no bias, .* so its outputs are no classes"):
         imagepiece_jax.Predictor(projecting)
     imagepiece_jax.Predictor(projecting, labels=NAMES)
+    better = recoveries.recovered(projecting).with_reduction(recoveries.TOME)
+    assert np.any(better.variables["params"]["head"]["bias"])
+    with pytest.warns(UserWarning, match="its outputs are no classes"):
+        imagepiece_jax.Predictor(better)

@@ -168,6 +168,15 @@ def test_files_of_others_stay(tmp_path, layout):
     assert export(vit, out, layout=layout) == export(vit, out, layout=layout)
 
 
+def test_a_graph_by_itself_makes_no_layout_of_its_folder(tmp_path):
+    saved = imagepiece_jax.save(tmp_path / "saved", encoder())
+    export(encoder(), saved / "model.onnx")
+    before = {file: file.read_bytes() for file in saved.iterdir()}
+    with refused("out", "it must be a new or empty folder"):
+        export(encoder(), saved, layout="fastembed")
+    assert {file: file.read_bytes() for file in saved.iterdir()} == before
+
+
 @pytest.fixture
 def photographs(tmp_path):
     """Files of the model's size, which no client resizes."""
@@ -250,3 +259,16 @@ def test_a_config_of_transformers_is_copied_and_one_of_ours_is_not(tmp_path):
     assert found == content
     saved = imagepiece_jax.load(imagepiece_jax.save(tmp_path / "saved", vit))
     assert tower.config_fields(saved)["model_type"] == "vit"
+
+
+def test_a_copied_config_has_the_images_and_classes_of_the_model(tmp_path):
+    vit = classifier()
+    content = {"model_type": "vit", "image_size": 8, "id2label": {"0": "cat"}}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    source = dataclasses.replace(vit.source, path=tmp_path)
+    found = tower.config_fields(dataclasses.replace(vit, source=source))
+    assert found["id2label"] == dict(enumerate(vit.class_names))
+    assert found["label2id"]["class 1"] == 1
+    assert found["image_size"] == tiny.SIDE
+    found = tower.config_fields(dataclasses.replace(encoder(), source=source))
+    assert found == {"model_type": "vit", "image_size": tiny.SIDE}

@@ -56,6 +56,11 @@ def test_predictions_are_those_of_the_logits(imagepiece):
     np.testing.assert_allclose(traced.confidence, shares.max(axis=1), rtol=1e-4)
 
 
+def test_a_projection_predicts_no_class(images):
+    model = tiny.model("tome:r=3", depth=1)
+    assert trace(model, tiny.variables(model), images[:1], None).top is None
+
+
 def test_a_trace_ends_at_learned_tokens(images):
     model = tiny.model(LEARNER, depth=2)
     traced = trace(model, tiny.variables(model), images)

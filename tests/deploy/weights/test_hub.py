@@ -103,6 +103,11 @@ def test_files_that_are_gone_are_fetched_again(cache, files):
     assert hub.fetched("hf://org/name") == newer != snapshot
 
 
+def test_an_id_that_the_hub_does_not_take(cache):
+    with pytest.raises(InputError, match="^hf://a--b/c: "):
+        imagepiece_jax.load("hf://a--b/c")
+
+
 def test_a_cache_that_does_not_say_whether_there_is_a_file(cache, files):
     """It marks what the hub was asked for and lacks."""
     file = "preprocessor_config.json"

@@ -251,6 +251,15 @@ def test_a_config_is_in_a_file_of_its_name(tmp_path, name):
         load.read_config(tmp_path / name)
 
 
+def test_the_file_that_is_named_is_read(saved, tmp_path):
+    """A folder of OpenCLIP may have a config.json, too."""
+    shutil.copy(saved / "config.json", tmp_path)
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    assert load.read_config(tmp_path / "config.json") == CONFIG
+    with refused("open_clip_config.json"):
+        load.read_config(tmp_path / "open_clip_config.json")
+
+
 def test_a_folder_of_weights_may_lack_a_config(file):
     """Which the caller then has to say."""
     with refused(f"folder {file.parent} has no config.json, nor"):
