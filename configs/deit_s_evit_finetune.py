@@ -12,7 +12,7 @@ def get_config(size="deit_s"):
     config = deit_s.get_config(size, "evit:fuse_token=True")
     config.epochs = 30
     config.lr = 2e-5
-    config.min_lr = 2e-6
+    config.min_lr = 2e-6  # not scaled: the rate of fewer than 52 images rises to it
     config.warmup_epochs = 0.0
     config.weight_decay = 1e-6
     config.model.drop_path_rate = 0.0

@@ -72,7 +72,7 @@ def shared_errors():
         yield
     except _ReportedError:
         raise
-    except (InputError, RunError) as error:
+    except (InputError, RunError, OSError) as error:
         gather(json.dumps({"error": f"{error} ({socket.gethostname()})"}))
         raise
     exchange(None)

@@ -54,10 +54,10 @@ class Purpose(enum.IntEnum):
     """The purpose of a draw. The numbers are part of every run: never change one."""
 
     INIT = 0  # fresh parameters
-    AUGMENT = 1  # crops, flips, RandAugment, random erasing of one sample
+    AUGMENT = 1  # RandAugment and random erasing of one sample
     MIX = 2  # mixup and cutmix: one draw per batch
     DROP_PATH = 3
-    DROPOUT = 4
+    DROPOUT = 4  # nothing draws by it
     REDUCER = 5  # reducers that draw, in training: position in the global batch
     REDUCER_EVAL = 6  # the same in evaluation: step 0, position = index in the data set
 

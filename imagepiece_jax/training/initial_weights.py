@@ -131,6 +131,10 @@ class InitialWeights:
         run = self._run
         fresh = run.init.fresh
         if self.start is None:
+            if fresh:
+                raise InputError(
+                    f"config.init.fresh is {fresh!r}, but config.init.weights is empty"
+                )
             return fresh_variables(model, run.seed)
         check_parts(fresh, variable_shapes(model), "config.init.fresh")
         try:

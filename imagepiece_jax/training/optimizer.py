@@ -36,7 +36,7 @@ def create(optim: OptimConfig, steps_per_epoch: int, param_groups=None):
     optimizer = adamw(optim, rate)
     if param_groups is not None:
         groups = scale_by_group(param_groups, rate, optim.peak_lr, steps_per_epoch)
-        optimizer = optax.chain(optimizer, groups)
+        optimizer = optax.chain(without_frozen(optimizer, param_groups), groups)
     return rate, optimizer
 
 
@@ -70,8 +70,10 @@ def warmup_steps(optim: OptimConfig, steps_per_epoch: int) -> int:
     """The number of steps, from the first on, that `learning_rate` warms up."""
     if optim.warmup_epochs == 0:
         return 0
-    epochs = min(optim.epochs, optim.warmup_epochs + optim.lr_offset)
-    return math.ceil(epochs * steps_per_epoch)
+    epochs = optim.warmup_epochs
+    if optim.lr_offset:  # one rate for all of an epoch
+        epochs = math.ceil(epochs) + optim.lr_offset
+    return math.ceil(min(optim.epochs, epochs) * steps_per_epoch)
 
 
 def decay_mask(params):
@@ -111,6 +113,26 @@ def adamw(optim: OptimConfig, rate):
     return optax.chain(optax.clip_by_global_norm(optim.clip_grad_norm), optimizer)
 
 
+def without_frozen(optimizer, group_of):
+    """An optax transformation that takes gradients of frozen parameters for 0.
+
+    So clipping counts the others alone. Frozen are those of a group that never moves.
+
+    group_of: function from a path ("blocks_3/attn/q/kernel") to its ParamGroup or None
+    """
+
+    def trained(path, gradient):
+        group = _group(group_of, path)
+        is_frozen = group is not None and group.frozen_epochs == float("inf")
+        return jnp.zeros_like(gradient) if is_frozen else gradient
+
+    def update(gradients, state, params=None):
+        gradients = jax.tree_util.tree_map_with_path(trained, gradients)
+        return optimizer.update(gradients, state, params)
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
 def scale_by_group(group_of, rate, peak, steps_per_epoch):
     """An optax transformation that scales the updates of parameters by their group.
 
@@ -124,7 +146,7 @@ def scale_by_group(group_of, rate, peak, steps_per_epoch):
     """
 
     def factor(path, step):
-        group = group_of(jax.tree_util.keystr(path, simple=True, separator="/"))
+        group = _group(group_of, path)
         if group is None or group.frozen_epochs == float("inf"):
             return 1.0 if group is None else 0.0
         thawed = step >= group.frozen_epochs * steps_per_epoch
@@ -143,6 +165,11 @@ def scale_by_group(group_of, rate, peak, steps_per_epoch):
         return scaled, optax.ScaleByScheduleState(count=state.count + 1)
 
     return optax.GradientTransformation(init, update)
+
+
+def _group(group_of, path):
+    """The ParamGroup, or None, of a path of JAX."""
+    return group_of(jax.tree_util.keystr(path, simple=True, separator="/"))
 
 
 def global_norm(tree):

@@ -61,7 +61,8 @@ def train_and_evaluate(
     Raises InputError for a config or file that does not fit, RunError where training
         cannot continue, Stopped after a signal.
     """
-    extras.check("training", "cv2", "matplotlib", "simplejpeg", "tensorboardX")
+    with parallel.shared_errors():
+        extras.check("training", "cv2", "matplotlib", "simplejpeg", "tensorboardX")
     plan = plan_run(config, workdir, start, teacher)
     with open_run(plan, dry_run) as run:
         if dry_run:

@@ -184,11 +184,12 @@ def check_agreement(process):
     with parallel.shared_errors():
         pass
     sentence = "disk is full" if process == 0 else r"process 0 stopped: disk is full \("
-    with pytest.raises((InputError, RunError), match=sentence):
-        with parallel.shared_errors():
-            if process == 0:
-                raise RunError("disk is full")
-            parallel.check_same({})
+    for error in (RunError, OSError):
+        with pytest.raises((InputError, error), match=sentence):
+            with parallel.shared_errors():
+                if process == 0:
+                    raise error("disk is full")
+                parallel.check_same({})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Hooks of a method in training: its loss and its own rates."""
 
+import dataclasses
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +50,23 @@ def test_groups_scale_the_updates_of_the_optimizer():
     assert (reducer == -0.5).all()
     assert (token == 0.0).all()
     assert head.tolist() == [0.0] * 4 + [-0.25] * 2
+
+
+def test_clipping_does_not_count_what_never_moves():
+    optim = dataclasses.replace(PLAIN.optim, clip_grad_norm=1.0)
+    _, tx = optimizer.create(optim, 2, group_of)
+    moved = []
+    for frozen in (0.0, 1000.0):
+        params = PARAMS
+        state = tx.init(params)
+        for size in (1.0, 2.0, 0.1):
+            grads = jax.tree.map(lambda x, size=size: jnp.full_like(x, size), PARAMS)
+            grads["cls_token"] *= frozen
+            updates, state = tx.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        moved.append(params)
+    chex.assert_trees_all_equal(*moved)
+    assert (moved[0]["reducer_3"]["kernel"] < 1.0).all()
 
 
 def terms(outputs, teacher_outputs, plan):

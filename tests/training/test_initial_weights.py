@@ -134,6 +134,13 @@ def test_only_the_named_parts_are_new(saved):
     chex.assert_trees_all_equal(started(config)["params"], variables["params"] | head)
 
 
+def test_without_weights_no_part_is_named_as_new():
+    """Else all would be drawn, and in DTEM nearly all of it would stay so."""
+    said = "config.init.fresh is ('head',), but config.init.weights is empty"
+    with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
+        started(configured(**{"init.fresh": ("head",)}))
+
+
 HALF = (0.5, 0.5, 0.5)
 OWN = {"model.arch.gelu": "tanh", "model.arch.norm_eps": 1e-6}
 OWN |= {"model.mean": HALF, "model.std": HALF}

@@ -8,12 +8,13 @@ import signal
 import socket
 import sys
 import time
+import types
 
 import jax
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training.cluster.job import check_gpus, is_loss
+from imagepiece_jax.training.cluster.job import check_counts, check_gpus, is_loss
 from tests import forked
 from tests.command import start
 
@@ -83,6 +84,17 @@ def test_gpus_that_no_task_uses_are_refused(visible, refused, monkeypatch):
         return check_gpus()
     with pytest.raises(InputError, match="has 2 GPUs, and its tasks use 1; start one"):
         check_gpus()
+
+
+def test_processes_with_unequally_many_devices_are_refused(monkeypatch):
+    owners = [0, 0, 1, 2, 2]
+    devices = [types.SimpleNamespace(process_index=owner) for owner in owners]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    said = "^the number of devices is 1 on process 1, but 2 on process 0; all processes"
+    with pytest.raises(InputError, match=said):
+        check_counts()
+    del devices[1], devices[-1]
+    check_counts()
 
 
 @pytest.mark.slow

@@ -74,7 +74,11 @@ def test_steps_of_the_warm_up_are_those_below_its_end():
     assert steps() == 5 * STEPS
     assert rate(steps() - 2) < rate(steps() - 1)  # it rises
     assert rate(steps()) > rate(steps() + 100)
-    assert steps(lr_offset=1) == 6 * STEPS
+    for warmup_epochs in (5.0, 4.5):
+        late = {"lr_offset": 1, "warmup_epochs": warmup_epochs}
+        assert steps(**late) == 6 * STEPS
+        assert rate(5 * STEPS, **late) < rate(6 * STEPS, **late)
+        assert rate(6 * STEPS, **late) > rate(7 * STEPS, **late)
     assert steps(warmup_epochs=0.0) == 0
 
 

@@ -5,6 +5,7 @@ others, or raises an exception: here both end in one sentence, within a minute.
 """
 
 import atexit
+import collections
 import contextlib
 import ctypes
 import glob
@@ -50,7 +51,8 @@ def joined(
     GPUs that it sees. num_processes=1 is a run of this process alone, anywhere.
 
     coordinator: "host:port" of process 0
-    Raises InputError where the processes cannot meet, or leave GPUs unused.
+    Raises InputError where the processes cannot meet, have unequally many devices, or
+        leave GPUs unused.
     """
     if num_processes == 1 and coordinator is None:
         yield
@@ -64,6 +66,7 @@ def joined(
         if _initialize(coordinator, num_processes, process_id):
             # JAX aborts from a C++ thread, where Python's handlers do not run either.
             ctypes.CDLL(None).signal(signal.SIGABRT, _end)
+            check_counts()
             check_gpus()
             # On CPUs devices must connect within 30 seconds, so not while one compiles.
             parallel.max_over_processes()(0)
@@ -121,6 +124,21 @@ def _initialize(coordinator, num_processes, process_id):
             "under srun and mpirun"
         ) from error
     return True
+
+
+def check_counts():
+    """Raise InputError where processes have unequally many devices.
+
+    All know it without an exchange of values, which needs equally many.
+    """
+    owners = collections.Counter(device.process_index for device in jax.devices())
+    fewest = min(owners, key=owners.get)
+    most = max(owners, key=owners.get)
+    if owners[fewest] < owners[most]:
+        raise InputError(
+            f"the number of devices is {owners[fewest]} on process {fewest}, but "
+            f"{owners[most]} on process {most}; all processes of a run need the same"
+        )
 
 
 def check_gpus():

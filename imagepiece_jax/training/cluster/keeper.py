@@ -59,11 +59,8 @@ class Keeper:
         Raises InputError for a checkpoint of another run.
         """
         plan = self._plan
-        if not self._dry_run:  # nothing has been written so far
+        if not self._dry_run:
             plan.data.check_space()
-            if parallel.is_main():
-                run_dir.record_start(plan.workdir, self._fields)
-                run_dir.record_classes(plan.workdir, class_names)
         digest = parallel.from_main(plan.data.digest)
         values = {"mean": [*plan.model.config.mean], "std": [*plan.model.config.std]}
         counts = plan.data.image_counts
@@ -73,6 +70,9 @@ class Keeper:
             data = plan.config.data.name
             progress = progress.resumed(saved, data, plan.workdir)
         job.check_same_start(self._saved, (state, frozen))
+        if parallel.is_main() and not self._dry_run:  # the first that is written
+            run_dir.record_start(plan.workdir, self._fields)
+            run_dir.record_classes(plan.workdir, class_names)
         return state, progress, self._saved
 
     @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """The folder of a run: its config, its starts and its classes.
 
 `config.json` is the full config. A folder belongs to one config; only some fields may
-change when a run is resumed. `run.json` has an entry for each start, and the time of
-the run's end. `classes.json` has the names of the classes by label, if there are any.
+change when a run is resumed. `run.json` has an entry for each start. `classes.json` has
+the names of the classes by label, if there are any.
 """
 
 import importlib.metadata
