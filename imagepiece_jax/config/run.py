@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.config import run_files
-from imagepiece_jax.data.preprocessing import Preprocessing, read_fields
+from imagepiece_jax.data.preprocessing import IN_CONFIG, Preprocessing, read_fields
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.config import AugmentConfig, DataConfig
 
@@ -242,6 +242,7 @@ class RunConfig:
 
         config: the model
         images: how its images are cropped
+        Raises InputError for a part of the crop that the config has without the rest.
         """
         model = self.model
         data = self.data
@@ -249,6 +250,14 @@ class RunConfig:
             mean_and_std = {"mean": config.mean, "std": config.std}
             model = dataclasses.replace(model, **mean_and_std)
         if data.eval_crop is None and data.resize != "none":
+            for field in ("crop_mode", "interpolation", "rule"):
+                name = IN_CONFIG[field]
+                value = getattr(data, name)
+                if value != getattr(Preprocessing, field):
+                    raise InputError(
+                        f"config.data.{name} is {value!r}, but config.data.eval_crop "
+                        "is empty, which leaves all of the crop to the weights"
+                    )
             data = dataclasses.replace(
                 data,
                 eval_crop=images.crop,

@@ -10,6 +10,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.reduction.reduction import Reduction
 from tests.models.make import config
+from tests.refused import refused
 from tests.runs import configured
 
 TINY = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2, "image_size": 48}
@@ -91,6 +92,11 @@ def test_images_are_those_of_a_model_where_the_config_leaves_them_empty():
     found = images_of(run)
     assert (found["mean"], found["std"]) == ((0.1,) * 3, (0.3,) * 3)
     assert (found["crop"], found["crop_mode"]) == (0.8, "center")
+    squashed = RunConfig.from_config(
+        configured(fields | {"data.eval_crop_mode": "squash"})
+    )
+    with refused("eval_crop_mode is 'squash', but config.data.eval_crop is empty"):
+        squashed.with_images_of(*given)
 
 
 def test_a_name_says_normalization_but_no_crop():
