@@ -50,8 +50,8 @@ def get_config():
     #                              crop; "none": images have the right size already
     config.data.eval_crop = placeholder(float)  # share of the resized side; empty: as
     #                              the weights say that a run starts from, else DeiT's
-    #                              0.875, and images of up to 32 pixels stay as they are;
-    #                              the next three need it, if they are not these
+    #                              0.875, and images of up to 32 pixels stay as they are
+    #                              (other values of the next three need it)
     config.data.eval_crop_mode = "center"  # or "squash": both sides are resized
     config.data.eval_interpolation = "bicubic"  # or "bilinear"
     config.data.eval_rule = "timm"  # or "transformers": whose rounding of the crop
