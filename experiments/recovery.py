@@ -25,7 +25,8 @@ their place after a look at DeiT-Ti and DINOv2-S, both at .5, on photographs tha
 them here, too.
 
 "-more" learns from imagenette's test images that do not judge, too. It was added when
-the cell without it was known, to see whether images are what lacks.
+the cell without it was known, to see whether images are what lacks; its line is of a
+script with these calls, and has four digits.
 
 Patches that share a token at the end have one vector in common, where the dense model
 has one for each: `unreachable` is the change of the maps that no numbers give back.

@@ -19,7 +19,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
 from tests import forked, programs, runs
-from tests.models import tiny
+from tests.models import recoveries, tiny
 from tests.refused import refused
 
 DROPPING = "evit:keep_rate=0.3:blocks=(0,):fuse_token=False"
@@ -286,6 +286,12 @@ def test_ctrl_c_before_anything_is_better_leaves_the_weights(
     chex.assert_trees_all_equal(stopped.variables, vit.variables)
     said = capsys.readouterr().err
     assert said.count(f"stopped: {recover.NOTHING_BETTER}") == 1
+
+
+def test_a_dense_model_learns_on_from_the_costs_that_it_has():
+    better = recoveries.recovered(tiny.pretrained(None), costs=(0.5,))
+    forms = recover.forms_of(better, better.with_reduction(None))
+    assert [form.recovered is None for form in forms] == [True, False, True]
 
 
 @pytest.mark.parametrize("step, measure", [(1.0, 0.1), (40.0, 1.0)])

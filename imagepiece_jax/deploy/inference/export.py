@@ -72,7 +72,8 @@ def export(
 
         def ours(file):
             # Ctrl-C leaves an empty folder.
-            return earlier or (file == out.parent and not any(file.iterdir()))
+            is_place = file == out.parent and file.is_dir()
+            return earlier or (is_place and not any(file.iterdir()))
 
         check_own("out", folder, f"an export for {layout}", ours)
         out.parent.mkdir(parents=True, exist_ok=True)

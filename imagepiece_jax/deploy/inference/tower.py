@@ -21,7 +21,9 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
 
 LAYOUTS = ("immich", "transformers", "fastembed")
-OF_CLASSES = ("id2label", "label2id", "num_labels")  # fields of a config.json
+# Fields of a config.json, and the end of the names of its architectures.
+OF_CLASSES = ("id2label", "label2id", "num_labels", "problem_type")
+CLASSIFIER = "ForImageClassification"
 NUMBERS = {name: number for number, name in RESAMPLE.items()}  # Pillow's
 
 
@@ -146,11 +148,15 @@ def config_fields(vit: Pretrained) -> dict:
     if not is_classifier and "id2label" in fields:  # of a head that was left out
         for name in ("architectures", *OF_CLASSES):
             fields.pop(name, None)
-    if "image_size" in fields:
-        fields["image_size"] = min(vit.preprocessing.shape)
+    for part in (fields, fields.get("vision_config", {})):
+        if "image_size" in part:
+            part["image_size"] = min(vit.preprocessing.shape)
     fields = fields or written_fields(vit)
     if is_classifier:
-        fields.setdefault("architectures", ["ViTForImageClassification"])
+        kinds = fields.get("architectures") or [""]
+        if not kinds[0].endswith(CLASSIFIER):
+            fields["architectures"] = [f"ViT{CLASSIFIER}"]
+        fields["problem_type"] = config.problem_type
         # transformers' names where there are none
         names = list(vit.class_names or [None] * config.num_classes)
         for label, name in enumerate(names):

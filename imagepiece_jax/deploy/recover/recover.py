@@ -79,12 +79,12 @@ def recover(
     `with_reduction(None)` gives it back to the bit.
 
     Of images that show one picture the first counts, and of more than 10,000 so many
-    that are evenly spaced. A fifth, 16 to 500 of them, is held out and measured during
-    the training. The numbers with the lowest mean of one half come back, where that is
-    lower than the start's; the report is of the other half. Steps include short trials
-    of learning rates. Ctrl-C ends it, and the best numbers so far come back. The same
-    seed and number of steps give the same bits on the same machine. OpenCV resizes the
-    crops where it is installed, else Pillow.
+    that are evenly spaced. A fifth, 16 to 500 of them, is held out. One half of these
+    is measured during the training, and the numbers with its lowest mean come back,
+    where that is lower than the start's; the report is of the other half. Steps
+    include short trials of learning rates. Ctrl-C ends it, and the best numbers so far
+    come back. The same seed and number of steps give the same bits on the same machine.
+    OpenCV resizes the crops where it is installed, else Pillow.
 
     vit: a dense model, or one with a reduction that learns no selectors
     images: a folder, paths, PIL images, uint8 arrays [B, H, W, 3] or a list of
@@ -209,8 +209,7 @@ def forms_of(vit: Pretrained, dense: Pretrained) -> list[Pretrained]:
     They start with the dense model's numbers, but for a cost that is learned again.
     """
     if is_dense(vit):
-        bare = dataclasses.replace(dense, recovery=None)
-        return [bare.with_reduction(cost) for cost in COSTS]
+        return [dense.with_reduction(cost) for cost in COSTS]
     return [vit]
 
 
@@ -310,12 +309,13 @@ class RecoveryRun:
         self.trained = None  # the best numbers; None: nothing is better than the start
         self.start = mean(fit.measure(choosing))  # the mean before the first step
         self.best = self.start  # the lowest mean so far
+        began = time.monotonic()
         judged = fit.measure(judging)
+        self.seconds_of_measure = time.monotonic() - began  # of the last measure
         # What `Fit.measure` returns at the start, and for the best numbers.
         self.judged = (judged, judged)
         self.curve = [(0, self.start)]  # (step, mean) of each measure
         self.seconds_of_step = 0.0  # mean of the last steps
-        self.seconds_of_measure = 0.0  # of the last measure
         self.shown = 0  # what `progress` has been told of
 
     def run(self):

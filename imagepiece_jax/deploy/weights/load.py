@@ -177,7 +177,7 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
     folder, file = os.path.split(name)
     if file not in (CONFIG, OPEN_CLIP):
         found = location.find(name)
-    elif hub.is_id(folder):
+    elif hub.is_id(name):
         found = location.find(folder)
     else:
         found = location.of_config(name)

@@ -94,7 +94,7 @@ def _written(folder):
 
 def own_files(path):
     """Files that must not be overwritten: the weights file, or those of its folder."""
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     names = (CONFIG, CLASSES, *OTHERS, OPEN_CLIP, PREPROCESSOR, PROCESSOR)
     names += tuple(name for name in WEIGHTS if name.endswith(INDEX))
     return [path, *(path / name for name in names)]

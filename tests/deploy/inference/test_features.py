@@ -171,7 +171,7 @@ def test_photographs_are_taken_as_a_predictor_takes_them(tmp_path):
 @pytest.mark.parametrize("block", [99, -1, 0.5])
 def test_layers_are_blocks_of_the_model(block):
     with refused("layers", block):
-        features.features(tiny.pretrained(), tiny.images(1), layers=[0, block])
+        features.features(tiny.pretrained(), tiny.images(1), layers=[block])
 
 
 def test_a_folder_and_many_files_are_computed_in_batches(tmp_path, monkeypatch):

@@ -264,11 +264,14 @@ def test_a_config_of_transformers_is_copied_and_one_of_ours_is_not(tmp_path):
 def test_a_copied_config_has_the_images_and_classes_of_the_model(tmp_path):
     vit = classifier()
     content = {"model_type": "vit", "image_size": 8, "id2label": {"0": "cat"}}
+    content["architectures"] = ["ViTModel"]
     (tmp_path / "config.json").write_text(json.dumps(content))
     source = dataclasses.replace(vit.source, path=tmp_path)
     found = tower.config_fields(dataclasses.replace(vit, source=source))
     assert found["id2label"] == dict(enumerate(vit.class_names))
     assert found["label2id"]["class 1"] == 1
+    assert found["architectures"] == ["ViTForImageClassification"]
+    assert found["problem_type"] == "single_label_classification"
     assert found["image_size"] == tiny.SIDE
     found = tower.config_fields(dataclasses.replace(encoder(), source=source))
     assert found == {"model_type": "vit", "image_size": tiny.SIDE}
