@@ -256,7 +256,8 @@ class RunConfig:
                 if value != getattr(Preprocessing, field):
                     raise InputError(
                         f"config.data.{name} is {value!r}, but config.data.eval_crop "
-                        "is empty, which leaves all of the crop to the weights"
+                        "is empty, which leaves all of the crop to the weights; give "
+                        "it, too"
                     )
             data = dataclasses.replace(
                 data,

@@ -57,7 +57,7 @@ TRIAL = 16
 # Smallest and largest share of an image's area that a random crop covers.
 AREA = (0.4, 1.0)
 
-NOTHING_BETTER = "nothing was better than the start yet"
+NOTHING_BETTER = "nothing was better than the start yet, so nothing is kept"
 
 log = logging.getLogger("imagepiece_jax.training")
 
