@@ -48,7 +48,7 @@ from experiments import study
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.data.source import Source, evenly_spaced
+from imagepiece_jax.data.source import Source
 from imagepiece_jax.deploy.pictures import as_source
 from imagepiece_jax.deploy.recover import recovery_loss
 from imagepiece_jax.deploy.recover.recovery_images import evaluation_batches
@@ -219,9 +219,8 @@ def images_of(assets: pathlib.Path, imagenette: pathlib.Path) -> dict[str, Sourc
     found = {"learned": odd.spread(LEARNED)}
     found["photographs"] = even.spread(JUDGED["photographs"])
     tests = as_source(imagenette)
-    judges = evenly_spaced(len(tests), JUDGED["imagenette"])
-    found["imagenette"] = tests.subset(judges)
-    others = np.setdiff1d(np.arange(len(tests)), judges)
+    found["imagenette"] = tests.spread(JUDGED["imagenette"])
+    others = np.setdiff1d(tests.indices, found["imagenette"].indices)
     paths = [tests.name(index) for index in others]
     learned = found["learned"]
     paths += [learned.name(index) for index in range(len(learned))]

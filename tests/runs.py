@@ -156,14 +156,13 @@ def compile_recoveries_once(patch):
         owner = getattr(fn, "__self__", None)
         if type(owner) is recovery_step.Fit:
             key = owner.model, dataclasses.replace(owner.recipe, steps=1)
-            vit, comparison = owner.vit, owner.comparison
+            dense = owner.vit.with_reduction(None).model
         elif type(owner) is recovery_step.Teacher:
             key = ()
-            vit, comparison = owner.dense, owner.comparison
+            dense = owner.model
         else:
             return pmap(fn, **options)
-        dense = vit.with_reduction(None).model
-        key += options["program"], vit.image_size, dense, comparison.outputs
+        key += options["program"], dense, owner.comparison.outputs
         if key not in programs:
             programs[key] = pmap(fn, **options)
         return programs[key]

@@ -116,15 +116,16 @@ def adamw(optim: OptimConfig, rate):
 def without_frozen(optimizer, group_of):
     """An optax transformation that takes gradients of frozen parameters for 0.
 
-    So clipping counts the others alone. Frozen are those of a group that never moves.
+    So clipping counts the others alone.
 
     group_of: function from a path ("blocks_3/attn/q/kernel") to its ParamGroup or None
     """
 
     def trained(path, gradient):
         group = _group(group_of, path)
-        is_frozen = group is not None and group.frozen_epochs == float("inf")
-        return jnp.zeros_like(gradient) if is_frozen else gradient
+        if group is not None and group.is_frozen:
+            return jnp.zeros_like(gradient)
+        return gradient
 
     def update(gradients, state, params=None):
         gradients = jax.tree_util.tree_map_with_path(trained, gradients)
@@ -147,8 +148,10 @@ def scale_by_group(group_of, rate, peak, steps_per_epoch):
 
     def factor(path, step):
         group = _group(group_of, path)
-        if group is None or group.frozen_epochs == float("inf"):
-            return 1.0 if group is None else 0.0
+        if group is None:
+            return 1.0
+        if group.is_frozen:
+            return 0.0
         thawed = step >= group.frozen_epochs * steps_per_epoch
         scale = 1.0
         if group.lr is not None:

@@ -14,7 +14,11 @@ import jax
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training.cluster.job import check_counts, check_gpus, is_loss
+from imagepiece_jax.training.cluster.job import (
+    check_device_counts,
+    check_gpus,
+    is_loss,
+)
 from tests import forked
 from tests.command import start
 
@@ -92,9 +96,9 @@ def test_processes_with_unequally_many_devices_are_refused(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: devices)
     said = "^the number of devices is 1 on process 1, but 2 on process 0; all processes"
     with pytest.raises(InputError, match=said):
-        check_counts()
+        check_device_counts()
     del devices[1], devices[-1]
-    check_counts()
+    check_device_counts()
 
 
 @pytest.mark.slow

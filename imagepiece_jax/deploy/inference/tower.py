@@ -45,6 +45,11 @@ def is_siglip(vit: Pretrained) -> bool:
     return vit.config.arch.pool == "map" and not vit.config.num_classes
 
 
+def is_classifier(vit: Pretrained) -> bool:
+    """Whether the head has classes, rather than none or a projection."""
+    return vit.config.num_classes > 0 and not vit.has_projection
+
+
 def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
     """What the graph of a layout takes and returns.
 
@@ -67,10 +72,9 @@ def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
         )
     if vit.config.arch.pool == "none":
         raise InputError("pool is 'none', so the model has no vector of an image")
-    is_classifier = vit.config.num_classes > 0 and not vit.has_projection
     if pixels and layout != "immich":
         raise InputError(f"pixels is for immich; {layout} normalizes images itself")
-    if is_classifier and layout != "transformers":
+    if is_classifier(vit) and layout != "transformers":
         raise InputError(
             f"layout is {layout!r}, which searches by vectors, but the head of these "
             f"weights has {vit.config.num_classes} classes"
@@ -78,7 +82,7 @@ def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
     if layout == "immich":
         return TowerOutputs(vit, "image", ["embedding"], pixels)
     names = ["last_hidden_state", "pooler_output"]
-    if is_classifier:
+    if is_classifier(vit):
         names = ["logits"]
     elif layout == "fastembed" or vit.has_projection:
         names = ["image_embeds"]
@@ -144,15 +148,14 @@ def config_fields(vit: Pretrained) -> dict:
     """
     config = vit.config
     fields = stored_fields(vit)
-    is_classifier = config.num_classes > 0 and not vit.has_projection
-    if not is_classifier and "id2label" in fields:  # of a head that was left out
+    if not is_classifier(vit) and "id2label" in fields:  # of a head that was left out
         for name in ("architectures", *OF_CLASSES):
             fields.pop(name, None)
     for part in (fields, fields.get("vision_config", {})):
         if "image_size" in part:
             part["image_size"] = min(vit.preprocessing.shape)
     fields = fields or written_fields(vit)
-    if is_classifier:
+    if is_classifier(vit):
         kinds = fields.get("architectures") or [""]
         if not kinds[0].endswith(CLASSIFIER):
             fields["architectures"] = [f"ViT{CLASSIFIER}"]

@@ -67,7 +67,6 @@ class Teacher:
     """The dense model on all devices."""
 
     def __init__(self, dense: Pretrained):
-        self.dense = dense
         self.model = dense.model
         self.comparison = Comparison(dense)
         self.variables = parallel.replicate(dense.variables)

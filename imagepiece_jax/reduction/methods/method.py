@@ -45,6 +45,11 @@ class ParamGroup:
     lr: Callable[[Any, float], Any] | None = None
     frozen_epochs: float = 0.0  # first epochs without updates; may be infinite
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the parameter is never updated."""
+        return self.frozen_epochs == float("inf")
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:

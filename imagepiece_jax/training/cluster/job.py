@@ -66,7 +66,7 @@ def joined(
         if _initialize(coordinator, num_processes, process_id):
             # JAX aborts from a C++ thread, where Python's handlers do not run either.
             ctypes.CDLL(None).signal(signal.SIGABRT, _end)
-            check_counts()
+            check_device_counts()
             check_gpus()
             # On CPUs devices must connect within 30 seconds, so not while one compiles.
             parallel.max_over_processes()(0)
@@ -126,7 +126,7 @@ def _initialize(coordinator, num_processes, process_id):
     return True
 
 
-def check_counts():
+def check_device_counts():
     """Raise InputError where processes have unequally many devices.
 
     All know it without an exchange of values, which needs equally many.
