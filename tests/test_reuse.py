@@ -156,23 +156,6 @@ def test_a_folder_of_features(vit, photographs, vectors, name):
     assert content(vectors) == before
 
 
-@pytest.mark.parametrize("change", ["fewer", "other order", "replaced"])
-def test_a_folder_of_features_of_other_photographs(vit, photographs, vectors, change):
-    images = {"fewer": photographs[1:], "other order": photographs[::-1]}
-    path = photographs[0]
-    with contextlib.ExitStack() as stack:
-        if change == "replaced":
-            with open(path, "rb") as file:
-                stack.callback(write, path, file.read())
-            with open(photographs[1], "rb") as file:
-                write(path, file.read())
-        before = content(vectors)
-        with pytest.raises(InputError, match="images is .* was started with"):
-            write_features(vit, images.get(change, photographs), vectors)
-    assert content(vectors) == before
-    write_features(vit, photographs, vectors)
-
-
 def write(path, data):
     with open(path, "wb") as file:
         file.write(data)

@@ -17,11 +17,12 @@ def main(
     storage: Literal["float16", "float32"] = "float16",
     batch_size: int = 64,
     threads: int | None = None,
+    limit: int | None = None,
 ):
     """Write a folder with pooled.npy, a row for each line of its paths.txt.
 
     Rows of images that cannot be read are NaN. The same command goes on where it was
-    stopped.
+    stopped, and computes what has changed since.
 
     Example: python -m imagepiece_jax features weights photos --out vectors
 
@@ -32,13 +33,20 @@ def main(
         storage: Type of the numbers in the files.
         batch_size: Photographs a device at a time.
         threads: Threads that decode: one a core, at most 16.
+        limit: How many images to take, evenly spaced.
     """
+    from imagepiece_jax.common.checks import check_range
+    from imagepiece_jax.data.source import evenly_spaced
     from imagepiece_jax.deploy import pictures
     from imagepiece_jax.deploy.inference import feature_files, feature_folder
 
     folder = pathlib.Path(out)
     feature_folder.check_folder(folder)
     files = pictures.find_images(images.images)
+    if limit is not None:
+        check_range("limit", limit, 1)
+        limit = min(limit, len(files))
+        files = [files[place] for place in evenly_spaced(len(files), limit)]
     written = feature_files.write_features(
         weights.load(),
         files,
@@ -50,7 +58,7 @@ def main(
         threads=threads,
     )
     table = folder / feature_folder.DAMAGED
-    if written.damaged == len(files):
+    if written.damaged == written.shapes["pooled"][0]:
         raise RunError(f"no photograph has a row of numbers; {table} says why")
     for name, shape in written.shapes.items():
         size = " x ".join([f"{side}" for side in shape])

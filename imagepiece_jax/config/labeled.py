@@ -81,7 +81,7 @@ class LabeledImages:
         """All that decides figures on them, as JSON values."""
         return {
             "data": registry.short_name(self.name),
-            "digest": self.source.digest,
+            "digest": self.source.whole_digest,
             "images": len(self.source),
             "limit": self.limit,
             **self.source.part,

@@ -106,16 +106,29 @@ class Source(abc.ABC):
         """16 hex digits that differ for other images or labels.
 
         They are made from names, labels, sizes in bytes, and the content of 64 images,
-        so that a corrected label and replaced images show without reading all images.
-        The folder and times do not count, as data are copied.
+        so that no set has to be read. Other images of equal sizes may be missed. The
+        folder and times do not count, as data are copied.
         """
+        return self._digest(self._sample())
+
+    @functools.cached_property
+    def whole_digest(self) -> str:
+        """As `digest`, of the content of all images, which are read."""
+        return self._digest(range(len(self)))
+
+    def _digest(self, read):
+        """A digest of all images, with the content of those at the indices `read`."""
         total = hashlib.sha256(str(len(self)).encode())
         for part in self.inventory(np.asarray(self.indices)):
             total.update(hashlib.sha256(part).digest())
-        for index in self._sample():
+
+        def content(index):
             data, label, _ = self._stored(index)
-            total.update(str(label).encode())
-            total.update(hashlib.sha256(_content(data)).digest())
+            return str(label).encode() + hashlib.sha256(_content(data)).digest()
+
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            for part in pool.map(content, read):
+                total.update(part)
         return total.hexdigest()[:16]
 
     def inventory(self, places: np.ndarray) -> Iterator[bytes]:
@@ -145,7 +158,8 @@ class Source(abc.ABC):
     def subset(self, indices: Sequence[int]) -> "Source":
         """Some images of the source, in the order of `indices`."""
         part = copy.copy(self)
-        part.__dict__.pop("digest", None)
+        for name in ("digest", "whole_digest"):
+            part.__dict__.pop(name, None)
         part.indices = np.asarray(self.indices)[np.asarray(indices, np.int64)]
         part.unreadable = {}
         return part
@@ -215,20 +229,28 @@ class FileSource(Source):
         files = self.files[places]
         yield b"\0".join(files.tolist())
         yield self.labels[places].tobytes()
-        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-            for sizes in pool.map(self._sizes, np.array_split(files, THREADS)):
-                yield np.array(sizes, np.int64).tobytes()
+        paths = [os.path.join(os.fsencode(self.root), file) for file in files]
+        yield file_sizes(paths).tobytes()
 
-    def _sizes(self, files):
-        """Sizes of files in bytes, -1 of one that cannot be looked at."""
-        sizes = []
-        root = os.fsencode(self.root)
-        for file in files:
-            try:
-                sizes.append(os.stat(os.path.join(root, file)).st_size)
-            except OSError:
-                sizes.append(-1)
-        return sizes
+
+def file_sizes(paths: Sequence[str | bytes]) -> np.ndarray:
+    """Sizes of files in bytes, int64; -1 of one that cannot be looked at."""
+
+    def size(path):
+        try:
+            return os.stat(path).st_size
+        except OSError:
+            return -1
+
+    def sizes(paths):
+        return [size(path) for path in paths]
+
+    parts = [paths[start::THREADS] for start in range(THREADS)]
+    found = np.empty(len(paths), np.int64)
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        for start, part in enumerate(pool.map(sizes, parts)):
+            found[start::THREADS] = part
+    return found
 
 
 class ArraySource(Source):

@@ -38,6 +38,8 @@ def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
         if floats or images.ndim == 4:
             return images
     images = [images] if is_one(images) else images
+    if not len(images):
+        raise InputError("images is empty")
     return np.stack([cropped(image, preprocessing) for image in images])
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from imagepiece_jax.common import extras
 from imagepiece_jax.data.class_names import shortened
 from imagepiece_jax.data.folder import SPLIT_FOLDERS
-from imagepiece_jax.data.source import Source, check_num_classes
+from imagepiece_jax.data.source import Source, check_num_classes, file_sizes
 from imagepiece_jax.errors import InputError
 
 
@@ -90,7 +90,14 @@ class HubSource(Source):
     def inventory(self, places):
         import pyarrow.compute  # which `datasets` needs
 
-        files = pyarrow.compute.struct_field(self._rows.data.column("image"), "bytes")
-        sizes = pyarrow.compute.binary_length(files).fill_null(-1).to_numpy()
-        yield sizes[places].tobytes()
+        images = self._rows.data.column("image")
+        files = pyarrow.compute.struct_field(images, "bytes")
+        sizes = pyarrow.compute.binary_length(files).fill_null(-1).to_numpy()[places]
+        yield sizes.tobytes()
         yield self.labels[places].tobytes()
+        paths = pyarrow.compute.struct_field(images, "path").to_numpy()[places]
+        paths = [path for path in paths[sizes < 0] if path]  # of image files
+        if paths:
+            names = [os.path.basename(path) for path in paths]
+            yield "\0".join(names).encode(errors="surrogateescape")
+            yield file_sizes(paths).tobytes()

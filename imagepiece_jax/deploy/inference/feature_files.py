@@ -4,7 +4,8 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.deploy.inference import optimize
 from imagepiece_jax.deploy.inference.feature_folder import FeatureFolder
 from imagepiece_jax.deploy.inference.features import feature_map
-from imagepiece_jax.deploy.pictures import photographs as as_photographs
+from imagepiece_jax.deploy.inference.file_records import RecordedFiles
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import record_of
@@ -39,7 +40,7 @@ class Written(NamedTuple):
 
 def write_features(
     vit: Pretrained,
-    images: Iterable[str],
+    images: Sequence[str],
     folder: str | os.PathLike,
     *,
     patches: bool = False,
@@ -50,16 +51,18 @@ def write_features(
 ) -> Written:
     """Write features of image files into a folder, on all devices of this machine.
 
-    Called again with the same arguments, it completes a folder that was started. Of a
-    reduced model it prints first how near its vectors are to the dense model's.
+    Called again, it computes what is new or has changed, and keeps each row whose file
+    has not; rows of other files leave. Of a reduced model it prints first how near its
+    vectors are to the dense model's.
 
-    images: paths
-    folder: new, empty or started
+    images: paths; one with a line break is left out, as paths.txt has a line for each
+    folder: new, empty, or one of an earlier call
     patches, logits: whether to write a feature for every patch, and the head's outputs
     storage: type of the numbers, "float16" or "float32"
     batch_size: photographs a device at a time
     threads: number of threads that decode; None: one per core, at most 16
-    Raises InputError for a folder that was started with other arguments, or is in use.
+    Raises InputError for a folder of an earlier call whose rows were decided by other
+        arguments, or that is in use.
     """
     check_choice("storage", storage, STORAGES)
     check_range("batch_size", batch_size, 1, whole=True)
@@ -70,39 +73,48 @@ def write_features(
     xla_options.check_dtype(vit.model.execution.dtype.name)
     wanted = {"logits": logits, "patches": patches}
     names = ("pooled", *filter(wanted.get, wanted))
-    photographs = as_photographs([*images])
-    count = len(photographs)
-    if not count:
+    paths = _of_one_line(images)
+    if not paths:
         raise InputError("images is empty")
     run = Extractor(vit, names)
-    record = record_of(
-        vit,
-        run.model,
-        storage=storage,
-        arrays=run.shapes,
-        images=f"{count} photographs of digest {photographs.digest}",
-    )
-    shapes = {name: [count, *shape] for name, shape in run.shapes.items()}
-    paths = [photographs.name(index) for index in range(count)]
-    with FeatureFolder(folder, record, paths, shapes, storage) as files:
+    record = record_of(vit, run.model, storage=storage, arrays=run.shapes)
+    with FeatureFolder(folder, record, paths, run.shapes, storage) as files:
+        photographs = RecordedFiles(paths)
+        count = len(paths)
+        missing = photographs.subset(files.missing)
         devices = len(parallel.local_devices())
         size = min(batch_size, math.ceil(count / devices)) * devices
         threads = threads or min(16, os.cpu_count() or 1)
-        rest = photographs.subset(range(files.rows, count))
         batches = Batches(
-            source=rest, transform=vit.preprocessing, batch_size=size, strict=False
+            source=missing, transform=vit.preprocessing, batch_size=size, strict=False
         )
+        there = count - len(missing)
         with (
-            Progress("features", count, files.rows) as progress,
+            Progress("features", count, there) as progress,
             contextlib.closing(batches.read(threads)) as reader,
         ):
-            if files.rows:
-                progress.say(f"{files.rows} of {count} rows are there")
+            if there:
+                progress.say(f"{there} of {count} rows are there")
             elif any(layer.step for layer in run.model.plan):
                 progress.say(_comparison(vit, run, photographs, size, threads))
             for batch, result in _one_behind(run, reader):
-                _append(files, rest, batch, result, progress)
+                _append(files, missing, batch, result, progress)
+        files.complete()
+        shapes = {name: [count, *shape] for name, shape in run.shapes.items()}
         return Written(shapes, len(files.damaged))
+
+
+def _of_one_line(paths):
+    """The paths without a line break; others are noted."""
+    # Whoever reads paths.txt may split at more than "\n": Python at U+2028, too.
+    kept = [path for path in paths if path.splitlines() == [path]]
+    others = len(paths) - len(kept)
+    if others:
+        first = next(path for path in paths if path.splitlines() != [path])
+        files = "1 file is" if others == 1 else f"{others} files are"
+        note = f"note: {files} left out for a line break in the name, as {first!r}"
+        print(note, file=sys.stderr, flush=True)
+    return kept
 
 
 class Extractor:
@@ -212,11 +224,14 @@ def _append(files, source, batch, result, progress):
         finite = np.isfinite(rows[array]).all(axis=tuple(range(1, values.ndim)))
         for row in np.flatnonzero(~finite).tolist():
             damaged.setdefault(row, f"has {array} beyond the numbers of {files.dtype}")
-    lines = []
     for row, reason in sorted(damaged.items()):
         progress.say(f"{names[row]} {reason}: its row is NaN")
-        lines.append((files.rows + row, names[row], reason))
         for values in rows.values():
             values[row] = np.nan
-    files.append(rows, lines)
+    records = []
+    places = source.indices[indices].tolist()
+    for row, place in enumerate(places):
+        record = source.records.pop(place)
+        records.append(record._replace(reason=damaged.get(row)))
+    files.append(places, rows, records)
     progress.update(len(names))

@@ -39,7 +39,7 @@ def photographs(tmp_path_factory):
         pixels = rng.integers(0, 256, (tiny.SIDE, tiny.SIDE, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{number:02}.png")
     for number in DAMAGED:
-        (folder / f"{number:02}.png").write_bytes(b"nothing")
+        (folder / f"{number:02}.png").write_bytes(b"nothing %d" % number)
     return pictures.find_images([folder])
 
 
@@ -127,43 +127,245 @@ def test_damaged_files_are_listed(vit, photographs, written):
 
 
 def unfinished(whole, folder, rows):
-    """A copy of a complete folder in which a killed process has counted `rows` rows.
+    """A folder in which a killed process has counted `rows` rows.
 
-    It wrote half a row more, and something else behind them.
+    It wrote half a row more, and half a line.
     """
-    shutil.copytree(whole, folder)
-    info = json.loads((folder / "info.json").read_text())
-    write_json(folder / "info.json", info | {"rows": rows})
-    (folder / ".0123.tmp").touch()
-    for file in folder.glob("*.npy"):
+    new = folder / ".new"
+    shutil.copytree(whole, new)
+    for name in ("paths.txt", "damaged.csv"):
+        (new / name).unlink()
+    info = json.loads((new / "info.json").read_text())
+    write_json(new / "info.json", info | {"rows": rows})
+    (new / ".0123.tmp").touch()
+    for file in new.glob("*.npy"):
         array = np.lib.format.open_memmap(file, "r+")
         array[rows:] = 7
         if rows < COUNT:
             os.truncate(file, array.offset + (2 * rows + 1) * array[0].nbytes // 2)
+    records = (new / "files.jsonl").read_bytes().splitlines(keepends=True)
+    records = b"".join(records[: rows + 1])
+    (new / "files.jsonl").write_bytes(records[:-9])
 
 
-@pytest.mark.parametrize("rows", [0, 4, 20, COUNT])
-def test_a_killed_process_is_gone_on_with(
-    vit, photographs, written, tmp_path, monkeypatch, rows
-):
-    """With the rows that were counted, damaged ones included."""
-    starts = []
+@pytest.fixture
+def computed(monkeypatch):
+    """Numbers of rows that calls compute, as they begin."""
+    numbers = []
     batches = feature_files.Batches
 
     def noted(**options):
-        starts.append(COUNT - len(options["source"]))
+        numbers.append(len(options["source"]))
         return batches(**options)
 
     monkeypatch.setattr(feature_files, "Batches", noted)
+    return numbers
+
+
+@pytest.mark.parametrize("rows", [0, 4, 20])
+def test_a_killed_process_is_gone_on_with(
+    vit, photographs, written, tmp_path, computed, rows
+):
+    """With the rows that were counted, damaged ones included."""
     whole, result = written
     unfinished(whole, tmp_path / "killed", rows)
-    if rows < COUNT:
-        with pytest.raises(ValueError):  # it is not mistaken for a complete array
-            np.load(tmp_path / "killed" / "pooled.npy")
     again = write_features(vit, photographs, tmp_path / "killed", **OPTIONS)
     assert again == result
     assert content(tmp_path / "killed") == content(whole)
-    assert starts[-1] == rows
+    assert computed[-1] == COUNT - rows
+
+
+@pytest.fixture
+def collection(tmp_path, photographs):
+    """A folder with copies of six of the photographs, of which one is damaged."""
+    folder = tmp_path / "collection"
+    folder.mkdir()
+    for path in photographs[:6]:
+        shutil.copy(path, folder)
+    return folder
+
+
+def replace_and_keep_times(path, other):
+    """Give a file other bytes, and its own times, as `cp -p` and rsync do."""
+    status = path.stat()
+    shutil.copyfile(other, path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def replace_by_equal_size(folder):
+    """Two files of equal sizes in bytes change places."""
+    paths = [folder / "00.png", folder / "01.png"]
+    pixels = np.random.default_rng(1).integers(
+        0, 256, (2, tiny.SIDE, tiny.SIDE, 3), np.uint8
+    )
+    images = [Image.fromarray(each) for each in pixels]
+    for path, image in zip(paths, images, strict=True):
+        image.save(path, "BMP")
+
+
+def moved(folder):
+    (folder / "inside").mkdir()
+    (folder / "00.png").rename(folder / "inside" / "later.png")
+
+
+# {change: (function of a folder and photographs that are not in it, rows to compute)}
+CHANGES = {
+    "nothing": (lambda folder, others: None, 0),
+    "new first": (lambda folder, others: shutil.copy(others[0], folder / "-.png"), 1),
+    "new last": (lambda folder, others: shutil.copy(others[0], folder), 1),
+    "gone": (lambda folder, others: (folder / "00.png").unlink(), 0),
+    "replaced": (lambda folder, others: shutil.copy(others[0], folder / "03.png"), 1),
+    "times kept": (
+        lambda folder, others: replace_and_keep_times(folder / "03.png", others[0]),
+        1,
+    ),
+    "touched": (lambda folder, others: os.utime(folder / "03.png", (1, 1)), 0),
+    "moved": (lambda folder, others: moved(folder), 0),
+    "mended": (lambda folder, others: shutil.copy(others[0], folder / "05.png"), 1),
+    "damaged": (lambda folder, others: (folder / "02.png").write_bytes(b"?"), 1),
+    "another order": (
+        lambda folder, others: (folder / "00.png").rename(folder / "99.png"),
+        0,
+    ),
+    "all at once": (
+        lambda folder, others: (
+            (folder / "00.png").unlink(),
+            shutil.copy(others[0], folder / "03.png"),
+            shutil.copy(others[1], folder / "-.png"),
+        ),
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_collection_that_changes(
+    vit, photographs, collection, tmp_path, computed, change
+):
+    """Its rows are those of a new folder, of which only those that lack are computed.
+
+    A row that was kept is the same to the bit.
+    """
+    act, lacking = CHANGES[change]
+    out = tmp_path / "out"
+    write_features(vit, pictures.find_images([collection]), out, **OPTIONS)
+    before = content(out)
+    rows = {name: np.load(out / f"{name}.npy").copy() for name in ARRAYS}
+    digests = {}
+    for row, line in enumerate((out / "files.jsonl").read_text().splitlines()):
+        digests[json.loads(line)[4]] = row
+    act(collection, photographs[6:])
+    paths = pictures.find_images([collection])
+    result = write_features(vit, paths, out, **OPTIONS)
+    assert computed[-1] == lacking
+    afresh = write_features(vit, paths, tmp_path / "fresh", **OPTIONS)
+    assert result == afresh
+    for name in ("paths.txt", "damaged.csv", "info.json", "files.jsonl"):
+        assert content(out)[name] == content(tmp_path / "fresh")[name]
+    lines = (out / "files.jsonl").read_text().splitlines()
+    kept = [digests.get(json.loads(line)[4], -1) for line in lines]
+    for name in ARRAYS:
+        ours = np.load(out / f"{name}.npy")
+        want = np.load(tmp_path / "fresh" / f"{name}.npy")
+        np.testing.assert_allclose(ours, want, rtol=2e-3, atol=2e-3)
+        for row, earlier in enumerate(kept):
+            if earlier >= 0:
+                np.testing.assert_array_equal(ours[row], rows[name][earlier])
+    if change == "nothing":
+        assert content(out) == before
+
+
+def test_files_of_equal_sizes_are_told_apart(vit, collection, tmp_path, computed):
+    replace_by_equal_size(collection)
+    paths = pictures.find_images([collection])
+    write_features(vit, paths, tmp_path / "out", **OPTIONS)
+    first, second = paths[:2]
+    both = []
+    for path in (first, second):
+        with open(path, "rb") as file:
+            both.append(file.read())
+    assert len(both[0]) == len(both[1]) and both[0] != both[1]
+    before = np.load(tmp_path / "out" / "pooled.npy").copy()
+    for path, data in zip((second, first), both, strict=True):
+        with open(path, "wb") as file:
+            file.write(data)
+    write_features(vit, paths, tmp_path / "out", **OPTIONS)
+    assert computed[-1] == 0
+    after = np.load(tmp_path / "out" / "pooled.npy")
+    np.testing.assert_array_equal(after[:2], before[1::-1])
+
+
+@pytest.mark.parametrize("form", ["relative", "link", "dots"])
+def test_a_path_is_the_file_that_it_names(
+    vit, collection, tmp_path, computed, monkeypatch, form
+):
+    write_features(vit, pictures.find_images([collection]), tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(collection)
+    words = {"relative": "collection", "link": tmp_path / "link"}
+    words["dots"] = f"{collection}/../collection/"
+    monkeypatch.setattr(
+        "imagepiece_jax.deploy.inference.feature_folder.read", lambda path: 1 / 0
+    )
+    paths = pictures.find_images([words[form]])
+    write_features(vit, paths, tmp_path / "out")
+    assert computed[-1] == 0
+    assert (tmp_path / "out" / "paths.txt").read_text().splitlines() == paths
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("call", range(0, 15, 3))
+def test_a_kill_while_rows_are_replaced(
+    vit, photographs, collection, tmp_path, monkeypatch, computed, call
+):
+    """At every rename: either set is whole, or paths.txt is absent; then it goes on."""
+    out = tmp_path / "out"
+    write_features(vit, pictures.find_images([collection]), out, **OPTIONS)
+    old = np.load(out / "pooled.npy").copy()
+    old_paths = (out / "paths.txt").read_bytes()
+    (collection / "00.png").unlink()
+    shutil.copy(photographs[7], collection / "-.png")
+    paths = pictures.find_images([collection])
+    calls = []
+
+    def killing(rename):
+        def killed(*args):
+            calls.append(args)
+            if len(calls) > call:
+                raise Killed
+            return rename(*args)
+
+        return killed
+
+    with monkeypatch.context() as patch:
+        for name in ("rename", "replace"):
+            patch.setattr(os, name, killing(getattr(os, name)))
+        with pytest.raises(Killed):
+            write_features(vit, paths, out, **OPTIONS)
+    if (out / "paths.txt").exists() and (out / "paths.txt").read_bytes() == old_paths:
+        np.testing.assert_array_equal(np.load(out / "pooled.npy"), old)
+    write_features(vit, paths, out, **OPTIONS)
+    write_features(vit, paths, tmp_path / "fresh", **OPTIONS)
+    for name in ARRAYS:
+        ours = np.load(out / f"{name}.npy")
+        want = np.load(tmp_path / "fresh" / f"{name}.npy")
+        np.testing.assert_allclose(ours, want, rtol=2e-3, atol=2e-3)
+    assert (out / "paths.txt").read_text().splitlines() == paths
+    assert not [*out.glob(".[!l]*")]
+
+
+def test_a_name_with_a_line_break_is_left_out(vit, collection, tmp_path, capsys):
+    (collection / "00.png").rename(collection / "0\n0.png")
+    (collection / "01.png").rename(collection / "0\u20281.png")
+    paths = pictures.find_images([collection])
+    result = write_features(vit, paths, tmp_path / "out")
+    assert result.shapes["pooled"][0] == 4
+    assert repr(str(collection / "0\n0.png")) in capsys.readouterr().err
+    with refused("images is empty"):
+        write_features(vit, [path for path in paths if "\n" in path], tmp_path / "no")
 
 
 def test_rows_are_counted_as_they_are_written(vit, photographs, tmp_path, monkeypatch):
@@ -174,7 +376,7 @@ def test_rows_are_counted_as_they_are_written(vit, photographs, tmp_path, monkey
 
     def failing(folder, *values):
         append(folder, *values)
-        info = json.loads((tmp_path / "f" / "info.json").read_text())
+        info = json.loads((tmp_path / "f" / ".new" / "info.json").read_text())
         counted.append(info["rows"])
         if len(counted) == 2:
             raise KeyboardInterrupt
@@ -230,9 +432,9 @@ def test_two_devices_write_the_same(vit, photographs, written, tmp_path, monkeyp
 
 
 def test_folders_that_are_not_its_own(vit, photographs, tmp_path):
-    def check(*texts, images=photographs):
+    def check(*texts):
         with refused(*texts):
-            write_features(vit, images, tmp_path)
+            write_features(vit, photographs, tmp_path)
 
     (tmp_path / "notes.txt").touch()
     check("folder", f"{tmp_path} holds notes.txt")
@@ -246,9 +448,6 @@ def test_folders_that_are_not_its_own(vit, photographs, tmp_path):
         (tmp_path / name).unlink()
     with files.locked("folder", tmp_path):
         check("folder", tmp_path, "in use by another process")
-    for character in "\n\r\f\x85\u2028":  # what str.splitlines splits at
-        name = f"a{character}b.png"
-        check(repr(name), "a line break", images=[name])
 
 
 def test_what_is_no_number_of_its_type_is_named(vit, photographs, tmp_path):

@@ -1,0 +1,81 @@
+"""What a row of features was computed from: a record of each image file."""
+
+import hashlib
+import os
+import stat
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from imagepiece_jax.data.source import FileSource
+
+
+class FileRecord(NamedTuple):
+    """An image file as it was when it was read."""
+
+    path: str  # absolute, by the real path of its folder
+    size: int  # bytes
+    mtime: int  # nanoseconds
+    ctime: int  # nanoseconds; it changes where a copy keeps size and mtime, too
+    digest: str = ""  # hash of the bytes; "": they were not read
+    reason: str | None = None  # why it has no features
+
+    @property
+    def seen(self) -> tuple[str, int, int, int]:
+        """What shows without reading the file."""
+        return self[:4]
+
+
+def look_at(path: str, real_folders: dict[str, str]) -> FileRecord | None:
+    """The record of a file without its digest; None if it cannot be looked at.
+
+    real_folders: {folder: its real path}, which is filled
+    """
+    folder, name = os.path.split(path)
+    if folder not in real_folders:
+        real_folders[folder] = os.path.realpath(folder)
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return _record(os.path.join(real_folders[folder], name), status)
+
+
+def read(path: str) -> tuple[bytes, FileRecord]:
+    """The bytes of a regular file, and its record. Raises OSError."""
+    folder, name = os.path.split(path)
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+        raise OSError("not a regular file")
+    with open(path, "rb") as file:
+        status = os.fstat(file.fileno())
+        data = file.read()
+    record = _record(os.path.join(os.path.realpath(folder), name), status)
+    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+    return data, record._replace(size=len(data), digest=digest)
+
+
+def _record(path, status):
+    return FileRecord(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+class RecordedFiles(FileSource):
+    """Image files without labels, upright, whose records are kept as they are read.
+
+    records: {place: record} of the files that were read, also by parts of the source
+    """
+
+    def __init__(self, files: Sequence[str]):
+        super().__init__("", files, np.full(len(files), -1), upright=True)
+        self.records = {}
+
+    def stored(self, place):
+        path, label, name = super().stored(place)
+        try:
+            path, self.records[place] = read(path)
+        except OSError:  # `decode` finds the reason
+            self.records[place] = FileRecord(os.path.abspath(path), -1, -1, -1)
+        return path, label, name
+
+    def name(self, index):
+        return os.path.join(self.root, os.fsdecode(self.files[self.indices[index]]))
