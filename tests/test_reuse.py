@@ -4,7 +4,6 @@ What stands there stays, and is never given out for what is asked for: there is 
 sentence, or the work is done.
 """
 
-import contextlib
 import copy
 import dataclasses
 

@@ -38,9 +38,10 @@ def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
         if floats or images.ndim == 4:
             return images
     images = [images] if is_one(images) else images
-    if not len(images):
+    pixels = [cropped(image, preprocessing) for image in images]
+    if not pixels:
         raise InputError("images is empty")
-    return np.stack([cropped(image, preprocessing) for image in images])
+    return np.stack(pixels)
 
 
 def cropped(image, preprocessing) -> np.ndarray:

@@ -336,3 +336,24 @@ def test_a_part_is_spread_over_the_source(folder, tmp_path):
     for count in (10, 40, 100):
         labels = source.labels[source.spread(count).indices]
         assert set(np.bincount(labels, minlength=10)) == {count // 10}
+
+
+def test_images_of_equal_sizes_differ_in_a_whole_digest(tmp_path):
+    """Also those that are not among the 64 of the short one."""
+    pixels = np.random.default_rng(0).integers(0, 256, (101, 8, 8, 3), np.uint8)
+    paths = [tmp_path / f"{number:03}.bmp" for number in range(100)]
+    for path, image in zip(paths, pixels, strict=False):
+        Image.fromarray(image).save(path)
+
+    def source():
+        return FileSource(str(tmp_path), [path.name for path in paths], [0] * 100)
+
+    before = source()
+    for path in set(paths) - {paths[index] for index in before._sample()}:
+        Image.fromarray(pixels[100]).save(path)
+    assert source().digest == before.digest
+    whole = FileSource("", paths, [0] * 100).subset(range(50)).whole_digest
+    assert source().subset(range(50)).whole_digest != source().whole_digest
+    Image.fromarray(pixels[99]).save(paths[1])
+    changed = FileSource("", paths, [0] * 100).subset(range(50)).whole_digest
+    assert changed != whole

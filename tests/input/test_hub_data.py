@@ -157,3 +157,20 @@ def test_the_digest_tells_other_rows(folder, tmp_path):
     assert len({first, labels, digest(copy)}) == 3
     part = open_source(f"hf:{folder}", "train").spread(9)
     assert part.digest not in (first, part.spread(8).digest)
+
+
+def test_image_files_of_equal_sizes_differ_in_a_digest(tmp_path):
+    """By their names, and by what they hold; also where no file is in a column."""
+    folder = tmp_path / "set"
+    for name, number in (("a", 1), ("b", 2)):
+        (folder / "train" / name).mkdir(parents=True)
+        path = folder / "train" / name / f"{name}.bmp"
+        Image.new("RGB", (8, 8), (number,) * 3).save(path)
+    before = open_source(f"hf:{folder}", "train")
+    digests = [before.digest, before.whole_digest]
+    (folder / "train" / "a" / "a.bmp").rename(folder / "train" / "a" / "c.bmp")
+    renamed = open_source(f"hf:{folder}", "train")
+    assert renamed.digest != digests[0]
+    Image.new("RGB", (8, 8), (3,) * 3).save(folder / "train" / "b" / "b.bmp")
+    replaced = open_source(f"hf:{folder}", "train")
+    assert replaced.whole_digest not in (digests[1], renamed.whole_digest)

@@ -83,10 +83,13 @@ def write_features(
         count = len(paths)
         missing = photographs.subset(files.missing)
         devices = len(parallel.local_devices())
-        size = min(batch_size, math.ceil(count / devices)) * devices
+        size = min(batch_size, math.ceil(len(missing) / devices)) * devices
         threads = threads or min(16, os.cpu_count() or 1)
         batches = Batches(
-            source=missing, transform=vit.preprocessing, batch_size=size, strict=False
+            source=missing,
+            transform=vit.preprocessing,
+            batch_size=max(1, size),
+            strict=False,
         )
         there = count - len(missing)
         with (

@@ -246,3 +246,8 @@ def test_the_example_of_the_docs_runs(tmp_path, monkeypatch, assets):
     query = space["features"][0, 7, 7]
     cosine = nearest @ query / np.linalg.norm(nearest) / np.linalg.norm(query)
     assert cosine == pytest.approx(float(space["cosines"].max()), abs=1e-5)
+
+
+def test_no_images_are_refused():
+    with refused("images is empty"):
+        features.features(tiny.pretrained(), [])
