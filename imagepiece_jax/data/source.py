@@ -4,7 +4,6 @@ Batches, epochs and augmentation are not known here.
 """
 
 import abc
-import concurrent.futures
 import copy
 import functools
 import hashlib
@@ -12,6 +11,7 @@ import io
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
+from multiprocessing.pool import ThreadPool
 from typing import NamedTuple
 
 import numpy as np
@@ -126,8 +126,8 @@ class Source(abc.ABC):
             data, label, _ = self._stored(index)
             return str(label).encode() + hashlib.sha256(_content(data)).digest()
 
-        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-            for part in pool.map(content, read):
+        with ThreadPool(THREADS) as pool:
+            for part in pool.imap(content, read):
                 total.update(part)
         return total.hexdigest()[:16]
 
@@ -242,15 +242,8 @@ def file_sizes(paths: Sequence[str | bytes]) -> np.ndarray:
         except OSError:
             return -1
 
-    def sizes(paths):
-        return [size(path) for path in paths]
-
-    parts = [paths[start::THREADS] for start in range(THREADS)]
-    found = np.empty(len(paths), np.int64)
-    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-        for start, part in enumerate(pool.map(sizes, parts)):
-            found[start::THREADS] = part
-    return found
+    with ThreadPool(THREADS) as pool:
+        return np.array(pool.map(size, paths), np.int64)
 
 
 class ArraySource(Source):

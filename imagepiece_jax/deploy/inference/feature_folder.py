@@ -13,17 +13,16 @@ a killed process leaves them. At the end they and the earlier rows that are stil
 become a set in the folder `.complete`, whose files then replace the earlier ones.
 """
 
-import concurrent.futures
 import contextlib
 import csv
 import io
-import itertools
 import json
 import os
 import pathlib
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import numpy as np
@@ -43,7 +42,6 @@ COMPLETE = ".complete"
 RECORD = "made_by"  # in info.json
 INTERVAL = 5.0  # seconds between two counts: a kill loses as much work
 THREADS = 16  # threads that look at files, which is slow over a network
-PART = 1000  # files that a thread looks at in turn
 CHUNK = 2**26  # bytes of rows that are copied at a time
 
 
@@ -180,30 +178,24 @@ class FeatureFolder(contextlib.AbstractContextManager):
                 seen[record.seen] = row
                 contents[record.size, record.digest] = row
         sizes = {size for size, _ in contents}
-        real_folders = {}
 
         def find(path):
             """(the row of a photograph, its record), or (-1, None)."""
-            record = look_at(path, real_folders)
-            if record is None:
-                return -1, None
-            row = seen.get(record.seen, -1)
-            if row < 0 and record.size in sizes:
-                with contextlib.suppress(OSError):
+            try:
+                record = look_at(path)
+                row = seen.get(record.seen, -1)
+                if row < 0 and record.size in sizes:
                     _, record = read(path)
-                row = contents.get((record.size, record.digest), -1)
+                    row = contents.get((record.size, record.digest), -1)
+            except OSError:
+                return -1, None
             if row < 0:
                 return -1, None
             row_of = known[row]
             return row, record._replace(digest=row_of.digest, reason=row_of.reason)
 
-        def find_all(paths):
-            return [find(path) for path in paths]
-
-        starts = range(0, len(self._paths), PART)
-        parts = [self._paths[start : start + PART] for start in starts]
-        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-            found = [*itertools.chain(*pool.map(find_all, parts))]
+        with ThreadPool(THREADS) as pool:
+            found = pool.map(find, self._paths)
         self._rows = np.array([row for row, _ in found], np.int64)
         self._records = [record for _, record in found]
         self.missing = np.flatnonzero(self._rows < 0)

@@ -1,5 +1,6 @@
 """What a row of features was computed from: a record of each image file."""
 
+import functools
 import hashlib
 import os
 import stat
@@ -27,36 +28,26 @@ class FileRecord(NamedTuple):
         return self[:4]
 
 
-def look_at(path: str, real_folders: dict[str, str]) -> FileRecord | None:
-    """The record of a file without its digest; None if it cannot be looked at.
-
-    real_folders: {folder: its real path}, which is filled
-    """
+def look_at(path: str) -> FileRecord:
+    """The record of a regular file without its digest. Raises OSError."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+        raise OSError("not a regular file")
     folder, name = os.path.split(path)
-    if folder not in real_folders:
-        real_folders[folder] = os.path.realpath(folder)
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return _record(os.path.join(real_folders[folder], name), status)
+    path = os.path.join(_real_path(folder), name)
+    return FileRecord(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+_real_path = functools.lru_cache(maxsize=1000)(os.path.realpath)
 
 
 def read(path: str) -> tuple[bytes, FileRecord]:
     """The bytes of a regular file, and its record. Raises OSError."""
-    folder, name = os.path.split(path)
-    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
-        raise OSError("not a regular file")
+    record = look_at(path)  # first: what is written meanwhile has a later time
     with open(path, "rb") as file:
-        status = os.fstat(file.fileno())
         data = file.read()
-    record = _record(os.path.join(os.path.realpath(folder), name), status)
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     return data, record._replace(size=len(data), digest=digest)
-
-
-def _record(path, status):
-    return FileRecord(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 class RecordedFiles(FileSource):
