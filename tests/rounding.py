@@ -14,8 +14,10 @@ def assert_close(actual, desired, units=32, scale=0.0):
     where terms cancel, too.
 
     units: how many; scale: of the largest number that is added, where it is larger than
-    those of `desired`
+    those of `desired`, which may be a list beside an array
     """
+    if hasattr(actual, "shape"):
+        desired = np.asarray(desired)
     chex.assert_trees_all_equal_structs(actual, desired)
     for one, other in zip(*map(jax.tree.leaves, (actual, desired)), strict=True):
         largest = max(scale, np.abs(np.asarray(other, np.float64)).max(initial=0))

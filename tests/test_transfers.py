@@ -16,6 +16,7 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.deploy.visualize.trace import trace
 from imagepiece_jax.evaluate import accuracy
 from tests.models import tiny
+from tests.rounding import assert_close
 
 REDUCTION = "tome:r=3"
 FAST = {"compiler_options": {"xla_backend_optimization_level": 0}}
@@ -87,4 +88,4 @@ def test_weights_are_beside_images_of_other_devices():
     expected = imagepiece_jax.features(vit, np.asarray(images)).pooled
     found = imagepiece_jax.features(vit, images)
     assert found.pooled.sharding.device_set == images.sharding.device_set
-    np.testing.assert_allclose(found.pooled, expected, rtol=1e-5)
+    assert_close(found.pooled, expected)

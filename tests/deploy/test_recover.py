@@ -21,6 +21,7 @@ from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
 from tests import forked, programs, runs
 from tests.models import recoveries, tiny
 from tests.refused import refused
+from tests.rounding import assert_close
 
 DROPPING = "evit:keep_rate=0.3:blocks=(0,):fuse_token=False"
 MERGING = "tome:r=5"
@@ -148,7 +149,7 @@ def test_the_report_has_the_figures_of_the_images_held_out(vit, better):
     assert report.before == pytest.approx(before[1::2].mean(), rel=1e-4)
     assert report.after == pytest.approx(after[1::2].mean(), rel=1e-4)
     change = statistics.mean_difference(after[1::2], before[1::2])
-    assert report.interval == pytest.approx(change[1:], rel=1e-3)
+    assert report.interval == pytest.approx(change[1:], abs=1e-4 * before.mean())
     same = {}
     for name in ("before", "after"):
         first = logits[name].argmax(-1) == logits["dense"].argmax(-1)
@@ -202,7 +203,10 @@ def test_other_processes_and_devices_recover_the_same(tmp_path):
     np.testing.assert_array_equal(found[1]["curve"], curve)
     for place, leaf in enumerate(jax.tree.leaves(here.variables)):
         np.testing.assert_array_equal(found[1][f"arr_{place}"], leaf)
-    np.testing.assert_allclose(found[4]["curve"], curve, rtol=1e-3)
+    elsewhere = found[4]["curve"]
+    np.testing.assert_array_equal(elsewhere[:, 0], curve[:, 0])
+    # Each step of learning widens what the one before rounds.
+    assert_close(elsewhere[:, 1], curve[:, 1], units=2**13)
     # It learns, so that an equal curve says something.
     assert abs(curve[-1, 1] / curve[0, 1] - 1) > 0.02
 

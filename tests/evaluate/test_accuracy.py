@@ -161,7 +161,7 @@ def test_draws_of_an_image_depend_on_its_index_not_on_its_batch(traced_once):
     each = random_pass(model, images, order, 6).each
     other = random_pass(model, images, order[::-1], 4).each
     assert len(set(each["loss"][order % tiny.CLASSES == 0].tolist())) == 2
-    np.testing.assert_allclose(other["loss"], each["loss"], rtol=1e-5)
+    assert_close(other["loss"], each["loss"])
     np.testing.assert_array_equal(other["right"], each["right"])
 
 

@@ -105,8 +105,8 @@ def test_columns_and_the_class_row_are_float32(length, biased, dtype):
     got = columns(query, key, bias)
     row = class_row(query[:, 0], key, bias)
     assert got.dtype == row.dtype == jnp.float32
-    np.testing.assert_allclose(got, weights.mean(axis=(1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(row, weights[:, :, 0].mean(axis=1), rtol=1e-5)
+    assert_close(got, weights.mean(axis=(1, 2)))
+    assert_close(row, weights[:, :, 0].mean(axis=1))
 
 
 # The road to cuDNN, which runs on GPUs alone: its kernel is replaced by XLA's here.
@@ -346,15 +346,16 @@ def test_rows_by_hand():
     """The middle token is masked: it still sees itself, and all others alike."""
     first, second, third = shares(LOGITS, [1, 0, 1])
     np.testing.assert_allclose(first[[0, 2]], [0.731058, 0.268942], atol=4e-6)
-    np.testing.assert_allclose(second, [1 / 3] * 3, rtol=4e-6)
+    assert_close(second, [1 / 3] * 3, units=34)
     np.testing.assert_allclose(third[[2, 0]], [0.268941, 0.731058], atol=4e-6)
     # What eps / N leaves to the masked one: eps / 3 / 0.503215 and eps / 3 / 1.367879.
-    np.testing.assert_allclose([first[1], third[1]], [6.6e-7, 2.4e-7], rtol=2e-2)
+    masked = [first[1], third[1]]
+    np.testing.assert_allclose(masked, [6.62e-7, 2.44e-7], rtol=0, atol=1e-9)  # digits
     # Proportional attention: log 3 on a key is the key three times.
     thrice = np.float32([[np.log(3.0), 0.0, 0.0]])
     row = shares(LOGITS, [1, 1, 1], key_bias=thrice)[0]
     weights = np.array([3 * np.e, np.e**2, 1])
-    np.testing.assert_allclose(row, weights / weights.sum(), rtol=1e-5)
+    assert_close(row, weights / weights.sum())
 
 
 @pytest.mark.parametrize("length", [1, 2, 7])

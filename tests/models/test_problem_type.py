@@ -7,6 +7,7 @@ from imagepiece_jax.models.problem_type import PROBLEMS, REGRESSION, activation
 from tests.models import tiny
 from tests.oracles import softmax
 from tests.refused import refused
+from tests.rounding import assert_close
 
 LOGITS = np.array([2.0, 0.0, -2.0], np.float32)
 
@@ -30,13 +31,13 @@ def test_several_labels_are_each_by_themselves(answers):
 def test_one_label_shares_a_whole(answers):
     found = answers("single_label_classification")(np.stack([LOGITS, 3 * LOGITS]))
     wanted = [softmax(np.float64(LOGITS)), softmax(3 * np.float64(LOGITS))]
-    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("problem_type", PROBLEMS[:2])
 def test_one_class_is_not_always_sure(answers, problem_type):
     found = answers(problem_type, 1)(np.array([0.0], np.float32))
-    np.testing.assert_allclose(found, [0.5])
+    assert_close(found, [0.5], units=1)
 
 
 @pytest.mark.parametrize("problem_type", PROBLEMS[:2])

@@ -17,6 +17,7 @@ from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.reduction.state import DROPPED
 from tests.models import tiny
 from tests.models.make import create_model
+from tests.rounding import assert_close
 
 pytestmark = pytest.mark.slow
 
@@ -109,7 +110,7 @@ def test_attention_counts_tokens_as_its_authors_do(case):
     if not hasattr(theirs, "size"):
         pytest.skip("not published")
     ours = outputs.state.effective_size
-    np.testing.assert_allclose(np.sort(ours), np.sort(theirs.size), rtol=2e-5)
+    assert_close(np.sort(ours), np.sort(theirs.size))
     fractions = ours % 1 > 1e-3
     assert fractions.any() == (theirs.method == "diffrate")
     assert not (outputs.state.size % 1).any()

@@ -20,6 +20,7 @@ from imagepiece_jax.reduction.state import DROPPED, Taps, TokenState, start
 from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import FORMS, apply, decide, move, vectors
+from tests.rounding import assert_close
 
 
 @functools.partial(tiny.compiled, static_argnums=(0, 3))
@@ -88,7 +89,7 @@ def test_imagepiece_merges_as_computed_by_hand(candidates, merges, values, sizes
         None, :, None
     ]  # class token -1, then token i is i
     got = apply(start(x), result, form=form)
-    np.testing.assert_allclose(got.x[0, :, 0], [-1, *values], rtol=1e-6)
+    assert_close(got.x[0, :, 0], [-1, *values], units=8)
     assert got.size[0].tolist() == [1, *sizes]
 
     dest = oracles.retokenize(
@@ -108,7 +109,7 @@ def test_evit_fuses_as_computed_by_hand(fuse, form):
     x = np.arange(0.0, 6.0, dtype=np.float32)[None, :, None]  # class token 0, then 1..5
     got = apply(start(x), result, form=form)
     want = [0, 3, 4, 5] + [0.2] * fuse
-    np.testing.assert_allclose(got.x[0, :, 0], want, rtol=1e-6 if fuse else 0)
+    assert_close(got.x[0, :, 0], want, units=2 * fuse)
     assert got.size[0].tolist() == [1, 1, 1, 1] + [2] * fuse
 
 
@@ -222,7 +223,7 @@ def test_fusing_passes_gradient_to_the_attention():
     for image in range(2):
         dropped = oracles.rank_by_score(scores[image]) >= 4
         want = np.where(dropped, np.asarray(state.x)[image, 1:].sum(axis=-1), 0)
-        np.testing.assert_allclose(slope[image], want, rtol=1e-5)
+        assert_close(slope[image], want)
 
 
 @pytest.mark.parametrize("reducer, candidates", [(Retokenize(), 8), (Bipartite(), 0)])
@@ -243,7 +244,7 @@ def test_merging_decides_without_gradient(reducer, candidates):
     assert not any(slope.any() for slope in slopes)
     for image in range(2):
         want = 1 / np.bincount(dest[image])[dest[image]]
-        np.testing.assert_allclose(of_x[image, 1:].T, np.tile(want, (4, 1)), rtol=1e-6)
+        assert_close(of_x[image, 1:].T, np.tile(want, (4, 1)), units=8)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from imagepiece_jax.training.train_step import (
 from tests import runs
 from tests.models.make import create_model
 from tests.refused import refused
+from tests.rounding import assert_close
 
 SIZE = 8
 CLASSES = 10
@@ -106,8 +107,8 @@ def test_the_window_starts_anew_after_each_logged_step():
     assert [m["window"]["samples"] for m in metrics] == [8, 16, 24, 8, 16]
     losses = [m["loss"] for m in metrics]
     sums = [m["window"]["loss"] / BATCH for m in metrics]
-    np.testing.assert_allclose(sums[2], sum(losses[:3]), rtol=1e-6)
-    np.testing.assert_allclose(sums[4], sum(losses[3:]), rtol=1e-6)
+    assert_close(sums[2], sum(losses[:3]), units=8)
+    assert_close(sums[4], sum(losses[3:]), units=8)
     # Fresh weights guess.
     assert abs(losses[0] - np.log(CLASSES)) < 0.1
 
@@ -152,7 +153,7 @@ def test_images_are_normalized_as_the_model_says():
         return -np.asarray(jax.nn.log_softmax(logits))[np.arange(BATCH), labels].mean()
 
     loss = run(step, state, [batch(0)])[1][0]["loss"]
-    np.testing.assert_allclose(loss, cross_entropy(mean, std), rtol=1e-5)
+    assert_close(loss, cross_entropy(mean, std))
     assert abs(cross_entropy(MEAN, STD) - loss) > 1e-4
 
 
@@ -192,7 +193,7 @@ def test_mixup_pairs_an_image_with_its_mirror_in_the_batch():
         equal, other = run(step, state, [same, batch(0)])[1]
         losses.append(equal["loss"])
         different.append(other["grad_norm"])
-    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert_close(*losses)
     assert abs(different[0] - different[1]) > 1e-3
 
 
@@ -286,7 +287,7 @@ def test_a_window_counts_skipped_steps_and_leaves_their_numbers_out(poisoned_run
     assert [w["samples"] for w in windows] == [8, 8, 8, 0, 8]
     assert [w["skipped"] for w in windows] == [0, 1, 2, 1, 1]
     for step in (0, 4):
-        np.testing.assert_allclose(windows[step]["loss"] / 8, metrics[step]["loss"])
+        assert_close(windows[step]["loss"] / 8, metrics[step]["loss"], units=1)
     assert windows[2]["loss"] == windows[0]["loss"]
     assert windows[3]["loss"] == 0
 
@@ -349,9 +350,9 @@ def test_smoothed_target_by_hand():
     # log_softmax: ln 3 - ln 12 on class 4, -ln 12 elsewhere.
     right = math.log(12) - 0.91 * math.log(3)
     wrong = math.log(12) - 0.01 * math.log(3)
-    np.testing.assert_allclose(got, [right, wrong], rtol=4e-6)
+    assert_close(got, [right, wrong], units=34)
     large = soft_cross_entropy(np.array([[1e4, 0.0]]), np.array([[0.5, 0.5]]))
-    np.testing.assert_allclose(large, [5e3])
+    assert_close(large, [5e3], units=1)
     with pytest.raises(AssertionError):  # labels instead of targets
         soft_cross_entropy(np.zeros((2, 3)), np.zeros(2))
 
@@ -365,4 +366,4 @@ def test_float32_inside_whatever_comes_in():
     z = np.asarray(logits, np.float64)
     y = np.asarray(targets, np.float64)
     want = (y * (np.log(np.exp(z).sum(-1, keepdims=True)) - z)).sum(-1)
-    np.testing.assert_allclose(got, want, rtol=1e-5)
+    assert_close(got, want)

@@ -18,6 +18,7 @@ from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.state import Assignment, Masking, Mixing, Taps, start
 from tests.models import tiny
 from tests.refused import refused
+from tests.rounding import assert_close
 from tests.runs import ROOT
 from tests.shallow import deit_ti
 
@@ -98,7 +99,7 @@ def test_a_dropped_patch_follows_the_token_nearest_to_it_the_first_of_equals():
     merged = (patches[2] + patches[4]) / 2
     kept = patches[3]
     expected = [kept, kept, merged, kept, merged, merged]
-    np.testing.assert_allclose(features, expected, rtol=1e-6)
+    assert_close(features, expected, units=8)
     patches = [[1.0, 0], [2, 2], [3, 3], [0, 4], [1, 1], [5, 5]]
     outputs = outputs_of(state_of(patches), (slots(0, 1, 2, 3, -1, -1), 0))
     features = feature_map(outputs, GRID, "nearest")[0].reshape(6, 2)
@@ -112,7 +113,7 @@ def test_learned_tokens_are_spread_by_their_weights_of_each_patch():
     learned = jnp.asarray([[CLASS, [12.0, 1], [24.0, 2]]])
     outputs = outputs.replace(state=outputs.state.replace(x=learned))
     got = feature_map(outputs, GRID)[0, ..., 0]
-    np.testing.assert_allclose(got, [[12, 18, 21], [24, 15, 0]], rtol=1e-6)
+    assert_close(got, [[12, 18, 21], [24, 15, 0]], units=8)
     matrix = jnp.asarray([[[0.5, 0.25, 0.25, 0, 0], [0, 0, 0, 0.5, 0.5]]])
     drop = slots(0, -1, 1, 2, 3, 4)
     mix = Mixing(matrix)

@@ -11,6 +11,7 @@ from imagepiece_jax.models.config import MEAN, STD
 from tests.deploy.visualize import traces
 from tests.models import tiny
 from tests.oracles import softmax
+from tests.rounding import assert_close
 
 # 25 image tokens, 23, 19
 SHORT = tiny.changed(tiny.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,))
@@ -53,7 +54,7 @@ def test_predictions_are_those_of_the_logits(imagepiece):
     traced, outputs = imagepiece
     shares = softmax(np.asarray(outputs.logits, float))
     np.testing.assert_array_equal(traced.top, shares.argmax(axis=1))
-    np.testing.assert_allclose(traced.confidence, shares.max(axis=1), rtol=1e-4)
+    assert_close(traced.confidence, shares.max(axis=1), units=128)
 
 
 def test_a_projection_predicts_no_class(images):
