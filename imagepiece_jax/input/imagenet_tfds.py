@@ -37,7 +37,9 @@ def open_imagenet(split, num_classes, data_dir):
             "imagenet2012 --file_format=array_record` makes them from ImageNet's tars "
             "(docs/training.md)"
         ) from error
-    return TfdsSource(examples)
+    source = TfdsSource(examples)
+    source.split = SPLITS[split]
+    return source
 
 
 def _allow_open_files():
@@ -57,6 +59,8 @@ class TfdsSource(Source):
 
     examples: of `tfds.data_source`, with images as their files have them
     """
+
+    upright = False  # published accuracies are those of ImageNet's images as stored
 
     def __init__(self, examples):
         names = examples.dataset_info.features["label"].names  # WordNet IDs

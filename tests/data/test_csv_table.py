@@ -65,7 +65,7 @@ def test_no_image_is_in_both_splits(images):
 @pytest.mark.parametrize(
     "columns, rows, field, value",
     [
-        *((SPLIT, f"b,0,{split}", "split", split) for split in ("test", "", "Train")),
+        *((SPLIT, f"b,0,{split}", "split", split) for split in ("training", "", "Train")),
         *(
             (NO_SPLIT, f"b,{label}", "label", label)
             for label in ("1_0", "²", "٣", "+1", "1e0", "1.0", "-1", "5", "", "1" * 10)
