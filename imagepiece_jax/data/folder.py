@@ -60,7 +60,7 @@ def list_images(root: str | os.PathLike, inside: str = "") -> Listing:
         except OSError:
             if folder == start:
                 raise
-            listing.left_out.insert(0, folder)  # the first is named
+            listing.left_out.insert(0, os.path.normpath(folder))  # the first is named
             continue
         for names, paths in ((images, listing.images), (others, listing.left_out)):
             paths += [os.path.normpath(os.path.join(folder, name)) for name in names]
