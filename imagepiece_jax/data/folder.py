@@ -110,12 +110,12 @@ def split_folders(folder: str | os.PathLike, labeled: bool = False) -> dict[str,
     """{"train" or "val": the name of a folder}: the splits that a folder holds.
 
     {} is for classes, which may be called train or test, too: one of that name has
-    images itself, and so has a folder of another name.
+    images itself, or is alone, and so has a folder of another name, or `folder` itself.
 
     labeled: splits hold folders of classes, so that folders of images are no splits
     Raises InputError for names that may be those of splits, such as training.
     """
-    folders, _, _ = _entries(folder)
+    folders, images, _ = _entries(folder)
     splits = find_splits(folders, f"folder {folder}")
     others = {*folders} - {*SPLIT_NAMES}
     are_alike = others and all(map(LOOKS_LIKE_A_SPLIT.match, others))
@@ -131,7 +131,7 @@ def split_folders(folder: str | os.PathLike, labeled: bool = False) -> dict[str,
             f"{', '.join(SPLIT_NAMES)}: rename the folders, or give one of them"
         )
     is_class = len(splits) == 1 or with_images.intersection(splits.values())
-    if is_class and with_images & others:
+    if is_class and (with_images & others or (images and not labeled)):
         return {}
     return splits
 
@@ -147,7 +147,7 @@ def _has_images(folder, name):
 def train_folder(folder: str | os.PathLike) -> tuple[str | os.PathLike, str | None]:
     """(the folder of images to learn from in a folder, a note on it or None)."""
     folders, _, _ = _entries(folder)
-    there = " and ".join(name for name in folders if name in SPLIT_NAMES)
+    there = " and ".join(name for name in SPLIT_NAMES if name in folders)
     splits = split_folders(folder)
     if not there:
         return folder, None

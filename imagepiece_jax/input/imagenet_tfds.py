@@ -37,9 +37,7 @@ def open_imagenet(split, num_classes, data_dir):
             "imagenet2012 --file_format=array_record` makes them from ImageNet's tars "
             "(docs/training.md)"
         ) from error
-    source = TfdsSource(examples)
-    source.split = SPLITS[split]
-    return source
+    return TfdsSource(examples)
 
 
 def _allow_open_files():

@@ -92,7 +92,7 @@ def data_text(config, data):
     classes = f"{config.num_classes} classes"
     if names is not None:
         classes += ": " + ", ".join(map(str, names[:LISTED_CLASSES]))
-    train, test = (f" ({source.split})" for source in (data.train, data.test))
+    train, test = (s.split and f" ({s.split})" for s in (data.train, data.test))
     if data.test.split == "test":
         classes += "; test chooses nothing, so the last checkpoint is the best"
     optim = config.optim

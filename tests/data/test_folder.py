@@ -103,6 +103,8 @@ def test_a_folder_that_cannot_be_read_is_left_out(tmp_path, monkeypatch):
         (("train/1.jpg", "test/1.jpg", "bus/1.jpg"), None, None),
         (("train/a/1.jpg", "bus/1.jpg"), None, None),
         (("train/1.jpg", "test/1.jpg"), None, "test"),
+        (("train/1.jpg", "test/1.jpg", "1.jpg"), None, None),
+        (("train/a/1.jpg", "test/a/1.jpg", "1.jpg"), "test", "test"),
         (("trainer/1.jpg", "train/1.jpg"), None, InputError),
         (("Train/1.jpg", "bus/1.jpg"), None, None),
         # Nothing is guessed.
