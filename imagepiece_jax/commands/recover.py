@@ -74,7 +74,7 @@ def opened(images):
 
     named = images in registry.SETS or images.startswith("hf:")
     if named and not pathlib.Path(images).exists():
-        return registry.open_source(images, "train")
+        return registry.open_source(images, "train", labeled=False)
     return pictures.as_source(images)
 
 

@@ -1,12 +1,15 @@
 """JSON, atomic writes, locks between processes, and the code's git revision."""
 
+import codecs
 import contextlib
+import errno
 import functools
 import json
 import logging
 import os
 import pathlib
 import shutil
+import stat
 import subprocess
 import uuid
 
@@ -57,6 +60,28 @@ def locked(name, folder):
             for path in made:
                 path.rmdir()  # fails, and ends the loop, where files are in it
         lock.release()
+
+
+def open_regular(path):
+    """A file, open to read its bytes. A pipe, which might never end, is an OSError."""
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # open() itself says folder
+        raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
+    return open(path, "rb")
+
+
+def read_text(path, errors="strict"):
+    """The text of a file in UTF-8, or in UTF-16 with a byte order mark.
+
+    errors: of `bytes.decode`
+    """
+    with open_regular(path) as file:
+        data = file.read()
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return data.decode("utf-16" if is_utf16 else "utf-8-sig", errors)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text in UTF-8 or UTF-16 ({error})") from error
 
 
 def read_json(path):

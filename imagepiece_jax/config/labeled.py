@@ -9,7 +9,6 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.class_names import check_classes
-from imagepiece_jax.data.folder import split_folder
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
@@ -149,10 +148,8 @@ def _notes(vit, name, every, source):
     path = str(vit.source.path)
     check_classes(vit.class_names, path, source.class_names, name)
     notes = []
-    if name.startswith("folder:"):
-        folder = os.path.expanduser(name.removeprefix("folder:"))
-        _, note = split_folder(folder, "val")
-        notes.append(note)
+    if source.split:
+        notes.append(f"{source.split} of {name} is measured on")
     if source.part:
         notes.append(f"{len(source)} of {len(every)} images are taken, evenly spaced")
     present = len(source.present_labels)

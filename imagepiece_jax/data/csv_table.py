@@ -1,16 +1,20 @@
 """csv:FILE, a table of image files and labels."""
 
 import csv
+import functools
+import io
 import os
 import re
+import unicodedata
 from typing import NamedTuple
 
 from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.data.source import SPLITS, FileSource
+from imagepiece_jax.common.files import read_text
+from imagepiece_jax.data.class_names import normalized
+from imagepiece_jax.data.source import SPLIT_NAMES, FileSource, find_splits
 from imagepiece_jax.errors import InputError
 
-NEEDED = ("filename", "label")
-COLUMNS = (*NEEDED, "split", "class")
+COLUMNS = ("filename", "label", "split", "class")
 
 
 class _Row(NamedTuple):
@@ -19,35 +23,39 @@ class _Row(NamedTuple):
     line: int  # its number in the file
     split: str
     file: str  # relative to the table's folder
-    label: int
+    label: str | int
     class_name: str  # "": it has none
 
 
-def open_csv(path: str, split: str, num_classes: int | None = None) -> FileSource:
-    """The images of one split of a CSV file in UTF-8.
+def open_csv(
+    path: str, split: str, num_classes: int | None = None, labeled: bool = True
+) -> FileSource:
+    """The images of one split of a CSV file in UTF-8, or in Excel's UTF-16.
 
     Its columns are `filename`, relative to the file's folder; `label`, a whole number
-    from 0; optionally `split`, train or val; and optionally `class`, the name of the
-    label's class. Without `split` every row is a test image, and nothing can be trained
-    on. The rows of both splits are checked, files of the other split are not looked up.
+    from 0; optionally `split`, one of `SPLIT_NAMES`; and optionally `class`, the name
+    of the label's class. Without `split` every row is a test image, and nothing can be
+    trained on. The rows of both splits are checked, files of the other split are not
+    looked up.
 
     split: "train" or "val"
     num_classes: of a model, each of which needs training images; None is as many as
         the labels of both splits need
+    labeled: False: labels are not read, and without `split` all rows are taken
     """
     root = os.path.dirname(path)
-    rows = _read_rows(path, num_classes)
+    rows = _read_rows(path, "val" if labeled else split, labeled)
+    splits = find_splits({row.split for row in rows}, path)
+    for index, row in enumerate(rows):
+        label = -1
+        if labeled and row.split in splits.values():
+            label = _label(path, row, num_classes)
+        rows[index] = row._replace(label=label)
     _check_repeated(rows, path)
-    names = _class_names(rows, path)
-    own = [row for row in rows if row.split == split]
+    own = [row for row in rows if row.split == splits.get(split)]
     if not own:
         raise InputError(f"{path} has no row with split {split!r}")
-    for row in own:
-        if not os.path.isfile(os.path.join(root, row.file)):
-            raise InputError(
-                f"{path} line {row.line}: filename is {row.file!r}, which is not a "
-                "file in the folder of the table"
-            )
+    files = [_stored_name(path, row) for row in own]
     labels = [row.label for row in own]
     absent = {*range(num_classes or 0)} - {*labels}
     if absent and split == "train":
@@ -57,65 +65,85 @@ def open_csv(path: str, split: str, num_classes: int | None = None) -> FileSourc
         )
     num_classes = num_classes or 1 + max([row.label for row in rows])
     class_names = None
-    if names:
+    if names := _class_names(rows, path):
         class_names = tuple(map(names.get, range(num_classes)))
-    files = [row.file for row in own]
-    return FileSource(root, files, labels, num_classes, class_names)
+    source = FileSource(root, files, labels, num_classes, class_names)
+    source.split = splits[split]
+    return source
 
 
-def _read_rows(path, num_classes):
-    """The rows of both splits, each checked alone."""
+def _read_rows(path, split, labeled):
+    """The rows of all splits, each checked alone, with labels as text.
+
+    split: of the rows of a table without such a column
+    """
     rows = []
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        table = csv.DictReader(file, restval="")
-        # Blanks around the names of columns are removed.
-        try:
-            table.fieldnames = [name.strip() for name in table.fieldnames or ()]
-            for name in COLUMNS:  # the last of two would decide, silently
-                if table.fieldnames.count(name) > 1:
-                    raise InputError(f"there is more than one column {name!r}")
-            if missing := {*NEEDED} - {*table.fieldnames}:
-                raise InputError(f"there is no column {min(missing)!r}")
-            for fields in table:
-                rows.append(_row(table.line_num, fields, num_classes))
-        except (InputError, UnicodeDecodeError, csv.Error) as error:
-            raise InputError(f"{path} line {table.line_num}: {error}") from error
+    table = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="")
+    # Blanks around the names of columns are removed.
+    try:
+        table.fieldnames = [name.strip() for name in table.fieldnames or ()]
+        for name in COLUMNS:  # the last of two would decide, silently
+            if table.fieldnames.count(name) > 1:
+                raise InputError(f"there is more than one column {name!r}")
+        for name in COLUMNS[: 1 + labeled]:
+            if name not in table.fieldnames:
+                raise InputError(f"there is no column {name!r}")
+        for fields in table:
+            rows.append(_row(table.line_num, fields, split))
+    except (InputError, csv.Error) as error:
+        raise InputError(f"{path} line {table.line_num}: {error}") from error
     return rows
 
 
-def _row(line, fields, num_classes):
+def _row(line, fields, split):
     """The _Row of a table's fields {column: text}."""
     if any(fields.get(None, ())):  # a comma at the end is harmless
         raise InputError("it has more fields than columns; quote text with a comma")
-    split = fields.get("split", "val").strip()
-    check_choice("split", split, SPLITS)
-    label = _label(fields["label"], num_classes)
-    return _Row(line, split, fields["filename"], label, fields.get("class", "").strip())
+    split = fields.get("split", split).strip()
+    check_choice("split", split, SPLIT_NAMES)
+    class_name = normalized(fields.get("class", "").strip())
+    return _Row(line, split, fields["filename"], fields.get("label"), class_name)
 
 
-def _label(text, num_classes):
+def _label(path, row, num_classes):
     """The label in a row, one of the classes."""
     label = -1
     # Stricter than int(), which also takes 1_0 and digits of other scripts.
-    if re.fullmatch(r"\s*[0-9]{1,9}\s*", text):
-        label = int(text)
+    if re.fullmatch(r"\s*[0-9]{1,9}\s*", row.label):
+        label = int(row.label)
     if label < 0 or (num_classes and label >= num_classes):
         of = f" below num_classes, {num_classes}" if num_classes else ""
-        raise InputError(f"label is {text!r}; it must be a whole number from 0{of}")
+        raise InputError(
+            f"{path} line {row.line}: label is {row.label!r}; it must be a whole "
+            f"number from 0{of}"
+        )
     return label
+
+
+def _stored_name(path, row):
+    """A row's file, in the form of Unicode that the file's name has."""
+    for form in (str, normalized, functools.partial(unicodedata.normalize, "NFD")):
+        file = form(row.file)
+        if os.path.isfile(os.path.join(os.path.dirname(path), file)):
+            return file
+    raise InputError(
+        f"{path} line {row.line}: filename is {row.file!r}, which is not a file in the "
+        "folder of the table"
+    )
 
 
 def _check_repeated(rows, path):
     """Refuse an image that is named before, but for training with its label."""
     first_rows = {}  # of each file
     for row in rows:
-        first = first_rows.setdefault(os.path.normpath(row.file), row)
+        first = first_rows.setdefault(normalized(os.path.normpath(row.file)), row)
         same = first.label == row.label
         if first is row or (first.split == row.split == "train" and same):
             continue
         why = "a test image must count once"
         if first.split != row.split:
-            why = "an image must not be in both train and val"
+            both = " and ".join(sorted([first.split, row.split]))
+            why = f"an image must not be in both {both}"
         elif not same:
             why = f"its labels differ, {first.label} and {row.label}"
         raise InputError(

@@ -4,6 +4,7 @@ One damaged file must not end a long run, many of them must: `decode` raises
 `UnreadableImage`, the loader continues without it, `record_unreadable` counts them.
 """
 
+import contextlib
 import io
 import logging
 import warnings
@@ -11,6 +12,7 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
+from imagepiece_jax.common.files import open_regular
 from imagepiece_jax.common.image_size import MAX_PIXELS
 from imagepiece_jax.errors import InputError
 
@@ -39,6 +41,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = [TURNS[orientation] for orientation in (5, 6, 7, 8)]  # width is height
 NUMBER_BYTES = {1: 1, 3: 2, 4: 4}  # of EXIF's types byte, short and long
 
 log = logging.getLogger("imagepiece_jax.data")
@@ -70,21 +73,22 @@ class UnreadableImage(InputError):
         return UnreadableImage, (self.name, self.reason)
 
 
-def decode(file, name: str, upright: bool = False) -> np.ndarray:
+def decode(file, name: str, upright: bool = True) -> np.ndarray:
     """RGB pixels of an encoded image. See `rgb` for other modes.
 
     file: a path, or an open binary file
     name: of the file, for errors
-    upright: apply the EXIF orientation; torchvision does not, and published accuracies
-        are those of images as they are stored
+    upright: apply the EXIF orientation
     Returns [H, W, 3] uint8.
     Raises UnreadableImage, also for more than MAX_PIXELS, which a few bytes can claim
     to be.
     """
     try:
-        data = _bytes(file)
+        with _opened(file) as stream:
+            data = stream.read()
         pixels = _fast_jpeg(data)
-        if pixels is not None and upright:
+        # Orientations stand in segments of type APP1, which most files of sets lack.
+        if pixels is not None and upright and b"\xff\xe1" in data:
             pixels = _upright_jpeg(pixels, data)
         if pixels is not None:
             return pixels
@@ -101,24 +105,21 @@ def decode(file, name: str, upright: bool = False) -> np.ndarray:
         raise UnreadableImage(name, reason) from error
 
 
-def size(file) -> tuple[int, int] | None:
-    """(height, width) of an image as it is stored, by its header; None if unreadable.
-
-    file: a path, or an open binary file
-    """
+def size(file, upright: bool = True) -> tuple[int, int] | None:
+    """(height, width) of an image by its header; None if unreadable. See `decode`."""
     try:
-        with Image.open(file) as image:
+        with _opened(file) as stream, Image.open(stream) as image:
+            # Pillow itself turns TIFF, and its size.
+            if upright and image.format != "TIFF" and _turn(image) in SIDEWAYS:
+                return image.width, image.height
             return image.height, image.width
     except Exception:  # as in `decode`, which reports it
         return None
 
 
-def _bytes(file):
-    """The content of a file, by its path or open."""
-    if hasattr(file, "read"):
-        return file.read()
-    with open(file, "rb") as stream:
-        return stream.read()
+def _opened(file):
+    """A context with the binary file of a path, or with a file that is open already."""
+    return contextlib.nullcontext(file) if hasattr(file, "read") else open_regular(file)
 
 
 def _fast_jpeg(data):
@@ -194,7 +195,7 @@ def _orientation(exif):
     return None
 
 
-def rgb(image: Image.Image, upright: bool = False) -> np.ndarray:
+def rgb(image: Image.Image, upright: bool = True) -> np.ndarray:
     """RGB pixels [H, W, 3] uint8 of a PIL image of any mode, turned if `upright`.
 
     Transparency is ignored, 16-bit gray keeps its upper eight bits.

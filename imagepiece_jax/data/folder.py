@@ -1,4 +1,4 @@
-"""Folders of images: all files of one by one rule, its splits, and folder:PATH.
+"""Folders of images: which files are images, which folders are splits, and folder:PATH.
 
 folder:PATH has images in PATH/train/CLASS and PATH/val/CLASS, or to test PATH/CLASS.
 """
@@ -6,64 +6,95 @@ folder:PATH has images in PATH/train/CLASS and PATH/val/CLASS, or to test PATH/C
 import logging
 import os
 import pathlib
+import re
 from typing import NamedTuple
 
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.decode import EXTENSIONS, SOME_EXTENSIONS, no_image
-from imagepiece_jax.data.source import FileSource, check_num_classes
+from imagepiece_jax.data.source import (
+    SPLIT_NAMES,
+    VALIDATION_NAMES,
+    FileSource,
+    check_num_classes,
+    find_splits,
+)
 from imagepiece_jax.errors import InputError
 
 log = logging.getLogger("imagepiece_jax.data")
 
-# Names of the folders of a set's splits; the first that is there counts.
-SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "validation", "test")}
-PURPOSES = {"train": "learned from", "val": "measured on"}
+# What systems and NAS put beside photographs, besides hidden files, in lower case.
+SYSTEM_NAMES = {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"}
+SYSTEM_NAMES |= {"__macosx", "lost+found", "$recycle.bin", "recycler", "thumbs.db"}
+SYSTEM_NAMES |= {"system volume information", "desktop.ini"}
+LOOKS_LIKE_A_SPLIT = re.compile("train|val|dev|test", re.IGNORECASE)
 
 
 class Listing(NamedTuple):
-    """Files of a folder and its sub-folders, by paths relative to a root."""
+    """What a folder and its sub-folders hold, by paths relative to a root."""
 
     images: list[str]
-    left_out: list[str]  # files of other kinds
+    left_out: list[str]  # all other files, and folders that are not looked into
 
 
 def list_images(root: str | os.PathLike, inside: str = "") -> Listing:
     """The images in the folder `inside` of `root`, and in its sub-folders.
 
     An image is a file that ends in one of `EXTENSIONS`. Files of a folder come in order
-    of their names, and before those of its sub-folders. Hidden files and folders are
-    passed over, and a folder that links lead to again is read once.
+    of their names, and before those of its sub-folders. Hidden files and folders,
+    `SYSTEM_NAMES`, pipes and sub-folders that cannot be read are left out. A folder
+    that links lead to again is read once.
     """
-    found = Listing([], [])
+    listing = Listing([], [])
     seen = set()
-    start = os.path.join(root, inside)
-    for folder, folders, files in os.walk(start, onerror=_stop, followlinks=True):
-        real = os.path.realpath(folder)
+    start = os.path.normpath(inside)
+    waiting = [start]
+    while waiting:
+        folder = waiting.pop()
+        path = os.path.join(root, folder)
+        real = os.path.realpath(path)
         if real in seen:
-            folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(filter(_is_shown, folders))
-        place = os.path.relpath(folder, root)
-        for name in sorted(filter(_is_shown, files)):
-            path = os.path.normpath(os.path.join(place, name))
-            if name.lower().endswith(EXTENSIONS):
-                found.images.append(path)
-            else:
-                found.left_out.append(path)
-    return found
+        try:
+            folders, images, others = _entries(path)
+        except OSError:
+            if folder == start:
+                raise
+            listing.left_out.insert(0, os.path.normpath(folder))  # the first is named
+            continue
+        for names, paths in ((images, listing.images), (others, listing.left_out)):
+            paths += [os.path.normpath(os.path.join(folder, name)) for name in names]
+        waiting += [os.path.join(folder, name) for name in reversed(folders)]
+    return listing
 
 
-def _stop(error):
-    raise error
+def _entries(folder):
+    """Names in a folder: (folders, images, all others), each sorted."""
+    folders = []
+    images = []
+    others = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            names = others
+            name = entry.name.lower()
+            if not name.startswith(".") and name not in SYSTEM_NAMES:
+                if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
+                    names = folders
+                elif name.endswith(EXTENSIONS) and _is_file(entry):
+                    names = images
+            names.append(entry.name)
+    return sorted(folders), sorted(images), sorted(others)
 
 
-def _is_shown(name):
-    return not name.startswith(".")
+def _is_file(entry):
+    """Whether a folder's entry is a file, or a link to a file that may be missing."""
+    if entry.is_symlink():
+        return os.path.isfile(entry) or not os.path.exists(entry)
+    return entry.is_file()
 
 
 def left_out_note(root: str | os.PathLike, left_out: list[str]) -> str | None:
-    """A note on the files that are `left_out`; None where there are none."""
+    """A note on what is `left_out` of a folder; None where there is nothing."""
     if not left_out:
         return None
     first = os.path.join(root, left_out[0])
@@ -75,46 +106,70 @@ def left_out_note(root: str | os.PathLike, left_out: list[str]) -> str | None:
     return f"{left} left out; images are files with endings such as {endings}"
 
 
-def find_splits(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
-    """{"train": a folder, "val": a folder}: those of the two that a folder holds."""
-    found = {}
-    for split, names in SPLIT_FOLDERS.items():
-        paths = [pathlib.Path(folder, name) for name in names]
-        there = [path for path in paths if path.is_dir()]
-        if there:
-            found[split] = there[0]
-    return found
+def split_folders(folder: str | os.PathLike, labeled: bool = False) -> dict[str, str]:
+    """{"train" or "val": the name of a folder}: the splits that a folder holds.
 
+    {} is for classes, which may be called train or test, too: one of that name has
+    images itself, or is alone, and so has a folder of another name, or `folder` itself.
 
-def split_folder(
-    folder: str | os.PathLike, split: str | None
-) -> tuple[pathlib.Path, str | None]:
-    """(the folder whose images `folder` stands for, a note on it or None).
-
-    A folder that holds train and val stands for train where images are learned from,
-    and for val where they are measured on.
-
-    split: "train" or "val"; None: the images of both
+    labeled: splits hold folders of classes, so that folders of images are no splits
+    Raises InputError for names that may be those of splits, such as training.
     """
-    folder = pathlib.Path(folder)
-    parts = find_splits(folder)
-    if len(parts) < len(SPLIT_FOLDERS):
+    folders, images, _ = _entries(folder)
+    splits = find_splits(folders, f"folder {folder}")
+    others = {*folders} - {*SPLIT_NAMES}
+    are_alike = others and all(map(LOOKS_LIKE_A_SPLIT.match, others))
+    may_be_missed = are_alike and len(splits) < 2 <= len(folders)
+    if not splits and not may_be_missed:
+        return {}
+    with_images = {name for name in folders if _has_images(folder, name)}
+    if labeled and len(with_images) == len(folders):
+        return {}
+    if may_be_missed:
+        raise InputError(
+            f"folder {folder} holds {' and '.join(folders)}; splits are called "
+            f"{', '.join(SPLIT_NAMES)}: rename the folders, or give one of them"
+        )
+    is_class = len(splits) == 1 or with_images.intersection(splits.values())
+    if is_class and (with_images & others or (images and not labeled)):
+        return {}
+    return splits
+
+
+def _has_images(folder, name):
+    try:
+        _, images, _ = _entries(os.path.join(folder, name))
+    except OSError:
+        return False
+    return bool(images)
+
+
+def train_folder(folder: str | os.PathLike) -> tuple[str | os.PathLike, str | None]:
+    """(the folder of images to learn from in a folder, a note on it or None)."""
+    folders, _, _ = _entries(folder)
+    there = " and ".join(name for name in SPLIT_NAMES if name in folders)
+    splits = split_folders(folder)
+    if not there:
         return folder, None
-    names = " and ".join(path.name for path in parts.values())
-    if split is None:
-        return folder, f"{folder} holds {names}; the images of both are taken"
-    taken = parts[split]
-    return taken, f"{folder} holds {names}; {taken.name} is {PURPOSES[split]}"
+    if not splits:
+        return folder, f"{folder} holds {there} among its classes; all are learned from"
+    if "train" not in splits:
+        raise InputError(f"{folder} holds {there}; give the folder to learn from")
+    train = os.path.join(folder, "train")
+    return train, f"{folder} holds {there}; train is learned from"
 
 
 def open_folder(root, split, num_classes, names_of_model):
     """The images of a split of folder:ROOT, with arguments of `open_source`."""
     place = f"folder {root}"
-    splits = find_splits(root)
-    inside = split
-    if split in splits:
-        inside = splits[split].name
-    elif split == "val" and not splits:
+    splits = split_folders(root, labeled=True)
+    inside = splits.get(split, split)
+    if split == "val" and split not in splits:
+        if splits:
+            raise InputError(
+                f"{place} holds train and no images to measure on, in one of "
+                f"{', '.join(VALIDATION_NAMES)} or test"
+            )
         inside = ""  # classes of test images
     names, left_out = _classes(root, inside)
     if len(splits) == 2:
@@ -137,39 +192,37 @@ def open_folder(root, split, num_classes, names_of_model):
     if note := left_out_note(root, left_out):
         log.warning(note)
     names = tuple(map(by_label.get, range(num_classes)))
-    return FileSource(root, files, labels, num_classes, names)
+    source = FileSource(root, files, labels, num_classes, names)
+    source.split = inside
+    return source
 
 
 def _classes(root, inside):
-    """(names of the folders of classes in root/inside, paths of what is no folder)."""
+    """(names of the folders of classes in root/inside, paths of what is no class)."""
     folder = pathlib.Path(root, inside)
-    names = []
-    loose = []
-    for name in sorted(filter(_is_shown, os.listdir(folder))):
-        if os.path.isdir(os.path.join(folder, name)):
-            names.append(name)
-        else:
-            loose.append(os.path.join(inside, name))
+    names, *loose = _entries(folder)
     if not names:
         raise InputError(
             f"folder {folder} has no folders of classes, each with its images"
         )
-    return names, loose
+    return names, [os.path.join(inside, name) for name in sum(loose, [])]
 
 
 def _check_splits(place, root, splits):
     """Check that train and val have the same classes, in different folders."""
     names = {}
     folders = {}
-    for split, path in splits.items():
-        names[split], _ = _classes(root, path.name)
-        folders[split] = {os.path.realpath(path / name) for name in names[split]}
+    for split, inside in splits.items():
+        names[split], _ = _classes(root, inside)
+        paths = [os.path.join(root, inside, name) for name in names[split]]
+        folders[split] = {*map(os.path.realpath, paths)}
     if folders["train"] & folders["val"]:
         raise InputError(f"{place} has the same images in train and val, by a link")
     difference = {*names["train"]} ^ {*names["val"]}
     if difference:
         raise InputError(
-            f"{place} has class {min(difference)!r} in only one of train and val"
+            f"{place} has class {min(difference)!r} in only one of train and "
+            f"{splits['val']}"
         )
 
 

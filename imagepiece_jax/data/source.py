@@ -9,17 +9,20 @@ import functools
 import hashlib
 import io
 import os
-import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
 from typing import NamedTuple
 
 import numpy as np
 
+from imagepiece_jax.common.files import open_regular
 from imagepiece_jax.data import decode
 from imagepiece_jax.errors import InputError
 
 SPLITS = ("train", "val")
+# What folders, tables and the hub call the splits; nothing else is guessed.
+VALIDATION_NAMES = ("val", "valid", "validation", "dev")
+SPLIT_NAMES = ("train", *VALIDATION_NAMES, "test")
 SAMPLE = 64  # so many images are read where reading all would take too long
 THREADS = 16  # threads that ask for sizes of files, which is slow over a network
 
@@ -46,12 +49,14 @@ class Source(abc.ABC):
     indices: place in the store of each image
     class_names: a name or None for each class; None where the data have no names
     labels: of all images of the store, int32; None where it does not list them
+    split: its name in the data, such as "valid"; "": the data have no splits
     upright: whether the EXIF orientation is applied
     unreadable: {name of a damaged file: reason}, filled by `decode.record_unreadable`
     """
 
     labels = None
-    upright = False
+    split = ""
+    upright = True
 
     def __init__(self, count, num_classes=0, class_names=None):
         self.indices = range(count)
@@ -85,7 +90,7 @@ class Source(abc.ABC):
         data = self._stored(index)[0]
         if isinstance(data, np.ndarray):
             return data.shape[:2]
-        return decode.size(_file(data))
+        return decode.size(_file(data), self.upright)
 
     def some_sizes(self) -> list[tuple[int, int]]:
         """`size` of up to 64 readable images, spread over the source."""
@@ -202,7 +207,8 @@ def _content(data):
     if isinstance(data, bytes):
         return data
     try:
-        return pathlib.Path(data).read_bytes()
+        with open_regular(data) as file:
+            return file.read()
     except OSError:  # one damaged file is left out, and does not end a run
         return b""
 
@@ -210,16 +216,13 @@ def _content(data):
 class FileSource(Source):
     """Image files below `root`; `labels` has one for each."""
 
-    def __init__(
-        self, root, files, labels, num_classes=0, class_names=None, upright=False
-    ):
+    def __init__(self, root, files, labels, num_classes=0, class_names=None):
         super().__init__(len(files), num_classes, class_names)
         self.root = root
         # Every worker process has a copy: as bytes a million names take 50 MB, as
         # Python strings 130 MB.
         self.files = np.array([os.fsencode(file) for file in files])
         self.labels = np.asarray(labels, np.int32)
-        self.upright = upright
 
     def stored(self, place):
         path = os.path.join(self.root, os.fsdecode(self.files[place]))
@@ -267,6 +270,19 @@ class ArraySource(Source):
     def stored(self, place):
         name = f"image {place}" if self.names is None else self.names[place]
         return self.images[place], int(self.labels[place]), name
+
+
+def find_splits(names: Collection[str], data: str) -> dict[str, str]:
+    """{"train" or "val": its name}: the splits among `names`, which may have others.
+
+    A test split stands in for a missing validation split.
+    """
+    validation = [name for name in VALIDATION_NAMES if name in names]
+    if len(validation) > 1:
+        names = " and ".join(validation)
+        raise InputError(f"{data} has two validation splits, {names}")
+    found = {"train": ["train"], "val": validation or ["test"]}
+    return {split: name for split, (name,) in found.items() if name in names}
 
 
 def check_num_classes(num_classes, classes, data):

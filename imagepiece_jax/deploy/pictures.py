@@ -4,7 +4,9 @@
 files that the words of a command name.
 """
 
+import itertools
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -13,15 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagepiece_jax.common.files import read_text
 from imagepiece_jax.common.progress import counted
 from imagepiece_jax.data import decode
 from imagepiece_jax.data.csv_table import open_csv
-from imagepiece_jax.data.folder import left_out_note, list_images, split_folder
+from imagepiece_jax.data.folder import left_out_note, list_images, train_folder
 from imagepiece_jax.data.normalize import is_array
 from imagepiece_jax.data.source import ArraySource, FileSource, Source
 from imagepiece_jax.errors import InputError
 
 PATH = str | os.PathLike
+QUOTED = re.compile(r"""\A(["'])(.*)\1\Z""", re.DOTALL)
 
 
 def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
@@ -77,9 +81,9 @@ def rgb(image) -> np.ndarray:
     """
     if isinstance(image, PATH):
         path = os.path.expanduser(image)
-        return decode.decode(path, str(path), upright=True)
+        return decode.decode(path, str(path))
     if hasattr(image, "convert"):
-        return decode.rgb(image, upright=True)
+        return decode.rgb(image)
     shape = getattr(image, "shape", ())
     dtype = getattr(image, "dtype", None)
     if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != np.uint8:
@@ -96,16 +100,15 @@ def rgb(image) -> np.ndarray:
 def as_source(images: Any) -> Source:
     """The Source of images whose labels do not matter.
 
-    images: csv:FILE, whose training images are taken; one path or several, where a
-        folder stands for its images, or for its training images where it has such;
-        images as `rgb` takes them; an array uint8 [B, H, W, 3]; or a Source, which is
-        returned
+    images: csv:FILE, or one path or several: of a table or a folder with splits the
+        training images are taken; images as `rgb` takes them; an array uint8
+        [B, H, W, 3]; or a Source, which is returned
     """
     if isinstance(images, Source):
         return images
     if isinstance(images, str) and images.startswith("csv:"):
         path = os.path.expanduser(images.removeprefix("csv:"))
-        return open_csv(path, "train")
+        return open_csv(path, "train", labeled=False)
     images = [images] if is_one(images) else list(images)
     if all(isinstance(image, PATH) for image in images):
         return photographs(find_images(images, "train"))
@@ -113,8 +116,8 @@ def as_source(images: Any) -> Source:
 
 
 def photographs(files: Sequence[PATH]) -> FileSource:
-    """Image files without labels, turned as their EXIF says."""
-    return FileSource("", files, np.full(len(files), -1), upright=True)
+    """Image files without labels."""
+    return FileSource("", files, np.full(len(files), -1))
 
 
 def find_images(words: Sequence[PATH], split: str | None = None) -> list[str]:
@@ -123,7 +126,7 @@ def find_images(words: Sequence[PATH], split: str | None = None) -> list[str]:
     A folder stands for its images, by `list_images`, and a .txt file for its lines.
     Prints which files of a folder are left out, and which of its splits is taken.
 
-    split: which images of a folder with splits are taken, as `split_folder` takes it
+    split: "train": only the training images of a folder with splits are taken
     """
     files = []
     for word in words:
@@ -143,7 +146,9 @@ def find_images(words: Sequence[PATH], split: str | None = None) -> list[str]:
 
 def _of_folder(path, split):
     """The paths of a folder's images, as `find_images` takes them."""
-    path, split_note = split_folder(path, split)
+    split_note = None
+    if split == "train":
+        path, split_note = train_folder(path)
     found = list_images(path)
     if not found.images:
         raise decode.no_image(path)
@@ -154,10 +159,33 @@ def _of_folder(path, split):
 
 
 def _lines(path):
-    """The lines of a file that are not empty; only "\\n" ends a line."""
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        lines = [line.rstrip("\r\n") for line in file]
-    return [line for line in lines if line]
+    """The paths in a list: a line each, which only "\\n" ends.
+
+    Blanks and quotes around a path are removed, unless a file has them in its name.
+    Paths are relative to the current folder or, if it has none of them, to the list's.
+    """
+    bases = ("", os.path.dirname(path))
+    text = read_text(path, "surrogateescape")
+    if "\0" in text:
+        raise InputError(f"images: {path} is not a list of paths: it has a zero byte")
+    lines = []
+    for line in text.split("\n"):
+        line = line.removesuffix("\r")
+        bare = QUOTED.sub(r"\2", line.strip())
+        if bare != line and _base([line], bases) is None:
+            line = bare
+        if line:
+            lines.append(os.path.expanduser(line))
+    base = _base([line for line in lines if not os.path.isabs(line)], bases) or ""
+    return [os.path.join(base, line) for line in lines]
+
+
+def _base(paths, folders):
+    """The folder in which the first of `paths` that exists is; None: none exists."""
+    for path, folder in itertools.product(paths, folders):
+        if os.path.exists(os.path.join(folder, path)):
+            return folder
+    return None
 
 
 def read_images(files: Sequence[str], transform) -> tuple[np.ndarray, list[str]]:

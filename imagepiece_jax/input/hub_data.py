@@ -6,16 +6,21 @@ import numpy as np
 
 from imagepiece_jax.common import extras
 from imagepiece_jax.data.class_names import shortened
-from imagepiece_jax.data.folder import SPLIT_FOLDERS
-from imagepiece_jax.data.source import Source, check_num_classes, file_sizes
+from imagepiece_jax.data.source import (
+    SPLIT_NAMES,
+    Source,
+    check_num_classes,
+    file_sizes,
+    find_splits,
+)
 from imagepiece_jax.errors import InputError
 
 
-def open_hub_data(path, split, num_classes):
+def open_hub_data(path, split, num_classes, labeled=True):
     """The images of a split of hf:PATH, with arguments and errors of `open_source`.
 
-    They are the columns image and label. `datasets` writes them once to its cache as a
-    file that processes map into memory.
+    They are the columns image and, if `labeled`, label. `datasets` writes them once to
+    its cache as a file that processes map into memory.
     """
     place = f"hf:{path}"
     extras.check(place, "datasets")
@@ -27,14 +32,14 @@ def open_hub_data(path, split, num_classes):
         splits = datasets.load_dataset(os.path.expanduser(path))
     except mistakes as error:
         raise InputError(f"{place} cannot be opened: {one_line(error)}") from error
-    there = [name for name in SPLIT_FOLDERS[split] if name in splits]
-    if not there:
+    name = find_splits(splits, place).get(split)
+    if name is None:
         raise InputError(
-            f"{place} has the splits {', '.join(splits)}; it must have one of "
-            f"{', '.join(SPLIT_FOLDERS[split])}"
+            f"{place} has the splits {', '.join(splits)}; names of splits are "
+            f"{', '.join(SPLIT_NAMES)}"
         )
-    rows = splits[there[0]]
-    columns = ["image", "label"]
+    rows = splits[name]
+    columns = ["image", "label"][: 1 + labeled]
     if not {*columns} <= {*rows.column_names}:
         raise InputError(
             f"{place} has the columns {', '.join(rows.column_names)}; it must have "
@@ -45,6 +50,8 @@ def open_hub_data(path, split, num_classes):
         rows = rows.cast_column("image", datasets.Image(decode=False))
     except mistakes as error:
         raise InputError(f"{place} has no images ({one_line(error)})") from error
+    if not labeled:
+        return HubSource(rows, f"{place}/{name}", np.full(len(rows), -1), 0)
     labels = rows.select_columns("label").with_format("numpy")[:]["label"]
     if labels.dtype.kind not in "iu" or labels.ndim != 1:  # as where some are missing
         raise InputError(f"{place} has labels that are no whole numbers")
@@ -59,7 +66,9 @@ def open_hub_data(path, split, num_classes):
             f"{place} has labels from {labels.min()} to {labels.max()}; they must be "
             f"from 0 to {classes - 1}"
         )
-    return HubSource(rows, f"{place}/{there[0]}", labels, classes, names)
+    source = HubSource(rows, f"{place}/{name}", labels, classes, names)
+    source.split = name
+    return source
 
 
 def one_line(error):

@@ -58,6 +58,8 @@ class TfdsSource(Source):
     examples: of `tfds.data_source`, with images as their files have them
     """
 
+    upright = False  # published accuracies are those of ImageNet's images as stored
+
     def __init__(self, examples):
         names = examples.dataset_info.features["label"].names  # WordNet IDs
         super().__init__(len(examples), len(names), tuple(names))

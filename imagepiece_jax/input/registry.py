@@ -24,6 +24,7 @@ def open_source(
     num_classes: int | None = None,
     data_dir: str | os.PathLike | None = None,
     class_names: Sequence[str | None] | None = None,
+    labeled: bool = True,
 ) -> Source:
     """The `Source` of a split of the data of a name.
 
@@ -42,6 +43,7 @@ def open_source(
     class_names: of a model of `num_classes`, by label. Each folder has one of them for
         its name, or the WordNet ID of a class of ImageNet; those of some classes are
         enough for a test. None: labels are the order of all folders, sorted as text
+    labeled: False: csv: and hf: need no labels, which are not read
     Raises InputError for an unknown name, for missing, empty or unreadable files, for
     labels that do not fit `num_classes`, and for folders without `class_names` that
     numbers in their names sort in another order than text does.
@@ -55,11 +57,11 @@ def open_source(
     if name == "digits":
         return open_digits(split, num_classes)
     if kind == "hf" and path:
-        return open_hub_data(path, split, num_classes)
+        return open_hub_data(path, split, num_classes, labeled)
     if kind == "folder" and path:
         return open_folder(path, split, num_classes, class_names)
     if kind == "csv" and path:
-        return open_csv(path, split, num_classes)
+        return open_csv(path, split, num_classes, labeled)
     raise InputError(
         f"name is {name!r}; it must be {', '.join(NAMES)}, or an existing folder or "
         ".csv file"

@@ -50,7 +50,8 @@ class Evaluation:
                     figures[f"ema_{name}"] = value
         log.evaluation(run.step, figures)
         log.restart_clock()
-        return run.progress.with_evaluation(run.step, figures)
+        chooses = self._data.test.split != "test"
+        return run.progress.with_evaluation(run.step, figures, chooses)
 
     def _figures(self, models):
         """The figures of several models, by one pass over the test images."""

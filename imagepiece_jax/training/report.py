@@ -59,7 +59,7 @@ def training_flop(
 
 
 def dry_run(run):
-    """Text on the data, learning rate, memory and length of a Run.
+    """Text on the memory and the length of a Run.
 
     The training step of the last epoch is compiled for it.
     """
@@ -76,7 +76,6 @@ def dry_run(run):
     teacher_macs = model_macs(teacher.model) if teacher else 0
     operations = training_flop(config, len(plan.data.train), teacher_macs)
     return (
-        f"{_data_text(config, plan.data)}\n"
         f"memory on each of {parallel.device_count()} devices: {megabytes:,.0f} MB of "
         f"weights, optimizer and averages, {program.working_bytes / 1e6:,.0f} MB of "
         f"working space ({jax.devices()[0].device_kind}; compiled in {seconds:.0f} s)\n"
@@ -87,17 +86,20 @@ def dry_run(run):
     )
 
 
-def _data_text(config, data):
+def data_text(config, data):
     """Text on the data, and on the learning rate after the warm-up."""
     names = data.train.class_names
     classes = f"{config.num_classes} classes"
     if names is not None:
         classes += ": " + ", ".join(map(str, names[:LISTED_CLASSES]))
+    train, test = (s.split and f" ({s.split})" for s in (data.train, data.test))
+    if data.test.split == "test":
+        classes += "; test chooses nothing, so the last checkpoint is the best"
     optim = config.optim
     warmup = optimizer.warmup_steps(optim, data.length.steps_per_epoch)
     return (
-        f"data: {config.data.name}, {len(data.train):,} training images, "
-        f"{len(data.test):,} test images, {classes}\n"
+        f"data: {config.data.name}, {len(data.train):,} training images{train}, "
+        f"{len(data.test):,} test images{test}, {classes}\n"
         f"learning rate: {optim.peak_lr:.4g} after a warm-up of {warmup} of "
         f"{data.length.steps} steps"
     )

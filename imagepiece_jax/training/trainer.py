@@ -65,6 +65,7 @@ def train_and_evaluate(
         extras.check("training", "cv2", "matplotlib", "simplejpeg", "tensorboardX")
     plan = plan_run(config, workdir, start, teacher)
     with open_run(plan, dry_run) as run:
+        say(report.data_text(plan.config, plan.data))
         if dry_run:
             say(report.dry_run(run))
             return None

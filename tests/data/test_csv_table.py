@@ -2,12 +2,14 @@
 
 import itertools
 import re
+import unicodedata
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from imagepiece_jax.data.csv_table import open_csv
+from imagepiece_jax.deploy.pictures import as_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.registry import open_source
 
@@ -65,7 +67,7 @@ def test_no_image_is_in_both_splits(images):
 @pytest.mark.parametrize(
     "columns, rows, field, value",
     [
-        *((SPLIT, f"b,0,{split}", "split", split) for split in ("test", "", "Train")),
+        *((SPLIT, f"b,0,{split}", "split", split) for split in ("tests", "", "Train")),
         *(
             (NO_SPLIT, f"b,{label}", "label", label)
             for label in ("1_0", "²", "٣", "+1", "1e0", "1.0", "-1", "5", "", "1" * 10)
@@ -145,3 +147,64 @@ def test_blanks_line_ends_commas_and_byte_order_mark_change_nothing(images):
     # ImageNet's cranes are a bird and a machine.
     path = written(images, "a,0,crane b,1,crane", NAMED)
     assert open_csv(path, "val").class_names == ("crane", "crane")
+
+
+def test_a_test_split_is_measured_on_where_there_is_no_other(images):
+    """Its labels are not looked at where there is one."""
+    for name in ("val", "valid", "validation", "dev"):
+        path = written(images, f"a,0,train b,-1,test c,0,{name}")
+        assert levels(path, "train") == [0]
+        assert (levels(path, "val"), open_csv(path, "val").split) == ([20], name)
+    path = written(images, "a,0,train b,0,test")
+    assert (levels(path, "val"), open_csv(path, "val").split) == ([10], "test")
+    refused(written(images, "a,0,valid b,0,dev"), "two validation splits")
+    refused(written(images, "a,0,train a,0,test b,0,val"), "both test and train")
+
+
+@pytest.mark.parametrize(
+    "columns, rows, taken",
+    [
+        ("filename", "a b c", [0, 10, 20]),
+        (NO_SPLIT, "a,-1 b, c,cat", [0, 10, 20]),
+        ("filename,split", "a,train b,val c,train", [0, 20]),
+        (SPLIT, "a,-1,train b,-1,val c,,test", [0]),
+        (SPLIT, "a,0,train a,1,train", [0, 0]),
+    ],
+)
+def test_who_does_not_look_at_labels_needs_none(images, columns, rows, taken):
+    words = [row if "," in row else f"{row}," for row in rows.split()]
+    path = written(images, " ".join(words), columns)
+    source = as_source(f"csv:{path}")
+    assert [
+        int(image.pixels[0, 0, 0])
+        for image in map(source.__getitem__, range(len(source)))
+    ] == taken
+    assert {*source.labels.tolist()} == {-1}
+    if "0," not in rows:
+        refused(path, "label", "train" if "split" in columns else "val")
+
+
+@pytest.mark.parametrize("stored, named", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_name_is_found_in_either_form_of_unicode(images, stored, named):
+    file = unicodedata.normalize(stored, "caf\u00e9.png")
+    Image.new("RGB", (4, 4)).save(images / file)
+    name = unicodedata.normalize(named, "caf\u00e9")
+    path = images / "set.csv"
+    path.write_text(
+        f"filename,label,class\n{name}.png,0,{name}\nimages/a.png,0,{name}\n"
+    )
+    source = open_csv(path, "val")
+    assert source.name(0) == str(images / file)
+    assert source[0].readable
+    with open(path, "a") as table:
+        table.write(f"{file},0,{unicodedata.normalize(stored, name)}\n")
+    refused(path, "again")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_a_table_may_be_in_the_encodings_of_excel(images, encoding):
+    text = "filename,label,class\r\nimages/a.png,0,f\u00fcr\r\n"
+    if encoding == "utf-16-le":
+        text = f"\ufeff{text}"
+    (images / "set.csv").write_bytes(text.encode(encoding))
+    assert open_csv(images / "set.csv", "val").class_names == ("f\u00fcr",)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from imagepiece_jax.data.decode import UnreadableImage, decode, rgb
+from imagepiece_jax.data.decode import UnreadableImage, decode, rgb, size
 from tests.command import start
 
 
@@ -90,6 +90,12 @@ def test_only_upright_is_as_a_viewer_shows_it(format, orientation, stored):
         file.seek(0)
         pixels = decode(file, "x", upright)[8::16, 8::16, 0].reshape(-1)
         assert np.abs(pixels - 60.0 * np.array([*map(int, corners)])).max() < 3
+    wide = encoded(image.resize((20, 10)), format, exif=exif, **lossless)
+    for upright in (False, True):
+        wide.seek(0)
+        shape = decode(wide, "x", upright).shape[:2]
+        wide.seek(0)
+        assert size(wide, upright) == shape
 
 
 # How NumPy turns pixels by an orientation.

@@ -208,7 +208,7 @@ def test_what_is_left_out_of_a_folder_is_logged_once(folder, caplog):
     (folder / "train" / "zebra" / ".hidden.jpg").touch()
     assert len(open_source(f"folder:{folder}", "train")) == 6
     (record,) = caplog.records
-    said = f"{folder}/train/loose.png and 1 more are left out; images are files with"
+    said = f"{folder}/train/loose.png and 3 more are left out"
     assert record.getMessage().startswith(said)
     caplog.clear()
     open_source(f"folder:{folder}", "val")

@@ -81,8 +81,29 @@ def test_splits_have_the_names_of_the_hub(folder):
     write(folder, "test", EACH["test"])
     assert len(open_source(f"hf:{folder}", "val")) == 4
     os.unlink(folder / "test-00000-of-00001.parquet")
-    with pytest.raises(InputError, match="has the splits train; it must have one of"):
+    with pytest.raises(InputError, match="has the splits train; .*valid"):
         open_source(f"hf:{folder}", "val")
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "dev", "test"])
+def test_validation_has_four_names_and_test_stands_in(tmp_path, name):
+    for split in ("train", name):
+        write(tmp_path, split, range(4))
+    # `datasets` itself calls files of the other names validation.
+    expected = "test" if name == "test" else "validation"
+    assert open_source(f"hf:{tmp_path}", "val").split == expected
+
+
+def test_who_does_not_look_at_labels_needs_none(folder):
+    write(folder, "train", range(3), datasets.Value("int64"), [-1, -1, None])
+    source = open_source(f"hf:{folder}", "train", labeled=False)
+    assert [source[index].label for index in range(3)] == [-1] * 3
+    for split in EACH:
+        file = folder / f"{split}-00000-of-00001.parquet"
+        rows = datasets.Dataset.from_parquet(str(file))
+        rows.remove_columns("label").to_parquet(file)
+    source = open_source(f"hf:{folder}", "train", labeled=False)
+    assert (len(source), source[2].pixels[0, 0, 0]) == (3, 8)
 
 
 def test_labels_are_numbers_and_may_be_left_out(folder):

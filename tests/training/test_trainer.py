@@ -165,6 +165,26 @@ def test_the_best_is_the_first_of_the_highest():
     assert progress.best == {"acc1": 55, "step": 3}
 
 
+def test_a_test_split_chooses_no_step(tmp_path, capsys):
+    """The last step is the best where a set has no validation split."""
+    progress = Progress([], [])
+    for step, accuracy in enumerate((50, 55, 40), start=1):
+        progress = progress.with_evaluation(step, {"acc1": accuracy}, chooses=False)
+    assert progress.best == {"acc1": 40, "step": 3}
+    for split in ("train", "test"):
+        for name, shade in itertools.product("ab", range(8)):
+            path = tmp_path / "set" / split / name / f"{shade}.bmp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Every image is as likely of either class: 50 % whatever is learned.
+            Image.new("RGB", (16, 16), (shade,) * 3).save(path)
+    fields = {"data.name": f"folder:{tmp_path}/set", "num_classes": 2, "epochs": 2}
+    fields |= {"batch_size": 8, "eval_batch_size": 16}
+    runs.train(configured(runs.DENSE, PLAIN, **fields), tmp_path / "run")
+    steps = [path.name for path in (tmp_path / "run/checkpoints/best").glob("[0-9]*")]
+    assert steps == ["4"]
+    assert "(test)" in capsys.readouterr().out
+
+
 def test_a_run_is_not_resumed_with_other_images(tmp_path):
     """As many of them, of the same names."""
     for split, name, shade in itertools.product(("train", "val"), "ab", range(8)):

@@ -3,12 +3,12 @@
 import functools
 import hashlib
 import os
-import stat
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from imagepiece_jax.common.files import open_regular
 from imagepiece_jax.data.source import FileSource
 
 
@@ -29,10 +29,8 @@ class FileRecord(NamedTuple):
 
 
 def look_at(path: str) -> FileRecord:
-    """The record of a regular file without its digest. Raises OSError."""
+    """The record of a file without its digest. Raises OSError."""
     status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-        raise OSError("not a regular file")
     folder, name = os.path.split(path)
     path = os.path.join(_real_path(folder), name)
     return FileRecord(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
@@ -44,7 +42,7 @@ _real_path = functools.lru_cache(maxsize=1000)(os.path.realpath)
 def read(path: str) -> tuple[bytes, FileRecord]:
     """The bytes of a regular file, and its record. Raises OSError."""
     record = look_at(path)  # first: what is written meanwhile has a later time
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         data = file.read()
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     return data, record._replace(size=len(data), digest=digest)
@@ -57,7 +55,7 @@ class RecordedFiles(FileSource):
     """
 
     def __init__(self, files: Sequence[str]):
-        super().__init__("", files, np.full(len(files), -1), upright=True)
+        super().__init__("", files, np.full(len(files), -1))
         self.records = {}
 
     def stored(self, place):

@@ -45,10 +45,15 @@ class Progress:
     normalization: dict | None = None
     teacher: dict | None = None  # `Teacher.record`; None: there is none
 
-    def with_evaluation(self, step: int, figures: dict) -> "Progress":
-        """The progress after an evaluation at `step`."""
+    def with_evaluation(
+        self, step: int, figures: dict, chooses: bool = True
+    ) -> "Progress":
+        """The progress after an evaluation at `step`.
+
+        chooses: False: the images choose no checkpoint, and the last is the best
+        """
         best = self.best
-        if figures["acc1"] > best["acc1"]:
+        if figures["acc1"] > best["acc1"] or not chooses:
             best = {"acc1": figures["acc1"], "step": step}
         # Without times, so that all runs of one config have equal checkpoints.
         last = {k: v for k, v in figures.items() if k not in MEASURED}

@@ -1,0 +1,96 @@
+"""Lists of paths, as people and programs write them."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagepiece_jax.deploy.pictures import as_source, find_images
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.input.registry import open_source
+
+NAMES = ("a.png", "b c.png", "d.png")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Three images, a list's folder beside them, and another current folder."""
+    for name in ("photos", "elsewhere"):
+        (tmp_path / name).mkdir()
+    for name in NAMES:
+        Image.new("RGB", (4, 4)).save(tmp_path / "photos" / name)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    "line",
+    ["{0}/{1}\n", "{0}/{1}\r\n", " {0}/{1}\t\n", '"{0}/{1}" \r\n', "'{0}/{1}'\n"],
+)
+def test_a_list_is_read_as_other_programs_write_it(folder, encoding, line):
+    text = "".join(line.format(folder, name) for name in NAMES)
+    (folder / "list.txt").write_bytes(text.encode(encoding))
+    expected = [str(folder / name) for name in NAMES]
+    assert find_images([folder / "list.txt"]) == expected
+
+
+def test_paths_are_relative_to_the_current_folder_or_to_the_list_s(folder, monkeypatch):
+    (folder / "list.txt").write_text("gone.png\n" + '\n"b c.png"\n'.join(NAMES))
+    found = find_images([folder / "list.txt"])
+    assert found[1:4] == [
+        str(folder / name) for name in ("a.png", "b c.png", "b c.png")
+    ]
+    Image.new("RGB", (4, 4)).save("a.png")
+    assert find_images([folder / "list.txt"])[1] == "a.png"
+    monkeypatch.setenv("HOME", str(folder))
+    (folder / "list.txt").write_text("~/d.png\n")
+    assert find_images(["~/list.txt"]) == [str(folder / "d.png")]
+
+
+@pytest.mark.parametrize("name", ['"a".png', "'a'", "a.png ", " a.png", "it's 'a'.png"])
+def test_a_name_may_have_quotes_and_blanks(folder, name):
+    os.rename(folder / "a.png", folder / name)
+    for path in (name, folder / name):
+        (folder / "list.txt").write_text(f"{path}\n")
+        assert find_images([folder / "list.txt"]) == [str(folder / name)]
+
+
+def test_what_is_no_text_is_no_list(folder):
+    for content in ("a.png\n".encode("utf-16-le"), b"\xff\xfea"):
+        (folder / "list.txt").write_bytes(content)
+        with pytest.raises(InputError, match=r"list\.txt"):
+            find_images([folder / "list.txt"])
+
+
+def test_every_source_turns_photographs_upright(tmp_path):
+    """As `datasets` does; of imagenet2012 alone pixels are as stored."""
+    datasets = pytest.importorskip("datasets")
+    pixels = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter to the right
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", exif=exif)
+    for split in ("train", "val"):
+        (tmp_path / "set" / split / "ant").mkdir(parents=True)
+        (tmp_path / "set" / split / "ant" / "a.png").write_bytes(file.getvalue())
+    path = tmp_path / "set" / "val" / "ant" / "a.png"
+    (tmp_path / "set.csv").write_text(f"filename,label\n{path},0\n")
+    (tmp_path / "list.txt").write_text(f"{path}\n")
+    (tmp_path / "hub").mkdir()
+    kinds = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.Value("int64")}
+    )
+    rows = {"image": [{"bytes": file.getvalue(), "path": None}], "label": [0]}
+    rows = datasets.Dataset.from_dict(rows, kinds)
+    rows.to_parquet(tmp_path / "hub" / "validation.parquet")
+    names = (f"{tmp_path}/set", f"csv:{tmp_path}/set.csv", f"hf:{tmp_path}/hub")
+    sources = [open_source(name, "val") for name in names]
+    csv = f"csv:{tmp_path}/set.csv"
+    for images in (path, tmp_path / "list.txt", csv, [Image.open(path)]):
+        sources.append(as_source(images))
+    for source in sources:
+        np.testing.assert_array_equal(source[0].pixels, np.rot90(pixels, -1))
+        assert source.size(0) == (5, 4)
