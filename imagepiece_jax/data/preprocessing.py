@@ -186,13 +186,13 @@ def _covering_size(image, height, width):
 def _middle(image):
     """The middle of an image, at most MAX_ASPECT times as long as wide.
 
-    A very thin image would be huge once it is resized.
+    A very thin image would be huge once it is resized. As much is cut off at both ends.
     """
     height, width = image.shape[:2]
     longest = MAX_ASPECT * min(height, width)
     top = max(0, height - longest) // 2
     left = max(0, width - longest) // 2
-    return image[top : top + longest, left : left + longest]
+    return image[top : height - top, left : width - left]
 
 
 def unresized(image: np.ndarray, size, small: bool = False) -> np.ndarray:

@@ -369,11 +369,11 @@ class Pretrained:
     @property
     def _learned(self):
         """Learned selectors of this reduction and others, tensors by timm's names."""
-        learned = dict(self.selectors)
-        if "selectors" not in self.untrained_kinds:  # maybe trained since then
-            selectors = timm_tensors.selectors_of(self.variables)
-            learned |= timm_tensors.to_timm({"params": selectors})
-        return learned
+        if "selectors" in self.untrained_kinds:
+            return self.selectors
+        selectors = timm_tensors.selectors_of(self.variables)  # maybe trained since
+        own = timm_tensors.to_timm({"params": selectors})
+        return timm_tensors.joined(self.selectors, own)
 
     def _with_model(self, model, params, seed=None, **changes):
         """This Pretrained with another model, and variables that fit it.

@@ -110,6 +110,23 @@ def model_variables(
     return traverse_util.unflatten_dict(drawn | present), missing
 
 
+def apart(tensors):
+    """(tensors of the dense part, those of selectors)."""
+    dense = {}
+    selectors = {}
+    for name, tensor in tensors.items():
+        part = selectors if name.startswith(f"{SELECTOR}.") else dense
+        part[name] = tensor
+    return dense, selectors
+
+
+def joined(selectors, newer):
+    """Tensors of selectors, with newer ones in place of all those of their blocks."""
+    blocks = {name.split(".")[1] for name in newer}
+    kept = {k: v for k, v in selectors.items() if k.split(".")[1] not in blocks}
+    return kept | newer
+
+
 def _without_other_selectors(tensors, like):
     """The tensors without those of selectors that are not among variables `like`."""
     starts = tuple(f"{name.replace('_', '.')}." for name in selectors_of(like))

@@ -157,8 +157,8 @@ PROCESSORS = {
 
 def parse_transformers(
     config: Fields, images: Fields
-) -> tuple[ViTConfig, tuple | None]:
-    """(the config, class names or None) of a model.
+) -> tuple[ViTConfig, tuple | None, bool]:
+    """(the config, class names or None, whether it must have a head) of a model.
 
     config: content of config.json
     images: of `parse_images`
@@ -173,9 +173,9 @@ def parse_transformers(
     check_choice("num_channels", fields["num_channels"], [3])
     architectures = config.get("architectures") or ()
     classify = any("ImageClass" in name for name in architectures)
-    labels = {}
-    if classify:
-        labels = config.get("id2label") or {}
+    labels = config.get("id2label") or {}
+    if model is MODEL_TYPES["clip_vision_model"]:  # whose head is a projection
+        labels = {}
     acts = GELUS
     if fields.get("use_gated_mlp"):
         acts = SILUS
@@ -200,11 +200,11 @@ def parse_transformers(
         mlp_ratio=_hidden(fields) / width,
         arch=arch,
         num_classes=len(labels),
-        problem_type=_problem_type(config, labels) if classify else SINGLE_LABEL,
+        problem_type=_problem_type(config, labels),
         image_size=_square(fields["image_size"]),
         **images,
     )
-    return found, class_names.shortened(_names(labels))
+    return found, class_names.shortened(_names(labels)), classify
 
 
 def _of_tower(config):
