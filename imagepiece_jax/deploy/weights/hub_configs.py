@@ -6,6 +6,7 @@ where timm has the model.
 
 import dataclasses
 import pathlib
+import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -51,7 +52,8 @@ class Described(NamedTuple):
     # what `recover` learned for reduced forms, without numbers, which files have
     recovery: Recovery | None = None
     stated: bool = True  # by files beside the weights, not by the caller or a name
-    has_head: bool = True  # classes are those of a head that the weights must have
+    # fields of the config that hold if the weights have a head
+    of_head: Mapping[str, Any] = types.MappingProxyType({})
     # size that positions are of, in a model of flexible size; None: the config's
     trained_size: int | tuple[int, int] | None = None
     digest: str | None = None  # of files saved together; None: not compared
@@ -99,8 +101,8 @@ def parse(
     parse_images = transformers_config.parse_images
     images = guarded(folder / PREPROCESSOR, parse_images, images, kind)
     parse_transformers = transformers_config.parse_transformers
-    found, names, classifies = guarded(file, parse_transformers, config, images)
-    return Described(found, names, has_head=classifies)
+    found, names, head = guarded(file, parse_transformers, config, images)
+    return Described(found, names, of_head=head)
 
 
 def guarded(file, call, *content):

@@ -22,7 +22,6 @@ from imagepiece_jax.deploy.weights.files import read_state_dict
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.timm_tensors import SELECTOR
 from imagepiece_jax.models.variables import digest
 
 
@@ -271,11 +270,8 @@ class Contents(NamedTuple):
     recovered: Mapping[str, np.ndarray] = types.MappingProxyType({})
 
     @property
-    def digest(self) -> str | None:
-        """Of files that belong together; None for dense weights, one file."""
-        selectors = any(name.startswith(SELECTOR) for name in self.tensors)
-        if not selectors and not self.recovered:
-            return None
+    def digest(self) -> str:
+        """A text that differs between files that do not belong together."""
         return digest([self.tensors, dict(self.recovered)])
 
 

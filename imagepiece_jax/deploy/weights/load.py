@@ -21,7 +21,13 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.config.run_files import KINDS, check_normalization
 from imagepiece_jax.deploy.weights import hub, hub_configs, layouts, location, runs
-from imagepiece_jax.deploy.weights.file_names import CONFIG, OPEN_CLIP, OURS, RECOVERED
+from imagepiece_jax.deploy.weights.file_names import (
+    BESIDE,
+    CONFIG,
+    OPEN_CLIP,
+    OURS,
+    RECOVERED,
+)
 from imagepiece_jax.deploy.weights.hub_configs import Described
 from imagepiece_jax.deploy.weights.layouts import Contents
 from imagepiece_jax.deploy.weights.location import FILE, FOLDER, RUN, Location
@@ -276,9 +282,10 @@ def read_contents(found, described, checkpoint, averaged) -> Contents:
         )
     read = layouts.read_folder if found.kind == FOLDER else layouts.read_weights
     contents = read(found.path, checkpoint)
-    if described.digest not in (None, contents.digest):
+    parts = [part for part in BESIDE if (found.path / part).exists()]
+    if parts and described.digest not in (None, contents.digest):
         raise InputError(
-            f"{found.place}: its weights are not the ones that it was saved with"
+            f"{found.place}: {' or '.join(parts)} is not of the model beside it"
         )
     if contents.num_heads not in (None, config.num_heads):
         raise InputError(
@@ -316,15 +323,14 @@ def of_tensors(described: Described, contents: Contents, found: Location) -> ViT
     tensors = contents.tensors
     head = tensors.get("head.weight")
     classes = len(head) if np.ndim(head) else 0
+    if classes and described.stated:
+        config = dataclasses.replace(config, **described.of_head)
     stated = config.num_classes
-    may_differ = not described.stated or (not classes and not described.has_head)
-    if stated and stated != classes and not may_differ:
+    if stated and stated != classes and described.stated:
         raise InputError(
             f"{found.place}: num_classes is {stated}, but its tensors have {classes}"
         )
     changes = {"num_classes": classes}
-    if not classes:
-        changes["problem_type"] = SINGLE_LABEL
     if arch.dist_token and "reg_token" in tensors:
         changes["arch"] = dataclasses.replace(arch, dist_token=False, registers=1)
     last_layer = tensors.get("blocks.0.mlp.fc2.weight")

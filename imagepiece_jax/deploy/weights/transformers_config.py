@@ -157,8 +157,10 @@ PROCESSORS = {
 
 def parse_transformers(
     config: Fields, images: Fields
-) -> tuple[ViTConfig, tuple | None, bool]:
-    """(the config, class names or None, whether it must have a head) of a model.
+) -> tuple[ViTConfig, tuple | None, dict[str, Any]]:
+    """(the config, class names or None, fields of a config with a head) of a model.
+
+    transformers names a classifier in "architectures" only where it saves the model.
 
     config: content of config.json
     images: of `parse_images`
@@ -176,6 +178,7 @@ def parse_transformers(
     labels = config.get("id2label") or {}
     if model is MODEL_TYPES["clip_vision_model"]:  # whose head is a projection
         labels = {}
+    head = {"num_classes": len(labels), "problem_type": _problem_type(config, labels)}
     acts = GELUS
     if fields.get("use_gated_mlp"):
         acts = SILUS
@@ -199,12 +202,13 @@ def parse_transformers(
         patch_size=_square(fields["patch_size"]),
         mlp_ratio=_hidden(fields) / width,
         arch=arch,
-        num_classes=len(labels),
-        problem_type=_problem_type(config, labels),
+        num_classes=0,
         image_size=_square(fields["image_size"]),
         **images,
     )
-    return found, class_names.shortened(_names(labels)), classify
+    if classify:
+        found = dataclasses.replace(found, **head)
+    return found, class_names.shortened(_names(labels)), head
 
 
 def _of_tower(config):

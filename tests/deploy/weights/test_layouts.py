@@ -184,15 +184,23 @@ def test_what_is_no_vision_transformer_of_ours_is_refused(tensors, problem):
     assert str(error.value).startswith(problem)
 
 
-def test_a_distilled_model_has_two_heads(tmp_path):
-    """DeiTForImageClassification has no head for the distillation token."""
+def test_a_distillation_token_without_a_head_is_a_register(tmp_path):
+    """As in DeiTForImageClassification, and in DeiTModel, which has no head at all."""
     tensors, about = stored("transformers_deit")
+    of_class = {}
     for leaf in ("weight", "bias"):
-        tensors[f"classifier.{leaf}"] = tensors.pop(f"cls_classifier.{leaf}")
+        of_class[f"classifier.{leaf}"] = tensors.pop(f"cls_classifier.{leaf}")
         del tensors[f"distillation_classifier.{leaf}"]
     np.savez(tmp_path / "w.npz", **tensors)
-    with pytest.raises(InputError, match="a distillation token and only a head of the"):
-        imagepiece_jax.load(tmp_path / "w.npz", config=about["config"])
+    np.savez(tmp_path / "head.npz", **tensors | of_class)
+    for file in ("w", "head"):
+        vit = imagepiece_jax.load(tmp_path / f"{file}.npz", config=about["config"])
+        size = (2, *sides(vit.image_size), 3)
+        images = np.random.default_rng(0).normal(size=size).astype(np.float32)
+        out = vit.model.apply(vit.variables, images)
+        assert_close(out.pooled, out.tokens[:, 0])
+        assert out.tokens.shape[1] == vit.config.tokens
+    assert_close(out.logits, out.pooled @ of_class["classifier.weight"].T + of_class["classifier.bias"])
 
 
 @pytest.mark.parametrize("new", [(8, 7), (3, 4), (5, 9)])
