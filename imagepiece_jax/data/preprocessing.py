@@ -17,7 +17,7 @@ from imagepiece_jax.errors import InputError
 
 DEIT_CROP = 0.875  # the crop of models that state none
 MAX_UNCROPPED = 32  # pixels a side up to which models that state no crop have none
-MAX_ASPECT = 32  # of long to short side; longer images are cut to it before resizing
+MAX_ASPECT = 300  # of long to short side; longer images are cut to it before resizing
 
 RESIZES = ("deit", "none")
 CROP_MODES = ("center", "squash")
