@@ -4,7 +4,7 @@ imagepiece_jax/models/public_models.json has what each of timm's vision transfor
 that `architecture.Architecture` can express is made of, timm's class of it with the
 arguments that timm's code gives the class, names that timm used to have for it, and the
 images of each of its published weights, first those that timm takes for the name of the
-architecture;
+architecture; timm_classes.json beside it has the classes' other arguments;
 imagepiece_jax/data/imagenet_classes.txt has ImageNet-1k's classes in the order of the
 labels. Needs torch and timm; allocates no weights.
 """
@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
+import inspect
 import json
 import pathlib
 
@@ -36,6 +37,7 @@ from imagepiece_jax.models.rotary import Rotary
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODELS = ROOT / "imagepiece_jax" / "models" / "public_models.json"
+CLASSES_OF_TIMM = MODELS.with_name("timm_classes.json")
 CLASSES = ROOT / "imagepiece_jax" / "data" / "imagenet_classes.txt"
 KINDS = (vision_transformer.VisionTransformer, deit.VisionTransformerDistilled, eva.Eva)
 BLOCKS = (vision_transformer.Block, eva.EvaBlock)
@@ -45,7 +47,7 @@ POOLS = {"token": "token", "avg": "mean", "map": "map"}
 DEFAULT = dataclasses.asdict(Architecture())
 # Arguments that stand in a row as sizes, that each of its weights has, or of training.
 LEFT_OUT = ("patch_size", "embed_dim", "depth", "num_heads", "img_size", "in_chans")
-LEFT_OUT += ("num_classes", "weight_init")
+LEFT_OUT += ("num_classes", "weight_init", "device", "dtype")
 
 
 class Unsupported(Exception):
@@ -83,9 +85,10 @@ def noted_arguments():
 
 def as_row(arguments):
     """The arguments that JSON can express, without those of LEFT_OUT."""
+    kinds = bool | int | float | str | tuple | None
     row = {}
     for name, value in arguments.items():
-        if name not in LEFT_OUT and isinstance(value, bool | int | float | str | tuple):
+        if name not in LEFT_OUT and isinstance(value, kinds):
             row[name] = value
     return row
 
@@ -264,8 +267,10 @@ def write_models():
         try:
             with torch.device("meta"), noted_arguments() as arguments:
                 model = timm.create_model(name, pretrained=False)
-            fields = {"class": type(model).__name__, "arguments": as_row(arguments)}
-            fields |= facts(model)
+            usual = defaults(type(model))
+            own = as_row(arguments).items()
+            own = {k: v for k, v in own if k not in usual or v != usual[k]}
+            fields = {"class": type(model).__name__, "arguments": own} | facts(model)
             if name in former:
                 fields["former_names"] = former[name]
             tagged = [n for n in timm.list_models(name, pretrained=True) if "." in n]
@@ -284,6 +289,14 @@ def write_models():
     print(f"{len(table)} models, {MODELS.stat().st_size} bytes; without:")
     for name, why in skipped.items():
         print(f"  {name}: {why}")
+
+
+def defaults(kind):
+    """The defaults of the arguments of one of timm's classes, as a row."""
+    if issubclass(kind, vision_transformer.VisionTransformer):  # a distilled one, too
+        kind = vision_transformer.VisionTransformer
+    parameters = inspect.signature(kind).parameters
+    return as_row({name: each.default for name, each in parameters.items()})
 
 
 def write_rows(path, table):
@@ -309,4 +322,5 @@ def write_classes():
 
 if __name__ == "__main__":
     write_models()
+    write_rows(CLASSES_OF_TIMM, {kind.__name__: defaults(kind) for kind in KINDS})
     write_classes()

@@ -141,18 +141,19 @@ def timm_class(name: str | None) -> str | None:
 
 
 @functools.cache
-def _former_names():
-    """{name before timm 0.9: (the architecture, a tag of its weights)}."""
-    present = {}
-    for name, row in public_models().items():
-        for former, tag in row.get("former_names", {}).items():
-            present[former] = name, tag
-    return present
+def timm_arguments(name: str) -> dict[str, Any]:
+    """All arguments that timm gives its class for an architecture, as JSON has them."""
+    classes = json.loads(TABLE.with_name("timm_classes.json").read_text("utf-8"))
+    row = public_models().get(name, {"class": "Eva", "arguments": {}})
+    return classes[row["class"]] | row["arguments"]
 
 
 def present_name(name: str) -> tuple[str, str]:
     """(name, tag or "") that timm has today for an architecture's name."""
-    return _former_names().get(name, (name, ""))
+    for present, row in public_models().items():
+        if name in row.get("former_names", {}):
+            return present, row["former_names"][name]
+    return name, ""
 
 
 def published_class_names(name: str | None, classes: int) -> tuple[str, ...] | None:

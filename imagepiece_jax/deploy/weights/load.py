@@ -43,7 +43,7 @@ from imagepiece_jax.models.create import create, execution_of
 from imagepiece_jax.models.pretrained import Pretrained, Source, digests
 from imagepiece_jax.models.problem_type import SINGLE_LABEL
 from imagepiece_jax.models.recovery_record import Recovery
-from imagepiece_jax.models.variables import matches, variable_shapes
+from imagepiece_jax.models.variables import matches
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 
 if TYPE_CHECKING:
@@ -361,10 +361,17 @@ def _fill(vit, contents, described, fresh, seed, exact):
     """
     source = vit.source
     learned = _learned(contents.tensors, described.untrained)
-    if seed is not None:
-        shapes = variable_shapes(vit.model)
-        fresh = (*fresh, *timm_tensors.lacking_selectors(learned, shapes))
     tensors = contents.tensors
+    if not exact:
+        parts = ()
+        if seed is not None:  # for all that were not learned
+            parts = None
+            dense, _ = timm_tensors.apart(tensors)
+            tensors = dense | learned
+        tensors, drawn = timm_tensors.own_selectors(
+            vit.model, tensors, source.place, parts
+        )
+        fresh = (*fresh, *drawn)
     if sides(vit.image_size) != sides(source.image_size):
         tensors = resize_positions.fit(tensors, vit.config, source.image_size)
     variables, drawn = timm_tensors.model_variables(
@@ -373,7 +380,6 @@ def _fill(vit, contents, described, fresh, seed, exact):
         source.place,
         fresh=fresh,
         seed=seed or 0,
-        exact=exact,
     )
     for part in variables["params"]:
         if part not in drawn and matches(part, described.untrained):

@@ -20,33 +20,30 @@ SILUS = {"silu": "exact", "swish": "exact"}  # of a gated MLP, which has no GELU
 POOLS = {"token": "token", "avg": "mean", "map": "map", "": "none"}
 
 # Reading.
-# Arguments in model_args that change parts, with the defaults of timm's classes
-# VisionTransformer and Eva. None is as a missing argument, unless it is the default.
-VIT = dict(class_token=True, reg_tokens=0, no_embed_class=False, qkv_bias=True)
-VIT |= dict(init_values=None, mlp_ratio=4.0, global_pool="token", final_norm=True)
-VIT |= dict(fc_norm=None, pool_include_prefix=False, pre_norm=False)
-VIT |= dict(scale_attn_norm=False, scale_mlp_norm=False)
-EVA = dict(class_token=True, num_reg_tokens=0, no_embed_class=False, qkv_bias=True)
-EVA |= dict(init_values=None, mlp_ratio=4.0, global_pool="avg", use_fc_norm=None)
-EVA |= dict(use_post_transformer_norm=None, use_pre_transformer_norm=False)
-EVA |= dict(scale_attn_inner=False, scale_mlp=False, attn_type="eva")
-EVA |= dict(attn_pool_num_heads=None, attn_pool_mlp_ratio=None, swiglu_align_to=0)
-# {argument of Eva: its name in VisionTransformer}
+# {argument of timm's class Eva: its name in VisionTransformer}
 RENAMED = dict(num_reg_tokens="reg_tokens", use_fc_norm="fc_norm")
 RENAMED |= dict(use_post_transformer_norm="final_norm", scale_mlp="scale_mlp_norm")
 RENAMED |= dict(use_pre_transformer_norm="pre_norm", scale_attn_inner="scale_attn_norm")
-# The epsilon of timm's LayerNorm, which is that of a class without an argument.
-NORMS = {"layernorm": 1e-6, "layer_norm": 1e-6, None: 1e-6}
+# Arguments in model_args: those that change parts, those that are sizes, and those that
+# change no logits, or nothing that tensors do not show. Others have one value here.
+PARTS = (*RENAMED, *RENAMED.values(), "class_token", "no_embed_class", "qkv_bias")
+PARTS += ("init_values", "mlp_ratio", "global_pool", "pool_include_prefix", "attn_type")
+PARTS += ("attn_pool_num_heads", "attn_pool_mlp_ratio", "swiglu_align_to")
 SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
-# Arguments that change no logits, or nothing that tensors do not show.
 IDLE = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate")
 IDLE += ("attn_drop_rate", "drop_path_rate", "weight_init", "fix_init")
 IDLE += ("dynamic_img_size", "strict_img_size", "img_size", "num_classes")
-IDLE += ("device", "dtype", "qkv_fused", "head_init_scale", "rope_shift_coords")
+IDLE += (
+    "in_chans",
+    "device",
+    "dtype",
+    "qkv_fused",
+    "head_init_scale",
+    "rope_shift_coords",
+)
 IDLE += ("rope_jitter_coords", "rope_rescale_coords")
-# Arguments of parts that no model here has, with the values that leave them out.
-ABSENT = {"qk_norm": [False], "dynamic_img_pad": [False], "proj_bias": [True]}
-ABSENT |= {"pos_embed": ["learn"], "embed_norm_layer": [None], "in_chans": [3]}
+# The epsilon of timm's LayerNorm, which is that of a class without an argument.
+NORMS = {"layernorm": 1e-6, "layer_norm": 1e-6, None: 1e-6}
 # Tags of weights whose authors' cards pass timm a layer that no config.json can name:
 # mlp_layer=SwiGLUPacked, act_layer=SiLU.
 SWIGLU = ("virchow_v1", "virchow_v2")
@@ -119,8 +116,7 @@ def _is_flexible(name, images, arguments):
     """Whether timm's model takes images of other sizes than its positions are of."""
     if arguments.get("dynamic_img_size") or arguments.get("strict_img_size") is False:
         return True
-    row = registry.public_models().get(name, {"arguments": {}})
-    flexible = row["arguments"].get("dynamic_img_size", False)
+    flexible = registry.timm_arguments(name).get("dynamic_img_size", False)
     return not images.get("fixed_input_size", not flexible)
 
 
@@ -169,31 +165,29 @@ def labels(config: Mapping[str, Any], classes: int | None):
 
 def with_arguments(config: ViTConfig, arguments: Mapping[str, Any]) -> ViTConfig:
     """The config of a model of timm's with other arguments of timm's class."""
-    row = registry.public_models()[config.name.partition(".")[0]]
-    eva = row["class"] == "Eva"
+    name = config.name.partition(".")[0]
+    eva = registry.timm_class(name) == "Eva"
     gated = config.arch.mlp == "swiglu"
-    usual = EVA if eva else VIT
-    given = usual | row["arguments"]
+    usual = registry.timm_arguments(name)
+    given = dict(usual)
     sizes = {}
     parts = {}
     for field, value in arguments.items():
         path = f"model_args.{field}"
-        if field in usual:
-            if value is not None or usual[field] is None:
-                given[field] = value
-        elif field in SIZES:
-            if value is not None:
-                sizes[field] = value
-        elif field == "act_layer" and not eva:
+        if field in SIZES:
+            sizes[field] = value
+        elif field in IDLE:
+            continue
+        elif field == "act_layer" and field in usual:
             acts = SILUS if gated else TIMM_GELUS | {None: "exact"}
             check_choice(path, value, acts)
             parts["gelu"] = acts[value]
-        elif field == "norm_layer" and not eva:
+        elif field == "norm_layer" and field in usual:
             check_choice(path, value, NORMS)
             parts["norm_eps"] = NORMS[value]
-        elif field in ABSENT:
-            check_choice(path, value, ABSENT[field])
-        elif field not in IDLE and (field, value) not in row["arguments"].items():
+        elif field in PARTS and field in usual:
+            given[field] = value
+        elif field not in usual or value != usual[field]:
             raise InputError(f"{path} is {value!r}, which no model here has")
     check_choice("model_args.global_pool", given["global_pool"], POOLS)
     width = sizes.get("embed_dim", config.embed_dim)
