@@ -343,10 +343,7 @@ def to_timm(state_dict: Mapping[str, np.ndarray]) -> Contents:
 
 
 def _note_name(origin, part, name):
-    """Note that a tensor is a part, which no other may be.
-
-    origin: {part: the tensor's name}, to which it is added
-    """
+    """Add a tensor's name to {part: name}; no other tensor may be that part."""
     first = origin.setdefault(part, name)
     if first != name:
         raise InputError(f"tensors {first} and {name} are the same part, {part}")

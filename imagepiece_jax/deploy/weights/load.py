@@ -331,14 +331,13 @@ def of_tensors(described: Described, contents: Contents, found: Location) -> ViT
             f"{found.place}: num_classes is {stated}, but its tensors have {classes}"
         )
     changes = {"num_classes": classes}
-    if arch.dist_token and "reg_token" in tensors:
+    if arch.dist_token and "reg_token" in tensors and "dist_token" not in tensors:
         changes["arch"] = dataclasses.replace(arch, dist_token=False, registers=1)
     last_layer = tensors.get("blocks.0.mlp.fc2.weight")
     if not described.stated and arch.mlp == "swiglu" and np.ndim(last_layer) == 2:
         changes["mlp_ratio"] = last_layer.shape[1] / config.embed_dim
-    config = dataclasses.replace(config, **changes)
     size = described.trained_size or config.image_size
-    config = dataclasses.replace(config, image_size=size)
+    config = dataclasses.replace(config, **changes, image_size=size)
     positions = tensors.get("pos_embed")
     fixed = described.stated and described.trained_size is None
     if fixed or positions is None or positions.ndim != 3:
