@@ -141,6 +141,7 @@ def architecture():
     arch.pool = placeholder(str)  # the head's input: "token", "mean", "map", "none"
     arch.pool_include_prefix = placeholder(bool)  # a mean or a map reads it, too
     arch.pool_heads = placeholder(int)  # of a map; 0: as many as a block has
+    arch.pool_mlp_ratio = placeholder(float)  # of a map's MLP
     arch.final_norm = placeholder(bool)  # a norm of all tokens before the pool
     arch.fc_norm = placeholder(bool)  # a norm of the pool's result
     arch.resize = placeholder(str)  # of positions: "antialias", "bicubic", ..

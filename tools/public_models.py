@@ -1,14 +1,19 @@
 """Files of the package that are read from timm: python -m tools.public_models
 
 imagepiece_jax/models/public_models.json has what each of timm's vision transformers
-that `architecture.Architecture` can express is made of, and the images of each of its
-published weights, first those that timm takes for the name of the architecture;
+that `architecture.Architecture` can express is made of, timm's class of it with the
+arguments that timm's code gives the class, names that timm used to have for it, and the
+images of each of its published weights, first those that timm takes for the name of the
+architecture; timm_classes.json beside it has the classes' other arguments;
 imagepiece_jax/data/imagenet_classes.txt has ImageNet-1k's classes in the order of the
 labels. Needs torch and timm; allocates no weights.
 """
 
+import contextlib
 import dataclasses
+import functools
 import importlib.metadata
+import inspect
 import json
 import pathlib
 
@@ -24,7 +29,7 @@ from timm.layers import (
     SwiGLU,
     pos_embed_sincos,
 )
-from timm.models import deit, eva, vision_transformer
+from timm.models import deit, eva, get_deprecated_models, vision_transformer
 from torch import nn
 
 from imagepiece_jax.models.architecture import Architecture
@@ -32,6 +37,7 @@ from imagepiece_jax.models.rotary import Rotary
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODELS = ROOT / "imagepiece_jax" / "models" / "public_models.json"
+CLASSES_OF_TIMM = MODELS.with_name("timm_classes.json")
 CLASSES = ROOT / "imagepiece_jax" / "data" / "imagenet_classes.txt"
 KINDS = (vision_transformer.VisionTransformer, deit.VisionTransformerDistilled, eva.Eva)
 BLOCKS = (vision_transformer.Block, eva.EvaBlock)
@@ -39,6 +45,9 @@ ATTENTIONS = (Attention, AttentionRope, eva.EvaAttention)
 GELUS = {"GELU": "exact", "GELUTanh": "tanh", "QuickGELU": "quick"}
 POOLS = {"token": "token", "avg": "mean", "map": "map"}
 DEFAULT = dataclasses.asdict(Architecture())
+# Arguments that stand in a row as sizes, that each of its weights has, or of training.
+LEFT_OUT = ("patch_size", "embed_dim", "depth", "num_heads", "img_size", "in_chans")
+LEFT_OUT += ("num_classes", "weight_init", "device", "dtype")
 
 
 class Unsupported(Exception):
@@ -49,6 +58,39 @@ def need(condition, part):
     """Raise Unsupported, which names the part, where the condition does not hold."""
     if not condition:
         raise Unsupported(part)
+
+
+@contextlib.contextmanager
+def noted_arguments():
+    """The arguments that timm's code gives a class, as a dict that is filled."""
+    given = {}
+    plain = {kind: kind.__init__ for kind in KINDS}
+
+    def noted(init):
+        @functools.wraps(init)
+        def wrapped(self, **arguments):
+            given.update({**arguments, **given})  # those of a subclass come first
+            init(self, **arguments)
+
+        return wrapped
+
+    for kind, init in plain.items():
+        kind.__init__ = noted(init)
+    try:
+        yield given
+    finally:
+        for kind, init in plain.items():
+            kind.__init__ = init
+
+
+def as_row(arguments):
+    """The arguments that JSON can express, without those of LEFT_OUT."""
+    kinds = bool | int | float | str | tuple | None
+    row = {}
+    for name, value in arguments.items():
+        if name not in LEFT_OUT and isinstance(value, kinds):
+            row[name] = value
+    return row
 
 
 def facts(model):
@@ -95,6 +137,9 @@ def facts(model):
     if model.attn_pool is not None:
         heads = model.attn_pool.num_heads
         arch["pool_heads"] = 0 if heads == block.attn.num_heads else heads
+        of_pool, _, of_pool_gelu = mlp_facts(model.attn_pool.mlp)
+        need(of_pool_gelu == gelu, "activation of the pool")
+        arch["pool_mlp_ratio"] = None if of_pool == hidden else of_pool / width
     prefix = arch["class_token"] or arch["registers"]
     if prefix and arch["pool"] != "token":  # timm's class Eva: a map does, a mean not
         include = getattr(model, "pool_include_prefix", arch["pool"] == "map")
@@ -201,17 +246,33 @@ def images(name):
     return fields
 
 
+def former_names():
+    """{architecture: {name that timm had for it before 0.9: tag of its weights}}."""
+    former = {}
+    for old, new in get_deprecated_models().items():
+        if new is not None:
+            name, _, tag = new.partition(".")
+            former.setdefault(name, {})[old] = tag
+    return former
+
+
 def write_models():
     names = []
     for module in ("vision_transformer", "deit", "eva"):
         names += timm.list_models(module=module)
     table = {}
     skipped = {}
+    former = former_names()
     for name in names:
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), noted_arguments() as arguments:
                 model = timm.create_model(name, pretrained=False)
-            fields = facts(model)
+            usual = defaults(type(model))
+            own = as_row(arguments).items()
+            own = {k: v for k, v in own if k not in usual or v != usual[k]}
+            fields = {"class": type(model).__name__, "arguments": own} | facts(model)
+            if name in former:
+                fields["former_names"] = former[name]
             tagged = [n for n in timm.list_models(name, pretrained=True) if "." in n]
             weights = {}
             for full_name in tagged or timm.list_pretrained(name) or [name]:
@@ -228,6 +289,14 @@ def write_models():
     print(f"{len(table)} models, {MODELS.stat().st_size} bytes; without:")
     for name, why in skipped.items():
         print(f"  {name}: {why}")
+
+
+def defaults(kind):
+    """The defaults of the arguments of one of timm's classes, as a row."""
+    if issubclass(kind, vision_transformer.VisionTransformer):  # a distilled one, too
+        kind = vision_transformer.VisionTransformer
+    parameters = inspect.signature(kind).parameters
+    return as_row({name: each.default for name, each in parameters.items()})
 
 
 def write_rows(path, table):
@@ -253,4 +322,5 @@ def write_classes():
 
 if __name__ == "__main__":
     write_models()
+    write_rows(CLASSES_OF_TIMM, {kind.__name__: defaults(kind) for kind in KINDS})
     write_classes()

@@ -17,7 +17,7 @@ from imagepiece_jax.errors import InputError
 
 DEIT_CROP = 0.875  # the crop of models that state none
 MAX_UNCROPPED = 32  # pixels a side up to which models that state no crop have none
-MAX_ASPECT = 32  # of long to short side; longer images are cut to it before resizing
+MAX_ASPECT = 300  # of long to short side; longer images are cut to it before resizing
 
 RESIZES = ("deit", "none")
 CROP_MODES = ("center", "squash")
@@ -186,13 +186,13 @@ def _covering_size(image, height, width):
 def _middle(image):
     """The middle of an image, at most MAX_ASPECT times as long as wide.
 
-    A very thin image would be huge once it is resized.
+    A very thin image would be huge once it is resized. As much is cut off at both ends.
     """
     height, width = image.shape[:2]
     longest = MAX_ASPECT * min(height, width)
     top = max(0, height - longest) // 2
     left = max(0, width - longest) // 2
-    return image[top : top + longest, left : left + longest]
+    return image[top : height - top, left : width - left]
 
 
 def unresized(image: np.ndarray, size, small: bool = False) -> np.ndarray:

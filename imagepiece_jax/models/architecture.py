@@ -45,6 +45,8 @@ class Architecture:
     pool: str = "token"
     pool_include_prefix: bool = False  # a mean or a map reads the prefix, too
     pool_heads: int = 0  # heads of a map; 0: as many as a block has
+    # width of a map's hidden layer / embed_dim; None: as in a block
+    pool_mlp_ratio: float | None = None
     final_norm: bool = True  # a norm of all tokens before the pool
     fc_norm: bool = False  # a norm of the pool's result
     resize: str = "antialias"  # by `resize_positions.resize`
@@ -55,6 +57,8 @@ class Architecture:
                 check_choice(field.name, getattr(self, field.name), (True, False))
         check_range("registers", self.registers, 0, whole=True)
         check_range("pool_heads", self.pool_heads, 0, whole=True)
+        if self.pool_mlp_ratio is not None:
+            check_range("pool_mlp_ratio", self.pool_mlp_ratio, above=0)
         check_range("norm_eps", self.norm_eps, above=0, below=1)
         check_choice("gelu", self.gelu, GELUS)
         check_choice("mlp", self.mlp, MLPS)

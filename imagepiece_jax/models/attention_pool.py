@@ -40,7 +40,8 @@ class AttentionPool(nn.Module):
         self.v = dense(width, self.dtype)
         self.proj = dense(width, self.dtype)
         self.norm = LayerNorm(self.dtype, self.config.arch.norm_eps)
-        hidden = round(width * self.config.mlp_ratio)
+        ratio = self.config.arch.pool_mlp_ratio or self.config.mlp_ratio
+        hidden = round(width * ratio)
         self.mlp = Mlp(hidden, self.config.arch.gelu, self.dtype)
 
     def __call__(self, x, state):

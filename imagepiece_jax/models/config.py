@@ -15,6 +15,7 @@ from imagepiece_jax.models.architecture import DEIT, Architecture
 from imagepiece_jax.models.problem_type import PROBLEMS, SINGLE_LABEL
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 
+MOST = 10**5  # of a width or a number of blocks, far above any model's
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB, of pixels in [0, 1]
 STD = (0.229, 0.224, 0.225)
 
@@ -58,8 +59,8 @@ class ViTConfig:
             value = as_tuple(getattr(self, field.name))
             object.__setattr__(self, field.name, value)
         for name in ("embed_dim", "depth", "num_heads", "patch_size"):
-            check_range(name, getattr(self, name), 1, whole=True)
-        check_range("mlp_ratio", self.mlp_ratio, above=0)
+            check_range(name, getattr(self, name), 1, MOST, whole=True)
+        check_range("mlp_ratio", self.mlp_ratio, above=0, most=MOST)
         check_range("num_classes", self.num_classes, 0, whole=True)
         check_choice("stem", self.stem, STEMS)
         check_choice("problem_type", self.problem_type, PROBLEMS)
@@ -82,6 +83,12 @@ class ViTConfig:
         if self.embed_dim % self.num_heads:
             raise InputError(
                 f"num_heads is {self.num_heads}; it must divide embed_dim, "
+                f"{self.embed_dim}"
+            )
+        pool_heads = arch.pool_heads or self.num_heads
+        if arch.pool == "map" and self.embed_dim % pool_heads:
+            raise InputError(
+                f"pool_heads is {pool_heads}; it must divide embed_dim, "
                 f"{self.embed_dim}"
             )
         if self.embed_dim * self.mlp_ratio < 1:

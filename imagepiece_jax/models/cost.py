@@ -120,7 +120,8 @@ def _part_macs(model):
         if not arch.pool_include_prefix:
             read -= arch.prefix
         head += read * (2 * width**2 + 2 * width)
-        head += width**2 + 2 * width * round(width * config.mlp_ratio)
+        ratio = arch.pool_mlp_ratio or config.mlp_ratio
+        head += width**2 + 2 * width * round(width * ratio)
     return [stem, *blocks, head]
 
 

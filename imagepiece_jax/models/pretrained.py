@@ -236,8 +236,10 @@ class Pretrained:
         if "pos_embed" not in fresh:  # by the code that the positions were trained for
             config = model.config.with_arch(resize=self.config.arch.resize)
             tensors = resize_positions.fit(tensors, config, self.image_size)
+        place = self.source.place
+        tensors, fresh = timm_tensors.own_selectors(model, tensors, place, fresh)
         variables, _ = timm_tensors.model_variables(
-            model, tensors, self.source.place, fresh=fresh, seed=seed
+            model, tensors, place, fresh=fresh, seed=seed
         )
         return variables
 
@@ -369,11 +371,11 @@ class Pretrained:
     @property
     def _learned(self):
         """Learned selectors of this reduction and others, tensors by timm's names."""
-        learned = dict(self.selectors)
-        if "selectors" not in self.untrained_kinds:  # maybe trained since then
-            selectors = timm_tensors.selectors_of(self.variables)
-            learned |= timm_tensors.to_timm({"params": selectors})
-        return learned
+        if "selectors" in self.untrained_kinds:
+            return self.selectors
+        selectors = timm_tensors.selectors_of(self.variables)  # maybe trained since
+        own = timm_tensors.to_timm({"params": selectors})
+        return timm_tensors.joined(self.selectors, own)
 
     def _with_model(self, model, params, seed=None, **changes):
         """This Pretrained with another model, and variables that fit it.
@@ -390,13 +392,13 @@ class Pretrained:
             k: v for k, v in params.items() if not k.startswith(timm_tensors.SELECTOR)
         }
         learned = self._learned
-        fresh = ()  # no selector is drawn
-        if seed is not None:
-            fresh = None  # those that `learned` lacks are
+        place = self.source.place
+        drawn = () if seed is None else None
+        tensors, fresh = timm_tensors.own_selectors(model, learned, place, drawn)
         variables, drawn = timm_tensors.model_variables(
             model,
-            learned,
-            self.source.place,
+            tensors,
+            place,
             fresh=fresh,
             seed=seed or 0,
             given={**self.variables, "params": dense},

@@ -116,8 +116,6 @@ class Recovery:
 
     costs: tuple[RecoveredCost, ...]  # that were learned
     dense: Numbers = dataclasses.field(default_factory=dict)
-    # digest of the file of the dense model that it was saved beside
-    saved_beside: str | None = None
 
     def __str__(self):
         return "\n".join(map(str, self.costs))

@@ -49,6 +49,7 @@ ORIGINALS = {
 NAMES = f"the models are {', '.join(MODELS)} and timm's plain ViTs"
 
 
+SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")  # of a row
 # Facts of published weights of which a name without a tag must say one value.
 AGREED = ("mean", "std", "crop", "crop_mode", "interpolation", "gelu", "resize")
 
@@ -75,16 +76,18 @@ def config(name: str) -> ViTConfig:
             f"{name!r} stands for weights that differ in normalization, crop or GELU; "
             f"a tag says which: {tags}"
         )
-    row = public_models()[name.partition(".")[0]]
-    sizes = {k: v for k, v in row.items() if k not in ("arch", "weights")}
-    arch = dict(row["arch"])
     facts = dict(images)
-    for part in ("gelu", "resize"):
-        if part in facts:
-            arch[part] = facts.pop(part)
+    parts = {part: facts.pop(part) for part in ("gelu", "resize") if part in facts}
     if "." not in name:
         facts.pop("prop_attn", None)  # of some of the weights
-    return ViTConfig(name=name, arch=Architecture(**arch), **sizes, **facts)
+    return made_of(name, **facts).with_arch(**parts)
+
+
+def made_of(name: str, **facts: Any) -> ViTConfig:
+    """The config of timm's architecture, with further fields of a ViTConfig."""
+    row = public_models()[name.partition(".")[0]]
+    sizes = {field: row[field] for field in SIZES if field in row}
+    return ViTConfig(name=name, arch=Architecture(**row["arch"]), **sizes, **facts)
 
 
 def _agreed(images):
@@ -125,9 +128,32 @@ def _weights(name):
 def public_models() -> dict[str, dict[str, Any]]:
     """{architecture: its size, "arch" and {tag: images} of its "weights"}.
 
-    The first tag is the one that timm takes for the name of the architecture.
+    The first tag is the one that timm takes for the name of the architecture. "class"
+    is timm's, and "arguments" are those that timm's code gives it. "former_names" are
+    {name before timm 0.9: tag}.
     """
     return json.loads(TABLE.read_text("utf-8"))
+
+
+def timm_class(name: str | None) -> str | None:
+    """The name of timm's class of an architecture; None for any other name."""
+    return public_models().get(name, {}).get("class")
+
+
+@functools.cache
+def timm_arguments(name: str) -> dict[str, Any]:
+    """All arguments that timm gives its class for an architecture, as JSON has them."""
+    classes = json.loads(TABLE.with_name("timm_classes.json").read_text("utf-8"))
+    row = public_models().get(name, {"class": "Eva", "arguments": {}})
+    return classes[row["class"]] | row["arguments"]
+
+
+def present_name(name: str) -> tuple[str, str]:
+    """(name, tag or "") that timm has today for an architecture's name."""
+    for present, row in public_models().items():
+        if name in row.get("former_names", {}):
+            return present, row["former_names"][name]
+    return name, ""
 
 
 def published_class_names(name: str | None, classes: int) -> tuple[str, ...] | None:

@@ -52,46 +52,28 @@ def model_variables(
     tensors: Mapping[str, np.ndarray],
     source: str,
     *,
-    fresh: Iterable[str] | None = (),
+    fresh: Iterable[str] = (),
     seed: int = 0,
-    exact: bool = False,
     given: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """The variables of a model: from tensors, given, or drawn from a seed.
 
     tensors: {timm's name: array}
     source: where the tensors are, in words, such as "run runs/a"
-    fresh: parts to draw even if tensors have them, as `from_timm` names them; None: the
-        selectors that the tensors lack
-    seed: seed of the parts that are drawn
-    exact: whether tensors of selectors that the model does not have are an error; else
-        they are left out
+    fresh: parts to draw even if tensors have them, as `from_timm` names them
     given: variables to take instead of tensors
     Returns (variables, names of the parts that were drawn); what comes from tensors is
         in NumPy arrays.
-    Raises Misfit where the tensors do not fit, and where they lack selectors that the
-        reduction learns.
+    Raises Misfit where the tensors do not fit.
     """
-    shapes = variable_shapes(model)
     given = given or {}
-    lacking = lacking_selectors(tensors, shapes)
-    if fresh is None:
-        fresh = lacking
-    fresh = (*fresh, *given.get("params", {}))  # not to be taken from tensors
-    if not exact:
-        not_fresh = [name for name in lacking if not matches(name, fresh)]
-        if not_fresh:
-            selector = not_fresh[0]
-            raise Misfit(
-                f"{source} has no {selector}, a selector that this reduction learns",
-                selector,
-                ("reducer",),
-            )
-        tensors = _without_other_selectors(tensors, shapes)
     # `from_timm` leaves fresh parts as they are here: shapes, or given variables.
-    like = {name: {**parts, **given.get(name, {})} for name, parts in shapes.items()}
+    like = {
+        collection: {**parts, **given.get(collection, {})}
+        for collection, parts in variable_shapes(model).items()
+    }
     try:
-        variables = from_timm(tensors, like, fresh)
+        variables = from_timm(tensors, like, (*fresh, *given.get("params", {})))
     except Misfit as error:
         raise Misfit(f"{source}: {error}", error.tensor, error.fresh) from error
     # What is neither in tensors nor given is still a shape.
@@ -102,34 +84,61 @@ def model_variables(
             missing.add(path[1])
         else:
             present[path] = leaf
-    missing = sorted(missing)
-    if not missing:
-        return variables, []
-    drawn = fresh_variables(model, seed, missing)
-    drawn = traverse_util.flatten_dict(drawn)
-    return traverse_util.unflatten_dict(drawn | present), missing
+    if missing:
+        drawn = fresh_variables(model, seed, sorted(missing))
+        drawn = traverse_util.flatten_dict(drawn)
+        variables = traverse_util.unflatten_dict(drawn | present)
+    return variables, sorted(missing)
 
 
-def _without_other_selectors(tensors, like):
-    """The tensors without those of selectors that are not among variables `like`."""
-    starts = tuple(f"{name.replace('_', '.')}." for name in selectors_of(like))
-    used = {}
-    for name, tensor in tensors.items():
-        if not name.startswith("reducer.") or name.startswith(starts):
-            used[name] = tensor
-    return used
+def own_selectors(
+    model: ViT,
+    tensors: Mapping[str, np.ndarray],
+    source: str,
+    fresh: Iterable[str] | None = (),
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """(tensors without selectors that a model does not have, parts to draw).
 
-
-def lacking_selectors(tensors: Mapping[str, Any], like: Mapping[str, Any]) -> list[str]:
-    """The selectors of `like` that tensors do not have, or have in other shapes."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    fresh: parts to draw even if tensors have them; None: all selectors that they lack
+    Raises Misfit where the tensors lack selectors that the reduction learns.
+    """
+    selectors = selectors_of(variable_shapes(model))
+    starts = tuple([f"{name.replace('_', '.')}." for name in selectors])
+    dense, learned = apart(tensors)
+    own = {name: v for name, v in learned.items() if name.startswith(starts)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
     lacking = []
-    for selector, values in selectors_of(like).items():
-        start = selector.replace("_", ".") + "."
+    for selector, start in zip(selectors, starts, strict=True):
         present = {name: shapes[name] for name in shapes if name.startswith(start)}
-        if present != timm_shapes({"params": {selector: values}}):
+        if present != timm_shapes({"params": {selector: selectors[selector]}}):
             lacking.append(selector)
-    return lacking
+    if fresh is None:
+        fresh = lacking
+    for selector in lacking:
+        if not matches(selector, fresh):
+            raise Misfit(
+                f"{source} has no {selector}, a selector that this reduction learns",
+                selector,
+                (SELECTOR,),
+            )
+    return dense | own, (*fresh,)
+
+
+def apart(tensors):
+    """(tensors of the dense part, those of selectors)."""
+    dense = {}
+    selectors = {}
+    for name, tensor in tensors.items():
+        part = selectors if name.startswith(f"{SELECTOR}.") else dense
+        part[name] = tensor
+    return dense, selectors
+
+
+def joined(selectors, newer):
+    """Tensors of selectors, with newer ones in place of all those of their blocks."""
+    blocks = {name.split(".")[1] for name in newer}
+    kept = {k: v for k, v in selectors.items() if k.split(".")[1] not in blocks}
+    return kept | newer
 
 
 def selectors_of(variables):

@@ -127,19 +127,14 @@ def test_idle_fields_of_transformers_change_nothing(tmp_path, kind, fields):
     assert apart(ours, theirs) < 1e-5
 
 
-# Arguments of timm's classes that model_args may have and that are refused.
-REFUSED_TIMM = {"embed_layer", "block_fn", "mlp_layer", "attn_layer"}
-# Those of Eva that its architectures set, and no file of another size changes.
-REFUSED_TIMM |= {"num_kv_heads", "qkv_fused", "swiglu_mlp", "swiglu_align_to"}
-REFUSED_TIMM |= {"scale_mlp", "scale_attn_inner", "attn_type", "attn_only_layer_scale"}
-REFUSED_TIMM |= {"num_reg_tokens", "use_abs_pos_emb", "use_rot_pos_emb", "use_fc_norm"}
-REFUSED_TIMM |= {"use_post_norm", "use_pre_transformer_norm", "ref_feat_shape"}
-REFUSED_TIMM |= {"use_post_transformer_norm", "attn_pool_num_heads", "rope_type"}
-REFUSED_TIMM |= {"attn_pool_mlp_ratio", "head_init_scale", "rope_grid_offset"}
-REFUSED_TIMM |= {"rope_grid_indexing", "rope_temperature", "rope_rotate_half"}
-REFUSED_TIMM |= {"rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords"}
-REFUSED_TIMM |= {"rope_mrope_section"}
-SIZED = {"act_layer", "norm_layer"}
+# Arguments of timm's classes that no file may change.
+FIXED = {"embed_layer", "block_fn", "mlp_layer", "attn_layer", "qk_norm", "proj_bias"}
+FIXED |= {"dynamic_img_pad", "pos_embed", "embed_norm_layer", "num_kv_heads"}
+FIXED |= {"swiglu_mlp", "attn_only_layer_scale", "use_abs_pos_emb", "use_rot_pos_emb"}
+FIXED |= {"use_post_norm", "ref_feat_shape", "rope_type", "rope_grid_offset"}
+FIXED |= {"rope_grid_indexing", "rope_temperature", "rope_rotate_half"}
+FIXED |= {"rope_mrope_section"}
+LAYERS = {"act_layer", "norm_layer"}
 TIMM_NAMES = {
     "VisionTransformer": "vit_tiny_patch16_224",
     "Eva": "eva02_tiny_patch14_224",
@@ -148,15 +143,19 @@ TIMM_NAMES = {
 
 @pytest.mark.parametrize("kind", [vision_transformer.VisionTransformer, eva.Eva])
 def test_every_argument_of_timm_is_known(kind):
-    theirs = {*inspect.signature(kind).parameters}
-    known = {*timm_config.PARTS, *timm_config.SIZES, *timm_config.IDLE}
-    known |= {*timm_config.ABSENT} | SIZED
-    assert theirs <= known | REFUSED_TIMM, theirs - known
-    assert not known & REFUSED_TIMM
+    parameters = inspect.signature(kind).parameters
+    theirs = {*parameters}
+    known = {*timm_config.PARTS, *timm_config.SIZES, *timm_config.IDLE} | LAYERS
+    assert theirs <= known | FIXED, theirs - known
+    assert not known & FIXED
     name = TIMM_NAMES[kind.__name__]
-    for field in sorted(theirs & REFUSED_TIMM):
+    for field in sorted(theirs & FIXED):
         with pytest.raises(InputError, match=f"model_args.{field}"):
             hub_configs.parse(timm_file(name, **{field: "x"}), {})
+    # Those of the other class are refused, too.
+    for field in sorted({*timm_config.PARTS} - theirs):
+        with pytest.raises(InputError, match=f"model_args.{field}"):
+            hub_configs.parse(timm_file(name, **{field: 1}), {})
 
 
 def timm_file(name, **arguments):
@@ -164,14 +163,6 @@ def timm_file(name, **arguments):
     images = {"input_size": [3, size, size], "mean": [0.5] * 3, "std": [0.5] * 3}
     config = {"architecture": name, "num_classes": 5, "model_args": arguments}
     return config | {"pretrained_cfg": images}
-
-
-def test_the_values_that_leave_parts_out_are_timms_defaults():
-    parameters = inspect.signature(vision_transformer.VisionTransformer).parameters
-    for field, values in timm_config.ABSENT.items():
-        assert values == [parameters[field].default]
-        with pytest.raises(InputError):
-            hub_configs.parse(timm_file("vit_tiny_patch16_224", **{field: "x"}), {})
 
 
 # Arguments of training and of other sizes, with values that are not their defaults.
@@ -192,7 +183,9 @@ def test_idle_arguments_of_timm_change_nothing(tmp_path, name):
     with originals.torch.no_grad():
         theirs = model(originals.torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
     _hub.save_for_hf(model, tmp_path, safe_serialization=True)
-    vit = imagepiece_jax.load(tmp_path)
+    # timm evaluates a model of flexible size at its architecture's usual one.
+    assert imagepiece_jax.load(tmp_path).image_size == 224
+    vit = imagepiece_jax.load(tmp_path, image_size=32)
     assert apart(computed(*tiny.pair(vit), images).logits, theirs) < 1e-5
 
 

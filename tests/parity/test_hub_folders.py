@@ -188,6 +188,33 @@ def agrees(path, images, theirs, **fields):
 # Sizes that compile in a second, and what else a model is made with.
 TINY = {"depth": 2, "embed_dim": 24, "num_heads": 3, "num_classes": 5, "img_size": 32}
 ARGUMENTS = {
+    # A VisionTransformer with norms of EVA-02's.
+    "BEiT-3, map": ("beit3_base_patch16_224", {"global_pool": "map", "reg_tokens": 2}),
+    "BEiT-3, GELU": (
+        "beit3_base_patch16_224",
+        {"act_layer": "quick_gelu", "qkv_bias": False, "init_values": 0.1},
+    ),
+    "norms of EVA-02": (
+        "vit_tiny_patch16_224",
+        {"scale_attn_norm": True, "scale_mlp_norm": True},
+    ),
+    # Its pool has an MLP of another ratio than its blocks.
+    "Perception Encoder": (
+        "vit_pe_core_gigantic_patch14_448",
+        {"img_size": 28, "embed_dim": 48},
+    ),
+    "pool of another ratio": (
+        "vit_pe_core_base_patch16_224",
+        {"mlp_ratio": 3.0, "embed_dim": 48},
+    ),
+    # Its code says itself that the mean has no norm behind it.
+    "LingBot, mean": ("vit_small_patch16_lingbot", {"global_pool": "avg"}),
+    "rotary, mean": ("vit_small_patch16_rope_224", {"global_pool": "avg"}),
+    "Eva, arguments": (
+        "eva02_tiny_patch14_224",
+        {"img_size": 28, "embed_dim": 48, "class_token": True, "num_reg_tokens": 2}
+        | {"no_embed_class": True, "use_fc_norm": False, "qkv_bias": False},
+    ),
     "map, class token": ("vit_tiny_patch16_224", {"global_pool": "map"}),
     "map, registers": (
         "vit_base_patch16_siglip_224",

@@ -6,12 +6,15 @@ where timm has the model.
 
 import dataclasses
 import pathlib
+import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from imagepiece_jax.common.checks import as_tuple
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.xla_options import checked_dtype
+from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.deploy.weights import (
     open_clip_config,
     timm_config,
@@ -30,9 +33,11 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.recovery_record import RecoveredCost, Recovery
+from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
 FORMAT = 3  # of `OURS`: another one is not read
+ADDED = ("pool_mlp_ratio",)  # parts that earlier files of this format lack
 
 
 class Described(NamedTuple):
@@ -46,6 +51,12 @@ class Described(NamedTuple):
     untrained: tuple[str, ...] = ()  # parts that were drawn, not learned
     # what `recover` learned for reduced forms, without numbers, which files have
     recovery: Recovery | None = None
+    stated: bool = True  # by files beside the weights, not by the caller or a name
+    # fields of the config that hold if the weights have a head
+    of_head: Mapping[str, Any] = types.MappingProxyType({})
+    # size that positions are of, in a model of flexible size; None: the config's
+    trained_size: int | tuple[int, int] | None = None
+    digest: str | None = None  # of files saved together; None: not compared
 
 
 def read(found: Location, images_known: bool = False) -> Described:
@@ -78,9 +89,9 @@ def parse(
     if OURS in config:
         return guarded(file, _parse_ours, config)
     if "architecture" in config:
-        found, names = guarded(file, timm_config.parse_timm, config)
+        found, names, size = guarded(file, timm_config.parse_timm, config)
         license = config.get("pretrained_cfg", config).get("license")
-        return Described(found, names, license)
+        return Described(found, names, license, trained_size=size)
     if not images and not images_known:
         raise InputError(
             f"folder {folder} has no {PREPROCESSOR}, so nothing says how images are "
@@ -90,7 +101,8 @@ def parse(
     parse_images = transformers_config.parse_images
     images = guarded(folder / PREPROCESSOR, parse_images, images, kind)
     parse_transformers = transformers_config.parse_transformers
-    return Described(*guarded(file, parse_transformers, config, images))
+    found, names, head = guarded(file, parse_transformers, config, images)
+    return Described(found, names, of_head=head)
 
 
 def guarded(file, call, *content):
@@ -156,23 +168,39 @@ def _parse_ours(file):
             f"{OURS}.format is {ours.get('format')}; this version reads {FORMAT}"
         )
     fields = ours["config"]
-    arch = Architecture(**fields["arch"])
-    config = ViTConfig(**fields | {"arch": arch})
+    arch = dict(fields["arch"])
+    if arch["rotary"]:
+        arch["rotary"] = _of_record(Rotary, arch["rotary"])
+    arch = _of_record(Architecture, arch)
+    config = _of_record(ViTConfig, fields | {"arch": arch})
     _check_same(config, file)
     recovery = None
     if "recovery" in ours:
-        record = ours["recovery"]
-        costs = [RecoveredCost(**cost) for cost in record["costs"]]
-        recovery = Recovery(tuple(costs), saved_beside=record.get("saved_beside"))
+        costs = [_of_record(RecoveredCost, cost) for cost in ours["recovery"]["costs"]]
+        recovery = Recovery(tuple(costs))
+    names = ours.get("class_names")
+    if names is not None:
+        names = checked_names(names, config.num_classes)
+    if ours["reduction"] is None:  # which would be the dense model
+        raise InputError(f"{OURS}.reduction is None")
     return Described(
         config,
-        class_names=ours.get("class_names"),
+        class_names=names,
         license=ours.get("license"),
         reduction=Reduction.read(ours["reduction"]),
-        dtype=ours["dtype"],
-        untrained=ours.get("untrained", ()),
+        dtype=checked_dtype(ours["dtype"]),
+        untrained=tuple(map(str, ours.get("untrained", ()))),
         recovery=recovery,
+        digest=ours.get("digest"),
     )
+
+
+def _of_record(kind, fields):
+    """A dataclass of a record of all its fields, of which none has a default."""
+    for field in dataclasses.fields(kind):
+        if field.name not in (*fields, *ADDED, "numbers"):
+            raise KeyError(field.name)
+    return kind(**fields)
 
 
 def _check_same(config, file):

@@ -19,9 +19,10 @@ import numpy as np
 from imagepiece_jax.deploy.weights import location
 from imagepiece_jax.deploy.weights.file_names import RECOVERED, SELECTORS
 from imagepiece_jax.deploy.weights.files import read_state_dict
-from imagepiece_jax.deploy.weights.timm_config import is_eva
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.variables import digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,32 +43,31 @@ class Layout:
     norms_pooled: bool = False
 
     def timm_name(self, name: str, prefix: str) -> str | None:
-        """timm's name of a tensor, "" for one left out, None where it has none.
+        """timm's name of a tensor, None for one that no model needs.
 
         Some names are not timm's yet: see `_canonical`.
+        Raises InputError for a tensor that no part of a model in this layout has.
         """
-        if not name.startswith(prefix):
-            timm_name = _renamed(name, self.outside)
-            if timm_name is None and re.match(IGNORED, name):
-                return ""
-            return timm_name
+        in_tower = name.startswith(prefix)
         inside = name.removeprefix(prefix)
-        if re.match(self.left_out, inside):
-            return ""
-        if number := re.match(self.blocks, inside):
-            of_block = inside[number.end() :]
-            renamed = _renamed(of_block, self.inner)
-            if renamed is None and not self.strict:
-                renamed = of_block
-            if not renamed:  # None, or "" for a name that ends behind the number
-                return renamed
-            return f"blocks.{number[1]}.{renamed}"
-        timm_name = _renamed(inside, self.outer)
-        if timm_name is None:
+        if re.match(self.left_out if in_tower else IGNORED, inside):
+            return None
+        start = ""
+        timm_name = None
+        if in_tower and (number := re.match(self.blocks, inside)):
+            start = f"blocks.{number[1] or SCANNED}."
+            inside = inside[number.end() :]
+            timm_name = _renamed(inside, self.inner)
+        elif in_tower:
+            timm_name = _renamed(inside, self.outer)
+        if timm_name is None and not start:
             timm_name = _renamed(name, self.outside)
-        if timm_name is None and not self.strict:
+        if timm_name is None and in_tower and not self.strict:
             timm_name = inside
-        return timm_name
+        if not timm_name:
+            tower = f" outside the tower {prefix[:-1]}" if prefix else ""
+            raise InputError(f"tensor {name} has no place in {self.title}{tower}")
+        return start + timm_name
 
 
 def _renamed(name, table):
@@ -113,7 +113,7 @@ VIT = Layout(
         "embeddings.patch_embeddings(?:.projection)?": "patch_embed.proj",
         "embeddings.position_embeddings": "pos_embed",
         "embeddings.(cls_token|register_tokens)": r"\1",
-        "embeddings.distillation_token": "dist_token",
+        "embeddings.distillation_token": "distillation_token",
         "(?:layer)?norm": "norm",
     },
     outside={"(?:cls_)?classifier": "head", "distillation_classifier": "head_dist"},
@@ -139,8 +139,8 @@ TIMM = Layout(
     },
     outer={},
     outside={"visual.head.proj": "projection"},
-    left_out=r"mask_token$|decoder_(embed|blocks|norm|pos_embed|pred)(\.|$)|"
-    r"(.*\.)?rope\.(?!freqs$)|local_cls_norm\.",
+    left_out=r"decoder_(embed|blocks|norm|pos_embed|pred)(\.|$)|"
+    r"(.*\.)?rope\.(?!freqs$)|local_cls_norm\.|lm_head\.",
     strict=False,
 )
 LAYOUTS = (
@@ -149,7 +149,8 @@ LAYOUTS = (
         # those of each kind.
         title="Google's Flax files",
         mark="embedding.kernel",
-        blocks=r"Transformer\.encoderblock_(\d+)\.",
+        # Scanned blocks of big_vision, in one tensor, have no number.
+        blocks=r"Transformer\.encoderblock(?:_(\d+))?\.",
         inner={
             "LayerNorm_0": "norm1",
             "LayerNorm_[12]": "norm2",
@@ -251,8 +252,7 @@ _INSERTED = {
 }
 _IN_FRONT = ("model.", "net.", "network.")
 _VALUE = ".value"  # behind all names where Flax NNX saved its state
-# Scanned blocks of big_vision: in one tensor, block by block.
-SCAN = "Transformer.encoderblock."
+SCANNED = "all"  # the number of scanned blocks, which one tensor has
 
 
 def misshapen(name, shape, allowed):
@@ -269,6 +269,11 @@ class Contents(NamedTuple):
     # numbers of reduced forms, by the place of their set and timm's names: "0.NAME"
     recovered: Mapping[str, np.ndarray] = types.MappingProxyType({})
 
+    @property
+    def digest(self) -> str:
+        """A text that differs between files that do not belong together."""
+        return digest([self.tensors, dict(self.recovered)])
+
 
 def read_weights(path: str | os.PathLike, checkpoint: str | None = None) -> Contents:
     """A weights file by timm's names; only tensors that `to_timm` uses are read.
@@ -276,7 +281,7 @@ def read_weights(path: str | os.PathLike, checkpoint: str | None = None) -> Cont
     checkpoint: the key of the model that is meant, where the file has several
     """
     path = pathlib.Path(path)
-    state_dict = read_state_dict(path, _placed_names, checkpoint)
+    state_dict = read_state_dict(path, lambda names: timm_names(names)[1], checkpoint)
     try:
         return to_timm(state_dict)
     except InputError as error:
@@ -296,59 +301,56 @@ def read_folder(folder: pathlib.Path, checkpoint: str | None = None) -> Contents
     return contents
 
 
-def to_timm(state_dict: Mapping[str, np.ndarray]) -> Contents:
-    """A checkpoint of any layout by timm's names.
+def timm_names(names: Collection[str]) -> tuple[Layout, dict[str, str]]:
+    """(the layout of a checkpoint, {name: timm's name}).
 
-    Text towers, decoders, mask tokens, poolers and the heads of
-    self-distillation are left out. Tensors of timm's layout are not checked:
-    `timm_tensors.from_timm` does.
+    Text towers, decoders, poolers and the heads of self-distillation are left out.
     """
-    dotted = _dotted_names(state_dict)
-    tensors = _unscanned({dotted[name]: value for name, value in state_dict.items()})
+    dotted = _dotted_names(names)
     layout, prefix = _layout([*dotted.values()])
+    named = {name: layout.timm_name(dotted[name], prefix) for name in names}
+    return layout, {name: of_timm for name, of_timm in named.items() if of_timm}
+
+
+def to_timm(state_dict: Mapping[str, np.ndarray]) -> Contents:
+    """The tensors of `timm_names` by these names.
+
+    Tensors of timm's layout are not checked: `timm_tensors.from_timm` does.
+    """
+    layout, names = timm_names(state_dict)
     renamed = {}
     origin = {}
-    for name, tensor in tensors.items():
-        timm_name = layout.timm_name(name, prefix)
-        if timm_name is None:
-            raise _without_place(name, layout, prefix)
-        if timm_name:
-            _note_name(origin, timm_name, name)
-            renamed[timm_name] = tensor
+    for name, timm_name in names.items():
+        for part, tensor in _unscanned(timm_name, state_dict[name]).items():
+            _note_name(origin, part, name)
+            renamed[part] = tensor
+    masked = renamed.pop("mask_token", None) is not None
     heads = None
     query = renamed.get("blocks.0.attn.q.kernel")  # [width, heads, width of a head]
     if np.ndim(query) == 3:
         heads = query.shape[1]
     try:
-        return Contents(_canonical(renamed), layout.norms_pooled, heads)
+        tensors = _canonical(renamed)
     except InputError:
         raise
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"it has tensors of other shapes than {layout.title}: {error}"
         ) from error
-
-
-def _without_place(name, layout, prefix):
-    """The error for a tensor that no part of a model in this layout has."""
-    of_tower = ""
-    if prefix:
-        of_tower = f" outside the tower {prefix[:-1]}"
-    return InputError(f"tensor {name} has no place in {layout.title}{of_tower}")
+    # EVA-02's pre-trained models, whose public configs are of fine-tuned ones.
+    masked = masked and "blocks.0.attn.q_bias" in tensors
+    return Contents(tensors, layout.norms_pooled or masked, heads)
 
 
 def _note_name(origin, part, name):
-    """Note that a tensor is a part, which no other may be.
-
-    origin: {part: the tensor's name}, to which it is added
-    """
+    """Add a tensor's name to {part: name}; no other tensor may be that part."""
     first = origin.setdefault(part, name)
     if first != name:
         raise InputError(f"tensors {first} and {name} are the same part, {part}")
 
 
 def as_timm(
-    tensors: Mapping[str, np.ndarray], arch: Architecture
+    tensors: Mapping[str, np.ndarray], arch: Architecture, name: str | None
 ) -> dict[str, np.ndarray]:
     """Tensors of `timm_tensors.to_timm` as timm's classes have them.
 
@@ -356,8 +358,9 @@ def as_timm(
     without a norm together where positions are learned.
 
     arch: of the model
+    name: timm's architecture with these parts; any other name is of none of timm's
     """
-    eva = is_eva(arch)
+    eva = registry.timm_class(name) == "Eva"
     apart = arch.mlp_norm and not arch.key_bias
     renamed = {}
     for name, tensor in tensors.items():
@@ -377,16 +380,6 @@ def as_timm(
             halves = [renamed.pop(gate), renamed.pop(gate.replace("_g.", "_x."))]
             renamed[gate.replace("_g.", ".")] = np.concatenate(halves)
     return renamed
-
-
-def _placed_names(names: Collection[str]) -> list[str]:
-    """Names in a file whose tensors `to_timm` uses."""
-    # A tensor of all blocks, of a scan, is named as the first of them.
-    start = f"{SCAN[:-1]}_0."
-    dotted = _dotted_names(names)
-    first = {name: other.replace(SCAN, start) for name, other in dotted.items()}
-    layout, prefix = _layout([*first.values()])
-    return [name for name in names if layout.timm_name(first[name], prefix) != ""]
 
 
 def _dotted_names(names):
@@ -435,20 +428,14 @@ def _layout(tensors):
     raise InputError(f"it has tensors, such as {found}, of no vision transformer here")
 
 
-def _unscanned(tensors):
-    """The tensors, in which one that holds all blocks is split into one for each."""
-    out = {}
-    for name, tensor in tensors.items():
-        before, scan, after = name.rpartition(SCAN)
-        if not scan:
-            out[name] = tensor
-            continue
-        if tensor.ndim == 0:
-            raise misshapen(name, tensor.shape, "an array whose first axis is blocks")
-        start = f"{before}{SCAN[:-1]}_"
-        for block, part in enumerate(tensor):
-            out[f"{start}{block}.{after}"] = part
-    return out
+def _unscanned(name, tensor):
+    """{name: tensor}, one for each block of a tensor that holds all blocks."""
+    before, scan, after = name.partition(f"blocks.{SCANNED}.")
+    if not scan:
+        return {name: tensor}
+    if tensor.ndim == 0:
+        raise misshapen(name, tensor.shape, "an array whose first axis is blocks")
+    return {f"blocks.{block}.{after}": part for block, part in enumerate(tensor)}
 
 
 def _canonical(tensors):
@@ -487,7 +474,8 @@ def _canonical(tensors):
 
 
 # Rows of tokens, [1, N, D] in timm.
-_ROWS = ("cls_token", "dist_token", "register_tokens", "pos_embed", "attn_pool.latent")
+_ROWS = ("cls_token", "distillation_token", "register_tokens", "pos_embed")
+_ROWS += ("attn_pool.latent",)
 
 
 def _from_flax(module, kernel):
@@ -611,7 +599,13 @@ def _add_positions(tensors):
 
 
 def _name_head(tensors):
-    """Name a projection, or the head of a mean of patches, as the head, in place."""
+    """Name a projection, or the head of a mean of patches, as the head, in place.
+
+    DeiT's distillation token is a register where no head reads it.
+    """
+    if "distillation_token" in tensors:
+        token = "dist_token" if "head_dist.weight" in tensors else "reg_token"
+        tensors[token] = tensors.pop("distillation_token")
     projection = tensors.pop("projection.weight", None)
     if projection is not None:
         zeros = np.zeros(len(projection), projection.dtype)
@@ -631,12 +625,6 @@ def _name_head(tensors):
             tensors[f"head.{leaf}"] = tensors.pop(f"mean_head.{leaf}")
     head = tensors.get("head.weight")
     norm = tensors.get("norm.weight")
-    one_head = head is not None and "head_dist.weight" not in tensors
-    if one_head and "dist_token" in tensors:
-        raise InputError(
-            "it has a distillation token and only a head of the class token, as "
-            "transformers' DeiTForImageClassification and no model here"
-        )
     if head is None or norm is None or head.ndim != 2:
         return
     # A block's norm has the width, as the last norm may be of another shape.

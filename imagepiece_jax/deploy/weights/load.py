@@ -21,7 +21,13 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.config.run_files import KINDS, check_normalization
 from imagepiece_jax.deploy.weights import hub, hub_configs, layouts, location, runs
-from imagepiece_jax.deploy.weights.file_names import CONFIG, OPEN_CLIP, OURS, RECOVERED
+from imagepiece_jax.deploy.weights.file_names import (
+    BESIDE,
+    CONFIG,
+    OPEN_CLIP,
+    OURS,
+    RECOVERED,
+)
 from imagepiece_jax.deploy.weights.hub_configs import Described
 from imagepiece_jax.deploy.weights.layouts import Contents
 from imagepiece_jax.deploy.weights.location import FILE, FOLDER, RUN, Location
@@ -37,7 +43,7 @@ from imagepiece_jax.models.create import create, execution_of
 from imagepiece_jax.models.pretrained import Pretrained, Source, digests
 from imagepiece_jax.models.problem_type import SINGLE_LABEL
 from imagepiece_jax.models.recovery_record import Recovery
-from imagepiece_jax.models.variables import digest, matches, variable_shapes
+from imagepiece_jax.models.variables import matches
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 
 if TYPE_CHECKING:
@@ -92,14 +98,16 @@ def load(
     found = location.find(weights, may_be_broken=config is not None)
     checkpoint = _checkpoint(found, checkpoint)
     described = describe(found, config)
-    contents = read_contents(found, described.config, checkpoint, averaged)
-    trained = of_tensors(described.config, contents, found)
+    contents = read_contents(found, described, checkpoint, averaged)
+    trained = of_tensors(described, contents, found)
+    if image_size is None and described.trained_size is not None:
+        image_size = described.config.image_size
     wanted = _changed(trained, image_size, crop, num_classes)
     new_head = wanted.num_classes != trained.num_classes
     if class_names is None and not new_head:
-        class_names = described.class_names
-        if found.config_file is None:  # then only a name can say them
-            classes = trained.num_classes
+        classes = trained.num_classes
+        class_names = described.class_names if classes else None
+        if not described.stated and class_names is None:  # then only a name says them
             class_names = registry.published_class_names(trained.name, classes)
     execution = execution_of(wanted, dtype or described.dtype, attention)
     vit = Pretrained(
@@ -118,7 +126,8 @@ def load(
             run=found.config if found.kind == RUN else None,
         ),
     )
-    exact = reduction is None and seed is None
+    # Files that were saved together may have selectors of several reductions.
+    exact = reduction is None and seed is None and described.digest is None
     fresh = HEADS if new_head else ()
     vit = _fill(vit, contents, described, fresh, seed, exact)
     if num_classes is not None or seed is not None:
@@ -221,9 +230,9 @@ def describe(found: Location, config=None) -> Described:
     elif found.config_file is not None:
         described = _of_files(found, config)
     else:
-        return Described(config or _config_of_file(found))
+        return Described(config or _config_of_file(found), stated=False)
     if config is not None:
-        described = described._replace(config=config)
+        described = described._replace(config=config, stated=False, trained_size=None)
     return described
 
 
@@ -239,7 +248,7 @@ def _of_files(found, config):
         if config is None or OURS not in (found.config or {OURS}):
             raise
         warn(f"{error}; it is left out, as config says what the model is")
-        return Described(config)
+        return Described(config, stated=False)
 
 
 def _config_of_file(found):
@@ -259,11 +268,9 @@ def _config_of_file(found):
     )
 
 
-def read_contents(found, config, checkpoint, averaged) -> Contents:
-    """The tensors at a Location by timm's names.
-
-    config: of the model; where it norms the pooled vector, that norm is "fc_norm"
-    """
+def read_contents(found, described, checkpoint, averaged) -> Contents:
+    """The tensors at a Location by timm's names."""
+    config = described.config
     if found.kind == RUN:
         tensors, facts = runs.read_checkpoint(found.path, checkpoint, averaged)
         check_normalization(found.path, vars(config), facts)
@@ -275,47 +282,73 @@ def read_contents(found, config, checkpoint, averaged) -> Contents:
         )
     read = layouts.read_folder if found.kind == FOLDER else layouts.read_weights
     contents = read(found.path, checkpoint)
+    parts = [part for part in BESIDE if (found.path / part).exists()]
+    if parts and described.digest not in (None, contents.digest):
+        raise InputError(
+            f"{found.place}: {' or '.join(parts)} is not of the model beside it"
+        )
     if contents.num_heads not in (None, config.num_heads):
         raise InputError(
             f"{found.place}: num_heads is {config.num_heads}, but its tensors are of "
             f"{contents.num_heads} heads"
         )
-    if contents.norms_pooled and config.arch.fc_norm:
-        tensors = contents.tensors
-        renamed = {
-            re.sub(r"^norm\.", "fc_norm.", name): tensors[name] for name in tensors
-        }
-        contents = contents._replace(tensors=renamed)
-    return contents
+    return contents._replace(tensors=_of_parts(contents, config.arch))
 
 
-def of_tensors(config: ViTConfig, contents: Contents, found: Location) -> ViTConfig:
-    """A config with the number of classes and the image size of its tensors.
+def _of_parts(contents, arch):
+    """The tensors as a model of these parts has them.
 
-    Those beside a config file have to be the config's. Positions of others are those of
-    the config's images, or else of square ones.
+    A last norm may be of the pooled vector, and biases of zeros may be none.
     """
+    tensors = contents.tensors
+    if contents.norms_pooled and arch.fc_norm and "fc_norm.weight" not in tensors:
+        tensors = {re.sub(r"^norm\.", "fc_norm.", k): v for k, v in tensors.items()}
+    bias = re.compile(r"blocks\.\d+\.attn\.([qv]_bias|qkv\.bias)")
+    biases = [name for name in tensors if bias.fullmatch(name)]
+    if arch.qkv_bias or any(np.any(tensors[name]) for name in biases):
+        return tensors
+    return {name: tensors[name] for name in tensors if name not in biases}
+
+
+def of_tensors(described: Described, contents: Contents, found: Location) -> ViTConfig:
+    """A config with what its tensors say.
+
+    That is the number of classes, which has to be the one that files state; the size of
+    images that positions are of, where files do not state it, or else of squares; the
+    width of a gated MLP, which timm counts twice; and whether DeiT's distillation token
+    has a head, as it is a register else.
+    """
+    config = described.config
+    arch = config.arch
     tensors = contents.tensors
     head = tensors.get("head.weight")
     classes = len(head) if np.ndim(head) else 0
+    if classes and described.stated:
+        config = dataclasses.replace(config, **described.of_head)
     stated = config.num_classes
-    if found.config_file is not None:
-        if stated and stated != classes:
-            raise InputError(
-                f"{found.place}: num_classes is {stated}, but its tensors have "
-                f"{classes}"
-            )
-        return dataclasses.replace(config, num_classes=classes)
-    size = config.image_size
+    if stated and stated != classes and described.stated:
+        raise InputError(
+            f"{found.place}: num_classes is {stated}, but its tensors have {classes}"
+        )
+    changes = {"num_classes": classes}
+    if arch.dist_token and "reg_token" in tensors and "dist_token" not in tensors:
+        changes["arch"] = dataclasses.replace(arch, dist_token=False, registers=1)
+    last_layer = tensors.get("blocks.0.mlp.fc2.weight")
+    if not described.stated and arch.mlp == "swiglu" and np.ndim(last_layer) == 2:
+        changes["mlp_ratio"] = last_layer.shape[1] / config.embed_dim
+    size = described.trained_size or config.image_size
+    config = dataclasses.replace(config, **changes, image_size=size)
     positions = tensors.get("pos_embed")
-    if positions is not None and positions.ndim == 3:
-        rows = positions.shape[1]
-        if config.arch.prefix_positions:
-            rows -= config.arch.prefix
-        side = math.isqrt(max(0, rows))
-        if rows != math.prod(config.grid) and side * side == rows:
-            size = side * config.patch_size
-    return dataclasses.replace(config, num_classes=classes, image_size=size)
+    fixed = described.stated and described.trained_size is None
+    if fixed or positions is None or positions.ndim != 3:
+        return config
+    rows = positions.shape[1]
+    if config.arch.prefix_positions:
+        rows -= config.arch.prefix
+    side = math.isqrt(max(0, rows))
+    if rows != math.prod(config.grid) and side * side == rows:
+        size = side * config.patch_size
+    return dataclasses.replace(config, image_size=size)
 
 
 def _fill(vit, contents, described, fresh, seed, exact):
@@ -327,10 +360,17 @@ def _fill(vit, contents, described, fresh, seed, exact):
     """
     source = vit.source
     learned = _learned(contents.tensors, described.untrained)
-    if seed is not None:
-        shapes = variable_shapes(vit.model)
-        fresh = (*fresh, *timm_tensors.lacking_selectors(learned, shapes))
     tensors = contents.tensors
+    if not exact:
+        parts = ()
+        if seed is not None:  # for all that were not learned
+            parts = None
+            dense, _ = timm_tensors.apart(tensors)
+            tensors = dense | learned
+        tensors, drawn = timm_tensors.own_selectors(
+            vit.model, tensors, source.place, parts
+        )
+        fresh = (*fresh, *drawn)
     if sides(vit.image_size) != sides(source.image_size):
         tensors = resize_positions.fit(tensors, vit.config, source.image_size)
     variables, drawn = timm_tensors.model_variables(
@@ -339,7 +379,6 @@ def _fill(vit, contents, described, fresh, seed, exact):
         source.place,
         fresh=fresh,
         seed=seed or 0,
-        exact=exact,
     )
     for part in variables["params"]:
         if part not in drawn and matches(part, described.untrained):
@@ -366,8 +405,6 @@ def _filled_recovery(vit, contents, described, variables, drawn):
     """
     recovery = described.recovery
     file = f"weights file {vit.source.path / RECOVERED}"
-    if recovery.saved_beside not in (None, digest(contents.tensors)):
-        raise InputError(f"{file} was learned for other weights than those beside it")
     costs = []
     dense = {}
     leaves = traverse_util.flatten_dict(variables["params"], sep="/")
@@ -389,8 +426,7 @@ def _filled_recovery(vit, contents, described, variables, drawn):
 
 
 def _learned(tensors, untrained):
-    """The tensors of learned selectors; {} where they were drawn and never trained."""
-    if any(part.startswith(timm_tensors.SELECTOR) for part in untrained):
-        return {}
-    start = f"{timm_tensors.SELECTOR}."
-    return {k: v for k, v in tensors.items() if k.startswith(start)}
+    """The tensors of learned selectors, without those drawn and never trained."""
+    _, selectors = timm_tensors.apart(tensors)
+    drawn = tuple([f"{part.replace('_', '.')}." for part in untrained])
+    return {k: v for k, v in selectors.items() if not k.startswith(drawn)}

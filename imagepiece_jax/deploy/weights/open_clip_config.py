@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from imagepiece_jax.common.checks import as_tuple, check_choice
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.deploy.weights import timm_config
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
@@ -46,19 +47,24 @@ def parse_open_clip(config: Fields) -> ViTConfig:
         elif field not in (*DEFAULTS, *IDLE):
             raise InputError(f"{path} is {value!r}, which no model here has")
     vision = DEFAULTS | vision
-    images = _images(config.get("preprocess_cfg") or {})
+    image_size = as_tuple(vision["image_size"])
+    images = _images(config.get("preprocess_cfg") or {}, image_size)
     if vision["timm_model_name"]:
         return _of_timm(vision, model, images)
     return _of_tower(vision, model, images)
 
 
-def _images(images):
-    """Normalization and crop by preprocess_cfg, as fields of a ViTConfig."""
+def _images(images, image_size):
+    """Normalization, crop and size by preprocess_cfg, as fields of a ViTConfig."""
     mode = images.get("resize_mode", "shortest")
     interpolation = images.get("interpolation", "bicubic")
     check_choice("preprocess_cfg.resize_mode", mode, RESIZE_MODES)
     check_choice("preprocess_cfg.interpolation", interpolation, INTERPOLATIONS)
+    height, width = sides(image_size)
+    if mode == "shortest" and height != width:  # OpenCLIP passes no other
+        interpolation = "bicubic"
     return {
+        "image_size": image_size,
         "mean": tuple(images.get("mean") or MEAN),
         "std": tuple(images.get("std") or STD),
         "crop": 1.0,
@@ -101,7 +107,6 @@ def _of_tower(vision, model, images):
         mlp_ratio=int(width * vision["mlp_ratio"]) / width,
         arch=arch,
         num_classes=model["embed_dim"],
-        image_size=as_tuple(vision["image_size"]),
         **images,
     )
 
@@ -132,21 +137,18 @@ def _of_timm(vision, model, images):
     images: fields of it
     """
     name, _, _ = vision["timm_model_name"].partition(".")
-    proj = vision["timm_proj"]
-    check_choice("vision_cfg.timm_proj", proj, ["linear", "none", ""])
-    images = images | {"image_size": as_tuple(vision["image_size"])}
-    config = timm_config.of_architecture(name, images)
-    arch = config.arch
+    proj = vision["timm_proj"] or ""
     pool = vision["timm_pool"]
+    check_choice("vision_cfg.timm_proj", proj, ["linear", "none", ""])
+    config = timm_config.of_architecture(name, images)
     if proj != "linear":  # timm makes the pool, and places the last norm for it
-        arch = timm_config.changed_architecture(arch, {"global_pool": pool})
+        config = timm_config.with_arguments(config, {"global_pool": pool})
     elif pool:  # else the pool is that of the model
         check_choice("vision_cfg.timm_pool", pool, timm_config.POOLS)
         pool = timm_config.POOLS[pool]
-        includes_prefix = arch.pool_include_prefix and pool == "map"
-        parts = {"pool": pool, "pool_include_prefix": includes_prefix}
-        arch = dataclasses.replace(arch, **parts)
+        includes_prefix = config.arch.pool_include_prefix and pool == "map"
+        config = config.with_arch(pool=pool, pool_include_prefix=includes_prefix)
     classes = 0
     if proj != "none":
         classes = model["embed_dim"]
-    return dataclasses.replace(config, arch=arch, num_classes=classes)
+    return dataclasses.replace(config, num_classes=classes)

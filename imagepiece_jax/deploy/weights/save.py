@@ -37,7 +37,6 @@ from imagepiece_jax.models.create import create
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import (
     check_variables,
-    digest,
     variable_shapes,
 )
 
@@ -60,23 +59,24 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     folder = checked_folder(folder)
     _check(vit)
     tensors = timm_tensors.to_timm(vit.dense_variables)
-    learned = {k: v for k, v in tensors.items() if k.startswith("reducer.")}
-    dense = {k: v for k, v in tensors.items() if k not in learned}
-    dense = layouts.as_timm(dense, vit.config.arch)
+    dense, own = timm_tensors.apart(tensors)
+    learned = timm_tensors.joined(vit.selectors, own)
     described = hub_configs.describe(vit)
-    if vit.recovery:
-        read = layouts.to_timm(dense).tensors | learned
-        described[OURS]["recovery"]["saved_beside"] = digest(read)
+    dense = layouts.as_timm(dense, vit.config.arch, described["architecture"])
+    recovered = _recovered(vit.recovery)
+    read = layouts.to_timm(dense).tensors | learned
+    contents = layouts.Contents(read, recovered=recovered)
+    described[OURS]["digest"] = contents.digest
     # Numbers of NumPy, where a model was made with them, are written as Python's.
     text = json.dumps(described, indent=2, default=lambda v: v.item())
     config = json.loads(text)
     vit.warn_of_untrained()
-    _check_round_trip(vit.model, dense | learned, config)
+    _check_round_trip(vit.model, dense | own, config)
     with replacing_folder(folder) as new:
         _write(new / DENSE_PART, dense)
         if learned:
             _write(new / SELECTORS, learned)
-        if recovered := _recovered(vit.recovery):
+        if recovered:
             _write(new / RECOVERED, recovered)
         (new / CONFIG).write_text(text + "\n", "utf-8")
     return folder

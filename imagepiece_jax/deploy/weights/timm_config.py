@@ -10,53 +10,40 @@ from imagepiece_jax.data import class_names
 from imagepiece_jax.data.preprocessing import DEIT_CROP, Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.architecture import DEIT, Architecture
+from imagepiece_jax.models.architecture import DEIT
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.problem_type import SINGLE_LABEL
 
 TIMM_GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
 SILUS = {"silu": "exact", "swish": "exact"}  # of a gated MLP, which has no GELU
 POOLS = {"token": "token", "avg": "mean", "map": "map", "": "none"}
-# {argument of timm's class: the field of an Architecture with the same value}
-FIELD_OF_ARGUMENT = {
-    "class_token": "class_token",
-    "qkv_bias": "qkv_bias",
-    "pre_norm": "pre_norm",
-    "pool_include_prefix": "pool_include_prefix",
-    "reg_tokens": "registers",
-}
-# Parts that only timm's class Eva has.
-EVA = ("positions", "rotary", "key_bias", "attn_norm", "mlp_norm")
-
-
-def is_eva(arch: Architecture) -> bool:
-    """Whether timm has it as its class Eva, not as VisionTransformer."""
-    return any(getattr(arch, field) != getattr(DEIT, field) for field in EVA)
-
 
 # Reading.
-# The epsilon of timm's LayerNorm, which is that of a class without an argument.
-NORMS = {"layernorm": 1e-6, "layer_norm": 1e-6, None: 1e-6}
-# Arguments in model_args: those that change parts of an Architecture, those that are
-# sizes, and those that change no logits, or nothing that tensors do not show.
-PARTS = (
-    *FIELD_OF_ARGUMENT,
-    "no_embed_class",
-    "init_values",
-    "global_pool",
-    "final_norm",
-    "fc_norm",
-)
-NULLABLE = ("init_values", "fc_norm")
+# {argument of timm's class Eva: its name in VisionTransformer}
+RENAMED = dict(num_reg_tokens="reg_tokens", use_fc_norm="fc_norm")
+RENAMED |= dict(use_post_transformer_norm="final_norm", scale_mlp="scale_mlp_norm")
+RENAMED |= dict(use_pre_transformer_norm="pre_norm", scale_attn_inner="scale_attn_norm")
+# Arguments in model_args: those that change parts, those that are sizes, and those that
+# change no logits, or nothing that tensors do not show. Others have one value here.
+PARTS = (*RENAMED, *RENAMED.values(), "class_token", "no_embed_class", "qkv_bias")
+PARTS += ("init_values", "mlp_ratio", "global_pool", "pool_include_prefix", "attn_type")
+PARTS += ("attn_pool_num_heads", "attn_pool_mlp_ratio", "swiglu_align_to")
 SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
 IDLE = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate")
 IDLE += ("attn_drop_rate", "drop_path_rate", "weight_init", "fix_init")
-IDLE += ("dynamic_img_size", "strict_img_size", "img_size", "num_classes", "mlp_ratio")
-IDLE += ("device", "dtype")
-# Arguments of parts that no model here has, with the values that leave them out.
-ABSENT = dict.fromkeys(("qk_norm", "scale_attn_norm", "scale_mlp_norm"), [False])
-ABSENT |= {"dynamic_img_pad": [False], "proj_bias": [True], "pos_embed": ["learn"]}
-ABSENT |= {"embed_norm_layer": [None], "in_chans": [3]}
+IDLE += ("dynamic_img_size", "strict_img_size", "img_size", "num_classes")
+IDLE += (
+    "in_chans",
+    "device",
+    "dtype",
+    "qkv_fused",
+    "head_init_scale",
+    "rope_shift_coords",
+)
+IDLE += ("rope_jitter_coords", "rope_rescale_coords")
+# The epsilon of timm's LayerNorm, which is that of a class without an argument.
+NORMS = {"layernorm": 1e-6, "layer_norm": 1e-6, None: 1e-6}
 # Tags of weights whose authors' cards pass timm a layer that no config.json can name:
 # mlp_layer=SwiGLUPacked, act_layer=SiLU.
 SWIGLU = ("virchow_v1", "virchow_v2")
@@ -64,41 +51,73 @@ SWIGLU = ("virchow_v1", "virchow_v2")
 WRITTEN = ("in_chans", "img_size", "num_classes", "global_pool")
 
 
-def parse_timm(file: Mapping[str, Any]) -> tuple[ViTConfig, tuple | None]:
-    """(the config, class names or None); files from before timm 0.9 are flat."""
+def parse_timm(
+    file: Mapping[str, Any],
+) -> tuple[ViTConfig, tuple | None, int | tuple[int, int] | None]:
+    """(the config, class names or None, the size of positions or None).
+
+    Files from before timm 0.9 are flat. A model of flexible size resamples positions
+    of model_args.img_size for images of input_size.
+    """
     images = file.get("pretrained_cfg", file)
-    name = file["architecture"]
+    name, tag = registry.present_name(file["architecture"])
+    tag = images.get("tag") or tag
     classes = file.get("num_classes", images.get("num_classes"))
+    if "TimmWrapperModel" in (file.get("architectures") or ()):  # it has no head
+        classes = 0
     arguments = file.get("model_args") or {}
     if images.get("label_offset"):
         offset = images["label_offset"]
         raise InputError(
             f"label_offset is {offset}, so the head has outputs that are no classes"
         )
-    _, height, width = images["input_size"]
-    height, width = sides(arguments.get("img_size") or (height, width))
+    _, *size = images["input_size"]
+    trained_size = None
+    if _is_flexible(name, images, arguments):
+        trained_size = _side(arguments.get("img_size") or size)
+    else:
+        size = arguments.get("img_size") or size
     trained = {"mean": tuple(images["mean"]), "std": tuple(images["std"])}
-    trained["image_size"] = height if height == width else (height, width)
+    trained["image_size"] = _side(size)
     stated = dict(trained)
     if classes is not None:
         stated["num_classes"] = classes
     base = None
-    if tag := images.get("tag"):
+    if tag:
         base = _published(f"{name}.{tag}", stated, arguments)
     if base is None:
         base = of_architecture(name, trained)
     if tag in SWIGLU:
         base = base.with_arch(mlp="swiglu")
-    config = _with_model_args(base, arguments)
+    config = with_arguments(base, arguments)
     crop = {"crop": DEIT_CROP}  # timm's for a file without, of small images, too
     for field in ("crop_mode", "interpolation"):
         crop[field] = images.get(field) or getattr(Preprocessing, field)
     if images.get("crop_pct"):
         crop["crop"] = images["crop_pct"]
-    names = class_names.shortened(labels(images | file, classes))
+    names = None
+    if classes != 0:
+        names = class_names.shortened(labels(images | file, classes))
     if not names and "." in base.name:  # else it may have learned other classes
         names = registry.published_class_names(base.name, classes)
-    return dataclasses.replace(config, **stated, **crop), names
+    # By transformers' TimmWrapper.
+    problem = {"problem_type": file.get("problem_type") or SINGLE_LABEL}
+    config = dataclasses.replace(config, **stated, **crop, **problem)
+    return config, names, trained_size
+
+
+def _side(size):
+    """Pixels a side of a square, else (height, width)."""
+    height, width = sides(size)
+    return height if height == width else (height, width)
+
+
+def _is_flexible(name, images, arguments):
+    """Whether timm's model takes images of other sizes than its positions are of."""
+    if arguments.get("dynamic_img_size") or arguments.get("strict_img_size") is False:
+        return True
+    flexible = registry.timm_arguments(name).get("dynamic_img_size", False)
+    return not images.get("fixed_input_size", not flexible)
 
 
 def of_architecture(name: str, images: Mapping[str, Any]) -> ViTConfig:
@@ -107,12 +126,9 @@ def of_architecture(name: str, images: Mapping[str, Any]) -> ViTConfig:
     images: the fields of a ViTConfig that say what it was trained on
     Raises InputError for an architecture that is not here.
     """
-    row = registry.public_models().get(name)
-    if row is None:
+    if name not in registry.public_models():
         raise InputError(f"architecture is {name!r}; {registry.NAMES}")
-    sizes = {k: v for k, v in row.items() if k not in ("arch", "weights")}
-    arch = Architecture(**row["arch"])
-    return ViTConfig(name=name, arch=arch, num_classes=0, **sizes, **images)
+    return registry.made_of(name, num_classes=0, **images)
 
 
 def _published(name, stated, arguments):
@@ -147,108 +163,94 @@ def labels(config: Mapping[str, Any], classes: int | None):
     return tuple(described.get(name, name) for name in names)
 
 
-def _with_model_args(base, arguments):
-    """A config changed by the arguments of timm's class."""
-    changes = {}
-    parts = {}  # of timm's class
-    ours = {}  # of an Architecture
+def with_arguments(config: ViTConfig, arguments: Mapping[str, Any]) -> ViTConfig:
+    """The config of a model of timm's with other arguments of timm's class."""
+    name = config.name.partition(".")[0]
+    eva = registry.timm_class(name) == "Eva"
+    gated = config.arch.mlp == "swiglu"
+    usual = registry.timm_arguments(name)
+    given = dict(usual)
+    sizes = {}
+    parts = {}
     for field, value in arguments.items():
         path = f"model_args.{field}"
-        if field == "act_layer" and not is_eva(base.arch):
-            acts = TIMM_GELUS | {None: "exact"}
-            if base.arch.mlp == "swiglu":
-                acts = SILUS
+        if field in SIZES:
+            sizes[field] = value
+        elif field in IDLE:
+            continue
+        elif field == "act_layer" and field in usual:
+            acts = SILUS if gated else TIMM_GELUS | {None: "exact"}
             check_choice(path, value, acts)
-            ours["gelu"] = acts[value]
-        elif field == "norm_layer":
+            parts["gelu"] = acts[value]
+        elif field == "norm_layer" and field in usual:
             check_choice(path, value, NORMS)
-            ours["norm_eps"] = NORMS[value]
-        elif field in ABSENT:
-            check_choice(path, value, ABSENT[field])
-        elif field not in (*PARTS, *SIZES, *IDLE):
+            parts["norm_eps"] = NORMS[value]
+        elif field in PARTS and field in usual:
+            given[field] = value
+        elif field not in usual or value != usual[field]:
             raise InputError(f"{path} is {value!r}, which no model here has")
-        # None is as a missing argument, but for two.
-        elif field in PARTS and (value is not None or field in NULLABLE):
-            parts[field] = value
-        elif field in SIZES and value is not None:
-            changes[field] = value
-    arch = base.arch
-    if parts:
-        arch = changed_architecture(arch, parts)
-    changes["arch"] = dataclasses.replace(arch, **ours)
-    width = changes.get("embed_dim", base.embed_dim)
-    hidden = int(width * base.mlp_ratio)
-    if ratio := arguments.get("mlp_ratio"):
-        hidden = int(width * ratio)
-        if arch.mlp == "swiglu" and not is_eva(arch):  # two layers in one
-            hidden //= 2
-    if "embed_dim" in changes or ratio:
-        changes["mlp_ratio"] = hidden / width
-    return dataclasses.replace(base, **changes)
+    check_choice("model_args.global_pool", given["global_pool"], POOLS)
+    width = sizes.get("embed_dim", config.embed_dim)
+    hidden = int(width * given["mlp_ratio"])
+    if gated and not eva:  # two layers in one
+        hidden //= 2
+    if gated:
+        hidden += -hidden % (given.get("swiglu_align_to") or 1)
+    given = {RENAMED.get(field, field): value for field, value in given.items()}
+    parts |= _parts(given, eva, config.arch)
+    if parts["pool"] == "map":
+        heads = given.get("attn_pool_num_heads") or 0
+        if heads == sizes.get("num_heads", config.num_heads):
+            heads = 0
+        of_pool = int(width * (given.get("attn_pool_mlp_ratio") or 0)) or hidden
+        ratio = None if of_pool == hidden else of_pool / width
+        parts |= {"pool_heads": heads, "pool_mlp_ratio": ratio}
+    arch = dataclasses.replace(config.arch, **parts)
+    return dataclasses.replace(config, **sizes, arch=arch, mlp_ratio=hidden / width)
 
 
-def changed_architecture(arch: Architecture, arguments) -> Architecture:
-    """An Architecture changed by arguments of timm's VisionTransformer, or Eva."""
-    changed = _with_arguments(arch, arguments)
-    if not is_eva(arch):
-        return changed
-    reads = changed.pool == "map" and changed.prefix > 0  # there is no argument for it
-    changed = dataclasses.replace(changed, pool_include_prefix=reads)
-    heads = ("pool", "pool_include_prefix", "final_norm", "fc_norm")
-    same = {field: getattr(arch, field) for field in heads}
-    others = dataclasses.replace(changed, **same) != arch
-    if others or "pool_include_prefix" in arguments:
-        raise InputError(
-            f"model_args has {', '.join(arguments)} for a model with rotary positions"
-        )
-    return changed
+def _parts(given, eva, arch):
+    """Fields of an Architecture by all arguments of timm's class.
 
-
-def _with_arguments(arch, arguments):
-    """The Architecture that timm's class builds of `arch` with these arguments."""
-    fields = {}
-    for argument, field in FIELD_OF_ARGUMENT.items():
-        if argument in arguments:
-            fields[field] = arguments[argument]
-    if "pre_norm" in fields:
-        fields["patch_bias"] = not fields["pre_norm"]
-    if "init_values" in arguments:
-        fields["layer_scale"] = bool(arguments["init_values"])
-    if "no_embed_class" in arguments:
-        fields["prefix_positions"] = not arguments["no_embed_class"]
-    if {"global_pool", "final_norm", "fc_norm"} & {*arguments}:
-        fields |= _head(arch, arguments)
-    arch = dataclasses.replace(arch, **fields)
-    if not arch.prefix:
-        arch = dataclasses.replace(arch, prefix_positions=True)
-    return arch
-
-
-def _head(arch, arguments):
-    """pool, final_norm and fc_norm by arguments of timm's class.
-
-    Without an argument fc_norm the last norm is behind the pool if that is a mean. An
-    architecture that differs from this has the argument in its own code, and keeps it.
+    given: Eva's by their names in VisionTransformer
+    arch: with the other fields
     """
-    pool = arch.pool
-    if "global_pool" in arguments:
-        check_choice("model_args.global_pool", arguments["global_pool"], POOLS)
-        pool = POOLS[arguments["global_pool"]]
-    fc_norm = arguments.get("fc_norm")
-    differs = arch.fc_norm != (arch.pool == "mean")
-    if "fc_norm" not in arguments and differs:
-        fc_norm = arch.fc_norm
+    pool = POOLS[given["global_pool"]]
+    prefix = given["class_token"] or given["reg_tokens"]
+    fc_norm = given["fc_norm"]
     if fc_norm is None:
         fc_norm = pool == "mean"
     if arch.dist_token and fc_norm:  # timm makes this norm, and none that it computes
         raise InputError(
             "model_args.fc_norm is True for a model with a distillation token"
         )
-    normed = arguments.get("final_norm", arch.final_norm or arch.fc_norm)
+    final_norm = given["final_norm"]
+    layer_scale = bool(given["init_values"])
+    if eva:
+        if final_norm is None:
+            final_norm = not fc_norm
+        layer_scale = given["init_values"] is not None
+        include_prefix = pool == "map"
+    else:  # one norm, in one of two places
+        fc_norm = final_norm and fc_norm
+        final_norm = final_norm and not fc_norm
+        include_prefix = given["pool_include_prefix"] and pool != "token"
+    keyless = eva and given["attn_type"] == "eva" and given["qkv_bias"]
     return {
+        "class_token": given["class_token"],
+        "registers": given["reg_tokens"],
+        "prefix_positions": not (given["no_embed_class"] and prefix and arch.positions),
+        "qkv_bias": given["qkv_bias"],
+        "key_bias": not keyless,
+        "pre_norm": given["pre_norm"],
+        "patch_bias": not given["pre_norm"],
+        "attn_norm": given["scale_attn_norm"],
+        "mlp_norm": given["scale_mlp_norm"],
+        "layer_scale": layer_scale,
         "pool": pool,
-        "final_norm": normed and not fc_norm,
-        "fc_norm": normed and fc_norm,
+        "pool_include_prefix": bool(include_prefix and prefix),
+        "final_norm": final_norm,
+        "fc_norm": fc_norm,
     }
 
 
@@ -304,26 +306,25 @@ def _architecture(config: ViTConfig) -> dict[str, Any]:
     The architecture is a public model of the same parts and sizes, if possible for
     images of the same size.
     """
-    eva = is_eva(config.arch)
-    # Not compared: how positions are resized, which is over, and a GELU that
-    # "act_layer" sets.
-    ignored = {"resize": DEIT.resize}
-    if not eva:
-        ignored["gelu"] = DEIT.gelu
-    ours = _sizes_and_parts(config, ignored)
     same = []
     for name, row in registry.public_models().items():
+        # Not compared: how positions are resized, which is over, and a GELU that
+        # "act_layer" sets.
+        ignored = {"resize": DEIT.resize}
+        if row["class"] != "Eva":
+            ignored["gelu"] = DEIT.gelu
+        ours = _sizes_and_parts(config, ignored)
         for tag, images in row["weights"].items():
             known = registry.config(f"{name}.{tag}")
             if config.stem == "patch" and _sizes_and_parts(known, ignored) == ours:
                 same.append((images["image_size"] != config.image_size, name))
     if not same:
         return {}
+    _, name = min(same, key=lambda each: each[0])
     arguments = {"img_size": config.image_size}
-    if config.arch.mlp != "swiglu" and not eva:
+    if config.arch.mlp != "swiglu" and registry.timm_class(name) != "Eva":
         gelus = {ours: theirs for theirs, ours in TIMM_GELUS.items()}
         arguments["act_layer"] = gelus[config.arch.gelu]
-    _, name = min(same, key=lambda each: each[0])
     return {"architecture": name, "model_args": arguments}
 
 

@@ -157,8 +157,10 @@ PROCESSORS = {
 
 def parse_transformers(
     config: Fields, images: Fields
-) -> tuple[ViTConfig, tuple | None]:
-    """(the config, class names or None) of a model.
+) -> tuple[ViTConfig, tuple | None, dict[str, Any]]:
+    """(the config, class names or None, fields of a config with a head) of a model.
+
+    transformers names a classifier in "architectures" only where it saves the model.
 
     config: content of config.json
     images: of `parse_images`
@@ -173,9 +175,10 @@ def parse_transformers(
     check_choice("num_channels", fields["num_channels"], [3])
     architectures = config.get("architectures") or ()
     classify = any("ImageClass" in name for name in architectures)
-    labels = {}
-    if classify:
-        labels = config.get("id2label") or {}
+    labels = config.get("id2label") or {}
+    if model is MODEL_TYPES["clip_vision_model"]:  # whose head is a projection
+        labels = {}
+    head = {"num_classes": len(labels), "problem_type": _problem_type(config, labels)}
     acts = GELUS
     if fields.get("use_gated_mlp"):
         acts = SILUS
@@ -199,12 +202,13 @@ def parse_transformers(
         patch_size=_square(fields["patch_size"]),
         mlp_ratio=_hidden(fields) / width,
         arch=arch,
-        num_classes=len(labels),
-        problem_type=_problem_type(config, labels) if classify else SINGLE_LABEL,
+        num_classes=0,
         image_size=_square(fields["image_size"]),
         **images,
     )
-    return found, class_names.shortened(_names(labels))
+    if classify:
+        found = dataclasses.replace(found, **head)
+    return found, class_names.shortened(_names(labels)), head
 
 
 def _of_tower(config):

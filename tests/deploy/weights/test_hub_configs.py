@@ -8,7 +8,7 @@ import pytest
 
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.deploy.weights import hub_configs, location
+from imagepiece_jax.deploy.weights import hub_configs, location, timm_config
 from imagepiece_jax.deploy.weights.open_clip_config import parse_open_clip
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
@@ -141,6 +141,41 @@ def test_a_label_map_of_imagenet_has_its_short_names(form, same):
 )
 def test_labels_of_timms_form(fields, names):
     assert hub_configs.parse(timm(num_classes=3, **fields), {}).class_names == names
+
+
+@pytest.mark.parametrize("name", registry.public_models())
+def test_the_arguments_of_timms_class_make_its_parts(name):
+    images = {"image_size": 224, "mean": HALF["mean"], "std": HALF["std"]}
+    config = timm_config.of_architecture(name, images)
+    assert timm_config.with_arguments(config, {}) == config
+
+
+def test_names_from_before_timm_0_9():
+    """The tag that timm has for one says which weights it named."""
+    images = {"input_size": [3, 224, 224], **HALF}
+    former = {"architecture": "vit_small_patch16_224_dino", "num_classes": 0} | images
+    found = hub_configs.parse(former, {}).config
+    assert found.name.startswith("vit_small_patch16_224")
+    tuned = former | {"architecture": "vit_base_patch16_224_in21k", "num_classes": 3}
+    found = hub_configs.parse(tuned, {}).config
+    assert (found.name, found.num_classes) == ("vit_base_patch16_224", 3)
+    with refused("vit_base_patch16_224_of_nobody"):
+        hub_configs.parse(
+            former | {"architecture": "vit_base_patch16_224_of_nobody"}, {}
+        )
+
+
+@pytest.mark.parametrize("proj", [None, ""])
+@pytest.mark.parametrize("size", [32, [32, 48]])
+def test_a_trunk_of_open_clip(proj, size):
+    """Its head is the projection; OpenCLIP resizes to no square by bicubic alone."""
+    vision = {"timm_model_name": "vit_tiny_patch16_224", "timm_proj": proj}
+    vision |= {"timm_pool": "token", "image_size": size}
+    images = {"resize_mode": "shortest", "interpolation": "bilinear"}
+    file = {"model_cfg": {"embed_dim": 5, "vision_cfg": vision}}
+    found = parse_open_clip(file | {"preprocess_cfg": images})
+    assert found.num_classes == 5
+    assert found.interpolation == ("bilinear" if size == 32 else "bicubic")
 
 
 @pytest.mark.parametrize(
@@ -371,7 +406,7 @@ TWO = {"id2label": {"0": "a", "1": "b"}}
         # The pipeline's rule for one class.
         (ONE, MULTI_LABEL),
         (ONE | {"problem_type": "single_label_classification"}, PROBLEMS[0]),
-        # No classifier: its vectors are no logits.
+        # No classifier, unless the weights have a head.
         (ONE | {"architectures": ["ViTModel"]}, PROBLEMS[0]),
     ],
 )

@@ -15,6 +15,7 @@ import pytest
 import scipy.ndimage
 
 import imagepiece_jax
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.deploy.weights import layouts
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
@@ -131,7 +132,7 @@ def small(*names):
 PATCHES = "embeddings.patch_embeddings.projection.weight"
 SWIN = "swin.encoder.layers.0.attn.weight"
 NORMS = [f"Transformer/encoderblock_0/LayerNorm_{i}/scale" for i in (1, 2)]
-SAME = " and ".join(name.replace("/", ".") for name in NORMS)
+SAME = " and ".join(NORMS)
 ATTENTION = "encoder.layer.0.attention.attention"
 OF_VISION = ("vision_model.embeddings.patch_embedding.weight",)
 OF_VISION += ("vision_model.embeddings.class_embedding", "classifier.weight")
@@ -184,15 +185,25 @@ def test_what_is_no_vision_transformer_of_ours_is_refused(tensors, problem):
     assert str(error.value).startswith(problem)
 
 
-def test_a_distilled_model_has_two_heads(tmp_path):
-    """DeiTForImageClassification has no head for the distillation token."""
+def test_a_distillation_token_without_a_head_is_a_register(tmp_path):
+    """As in DeiTForImageClassification, and in DeiTModel, which has no head at all."""
     tensors, about = stored("transformers_deit")
+    of_class = {}
     for leaf in ("weight", "bias"):
-        tensors[f"classifier.{leaf}"] = tensors.pop(f"cls_classifier.{leaf}")
+        of_class[f"classifier.{leaf}"] = tensors.pop(f"cls_classifier.{leaf}")
         del tensors[f"distillation_classifier.{leaf}"]
     np.savez(tmp_path / "w.npz", **tensors)
-    with pytest.raises(InputError, match="a distillation token and only a head of the"):
-        imagepiece_jax.load(tmp_path / "w.npz", config=about["config"])
+    np.savez(tmp_path / "head.npz", **tensors | of_class)
+    for file in ("w", "head"):
+        vit = imagepiece_jax.load(tmp_path / f"{file}.npz", config=about["config"])
+        size = (2, *sides(vit.image_size), 3)
+        images = np.random.default_rng(0).normal(size=size).astype(np.float32)
+        out = vit.model.apply(vit.variables, images)
+        assert_close(out.pooled, out.tokens[:, 0])
+        assert out.tokens.shape[1] == vit.config.tokens
+    weight = of_class["classifier.weight"]
+    bias = of_class["classifier.bias"]
+    assert_close(out.logits, np.asarray(out.pooled) @ weight.T + bias)
 
 
 @pytest.mark.parametrize("new", [(8, 7), (3, 4), (5, 9)])

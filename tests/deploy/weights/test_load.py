@@ -94,6 +94,19 @@ def test_a_config_goes_over_that_of_a_folder(saved):
     assert (vit.image_size, vit.source.image_size) == (32, tiny.SIDE)
 
 
+@pytest.mark.filterwarnings("ignore:.*is left out, as config says")
+@pytest.mark.parametrize("broken", [None, "{ broken"])
+def test_a_given_config_has_its_tensors_classes_and_size(saved, tmp_path, broken):
+    """Also in a folder that has a config.json, whatever that says."""
+    folder = shutil.copytree(saved, tmp_path / "m")
+    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 3}
+    config["pretrained_cfg"] = {"input_size": [3, 8, 8], "mean": HALF, "std": HALF}
+    (folder / "config.json").write_text(broken or json.dumps(config))
+    given = dataclasses.replace(CONFIG, num_classes=9, image_size=2 * tiny.SIDE)
+    for weights in (folder, folder / "model.safetensors"):
+        assert imagepiece_jax.load(weights, config=given).config == CONFIG
+
+
 @pytest.mark.parametrize(
     "changes, theirs, ours",
     [

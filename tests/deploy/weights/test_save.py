@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -15,12 +16,15 @@ from imagepiece_jax.deploy.weights import hub_configs
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import PROBLEMS
+from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods.tome import ToMe
 from tests.models import tiny
 from tests.models.make import create_model
+from tests.models.recoveries import recovered
 from tests.models.test_published import same
 from tests.refused import refused, untrained
 from tests.training.test_full_disk import full_disk
@@ -60,6 +64,7 @@ MODELS = {
     "no pool": {"arch": Architecture(pool="none"), "num_classes": 0},
     "post_norm": {"arch": Architecture(post_norm=True)},
     "pool_heads": {"arch": Architecture(pool="map", pool_heads=1)},
+    "pool_mlp_ratio": {"arch": Architecture(pool="map", pool_mlp_ratio=1.5)},
 }
 
 
@@ -233,6 +238,114 @@ def test_a_config_that_somebody_changed_is_refused(changed, value, said):
     part[last] = value
     with refused("config.json", said):
         hub_configs.parse(config, {})
+
+
+@pytest.mark.parametrize(
+    "group, kind, older",
+    [
+        ("config", ViTConfig, []),
+        ("config.arch", Architecture, ["pool_mlp_ratio"]),
+        ("config.arch.rotary", Rotary, []),
+    ],
+)
+def test_a_record_lacks_no_field(group, kind, older):
+    """What it lacks would be DeiT's. Files from before a field lack it, too."""
+    config = json.loads(json.dumps(hub_configs.describe(made(**MODELS["eva02"]))))
+    saved = hub_configs.parse(config, {}).config
+    for field in dataclasses.fields(kind):
+        part = changed = json.loads(json.dumps(config))
+        for name in ("imagepiece_jax", *group.split(".")):
+            part = part[name]
+        del part[field.name]
+        if field.name in older:
+            assert hub_configs.parse(changed, {}).config == saved
+        else:
+            with refused("config.json", f"has no {field.name}"):
+                hub_configs.parse(changed, {})
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("dtype", 1),
+        ("dtype", "x"),
+        ("dtype", []),
+        ("class_names", 3),
+        ("class_names", ["a"]),
+        ("reduction", None),
+        ("untrained", 3),
+        ("config", {}),
+        ("config", 3),
+    ],
+)
+def test_a_value_of_another_type_is_refused(field, value):
+    config = json.loads(json.dumps(hub_configs.describe(made())))
+    config["imagepiece_jax"][field] = value
+    with pytest.raises(InputError, match="config.json"):
+        hub_configs.parse(config, {})
+
+
+def learned(seed):
+    """A dense model with a selector that was trained for DYNAMICVIT."""
+    vit = made(reduction=DYNAMICVIT)
+    filled = tiny.fill(variable_shapes(vit.model), seed)
+    return dataclasses.replace(vit, variables=filled)
+
+
+def recovered_of(seed, reduction):
+    vit = made()
+    vit = dataclasses.replace(vit, variables=tiny.variables(vit.model, seed=seed))
+    return recovered(vit, costs=(reduction,))
+
+
+@pytest.mark.parametrize(
+    "models, files",
+    [
+        (lambda: (learned(1), learned(2)), ("model", "selectors", "config")),
+        (
+            lambda: (recovered_of(1, "tome:r=2"), recovered_of(2, "tome:r=3")),
+            ("model", "recovered", "config"),
+        ),
+        # Files that another copy left behind.
+        (lambda: (made(), learned(2)), ("selectors",)),
+        (lambda: (made(), recovered_of(2, "tome:r=2")), ("recovered",)),
+    ],
+)
+def test_files_of_two_models_are_refused(tmp_path, models, files):
+    one, other = models()
+    first = imagepiece_jax.save(tmp_path / "one", one)
+    second = imagepiece_jax.save(tmp_path / "other", other)
+    for name in files:
+        (file,) = second.glob(f"{name}.*")
+        mixed = shutil.copytree(first, tmp_path / name)
+        shutil.copy(file, mixed)
+        with refused(str(mixed), "is not of the model beside it"):
+            imagepiece_jax.load(mixed)
+    imagepiece_jax.load(first)
+
+
+def test_a_folder_from_before_digests_loads(tmp_path):
+    path = imagepiece_jax.save(tmp_path / "m", learned(1))
+    config = json.loads((path / "config.json").read_text())
+    del config["imagepiece_jax"]["digest"]
+    (path / "config.json").write_text(json.dumps(config))
+    assert imagepiece_jax.load(path).model.has_selectors
+
+
+def test_selectors_of_other_reductions_stay(tmp_path):
+    vit = learned(1)
+    imagepiece_jax.save(tmp_path / "m", vit)
+    dense = imagepiece_jax.load(tmp_path / "m", "none")
+    imagepiece_jax.save(tmp_path / "m", dense)
+    assert imagepiece_jax.load(tmp_path / "m").model == dense.model
+    again = imagepiece_jax.load(tmp_path / "m", DYNAMICVIT)
+    assert same(again.variables, vit.variables)
+    # Those of the same block make place.
+    spvit = dense.with_reduction("spvit:blocks=(1,):keep_rates=(0.5,)", seed=0)
+    trained = jax.tree.map(lambda leaf: leaf + 1, spvit.variables)
+    spvit = dataclasses.replace(spvit, variables=trained)
+    imagepiece_jax.save(tmp_path / "m", spvit)
+    assert same(imagepiece_jax.load(tmp_path / "m").variables, trained)
 
 
 def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path):

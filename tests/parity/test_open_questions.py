@@ -1,0 +1,275 @@
+"""What config files leave open, or say elsewhere, against the libraries they are of.
+
+Small models of random weights; transformers' pipeline, timm's own transforms and its
+readers of checkpoints are the truth.
+"""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import imagepiece_jax
+from imagepiece_jax.errors import InputError
+
+for package in ("torch", "timm", "transformers"):
+    pytest.importorskip(package)
+
+import timm  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from timm.data import create_transform, resolve_model_data_config  # noqa: E402
+from timm.layers import SwiGLUPacked  # noqa: E402
+from timm.models import _hub, eva  # noqa: E402
+
+from tests.models import tiny  # noqa: E402
+from tests.parity.record import apart, computed, noise  # noqa: E402
+from tools import originals  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, when it saves
+TINY = {"depth": 2, "embed_dim": 48, "num_heads": 4, "img_size": 28}
+SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+SMALL |= dict(intermediate_size=64, image_size=32, patch_size=8)
+LABELS = {0: "cat", 1: "dog", 2: "grass"}
+SQUARE = {"height": 32, "width": 32}
+MULTI = "multi_label_classification"
+
+
+def torched(model, images):
+    """A torch model's outputs of images [B, H, W, 3]."""
+    with torch.no_grad():
+        return model(torch.from_numpy(images).permute(0, 3, 1, 2))
+
+
+def ours(vit, images):
+    return computed(*tiny.pair(vit), images)
+
+
+def picture(height, width):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def prepared(vit, image):
+    """A picture as `vit` reads it, normalized."""
+    pixels = vit.preprocessing(np.asarray(image))[None]
+    return imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
+
+
+def scores(folder, image, **fields):
+    """transformers' scores of LABELS."""
+    pipe = transformers.pipeline("image-classification", model=str(folder), **fields)
+    by_name = {row["label"]: row["score"] for row in pipe(image)}
+    return [by_name[name] for name in LABELS.values()]
+
+
+@pytest.mark.parametrize("architectures", [["ViTModel"], None])
+@pytest.mark.parametrize("problem_type", [MULTI, "single_label_classification"])
+def test_a_head_has_its_labels_wherever_the_config_is_from(
+    tmp_path, architectures, problem_type
+):
+    """transformers names a classifier only where it saves the model itself."""
+    config = transformers.ViTConfig(
+        **SMALL,
+        id2label=LABELS,
+        problem_type=problem_type,
+        architectures=architectures,
+    )
+    model = originals.randomize(transformers.ViTForImageClassification(config))
+    processor = transformers.ViTImageProcessor(size=SQUARE)
+    model.config.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    image = picture(32, 32)
+    theirs = scores(tmp_path, image, image_processor=processor)
+    vit = imagepiece_jax.load(tmp_path)
+    found = vit.probabilities(ours(vit, prepared(vit, image)).logits)[0]
+    assert vit.class_names == (*LABELS.values(),)
+    np.testing.assert_allclose(found, theirs, atol=1e-3)
+    torch.save(model.vit.state_dict(), tmp_path / "pytorch_model.bin")
+    vit = imagepiece_jax.load(tmp_path)
+    assert (vit.config.num_classes, vit.class_names) == (0, None)
+
+
+@pytest.mark.parametrize("problem_type", [None, MULTI, "regression"])
+def test_what_the_head_of_a_timm_wrapper_means(tmp_path, problem_type):
+    images = timm.get_pretrained_cfg("vit_tiny_patch16_224").to_dict()
+    images = {k: v for k, v in images.items() if v is not None}
+    images["input_size"] = [3, 32, 32]
+    config = transformers.TimmWrapperConfig(
+        architecture="vit_tiny_patch16_224",
+        model_args=TINY | {"img_size": 32},
+        pretrained_cfg=images,
+        id2label=LABELS,
+        problem_type=problem_type,
+    )
+    kind = transformers.TimmWrapperForImageClassification
+    originals.randomize(kind(config)).save_pretrained(tmp_path)
+    image = picture(50, 40)
+    theirs = scores(tmp_path, image)
+    vit = imagepiece_jax.load(tmp_path)
+    logits = ours(vit, prepared(vit, image)).logits
+    if problem_type == "regression":
+        np.testing.assert_allclose(logits[0], theirs, rtol=1e-3, atol=1e-3)
+        with pytest.raises(InputError):
+            vit.probabilities(logits)
+    else:
+        np.testing.assert_allclose(vit.probabilities(logits)[0], theirs, atol=1e-3)
+
+
+def test_a_timm_wrapper_without_a_head(tmp_path):
+    saved = originals.randomize(timm.create_model("test_vit"))
+    _hub.save_for_hf(saved, tmp_path / "timm", safe_serialization=True)
+    path = tmp_path / "timm" / "config.json"
+    config = json.loads(path.read_text())
+    del config["model_args"]  # as on the hub
+    path.write_text(json.dumps(config))
+    model = transformers.AutoModel.from_pretrained(tmp_path / "timm").eval()
+    model.save_pretrained(tmp_path / "wrapper")
+    images = noise(2, 160, 160, 3)
+    theirs = torched(lambda x: model(x).pooler_output, images)
+    vit = imagepiece_jax.load(tmp_path / "wrapper")
+    assert apart(ours(vit, images).pooled, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["ViT", "DeiT"])
+def test_pooled_is_the_first_hidden_state(tmp_path, kind):
+    config = getattr(transformers, f"{kind}Config")(**SMALL)
+    model = originals.randomize(getattr(transformers, f"{kind}Model")(config))
+    model.save_pretrained(tmp_path)
+    processor = getattr(transformers, f"{kind}ImageProcessor")
+    processor(size=SQUARE, crop_size=SQUARE).save_pretrained(tmp_path)
+    images = noise(2, 32, 32, 3)
+    theirs = torched(lambda x: model(x).last_hidden_state[:, 0], images)
+    vit = imagepiece_jax.load(tmp_path)
+    assert apart(ours(vit, images).pooled, theirs) < 1e-5
+
+
+def test_a_distilled_deit_with_one_head(tmp_path):
+    """DeiTForImageClassification reads the class token alone."""
+    config = transformers.DeiTConfig(**SMALL, id2label=LABELS)
+    model = originals.randomize(transformers.DeiTForImageClassification(config))
+    model.save_pretrained(tmp_path)
+    processor = transformers.DeiTImageProcessor(size=SQUARE, crop_size=SQUARE)
+    processor.save_pretrained(tmp_path)
+    images = noise(2, 32, 32, 3)
+    theirs = torched(lambda x: model(x).logits, images)
+    vit = imagepiece_jax.load(tmp_path)
+    assert apart(ours(vit, images).logits, theirs) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "name, arguments",
+    [
+        ("vit_tiny_patch16_224", {"dynamic_img_size": True}),
+        ("vit_small_patch16_dinov3", {}),
+    ],
+)
+def test_images_of_a_model_of_flexible_size(tmp_path, name, arguments):
+    """They are of input_size, and positions are those of img_size."""
+    size = {"img_size": 64, "num_classes": 5}
+    model = originals.randomize(timm.create_model(name, **TINY | size | arguments))
+    data = {"input_size": (3, 96, 96)}
+    _hub.save_for_hf(model, tmp_path, safe_serialization=True, data_config=data)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    transform = create_transform(**resolve_model_data_config(again))
+    image = picture(120, 150)
+    with torch.no_grad():
+        theirs = again(transform(image)[None])
+    vit = imagepiece_jax.load(tmp_path)
+    assert (vit.image_size, vit.source.image_size) == (96, 64)
+    assert apart(ours(vit, prepared(vit, image)).logits, theirs) < 1e-5
+    assert imagepiece_jax.load(tmp_path, image_size=32).image_size == 32
+
+
+def test_a_gated_mlp_that_no_config_names(tmp_path):
+    """UNI2-h's and H0-mini's config.json with the remedy of docs/models.md."""
+    arguments = {"mlp_ratio": 5.33334, "reg_tokens": 8, "no_embed_class": True}
+    arguments |= TINY | {"patch_size": 14, "init_values": 1e-5, "num_classes": 0}
+    layers = {"mlp_layer": SwiGLUPacked, "act_layer": torch.nn.SiLU}
+    model = timm.create_model("vit_giant_patch14_224", **arguments, **layers)
+    originals.randomize(model)
+    images = {"input_size": [3, 28, 28], "mean": [0.5] * 3, "std": [0.5] * 3}
+    file = {"architecture": "vit_giant_patch14_224", "num_classes": 0}
+    file |= {"model_args": arguments, "pretrained_cfg": images}
+    (tmp_path / "config.json").write_text(json.dumps(file))
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    config = imagepiece_jax.read_config(tmp_path).with_arch(mlp="swiglu")
+    vit = imagepiece_jax.load(tmp_path, config=config)
+    pixels = noise(2, 28, 28, 3)
+    assert apart(ours(vit, pixels).pooled, torched(model, pixels)) < 1e-5
+
+
+def authors(model, renamed):
+    """A state dict of timm's by the names of a model's authors."""
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        for theirs, of_authors in renamed.items():
+            name = name.replace(theirs, of_authors)
+        tensors[name] = tensor
+    return tensors
+
+
+def small_config(name, model):
+    """The config of a public name in the sizes of a small model."""
+    hidden = model.blocks[0].mlp.fc2.in_features
+    return dataclasses.replace(
+        imagepiece_jax.read_config(name),
+        embed_dim=48,
+        depth=2,
+        num_heads=4,
+        image_size=model.patch_embed.img_size,
+        mlp_ratio=hidden / 48,
+    )
+
+
+@pytest.mark.parametrize("lm_head", [True, False])
+def test_eva02s_pretrained_file(tmp_path, lm_head):
+    """Its last norm is that of the pooled vector, as timm's own reader takes it."""
+    name = "eva02_tiny_patch14_224.mim_in22k"
+    model = originals.randomize(timm.create_model(name, **TINY))
+    renamed = {"mlp.fc1_g": "mlp.w1", "mlp.fc1_x": "mlp.w2", "mlp.fc2": "mlp.w3"}
+    file = authors(model, renamed | {"fc_norm": "norm"})
+    file["mask_token"] = torch.ones(1, 1, 48)
+    if lm_head:
+        file |= {"lm_head.weight": torch.ones(9, 48), "lm_head.bias": torch.ones(9)}
+    model.load_state_dict(eva.checkpoint_filter_fn(dict(file), model))
+    torch.save({"model": file}, tmp_path / "w.pt")
+    vit = imagepiece_jax.load(tmp_path / "w.pt", config=small_config(name, model))
+    images = noise(2, 28, 28, 3)
+    assert apart(ours(vit, images).pooled, torched(model, images)) < 1e-5
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1])
+def test_dinov3s_biases_that_are_zero(tmp_path, value):
+    """timm's distilled models have none; a bias of other numbers is left over."""
+    name = "vit_small_patch16_dinov3.lvd1689m"
+    model = originals.randomize(timm.create_model(name, **TINY | {"img_size": 32}))
+    renamed = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
+    file = authors(model, renamed | {"reg_token": "storage_tokens"})
+    mask = torch.ones(3, 48)
+    mask[1] = 0
+    for block in range(2):
+        bias = f"blocks.{block}.attn.qkv.bias"
+        file |= {bias: torch.full((144,), value), f"{bias}_mask": mask.flatten()}
+    torch.save(file, tmp_path / "w.pth")
+    config = small_config(name, model)
+    if value:
+        with pytest.raises(InputError, match="q_bias"):
+            imagepiece_jax.load(tmp_path / "w.pth", config=config)
+        return
+    vit = imagepiece_jax.load(tmp_path / "w.pth", config=config)
+    images = noise(2, 32, 32, 3)
+    assert apart(ours(vit, images).pooled, torched(model, images)) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(20, 901), (901, 20), (10, 1001), (3, 333)])
+def test_thin_pictures_are_cut_in_the_middle(shape):
+    image = picture(*shape)
+    images = {"mean": (0,) * 3, "std": (1,) * 3, "interpolation": "bicubic"}
+    transform = create_transform((3, 224, 224), crop_pct=0.875, **images)
+    theirs = transform(image).numpy().transpose(1, 2, 0) * 255
+    found = imagepiece_jax.Preprocessing(224, crop=0.875)
+    np.testing.assert_allclose(found(np.asarray(image)), theirs, atol=1e-2)
