@@ -1,5 +1,7 @@
 """References are float32: none of their products may be TF32 on a GPU."""
 
+import ast
+import pathlib
 import re
 
 import jax
@@ -74,3 +76,27 @@ def test_the_reference_of_evaluate_and_not_the_program(weights, lowered):
     (program,) = (found.pop(name) for name in list(found) if "logits" in name)
     assert program > FULL  # of its products only those that decide
     assert list(found.values()) == [FULL]
+
+
+COMPARISONS = {"allclose", "assert_allclose", "assert_trees_all_close", "isclose"}
+
+
+def without_bound(source):
+    """Lines of comparisons of arrays that give no atol: numbers near 0 round, too."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", None))
+            given = {keyword.arg for keyword in node.keywords}
+            if name in COMPARISONS and "atol" not in given:
+                lines.append(node.lineno)
+    return lines
+
+
+def test_comparisons_of_arrays_have_an_absolute_bound():
+    """Otherwise `rounding.assert_close`, whose bound follows from the arithmetic."""
+    bare = "np.testing.assert_allclose(a, b, rtol=1)\nallclose(a, b)\n"
+    assert without_bound(bare + "chex.assert_trees_all_close(a, b, atol=1)") == [1, 2]
+    paths = sorted(pathlib.Path(__file__).parent.rglob("*.py"))
+    lines = {str(path): without_bound(path.read_text("utf-8")) for path in paths}
+    assert {name: found for name, found in lines.items() if found} == {}

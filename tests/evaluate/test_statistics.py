@@ -39,7 +39,7 @@ def test_paired_difference_by_hand():
     deviation = np.sqrt((12.5 + 4.5) - 8**2 / 102) / 102
     assert found.value == pytest.approx(8.0)
     expected = 100 * (8 / 102 + 1.959964 * np.array([-1, 1]) * deviation)
-    assert_close(found[1:], expected, units=1)
+    assert_close(np.array(found[1:]), expected, units=1)
 
 
 def test_equal_answers_have_an_interval_and_none_passes_a_hundred_points():

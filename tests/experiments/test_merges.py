@@ -109,7 +109,7 @@ def test_merged_slots_by_hand(retokenized):
 
 def test_distance_of_pairs_by_hand(retokenized):
     """On rows of four: 6 (1,2) to 8 (2,0), 5 (1,1) to 7 (1,3), 3 (0,3) to 1 (0,1)."""
-    assert_close(retokenized["distance"], [(np.sqrt(5) + 2 + 2) / 3], units=1)
+    assert_close(retokenized["distance"], [(np.sqrt(5) + 2 + 2) / 3], units=4)
 
 
 @pytest.mark.parametrize(

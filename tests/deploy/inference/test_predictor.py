@@ -17,6 +17,7 @@ from imagepiece_jax.models.config import MEAN, STD
 from tests.models import recoveries, tiny
 from tests.oracles import softmax
 from tests.refused import refused
+from tests.rounding import assert_close
 
 NAMES = [f"class {i}" for i in range(tiny.CLASSES)]
 QUICK = {"compiler_options": {"xla_backend_optimization_level": 0}}
@@ -56,7 +57,8 @@ def test_predictions_of_arrays_pictures_and_files(
         order = np.argsort(-row)[:3]
         assert [p.index for p in got] == order.tolist()
         assert [p.label for p in got] == [NAMES[i] for i in order]
-        assert [p.probability for p in got] == pytest.approx(row[order], rel=1e-4)
+        probabilities = np.array([p.probability for p in got])
+        assert_close(probabilities, row[order], units=128)
     assert close(predictor(images[0]), found[0])
     assert predictor([]) == []
 
