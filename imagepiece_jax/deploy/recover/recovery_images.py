@@ -1,7 +1,8 @@
 """The images of a recovery: which are learned from, and batches of those held out."""
 
+import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,12 +14,28 @@ from imagepiece_jax.errors import InputError
 HELD_OUT = 5  # one image in five is held out
 MIN_HELD_OUT = 16  # the fewest images that are held out
 MAX_HELD_OUT = 500  # the most images that are held out
+MIN_SCENES = 5  # the fewest scenes that are held out, for the interval
 THREADS = 2  # threads that read and decode images
 
+log = logging.getLogger("imagepiece_jax.recover")
 
-def divided(source: Source, batch_size: int) -> tuple[Source, Source]:
-    """(images to learn from, images that are held out), the latter evenly spaced.
 
+class Divided(NamedTuple):
+    """The images that are learned from, and those that are held out."""
+
+    learned: Source
+    held_out: Source
+    scenes: np.ndarray  # [held_out] the scene of each held-out image
+    num_scenes: int  # scenes held out; 0: they are learned from, too
+
+
+def divided(source: Source, scenes: np.ndarray, batch_size: int) -> Divided:
+    """Hold out whole scenes, evenly spaced.
+
+    A scene with more images than are held out is learned from. Single images are held
+    out where these are most of all images, or where there are too few scenes.
+
+    scenes: the scene of each image, from `readable_scenes`
     Raises InputError for too few images.
     """
     total = len(source)
@@ -26,10 +43,44 @@ def divided(source: Source, batch_size: int) -> tuple[Source, Source]:
     if total < needed:
         needs = f"{MIN_HELD_OUT} to hold out, and a batch of {batch_size}"
         raise InputError(f"images has {total}, too few; it takes {needs}")
-    held = min(MAX_HELD_OUT, max(MIN_HELD_OUT, total // HELD_OUT))
-    held_out = evenly_spaced(total, held)
-    others = np.setdiff1d(np.arange(total), held_out)
-    return source.subset(others), source.subset(held_out)
+    count = min(MAX_HELD_OUT, max(MIN_HELD_OUT, total // HELD_OUT))
+    chosen = held_out_scenes(scenes, count)
+    is_held_out = np.isin(scenes, chosen)
+    num_scenes = len(chosen)
+    if num_scenes < MIN_SCENES or (~is_held_out).sum() < batch_size:
+        log.warning(
+            "most images are of one scene, or of too few: images like the held-out "
+            "ones are learned from, so the report may be too good"
+        )
+        num_scenes = 0
+        scenes = np.arange(total)
+        is_held_out = np.isin(scenes, evenly_spaced(total, count))
+    held_out = np.flatnonzero(is_held_out)
+    held_out = held_out[evenly_spaced(len(held_out), min(MAX_HELD_OUT, len(held_out)))]
+    return Divided(
+        source.subset(np.flatnonzero(~is_held_out)),
+        source.subset(held_out),
+        scenes[held_out],
+        num_scenes,
+    )
+
+
+def held_out_scenes(scenes: np.ndarray, count: int) -> np.ndarray:
+    """The scenes to hold out, of `count` images or more; none where few are small.
+
+    A third of the scenes are enough for the interval, or MIN_HELD_OUT.
+    """
+    _, first, sizes = np.unique(scenes, return_index=True, return_counts=True)
+    is_small = sizes <= count
+    if 2 * sizes[is_small].sum() < len(scenes):
+        return np.zeros(0, int)
+    by_place = np.sort(first[is_small])
+    sizes = np.bincount(scenes)
+    for number in range(min(MIN_HELD_OUT, len(by_place) // 3), len(by_place) + 1):
+        chosen = scenes[by_place[evenly_spaced(len(by_place), number)]]
+        if sizes[chosen].sum() >= count:
+            break
+    return chosen
 
 
 def evaluation_batches(
