@@ -8,12 +8,16 @@ removes what is `unfinished`. Python calls it once C code, such as a compiler, r
 
 import atexit
 import contextlib
+import dataclasses
+import logging
 import os
 import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Collection
+
+log = logging.getLogger("imagepiece_jax.signals")
 
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
@@ -83,6 +87,35 @@ def deferring(stop: Callable[[int], bool]):
     signums = [s for s in SIGNALS if callable(signal.getsignal(s))]
     with handled_by(defer, signums) as before:
         yield
+
+
+@dataclasses.dataclass
+class Stop:
+    """What a signal asks for: the end of some work."""
+
+    requested: bool = False
+    defers: bool = False  # whether the work ends by itself, as it has a result
+
+
+@contextlib.contextmanager
+def stopping(without_result: str):
+    """Context of work that a signal ends early. Yields its Stop.
+
+    A signal ends a command at once where there is no result yet, and Ctrl-C raises
+    KeyboardInterrupt elsewhere.
+
+    without_result: what is said then
+    """
+    stop = Stop()
+
+    def request(signum):
+        if not (stop.defers or stop.requested):
+            log.warning(without_result)
+        stop.requested = True
+        return stop.defers
+
+    with deferring(request):
+        yield stop
 
 
 @contextlib.contextmanager

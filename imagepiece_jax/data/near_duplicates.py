@@ -106,7 +106,8 @@ def scenes(forms: np.ndarray) -> np.ndarray:
         rows = np.arange(start, min(start + ROWS, total))
         between = distances(forms[rows], forms)
         between[np.arange(len(rows)), rows] = np.inf
-        nearest = np.argsort(between, axis=1, kind="stable")[:, :NEAREST]
+        count = min(NEAREST, total - 1)
+        nearest = np.argpartition(between, count, axis=1)[:, :count]
         rows = np.repeat(rows, nearest.shape[1])
         nearest = nearest.ravel()
         is_copy = between[rows - start, nearest] < NEAR

@@ -8,9 +8,15 @@ import numpy as np
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data.batches import Batches
+from imagepiece_jax.data.near_duplicates import readable_scenes
 from imagepiece_jax.data.source import Source, evenly_spaced
+from imagepiece_jax.data.train_crop import TrainTransform
+from imagepiece_jax.deploy.recover.recovery_step import Recipe
 from imagepiece_jax.errors import InputError
 
+MAX_IMAGES = 10_000  # the most images that are looked through
+# Smallest and largest share of an image's area that a random crop covers.
+AREA = (0.4, 1.0)
 HELD_OUT = 5  # one image in five is held out
 MIN_HELD_OUT = 16  # the fewest images that are held out
 MAX_HELD_OUT = 500  # the most images that are held out
@@ -29,15 +35,19 @@ class Divided(NamedTuple):
     num_scenes: int  # scenes held out; 0: they are learned from, too
 
 
-def divided(source: Source, scenes: np.ndarray, batch_size: int) -> Divided:
-    """Hold out whole scenes, evenly spaced.
+def divided(source: Source, batch_size: int) -> Divided:
+    """Hold out whole scenes of the readable images, evenly spaced.
 
     A scene with more images than are held out is learned from. Single images are held
-    out where these are most of all images, or where there are too few scenes.
+    out where such scenes have most of the images, or where there are too few scenes.
 
-    scenes: the scene of each image, from `readable_scenes`
     Raises InputError for too few images.
     """
+    few = source.spread(MAX_IMAGES)
+    if few is not source:
+        counts = f"{len(few):,} of the {len(source):,} images"
+        log.warning("%s are taken, evenly spaced", counts)
+    source, scenes = readable_scenes(few)
     total = len(source)
     needed = MIN_HELD_OUT + batch_size
     if total < needed:
@@ -49,20 +59,16 @@ def divided(source: Source, scenes: np.ndarray, batch_size: int) -> Divided:
     num_scenes = len(chosen)
     if num_scenes < MIN_SCENES or (~is_held_out).sum() < batch_size:
         log.warning(
-            "most images are of one scene, or of too few: images like the held-out "
-            "ones are learned from, so the report may be too good"
+            "recover: most images are alike, so those held out are like those learned "
+            "from, and the report may be too good"
         )
         num_scenes = 0
         scenes = np.arange(total)
         is_held_out = np.isin(scenes, evenly_spaced(total, count))
     held_out = np.flatnonzero(is_held_out)
     held_out = held_out[evenly_spaced(len(held_out), min(MAX_HELD_OUT, len(held_out)))]
-    return Divided(
-        source.subset(np.flatnonzero(~is_held_out)),
-        source.subset(held_out),
-        scenes[held_out],
-        num_scenes,
-    )
+    learned = source.subset(np.flatnonzero(~is_held_out))
+    return Divided(learned, source.subset(held_out), scenes[held_out], num_scenes)
 
 
 def held_out_scenes(scenes: np.ndarray, count: int) -> np.ndarray:
@@ -81,6 +87,22 @@ def held_out_scenes(scenes: np.ndarray, count: int) -> np.ndarray:
         if sizes[chosen].sum() >= count:
             break
     return chosen
+
+
+def random_crops(
+    source: Source, image_size: int | tuple[int, int], recipe: Recipe, steps: int
+) -> Batches:
+    """The first batches of random crops."""
+    return Batches(
+        source=source,
+        transform=TrainTransform(
+            image_size, "random_resized", AREA, shift=0, flip=True
+        ),
+        batch_size=recipe.batch_size,
+        placement=parallel.placement(),
+        seed=recipe.seed,
+        steps=range(steps),
+    )
 
 
 def evaluation_batches(

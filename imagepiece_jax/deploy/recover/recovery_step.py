@@ -125,11 +125,7 @@ class Fit:
         """Set the state to that of the first step."""
         trained = self.trained_of(self.vit.variables["params"])
         moments = jax.jit(self.adam.init)(jax.device_put(trained))
-        self.put(State(trained, moments))
-
-    def put(self, state: State):
-        """Set the state, from one of `get`."""
-        self.state = parallel.replicate(state)
+        self.state = parallel.replicate(State(trained, moments))
 
     def get(self) -> State:
         """The present state, on the host."""
