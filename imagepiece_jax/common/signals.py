@@ -21,7 +21,7 @@ log = logging.getLogger("imagepiece_jax.signals")
 
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
-_unfinished = set()  # files and folders that a signal removes
+_unfinished = {}  # {file or folder that a signal removes: only if it is empty}
 _is_command = False
 _arrived = []  # the signals that a command has deferred
 
@@ -44,13 +44,16 @@ def not_ignored() -> list[int]:
 
 
 @contextlib.contextmanager
-def unfinished(path):
-    """Context of a file or folder that a signal removes if it ends the process."""
-    _unfinished.add(path)
+def unfinished(path, if_empty: bool = False):
+    """Context of a file or folder that a signal removes if it ends the process.
+
+    if_empty: whether a folder with files in it stays
+    """
+    _unfinished[path] = if_empty
     try:
         yield
     finally:
-        _unfinished.discard(path)
+        _unfinished.pop(path, None)
 
 
 @contextlib.contextmanager
@@ -162,10 +165,11 @@ def blocked(*signums):
 def _end(signum, frame):
     """Handler of a command's signals: clean up, say so, and end the process."""
     _ignore()  # so that there is one line
-    for path in _unfinished:
+    for path, if_empty in _unfinished.items():
         with contextlib.suppress(OSError):
-            os.unlink(path)
-        shutil.rmtree(path, ignore_errors=True)
+            (os.rmdir if if_empty else os.unlink)(path)
+        if not if_empty:
+            shutil.rmtree(path, ignore_errors=True)
     # The pipe may be closed, or the signal may have interrupted a flush.
     with contextlib.suppress(Exception):
         sys.stdout.flush()
