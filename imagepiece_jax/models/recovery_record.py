@@ -165,7 +165,7 @@ class Recovery:
         return Recovery(tuple(costs), {**other.dense, **self.dense})
 
 
-def params_by_path(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def flat_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Parameters by their paths, without those that are None."""
     leaves = traverse_util.flatten_dict(params, sep="/")
     return {path: leaf for path, leaf in leaves.items() if leaf is not None}

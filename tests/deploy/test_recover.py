@@ -63,8 +63,8 @@ def kl(teacher, student):
 def test_only_what_is_chosen_is_trained(which):
     params = tiny.variables(tiny.model(arch={"layer_scale": True}))["params"]
     part = trained_part(params, which)
-    names = recovery_record.params_by_path(part).keys()
-    every = recovery_record.params_by_path(params).keys()
+    names = recovery_record.flat_params(part).keys()
+    every = recovery_record.flat_params(params).keys()
     norms = {name for name in every if "norm" in name}
     others = {name for name in every if name.endswith(("bias", "gamma"))}
     expected = {"all": every, "biases": norms | others, "norms": norms}

@@ -34,11 +34,7 @@ from imagepiece_jax.deploy.recover.recovery_step import STEPS, Fit, Recipe, Teac
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.statistics import mean_difference
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.recovery_record import (
-    RecoveredCost,
-    Recovery,
-    params_by_path,
-)
+from imagepiece_jax.models.recovery_record import RecoveredCost, Recovery, flat_params
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.reduction.reduction import DENSE
 
@@ -48,8 +44,7 @@ COSTS = (0.6, 0.5, 0.4)
 WARM_UP = 0.05  # share of the steps in which the learning rate rises
 # At this share of the training it has diverged if the distance is DIVERGED times the
 # start's; a loss that is not finite shows it at any step.
-CHECK = 0.1
-DIVERGED = 2.0
+CHECK, DIVERGED = 0.1, 2.0
 MANY = 10**9  # more steps than fit in any time
 ATTEMPTS = 4  # at a quarter of the learning rate each time
 
@@ -76,10 +71,10 @@ def recover(
 
     Of more than 10,000 images, 10,000 evenly spaced ones are used. A fifth, 16 to 500
     of them, is held out: images of one scene, such as copies and frames of a burst, are
-    all held out or all learned from. The last weights come back, unless the held-out
-    images are further from the dense model than before. Ctrl-C ends the training after
-    its current step. The same seed and number of steps give the same bits on the same
-    machine. OpenCV resizes the crops where it is installed, else Pillow.
+    all held out or all learned from. The last weights come back if they are better on
+    the held-out images. Ctrl-C ends the training after its current step. The same seed
+    and steps give the same bits on the same machine. OpenCV resizes the crops where it
+    is installed, else Pillow.
 
     vit: a dense model, or one with a reduction that learns no selectors
     images: a folder, paths, PIL images, uint8 arrays [B, H, W, 3] or a list of
@@ -102,8 +97,7 @@ def recover(
         check_range("minutes", minutes, above=0)
         if steps is not None:
             raise InputError("steps and minutes are given; one of them says how long")
-    length = STEPS if steps is None else steps
-    recipe = Recipe(parameters, length, batch_size, seed)
+    recipe = Recipe(parameters, STEPS if steps is None else steps, batch_size, seed)
     dense = vit.with_reduction(None)
     forms = forms_of(vit, dense)
     # Images are checked before anything is compiled.
@@ -139,7 +133,7 @@ def recover(
                 costs.append(cost)
             if stop.requested:
                 break
-    leaves = params_by_path(dense.variables["params"])
+    leaves = flat_params(dense.variables["params"])
     learned_paths = set().union(*(cost.numbers for cost in costs))
     of_dense = {path: leaves[path] for path in learned_paths}
     if stop.requested and stop.defers:  # else it was said at once
@@ -149,11 +143,7 @@ def recover(
 
 
 def check_recoverable(vit: Pretrained):
-    """Raise InputError for a model that `recover` does not take.
-
-    Such a model has learned selectors, a reduction that leaves all tokens, or variables
-    of another model.
-    """
+    """Raise InputError for a model that `recover` does not take."""
     if vit.model.has_selectors:
         raise InputError(f"{vit.label} has selectors, which training must learn")
     reduction = vit.reduction
@@ -246,10 +236,10 @@ class RecoveryRun:
                 loss = np.asarray(self.fit.take_step(batch["image"][:, 0], rate))
                 self.stop.defers = True
                 self.steps_done += 1
-                now = time.monotonic()
-                self.seconds_of_step = now - began
-                done = int(now - self.began) if self.end else self.steps_done
-                progress.update(shown + done - progress.n)
+                self.seconds_of_step = time.monotonic() - began
+                seconds = int(time.monotonic() - self.began)
+                done = shown + (seconds if self.end else self.steps_done)
+                progress.update(done - progress.n)
                 if not np.isfinite(loss).all():
                     return False
                 if self.stop.requested or (self.end and self.share(ahead=1) > 1):
@@ -288,13 +278,12 @@ class RecoveryRun:
     def cost(self, dense: Pretrained) -> RecoveredCost:
         """What was learned. dense: the teacher."""
         form = self.fit.vit
-        both = (self.before, self.after)
         change = mean_difference(self.after["distance"], self.before["distance"])
         numbers = {}
         if form.recovered:  # start from the numbers of its last recovery
             numbers = form.recovered.numbers
         if self.trained is not None:
-            numbers = {**numbers, **params_by_path(self.trained)}
+            numbers = {**numbers, **flat_params(self.trained)}
         return RecoveredCost(
             reduction=form.reduction,
             images=len(self.images.learned),
@@ -307,7 +296,7 @@ class RecoveryRun:
             before=mean(self.before),
             after=mean(self.after),
             interval=(change.low, change.high),
-            agreement=[100 * mean(each, "agreement") for each in both],
+            agreement=[100 * mean(m, "agreement") for m in (self.before, self.after)],
             rate=self.rate,
             curve=tuple(self.curve),
             stopped=self.stop.requested,
@@ -326,6 +315,5 @@ def schedule(share: float) -> float:
 
 
 def mean(measured: dict[str, np.ndarray], name: str = "distance") -> float:
-    """The mean of a measure; infinite where one is not finite."""
-    value = float(measured[name].mean())
-    return value if math.isfinite(value) else math.inf
+    """The mean of a measure; infinite where it is not a number."""
+    return float(np.nan_to_num(measured[name].mean(), nan=np.inf, posinf=np.inf))
