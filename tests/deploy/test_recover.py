@@ -488,6 +488,67 @@ def test_costs_share_the_minutes(public, monkeypatch):
     assert [cost.seconds for cost in costs] == [60, 60, 60]
 
 
+def test_progress_has_one_total_for_all_costs(public, monkeypatch):
+    """In steps, from after the compilation; what diverged does not count twice."""
+    shown = progress_of(monkeypatch)
+    taken = interrupt(monkeypatch, step=0)
+    take_step = recovery_step.Fit.take_step
+
+    def once_not_finite(self, *args):
+        return take_step(self, *args) * (np.nan if len(taken) == 5 else 1)
+
+    monkeypatch.setattr(recovery_step.Fit, "take_step", once_not_finite)
+    recovered(public)
+    (bar,) = {bar for bar, _, _ in shown}
+    assert bar.total == 24
+    steps = [n for _, n, _ in shown]
+    assert steps == [1, 2, 3, 4, *range(1, 25)]
+    assert shown[0][2] == 2  # one compiled
+
+
+def test_progress_of_minutes_is_in_seconds(public, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
+    slow(monkeypatch, clock, "take_step", 5.0)
+    shown = progress_of(monkeypatch)
+    recovered(public, steps=None, minutes=3.0)
+    (bar,) = {bar for bar, _, _ in shown}
+    assert bar.total == 180
+    assert [n for _, n, _ in shown] == [
+        *range(10, 61, 5),
+        *range(70, 121, 5),
+        *range(130, 181, 5),
+    ]
+
+
+def progress_of(monkeypatch):
+    """(bar, what is done, steps that were taken) at each update, a list."""
+    shown = []
+    taken = []
+    take_step = recovery_step.Fit.take_step
+    update = recover.Progress.update
+
+    def counted(self, *args):
+        taken.append(args)
+        return take_step(self, *args)
+
+    def updated(self, n):
+        update(self, n)
+        shown.append((self, self.n, len(taken)))
+
+    monkeypatch.setattr(recovery_step.Fit, "take_step", counted)
+    monkeypatch.setattr(recover.Progress, "update", updated)
+    return shown
+
+
+def test_messages_are_the_logger_s(vit, caplog, capsys):
+    with caplog.at_level("INFO", logger="imagepiece_jax"):
+        (report,) = recovered(vit).recovery.costs
+    for step, value in report.curve[1:]:
+        assert f"step {step}, {value:.4f}" in caplog.text
+    assert "recover" not in "".join(capsys.readouterr())
+
+
 def test_a_model_without_a_class_token_learns_by_its_patches():
     arch = {"class_token": False, "pool": "mean"}
     vit = reduced(MERGING, arch=arch, num_classes=0)
