@@ -534,7 +534,8 @@ def progress_of(monkeypatch):
 
     def updated(self, n):
         update(self, n)
-        shown.append((self, self.n, len(taken)))
+        if taken:  # of training, and not of reading the images
+            shown.append((self, self.n, len(taken)))
 
     monkeypatch.setattr(recovery_step.Fit, "take_step", counted)
     monkeypatch.setattr(recover.Progress, "update", updated)
