@@ -61,7 +61,7 @@ from imagepiece_jax.deploy.pictures import as_source
 from imagepiece_jax.deploy.recover import recovery_loss
 from imagepiece_jax.deploy.recover.recovery_images import evaluation_batches
 from imagepiece_jax.deploy.recover.recovery_step import Teacher
-from imagepiece_jax.evaluate.statistics import paired_difference
+from imagepiece_jax.evaluate.statistics import Estimate, paired_difference
 from imagepiece_jax.models.vit import with_states
 from imagepiece_jax.reduction.provenance import follow
 from imagepiece_jax.training.losses import relative_change
@@ -215,12 +215,17 @@ def right_of(vit, source: Source) -> str:
     return encode_bits(right)
 
 
-def points_lost(lines: dict[str, dict]) -> list[str]:
-    """Points of accuracy to the dense model, off the shelf and recovered, by cost."""
+def points_lost(lines: dict[str, dict]) -> dict[float, tuple[Estimate, Estimate]]:
+    """Points of accuracy to the dense model, off the shelf and recovered, by cost.
+
+    Costs of which both folds have a line.
+    """
     is_judged = np.ones(1000, bool)
     is_judged[2 * evenly_spaced(500, 100)] = False
-    rows = []
+    points = {}
     for cost in COSTS:
+        if not {f"readme-{cost}-{fold}" for fold in FOLDS} <= lines.keys():
+            continue
         parts = {"dense": [], "before": [], "after": []}
         for fold, first in FOLDS.items():
             for name, text in lines[f"readme-{cost}-{fold}"]["right"].items():
@@ -229,8 +234,8 @@ def points_lost(lines: dict[str, dict]) -> list[str]:
         right = {name: np.concatenate(parts[name]) for name in parts}
         lost = paired_difference(right["dense"], right["before"])
         recovered = paired_difference(right["dense"], right["after"])
-        rows.append(f"{cost}: lost {lost}, recovered {recovered}")
-    return rows
+        points[cost] = (lost, recovered)
+    return points
 
 
 def measured(cell: Cell, paths: dict[str, str], images: dict[str, Source]) -> dict:
@@ -334,7 +339,8 @@ def main():
         print(table(lines))
         return
     if args.readme:
-        print("\n".join(points_lost(lines)))
+        for cost, (lost, recovered) in points_lost(lines).items():
+            print(f"{cost}: lost {lost}, recovered {recovered}")
         return
     if args.assets is None or args.imagenette is None:
         parser.error("--assets and --imagenette are required")
