@@ -99,8 +99,6 @@ class RecoveredCost:
             change = f"{self.after - self.before:+.4f} [{low:+.4f}, {high:+.4f}]"
             if low <= 0 <= high:
                 change += ", within noise"
-            elif low > 0:
-                change += ", worse than the start"
             figures += f" -> {self.after:.4f} ({change})"
             if self.measure == "KL":
                 shares = "{:.1f} -> {:.1f} %".format(*self.agreement)
