@@ -320,8 +320,8 @@ def is_right(run, signum, hit, statuses, left):
 
 
 def is_best_so_far(run):
-    """Whether `recover` has saved, at Ctrl-C, a whole model of the best weights."""
-    if "the best weights so far are kept" not in run.text():
+    """Whether `recover` has saved, at Ctrl-C, a whole model of the weights so far."""
+    if "the weights so far are kept" not in run.text():
         return False
     return imagepiece_jax.load(run.folder / "out").recovery is not None
 

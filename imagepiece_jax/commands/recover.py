@@ -25,20 +25,20 @@ def main(
     out: str,
     steps: int | None = None,
     minutes: float | None = None,
-    batch_size: int = 8,
+    batch_size: int = 16,
     seed: int = 0,
     parameters: Literal["norms", "biases", "all"] = "biases",
 ):
     """Learn to answer as the dense model does, at --reduction or at .6, .5 and .4.
 
     OUT is a folder as `save` writes it, with the dense model as it was. Ctrl-C leaves
-    the best so far in it.
+    the weights so far in it, if they are better than the start.
 
     Example: python -m imagepiece_jax recover weights digits --out better --steps 4
 
     Args:
         out: The folder to write; one of a saved model is replaced.
-        steps: Of training, for each cost: 750.
+        steps: Of training, for each cost: 400.
         minutes: All of the time, instead of steps.
         batch_size: Images a step.
         seed: Of crops and order.

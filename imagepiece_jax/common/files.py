@@ -52,7 +52,10 @@ def locked(name, folder):
             error.strerror,
         )
     try:
-        with signals.unfinished(folder / LOCK):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(signals.unfinished(folder / LOCK))
+            for path in made:
+                stack.enter_context(signals.unfinished(path, if_empty=True))
             yield
     finally:
         with contextlib.suppress(OSError):

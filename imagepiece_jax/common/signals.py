@@ -8,6 +8,8 @@ removes what is `unfinished`. Python calls it once C code, such as a compiler, r
 
 import atexit
 import contextlib
+import dataclasses
+import logging
 import os
 import shutil
 import signal
@@ -15,9 +17,11 @@ import sys
 import threading
 from collections.abc import Callable, Collection
 
+log = logging.getLogger("imagepiece_jax.signals")
+
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
-_unfinished = set()  # files and folders that a signal removes
+_unfinished = {}  # {file or folder that a signal removes: only if it is empty}
 _is_command = False
 _arrived = []  # the signals that a command has deferred
 
@@ -40,13 +44,16 @@ def not_ignored() -> list[int]:
 
 
 @contextlib.contextmanager
-def unfinished(path):
-    """Context of a file or folder that a signal removes if it ends the process."""
-    _unfinished.add(path)
+def unfinished(path, if_empty: bool = False):
+    """Context of a file or folder that a signal removes if it ends the process.
+
+    if_empty: whether a folder with files in it stays
+    """
+    _unfinished[path] = if_empty
     try:
         yield
     finally:
-        _unfinished.discard(path)
+        _unfinished.pop(path, None)
 
 
 @contextlib.contextmanager
@@ -83,6 +90,35 @@ def deferring(stop: Callable[[int], bool]):
     signums = [s for s in SIGNALS if callable(signal.getsignal(s))]
     with handled_by(defer, signums) as before:
         yield
+
+
+@dataclasses.dataclass
+class Stop:
+    """What a signal asks for: the end of some work."""
+
+    requested: bool = False
+    defers: bool = False  # whether the work ends by itself, as it has a result
+
+
+@contextlib.contextmanager
+def stopping(without_result: str):
+    """Context of work that a signal ends early. Yields its Stop.
+
+    A signal ends a command at once where there is no result yet, and Ctrl-C raises
+    KeyboardInterrupt elsewhere.
+
+    without_result: what is said then
+    """
+    stop = Stop()
+
+    def request(signum):
+        if not (stop.defers or stop.requested):
+            log.warning(without_result)
+        stop.requested = True
+        return stop.defers
+
+    with deferring(request):
+        yield stop
 
 
 @contextlib.contextmanager
@@ -129,10 +165,11 @@ def blocked(*signums):
 def _end(signum, frame):
     """Handler of a command's signals: clean up, say so, and end the process."""
     _ignore()  # so that there is one line
-    for path in _unfinished:
+    for path, if_empty in _unfinished.items():
         with contextlib.suppress(OSError):
-            os.unlink(path)
-        shutil.rmtree(path, ignore_errors=True)
+            (os.rmdir if if_empty else os.unlink)(path)
+        if not if_empty:
+            shutil.rmtree(path, ignore_errors=True)
     # The pipe may be closed, or the signal may have interrupted a flush.
     with contextlib.suppress(Exception):
         sys.stdout.flush()

@@ -16,7 +16,7 @@ from imagepiece_jax.common.checks import as_tuple
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
-NOTHING_LOWER = "no measure was lower: try fewer reductions, or more images"
+NOTHING_LOWER = "nothing was better: try a smaller reduction, or more images or steps"
 Numbers = Mapping[str, np.ndarray]  # parameters by their paths: blocks_0/norm1/scale
 
 
@@ -27,9 +27,7 @@ class RecoveredCost:
     reduction: Reduction  # with counts of tokens in place of a cost
     parameters: str  # that were trained, as `recover` takes it
     images: int  # that were learned from
-    # that were not: every second one chose the best numbers, the others are those of
-    # before, after, interval and agreement
-    held_out: int
+    held_out: int  # that were not, and are measured
     steps: int
     batch_size: int
     seed: int
@@ -42,16 +40,17 @@ class RecoveredCost:
     after: float
     interval: tuple[float, float]  # 95 %, of after - before
     agreement: tuple[float, float]  # before and after, %: the dense model's first class
-    # (steps, measure) of the images that chose the best: of the start, at the end of
-    # each trial of a learning rate, and of the training after them
-    curve: tuple[tuple[int, float], ...]
+    curve: tuple[tuple[int, float], ...]  # (steps, measure) of the held-out images
     stopped: bool  # by Ctrl-C, before the last step
-    changed: bool  # False: no measure was lower than the start
-    rate: float | None = None  # that was chosen, as a share of a parameter's size
+    changed: bool  # False: the last weights were no better than the start
+    rate: float | None = None  # the highest one, as a share of a parameter's size
     image_size: int | tuple[int, int] | None = None
     depth: int | None = None  # number of blocks
     weights: str | None = None  # of the dense model, by their `Source.name`
     share: float | None = None  # of the dense model's MACs
+    # the measure with the dense model's numbers; before, unless it was recovered then
+    off_the_shelf: float | None = None
+    scenes: int | None = None  # held out; 0: images like them were learned from
     # of the form at this cost, in place of the dense model's; {}: nothing was better
     numbers: Numbers = dataclasses.field(
         default_factory=dict, compare=False, repr=False
@@ -91,21 +90,29 @@ class RecoveredCost:
         return (sides(size), depth) == (sides(image_size), model.depth)
 
     def __str__(self):
-        figures = f"{self.measure} {self.before:.4f} stays; {NOTHING_LOWER}"
+        figures = f"{self.measure} {self.before:.4f}"
+        if self.off_the_shelf not in (None, self.before):
+            shelf = f"{self.off_the_shelf:.4f} off the shelf"
+            figures = f"{self.measure} {shelf}, {self.before:.4f}"
         if self.changed:
             low, high = self.interval
             change = f"{self.after - self.before:+.4f} [{low:+.4f}, {high:+.4f}]"
             if low <= 0 <= high:
                 change += ", within noise"
-            elif low > 0:
-                change += ", worse than the start"
-            figures = f"{self.measure} {self.before:.4f} -> {self.after:.4f} ({change})"
+            figures += f" -> {self.after:.4f} ({change})"
             if self.measure == "KL":
                 shares = "{:.1f} -> {:.1f} %".format(*self.agreement)
                 figures += f", first class as the dense model's {shares}"
+        else:
+            figures += f" stays; {NOTHING_LOWER}"
+        held_out = f"{self.held_out} images held out"
+        if self.scenes == 0:
+            held_out += " that are like those learned from, so it may be too good"
+        elif self.scenes and self.scenes < self.held_out:
+            held_out = f"{self.held_out} images of {self.scenes} scenes held out"
         steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
         return (
-            f"{self.form}: {figures}; on half of {self.held_out} images held out, "
+            f"{self.form}: {figures}; on {held_out}, "
             f"learned from {self.images} others, {steps} of {self.batch_size} images"
         )
 
@@ -152,6 +159,12 @@ class Recovery:
             costs.append(cost)
         costs += earlier.values()
         return Recovery(tuple(costs), {**other.dense, **self.dense})
+
+
+def flat_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Parameters by their paths, without those that are None."""
+    leaves = traverse_util.flatten_dict(params, sep="/")
+    return {path: leaf for path, leaf in leaves.items() if leaf is not None}
 
 
 def _have(leaves, numbers):

@@ -75,6 +75,24 @@ def kl_divergence(student, teacher):
     return optax.losses.kl_divergence_with_log_targets(student, teacher)
 
 
+def binary_kl_divergence(student, teacher):
+    """Sum over classes of KL(teacher || student) of sigmoid(logits).
+
+    [B, C] twice -> [B]
+    """
+    total = 0.0
+    for sign in (1, -1):
+        ours = jax.nn.log_sigmoid(sign * student)
+        theirs = jax.nn.log_sigmoid(sign * teacher)
+        total += jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
+    return total
+
+
+def squared_error(student, teacher):
+    """Mean squared difference of outputs. [B, C] twice -> [B]."""
+    return jnp.mean((student - teacher) ** 2, axis=-1)
+
+
 def relative_change(student, teacher, kept=None):
     """Squared distance of features, divided by the square of the teacher's.
 

@@ -98,13 +98,13 @@ def test_a_signal_leaves_the_best_or_nothing(
     ended = start("-c", SIGNALED, signum, step, *words, "--seed=5", imported=True)
     assert ended.status == 128 + signum
     assert ended.err.splitlines()[-1] == said
-    assert (f"stopped: {NOTHING_BETTER}" in ended.err) != written
-    assert any((tmp_path / "out").iterdir()) == written
+    assert (NOTHING_BETTER in ended.err) != written
+    assert (tmp_path / "out").exists() == written
     assert not [*tmp_path.glob(".*.tmp")]
     if written:
         (cost,) = imagepiece_jax.load(tmp_path / "out").recovery.costs
         assert cost.stopped
-        assert cost.steps == 33  # two were taken for their times
+        assert cost.steps == 34  # one compiles
         assert f"saved in {tmp_path / 'out'}" in ended.out
 
 

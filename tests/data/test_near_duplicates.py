@@ -93,9 +93,62 @@ def test_no_photograph_is_a_copy_of_another(photographs):
     between = near_duplicates.distances(forms, forms)[pairs]
     assert len(between) == 499_500
     assert between.min() == pytest.approx(0.31, abs=0.01)
-    np.testing.assert_array_equal(
-        near_duplicates.originals(forms), np.arange(len(forms))
-    )
+
+
+def test_few_unrelated_photographs_share_a_scene(photographs):
+    """Of those with odd rows; even rows chose the thresholds."""
+    forms = np.stack([form_of(path) for path in photographs[1::2]])
+    counts = np.bincount(near_duplicates.scenes(forms))
+    assert counts[counts > 1].sum() <= 0.05 * len(forms)
+    assert counts.max() <= 5
+
+
+@pytest.mark.parametrize("shuffled, least", [(False, 0.97), (True, 0.6)])
+def test_frames_of_a_scene_are_found(photographs, shuffled, least):
+    """Zoomed, shifted and in other light: scenes whose eight frames have one number."""
+    draw = np.random.default_rng(0)
+    truth = np.repeat(np.arange(100), 8)
+    if shuffled:
+        truth = draw.permutation(truth)
+    forms = []
+    for scene in truth:
+        with Image.open(photographs[2 * scene + 1]) as image:
+            forms.append(near_duplicates.small_form(frame(image, draw)))
+    numbers = near_duplicates.scenes(np.stack(forms))
+    whole = [len(set(numbers[truth == scene])) == 1 for scene in range(100)]
+    assert np.mean(whole) >= least
+    assert np.bincount(numbers).max() <= 60
+
+
+def frame(image, draw):
+    """A part of an image, four fifths of its sides or more, in other light."""
+    side = draw.uniform(0.8, 0.92)
+    left, top = draw.uniform(0, 1 - side, 2)
+    box = np.array([left, top, left + side, top + side]) * [*image.size, *image.size]
+    part = image.convert("RGB").resize((96, 96), Image.Resampling.BICUBIC, tuple(box))
+    pixels = np.asarray(part) * draw.uniform(0.9, 1.1)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def test_likeness_is_the_correlation_of_the_parts_that_overlap():
+    draw = np.random.default_rng(0)
+    large = draw.normal(size=(18, 19))
+    one = large[2:, :16]
+    other = large[:16, 3:]
+    found = near_duplicates.likeness(one.reshape(1, -1), other.reshape(1, -1))
+    assert found.item() == pytest.approx(1)
+    stranger = draw.normal(size=(16, 16))
+    correlations = []
+    for down in range(-3, 4):
+        for right in range(-3, 4):
+            rows = range(max(0, down), min(16, 16 + down))
+            columns = range(max(0, right), min(16, 16 + right))
+            ours = one[np.ix_(rows, columns)].ravel()
+            theirs = np.roll(stranger, (down, right), (0, 1))
+            theirs = theirs[np.ix_(rows, columns)].ravel()
+            correlations.append(np.corrcoef(ours, theirs)[0, 1])
+    found = near_duplicates.likeness(one.reshape(1, -1), stranger.reshape(1, -1))
+    assert found.item() == pytest.approx(max(correlations), rel=1e-5)
 
 
 def test_a_distance_is_that_of_its_definition():
@@ -109,26 +162,38 @@ def test_a_distance_is_that_of_its_definition():
 
 
 @pytest.mark.parametrize("rows", [1, 3, 500])
-def test_an_original_is_the_first_of_its_copies(monkeypatch, rows):
+def test_copies_and_their_mirror_images_are_of_one_scene(monkeypatch, rows):
     monkeypatch.setattr(near_duplicates, "ROWS", rows)
-    forms = [near_duplicates.small_form(image) for image in pictures(3)]
-    forms = np.stack([forms[place] for place in (0, 1, 0, 2, 1, 0)])
-    assert near_duplicates.originals(forms).tolist() == [0, 1, 0, 3, 1, 0]
+    images = [*pictures(3), pictures(3)[1].transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    forms = [near_duplicates.small_form(image) for image in images]
+    forms = np.stack([forms[place] for place in (0, 1, 0, 2, 3, 0)])
+    scenes = near_duplicates.scenes(forms)
+    same = scenes[:, None] == scenes
+    truth = np.array([0, 1, 0, 2, 1, 0])
+    np.testing.assert_array_equal(same, truth[:, None] == truth)
 
 
-def test_each_picture_counts_once_and_it_is_said(caplog):
-    images = [np.asarray(image) for image in pictures(6)]
-    half = np.asarray(pictures(6)[4].resize((20, 20)))
-    images += [images[0], images[2][:, ::-1], half]
-    source = near_duplicates.readable_originals(as_source(images))
-    assert [source.name(index) for index in range(len(source))] == [
-        f"image {number}" for number in range(6)
-    ]
-    [record] = caplog.records
-    said = record.getMessage()
-    assert said.startswith("3 of 9 images are copies")
-    assert "image 6 of image 0" in said
-    caplog.clear()
-    whole = as_source(images[:6])
-    assert near_duplicates.readable_originals(whole) is whole
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_few_images_have_scenes(count):
+    images = [np.asarray(image) for image in pictures(count)]
+    assert len(np.unique(near_duplicates.scenes(forms_of(images)))) == count
+
+
+def forms_of(images):
+    forms = [near_duplicates.small_form(Image.fromarray(image)) for image in images]
+    return np.reshape(forms, (-1, 256))
+
+
+def test_images_that_cannot_be_read_are_left_out_and_no_others(tmp_path, caplog):
+    images = pictures(6)
+    for place in (0, 1, 2, 3, 4, 5, 0):
+        images[place].save(tmp_path / f"{len([*tmp_path.iterdir()])}.png")
+    whole = as_source(tmp_path)
+    source, scenes = near_duplicates.readable_scenes(whole)
+    assert source is whole
+    assert len(scenes) == 7 and scenes[0] == scenes[6]
     assert not caplog.records
+    (tmp_path / "3.png").write_bytes(b"no image")
+    source, scenes = near_duplicates.readable_scenes(as_source(tmp_path))
+    assert len(source) == len(scenes) == 6
+    assert "3.png" in caplog.text

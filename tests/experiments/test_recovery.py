@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from experiments import recovery
+from imagepiece_jax.deploy.compare.cache import encode_bits
 
 
 def test_the_page_has_the_lines():
@@ -28,3 +29,21 @@ def test_no_image_both_teaches_and_judges(tmp_path):
     assert shown["learned"] == {1, 3, 5, 7, 9, 11}
     assert shown["photographs"] == {0, 2, 4, 6, 8, 10}
     assert len(shown["imagenette"]) == 12
+
+
+def test_points_are_of_the_photographs_that_a_fold_did_not_learn_from():
+    """900 of them: fold A answers for the odd ones, B for 400 of the even ones."""
+    even = np.arange(1000) % 2 == 0
+    lines = {}
+    for fold, learned in (("A", even), ("B", ~even)):
+        right = {
+            "dense": np.ones(1000, bool),
+            "before": learned,
+            "after": learned | (np.arange(1000) < 500),
+        }
+        bits = {name: encode_bits(answers) for name, answers in right.items()}
+        lines[f"readme-0.5-{fold}"] = {"right": bits}
+    ((cost, (lost, recovered)),) = recovery.points_lost(lines).items()
+    assert cost == 0.5
+    assert lost.value == 100
+    assert recovered.value == 50

@@ -5,8 +5,8 @@
     half = better.with_reduction(0.5)
 
 It takes a few hundred images without labels, and minutes. The dense model stays what it
-is; its reduced forms get other values of some parameters, by default of norms and
-biases. The teacher is the dense model, which sees the same crops of the images.
+is, and is the teacher, which sees the same crops of the images. Its reduced forms get
+other values of some parameters, by default of norms and biases.
 """
 
 import contextlib
@@ -14,52 +14,43 @@ import dataclasses
 import functools
 import logging
 import math
-import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
 
-from imagepiece_jax.common import parallel, signals
+from imagepiece_jax.common import signals
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.common.progress import Progress, in_words
-from imagepiece_jax.data.batches import Batches
-from imagepiece_jax.data.near_duplicates import readable_originals
-from imagepiece_jax.data.source import Source
-from imagepiece_jax.data.train_crop import TrainTransform
+from imagepiece_jax.common.progress import Progress
 from imagepiece_jax.deploy.pictures import as_source
 from imagepiece_jax.deploy.recover.recovery_images import (
     THREADS,
+    Divided,
     divided,
     evaluation_batches,
+    random_crops,
 )
 from imagepiece_jax.deploy.recover.recovery_step import STEPS, Fit, Recipe, Teacher
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.statistics import mean_difference
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.recovery_record import (
-    RecoveredCost,
-    Recovery,
-)
+from imagepiece_jax.models.recovery_record import RecoveredCost, Recovery, flat_params
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.reduction.reduction import DENSE
 
-# That a dense model learns, as shares of its MACs. One set of numbers for the three is
+# What a dense model learns, as shares of its MACs. One set of values for the three is
 # 1.1 to 1.3 times as far from the dense model (docs/tables/recover_sharp).
 COSTS = (0.6, 0.5, 0.4)
-MAX_IMAGES = 10_000  # the most images that are looked through
-MEASURES = 8  # number of measures after the trials
-# Learning rates that are tried, and the share of all steps that a trial takes.
-RATES = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
-TRIAL = 16
-# Smallest and largest share of an image's area that a random crop covers.
-AREA = (0.4, 1.0)
+WARM_UP = 0.05  # share of the steps in which the learning rate rises
+# At this share of the training it has diverged if the distance is DIVERGED times the
+# start's; a loss that is not finite shows it at any step.
+CHECK, DIVERGED = 0.1, 2.0
+MANY = 10**9  # more steps than fit in any time
+ATTEMPTS = 4  # at a quarter of the learning rate each time
 
-NOTHING_BETTER = "nothing was better than the start yet, so nothing is kept"
+NOTHING_BETTER = "stopped: nothing is better than the start, so nothing is kept"
 
-log = logging.getLogger("imagepiece_jax.training")
+log = logging.getLogger("imagepiece_jax.recover")
 
 
 def recover(
@@ -68,7 +59,7 @@ def recover(
     *,
     steps: int | None = None,
     minutes: float | None = None,
-    batch_size: int = 8,
+    batch_size: int = 16,
     seed: int = 0,
     parameters: str = "biases",
 ) -> Pretrained:
@@ -78,19 +69,18 @@ def recover(
     the recommended method, one after the other. The dense model is not changed:
     `with_reduction(None)` gives it back to the bit.
 
-    Of images that show one picture the first counts, and of more than 10,000 so many
-    that are evenly spaced. A fifth, 16 to 500 of them, is held out. One half of these
-    is measured during the training, and the numbers with its lowest mean come back,
-    where that is lower than the start's; the report is of the other half. Steps
-    include short trials of learning rates. Ctrl-C ends it, and the best numbers so far
-    come back. The same seed and number of steps give the same bits on the same machine.
-    OpenCV resizes the crops where it is installed, else Pillow.
+    Of more than 10,000 images, 10,000 evenly spaced ones are used. A fifth, 16 to 500
+    of them, is held out: images of one scene, such as copies and frames of a burst, are
+    all held out or all learned from. The last weights come back if they are better on
+    the held-out images. Ctrl-C ends the training after its current step. The same seed
+    and steps give the same bits on the same machine. OpenCV resizes the crops where it
+    is installed, else Pillow.
 
     vit: a dense model, or one with a reduction that learns no selectors
     images: a folder, paths, PIL images, uint8 arrays [B, H, W, 3] or a list of
         [H, W, 3], or csv:FILE; of a table, and of a folder that holds train and val,
         train is taken; labels are not read
-    steps: number of training steps for a cost; None: 750, or as many as fit in
+    steps: number of training steps for a cost; None: 400, or as many as fit in
         `minutes`
     minutes: time limit for all of it; None: no limit
     batch_size: images in a step, over all devices of this machine
@@ -99,28 +89,61 @@ def recover(
     Returns the same model with a `recovery`, whose `costs` have what was lost before
         and after.
     Raises InputError for a model with learned selectors, for a reduction that leaves
-        all tokens, and for images that are too few, or all alike.
+        all tokens, and for too few images.
     """
+    began = time.monotonic()
     check_recoverable(vit)
     if minutes is not None:
         check_range("minutes", minutes, above=0)
         if steps is not None:
             raise InputError("steps and minutes are given; one of them says how long")
-    recipe = Recipe(
-        parameters=parameters,
-        steps=STEPS if steps is None else steps,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    return recovered(vit, as_source(images), recipe, minutes)
+    recipe = Recipe(parameters, STEPS if steps is None else steps, batch_size, seed)
+    dense = vit.with_reduction(None)
+    forms = forms_of(vit, dense)
+    # Images are checked before anything is compiled.
+    parts = divided(as_source(images), recipe.batch_size)
+    batches = evaluation_batches(parts.held_out, vit.preprocessing, recipe.batch_size)
+    total = len(forms) * recipe.steps
+    if minutes is not None:
+        total = max(1, round(60 * minutes))
+    costs = []
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(signals.stopping(NOTHING_BETTER))
+        teacher = Teacher(dense)
+        answered = teacher.answered(batches)
+        progress = None
+        for index, form in enumerate(forms):
+            end = None
+            if minutes is not None:
+                now = time.monotonic()
+                end = now + (began + 60 * minutes - now) / (len(forms) - index)
+            fit = Fit(form, recipe, teacher)
+            run = RecoveryRun(fit, parts, answered, stop, end)
+            with contextlib.suppress(KeyboardInterrupt):  # which requests a stop, too
+                run.compile()
+                shown = index * recipe.steps
+                if minutes is not None:
+                    shown = round(time.monotonic() - began)
+                if progress is None:  # compiling is no measure of a step's time
+                    progress = Progress("recover", total, done=shown)
+                    stack.enter_context(progress)
+                run.train(progress, shown)
+            cost = run.cost(dense)
+            if cost.changed or not (stop.requested and costs):
+                costs.append(cost)
+            if stop.requested:
+                break
+    leaves = flat_params(dense.variables["params"])
+    learned_paths = set().union(*(cost.numbers for cost in costs))
+    of_dense = {path: leaves[path] for path in learned_paths}
+    if stop.requested and stop.defers:  # else it was said at once
+        kept = any(cost.changed for cost in costs)
+        log.warning("stopped: the weights so far are kept" if kept else NOTHING_BETTER)
+    return vit.with_recovery(Recovery(tuple(costs), of_dense).joined(vit.recovery))
 
 
 def check_recoverable(vit: Pretrained):
-    """Raise InputError for a model that `recover` does not take.
-
-    Such a model has learned selectors, a reduction that leaves all tokens, or variables
-    of another model.
-    """
+    """Raise InputError for a model that `recover` does not take."""
     if vit.model.has_selectors:
         raise InputError(f"{vit.label} has selectors, which training must learn")
     reduction = vit.reduction
@@ -128,74 +151,6 @@ def check_recoverable(vit: Pretrained):
     if is_dense(vit) and reduction is not None and reduction.name != DENSE.name:
         raise InputError(f"reduction {reduction} leaves all tokens: nothing to recover")
     check_variables(vit.model, vit.variables)
-
-
-def recovered(
-    vit: Pretrained, source: Source, recipe: Recipe, minutes: float | None = None
-) -> Pretrained:
-    """As `recover`, with a Recipe and the images of a Source.
-
-    minutes: time limit in place of the recipe's steps; None: the recipe's steps
-    """
-    began = time.monotonic()
-    few = source.spread(MAX_IMAGES)
-    if few is not source:
-        log.warning(
-            "%s of the %s images are taken, evenly spaced",
-            f"{len(few):,}",
-            f"{len(source):,}",
-        )
-    dense = vit.with_reduction(None)
-    forms = forms_of(vit, dense)
-    few = readable_originals(few)
-    learned, held_out = divided(few, recipe.batch_size)
-    # Images are checked before anything is compiled. Every second one held out chooses
-    # the best numbers, and the others judge them, so that the choice flatters nobody.
-    halves = []
-    for first in (0, 1):
-        half = held_out.subset(range(first, len(held_out), 2))
-        halves.append(evaluation_batches(half, vit.preprocessing, recipe.batch_size))
-    transform = TrainTransform(
-        vit.image_size, "random_resized", AREA, shift=0, flip=True
-    )
-    crops = functools.partial(
-        Batches,
-        source=learned,
-        transform=transform,
-        batch_size=recipe.batch_size,
-        placement=parallel.placement(),
-        seed=recipe.seed,
-    )
-    done = []
-    with stopping() as stop:
-        teacher = Teacher(dense)
-        answered = [teacher.answered(batches) for batches in halves]
-        for index, form in enumerate(forms):
-            end = None
-            if minutes is not None:
-                now = time.monotonic()
-                left = began + 60 * minutes - now
-                end = now + left / (len(forms) - index)
-            name = "recover"
-            if len(forms) > 1:
-                name = f"recover, cost {index + 1} of {len(forms)}"
-            fit = Fit(form, recipe, teacher)
-            run = RecoveryRun(fit, crops, *answered, name, stop, end)
-            with contextlib.suppress(KeyboardInterrupt):  # which requests a stop, too
-                run.run()
-            run.judge()
-            cost = learned_cost(run, dense, len(learned), len(held_out))
-            if cost.changed or not (stop.requested and done):
-                done.append(cost)
-            if stop.requested:
-                break
-    leaves = numbers_of(dense.variables["params"])
-    learned_paths = set().union(*(cost.numbers for cost in done))
-    of_dense = {path: leaves[path] for path in learned_paths}
-    better = vit.with_recovery(Recovery(tuple(done), of_dense).joined(vit.recovery))
-    if stop.requested and stop.keeps:  # else it was said at once
-        print("stopped: the best weights so far are kept", file=sys.stderr)
-    return better
 
 
 def is_dense(vit: Pretrained) -> bool:
@@ -213,268 +168,152 @@ def forms_of(vit: Pretrained, dense: Pretrained) -> list[Pretrained]:
     return [vit]
 
 
-def learned_cost(
-    run: "RecoveryRun", dense: Pretrained, images: int, held_out: int
-) -> RecoveredCost:
-    """What a RecoveryRun has learned.
-
-    dense: the teacher
-    images, held_out: numbers of images that it learned from, and of those held out
-    """
-    recipe = run.fit.recipe
-    form = run.fit.vit
-    start, best = run.judged
-    interval = mean_difference(best["distance"], start["distance"])
-    agreement = tuple(100 * float(each["agreement"].mean()) for each in (start, best))
-    numbers = {}
-    if form.recovered:  # start from the numbers of its last recovery
-        numbers = form.recovered.numbers
-    if run.trained is not None:
-        numbers = {**numbers, **numbers_of(run.trained)}
-    return RecoveredCost(
-        reduction=form.reduction,
-        parameters=recipe.parameters,
-        images=images,
-        held_out=held_out,
-        steps=run.steps_done,
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        seconds=round(time.monotonic() - run.opened, 1),
-        measure=run.fit.comparison.name,
-        before=float(start["distance"].mean()),
-        after=float(best["distance"].mean()),
-        interval=(interval.low, interval.high),
-        agreement=agreement,
-        rate=run.rate,
-        curve=tuple(run.curve),
-        stopped=run.stop.requested,
-        changed=run.trained is not None,
-        image_size=form.image_size,
-        depth=form.model.depth,
-        weights=dense.source.name or None,
-        share=form.gmacs / dense.gmacs,
-        numbers=numbers,
-    )
-
-
-def numbers_of(params) -> dict[str, np.ndarray]:
-    """Parameters by their paths, without those that are None."""
-    leaves = traverse_util.flatten_dict(params, sep="/")
-    return {path: leaf for path, leaf in leaves.items() if leaf is not None}
-
-
 @dataclasses.dataclass
-class Stop:
-    """What a signal asks for, and whether there is something to keep then."""
-
-    requested: bool = False  # that training ends after the current step
-    keeps: bool = False  # whether some numbers are better than at the start
-
-
 class RecoveryRun:
-    """The training at one cost: trials of learning rates, then the rest with the best.
+    """The training at one cost, whose last weights are its result."""
 
-    The best numbers are those with the lowest mean distance of the images that choose,
-    the start's included.
+    fit: Fit
+    images: Divided
+    answered: list[tuple]  # the held-out images, from `Teacher.answered`
+    stop: signals.Stop  # ends it
+    # The time, by the monotonic clock, at which the last measure should be done; None:
+    # the recipe's steps are taken.
+    end: float | None = None
 
-    crops: function (steps) -> batches of random crops
-    choosing, judging: images held out, from `Teacher.answered`
-    name: of the cost in messages
-    stop: ends it
-    end: the time, by the monotonic clock, at which the last measure should be done;
-        None: the recipe's steps are taken
-    """
-
-    def __init__(
-        self,
-        fit: Fit,
-        crops: Callable[..., Batches],
-        choosing: list[tuple],
-        judging: list[tuple],
-        name: str,
-        stop: Stop,
-        end: float | None = None,
-    ):
+    def __post_init__(self):
         self.opened = time.monotonic()
-        self.fit = fit
-        self.crops = crops
-        self.choosing = choosing
-        self.judging = judging
-        self.name = name
-        self.stop = stop
-        self.end = end
-        self.steps = fit.recipe.steps  # of all trials and the training after them
+        self.crops = functools.partial(
+            random_crops, self.images.learned, self.fit.vit.image_size, self.fit.recipe
+        )
+        self.rate = self.fit.recipe.rate  # the highest learning rate
         self.steps_done = 0
-        self.rate = RATES[0]  # the highest learning rate of the best trial
-        self.trained = None  # the best numbers; None: nothing is better than the start
-        self.start = mean(fit.measure(choosing))  # the mean before the first step
-        self.best = self.start  # the lowest mean so far
-        began = time.monotonic()
-        judged = fit.measure(judging)
-        self.seconds_of_measure = time.monotonic() - began  # of the last measure
-        # What `Fit.measure` returns at the start, and for the best numbers.
-        self.judged = (judged, judged)
-        self.curve = [(0, self.start)]  # (step, mean) of each measure
-        self.seconds_of_step = 0.0  # mean of the last steps
-        self.shown = 0  # what `progress` has been told of
+        self.seconds_of_step = 0.0
+        self.curve = []  # (step, mean) of each measure
+        self.trained = None  # the last weights; None: they are no better than the start
+        self.before = self.after = self.off_the_shelf = self.measure()
+        if self.fit.vit.recovered:
+            self.off_the_shelf = self.measure(dense=True)
 
-    def run(self):
-        """Choose a learning rate, and train with it to the end."""
-        total = self.steps
-        if self.end is not None:
-            total = round(self.end - self.opened)
-        with Progress(self.name, total) as self.progress:
-            self.time_steps()
-            length = max(1, self.steps // TRIAL)
-            self.choose_rate(length)
-            if self.is_over():
-                return
-            self.plan()
-            left = max(0, self.steps - self.steps_done)
-            steps = range(length, length + left)
-            self.train(steps, self.rate, falling, MEASURES)
-
-    def time_steps(self):
-        """Take two steps that count for nothing; say how long all of them take."""
-        began = time.monotonic()
-        for batch in self.crops(steps=range(2)).read():
+    def compile(self):
+        """Compile the step, by one that counts for nothing."""
+        for batch in self.crops(1).read():
             self.fit.take_step(batch["image"][:, 0], 0.0).block_until_ready()
-            now = time.monotonic()
-            self.seconds_of_step = now - began  # the first one compiles
-            began = now
-        self.plan()
-        spent = in_words(time.monotonic() - self.opened)
-        took = in_words(self.steps * self.seconds_of_step)
-        self.progress.say(
-            f"{self.name}: about {took} for {self.steps} steps on this machine, after "
-            f"{spent} of reading and compiling; Ctrl-C keeps the best so far"
+        self.measure()  # for its time, without compilation
+
+    def train(self, progress: Progress, shown: int):
+        """Train until it does not diverge; keep the last weights if they are better.
+
+        shown: what `progress` has been told of earlier costs
+        """
+        for attempt in range(ATTEMPTS):
+            self.rate = self.fit.recipe.rate / 4**attempt
+            if self.attempt(progress, shown) or self.stop.requested:
+                break
+            if attempt == 0:
+                log.warning(
+                    "recover: training diverged; it starts again with a quarter of the "
+                    "learning rate"
+                )
+        self.after = self.measure()
+        if mean(self.after) < mean(self.before):
+            self.trained = self.fit.get().trained
+        else:
+            self.after = self.before
+
+    def attempt(self, progress: Progress, shown: int) -> bool:
+        """Train from the start. Returns whether it ended without diverging."""
+        self.fit.start()
+        self.steps_done = 0
+        del self.curve[1:]
+        self.began = time.monotonic()
+        began = self.began  # a step takes its batch's reading, too
+        # A time that was given ends the training, whatever the number of steps.
+        steps = MANY if self.end else self.fit.recipe.steps
+        with contextlib.closing(self.crops(steps).read(THREADS)) as reader:
+            for batch in reader:
+                rate = self.rate * schedule(min(1.0, self.share(ahead=0.5)))
+                # Waiting makes for true times and a prompt Ctrl-C.
+                loss = np.asarray(self.fit.take_step(batch["image"][:, 0], rate))
+                self.stop.defers = True
+                self.steps_done += 1
+                self.seconds_of_step = time.monotonic() - began
+                seconds = int(time.monotonic() - self.began)
+                done = shown + (seconds if self.end else self.steps_done)
+                progress.update(done - progress.n)
+                if not np.isfinite(loss).all():
+                    return False
+                if self.stop.requested or (self.end and self.share(ahead=1) > 1):
+                    break
+                if len(self.curve) == 1 and self.share() >= CHECK:
+                    if mean(self.measure()) > DIVERGED * mean(self.before):
+                        return False
+                began = time.monotonic()
+        return True
+
+    def share(self, ahead: float = 0) -> float:
+        """The share of the training that is done some steps ahead."""
+        if not self.end:
+            return (self.steps_done + ahead) / self.fit.recipe.steps
+        done = time.monotonic() - self.began + ahead * self.seconds_of_step
+        return done / max(1e-9, self.end - self.seconds_of_measure - self.began)
+
+    def measure(self, dense: bool = False) -> dict[str, np.ndarray]:
+        """`Comparison.measure` of the held-out images, as means of scenes.
+
+        dense: with the dense model's values, whatever was learned
+        """
+        began = time.monotonic()
+        measured = self.fit.measure(self.answered, dense)
+        scenes = self.images.scenes[measured.pop("index")]
+        _, scenes, counts = np.unique(scenes, return_inverse=True, return_counts=True)
+        means = {}
+        for name, values in measured.items():
+            means[name] = np.bincount(scenes, values) / counts
+        self.seconds_of_measure = time.monotonic() - began
+        if not dense:
+            self.curve.append((self.steps_done, mean(means)))
+            log.info("recover: step %s, %.4f", *self.curve[-1])
+        return means
+
+    def cost(self, dense: Pretrained) -> RecoveredCost:
+        """What was learned. dense: the teacher."""
+        form = self.fit.vit
+        change = mean_difference(self.after["distance"], self.before["distance"])
+        numbers = {}
+        if form.recovered:  # start from the numbers of its last recovery
+            numbers = form.recovered.numbers
+        if self.trained is not None:
+            numbers = {**numbers, **flat_params(self.trained)}
+        return RecoveredCost(
+            reduction=form.reduction,
+            images=len(self.images.learned),
+            held_out=len(self.images.held_out),
+            scenes=self.images.num_scenes,
+            **{**vars(self.fit.recipe), "steps": self.steps_done},
+            seconds=round(time.monotonic() - self.opened, 1),
+            measure=self.fit.comparison.name,
+            off_the_shelf=mean(self.off_the_shelf),
+            before=mean(self.before),
+            after=mean(self.after),
+            interval=(change.low, change.high),
+            agreement=[100 * mean(m, "agreement") for m in (self.before, self.after)],
+            rate=self.rate,
+            curve=tuple(self.curve),
+            stopped=self.stop.requested,
+            changed=self.trained is not None,
+            image_size=form.image_size,
+            depth=form.model.depth,
+            weights=dense.source.name or None,
+            share=form.gmacs / dense.gmacs,
+            numbers=numbers,
         )
 
-    def plan(self):
-        """Set the number of steps to that which fits, where a time was given."""
-        if self.end is None:
-            return
-        # The last measure is of the images that judge.
-        measures = (MEASURES + 1) * self.seconds_of_measure
-        left = self.end - time.monotonic() - measures
-        self.steps = max(1, self.steps_done + int(left / self.seconds_of_step))
 
-    def choose_rate(self, length: int):
-        """Try learning rates on the same crops, and go on with the best one's state.
-
-        The first is the highest. A lower one is tried until it is no better and the
-        best is below the start, in half of all steps.
-
-        length: steps of a trial
-        """
-        lowest = math.inf
-        affordable = max(1, self.steps // (2 * length))
-        for rate in RATES[:affordable]:
-            self.fit.start()
-            value = self.train(range(length), rate, rising)
-            if value < lowest or rate == RATES[0]:
-                lowest = value
-                self.rate = rate
-                state = self.fit.get()
-            elif lowest < self.start:
-                break
-            if self.is_over():
-                break
-        self.fit.put(state)
-
-    def train(self, steps: range, rate: float, schedule, measures: int = 1) -> float:
-        """Take some steps; measure so many times, the last time at the end.
-
-        schedule: function of the share that is done, of the learning rate
-        Returns the last mean.
-        """
-        count = len(steps)
-        seconds = 0.0
-        reader = self.crops(steps=steps).read(THREADS)
-        with contextlib.closing(reader):
-            began = time.monotonic()  # a step takes its batch's reading, too
-            for place, batch in enumerate(reader, start=1):
-                now = rate * schedule((place - 0.5) / count)
-                # Waiting makes for true times and a prompt Ctrl-C.
-                self.fit.take_step(batch["image"][:, 0], now).block_until_ready()
-                self.steps_done += 1
-                seconds += time.monotonic() - began
-                self.seconds_of_step = seconds / place
-                self.show()
-                over = self.is_over()
-                if over or place * measures % count < measures:
-                    self.measure()
-                if over:
-                    break
-                began = time.monotonic()
-        return self.curve[-1][1]
-
-    def is_over(self) -> bool:
-        """Whether a signal ends it, or the time is only enough for two measures."""
-        if self.stop.requested or self.end is None:
-            return self.stop.requested
-        return time.monotonic() + 2 * self.seconds_of_measure >= self.end
-
-    def measure(self):
-        """Measure the state, and keep its numbers if they are the best so far."""
-        began = time.monotonic()
-        value = mean(self.fit.measure(self.choosing))
-        if value < self.best:
-            self.trained = self.fit.get().trained
-            self.best = value
-            self.stop.keeps = True
-        self.curve.append((self.steps_done, value))
-        name = self.fit.comparison.name
-        step = f"step {self.steps_done} of {self.steps}"
-        self.progress.say(f"{self.name}: {step}, {name} {value:.4f}")
-        self.seconds_of_measure = time.monotonic() - began
-
-    def judge(self):
-        """Measure the images that judge, with the best numbers."""
-        if self.trained is None:
-            return
-        self.fit.put(self.fit.get()._replace(trained=self.trained))
-        self.judged = (self.judged[0], self.fit.measure(self.judging))
-
-    def show(self):
-        """Show the steps that are done, or the seconds where a time was given."""
-        done = self.steps_done
-        if self.end is not None:
-            done = int(time.monotonic() - self.opened)
-        self.progress.update(done - self.shown)
-        self.shown = done
+def schedule(share: float) -> float:
+    """The learning rate at a share of the training, as a share of the highest one."""
+    return min(1.0, share / WARM_UP) * math.cos(math.pi / 2 * share) ** 2
 
 
-def rising(share: float) -> float:
-    """The learning rate of a trial, as a share of the highest one."""
-    return share
-
-
-def falling(share: float) -> float:
-    """The learning rate after the trials, as a share of the highest one."""
-    return math.cos(math.pi / 2 * share) ** 2
-
-
-def mean(found: dict[str, np.ndarray]) -> float:
-    """The mean distance of images; infinite where one is not finite."""
-    value = float(found["distance"].mean())
-    return value if math.isfinite(value) else math.inf
-
-
-@contextlib.contextmanager
-def stopping():
-    """Context in which a signal ends training after its current step. Yields a Stop.
-
-    Until there are better numbers than at the start, a signal ends a command, and
-    Ctrl-C raises KeyboardInterrupt elsewhere.
-    """
-    stop = Stop()
-
-    def request(signum):
-        if not (stop.keeps or stop.requested):
-            print(f"stopped: {NOTHING_BETTER}", file=sys.stderr, flush=True)
-        stop.requested = True
-        return stop.keeps
-
-    with signals.deferring(request):
-        yield stop
+def mean(measured: dict[str, np.ndarray], name: str = "distance") -> float:
+    """The mean of a measure; infinite where it is not a number."""
+    return float(np.nan_to_num(measured[name].mean(), nan=np.inf, posinf=np.inf))

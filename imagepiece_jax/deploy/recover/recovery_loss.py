@@ -1,8 +1,5 @@
 """The loss of a recovery, and its measure: how student and teacher are compared."""
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
@@ -12,9 +9,11 @@ from imagepiece_jax.models.vit import ViT, with_states
 from imagepiece_jax.reduction.provenance import follow, rows_of
 from imagepiece_jax.reduction.state import DROPPED
 from imagepiece_jax.training.losses import (
+    binary_kl_divergence,
     class_tokens,
     kl_divergence,
     relative_change,
+    squared_error,
 )
 
 
@@ -49,37 +48,13 @@ def answers(model: ViT, variables, images, read: tuple[str, ...]):
     return {name: jnp.asarray(found[name], jnp.float32) for name in found}
 
 
-def binary_kl_divergence(student, teacher):
-    """Sum over classes of KL(teacher || student) of sigmoid(logits).
-
-    [B, C] twice -> [B]
-    """
-    total = 0.0
-    for sign in (1, -1):
-        ours = jax.nn.log_sigmoid(sign * student)
-        theirs = jax.nn.log_sigmoid(sign * teacher)
-        total += jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
-    return total
-
-
-def squared_error(student, teacher):
-    """Mean squared difference of outputs. [B, C] twice -> [B]."""
-    return jnp.mean((student - teacher) ** 2, axis=-1)
-
-
-class Kind(NamedTuple):
-    """How outputs of one kind are compared."""
-
-    measure: str  # name of the distance in reports
-    # function (student, teacher), both [B, C], -> [B]
-    distance: Callable[[jax.Array, jax.Array], jax.Array]
-
-
+# kind of outputs: (name of the distance in reports, function (student, teacher) of it,
+# [B, C] twice -> [B])
 KINDS = {
-    "softmax": Kind("KL", kl_divergence),
-    "sigmoid": Kind("KL", binary_kl_divergence),
-    "numbers": Kind("squared error", squared_error),
-    "features": Kind("change", relative_change),
+    "softmax": ("KL", kl_divergence),
+    "sigmoid": ("KL", binary_kl_divergence),
+    "numbers": ("squared error", squared_error),
+    "features": ("change", relative_change),
 }
 
 

@@ -22,7 +22,9 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
 
 SMALLEST = 0.05  # the size of a parameter whose root mean square is smaller
-STEPS = 750  # number of steps, where neither steps nor minutes are given
+STEPS = 400  # number of steps, where neither steps nor minutes are given
+BATCH_SIZE = 16
+RATE = 0.002  # the highest learning rate for batches of BATCH_SIZE images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Recipe:
 
     parameters: str = "biases"  # which parameters are trained, one of TRAINED
     steps: int = STEPS
-    batch_size: int = 8
+    batch_size: int = BATCH_SIZE
     seed: int = 0
 
     def __post_init__(self):
@@ -39,6 +41,11 @@ class Recipe:
         check_range("steps", self.steps, least=1, whole=True)
         check_range("batch_size", self.batch_size, least=1, whole=True)
         check_range("seed", self.seed, least=0, whole=True)
+
+    @property
+    def rate(self) -> float:
+        """The highest learning rate, as a share of a parameter's size."""
+        return RATE * math.sqrt(self.batch_size / BATCH_SIZE)
 
 
 class State(NamedTuple):
@@ -118,11 +125,7 @@ class Fit:
         """Set the state to that of the first step."""
         trained = self.trained_of(self.vit.variables["params"])
         moments = jax.jit(self.adam.init)(jax.device_put(trained))
-        self.put(State(trained, moments))
-
-    def put(self, state: State):
-        """Set the state, from one of `get`."""
-        self.state = parallel.replicate(state)
+        self.state = parallel.replicate(State(trained, moments))
 
     def get(self) -> State:
         """The present state, on the host."""
@@ -138,24 +141,31 @@ class Fit:
         self.state, loss = self._step(self.state, self.variables_of_both, pixels, rate)
         return loss
 
-    def measure(self, answered: list[tuple]) -> dict[str, np.ndarray]:
-        """`Comparison.measure` of images, arrays [images] in their order.
+    def measure(
+        self, answered: list[tuple], dense: bool = False
+    ) -> dict[str, np.ndarray]:
+        """`Comparison.measure` of images, and their "index": arrays [images].
 
-        The order does not depend on the number of devices.
+        They are in the order of the indices, whatever the number of devices.
 
         answered: the images, from `Teacher.answered`
+        dense: whether the student has the dense model's values
         """
-        student, _ = self.variables_of_both
+        student, teacher = self.variables_of_both
+        trained = self.state.trained
+        if dense:
+            student = teacher
+            trained = self.trained_of(teacher["params"])
         measured = {}
-        indices = []
         for batch, targets in answered:
-            found = self._measure(self.state.trained, student, batch["image"], targets)
+            program_outputs = self._measure(trained, student, batch["image"], targets)
+            outputs = {**parallel.local(program_outputs), "index": batch["index"]}
             is_image = batch["mask"]  # and not padding
-            indices.append(batch["index"][is_image])
-            for name, values in parallel.local(found).items():
+            for name, values in outputs.items():
                 measured.setdefault(name, []).append(values[is_image])
-        order = np.argsort(np.concatenate(indices))
-        return {name: np.concatenate(each)[order] for name, each in measured.items()}
+        arrays = {name: np.concatenate(parts) for name, parts in measured.items()}
+        order = np.argsort(arrays["index"])
+        return {name: values[order] for name, values in arrays.items()}
 
     def _train_step(self, state, both, pixels, rate):
         """(the next State, the loss) of a step, on one device."""
