@@ -35,7 +35,7 @@ def test_a_config_is_read_from_a_name_or_a_folder_and_makes_the_model(tmp_path):
     assert imagepiece_jax.create_model(narrow).config == narrow
     assert imagepiece_jax.create_model("deit_ti").config == config
     vit = tiny.pretrained()
-    folder = imagepiece_jax.save(tmp_path / "saved", vit)
+    folder = imagepiece_jax.save(vit, tmp_path / "saved")
     for path in (folder, str(folder), folder / "config.json"):
         assert imagepiece_jax.read_config(path) == vit.config
     with pytest.raises(

@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
     """Weights, and photographs, of 16 pixels a side."""
     folder = tmp_path_factory.mktemp("examples")
     vit = tiny.pretrained(num_classes=10, image_size=16)
-    imagepiece_jax.save(folder / "weights", vit)
+    imagepiece_jax.save(vit, folder / "weights")
     (folder / "photos").mkdir()
     draw = np.random.default_rng(0)
     for name in "abc":

@@ -284,7 +284,7 @@ def published(tmp_path_factory):
         model = create_model(name, depth=2, embed_dim=24, num_heads=2)
         vit = imagepiece_jax.Pretrained(model, tiny.variables(model))
         folder = folders[f"hf://timm/{name}"] = parent / name
-        imagepiece_jax.save(folder, vit)
+        imagepiece_jax.save(vit, folder)
     return folders
 
 

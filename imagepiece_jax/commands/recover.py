@@ -87,7 +87,7 @@ def written(out, recovered):
     if all(cost.stopped and not cost.changed for cost in recovery.costs):
         print(f"nothing is written to {out}", file=sys.stderr)
         return
-    save(out, recovered)
+    save(recovered, out)
     print(f"saved in {out}", flush=True)
     if not any(cost.changed for cost in recovery.costs):
         print(f"note: nothing was better: {out} holds the model as it was")

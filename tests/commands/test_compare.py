@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("evaluations_compiled_once")
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     vit = tiny.pretrained(num_classes=10, image_size=16, depth=2)
-    return imagepiece_jax.save(tmp_path_factory.mktemp("weights") / "w", vit)
+    return imagepiece_jax.save(vit, tmp_path_factory.mktemp("weights") / "w")
 
 
 def test_rows_table_and_plot(weights, tmp_path):

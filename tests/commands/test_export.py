@@ -25,7 +25,7 @@ def vit():
 
 @pytest.fixture(scope="module")
 def weights(vit, tmp_path_factory):
-    return imagepiece_jax.save(tmp_path_factory.mktemp("weights") / "w", vit)
+    return imagepiece_jax.save(vit, tmp_path_factory.mktemp("weights") / "w")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_the_file_computes_the_logits_of_the_model(vit, weights, tmp_path):
 def saved(tmp_path_factory):
     """A folder that `save` wrote, of a model whose second block prunes."""
     vit = tiny.pretrained("evit:keep_rate=0.6:blocks=(1,)", depth=2)
-    return imagepiece_jax.save(tmp_path_factory.mktemp("saved") / "model", vit)
+    return imagepiece_jax.save(vit, tmp_path_factory.mktemp("saved") / "model")
 
 
 def test_large_weights_are_beside_an_onnx_file_and_named(saved, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from tests.runs import ROOT
 def folder(tmp_path_factory):
     """Weights in a saved folder, and three images of which the second is damaged."""
     folder = tmp_path_factory.mktemp("features")
-    imagepiece_jax.save(folder / "weights", tiny.pretrained())
+    imagepiece_jax.save(tiny.pretrained(), folder / "weights")
     write_damaged(folder / "photos", tiny.SIDE)
     return folder
 

@@ -17,7 +17,7 @@ from tests.pictures import write_damaged
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     vit = tiny.pretrained(embed_dim=64, num_heads=4, depth=1)
-    return imagepiece_jax.save(tmp_path_factory.mktemp("weights") / "mini", vit)
+    return imagepiece_jax.save(vit, tmp_path_factory.mktemp("weights") / "mini")
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def file(tmp_path_factory, variables):
 def saved(tmp_path_factory, file):
     """The folder of the same model."""
     vit = imagepiece_jax.load(file, config=CONFIG)
-    return imagepiece_jax.save(tmp_path_factory.mktemp("saved") / "m", vit)
+    return imagepiece_jax.save(vit, tmp_path_factory.mktemp("saved") / "m")
 
 
 def run_folder(path, **fields):
