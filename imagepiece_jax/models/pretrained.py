@@ -298,8 +298,7 @@ class Pretrained:
         """The same weights with another reduction, or with none.
 
         reduction: 0.5, a share of the MACs, for the recommended method; a text, "tome"
-            or "tome:r=8"; None or "none" for the dense model (`load` takes None for
-            "as trained")
+            or "tome:r=8"; None or "none" for the dense model
         seed: of selectors that the weights lack; None: they are refused
         Raises InputError for a reduction that does not fit the model.
         """

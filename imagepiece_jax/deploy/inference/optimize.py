@@ -241,18 +241,46 @@ class CompileOptions:
 
 def optimize(
     vit: Pretrained,
-    batch_size: int | None = None,
-    **options: Any,
+    batch_size: int,
+    *,
+    dtype: str | None = None,
+    gelu: str | None = None,
+    attention: str = "auto",
+    sizes: str | None = None,
+    reductions: str | None = None,
+    pixels: bool = False,
+    device: jax.Device | str | None = None,
+    compiler_options: Mapping[str, Any] | None = None,
+    cache_dir: str | os.PathLike | None = None,
 ) -> Program:
     """Compile a trained model for one device and images of the model's size.
 
-    batch_size: number of images in a call, which is required
-    options: the other fields of `CompileOptions`: dtype, gelu, attention, sizes,
-        reductions, pixels, device, compiler_options, cache_dir
+    batch_size: number of images in a call
+    dtype: of weights and layers; None: bfloat16, but float32 on CPUs
+    gelu: "exact", "tanh" or "quick"; None: the model's, or "tanh" for "exact" in two
+        bytes on GPUs
+    attention: "xla", "cudnn" or "auto"
+    sizes: of merged tokens, by a "bias" or a "direction" of the keys; None: chosen
+    reductions: "exact" or "fast"; None: "fast" in two bytes on GPUs
+    pixels: whether the program takes only uint8 images, which it normalizes
+    device: a jax.Device, "cpu", "cuda" or "cuda:1"; None: the first
+    compiler_options: of XLA
+    cache_dir: folder that keeps the program for later processes
     Returns a `Program`.
     Raises InputError for anything that does not fit.
     """
-    options = CompileOptions(batch_size=batch_size, **options)
+    options = CompileOptions(
+        batch_size=batch_size,
+        dtype=dtype,
+        gelu=gelu,
+        attention=attention,
+        sizes=sizes,
+        reductions=reductions,
+        pixels=pixels,
+        device=device,
+        compiler_options=compiler_options,
+        cache_dir=cache_dir,
+    )
     return compiler(vit, options)(options.batch_size)
 
 
