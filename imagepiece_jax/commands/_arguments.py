@@ -77,7 +77,7 @@ class Weights:
         from imagepiece_jax.deploy.inference.onnx_program import OnnxProgram
 
         for name, value in vars(self).items():
-            if name != "weights" and value:
+            if name != "weights" and value is not None and value is not False:
                 text = f"{name} is {value}, but {self.weights} is an exported program"
                 raise InputError(text)
         return OnnxProgram(self.weights)
@@ -113,7 +113,8 @@ class Model(Weights):
         if os.path.exists(path) or path.startswith("hf://"):
             return None
         for name in ("config", "checkpoint", "averaged", "crop", "num_classes"):
-            if (value := getattr(self, name)) not in (None, False):
+            value = getattr(self, name)
+            if value is not None and value is not False:
                 text = f"{name} is {value}, but {self.weights} is no file or folder"
                 raise InputError(text)
         options = {}

@@ -24,18 +24,18 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
-def test_items_are_counted(monkeypatch, stream):
+def test_items_are_counted(shown, monkeypatch, stream):
     """By lines in a log, and a bar on a terminal, which disappears."""
     monkeypatch.setattr("sys.stderr", stream)
     monkeypatch.setattr(progress, "PATIENCE", 0.0)
     monkeypatch.setattr(progress, "INTERVAL", 0.0)
     assert [*progress.counted("abc", "letters")] == ["a", "b", "c"]
-    shown = stream.getvalue()
+    text = stream.getvalue()
     if stream.isatty():
-        assert "letters" in shown and "0/3" in shown
-        assert shown.split("\r")[-2].strip() == ""
+        assert "letters" in text and "0/3" in text
+        assert text.split("\r")[-2].strip() == ""
     else:
-        assert [line[:8] for line in shown.splitlines()] == ["letters:"] * 2
+        assert [line[:8] for line in text.splitlines()] == ["letters:"] * 2
 
 
 def test_times_in_words():

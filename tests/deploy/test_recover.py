@@ -622,7 +622,7 @@ def test_copies_of_held_out_images_are_not_learned_from(
     assert "90 of 120 images are copies" in caplog.text
 
 
-def test_of_very_many_images_some_are_looked_through(vit, monkeypatch, caplog):
+def test_of_very_many_images_some_are_looked_through(vit, shown, monkeypatch, caplog):
     monkeypatch.setattr(recover, "MAX_IMAGES", 40)
     learned, held_out = divided(monkeypatch, vit, noise(60))
     assert len(learned) + len(held_out) == 40

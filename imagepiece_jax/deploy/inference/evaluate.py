@@ -79,6 +79,8 @@ def evaluated(
         step = accuracy.program_step(lambda pixels: jax.device_put(program(pixels)))
         batches = images.batches(placement=Placement())
         figures = accuracy.evaluate(step, None, batches).figures
+        recovered = {"recovered": program.facts["recovered"]}
+        return figures | images.facts(vit) | recovered
     else:
         step = accuracy.model_step(vit.model)
         variables = parallel.replicate(vit.variables)

@@ -12,9 +12,7 @@ biases. The teacher is the dense model, which sees the same crops of the images.
 import contextlib
 import dataclasses
 import functools
-import logging
 import math
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +22,7 @@ from flax import traverse_util
 
 from imagepiece_jax.common import parallel, signals
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.common.progress import Progress, in_words
+from imagepiece_jax.common.progress import Progress, in_words, log
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.near_duplicates import readable_originals
 from imagepiece_jax.data.source import Source
@@ -58,8 +56,6 @@ TRIAL = 16
 AREA = (0.4, 1.0)
 
 NOTHING_BETTER = "nothing was better than the start yet, so nothing is kept"
-
-log = logging.getLogger("imagepiece_jax.training")
 
 
 def recover(
@@ -140,7 +136,7 @@ def recovered(
     began = time.monotonic()
     few = source.spread(MAX_IMAGES)
     if few is not source:
-        log.warning(
+        log.info(
             "%s of the %s images are taken, evenly spaced",
             f"{len(few):,}",
             f"{len(source):,}",
@@ -194,7 +190,7 @@ def recovered(
     of_dense = {path: leaves[path] for path in learned_paths}
     better = vit.with_recovery(Recovery(tuple(done), of_dense).joined(vit.recovery))
     if stop.requested and stop.keeps:  # else it was said at once
-        print("stopped: the best weights so far are kept", file=sys.stderr)
+        log.info("stopped: the best weights so far are kept")
     return better
 
 
@@ -472,7 +468,7 @@ def stopping():
 
     def request(signum):
         if not (stop.keeps or stop.requested):
-            print(f"stopped: {NOTHING_BETTER}", file=sys.stderr, flush=True)
+            log.info(f"stopped: {NOTHING_BETTER}")
         stop.requested = True
         return stop.keeps
 
