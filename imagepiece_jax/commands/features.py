@@ -4,7 +4,11 @@ import pathlib
 from typing import Literal
 
 from imagepiece_jax.commands._arguments import Images, Weights
+from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.progress import log
 from imagepiece_jax.errors import RunError
+
+MUCH = 2  # times the cost
 
 
 def main(
@@ -39,8 +43,11 @@ def main(
     folder = pathlib.Path(out)
     feature_folder.check_folder(folder)
     files = pictures.find_images(images.images)
+    vit = weights.load()
+    if hint := cheaper_size(vit):
+        log.info(hint)
     written = feature_files.write_features(
-        weights.load(),
+        vit,
         files,
         folder,
         patches=patches,
@@ -57,3 +64,18 @@ def main(
         print(f"{folder / name}.npy: {size} {storage}")
     if written.damaged:
         print(f"{written.damaged} damaged, whose rows are NaN: {table}")
+
+
+def cheaper_size(vit):
+    """A note that images of 224 pixels cost much less; None where they do not."""
+    side = 224
+    own = max(sides(vit.image_size))
+    if own <= side or side % vit.config.patch_size:
+        return None
+    times = vit.gmacs / vit.at_size(side).gmacs
+    if times < MUCH:
+        return None
+    return (
+        f"images of {own} pixels take {vit.gmacs:.0f} GMACs each; --image-size {side} "
+        f"takes {times:.0f} times less, and patches of the image are fewer"
+    )

@@ -1,7 +1,6 @@
 """Recovery of what a reduction costs, from a few hundred images without labels."""
 
 import dataclasses
-import pathlib
 import sys
 from typing import Annotated, Literal
 
@@ -72,8 +71,7 @@ def opened(images):
     from imagepiece_jax.deploy import pictures
     from imagepiece_jax.input import registry
 
-    named = images in registry.SETS or images.startswith("hf:")
-    if named and not pathlib.Path(images).exists():
+    if registry.is_set(images):
         return registry.open_source(images, "train")
     return pictures.as_source(images)
 

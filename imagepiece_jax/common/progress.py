@@ -77,7 +77,8 @@ class Progress(tqdm):
         self._what = what
         self._done = done
         self._began = time.monotonic()
-        self._next_line = self._began + INTERVAL
+        self._next_line = self._began + PATIENCE
+        self._is_timed = False  # the first things may compile: they are no estimate
         options = {"delay": PATIENCE, "leave": False, "disable": None}
         if not log.isEnabledFor(logging.INFO):
             options["disable"] = True
@@ -85,11 +86,16 @@ class Progress(tqdm):
 
     def update(self, n: int = 1):
         """Note that `n` more are done."""
+        now = time.monotonic()
+        if not self._is_timed:
+            self._is_timed = True
+            self._done = self.initial = self.n + n
+            self._began = now
+            self.start_t = time.time()
         if not self.disable:
             super().update(n)
             return
         self.n += n
-        now = time.monotonic()
         if now >= self._next_line and self.n < self.total:
             state = {"n": self.n, "total": self.total, "initial": self._done}
             state |= {"elapsed": now - self._began, "prefix": self._what}
