@@ -36,7 +36,8 @@ INSTALLED_AS = {
 # Needed by what we import, which does not say so itself.
 NOT_IMPORTED = {"importlib_resources"}
 # Imported where they are installed, by an extra, and done without elsewhere.
-OPTIONAL = {"datasets", "huggingface_hub", "onnx", "pyarrow", "timm", "torch"}
+OPTIONAL = {"datasets", "huggingface_hub", "onnx", "onnxruntime", "pyarrow"}
+OPTIONAL |= {"timm", "torch"}
 LOCAL = {"imagepiece_jax", "configs", "experiments", "train", "tests", "tools"}
 # Tables stand beside what reads them.
 SOURCES = (".py", ".json", ".txt", ".gz")

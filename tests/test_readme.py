@@ -138,7 +138,8 @@ def test_every_command_and_file_that_a_page_names_exists(page):
         path = ROOT / name.rstrip(".").replace(".", "/")
         found = [path.with_suffix(".py"), path / "__main__.py"]
         assert any(file.is_file() for file in found), name
-    for name in re.findall(r"python -m\s+imagepiece_jax ([\w-]+)", text):
+    typed = r"(?:^|python -m )imagepiece(?:_jax)? ([a-z]+)\b"
+    for name in re.findall(typed, text, re.MULTILINE):
         assert name in commands(), name
     if not re.search(r"of\s+commit\s+[0-9a-f]{8}", text):
         for name in re.findall(r"python -m\s+experiments (\w+)", text):
@@ -164,7 +165,7 @@ def test_every_flag_that_a_page_gives_a_command_exists(page, flags_of):
         return
     text = page.read_text("utf-8").replace("\\\n", " ")
     names = "|".join(commands())
-    typed = re.findall(rf"imagepiece_jax ({names})((?: [^\n`|]*)?)", text)
+    typed = re.findall(rf"imagepiece(?:_jax)? ({names})((?: [^\n`|]*)?)", text)
     typed += re.findall(rf"`({names}) (--[^`]*)`", text)
     for name, words in typed:
         flags = re.findall(r"(?<![\w-])--([\w-]+)", words.replace("\n", " "))

@@ -25,7 +25,7 @@ def main(
     A speed is the median of the rounds, beside the lowest and the highest. An exported
     .onnx file as MODEL is timed in onnxruntime.
 
-    Example: python -m imagepiece_jax benchmark weights --reductions 0.6 tome:r=1
+    Example: imagepiece benchmark weights --reductions 0.6 tome:r=1
 
     Args:
         reductions: Shares of the dense model's MACs, or methods.

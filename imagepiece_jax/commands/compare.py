@@ -18,7 +18,7 @@ def main(
     Without a row they are 0.6 and 0.5. OUT gets a table, a plot and points.jsonl, by
     which a command that was stopped goes on.
 
-    Example: python -m imagepiece_jax compare weights digits --reductions 0.6 tome:r=1
+    Example: imagepiece compare weights digits --reductions 0.6 tome:r=1
 
     Args:
         reductions: Shares of the dense model's MACs, or methods.

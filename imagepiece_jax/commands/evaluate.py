@@ -21,7 +21,7 @@ def main(
     it compares the program of `imagepiece_jax.optimize` with the float32 model, image
     by image: its cost in accuracy.
 
-    Example: python -m imagepiece_jax evaluate weights digits --limit 50
+    Example: imagepiece evaluate weights digits --limit 50
 
     Args:
         optimized: Compare the optimized program with the float32 model.

@@ -27,7 +27,7 @@ def main(
     Rows of images that cannot be read are NaN. The same command goes on where it was
     stopped.
 
-    Example: python -m imagepiece_jax features weights photos --out vectors
+    Example: imagepiece features weights photos --out vectors
 
     Args:
         out: The folder to write, or to complete.

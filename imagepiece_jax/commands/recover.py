@@ -33,7 +33,7 @@ def main(
     OUT is a folder as `save` writes it, with the dense model as it was. Ctrl-C leaves
     the best so far in it.
 
-    Example: python -m imagepiece_jax recover weights digits --out better --steps 4
+    Example: imagepiece recover weights digits --out better --steps 4
 
     Args:
         out: The folder to write; one of a saved model is replaced.

@@ -26,7 +26,7 @@ def main(
     provenance.json has the slot of every patch. An image that cannot be read is named
     on stderr, and the status is 1.
 
-    Example: python -m imagepiece_jax visualize weights photos --out page --reduction .5
+    Example: imagepiece visualize weights photos --out page --reduction .5
 
     Args:
         out: Folder of figures, page and data, which are replaced.
@@ -61,12 +61,10 @@ def main(
             check_range("blocks", block, 0, last)
         if sets:
             some = registry.open_source(sets[0], "val").spread(DRAWN)
-            taken = range(len(some))
-            files = [some.name(index) for index in taken]
-            pixels = np.stack(
-                [vit.preprocessing(some[index].pixels) for index in taken]
-            )
-            names = files
+            drawn_images = [some[index] for index in range(len(some))]
+            readable = [image for image in drawn_images if image.readable]
+            pixels = np.stack([vit.preprocessing(image.pixels) for image in readable])
+            names = files = [image.name for image in readable]
         else:
             pixels, names = pictures.read_images(files, vit.preprocessing)
         with contextlib.ExitStack() as stack:
