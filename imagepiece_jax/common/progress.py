@@ -77,7 +77,7 @@ class Progress(tqdm):
         self._what = what
         self._done = done
         self._began = time.monotonic()
-        self._next_line = self._began + PATIENCE
+        self._next_line = self._began
         self._is_timed = False  # the first things may compile: they are no estimate
         options = {"delay": PATIENCE, "leave": False, "disable": None}
         if not log.isEnabledFor(logging.INFO):
@@ -91,6 +91,7 @@ class Progress(tqdm):
             self._is_timed = True
             self._done = self.initial = self.n + n
             self._began = now
+            self._next_line = now + PATIENCE
             self.start_t = time.time()
         if not self.disable:
             super().update(n)

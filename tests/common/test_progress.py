@@ -1,6 +1,7 @@
 """What is said of long work, on a terminal and in a log."""
 
 import io
+import re
 import time
 
 import pytest
@@ -41,3 +42,21 @@ def test_items_are_counted(shown, monkeypatch, stream):
 def test_times_in_words():
     found = [progress.in_words(seconds) for seconds in (40, 540, 9000)]
     assert found == ["40 s", "9 min", "2.5 h"]
+
+
+def test_the_first_things_are_no_estimate(shown, monkeypatch, capsys):
+    """They compile for a minute; each of the others takes a second."""
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(progress, "INTERVAL", 5.0)
+    with progress.Progress("steps", 40) as bar:
+        clock[0] += 60
+        bar.update(4)
+        for _ in range(10):
+            clock[0] += 1
+            bar.update()
+    first = capsys.readouterr().err.splitlines()[0]
+    remaining = re.search(r"<(\d+):(\d+)", first)
+    done = int(re.search(r"(\d+)/40", first)[1])
+    assert int(remaining[2]) == 40 - done
+    assert remaining[1] == "00"
