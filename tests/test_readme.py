@@ -333,6 +333,30 @@ def test_the_first_lines_run_without_the_hub(downloaded, monkeypatch, capsys):
     assert ast.literal_eval(page[1]) == names[int(page[2])]
 
 
+def test_the_block_of_commands_runs_as_pasted(downloaded, monkeypatch):
+    """Its four commands, on a few images, a step, and the photograph of the package."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("matplotlib")
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for number in range(24):
+            folder = downloaded / "imagenette2-160" / split / "n01440764"
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    (downloaded / "imagepiece_jax").symlink_to(ROOT / "imagepiece_jax")
+    text = README.read_text("utf-8")
+    lines = re.findall(r"^imagepiece (\w+) (.*)$", text, re.MULTILINE)
+    assert [name for name, _ in lines] == ["predict", "recover", "compare", "export"]
+    printed = ""
+    for name, words in lines:
+        main = importlib.import_module(f"imagepiece_jax.commands.{name}").main
+        words = words.replace("--minutes 3", "--steps 1")
+        printed += call(main, *words.split()).ok().out
+    for word in ("panda.jpg: ", "saved in half", "| `0.5`", "half.onnx: "):
+        assert word in text and word in printed
+
+
 def test_the_lines_with_the_hub_run(hub_of_pages, capsys):
     """The second block of README, on a small model that is the hub's else."""
     space = run(README, "import numpy as np\n", {"imagepiece_jax": imagepiece_jax})
