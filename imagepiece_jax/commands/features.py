@@ -4,11 +4,9 @@ import pathlib
 from typing import Literal
 
 from imagepiece_jax.commands._arguments import Images, Weights
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.progress import log
 from imagepiece_jax.errors import RunError
-
-MUCH = 2  # times the cost
 
 
 def main(
@@ -44,8 +42,7 @@ def main(
     feature_folder.check_folder(folder)
     files = pictures.find_images(images.images)
     vit = weights.load()
-    if hint := cheaper_size(vit):
-        log.info(hint)
+    note_cost(vit)
     written = feature_files.write_features(
         vit,
         files,
@@ -66,16 +63,16 @@ def main(
         print(f"{written.damaged} damaged, whose rows are NaN: {table}")
 
 
-def cheaper_size(vit):
-    """A note that images of 224 pixels cost much less; None where they do not."""
-    side = 224
-    own = max(sides(vit.image_size))
-    if own <= side or side % vit.config.patch_size:
-        return None
-    times = vit.gmacs / vit.at_size(side).gmacs
-    if times < MUCH:
-        return None
-    return (
-        f"images of {own} pixels take {vit.gmacs:.0f} GMACs each; --image-size {side} "
-        f"takes {times:.0f} times less, and patches of the image are fewer"
-    )
+def note_cost(vit):
+    """Log where images of 224 pixels would be much faster."""
+    from imagepiece_jax.models.cost import model_macs
+    from imagepiece_jax.models.create import create
+
+    if max(sides(vit.image_size)) <= 224 or 224 % vit.config.patch_size:
+        return
+    macs = [model_macs(create(vit.config.at_size(s))) for s in (vit.image_size, 224)]
+    if macs[0] > 2 * macs[1]:
+        log.info(
+            f"images of {size_text(vit.image_size)} take {vit.gmacs:.0f} GMACs each; "
+            f"--image-size 224 takes {macs[0] / macs[1]:.0f} times fewer"
+        )

@@ -107,8 +107,4 @@ def _without_names(record: Any) -> Any:
     """A record of `as_json` without the names of its dataclasses."""
     if not isinstance(record, Mapping):
         return record
-    found = {}
-    for name, value in record.items():
-        if name != "is":
-            found[name] = _without_names(value)
-    return found
+    return {k: _without_names(value) for k, value in record.items() if k != "is"}
