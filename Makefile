@@ -17,6 +17,8 @@ comma := ,
 
 train: $(INSTALLED)
 	$(BIN)/python train.py --config configs/quickstart.py --workdir $(WORKDIR)
+	@echo "next: $(BIN)/imagepiece visualize $(WORKDIR) digits"
+	@echo "      $(BIN)/pip install tensorboard && $(BIN)/tensorboard --logdir $(dir $(WORKDIR))"
 
 test: $(INSTALLED)-dev
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder

@@ -1,7 +1,7 @@
 """Train a model: python train.py --config configs/deit_s_imagepiece.py
 
 Any field of the config can be changed: --config.batch_size=256. The same command
-resumes a run that was stopped.
+resumes a run that was stopped, and so does python train.py --workdir FOLDER.
 """
 
 import difflib
@@ -16,6 +16,8 @@ from ml_collections import ConfigDict, config_flags
 
 from configs import base
 from imagepiece_jax import cli
+from imagepiece_jax.common.files import read_json
+from imagepiece_jax.config import run_files
 from imagepiece_jax.errors import InputError
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -50,11 +52,15 @@ def parse(argv):
     """
     try:
         check_fields(argv)
-        words = flags.FLAGS(argv)
+        words = flags.FLAGS(with_own_config(argv))
         if words[1:]:
             raise InputError(f"{words[1]!r} belongs to no flag")
         if CONFIG.value is None:
-            raise InputError("--config is missing; it is a file of configs")
+            raise InputError(
+                "--config is missing; it is a file of configs, or --workdir is the "
+                "folder of a run, which has one"
+            )
+        split_words(CONFIG.value)
         CONFIG.value.lock()  # an OSError where the file could not be read
         return words
     except SystemExit:  # absl ends --help with 1
@@ -70,6 +76,33 @@ def parse(argv):
         mistake = f"{place.filename}, line {place.lineno}: {error!r}"
     print(f"error: {mistake}", file=sys.stderr)
     sys.exit(InputError.status)
+
+
+def with_own_config(argv):
+    """The words, with the config of the run that --workdir names where they have none.
+
+    Raises InputError for a config.json of another version or program.
+    """
+    text = "\n".join(argv)
+    workdir = re.search(r"^--?workdir[=\n](.*)$", text, re.MULTILINE)
+    if workdir is None or re.search(r"^--?config([=\n]|$)", text, re.MULTILINE):
+        return argv
+    file = pathlib.Path(workdir[1], run_files.CONFIG)
+    if not file.is_file():
+        return argv
+    run_files.check_format(read_json(file))
+    reader = pathlib.Path(__file__).resolve().parent / "configs" / "_run.py"
+    return [argv[0], f"--config={reader}:{workdir[1]}", *argv[1:]]
+
+
+def split_words(config):
+    """Read names that were typed without quotes: (head,reducer) is one text to absl."""
+    for name, _ in field_kinds(config):
+        group, _, leaf = name.rpartition(".")
+        part = config[group] if group else config
+        value = part[leaf]
+        if isinstance(value, tuple) and all(isinstance(word, str) for word in value):
+            part[leaf] = tuple(re.findall(r"[^\s,()\[\]'\"]+", ",".join(value)))
 
 
 def check_fields(argv):

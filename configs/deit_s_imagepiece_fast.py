@@ -7,7 +7,7 @@ The published acc1 of this rate, 79.38, is no figure of this training: it stands
 the paper evaluates harsher rates without retraining, and so is taken to be that of the
 model trained at keep rate .8. That is, with a run of configs/deit_s_imagepiece.py:
 
-python -m imagepiece_jax compare RUN imagenet2012 \\
+imagepiece compare RUN imagenet2012 \\
         --reductions imagepiece:keep_rate=0.6
 """
 

@@ -298,7 +298,7 @@ class Study:
             vit = imagepiece_jax.load(self.weights, crop=1.0, **fields)
             images = self.images[SETTINGS[setting].learned]
             vit = imagepiece_jax.recover(vit, images, steps=STEPS)
-            imagepiece_jax.save(path, vit)
+            imagepiece_jax.save(vit, path)
         return imagepiece_jax.load(path)
 
     def vectors(self, images: str, setting: str) -> np.ndarray:

@@ -7,13 +7,18 @@ that `import imagepiece_jax` costs nothing.
 """
 
 import importlib
+import sys
+import types
 import typing
+from typing import Any
 
 from imagepiece_jax.common.version import __version__ as __version__
 
 if typing.TYPE_CHECKING:
     from imagepiece_jax.data.normalize import normalize
     from imagepiece_jax.data.preprocessing import Preprocessing
+    from imagepiece_jax.deploy.compare.compare import compare
+    from imagepiece_jax.deploy.inference.evaluate import evaluate
     from imagepiece_jax.deploy.inference.export import export
     from imagepiece_jax.deploy.inference.features import features
     from imagepiece_jax.deploy.inference.optimize import optimize
@@ -25,19 +30,26 @@ if typing.TYPE_CHECKING:
     from imagepiece_jax.models.config import ViTConfig
     from imagepiece_jax.models.create import create_model
     from imagepiece_jax.models.pretrained import Pretrained
+    from imagepiece_jax.reduction.methods import METHODS
+    from imagepiece_jax.reduction.reduction import Reduction
 
-__all__ = ["InputError", "Predictor", "Preprocessing", "Pretrained", "RunError"]
-__all__ += ["ViTConfig", "create_model", "export", "features", "load", "normalize"]
-__all__ += ["optimize", "read_config", "recover", "save"]
+__all__ = ["METHODS", "InputError", "Predictor", "Preprocessing", "Pretrained"]
+__all__ += ["Reduction", "RunError", "ViTConfig", "compare", "create_model", "evaluate"]
+__all__ += ["export", "features", "load", "normalize", "optimize", "read_config"]
+__all__ += ["recover", "save"]
 
 _HOMES = {
     "InputError": "errors",
+    "METHODS": "reduction.methods",
     "Predictor": "deploy.inference.predictor",
     "Preprocessing": "data.preprocessing",
     "Pretrained": "models.pretrained",
+    "Reduction": "reduction.reduction",
     "RunError": "errors",
     "ViTConfig": "models.config",
+    "compare": "deploy.compare.compare",
     "create_model": "models.create",
+    "evaluate": "deploy.inference.evaluate",
     "export": "deploy.inference.export",
     "features": "deploy.inference.features",
     "load": "deploy.weights.load",
@@ -47,6 +59,20 @@ _HOMES = {
     "recover": "deploy.recover.recover",
     "save": "deploy.weights.save",
 }
+
+
+class _Package(types.ModuleType):
+    """The package, in which a public function is not hidden by a room of its name.
+
+    Python sets a room as an attribute of its package, such as `evaluate`.
+    """
+
+    def __setattr__(self, name: str, value: Any):
+        if name not in _HOMES or not isinstance(value, types.ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str):

@@ -1,4 +1,4 @@
-"""One entry point of all commands: python -m imagepiece_jax COMMAND, or imagepiece.
+"""One entry point of all commands: imagepiece COMMAND, or python -m imagepiece_jax.
 
 A process imports only the module of its own command. Other modules are imported where
 they are used, after signals are heard.
@@ -24,7 +24,7 @@ def listing() -> str:
     """A line for every command: its name, and the first line of its docstring."""
     import ast
 
-    lines = ["python -m imagepiece_jax COMMAND ..; COMMAND --help has its options"]
+    lines = ["imagepiece COMMAND ..; COMMAND --help has its options"]
     for name, file in commands().items():
         summary, _, _ = ast.get_docstring(ast.parse(file.read_bytes())).partition("\n")
         lines.append(f"  {name:15}{summary}")
@@ -48,7 +48,7 @@ def main():
 
         module = importlib.import_module(f"imagepiece_jax.commands.{name}")
         del sys.argv[1]
-        prog = f"python -m imagepiece_jax {name}"
+        prog = f"imagepiece {name}"
         cli.run(module.main, prog, compiles=name not in COMPILE_NOTHING)
     else:
         listed = ", ".join(names)

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from imagepiece_jax.common import cache_dirs, signals
+from imagepiece_jax.common import cache_dirs, progress, signals
 from imagepiece_jax.errors import InputError, RunError, Stopped
 
 
@@ -52,6 +52,7 @@ def finish(call: Callable[[], int | None], *, compiles: bool = True):
     compiles: whether programs that JAX compiles are kept for the next process
     """
     signals.end_process()
+    progress.show()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal cannot show, not being UTF-8, must not stop a run.
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -12,9 +12,24 @@ from typing import NamedTuple
 from unittest import mock
 
 from imagepiece_jax import cli
-from imagepiece_jax.common import signals
+from imagepiece_jax.common import progress, signals
 from tests import forked
 from tests.runs import ROOT
+
+
+@contextlib.contextmanager
+def shown():
+    """A block in which the package prints what it logs, and caplog sees it, too."""
+    logger = logging.getLogger("imagepiece_jax")
+    before = dict(vars(logger))
+    progress.show()
+    logger.propagate = True
+    with mock.patch.object(progress, "show"):
+        try:
+            yield
+        finally:
+            logger.handlers = before["handlers"]
+            logger.setLevel(before["level"])
 
 
 class Ended(NamedTuple):
@@ -55,6 +70,7 @@ def call(main, *words):
         mock.patch.object(cli, "leave", sys.exit),
         mock.patch.object(signals, "end_process"),  # which tests go on in
         mock.patch.object(warnings, "formatwarning"),
+        shown(),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):

@@ -31,7 +31,7 @@ import pytest  # noqa: E402
 from flax import linen as nn  # noqa: E402
 
 from imagepiece_jax.common import parallel, progress  # noqa: E402
-from tests import programs, tracing  # noqa: E402
+from tests import command, programs, tracing  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # chex skips its variant with_pmap without a second device; the package takes the first.
@@ -141,3 +141,16 @@ def _free_programs():
     if len(jax.devices()[0].client.live_executables()) > 1000:
         tracing.renew_mlir_context()
         jax.clear_caches()
+
+
+@pytest.fixture
+def shown():
+    """Print what the package logs, as commands do."""
+    with command.shown():
+        yield
+
+
+@pytest.fixture
+def capsys(shown, capsys):
+    """pytest's, of what a command would print."""
+    return capsys

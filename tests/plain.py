@@ -86,7 +86,7 @@ def functions():
     for name in imagepiece_jax.__all__:
         getattr(imagepiece_jax, name)
     vit = tiny.pretrained("tome:r=3", depth=2)
-    imagepiece_jax.save("saved", vit)
+    imagepiece_jax.save(vit, "saved")
     vit = imagepiece_jax.load("saved")
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (40, tiny.SIDE, tiny.SIDE, 3), np.uint8)

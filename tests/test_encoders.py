@@ -20,7 +20,7 @@ def saved(tmp_path_factory):
     """An encoder that reads the mean, in a folder, with four images of its size."""
     folder = tmp_path_factory.mktemp("encoder")
     encoder = tiny.pretrained(num_classes=0, class_token=False, depth=2)
-    imagepiece_jax.save(folder / "weights", encoder)
+    imagepiece_jax.save(encoder, folder / "weights")
     (folder / "images").mkdir()
     picture_set(folder, "images/")
     return folder

@@ -35,9 +35,9 @@ deploy.pictures
 deploy.weights
 deploy.inference
 deploy.recover
-deploy.compare
 deploy.visualize
 benchmark
+deploy.compare
 cli
 commands
 __main__

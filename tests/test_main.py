@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
     """Weights, and photographs, of 16 pixels a side."""
     folder = tmp_path_factory.mktemp("examples")
     vit = tiny.pretrained(num_classes=10, image_size=16)
-    imagepiece_jax.save(folder / "weights", vit)
+    imagepiece_jax.save(vit, folder / "weights")
     (folder / "photos").mkdir()
     draw = np.random.default_rng(0)
     for name in "abc":
@@ -67,7 +67,7 @@ def folder(tmp_path_factory):
 def test_the_example_of_a_command_runs(name, folder, monkeypatch):
     monkeypatch.chdir(folder)
     main = importlib.import_module(f"imagepiece_jax.commands.{name}").main
-    example = rf"Example: python -m imagepiece_jax {name}(.*)"
+    example = rf"Example: imagepiece {name}(.*)"
     (line,) = re.findall(example, main.__doc__)
     words = line.split()
     if name == "benchmark":

@@ -88,9 +88,9 @@ def folder(tmp_path_factory):
     """Weights of ten classes and of none, and images of their size."""
     folder = tmp_path_factory.mktemp("mistakes")
     vit = tiny.pretrained(num_classes=10, image_size=16)
-    imagepiece_jax.save(folder / "weights", vit)
+    imagepiece_jax.save(vit, folder / "weights")
     encoder = tiny.pretrained(num_classes=0, image_size=16)
-    imagepiece_jax.save(folder / "encoder", encoder)
+    imagepiece_jax.save(encoder, folder / "encoder")
     tiny.write(folder / "bare.npz", vit.variables)
     (folder / "empty").mkdir()
     (folder / "photos").mkdir()

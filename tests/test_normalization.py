@@ -65,8 +65,8 @@ def folder(model, variables, tmp_path_factory):
     tiny.write(folder / "w.npz", variables)
     settled = config(**{f"model.{name}": value for name, value in HALVES.items()})
     own = RunConfig.from_config(settled).create_dense()
-    save(folder / "w", Pretrained(model, variables))
-    save(folder / "own", Pretrained(own, variables))
+    save(Pretrained(model, variables), folder / "w")
+    save(Pretrained(own, variables), folder / "own")
     settled.data.name = f"csv:{folder}/set.csv"
     (folder / "run").mkdir()
     (folder / "run" / "config.json").write_text(

@@ -36,7 +36,8 @@ INSTALLED_AS = {
 # Needed by what we import, which does not say so itself.
 NOT_IMPORTED = {"importlib_resources"}
 # Imported where they are installed, by an extra, and done without elsewhere.
-OPTIONAL = {"datasets", "huggingface_hub", "onnx", "pyarrow", "timm", "torch"}
+OPTIONAL = {"datasets", "huggingface_hub", "onnx", "onnxruntime", "pyarrow"}
+OPTIONAL |= {"timm", "torch"}
 LOCAL = {"imagepiece_jax", "configs", "experiments", "train", "tests", "tools"}
 # Tables stand beside what reads them.
 SOURCES = (".py", ".json", ".txt", ".gz")
@@ -137,7 +138,7 @@ def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
         "vit_mini", image_size=16, num_classes=10, mlp_ratio=1.0, **fields
     )
     vit = imagepiece_jax.Pretrained(model, tiny.fill(variable_shapes(model), 0))
-    imagepiece_jax.save(folder / "weights", vit)
+    imagepiece_jax.save(vit, folder / "weights")
 
     words = ["weights", "digits", "--crop=1", "--limit=16"]
     ended = start(

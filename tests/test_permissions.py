@@ -15,7 +15,7 @@ UMASK = 0o027  # of no system by default: files are 0640 and folders 0750
 
 
 def saved(folder):
-    imagepiece_jax.save(folder / "recovered", recoveries.recovered())
+    imagepiece_jax.save(recoveries.recovered(), folder / "recovered")
 
 
 def checkpoints(folder):

@@ -37,7 +37,7 @@ def lowered(tmp_path):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     vit = tiny.pretrained(image_size=16, num_classes=10, **SIZE)
-    return imagepiece_jax.save(tmp_path_factory.mktemp("weights") / "mini", vit)
+    return imagepiece_jax.save(vit, tmp_path_factory.mktemp("weights") / "mini")
 
 
 def precisions(programs):

@@ -139,7 +139,8 @@ def test_every_command_and_file_that_a_page_names_exists(page):
         path = ROOT / name.rstrip(".").replace(".", "/")
         found = [path.with_suffix(".py"), path / "__main__.py"]
         assert any(file.is_file() for file in found), name
-    for name in re.findall(r"python -m\s+imagepiece_jax ([\w-]+)", text):
+    typed = r"(?:^|python -m )imagepiece(?:_jax)? ([a-z]+)\b"
+    for name in re.findall(typed, text, re.MULTILINE):
         assert name in commands(), name
     if not re.search(r"of\s+commit\s+[0-9a-f]{8}", text):
         for name in re.findall(r"python -m\s+experiments (\w+)", text):
@@ -165,7 +166,7 @@ def test_every_flag_that_a_page_gives_a_command_exists(page, flags_of):
         return
     text = page.read_text("utf-8").replace("\\\n", " ")
     names = "|".join(commands())
-    typed = re.findall(rf"imagepiece_jax ({names})((?: [^\n`|]*)?)", text)
+    typed = re.findall(rf"imagepiece(?:_jax)? ({names})((?: [^\n`|]*)?)", text)
     typed += re.findall(rf"`({names}) (--[^`]*)`", text)
     for name, words in typed:
         flags = re.findall(r"(?<![\w-])--([\w-]+)", words.replace("\n", " "))
@@ -285,7 +286,7 @@ def published(tmp_path_factory):
         model = create_model(name, depth=2, embed_dim=24, num_heads=2)
         vit = imagepiece_jax.Pretrained(model, tiny.variables(model))
         folder = folders[f"hf://timm/{name}"] = parent / name
-        imagepiece_jax.save(folder, vit)
+        imagepiece_jax.save(vit, folder)
     return folders
 
 
@@ -331,6 +332,30 @@ def test_the_first_lines_run_without_the_hub(downloaded, monkeypatch, capsys):
     assert all(ast.literal_eval(name) == names[int(i)] for name, i in said)
     page = re.search(r"Prediction\(label=(.*?), index=(\d+),", README.read_text())
     assert ast.literal_eval(page[1]) == names[int(page[2])]
+
+
+def test_the_block_of_commands_runs_as_pasted(downloaded, monkeypatch):
+    """Its four commands, on a few images, a step, and the photograph of the package."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("matplotlib")
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for number in range(24):
+            folder = downloaded / "imagenette2-160" / split / "n01440764"
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    (downloaded / "imagepiece_jax").symlink_to(ROOT / "imagepiece_jax")
+    text = README.read_text("utf-8")
+    lines = re.findall(r"^imagepiece (\w+) (.*)$", text, re.MULTILINE)
+    assert [name for name, _ in lines] == ["predict", "recover", "compare", "export"]
+    printed = ""
+    for name, words in lines:
+        main = importlib.import_module(f"imagepiece_jax.commands.{name}").main
+        words = words.replace("--minutes 3", "--steps 1")
+        printed += call(main, *words.split()).ok().out
+    for word in ("panda.jpg: ", "saved in half", "| `0.5`", "half.onnx: "):
+        assert word in text and word in printed
 
 
 def test_the_lines_with_the_hub_run(hub_of_pages, capsys):

@@ -199,9 +199,9 @@ def test_a_line_of_compare(vit, measured, name):
 def test_a_recovered_folder_whose_weights_were_replaced(tmp_path):
     public = tiny.pretrained()
     recovered = recoveries.recovered(public)
-    imagepiece_jax.save(tmp_path / "recovered", recovered)
+    imagepiece_jax.save(recovered, tmp_path / "recovered")
     imagepiece_jax.load(tmp_path / "recovered")
-    imagepiece_jax.save(tmp_path / "other", other_weights(public))
+    imagepiece_jax.save(other_weights(public), tmp_path / "other")
     file = tmp_path / "recovered" / "model.safetensors"
     file.write_bytes((tmp_path / "other" / file.name).read_bytes())
     with pytest.raises(InputError, match="recovered.*was learned for other weights"):
@@ -240,7 +240,7 @@ def student(tmp_path_factory):
     run = RunConfig.from_config(config)
     model = run.create_dense()
     teacher = imagepiece_jax.Pretrained(model, tiny.fill(tiny.shapes(model)))
-    imagepiece_jax.save(folder / "teacher", teacher)
+    imagepiece_jax.save(teacher, folder / "teacher")
     runs.train(config, folder / "run")
     return config, folder / "run", teacher
 
@@ -251,8 +251,8 @@ def test_the_teacher_of_a_run(student, name):
     """Whose path is the same: its weights, and each field that they are read by."""
     config, workdir, teacher = student
     place = config.teacher.weights
-    imagepiece_jax.save(place, MODELS[name](teacher))
+    imagepiece_jax.save(MODELS[name](teacher), place)
     with pytest.raises(InputError, match="another teacher than the run"):
         runs.train(config, workdir)
-    imagepiece_jax.save(place, teacher)
+    imagepiece_jax.save(teacher, place)
     runs.train(config, workdir)

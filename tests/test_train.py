@@ -1,9 +1,19 @@
 """train.py: what it reads, and what it says of a mistake in a command line."""
 
+import json
+import re
+
 import pytest
 
+import train
+from configs import _run, base
+from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.errors import InputError
+from tests import runs
 from tests.command import start
+from tests.runs import ROOT
 
+README = ROOT / "README.md"
 QUICKSTART = "--config=configs/quickstart.py"
 
 
@@ -44,3 +54,65 @@ def test_help_and_a_mistyped_flag_import_no_jax():
         imported = start(*words).err
         assert "ml_collections" in imported
         assert "| jax\n" not in imported.replace(" ", "").replace("|", "| ")
+
+
+def test_a_run_is_resumed_by_its_folder(tmp_path, monkeypatch):
+    """Its config.json is the config; a typed field is one of it."""
+    fields = {"epochs": 7, "model.mean": (0.1, 0.2, 0.3), "model.std": (1.0, 1.0, 1.0)}
+    fields |= {"init.fresh": ("head",), "init.weights": "w.npz"}
+    config = RunConfig.from_config(runs.configured({}, fields))
+    written = config.to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    words = ["train.py", f"--workdir={tmp_path}"]
+    with_config = train.with_own_config(words)
+    assert with_config[2:] == words[1:]
+    reader, folder = with_config[1].removeprefix("--config=").split(":")
+    assert folder == str(tmp_path)
+    again = RunConfig.from_config(_run.get_config(folder))
+    assert again == config
+    assert json.dumps(again.to_dict()) == json.dumps(written)
+    for other in (["--config=configs/quickstart.py"], ["--config", "x.py"]):
+        assert train.with_own_config([*words, *other]) == [*words, *other]
+    assert len(train.with_own_config(["train.py", "--workdir", str(tmp_path)])) == 4
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="format"):
+        train.with_own_config(words)
+    nowhere = ["train.py", "--workdir=nowhere"]
+    assert train.with_own_config(nowhere) == nowhere
+
+
+@pytest.mark.parametrize(
+    "typed, words",
+    [
+        (("(head,)",), ("head",)),
+        (("(head,reducer)",), ("head", "reducer")),
+        (("head,reducer",), ("head", "reducer")),
+        (("['head']",), ("head",)),
+        (("patch_embed.proj", "head"), ("patch_embed.proj", "head")),
+        ((), ()),
+    ],
+)
+def test_names_without_quotes_are_read_as_they_are_meant(typed, words):
+    config = base.get_config()
+    config.init.fresh = typed
+    before = config.data.area
+    train.split_words(config)
+    assert config.init.fresh == words
+    assert config.data.area == before
+
+
+def test_the_dry_run_of_readme_needs_no_data(tmp_path):
+    """Its line, of one block and small images, which compile in seconds."""
+    (line,) = re.findall(r"^python (train.py .* --dry_run)$", README.read_text(), re.M)
+    words = line.split()
+    words += [
+        "--config.model.depth=1",
+        "--config.image_size=32",
+        "--config.remat=False",
+    ]
+    words += ["--config.reduction=none", "--workdir", tmp_path / "run"]
+    ended = start(*words, "--config.batch_size=8", TFDS_DATA_DIR=str(tmp_path))
+    assert ended.status == 0, ended.err
+    assert "1,281,167 training images, 50,000 test images" in ended.out
+    assert "memory on each" in ended.out and "EFLOP" in ended.out
+    assert not (tmp_path / "run").exists()

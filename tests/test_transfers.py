@@ -38,7 +38,7 @@ def made(tmp_path_factory):
     pixels = imagepiece_jax.optimize(vit, batch_size=4, pixels=True, **FAST)
     return types.SimpleNamespace(
         vit=vit,
-        saved=imagepiece_jax.save(folder / "vit", vit),
+        saved=imagepiece_jax.save(vit, folder / "vit"),
         program=program,
         predictor=imagepiece_jax.Predictor(vit, batch_size=4, **FAST),
         step=step,

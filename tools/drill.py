@@ -241,7 +241,7 @@ def write_inputs(folder):
     model = imagepiece_jax.create_model(config)
     shapes = variable_shapes(model)
     variables = jax.tree_util.tree_map_with_path(drawn, shapes)
-    imagepiece_jax.save(folder / "weights", imagepiece_jax.Pretrained(model, variables))
+    imagepiece_jax.save(imagepiece_jax.Pretrained(model, variables), folder / "weights")
     (folder / "photographs").mkdir()
     side = SIZE["image_size"]
     for number in range(100):

@@ -2,7 +2,7 @@
 
 python -m tools.torch_baselines deit_s --reductions 0.6 --against timm tome
 
-The other words are those of `python -m imagepiece_jax benchmark`, which runs beside.
+The other words are those of `imagepiece benchmark`, which runs beside.
 Each is timed eager and under torch.compile: in inference with weights of the
 benchmark's dtype and fused attention, in training under automatic mixed precision with
 fused AdamW. They take turns with ours in one process, so ratios come from one run.

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from imagepiece_jax.benchmark import device
-from imagepiece_jax.benchmark.workloads import Case, Workload
+from imagepiece_jax.benchmark.workloads import Case, FileCase, Workload
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import git_revision, replace_file
@@ -77,7 +77,7 @@ def groups(
 
 
 def run_all(
-    groups: Sequence[Mapping[str, Case]],
+    groups: Sequence[Mapping[str, Case | FileCase]],
     rules: timer.Rules,
     file: str | None = None,
     others: Callable[[list[Case]], Mapping[str, Workload]] | None = None,

@@ -10,6 +10,7 @@ Inputs are random, too, and rotate.
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -17,9 +18,11 @@ import numpy as np
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.device import INPUTS
 from imagepiece_jax.common import parallel, timer
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.rng import normal, root_key
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.deploy.inference import optimize
+from imagepiece_jax.deploy.inference.onnx_program import OnnxProgram
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
@@ -123,6 +126,54 @@ class Case:
 
         macs = self.batch_size * TRAINING_MACS * model_macs(model)
         facts = _facts(model, compiled)
+        return Workload(timer.TimedCall(call), self.batch_size, macs, facts)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FileCase:
+    """An exported file to measure in one batch size, as a Case; onnxruntime runs it."""
+
+    program: OnnxProgram
+    batch_size: int
+    mode: ClassVar[str] = "inference"
+
+    @classmethod
+    def group(cls, program: OnnxProgram, batch_size: int) -> dict[str, "FileCase"]:
+        """The one Case of a file; InputError for a size that it does not take."""
+        if program.batch_size not in (None, batch_size):
+            raise InputError(
+                f"batch_size has {batch_size}, but {program.path} takes "
+                f"{program.batch_size}"
+            )
+        return {program.path.name: cls(program, batch_size)}
+
+    @property
+    def dtype(self) -> str:
+        return self.program.facts["dtype"]
+
+    @property
+    def path(self) -> str:
+        return str(self.program.path)
+
+    def workload(self) -> Workload:
+        """The file on random images, in the form that it takes."""
+        shape = (self.batch_size, *sides(self.program.vit.image_size), 3)
+        batches = []
+        for seed in range(INPUTS):
+            pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+            batches.append(self.program.prepared(pixels))
+        model = self.program.vit.model
+        facts = {
+            "peak_memory": None,
+            "attention": "onnxruntime",
+            "gelu": model.config.arch.gelu,
+            "sizes": model.execution.sizes,
+        }
+
+        def call(number):
+            return self.program.run(batches[number % INPUTS])
+
+        macs = self.batch_size * model_macs(model)
         return Workload(timer.TimedCall(call), self.batch_size, macs, facts)
 
 

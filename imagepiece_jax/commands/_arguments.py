@@ -16,6 +16,7 @@ from imagepiece_jax.errors import InputError
 
 if TYPE_CHECKING:  # they import JAX, which --help does not need
     from imagepiece_jax.config.labeled import LabeledImages
+    from imagepiece_jax.deploy.inference.onnx_program import OnnxProgram
     from imagepiece_jax.models.pretrained import Pretrained
     from imagepiece_jax.models.vit import ViT
 
@@ -63,10 +64,33 @@ class Weights:
     crop: float | None = None
     """Share of each side of the resized image that the center crop keeps."""
 
+    num_classes: int | None = None
+    """0 leaves the head out: the model gives vectors."""
+
+    def exported(self) -> "OnnxProgram | None":
+        """The program of an .onnx file; None if the argument is weights.
+
+        Raises InputError for arguments that need weights.
+        """
+        if not self.weights.lower().endswith(".onnx"):
+            return None
+        from imagepiece_jax.deploy.inference.onnx_program import OnnxProgram
+
+        for name, value in vars(self).items():
+            if name != "weights" and value is not None and value is not False:
+                text = f"{name} is {value}, but {self.weights} is an exported program"
+                raise InputError(text)
+        return OnnxProgram(self.weights)
+
     def load(self, **others: Any) -> "Pretrained":
         """The model, by `imagepiece_jax.load`, which takes `others`, too."""
         from imagepiece_jax import load
 
+        if self.weights.endswith(".onnx"):
+            raise InputError(
+                f"{self.weights} is an exported program, which benchmark and evaluate "
+                "take; others take the weights that it was made of"
+            )
         given = {name: value for name, value in vars(self).items() if value is not None}
         return load(**given, **others)
 
@@ -88,8 +112,9 @@ class Model(Weights):
         path = os.path.expanduser(self.weights)
         if os.path.exists(path) or path.startswith("hf://"):
             return None
-        for name in ("config", "checkpoint", "averaged", "crop"):
-            if value := getattr(self, name):
+        for name in ("config", "checkpoint", "averaged", "crop", "num_classes"):
+            value = getattr(self, name)
+            if value is not None and value is not False:
                 text = f"{name} is {value}, but {self.weights} is no file or folder"
                 raise InputError(text)
         options = {}
@@ -126,10 +151,7 @@ class Data:
         """The images that a model is tested on."""
         from imagepiece_jax.config.labeled import labeled_images
 
-        least = {"limit": 1, "batch_size": 1, "workers": 0, "threads": 0}
-        for name, bound in least.items():
-            if getattr(self, name) is not None:
-                check_range(name, getattr(self, name), bound)
+        self.check()
         return labeled_images(
             vit,
             self.data,
@@ -139,6 +161,13 @@ class Data:
             workers=self.workers,
             threads=self.threads,
         )
+
+    def check(self):
+        """Raise InputError for a number below its least."""
+        least = {"limit": 1, "batch_size": 1, "workers": 0, "threads": 0}
+        for name, bound in least.items():
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), bound)
 
 
 @dataclasses.dataclass(frozen=True)

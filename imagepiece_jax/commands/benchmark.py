@@ -3,14 +3,16 @@
 from typing import Literal
 
 from imagepiece_jax.commands._arguments import Model, several
+from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.timing_rules import Rules
+from imagepiece_jax.errors import InputError
 
 
 def main(
     model: Model,
     *,
     reductions: tuple[str, ...] | None = None,
-    batch_size: tuple[int, ...] = (256,),
+    batch_size: tuple[int, ...] | None = None,
     mode: Literal["inference", "train"] = "inference",
     gelu: Literal["exact", "tanh"] | None = None,
     warmup: int = Rules.warmup,
@@ -20,13 +22,14 @@ def main(
 ):
     """Time the dense model and each reduction in turns, in one process.
 
-    A speed is the median of the rounds, beside the lowest and the highest.
+    A speed is the median of the rounds, beside the lowest and the highest. An exported
+    .onnx file as MODEL is timed in onnxruntime.
 
-    Example: python -m imagepiece_jax benchmark weights --reductions 0.6 tome:r=1
+    Example: imagepiece benchmark weights --reductions 0.6 tome:r=1
 
     Args:
         reductions: Shares of the dense model's MACs, or methods.
-        batch_size: One or more.
+        batch_size: One or more; 256, or what an exported file takes.
         mode: Forward passes, or steps of training by DeiT's recipe, in a clone.
         gelu: Of the optimized program.
         warmup: Calls of each program that are not timed, first.
@@ -44,8 +47,19 @@ def main(
     if json:
         read = runs.own_files(model.weights)
         check_writable("json", json, [".json", ".jsonl"], read)
-    named = model.named()
     texts = several("reductions", reductions)
+    if program := model.exported():
+        if texts or gelu or mode != "inference":
+            raise InputError(
+                "reductions, gelu and mode are for weights, not for a file"
+            )
+        groups = []
+        for size in sorted(sizes or [program.batch_size or 256], reverse=True):
+            check_range("batch_size", size, 1)
+            groups.append(workloads.FileCase.group(program, size))
+        suite.run_all(groups, rules, json)
+        return
+    named = model.named()
     own = model.reduction or "as it is"
     if named is None:
         vit = model.load(seed=0)
@@ -53,5 +67,5 @@ def main(
         vit = workloads.with_random_weights(named)
     forms = suite.forms(vit, texts, own)
     dtype = model.dtype or xla_options.fast_dtype()
-    groups = suite.groups(forms, sizes, dtype, mode, gelu)
+    groups = suite.groups(forms, sizes or [256], dtype, mode, gelu)
     suite.run_all(groups, rules, json)

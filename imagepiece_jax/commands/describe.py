@@ -8,7 +8,7 @@ from imagepiece_jax.commands._arguments import Model
 def main(model: Model):
     """Print tokens, MACs and parameters of a model with a reduction, block by block.
 
-    Example: python -m imagepiece_jax describe deit_s --reduction tome:r=8
+    Example: imagepiece describe deit_s --reduction tome:r=8
     """
     from imagepiece_jax.models import cost
     from imagepiece_jax.models.create import create

@@ -10,7 +10,7 @@ from imagepiece_jax.common.version import LIBRARIES
 def main():
     """Print the versions and devices that a bug report needs.
 
-    Example: python -m imagepiece_jax doctor
+    Example: imagepiece doctor
     """
     print(f"imagepiece_jax {__version__}")
     print(f"python {platform.python_version()} on {platform.platform()}")

@@ -31,7 +31,7 @@ def main(
 
     OUT.json beside it says how to prepare images, and what the outputs are.
 
-    Example: python -m imagepiece_jax export weights model.onnx --reduction 0.6
+    Example: imagepiece export weights model.onnx --reduction 0.6
 
     Args:
         batch_size: Images at a time, or any number of them.

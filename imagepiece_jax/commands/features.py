@@ -4,6 +4,8 @@ import pathlib
 from typing import Literal
 
 from imagepiece_jax.commands._arguments import Images, Weights
+from imagepiece_jax.common.image_size import sides, size_text
+from imagepiece_jax.common.progress import log
 from imagepiece_jax.errors import RunError
 
 
@@ -24,7 +26,7 @@ def main(
     Rows of images that cannot be read are NaN. The same command goes on where it was
     stopped, and computes what has changed since.
 
-    Example: python -m imagepiece_jax features weights photos --out vectors
+    Example: imagepiece features weights photos --out vectors
 
     Args:
         out: The folder to write, or to complete.
@@ -47,8 +49,10 @@ def main(
         check_range("limit", limit, 1)
         limit = min(limit, len(files))
         files = [files[place] for place in evenly_spaced(len(files), limit)]
+    vit = weights.load()
+    note_cost(vit)
     written = feature_files.write_features(
-        weights.load(),
+        vit,
         files,
         folder,
         patches=patches,
@@ -65,3 +69,18 @@ def main(
         print(f"{folder / name}.npy: {size} {storage}")
     if written.damaged:
         print(f"{written.damaged} damaged, whose rows are NaN: {table}")
+
+
+def note_cost(vit):
+    """Log where images of 224 pixels would be much faster."""
+    from imagepiece_jax.models.cost import model_macs
+    from imagepiece_jax.models.create import create
+
+    if max(sides(vit.image_size)) <= 224 or 224 % vit.config.patch_size:
+        return
+    macs = [model_macs(create(vit.config.at_size(s))) for s in (vit.image_size, 224)]
+    if macs[0] > 2 * macs[1]:
+        log.info(
+            f"images of {size_text(vit.image_size)} take {vit.gmacs:.0f} GMACs each; "
+            f"--image-size 224 takes {macs[0] / macs[1]:.0f} times fewer"
+        )

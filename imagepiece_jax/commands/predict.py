@@ -21,7 +21,7 @@ def main(
 
     An image that cannot be read is named on stderr, and the status is 1.
 
-    Example: python -m imagepiece_jax predict weights photos --top 3 --json a.json
+    Example: imagepiece predict weights photos --top 3 --json a.json
 
     Args:
         labels: Names of the classes, where the weights have none.

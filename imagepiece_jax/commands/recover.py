@@ -1,7 +1,6 @@
 """Recovery of what a reduction costs, from a few hundred images without labels."""
 
 import dataclasses
-import pathlib
 import sys
 from typing import Annotated, Literal
 
@@ -34,7 +33,7 @@ def main(
     OUT is a folder as `save` writes it, with the dense model as it was. Ctrl-C leaves
     the weights so far in it, if they are better than the start.
 
-    Example: python -m imagepiece_jax recover weights digits --out better --steps 4
+    Example: imagepiece recover weights digits --out better --steps 4
 
     Args:
         out: The folder to write; one of a saved model is replaced.
@@ -72,8 +71,7 @@ def opened(images):
     from imagepiece_jax.deploy import pictures
     from imagepiece_jax.input import registry
 
-    named = images in registry.SETS or images.startswith("hf:")
-    if named and not pathlib.Path(images).exists():
+    if registry.is_set(images):
         return registry.open_source(images, "train", labeled=False)
     return pictures.as_source(images)
 
@@ -87,7 +85,7 @@ def written(out, recovered):
     if all(cost.stopped and not cost.changed for cost in recovery.costs):
         print(f"nothing is written to {out}", file=sys.stderr)
         return
-    save(out, recovered)
+    save(recovered, out)
     print(f"saved in {out}", flush=True)
     if not any(cost.changed for cost in recovery.costs):
         print(f"note: nothing was better: {out} holds the model as it was")

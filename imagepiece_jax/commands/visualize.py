@@ -9,29 +9,35 @@ from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import locked
 from imagepiece_jax.errors import InputError
 
+DRAWN = 8  # images of a data set
+
 
 def main(
     weights: Weights,
     images: Images,
     *,
-    out: str,
+    out: str = "runs/visualize",
     reductions: tuple[str, ...] | None = None,
     blocks: tuple[int, ...] | None = None,
 ) -> int:
     """Draw the tokens of images after each block that reduces them, and a page of all.
 
+    IMAGE may be digits, imagenet2012 or hf:OWNER/NAME, of which some images are drawn.
     provenance.json has the slot of every patch. An image that cannot be read is named
     on stderr, and the status is 1.
 
-    Example: python -m imagepiece_jax visualize weights photos --out page --reduction .5
+    Example: imagepiece visualize weights photos --out page --reduction .5
 
     Args:
         out: Folder of figures, page and data, which are replaced.
         reductions: Several, instead of --reduction.
         blocks: Figures show only these blocks, from 0.
     """
+    import numpy as np
+
     from imagepiece_jax.deploy import pictures
     from imagepiece_jax.deploy.visualize import html
+    from imagepiece_jax.input import registry
 
     texts = several("reductions", reductions)
     if texts and weights.reduction is not None:
@@ -39,7 +45,12 @@ def main(
         raise InputError(text)
     drawn = several("blocks", blocks)
     extras.check("a figure", "matplotlib")
-    files = pictures.find_images(images.images)
+    sets = [word for word in images.images if registry.is_set(word)]
+    files = []
+    if not sets:
+        files = pictures.find_images(images.images)
+    elif len(images.images) > 1:
+        raise InputError(f"images has {sets[0]}, which is a data set, and others")
     folder = pathlib.Path(out)
     html.check_folder(folder)
     with locked("out", folder):
@@ -48,7 +59,14 @@ def main(
         for block in drawn:
             last = len(vit.model.plan) - 1
             check_range("blocks", block, 0, last)
-        pixels, names = pictures.read_images(files, vit.preprocessing)
+        if sets:
+            some = registry.open_source(sets[0], "val").spread(DRAWN)
+            drawn_images = [some[index] for index in range(len(some))]
+            readable = [image for image in drawn_images if image.readable]
+            pixels = np.stack([vit.preprocessing(image.pixels) for image in readable])
+            names = files = [image.name for image in readable]
+        else:
+            pixels, names = pictures.read_images(files, vit.preprocessing)
         with contextlib.ExitStack() as stack:
             for name in html.FILES:
                 if not (folder / name).exists():

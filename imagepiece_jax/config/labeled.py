@@ -7,6 +7,7 @@ from typing import Any
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.placement import Placement
+from imagepiece_jax.common.progress import notes
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.preprocessing import Preprocessing
@@ -31,8 +32,12 @@ class LabeledImages:
 
     @property
     def batch_size(self) -> int:
-        """At most all images, rounded up to whole devices."""
-        return parallel.placement().whole(min(self.batch, len(self.source)))
+        """At most half the images: the first batch compiles, and is not timed.
+
+        Rounded up to whole devices.
+        """
+        half = -(-len(self.source) // 2)
+        return parallel.placement().whole(min(self.batch, half))
 
     def batches(
         self, batch_size: int | None = None, placement: Placement | None = None
@@ -96,7 +101,7 @@ def labeled_images(
     limit: int | None = None,
     **reading: int | None,
 ) -> LabeledImages:
-    """The images to evaluate a model of `load` on; notes on both are printed.
+    """The images to evaluate a model of `load` on; notes on both are logged.
 
     data: as `open_source` takes it; None: what the weights' run was tested on
     data_dir: of imagenet2012; None: the run's own
@@ -104,7 +109,7 @@ def labeled_images(
     reading: batch, workers and threads of a LabeledImages; None: the run's or usual
     Raises InputError for weights without classes, and for images of other classes.
     """
-    path = str(vit.source.path)
+    path = vit.source.place
     if not vit.config.num_classes:
         raise InputError(
             f"{path} has no classes; train a head, or take vectors by `features`"
@@ -128,7 +133,7 @@ def labeled_images(
     )
     source = every.spread(limit)
     for note in _notes(vit, name, every, source):
-        print(f"note: {note}", flush=True)
+        notes.info(f"note: {note}")
     typed = {name: value for name, value in reading.items() if value is not None}
     return LabeledImages(
         name=name,
@@ -145,20 +150,19 @@ def _notes(vit, name, every, source):
     every: all images of the data `name`
     source: those that are taken
     """
-    path = str(vit.source.path)
-    check_classes(vit.class_names, path, source.class_names, name)
-    notes = []
+    check_classes(vit.class_names, vit.source.place, source.class_names, name)
+    found = []
     if source.split:
-        notes.append(f"{source.split} of {name} is measured on")
+        found.append(f"{source.split} of {name} is measured on")
     if source.part:
-        notes.append(f"{len(source)} of {len(every)} images are taken, evenly spaced")
+        found.append(f"{len(source)} of {len(every)} images are taken, evenly spaced")
     present = len(source.present_labels)
     if present < source.num_classes:
         having = "1 class has" if present == 1 else f"{present:,} classes have"
         of_all = f"the model chooses among all {source.num_classes:,}"
-        notes.append(f"{having} images, and {of_all}")
+        found.append(f"{having} images, and {of_all}")
     if name.startswith("csv:") and every.labels.min() == 1:
         # Where they count from 1 the accuracy would be 0.
-        notes.append(f"no label of {name} is 0, the lowest is 1; labels count from 0")
-    notes.append(vit.preprocessing.note(source.some_sizes(), len(source)))
-    return [note for note in notes if note]
+        found.append(f"no label of {name} is 0, the lowest is 1; labels count from 0")
+    found.append(vit.preprocessing.note(source.some_sizes(), len(source)))
+    return [note for note in found if note]

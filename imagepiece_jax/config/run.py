@@ -225,7 +225,7 @@ class RunConfig:
     def with_counts(self) -> "RunConfig":
         """The RunConfig with the counts of tokens that its cost `macs` gives.
 
-        A line on stderr says them.
+        The log says them.
         """
         from imagepiece_jax.models import reduction_plan  # imports JAX
 

@@ -200,6 +200,11 @@ def open_folder(root, split, num_classes, names_of_model):
 def _classes(root, inside):
     """(names of the folders of classes in root/inside, paths of what is no class)."""
     folder = pathlib.Path(root, inside)
+    if inside and not folder.is_dir():
+        raise InputError(
+            f"folder {root} has no folder {inside}; make {root}/train/CLASS and "
+            f"{root}/val/CLASS with the images of each class, or give a csv"
+        )
     names, *loose = _entries(folder)
     if not names:
         raise InputError(

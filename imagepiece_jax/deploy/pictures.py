@@ -7,7 +7,6 @@ files that the words of a command name.
 import itertools
 import os
 import re
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.files import read_text
-from imagepiece_jax.common.progress import counted
+from imagepiece_jax.common.progress import counted, log, notes
 from imagepiece_jax.data import decode
 from imagepiece_jax.data.csv_table import open_csv
 from imagepiece_jax.data.folder import left_out_note, list_images, train_folder
@@ -124,7 +123,7 @@ def find_images(words: Sequence[PATH], split: str | None = None) -> list[str]:
     """The files that `words` name; none is opened.
 
     A folder stands for its images, by `list_images`, and a .txt file for its lines.
-    Prints which files of a folder are left out, and which of its splits is taken.
+    Notes say which files of a folder are left out, and which of its splits is taken.
 
     split: "train": only the training images of a folder with splits are taken
     """
@@ -154,7 +153,7 @@ def _of_folder(path, split):
         raise decode.no_image(path)
     for note in (split_note, left_out_note(path, found.left_out)):
         if note:
-            print(f"note: {note}", flush=True)
+            notes.info(f"note: {note}")
     return [os.path.join(path, image) for image in found.images]
 
 
@@ -189,7 +188,7 @@ def _base(paths, folders):
 
 
 def read_images(files: Sequence[str], transform) -> tuple[np.ndarray, list[str]]:
-    """The readable images among `files`; why others are left out is printed.
+    """The readable images among `files`; why others are left out is logged.
 
     Returns (uint8 [B, H, W, 3], their names).
     """
@@ -199,7 +198,7 @@ def read_images(files: Sequence[str], transform) -> tuple[np.ndarray, list[str]]
         try:
             images.append(cropped(file, transform))
         except decode.UnreadableImage as error:
-            print(f"{error.name} is left out: {error.reason}", file=sys.stderr)
+            log.warning(f"{error.name} is left out: {error.reason}")
             continue
         names.append(os.path.basename(file))
     if not images:

@@ -192,12 +192,14 @@ def evaluate_each(
             of_model.add(places, *result)
 
     for number, batch in enumerate(batches):
+        if number == 1:  # after the first is done, before the second starts
+            add(*pending)
+            pending = None
+            began = time.perf_counter()
+            images_before = passes[0].totals["images"]
         results = [step(variables, batch) for variables in models]
         if pending is not None:  # one behind: the device works while the host reads
             add(*pending)
-        if number == 1:
-            began = time.perf_counter()
-            images_before = passes[0].totals["images"]
         places = {name: np.array(batch[name]) for name in ("index", "mask")}
         pending = places, results
     add(*pending)

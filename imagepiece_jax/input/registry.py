@@ -68,6 +68,12 @@ def open_source(
     )
 
 
+def is_set(word: str) -> bool:
+    """Whether a word names a data set rather than a path."""
+    named = word in SETS or word.startswith("hf:")
+    return named and not os.path.exists(word)
+
+
 def full_name(name: str) -> str:
     """The name of data: "folder:PATH" of an existing folder, "csv:FILE" of a table."""
     path = os.path.expanduser(name)

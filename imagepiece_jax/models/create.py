@@ -34,8 +34,8 @@ def create_model(
     config: a ViTConfig, or the name of a model: "deit_ti", "deit_s", "deit_b", or
         timm's of a public one, such as "vit_small_patch14_reg4_dinov2.lvd142m"
     reduction: a share of the MACs such as 0.5, or a text, "evit" or
-        "evit:keep_rate=0.7"; None: the dense model. A line on stderr says what a share
-        stands for
+        "evit:keep_rate=0.7"; None: the dense model. The log says what a share stands
+        for
     image_size: pixels a side, or (height, width); None: the config's
     dtype: in which the layers compute
     attention: what computes it, "xla", "cudnn" or "auto", which chooses for this

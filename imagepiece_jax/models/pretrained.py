@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import pathlib
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.image_size import sides, size_text
+from imagepiece_jax.common.progress import log
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
@@ -249,7 +249,7 @@ class Pretrained:
         return dataclasses.replace(self, variables=dense, recovery=recovery)
 
     def say_dense_numbers(self):
-        """Print that this reduced form was not recovered, if other forms were.
+        """Log that this reduced form was not recovered, if other forms were.
 
         Numbers belong to the form that learned them.
         """
@@ -257,8 +257,9 @@ class Pretrained:
         if self.recovery is None or not is_reduced or not parallel.is_main():
             return
         if self.recovery.of(self.model) is None:
-            text = f"{self.label}: not recovered, so it has the dense model's numbers"
-            print(text, file=sys.stderr, flush=True)
+            log.info(
+                f"{self.label}: not recovered, so it has the dense model's numbers"
+            )
 
     @functools.cached_property
     def untrained_parts(self) -> tuple[str, ...]:
@@ -300,8 +301,7 @@ class Pretrained:
         """The same weights with another reduction, or with none.
 
         reduction: 0.5, a share of the MACs, for the recommended method; a text, "tome"
-            or "tome:r=8"; None or "none" for the dense model (`load` takes None for
-            "as trained")
+            or "tome:r=8"; None or "none" for the dense model
         seed: of selectors that the weights lack; None: they are refused
         Raises InputError for a reduction that does not fit the model.
         """

@@ -4,9 +4,9 @@ import contextlib
 import dataclasses
 import functools
 import math
-import sys
 
 from imagepiece_jax.common import parallel
+from imagepiece_jax.common.progress import log
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import share_of_dense
 from imagepiece_jax.models.vit import ViT
@@ -81,9 +81,9 @@ def at_cost(
 
 
 def print_reduction(reduction: Reduction, model: ViT) -> None:
-    """Print "attended in blocks 3, 6, 9; counts 99, 50, 26; 0.50 of the MACs".
+    """Log "attended in blocks 3, 6, 9; counts 99, 50, 26; 0.50 of the MACs".
 
-    Nothing is printed of a reduction without a cost, which says itself what it is.
+    Nothing is logged of a reduction without a cost, which says itself what it is.
 
     reduction: as it was asked for
     model: a ViT with its plan
@@ -104,7 +104,7 @@ def print_reduction(reduction: Reduction, model: ViT) -> None:
         counts = ", ".join(map(str, left.values()))
         share = share_of_dense(model)
         line = f"{method} in {where}; counts {counts}; {share:.2f} of the MACs"
-    print(line, file=sys.stderr, flush=True)
+    log.info(line)
 
 
 def _at_strength(method, strength, model):

@@ -25,7 +25,7 @@ MODELS = {
     "deit_b": ViTConfig(name="deit_b", embed_dim=768, num_heads=12, **PUBLISHED),
     "vit_mini": ViTConfig(
         name="vit_mini",
-        **SIZE | dict(patch_size=2, embed_dim=64, depth=6, num_heads=4),
+        **SIZE | dict(patch_size=2, embed_dim=64, depth=6, num_heads=4, image_size=16),
     ),
 }
 TABLE = pathlib.Path(__file__).with_name("public_models.json")

@@ -13,6 +13,9 @@ from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input import worker_pool
+from imagepiece_jax.input.imagenet_tfds import Counted
+
+IMAGENET = "imagenet2012"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +68,17 @@ def check_training(run: RunConfig, placement: Placement) -> None:
         )
 
 
-def open_images(run: RunConfig, split: str) -> Source:
+def open_images(run: RunConfig, split: str, dry_run: bool = False) -> Source:
     """The images of a split, "train" or "val".
 
+    dry_run: whether the published number of ImageNet's images will do
     Raises InputError where they cannot be opened or do not fit the config.
     """
     try:
         return run.data.source(split, num_classes=run.num_classes)
     except InputError as error:
+        if dry_run and run.data.name == IMAGENET:
+            return Counted(split, run.num_classes)
         raise InputError(f"config.data: {error}") from error
 
 
@@ -86,16 +92,17 @@ class Data:
     evaluation: Batches of one pass over the test images
     readers: (number of processes, number of threads in each) that read ahead, for
         training, and as many for an evaluation
+    dry_run: as for `open_images`
     Raises InputError where images do not fit the config, or the run cannot be trained
         on the devices of `placement`.
     """
 
-    def __init__(self, run: RunConfig, placement: Placement):
+    def __init__(self, run: RunConfig, placement: Placement, dry_run: bool = False):
         check_training(run, placement)
         train_transform = run.data.train_transform(run.image_size)
         preprocessing = run.preprocessing()
-        self.train = open_images(run, "train")
-        self.test = open_images(run, "val")
+        self.train = open_images(run, "train", dry_run)
+        self.test = open_images(run, "val", dry_run)
         data = run.data.name
         check_classes(self.train.class_names, data, self.test.class_names, data)
         batch_size = placement.whole(min(run.eval_batch_size, len(self.test)))

@@ -8,6 +8,7 @@ import jax
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.progress import in_words
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.input.imagenet_tfds import Counted
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.data import length
@@ -88,6 +89,12 @@ def dry_run(run):
 
 def data_text(config, data):
     """Text on the data, and on the learning rate after the warm-up."""
+    absent = [
+        name for name in ("train", "test") if isinstance(vars(data)[name], Counted)
+    ]
+    note = ""
+    if absent:
+        note = f" (not read: {' and '.join(absent)} are its published numbers)"
     names = data.train.class_names
     classes = f"{config.num_classes} classes"
     if names is not None:
@@ -99,7 +106,7 @@ def data_text(config, data):
     warmup = optimizer.warmup_steps(optim, data.length.steps_per_epoch)
     return (
         f"data: {config.data.name}, {len(data.train):,} training images{train}, "
-        f"{len(data.test):,} test images{test}, {classes}\n"
+        f"{len(data.test):,} test images{test}, {classes}{note}\n"
         f"learning rate: {optim.peak_lr:.4g} after a warm-up of {warmup} of "
         f"{data.length.steps} steps"
     )

@@ -63,7 +63,7 @@ def train_and_evaluate(
     """
     with parallel.shared_errors():
         extras.check("training", "cv2", "matplotlib", "simplejpeg", "tensorboardX")
-    plan = plan_run(config, workdir, start, teacher)
+    plan = plan_run(config, workdir, start, teacher, dry_run)
     with open_run(plan, dry_run) as run:
         say(report.data_text(plan.config, plan.data))
         if dry_run:
@@ -115,6 +115,7 @@ def plan_run(
     workdir: str | os.PathLike,
     start: Loader | None = None,
     teacher: Loader | None = None,
+    dry_run: bool = False,
 ) -> RunPlan:
     """The plan of a run in `workdir`, which is not written to.
 
@@ -123,6 +124,7 @@ def plan_run(
     config: as it is written
     start, teacher: functions that load the dense models of config.init.weights and
         config.teacher.weights, as Pretrained; None: the config has none
+    dry_run: whether the published number of ImageNet's images will do
     Raises InputError for a config, a file or a workdir that does not fit.
     """
     workdir = pathlib.Path(workdir)
@@ -132,7 +134,7 @@ def plan_run(
         placement = parallel.placement(config.grad_accum_steps)
         model = config.create_model(parallel.AXIS)
         dense = config.create_dense()
-        data = Data(config, placement)
+        data = Data(config, placement, dry_run)
         steps_per_epoch = data.length.steps_per_epoch
         groups = config.reduction.method.param_groups
         rate, transformation = optimizer.create(config.optim, steps_per_epoch, groups)
@@ -225,6 +227,9 @@ def _begun(plan, keeper):
         state = jax.jit(new_state)(initial.variables(plan.model))
     initial.forget()
     say(cost.describe(plan.model, [plan.dense]))
+    kinds = sorted({device.device_kind for device in jax.devices()})
+    devices = f"{parallel.device_count()} ({', '.join(kinds)})"
+    say(f"devices: {devices}; processes: {jax.process_count()}")
     state, progress, step = keeper.begin(state, frozen, names, taught_by)
     if keeper.resumed and plan.loss is not loss_of:
         say(f"step {step}, with the loss {getattr(plan.loss, '__name__', plan.loss)}")

@@ -17,7 +17,7 @@ NAMES = ("dense", "tome:r=2", "dynamicvit:blocks=(1,)")
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
-    return imagepiece_jax.save(folder / "trained", tiny.pretrained(depth=2))
+    return imagepiece_jax.save(tiny.pretrained(depth=2), folder / "trained")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("evaluations_compiled_once")
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     vit = tiny.pretrained(num_classes=10, image_size=16, depth=2)
-    return imagepiece_jax.save(tmp_path_factory.mktemp("weights") / "w", vit)
+    return imagepiece_jax.save(vit, tmp_path_factory.mktemp("weights") / "w")
 
 
 def test_rows_table_and_plot(weights, tmp_path):
@@ -55,3 +55,24 @@ def test_the_setting_of_a_part_has_the_content_of_its_images(weights, tmp_path):
     assert (setting["images"], setting["limit"]) == (30, 30)
     first = open_source("digits", "val").subset(range(30))
     assert setting["digest"] != first.digest
+
+
+def test_the_table_of_another_model_stays(weights, tmp_path):
+    """The function returns what the command prints, and says where it is."""
+    out = tmp_path / "out"
+    words = ["digits", "--limit=30", "--reductions=tome:r=2", "--out", out]
+    first = call(compare.main, weights, *words).ok()
+    table = (out / "compare.md").read_text()
+    assert f"written to {out / 'compare.md'}" in first.out
+    other = tiny.pretrained(num_classes=10, image_size=16, depth=1)
+    saved = imagepiece_jax.save(other, tmp_path / "w")
+    ended = call(compare.main, saved, *words).ok()
+    assert (out / "compare.md").read_text() == table
+    (own,) = out.glob("compare-*.md")
+    assert f"written to {own}" in ended.out
+    assert own.with_suffix(".png").name in own.read_text()
+    call(compare.main, saved, *words).ok()
+    assert len([*out.glob("*.md")]) == 2
+    vit = imagepiece_jax.load(weights)
+    report = imagepiece_jax.compare(vit, "digits", limit=30, reductions=["tome:r=2"])
+    assert str(report) == table

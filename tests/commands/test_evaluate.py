@@ -34,7 +34,7 @@ def vit():
 
 @pytest.fixture(scope="module")
 def weights(vit, tmp_path_factory):
-    return imagepiece_jax.save(tmp_path_factory.mktemp("weights") / "tiny", vit)
+    return imagepiece_jax.save(vit, tmp_path_factory.mktemp("weights") / "tiny")
 
 
 def test_describe_of_a_name_and_of_weights(weights):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.commands import export
+from imagepiece_jax.commands import benchmark, describe, evaluate, export
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.inference import onnx_model, program_facts
 from imagepiece_jax.models.config import MEAN, STD
-from tests.command import call
+from tests.command import call, sentence
 from tests.models import tiny
 from tests.refused import refused
 
@@ -25,7 +25,7 @@ def vit():
 
 @pytest.fixture(scope="module")
 def weights(vit, tmp_path_factory):
-    return imagepiece_jax.save(tmp_path_factory.mktemp("weights") / "w", vit)
+    return imagepiece_jax.save(vit, tmp_path_factory.mktemp("weights") / "w")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_the_file_computes_the_logits_of_the_model(vit, weights, tmp_path):
 def saved(tmp_path_factory):
     """A folder that `save` wrote, of a model whose second block prunes."""
     vit = tiny.pretrained("evit:keep_rate=0.6:blocks=(1,)", depth=2)
-    return imagepiece_jax.save(tmp_path_factory.mktemp("saved") / "model", vit)
+    return imagepiece_jax.save(vit, tmp_path_factory.mktemp("saved") / "model")
 
 
 def test_large_weights_are_beside_an_onnx_file_and_named(saved, tmp_path, monkeypatch):
@@ -127,3 +127,42 @@ def test_only_an_earlier_export_is_replaced(saved, tmp_path, texts, name):
     with refused(name, "already exists, and export did not write it"):
         imagepiece_jax.export(imagepiece_jax.load(saved), out)
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == texts
+
+
+@pytest.mark.parametrize("fields", [{}, {"pixels": True, "batch_size": 7}])
+def test_a_file_is_evaluated_as_its_model(tmp_path, fields):
+    """In batches that the file takes; its speed is measured, too."""
+    pytest.importorskip("onnxruntime")
+    vit = tiny.pretrained("tome:r=3", num_classes=10, image_size=16, depth=2)
+    file = imagepiece_jax.export(vit, tmp_path / "m.onnx", **fields)
+    words = ["digits", "--limit=40", "--workers=0", "--json", tmp_path / "a.json"]
+    call(evaluate.main, file, *words).ok()
+    found = json.loads((tmp_path / "a.json").read_text())
+    own = imagepiece_jax.evaluate(vit, "digits", limit=40, workers=0)
+    assert found["acc1"] == own["acc1"]
+    assert found["loss"] == pytest.approx(own["loss"], rel=1e-5)
+    assert found["gmacs"] == own["gmacs"]
+    assert found["reduction"] == "tome:r=3"
+    words = ["--warmup=1", "--repeats=1", "--seconds=0"]
+    timed = call(benchmark.main, file, *words).ok().out
+    assert ["m.onnx", str(fields.get("batch_size", 256))] == timed.split()[-12:-10]
+
+
+@pytest.mark.parametrize(
+    "main, words, said",
+    [
+        (evaluate.main, ["digits", "--crop=.9"], "crop is 0.9"),
+        (evaluate.main, ["digits", "--optimized"], "optimized is for weights"),
+        (benchmark.main, ["--reductions=0.5"], "are for weights"),
+        (benchmark.main, ["--batch-size=3"], "takes 2"),
+        (describe.main, [], "exported program"),
+    ],
+)
+def test_arguments_of_weights_are_refused_for_a_file(tmp_path, main, words, said):
+    pytest.importorskip("onnxruntime")
+    file = tmp_path / "m.onnx"
+    vit = tiny.pretrained(num_classes=10, image_size=16, depth=1)
+    imagepiece_jax.export(vit, file, batch_size=2)
+    assert said in sentence(call(main, file, *words))
+    (tmp_path / "m.onnx.json").write_text("{}")
+    assert "has no model" in sentence(call(evaluate.main, file, "digits"))

@@ -19,7 +19,7 @@ from tests.runs import ROOT
 def folder(tmp_path_factory):
     """Weights in a saved folder, and three images of which the second is damaged."""
     folder = tmp_path_factory.mktemp("features")
-    imagepiece_jax.save(folder / "weights", tiny.pretrained())
+    imagepiece_jax.save(tiny.pretrained(), folder / "weights")
     write_damaged(folder / "photos", tiny.SIDE)
     return folder
 
@@ -135,3 +135,16 @@ def test_the_class_of_the_page_finds_the_rows_of_the_command(
     products = np.sum(ours * theirs, axis=1)
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
     assert (products / lengths)[~is_damaged].min() > 0.9999
+
+
+@pytest.mark.parametrize("size, noted", [(448, True), (224, False)])
+def test_a_large_image_size_is_noted(shown, caplog, size, noted):
+    """224 pixels take a quarter of the patches, and fewer multiply-adds than that."""
+    model = imagepiece_jax.create_model("deit_ti", image_size=size)
+    vit = imagepiece_jax.Pretrained(model, {"params": {}})
+    features.note_cost(vit)
+    assert ("--image-size 224" in caplog.text) == noted
+
+
+def test_vit_mini_takes_its_own_images():
+    assert imagepiece_jax.create_model("vit_mini").config.tokens == 65

@@ -26,7 +26,7 @@ def test_a_bad_image_is_named_and_the_others_answered(tmp_path):
     out = tmp_path / "out.json"
     images = tmp_path / "images"
     write_damaged(images, tiny.SIDE)
-    weights = imagepiece_jax.save(tmp_path / "w", tiny.pretrained())
+    weights = imagepiece_jax.save(tiny.pretrained(), tmp_path / "w")
     words = [weights, images, "--top=2", f"--json={out}"]
     ended = call(predict.main, *words)
     assert ended.status == 1
@@ -67,7 +67,7 @@ def test_public_weights_name_their_classes(panda, tmp_path, monkeypatch):
     assert call(visualize.main, *words, f"--out={tmp_path}/page").status == 0
     assert "giant panda, 100 % sure" in (tmp_path / "page" / "index.html").read_text()
     vit = imagepiece_jax.load(panda / "test_vit.npz")
-    saved = imagepiece_jax.load(imagepiece_jax.save(tmp_path / "saved", vit))
+    saved = imagepiece_jax.load(imagepiece_jax.save(vit, tmp_path / "saved"))
     assert saved.class_names == vit.class_names
     images = program_facts.exported_images(saved)
     facts = program_facts.program_facts(saved, images)

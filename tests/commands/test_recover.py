@@ -28,7 +28,7 @@ def words(tmp_path):
     for number in range(48):
         pixels = draw.integers(0, 256, (40, 30, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{number:02}.png")
-    imagepiece_jax.save(tmp_path / "weights", tiny.pretrained())
+    imagepiece_jax.save(tiny.pretrained(), tmp_path / "weights")
     words = [tmp_path / "weights", tmp_path / "photos", f"--out={tmp_path / 'out'}"]
     return [*words, "--crop=.9", REDUCTION, "--steps=40", "--batch-size=8"]
 

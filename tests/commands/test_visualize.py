@@ -8,7 +8,7 @@ import imagepiece_jax
 from imagepiece_jax.commands import visualize
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy import pictures
-from tests.command import call
+from tests.command import call, sentence
 from tests.deploy.visualize.traces import read_traces
 from tests.models import tiny
 from tests.pictures import write_damaged
@@ -17,7 +17,7 @@ from tests.pictures import write_damaged
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     vit = tiny.pretrained(embed_dim=64, num_heads=4, depth=1)
-    return imagepiece_jax.save(tmp_path_factory.mktemp("weights") / "mini", vit)
+    return imagepiece_jax.save(vit, tmp_path_factory.mktemp("weights") / "mini")
 
 
 @pytest.fixture
@@ -84,3 +84,12 @@ def test_a_folder_stands_for_what_is_read_of_it(tmp_path, capsys):
     assert len(read) == len(names)
     hidden = tmp_path / "._a.jpg"
     assert pictures.find_images([hidden]) == [str(hidden)]  # it is named
+
+
+def test_images_of_a_data_set_are_drawn(tmp_path):
+    vit = tiny.pretrained("tome:r=3", num_classes=10, image_size=16, depth=2)
+    weights = imagepiece_jax.save(vit, tmp_path / "w")
+    call(visualize.main, weights, "digits", "--out", tmp_path / "page").ok()
+    assert len([*(tmp_path / "page" / "figures").iterdir()]) == visualize.DRAWN
+    ended = call(visualize.main, weights, "digits", tmp_path, "--out", tmp_path / "p")
+    assert "digits" in sentence(ended)

@@ -1,6 +1,7 @@
 """What is said of long work, on a terminal and in a log."""
 
 import io
+import re
 import time
 
 import pytest
@@ -24,20 +25,39 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
-def test_items_are_counted(monkeypatch, stream):
+def test_items_are_counted(shown, monkeypatch, stream):
     """By lines in a log, and a bar on a terminal, which disappears."""
     monkeypatch.setattr("sys.stderr", stream)
     monkeypatch.setattr(progress, "PATIENCE", 0.0)
     monkeypatch.setattr(progress, "INTERVAL", 0.0)
     assert [*progress.counted("abc", "letters")] == ["a", "b", "c"]
-    shown = stream.getvalue()
+    text = stream.getvalue()
     if stream.isatty():
-        assert "letters" in shown and "0/3" in shown
-        assert shown.split("\r")[-2].strip() == ""
+        assert "letters" in text and "0/3" in text
+        assert text.split("\r")[-2].strip() == ""
     else:
-        assert [line[:8] for line in shown.splitlines()] == ["letters:"] * 2
+        assert [line[:8] for line in text.splitlines()] == ["letters:"] * 2
 
 
 def test_times_in_words():
     found = [progress.in_words(seconds) for seconds in (40, 540, 9000)]
     assert found == ["40 s", "9 min", "2.5 h"]
+
+
+def test_the_first_things_are_no_estimate(shown, monkeypatch, capsys):
+    """They compile for a minute; each of the others takes a second."""
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(progress, "INTERVAL", 5.0)
+    monkeypatch.setattr(progress, "PATIENCE", 3.0)
+    with progress.Progress("steps", 40) as bar:
+        clock[0] += 60
+        bar.update(4)
+        for _ in range(10):
+            clock[0] += 1
+            bar.update()
+    first = capsys.readouterr().err.splitlines()[0]
+    remaining = re.search(r"<(\d+):(\d+)", first)
+    done = int(re.search(r"(\d+)/40", first)[1])
+    assert int(remaining[2]) == 40 - done
+    assert remaining[1] == "00"

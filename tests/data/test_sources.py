@@ -134,7 +134,7 @@ def test_test_images_may_be_folders_of_classes_alone(folder):
         assert names == [within.name(index) for index in range(len(within))]
         assert labels_of(alone) == labels_of(within) == [0, 1]
         assert alone.class_names == within.class_names == ("ant", "zebra")
-    with pytest.raises(FileNotFoundError, match=f"{folder}/val/train"):
+    with pytest.raises(InputError, match=f"{folder}/val has no folder train"):
         open_source(f"{folder}/val", "train")
 
 
@@ -357,3 +357,10 @@ def test_images_of_equal_sizes_differ_in_a_whole_digest(tmp_path):
     Image.fromarray(pixels[99]).save(paths[1])
     changed = FileSource("", paths, [0] * 100).subset(range(50)).whole_digest
     assert changed != whole
+
+
+@pytest.mark.parametrize("split, have", [("train", "other"), ("val", "train")])
+def test_a_folder_without_a_split_says_what_to_make(tmp_path, split, have):
+    save(tmp_path / have / "ant" / "a.png", (1, 2, 3))
+    with pytest.raises(InputError, match="train/CLASS and .*val/CLASS.* csv"):
+        open_source(f"folder:{tmp_path}", split)

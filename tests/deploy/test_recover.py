@@ -723,7 +723,7 @@ def test_copies_of_held_out_images_are_not_learned_from(vit, tmp_path, monkeypat
     assert sum(map(len, parts)) == 120
 
 
-def test_of_very_many_images_some_are_looked_through(vit, monkeypatch, caplog):
+def test_of_very_many_images_some_are_looked_through(vit, shown, monkeypatch, caplog):
     monkeypatch.setattr(recovery_images, "MAX_IMAGES", 40)
     learned, held_out = divided(monkeypatch, vit, noise(60))
     assert len(learned) + len(held_out) == 40

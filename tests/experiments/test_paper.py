@@ -14,7 +14,7 @@ def words(tmp_path_factory):
     """Flags that fit the tiny weights."""
     weights = tiny_paper.pretrained(tmp_path_factory.mktemp("weights"))
     folder = tmp_path_factory.mktemp("saved") / "weights"
-    imagepiece_jax.save(folder, weights)
+    imagepiece_jax.save(weights, folder)
     few = ("--limit", 20, "--eval-batch-size", 10, "--no-speed")
     return ["--data", "digits", "--weights", folder, *few]
 

@@ -35,7 +35,7 @@ def pretrained(folder, seed=0, **fields):
     fields = FIELDS | fields
     model = create_model(**fields)
     variables = tiny.fill(variable_shapes(model), seed)
-    path = save(folder / f"tiny{seed}", Pretrained(model, variables))
+    path = save(Pretrained(model, variables), folder / f"tiny{seed}")
     return tiny.loaded(path, variables=variables, seed=seed, **fields)
 
 

@@ -93,7 +93,7 @@ def test_it_is_kept_as_the_method_and_its_counts(tmp_path, capsys):
     vit = dense.with_reduction(0.7)
     assert vit.reduction.name == "attended"
     (said,) = capsys.readouterr().err.splitlines()
-    save(tmp_path / "saved", vit)
+    save(vit, tmp_path / "saved")
     text = (tmp_path / "saved" / "config.json").read_text()
     prop_attn = vit.model.prop_attn
     written = json.loads(text)["imagepiece_jax"]["reduction"]

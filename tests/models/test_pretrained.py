@@ -74,7 +74,7 @@ def test_counts_of_one_size_are_refused_at_another(dense, tmp_path):
     own = dense.with_reduction("tome:macs=0.5")
     with refused("counts"):
         own.at_size(8 * tiny.SIDE)
-    imagepiece_jax.save(tmp_path / "saved", own)
+    imagepiece_jax.save(own, tmp_path / "saved")
     with refused("counts", str(tmp_path / "saved")):
         imagepiece_jax.load(tmp_path / "saved", image_size=8 * tiny.SIDE)
 

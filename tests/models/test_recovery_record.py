@@ -34,7 +34,7 @@ def vit(public):
 
 @pytest.fixture(scope="module")
 def folder(vit, tmp_path_factory):
-    return imagepiece_jax.save(tmp_path_factory.mktemp("recovered") / "m", vit)
+    return imagepiece_jax.save(vit, tmp_path_factory.mktemp("recovered") / "m")
 
 
 def load(path, **options):
@@ -62,8 +62,8 @@ def test_a_recovered_folder_without_its_head(folder):
 
 def test_the_dense_model_stays_what_it_was(public, vit, folder, tmp_path):
     """To the bit, with or without a way by a reduction, and by a folder."""
-    original = imagepiece_jax.save(tmp_path / "public", public)
-    again = imagepiece_jax.save(tmp_path / "again", load(folder, reduction=MORE))
+    original = imagepiece_jax.save(public, tmp_path / "public")
+    again = imagepiece_jax.save(load(folder, reduction=MORE), tmp_path / "again")
     dense = {
         "itself": vit,
         "back": vit.with_reduction(TOME).with_reduction(None),
@@ -147,7 +147,7 @@ def test_another_model_by_hand_has_its_own_numbers(public, vit):
 
 def test_nothing_that_came_back_is_the_dense_model(public, tmp_path):
     vit = recoveries.recovered(public, changed=False)
-    again = load(imagepiece_jax.save(tmp_path / "m", vit))
+    again = load(imagepiece_jax.save(vit, tmp_path / "m"))
     assert again.recovery.costs == vit.recovery.costs
     form = again.with_reduction(TOME)
     assert form.label == "tome:r=3"
@@ -172,7 +172,7 @@ def test_all_parameters_may_be_recovered_and_positions_follow_the_size(tmp_path)
     cost = recoveries.cost_of(public.with_reduction(tiny.EVIT), numbers=numbers)
     learned = Recovery((cost,), leaves)
     vit = public.with_recovery(learned)
-    again = load(imagepiece_jax.save(tmp_path / "m", vit))
+    again = load(imagepiece_jax.save(vit, tmp_path / "m"))
     for each in (vit, again):
         form = each.with_reduction(tiny.EVIT)
         assert has_numbers(form, numbers)

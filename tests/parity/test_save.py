@@ -25,7 +25,7 @@ NAMES = ("test_vit.r160_in1k", "test_vit2.r160_in1k", "test_vit3.r160_in1k")
 
 def agrees(folder, vit):
     """Compare with what timm makes of a folder, of images of the model's size."""
-    imagepiece_jax.save(folder, vit)
+    imagepiece_jax.save(vit, folder)
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     images = noise(2, *sides(vit.image_size), 3)
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_timm_reads_a_recovered_folder_as_its_dense_model(tmp_path):
     forms = {"dense": vit, "reduced": vit.with_reduction("tome:r=3")}
     read = {}
     for name, form in {"public": public, **forms}.items():
-        folder = imagepiece_jax.save(tmp_path / name, form)
+        folder = imagepiece_jax.save(form, tmp_path / name)
         theirs = timm.create_model(f"local-dir:{folder}", pretrained=True)
         read[name] = theirs.state_dict()
     for name in forms:

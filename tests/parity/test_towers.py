@@ -108,7 +108,7 @@ def test_a_folder_that_save_wrote_has_a_config_of_transformers(tmp_path):
     originals.randomize(model).save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     vit = imagepiece_jax.load(tmp_path / "model")
-    saved = imagepiece_jax.load(imagepiece_jax.save(tmp_path / "saved", vit))
+    saved = imagepiece_jax.load(imagepiece_jax.save(vit, tmp_path / "saved"))
     export(saved, tmp_path / "out", layout="transformers")
     found = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (found["model_type"], found["hidden_size"]) == ("vit", originals.WIDTH)

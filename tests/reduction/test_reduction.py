@@ -1,9 +1,13 @@
 """Reductions as one text: read, compared, and written again."""
 
+import dataclasses
+import types
+
 import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.methods.tome import ToMe
@@ -111,3 +115,22 @@ def test_a_reduction_has_one_prop_attn():
     assert Reduction.read("tome", False) == reduction
     with refused("prop_attn", "reduction is tome:prop_attn=False"):
         Reduction.read(reduction, True)
+
+
+class Forgotten(Method):
+    """A method whose fields would be lost, as @dataclass is missing."""
+
+    amount: int = 3
+
+
+def test_a_method_without_dataclass_is_refused_where_it_is_registered(monkeypatch):
+    monkeypatch.setattr(METHODS, "data", dict(METHODS.data))
+    with pytest.raises(InputError, match="dataclass"):
+        METHODS["forgotten"] = Forgotten
+    METHODS["mine"] = dataclasses.dataclass(frozen=True)(Forgotten)
+    assert str(Reduction(METHODS["mine"](amount=4))) == "mine:amount=4"
+    module = types.SimpleNamespace(Late=type("Late", (Method,), {}))
+    monkeypatch.setattr(methods.importlib, "import_module", lambda name: module)
+    METHODS["late"] = "Late"
+    with pytest.raises(InputError, match="dataclass"):
+        METHODS["late"]

@@ -87,7 +87,7 @@ def test_the_first_class_of_another_name(run, names, other):
 
 def test_other_classes_are_not_evaluated(run, tmp_path):
     """The same number of classes, and so the same shapes; in a folder that is saved."""
-    path = imagepiece_jax.save(tmp_path / "saved", imagepiece_jax.load(run))
+    path = imagepiece_jax.save(imagepiece_jax.load(run), tmp_path / "saved")
     images = folder(tmp_path / "set", "ant", "wasp")
     said = sentence(call(evaluate.main, str(path), str(images), "--workers=0"))
     assert "class 'wasp', which is not the name of" in said

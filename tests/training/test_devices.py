@@ -49,7 +49,7 @@ def test_eight_devices_train_like_one(tmp_path, some_digits):
     config = runs.configured(FIELDS)
     weights = tmp_path / "weights"
     model = RunConfig.from_config(config).create_model()
-    save(weights, Pretrained(model, runs.untrained(model, 0)))
+    save(Pretrained(model, runs.untrained(model, 0)), weights)
     fields = FIELDS | {"data.name": f"csv:{some_digits}", "init.weights": f"{weights}"}
     cache = programs.of_processes(tmp_path / "cache")
     running = runs.start(tmp_path / "8", fields, cache, devices=8, quick=True)

@@ -230,7 +230,7 @@ def weights(tmp_path_factory):
         fields = OTHER | {"num_classes": classes, "image_size": 16}
         model = create_model("vit_mini", mean=HALF, std=HALF, **fields)
         variables = fill(variable_shapes(model), seed=1)
-        save(folder / name, Pretrained(model, variables))
+        save(Pretrained(model, variables), folder / name)
     return folder
 
 

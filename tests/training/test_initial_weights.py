@@ -53,7 +53,7 @@ def taught(config):
 def write(path, config):
     """The weights of seed 1 of a config's model, which are saved in a folder."""
     variables = drawn(config, seed=1)
-    save(path, Pretrained(model_of(config), variables))
+    save(Pretrained(model_of(config), variables), path)
     return variables
 
 
@@ -96,7 +96,7 @@ def recovered(tmp_path_factory):
     config = reducing(TOME)
     vit = Pretrained(model_of(config), drawn(config))
     folder = tmp_path_factory.mktemp("recovered") / "m"
-    return save(folder, recoveries.recovered(vit, costs=(TOME,)))
+    return save(recoveries.recovered(vit, costs=(TOME,)), folder)
 
 
 def scales(variables):

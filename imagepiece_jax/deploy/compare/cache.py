@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ import numpy as np
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import append_line, git_revision, locked
+from imagepiece_jax.common.progress import log
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.cost import model_macs
@@ -112,18 +112,18 @@ class ResultCache:
 
         setting: all that decides the result, as JSON values
         measure: makes the result, a dict of JSON values
-        what: words for what is measured, for stderr
+        what: words for what is measured, for the log
         """
         key = _key(setting)
         if key in self._results:
             return self._results[key]
         began = time.monotonic()
-        print(f"measuring {what} ..", file=sys.stderr, flush=True)
+        log.info(f"measuring {what} ..")
         try:
             result = measure()
         finally:
             seconds = time.monotonic() - began
-            print(f"took {seconds:.0f} s", file=sys.stderr, flush=True)
+            log.info(f"took {seconds:.0f} s")
         line = {
             "setting": setting,
             "result": result,
@@ -158,7 +158,7 @@ class MeasuredWeights:
     images: Split  # the images to evaluate on, or an object with the same fields
     cache: ResultCache | None = None  # where results are stored
     seed: int | None = None  # of reducers that draw; None: the seed of the weights
-    name: str = ""  # in lines on stderr; "": the reduction
+    name: str = ""  # in the log; "": the reduction
     # compiled evaluation steps; several weights of one model may share them
     programs: dict = dataclasses.field(default_factory=dict)
 

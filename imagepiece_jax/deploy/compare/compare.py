@@ -5,19 +5,25 @@ the dense model, and each reduction also with the smaller images. All comparison
 one family of exact McNemar tests, corrected by Holm's rule.
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import os
 import pathlib
+import re
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 
+from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.files import LOCK, check_own, replace_file
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.signals import finishing
 from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.config.labeled import labeled_images
 from imagepiece_jax.deploy.compare import cache
 from imagepiece_jax.deploy.compare.cache import (
     MeasuredWeights,
@@ -27,6 +33,7 @@ from imagepiece_jax.deploy.compare.cache import (
 )
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
 SHARES = ("0.6", "0.5")  # of the dense model's MACs, where nobody names a row
@@ -57,6 +64,58 @@ class Report:
     rows: Sequence[Row]
     figures: Mapping[str, Mapping[str, Any]]
     comparisons: Mapping[tuple[str, str], Mapping[str, Any]]
+
+    def __str__(self):
+        return page(self)
+
+
+def compare(
+    vit: Pretrained,
+    data: str | None = None,
+    *,
+    reductions: Iterable[str] = (),
+    image_sizes: Iterable[int] = (),
+    out: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike | None = None,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+) -> Report:
+    """Compare reductions with the dense model on the same images, and smaller images.
+
+    vit: a model of `load`
+    reductions: shares of the dense model's MACs, or methods; without a row 0.6 and 0.5
+    image_sizes: pixels a side of smaller images, which the dense model sees
+    out: folder of a table, a plot and points.jsonl, by which a stopped comparison goes
+        on; None: nothing is written
+    data, data_dir to threads: as for `evaluate`
+    Returns a Report: `figures` by row, `comparisons` of two rows; its `str` is the
+        table.
+    Raises InputError for a row that does not fit.
+    """
+    vit = vit.analyzed(None)
+    images = labeled_images(
+        vit,
+        data,
+        data_dir=data_dir,
+        limit=limit,
+        batch=batch_size,
+        workers=workers,
+        threads=threads,
+    )
+    measured = MeasuredWeights(vit, Split(images.setting, images.batches))
+    rows = rows_of(measured, reductions, image_sizes)  # before files are made
+    with contextlib.ExitStack() as stack:
+        folder = out
+        if out is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+        versions = device.versions()
+        results = stack.enter_context(ResultCache(folder, versions=versions))
+        report = measure(measured, rows, results)
+        if out is not None:
+            write(out, report)
+    return report
 
 
 def rows_of(
@@ -94,7 +153,7 @@ def rows_of(
     return rows
 
 
-def compare(measured: MeasuredWeights, rows: Sequence[Row], out: ResultCache) -> Report:
+def measure(measured: MeasuredWeights, rows: Sequence[Row], out: ResultCache) -> Report:
     """Measure the dense model and the rows, each once, and compare them."""
     figures = {"dense": dataclasses.replace(measured, cache=out).evaluate(DENSE)}
     for row in rows:
@@ -176,34 +235,57 @@ def made_smaller(images: Split, size: tuple[int, int]) -> Split:
 
 def check_folder(folder: str | os.PathLike):
     """Check that a folder holds comparisons, or nothing."""
-    names = (TABLE, PLOT, cache.FILE, LOCK)
-    check_own("out", folder, "a comparison", lambda file: file.name in names)
+    own = rf"compare(-[0-9a-f]{{8}})?\.(md|png)|{re.escape(cache.FILE)}|{LOCK}"
+    check_own("out", folder, "a comparison", lambda file: re.fullmatch(own, file.name))
 
 
-def write(folder: str | os.PathLike, report: Report) -> str:
-    """Write a report's table and plot into a folder; return the page."""
+def files(folder: str | os.PathLike, report: Report) -> tuple[pathlib.Path, ...]:
+    """The paths of a report's table and plot in a folder.
+
+    The first comparison of a folder has TABLE. One of other weights or images has names
+    of its own, so that both stay.
+    """
     folder = pathlib.Path(folder)
-    text = page(report)
+    subject = head(report)
+    number = hashlib.sha256(subject.encode()).hexdigest()[:8]
+    taken = folder / TABLE
+    ending = ""
+    if taken.exists() and subject not in taken.read_text("utf-8", errors="replace"):
+        ending = f"-{number}"
+    return tuple(folder / f"compare{ending}{suffix}" for suffix in (".md", ".png"))
+
+
+def write(folder: str | os.PathLike, report: Report):
+    """Write a report's table and plot into a folder."""
+    table_file, plot_file = files(folder, report)
     with finishing():  # the files belong together
-        replace_file(folder / TABLE, text)
-        draw_plot(folder / PLOT, report)
-    return text
+        replace_file(table_file, page(report, plot_file.name))
+        draw_plot(plot_file, report)
 
 
-def page(report: Report) -> str:
-    """The page of a comparison: what was measured, and its rows."""
+def head(report: Report) -> str:
+    """The table of what was measured: weights, images and crop."""
     dense = report.figures["dense"]
     vit = report.weights.vit
     columns = {
         "weights": f"`{vit.source.name}`",
+        "digest": vit.digest,
         "images": f"{dense['images']:,} of {report.weights.images.setting['data']}",
         "crop": vit.preprocessing.text,
     }
+    return markdown_table([*columns], [[*columns.values()]])
+
+
+def page(report: Report, plot: str = PLOT) -> str:
+    """The page of a comparison: what was measured, and its rows.
+
+    plot: name of the picture beside it
+    """
     parts = [
         "# Accuracy of reductions",
-        markdown_table([*columns], [[*columns.values()]]),
+        head(report),
         table(report),
-        f"![Accuracy by MACs]({PLOT})",
+        f"![Accuracy by MACs]({plot})",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import math
 import os
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import patch_grid
-from imagepiece_jax.common.progress import Progress
+from imagepiece_jax.common.progress import Progress, log
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.deploy.inference import optimize
@@ -115,8 +114,9 @@ def _of_one_line(paths):
     if others:
         first = next(path for path in paths if path.splitlines() != [path])
         files = "1 file is" if others == 1 else f"{others} files are"
-        note = f"note: {files} left out for a line break in the name, as {first!r}"
-        print(note, file=sys.stderr, flush=True)
+        log.warning(
+            f"note: {files} left out for a line break in the name, as {first!r}"
+        )
     return kept
 
 

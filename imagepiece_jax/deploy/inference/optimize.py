@@ -195,35 +195,15 @@ class CompileOptions:
     Raises InputError for a field that is not allowed.
     """
 
-    batch_size: int  # number of images in a call
-    # type of weights and layers; norms, scores, softmax and logits stay float32; None:
-    # bfloat16, but float32 on CPUs, where bfloat16 is slow
+    batch_size: int
     dtype: str | None = None
-    # form of GELU: "exact" or "tanh" for models that have one of these, "quick" for
-    # those that have it; None: the model's, but "tanh" for "exact" in types of two
-    # bytes on GPUs, which compute it in the kernel of a product. It changes a model
-    # less than bfloat16 does (docs/tables/forms/README.md)
     gelu: str | None = None
-    attention: str = "auto"  # as config.model.attention
-    # how proportional attention adds log(size) to logits: by a "bias", which is exact,
-    # or in a "direction" of the keys (`size_direction`), for which cuDNN's attention
-    # needs no bias matrix; None: a direction where that attention runs and the model
-    # can have it
+    attention: str = "auto"
     sizes: str | None = None
-    # how reductions compute: "exact", as the model does, or "fast", where layers are of
-    # two bytes: in fewer and cheaper kernels of a GPU (`ops.fast`), which decide alike
-    # but for near ties (docs/tables/forms/README.md); None: "fast" on GPUs
     reductions: str | None = None
-    # whether the program takes uint8 images and normalizes them, so that only a quarter
-    # of the bytes is copied to the device
     pixels: bool = False
-    # a device in jax.devices(), or a platform such as "cpu" or "cuda" for its first
-    # device, or "cuda:1" for its second; None: the first of all devices
     device: jax.Device | str | None = None
-    # options of XLA, which override those of common.xla_options
     compiler_options: Mapping[str, Any] | None = None
-    # folder that keeps the compiled program for later processes: JAX's persistent cache
-    # for this program; JAX_COMPILATION_CACHE_DIR sets one for all programs
     cache_dir: str | os.PathLike | None = None
 
     def __post_init__(self):
@@ -241,18 +221,54 @@ class CompileOptions:
 
 def optimize(
     vit: Pretrained,
-    batch_size: int | None = None,
-    **options: Any,
+    batch_size: int,
+    *,
+    dtype: str | None = None,
+    gelu: str | None = None,
+    attention: str = "auto",
+    sizes: str | None = None,
+    reductions: str | None = None,
+    pixels: bool = False,
+    device: jax.Device | str | None = None,
+    compiler_options: Mapping[str, Any] | None = None,
+    cache_dir: str | os.PathLike | None = None,
 ) -> Program:
     """Compile a trained model for one device and images of the model's size.
 
-    batch_size: number of images in a call, which is required
-    options: the other fields of `CompileOptions`: dtype, gelu, attention, sizes,
-        reductions, pixels, device, compiler_options, cache_dir
+    batch_size: number of images in a call
+    dtype: of weights and layers; norms, scores, softmax and logits stay float32; None:
+        bfloat16, but float32 on CPUs, where bfloat16 is slow
+    gelu: "exact" or "tanh" for models that have one of them, "quick" for models that
+        have it; None: the model's, but "tanh" for "exact" in types of two bytes on
+        GPUs, which changes a model less than bfloat16 does (docs/tables/forms)
+    attention: as config.model.attention
+    sizes: how proportional attention adds log(size) to logits: by a "bias", which is
+        exact, or in a "direction" of the keys (`size_direction`), for which cuDNN's
+        attention needs no bias matrix; None: a direction where that attention runs
+    reductions: "exact", or "fast" in types of two bytes, in fewer kernels of a GPU
+        (`ops.fast`), which decide alike except near ties; None: "fast" on GPUs
+    pixels: whether the program takes uint8 images and normalizes them, so that only a
+        quarter of the bytes is copied to the device
+    device: a device in jax.devices(), or a platform such as "cpu", "cuda" or "cuda:1";
+        None: the first of all devices
+    compiler_options: of XLA, which override common.xla_options
+    cache_dir: folder that keeps the compiled program for later processes;
+        JAX_COMPILATION_CACHE_DIR sets one for all programs
     Returns a `Program`.
     Raises InputError for anything that does not fit.
     """
-    options = CompileOptions(batch_size=batch_size, **options)
+    options = CompileOptions(
+        batch_size=batch_size,
+        dtype=dtype,
+        gelu=gelu,
+        attention=attention,
+        sizes=sizes,
+        reductions=reductions,
+        pixels=pixels,
+        device=device,
+        compiler_options=compiler_options,
+        cache_dir=cache_dir,
+    )
     return compiler(vit, options)(options.batch_size)
 
 

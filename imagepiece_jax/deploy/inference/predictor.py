@@ -6,7 +6,7 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -41,8 +41,9 @@ class Predictor:
     labels: a name for each class, or "imagenet" for ImageNet-1k's names; None: the
         model's own names (`class_names`), or indices
     top: number of classes to return; None: 5, or all if there are fewer
-    batch_size, options: as for `optimize`
+    batch_size: number of images that are computed at once
     threads: number of threads that decode images; None: one per core, at most 16
+    dtype to cache_dir: as for `optimize`
     Raises InputError for an argument that does not fit.
     """
 
@@ -54,7 +55,14 @@ class Predictor:
         top: int | None = None,
         batch_size: int = 32,
         threads: int | None = None,
-        **options: Any,
+        dtype: str | None = None,
+        gelu: str | None = None,
+        attention: str = "auto",
+        sizes: str | None = None,
+        reductions: str | None = None,
+        device: jax.Device | str | None = None,
+        compiler_options: Mapping[str, Any] | None = None,
+        cache_dir: str | os.PathLike | None = None,
     ):
         classes = vit.model.config.num_classes
         self._labels = vit.class_names
@@ -78,7 +86,18 @@ class Predictor:
             vit.probabilities(np.zeros(classes))  # refuses a regression
         if threads is None:
             threads = min(16, os.cpu_count() or 1)
-        options = CompileOptions(batch_size=batch_size, pixels=True, **options)
+        options = CompileOptions(
+            batch_size=batch_size,
+            dtype=dtype,
+            gelu=gelu,
+            attention=attention,
+            sizes=sizes,
+            reductions=reductions,
+            pixels=True,
+            device=device,
+            compiler_options=compiler_options,
+            cache_dir=cache_dir,
+        )
         batch_size = options.batch_size
         smaller = [size for size in (1, 8) if size < batch_size]
         self.sizes = (*smaller, batch_size)

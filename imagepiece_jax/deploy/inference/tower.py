@@ -77,7 +77,8 @@ def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
     if is_classifier(vit) and layout != "transformers":
         raise InputError(
             f"layout is {layout!r}, which searches by vectors, but the head of these "
-            f"weights has {vit.config.num_classes} classes"
+            f"weights has {vit.config.num_classes} classes; num_classes=0 "
+            "(--num-classes 0) leaves it out"
         )
     if layout == "immich":
         return TowerOutputs(vit, "image", ["embedding"], pixels)

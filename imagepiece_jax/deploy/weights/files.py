@@ -6,7 +6,8 @@ Of a file's tensors those that are chosen are read.
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ import safetensors
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.deploy.weights.state_dicts import (
     Unread,
+    in_memory,
     named_tensors,
     read_all,
     tensors_of_one,
@@ -25,31 +27,38 @@ from imagepiece_jax.errors import InputError
 _LFS = b"version https://git-lfs"
 
 
+def title(path: str | os.PathLike | Mapping[str, Any]) -> str:
+    """What sentences call a weights file, or a state dict in memory."""
+    return "the state dict" if isinstance(path, Mapping) else f"weights file {path}"
+
+
 def read_state_dict(
-    path: str | os.PathLike,
+    path: str | os.PathLike | Mapping[str, Any],
     choose: Callable[[Collection[str]], Collection[str]] = list,
     checkpoint: str | None = None,
 ) -> dict[str, np.ndarray]:
     """Named tensors of a weights file, with the file's shapes and types.
 
     The ending chooses the reader, by _READERS; `state_dicts.tensors_of_one` finds the
-    state dict in what it reads.
+    state dict in what it reads. A state dict in memory is copied.
 
     choose: the names to read, from all names; other tensors may be many GB
     checkpoint: the key of the model that is meant, where a file has several
     """
-    path = pathlib.Path(path)
 
     def select(content):
         """The tensors that `choose` names, not yet read."""
         unread = tensors_of_one(content, checkpoint)
         return {name: unread[name] for name in choose([*unread])}
 
-    tensors = _read(path, _READERS, select)
+    if isinstance(path, Mapping):
+        tensors = read_all(select(in_memory(path)))
+    else:
+        tensors = _read(pathlib.Path(path), _READERS, select)
     for name, value in tensors.items():
         if value.dtype.kind not in "biuf" and value.dtype != jnp.bfloat16:
             raise InputError(
-                f"weights file {path}: tensor {name} is of type {value.dtype}; it must "
+                f"{title(path)}: tensor {name} is of type {value.dtype}; it must "
                 "be of floats, integers or booleans"
             )
     return tensors

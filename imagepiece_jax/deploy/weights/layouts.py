@@ -12,13 +12,13 @@ import pathlib
 import re
 import types
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from imagepiece_jax.deploy.weights import location
 from imagepiece_jax.deploy.weights.file_names import RECOVERED, SELECTORS
-from imagepiece_jax.deploy.weights.files import read_state_dict
+from imagepiece_jax.deploy.weights.files import read_state_dict, title
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
@@ -275,17 +275,19 @@ class Contents(NamedTuple):
         return digest([self.tensors, dict(self.recovered)])
 
 
-def read_weights(path: str | os.PathLike, checkpoint: str | None = None) -> Contents:
+def read_weights(
+    path: str | os.PathLike | Mapping[str, Any], checkpoint: str | None = None
+) -> Contents:
     """A weights file by timm's names; only tensors that `to_timm` uses are read.
 
+    path: of the file, or a state dict in memory
     checkpoint: the key of the model that is meant, where the file has several
     """
-    path = pathlib.Path(path)
     state_dict = read_state_dict(path, lambda names: timm_names(names)[1], checkpoint)
     try:
         return to_timm(state_dict)
     except InputError as error:
-        raise InputError(f"weights file {path}: {error}") from error
+        raise InputError(f"{title(path)}: {error}") from error
 
 
 def read_folder(folder: pathlib.Path, checkpoint: str | None = None) -> Contents:

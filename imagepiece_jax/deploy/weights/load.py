@@ -10,8 +10,8 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flax import traverse_util
@@ -30,7 +30,13 @@ from imagepiece_jax.deploy.weights.file_names import (
 )
 from imagepiece_jax.deploy.weights.hub_configs import Described
 from imagepiece_jax.deploy.weights.layouts import Contents
-from imagepiece_jax.deploy.weights.location import FILE, FOLDER, RUN, Location
+from imagepiece_jax.deploy.weights.location import (
+    FILE,
+    FOLDER,
+    RUN,
+    STATE_DICT,
+    Location,
+)
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import (
     reduction_plan,
@@ -50,12 +56,13 @@ if TYPE_CHECKING:
     from imagepiece_jax.config.run import RunConfig
 
 Loader = Callable[[], Pretrained]
+TRAINED = "trained"  # the reduction that weights were trained or saved with
 HEADS = ("head", "head_dist")  # parts that a new number of classes makes anew
 
 
 def load(
-    weights: str | os.PathLike,
-    reduction: ReductionLike = None,
+    weights: str | os.PathLike | Mapping[str, Any],
+    reduction: ReductionLike = TRAINED,
     *,
     config: ViTConfig | str | os.PathLike | None = None,
     image_size: int | tuple[int, int] | None = None,
@@ -68,16 +75,16 @@ def load(
     class_names: Sequence[str | None] | None = None,
     seed: int | None = None,
 ) -> Pretrained:
-    """A trained model, from the path of its weights.
+    """A trained model, from the path of its weights, or from a state dict.
 
     weights: a file (.npz, .safetensors, .pth); a folder with config.json and weights,
         as timm, transformers and `save` write it; the folder of a run; or an id of the
         Hugging Face hub, "hf://OWNER/NAME" or "hf://OWNER/NAME@REVISION", whose files
-        are fetched once into huggingface_hub's cache
+        are fetched once into huggingface_hub's cache; or a state dict in memory, {name:
+        array or torch tensor}, with `config`
     reduction: a share of the dense model's MACs, such as 0.5, which the recommended
-        method gets; or a method with its fields, such as "evit:keep_rate=0.7"; "none":
-        the dense model; None: as it was trained or saved, though
-        `Pretrained.with_reduction` takes None for the dense model
+        method gets; or a method with its fields, such as "evit:keep_rate=0.7"; None or
+        "none": the dense model; "trained": as it was trained or saved
     config: what the model is: a ViTConfig, a public name, or what `read_config` reads;
         None: what the files say, or the file's own name, where that is a public one
     image_size: pixels a side, or (height, width), to which positions are resized
@@ -95,7 +102,12 @@ def load(
     Raises InputError for weights that do not say which model they are, and for tensors
         that are not the config's.
     """
-    found = location.find(weights, may_be_broken=config is not None)
+    if isinstance(weights, Mapping):
+        if config is None:
+            raise InputError("config is missing: a state dict does not say its model")
+        found = Location(None, STATE_DICT, tensors=weights)
+    else:
+        found = location.find(weights, may_be_broken=config is not None)
     checkpoint = _checkpoint(found, checkpoint)
     described = describe(found, config)
     contents = read_contents(found, described, checkpoint, averaged)
@@ -110,6 +122,9 @@ def load(
         if not described.stated and class_names is None:  # then only a name says them
             class_names = registry.published_class_names(trained.name, classes)
     execution = execution_of(wanted, dtype or described.dtype, attention)
+    trained_with = described.reduction
+    if found.kind in (FILE, STATE_DICT):  # nothing says it
+        trained_with = None
     vit = Pretrained(
         _model(wanted, reduction, described.reduction, execution, found),
         {"params": {}},
@@ -117,23 +132,28 @@ def load(
         source=Source(
             path=found.path,
             kind=found.kind,
-            name=found.name,
+            name=found.name or wanted.name or "",
             license=described.license,
             image_size=trained.image_size,
-            reduction=None if found.kind == FILE else described.reduction,
+            reduction=trained_with,
             checkpoint=checkpoint,
             averaged=averaged,
             run=found.config if found.kind == RUN else None,
         ),
     )
     # Files that were saved together may have selectors of several reductions.
-    exact = reduction is None and seed is None and described.digest is None
+    exact = is_trained(reduction) and seed is None and described.digest is None
     fresh = HEADS if new_head else ()
     vit = _fill(vit, contents, described, fresh, seed, exact)
     if num_classes is not None or seed is not None:
         vit.warn_of_untrained()
     vit.say_dense_numbers()
     return vit
+
+
+def is_trained(reduction: ReductionLike) -> bool:
+    """Whether a `reduction` of `load` is the word TRAINED."""
+    return isinstance(reduction, str) and reduction == TRAINED
 
 
 def _checkpoint(found, checkpoint):
@@ -159,12 +179,12 @@ def _changed(config, image_size, crop, num_classes):
 
 
 def _model(config, reduction, trained, execution, found):
-    """The ViT with a reduction; None: the one that the weights were trained with."""
-    asked = trained if reduction is None else Reduction.read(reduction)
+    """The ViT with a reduction, as `load` takes it."""
+    asked = Reduction.read(trained if is_trained(reduction) else reduction)
     try:
         model = create(config, asked, execution)
     except InputError as error:
-        if reduction is not None:  # it is the caller's mistake, not one of the file
+        if not is_trained(reduction):  # it is the caller's mistake, not one of the file
             raise
         raise InputError(f"{found.place}: {error}") from error
     reduction_plan.print_reduction(asked, model)
@@ -281,8 +301,10 @@ def read_contents(found, described, checkpoint, averaged) -> Contents:
             "of averages in a file"
         )
     read = layouts.read_folder if found.kind == FOLDER else layouts.read_weights
-    contents = read(found.path, checkpoint)
-    parts = [part for part in BESIDE if (found.path / part).exists()]
+    contents = read(found.path or found.tensors, checkpoint)
+    parts = []
+    if found.path:
+        parts = [part for part in BESIDE if (found.path / part).exists()]
     if parts and described.digest not in (None, contents.digest):
         raise InputError(
             f"{found.place}: {' or '.join(parts)} is not of the model beside it"

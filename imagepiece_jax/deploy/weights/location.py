@@ -25,6 +25,7 @@ from imagepiece_jax.errors import InputError
 FILE = "weights file"
 FOLDER = "folder"  # in the form of the Hugging Face hub
 RUN = "run"
+STATE_DICT = "state dict"  # in memory
 # Keys of a config.json that only published weights have: timm's, transformers', ours.
 PUBLISHED = ("architecture", "architectures", "model_type", OURS)
 
@@ -33,20 +34,25 @@ PUBLISHED = ("architecture", "architectures", "model_type", OURS)
 class Location:
     """Weights on this machine."""
 
-    path: pathlib.Path
-    kind: str  # FILE, FOLDER or RUN
+    path: pathlib.Path | None  # None: in memory
+    kind: str  # FILE, FOLDER, RUN or STATE_DICT
     # what says which model a folder's weights are, and its content; None: nothing does
     config_file: pathlib.Path | None = None
     config: Mapping[str, Any] | None = None  # None, too, where it is no JSON
+    tensors: Mapping[str, Any] | None = None  # of a STATE_DICT
 
     @property
     def name(self) -> str:
         """The last part of the path; of a repository of the hub OWNER/NAME."""
+        if self.path is None:
+            return ""
         return hub.repository_at(self.path) or self.path.name
 
     @property
     def place(self) -> str:
         """The path in sentences: "run runs/a", "folder hf://OWNER/NAME"."""
+        if self.path is None:
+            return f"the {self.kind}"
         repository = hub.repository_at(self.path)
         if repository is None:
             return f"{self.kind} {self.path}"

@@ -44,7 +44,7 @@ DENSE_PART = WEIGHTS[0]
 FILES = (DENSE_PART, *BESIDE, CONFIG)  # of a saved model
 
 
-def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
+def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     """Write a trained model to a folder, completely or not at all.
 
     `load(folder)` gives one with the same logits, bit for bit, its reduction with

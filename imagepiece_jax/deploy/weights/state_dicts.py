@@ -4,7 +4,8 @@ Training scripts save a state dict alone, or under a key beside optimizer and ep
 averages of the weights or a second model may be beside it, under keys of their own.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,22 @@ class Unread(NamedTuple):
 def read_all(tensors):
     """{name: array} of {name: Unread}."""
     return {name: tensor.read() for name, tensor in tensors.items()}
+
+
+def in_memory(content):
+    """`content`, in which arrays and torch's tensors are Unread, as in a file."""
+    if isinstance(content, Mapping):
+        return {name: in_memory(value) for name, value in content.items()}
+    if hasattr(content, "shape"):
+        return Unread(functools.partial(_copied, content))
+    return content
+
+
+def _copied(tensor):
+    """A NumPy array of its own: of the caller's, changes would reach the model."""
+    if hasattr(tensor, "detach"):  # torch's, which may be bfloat16, or on a GPU
+        tensor = tensor.detach().cpu().float().numpy()
+    return np.array(tensor)
 
 
 def tensors_of_one(content, key=None):

@@ -3,6 +3,7 @@
 import collections
 import importlib
 
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.methods.method import Method
 
 
@@ -17,8 +18,16 @@ class _Methods(collections.UserDict):
         kind = self.data[name]
         if isinstance(kind, str):
             kind = getattr(importlib.import_module(f"{__name__}.{name}"), kind)
-            self.data[name] = kind
+            self[name] = kind
         return kind
+
+    def __setitem__(self, name, kind):
+        if isinstance(kind, type) and "__dataclass_fields__" not in vars(kind):
+            raise InputError(
+                f"method {name} is {kind.__name__}, which needs @dataclasses.dataclass"
+                "(frozen=True) above its class: its fields would be lost"
+            )
+        self.data[name] = kind
 
 
 METHODS = _Methods(

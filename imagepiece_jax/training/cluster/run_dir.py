@@ -108,7 +108,8 @@ def check_config(workdir, config: dict):
         if before != now and name not in MAY_CHANGE:
             raise InputError(
                 f"config.{name} is {now}, but {before} in the run in {workdir}; change "
-                f"it back, or {OTHER}"
+                f"it back, or {OTHER}, which may start from this one's weights: "
+                f"--config.init.weights={workdir}"
             )
 
 

@@ -231,7 +231,7 @@ def test_impossible_predictors(trained, option, given):
 
 
 def test_a_new_head_is_warned_of_once(trained, tmp_path):
-    imagepiece_jax.save(tmp_path / "m", trained)
+    imagepiece_jax.save(trained, tmp_path / "m")
     with pytest.warns(UserWarning, match="untrained was drawn"):
         vit = imagepiece_jax.load(tmp_path / "m", num_classes=3)
     with pytest.warns(UserWarning) as said:

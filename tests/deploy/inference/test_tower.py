@@ -157,7 +157,7 @@ def test_what_a_client_cannot_take_is_refused(tmp_path):
 def test_files_of_others_stay(tmp_path, layout):
     """A saved model has a config.json of its own."""
     vit = encoder()
-    saved = imagepiece_jax.save(tmp_path / "saved", vit)
+    saved = imagepiece_jax.save(vit, tmp_path / "saved")
     before = {file: file.read_bytes() for file in saved.iterdir()}
     with refused("out", "holds config.json; it must be a new or empty folder"):
         export(vit, saved, layout=layout)
@@ -169,7 +169,7 @@ def test_files_of_others_stay(tmp_path, layout):
 
 
 def test_a_graph_by_itself_makes_no_layout_of_its_folder(tmp_path):
-    saved = imagepiece_jax.save(tmp_path / "saved", encoder())
+    saved = imagepiece_jax.save(encoder(), tmp_path / "saved")
     export(encoder(), saved / "model.onnx")
     before = {file: file.read_bytes() for file in saved.iterdir()}
     with refused("out", "it must be a new or empty folder"):
@@ -257,7 +257,7 @@ def test_a_config_of_transformers_is_copied_and_one_of_ours_is_not(tmp_path):
     source = dataclasses.replace(vit.source, path=tmp_path)
     found = tower.config_fields(dataclasses.replace(vit, source=source))
     assert found == content
-    saved = imagepiece_jax.load(imagepiece_jax.save(tmp_path / "saved", vit))
+    saved = imagepiece_jax.load(imagepiece_jax.save(vit, tmp_path / "saved"))
     assert tower.config_fields(saved)["model_type"] == "vit"
 
 

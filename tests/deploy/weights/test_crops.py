@@ -82,7 +82,7 @@ def test_a_saved_folder_is_cropped_as_it_was(tmp_path, vit, chosen):
     """Also where that is a default, and the name would say something else."""
     images = Preprocessing(SIDE, **chosen)
     other = dataclasses.replace(vit, preprocessing=images)
-    path = imagepiece_jax.save(tmp_path / "saved", other)
+    path = imagepiece_jax.save(other, tmp_path / "saved")
     found = imagepiece_jax.load(path)
     assert found.preprocessing == found.config.preprocessing == images
     if "crop" in chosen:

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import shutil
 
+import chex
+import numpy as np
 import pytest
 
 import imagepiece_jax
@@ -46,7 +48,7 @@ def file(tmp_path_factory, variables):
 def saved(tmp_path_factory, file):
     """The folder of the same model."""
     vit = imagepiece_jax.load(file, config=CONFIG)
-    return imagepiece_jax.save(tmp_path_factory.mktemp("saved") / "m", vit)
+    return imagepiece_jax.save(vit, tmp_path_factory.mktemp("saved") / "m")
 
 
 def run_folder(path, **fields):
@@ -329,3 +331,43 @@ def test_a_run_loads_with_its_selectors_or_without(tmp_path):
 )
 def test_the_authors_names_of_files(file, name):
     assert registry.name_of_file(f"folder/{file}.pth") == name
+
+
+def test_a_state_dict_in_memory_is_loaded_as_its_file(file, variables):
+    """Of timm's names, alone or under a key; the caller's arrays stay the caller's."""
+    tensors = {k: np.array(v) for k, v in timm_tensors.to_timm(variables).items()}
+    vit = imagepiece_jax.load(file, config=CONFIG)
+    two = {"model": tensors, "ema": tensors, "epoch": 3}
+    for given, fields in ((tensors, {}), (two, {"checkpoint": "ema"})):
+        found = imagepiece_jax.load(given, "tome:r=2", config=CONFIG, **fields)
+        chex.assert_trees_all_equal(found.variables, vit.variables)
+        assert str(found.reduction) == "tome:r=2"
+    tensors["head.bias"][:] = 7  # an array that is still writable
+    assert not (found.variables["params"]["head"]["bias"] == 7).any()
+    with refused("config is missing"):
+        imagepiece_jax.load(tensors)
+    other = tensors | {"blocks.0.x": tensors["head.bias"]}
+    with refused("blocks.0.x"):
+        imagepiece_jax.load(other, config=CONFIG)
+    with refused("checkpoint must be the key of one"):
+        imagepiece_jax.load(two, config=CONFIG)
+
+
+def test_torch_tensors_are_loaded_from_memory(file, variables):
+    torch = pytest.importorskip("torch")
+    tensors = {}
+    for name, value in timm_tensors.to_timm(variables).items():
+        tensor = torch.nn.Parameter(torch.tensor(np.asarray(value)))
+        tensors[name] = tensor.to(torch.bfloat16) if name == "head.bias" else tensor
+    found = imagepiece_jax.load(tensors, config=CONFIG)
+    expected = imagepiece_jax.load(file, config=CONFIG).variables
+    chex.assert_trees_all_close(found.variables, expected, rtol=1e-2)
+
+
+def test_none_is_the_dense_model_of_load_and_of_with_reduction(tmp_path):
+    saved = imagepiece_jax.save(tiny.pretrained("tome:r=2"), tmp_path / "m")
+    for reduction, name in ((None, "none"), ("none", "none"), ("trained", "tome")):
+        assert imagepiece_jax.load(saved, reduction).reduction.name == name
+    vit = imagepiece_jax.load(saved)
+    assert vit.reduction.name == "tome"
+    assert vit.with_reduction(None).model == imagepiece_jax.load(saved, None).model

@@ -88,7 +88,7 @@ def logits(vit):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_saved_model_loads_as_it_was(tmp_path, name):
     vit = made(**MODELS[name])
-    assert imagepiece_jax.save(tmp_path / "m", vit) == tmp_path / "m"
+    assert imagepiece_jax.save(vit, tmp_path / "m") == tmp_path / "m"
     found = imagepiece_jax.load(tmp_path / "m")
     assert found.model == vit.model
     assert same(found.variables, vit.variables)
@@ -97,7 +97,7 @@ def test_a_saved_model_loads_as_it_was(tmp_path, name):
         np.testing.assert_array_equal(logits(found), logits(vit))
     # Saving what was loaded writes the same files.
     (tmp_path / "again").mkdir()
-    again = imagepiece_jax.save(tmp_path / "again" / "m", found)
+    again = imagepiece_jax.save(found, tmp_path / "again" / "m")
     for file in (tmp_path / "m").iterdir():
         assert file.read_bytes() == (again / file.name).read_bytes()
 
@@ -110,7 +110,7 @@ def test_what_a_folder_holds(tmp_path):
     fields = {"class_names": names, "preprocessing": prepared, "dtype": "bfloat16"}
     fields["problem_type"] = PROBLEMS[1]
     vit = made(reduction=DYNAMICVIT, **fields)
-    imagepiece_jax.save(tmp_path / "m", vit)
+    imagepiece_jax.save(vit, tmp_path / "m")
     files = {file.name for file in (tmp_path / "m").iterdir()}
     weights = "model.safetensors"
     selectors = "selectors.safetensors"
@@ -186,12 +186,12 @@ def test_another_model_is_none_of_timms(name):
 
 
 def test_a_loaded_model_may_get_another_reduction(tmp_path):
-    path = imagepiece_jax.save(tmp_path / "m", made(reduction=DYNAMICVIT))
+    path = imagepiece_jax.save(made(reduction=DYNAMICVIT), tmp_path / "m")
     tome = "tome:r=3"
     found = imagepiece_jax.load(path, reduction=tome)
     assert found.model.prop_attn
     assert "reducer_1" not in found.variables["params"]
-    imagepiece_jax.save(tmp_path / "tome", found)
+    imagepiece_jax.save(found, tmp_path / "tome")
     dense = imagepiece_jax.load(tmp_path / "tome", reduction="none").model
     assert not dense.prop_attn
     with untrained():
@@ -199,13 +199,13 @@ def test_a_loaded_model_may_get_another_reduction(tmp_path):
     assert fresh.config.num_classes == 3
     assert "reducer_1" in values["params"]
     # A reduction that is given has its own.
-    imagepiece_jax.save(tmp_path / "m", made(reduction=f"{tome}:prop_attn=False"))
+    imagepiece_jax.save(made(reduction=f"{tome}:prop_attn=False"), tmp_path / "m")
     for fields, own in (({}, False), ({"reduction": tome}, True)):
         assert imagepiece_jax.load(tmp_path / "m", **fields).model.prop_attn is own
 
 
 def test_what_load_refuses_of_a_saved_folder(tmp_path):
-    path = imagepiece_jax.save(tmp_path / "m", made(**MODELS["registers"]))
+    path = imagepiece_jax.save(made(**MODELS["registers"]), tmp_path / "m")
     with pytest.raises(InputError, match="has no reducer_"):
         imagepiece_jax.load(path, reduction=DYNAMICVIT)
     said = f"its folder, {path}, has a config.json"
@@ -352,12 +352,12 @@ def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path):
     """And stays where the disk is full. tests/common/test_files has other failures."""
     vit = made(reduction=DYNAMICVIT)
     other = made()
-    path = imagepiece_jax.save(tmp_path / "m", vit)
+    path = imagepiece_jax.save(vit, tmp_path / "m")
     message = f"{path} cannot be written .*File too large"
     with full_disk(), pytest.raises(RunError, match=message):
-        imagepiece_jax.save(path, other)
+        imagepiece_jax.save(other, path)
     assert imagepiece_jax.load(path).model == vit.model
-    imagepiece_jax.save(path, other)
+    imagepiece_jax.save(other, path)
     assert imagepiece_jax.load(path).model == other.model
     assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
 
@@ -366,7 +366,7 @@ def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path):
 def test_what_is_no_folder_to_save_in(tmp_path, file):
     (tmp_path / file).write_text("{}")
     with refused(f"folder {tmp_path} holds {file}; it must be new"):
-        imagepiece_jax.save(tmp_path, made())
+        imagepiece_jax.save(made(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [file]
 
 
@@ -374,11 +374,11 @@ def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
     """Who works there would see an empty folder, the one that was there before."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="is the working directory"):
-        imagepiece_jax.save(tmp_path, made())
-    imagepiece_jax.save("m", made())
+        imagepiece_jax.save(made(), tmp_path)
+    imagepiece_jax.save(made(), "m")
     monkeypatch.chdir("m")
     with pytest.raises(InputError, match="is the working directory"):
-        imagepiece_jax.save(".", made())
+        imagepiece_jax.save(made(), ".")
 
 
 def test_the_license_of_timms_config_stays(tmp_path):
@@ -390,7 +390,7 @@ def test_the_license_of_timms_config_stays(tmp_path):
     license = hub_configs.parse(config, {}).license
     source = dataclasses.replace(vit.source, license=license)
     folder = tmp_path / "m"
-    imagepiece_jax.save(folder, dataclasses.replace(vit, source=source))
+    imagepiece_jax.save(dataclasses.replace(vit, source=source), folder)
     assert imagepiece_jax.load(folder).source.license == "dinov3-license"
 
 
@@ -408,7 +408,7 @@ def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
         (Pretrained(model, spoilt), "tensor cls_token"),
     ):
         with refused(*facts) as error:
-            imagepiece_jax.save(tmp_path / "m", other)
+            imagepiece_jax.save(other, tmp_path / "m")
     assert "tensor cls_token has a value that is not finite" in str(error.value)
     assert not (tmp_path / "m").exists()
 
@@ -416,7 +416,7 @@ def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
 def test_selectors_that_were_drawn_stay_untrained(tmp_path):
     vit = made().with_reduction(DYNAMICVIT, seed=1)
     with untrained("selectors"):
-        imagepiece_jax.save(tmp_path / "m", vit)
+        imagepiece_jax.save(vit, tmp_path / "m")
     loaded = imagepiece_jax.load(tmp_path / "m")
     assert loaded.untrained
     assert loaded.label == vit.label
@@ -442,7 +442,7 @@ def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
     with untrained():
         imagepiece_jax.optimize(vit, batch_size=1)
     with untrained() as said:
-        imagepiece_jax.save(tmp_path / "m", vit)
+        imagepiece_jax.save(vit, tmp_path / "m")
     assert said[0].filename == __file__
     again = imagepiece_jax.load(tmp_path / "m")
     assert again.untrained_parts == ("head",)
@@ -453,6 +453,6 @@ def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
     variables = {**again.variables, "params": {**params, "head": head}}
     trained = dataclasses.replace(again, variables=variables)
     assert trained.untrained is False
-    imagepiece_jax.save(tmp_path / "trained", trained)
+    imagepiece_jax.save(trained, tmp_path / "trained")
     assert not imagepiece_jax.load(tmp_path / "trained").untrained
     assert not imagepiece_jax.load(tmp_path / "m", num_classes=0).untrained

@@ -1,0 +1,104 @@
+"""Accuracy of a model, an optimized program or an exported file: `evaluate`."""
+
+import os
+from typing import Any
+
+import jax
+
+from imagepiece_jax.common import parallel
+from imagepiece_jax.common.placement import Placement
+from imagepiece_jax.config.labeled import LabeledImages, labeled_images
+from imagepiece_jax.deploy.inference.onnx_program import OnnxProgram
+from imagepiece_jax.deploy.inference.optimize import optimize
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import accuracy
+from imagepiece_jax.models.pretrained import Pretrained
+
+
+def evaluate(
+    model: Pretrained | str | os.PathLike,
+    data: str | None = None,
+    *,
+    optimized: bool = False,
+    gelu: str | None = None,
+    data_dir: str | os.PathLike | None = None,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Top-1, top-5 and loss over every image of a set.
+
+    model: a model of `load`, or the path of an .onnx file of `export`, which
+        onnxruntime computes
+    data: a folder with a folder of images for each class, csv:FILE, hf:OWNER/NAME,
+        imagenet2012 or digits; None: what a run was tested on
+    optimized: compare the program of `optimize` with the float32 model
+    gelu: of the optimized program
+    data_dir: folder of imagenet2012's files
+    limit: images to take, evenly spaced; None: all
+    batch_size, workers, threads: how images are read; None: the run's, or 512, 8 and 2
+    Returns acc1 and acc5 in percent, loss, images, throughput in images a second, and
+        what decides them; with `optimized` such figures under "reference" and
+        "optimized".
+    Raises InputError for images of other classes, and for a model without classes.
+    """
+    program = None if isinstance(model, Pretrained) else OnnxProgram(model)
+    vit = model if program is None else program.vit
+    images = labeled_images(
+        vit,
+        data,
+        data_dir=data_dir,
+        limit=limit,
+        batch=batch_size,
+        workers=workers,
+        threads=threads,
+    )
+    return evaluated(vit, images, program, optimized=optimized, gelu=gelu)
+
+
+def evaluated(
+    vit: Pretrained,
+    images: LabeledImages,
+    program: OnnxProgram | None = None,
+    *,
+    optimized: bool = False,
+    gelu: str | None = None,
+) -> dict[str, Any]:
+    """As `evaluate`, on images that are open.
+
+    program: an exported file, of which `vit` is the description
+    """
+    if gelu and not optimized:
+        raise InputError(f"gelu is {gelu}, which is for the optimized program alone")
+    if optimized and program is not None:
+        raise InputError("optimized is for weights; an exported file is a program")
+    if optimized:
+        figures = _compared(vit, images, gelu)
+    elif program is not None:
+        step = accuracy.program_step(lambda pixels: jax.device_put(program(pixels)))
+        batches = images.batches(placement=Placement())
+        figures = accuracy.evaluate(step, None, batches).figures
+        recovered = {"recovered": program.facts["recovered"]}
+        return figures | images.facts(vit) | recovered
+    else:
+        step = accuracy.model_step(vit.model)
+        variables = parallel.replicate(vit.variables)
+        figures = accuracy.evaluate(step, variables, images.batches()).figures
+    return figures | images.facts(vit)
+
+
+def _compared(vit, images, gelu):
+    """The figures of the optimized program and of the model in float32, by name."""
+    program = optimize(
+        vit,
+        batch_size=images.batch_size,
+        dtype=vit.model.execution.dtype.name,
+        gelu=gelu,
+        attention=vit.model.execution.attention,
+        pixels=True,
+    )
+    figures, _ = accuracy.evaluate_program(
+        vit.model, vit.variables, program, images.batches
+    )
+    return figures
