@@ -18,6 +18,7 @@ import logging
 import numpy as np
 from PIL import Image
 
+from imagepiece_jax.common.machine import cores
 from imagepiece_jax.common.progress import counted
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.source import Source
@@ -113,7 +114,7 @@ def readable_originals(source: Source) -> Source:
 
 def _in_threads(call, items, what):
     """Yield (item, call(item)) in order; `what` names the work in progress lines."""
-    pool = concurrent.futures.ThreadPoolExecutor()
+    pool = concurrent.futures.ThreadPoolExecutor(cores())
     try:
         found = pool.map(call, items)
         for item in counted(items, what):
