@@ -71,8 +71,8 @@ class Progress(tqdm):
 
     def say(self, line: str):
         """Write a line on stderr, above the bar."""
-        self.write(line, file=sys.stderr)
-        sys.stderr.flush()
+        if sys.stderr is not None:  # it is closed
+            self.write(line, file=sys.stderr)
 
 
 def in_words(seconds: float) -> str:
@@ -85,4 +85,5 @@ def in_words(seconds: float) -> str:
 
 
 def _say(line):
-    print(line, file=sys.stderr, flush=True)
+    if sys.stderr is not None:
+        print(line, file=sys.stderr, flush=True)

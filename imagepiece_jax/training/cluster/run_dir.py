@@ -34,14 +34,13 @@ CLOCK = "%Y-%m-%d %H:%M:%S %z"  # form of times in run.json
 # Fields that may change when a run is resumed. Its images may have moved: a checkpoint
 # has their digest.
 MAY_CHANGE = (
+    *("data.name", "data.dir", "data.workers", "data.threads"),
     *(
-        "data.name",
-        "data.dir",
-        "data.workers",
-        "data.threads",
         "checkpoint_every_steps",
+        "keep_every_steps",
+        "log_every_steps",
+        "max_skipped_steps",
     ),
-    *("keep_every_steps", "log_every_steps", "max_skipped_steps"),
     *("progress", "profile"),
 )
 OTHER = "choose another workdir"
