@@ -68,14 +68,14 @@ def finish(call: Callable[[], int | None], *, compiles: bool = True):
     except BrokenPipeError:  # the reader of our output has gone: `... | head`
         leave(RunError.status)
     except Stopped as stopped:
-        leave(stopped.status, stopped)
+        _end(stopped.status, stopped)
     except (InputError, RunError, OSError, MemoryError) as error:
-        leave(getattr(error, "status", RunError.status), f"error: {error}")
+        _end(getattr(error, "status", RunError.status), f"error: {error}")
     except RuntimeError as error:  # of JAX: a full device, or one that is not there
         text = str(error).partition("\n")[0]
         if not any(known in str(error) for known in DEVICE_ERRORS):
             raise
-        leave(RunError.status, f"error: {text}")
+        _end(RunError.status, f"error: {text}")
     sys.exit(status)
 
 
@@ -92,15 +92,19 @@ def open_streams():
             setattr(sys, name, open(number, mode, errors="backslashreplace"))
 
 
-def leave(status: int, said: object = None):
+def _end(status, said):
+    """Say the last line on stderr, if it can be written, and leave."""
+    with contextlib.suppress(OSError):  # no reader, or a full disk
+        print(said, file=sys.stderr, flush=True)
+    leave(status)
+
+
+def leave(status: int):
     """End the process with a status, whatever threads of libraries are doing.
 
     A step or a compilation that is cut short may crash the interpreter at its end, and
     the crash would replace the status.
     """
-    with contextlib.suppress(OSError):  # no reader, or a full disk
-        if said is not None:
-            print(said, file=sys.stderr, flush=True)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
