@@ -208,7 +208,7 @@ def test_the_conv_stem():
 
 def test_the_format_is_the_oldest_that_has_the_operators():
     """Opset 20 came with IR 9 (the table of versions in ONNX's docs)."""
-    model = onnx_model.onnx_model(tiny.pretrained())
+    model = onnx_model(tiny.pretrained())
     assert (model.opset_import[0].version, model.ir_version) == (20, 9)
 
 
