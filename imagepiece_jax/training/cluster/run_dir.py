@@ -91,12 +91,12 @@ def check_place(workdir, data: str):
     Raises InputError for a folder inside the data, or with images in it.
     """
     folder = pathlib.Path(workdir).resolve()
+    if (folder / CONFIG).exists():
+        return
     _, _, path = data.partition(":")
     images = pathlib.Path(path).expanduser().resolve()
     if path and images.is_dir() and folder.is_relative_to(images):
         raise InputError(f"workdir {workdir} is in {images}, the data; {OTHER}")
-    if (folder / CONFIG).exists():
-        return
     for level in ("*", "*/*", "*/*/*"):  # images, classes and splits
         for file in folder.glob(level):
             if file.suffix.lower() in EXTENSIONS:
