@@ -174,6 +174,7 @@ def train():
 
 
 if __name__ == "__main__":
+    cli.open_streams()
     logging.set_verbosity(logging.WARNING)  # libraries report each of their steps
     logging.get_absl_handler().setFormatter(Formatter())  # as printed lines
     app.run(lambda words: cli.finish(train), flags_parser=parse)

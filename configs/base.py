@@ -101,7 +101,8 @@ def get_config():
     config.distill.weight = 0.5  # of the teacher's term, 1 - weight of the labels'
 
     config.init = ConfigDict()
-    config.init.weights = ""  # a weights file or a run's folder to start from
+    config.init.weights = ""  # a weights file or a run's folder to start from;
+    #                     a config that needs some has a placeholder
     config.init.fresh = ()  # what may be new then, such as ("head",)
 
     config.eval_batch_size = 512  # images at once, over all devices

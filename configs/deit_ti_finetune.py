@@ -13,6 +13,8 @@ python train.py --config configs/deit_ti_finetune.py --config.init.weights=FILE 
         --config.model.dtype=float32 --config.data.workers=0
 """
 
+from ml_collections.config_dict import placeholder
+
 from configs import base
 
 
@@ -34,4 +36,5 @@ def get_config(size="deit_ti"):
     config.warmup_lr = 0.0
     config.warmup_epochs = 1.0
     config.ema_decay = 0.0
+    config.init.weights = placeholder(str)  # the trained weights
     return config

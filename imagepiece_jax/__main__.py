@@ -7,6 +7,7 @@ they are used, after signals are heard.
 import sys
 
 from imagepiece_jax.common import signals
+from imagepiece_jax.errors import InputError
 
 # Those whose programs are timed, or which compile little.
 COMPILE_NOTHING = ("benchmark", "describe", "doctor")
@@ -33,6 +34,12 @@ def listing() -> str:
 
 def main():
     signals.end_process()
+    from imagepiece_jax import cli
+
+    cli.finish(_command, compiles=False)
+
+
+def _command():
     name = sys.argv[1] if sys.argv[1:] else "--help"
     names = commands()
     if name in ("--help", "-h"):
@@ -52,10 +59,8 @@ def main():
         cli.run(module.main, prog, compiles=name not in COMPILE_NOTHING)
     else:
         listed = ", ".join(names)
-        print(f"error: {name!r} is not a command; they are {listed}", file=sys.stderr)
-        return 2
-    return 0
+        raise InputError(f"{name!r} is not a command; they are {listed}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

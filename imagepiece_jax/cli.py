@@ -51,6 +51,7 @@ def finish(call: Callable[[], int | None], *, compiles: bool = True):
 
     compiles: whether programs that JAX compiles are kept for the next process
     """
+    open_streams()
     signals.end_process()
     progress.show()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -60,27 +61,43 @@ def finish(call: Callable[[], int | None], *, compiles: bool = True):
     try:
         if compiles:
             keep_programs()
-        status = call() or 0
+        try:
+            status = call() or 0
+        except SystemExit as end:  # of --help and of a mistyped word
+            status = end.code
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has gone: `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = RunError.status
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        leave(stopped.status)
-    except (InputError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        leave(error.status)
-    except (OSError, MemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
         leave(RunError.status)
+    except Stopped as stopped:
+        _end(stopped.status, stopped)
+    except (InputError, RunError, OSError, MemoryError) as error:
+        _end(getattr(error, "status", RunError.status), f"error: {error}")
     except RuntimeError as error:  # of JAX: a full device, or one that is not there
         text = str(error).partition("\n")[0]
         if not any(known in str(error) for known in DEVICE_ERRORS):
             raise
-        print(f"error: {text}", file=sys.stderr)
-        leave(RunError.status)
+        _end(RunError.status, f"error: {text}")
     sys.exit(status)
+
+
+def open_streams():
+    """Open the null device in place of closed standard streams, as daemons have them.
+
+    Python has None there, and the next file that is opened would be printed into.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            os.set_inheritable(number, True)
+            mode = "w" if number else "r"
+            setattr(sys, name, open(number, mode, errors="backslashreplace"))
+
+
+def _end(status, said):
+    """Say the last line on stderr, if it can be written, and leave."""
+    with contextlib.suppress(OSError):  # no reader, or a full disk
+        print(said, file=sys.stderr, flush=True)
+    leave(status)
 
 
 def leave(status: int):
@@ -90,9 +107,9 @@ def leave(status: int):
     the crash would replace the status.
     """
     atexit._run_exitfuncs()
-    with contextlib.suppress(OSError):  # no reader, or a full disk
-        sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(status)
 
 

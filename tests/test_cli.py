@@ -9,6 +9,7 @@ import pytest
 from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError, RunError, Stopped
 from tests.command import call, start
+from tests.runs import ROOT
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,46 @@ def test_a_fault_of_the_code_is_a_traceback():
 
     with pytest.raises(TypeError):
         call(main)
+
+
+STREAMS = [">&-", "2>&-", ">&- 2>&- <&-", "2>/dev/full"]
+
+
+@pytest.mark.parametrize("streams", STREAMS)
+def test_a_closed_stream_ends_nothing(streams, tmp_path):
+    """And what is printed is in no file that is opened meanwhile."""
+    script = tmp_path / "writes.py"
+    script.write_text(WRITES)
+    line = f"{sys.executable} {script} {tmp_path}/file {streams}"
+    ended = subprocess.run(line, shell=True, cwd=ROOT, timeout=60, env=ON_PATH)
+    assert ended.returncode == 0
+    assert (tmp_path / "file").read_text() == "whole"
+
+
+WRITES = """
+import os, subprocess, sys
+from imagepiece_jax import cli
+from imagepiece_jax.common.progress import Progress
+
+def main(path: str, /):
+    with open(path, "w") as file:
+        print("a line", flush=True)
+        if not os.path.samefile("/dev/full", "/proc/self/fd/2"):
+            Progress("work", 2).say("a note")
+        subprocess.run([sys.executable, "-c", "import os; os.write(2, b'of C')"])
+        file.write("whole")
+
+cli.run(main, compiles=False)
+"""
+ON_PATH = os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+@pytest.mark.parametrize("words", ["", "doctor --help"])
+def test_a_full_disk_is_one_sentence(words):
+    line = f"{sys.executable} -m imagepiece_jax {words} >/dev/full"
+    ended = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
 
 
 KEEPS = """

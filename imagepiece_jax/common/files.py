@@ -20,6 +20,9 @@ from imagepiece_jax.errors import InputError, RunError
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 
+# Of a call that some mounts (SMB, FUSE, object stores) do not have.
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+UNSUPPORTED += (errno.EPERM, errno.EACCES)
 LOCK = ".lock"  # the file by which a folder is locked
 
 log = logging.getLogger("imagepiece_jax.files")
@@ -213,9 +216,19 @@ def _finish(file, mode):
 
     Some libraries choose their own: safetensors 0.8 leaves 0600.
     """
-    os.chmod(file, mode)
+    with contextlib.suppress(OSError):  # some mounts have permissions of their own
+        os.chmod(file, mode)
     with open(file, "rb") as written:
-        os.fsync(written.fileno())
+        sync(written.fileno())
+
+
+def sync(descriptor):
+    """Write an open file to the disk, where its file system has a call for it."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
 
 
 def _not_written(path, error):

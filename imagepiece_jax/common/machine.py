@@ -1,10 +1,48 @@
 """What a process may use of its machine, on every platform."""
 
+import math
 import os
+import pathlib
+
+CGROUPS = pathlib.Path("/sys/fs/cgroup")
+OWN_CGROUPS = pathlib.Path("/proc/self/cgroup")
 
 
 def cores() -> int:
-    """The number of processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # on Linux a job may have been given a few
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """The number of processor cores that this process may use, at least 1.
+
+    On Linux a job may be bound to some cores, or have a quota of their time.
+    """
+    count = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    return max(1, math.ceil(min([count, *_quotas()])))
+
+
+def _quotas():
+    """Yield the quotas in cores of this process's cgroups and of their parents.
+
+    A container may show the host's path of a cgroup, whose folder is then the root.
+    """
+    try:
+        lines = OWN_CGROUPS.read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        cgroup = pathlib.PurePosixPath(path.lstrip("/"))
+        if not kinds or "cpu" in kinds.split(","):  # of version 2, or 1
+            for folder in (cgroup, *cgroup.parents):
+                yield from _quota(CGROUPS / kinds / folder)
+
+
+def _quota(folder):
+    """Yield the quota of a cgroup of version 2 or 1, if it has one."""
+    for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+        try:
+            texts = [(folder / name).read_text() for name in names]
+            quota, period = map(int, " ".join(texts).split())
+        except (OSError, ValueError):  # there is none, or its quota is "max"
+            continue
+        if quota > 0:  # -1: version 1 has no limit
+            yield quota / period

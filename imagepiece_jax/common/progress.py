@@ -26,8 +26,9 @@ class Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord):
         file = sys.stdout if record.name == notes.name else sys.stderr
-        tqdm.write(self.format(record), file=file)
-        file.flush()
+        if file is not None:  # it is closed
+            tqdm.write(self.format(record), file=file)
+            file.flush()
 
 
 def show():

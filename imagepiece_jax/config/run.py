@@ -80,7 +80,7 @@ class DistillConfig:
 class InitConfig:
     """The weights that a run starts from; those named in `fresh` are drawn anew."""
 
-    weights: str
+    weights: str | None  # None: needed, but not given; "": fresh
     fresh: tuple[str, ...]
 
 

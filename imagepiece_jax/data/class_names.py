@@ -1,10 +1,11 @@
 """ImageNet's class names, and whether weights and data have the same classes."""
 
 import functools
+import numbers
 import pathlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from imagepiece_jax.errors import InputError
 
@@ -134,11 +135,14 @@ def check_classes(weights: Names | None, place: str, names: Names | None, data: 
 def checked_names(names, classes, field="class_names"):
     """Names by label as a tuple of length `classes`.
 
-    names: strings, and None for classes without a name
+    names: strings, whole numbers, and None for classes without a name
     """
-    if isinstance(names, str):
+    if isinstance(names, str | bytes | Mapping | Set):
         raise InputError(f"{field} is {names!r}; it must be a list of names")
     names = tuple(names)
     if len(names) != classes:
         raise InputError(f"{field} has {len(names)} names for {classes} classes")
-    return names
+    for name in names:
+        if not isinstance(name, str | numbers.Integral | None):
+            raise InputError(f"{field} has the name {name!r}; it must be a string")
+    return tuple(name if name is None else str(name) for name in names)

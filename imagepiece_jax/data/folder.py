@@ -13,7 +13,6 @@ from imagepiece_jax.data import class_names
 from imagepiece_jax.data.decode import EXTENSIONS, SOME_EXTENSIONS, no_image
 from imagepiece_jax.data.source import (
     SPLIT_NAMES,
-    VALIDATION_NAMES,
     FileSource,
     check_num_classes,
     find_splits,
@@ -167,8 +166,8 @@ def open_folder(root, split, num_classes, names_of_model):
     if split == "val" and split not in splits:
         if splits:
             raise InputError(
-                f"{place} holds train and no images to measure on, in one of "
-                f"{', '.join(VALIDATION_NAMES)} or test"
+                f"{place} holds train and no images to measure on; make {root}/val/CLASS "
+                "with the images of each class, or give a csv"
             )
         inside = ""  # classes of test images
     names, left_out = _classes(root, inside)

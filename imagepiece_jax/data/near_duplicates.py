@@ -30,6 +30,7 @@ from PIL import Image
 from scipy import sparse
 from scipy.sparse import csgraph
 
+from imagepiece_jax.common.machine import cores
 from imagepiece_jax.common.progress import counted
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.source import Source
@@ -165,7 +166,7 @@ def readable_scenes(source: Source) -> tuple[Source, np.ndarray]:
 
 def _in_threads(call, items, what):
     """Yield (item, call(item)) in order; `what` names the work in progress lines."""
-    pool = concurrent.futures.ThreadPoolExecutor()
+    pool = concurrent.futures.ThreadPoolExecutor(cores())
     try:
         found = pool.map(call, items)
         for item in counted(items, what):

@@ -40,6 +40,13 @@ def is_array(images) -> bool:
     return isinstance(getattr(images, "dtype", None), np.dtype)
 
 
+def native(array):
+    """The same numbers in this machine's byte order: JAX takes no other."""
+    if getattr(array.dtype, "isnative", True):
+        return array
+    return array.astype(array.dtype.newbyteorder("="))
+
+
 def normalize(images: jax.Array, mean, std) -> jax.Array:
     """Subtract `mean`, divide by `std`. uint8 [..., 3] -> float32 [..., 3].
 

@@ -14,6 +14,7 @@ from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.progress import log
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.class_names import checked_names
+from imagepiece_jax.data.normalize import native
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import reduction_plan, resize_positions, timm_tensors
@@ -101,6 +102,9 @@ class Pretrained:
                 f"preprocessing makes images of {size_text(self.preprocessing.shape)}, "
                 f"but the model is for {size_text(self.image_size)}"
             )
+        leaves = jax.tree.leaves(self.variables)
+        if any(native(leaf) is not leaf for leaf in leaves):
+            put("variables", jax.tree.map(native, self.variables))
         # Here, since whatever changes the model or its images makes a Pretrained.
         params = self.variables["params"]
         if self.recovery and not self.recovery.describes(params):

@@ -135,6 +135,11 @@ class InitialWeights:
                 raise InputError(
                     f"config.init.fresh is {fresh!r}, but config.init.weights is empty"
                 )
+            if run.init.weights is None:
+                raise InputError(
+                    "config.init.weights is not given, but this config is for trained "
+                    "weights; type --config.init.weights=FILE"
+                )
             return fresh_variables(model, run.seed)
         check_parts(fresh, variable_shapes(model), "config.init.fresh")
         try:

@@ -90,6 +90,18 @@ def test_a_file_is_on_disk_before_it_takes_the_place_of_the_old_one(
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("call", ["chmod", "fsync"])
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EINVAL, errno.ENOTSUP])
+def test_a_mount_without_a_call_is_written(tmp_path, monkeypatch, call, code):
+    error = OSError(code, os.strerror(code))
+    monkeypatch.setattr(os, call, mock.Mock(side_effect=error))
+    replace_file(tmp_path / "file", b"whole")
+    assert (tmp_path / "file").read_bytes() == b"whole"
+    with replacing_folder(tmp_path / "folder") as new:
+        (new / "file").write_bytes(b"whole")
+    assert (tmp_path / "folder" / "file").read_bytes() == b"whole"
+
+
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
     path = tmp_path / "file"
     with replacing(path) as new:  # while another process does the same

@@ -1,14 +1,19 @@
 """Normalization by the published numbers, and back."""
 
+import dataclasses
+import functools
 import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize, warn_of_range
 from imagepiece_jax.errors import InputError
+from tests.models import tiny
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5,) * 3, (0.5,) * 3  # of the AugReg ViTs
@@ -71,3 +76,27 @@ def test_an_array_on_an_accelerator_was_not_looked_at(monkeypatch):
     assert warn_of_range(looked, *IMAGENET)
     monkeypatch.setattr("imagepiece_jax.data.normalize._on_host", lambda images: False)
     assert not warn_of_range(looked, *IMAGENET)
+
+
+def test_the_order_of_bytes_changes_nothing():
+    """JAX takes the machine's alone; FITS files and old checkpoints have the other."""
+    vit = tiny.pretrained(num_classes=3, image_size=16)
+    draw = np.random.default_rng(0)
+    images = draw.normal(size=(2, 16, 16, 3)).astype(np.float32)
+    swapped = images.astype(images.dtype.newbyteorder("S"))
+    assert not swapped.dtype.isnative
+    program = imagepiece_jax.optimize(vit, batch_size=2)
+    chex.assert_trees_all_equal(program(swapped), program(images))
+    features = functools.partial(imagepiece_jax.features, vit)
+    chex.assert_trees_all_equal(features(swapped), features(images))
+
+    def other_order(leaf):
+        leaf = np.asarray(leaf)
+        return leaf.astype(leaf.dtype.newbyteorder("S"))
+
+    variables = jax.tree.map(other_order, dict(vit.variables))
+    again = dataclasses.replace(vit, variables=variables)
+    assert again.digest == vit.digest
+    chex.assert_trees_all_equal(
+        imagepiece_jax.optimize(again, batch_size=2)(images), program(images)
+    )

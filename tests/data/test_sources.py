@@ -362,5 +362,5 @@ def test_images_of_equal_sizes_differ_in_a_whole_digest(tmp_path):
 @pytest.mark.parametrize("split, have", [("train", "other"), ("val", "train")])
 def test_a_folder_without_a_split_says_what_to_make(tmp_path, split, have):
     save(tmp_path / have / "ant" / "a.png", (1, 2, 3))
-    with pytest.raises(InputError, match="train/CLASS and .*val/CLASS.* csv"):
+    with pytest.raises(InputError, match="val/CLASS.* csv"):
         open_source(f"folder:{tmp_path}", split)

@@ -1,6 +1,7 @@
 """Initial weights: fresh, from a file, from a run, and partly fresh."""
 
 import functools
+import importlib
 import re
 
 import chex
@@ -139,6 +140,15 @@ def test_without_weights_no_part_is_named_as_new():
     said = "config.init.fresh is ('head',), but config.init.weights is empty"
     with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
         started(configured(**{"init.fresh": ("head",)}))
+
+
+@pytest.mark.parametrize("name", ["deit_ti_finetune_small", "deit_s_evit_finetune"])
+def test_a_config_for_trained_weights_needs_them(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    weights = {"init.weights": config.init.weights}
+    with pytest.raises(InputError, match="--config.init.weights=FILE"):
+        started(configured(**weights))
+    started(configured(**{"init.weights": ""}))
 
 
 HALF = (0.5, 0.5, 0.5)

@@ -13,6 +13,7 @@ from imagepiece_jax.config.run_files import FORMAT as RUN_FORMAT
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.cluster.run_dir import (
     check_config,
+    check_place,
     read_earlier,
     record_start,
 )
@@ -55,7 +56,7 @@ def test_the_same_config_is_resumed_and_every_start_is_kept(tmp_path, monkeypatc
     """Fields of one host and of the log may change."""
     record_start(tmp_path, CONFIG)
     monkeypatch.setattr("sys.argv", ["again"])
-    again = changed(data={"workers": 8, "name": "digits"})
+    again = changed(data={"workers": 8, "name": "folder:moved"})
     record_start(tmp_path, json.loads(json.dumps(again)))
     starts = json.loads((tmp_path / "run.json").read_text())["starts"]
     assert len(starts) == 2
@@ -69,7 +70,12 @@ def test_the_same_config_is_resumed_and_every_start_is_kept(tmp_path, monkeypatc
         (changed(lr=2e-3), "lr", "0.002", "0.001"),
         (changed(betas=(0.9, 0.95)), "betas", "[0.9, 0.95]", "[0.9, 0.999]"),
         (changed(new=1), "new", "1", "not a field"),
-        (changed(data={"workers": 4}), "data.name", "not a field", '"digits"'),
+        (
+            changed(data={"name": "digits", "flip": True}),
+            "data.flip",
+            "true",
+            "not a field",
+        ),
         (changed(empty={"a": {}}), "empty.a", "{}", "not a field"),
     ],
 )
@@ -84,6 +90,29 @@ def test_another_run_is_refused_with_the_ways_out(tmp_path, config, field, now, 
     assert there == [path.read_text() for path in files]
     check_config(tmp_path / "a", config)
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    "workdir", ["set", "set/runs/new", "set/train", "photos", "photos/a", "set/../set"]
+)
+def test_no_run_is_written_among_images(workdir, tmp_path):
+    for image in ("set/train/ant/1.png", "photos/a/2.JPG"):
+        (tmp_path / image).parent.mkdir(parents=True)
+        (tmp_path / image).touch()
+    with pytest.raises(InputError, match="^workdir .* choose another workdir$"):
+        check_place(tmp_path / workdir, f"folder:{tmp_path / 'set'}")
+
+
+def test_a_run_beside_its_images_or_with_figures_goes_on(tmp_path):
+    (tmp_path / "set/ant").mkdir(parents=True)
+    (tmp_path / "set/ant/1.png").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/slurm-1.out").touch()
+    check_place(tmp_path / "run", f"folder:{tmp_path / 'set'}")
+    check_place(tmp_path / "set2", f"csv:{tmp_path / 'labels.csv'}")
+    record_start(tmp_path / "run", CONFIG)
+    (tmp_path / "run/figure.png").touch()
+    check_place(tmp_path / "run", "digits")
 
 
 def test_a_start_that_took_no_step_does_not_block_the_folder(tmp_path):

@@ -216,12 +216,12 @@ def test_a_training_that_stops_for_damaged_images_ends_as_documented(tmp_path):
     full = (tmp_path / "whole.jpg").read_bytes()
     for split, count in (("train", 400), ("val", 40)):
         for i in range(count):
-            path = tmp_path / split / "ab"[i % 2] / f"{i}.jpg"
+            path = tmp_path / "set" / split / "ab"[i % 2] / f"{i}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             torn = split == "train" and i % 10 == 0
             path.write_bytes(full[:200] if torn else full)
-    fields = {"data.name": f"folder:{tmp_path}", "batch_size": 16, "num_classes": 2}
-    fields |= {"data.workers": 2, "data.threads": 2}
+    fields = {"data.name": f"folder:{tmp_path}/set", "batch_size": 16}
+    fields |= {"num_classes": 2, "data.workers": 2, "data.threads": 2}
     config = configured(PLAIN, NO_REDUCTION, **fields)
     with pytest.raises(
         InputError, match="^5 of 400 images cannot be read, more than 1%; the"

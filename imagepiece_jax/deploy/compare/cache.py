@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.files import append_line, git_revision, locked
+from imagepiece_jax.common.files import append_line, git_revision, locked, sync
 from imagepiece_jax.common.progress import log
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
@@ -55,7 +55,7 @@ class Lines:
     def append(self, value: Mapping[str, Any]):
         """Write an object as the last line. Raises RunError where it has no room."""
         append_line(self._file, json.dumps(value))
-        os.fsync(self._file.fileno())
+        sync(self._file.fileno())
 
 
 def read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import numpy as np
 from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import patch_grid
+from imagepiece_jax.common.machine import cores
 from imagepiece_jax.common.progress import Progress, log
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.normalize import as_normalized
@@ -83,7 +84,7 @@ def write_features(
         missing = photographs.subset(files.missing)
         devices = len(parallel.local_devices())
         size = min(batch_size, math.ceil(len(missing) / devices)) * devices
-        threads = threads or min(16, os.cpu_count() or 1)
+        threads = threads or min(16, cores())
         batches = Batches(
             source=missing,
             transform=vit.preprocessing,

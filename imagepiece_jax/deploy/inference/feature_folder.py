@@ -255,7 +255,7 @@ class FeatureFolder(contextlib.AbstractContextManager):
         """Write all new rows to the disk, and then how many they are."""
         for file in self._files.values():
             file.flush()
-            os.fsync(file.fileno())
+            files.sync(file.fileno())
         self._write_info(self._new.path, len(self._new.records))
         self._counted = time.monotonic()
 
@@ -273,7 +273,7 @@ class FeatureFolder(contextlib.AbstractContextManager):
                 file.seek(0)
                 file.write(self._new.header(name, count))
                 file.flush()
-                os.fsync(file.fileno())
+                files.sync(file.fileno())
             self._write_lists(self._new.path)
             os.rename(self._new.path, self.path / COMPLETE)
         else:

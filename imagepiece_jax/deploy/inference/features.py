@@ -20,7 +20,12 @@ from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import working
-from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
+from imagepiece_jax.data.normalize import (
+    as_normalized,
+    check_images,
+    native,
+    warn_of_range,
+)
 from imagepiece_jax.deploy import pictures
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
@@ -91,7 +96,7 @@ def features(
         check_range("layers", block, 0, model.depth - 1, whole=True)
     check_fill(fill, model.config.arch.class_token)
     xla_options.check_dtype(model.execution.dtype.name)
-    images = pictures.as_batch(images, vit.preprocessing)
+    images = native(pictures.as_batch(images, vit.preprocessing))
     check_images(images, vit.image_size, pixels=True)
     warn_of_range(images, model.config.mean, model.config.std, stacklevel=2)
     variables = vit.variables

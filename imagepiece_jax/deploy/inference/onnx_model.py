@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
 OPSET = 20  # the first with Gelu
-IR_VERSION = 10  # version of ONNX's file format that came with this opset
 LARGEST = 2**31 - 1  # the most bytes of a file in protobuf, ONNX's format
 ENTRY = 64  # more bytes than a node or a tensor takes besides its own
 SMALL = 1024  # tensors of fewer bytes stay in the graph, where runtimes read shapes
@@ -77,14 +76,15 @@ def onnx_model(
 
 
 def in_model(graph: "GraphProto") -> "ModelProto":
-    """A graph as an ONNX model, which states the version of its operators."""
+    """A graph as an ONNX model, in the oldest file format that has its operators."""
     from onnx import helper
 
+    opsets = [helper.make_opsetid("", OPSET)]
     return helper.make_model(
         graph,
         producer_name="imagepiece_jax",
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
+        opset_imports=opsets,
+        ir_version=helper.find_min_ir_version_for(opsets),
     )
 
 

@@ -30,7 +30,12 @@ from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.progress import working
-from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
+from imagepiece_jax.data.normalize import (
+    as_normalized,
+    check_images,
+    native,
+    warn_of_range,
+)
 from imagepiece_jax.deploy.inference import size_direction
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import stems
@@ -95,6 +100,7 @@ class Program:
         Raises InputError for other shapes and types.
         """
         own = self.images
+        images = native(images)
         if images.shape != own.shape or images.dtype != own.dtype:
             floats = own.dtype != jnp.uint8
             check_images(images, own.shape[1:3], floats, pixels=True)

@@ -4,7 +4,6 @@ import collections
 import concurrent.futures
 import functools
 import itertools
-import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common.checks import check_range
+from imagepiece_jax.common.machine import cores
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.decode import UnreadableImage
@@ -85,7 +85,7 @@ class Predictor:
         if classes:
             vit.probabilities(np.zeros(classes))  # refuses a regression
         if threads is None:
-            threads = min(16, os.cpu_count() or 1)
+            threads = min(16, cores())
         options = CompileOptions(
             batch_size=batch_size,
             dtype=dtype,

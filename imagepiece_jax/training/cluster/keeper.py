@@ -26,6 +26,7 @@ def held(plan, dry_run: bool = False):
     workdir = plan.workdir
     fields = plan.config.to_dict()
     job.check_same_settings(dry_run, fields, plan.model, plan.data)
+    run_dir.check_place(workdir, plan.config.data.name)
     run_dir.check_config(workdir, fields)
     with contextlib.ExitStack() as stack:
         if parallel.is_main() and not dry_run:

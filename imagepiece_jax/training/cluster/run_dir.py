@@ -25,17 +25,19 @@ from imagepiece_jax.config.run_files import (
     check_format,
     read_class_names,
 )
+from imagepiece_jax.data.decode import EXTENSIONS
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.training.logging import read_metrics
 
 RUN = "run.json"
 CLOCK = "%Y-%m-%d %H:%M:%S %z"  # form of times in run.json
-# Fields that may change when a run is resumed.
+# Fields that may change when a run is resumed. Its images may have moved: a checkpoint
+# has their digest.
 MAY_CHANGE = (
-    *("data.dir", "data.workers", "data.threads", "checkpoint_every_steps"),
-    *("keep_every_steps", "log_every_steps", "max_skipped_steps"),
-    *("progress", "profile"),
+    *("data.name", "data.dir", "data.workers", "data.threads"),
+    *("checkpoint_every_steps", "keep_every_steps", "log_every_steps"),
+    *("max_skipped_steps", "progress", "profile"),
 )
 OTHER = "choose another workdir"
 
@@ -80,6 +82,25 @@ def _read_config(path):
     except InputError as error:
         raise InputError(f"{path}: {error}; {OTHER}") from error
     return config
+
+
+def check_place(workdir, data: str):
+    """Check that a new run would not be written among images.
+
+    data: its config.data.name
+    Raises InputError for a folder inside the data, or with images in it.
+    """
+    folder = pathlib.Path(workdir).resolve()
+    if (folder / CONFIG).exists():
+        return
+    _, _, path = data.partition(":")
+    images = pathlib.Path(path).expanduser().resolve()
+    if path and images.is_dir() and folder.is_relative_to(images):
+        raise InputError(f"workdir {workdir} is in {images}, the data; {OTHER}")
+    for level in ("*", "*/*", "*/*/*"):  # images, classes and splits
+        for file in folder.glob(level):
+            if file.suffix.lower() in EXTENSIONS:
+                raise InputError(f"workdir {workdir} holds images; {OTHER}")
 
 
 def check_config(workdir, config: dict):

@@ -206,6 +206,12 @@ def test_the_conv_stem():
     assert "Transpose" not in order[first:last]
 
 
+def test_the_format_is_the_oldest_that_has_the_operators():
+    """Opset 20 came with IR 9 (the table of versions in ONNX's docs)."""
+    model = onnx_model(tiny.pretrained())
+    assert (model.opset_import[0].version, model.ir_version) == (20, 9)
+
+
 def test_a_fixed_batch_has_fixed_shapes_and_whole_nodes():
     """Norms and GELUs in half precision are sound only where they are one node."""
     graph = check(tiny.model(IMAGEPIECE, depth=2), batch_size=2)
