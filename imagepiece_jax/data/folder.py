@@ -166,8 +166,8 @@ def open_folder(root, split, num_classes, names_of_model):
     if split == "val" and split not in splits:
         if splits:
             raise InputError(
-                f"{place} holds train and no images to measure on; make {root}/val/CLASS "
-                "with the images of each class, or give a csv"
+                f"{place} holds train and no images to measure on; make "
+                f"{root}/val/CLASS with the images of each class, or give a csv"
             )
         inside = ""  # classes of test images
     names, left_out = _classes(root, inside)

@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import functools
 import itertools
+import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple

@@ -313,8 +313,8 @@ def recovered_of(seed, reduction):
 )
 def test_files_of_two_models_are_refused(tmp_path, models, files):
     one, other = models()
-    first = imagepiece_jax.save(tmp_path / "one", one)
-    second = imagepiece_jax.save(tmp_path / "other", other)
+    first = imagepiece_jax.save(one, tmp_path / "one")
+    second = imagepiece_jax.save(other, tmp_path / "other")
     for name in files:
         (file,) = second.glob(f"{name}.*")
         mixed = shutil.copytree(first, tmp_path / name)
@@ -325,7 +325,7 @@ def test_files_of_two_models_are_refused(tmp_path, models, files):
 
 
 def test_a_folder_from_before_digests_loads(tmp_path):
-    path = imagepiece_jax.save(tmp_path / "m", learned(1))
+    path = imagepiece_jax.save(learned(1), tmp_path / "m")
     config = json.loads((path / "config.json").read_text())
     del config["imagepiece_jax"]["digest"]
     (path / "config.json").write_text(json.dumps(config))
@@ -334,9 +334,9 @@ def test_a_folder_from_before_digests_loads(tmp_path):
 
 def test_selectors_of_other_reductions_stay(tmp_path):
     vit = learned(1)
-    imagepiece_jax.save(tmp_path / "m", vit)
+    imagepiece_jax.save(vit, tmp_path / "m")
     dense = imagepiece_jax.load(tmp_path / "m", "none")
-    imagepiece_jax.save(tmp_path / "m", dense)
+    imagepiece_jax.save(dense, tmp_path / "m")
     assert imagepiece_jax.load(tmp_path / "m").model == dense.model
     again = imagepiece_jax.load(tmp_path / "m", DYNAMICVIT)
     assert same(again.variables, vit.variables)
@@ -344,7 +344,7 @@ def test_selectors_of_other_reductions_stay(tmp_path):
     spvit = dense.with_reduction("spvit:blocks=(1,):keep_rates=(0.5,)", seed=0)
     trained = jax.tree.map(lambda leaf: leaf + 1, spvit.variables)
     spvit = dataclasses.replace(spvit, variables=trained)
-    imagepiece_jax.save(tmp_path / "m", spvit)
+    imagepiece_jax.save(spvit, tmp_path / "m")
     assert same(imagepiece_jax.load(tmp_path / "m").variables, trained)
 
 
