@@ -143,7 +143,8 @@ class FeatureFolder(contextlib.AbstractContextManager):
         """Write all rows to the disk, and then how many they are."""
         for file in self._arrays.values():
             file.flush()
-            files.sync(file.fileno())
+            with files.where_supported():
+                os.fsync(file.fileno())
         text = io.StringIO(newline="")
         table = csv.writer(text, lineterminator="\n")
         table.writerows([("row", "path", "reason"), *self.damaged])
