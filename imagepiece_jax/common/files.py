@@ -216,16 +216,17 @@ def _finish(file, mode):
 
     Some libraries choose their own: safetensors 0.8 leaves 0600.
     """
-    with contextlib.suppress(OSError):  # some mounts have permissions of their own
+    with where_supported():
         os.chmod(file, mode)
-    with open(file, "rb") as written:
-        sync(written.fileno())
+    with open(file, "rb") as written, where_supported():
+        os.fsync(written.fileno())
 
 
-def sync(descriptor):
-    """Write an open file to the disk, where its file system has a call for it."""
+@contextlib.contextmanager
+def where_supported():
+    """Context of a call that the file system may lack, or refuse to everybody."""
     try:
-        os.fsync(descriptor)
+        yield
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise

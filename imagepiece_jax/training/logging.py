@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.files import append_line, replace_file
+from imagepiece_jax.common.files import append_line, replace_file, where_supported
 from imagepiece_jax.common.progress import in_words
 from imagepiece_jax.errors import InputError, RunError
 
@@ -61,7 +61,7 @@ class MetricWriter(contextlib.ExitStack):
         self._lines = self.enter_context(open(workdir / FILE, "ab", buffering=0))
         prefix = str(workdir / "tensorboard" / "events")
         self._events = event_file_writer.EventsWriter(prefix)
-        self.callback(self._events.close)
+        self.callback(self._close_events)
         start = SessionLog(status=SessionLog.START)  # hides later steps of before
         self._write_event(last_step + 1, session_log=start)
 
@@ -89,11 +89,16 @@ class MetricWriter(contextlib.ExitStack):
                 scalars.append(Summary.Value(tag=f"{kind}/{name}", simple_value=value))
         self._write_event(int(step), summary=Summary(value=scalars))
 
+    def _close_events(self):
+        with where_supported():
+            self._events.close()
+
     def _write_event(self, step, **content):
         from tensorboardX.proto.event_pb2 import Event
 
         self._events.write_event(Event(wall_time=time.time(), step=step, **content))
-        self._events.flush()
+        with where_supported():  # it calls fsync at the end
+            self._events.flush()
 
 
 def read_metrics(workdir):

@@ -17,7 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.files import append_line, git_revision, locked, sync
+from imagepiece_jax.common.files import (
+    append_line,
+    git_revision,
+    locked,
+    where_supported,
+)
 from imagepiece_jax.common.progress import log
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
@@ -55,7 +60,8 @@ class Lines:
     def append(self, value: Mapping[str, Any]):
         """Write an object as the last line. Raises RunError where it has no room."""
         append_line(self._file, json.dumps(value))
-        sync(self._file.fileno())
+        with where_supported():
+            os.fsync(self._file.fileno())
 
 
 def read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:

@@ -254,8 +254,7 @@ class FeatureFolder(contextlib.AbstractContextManager):
     def _count(self):
         """Write all new rows to the disk, and then how many they are."""
         for file in self._files.values():
-            file.flush()
-            files.sync(file.fileno())
+            _write_to_disk(file)
         self._write_info(self._new.path, len(self._new.records))
         self._counted = time.monotonic()
 
@@ -272,8 +271,7 @@ class FeatureFolder(contextlib.AbstractContextManager):
                 file = self._files[f"{name}.npy"]
                 file.seek(0)
                 file.write(self._new.header(name, count))
-                file.flush()
-                files.sync(file.fileno())
+                _write_to_disk(file)
             self._write_lists(self._new.path)
             os.rename(self._new.path, self.path / COMPLETE)
         else:
@@ -358,3 +356,10 @@ def check_folder(path: pathlib.Path):
 def _lines_of_records(records):
     """FileRecords as lines of JSON."""
     return [json.dumps(record).encode() + b"\n" for record in records]
+
+
+def _write_to_disk(file):
+    """Have the disk hold what was written to an open file."""
+    file.flush()
+    with files.where_supported():
+        os.fsync(file.fileno())
