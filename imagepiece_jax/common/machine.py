@@ -25,15 +25,20 @@ def _quotas():
     A container may show the host's path of a cgroup, whose folder is then the root.
     """
     try:
-        lines = OWN_CGROUPS.read_text().splitlines()
+        lines = os.fsdecode(OWN_CGROUPS.read_bytes()).splitlines()
     except OSError:  # not Linux
         return
     for line in lines:
-        _, kinds, path = line.split(":", 2)
-        cgroup = pathlib.PurePosixPath(path.lstrip("/"))
-        if not kinds or "cpu" in kinds.split(","):  # of version 2, or 1
+        _, kinds, path = (line + "::").split(":", 2)
+        cgroup = pathlib.PurePosixPath(path.rstrip(":").lstrip("/"))
+        roots = []
+        if not kinds:  # version 2
+            roots = [CGROUPS]
+        elif "cpu" in kinds.split(","):  # version 1; the folder may have another order
+            roots = [CGROUPS / kinds, CGROUPS / "cpu"]
+        for root in roots:
             for folder in (cgroup, *cgroup.parents):
-                yield from _quota(CGROUPS / kinds / folder)
+                yield from _quota(root / folder)
 
 
 def _quota(folder):
@@ -44,5 +49,5 @@ def _quota(folder):
             quota, period = map(int, " ".join(texts).split())
         except (OSError, ValueError):  # there is none, or its quota is "max"
             continue
-        if quota > 0:  # -1: version 1 has no limit
+        if quota > 0 and period > 0:  # -1: version 1 has no limit
             yield quota / period

@@ -157,6 +157,8 @@ def _class_names(rows, path):
     names = {}
     for row in rows:
         name = row.class_name
+        if row.label < 0:  # of a split that is not used
+            continue
         if name and names.setdefault(row.label, name) != name:
             raise InputError(
                 f"{path} line {row.line}: class is {name!r} for label {row.label}, "

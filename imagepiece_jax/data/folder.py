@@ -25,7 +25,11 @@ log = logging.getLogger("imagepiece_jax.data")
 SYSTEM_NAMES = {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"}
 SYSTEM_NAMES |= {"__macosx", "lost+found", "$recycle.bin", "recycler", "thumbs.db"}
 SYSTEM_NAMES |= {"system volume information", "desktop.ini"}
-LOOKS_LIKE_A_SPLIT = re.compile("train|val|dev|test", re.IGNORECASE)
+LOOKS_LIKE_A_SPLIT = re.compile(
+    r"(train|val|valid|validation|dev|eval|evaluation|test)"
+    r"([-_ ]?(ing|set|data|images|split|\d+))*",
+    re.IGNORECASE,
+)
 
 
 class Listing(NamedTuple):
@@ -117,8 +121,10 @@ def split_folders(folder: str | os.PathLike, labeled: bool = False) -> dict[str,
     folders, images, _ = _entries(folder)
     splits = find_splits(folders, f"folder {folder}")
     others = {*folders} - {*SPLIT_NAMES}
-    are_alike = others and all(map(LOOKS_LIKE_A_SPLIT.match, others))
-    may_be_missed = are_alike and len(splits) < 2 <= len(folders)
+    are_alike = others and all(map(LOOKS_LIKE_A_SPLIT.fullmatch, others))
+    # Another name may be that of the validation split, for which test stands in.
+    are_few = len({*splits.values()} - {"test"}) < 2 <= len(folders)
+    may_be_missed = are_alike and are_few
     if not splits and not may_be_missed:
         return {}
     with_images = {name for name in folders if _has_images(folder, name)}

@@ -27,6 +27,15 @@ from imagepiece_jax.common import machine
             },
             4,
         ),
+        (
+            "4:cpuacct,cpu:/job\nno colons\n",  # the folder has another order
+            {
+                "cpu/job/cpu.cfs_quota_us": "200000",
+                "cpu/job/cpu.cfs_period_us": "100000",
+            },
+            2,
+        ),
+        ("0::/job\n", {"job/cpu.max": "100000 0"}, 8),
     ],
 )
 def test_a_quota_bounds_the_cores(cgroup, files, cores, tmp_path, monkeypatch):

@@ -184,6 +184,12 @@ def test_who_does_not_look_at_labels_needs_none(images, columns, rows, taken):
         refused(path, "label", "train" if "split" in columns else "val")
 
 
+def test_class_names_of_an_unused_split_are_not_compared(images):
+    rows = "a,0,train,ant b,0,val,ant c,-1,test,bee d,-1,test,cat"
+    path = written(images, rows, f"{SPLIT},class")
+    assert open_csv(path, "val").class_names == ("ant",)
+
+
 @pytest.mark.parametrize("stored, named", [("NFC", "NFD"), ("NFD", "NFC")])
 def test_a_name_is_found_in_either_form_of_unicode(images, stored, named):
     file = unicodedata.normalize(stored, "caf\u00e9.png")

@@ -159,3 +159,17 @@ def test_a_set_of_train_alone_is_measured_on_nothing(tmp_path):
     assert len(open_source(f"{tmp_path}", "train")) == 1
     with pytest.raises(InputError, match="validation"):
         open_source(f"{tmp_path}", "val")
+
+
+@pytest.mark.parametrize("other", ["Valid", "eval", "validation_set", "valid-images"])
+def test_test_does_not_stand_in_for_a_split_of_another_name(tmp_path, other):
+    for split in ("train", "test", other):
+        make(tmp_path, f"{split}/ant/a.jpg", f"{split}/bee/b.jpg")
+    with pytest.raises(InputError, match=other):
+        split_folders(tmp_path, labeled=True)
+
+
+@pytest.mark.parametrize("other", ["valley", "trailer", "testudo"])
+def test_a_class_may_begin_as_a_split_does(tmp_path, other):
+    make(tmp_path, "train/a.jpg", f"{other}/b.jpg")
+    assert split_folders(tmp_path) == {}

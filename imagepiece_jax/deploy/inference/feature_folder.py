@@ -262,15 +262,13 @@ class FeatureFolder(contextlib.AbstractContextManager):
         """Make all rows the folder's, in the order of the photographs."""
         if (self.path / NEW).exists():
             self._count()
-        count = len(self._rows)
-        earlier = len(self._earlier.records)
-        if np.array_equal(self._rows, np.arange(earlier)):
+        if np.array_equal(self._rows, np.arange(len(self._earlier.records))):
             self._write_lists(self.path)  # paths may be typed in another way
-        elif not earlier and np.array_equal(self._rows, np.arange(count)):
+        elif self._is_new_set():
             for name in self._shapes:
                 file = self._files[f"{name}.npy"]
                 file.seek(0)
-                file.write(self._new.header(name, count))
+                file.write(self._new.header(name, len(self._rows)))
                 _write_to_disk(file)
             self._write_lists(self._new.path)
             os.rename(self._new.path, self.path / COMPLETE)
@@ -281,6 +279,12 @@ class FeatureFolder(contextlib.AbstractContextManager):
                 self._write_lists(folder)
         self._replace_earlier()
         shutil.rmtree(self._new.path, ignore_errors=True)
+
+    def _is_new_set(self):
+        """Whether the new rows, which are open, are all rows in their order."""
+        count = len(self._new.records)
+        alone = self._files and not self._earlier.records
+        return alone and np.array_equal(self._rows, np.arange(count))
 
     def _copy_rows(self, name, path):
         """Write an array with the rows of all photographs."""

@@ -37,7 +37,8 @@ from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
 FORMAT = 3  # of `OURS`: another one is not read
-ADDED = ("pool_mlp_ratio",)  # parts that earlier files of this format lack
+# Fields that earlier files of this format lack.
+ADDED = ("pool_mlp_ratio", "off_the_shelf", "scenes")
 
 
 class Described(NamedTuple):
@@ -175,9 +176,11 @@ def _parse_ours(file):
     config = _of_record(ViTConfig, fields | {"arch": arch})
     _check_same(config, file)
     recovery = None
+    digest = ours.get("digest")
     if "recovery" in ours:
         costs = [_of_record(RecoveredCost, cost) for cost in ours["recovery"]["costs"]]
         recovery = Recovery(tuple(costs))
+        digest = digest or ours["recovery"].get("saved_beside")
     names = ours.get("class_names")
     if names is not None:
         names = checked_names(names, config.num_classes)
@@ -191,7 +194,7 @@ def _parse_ours(file):
         dtype=checked_dtype(ours["dtype"]),
         untrained=tuple(map(str, ours.get("untrained", ()))),
         recovery=recovery,
-        digest=ours.get("digest"),
+        digest=digest,
     )
 
 

@@ -175,6 +175,20 @@ def test_a_killed_process_is_gone_on_with(
     assert computed[-1] == COUNT - rows
 
 
+def test_what_a_killed_process_lacks_may_be_gone(
+    vit, photographs, written, tmp_path, computed
+):
+    """Its rows are then complete, and no array is open."""
+    folder = tmp_path / "killed"
+    unfinished(written[0], folder, 4)
+    for _ in range(2):
+        result = write_features(vit, photographs[:4], folder, **OPTIONS)
+        assert result.shapes["pooled"][0] == 4
+    assert computed[-2:] == [0, 0]
+    rows = np.load(folder / "pooled.npy")
+    np.testing.assert_array_equal(rows, np.load(written[0] / "pooled.npy")[:4])
+
+
 @pytest.fixture
 def collection(tmp_path, photographs):
     """A folder with copies of six of the photographs, of which one is damaged."""

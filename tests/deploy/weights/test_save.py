@@ -12,7 +12,7 @@ import safetensors.numpy
 import imagepiece_jax
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.inference.optimize import prepare
-from imagepiece_jax.deploy.weights import hub_configs
+from imagepiece_jax.deploy.weights import hub_configs, layouts
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
@@ -20,7 +20,7 @@ from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import PROBLEMS
 from imagepiece_jax.models.rotary import Rotary
-from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.models.variables import digest, variable_shapes
 from imagepiece_jax.reduction.methods.tome import ToMe
 from tests.models import tiny
 from tests.models.make import create_model
@@ -330,6 +330,24 @@ def test_a_folder_from_before_digests_loads(tmp_path):
     del config["imagepiece_jax"]["digest"]
     (path / "config.json").write_text(json.dumps(config))
     assert imagepiece_jax.load(path).model.has_selectors
+
+
+def test_a_recovery_from_before_scenes_loads(tmp_path):
+    """Its numbers were tied to the dense tensors alone."""
+    path = imagepiece_jax.save(recovered(), tmp_path / "m")
+    config = json.loads((path / "config.json").read_text())
+    ours = config["imagepiece_jax"]
+    del ours["digest"]
+    for cost in ours["recovery"]["costs"]:
+        del cost["off_the_shelf"], cost["scenes"]
+    tensors = layouts.read_weights(path / "model.safetensors").tensors
+    ours["recovery"]["saved_beside"] = digest(tensors)
+    (path / "config.json").write_text(json.dumps(config))
+    assert imagepiece_jax.load(path).recovery
+    ours["recovery"]["saved_beside"] = "0" * 64
+    (path / "config.json").write_text(json.dumps(config))
+    with refused("is not of the model beside it"):
+        imagepiece_jax.load(path)
 
 
 def test_selectors_of_other_reductions_stay(tmp_path):
