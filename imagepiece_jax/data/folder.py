@@ -105,8 +105,10 @@ def left_out_note(root: str | os.PathLike, left_out: list[str]) -> str | None:
     left = f"{first} is"
     if others:
         left = f"{first} and {others} more are"
-    endings = SOME_EXTENSIONS
-    return f"{left} left out; images are files with endings such as {endings}"
+    return (
+        f"{left} left out: hidden or of a system, unreadable folders, or files without "
+        f"an ending such as {SOME_EXTENSIONS}"
+    )
 
 
 def split_folders(folder: str | os.PathLike, labeled: bool = False) -> dict[str, str]:

@@ -199,6 +199,7 @@ class RecoveryRun:
         for batch in self.crops(1).read():
             self.fit.take_step(batch["image"][:, 0], 0.0).block_until_ready()
         self.measure()  # for its time, without compilation
+        del self.curve[1:]
 
     def train(self, progress: Progress, shown: int):
         """Train until it does not diverge; keep the last weights if they are better.
