@@ -40,18 +40,17 @@ SETTINGS = [
     "token_learner:num_tokens=25:block=0",
     "token_pooling:algorithm=kmeans",
     "dynamicvit:keep_rate=0.0",
-    "spvit:share_heads=False:package_norm=none:keep_rates=(0.5,):blocks=(1,)",
+    "spvit:keep_rates=(0.5,):blocks=(1,)",
     "diffrate:prune=(20,26,9):merge=(20,12,9)",
     "diffrate:prune=(2,2,2):merge=(2,2,2)",
     "diffrate:counts=(24,12,2):prune=None:merge=None",
-    "pitome:keep_rate=0.5:late_first=True:metric=token",
-    "tofu:keep_rate=0.0:rescale=mean",
+    "pitome:keep_rate=0.5:metric=token",
+    "tofu:keep_rate=0.0",
     "mctf:r=0.35:blocks=(0,1,2)",
     "mctf:r=99",
-    "dpc_knn:learned_weights=True",
     "dpc_knn:keep_rate=0.0:neighbors=99",
     "atc:linkage=single:size_weighting=False",
-    "imagepiece_dynamicvit:mode=topk:predictor_pos=pre",
+    "imagepiece_dynamicvit:mode=topk",
 ]
 # What has to be smaller than the default for the few tokens here.
 SMALLER = {"grid_pooling": "grid_size=2", "tofu": "keep_rate=0.7"} | {
