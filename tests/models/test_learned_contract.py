@@ -19,7 +19,6 @@ from tests.models.test_families import few
 
 MORE = {
     "imagepiece_dynamicvit topk": {"mode": "topk"},
-    "token_learner v1.0": {"version": "v1.0"},
 }
 
 
