@@ -36,7 +36,7 @@ def keep_scores(parameters, x, mask=None):
 
 
 def select(parameters, x, heads, mask=None):
-    """SPViT's selector with one score network for all heads, or one for each.
+    """SPViT's selector, with one score network for all heads.
 
     x [n, D] -> log probabilities [n, 2] and keep probabilities [n], both means over
     heads with the weights that each token gives them.
@@ -44,10 +44,7 @@ def select(parameters, x, heads, mask=None):
     n, dim = x.shape
     width = dim // heads
     parts = [x[:, h * width : (h + 1) * width] for h in range(heads)]
-    nets = [parameters.get("scores") or parameters[f"scores_{h}"] for h in range(heads)]
-    scores = [
-        keep_scores(net, part, mask) for net, part in zip(nets, parts, strict=True)
-    ]
+    scores = [keep_scores(parameters["scores"], part, mask) for part in parts]
     logs = np.zeros((n, 2))
     kept = np.zeros(n)
     for token in range(n):
@@ -60,15 +57,14 @@ def select(parameters, x, heads, mask=None):
     return logs, kept
 
 
-def package(probability, dropped, x, norm="score"):
+def package(probability, dropped, x):
     """The token that stands for those `dropped`. [n], [n] bool, [n, D] -> [D]."""
     total = np.zeros(x.shape[1])
     share = 0.0
     for token in np.flatnonzero(dropped):
-        weight = 1.0 if norm == "count" else probability[token]
-        total += weight * x[token]
-        share += weight
-    return total if norm == "none" else total / (share + 1e-6)
+        total += probability[token] * x[token]
+        share += probability[token]
+    return total / (share + 1e-6)
 
 
 def masked_attention(q, k, v, mask, eps=1e-6):

@@ -5,8 +5,7 @@
 # again. Parts 1 to 4 have so400m, the model that loses most at one image, first.
 #
 #   part  what                                                            seconds, guessed
-#   1     a call's part of the host; counts of tokens in multiples of 8, padded products
-#         or not, batches 1 to 256                                                     200
+#   1     a call's part of the host; padded products or not, batches 1 to 256         200
 #   2     one to eight images: options of XLA, each beside the default                  300
 #   3     one to eight images: flags of XLA's process                                   200
 #   4     one to eight images beside timm's, in its own CUDA graphs and without         300
@@ -66,7 +65,6 @@ speed() { # seconds at most, flags of tools.gpu_speed
 ATTENDED=("most attended in 3 blocks .5" "most attended .5")
 HALVES=("ToMe .5" "${ATTENDED[@]}")
 STEM="ImagePiece with conv stem"
-EIGHTS="half in multiples of 8"
 SMALL=(--at-once 1 3 8 --seconds 0.1)
 OPTIONS=(unpadded convolutions "graphs of 1" "all of these")
 # XLA reads these once, as it starts.
@@ -84,14 +82,14 @@ for number in ${*:-1 2 3 4}; do
         part 90 "$PYTHON" -m tools.host_time $size --inside 0 65536 --dtype bfloat16
       done
       for case in so400m vit_b deit_s; do
-        speed 100 --cases $case --models half "$EIGHTS" --at-once 1 8 256 \
+        speed 100 --cases $case --models half --at-once 1 8 256 \
           --xla default unpadded
       done
       ;;
     2)
       for case in so400m vit_b; do
         for option in "${OPTIONS[@]}"; do
-          speed 60 --cases $case --models half "$EIGHTS" "${SMALL[@]}" \
+          speed 60 --cases $case --models half "${SMALL[@]}" \
             --xla default "$option"
         done
       done
@@ -100,7 +98,7 @@ for number in ${*:-1 2 3 4}; do
       for case in so400m vit_b; do
         for flags in "${FLAGS_OF_XLA[@]}"; do
           export XLA_FLAGS=$flags
-          speed 60 --cases $case --models half "$EIGHTS" "${SMALL[@]}"
+          speed 60 --cases $case --models half "${SMALL[@]}"
         done
       done
       unset XLA_FLAGS

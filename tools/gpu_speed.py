@@ -82,7 +82,6 @@ CASES = {
 DENSE = "dense"
 CONV = "conv stem"  # how names of settings end that have one
 HALF = "half"  # of the MACs, by the method that is recommended for the model
-EIGHTS = "half in multiples of 8"  # tokens, with the prefix
 TOME_STAGES = "ToMe in 3 blocks .5"  # of So400m's 27
 ATTENDED = "diffrate:macs=0.4"
 BOTH = "192 pixels and 3 blocks .5"
@@ -93,12 +92,11 @@ MODELS = ON_CPUS | {
     "most attended in 3 blocks .4": f"{ATTENDED}:{STAGES}",
     BOTH: ON_CPUS["most attended in 3 blocks .5"],
     HALF: 0.5,
-    EIGHTS: "0.5:multiple=8",
     TOME_STAGES: "tome:macs=0.5:counts=stages-7-14-21",
 }
 SIDES = onnx_speed.SIDES | {BOTH: 192}  # of DeiT's images, where they are smaller
 # Settings with a faster form of their reductions.
-HALVES = (HALF, EIGHTS, "most attended in 3 blocks .5", TOME_STAGES)
+HALVES = (HALF, "most attended in 3 blocks .5", TOME_STAGES)
 FASTER = [name for name in MODELS if name in HALVES or "most attended" in name]
 OURS = "imagepiece_jax"
 SMOKE = {"embed_dim": 32, "num_heads": 2, "depth": 12}
@@ -242,7 +240,7 @@ class Timed(NamedTuple):
 def ways(case: Case) -> list[Way]:
     """All that the flags list, the dense model first."""
     settings = OPTIONS.models or [
-        name for name in MODELS if name not in (HALF, EIGHTS, TOME_STAGES)
+        name for name in MODELS if name not in (HALF, TOME_STAGES)
     ]
     found = []
     for name in dict.fromkeys([DENSE, *settings]):

@@ -74,7 +74,8 @@ def at_cost(
         strength = _strength(fitted, model.clone(parent=None), tolerance)
     except InputError as error:
         raise InputError(f"reduction {reduction}: {error}") from error
-    found = _at_strength(fitted, strength, model)
+    patches = math.prod(model.config.grid)
+    found = fitted.at_strength(strength, model.depth, patches)
     if hasattr(found, "score"):  # it stays "auto", which fits other models, too
         found = dataclasses.replace(found, score=method.score)
     return dataclasses.replace(reduction, method=found)
@@ -107,16 +108,6 @@ def print_reduction(reduction: Reduction, model: ViT) -> None:
     log.info(line)
 
 
-def _at_strength(method, strength, model):
-    """The method at a strength, with counts in its `multiple` if it has one."""
-    sizes = model.depth, math.prod(model.config.grid)
-    found = method.at_strength(strength, *sizes)
-    if method.multiple > 1:
-        prefix = model.config.arch.prefix
-        found = found.in_multiples(method.multiple, *sizes, prefix)
-    return found
-
-
 @functools.lru_cache(maxsize=256)
 def _strength(method, model, tolerance):
     """The strength of `method` whose share of the dense MACs is nearest to its `macs`.
@@ -129,7 +120,7 @@ def _strength(method, model, tolerance):
     patches = math.prod(model.config.grid)
 
     def try_strength(strength):
-        found = _at_strength(method, strength, model)
+        found = method.at_strength(strength, depth, patches)
         plan = found.plan(depth, patches, model.config.arch.prefix)
         macs = share_of_dense(model.clone(plan=plan))
         tried.append((abs(macs - method.macs), macs, strength))

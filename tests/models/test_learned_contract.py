@@ -18,9 +18,7 @@ from tests.models import masked, tiny
 from tests.models.test_families import few
 
 MORE = {
-    "imagepiece_dynamicvit topk": {"mode": "topk", "predictor_pos": "pre"},
-    "spvit by heads": {"share_heads": False},
-    "token_learner v1.0": {"version": "v1.0"},
+    "imagepiece_dynamicvit topk": {"mode": "topk"},
 }
 
 

@@ -118,26 +118,6 @@ def test_an_amount_that_a_cost_replaces_changes_nothing_and_is_refused(name):
             kind(**typed)
 
 
-@pytest.mark.parametrize(
-    ("cost", "wanted"),
-    [
-        ("0.5", 0.5),
-        ("tome:macs=0.5", 0.5),
-        ("evit:macs=0.6", 0.6),
-        ("tome:macs=0.5:counts=stages", 0.5),
-        ("diffrate:macs=0.6", 0.6),
-    ],
-)
-def test_counts_in_multiples_with_the_prefix(cost, wanted):
-    """Also where a block of ToMe can merge no more than half of its tokens."""
-    found, share, left = at_cost(f"{cost}:multiple=8")
-    assert abs(share - wanted) <= TOLERANCE
-    assert found.method.multiple == 1
-    tokens = [1 + n for n in left if n < 196]
-    assert len(tokens) >= 3
-    assert all(n % 8 == 0 for n in tokens)
-
-
 def test_unusual_models():
     """All of the dense model's, one block, another grid, and lists as JSON has them."""
     for full in (1, "1", "tome:macs=1.0"):

@@ -27,9 +27,6 @@ def test_shapes_are_those_of_what_is_drawn(family, reduction):
 
 LEARNED = [name for name in METHODS if tiny.model(tiny.small(name)).has_selectors]
 OTHERS = [
-    "dpc_knn:blocks=(1,):learned_weights=True",
-    "spvit:blocks=(1,):keep_rates=(0.5,):share_heads=False",
-    "token_learner:num_tokens=8:block=0:version=v1.0",
     "dynamicvit:keep_rate=1.0:blocks=(1,)",  # none leaves
 ]
 

@@ -18,9 +18,6 @@ REDUCED = {
     "token": tiny.changed(tiny.IMAGEPIECE, metric="token", size_weighting=False),
     "tome": "tome:r_list=(2,2,4)",
     "random": "random:keep_rate=0.7:blocks=(1,2)",
-    "kmeans": tiny.changed(
-        tiny.small("token_pooling"), algorithm="kmeans", score="class"
-    ),
 }
 
 # Every method with the fields for a model of three blocks.

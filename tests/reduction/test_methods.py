@@ -36,22 +36,19 @@ SETTINGS = [
     "tome:counts=(20,20,10)",
     "random:keep_rate=0.0",
     "grid_pooling:grid_size=1",
-    "token_learner:version=v1.0",
     "token_learner:num_tokens=25:block=0",
-    "token_pooling:algorithm=kmeans",
     "dynamicvit:keep_rate=0.0",
-    "spvit:share_heads=False:package_norm=none:keep_rates=(0.5,):blocks=(1,)",
+    "spvit:keep_rates=(0.5,):blocks=(1,)",
     "diffrate:prune=(20,26,9):merge=(20,12,9)",
     "diffrate:prune=(2,2,2):merge=(2,2,2)",
     "diffrate:counts=(24,12,2):prune=None:merge=None",
-    "pitome:keep_rate=0.5:late_first=True:metric=token",
-    "tofu:keep_rate=0.0:rescale=mean",
+    "pitome:keep_rate=0.5:metric=token",
+    "tofu:keep_rate=0.0",
     "mctf:r=0.35:blocks=(0,1,2)",
     "mctf:r=99",
-    "dpc_knn:learned_weights=True",
     "dpc_knn:keep_rate=0.0:neighbors=99",
     "atc:linkage=single:size_weighting=False",
-    "imagepiece_dynamicvit:mode=topk:predictor_pos=pre",
+    "imagepiece_dynamicvit:mode=topk",
 ]
 # What has to be smaller than the default for the few tokens here.
 SMALLER = {"grid_pooling": "grid_size=2", "tofu": "keep_rate=0.7"} | {
@@ -290,13 +287,9 @@ class MethodsTest(chex.TestCase):
     @chex.variants(with_jit=True)
     @parameterized.named_parameters(*cases(sorted(SOFT)))
     def test_mixtures_are_the_same_for_a_permutation_of_patches(self, name, method):
-        """But for version 1.0 of TokenLearner, which reads neighbors."""
         (*_, plain), _, _ = self.walk(name, method)
         (*_, moved), _, _ = self.walk(name, method, permuted(random_tokens()))
-        apart = np.abs(plain.x - moved.x).max()
-        assert (
-            apart > 0.01 if getattr(method, "version", None) == "v1.0" else apart < 1e-5
-        )
+        assert np.abs(plain.x - moved.x).max() < 1e-5
 
     @chex.variants(with_jit=True)
     @parameterized.named_parameters(*PAINTED)

@@ -27,7 +27,7 @@ TEXTS = [
     "spvit:kl_weight=3.0:keep_rates=(0.7,0.5):blocks=(1,2)",
     "dynamicvit:backbone_lr=0.0:blocks=(0,)",
     "diffrate:prune=(20,9):merge=(20,8)",
-    "token_pooling:algorithm=kmeans:score=energy",
+    "token_pooling:iterations=2:score=energy",
 ]
 
 
@@ -89,7 +89,7 @@ def test_a_cost_replaces_what_said_how_many_tokens_stay(name):
         ("tome:r=8:r=9", "'r=9' must be FIELD=VALUE, once"),
         (
             "tome:keep_rate=.5",
-            "'keep_rate' must be a field of tome: macs, counts, multiple, ",
+            "'keep_rate' must be a field of tome: macs, counts, ",
         ),
         ("tome:r={}", "a whole number"),
         ("tome:prop_attn=1", "one of None, True, False"),

@@ -13,8 +13,6 @@ change the dense model less than bfloat16 does (docs/tables/forms).
 import contextlib
 import dataclasses
 import functools
-import os
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import SingleDeviceSharding
 
 from imagepiece_jax.common import xla_options
@@ -59,7 +56,6 @@ JOINED = 16
 # every program, and long to compile (PERFORMANCE.md).
 SMALL_BATCH = 8
 SMALL = 2**16
-CONFIG_LOCK = threading.Lock()  # held while JAX's settings, which threads share, change
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -210,7 +206,6 @@ class CompileOptions:
     pixels: bool = False
     device: jax.Device | str | None = None
     compiler_options: Mapping[str, Any] | None = None
-    cache_dir: str | os.PathLike | None = None
 
     def __post_init__(self):
         check_range("batch_size", self.batch_size, 1, whole=True)
@@ -237,7 +232,6 @@ def optimize(
     pixels: bool = False,
     device: jax.Device | str | None = None,
     compiler_options: Mapping[str, Any] | None = None,
-    cache_dir: str | os.PathLike | None = None,
 ) -> Program:
     """Compile a trained model for one device and images of the model's size.
 
@@ -258,8 +252,6 @@ def optimize(
     device: a device in jax.devices(), or a platform such as "cpu", "cuda" or "cuda:1";
         None: the first of all devices
     compiler_options: of XLA, which override common.xla_options
-    cache_dir: folder that keeps the compiled program for later processes;
-        JAX_COMPILATION_CACHE_DIR sets one for all programs
     Returns a `Program`.
     Raises InputError for anything that does not fit.
     """
@@ -273,7 +265,6 @@ def optimize(
         pixels=pixels,
         device=device,
         compiler_options=compiler_options,
-        cache_dir=cache_dir,
     )
     return compiler(vit, options)(options.batch_size)
 
@@ -299,8 +290,6 @@ def compiler(vit: Pretrained, requested: CompileOptions) -> Callable[[int], Prog
     check_gelu(model, requested.gelu)
     given = requested.compiler_options or {}
     options = {**xla_options.options(device.platform), **given}
-    if requested.cache_dir is not None:
-        os.makedirs(requested.cache_dir, exist_ok=True)
     model = model.with_execution(dtype=jnp.dtype(dtype))
     model = for_device(model, device, requested.attention)
     if takes_direction(model, requested):
@@ -337,7 +326,7 @@ def compiler(vit: Pretrained, requested: CompileOptions) -> Callable[[int], Prog
             found = [leaf if leaf.nbytes <= inside else next(rest) for leaf in leaves]
             return run(jax.tree.unflatten(tree, found), images)
 
-        with _cached_in(requested.cache_dir), work:
+        with work:
             lowered = jax.jit(logits).lower(arguments, images)
             executable = lowered.compile(compiler_options=options)
         return Program(
@@ -479,29 +468,3 @@ def forward(model, reductions="exact"):
             return model.apply(variables, images).logits
 
     return logits
-
-
-@contextlib.contextmanager
-def _cached_in(folder):
-    """Context in which JAX's persistent cache is in `folder`; None: no change."""
-    if folder is None:
-        yield
-        return
-    settings = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    with CONFIG_LOCK:
-        before = {name: getattr(jax.config, name) for name in settings}
-        _configure(settings)
-        try:
-            yield
-        finally:
-            _configure(before)
-
-
-def _configure(settings):
-    """Change settings of JAX."""
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()  # else JAX continues with the folder that it has

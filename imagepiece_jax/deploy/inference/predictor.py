@@ -4,7 +4,6 @@ import collections
 import concurrent.futures
 import functools
 import itertools
-import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -44,7 +43,7 @@ class Predictor:
     top: number of classes to return; None: 5, or all if there are fewer
     batch_size: number of images that are computed at once
     threads: number of threads that decode images; None: one per core, at most 16
-    dtype to cache_dir: as for `optimize`
+    dtype to compiler_options: as for `optimize`
     Raises InputError for an argument that does not fit.
     """
 
@@ -63,7 +62,6 @@ class Predictor:
         reductions: str | None = None,
         device: jax.Device | str | None = None,
         compiler_options: Mapping[str, Any] | None = None,
-        cache_dir: str | os.PathLike | None = None,
     ):
         classes = vit.model.config.num_classes
         self._labels = vit.class_names
@@ -97,7 +95,6 @@ class Predictor:
             pixels=True,
             device=device,
             compiler_options=compiler_options,
-            cache_dir=cache_dir,
         )
         batch_size = options.batch_size
         smaller = [size for size in (1, 8) if size < batch_size]

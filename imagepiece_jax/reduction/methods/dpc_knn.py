@@ -7,9 +7,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
-from imagepiece_jax.common.checks import check_choice, check_range
+from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.methods.method import InStages
 from imagepiece_jax.reduction.reducers import Reducer
@@ -58,37 +57,15 @@ class DensityPeaks(Reducer):
         return Assignment(dest, weight=weight, index=index, n_out=counts.n_out)
 
 
-class WeighedPeaks(nn.Module, Reducer):
-    """As `DensityPeaks`, but means are weighted by exp(a learned score)."""
-
-    neighbors: int = 5
-
-    @nn.compact
-    def __call__(self, taps, counts, train=False):
-        x = taps.x.astype(jnp.float32)
-        score = nn.Dense(1, name="score")(x)[..., 0]
-        clusters = DensityPeaks(self.neighbors)(taps, counts, train)
-        return clusters.replace(weight=jnp.exp(score))
-
-    @nn.nowrap
-    def extra_macs(self, n_in, embed_dim, num_heads):
-        return n_in * embed_dim
-
-
 @dataclasses.dataclass(frozen=True)
 class DpcKnn(InStages):
     """Before the s-th of `blocks`, n0 tokens become n0 * keep_rate**s clusters."""
 
     neighbors: int = 5  # tokens in a density, the token itself included
-    learned_weights: bool = False  # whether means have learned weights
 
     def __post_init__(self):
         super().__post_init__()
         check_range("neighbors", self.neighbors, 1, whole=True)
-        check_choice("learned_weights", self.learned_weights, (True, False))
 
     def steps(self, depth):
-        reducer = DensityPeaks(self.neighbors)
-        if self.learned_weights:
-            reducer = WeighedPeaks(self.neighbors)
-        return self.stages(reducer, site="pre")
+        return self.stages(DensityPeaks(self.neighbors), site="pre")

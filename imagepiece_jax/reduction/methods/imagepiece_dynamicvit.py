@@ -49,13 +49,10 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
     """ImagePiece's steps, of which those that prune rank by a learned score."""
 
     mode: str = "mask"  # whether training masks or removes ("topk")
-    # where the score reads tokens: before the MLP, or before the block ("pre")
-    predictor_pos: str = "mid"
 
     def __post_init__(self):
         super().__post_init__()
         check_choice("mode", self.mode, ("mask", "topk"))
-        check_choice("predictor_pos", self.predictor_pos, ("mid", "pre"))
 
     def prune_step(self, block):
         """A Step that prunes by a learned score, or in the mode "mask" only masks."""
@@ -65,7 +62,7 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
             reducer = KeepPredictor()
             when_masked = 0
         rule = Keep(self.keep_rate)
-        return Step(block, reducer, rule, self.predictor_pos, when_masked)
+        return Step(block, reducer, rule, when_masked=when_masked)
 
     def target_shares(self, plan):
         """The share that evaluation keeps at each masking step, without its merges."""

@@ -95,9 +95,6 @@ class Method:
     macs: float | None = None
     # Number of image tokens after each block, or a schedule, which needs `macs`.
     counts: str | tuple[int, ...] | None = None
-    # Beside `macs`: where tokens leave, as many stay, with the prefix, as a multiple of
-    # this number. GPUs pad products in two bytes to multiples of 8 rows.
-    multiple: int = 1
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -110,9 +107,6 @@ class Method:
             check_choice("metric", self.metric, METRICS)
         if self.macs is not None or type(self) is Method:
             check_share("macs", self.macs)
-        check_range("multiple", self.multiple, 1, whole=True)
-        if self.multiple > 1 and self.macs is None:
-            raise InputError(f"multiple is {self.multiple}, which needs macs beside it")
         if self.macs is not None and self.strength_field is not None:
             self._check_default(self.strength_field, "macs")
         if self.counts is None:
@@ -191,7 +185,7 @@ class Method:
 
         strength: from 0, where all tokens stay, to 1, where as few stay as can
         """
-        free = dataclasses.replace(self, macs=None, counts=None, multiple=1)
+        free = dataclasses.replace(self, macs=None, counts=None)
         if self.counts is None:
             return free.scaled(strength, depth, patches)
         if not isinstance(self.counts, str):
@@ -250,54 +244,21 @@ class Method:
             n = tokens
         return steps
 
-    def within_reach(
-        self,
-        counts: Sequence[int],
-        depth: int,
-        patches: int,
-        multiple: int = 1,
-        prefix: int = 0,
-    ) -> "Method":
-        """The method with `counts`, or more tokens where its steps must leave more.
-
-        multiple: of which counts that fall are multiples, prefix tokens included
-        """
+    def within_reach(self, counts: Sequence[int], depth: int, patches: int) -> "Method":
+        """The method with `counts`, or more tokens where its steps must leave more."""
         reached = []
         n = patches
         stage = 1
-        before = patches
         for block, tokens in enumerate(counts):
-            # What rounding up left above the counts is no reduction of its own.
-            asked = tokens < before or multiple == 1
-            before = tokens
-            if asked and tokens < n:
+            if tokens < n:
                 step = self.step_at(block, depth, tokens)
                 tokens = max(tokens, step.rule.fewest(n, stage))
-                tokens += -(tokens + prefix) % multiple
                 if tokens < n:
                     stage += 1
                     n = tokens
             reached.append(n)
         defaults = {name: getattr(type(self), name) for name in self.amounts}
-        return dataclasses.replace(
-            self, macs=None, multiple=1, counts=tuple(reached), **defaults
-        )
-
-    def in_multiples(
-        self, multiple: int, depth: int, patches: int, prefix: int
-    ) -> "Method":
-        """The method with counts that are, with the prefix, multiples of a number.
-
-        Counts are rounded, and those of blocks before the first step stay.
-        """
-        counts = []
-        for layer in self.plan(depth, patches):
-            tokens = layer.mlp_tokens
-            if tokens < patches:
-                whole = multiple * schedules.rounded((tokens + prefix) / multiple)
-                tokens = max(whole - prefix, 1)
-            counts.append(tokens)
-        return self.within_reach(counts, depth, patches, multiple, prefix)
+        return dataclasses.replace(self, macs=None, counts=tuple(reached), **defaults)
 
     def for_model(self, model: ModelFacts) -> "Method":
         """The method with fields that fit a model.

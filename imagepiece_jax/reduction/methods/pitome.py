@@ -6,7 +6,7 @@ import math
 import jax
 import numpy as np
 
-from imagepiece_jax.common.checks import check_choice, check_range
+from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.ops import invert, rank
@@ -58,20 +58,16 @@ class PiToMe(Method):
     strength_field = "keep_rate"
 
     keep_rate: float = 0.9125  # of the image tokens, in every block
-    late_first: bool = False  # whether the halves are swapped, as for MAE
     metric: str = "key"  # compares tokens; energies are always of keys
 
     def __post_init__(self):
         super().__post_init__()
         check_range("keep_rate", self.keep_rate, 0, 1)
-        check_choice("late_first", self.late_first, (True, False))
 
     def steps(self, depth):
         half = math.ceil(depth / 2)
         steps = []
         for block in range(depth):
-            in_second_half = block >= half
-            protect = in_second_half != self.late_first
-            reducer = ByEnergy(protect, self.metric)
+            reducer = ByEnergy(block >= half, self.metric)
             steps.append(Step(block, reducer, MergeTo(self.keep_rate)))
         return tuple(steps)

@@ -56,8 +56,7 @@ def recommended(method: Method, model: ModelFacts) -> Method:
     method: has a cost, and may have a schedule
     """
     found = recommendation(model)
-    names = ("macs", "counts", "multiple")
-    fields = {name: getattr(method, name) for name in names}
+    fields = {"macs": method.macs, "counts": method.counts}
     if found.in_stages and method.counts is None:
         # Below a depth of 4 the first stage starts at block 0, and reaches costs that a
         # model with all tokens in that block does not.

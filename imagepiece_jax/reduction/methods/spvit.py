@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.common.checks import check_choice, check_range
+from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.layer_plan import Step
@@ -27,19 +27,14 @@ class Selector(nn.Module, MaskingReducer):
     """Keeps the tokens that heads score highest; the last token packs the others.
 
     In masked training, tokens are masked by a random draw, and the package is appended.
-
-    share_heads: whether one network scores the tokens of all heads
-    package_norm: `norm` of `package_weights`
     """
-
-    share_heads: bool = True
-    package_norm: str = "score"
 
     @nn.compact
     def __call__(self, taps, counts, train=False):
         batch, n, dim = taps.x.shape
         heads = taps.x.reshape(batch, n, taps.num_heads, dim // taps.num_heads)
-        scores = self._scores(heads, taps.mask)  # [B, n, H, 2]
+        # Log probabilities by the features of each head, [B, n, H, 2].
+        scores = token_selector.KeepScores(name="scores")(heads, taps.mask)
         vote = self._votes(heads)[..., None]
         probability = jnp.sum(vote * jnp.exp(scores), axis=2)[..., 0]
         packages = counts.stage - 1  # those of earlier steps are the last tokens
@@ -47,7 +42,7 @@ class Selector(nn.Module, MaskingReducer):
         if counts.n_out < counts.n_in:  # else masked training, which removes none
             score = jnp.where(is_package, jnp.inf, probability)
             keep = rank(score) < counts.n_out - 1
-            weight = package_weights(probability, ~keep, self.package_norm)
+            weight = package_weights(probability, ~keep)
             return keep_and_sum(keep, weight, counts.n_out)
         scores = jnp.sum(vote * scores, axis=2)
         keep = token_selector.draw_mask(scores, taps.mask, taps.rng)
@@ -55,20 +50,10 @@ class Selector(nn.Module, MaskingReducer):
         before = taps.mask
         if before is None:
             before = jnp.ones_like(keep)
-        weight = package_weights(probability, before - keep, self.package_norm)
+        weight = package_weights(probability, before - keep)
         x = taps.x.astype(jnp.float32)
         package = jnp.einsum("bn,bnd->bd", weight, x, precision="highest")
         return Masking(keep, append=package)
-
-    def _scores(self, heads, mask):
-        """Log probabilities by the features of each head, [B, n, H, 2]."""
-        if self.share_heads:
-            return token_selector.KeepScores(name="scores")(heads, mask)
-        by_head = []
-        for head in range(heads.shape[2]):
-            network = token_selector.KeepScores(name=f"scores_{head}")
-            by_head.append(network(heads[:, :, head], mask))
-        return jnp.stack(by_head, axis=2)
 
     def _votes(self, heads):
         """How much each head counts, by its mean feature: [B, n, H], with the sum 1."""
@@ -88,19 +73,13 @@ class Selector(nn.Module, MaskingReducer):
         return n_in * votes + num_heads * scores
 
 
-def package_weights(probability, dropped, norm):
-    """Weight of each token in the package, [B, n] float32; all 0 if none is dropped.
+def package_weights(probability, dropped):
+    """Weights of the package's mean, [B, n] float32; all 0 if no token is dropped.
 
     probability: [B, n], probability of each token to be kept
     dropped: [B, n], 1 or True for tokens that are dropped
-    norm: "none": a sum weighted by probability; "score": a mean weighted by
-        probability; "count": a plain mean
     """
-    weight = dropped.astype(jnp.float32)
-    if norm != "count":
-        weight = probability * weight
-    if norm == "none":
-        return weight
+    weight = probability * dropped.astype(jnp.float32)
     total = jnp.sum(weight, axis=1, keepdims=True)
     # Where none is dropped the divisor is 1: with EPS the gradient would be a million.
     return weight / jnp.where(total > 0, total + token_selector.EPS, 1.0)
@@ -115,13 +94,9 @@ class SPViT(LearnedSelection):
     # Shares of the initial tokens that stay, one for each of `blocks`.
     keep_rates: tuple[float, ...] = (0.617, 0.369, 0.137)
     blocks: tuple[int, ...] = (3, 6, 9)
-    package_norm: str = "score"  # "none", "score" or "count": `package_weights`
-    share_heads: bool = True  # whether one network scores all heads
 
     def __post_init__(self):
         super().__post_init__()
-        check_choice("package_norm", self.package_norm, ("none", "score", "count"))
-        check_choice("share_heads", self.share_heads, (True, False))
         rates = self.keep_rates
         blocks = self.blocks
         check_each("blocks", blocks)
@@ -155,9 +130,8 @@ class SPViT(LearnedSelection):
         return tuple(map(self._step, self.blocks, self.keep_rates))
 
     def _step(self, block, share):
-        selector = Selector(self.share_heads, self.package_norm)
         rule = KeepInitial(share, packages=True)
-        return Step(block, selector, rule, site="pre", when_masked=1)
+        return Step(block, Selector(), rule, site="pre", when_masked=1)
 
     def live_shares(self, masks):
         """The share of live tokens in this device's batch, at each masking step.

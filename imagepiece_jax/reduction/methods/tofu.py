@@ -8,7 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.common.checks import check_choice, check_range
+from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.ops import lengths
@@ -51,11 +51,8 @@ class Fuse(Bipartite):
     """Merges as ToMe does, but into plain means whose length is scaled.
 
     The scale of a group is the greatest length of its tokens, divided by the length of
-    the token that others merge into (rescale="destination", as published), or by that
-    of the mean (rescale="mean", so that the result has the greatest length).
+    the token that the group merges into.
     """
-
-    rescale: str = "destination"
 
     def __call__(self, taps, counts, train=False):
         merged = super().__call__(taps, counts, train)
@@ -70,11 +67,6 @@ class Fuse(Bipartite):
         members = jnp.sum(belongs, axis=-1)
         greatest = jnp.max(jnp.where(belongs, length, 0), axis=-1)
         divisor = jnp.sum(jnp.where(destination == tokens, length, 0), axis=-1)
-        if self.rescale == "mean":
-            divided_by = members[:, :, None]
-            share = belongs.astype(jnp.float32) / divided_by.astype(jnp.float32)
-            mean = jnp.einsum("bon,bnd->bod", share, x, precision="highest")
-            divisor = jnp.where(members > 1, lengths(mean), divisor)
         # With these weights the sum of a group's tokens is their scaled mean.
         weight = greatest / divisor / members.astype(jnp.float32)
         weight = weight[:, :, None]
@@ -104,17 +96,15 @@ class ToFu(Method):
     strength_field = "keep_rate"
 
     keep_rate: float = 0.925  # of all tokens, in every block
-    rescale: str = "destination"  # or "mean"; see `Fuse`
     metric: str = "key"
 
     def __post_init__(self):
         super().__post_init__()
         check_range("keep_rate", self.keep_rate, 0, 1)
-        check_choice("rescale", self.rescale, ("destination", "mean"))
 
     def steps(self, depth):
         discard = Discard(self.metric)
-        fuse = Fuse(self.metric, self.rescale)
+        fuse = Fuse(self.metric)
         rule = MergeAway(self.keep_rate)
         steps = []
         for block in range(depth):

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import (
@@ -43,12 +42,8 @@ def test_merges_look_at_as_many_candidates_as_in_evaluation():
     plans = (build(12, 196, steps, masked=m) for m in (False, True))
     small, large = ([p.counts and p.counts.candidates for p in plan] for plan in plans)
     assert small == large and small[3] == 39  # floor(.3 * 132)
-    mid = build(12, 196, ImagePieceDynamicViT(predictor_pos="mid").steps(12))
-    pre = build(12, 196, ImagePieceDynamicViT(predictor_pos="pre").steps(12))
-    assert (mid[2].attn_tokens, mid[2].mlp_tokens) == (166, 133)
-    assert (pre[2].attn_tokens, pre[2].mlp_tokens) == (133, 133)
-    costs = [model_macs(tiny.vit(plan, 384, 6)) for plan in (pre, mid)]
-    assert costs[0] < costs[1]
+    plan = build(12, 196, steps)
+    assert (plan[2].attn_tokens, plan[2].mlp_tokens) == (166, 133)
 
 
 def test_masked_tokens_are_never_merged(with_masks):

@@ -23,7 +23,6 @@ SPVIT = "spvit:keep_rates=(0.6,0.3):blocks=(0,1)"
         ("deit_s", "dynamicvit:blocks=(0,1)", 241_250),
         ("deit_ti", "dynamicvit:blocks=(0,1)", 60_722),
         ("deit_s", SPVIT, 6_930 + 45),
-        ("deit_s", tiny.changed(SPVIT, share_heads=False), 6 * 6_930 + 45),
     ],
 )
 def test_parameters_of_a_selector(name, reduction, each):

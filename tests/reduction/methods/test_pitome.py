@@ -30,8 +30,6 @@ def test_the_halves_by_hand(protect, progress, together):
     assert_close(after.x[0, :, 0], np.asarray(means))
 
 
-@pytest.mark.parametrize("late_first", [False, True])
-def test_the_halves_of_a_model(late_first):
-    steps = PiToMe(late_first=late_first).steps(5)
-    protects = [step.reducer.protect for step in steps]
-    assert protects == [late_first] * 3 + [not late_first] * 2
+def test_the_halves_of_a_model():
+    protects = [step.reducer.protect for step in PiToMe().steps(5)]
+    assert protects == [False] * 3 + [True] * 2

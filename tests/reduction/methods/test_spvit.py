@@ -29,13 +29,12 @@ def run(selector, counts, x, mask=None):
     return variables["params"], apply_learned(selector, variables, taps, counts)
 
 
-@pytest.mark.parametrize("norm", ["none", "score", "count"])
-def test_nothing_dropped_is_a_package_of_zeros_with_a_tame_gradient(norm):
+def test_nothing_dropped_is_a_package_of_zeros_with_a_tame_gradient():
     probability = np.full((1, 4), 0.5, np.float32)
     before = np.ones((1, 4), np.float32)
 
     def package(probability, keep):
-        weight = package_weights(probability, before - keep, norm)
+        weight = package_weights(probability, before - keep)
         return jnp.sum(weight * jnp.arange(1.0, 5.0)[None])
 
     run = tiny.compiled(jax.value_and_grad(package, argnums=(0, 1)))
@@ -44,14 +43,11 @@ def test_nothing_dropped_is_a_package_of_zeros_with_a_tame_gradient(norm):
     assert max(np.abs(slope).max() for slope in slopes) <= 4
 
 
-@pytest.mark.parametrize(
-    "share_heads, norm", [(True, "none"), (True, "count"), (False, "score")]
-)
-def test_evaluation_equals_the_oracle(share_heads, norm):
+def test_evaluation_equals_the_oracle():
     """The best stay in order, then older packages, then the new one."""
     x = numbers(BATCH, 10, D)
     counts = Counts(n_in=10, n_out=6, stage=3)  # two packages: 3 + 2 + 1 stay
-    parameters, result = run(Selector(share_heads, norm), counts, x)
+    parameters, result = run(Selector(), counts, x)
     assert isinstance(result, Assignment)
     assert result.n_out == 6
     move = tiny.compiled(lambda x, result: apply(start(x, num_prefix=0), result))
@@ -63,20 +59,19 @@ def test_evaluation_equals_the_oracle(share_heads, norm):
         dropped = np.append(dest == -1, [False, False])
         want = np.append(np.where(dest == -1, 5, dest), [3, 4])
         np.testing.assert_array_equal(result.dest[image], want)
-        package = oracles_learned.package(probability, dropped, tokens, norm)
+        package = oracles_learned.package(probability, dropped, tokens)
         rows = np.vstack([tokens[~dropped], package])
         np.testing.assert_allclose(state.x[image], rows, rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(state.size[image], [1] * 5 + [5])
 
 
-@pytest.mark.parametrize("norm", ["none", "score", "count"])
-def test_training_equals_the_oracle(norm):
+def test_training_equals_the_oracle():
     """Two packages are among the tokens; what was masked is in no new package."""
     x = numbers(BATCH, 10, D)
     before = np.ones((BATCH, 10), np.float32)
     before[:, [1, 4]] = 0
     counts = Counts(n_in=10, n_out=11, stage=3)
-    parameters, result = run(Selector(True, norm), counts, x, before)
+    parameters, result = run(Selector(), counts, x, before)
     assert isinstance(result, Masking)
     keep = np.asarray(result.keep)
     assert set(np.unique(keep)) == {0.0, 1.0}
@@ -89,7 +84,7 @@ def test_training_equals_the_oracle(norm):
         )
         dropped = before[image] > keep[image]
         assert dropped.any()
-        want = oracles_learned.package(probability, dropped, tokens, norm)
+        want = oracles_learned.package(probability, dropped, tokens)
         np.testing.assert_allclose(result.append[image], want, rtol=1e-4, atol=1e-5)
 
 

@@ -19,7 +19,6 @@ def test_up_to_the_middle_block_it_drops():
     [
         (Discard(), (1, 1), (0, 2)),
         (Fuse(), (7.0711, 1.4142), (0, 12)),
-        (Fuse(rescale="mean"), (3.9223, 0.7845), (0, 6)),
     ],
 )
 def test_tokens_by_hand(reducer, third, fifth):

@@ -1,41 +1,34 @@
 """TokenLearner against its authors' definitions."""
 
-import math
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Counts
-from imagepiece_jax.reduction.methods.token_learner import (
-    ConvLearner,
-    MlpLearner,
-)
+from imagepiece_jax.reduction.methods.token_learner import MlpLearner
 from imagepiece_jax.reduction.state import Taps
 from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import apply_learned, random_variables
-from tests.rounding import assert_close
 
 
-def taps_of(x, grid=None):
+def taps_of(x):
     x = jnp.asarray(x)
-    return Taps(x=x, size=jnp.ones(x.shape[:2], jnp.float32), grid=grid)
+    return Taps(x=x, size=jnp.ones(x.shape[:2], jnp.float32))
 
 
-def weigh(learner, params, x, grid=None):
+def weigh(learner, params, x):
     """The Mixing matrix of a learner with `params`. x [B, n, D] -> [B, S, n]."""
     counts = Counts(x.shape[1], learner.num_tokens)
-    return apply_learned(learner, {"params": params}, taps_of(x, grid), counts).matrix
+    return apply_learned(learner, {"params": params}, taps_of(x), counts).matrix
 
 
-def parameters(learner, x, grid=None):
+def parameters(learner, x):
     """Random values for all parameters of a learner."""
     counts = Counts(x.shape[1], learner.num_tokens)
-    return random_variables(learner, taps_of(x, grid), counts)["params"]
+    return random_variables(learner, taps_of(x), counts)["params"]
 
 
 def tokens(n, width=6, batch=2, seed=0):
@@ -81,40 +74,9 @@ def test_parameters_and_where_they_start():
         assert not params["scores"][name]["bias"].any()
 
 
-@pytest.mark.parametrize(
-    "pooling, share, shape", [("sum", 1, (3, 3)), ("mean", 1 / 8, (4, 2))]
-)
-def test_gates_are_sigmoids_of_four_convolutions(pooling, share, shape):
-    n = math.prod(shape)
-    learner = ConvLearner(num_tokens=4, pooling=pooling)
-    x = tokens(n)
-    params = parameters(learner, x, shape)
-    assert tiny.count(params) == 2 * 6 + 9 * 6 * 4 + 3 * 9 * 4 * 4
-    matrix = weigh(learner, params, x, shape)
-    for image in range(2):
-        grid = oracles.layer_norm(x[image], params["norm"]).reshape(*shape, 6)
-        for i in (1, 2, 3, 4):
-            grid = oracles.gelu(grid, "tanh") if i > 1 else grid
-            grid = oracles.convolution(grid, params[f"conv{i}"]["kernel"], pad=1)
-        want = share * oracles.sigmoid(grid).reshape(n, 4).T
-        assert_close(matrix[image], want)
-
-
-def test_convolutions_need_a_grid_and_cost_what_they_read():
-    learner = ConvLearner(num_tokens=4)
-    with pytest.raises(InputError, match="version is 'v1.0', which needs a grid"):
-        parameters(learner, tokens(6), None)
-    parameters(MlpLearner(num_tokens=4), tokens(6), None)
-    # 5 tokens of width 6, 4 learned: the convolutions read 6, 4, 4 and 4 channels.
-    macs = ConvLearner(num_tokens=4).extra_macs(5, 6, 2)
-    assert macs == 5 * (9 * (6 + 4 + 4 + 4) * 4 + 4 * 6)
-
-
-@pytest.mark.parametrize("version, class_token", [("v1.1", False), ("v1.0", True)])
-def test_in_a_model_it_takes_the_place_of_all_tokens(version, class_token):
-    reduction = "token_learner:num_tokens=4:block=1"
-    reduction = tiny.changed(reduction, version=version)
-    model = tiny.model(reduction, class_token=class_token)
+@pytest.mark.parametrize("class_token", [False, True])
+def test_in_a_model_it_takes_the_place_of_all_tokens(class_token):
+    model = tiny.model("token_learner:num_tokens=4:block=1", class_token=class_token)
     variables = tiny.variables(model)
     assert set(variables["params"]) >= {"reducer_1", "blocks_1"}
     out = tiny.compiled(model.apply)(variables, tiny.images())
@@ -125,6 +87,6 @@ def test_in_a_model_it_takes_the_place_of_all_tokens(version, class_token):
     assert (np.asarray(state.size) == 1).all()
     learner = model.plan[1].step.reducer
     params = variables["params"]["reducer_1"]
-    learned = weigh(learner, params, taps.x, (5, 5))
+    learned = weigh(learner, params, taps.x)
     np.testing.assert_allclose(result.matrix, learned, atol=1e-6)
     assert np.isfinite(out.logits).all()
