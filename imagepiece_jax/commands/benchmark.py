@@ -29,7 +29,7 @@ def main(
 
     Args:
         reductions: Shares of the dense model's MACs, or methods.
-        batch_size: One or more; 256, or what an exported file takes.
+        batch_size: One or more; 256, of an exported file what it takes, or 1.
         mode: Forward passes, or steps of training by DeiT's recipe, in a clone.
         gelu: Of the optimized program.
         warmup: Calls of each program that are not timed, first.
@@ -54,7 +54,7 @@ def main(
                 "reductions, gelu and mode are for weights, not for a file"
             )
         groups = []
-        for size in sorted(sizes or [program.batch_size or 256], reverse=True):
+        for size in sorted(sizes or [program.batch_size or 1], reverse=True):
             check_range("batch_size", size, 1)
             groups.append(workloads.FileCase.group(program, size))
         suite.run_all(groups, rules, json)

@@ -23,6 +23,10 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 # Of a call that some mounts (SMB, FUSE, object stores) do not have.
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 UNSUPPORTED += (errno.EPERM, errno.EACCES)
+# What systems and NAS put beside files, besides hidden files, in lower case.
+SYSTEM_NAMES = {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"}
+SYSTEM_NAMES |= {"__macosx", "lost+found", "$recycle.bin", "recycler", "thumbs.db"}
+SYSTEM_NAMES |= {"system volume information", "desktop.ini", ".ds_store"}
 LOCK = ".lock"  # the file by which a folder is locked
 
 log = logging.getLogger("imagepiece_jax.files")
@@ -120,7 +124,9 @@ def check_own(name, path, of, ours):
     if not folder.is_dir():
         return
     for file in sorted(folder.iterdir()):
-        if file.suffix != ".tmp" and not ours(file):
+        if file.suffix == ".tmp" or file.name.lower() in SYSTEM_NAMES:
+            continue
+        if not ours(file):
             raise InputError(
                 f"{name} {folder} holds {file.name}; it must be a new or empty folder, "
                 f"or one of {of}"

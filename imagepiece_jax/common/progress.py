@@ -26,7 +26,11 @@ class Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord):
         file = sys.stdout if record.name == notes.name else sys.stderr
-        if file is not None:  # it is closed
+        if file is None:  # it is closed
+            return
+        # A result is worth more than a note on it, which a full disk may refuse.
+        full = OSError if file is sys.stderr else ()
+        with contextlib.suppress(full):
             tqdm.write(self.format(record), file=file)
             file.flush()
 

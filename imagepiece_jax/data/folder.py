@@ -9,6 +9,7 @@ import pathlib
 import re
 from typing import NamedTuple
 
+from imagepiece_jax.common.files import SYSTEM_NAMES
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.decode import EXTENSIONS, SOME_EXTENSIONS, no_image
 from imagepiece_jax.data.source import (
@@ -21,10 +22,6 @@ from imagepiece_jax.errors import InputError
 
 log = logging.getLogger("imagepiece_jax.data")
 
-# What systems and NAS put beside photographs, besides hidden files, in lower case.
-SYSTEM_NAMES = {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"}
-SYSTEM_NAMES |= {"__macosx", "lost+found", "$recycle.bin", "recycler", "thumbs.db"}
-SYSTEM_NAMES |= {"system volume information", "desktop.ini"}
 LOOKS_LIKE_A_SPLIT = re.compile(
     r"(train|val|valid|validation|dev|eval|evaluation|test)"
     r"([-_ ]?(ing|set|data|images|split|\d+))*",

@@ -453,6 +453,7 @@ def test_folders_that_are_not_its_own(vit, photographs, tmp_path):
     (tmp_path / "notes.txt").touch()
     check("folder", f"{tmp_path} holds notes.txt")
     (tmp_path / "notes.txt").unlink()
+    (tmp_path / ".DS_Store").touch()  # a system's own, which is nobody's
     (tmp_path / "info.json").write_text("{}")
     check("folder", f"{tmp_path} holds info.json")
     (tmp_path / "info.json").unlink()
