@@ -53,7 +53,7 @@ FEW = {
     "pitome": (2, "pitome:keep_rate=0.9", 21),
     "tofu": (2, "tofu:keep_rate=0.9", 21),
     "mctf": (2, "mctf:r=6", 19),
-    "dtem": (2, "dtem:r_list=(3,4)", 18),
+    "dtem": (2, "dtem:counts=(22,18)", 18),
     "dpc_knn": (2, "dpc_knn:blocks=(1,)", 17),
     "atc": (2, "atc:blocks=(1,)", 17),
 }

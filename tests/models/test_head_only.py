@@ -26,7 +26,7 @@ from tests.models.traced_programs import equations
 EVERY_PART = {"dist_token": True, "registers": 2, "layer_scale": True, "mlp": "swiglu"}
 EVERY_PART |= {"rotary": {"temperature": 100.0}, "attn_norm": True, "mlp_norm": True}
 FUSED = tiny.changed(tiny.FUSED, blocks=(0, 1))
-TOME = "tome:r_list=(0,4)"
+TOME = "tome:counts=(25,21)"
 MCTF = "mctf:r=7:blocks=(1,)"
 CASES = {
     "dense": (None, {"arch": EVERY_PART, "embed_dim": 36}),

@@ -97,7 +97,7 @@ def test_an_amount_that_a_cost_replaces_changes_nothing_and_is_refused(name):
     """All other amounts change something, and may stand beside a cost."""
     other = {
         **{"keep_rate": 0.6, "keep_rates": (0.7, 0.5, 0.3), "blocks": (2, 5, 8)},
-        **{"block": 3, "r": 9, "r_list": (9, 5), "inflection": -0.5, "grid_size": 5},
+        **{"block": 3, "r": 9, "inflection": -0.5, "grid_size": 5},
         **{"num_tokens": 9, "merge_ratio": 0.2, "target": 2.3},
     }
     kind = METHODS[name]

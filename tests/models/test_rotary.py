@@ -178,7 +178,7 @@ def test_every_token_has_coordinates(name, masked):
     assert start(np.zeros((1, 2, 3)), 1).coordinates is None  # of other models
 
 
-TOME = "tome:r_list=(3,2,2)"
+TOME = "tome:counts=(22,20,18)"
 LEARNED = "token_learner:num_tokens=8:block=1"
 REDUCED = [("dinov3", TOME), ("dinov3", LEARNED), ("eva02", tiny.IMAGEPIECE)]
 

@@ -121,7 +121,7 @@ ALLOWED = {
     f"evit:blocks={(LAST,)}": 10,
     f"evit:blocks={(LAST,)}:fuse_token=True": 32,
     f"imagepiece:merge_ratio=0.06:merge_blocks={(LAST,)}:prune_blocks=()": 31,
-    f"tome:r_list={(0,) * LAST + (4,)}": 27,
+    f"tome:counts={(tiny.TOKENS,) * LAST + (tiny.TOKENS - 4,)}": 27,
 }
 PASS = re.compile(
     "reduce|arg|gather|dot|conv_|concatenate|stack|pad|sort|top_k|scatter|cum|while|scan"

@@ -14,7 +14,7 @@ from tests.models.test_families import FAMILIES
     [
         ("deit", None),
         ("dinov2", tiny.EVIT),
-        ("siglip", "dtem:r_list=(3,)"),
+        ("siglip", "dtem:counts=(22,22,22)"),
     ],
 )
 def test_shapes_are_those_of_what_is_drawn(family, reduction):

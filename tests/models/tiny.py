@@ -38,13 +38,13 @@ SMALL = {
     "imagepiece_dynamicvit": "merge_ratio=0.06:keep_rate=0.7:merge_blocks=(0,)"
     ":prune_blocks=(1,)",
     "spvit": "blocks=(1,2):keep_rates=(0.7,0.4)",
-    "tome": "r_list=(2,2,4)",
+    "tome": "counts=(23,21,17)",
     "token_learner": "num_tokens=8:block=1",
     "diffrate": "prune=(26,22,17):merge=(26,19,14)",
     "pitome": "keep_rate=0.95",
     "tofu": "keep_rate=0.92",
     "mctf": "r=7",
-    "dtem": "r_list=(3,4)",
+    "dtem": "counts=(22,18,18)",
     "grid_pooling": "grid_size=4:block=1",
 }
 SMALL["imagepiece_tome"] = SMALL["imagepiece"]

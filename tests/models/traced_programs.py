@@ -16,7 +16,7 @@ REDUCED = {
     "imagepiece": tiny.IMAGEPIECE,
     "fused": tiny.FUSED,
     "token": tiny.changed(tiny.IMAGEPIECE, metric="token", size_weighting=False),
-    "tome": "tome:r_list=(2,2,4)",
+    "tome": "tome:counts=(23,21,17)",
     "random": "random:keep_rate=0.7:blocks=(1,2)",
 }
 

@@ -32,7 +32,7 @@ SETTINGS = [
     "imagepiece:keep_rate=0.0:merge_ratio=1.0:candidate_ratio=1.0",
     "evit:fuse_token=True",
     "evit:keep_rate=0.0:blocks=(0,1)",
-    "tome:r_list=(0,1,99)",
+    "tome:r=99",
     "tome:counts=(20,20,10)",
     "random:keep_rate=0.0",
     "grid_pooling:grid_size=1",

@@ -23,7 +23,7 @@ TEXTS = [
     "evit:macs=0.001:counts=stages-3-6-9:prop_attn=False",
     "evit:keep_rate=1e-07:fuse_token=True:rate_warmup_epochs=1e+17",
     "tome:counts=(196,99,2)",
-    "tome:r_list=():inflection=-0.5",
+    "tome:metric=query:inflection=-0.5",
     "spvit:kl_weight=3.0:keep_rates=(0.7,0.5):blocks=(1,2)",
     "dynamicvit:backbone_lr=0.0:blocks=(0,)",
     "diffrate:prune=(20,9):merge=(20,8)",

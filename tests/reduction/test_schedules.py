@@ -48,9 +48,9 @@ def test_published_counts_are_reached_at_one_half():
 
 
 def test_proportions_of_what_leaves_are_kept():
-    """6 and 2 of 16 at a half: strength 1 is the larger one times 16."""
-    method = METHODS["tome"](r_list=(3, 0, 1)).scaled(3 / 8, 3, 16)
-    assert method.counts == (10, 10, 8)
+    """6 and 3 of 16: strength 1 is the larger one times 16."""
+    method = METHODS["tome"](r=9, inflection=-1.0).scaled(3 / 8, 3, 16)
+    assert method.counts == (10, 7, 7)
 
 
 @pytest.mark.parametrize("text", ["constant", "proportional-1", "stages", "imagepiece"])

@@ -141,10 +141,9 @@ def embedding_width(embed_dim, num_heads):
 class DTEM(Removal):
     """Every block merges `r` tokens away, at most half of its image tokens."""
 
-    amounts = ("r", "r_list")
+    amounts = ("r",)
 
     r: int = 16  # number of tokens that a block merges away
-    r_list: tuple[int, ...] | None = None  # for each block; overrides r
 
     def __post_init__(self):
         super().__post_init__()

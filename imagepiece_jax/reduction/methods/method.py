@@ -318,21 +318,14 @@ class InStages(Method):
 
 
 class Removal(Method):
-    """Base of methods whose blocks lose `r` tokens each, or those of `r_list`."""
+    """Base of methods whose blocks lose `r` tokens each."""
 
     model_fields = {"prop_attn": True}
     strength_field = "r"
 
-    def __post_init__(self):
-        super().__post_init__()
-        if getattr(self, "r_list", None) is not None:
-            check_each("r_list", self.r_list, least=0)
-
     def removed(self, depth: int) -> Sequence[int]:
         """Number of tokens that each block should lose."""
-        if self.r_list is None:
-            return (self.r,) * depth
-        return self.r_list
+        return (self.r,) * depth
 
     def scaled(self, strength, depth, patches):
         """The method with another strength, and the same proportions between blocks.

@@ -3,7 +3,6 @@
 import dataclasses
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Removal
 from imagepiece_jax.reduction.reducers import Bipartite
@@ -17,14 +16,12 @@ class ToMe(Removal):
     `reducers.Bipartite` finds the pairs.
     """
 
-    amounts = ("r", "inflection", "r_list")
+    amounts = ("r", "inflection")
 
     r: int = 13  # number of tokens that a block merges away, on average
     # slope over the blocks: with -1 from 2 r in the first to 0 in the last, with 1 from
     # 0 to 2 r
     inflection: float = 0.0
-    # number for each block, which overrides both
-    r_list: tuple[int, ...] | None = None
     metric: str = "key"
 
     def __post_init__(self):
@@ -33,16 +30,7 @@ class ToMe(Removal):
         check_range("inflection", self.inflection, -1, 1)
 
     def removed(self, depth):
-        """Number of tokens that each block should merge away, a tuple.
-
-        Raises InputError for an `r_list` of more blocks.
-        """
-        if self.r_list is not None:
-            if len(self.r_list) > depth:
-                raise InputError(
-                    f"r_list is {self.r_list}; the model has {depth} blocks"
-                )
-            return self.r_list + (0,) * (depth - len(self.r_list))
+        """Number of tokens that each block should merge away, a tuple."""
         first = int(self.r * (1 - self.inflection))
         last = 2 * self.r - first
         rise = last - first

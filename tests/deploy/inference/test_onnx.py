@@ -45,7 +45,7 @@ FORBIDDEN |= {"ScatterElements", "ScatterND", "SequenceAt", "Range", "Einsum"}
 # Fields of two blocks in place of a method's own of three.
 SHORT = {
     "blocks": (0, 1),
-    "r_list": (2, 4),
+    "counts": (23, 19),
     "prune": (22, 17),
     "merge": (19, 14),
     "block": 0,
@@ -180,7 +180,7 @@ def small(name, reduction=None, depth=2):
 @pytest.mark.parametrize("name", with_all_pairs(FAMILIES | ARCHITECTURES))
 def test_pairs_of_fields_of_all_architectures_have_the_logits_of_jax(name):
     """A first block that attends to all tokens, a second one to merged tokens."""
-    check(small(name, "tome:r_list=(4,)"), runtimes=[run])
+    check(small(name, "tome:r=2:inflection=-1.0"), runtimes=[run])
 
 
 MERGED = tiny.changed(tiny.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,))

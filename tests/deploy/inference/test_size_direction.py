@@ -19,7 +19,7 @@ from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny
 from tests.refused import refused
 
-TOME = "tome:r_list=(9,5,2):prop_attn=True"
+TOME = "tome:counts=(16,11,9):prop_attn=True"
 
 
 def results_of(method, model):

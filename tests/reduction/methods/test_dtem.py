@@ -73,7 +73,7 @@ def test_a_training_step_is_its_authors(assets, block):
         labels = file["labels"][:2]
     file = assets / "weights/deit_tiny_patch16_224.npz"
     dense = imagepiece_jax.load(file).variables
-    reduction = f"dtem:r_list={(0,) * block + (16,)}"
+    reduction = f"dtem:counts={(196,) * block + (180,) * (12 - block)}"
     model = create_model("deit_ti", reduction=reduction, attention="xla", masked=True)
 
     @tiny.compiled

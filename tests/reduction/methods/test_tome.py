@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction.layer_plan import Step, build, counts_of_step
+from imagepiece_jax.reduction.layer_plan import Step, counts_of_step
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.state import Taps, start
@@ -125,10 +125,8 @@ def test_schedules_equal_the_slow_truth(inflection):
     assert ToMe(r=8, inflection=inflection).removed(1) == (int(8 * (1 - inflection)),)
 
 
-def test_a_list_overrides_and_is_filled_with_zeros():
-    assert ToMe(inflection=-1.0, r_list=(5, 5)).removed(12) == (5, 5) + (0,) * 10
-    assert ToMe(r_list=(1, 2, 3)).removed(3) == (1, 2, 3)
-    plan = build(4, 16, ToMe(r_list=(0, 3)).steps(4))
+def test_blocks_that_lose_no_token_reduce_nothing():
+    plan = ToMe(counts=(16, 13, 13, 13)).plan(4, 16, prefix=1)
     assert [layer.mlp_tokens for layer in plan] == [17, 14, 14, 14]
     assert [layer.counts is None for layer in plan] == [1, 0, 1, 1]
     assert ToMe.model_fields == {"prop_attn": True}
