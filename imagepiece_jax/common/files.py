@@ -27,6 +27,7 @@ UNSUPPORTED += (errno.EPERM, errno.EACCES)
 SYSTEM_NAMES = {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"}
 SYSTEM_NAMES |= {"__macosx", "lost+found", "$recycle.bin", "recycler", "thumbs.db"}
 SYSTEM_NAMES |= {"system volume information", "desktop.ini", ".ds_store"}
+SYSTEM_NAMES |= {"network trash folder", "temporary items", "@tmp", "@sharebin"}
 LOCK = ".lock"  # the file by which a folder is locked
 
 log = logging.getLogger("imagepiece_jax.files")

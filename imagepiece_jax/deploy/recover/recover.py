@@ -121,6 +121,11 @@ def recover(
             run = RecoveryRun(fit, parts, answered, stop, end)
             with contextlib.suppress(KeyboardInterrupt):  # which requests a stop, too
                 run.compile()
+                if end is not None and time.monotonic() > end and not costs:
+                    raise InputError(
+                        f"minutes is {minutes:g}, which ended before the first step; "
+                        "reading and compiling take longer"
+                    )
                 shown = index * recipe.steps
                 if minutes is not None:
                     shown = round(time.monotonic() - began)

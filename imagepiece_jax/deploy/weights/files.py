@@ -52,7 +52,10 @@ def read_state_dict(
         return {name: unread[name] for name in choose([*unread])}
 
     if isinstance(path, Mapping):
-        tensors = read_all(select(in_memory(path)))
+        try:
+            tensors = read_all(select(in_memory(path)))
+        except InputError as error:
+            raise InputError(f"{title(path)}: {error}") from error
     else:
         tensors = _read(pathlib.Path(path), _READERS, select)
     for name, value in tensors.items():

@@ -97,4 +97,5 @@ def own_files(path):
     path = pathlib.Path(path).expanduser()
     names = (CONFIG, CLASSES, *OTHERS, OPEN_CLIP, PREPROCESSOR, PROCESSOR)
     names += tuple(name for name in WEIGHTS if name.endswith(INDEX))
-    return [path, *(path / name for name in names)]
+    beside = path.with_name(f"{path.name}.json")  # which describes an .onnx file
+    return [path, beside, *(path / name for name in names)]
