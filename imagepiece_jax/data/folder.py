@@ -24,7 +24,7 @@ log = logging.getLogger("imagepiece_jax.data")
 
 LOOKS_LIKE_A_SPLIT = re.compile(
     r"(train|val|valid|validation|dev|eval|evaluation|test)"
-    r"([-_ ]?(ing|set|data|images|split|\d+))*",
+    r"([-_ ]?(ing|ation|set|data|images|split|\d+))*",
     re.IGNORECASE,
 )
 
@@ -120,10 +120,10 @@ def split_folders(folder: str | os.PathLike, labeled: bool = False) -> dict[str,
     folders, images, _ = _entries(folder)
     splits = find_splits(folders, f"folder {folder}")
     others = {*folders} - {*SPLIT_NAMES}
-    are_alike = others and all(map(LOOKS_LIKE_A_SPLIT.fullmatch, others))
+    alike = {*filter(LOOKS_LIKE_A_SPLIT.fullmatch, folders)}
     # Another name may be that of the validation split, for which test stands in.
-    are_few = len({*splits.values()} - {"test"}) < 2 <= len(folders)
-    may_be_missed = are_alike and are_few
+    is_whole = len(splits) == 2 and splits["val"] != "test"
+    may_be_missed = not is_whole and len(alike) > 1 and bool(alike & others)
     if not splits and not may_be_missed:
         return {}
     with_images = {name for name in folders if _has_images(folder, name)}

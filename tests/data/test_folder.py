@@ -169,6 +169,23 @@ def test_test_does_not_stand_in_for_a_split_of_another_name(tmp_path, other):
         split_folders(tmp_path, labeled=True)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Train", "Valid", "annotations"),
+        ("TRAIN", "TEST", "docs"),
+        ("train", "Valid", "annotations"),
+        ("training_set", "test_set", "docs"),
+    ],
+)
+def test_splits_of_other_names_beside_another_folder(tmp_path, names):
+    make(tmp_path, *(f"{name}/ant/a.jpg" for name in names[:2]))
+    (tmp_path / names[2]).mkdir()
+    for labeled in (False, True):
+        with pytest.raises(InputError, match="split"):
+            split_folders(tmp_path, labeled)
+
+
 @pytest.mark.parametrize("other", ["valley", "trailer", "testudo"])
 def test_a_class_may_begin_as_a_split_does(tmp_path, other):
     make(tmp_path, "train/a.jpg", f"{other}/b.jpg")

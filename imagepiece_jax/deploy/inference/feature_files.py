@@ -73,7 +73,7 @@ def write_features(
     xla_options.check_dtype(vit.model.execution.dtype.name)
     wanted = {"logits": logits, "patches": patches}
     names = ("pooled", *filter(wanted.get, wanted))
-    paths = _of_one_line(images)
+    paths = _of_one_line([os.fspath(image) for image in images])
     if not paths:
         raise InputError("images is empty")
     run = Extractor(vit, names)
@@ -96,6 +96,11 @@ def write_features(
             Progress("features", count, there) as progress,
             contextlib.closing(batches.read(threads)) as reader,
         ):
+            if files.leaving:
+                log.warning(
+                    f"note: {files.leaving} rows leave, as their photographs are not "
+                    "named or gone"
+                )
             if there:
                 progress.say(f"{there} of {count} rows are there")
             elif any(layer.step for layer in run.model.plan):

@@ -111,6 +111,7 @@ class FeatureFolder(contextlib.AbstractContextManager):
     paths: of the photographs, without line breaks
     shapes: of a row of each array, by name
     missing: places among the photographs that have no row yet
+    leaving: number of rows that are no photograph's any more
     Raises InputError for a folder of other rows, or one that is in use.
     """
 
@@ -199,6 +200,8 @@ class FeatureFolder(contextlib.AbstractContextManager):
         self._rows = np.array([row for row, _ in found], np.int64)
         self._records = [record for _, record in found]
         self.missing = np.flatnonzero(self._rows < 0)
+        kept = np.unique(self._rows[self._rows < len(self._earlier.records)])
+        self.leaving = len(self._earlier.records) - np.count_nonzero(kept >= 0)
 
     def _open_new(self, stack):
         """The files of new rows, open behind those that are there, by name."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import re
 import shutil
 
@@ -325,6 +326,16 @@ def test_a_path_is_the_file_that_it_names(
     write_features(vit, paths, tmp_path / "out")
     assert computed[-1] == 0
     assert (tmp_path / "out" / "paths.txt").read_text().splitlines() == paths
+
+
+def test_rows_that_leave_are_counted(vit, collection, tmp_path, capsys):
+    paths = pictures.find_images([collection])
+    write_features(vit, [*map(pathlib.Path, paths)], tmp_path / "out")
+    capsys.readouterr()
+    write_features(vit, paths[:2], tmp_path / "out")
+    assert "4 rows leave" in capsys.readouterr().err
+    write_features(vit, paths[:2], tmp_path / "out")
+    assert "leave" not in capsys.readouterr().err
 
 
 class Killed(BaseException):
