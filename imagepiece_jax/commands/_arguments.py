@@ -86,7 +86,7 @@ class Weights:
         """The model, by `imagepiece_jax.load`, which takes `others`, too."""
         from imagepiece_jax import load
 
-        if self.weights.endswith(".onnx"):
+        if self.weights.lower().endswith(".onnx"):
             raise InputError(
                 f"{self.weights} is an exported program, which benchmark and evaluate "
                 "take; others take the weights that it was made of"

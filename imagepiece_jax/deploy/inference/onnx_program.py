@@ -35,6 +35,12 @@ class OnnxProgram:
         import onnxruntime
 
         self.path = pathlib.Path(path).expanduser()
+        self.path.stat()  # FileNotFoundError, of the file that was named
+        if not facts_file(self.path).exists():
+            raise InputError(
+                f"{KIND} {self.path} lacks {facts_file(self.path).name}, which export "
+                "writes beside it"
+            )
         self.facts = read_json(facts_file(self.path))
         # The model without its weights: what it is, and how its images are prepared.
         self.vit = guarded(facts_file(self.path), _described, self.facts, self.path)
