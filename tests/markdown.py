@@ -12,8 +12,10 @@ def tables(text):
     """Each table as its rows, {column: cell}, in the order of the page."""
     found = []
     lines = []
+    is_code = False
     for line in [*text.splitlines(), ""]:
-        if line.startswith("|"):
+        is_code ^= line.startswith("```")
+        if line.startswith("|") and not is_code:
             lines.append(cells(line))
         elif lines:
             head, _, *rows = lines

@@ -36,7 +36,7 @@ MISTAKES = [
     ("predict weights a.png --image-size 15", 2, "15"),
     ("predict weights a.png --checkpoint best", 2, "checkpoint"),
     ("predict weights a.png --averaged", 2, "averaged"),
-    ("predict weights a.png --config deit_ti", 2, "num_classes"),
+    ("predict weights a.png --config deit_ti", 2, "depth"),
     # images
     ("predict weights", 2, "images"),
     ("predict weights no.png", 2, "no.png"),

@@ -340,7 +340,7 @@ def test_the_block_of_commands_runs_as_pasted(downloaded, monkeypatch):
     pytest.importorskip("matplotlib")
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
-        for number in range(24):
+        for number in range(32):
             folder = downloaded / "imagenette2-160" / split / "n01440764"
             folder.mkdir(parents=True, exist_ok=True)
             pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)

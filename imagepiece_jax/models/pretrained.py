@@ -59,7 +59,7 @@ class Source:
     def place(self) -> str:
         """The weights, as sentences call them: "run runs/a"."""
         if self.path is None:
-            return self.kind or "the model"
+            return f"the {self.kind}"
         path = self.path
         if "/" in self.name:
             path = f"hf://{self.name}"

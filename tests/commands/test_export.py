@@ -145,7 +145,7 @@ def test_a_file_is_evaluated_as_its_model(tmp_path, fields):
     assert found["reduction"] == "tome:r=3"
     words = ["--warmup=1", "--repeats=1", "--seconds=0"]
     timed = call(benchmark.main, file, *words).ok().out
-    assert ["m.onnx", str(fields.get("batch_size", 256))] == timed.split()[-12:-10]
+    assert ["m.onnx", str(fields.get("batch_size", 1))] == timed.split()[-12:-10]
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ def model_of(name, **options):
     reduction = tiny.changed(reduction, **MORE.get(name, {}))
     if method in ("dtem", "imagepiece_dynamicvit"):
         depth += 1  # only the next block reads what the last step has decided
+    if method == "dtem":  # whose counts are one for each block
+        reduction = tiny.small(method)
     return tiny.model(reduction, depth=depth, **options)
 
 

@@ -95,7 +95,7 @@ def test_other_classes_are_not_evaluated(run, tmp_path):
     (tmp_path / "set.csv").write_text(words)
     data = f"csv:{tmp_path}/set.csv"
     said = sentence(call(evaluate.main, str(path), data, "--workers=0"))
-    assert said.startswith(f"{path}: class 1 is 'bee', but 'wasp' in {data}")
+    assert said.startswith(f"folder {path}: class 1 is 'bee', but 'wasp' in {data}")
 
 
 @pytest.mark.parametrize("weights", ["init", "teacher"])

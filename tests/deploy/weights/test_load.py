@@ -361,7 +361,8 @@ def test_torch_tensors_are_loaded_from_memory(file, variables):
         tensors[name] = tensor.to(torch.bfloat16) if name == "head.bias" else tensor
     found = imagepiece_jax.load(tensors, config=CONFIG)
     expected = imagepiece_jax.load(file, config=CONFIG).variables
-    chex.assert_trees_all_close(found.variables, expected, rtol=1e-2)
+    # bfloat16 rounds by up to 2^-9 of a number, and here none is above 8.
+    chex.assert_trees_all_close(found.variables, expected, rtol=0, atol=2**-6)
 
 
 def test_none_is_the_dense_model_of_load_and_of_with_reduction(tmp_path):
