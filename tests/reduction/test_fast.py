@@ -12,6 +12,7 @@ from imagepiece_jax.deploy.pictures import as_batch
 from imagepiece_jax.deploy.weights.load import load
 from imagepiece_jax.reduction import moves, ops
 from imagepiece_jax.reduction.state import Assignment, SlotIndex, TokenState
+from tests import compiling
 from tests.models import tiny
 from tests.near_ties import (
     Comparison,
@@ -94,6 +95,8 @@ def test_programs_in_float32_stay_as_they_are(reduction):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_sizes_of_many_digits_count_in_full(dtype):
     """Tokens of opposite signs and sizes of 12 digits, whose first ones cancel."""
+    if dtype == "float16":
+        compiling.needs_float16()
     n = 30
     x = np.zeros((1, n + 1, 4), np.float32)
     x[0, 1:] = np.where(np.arange(n) % 2, -1, 1)[:, None]
