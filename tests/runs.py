@@ -180,12 +180,14 @@ def command(workdir, fields):
 def environment(cache, devices=1, quick=False):
     """Environment of a run: so many CPU devices, compiled programs kept in `cache`.
 
-    `quick`: compiled quickly rather than well.
+    `quick`: compiled as the tests are, quickly rather than well.
     """
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = [f"--xla_force_host_platform_device_count={devices}"]
+    if quick:
+        flags.insert(0, os.environ.get("XLA_FLAGS", compiling.QUICK))
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": " ".join([flags, compiling.QUICK * quick]),
+        "XLA_FLAGS": " ".join(flags),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

@@ -172,8 +172,16 @@ def test_a_killed_process_is_gone_on_with(
     unfinished(whole, tmp_path / "killed", rows)
     again = write_features(vit, photographs, tmp_path / "killed", **OPTIONS)
     assert again == result
-    assert content(tmp_path / "killed") == content(whole)
     assert computed[-1] == COUNT - rows
+    killed = content(tmp_path / "killed")
+    for name, expected in content(whole).items():
+        if not name.endswith(".npy"):
+            assert killed[name] == expected
+    for name in ARRAYS:  # batches have other sizes: rounding
+        ours = np.load(tmp_path / "killed" / f"{name}.npy")
+        theirs = np.load(whole / f"{name}.npy")
+        np.testing.assert_array_equal(ours[:rows], theirs[:rows])
+        np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-3)
 
 
 def test_what_a_killed_process_lacks_may_be_gone(
