@@ -383,11 +383,13 @@ def test_the_examples_of_configs_run(tmp_path, monkeypatch):
 
 
 def test_the_page_of_models_runs(hub_of_pages, tmp_path):
-    """Its blocks one after the other: load, save and load, NNX."""
+    """Its blocks one after the other: load, save and load, a function, NNX."""
     space = {}
     starts = ("import imagepiece_jax\n", "imagepiece_jax.save(", "import jax\n")
     for beginning in starts:
         run(DOCS / "models.md", beginning, space)
+    by_function = space["vectors"]
+    run(DOCS / "models.md", "from flax import nnx\n", space)
     vit = space["vit"]
     net = space["net"]
     model = vit.model
@@ -397,11 +399,14 @@ def test_the_page_of_models_runs(hub_of_pages, tmp_path):
     assert (tmp_path / "dinov2_tome" / "model.safetensors").is_file()
     images = jax.random.normal(jax.random.key(0), space["images"].shape)
     wanted = jax.jit(model.apply)(variables, images).pooled
-    assert_close(space["embed"](net, images), wanted)
+    embed = nnx.jit(lambda net, images: net(images).pooled)
+    assert_close(embed(net, images), wanted)
+    assert_close(space["pooled"](variables["params"], images), wanted)
     assert float(jnp.ptp(wanted)) > 0.1
     assert space["vectors"].shape == wanted.shape
+    assert_close(space["vectors"], by_function)
     own = jax.tree.leaves(nnx.state(net, nnx.Param))
     assert tiny.count(own) == tiny.count(variables)
     # They are its parameters: with others it gives something else.
     nnx.update(net, jax.tree.map(lambda leaf: leaf / 2, nnx.state(net, nnx.Param)))
-    assert np.abs(space["embed"](net, images) - wanted).max() > 0.01
+    assert np.abs(embed(net, images) - wanted).max() > 0.01
