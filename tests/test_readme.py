@@ -106,7 +106,7 @@ def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
     space |= {"Assignment": Assignment, "DROPPED": DROPPED}
     space |= {"slot_index": slot_index}
     start = "@dataclasses.dataclass(frozen=True)\nclass PruneAndMerge"
-    run(DOCS / "methods.md", start, space)
+    run(DOCS / "reducers.md", start, space)
     x = np.random.default_rng(0).normal(size=(3, 10, 8)).astype(np.float32)
     taps = Taps(x=x, size=np.ones((3, 10), np.float32), cls_attn=x[..., 0])
     counts = layer_plan.Counts(n_in=10, n_out=4)
