@@ -12,7 +12,13 @@ import numpy as np
 from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.reducers import SCORES
-from imagepiece_jax.reduction.state import DROPPED, Assignment, Masking, Mixing, Taps
+from imagepiece_jax.reduction.state import (
+    DROPPED,
+    Assignment,
+    Masking,
+    Mixing,
+    ReducerInputs,
+)
 
 
 def check_plan(plan, arch, grid):
@@ -59,7 +65,7 @@ def lacking_scores(arch):
 def check_form(result, counts):
     """Check shapes and types of a reducer's result, which may be traced arrays.
 
-    result, counts: what a reducer returned, and the `layer_plan.Counts` that it got
+    result, counts: what a reducer returned, and the `block_plan.StepCounts` that it got
     Raises InputError where the two contradict each other.
     """
     n_in = counts.n_in
@@ -134,14 +140,14 @@ def check_results(plan, results):
 
 
 def random_taps(reducer, n, embed_dim, num_heads):
-    """Taps of two images of `n` random tokens."""
+    """ReducerInputs of two images of `n` random tokens."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, n, embed_dim)), jnp.float32)
     size = jnp.asarray(rng.integers(1, 4, size=(2, n)), jnp.float32)
     scores = jax.nn.softmax(x[..., 0])
     key = x[..., : embed_dim // num_heads]
     of_token = reducer.metric in ("token", "input")
-    return Taps(
+    return ReducerInputs(
         x=x,
         size=size,
         attn_size=size,

@@ -1,7 +1,7 @@
 """Reducers that several methods use, and functions that make Assignments.
 
-A reducer reads `Taps` and `Counts`, and returns which tokens leave or merge: as an
-`Assignment`, a `Mixing`, or in masked training a `Masking`.
+A reducer reads `ReducerInputs` and `StepCounts`, and returns which tokens leave or
+merge: as an `Assignment`, a `Mixing`, or in masked training a `Masking`.
 """
 
 import dataclasses
@@ -13,11 +13,11 @@ import numpy as np
 
 from imagepiece_jax.common.nodes import node
 from imagepiece_jax.reduction import ops
-from imagepiece_jax.reduction.layer_plan import Counts
+from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex, slot_index
 
 METRICS = ("key", "query", "value", "token")  # what a reducer may compare
-# Scores by which tokens can be ranked: {name: the field of Taps that it reads}. "auto"
+# Scores that rank tokens: {name: the field of ReducerInputs that it reads}. "auto"
 # reads class attention; `Method.for_model` replaces it in models without class token.
 SCORES = {
     "auto": "cls_attn",
@@ -35,8 +35,8 @@ class Reducer:
     Called as reducer(taps, counts, train).
     """
 
-    # The fields of Taps that the reducer reads: metric, key, cls_attn, attn_columns,
-    # shift, probe and rng are there only where it names them.
+    # The fields of ReducerInputs that the reducer reads: metric, key, cls_attn,
+    # attn_columns, shift, probe and rng are there only where it names them.
     needs: ClassVar[frozenset[str]] = frozenset()
     # The feature to compare, one of METRICS; None: the reducer compares none.
     metric = None
@@ -54,10 +54,10 @@ class Reducer:
         return 0
 
     def draws(self, counts, train: bool) -> bool:
-        """Whether the reducer draws random numbers (reads `Taps.rng`) in this call."""
+        """Whether the reducer draws random numbers, by its `rng`, in this call."""
         return "rng" in self.needs
 
-    def check_fits(self, grid: tuple[int, int] | None, counts: Counts):
+    def check_fits(self, grid: tuple[int, int] | None, counts: StepCounts):
         """Check that the reducer can reduce these tokens.
 
         grid: (height, width); None where an earlier reduction left no grid

@@ -61,7 +61,7 @@ class TokenState:
 
 
 @struct.dataclass
-class Taps:
+class ReducerInputs:
     """What a reducer can read of a block: values of its image tokens.
 
     A field that the reducer's `needs` does not name is None. At site "pre" the fields

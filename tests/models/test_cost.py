@@ -14,11 +14,10 @@ from experiments import controls
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models import cost
 from imagepiece_jax.models.cost import block_macs, model_macs
-from imagepiece_jax.reduction.layer_plan import LayerPlan, Step, build
+from imagepiece_jax.reduction.block_plan import BlockPlan, Keep, Step, build
 from imagepiece_jax.reduction.methods.evit import EViT
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.reduction.token_counts import Keep
 from tests.models import tiny
 from tests.runs import ROOT
 
@@ -57,7 +56,7 @@ def test_evit_gmacs_are_those_of_its_authors(rate, gmacs):
 
 def test_block_macs_by_hand():
     """D = 4: projections 4 * 3 * 16 + attention 2 * 9 * 4 + MLP 8 * 2 * 16."""
-    layer = LayerPlan(attn_tokens=3, mlp_tokens=2)
+    layer = BlockPlan(attn_tokens=3, mlp_tokens=2)
     assert block_macs(tiny.vit((), 4, 1), layer) == 192 + 72 + 256
     assert block_macs(tiny.vit((), 4, 1, mlp_ratio=2.0), layer) == 192 + 72 + 128
 

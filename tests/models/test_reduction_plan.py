@@ -104,14 +104,14 @@ def test_an_amount_that_a_cost_replaces_changes_nothing_and_is_refused(name):
 
     def scaled(**fields):
         method = kind(**fields).for_model(ModelFacts(12, 384, 196))
-        return [method.scaled(strength, 12, 196) for strength in (0.2, 0.7)]
+        return [method.scaled(ratio, 12, 196) for ratio in (0.2, 0.7)]
 
     for field in {*kind.amounts} - {"prune", "merge"}:
         changed = {field: other[field]}
         is_same = scaled(**changed) == scaled()
-        assert is_same == (field == kind.strength_field), field
+        assert is_same == (field == kind.ratio_field), field
         typed = {"macs": 0.5, **changed}
-        if field != kind.strength_field:
+        if field != kind.ratio_field:
             assert kind(**typed).macs == 0.5
             continue
         with pytest.raises(InputError, match="but macs says how many tokens stay"):

@@ -9,7 +9,7 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import contract
-from imagepiece_jax.reduction.layer_plan import Counts, Step
+from imagepiece_jax.reduction.block_plan import Fixed, Keep, Rule, Step, StepCounts
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.methods.method import Method
@@ -21,10 +21,9 @@ from imagepiece_jax.reduction.reducers import (
     merge_in_place,
 )
 from imagepiece_jax.reduction.state import Assignment, Masking, Mixing, slot_index
-from imagepiece_jax.reduction.token_counts import Fixed, Keep, Rule
 from tests.models import tiny
 
-COUNTS = Counts(n_in=6, n_out=4)
+COUNTS = StepCounts(n_in=6, n_out=4)
 RIGHT = [0, 1, 2, 3, 0, -1]
 
 
@@ -97,7 +96,9 @@ def test_what_breaks_the_contract_is_named(result, said):
     ],
 )
 def test_shapes_and_types_need_no_values(result, n_out, said):
-    check = functools.partial(contract.check_form, counts=Counts(n_in=6, n_out=n_out))
+    check = functools.partial(
+        contract.check_form, counts=StepCounts(n_in=6, n_out=n_out)
+    )
     with pytest.raises(InputError, match=said):
         jax.eval_shape(check, result)
 

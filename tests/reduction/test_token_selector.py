@@ -11,7 +11,7 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import token_selector
-from imagepiece_jax.reduction.state import Assignment, Masking, Taps, start
+from imagepiece_jax.reduction.state import Assignment, Masking, ReducerInputs, start
 from tests import oracles, oracles_learned
 from tests.models import tiny
 from tests.rounding import assert_close
@@ -124,7 +124,7 @@ def outputs(tokens, logits, results=(), mask=None, n0=None, prefix=1):
     tokens = jnp.asarray(tokens, jnp.float32)
     state = start(tokens, prefix).replace(mask=mask)
     first = jnp.zeros((len(tokens), n0 or tokens.shape[1] - prefix, tokens.shape[-1]))
-    taps = (Taps(x=first, size=first[..., 0]),) * len(results)
+    taps = (ReducerInputs(x=first, size=first[..., 0]),) * len(results)
     return types.SimpleNamespace(
         tokens=tokens,
         logits=jnp.asarray(logits),

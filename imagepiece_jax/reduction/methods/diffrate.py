@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction.block_plan import Rule, Step
 from imagepiece_jax.reduction.methods.method import Method, check_each
 from imagepiece_jax.reduction.ops import (
     cosine_between,
@@ -25,7 +25,6 @@ from imagepiece_jax.reduction.ops import (
 from imagepiece_jax.reduction.reducers import Ranking, find_partners
 from imagepiece_jax.reduction.schedules import powered_shares, rounded, stretched
 from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex
-from imagepiece_jax.reduction.token_counts import Rule
 
 # The published schedules of models of 197 tokens: {model: {GMACs: the tokens that each
 # block keeps after pruning, and after merging, class token included}}.
@@ -47,7 +46,7 @@ def published(model):
 
 def _fitted(kept, model):
     """A published list of counts, stretched to a model of other sizes."""
-    shares = stretched([tokens - 1 for tokens in kept], model.depth, strength=0.5)
+    shares = stretched([tokens - 1 for tokens in kept], model.depth, ratio=0.5)
     return _with_class_token(shares, model.patches)
 
 
@@ -202,12 +201,12 @@ class DiffRate(Method):
             merge = _fitted(merge, model)
         return dataclasses.replace(method, prune=prune, merge=merge)
 
-    def scaled(self, strength, depth, patches):
+    def scaled(self, ratio, depth, patches):
         """The method with the shares in both lists to a power."""
 
         def powered(kept):
             shares = [(tokens - 1) / patches for tokens in kept]
-            return _with_class_token(powered_shares(shares, strength), patches)
+            return _with_class_token(powered_shares(shares, ratio), patches)
 
         prune = powered(self.prune)
         merge = powered(self.merge)

@@ -3,7 +3,7 @@
 import pytest
 
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.reduction.layer_plan import build
+from imagepiece_jax.reduction.block_plan import build
 from imagepiece_jax.reduction.reduction import Reduction
 from tests.models.make import create_model
 

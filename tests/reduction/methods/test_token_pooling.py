@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.reduction import moves
-from imagepiece_jax.reduction.layer_plan import Counts
+from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.token_pooling import KMedoids
 from imagepiece_jax.reduction.ops import squared_distances
-from imagepiece_jax.reduction.state import Taps, start
+from imagepiece_jax.reduction.state import ReducerInputs, start
 from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import FORMS, move
@@ -25,8 +25,8 @@ def run(reducer, x, weight, n_out, prefix=0):
     """dest, and the state after a reduction in both forms. x [B, prefix + n, D]."""
     image = x[:, prefix:]
     size = jnp.ones(image.shape[:2], jnp.float32)
-    taps = Taps(x=image, size=size, attn_columns=weight)
-    result = reducer(taps, Counts(image.shape[1], n_out))
+    taps = ReducerInputs(x=image, size=size, attn_columns=weight)
+    result = reducer(taps, StepCounts(image.shape[1], n_out))
     before = start(x, prefix)
     return result.dest, [move(before, result, form) for form in FORMS]
 
@@ -167,8 +167,8 @@ def test_the_gradient_is_that_of_a_gather():
     """E.g. of the hand example; the significance gets none."""
 
     def loss(x, weight):
-        taps = Taps(x=x, size=jnp.ones((1, 5)), attn_columns=weight)
-        state = moves.apply(start(x, 0), KMedoids()(taps, Counts(5, 2)))
+        taps = ReducerInputs(x=x, size=jnp.ones((1, 5)), attn_columns=weight)
+        state = moves.apply(start(x, 0), KMedoids()(taps, StepCounts(5, 2)))
         return 3 * state.x[0, 0, 0] + 5 * state.x[0, 1, 0]
 
     to_x, to_weight = tiny.compiled(jax.grad(loss, (0, 1)))(LINE, WEIGHT)

@@ -6,11 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction.layer_plan import Step, counts_of_step
+from imagepiece_jax.reduction.block_plan import Remove, Step, counts_of_step
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reducers import Bipartite
-from imagepiece_jax.reduction.state import Taps, start
-from imagepiece_jax.reduction.token_counts import Remove
+from imagepiece_jax.reduction.state import ReducerInputs, start
 from tests import oracles, oracles_tome
 from tests.models import tiny
 from tests.reduction.steps import FORMS, apply, decide, vectors
@@ -24,10 +23,10 @@ def decide_all(taps, work):
 
 
 def taps_of(metric, num_prefix=1, size=None):
-    """Taps of image tokens from a metric [B, prefix + n, d] of all tokens."""
+    """ReducerInputs of image tokens from a metric [B, prefix + n, d] of all tokens."""
     metric = metric[:, num_prefix:]
     size = np.ones(metric.shape[:2], np.float32) if size is None else size
-    return Taps(x=metric, size=size, metric=metric, num_prefix=num_prefix)
+    return ReducerInputs(x=metric, size=size, metric=metric, num_prefix=num_prefix)
 
 
 def removing(r, n):
