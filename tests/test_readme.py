@@ -28,12 +28,7 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import MEAN
 from imagepiece_jax.reduction import block_plan, ops
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.state import (
-    DROPPED,
-    Assignment,
-    ReducerInputs,
-    slot_index,
-)
+from imagepiece_jax.reduction.state import DROPPED, Assignment, ReducerInputs
 from tests.command import call
 from tests.models import tiny
 from tests.models.make import create_model
@@ -109,7 +104,6 @@ def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
     space |= {"Reducer": Reducer, "rank": ops.rank, "cosine": ops.cosine}
     space |= {"gather_rows": ops.gather_rows, "invert": ops.invert}
     space |= {"Assignment": Assignment, "DROPPED": DROPPED}
-    space |= {"slot_index": slot_index}
     start = "@dataclasses.dataclass(frozen=True)\nclass PruneAndMerge"
     run(DOCS / "methods.md", start, space)
     x = np.random.default_rng(0).normal(size=(3, 10, 8)).astype(np.float32)

@@ -200,11 +200,9 @@ def _check_image(image, slots, index):
 
     slots: [n], the slot of each token, or DROPPED
     """
-    n_out = len(index.keep)
-    real = index.target != n_out
-    target = index.target[real]
-    tokens = np.concatenate([index.keep, index.absorbed[real]])
-    for token, slot in zip(tokens, [*range(n_out), *target], strict=True):
+    tokens = np.concatenate([index.keep, index.absorbed])
+    filled = [*range(len(index.keep)), *index.target]
+    for token, slot in zip(tokens, filled, strict=True):
         if not 0 <= token < len(slots) or slots[token] != slot:
             raise InputError(
                 f"image {image}: token {token} is in slot {slot} of index, and not in "
@@ -216,16 +214,11 @@ def _check_image(image, slots, index):
             f"image {image}: token {token} of slot {slots[token]} is {times[token]} "
             "times in index"
         )
-    groups = index.groups
-    in_range = np.isin(groups, np.arange(n_out)).all()
-    if not in_range or not np.isin(target, groups).all():
+    kept = index.keep[index.target]
+    partner = np.broadcast_to(index.partner, kept.shape)
+    for (number,) in _first(kept != partner):
         raise InputError(
-            f"image {image}: index.groups is {groups.tolist()}; it must be slots, and "
-            f"have all that absorb, {target.tolist()}"
-        )
-    for (number,) in _first(index.keep[groups] != index.group_keep):
-        raise InputError(
-            f"image {image}: slot {groups[number]} keeps token "
-            f"{index.keep[groups[number]]}, but index.group_keep has "
-            f"{index.group_keep[number]}; a token may be merged into one that leaves"
+            f"image {image}: slot {index.target[number]} keeps token {kept[number]}, "
+            f"but index.partner has {partner[number]}; a token may be merged into one "
+            "that leaves"
         )

@@ -14,7 +14,7 @@ import numpy as np
 from imagepiece_jax.common.nodes import node
 from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.block_plan import StepCounts
-from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex, slot_index
+from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex
 
 METRICS = ("key", "query", "value", "token")  # what a reducer may compare
 # Scores that rank tokens: {name: the field of ReducerInputs that it reads}. "auto"
@@ -182,7 +182,7 @@ class Bipartite(Reducer):
         slots_b = rest + targets // 2
         absorbed, partner, target = ops.pick(order, merges, sources, partner, slot_of)
         keep = jnp.concatenate([first + 2 * staying, targets], axis=1)
-        index = SlotIndex.joining(keep, absorbed, target, partner)
+        index = SlotIndex(keep, absorbed, target, partner)
 
         def by_token(of_a, of_b):
             return ops.alternate(of_b, of_a) if first else ops.alternate(of_a, of_b)
@@ -215,7 +215,13 @@ def keep_and_sum(keep, weight, n_out):
     """
     dest = jnp.where(keep, ops.count_before(keep), n_out - 1)
     weight = jnp.where(keep, 1.0, weight)
-    index = slot_index(dest, n_out, groups=1)
+    staying = ops.invert(ops.place_among(keep), n_out - 1)
+    leaving = ops.invert(ops.place_among(~keep), keep.shape[1] - n_out + 1)
+    first = leaving[:, :1]
+    absorbed = leaving[:, 1:]
+    target = jnp.full_like(absorbed, n_out - 1)
+    staying = jnp.concatenate([staying, first], axis=1)
+    index = SlotIndex(staying, absorbed, target, first)
     return Assignment(dest, weight, index=index, n_out=n_out, mean=False)
 
 
@@ -262,7 +268,7 @@ def merge_in_place(absorbed, partners, counts):
     skipped = staying_before[:, None, :] <= slot[:, :, None]
     keep = slot + jnp.sum(skipped, axis=-1, dtype=jnp.int32)
     dest = jnp.where(joined == DROPPED, slot_of_staying, joined)
-    index = SlotIndex.joining(keep, absorbed, target, partners)
+    index = SlotIndex(keep, absorbed, target, partners)
     return Assignment(dest, index=index, n_out=counts.n_out)
 
 
@@ -284,7 +290,7 @@ def keep_and_join(keep, absorbed, target, n):
     dest = jnp.where(holds, slots[:, None, :], DROPPED)
     dest = jnp.max(dest, axis=-1)
     partners = ops.gather_rows(keep, target)
-    index = SlotIndex.joining(keep, absorbed, target, partners)
+    index = SlotIndex(keep, absorbed, target, partners)
     return Assignment(dest, index=index, n_out=n_out)
 
 

@@ -107,7 +107,7 @@ class PruneAndMerge(Ranking):
         dropped = order >= tokens.shape[1]
         dest = jnp.where(dropped, DROPPED, dest)
         sizes = jnp.where(dropped, 0.0, taps.attn_size * factor)
-        index = SlotIndex.joining(keep, joining, target, gather_rows(keep, target))
+        index = SlotIndex(keep, joining, target, gather_rows(keep, target))
         return Assignment(
             dest, attn_size=sizes, index=index, n_out=n_out, by_size=False
         )
