@@ -157,7 +157,7 @@ class Bipartite(Reducer):
         if short:
             if self.metric == "key" and taps.all_keys is not None:
                 metric = taps.all_keys
-            alike = ops.cosines(metric)[:, -counts.n_in :, -counts.n_in :]
+            alike = ops.cosine(metric)[:, -counts.n_in :, -counts.n_in :]
             similarity = alike[:, first::2, 1 - first :: 2]
         else:
             # Scaled to length 1 as one array: for a GPU a kernel, of two sides several.
@@ -302,7 +302,8 @@ def join_most_similar(metric, sources, targets, joining=None):
     joining: number of sources to pair, those with the highest similarity; None: all
     Returns (sources, their targets), [B, r] int32 each.
     """
-    similarity = ops.cosine_between(metric, sources, targets)
+    sides = (ops.gather_rows(metric, side) for side in (sources, targets))
+    similarity = ops.cosine(*sides)
     best, partners = find_partners(similarity, targets)
     if joining is None:
         return sources, partners

@@ -14,8 +14,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.block_plan import Rule, Step
 from imagepiece_jax.reduction.methods.method import Method, check_each
 from imagepiece_jax.reduction.ops import (
-    cosine_between,
-    cosines,
+    cosine,
     gather_rows,
     invert,
     is_fast,
@@ -95,7 +94,7 @@ class PruneAndMerge(Ranking):
             return self._of_all_pairs(taps, order, counts)
         keep = tokens[:, :n_out]
         joining = tokens[:, n_out:]
-        alike = cosine_between(x, joining, keep)
+        alike = cosine(gather_rows(x, joining), gather_rows(x, keep))
         slots = jnp.arange(n_out, dtype=jnp.int32)[None]
         _, target = find_partners(alike, slots)
         stays = order < n_out
@@ -119,7 +118,7 @@ class PruneAndMerge(Ranking):
         """
         n = counts.n_in
         x = taps.x if taps.all_x is None else taps.all_x
-        alike = cosines(jax.lax.stop_gradient(x))[:, -n:, -n:]
+        alike = cosine(jax.lax.stop_gradient(x))[:, -n:, -n:]
         # A token that stays is its own partner, whose slot is then found in this pass.
         itself = jnp.eye(n, dtype=bool)[None]
         stays = order < counts.n_out

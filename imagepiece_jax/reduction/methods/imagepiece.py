@@ -3,13 +3,14 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.block_plan import Keep, Merge, Step, Unreachable
 from imagepiece_jax.reduction.methods.method import Method, check_each
-from imagepiece_jax.reduction.ops import cosine_within, gather_rows, invert, pick, rank
+from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, pick, rank
 from imagepiece_jax.reduction.reducers import (
     Ranking,
     TopK,
@@ -68,7 +69,7 @@ class Retokenize(Ranking):
         Returns [B, size_a, c - size_a].
         """
         metric = gather_rows(jax.lax.stop_gradient(taps.metric), candidates)
-        return cosine_within(metric)[:, :size_a, size_a:]
+        return cosine(metric.astype(jnp.float32))[:, :size_a, size_a:]
 
 
 @dataclasses.dataclass(frozen=True)
