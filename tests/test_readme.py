@@ -26,12 +26,12 @@ from imagepiece_jax.deploy.inference.onnx_model import onnx_model
 from imagepiece_jax.deploy.weights import hub
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import MEAN
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.reduction import block_plan, ops
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.state import DROPPED, Assignment, ReducerInputs
 from tests.command import call
-from tests.models import tiny
-from tests.models.make import create_model
+from tests.models import make, tiny
 from tests.rounding import assert_close
 from tests.shallow import deit_ti
 
@@ -282,7 +282,7 @@ def published(tmp_path_factory):
         "vit_base_patch16_clip_224.openai_ft_in1k",  # of docs/models.md
         "vit_small_patch14_reg4_dinov2.lvd142m",
     ):
-        model = create_model(name, depth=2, embed_dim=24, num_heads=2)
+        model = create_model(make.config(name, depth=2, embed_dim=24, num_heads=2))
         vit = imagepiece_jax.Pretrained(model, tiny.variables(model))
         folder = folders[f"hf://timm/{name}"] = parent / name
         imagepiece_jax.save(vit, folder)

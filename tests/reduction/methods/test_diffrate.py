@@ -5,10 +5,11 @@ import pytest
 
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.diffrate import PruneAndMerge, published
 from imagepiece_jax.reduction.state import DROPPED, ReducerInputs, TokenState
-from tests.models.make import create_model
+from tests.models import make
 from tests.reduction.steps import apply, decide, vectors
 
 MEAN = Architecture(pool="mean", final_norm=False, fc_norm=True)
@@ -22,7 +23,7 @@ MAE = {8.7: 8710439424, 10.0: 10002465792, 10.4: 10417958400, 11.5: 11516556288}
 def test_the_schedule_of_mae(name, arch, target):
     """By name, and where the head reads the mean over patches."""
     reduction = f"diffrate:target={target}"
-    model = create_model(name, arch=arch, num_classes=1000, reduction=reduction)
+    model = create_model(make.config(name, arch=arch, num_classes=1000), reduction)
     _, merge = published("mae_b")[target]
     assert tuple(p.mlp_tokens for p in model.plan) == merge
     if arch:

@@ -3,9 +3,9 @@
 import pytest
 
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.reduction.block_plan import build
 from imagepiece_jax.reduction.reduction import Reduction
-from tests.models.make import create_model
 
 
 def near(macs, rel=1e-3):
@@ -99,7 +99,7 @@ def published_costs():
 
 @pytest.mark.parametrize("name, text, tokens, macs", published_costs())
 def test_counts_and_costs_are_their_authors(name, text, tokens, macs):
-    model = create_model(name, reduction=text)
+    model = create_model(name, text)
     assert model_macs(model) == macs
     if tokens:
         assert [layer.mlp_tokens for layer in model.plan] == numbers(tokens)
