@@ -9,8 +9,8 @@ from experiments.paper_tables import BLANK, TableRow, find
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.reduction.block_plan import floor
 from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.reduction.token_counts import floor
 
 REDUCTION = "imagepiece"
 ROWS = (paper_tables.TOME, paper_tables.IMAGEPIECE, paper_tables.IMAGEPIECE_PATCH)

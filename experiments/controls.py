@@ -11,12 +11,11 @@ from collections.abc import Iterator
 import jax
 
 from imagepiece_jax.common.rng import uniform
-from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction.block_plan import Merge, Step, ceil
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece, Retokenize
 from imagepiece_jax.reduction.methods.imagepiece_tome import ImagePieceToMe
 from imagepiece_jax.reduction.reducers import Bipartite, TopK
-from imagepiece_jax.reduction.token_counts import Merge, ceil
 
 
 @dataclasses.dataclass(frozen=True)

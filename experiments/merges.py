@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.layer_plan import build
+from imagepiece_jax.reduction.block_plan import AtMostHalf, build, ceil
 from imagepiece_jax.reduction.ops import cosine, gather_rows, rank, unit
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.token_counts import AtMostHalf, ceil
 
 
 @dataclasses.dataclass(frozen=True)

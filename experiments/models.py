@@ -177,7 +177,7 @@ class Finetuner(Models):
         return {(self.num_classes, self.config.image_size)}
 
     def match(self, reduction):
-        """`reduction` at the strength whose GMACs are nearest to the reference's."""
+        """`reduction` at the ratio whose GMACs are nearest to the reference's."""
         reference = create(self._dense.config, REFERENCE)
         share = model_macs(reference) / model_macs(self._dense)
         requested = reduction.with_cost(share)

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.reduction import moves, ops, reducers
-from imagepiece_jax.reduction.layer_plan import Counts
+from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.diffrate import ALL, PruneAndMerge
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
-from imagepiece_jax.reduction.state import Taps, TokenState
+from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 
 EPS = float(np.finfo(np.float32).eps)
 EXP = 2  # ulp: the error of CUDA's expf over its full range, by its documentation
@@ -43,7 +43,7 @@ class OneReduction:
     def __call__(self, query, key, x, size):
         """Return (x, size, dest) of class attention, a reducer and `apply`."""
         prefix = self.num_prefix
-        taps = Taps(
+        taps = ReducerInputs(
             x=x[:, prefix:],
             size=size[:, prefix:],
             attn_size=size[:, prefix:],
@@ -67,7 +67,7 @@ class OneReduction:
 
     def _counts(self, x):
         n = x.shape[1] - self.num_prefix
-        return Counts(n_in=n, n_out=self.n_out, candidates=self.candidates)
+        return StepCounts(n_in=n, n_out=self.n_out, candidates=self.candidates)
 
     def _reducer(self):
         if self.rule == "prune":

@@ -21,9 +21,9 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.common import extras
 from imagepiece_jax.models import registry
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
-from tests.models import tiny
-from tests.models.make import create_model
+from tests.models import make, tiny
 
 README = pathlib.Path(__file__).resolve().parent.parent / "README.md"
 FILE = "deit_tiny_patch16_224"  # the stem of the file in README's first example
@@ -67,7 +67,7 @@ def first_example():
     for name in ("cat.jpg", "dog.jpg"):
         Image.new("RGB", (300, 200), "gray").save(name)
     registry.public_models()[FILE]["depth"] = 2
-    model = create_model(FILE, image_size=224)
+    model = create_model(make.config(FILE, image_size=224))
     tiny.write(f"{FILE}.npz", tiny.fill(variable_shapes(model)))
     blocks = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     code = re.sub(rf"{FILE}-\w+\.pth", f"{FILE}.npz", blocks[0])

@@ -15,7 +15,7 @@ PACKAGE = "imagepiece_jax"
 FLOORS = """
 errors
 common
-reduction.layer_plan reduction.schedules reduction.token_counts
+reduction.block_plan reduction.schedules
 reduction.ops
 reduction.state
 reduction.moves
@@ -45,7 +45,7 @@ __main__
 FLOOR_OF = {}
 for number, line in enumerate(FLOORS.split("\n")):
     FLOOR_OF |= dict.fromkeys(line.split(), number)
-PLAIN_PYTHON = FLOOR_OF["reduction.layer_plan"]
+PLAIN_PYTHON = FLOOR_OF["reduction.block_plan"]
 ONLY = {  # of the package, of all that stands above them
     "cli": ("errors", "common", "config"),
     "__main__": ("errors", "common", "cli"),
@@ -138,7 +138,7 @@ def test_imports_point_one_way():
 @pytest.mark.parametrize(
     "module, name",
     [
-        ("reduction.layer_plan", "jax"),
+        ("reduction.block_plan", "jax"),
         ("reduction.ops", "imagepiece_jax.reduction.methods"),
         ("training.trainer", "imagepiece_jax.deploy.weights.load"),
         ("deploy.weights.load", "imagepiece_jax.deploy.inference.optimize"),

@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 import imagepiece_jax
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from tests import compiling
 from tests.command import start
-from tests.models import tiny
-from tests.models.make import create_model
+from tests.models import make, tiny
 from tests.runs import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -135,7 +135,7 @@ def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
     ended = start(*install, "--no-compile", "--target", site, wheel).ok()
     fields = {"patch_size": 4, "embed_dim": 64, "depth": 1, "num_heads": 4}
     model = create_model(
-        "vit_mini", image_size=16, num_classes=10, mlp_ratio=1.0, **fields
+        make.config("vit_mini", image_size=16, num_classes=10, mlp_ratio=1.0, **fields)
     )
     vit = imagepiece_jax.Pretrained(model, tiny.fill(variable_shapes(model), 0))
     imagepiece_jax.save(vit, folder / "weights")

@@ -8,8 +8,8 @@ import pytest
 from imagepiece_jax.benchmark import device, workloads
 from imagepiece_jax.common import parallel, timer, xla_options
 from imagepiece_jax.errors import InputError
-from tests.models import tiny
-from tests.models.make import create_model
+from imagepiece_jax.models.create import create_model
+from tests.models import make, tiny
 
 
 def gpu(capability="9.0", **attributes):
@@ -44,7 +44,7 @@ def test_a_speed_is_that_of_what_the_device_takes(monkeypatch, dtype, named):
 
 
 def test_a_training_step_is_measured_on_one_device(monkeypatch):
-    model = create_model("deit_ti", image_size=32, depth=1)
+    model = create_model(make.config("deit_ti", image_size=32, depth=1))
     vit = workloads.with_random_weights(model)
     workloads.Case.of(vit, "train", 64, "float32")
     monkeypatch.setattr(parallel, "device_count", lambda: 8)

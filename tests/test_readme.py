@@ -26,12 +26,12 @@ from imagepiece_jax.deploy.inference.onnx_model import onnx_model
 from imagepiece_jax.deploy.weights import hub
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import MEAN
-from imagepiece_jax.reduction import layer_plan, ops
+from imagepiece_jax.models.create import create_model
+from imagepiece_jax.reduction import block_plan, ops
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.state import DROPPED, Assignment, Taps, slot_index
+from imagepiece_jax.reduction.state import DROPPED, Assignment, ReducerInputs
 from tests.command import call
-from tests.models import tiny
-from tests.models.make import create_model
+from tests.models import make, tiny
 from tests.rounding import assert_close
 from tests.shallow import deit_ti
 
@@ -69,7 +69,7 @@ def test_the_new_method_joins_tokens_to_those_of_largest_norm():
     code = block(page, start)
     space = run(page, start, {})
     steps = space["NormMerge"](keep_rate=0.5, blocks=(1,)).steps(4)
-    plan = layer_plan.build(4, 16, steps)
+    plan = block_plan.build(4, 16, steps)
     assert [layer.mlp_tokens for layer in plan] == [17, 9, 9, 9]
     model = tiny.vit(plan, embed_dim=8, num_heads=2, patch_size=2, num_classes=3)
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
@@ -93,9 +93,9 @@ def test_the_new_method_joins_tokens_to_those_of_largest_norm():
     short = block(README, "import dataclasses\n")
     assert code[code.index(start) :].startswith(short[short.index(start) :])
     own = run(README, "import dataclasses\n", {})["JoinByNorm"]()
-    counts = layer_plan.Counts(n_in=16, n_out=8)
+    counts = block_plan.StepCounts(n_in=16, n_out=8)
     decide_alone = tiny.compiled(lambda taps: own(taps, counts).dest)
-    taps = Taps(x=images.reshape(2, 16, 12), size=np.ones((2, 16), np.float32))
+    taps = ReducerInputs(x=images.reshape(2, 16, 12), size=np.ones((2, 16), np.float32))
     assert {*np.ravel(decide_alone(taps))} == {*range(8)}
 
 
@@ -104,12 +104,11 @@ def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
     space |= {"Reducer": Reducer, "rank": ops.rank, "cosine": ops.cosine}
     space |= {"gather_rows": ops.gather_rows, "invert": ops.invert}
     space |= {"Assignment": Assignment, "DROPPED": DROPPED}
-    space |= {"slot_index": slot_index}
     start = "@dataclasses.dataclass(frozen=True)\nclass PruneAndMerge"
     run(DOCS / "reducers.md", start, space)
     x = np.random.default_rng(0).normal(size=(3, 10, 8)).astype(np.float32)
-    taps = Taps(x=x, size=np.ones((3, 10), np.float32), cls_attn=x[..., 0])
-    counts = layer_plan.Counts(n_in=10, n_out=4)
+    taps = ReducerInputs(x=x, size=np.ones((3, 10), np.float32), cls_attn=x[..., 0])
+    counts = block_plan.StepCounts(n_in=10, n_out=4)
     decide = tiny.compiled(lambda taps: space["PruneAndMerge"](keep=7)(taps, counts))
     for dest, tokens_of in zip(decide(taps).dest, x, strict=True):
         assert (dest == DROPPED).sum() == 3
@@ -283,7 +282,7 @@ def published(tmp_path_factory):
         "vit_base_patch16_clip_224.openai_ft_in1k",  # of docs/models.md
         "vit_small_patch14_reg4_dinov2.lvd142m",
     ):
-        model = create_model(name, depth=2, embed_dim=24, num_heads=2)
+        model = create_model(make.config(name, depth=2, embed_dim=24, num_heads=2))
         vit = imagepiece_jax.Pretrained(model, tiny.variables(model))
         folder = folders[f"hf://timm/{name}"] = parent / name
         imagepiece_jax.save(vit, folder)

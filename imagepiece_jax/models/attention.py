@@ -357,9 +357,9 @@ class Attention(nn.Module):
         """Scores of the tokens of `state` for reducers, without padding.
 
         reads: names of the scores
-        Returns a dict. "cls_attn" and "attn_columns" are [B, n] float32, as in Taps;
-            "key", "query" and "value" are means over heads, [B, n, d]; "all_keys", if
-            it is there, is "key" of all tokens; "input" is [B, n, D].
+        Returns a dict. "cls_attn" and "attn_columns" are [B, n] float32, as in
+            ReducerInputs; "key", "query" and "value" are means over heads, [B, n, d];
+            "all_keys", if it is there, is "key" of all tokens; "input" is [B, n, D].
         """
         length = state.x.shape[1]
         query = heads.query[:, :length]

@@ -14,9 +14,9 @@ from imagepiece_jax.models.attention import Attention, weighted_sum
 from imagepiece_jax.models.config import Execution, ViTConfig
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
 from imagepiece_jax.reduction import contract, moves
-from imagepiece_jax.reduction.layer_plan import LayerPlan
+from imagepiece_jax.reduction.block_plan import BlockPlan
 from imagepiece_jax.reduction.ops import is_fast, shift_shares
-from imagepiece_jax.reduction.state import Taps, TokenState
+from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class BlockReduction:
     """The reduction of one block, from its tokens and their scores to fewer tokens."""
 
     block: int  # index of the block
-    layer: LayerPlan  # the block's plan
+    layer: BlockPlan  # the block's plan
     reducer: Any  # the reducer of the plan's step, bound to its parameters
     num_heads: int  # heads of attention
     keys: dict[str, jax.Array] | None = None  # `keys` of the model's call
@@ -33,7 +33,7 @@ class BlockReduction:
     probe: Callable[[TokenState], jax.Array] | None = None
 
     def __call__(self, state, scores, train=False):
-        """(the reduced state, (what the reducer decided, the Taps that it read)).
+        """(the reduced state, (what the reducer decided, its ReducerInputs)).
 
         scores: of the tokens of `state`, from `Attention.scores`
         """
@@ -48,9 +48,9 @@ class BlockReduction:
         return moves.apply(state, result), (result, taps)
 
     def _taps(self, state, scores, train):
-        """The Taps of a state: all that the reducer can read."""
+        """The ReducerInputs of a state: all that the reducer can read."""
         reducer = self.reducer
-        taps = Taps(
+        taps = ReducerInputs(
             x=state.image(state.x),
             size=state.image(state.size),
             attn_size=state.image(state.effective_size),
@@ -94,7 +94,7 @@ class Block(nn.Module):
     config: ViTConfig
     execution: Execution
     index: int  # place of the block, from 0
-    layer: LayerPlan  # the block's plan
+    layer: BlockPlan  # the block's plan
     prop_attn: bool = False
     # number of first tokens, all of the prefix, that alone attend and are returned;
     # None: all tokens

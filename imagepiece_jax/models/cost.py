@@ -11,7 +11,7 @@ import jax
 from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.reduction.layer_plan import dense_plan
+from imagepiece_jax.reduction.block_plan import dense_plan
 
 TRAINING_MACS = 3  # times those of inference: the backward pass costs twice as much
 
@@ -128,7 +128,7 @@ def _part_macs(model):
 def block_macs(model, layer, queries=None):
     """MACs of one image in one block: projections and attention, then the MLP.
 
-    layer: the block's LayerPlan
+    layer: the block's BlockPlan
     queries: number of tokens that attend, and that the block returns; None: all
     """
     config = model.config

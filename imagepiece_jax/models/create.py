@@ -14,7 +14,7 @@ from imagepiece_jax.models.architecture import DEIT
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
 from imagepiece_jax.models.config import FLOAT32, MEAN, STD, Execution, ViTConfig
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.layer_plan import dense_plan
+from imagepiece_jax.reduction.block_plan import dense_plan
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 
 # Sizes that a run's config may have in place of its name's.

@@ -11,13 +11,13 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import share_of_dense
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import contract
-from imagepiece_jax.reduction.layer_plan import Unreachable
+from imagepiece_jax.reduction.block_plan import Unreachable
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.methods.recommended import recommended
 from imagepiece_jax.reduction.reduction import Reduction
 
 TOLERANCE = 0.02  # the share of the dense model's MACs by which a cost may be off
-BISECTIONS = 30  # of a schedule's strength: far more than there are counts
+BISECTIONS = 30  # of a schedule's ratio: far more than there are counts
 
 
 def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
@@ -71,11 +71,10 @@ def at_cost(
         method = recommended(method, facts)
     try:
         fitted = method.for_model(facts)
-        strength = _strength(fitted, model.clone(parent=None), tolerance)
+        ratio = _nearest_ratio(fitted, model.clone(parent=None), tolerance)
     except InputError as error:
         raise InputError(f"reduction {reduction}: {error}") from error
-    patches = math.prod(model.config.grid)
-    found = fitted.at_strength(strength, model.depth, patches)
+    found = fitted.at_ratio(ratio, model.depth, math.prod(model.config.grid))
     if hasattr(found, "score"):  # it stays "auto", which fits other models, too
         found = dataclasses.replace(found, score=method.score)
     return dataclasses.replace(reduction, method=found)
@@ -109,57 +108,46 @@ def print_reduction(reduction: Reduction, model: ViT) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _strength(method, model, tolerance):
-    """The strength of `method` whose share of the dense MACs is nearest to its `macs`.
+def _nearest_ratio(method, model, tolerance):
+    """The ratio of `method` whose share of the dense MACs is nearest to its `macs`.
 
-    tolerance: the largest difference between the two
-    Raises InputError where no strength is so near.
+    The ratio is found by bisection. One that the method cannot reach counts as enough.
+
+    tolerance: the largest difference between the two shares
+    Raises InputError where no ratio is so near.
     """
     tried = []
     depth = model.depth
     patches = math.prod(model.config.grid)
 
-    def try_strength(strength):
-        found = method.at_strength(strength, depth, patches)
-        plan = found.plan(depth, patches, model.config.arch.prefix)
-        macs = share_of_dense(model.clone(plan=plan))
-        tried.append((abs(macs - method.macs), macs, strength))
-        return macs
+    def share_at(ratio):
+        reduced = method.at_ratio(ratio, depth, patches)
+        plan = reduced.plan(depth, patches, model.config.arch.prefix)
+        share = share_of_dense(model.clone(plan=plan))
+        tried.append((abs(share - method.macs), share, ratio))
+        return share
 
-    try_strength(0.0)
-    # The error to raise is that of the weakest strength that fails, not that of 1.
+    share_at(0.0)
     with contextlib.suppress(Unreachable):
-        try_strength(1.0)
-    _, error = _weakest_strength(lambda strength: try_strength(strength) < method.macs)
-    miss, macs, strength = min(tried, key=lambda trial: trial[0])
-    if miss <= tolerance:
-        return strength
-    if error:
-        raise error
-    raise InputError(
-        f"macs is {method.macs:g}, but the nearest cost of the method is {macs:.3f}"
-    )
-
-
-def _weakest_strength(is_enough):
-    """The weakest strength of a schedule that is enough, by bisection.
-
-    is_enough: from a strength to a bool; where it raises Unreachable, because the
-        schedule cannot go so far, the strength counts as enough
-    Returns (strength, the Unreachable that this strength raised, or None).
-    """
+        share_at(1.0)
     low = 0.0
     high = 1.0
-    error_at_high = None
+    error = None  # of the lowest ratio that is enough, if it is out of reach
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         try:
-            if not is_enough(middle):
+            if share_at(middle) >= method.macs:
                 low = middle
                 continue
-            high = middle
-            error_at_high = None
-        except Unreachable as error:
-            high = middle
-            error_at_high = error
-    return high, error_at_high
+            error = None
+        except Unreachable as unreachable:
+            error = unreachable
+        high = middle
+    miss, share, ratio = min(tried, key=lambda trial: trial[0])
+    if miss <= tolerance:
+        return ratio
+    if error:
+        raise error
+    raise InputError(
+        f"macs is {method.macs:g}, but the nearest cost of the method is {share:.3f}"
+    )

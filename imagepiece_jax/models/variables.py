@@ -17,7 +17,7 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.rng import Purpose, batch_key, root_key
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import contract
-from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
+from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
 
 
 class Misfit(InputError):
@@ -43,7 +43,7 @@ def variable_shapes(model):
     model, and each reducer that learns by itself.
     """
     one_block = model.with_execution(axis_name=None)
-    one_block = one_block.clone(plan=(LayerPlan(0, 0),), prop_attn=False)
+    one_block = one_block.clone(plan=(BlockPlan(0, 0),), prop_attn=False)
     of_one_block = _shapes(one_block)
     shapes = {}
     for collection, values in of_one_block.items():
@@ -72,10 +72,10 @@ def _copied(tree):
 
 
 def _reducer_shapes(model, layer):
-    """Variables of the reducer of a LayerPlan, as shapes and types."""
+    """Variables of the reducer of a BlockPlan, as shapes and types."""
     reducer = layer.step.reducer
     patches = layer.mlp_tokens - model.config.arch.prefix
-    counts = layer.counts or Counts(patches, patches)
+    counts = layer.counts or StepCounts(patches, patches)
 
     def init(key):
         taps = contract.random_taps(

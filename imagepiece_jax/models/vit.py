@@ -20,10 +20,10 @@ from imagepiece_jax.models.config import FLOAT32, Execution, ViTConfig
 from imagepiece_jax.models.layers import INIT, LayerNorm, dense, token_major
 from imagepiece_jax.models.stems import ConvStem, FoldedStem, PatchStem
 from imagepiece_jax.reduction import contract
-from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
+from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
 from imagepiece_jax.reduction.methods.method import ModelFacts
 from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.reduction.state import Taps, TokenState, start
+from imagepiece_jax.reduction.state import ReducerInputs, TokenState, start
 
 
 @struct.dataclass
@@ -39,7 +39,7 @@ class Outputs:
     tokens: jax.Array  # [B, N, D], all tokens after the final norm
     state: TokenState  # all tokens before the final norm
     results: tuple  # what each step that reduces tokens decided
-    taps: tuple[Taps, ...]  # what each of these steps read
+    taps: tuple[ReducerInputs, ...]  # what each of these steps read
     # logits of the class token's head and of the distillation token's head; () where
     # the model has no distillation token
     head_logits: tuple[jax.Array, ...] = ()
@@ -73,8 +73,8 @@ class ViT(nn.Module):
 
     config: ViTConfig
     # for each block its numbers of tokens and the step that reduces them, from
-    # `layer_plan.build`; images of other shapes with as many patches have the same plan
-    plan: tuple[LayerPlan, ...]
+    # `block_plan.build`; images of other shapes with as many patches have the same plan
+    plan: tuple[BlockPlan, ...]
     execution: Execution = FLOAT32
     prop_attn: bool = False  # log(size) is added to the attention logits
     # that made the plan, by `reduction_plan.with_plan`; models of one plan are equal
@@ -197,7 +197,7 @@ class ViT(nn.Module):
                 taps = contract.random_taps(
                     reducer, n, self.config.embed_dim, self.config.num_heads
                 )
-                reducer(taps, Counts(n, n))
+                reducer(taps, StepCounts(n, n))
         if layer.counts is None:
             return None
         return BlockReduction(index, layer, reducer, self.config.num_heads, keys, probe)

@@ -12,7 +12,13 @@ import numpy as np
 from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.reducers import SCORES
-from imagepiece_jax.reduction.state import DROPPED, Assignment, Masking, Mixing, Taps
+from imagepiece_jax.reduction.state import (
+    DROPPED,
+    Assignment,
+    Masking,
+    Mixing,
+    ReducerInputs,
+)
 
 
 def check_plan(plan, arch, grid):
@@ -59,7 +65,7 @@ def lacking_scores(arch):
 def check_form(result, counts):
     """Check shapes and types of a reducer's result, which may be traced arrays.
 
-    result, counts: what a reducer returned, and the `layer_plan.Counts` that it got
+    result, counts: what a reducer returned, and the `block_plan.StepCounts` that it got
     Raises InputError where the two contradict each other.
     """
     n_in = counts.n_in
@@ -134,14 +140,14 @@ def check_results(plan, results):
 
 
 def random_taps(reducer, n, embed_dim, num_heads):
-    """Taps of two images of `n` random tokens."""
+    """ReducerInputs of two images of `n` random tokens."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, n, embed_dim)), jnp.float32)
     size = jnp.asarray(rng.integers(1, 4, size=(2, n)), jnp.float32)
     scores = jax.nn.softmax(x[..., 0])
     key = x[..., : embed_dim // num_heads]
     of_token = reducer.metric in ("token", "input")
-    return Taps(
+    return ReducerInputs(
         x=x,
         size=size,
         attn_size=size,
@@ -194,11 +200,9 @@ def _check_image(image, slots, index):
 
     slots: [n], the slot of each token, or DROPPED
     """
-    n_out = len(index.keep)
-    real = index.target != n_out
-    target = index.target[real]
-    tokens = np.concatenate([index.keep, index.absorbed[real]])
-    for token, slot in zip(tokens, [*range(n_out), *target], strict=True):
+    tokens = np.concatenate([index.keep, index.absorbed])
+    filled = [*range(len(index.keep)), *index.target]
+    for token, slot in zip(tokens, filled, strict=True):
         if not 0 <= token < len(slots) or slots[token] != slot:
             raise InputError(
                 f"image {image}: token {token} is in slot {slot} of index, and not in "
@@ -210,16 +214,11 @@ def _check_image(image, slots, index):
             f"image {image}: token {token} of slot {slots[token]} is {times[token]} "
             "times in index"
         )
-    groups = index.groups
-    in_range = np.isin(groups, np.arange(n_out)).all()
-    if not in_range or not np.isin(target, groups).all():
+    kept = index.keep[index.target]
+    partner = np.broadcast_to(index.partner, kept.shape)
+    for (number,) in _first(kept != partner):
         raise InputError(
-            f"image {image}: index.groups is {groups.tolist()}; it must be slots, and "
-            f"have all that absorb, {target.tolist()}"
-        )
-    for (number,) in _first(index.keep[groups] != index.group_keep):
-        raise InputError(
-            f"image {image}: slot {groups[number]} keeps token "
-            f"{index.keep[groups[number]]}, but index.group_keep has "
-            f"{index.group_keep[number]}; a token may be merged into one that leaves"
+            f"image {image}: slot {index.target[number]} keeps token {kept[number]}, "
+            f"but index.partner has {partner[number]}; a token may be merged into one "
+            "that leaves"
         )

@@ -26,7 +26,6 @@ from imagepiece_jax.reduction.state import (
     Mixing,
     TokenState,
     is_in_slot,
-    slot_index,
 )
 
 FEW = 24  # up to so many absorbed tokens are summed without a matrix product
@@ -53,27 +52,22 @@ def apply(state, result):
         return _apply_by_product(state, result)
     image_size = state.image(state.size)
     size = _totals(image_size, result)
-    if index is None:
-        share = _shares(result, image_size)
-        belongs = is_in_slot(result.dest, result.n_out)
-        x = _mixed(state.x, jnp.where(belongs, share[:, None, :], 0))
+    absorbs = index is not None and index.absorbed.shape[1]
+    if absorbs and result.weight is None and result.mean:
+        # No sums of all pairs, as `_shares` needs: the weights are integers.
+        share = image_size
+        total = size
+        if not result.by_size:
+            share = None
+            total = _totals(jnp.ones_like(image_size), result)
     else:
-        if result.weight is None and result.mean and index.groups.shape[1]:
-            # No sums of all pairs, as `_shares` needs: the weights are integers.
-            share = image_size
-            total = size
-            if not result.by_size:
-                share = None
-                total = _totals(jnp.ones_like(image_size), result)
-        else:
-            share = _shares(result, image_size)
-            total = None
-        x = _move_by_index(state.x, share, total, index, result.dest, result.mean)
+        share = _shares(result, image_size)
+        total = None
     mask = state.mask
     if mask is not None:
         mask = _live(mask, result)
     return TokenState(
-        x=x,
+        x=_moved(state.x, share, total, result),
         size=jnp.concatenate([state.prefix(state.size), size], axis=1),
         mask=mask,
         coordinates=mean_coordinates(state, result),
@@ -161,18 +155,15 @@ def merge_map(weights, result, size):
     Source: Lee et al. 2024, section 3.3.
     """
     batch, heads, rows, tokens = weights.shape
-    dest = result.dest
-    index = result.index or slot_index(dest, result.n_out)
-    share = _shares(result.replace(index=index), size)
-    ones = jnp.ones(dest.shape, jnp.float32)
     by_row = weights.transpose(0, 2, 1, 3)
     by_row = by_row.reshape(batch, rows, -1)
     if rows == tokens:
-        by_row = _move_by_index(by_row, share, None, index, dest, True)
+        by_row = _moved(by_row, _shares(result, size), None, result)
     by_column = by_row.reshape(batch, -1, heads, tokens)
     by_column = by_column.transpose(0, 3, 2, 1)
     by_column = by_column.reshape(batch, tokens, -1)
-    by_column = _move_by_index(by_column, ones, None, index, dest, False)
+    ones = jnp.ones(size.shape, jnp.float32)
+    by_column = _moved(by_column, ones, None, result.replace(mean=False))
     merged = by_column.reshape(batch, by_column.shape[1], heads, -1)
     return merged.transpose(0, 2, 3, 1)
 
@@ -304,7 +295,7 @@ def _live(mask, result):
 
 def _shares(result, size):
     """Factor of each token in the sum of its slot, [B, n] float32; None: all are 1."""
-    no_merges = result.index is not None and not result.index.groups.shape[1]
+    no_merges = result.index is not None and not result.index.absorbed.shape[1]
     if no_merges and result.weight is None and result.mean:
         return None
     weight = result.weights(size)
@@ -313,6 +304,14 @@ def _shares(result, size):
     together = result.dest[:, :, None] == result.dest[:, None, :]
     weights_in_slot = jnp.where(together, weight[:, None, :], 0)
     return weight / jnp.sum(weights_in_slot, axis=-1)
+
+
+def _moved(x, weight, total, result):
+    """`_move_by_index` of an Assignment; without an index a matrix product."""
+    if result.index is not None:
+        return _move_by_index(x, weight, total, result.index, result.dest, result.mean)
+    belongs = is_in_slot(result.dest, result.n_out)
+    return _mixed(x, jnp.where(belongs, weight[:, None, :], 0))
 
 
 def _mixed(x, matrix):
@@ -351,7 +350,7 @@ def _move_by_index(x, weight, total, index, dest, mean):
         single = single.astype(jnp.float32) * factor[:, :, None]
         single = single.astype(x.dtype)
     plain = weight is None and total is None
-    if plain or not index.groups.shape[1]:
+    if plain or not index.absorbed.shape[1]:
         return single
     rows = _group_rows(x, weight, total, index, prefix)
     grouped = is_in_slot(index.groups, index.keep.shape[1])  # [B, n_out, m]
@@ -374,7 +373,7 @@ def _group_rows(x, weight, total, index, prefix):
     if index.absorbed.shape[1] > FEW:
         return _group_product(x, weight, total, index, prefix, absorbs)
     absorbed = jnp.where(absorbs, index.absorbed[:, None, :], 0)
-    tokens = jnp.concatenate([index.group_keep[:, :, None], absorbed], axis=2)
+    tokens = jnp.concatenate([index.partner[:, :, None], absorbed], axis=2)
     in_front = ((0, 0), (0, 0), (1, 0))
     taken = jnp.pad(absorbs, in_front, constant_values=True)
     factor = jnp.where(taken, _weights_of(weight, tokens), 0)
@@ -386,7 +385,7 @@ def _group_rows(x, weight, total, index, prefix):
 
 def _group_product(x, weight, total, index, prefix, absorbs):
     """`_group_rows` by a matrix product; absorbs: [B, m, e] bool."""
-    first = index.group_keep
+    first = index.partner
     absorbed = index.absorbed
     factor_of_first = _weights_of(weight, first)[:, :, None]
     weights = _weights_of(weight, absorbed)[:, None, :]

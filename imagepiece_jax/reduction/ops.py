@@ -180,15 +180,10 @@ def largest(key, order, payload):
     order: [..., n] int32; of equal keys the one with the smallest order counts
     payload: [..., n] int32
     """
-
-    def better(a, b):
-        a_wins = (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] < b[1]))
-        return tuple(jnp.where(a_wins, x, y) for x, y in zip(a, b, strict=True))
-
     lowest = jnp.int32(-(2**31))
     last = jnp.int32(2**31 - 1)
     start = (lowest, last, jnp.int32(0))
-    return jax.lax.reduce((key, order, payload), start, better, (key.ndim - 1,))
+    return jax.lax.reduce((key, order, payload), start, _larger, (key.ndim - 1,))
 
 
 def most_alike(similarity, payload):
@@ -198,15 +193,16 @@ def most_alike(similarity, payload):
     payload: [B, t] int32, 0 or more; of equal similarities the smallest counts
     Returns [B, a] twice.
     """
-
-    def better(a, b):
-        a_wins = (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] < b[1]))
-        return tuple(jnp.where(a_wins, x, y) for x, y in zip(a, b, strict=True))
-
     payload = jnp.broadcast_to(payload[:, None, :], similarity.shape)
     similarity = jnp.where(jnp.isnan(similarity), -3.0, similarity)
     start = (jnp.float32(-3), jnp.int32(0))
-    return jax.lax.reduce((similarity, payload), start, better, (2,))
+    return jax.lax.reduce((similarity, payload), start, _larger, (2,))
+
+
+def _larger(a, b):
+    """Of two tuples the one that begins with more; of equal ones, then with less."""
+    a_wins = (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] < b[1]))
+    return tuple(jnp.where(a_wins, x, y) for x, y in zip(a, b, strict=True))
 
 
 def smallest(values, k):
@@ -262,44 +258,22 @@ def gather_rows(x, index):
     return flat.at[index].get(mode="promise_in_bounds")
 
 
-def cosine_within(x, eps=1e-6):
-    """Cosine similarities of all pairs, in float32. [B, n, d] -> [B, n, n].
+def cosine(a, b=None, eps=1e-6):
+    """Cosine similarities in float32. [B, n, d], [B, m, d] -> [B, n, m].
 
-    Meant for few rows, whose squared lengths are the diagonal of one product.
+    b: None: all pairs of `a`, by one product that has squared lengths on its diagonal.
+        Numbers of two bytes are then operands as they are, and their products exact
     """
-    chex.assert_rank(x, 3)
-    product = products(x, x)
-    # The batch of an exported program is a symbol, which has no len().
-    flat = product.reshape(product.shape[0], -1)
-    diagonal = flat[:, :: x.shape[1] + 1]
-    scale = jax.lax.rsqrt(diagonal + eps)
-    return product * scale[:, :, None] * scale[:, None, :]
-
-
-def cosine(a, b, eps=1e-6):
-    """Cosine similarities in float32. [B, n, d], [B, m, d] -> [B, n, m]."""
-    chex.assert_rank([a, b], 3)
-    return products(unit(a, eps), unit(b, eps))
-
-
-def cosine_between(x, first, second):
-    """`cosine` of tokens, by their indices. [B, n, d], [B, a], [B, b] -> [B, a, b]."""
-    return cosine(gather_rows(x, first), gather_rows(x, second))
-
-
-def cosines(x, eps=1e-6):
-    """Cosine similarities of all pairs, whose squared lengths are on the diagonal.
-
-    Numbers of two bytes are operands as they are, and their products exact.
-
-    [B, n, d] -> [B, n, n] float32
-    """
-    precision = "highest" if x.dtype.itemsize > 2 else None
+    chex.assert_rank(a, 3)
+    if b is not None:
+        return products(unit(a, eps), unit(b, eps))
+    precision = "highest" if a.dtype.itemsize > 2 else None
     product = jnp.einsum(
-        "bnd,bmd->bnm", x, x, precision=precision, preferred_element_type=jnp.float32
+        "bnd,bmd->bnm", a, a, precision=precision, preferred_element_type=jnp.float32
     )
-    flat = product.reshape(x.shape[0], -1)
-    scale = jax.lax.rsqrt(flat[:, :: x.shape[1] + 1] + eps)
+    # The batch of an exported program is a symbol, which has no len().
+    flat = product.reshape(a.shape[0], -1)
+    scale = jax.lax.rsqrt(flat[:, :: a.shape[1] + 1] + eps)
     return product * scale[:, :, None] * scale[:, None, :]
 
 

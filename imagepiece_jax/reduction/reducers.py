@@ -1,7 +1,7 @@
 """Reducers that several methods use, and functions that make Assignments.
 
-A reducer reads `Taps` and `Counts`, and returns which tokens leave or merge: as an
-`Assignment`, a `Mixing`, or in masked training a `Masking`.
+A reducer reads `ReducerInputs` and `StepCounts`, and returns which tokens leave or
+merge: as an `Assignment`, a `Mixing`, or in masked training a `Masking`.
 """
 
 import dataclasses
@@ -13,11 +13,11 @@ import numpy as np
 
 from imagepiece_jax.common.nodes import node
 from imagepiece_jax.reduction import ops
-from imagepiece_jax.reduction.layer_plan import Counts
-from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex, slot_index
+from imagepiece_jax.reduction.block_plan import StepCounts
+from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex
 
 METRICS = ("key", "query", "value", "token")  # what a reducer may compare
-# Scores by which tokens can be ranked: {name: the field of Taps that it reads}. "auto"
+# Scores that rank tokens: {name: the field of ReducerInputs that it reads}. "auto"
 # reads class attention; `Method.for_model` replaces it in models without class token.
 SCORES = {
     "auto": "cls_attn",
@@ -35,8 +35,8 @@ class Reducer:
     Called as reducer(taps, counts, train).
     """
 
-    # The fields of Taps that the reducer reads: metric, key, cls_attn, attn_columns,
-    # shift, probe and rng are there only where it names them.
+    # The fields of ReducerInputs that the reducer reads: metric, key, cls_attn,
+    # attn_columns, shift, probe and rng are there only where it names them.
     needs: ClassVar[frozenset[str]] = frozenset()
     # The feature to compare, one of METRICS; None: the reducer compares none.
     metric = None
@@ -54,10 +54,10 @@ class Reducer:
         return 0
 
     def draws(self, counts, train: bool) -> bool:
-        """Whether the reducer draws random numbers (reads `Taps.rng`) in this call."""
+        """Whether the reducer draws random numbers, by its `rng`, in this call."""
         return "rng" in self.needs
 
-    def check_fits(self, grid: tuple[int, int] | None, counts: Counts):
+    def check_fits(self, grid: tuple[int, int] | None, counts: StepCounts):
         """Check that the reducer can reduce these tokens.
 
         grid: (height, width); None where an earlier reduction left no grid
@@ -157,7 +157,7 @@ class Bipartite(Reducer):
         if short:
             if self.metric == "key" and taps.all_keys is not None:
                 metric = taps.all_keys
-            alike = ops.cosines(metric)[:, -counts.n_in :, -counts.n_in :]
+            alike = ops.cosine(metric)[:, -counts.n_in :, -counts.n_in :]
             similarity = alike[:, first::2, 1 - first :: 2]
         else:
             # Scaled to length 1 as one array: for a GPU a kernel, of two sides several.
@@ -182,7 +182,7 @@ class Bipartite(Reducer):
         slots_b = rest + targets // 2
         absorbed, partner, target = ops.pick(order, merges, sources, partner, slot_of)
         keep = jnp.concatenate([first + 2 * staying, targets], axis=1)
-        index = SlotIndex.joining(keep, absorbed, target, partner)
+        index = SlotIndex(keep, absorbed, target, partner)
 
         def by_token(of_a, of_b):
             return ops.alternate(of_b, of_a) if first else ops.alternate(of_a, of_b)
@@ -215,7 +215,13 @@ def keep_and_sum(keep, weight, n_out):
     """
     dest = jnp.where(keep, ops.count_before(keep), n_out - 1)
     weight = jnp.where(keep, 1.0, weight)
-    index = slot_index(dest, n_out, groups=1)
+    staying = ops.invert(ops.place_among(keep), n_out - 1)
+    leaving = ops.invert(ops.place_among(~keep), keep.shape[1] - n_out + 1)
+    first = leaving[:, :1]
+    absorbed = leaving[:, 1:]
+    target = jnp.full_like(absorbed, n_out - 1)
+    staying = jnp.concatenate([staying, first], axis=1)
+    index = SlotIndex(staying, absorbed, target, first)
     return Assignment(dest, weight, index=index, n_out=n_out, mean=False)
 
 
@@ -262,7 +268,7 @@ def merge_in_place(absorbed, partners, counts):
     skipped = staying_before[:, None, :] <= slot[:, :, None]
     keep = slot + jnp.sum(skipped, axis=-1, dtype=jnp.int32)
     dest = jnp.where(joined == DROPPED, slot_of_staying, joined)
-    index = SlotIndex.joining(keep, absorbed, target, partners)
+    index = SlotIndex(keep, absorbed, target, partners)
     return Assignment(dest, index=index, n_out=counts.n_out)
 
 
@@ -284,7 +290,7 @@ def keep_and_join(keep, absorbed, target, n):
     dest = jnp.where(holds, slots[:, None, :], DROPPED)
     dest = jnp.max(dest, axis=-1)
     partners = ops.gather_rows(keep, target)
-    index = SlotIndex.joining(keep, absorbed, target, partners)
+    index = SlotIndex(keep, absorbed, target, partners)
     return Assignment(dest, index=index, n_out=n_out)
 
 
@@ -296,7 +302,8 @@ def join_most_similar(metric, sources, targets, joining=None):
     joining: number of sources to pair, those with the highest similarity; None: all
     Returns (sources, their targets), [B, r] int32 each.
     """
-    similarity = ops.cosine_between(metric, sources, targets)
+    sides = (ops.gather_rows(metric, side) for side in (sources, targets))
+    similarity = ops.cosine(*sides)
     best, partners = find_partners(similarity, targets)
     if joining is None:
         return sources, partners

@@ -136,8 +136,8 @@ class Reduction:
         changes = {"macs": macs}
         if not isinstance(method.counts, str):
             changes["counts"] = None
-        if method.strength_field is not None:
-            field = method.strength_field
+        if method.ratio_field is not None:
+            field = method.ratio_field
             changes[field] = getattr(type(method), field)
         return Reduction(dataclasses.replace(method, **changes), self.prop_attn)
 

@@ -1,9 +1,8 @@
 """Schedules: how many image tokens are left after each block, in plain Python.
 
-A schedule has a shape and a strength: 0 keeps all tokens, 1 as few as the shape allows.
-`models.reduction_plan` finds the strength for a cost. Fields such as `r` and
-`keep_rate` belong to methods, and their rules are in `token_counts`. How many tokens
-each step of a model leaves is decided in `layer_plan`.
+A schedule has a shape and a ratio: 0 keeps all tokens, 1 as few as the shape allows.
+`models.reduction_plan` finds the ratio for a cost. The tokens of each step, by counts
+or by the rules of fields such as `keep_rate`, are in `block_plan`.
 """
 
 import functools
@@ -23,53 +22,53 @@ IMAGEPIECE = (180, 165, 132, 121, 111, 89, 81, 74, 60, 60, 60, 60)
 DIFFRATE = (196, 195, 189, 171, 153, 124, 106, 95, 83, 77, 69, 2)
 
 
-def constant(depth, strength, start=0):
+def constant(depth, ratio, start=0):
     """Share left after each block, if each from `start` on loses the same number."""
-    return [1 - strength * max(0, block + 1 - start) for block in range(depth)]
+    return [1 - ratio * max(0, block + 1 - start) for block in range(depth)]
 
 
-def proportional(depth, strength, start=0):
+def proportional(depth, ratio, start=0):
     """Share left after each block, if each from `start` on loses the same share."""
-    return [(1 - strength) ** max(0, block + 1 - start) for block in range(depth)]
+    return [(1 - ratio) ** max(0, block + 1 - start) for block in range(depth)]
 
 
-def stages(depth, strength, *blocks):
+def stages(depth, ratio, *blocks):
     """Share left after each block, if each of `blocks` loses the same share."""
     blocks = blocks or (3, 6, 9)
     shares = []
     for block in range(depth):
         passed = [stage for stage in blocks if stage <= block]
-        shares.append((1 - strength) ** len(passed))
+        shares.append((1 - ratio) ** len(passed))
     return shares
 
 
-def late(depth, strength, power=2.0):
+def late(depth, ratio, power=2.0):
     """Share left after each block, if the lost share rises as (block / depth)^power.
 
     power: above 0; with 1 every block loses an equal share of the initial tokens
     Source: Later Is Better, 2026, arXiv 2610.07758.
     """
-    return [1 - strength * ((block + 1) / depth) ** power for block in range(depth)]
+    return [1 - ratio * ((block + 1) / depth) ** power for block in range(depth)]
 
 
-def powered_shares(shares: Sequence[float], strength: float) -> list[float]:
-    """The shares of a schedule at another strength, from 0 to 1.
+def powered_shares(shares: Sequence[float], ratio: float) -> list[float]:
+    """The shares of a schedule at another ratio, from 0 to 1.
 
     At 0 all tokens stay, and at 0.5 the given shares. At 1 a share below 1 becomes 0.
-    Each share is raised to the power strength / (1 - strength).
+    Each share is raised to the power ratio / (1 - ratio).
     """
-    if strength >= 1:
+    if ratio >= 1:
         return [float(share == 1) for share in shares]
-    power = strength / (1 - strength)
+    power = ratio / (1 - ratio)
     return [share**power for share in shares]
 
 
-def stretched(counts, depth, strength):
+def stretched(counts, depth, ratio):
     """Shares after each of `depth` blocks, by the counts of a model of 12 blocks.
 
     counts: its image tokens after each block, of PATCHES at first; interpolated for
         another depth
-    strength: 0.5 gives the counts' own shares, others a power of them
+    ratio: 0.5 gives the counts' own shares, others a power of them
     """
     points = [PATCHES, *counts]
     shares = []
@@ -79,10 +78,10 @@ def stretched(counts, depth, strength):
         part = position - below
         count = points[below] * (1 - part) + points[below + 1] * part
         shares.append(count / points[0])
-    return powered_shares(shares, strength)
+    return powered_shares(shares, ratio)
 
 
-# {name: function (depth, strength, *numbers) -> share that stays after each block}
+# {name: function (depth, ratio, *numbers) -> share that stays after each block}
 SHAPES: dict[str, Callable[..., list[float]]] = {
     "constant": constant,
     "proportional": proportional,
@@ -123,13 +122,13 @@ def split_text(text: str) -> tuple[str, tuple[float, ...]]:
     return name, numbers
 
 
-def counts_of(text: str, depth: int, patches: int, strength: float) -> tuple[int, ...]:
+def counts_of(text: str, depth: int, patches: int, ratio: float) -> tuple[int, ...]:
     """Number of image tokens after each block by a schedule, at least one.
 
     text: a schedule, such as "stages-3-6-9"
     depth: number of blocks of the model
     patches: number of image tokens before the first block
-    strength: from 0, where all tokens stay, to 1
+    ratio: from 0, where all tokens stay, to 1
     Raises InputError for a block that a model of `depth` blocks does not have.
     """
     name, numbers = split_text(text)
@@ -138,7 +137,7 @@ def counts_of(text: str, depth: int, patches: int, strength: float) -> tuple[int
             raise InputError(
                 f"counts is {text!r}; the model has blocks 0 to {depth - 1}"
             )
-    shares = SHAPES[name](depth, strength, *numbers)
+    shares = SHAPES[name](depth, ratio, *numbers)
     return tuple(max(1, rounded(share * patches)) for share in shares)
 
 

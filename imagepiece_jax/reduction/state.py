@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from imagepiece_jax.reduction.ops import gather_rows, invert, place_among
-
 Array = jax.Array
 
 DROPPED = -1
@@ -61,7 +59,7 @@ class TokenState:
 
 
 @struct.dataclass
-class Taps:
+class ReducerInputs:
     """What a reducer can read of a block: values of its image tokens.
 
     A field that the reducer's `needs` does not name is None. At site "pre" the fields
@@ -104,26 +102,20 @@ class SlotIndex:
 
     keep: Array  # [B, n_out]: the token that each slot keeps
     absorbed: Array  # [B, e]: all other tokens that are not dropped
-    target: Array  # [B, e]: the slot that absorbs each of them; n_out for padding
-    # [B, m]: all slots that absorb a token, in any order; further slots may be listed
-    groups: Array
-    group_keep: Array  # [B, m]: the tokens that the groups keep
-
-    @classmethod
-    def joining(cls, keep, absorbed, target, group_keep):
-        """A SlotIndex whose groups are the slots of the absorbed tokens, one for each.
-
-        keep: [B, n_out], the token that each slot keeps
-        absorbed, target: [B, e], the other tokens and their slots
-        group_keep: [B, e], the tokens that those slots keep
-        """
-        return cls(keep, absorbed, target, groups=target, group_keep=group_keep)
+    target: Array  # [B, e]: the slots that absorb them
+    # [B, e]: the tokens that these slots keep; [B, 1] where all join one slot
+    partner: Array
 
     @classmethod
     def one_each(cls, keep):
         """A SlotIndex whose slots have one token each; keep: [B, n_out]."""
         no_tokens = jnp.zeros((keep.shape[0], 0), jnp.int32)
-        return cls.joining(keep, no_tokens, no_tokens, no_tokens)
+        return cls(keep, no_tokens, no_tokens, no_tokens)
+
+    @property
+    def groups(self):
+        """The slots of the partners, a slot once for each."""
+        return self.target[:, : self.partner.shape[1]]
 
 
 @struct.dataclass
@@ -135,8 +127,7 @@ class Assignment:
     weight: Array | None = None
     # [B, n]: what each token adds to its slot's attention size; None: its own one
     attn_size: Array | None = None
-    # the same map by `slot_index`, with which tokens are gathered; None: they are moved
-    # by a matrix product
+    # the same map, with which tokens are gathered; None: a matrix product moves them
     index: SlotIndex | None = None
     n_out: int = struct.field(pytree_node=False, default=0)  # number of slots
     # whether a slot is the weighted mean of its tokens, or else their weighted sum
@@ -187,40 +178,6 @@ def start(x, num_prefix=1, grid=None, coordinates=None):
         num_prefix=num_prefix,
         patches=total - num_prefix,
         grid=grid,
-    )
-
-
-def slot_index(dest, n_out, groups=None):
-    """The SlotIndex of any slot map: each slot keeps the first of its tokens.
-
-    dest: [B, n] int, the slot of each token in [0, n_out), or DROPPED
-    groups: how many slots can have several tokens; None: as many as in any map
-    """
-    n = dest.shape[1]
-    belongs = is_in_slot(dest, n_out)
-    token = jnp.arange(n, dtype=jnp.int32)[None, None, :]
-    candidates = jnp.where(belongs, token, n - 1)
-    keep = jnp.min(candidates, axis=-1)
-    if groups is None:
-        groups = min(n_out, n - n_out)
-    if groups == 0:
-        return SlotIndex.one_each(keep)
-    first = gather_rows(keep, jnp.maximum(dest, 0))
-    is_first = first == token[:, 0]
-    leaves = (dest != DROPPED) & ~is_first
-    absorbed = invert(place_among(leaves), n - n_out)
-    number = jnp.arange(n - n_out)[None]
-    real = number < jnp.sum(leaves, axis=-1, keepdims=True)
-    several = jnp.sum(belongs, axis=-1, dtype=jnp.int32) > 1
-    # Padding of `groups` names slot 0, whose row is computed once more.
-    groups = invert(place_among(several), groups)
-    target = jnp.where(real, gather_rows(dest, absorbed), n_out)
-    return SlotIndex(
-        keep=keep,
-        absorbed=absorbed,
-        target=target,
-        groups=groups,
-        group_keep=gather_rows(keep, groups),
     )
 
 

@@ -5,6 +5,7 @@ Training removes no tokens: attention reads a mask that is drawn from the scores
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 
 from imagepiece_jax.common.rng import gumbel
@@ -100,13 +101,12 @@ def ratio_loss(shares, targets):
     return sum(errors, jnp.float32(0)) / max(1, len(errors))
 
 
-def logit_loss(logits, teacher_logits):
-    """KL(teacher || student), mean over images; both logits are [B, C]."""
-    student = jax.nn.log_softmax(logits.astype(jnp.float32))
-    teacher = jax.nn.log_softmax(teacher_logits.astype(jnp.float32))
+def kl_divergence(student, teacher):
+    """KL(teacher || student) of softmax(logits), in float32. [B, C] twice -> [B]."""
+    student = jax.nn.log_softmax(student.astype(jnp.float32))
+    teacher = jax.nn.log_softmax(teacher.astype(jnp.float32))
     teacher = jax.lax.stop_gradient(teacher)
-    terms = jnp.exp(teacher) * (teacher - student)
-    return jnp.mean(jnp.sum(terms, axis=-1))
+    return optax.losses.kl_divergence_with_log_targets(student, teacher)
 
 
 def token_loss(outputs, teacher_outputs):

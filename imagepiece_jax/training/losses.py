@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from imagepiece_jax.reduction.token_selector import kl_divergence
+
 
 def soft_cross_entropy(logits, targets):
     """Cross entropy with class probabilities: -sum(y log_softmax). [B, C] -> [B].
@@ -60,51 +62,3 @@ def teacher_distance(distill, logits, teacher_logits):
     student = logits.astype(jnp.float32) * scale
     kl = kl_divergence(student, teacher_logits * scale)
     return distill.temperature**2 * kl
-
-
-def class_tokens(states):
-    """The class token after each block. -> [B, depth, D] float32."""
-    rows = [state.x[:, 0].astype(jnp.float32) for state in states]
-    return jnp.stack(rows, axis=1)
-
-
-def kl_divergence(student, teacher):
-    """KL(teacher || student) of softmax(logits). [B, C] twice -> [B]."""
-    student = jax.nn.log_softmax(student)
-    teacher = jax.nn.log_softmax(teacher)
-    return optax.losses.kl_divergence_with_log_targets(student, teacher)
-
-
-def binary_kl_divergence(student, teacher):
-    """Sum over classes of KL(teacher || student) of sigmoid(logits).
-
-    [B, C] twice -> [B]
-    """
-    total = 0.0
-    for sign in (1, -1):
-        ours = jax.nn.log_sigmoid(sign * student)
-        theirs = jax.nn.log_sigmoid(sign * teacher)
-        total += jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
-    return total
-
-
-def squared_error(student, teacher):
-    """Mean squared difference of outputs. [B, C] twice -> [B]."""
-    return jnp.mean((student - teacher) ** 2, axis=-1)
-
-
-def relative_change(student, teacher, kept=None):
-    """Squared distance of features, divided by the square of the teacher's.
-
-    student, teacher: [B, D], or [B, n, D] for n features of each image
-    kept: [B, n], 1 for features that count and 0 for others; None: all count
-    Returns [B], means over n.
-    """
-    distance = jnp.sum((student - teacher) ** 2, axis=-1)
-    share = distance / jnp.sum(teacher**2, axis=-1)
-    if share.ndim == 1:
-        return share
-    if kept is None:
-        return jnp.mean(share, axis=1)
-    number = jnp.maximum(jnp.sum(kept, axis=1), 1)
-    return jnp.sum(share * kept, axis=1) / number

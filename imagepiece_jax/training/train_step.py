@@ -62,15 +62,15 @@ def batch_shapes(run: RunConfig, leading: tuple[int, ...]) -> dict:
     }
 
 
-def token_counts(model: ViT) -> tuple:
-    """The Counts of every block; models with the same ones share a program."""
+def step_counts(model: ViT) -> tuple:
+    """The StepCounts of every block; models with the same ones share a program."""
     return tuple(layer.counts for layer in model.plan)
 
 
 def count_programs(run: RunConfig) -> int:
     """Number of programs that the training steps of a run compile to."""
     models = map(run.create_train_model, range(run.optim.epochs))
-    return len(set(map(token_counts, models)))
+    return len(set(map(step_counts, models)))
 
 
 def init_state(variables, optimizer, with_ema):

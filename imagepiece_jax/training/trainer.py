@@ -38,7 +38,7 @@ from imagepiece_jax.training.train_step import (
     batch_shapes,
     init_state,
     loss_of,
-    token_counts,
+    step_counts,
     train_step,
 )
 
@@ -107,7 +107,7 @@ class RunPlan:
         if epochs[0] == epochs[1]:
             return False
         before, now = map(self.config.create_train_model, epochs)
-        return token_counts(before) != token_counts(now)
+        return step_counts(before) != step_counts(now)
 
 
 def plan_run(

@@ -5,9 +5,9 @@ import pytest
 
 from imagepiece_jax.benchmark import workloads
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.create import create_model
 from tests.benchmark.small import Mean
-from tests.models import tiny
-from tests.models.make import create_model
+from tests.models import make, tiny
 
 
 @pytest.fixture
@@ -47,7 +47,9 @@ def test_the_optimized_model_is_timed(vit):
 @pytest.mark.slow  # compiles a step of training
 def test_a_training_step_changes_the_state_and_counts_three_forward_passes():
     sizes = {"depth": 1, "patch_size": 4, "embed_dim": 8, "num_heads": 2}
-    model = create_model("vit_mini", image_size=16, num_classes=10, **sizes)
+    model = create_model(
+        make.config("vit_mini", image_size=16, num_classes=10, **sizes)
+    )
     vit = workloads.with_random_weights(model).with_reduction("tome:r=2")
     case = workloads.Case.of(vit, "train", 4, "float32")
     work = case.workload()

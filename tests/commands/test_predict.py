@@ -10,10 +10,10 @@ import imagepiece_jax
 from imagepiece_jax.commands import predict, visualize
 from imagepiece_jax.deploy.inference import program_facts
 from imagepiece_jax.models import timm_tensors
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from tests.command import call
-from tests.models import tiny
-from tests.models.make import create_model
+from tests.models import make, tiny
 from tests.pictures import write_damaged
 
 
@@ -48,7 +48,7 @@ def test_a_bad_image_is_named_and_the_others_answered(tmp_path):
 def panda(tmp_path_factory):
     """Public weights by their name, whose class is 388 for every image."""
     folder = tmp_path_factory.mktemp("public")
-    model = create_model("test_vit", num_classes=1000)
+    model = create_model(make.config("test_vit", num_classes=1000))
     tensors = timm_tensors.to_timm(tiny.fill(variable_shapes(model)))
     tensors["head.bias"] = 100 * np.eye(1000, dtype=np.float32)[388]
     np.savez(folder / "test_vit.npz", **tensors)

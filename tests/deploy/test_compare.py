@@ -19,11 +19,11 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models import resize_positions, timm_tensors
 from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE
 from tests.experiments import tiny_paper
-from tests.models import recoveries, tiny
-from tests.models.make import create_model
+from tests.models import make, recoveries, tiny
 
 pytestmark = pytest.mark.usefixtures("evaluations_compiled_once")
 
@@ -135,7 +135,9 @@ def test_smaller_images_are_seen_by_the_dense_weights(tmp_path, on_digits):
     want = Image.fromarray(channel).resize(both, Image.Resampling.BICUBIC)
     # Pillow's bicubic weights are those of a = -0.5, too.
     np.testing.assert_allclose(made[3, :, :, 1], np.asarray(want), atol=1e-5)
-    model = create_model(**tiny_paper.FIELDS | {"image_size": both, "depth": 2})
+    model = create_model(
+        make.config(**tiny_paper.FIELDS | {"image_size": both, "depth": 2})
+    )
     tensors = timm_tensors.to_timm(weights.variables)
     tensors = resize_positions.fit(tensors, model.config, weights.image_size)
     params = timm_tensors.from_timm(tensors, variable_shapes(model))["params"]

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from experiments import controls
-from imagepiece_jax.reduction.layer_plan import Counts, build
+from imagepiece_jax.reduction.block_plan import StepCounts, build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
-from imagepiece_jax.reduction.state import DROPPED, Taps
+from imagepiece_jax.reduction.state import DROPPED, ReducerInputs
 from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import decide
@@ -31,11 +31,11 @@ def block_counts(method, n0, depth):
 
 
 def taps(images, n):
-    """Random Taps of this many tokens; scores without ties."""
+    """Random ReducerInputs of this many tokens; scores without ties."""
     rng = np.random.default_rng(0)
     score = np.stack([rng.permutation(n) / n for _ in range(images)])
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(images))
-    return Taps(
+    return ReducerInputs(
         x=rng.normal(size=(images, n, 4)).astype("float32"),
         size=np.ones((images, n), "float32"),
         metric=rng.normal(size=(images, n, 4)).astype("float32"),
@@ -76,7 +76,7 @@ def test_dropping_drops_the_least_attended():
 def test_the_other_order_is_the_oracles(parity, candidates):
     step = controls.ImagePieceAscending(parity=parity).merge_step(0)
     seen = taps(4, 19)
-    counts = Counts(n_in=19, n_out=15, candidates=candidates)
+    counts = StepCounts(n_in=19, n_out=15, candidates=candidates)
     found = decide(step.reducer, seen, counts)
     for image in range(4):
         metric = seen.metric[image].astype(float)

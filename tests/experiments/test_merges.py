@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from experiments import merges
-from imagepiece_jax.reduction.layer_plan import Counts
+from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.reducers import Bipartite
-from imagepiece_jax.reduction.state import Taps
+from imagepiece_jax.reduction.state import ReducerInputs
 from tests.models import tiny
 from tests.rounding import assert_close
 
@@ -18,7 +18,7 @@ def taps(degrees, attention):
     """Tokens whose keys are unit vectors at these angles. One image."""
     angle = np.deg2rad(np.asarray(degrees, np.float32))[None]
     n = angle.shape[1]
-    return Taps(
+    return ReducerInputs(
         x=np.ones((1, n, 2), np.float32),
         size=np.ones((1, n), np.float32),
         metric=np.stack([np.cos(angle), np.sin(angle)], axis=-1),
@@ -29,7 +29,7 @@ def taps(degrees, attention):
 def drawn(n=19, batch=3, seed=0):
     """Tokens of noise."""
     rng = np.random.default_rng(seed)
-    return Taps(
+    return ReducerInputs(
         x=np.ones((batch, n, 2), np.float32),
         size=np.ones((batch, n), np.float32),
         metric=rng.normal(size=(batch, n, 5)).astype(np.float32),
@@ -68,7 +68,7 @@ TEN = taps(
     [5, 30, 80, 33, 60, 70, 20, 75, 28, 0],
     [0.20, 0.05, 0.15, 0.02, 0.12, 0.04, 0.10, 0.03, 0.01, 0.18],
 )
-TEN_COUNTS = Counts(n_in=10, n_out=7, candidates=6)
+TEN_COUNTS = StepCounts(n_in=10, n_out=7, candidates=6)
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +115,8 @@ def test_distance_of_pairs_by_hand(retokenized):
 @pytest.mark.parametrize(
     "reducer, counts",
     [
-        (Retokenize(), Counts(n_in=19, n_out=15, candidates=11)),
-        (Bipartite(), Counts(n_in=19, n_out=13)),
+        (Retokenize(), StepCounts(n_in=19, n_out=15, candidates=11)),
+        (Bipartite(), StepCounts(n_in=19, n_out=13)),
     ],
 )
 def test_pairs_are_those_of_the_slot_map(reducer, counts):
@@ -156,7 +156,7 @@ def slow_overlap(members, attention, percent):
 
 def test_overlap_is_that_of_sorted_lists():
     tokens = drawn(seed=2)
-    merged = run(Bipartite(), Counts(n_in=19, n_out=13), tokens)
+    merged = run(Bipartite(), StepCounts(n_in=19, n_out=13), tokens)
     for both, percent in itertools.product((False, True), PERCENTS):
         pairs = zip(merged["members"][both], tokens.cls_attn, strict=True)
         expected = [slow_overlap(*pair, percent) for pair in pairs]

@@ -9,10 +9,10 @@ from experiments.study import versions
 from imagepiece_jax.deploy.compare.cache import ResultCache
 from imagepiece_jax.deploy.weights.save import save
 from imagepiece_jax.input.registry import open_source
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
-from tests.models import tiny
-from tests.models.make import create_model
+from tests.models import make, tiny
 
 SIZE = {"patch_size": 2, "embed_dim": 8, "depth": 4, "num_heads": 2}
 FIELDS = {
@@ -23,7 +23,6 @@ FIELDS = {
     "gelu": "exact",
     "class_token": True,
     "mlp_ratio": 2.0,
-    "dtype": "float32",
     **SIZE,
 }
 
@@ -33,7 +32,7 @@ PROGRAMS = {}  # of all studies, whose models are mostly the same
 def pretrained(folder, seed=0, **fields):
     """Random weights of a dense model, which are saved in a folder."""
     fields = FIELDS | fields
-    model = create_model(**fields)
+    model = create_model(make.config(**fields))
     variables = tiny.fill(variable_shapes(model), seed)
     path = save(Pretrained(model, variables), folder / f"tiny{seed}")
     return tiny.loaded(path, variables=variables, seed=seed, **fields)

@@ -2,10 +2,9 @@
 
 import dataclasses
 
-from imagepiece_jax.models import create, reduction_plan, registry
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.config import MEAN, STD, ViTConfig
-from imagepiece_jax.reduction.reduction import Reduction
 
 
 def config(name, *, arch=None, **changes):
@@ -26,22 +25,3 @@ def config(name, *, arch=None, **changes):
     if base:
         return dataclasses.replace(base, arch=own, **changes)
     return ViTConfig(arch=own, **images | changes)
-
-
-def create_model(
-    name,
-    reduction=None,
-    *,
-    dtype="float32",
-    attention="auto",
-    drop_path_rate=0.0,
-    masked=False,
-    **changes,
-):
-    """The model of `config`, as `create.create_model` makes and tells it."""
-    made = config(name, **changes)
-    execution = create.execution_of(made, dtype, attention)
-    execution = dataclasses.replace(execution, drop_path_rate=drop_path_rate)
-    model = create.create(made, reduction, execution, masked)
-    reduction_plan.print_reduction(Reduction.read(reduction), model)
-    return model

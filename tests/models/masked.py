@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.reduction import layer_plan
-from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction import block_plan
+from imagepiece_jax.reduction.block_plan import Fixed, Step
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.state import DROPPED, Assignment
-from imagepiece_jax.reduction.token_counts import Fixed
 from tests.models import tiny
 
 
@@ -77,5 +76,5 @@ def without(model, masks):
         keep = Keep(tuple(held.index(token) for token in rest))
         steps.append(Step(block, keep, Fixed(len(rest)), "pre"))
         held = rest
-    plan = layer_plan.build(tiny.DEPTH, tiny.TOKENS, steps, model.config.arch.prefix)
+    plan = block_plan.build(tiny.DEPTH, tiny.TOKENS, steps, model.config.arch.prefix)
     return model.clone(plan=plan)

@@ -13,10 +13,10 @@ from imagepiece_jax.deploy.inference.features import features
 from imagepiece_jax.models import cost, resize_positions
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.models.variables import variable_shapes
-from tests.models import tiny
-from tests.models.make import create_model
+from tests.models import make, tiny
 from tests.refused import refused
 
 WIDE = (12, 20)  # of patches of 4: 3 rows of 5
@@ -74,7 +74,7 @@ def test_a_crop_that_is_no_square_is_cut_out_of_the_center(size, resized):
 def test_so400m_at_384_pixels_has_27_by_27_positions():
     """As published: 384 = 27 * 14 + 6."""
     name = "vit_so400m_patch14_siglip_384.webli"
-    model = create_model(name, depth=1)
+    model = create_model(make.config(name, depth=1))
     shapes = variable_shapes(model)
     assert shapes["params"]["pos_embed"].shape == (1, 27 * 27, 1152)
     assert model.plan[0].attn_tokens == 27 * 27
@@ -89,8 +89,8 @@ def test_what_fills_no_patch_is_not_read(folded):
     """A stride leaves it at the bottom and on the right."""
     size = {"patch_size": 4, "embed_dim": 30, "depth": 1, "num_heads": 3}
     size |= {"arch": Architecture(), "mlp_ratio": 4.0, "num_classes": 7}
-    cut = create_model(None, image_size=23, **size)
-    whole = create_model(None, image_size=20, **size)
+    cut = create_model(make.config(None, image_size=23, **size))
+    whole = create_model(make.config(None, image_size=20, **size))
     variables = tiny.fill(tiny.shapes(whole))
     params = variable_shapes(cut)["params"]
     chex.assert_trees_all_equal_shapes_and_dtypes(params, variables["params"])
@@ -109,7 +109,7 @@ def test_what_fills_no_patch_is_not_read(folded):
 def test_positions_of_a_published_square_are_resized_to_another_shape(tmp_path):
     """196 positions are 14 x 14 by the name, whatever has as many: 7 x 28 is new."""
     name = "vit_tiny_patch16_224.augreg_in21k"
-    made = create_model(name, depth=1, num_classes=3)
+    made = create_model(make.config(name, depth=1, num_classes=3))
     variables = tiny.variables(made)
     tiny.write(tmp_path / "w.npz", variables)
     size = (112, 448)

@@ -8,13 +8,13 @@ from imagepiece_jax.deploy.weights.load import load
 from imagepiece_jax.deploy.weights.save import save
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import share_of_dense
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.reduction_plan import TOLERANCE
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 from imagepiece_jax.reduction.methods.recommended import recommendation, recommended
 from tests.models import tiny
-from tests.models.make import create_model
 
 
 def image_tokens(model):
@@ -29,7 +29,7 @@ def test_half_of_deit_by_hand(capsys):
     27 tokens in the blocks between the three that reduce, whose attention still has
     the tokens before.
     """
-    model = create_model("deit_ti", reduction=0.5)
+    model = create_model("deit_ti", 0.5)
     first = int(196 * 0.51001**1)
     second = int(196 * 0.51001**2)
     third = int(196 * 0.51001**3)
@@ -79,7 +79,7 @@ def test_with_few_macs_every_block_but_the_first_removes_the_same_share():
     """As from .45 down, where three blocks would have to remove too much at once."""
     assert recommended(Method(macs=0.45), facts()).blocks == (3, 6, 9)
     assert recommended(Method(macs=0.44), facts()).counts == "proportional-1"
-    counts = image_tokens(create_model("deit_ti", reduction=0.4))
+    counts = image_tokens(create_model("deit_ti", 0.4))
     assert counts[0] == 196
     kept = [after / before for before, after in zip(counts, counts[1:], strict=False)]
     assert min(kept) > 0.77
@@ -112,4 +112,4 @@ def test_it_is_kept_as_the_method_and_its_counts(tmp_path, capsys):
 
 def test_what_is_out_of_reach_is_told_the_nearest_cost():
     with pytest.raises(InputError, match="^reduction 0.1: .* is 0.147"):
-        create_model("deit_ti", reduction=0.1)
+        create_model("deit_ti", 0.1)

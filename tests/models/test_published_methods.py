@@ -14,9 +14,9 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.reduction.state import DROPPED
 from tests.models import tiny
-from tests.models.make import create_model
 from tests.rounding import assert_close
 
 pytestmark = pytest.mark.slow
@@ -64,7 +64,7 @@ def case(request, given):
     mark = f"{request.param}_"
     named = {k.removeprefix(mark): v for k, v in theirs.items() if k.startswith(mark)}
     reduction = CASES[request.param]
-    model = create_model("deit_ti", reduction=reduction, attention="xla")
+    model = create_model("deit_ti", reduction, attention="xla")
     if reduction.startswith("dtem"):
         own = {f"reducer_{block}": {"embed": embedding(block)} for block in range(12)}
         variables = {"params": variables["params"] | own}
@@ -81,7 +81,7 @@ def case(request, given):
 
 def test_token_counts_of_another_rate_are_its_authors(given):
     """With 16 a block the last ones run out of tokens, with 13 none does."""
-    model = create_model("deit_ti", reduction="dtem:r=13")
+    model = create_model("deit_ti", "dtem:r=13")
     counts = [layer.mlp_tokens for layer in model.plan]
     assert counts == given[0]["dtem_13_tokens"].tolist()
 

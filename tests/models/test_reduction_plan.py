@@ -6,6 +6,7 @@ import pytest
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import reduction_plan as plans
 from imagepiece_jax.models.cost import share_of_dense
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.reduction_plan import TOLERANCE, with_plan
 from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.methods import METHODS
@@ -13,8 +14,7 @@ from imagepiece_jax.reduction.methods.diffrate import published
 from imagepiece_jax.reduction.methods.method import ModelFacts
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reduction import Reduction
-from tests.models import tiny
-from tests.models.make import create_model
+from tests.models import make, tiny
 
 LATER = "proportional-1"  # all tokens stay in block 0
 NAMES = sorted(set(METHODS) - {"none"})
@@ -31,8 +31,8 @@ REASONS = {
 }
 
 
-def dense(**fields):
-    return create_model("deit_ti", **fields)
+def dense(reduction=None, **fields):
+    return create_model(make.config("deit_ti", **fields), reduction)
 
 
 def at_cost(reduction, model=None):
@@ -104,14 +104,14 @@ def test_an_amount_that_a_cost_replaces_changes_nothing_and_is_refused(name):
 
     def scaled(**fields):
         method = kind(**fields).for_model(ModelFacts(12, 384, 196))
-        return [method.scaled(strength, 12, 196) for strength in (0.2, 0.7)]
+        return [method.scaled(ratio, 12, 196) for ratio in (0.2, 0.7)]
 
     for field in {*kind.amounts} - {"prune", "merge"}:
         changed = {field: other[field]}
         is_same = scaled(**changed) == scaled()
-        assert is_same == (field == kind.strength_field), field
+        assert is_same == (field == kind.ratio_field), field
         typed = {"macs": 0.5, **changed}
-        if field != kind.strength_field:
+        if field != kind.ratio_field:
             assert kind(**typed).macs == 0.5
             continue
         with pytest.raises(InputError, match="but macs says how many tokens stay"):
@@ -142,7 +142,7 @@ SIZES += [("vit_huge_patch14_224.mae", 224)]
 def test_every_method_has_a_shape_of_its_own_for_every_model(name, model, size):
     """Without a published list of the model's size, and with fewer blocks than 12."""
     cost = 0.55 if name == "imagepiece_tome" else 0.5  # the least of six blocks
-    model = create_model(model, image_size=size)
+    model = create_model(make.config(model, image_size=size))
     found, share, _ = at_cost(f"{name}:macs={cost}", model)
     assert abs(share - cost) <= TOLERANCE
     assert found.method.macs is None

@@ -3,8 +3,8 @@
 import pytest
 
 from imagepiece_jax.models import registry
-from tests.models import tiny
-from tests.models.make import create_model
+from imagepiece_jax.models.create import create_model
+from tests.models import make, tiny
 from tests.refused import refused
 
 
@@ -20,7 +20,7 @@ from tests.refused import refused
     ],
 )
 def test_parameters_are_as_many_as_published(name, stem, parameters):
-    shapes = tiny.shapes(create_model(name, stem=stem))
+    shapes = tiny.shapes(create_model(make.config(name, stem=stem)))
     assert tiny.count(shapes["params"]) == parameters
 
 

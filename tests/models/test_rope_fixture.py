@@ -8,9 +8,9 @@ import pytest
 
 from imagepiece_jax.deploy.weights import layouts
 from imagepiece_jax.models import resize_positions, timm_tensors
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
-from tests.models import tiny
-from tests.models.make import create_model
+from tests.models import make, tiny
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "rope.npz"
 SIZE = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 4, "num_classes": 5}
@@ -35,7 +35,7 @@ def made(name, fixture):
     """(model, variables, image) of the fixture."""
     tensors = tensors_of(name, fixture)
     ratio = tensors["blocks.0.mlp.fc2.weight"].shape[1] / SIZE["embed_dim"]
-    model = create_model(name, image_size=IMAGE, mlp_ratio=ratio, **SIZE)
+    model = create_model(make.config(name, image_size=IMAGE, mlp_ratio=ratio, **SIZE))
     tensors = layouts.to_timm(tensors).tensors
     tensors = resize_positions.fit(tensors, model.config, IMAGE)
     variables = timm_tensors.from_timm(tensors, variable_shapes(model))

@@ -10,13 +10,13 @@ import pytest
 
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.state import Assignment, Masking, Mixing, start
 from tests import oracles
 from tests.models import tiny
-from tests.models.make import create_model
 from tests.models.test_families import few
 from tests.reduction.steps import apply
 from tests.refused import refused

@@ -12,10 +12,10 @@ from imagepiece_jax.deploy.inference.features import features
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention_pool import AttentionPool
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.reduction.layer_plan import Counts
+from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.ops import shift_shares, uniqueness
 from imagepiece_jax.reduction.reducers import Ranking
-from imagepiece_jax.reduction.state import Taps, start
+from imagepiece_jax.reduction.state import ReducerInputs, start
 from tests import oracles
 from tests.models import tiny
 from tests.refused import refused
@@ -219,8 +219,8 @@ def test_masked_tokens_have_no_part_in_scores_of_the_others(score):
     def scores(x, mask=None):
         state = start(x, 2).replace(mask=mask)
         _, found = module.apply(variables, x, state, reducer.reads)
-        taps = Taps(x[:, 2:], state.size[:, 2:], mask=mask, **found)
-        return reducer.scores(taps, Counts(5, 4, progress=1 / 3))
+        taps = ReducerInputs(x[:, 2:], state.size[:, 2:], mask=mask, **found)
+        return reducer.scores(taps, StepCounts(5, 4, progress=1 / 3))
 
     got = tiny.compiled(scores)(x, mask)
     got = np.where(mask > 0.5, got, 0)

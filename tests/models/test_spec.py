@@ -6,14 +6,14 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import DEIT, Architecture
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.rotary import Rotary
-from tests.models import tiny
-from tests.models.make import create_model
+from tests.models import make, tiny
 
 
 def test_fields_override_what_the_name_stands_for():
     size = dict(patch_size=8, embed_dim=96, depth=3, num_heads=6, mlp_ratio=2.0)
-    model = create_model("deit_s", image_size=64, num_classes=5, **size)
+    model = create_model(make.config("deit_s", image_size=64, num_classes=5, **size))
     assert len(model.plan) == 3
     params = tiny.shapes(model)["params"]
     assert params["blocks_2"]["mlp"]["fc1"]["kernel"].shape == (96, 192)
@@ -24,11 +24,11 @@ def test_fields_override_what_the_name_stands_for():
 UNWEIGHTED = "tome:prop_attn=False"
 WRONG = [  # (fields, what the sentence has)
     ({"embed_dim": 2.5}, "embed_dim is 2.5"),
-    ({"num_heads": 5}, "num_heads is 5; it must divide embed_dim, 384"),
+    ({"num_heads": 4}, "num_heads is 4; it must divide embed_dim, 30"),
     ({"mlp_ratio": 1e-9}, "mlp_ratio is 1e-09"),
     ({"depth": 10**30}, "depth is 1000"),
     ({"mlp_ratio": 1e30}, "mlp_ratio is 1e+30"),
-    ({"arch": {"pool": "map", "pool_heads": 5}}, "pool_heads is 5; it must divide"),
+    ({"arch": {"pool": "map", "pool_heads": 4}}, "pool_heads is 4; it must divide"),
     ({"arch": {"pool": "map", "pool_mlp_ratio": 0}}, "pool_mlp_ratio is 0"),
     ({"std": (0.5, 0.5, 128)}, "std is 128"),
     ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0"),
@@ -49,45 +49,47 @@ WRONG = [  # (fields, what the sentence has)
 @pytest.mark.parametrize("fields, said", WRONG)
 def test_a_wrong_field_is_named_with_its_value(fields, said):
     with pytest.raises(InputError) as error:
-        create_model(**{"name": "deit_s"} | fields)
+        tiny.model(**fields)
     assert said in str(error.value)
 
 
 def test_a_model_without_a_name_is_made_of_its_fields():
     size = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
     arch = {"gelu": "quick", "norm_eps": 1e-5, "registers": 2}
-    model = create_model(None, image_size=18, arch=arch, **size)
+    model = create_model(make.config(None, image_size=18, arch=arch, **size))
     assert model.config.arch == Architecture(gelu="quick", norm_eps=1e-5, registers=2)
     assert model.config.arch.difference(DEIT) == arch
     assert model.config.mlp_ratio == 4
     assert model.plan[0].attn_tokens == 16 + 3  # of 18 pixels two are cut
     turned = Architecture(rotary=Rotary(origin="center", reference=(3, 4)))
     plain = json.loads(json.dumps(turned.difference(DEIT)))
-    assert create_model(None, arch=plain, **size).config.arch == turned
-    other = create_model(None, arch=arch, resize="offset", **size).config.arch
+    assert make.config(None, arch=plain, **size).arch == turned
+    other = create_model(
+        make.config(None, arch=arch, resize="offset", **size)
+    ).config.arch
     assert (other.resize, other.gelu) == ("offset", "quick")
 
 
 def test_proportional_attention_is_as_the_method_is_meant_unless_it_is_said():
     def used(name, **options):
-        return create_model("deit_ti", reduction=name, **options).prop_attn
+        return create_model(make.config("deit_ti", **options), name).prop_attn
 
     assert used("tome")
     assert not used("none")
     assert not used("tome", prop_attn=False)
     assert used("evit", prop_attn=True)
-    assert not create_model("deit_ti", reduction=UNWEIGHTED).prop_attn
-    assert not create_model("deit_ti", reduction=UNWEIGHTED, prop_attn=True).prop_attn
+    assert not used(UNWEIGHTED)
+    assert not create_model(
+        make.config("deit_ti", prop_attn=True), UNWEIGHTED
+    ).prop_attn
 
 
 @pytest.mark.parametrize("given, used", [(None, False), (True, True), (False, False)])
 def test_mae_is_merged_without_proportional_attention(given, used):
     """Off the shelf, as ToMe's authors use it; other weights of its shape are not."""
-    options = {"reduction": "tome:r=8"}
-    if given is not None:
-        options["prop_attn"] = given
-    mae = create_model("vit_base_patch16_224.mae", **options)
-    assert mae.prop_attn is used
+    options = {} if given is None else {"prop_attn": given}
+    mae = make.config("vit_base_patch16_224.mae", **options)
+    assert create_model(mae, "tome:r=8").prop_attn is used
     for name in ("deit_base_patch16_224", "vit_base_patch16_224.dino"):
-        other = create_model(name, **options)
+        other = create_model(make.config(name, **options), "tome:r=8")
         assert other.prop_attn is (given is not False)

@@ -74,8 +74,8 @@ def dense_text(model):
     return text(program(model))
 
 
-# Mixtures of all tokens, and pools: no slot map whose merged slots are counted.
-BY_PRODUCT = {"token_learner", "grid_pooling"}
+# Mixtures of all tokens, pools and clusters: their slots have any number of tokens.
+BY_PRODUCT = {"token_learner", "grid_pooling", "atc", "dpc_knn", "token_pooling"}
 # The map of the attention is what it merges.
 BY_MAP = {"mctf"}
 

@@ -12,8 +12,8 @@ import pytest
 
 from imagepiece_jax.deploy.weights import layouts
 from imagepiece_jax.models import timm_tensors
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
-from tests.models.make import create_model
 from tests.runs import ROOT
 
 FILE = ROOT / "tests" / "fixtures" / "whole_models.json"

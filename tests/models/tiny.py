@@ -10,7 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.models import timm_tensors
+from imagepiece_jax.models import create, timm_tensors
 from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.models.config import Execution
 from imagepiece_jax.models.pretrained import Pretrained, Source
@@ -19,7 +19,7 @@ from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.provenance import patch_slots
 from imagepiece_jax.reduction.reduction import Reduction
-from tests.models.make import config, create_model
+from tests.models.make import config
 
 # No two of these, and no token count below, are the same number.
 SIDE = 20
@@ -127,11 +127,18 @@ def attention(width, heads, prop_attn=False, **execution):
     return Attention(config(None, **sizes), Execution(**execution), prop_attn)
 
 
-def model(reduction=None, **options):
-    """The tiny ViT; `options` are those of `make.create_model`."""
+def model(reduction=None, masked=False, drop_path_rate=0.0, **options):
+    """The tiny ViT; `options` are those of `make.config`, dtype and attention."""
     size = {"patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
     size |= {"image_size": SIDE, "num_classes": CLASSES}
-    return create_model("vit_mini", reduction=reduction, **size | options)
+    size |= options
+    execution = {
+        name: size.pop(name) for name in ("dtype", "attention") if name in size
+    }
+    made = config("vit_mini", **size)
+    execution = create.execution_of(made, **execution)
+    execution = dataclasses.replace(execution, drop_path_rate=drop_path_rate)
+    return create.create(made, reduction, execution, masked)
 
 
 def shapes(module, side=SIDE):
@@ -178,10 +185,10 @@ def loaded(path, reduction=None, variables=None, seed=0, **fields):
     """A Pretrained as `load` makes it of a file at `path`, which need not be there.
 
     variables: None: shapes alone
-    fields: as `make.create_model` takes them
+    fields: as `make.config` takes them
     """
     path = pathlib.Path(path)
-    made = create_model(fields.pop("name"), reduction, **fields)
+    made = create.create(config(**fields), reduction)
     size = made.config.image_size
     source = Source(path=path, name=path.name, image_size=size, run={"seed": seed})
     if variables is None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.deploy.weights import layouts
-from tests.models.make import create_model
+from imagepiece_jax.models.create import create_model
+from tests.models import make
 from tests.parity.record import apart, noise, outputs, record
 
 torch = pytest.importorskip("torch")
@@ -70,7 +71,7 @@ def randomized(model):
 def pair(request):
     """(family, our model, tensors, images, what timm computes of them)."""
     name, fields = FAMILIES[request.param]
-    ours = create_model(name, num_classes=7, **fields)
+    ours = create_model(make.config(name, num_classes=7, **fields))
     side = ours.config.image_size
     options = {"act_layer": ACTIVATIONS[ours.config.arch.gelu]}
     if ours.config.arch.mlp == "swiglu":

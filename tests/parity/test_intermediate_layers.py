@@ -6,8 +6,9 @@ import pytest
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.inference.features import features
 from imagepiece_jax.models import registry, timm_tensors
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
-from tests.models.make import create_model
+from tests.models import make
 
 for package in ("torch", "timm", "transformers"):
     pytest.importorskip(package)
@@ -41,7 +42,7 @@ def test_layers_are_those_of_timm(name):
         name, pretrained=False, img_size=size, act_layer=act, num_classes=5, **SMALL
     ).eval()
     originals.randomize(theirs)
-    ours = create_model(name, image_size=size, num_classes=5, **SMALL)
+    ours = create_model(make.config(name, image_size=size, num_classes=5, **SMALL))
     tensors = {key: value.numpy() for key, value in theirs.state_dict().items()}
     variables = timm_tensors.from_timm(tensors, variable_shapes(ours))
     images = noise(2, *size, 3)

@@ -9,8 +9,9 @@ import pytest
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.deploy.weights import hub_configs, layouts
 from imagepiece_jax.models import create, registry
+from imagepiece_jax.models.create import create_model
 from tests.deploy.weights.test_layouts_rope import eva, own
-from tests.models.make import create_model
+from tests.models import make
 from tests.parity.record import apart, noise, outputs, record
 
 torch = pytest.importorskip("torch")
@@ -61,7 +62,7 @@ def test_logits_and_features_are_timms(name):
         name, pretrained=False, **{"img_size": size} if MODELS[name] else {}
     )
     fixtures.randomize(theirs.eval())
-    ours = create_model(name, image_size=size)
+    ours = create_model(make.config(name, image_size=size))
     raw = arrays(theirs)
     tensors = layouts.to_timm(raw).tensors
     pixels = noise(2, *sides(size), 3)
@@ -93,7 +94,7 @@ def test_learned_and_rotary_positions_are_resized_as_timm_does(new):
     tensors = layouts.to_timm(arrays(theirs)).tensors
     theirs.set_input_size(new)
     pixels = noise(2, *new, 3)
-    out = outputs(create_model(name, image_size=new), tensors, pixels)
+    out = outputs(create_model(make.config(name, image_size=new)), tensors, pixels)
     with torch.no_grad():
         assert apart(out.logits, theirs(torched(pixels))) < ALLOWED
 

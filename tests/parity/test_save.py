@@ -7,10 +7,10 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.models import registry
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
-from tests.models import recoveries, tiny
-from tests.models.make import create_model
+from tests.models import make, recoveries, tiny
 from tests.parity.record import apart, computed, noise
 
 for package in ("torch", "timm"):
@@ -37,9 +37,9 @@ def agrees(folder, vit):
     return theirs
 
 
-def made(name, **fields):
+def made(name, reduction=None, **fields):
     """A public model with random variables, as trained: attention is no maximum."""
-    model = create_model(name, **fields)
+    model = create_model(make.config(name, **fields), reduction)
 
     def scaled(leaf):
         return leaf / np.sqrt(0.1 * leaf.shape[0]) if leaf.ndim > 1 else leaf

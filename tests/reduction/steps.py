@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from imagepiece_jax.reduction import moves
-from imagepiece_jax.reduction.state import slot_index
+from imagepiece_jax.reduction.state import SlotIndex
 from tests.models import tiny
 
 FORMS = ("gather", "one_hot")
@@ -16,13 +16,33 @@ def move(state, result, form=None):
     """`moves.apply`, by indices ("gather") or a product ("one_hot"), its oracle."""
     if form == "one_hot":
         result = result.replace(index=None)
-    elif form == "gather" and result.index is None:
-        index = slot_index(result.dest, result.n_out)
-        result = result.replace(index=index)
     return moves.apply(state, result)
 
 
-apply = tiny.compiled(move, static_argnames="form")
+def index_of(dest, n_out):
+    """The SlotIndex of a slot map, whose slots keep the first of their tokens.
+
+    All images drop the same number of tokens.
+    """
+    rows = []
+    for slots in np.asarray(dest):
+        keep = [np.flatnonzero(slots == slot)[0] for slot in range(n_out)]
+        others = [token for token in np.flatnonzero(slots >= 0) if token not in keep]
+        target = slots[others]
+        rows.append((keep, others, target, np.asarray(keep)[target]))
+    return SlotIndex(*map(np.int32, zip(*rows, strict=True)))
+
+
+_apply = tiny.compiled(move, static_argnames="form")
+
+
+def apply(state, result, form=None):
+    """Compiled `move` of any result, by an index that it need not have."""
+    if form == "gather" and result.index is None:
+        result = result.replace(index=index_of(result.dest, result.n_out))
+    return _apply(state, result, form=form)
+
+
 decide = tiny.compiled(
     lambda reducer, taps, counts: reducer(taps, counts), static_argnums=(0, 2)
 )

@@ -6,12 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction import layer_plan
-from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction import block_plan
+from imagepiece_jax.reduction.block_plan import Fixed, Step
 from imagepiece_jax.reduction.moves import merge_map
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.state import DROPPED, Assignment
-from imagepiece_jax.reduction.token_counts import Fixed
 from tests.models import tiny
 from tests.reduction.steps import FORMS, apply
 from tests.reduction.test_moves import expected, make
@@ -86,7 +85,7 @@ def test_a_model_attends_by_attention_sizes():
     found = []
     for reducer, left in ((First(True), 20), (First(False), 19), (First(False), 20)):
         steps = [Step(0, reducer, Fixed(left))]
-        plan = layer_plan.build(tiny.DEPTH, tiny.TOKENS, steps)
+        plan = block_plan.build(tiny.DEPTH, tiny.TOKENS, steps)
         found.append(tiny.jit(model.clone(plan=plan).apply)(variables, tiny.images()))
     np.testing.assert_allclose(found[0].logits, found[1].logits, atol=1e-5)
     assert np.abs(found[0].logits - found[2].logits).max() > 1e-3

@@ -19,10 +19,10 @@ from flax import linen as nn
 from imagepiece_jax.deploy.inference.features import feature_map
 from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.reduction import contract, moves, provenance
-from imagepiece_jax.reduction.layer_plan import build
+from imagepiece_jax.reduction.block_plan import build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.reduction.state import DROPPED, Taps, start
+from imagepiece_jax.reduction.state import DROPPED, ReducerInputs, start
 from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import reducers, shortest
@@ -91,7 +91,7 @@ FEW |= dict.fromkeys((name for name in METHODS if "imagepiece" in name), 4)
 def plan_of(name, method, n0=N0):
     """Of steps that are all of one kind the first two: a third meets nothing new."""
     depth = FEW.get(name, 10)
-    plan = build(depth, n0, method.planned_steps(depth, n0))
+    plan = method.plan(depth, n0, prefix=1)
     alike = len(set(reducers(plan))) == 1 and name != "diffrate"  # of three amounts
     return shortest(plan) if alike else plan
 
@@ -153,7 +153,7 @@ def taps_of(layer, state, keys, grid=None):
     """What the reducer of a layer may read."""
     x = state.x[:, 1:]
     scores = jax.nn.softmax(4 * x[..., 0].astype(jnp.float32))
-    return Taps(
+    return ReducerInputs(
         x=x,
         size=state.size[:, 1:],
         attn_size=state.effective_size[:, 1:],
@@ -174,7 +174,9 @@ def filled(states, results):
     most like it.
     """
     last = states[-1]
-    taps = tuple(Taps(state.x[:, 1:], state.size[:, 1:]) for state in states[:-1])
+    taps = tuple(
+        ReducerInputs(state.x[:, 1:], state.size[:, 1:]) for state in states[:-1]
+    )
     outputs = Outputs(None, None, last.x, last, tuple(results), taps)
     found = {}
     for fill in ("last", "nearest"):

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.reduction import moves, ops
-from imagepiece_jax.reduction.layer_plan import Counts
+from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.reducers import Bipartite, TopK, find_partners
-from imagepiece_jax.reduction.state import DROPPED, Taps, TokenState, start
+from imagepiece_jax.reduction.state import DROPPED, ReducerInputs, TokenState, start
 from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import FORMS, apply, decide, move, vectors
@@ -31,8 +31,8 @@ def reduced(reducer, state, taps, counts):
 
 
 def make_taps(scores, metric, x=None, size=None, dtype=jnp.float32):
-    """Taps of a batch: scores [B, n], metric [B, n, d]; x defaults to the metric."""
-    return Taps(
+    """The inputs of a batch: scores [B, n], metric [B, n, d]; x defaults to it."""
+    return ReducerInputs(
         x=_as(metric if x is None else x, dtype),
         size=np.ones(np.shape(scores), np.float32) if size is None else size,
         metric=_as(metric, dtype),
@@ -83,7 +83,7 @@ ATTENTION = [0.20, 0.05, 0.15, 0.02, 0.12, 0.04, 0.10, 0.03, 0.01, 0.18]
     ],
 )
 def test_imagepiece_merges_as_computed_by_hand(candidates, merges, values, sizes, form):
-    counts = Counts(n_in=10, n_out=10 - merges, candidates=candidates)
+    counts = StepCounts(n_in=10, n_out=10 - merges, candidates=candidates)
     result = decide(Retokenize(), make_taps([ATTENTION], [CIRCLE]), counts)
     x = np.arange(-1.0, 10.0, dtype=np.float32)[
         None, :, None
@@ -103,7 +103,7 @@ def test_imagepiece_merges_as_computed_by_hand(candidates, merges, values, sizes
 def test_evit_fuses_as_computed_by_hand(fuse, form):
     """Or prunes."""
     taps = make_taps([[0.10, 0.05, 0.30, 0.15, 0.20]], np.ones((1, 5, 1)))
-    result = decide(TopK(fuse=fuse), taps, Counts(n_in=5, n_out=3 + fuse))
+    result = decide(TopK(fuse=fuse), taps, StepCounts(n_in=5, n_out=3 + fuse))
     slot = 3 if fuse else DROPPED
     assert result.dest.tolist() == [[slot, slot, 0, 1, 2]]
     x = np.arange(0.0, 6.0, dtype=np.float32)[None, :, None]  # class token 0, then 1..5
@@ -128,11 +128,11 @@ def work_at(n):
     """(reducer, counts) of every rate and parity that changes something at `n`."""
     work = []
     for kept in sorted({oracles.keep_count(rate, n) for rate in RATES} - {n}):
-        work.append((TopK(), Counts(n_in=n, n_out=kept)))
-        work.append((TopK(fuse=True), Counts(n_in=n, n_out=kept + 1)))
+        work.append((TopK(), StepCounts(n_in=n, n_out=kept)))
+        work.append((TopK(fuse=True), StepCounts(n_in=n, n_out=kept + 1)))
     splits = {oracles.merge_counts(n, *amount) for amount in MERGES}
     for candidates, merges in sorted(splits):
-        counts = Counts(n_in=n, n_out=n - merges, candidates=candidates)
+        counts = StepCounts(n_in=n, n_out=n - merges, candidates=candidates)
         if merges:
             work += [(Retokenize(parity), counts) for parity in (0, 1)]
     return tuple(work)
@@ -174,8 +174,6 @@ def test_decisions_equal_the_oracle(n):
             want = truth(reducer, counts, scores[image], similarity[image])
             case = f"{reducer} {counts} image {image}"
             np.testing.assert_array_equal(dest, want, err_msg=case)
-            several = np.bincount(dest[dest != DROPPED]) > 1
-            assert several.sum() <= result.index.groups.shape[1], case
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -186,7 +184,7 @@ def test_merged_tokens_equal_the_oracle(size_weighting, dtype):
     scores, metric = images(19)
     x = rng.normal(size=(8, 20, 5)).astype(dtype)
     state = TokenState(x=x, size=np.float32(rng.integers(1, 9, (8, 20))))
-    counts = Counts(n_in=19, n_out=14, candidates=11)
+    counts = StepCounts(n_in=19, n_out=14, candidates=11)
     taps = make_taps(scores, metric, state.x[:, 1:], state.size[:, 1:], dtype)
     result, both = reduced(
         Retokenize(size_weighting=size_weighting), state, taps, counts
@@ -213,7 +211,7 @@ def test_fusing_passes_gradient_to_the_attention():
     rng = np.random.default_rng(0)
     state = jax.tree.map(jnp.asarray, start(np.float32(rng.normal(size=(2, 8, 5)))))
     scores = np.float32(rng.dirichlet(np.ones(7), size=2))
-    counts = Counts(n_in=7, n_out=5)
+    counts = StepCounts(n_in=7, n_out=5)
 
     def loss(scores):
         result = TopK(fuse=True)(make_taps(scores, state.x[:, 1:]), counts)
@@ -233,7 +231,7 @@ def test_merging_decides_without_gradient(reducer, candidates):
     scores = rng.random((2, 9), np.float32)
     metric = rng.normal(size=(2, 9, 4))
     x = np.float32(rng.normal(size=(2, 10, 4)))
-    counts = Counts(n_in=9, n_out=6, candidates=candidates)
+    counts = StepCounts(n_in=9, n_out=6, candidates=candidates)
 
     def loss(scores, metric, x):
         result = reducer(make_taps(scores, metric), counts)
@@ -250,10 +248,10 @@ def test_merging_decides_without_gradient(reducer, candidates):
 @pytest.mark.parametrize(
     "reducer, counts",
     [
-        (TopK(), Counts(n_in=12, n_out=7)),
-        (TopK(fuse=True), Counts(n_in=12, n_out=8)),
-        (Retokenize(), Counts(n_in=12, n_out=9, candidates=7)),
-        (Retokenize(parity=1), Counts(n_in=12, n_out=9, candidates=7)),
+        (TopK(), StepCounts(n_in=12, n_out=7)),
+        (TopK(fuse=True), StepCounts(n_in=12, n_out=8)),
+        (Retokenize(), StepCounts(n_in=12, n_out=9, candidates=7)),
+        (Retokenize(parity=1), StepCounts(n_in=12, n_out=9, candidates=7)),
     ],
 )
 def test_bad_numbers_still_fill_every_slot(reducer, counts):

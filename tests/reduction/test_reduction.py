@@ -74,7 +74,7 @@ def test_a_cost_replaces_what_said_how_many_tokens_stay(name):
         Reduction.read(f"{name}:macs=0.5")
     )
     kind = METHODS[name]
-    if field := kind.strength_field:
+    if field := kind.ratio_field:
         typed = Reduction.read(f"{name}:{field}=1")
         assert typed.with_cost(0.5) == Reduction.read(f"{name}:macs=0.5")
     schedule = Reduction.read(f"{name}:macs=0.9:counts=proportional-1")

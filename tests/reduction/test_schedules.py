@@ -3,13 +3,13 @@
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.layer_plan import build
+from imagepiece_jax.reduction.block_plan import build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.schedules import check_counts, counts_of
 
 
 @pytest.mark.parametrize(
-    "text, strength, want",
+    "text, ratio, want",
     [
         ("constant", 0.25, (12, 8, 4, 1)),  # 0 is raised to one token
         ("constant-1", 0.25, (16, 12, 8, 4)),
@@ -28,8 +28,8 @@ from imagepiece_jax.reduction.schedules import check_counts, counts_of
         ("diffrate", 1.0, (1,) * 4),
     ],
 )
-def test_counts_by_hand(text, strength, want):
-    assert counts_of(text, 4, 16, strength) == want
+def test_counts_by_hand(text, ratio, want):
+    assert counts_of(text, 4, 16, ratio) == want
 
 
 def test_published_counts_are_reached_at_one_half():
@@ -48,14 +48,14 @@ def test_published_counts_are_reached_at_one_half():
 
 
 def test_proportions_of_what_leaves_are_kept():
-    """6 and 3 of 16: strength 1 is the larger one times 16."""
+    """6 and 3 of 16: ratio 1 is the larger one times 16."""
     method = METHODS["tome"](r=9, inflection=-1.0).scaled(3 / 8, 3, 16)
     assert method.counts == (10, 7, 7)
 
 
 @pytest.mark.parametrize("text", ["constant", "proportional-1", "stages", "imagepiece"])
 def test_a_stronger_schedule_leaves_no_more(text):
-    rows = [counts_of(text, 12, 196, strength / 50) for strength in range(51)]
+    rows = [counts_of(text, 12, 196, ratio / 50) for ratio in range(51)]
     assert rows[0] == (196,) * 12
     assert min(rows[-1]) == 1
     for weak, strong in zip(rows, rows[1:], strict=False):

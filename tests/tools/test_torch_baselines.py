@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.models import timm_tensors
+from imagepiece_jax.models.create import create_model
 from tests.benchmark.small import SMALL
 from tests.command import call
-from tests.models import tiny
-from tests.models.make import create_model
+from tests.models import make, tiny
 from tools import torch_baselines
 
 DEPTH = 4
@@ -37,10 +37,12 @@ def vit():
     return model.eval()
 
 
-def ours(vit, **options):
+def ours(vit, reduction=None, **options):
     """Our model with the same weights, as a function of NHWC images."""
     size = {"patch_size": 16, "embed_dim": 48, "depth": DEPTH, "num_heads": 3}
-    model = create_model("deit_ti", num_classes=tiny.CLASSES, **size | options)
+    model = create_model(
+        make.config("deit_ti", num_classes=tiny.CLASSES, **size | options), reduction
+    )
     state = {name: value.numpy() for name, value in vit.state_dict().items()}
     variables = timm_tensors.from_timm(state, tiny.shapes(model))
     return lambda images: tiny.jit(model.apply)(variables, images).logits

@@ -17,6 +17,7 @@ from imagepiece_jax.deploy.weights.load import loaders
 from imagepiece_jax.deploy.weights.save import save
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import Outputs
@@ -25,7 +26,7 @@ from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.losses import distillation, teacher_distance
 from tests import runs
 from tests.models import tiny
-from tests.models.make import create_model
+from tests.models.make import config
 from tests.models.tiny import fill
 from tests.oracles import log_softmax
 from tests.rounding import assert_close
@@ -121,7 +122,7 @@ OTHER = DENSE | {"depth": 2, "embed_dim": 12, "image_size": 12, "patch_size": 4}
 @functools.cache
 def other_teacher():
     """A larger model of other images, and its variables."""
-    model = create_model("vit_mini", mean=HALF, std=HALF, **OTHER)
+    model = create_model(config("vit_mini", mean=HALF, std=HALF, **OTHER))
     variables = fill(variable_shapes(model), seed=3)
     return teacher.Teacher(model, MEAN, STD), variables
 
@@ -172,7 +173,7 @@ def test_the_loss_of_a_step():
     one = batch(0)
     images = one["image"][0, 0]
     labels = one["label"][0, 0]
-    student = create_model("vit_mini", **DENSE)
+    student = create_model(config("vit_mini", **DENSE))
     variables = parallel.unreplicate(state).variables
     logits = tiny.logits(student)(variables, ours(images))
     model = other_teacher()[0].model
@@ -228,7 +229,7 @@ def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     for name, classes in (("ten", 10), ("nine", 9)):
         fields = OTHER | {"num_classes": classes, "image_size": 16}
-        model = create_model("vit_mini", mean=HALF, std=HALF, **fields)
+        model = create_model(config("vit_mini", mean=HALF, std=HALF, **fields))
         variables = fill(variable_shapes(model), seed=1)
         save(Pretrained(model, variables), folder / name)
     return folder

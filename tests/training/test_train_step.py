@@ -17,6 +17,7 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.input.config import AugmentConfig
 from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.training.losses import soft_cross_entropy
 from imagepiece_jax.training.optimizer import adamw
 from imagepiece_jax.training.train_step import (
@@ -25,7 +26,7 @@ from imagepiece_jax.training.train_step import (
     train_step,
 )
 from tests import runs
-from tests.models.make import create_model
+from tests.models.make import config
 from tests.refused import refused
 from tests.rounding import assert_close
 
@@ -68,7 +69,8 @@ def make(recipe=None, optimizer=None, seed=0, **fields):
     for name in ("axis_name", "drop_path_rate"):
         if name in fields:
             execution[name] = fields.pop(name)
-    model = create_model("vit_mini", **DENSE | fields).with_execution(**execution)
+    model = create_model(config("vit_mini", **DENSE | fields))
+    model = model.with_execution(**execution)
     recipe = recipe or dataclasses.replace(PLAIN, seed=seed, log_every_steps=3)
     optimizer = optimizer or optax.sgd(0.1)
     variables = runs.untrained(model, seed)
@@ -144,7 +146,7 @@ def test_images_are_normalized_as_the_model_says():
     step, state = make(recipe, mean=mean, std=std)
     images = batch(0)["image"][0, 0]
     labels = batch(0)["label"][0, 0]
-    forward = jax.jit(create_model("vit_mini", **DENSE).apply)
+    forward = jax.jit(create_model(config("vit_mini", **DENSE)).apply)
     variables = parallel.unreplicate(state).variables
 
     def cross_entropy(mean, std):
@@ -312,7 +314,7 @@ AUGMENT = {
 
 def test_draws_belong_to_a_place_in_the_global_batch():
     """Whatever device, micro-batch or neighbor is there; another step, other draws."""
-    model = create_model("vit_mini", mean=HALF, std=HALF, **DENSE)
+    model = create_model(config("vit_mini", mean=HALF, std=HALF, **DENSE))
     recipe = dataclasses.replace(PLAIN, seed=3, **AUGMENT)
     prepare_part = functools.partial(prepare, model=model, run=recipe)
     program = parallel.pmap(prepare_part)

@@ -1063,7 +1063,7 @@ def _move_by_index(graph, x, weight, total, index, dest, mean):
     Arguments are those of `reduction.moves._move_by_index`.
     """
     n_out = index.keep.shape[1]
-    absorbs = index.groups.shape[1]
+    absorbs = index.absorbed.shape[1]
     batch = x.shape[0]
     prefix = x.shape[1] - dest.shape[1]
     row = _after_prefix(graph, np.arange(prefix), _shifted(graph, index.keep, prefix))
@@ -1088,8 +1088,7 @@ def _move_by_index(graph, x, weight, total, index, dest, mean):
     kept = graph.elementwise("Mul", kept, graph.cast(factor, x.dtype))
     if not absorbs:
         return kept
-    slots = graph.elementwise("Min", index.target, n_out - 1)  # padding's is n_out
-    share = shares(index.absorbed, slots)
+    share = shares(index.absorbed, index.target)
     moved = gather_rows(graph, x, _shifted(graph, index.absorbed, prefix))
     share = graph.reshape(share, (*share.shape, 1))
     moved = graph.elementwise("Mul", moved, graph.cast(share, x.dtype))

@@ -8,13 +8,7 @@ from imagepiece_jax.models.problem_type import REGRESSION, activation
 from imagepiece_jax.models.vit import ViT, with_states
 from imagepiece_jax.reduction.provenance import follow, rows_of
 from imagepiece_jax.reduction.state import DROPPED
-from imagepiece_jax.training.losses import (
-    binary_kl_divergence,
-    class_tokens,
-    kl_divergence,
-    relative_change,
-    squared_error,
-)
+from imagepiece_jax.reduction.token_selector import kl_divergence
 
 
 def answers(model: ViT, variables, images, read: tuple[str, ...]):
@@ -35,7 +29,8 @@ def answers(model: ViT, variables, images, read: tuple[str, ...]):
     outputs, states = with_states(model, variables, images)
     found = {"logits": outputs.logits}
     if "class_tokens" in read:
-        found["class_tokens"] = class_tokens(states)
+        rows = [state.x[:, 0].astype(jnp.float32) for state in states]
+        found["class_tokens"] = jnp.stack(rows, axis=1)
     if "patches" in read:
         tokens = outputs.tokens[:, model.config.arch.prefix :]
         slot = follow(outputs.results)[-1].slot
@@ -46,6 +41,41 @@ def answers(model: ViT, variables, images, read: tuple[str, ...]):
         else:
             found["kept"] = slot != DROPPED
     return {name: jnp.asarray(found[name], jnp.float32) for name in found}
+
+
+def binary_kl_divergence(student, teacher):
+    """Sum over classes of KL(teacher || student) of sigmoid(logits).
+
+    [B, C] twice -> [B]
+    """
+    total = 0.0
+    for sign in (1, -1):
+        ours = jax.nn.log_sigmoid(sign * student)
+        theirs = jax.nn.log_sigmoid(sign * teacher)
+        total += jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
+    return total
+
+
+def squared_error(student, teacher):
+    """Mean squared difference of outputs. [B, C] twice -> [B]."""
+    return jnp.mean((student - teacher) ** 2, axis=-1)
+
+
+def relative_change(student, teacher, kept=None):
+    """Squared distance of features, divided by the square of the teacher's.
+
+    student, teacher: [B, D], or [B, n, D] for n features of each image
+    kept: [B, n], 1 for features that count and 0 for others; None: all count
+    Returns [B], means over n.
+    """
+    distance = jnp.sum((student - teacher) ** 2, axis=-1)
+    share = distance / jnp.sum(teacher**2, axis=-1)
+    if share.ndim == 1:
+        return share
+    if kept is None:
+        return jnp.mean(share, axis=1)
+    number = jnp.maximum(jnp.sum(kept, axis=1), 1)
+    return jnp.sum(share * kept, axis=1) / number
 
 
 # kind of outputs: (name of the distance in reports, function (student, teacher) of it,

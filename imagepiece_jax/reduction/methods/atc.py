@@ -12,7 +12,7 @@ from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.reduction.methods.method import InStages
 from imagepiece_jax.reduction.ops import cosine, count_before, gather_rows
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.state import Assignment, slot_index
+from imagepiece_jax.reduction.state import Assignment
 
 # {name: distance of a joined cluster to all others, by the distances a and b of its two
 # parts [B, n], and by the numbers m and n of tokens in these [B, 1]}
@@ -90,8 +90,7 @@ class Agglomeration(Reducer):
         weight = None
         if not self.size_weighting:
             weight = jnp.ones_like(taps.size)
-        index = slot_index(dest, counts.n_out)
-        return Assignment(dest, weight, index=index, n_out=counts.n_out)
+        return Assignment(dest, weight, n_out=counts.n_out)
 
 
 @dataclasses.dataclass(frozen=True)

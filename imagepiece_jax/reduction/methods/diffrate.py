@@ -11,11 +11,10 @@ import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction.block_plan import Rule, Step
 from imagepiece_jax.reduction.methods.method import Method, check_each
 from imagepiece_jax.reduction.ops import (
-    cosine_between,
-    cosines,
+    cosine,
     gather_rows,
     invert,
     is_fast,
@@ -25,7 +24,6 @@ from imagepiece_jax.reduction.ops import (
 from imagepiece_jax.reduction.reducers import Ranking, find_partners
 from imagepiece_jax.reduction.schedules import powered_shares, rounded, stretched
 from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex
-from imagepiece_jax.reduction.token_counts import Rule
 
 # The published schedules of models of 197 tokens: {model: {GMACs: the tokens that each
 # block keeps after pruning, and after merging, class token included}}.
@@ -47,7 +45,7 @@ def published(model):
 
 def _fitted(kept, model):
     """A published list of counts, stretched to a model of other sizes."""
-    shares = stretched([tokens - 1 for tokens in kept], model.depth, strength=0.5)
+    shares = stretched([tokens - 1 for tokens in kept], model.depth, ratio=0.5)
     return _with_class_token(shares, model.patches)
 
 
@@ -96,7 +94,7 @@ class PruneAndMerge(Ranking):
             return self._of_all_pairs(taps, order, counts)
         keep = tokens[:, :n_out]
         joining = tokens[:, n_out:]
-        alike = cosine_between(x, joining, keep)
+        alike = cosine(gather_rows(x, joining), gather_rows(x, keep))
         slots = jnp.arange(n_out, dtype=jnp.int32)[None]
         _, target = find_partners(alike, slots)
         stays = order < n_out
@@ -108,7 +106,7 @@ class PruneAndMerge(Ranking):
         dropped = order >= tokens.shape[1]
         dest = jnp.where(dropped, DROPPED, dest)
         sizes = jnp.where(dropped, 0.0, taps.attn_size * factor)
-        index = SlotIndex.joining(keep, joining, target, gather_rows(keep, target))
+        index = SlotIndex(keep, joining, target, gather_rows(keep, target))
         return Assignment(
             dest, attn_size=sizes, index=index, n_out=n_out, by_size=False
         )
@@ -120,7 +118,7 @@ class PruneAndMerge(Ranking):
         """
         n = counts.n_in
         x = taps.x if taps.all_x is None else taps.all_x
-        alike = cosines(jax.lax.stop_gradient(x))[:, -n:, -n:]
+        alike = cosine(jax.lax.stop_gradient(x))[:, -n:, -n:]
         # A token that stays is its own partner, whose slot is then found in this pass.
         itself = jnp.eye(n, dtype=bool)[None]
         stays = order < counts.n_out
@@ -202,12 +200,12 @@ class DiffRate(Method):
             merge = _fitted(merge, model)
         return dataclasses.replace(method, prune=prune, merge=merge)
 
-    def scaled(self, strength, depth, patches):
+    def scaled(self, ratio, depth, patches):
         """The method with the shares in both lists to a power."""
 
         def powered(kept):
             shares = [(tokens - 1) / patches for tokens in kept]
-            return _with_class_token(powered_shares(shares, strength), patches)
+            return _with_class_token(powered_shares(shares, ratio), patches)
 
         prune = powered(self.prune)
         merge = powered(self.merge)

@@ -12,7 +12,7 @@ from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.methods.method import InStages
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.state import Assignment, slot_index
+from imagepiece_jax.reduction.state import Assignment
 
 
 def density_peaks(x, neighbors, n_out):
@@ -53,8 +53,7 @@ class DensityPeaks(Reducer):
         x = jax.lax.stop_gradient(taps.x).astype(jnp.float32)
         dest = density_peaks(x, min(self.neighbors, counts.n_in), counts.n_out)
         weight = jnp.ones_like(taps.size)
-        index = slot_index(dest, counts.n_out)
-        return Assignment(dest, weight=weight, index=index, n_out=counts.n_out)
+        return Assignment(dest, weight=weight, n_out=counts.n_out)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,11 +12,10 @@ from flax import linen as nn
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.reduction import ops
-from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction.block_plan import Remove, Step
 from imagepiece_jax.reduction.methods.method import ParamGroup, Removal
 from imagepiece_jax.reduction.reducers import Bipartite, Reducer
 from imagepiece_jax.reduction.state import Mixing
-from imagepiece_jax.reduction.token_counts import Remove
 
 NEIGHBORS = 3  # number of partners over which training may spread a token
 TEMPERATURE = 0.1  # of the soft choice; the authors divide similarities by it twice

@@ -19,7 +19,11 @@ from imagepiece_jax.reduction.methods.method import (
 )
 from imagepiece_jax.reduction.reducers import MaskingReducer, keep_highest
 from imagepiece_jax.reduction.state import Masking
-from imagepiece_jax.reduction.token_selector import logit_loss, ratio_loss, token_loss
+from imagepiece_jax.reduction.token_selector import (
+    kl_divergence,
+    ratio_loss,
+    token_loss,
+)
 
 
 class KeepPredictor(nn.Module, MaskingReducer):
@@ -74,9 +78,10 @@ class LearnedSelection(Method):
         masks = [r.keep for r in outputs.results if isinstance(r, Masking)]
         shares = self.live_shares(masks)
         targets = self.target_shares(plan)
+        kl = kl_divergence(outputs.logits, teacher_outputs.logits)
         return {
             "ratio": self.ratio_weight * ratio_loss(shares, targets),
-            "kl": self.kl_weight * logit_loss(outputs.logits, teacher_outputs.logits),
+            "kl": self.kl_weight * jnp.mean(kl),
             "tokens": self.token_weight * token_loss(outputs, teacher_outputs),
         }
 

@@ -5,10 +5,9 @@ import math
 
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction.block_plan import Keep, Step
 from imagepiece_jax.reduction.methods.method import InStages, of_training
 from imagepiece_jax.reduction.reducers import TopK
-from imagepiece_jax.reduction.token_counts import Keep
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,12 +7,11 @@ import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.layer_plan import Step, Unreachable
+from imagepiece_jax.reduction.block_plan import Fixed, Step, Unreachable
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.schedules import rounded
 from imagepiece_jax.reduction.state import Assignment
-from imagepiece_jax.reduction.token_counts import Fixed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +54,7 @@ class GridPooling(Method):
     """
 
     amounts = ("grid_size", "block")
-    strength_field = "block"
+    ratio_field = "block"
 
     grid_size: int = 7  # cells a side, at most as many as patches
     block: int = 6  # the first block that sees the cells
@@ -65,9 +64,9 @@ class GridPooling(Method):
         check_range("grid_size", self.grid_size, 1, whole=True)
         check_range("block", self.block, 0, whole=True)
 
-    def scaled(self, strength, depth, patches):
+    def scaled(self, ratio, depth, patches):
         """The method with the same cells at an earlier block."""
-        block = min(depth - 1, max(1, rounded((1 - strength) * depth)))
+        block = min(depth - 1, max(1, rounded((1 - ratio) * depth)))
         return dataclasses.replace(self, block=block)
 
     def step_at(self, block, depth, tokens):

@@ -3,20 +3,20 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.layer_plan import Step, Unreachable
+from imagepiece_jax.reduction.block_plan import Keep, Merge, Step, Unreachable
 from imagepiece_jax.reduction.methods.method import Method, check_each
-from imagepiece_jax.reduction.ops import cosine_within, gather_rows, invert, pick, rank
+from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, pick, rank
 from imagepiece_jax.reduction.reducers import (
     Ranking,
     TopK,
     find_partners,
     merge_in_place,
 )
-from imagepiece_jax.reduction.token_counts import Keep, Merge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Retokenize(Ranking):
         Returns [B, size_a, c - size_a].
         """
         metric = gather_rows(jax.lax.stop_gradient(taps.metric), candidates)
-        return cosine_within(metric)[:, :size_a, size_a:]
+        return cosine(metric.astype(jnp.float32))[:, :size_a, size_a:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,16 +98,16 @@ class ImagePiece(Method):
         check_choice("parity", self.parity, (0, 1))
         check_choice("size_weighting", self.size_weighting, (True, False))
 
-    def scaled(self, strength, depth, patches):
+    def scaled(self, ratio, depth, patches):
         """The method with both rates scaled in proportion; without pruning only one.
 
-        With strength 1 the larger of 1 - keep_rate and merge_ratio becomes 1.
+        With ratio 1 the larger of 1 - keep_rate and merge_ratio becomes 1.
         """
         drop = 1 - self.keep_rate
         merge = self.merge_ratio
         if self.prune_blocks == ():
-            return dataclasses.replace(self, merge_ratio=round(strength, 6))
-        factor = strength / max(drop, merge, 1e-6)
+            return dataclasses.replace(self, merge_ratio=round(ratio, 6))
+        factor = ratio / max(drop, merge, 1e-6)
         keep = round(1 - drop * factor, 6)
         merge = round(merge * factor, 6)
         return dataclasses.replace(self, keep_rate=keep, merge_ratio=merge)

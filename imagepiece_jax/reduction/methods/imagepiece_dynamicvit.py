@@ -15,11 +15,10 @@ from flax import linen as nn
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.reduction import token_selector
-from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction.block_plan import Keep, Step
 from imagepiece_jax.reduction.methods.dynamicvit import KeepPredictor, LearnedSelection
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.reducers import keep_highest
-from imagepiece_jax.reduction.token_counts import Keep
 
 
 class NoisyTopK(KeepPredictor):

@@ -2,10 +2,9 @@
 
 import dataclasses
 
-from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction.block_plan import MergeTo, Step
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.reducers import Bipartite
-from imagepiece_jax.reduction.token_counts import MergeTo
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction.block_plan import AtMostHalf, Step, floor
 from imagepiece_jax.reduction.methods.method import Removal, check_each
 from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, place_among, rank
 from imagepiece_jax.reduction.reducers import Ranking, find_partners, keep_and_join
-from imagepiece_jax.reduction.token_counts import AtMostHalf, floor
 
 FEWEST = 10  # so many tokens always stay, class token included
 
@@ -143,10 +142,10 @@ class MCTF(Removal):
         for name in ("similarity", "attention", "sizes"):
             check_range(name, getattr(self, name), above=0)
 
-    def scaled(self, strength, depth, patches):
+    def scaled(self, ratio, depth, patches):
         if 0 < self.r < 1:
-            return dataclasses.replace(self, r=min(strength, 0.999999))
-        return super().scaled(strength, depth, patches)
+            return dataclasses.replace(self, r=min(ratio, 0.999999))
+        return super().scaled(ratio, depth, patches)
 
     def removed(self, depth):
         chosen = self.chosen_blocks(depth)

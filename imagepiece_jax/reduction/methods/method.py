@@ -14,9 +14,14 @@ from imagepiece_jax.common.checks import (
 )
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import schedules
-from imagepiece_jax.reduction.layer_plan import LayerPlan, Step, Unreachable, build
+from imagepiece_jax.reduction.block_plan import (
+    BlockPlan,
+    KeepInitial,
+    Step,
+    Unreachable,
+    build,
+)
 from imagepiece_jax.reduction.reducers import METRICS, SCORES
-from imagepiece_jax.reduction.token_counts import KeepInitial
 
 
 def of_training(default: float) -> Any:
@@ -78,7 +83,7 @@ class Method:
     # names of the fields that say how many tokens stay, and at which blocks
     amounts: ClassVar[tuple[str, ...]] = ()
     # the one of them that is found for a cost, and has no effect beside `macs`
-    strength_field: ClassVar[str | None] = None
+    ratio_field: ClassVar[str | None] = None
     needs_teacher: ClassVar[bool] = False  # whether training needs a frozen dense model
     # defaults for fields of the model's config
     model_fields: ClassVar[Mapping[str, Any]] = {}
@@ -91,7 +96,7 @@ class Method:
 
     _: dataclasses.KW_ONLY
     # Cost as a share of the dense model's MACs. `models.reduction_plan` finds the
-    # strength of the schedule, in `counts` or the method's own, whose cost is nearest.
+    # ratio of the schedule, in `counts` or the method's own, whose cost is nearest.
     macs: float | None = None
     # Number of image tokens after each block, or a schedule, which needs `macs`.
     counts: str | tuple[int, ...] | None = None
@@ -107,8 +112,8 @@ class Method:
             check_choice("metric", self.metric, METRICS)
         if self.macs is not None or type(self) is Method:
             check_share("macs", self.macs)
-        if self.macs is not None and self.strength_field is not None:
-            self._check_default(self.strength_field, "macs")
+        if self.macs is not None and self.ratio_field is not None:
+            self._check_default(self.ratio_field, "macs")
         if self.counts is None:
             return
         schedules.check_counts(self.counts)
@@ -149,100 +154,39 @@ class Method:
         own = {"counts": None, "macs": None}
         if hasattr(self, "blocks"):
             own["blocks"] = (block,)
-        key = depth, own.get("blocks")
-        if key not in self._steps_at:
-            method = dataclasses.replace(self, **own)
-            self._steps_at[key] = method.steps(depth)
-        for step in self._steps_at[key]:
+        for step in _steps_of(dataclasses.replace(self, **own), depth):
             if step.block == block:
                 return step
         raise Unreachable(
             f"counts change at block {block}, at which this method does nothing"
         )
 
-    @functools.cached_property
-    def _steps_at(self):
-        """The Steps that `step_at` has found: a schedule asks for those of all blocks.
+    def at_ratio(self, ratio: float, depth: int, patches: int) -> "Method":
+        """The method with another ratio of its schedule, for a search by cost.
 
-        By depth and, where the method has the field `blocks`, by its value.
-        """
-        return {}
+        Its schedule is the one that `counts` names, else its own fields (`scaled`).
 
-    def scaled(self, strength: float, depth: int, patches: int) -> "Method":
-        """The method with other fields of its own, which keep fewer tokens or more.
-
-        strength: from 0, where all tokens stay, to 1, where as few stay as can
-        """
-        if hasattr(self, "keep_rate"):
-            return dataclasses.replace(self, keep_rate=round(1 - strength, 6))
-        return self._powered(strength, depth, patches)
-
-    def at_strength(self, strength: float, depth: int, patches: int) -> "Method":
-        """The method with a schedule of another strength, for a search by cost.
-
-        Its schedule is that of the field `counts`, by name or as a list, or else that
-        of its own fields (`scaled`).
-
-        strength: from 0, where all tokens stay, to 1, where as few stay as can
+        ratio: from 0, where all tokens stay, to 1, where as few stay as can
         """
         free = dataclasses.replace(self, macs=None, counts=None)
         if self.counts is None:
-            return free.scaled(strength, depth, patches)
-        if not isinstance(self.counts, str):
-            return self._powered(strength, depth, patches)
-        counts = schedules.counts_of(self.counts, depth, patches, strength)
+            return free.scaled(ratio, depth, patches)
+        counts = schedules.counts_of(self.counts, depth, patches, ratio)
         return free.within_reach(counts, depth, patches)
 
-    def _powered(self, strength, depth, patches):
-        """The method with its share of tokens after each block raised to a power."""
-        plan = self.plan(depth, patches, prefix=0)  # tokens are then those of the image
-        shares = [layer.mlp_tokens / patches for layer in plan]
-        powered = schedules.powered_shares(shares, strength)
-        counts = [max(1, schedules.rounded(share * patches)) for share in powered]
-        return self.within_reach(counts, depth, patches)
+    def scaled(self, ratio: float, depth: int, patches: int) -> "Method":
+        """The method with other fields of its own, which keep fewer tokens or more.
 
-    def plan(
-        self, depth: int, patches: int, prefix: int = 0, masked: bool = False
-    ) -> tuple[LayerPlan, ...]:
-        """The plan of a model, by `counts` or by the method's own fields.
-
-        patches: number of image tokens before the first block
-        prefix, masked: as for `layer_plan.build`
-        Raises InputError for counts that the method or the model cannot have.
+        ratio: as for `at_ratio`
         """
-        steps = self.planned_steps(depth, patches)
-        return build(depth, patches, steps, prefix, masked)
-
-    def planned_steps(self, depth: int, patches: int) -> Sequence[Step]:
-        """The Steps of a `plan`."""
-        if self.counts is None:
-            return self.steps(depth)
-        return self._counted(depth, patches)
-
-    def _counted(self, depth, patches):
-        """The Steps that leave as many tokens as `counts` lists."""
-        if len(self.counts) != depth or self.counts[0] > patches:
-            raise InputError(
-                f"counts is {self.counts}; it must have {depth} entries, one for each "
-                f"block, of at most {patches} tokens, the patches of an image"
-            )
-        steps = []
-        n = patches
-        stage = 0
-        for block, tokens in enumerate(self.counts):
-            if tokens == n:
-                continue
-            stage += 1
-            step = self.step_at(block, depth, tokens)
-            fewest = step.rule.fewest(n, stage)
-            if tokens < fewest:
-                raise Unreachable(
-                    f"counts has {tokens} tokens after block {block}; of {n} before it "
-                    f"at least {fewest} must stay"
-                )
-            steps.append(dataclasses.replace(step, tokens=tokens))
-            n = tokens
-        return steps
+        if hasattr(self, "keep_rate"):
+            return dataclasses.replace(self, keep_rate=round(1 - ratio, 6))
+        plan = self.plan(depth, patches)  # without prefix: tokens are the image's
+        shares = [block.mlp_tokens / patches for block in plan]
+        counts = []
+        for share in schedules.powered_shares(shares, ratio):
+            counts.append(max(1, schedules.rounded(share * patches)))
+        return self.within_reach(counts, depth, patches)
 
     def within_reach(self, counts: Sequence[int], depth: int, patches: int) -> "Method":
         """The method with `counts`, or more tokens where its steps must leave more."""
@@ -259,6 +203,38 @@ class Method:
             reached.append(n)
         defaults = {name: getattr(type(self), name) for name in self.amounts}
         return dataclasses.replace(self, macs=None, counts=tuple(reached), **defaults)
+
+    def plan(
+        self, depth: int, patches: int, prefix: int = 0, masked: bool = False
+    ) -> tuple[BlockPlan, ...]:
+        """The plan of a model, by `counts` or by the method's own fields.
+
+        patches: number of image tokens before the first block
+        prefix, masked: as for `block_plan.build`
+        Raises InputError for counts that the method or the model cannot have.
+        """
+        if self.counts is None:
+            return build(depth, patches, self.steps(depth), prefix, masked)
+        if len(self.counts) != depth or self.counts[0] > patches:
+            raise InputError(
+                f"counts is {self.counts}; it must have {depth} entries, one for each "
+                f"block, of at most {patches} tokens, the patches of an image"
+            )
+        steps = []
+        n = patches
+        for block, tokens in enumerate(self.counts):
+            if tokens == n:
+                continue
+            step = self.step_at(block, depth, tokens)
+            fewest = step.rule.fewest(n, stage=len(steps) + 1)
+            if tokens < fewest:
+                raise Unreachable(
+                    f"counts has {tokens} tokens after block {block}; of {n} before it "
+                    f"at least {fewest} must stay"
+                )
+            steps.append(dataclasses.replace(step, tokens=tokens))
+            n = tokens
+        return build(depth, patches, steps, prefix, masked)
 
     def for_model(self, model: ModelFacts) -> "Method":
         """The method with fields that fit a model.
@@ -290,12 +266,18 @@ class Method:
         return blocks
 
 
+@functools.lru_cache(maxsize=256)
+def _steps_of(method, depth):
+    """The method's own Steps, kept because `step_at` asks for them at every block."""
+    return method.steps(depth)
+
+
 @dataclasses.dataclass(frozen=True)
 class InStages(Method):
     """Base of methods that keep a share of the tokens at each of some blocks."""
 
     amounts = ("keep_rate", "blocks")
-    strength_field = "keep_rate"
+    ratio_field = "keep_rate"
 
     keep_rate: float = 0.7
     blocks: tuple[int, ...] = (3, 6, 9)
@@ -321,21 +303,21 @@ class Removal(Method):
     """Base of methods whose blocks lose `r` tokens each."""
 
     model_fields = {"prop_attn": True}
-    strength_field = "r"
+    ratio_field = "r"
 
     def removed(self, depth: int) -> Sequence[int]:
         """Number of tokens that each block should lose."""
         return (self.r,) * depth
 
-    def scaled(self, strength, depth, patches):
-        """The method with another strength, and the same proportions between blocks.
+    def scaled(self, ratio, depth, patches):
+        """The method with another ratio, and the same proportions between blocks.
 
-        With strength 1 the block that loses most would lose all tokens.
+        With ratio 1 the block that loses most would lose all tokens.
         """
         removed = self.removed(depth)
         if not any(removed):
             removed = (1,) * depth
-        unit = strength * patches / max(removed)
+        unit = ratio * patches / max(removed)
         lost = itertools.accumulate(number * unit for number in removed)
         counts = [max(1, schedules.rounded(patches - total)) for total in lost]
         return self.within_reach(counts, depth, patches)

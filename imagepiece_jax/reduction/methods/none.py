@@ -3,7 +3,7 @@
 import dataclasses
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.layer_plan import Unreachable
+from imagepiece_jax.reduction.block_plan import Unreachable
 from imagepiece_jax.reduction.methods.method import Method
 
 

@@ -7,11 +7,10 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction.block_plan import MergeTo, Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.ops import invert, rank
 from imagepiece_jax.reduction.reducers import Ranking, join_most_similar, merge_in_place
-from imagepiece_jax.reduction.token_counts import MergeTo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +54,7 @@ class PiToMe(Method):
     """
 
     amounts = ("keep_rate",)
-    strength_field = "keep_rate"
+    ratio_field = "keep_rate"
 
     keep_rate: float = 0.9125  # of the image tokens, in every block
     metric: str = "key"  # compares tokens; energies are always of keys

@@ -5,10 +5,9 @@ import dataclasses
 import jax
 
 from imagepiece_jax.common.rng import uniform
-from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction.block_plan import Keep, Step
 from imagepiece_jax.reduction.methods.method import InStages
 from imagepiece_jax.reduction.reducers import Reducer, keep_highest
-from imagepiece_jax.reduction.token_counts import Keep
 
 
 @dataclasses.dataclass(frozen=True)

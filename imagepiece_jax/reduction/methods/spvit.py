@@ -14,13 +14,12 @@ from flax import linen as nn
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import token_selector
-from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction.block_plan import KeepInitial, Step
 from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
 from imagepiece_jax.reduction.methods.method import check_each
 from imagepiece_jax.reduction.ops import rank
 from imagepiece_jax.reduction.reducers import MaskingReducer, keep_and_sum
 from imagepiece_jax.reduction.state import Masking
-from imagepiece_jax.reduction.token_counts import KeepInitial
 
 
 class Selector(nn.Module, MaskingReducer):
@@ -115,10 +114,10 @@ class SPViT(LearnedSelection):
                 "shares of the initial tokens must not"
             )
 
-    def scaled(self, strength, depth, patches):
+    def scaled(self, ratio, depth, patches):
         """The method with all shares multiplied by one factor, and at most 1."""
         least = min(share for share in self.keep_rates if share)
-        scale = (1 - strength) / least
+        scale = (1 - ratio) / least
         rates = [min(1.0, scale * share) for share in self.keep_rates]
         rates = tuple(round(rate, 6) for rate in rates)
         return dataclasses.replace(self, keep_rates=rates)

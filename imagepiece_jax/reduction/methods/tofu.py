@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction.block_plan import AtMostHalf, Step, floor
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.ops import lengths
 from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex
-from imagepiece_jax.reduction.token_counts import AtMostHalf, floor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +92,7 @@ class ToFu(Method):
     """
 
     amounts = ("keep_rate",)
-    strength_field = "keep_rate"
+    ratio_field = "keep_rate"
 
     keep_rate: float = 0.925  # of all tokens, in every block
     metric: str = "key"

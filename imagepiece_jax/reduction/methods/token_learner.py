@@ -7,12 +7,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction.block_plan import Fixed, Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.schedules import rounded
 from imagepiece_jax.reduction.state import Mixing
-from imagepiece_jax.reduction.token_counts import Fixed
 
 
 class Scores(nn.Module):
@@ -60,7 +59,7 @@ class TokenLearner(Method):
     """Before `block`, `num_tokens` learned tokens replace all image tokens."""
 
     amounts = ("num_tokens", "block")
-    strength_field = "block"
+    ratio_field = "block"
 
     num_tokens: int = 16
     block: int = 7  # the first block that sees the new tokens
@@ -72,13 +71,13 @@ class TokenLearner(Method):
         check_range("block", self.block, 0, whole=True)
         check_range("bottleneck_dim", self.bottleneck_dim, 1, whole=True)
 
-    def scaled(self, strength, depth, patches):
+    def scaled(self, ratio, depth, patches):
         """The method at an earlier block.
 
-        For a strength between those of two blocks there are more new tokens, so that
+        For a ratio between those of two blocks there are more new tokens, so that
         the cost is in between, too.
         """
-        fractional = max(1.0, (1 - strength) * depth)
+        fractional = max(1.0, (1 - ratio) * depth)
         block = min(depth - 1, int(fractional))
         fraction = min(1.0, fractional - block)
         # So many more new tokens cost as much as one more block with all patches.

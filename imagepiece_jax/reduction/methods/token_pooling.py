@@ -12,7 +12,7 @@ from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.reduction.methods.method import InStages
 from imagepiece_jax.reduction.ops import count_before, rank, squared_distances
 from imagepiece_jax.reduction.reducers import Ranking
-from imagepiece_jax.reduction.state import Assignment, slot_index
+from imagepiece_jax.reduction.state import Assignment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +53,8 @@ class KMedoids(Ranking):
         slot = jnp.where(is_medoid, count_before(is_medoid), 0)
         dest = jnp.where(together, slot[:, None, :], 0)
         dest = dest.sum(axis=-1, dtype=jnp.int32)
-        index = slot_index(dest, counts.n_out)
         weight = is_medoid.astype(jnp.float32)
-        return Assignment(dest, weight, index=index, n_out=counts.n_out)
+        return Assignment(dest, weight, n_out=counts.n_out)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,10 +3,9 @@
 import dataclasses
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction.block_plan import Remove, Step
 from imagepiece_jax.reduction.methods.method import Removal
 from imagepiece_jax.reduction.reducers import Bipartite
-from imagepiece_jax.reduction.token_counts import Remove
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,13 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.inference import features
 from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.reduction import moves
-from imagepiece_jax.reduction.state import Assignment, Masking, Mixing, Taps, start
+from imagepiece_jax.reduction.state import (
+    Assignment,
+    Masking,
+    Mixing,
+    ReducerInputs,
+    start,
+)
 from tests.models import tiny
 from tests.refused import refused
 from tests.rounding import assert_close
@@ -41,7 +47,7 @@ def outputs_of(state, *steps):
     results = []
     taps = []
     for result, more in steps:
-        taps.append(Taps(state.x[:, 1:], state.size[:, 1:]))
+        taps.append(ReducerInputs(state.x[:, 1:], state.size[:, 1:]))
         results.append(result)
         state = moves.apply(state, result)
         state = state.replace(x=state.x + more)
@@ -137,7 +143,7 @@ def test_impossible_maps_are_refused(options, state, steps, field, value):
     """Such as those of masked training."""
     outputs = outputs_of(state_of(PATCHES))
     if steps:
-        taps = Taps(outputs.state.x[:, 1:], outputs.state.size[:, 1:])
+        taps = ReducerInputs(outputs.state.x[:, 1:], outputs.state.size[:, 1:])
         outputs = outputs.replace(taps=(taps,), **steps)
     outputs = outputs.replace(state=outputs.state.replace(**state))
     text = "outputs are those of masked training" if steps else ""

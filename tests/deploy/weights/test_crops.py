@@ -14,9 +14,9 @@ from imagepiece_jax import Preprocessing, Pretrained
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.deploy.weights import load
 from imagepiece_jax.models import registry
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.training.initial_weights import InitialWeights
 from tests.models import make, tiny
-from tests.models.make import create_model
 
 SIDE = 48
 TINY = "deit_tiny_patch16_224"
@@ -30,7 +30,7 @@ SPELLINGS = (TINY, f"{TINY}.fb_in1k", f"{TINY}-a1311bcf", "deit_ti")
 def vit(tmp_path_factory):
     """DeiT-Ti of one block, from a file."""
     folder = tmp_path_factory.mktemp("weights")
-    variables = tiny.fill(tiny.shapes(create_model(TINY, **SMALL)))
+    variables = tiny.fill(tiny.shapes(create_model(make.config(TINY, **SMALL))))
     path = tiny.write(folder / "w.npz", variables)
     return imagepiece_jax.load(path, config=CONFIG)
 

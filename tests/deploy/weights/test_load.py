@@ -16,11 +16,11 @@ from imagepiece_jax.deploy.weights import load
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from tests import runs
 from tests.models import make, tiny
-from tests.models.make import create_model
 from tests.models.test_published import same
 from tests.refused import refused
 
@@ -162,7 +162,7 @@ def test_positions_with_those_of_the_prefix_or_without(
     """16 rows are a class token, six registers and 3 x 3 patches, or 4 x 4."""
     changes = {"image_size": side, "registers": 6}
     changes["prefix_positions"] = prefix_positions
-    made = create_model("vit_mini", **SIZE | changes)
+    made = create_model(make.config("vit_mini", **SIZE | changes))
     config = made.config
     path = tiny.write(tmp_path / "w.npz", tiny.variables(made))
     shape = timm_tensors.timm_shapes(variable_shapes(made))["pos_embed"]
@@ -175,7 +175,7 @@ def test_positions_with_those_of_the_prefix_or_without(
     "name, classes", [("test_vit", 1000), ("test_vit.r160_in1k", 7)]
 )
 def test_imagenets_classes_are_of_weights_with_as_many(tmp_path, name, classes):
-    made = create_model(name, num_classes=classes)
+    made = create_model(make.config(name, num_classes=classes))
     path = tiny.write(tmp_path / f"{name}.npz", tiny.variables(made))
     names = class_names.imagenet_names() if classes == 1000 else None
     vit = imagepiece_jax.load(path)

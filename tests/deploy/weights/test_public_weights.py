@@ -17,10 +17,10 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.reduction.state import DROPPED
 from tests import forked
 from tests.models import tiny
-from tests.models.make import create_model
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +82,7 @@ def evit(assets, variables, images):
     with np.load(assets / "fixtures/deit_tiny_reduced.npz") as file:
         named = {name.removeprefix("evit_keep0.7_fuse_"): file[name] for name in file}
     reduction = "evit:keep_rate=0.7:fuse_token=True"
-    model = create_model("deit_ti", reduction=reduction, attention="xla")
+    model = create_model("deit_ti", reduction, attention="xla")
     outputs = tiny.compiled(model.apply)(variables, images[:2])
     return types.SimpleNamespace(**named), model.plan, outputs
 

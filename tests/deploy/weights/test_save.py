@@ -17,13 +17,13 @@ from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import PROBLEMS
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.variables import digest, variable_shapes
 from imagepiece_jax.reduction.methods.tome import ToMe
-from tests.models import tiny
-from tests.models.make import create_model
+from tests.models import make, tiny
 from tests.models.recoveries import recovered
 from tests.models.test_published import same
 from tests.refused import refused, untrained
@@ -68,11 +68,13 @@ MODELS = {
 }
 
 
-def made(class_names=None, preprocessing=None, **fields):
+def made(
+    class_names=None, preprocessing=None, reduction=None, dtype="float32", **fields
+):
     """A Pretrained of `fields`, with random variables, on images of 16 x 16 pixels."""
     usual = {"image_size": 16, "num_classes": 7, **SIZE, "arch": Architecture()}
     fields = {**usual, **fields}
-    model = create_model(None, **fields)
+    model = create_model(make.config(None, **fields), reduction, dtype=dtype)
     size = fields["image_size"]
     variables = tiny.fill(variable_shapes(model))
     prepared = Preprocessing(size, **(preprocessing or {}))
@@ -137,9 +139,9 @@ def test_what_a_folder_holds(tmp_path):
     assert found.config.problem_type == PROBLEMS[1]
 
 
-def described(name, class_names=None, **fields):
+def described(name, class_names=None, reduction=None, **fields):
     """The config.json of a public model, without its weights."""
-    model = create_model(name, **fields)
+    model = create_model(make.config(name, **fields), reduction)
     images = model.config.preprocessing
     return hub_configs.describe(Pretrained(model, {"params": {}}, images, class_names))
 

@@ -5,10 +5,11 @@ import pytest
 
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.reduction.layer_plan import Counts
+from imagepiece_jax.models.create import create_model
+from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.diffrate import PruneAndMerge, published
-from imagepiece_jax.reduction.state import DROPPED, Taps, TokenState
-from tests.models.make import create_model
+from imagepiece_jax.reduction.state import DROPPED, ReducerInputs, TokenState
+from tests.models import make
 from tests.reduction.steps import apply, decide, vectors
 
 MEAN = Architecture(pool="mean", final_norm=False, fc_norm=True)
@@ -22,7 +23,7 @@ MAE = {8.7: 8710439424, 10.0: 10002465792, 10.4: 10417958400, 11.5: 11516556288}
 def test_the_schedule_of_mae(name, arch, target):
     """By name, and where the head reads the mean over patches."""
     reduction = f"diffrate:target={target}"
-    model = create_model(name, arch=arch, num_classes=1000, reduction=reduction)
+    model = create_model(make.config(name, arch=arch, num_classes=1000), reduction)
     _, merge = published("mae_b")[target]
     assert tuple(p.mlp_tokens for p in model.plan) == merge
     if arch:
@@ -35,8 +36,8 @@ def test_pruned_merged_and_counted_by_hand():
     size = np.float32([[1, 1, 1, 2, 1, 1, 3, 1]])
     state = TokenState(x=x, size=size)
     attention = np.float32([[0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]])
-    taps = Taps(x[:, 1:], size[:, 1:], size[:, 1:], cls_attn=attention)
-    result = decide(PruneAndMerge(kept=7), taps, Counts(n_in=7, n_out=4))
+    taps = ReducerInputs(x[:, 1:], size[:, 1:], size[:, 1:], cls_attn=attention)
+    result = decide(PruneAndMerge(kept=7), taps, StepCounts(n_in=7, n_out=4))
     assert result.dest.tolist() == [[0, 1, 2, 3, 0, 2, 3]]
     after = apply(state, result)
     want = [(1, 0), (2.9378, 0.6066), (1.5321, 1.2856), (2.013, 4.0076)]
@@ -45,5 +46,5 @@ def test_pruned_merged_and_counted_by_hand():
     sizes = [1, 1.9994, 1, 4.9544, 1.9962]
     np.testing.assert_allclose(after.effective_size[0], sizes, atol=1e-4)
     assert after.size.tolist() == [[1, 2, 1, 5, 2]]
-    fewer = decide(PruneAndMerge(kept=5), taps, Counts(n_in=7, n_out=4))
+    fewer = decide(PruneAndMerge(kept=5), taps, StepCounts(n_in=7, n_out=4))
     assert fewer.dest.tolist() == [[0, 1, 2, 3, 0, DROPPED, DROPPED]]

@@ -9,24 +9,24 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import moves
-from imagepiece_jax.reduction.layer_plan import Counts
+from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.grid_pooling import Cells
-from imagepiece_jax.reduction.state import Taps, start
+from imagepiece_jax.reduction.state import ReducerInputs, start
 from tests import oracles
 from tests.models import tiny
 
 
 def taps_of(grid, batch=2):
-    """Taps of a grid of patches; what they hold does not matter."""
+    """ReducerInputs of a grid of patches; what they hold does not matter."""
     n = grid[0] * grid[1]
     x = np.zeros((batch, n, 1), np.float32)
-    return Taps(x=x, size=np.ones((batch, n), np.float32), grid=grid)
+    return ReducerInputs(x=x, size=np.ones((batch, n), np.float32), grid=grid)
 
 
 @functools.partial(tiny.compiled, static_argnums=(1, 2, 3))
 def pooled(x, grid, size, prefix=1):
     """(state, slots) after pooling the tokens x [B, prefix + n, D]."""
-    counts = Counts(n_in=grid[0] * grid[1], n_out=size * size)
+    counts = StepCounts(n_in=grid[0] * grid[1], n_out=size * size)
     result = Cells(size)(taps_of(grid, len(x)), counts)
     return moves.apply(start(x, prefix), result), result.dest
 
@@ -80,4 +80,4 @@ def test_a_grid_that_is_smaller_or_gone_is_refused(size, grid, said):
     """By the reducer, for images of other sizes."""
     taps = taps_of((9, 3)).replace(grid=grid)
     with pytest.raises(InputError, match=said):
-        Cells(size)(taps, Counts(n_in=27, n_out=size * size))
+        Cells(size)(taps, StepCounts(n_in=27, n_out=size * size))

@@ -3,10 +3,9 @@
 import pytest
 
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.reduction.layer_plan import build
+from imagepiece_jax.reduction.block_plan import Keep, Merge, build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
-from imagepiece_jax.reduction.token_counts import Keep, Merge
 from tests.models import tiny
 
 
@@ -56,9 +55,10 @@ def test_its_schedule_is_a_path_from_dense_through_its_own_rates():
 def test_counts_change_where_it_merges_and_prunes(name):
     """Merge steps take at most half of the candidates: 29 of the 58 of 196."""
     counts = (167, 167, 100) + (100,) * 9
-    merge, prune = METHODS[name](counts=counts).planned_steps(12, 196)
+    plan = METHODS[name](counts=counts).plan(12, 196)
+    merge, prune = [layer.step for layer in plan if layer.step]
     assert (merge.block, prune.block) == (0, 2)
     own = METHODS[name]().steps(12)
     assert (merge.reducer, prune.reducer) == (own[0].reducer, own[2].reducer)
-    found = [layer.counts for layer in build(12, 196, [merge, prune]) if layer.counts]
+    found = [layer.counts for layer in plan if layer.counts]
     assert [(c.n_out, c.candidates) for c in found] == [(167, 58), (100, None)]

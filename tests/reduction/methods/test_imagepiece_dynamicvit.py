@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.reduction import moves
-from imagepiece_jax.reduction.layer_plan import Counts, build
+from imagepiece_jax.reduction.block_plan import StepCounts, build
 from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import (
     ImagePieceDynamicViT,
     NoisyTopK,
 )
-from imagepiece_jax.reduction.state import Assignment, Masking, Taps, start
+from imagepiece_jax.reduction.state import Assignment, Masking, ReducerInputs, start
 from tests import oracles, oracles_learned
 from tests.models import masked, tiny
 from tests.reduction.steps import random_variables
@@ -114,14 +114,14 @@ def test_topk_removes_tokens_and_multiplies_by_one():
     assert min(terms["kl"], terms["tokens"]) > 0.01
 
 
-COUNTS = Counts(n_in=9, n_out=4)
+COUNTS = StepCounts(n_in=9, n_out=4)
 
 
 def noisy_topk(spread=1.0):
     """(taps of nine tokens, variables of a NoisyTopK)."""
     x = np.random.default_rng(0).normal(size=(2, 9, 8)).astype(np.float32)
     keys = jax.random.split(jax.random.key(3), 2)
-    taps = Taps(x=x, size=np.ones((2, 9), np.float32), rng=keys)
+    taps = ReducerInputs(x=x, size=np.ones((2, 9), np.float32), rng=keys)
     variables = random_variables(NoisyTopK(), taps, COUNTS)
     score = variables["params"]["scores"]["score"]
     score["kernel"] *= np.float32(spread)

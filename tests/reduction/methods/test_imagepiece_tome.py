@@ -2,11 +2,10 @@
 
 import pytest
 
-from imagepiece_jax.reduction.layer_plan import build
+from imagepiece_jax.reduction.block_plan import Merge, MergeTo, build
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.methods.imagepiece_tome import ImagePieceToMe
 from imagepiece_jax.reduction.reducers import Bipartite
-from imagepiece_jax.reduction.token_counts import Merge, MergeTo
 
 FIELDS = [
     {},

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 
+from imagepiece_jax.models import create
 from imagepiece_jax.reduction.methods.dynamicvit import DynamicViT
 from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import ImagePieceDynamicViT
 from imagepiece_jax.reduction.methods.spvit import SPViT
 from tests import oracles, oracles_learned
-from tests.models import tiny
-from tests.models.make import create_model
+from tests.models import make, tiny
 
 SPVIT = "spvit:keep_rates=(0.6,0.3):blocks=(0,1)"
 
@@ -27,7 +27,7 @@ SPVIT = "spvit:keep_rates=(0.6,0.3):blocks=(0,1)"
 )
 def test_parameters_of_a_selector(name, reduction, each):
     for is_masked in (False, True):
-        model = create_model(name, reduction=reduction, masked=is_masked, depth=2)
+        model = create.create(make.config(name, depth=2), reduction, masked=is_masked)
         params = tiny.shapes(model)["params"]
         sizes = {k: tiny.count(v) for k, v in params.items() if "reducer" in k}
         assert sizes == {"reducer_0": each, "reducer_1": each}

@@ -8,11 +8,11 @@ import pytest
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.reduction import contract
-from imagepiece_jax.reduction.layer_plan import Counts, build
+from imagepiece_jax.reduction.block_plan import StepCounts, build
 from imagepiece_jax.reduction.methods.mctf import MCTF, Fusion
 from imagepiece_jax.reduction.methods.token_pooling import TokenPooling
 from imagepiece_jax.reduction.moves import merge_map
-from imagepiece_jax.reduction.state import Taps, TokenState
+from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import apply, decide, vectors
@@ -27,8 +27,8 @@ def test_a_fusion_by_hand():
     row = row / row.sum()
     weights = np.broadcast_to(row[None, None, None, :], (1, 1, 8, 8))
     image = size[:, 1:]
-    taps = Taps(x[:, 1:], image, image, x[:, 1:], attn_columns=row[None, 1:])
-    result = decide(Fusion(), taps, Counts(n_in=7, n_out=4))
+    taps = ReducerInputs(x[:, 1:], image, image, x[:, 1:], attn_columns=row[None, 1:])
+    result = decide(Fusion(), taps, StepCounts(n_in=7, n_out=4))
     # {2, 3}, {4, 5, 6}, {1}, {7}
     assert result.dest.tolist() == [[2, 0, 0, 1, 1, 1, 3]]
     after = apply(TokenState(x, size), result)
@@ -45,9 +45,13 @@ def test_another_score_takes_the_place_of_attention():
     x = vectors([0, 10, 30, 35, 60, 70, 80, 160], [1, 1, 1, 2, 1, 1, 1, 1])[:, 1:]
     values = np.random.default_rng(0).dirichlet(np.ones(7), 1).astype(np.float32)
     size = np.float32([[1, 2, 1, 1, 4, 1, 1]])
-    counts = Counts(n_in=7, n_out=4)
-    want = decide(Fusion(), Taps(x, size, size, x, attn_columns=values), counts)
-    found = decide(Fusion(score="shift"), Taps(x, size, size, x, shift=values), counts)
+    counts = StepCounts(n_in=7, n_out=4)
+    want = decide(
+        Fusion(), ReducerInputs(x, size, size, x, attn_columns=values), counts
+    )
+    found = decide(
+        Fusion(score="shift"), ReducerInputs(x, size, size, x, shift=values), counts
+    )
     np.testing.assert_array_equal(found.dest, want.dest)
     np.testing.assert_array_equal(found.weight, want.weight)
     (step,) = MCTF(blocks=(1,), score="shift").steps(3)

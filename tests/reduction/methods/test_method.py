@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.method import ModelFacts
 from imagepiece_jax.reduction.reduction import Reduction
@@ -24,7 +23,7 @@ def test_every_field_is_checked(name, field):
     """By the method, or by what it makes of itself for a model."""
     with pytest.raises(InputError) as error:
         facts = ModelFacts(depth=12, embed_dim=384, patches=196)
-        METHODS[name](**{field: {}}).for_model(facts).planned_steps(12, 196)
+        METHODS[name](**{field: {}}).for_model(facts).plan(12, 196)
     assert field in str(error.value) or LISTS[field] in str(error.value)
 
 
@@ -63,7 +62,7 @@ def test_what_a_field_may_be_is_said(text, said):
     with pytest.raises(InputError) as error:
         facts = ModelFacts(depth=DEPTH, embed_dim=384, patches=196)
         method = Reduction.read(text).method.for_model(facts)
-        build(DEPTH, 196, method.planned_steps(DEPTH, 196))
+        method.plan(DEPTH, 196)
     assert said in str(error.value)
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction.layer_plan import Counts
+from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.pitome import ByEnergy, PiToMe
-from imagepiece_jax.reduction.state import Taps, TokenState
+from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 from tests.reduction.steps import apply, decide, vectors
 from tests.rounding import assert_close
 
@@ -19,8 +19,8 @@ def test_the_halves_by_hand(protect, progress, together):
     key = vectors([0, 8, 20, 24, 90, 96, 150, 200])
     x = np.arange(1, 9, dtype=np.float32)[None, :, None]
     size = np.ones((1, 8), np.float32)
-    taps = Taps(x, size, size, key, key, num_prefix=0)
-    counts = Counts(n_in=8, n_out=6, progress=progress)
+    taps = ReducerInputs(x, size, size, key, key, num_prefix=0)
+    counts = StepCounts(n_in=8, n_out=6, progress=progress)
     result = decide(ByEnergy(protect), taps, counts)
     (dest,) = result.dest
     groups = [set(np.flatnonzero(dest == slot)) for slot in range(6)]

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction.layer_plan import Counts
+from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.random import Draw
-from imagepiece_jax.reduction.state import DROPPED, Taps
+from imagepiece_jax.reduction.state import DROPPED, ReducerInputs
 
 
 def keys(batch, seed=0):
@@ -22,21 +22,21 @@ def keys(batch, seed=0):
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def draw(keys, counts, train=False):
     tokens = jnp.zeros((len(keys), counts.n_in))
-    taps = Taps(x=tokens[:, :, None], size=tokens + 1, rng=keys)
+    taps = ReducerInputs(x=tokens[:, :, None], size=tokens + 1, rng=keys)
     return Draw()(taps, counts, train)
 
 
 @pytest.mark.parametrize("n, n_out", [(1, 1), (2, 1), (19, 7), (19, 18), (19, 19)])
 def test_as_many_as_wanted_stay_in_spatial_order(n, n_out):
-    result = draw(keys(5), Counts(n_in=n, n_out=n_out))
-    assert (result.n_out, result.index.groups.shape[1]) == (n_out, 0)
+    result = draw(keys(5), StepCounts(n_in=n, n_out=n_out))
+    assert (result.n_out, result.index.absorbed.shape[1]) == (n_out, 0)
     for dest in np.asarray(result.dest):
         assert dest[dest != DROPPED].tolist() == list(range(n_out))
 
 
 def test_every_set_of_tokens_is_equally_likely():
     """Two of five: ten pairs, 400 of 4,000 images each."""
-    dest = np.asarray(draw(keys(4000), Counts(n_in=5, n_out=2)).dest)
+    dest = np.asarray(draw(keys(4000), StepCounts(n_in=5, n_out=2)).dest)
     pairs, times = np.unique(dest != DROPPED, axis=0, return_counts=True)
     assert len(pairs) == 10
     assert np.abs(times - 400).max() < 4 * math.sqrt(4000 * 0.1 * 0.9)

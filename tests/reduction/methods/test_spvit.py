@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction.layer_plan import Counts, build
+from imagepiece_jax.reduction.block_plan import StepCounts, build
 from imagepiece_jax.reduction.methods.spvit import Selector, SPViT, package_weights
 from imagepiece_jax.reduction.moves import apply
-from imagepiece_jax.reduction.state import Assignment, Masking, Taps, start
+from imagepiece_jax.reduction.state import Assignment, Masking, ReducerInputs, start
 from tests import oracles, oracles_learned
 from tests.models import masked, tiny
 from tests.reduction.steps import apply_learned, random_variables
@@ -24,7 +24,7 @@ def run(selector, counts, x, mask=None):
     """(parameters, result) of a selector with random parameters."""
     keys = jax.random.split(jax.random.key(0), len(x))
     size = np.ones(x.shape[:2], np.float32)
-    taps = Taps(x=x, size=size, mask=mask, rng=keys, num_heads=HEADS)
+    taps = ReducerInputs(x=x, size=size, mask=mask, rng=keys, num_heads=HEADS)
     variables = random_variables(selector, taps, counts)
     return variables["params"], apply_learned(selector, variables, taps, counts)
 
@@ -46,7 +46,7 @@ def test_nothing_dropped_is_a_package_of_zeros_with_a_tame_gradient():
 def test_evaluation_equals_the_oracle():
     """The best stay in order, then older packages, then the new one."""
     x = numbers(BATCH, 10, D)
-    counts = Counts(n_in=10, n_out=6, stage=3)  # two packages: 3 + 2 + 1 stay
+    counts = StepCounts(n_in=10, n_out=6, stage=3)  # two packages: 3 + 2 + 1 stay
     parameters, result = run(Selector(), counts, x)
     assert isinstance(result, Assignment)
     assert result.n_out == 6
@@ -70,7 +70,7 @@ def test_training_equals_the_oracle():
     x = numbers(BATCH, 10, D)
     before = np.ones((BATCH, 10), np.float32)
     before[:, [1, 4]] = 0
-    counts = Counts(n_in=10, n_out=11, stage=3)
+    counts = StepCounts(n_in=10, n_out=11, stage=3)
     parameters, result = run(Selector(), counts, x, before)
     assert isinstance(result, Masking)
     keep = np.asarray(result.keep)
@@ -92,7 +92,7 @@ def test_draws_follow_the_votes():
     """Over many images alike, tokens live as often as their mean log odds imply."""
     count = 2000
     x = np.broadcast_to(numbers(1, 4, D), (count, 4, D))
-    parameters, result = run(Selector(), Counts(n_in=4, n_out=5), x)
+    parameters, result = run(Selector(), StepCounts(n_in=4, n_out=5), x)
     scores, _ = oracles_learned.select(parameters, x[0].astype(float), HEADS)
     share = np.exp(scores[:, 0]) / np.exp(scores).sum(axis=1)
     np.testing.assert_allclose(result.keep.mean(axis=0), share, atol=0.045)
@@ -100,16 +100,16 @@ def test_draws_follow_the_votes():
 
 def test_votes_that_underflow_still_count():
     x = numbers(BATCH, 5, D)
-    parameters, _ = run(Selector(), Counts(n_in=5, n_out=3), x)
+    parameters, _ = run(Selector(), StepCounts(n_in=5, n_out=3), x)
     parameters["vote_out"]["bias"] = np.float32([-300, -302, -301])
     size = np.ones((BATCH, 5), np.float32)
 
     @tiny.compiled
     @jax.value_and_grad
     def total(x):
-        taps = Taps(x=x, size=size, num_heads=HEADS)
+        taps = ReducerInputs(x=x, size=size, num_heads=HEADS)
         selector = Selector()
-        counts = Counts(n_in=5, n_out=3)
+        counts = StepCounts(n_in=5, n_out=3)
         return jnp.sum(selector.apply({"params": parameters}, taps, counts).weight)
 
     value, slope = total(x)

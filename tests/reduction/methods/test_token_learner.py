@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction.layer_plan import Counts
+from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.token_learner import MlpLearner
-from imagepiece_jax.reduction.state import Taps
+from imagepiece_jax.reduction.state import ReducerInputs
 from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import apply_learned, random_variables
@@ -16,18 +16,18 @@ from tests.reduction.steps import apply_learned, random_variables
 
 def taps_of(x):
     x = jnp.asarray(x)
-    return Taps(x=x, size=jnp.ones(x.shape[:2], jnp.float32))
+    return ReducerInputs(x=x, size=jnp.ones(x.shape[:2], jnp.float32))
 
 
 def weigh(learner, params, x):
     """The Mixing matrix of a learner with `params`. x [B, n, D] -> [B, S, n]."""
-    counts = Counts(x.shape[1], learner.num_tokens)
+    counts = StepCounts(x.shape[1], learner.num_tokens)
     return apply_learned(learner, {"params": params}, taps_of(x), counts).matrix
 
 
 def parameters(learner, x):
     """Random values for all parameters of a learner."""
-    counts = Counts(x.shape[1], learner.num_tokens)
+    counts = StepCounts(x.shape[1], learner.num_tokens)
     return random_variables(learner, taps_of(x), counts)["params"]
 
 
@@ -65,7 +65,7 @@ def test_parameters_and_where_they_start():
     learner = MlpLearner(num_tokens=16)
     x = taps_of(np.ones((1, 4, 384), np.float32))
     init = tiny.compiled(learner.init, static_argnums=2)
-    params = init(jax.random.key(0), x, Counts(4, 16))["params"]
+    params = init(jax.random.key(0), x, StepCounts(4, 16))["params"]
     assert tiny.count(params) == 26_448  # 2 * 384 + 384 * 64 + 64 + 64 * 16 + 16
     for name in ("fc1", "fc2"):
         kernel = params["scores"][name]["kernel"]

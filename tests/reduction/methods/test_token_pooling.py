@@ -10,31 +10,28 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.reduction import moves
-from imagepiece_jax.reduction.layer_plan import Counts
+from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.token_pooling import KMedoids
 from imagepiece_jax.reduction.ops import squared_distances
-from imagepiece_jax.reduction.state import Taps, start
+from imagepiece_jax.reduction.state import ReducerInputs, start
 from tests import oracles
 from tests.models import tiny
-from tests.reduction.steps import FORMS, move
 from tests.rounding import assert_close
 
 
 @functools.partial(tiny.compiled, static_argnames=("reducer", "n_out", "prefix"))
 def run(reducer, x, weight, n_out, prefix=0):
-    """dest, and the state after a reduction in both forms. x [B, prefix + n, D]."""
+    """dest, and the state after a reduction. x [B, prefix + n, D]."""
     image = x[:, prefix:]
     size = jnp.ones(image.shape[:2], jnp.float32)
-    taps = Taps(x=image, size=size, attn_columns=weight)
-    result = reducer(taps, Counts(image.shape[1], n_out))
-    before = start(x, prefix)
-    return result.dest, [move(before, result, form) for form in FORMS]
+    taps = ReducerInputs(x=image, size=size, attn_columns=weight)
+    result = reducer(taps, StepCounts(image.shape[1], n_out))
+    return result.dest, moves.apply(start(x, prefix), result)
 
 
 def pool(reducer, x, weight, n_out):
     """(dest [B, n], image tokens [B, n_out, D], sizes [B, n_out]) after a reduction."""
-    dest, (state, product) = run(reducer, x, weight, n_out)
-    assert_close(state.x, product.x)
+    dest, state = run(reducer, x, weight, n_out)
     return dest, state.x, state.size
 
 
@@ -152,23 +149,22 @@ def test_medoids_and_prefix_come_through_bit_for_bit(dtype, prefix):
     x, weight = random_tokens(20 + prefix)
     x = x.astype(jnp.dtype(dtype))
     weight = weight[:, prefix:]
-    dest, states = run(KMedoids(), x, weight, 6, prefix)
-    for state in states:
-        assert state.x.dtype == dtype
-        assert state.x.shape == (3, prefix + 6, 5)
-        for image in range(3):
-            medoids, want = slow_kmedoids(x[image, prefix:], weight[image], 6)
-            rows = [*range(prefix), *(prefix + m for m in medoids)]
-            np.testing.assert_array_equal(state.x[image], x[image][rows])
-            np.testing.assert_array_equal(dest[image], want)
+    dest, state = run(KMedoids(), x, weight, 6, prefix)
+    assert state.x.dtype == dtype
+    assert state.x.shape == (3, prefix + 6, 5)
+    for image in range(3):
+        medoids, want = slow_kmedoids(x[image, prefix:], weight[image], 6)
+        rows = [*range(prefix), *(prefix + m for m in medoids)]
+        np.testing.assert_array_equal(state.x[image], x[image][rows])
+        np.testing.assert_array_equal(dest[image], want)
 
 
 def test_the_gradient_is_that_of_a_gather():
     """E.g. of the hand example; the significance gets none."""
 
     def loss(x, weight):
-        taps = Taps(x=x, size=jnp.ones((1, 5)), attn_columns=weight)
-        state = moves.apply(start(x, 0), KMedoids()(taps, Counts(5, 2)))
+        taps = ReducerInputs(x=x, size=jnp.ones((1, 5)), attn_columns=weight)
+        state = moves.apply(start(x, 0), KMedoids()(taps, StepCounts(5, 2)))
         return 3 * state.x[0, 0, 0] + 5 * state.x[0, 1, 0]
 
     to_x, to_weight = tiny.compiled(jax.grad(loss, (0, 1)))(LINE, WEIGHT)

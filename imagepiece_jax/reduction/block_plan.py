@@ -1,20 +1,156 @@
-"""Numbers of tokens of every block, in plain Python, before anything is traced.
+"""How many tokens each block keeps: rules and plans, before anything is traced.
 
-A method has `Step`s, from which `build` makes a `LayerPlan` for each block.
+A method has `Step`s. A `Rule` says how many image tokens a step leaves, and `build`
+makes a `BlockPlan` for each block.
 """
 
 import dataclasses
+import math
 import numbers
 from collections.abc import Sequence
 from typing import Any
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.token_counts import Rule
 
 # "pre": before the block; "attention": in it, after the weights of all tokens and
 # before these are applied to values; "mid": between attention and MLP
 SITES = ("pre", "attention", "mid")
+
+
+def ceil(x):
+    """Ceiling that binary rounding cannot change: 0.07 * 100 is 7, not 8."""
+    return math.ceil(x - 1e-9)
+
+
+def floor(x):
+    """Floor that binary rounding cannot change: 0.7 * 90 is 63, not 62."""
+    return math.floor(x + 1e-9)
+
+
+class Rule:
+    """Base of counting rules, which are frozen dataclasses."""
+
+    def n_out(self, n: int, n0: int, stage: int) -> int | None:
+        """Number of image tokens after the step; None where all of them stay.
+
+        n: number of image tokens before the step
+        n0: number of image tokens before the first step
+        stage: number of this step among those that reduce tokens, from 1
+        """
+        raise NotImplementedError
+
+    def fewest(self, n: int, stage: int) -> int:
+        """The fewest of `n` tokens that a list of `counts` may leave at this step."""
+        return 1
+
+    def candidates(self, n: int) -> int | None:
+        """Number of tokens among which a merge looks for pairs; None: all tokens."""
+        return None
+
+
+class AtMostHalf(Rule):
+    """Base of rules for merges in pairs, in which at most half of the tokens leave."""
+
+    def removed(self, n: int) -> int:
+        """How many of `n` tokens should leave, even if it is more than half."""
+        raise NotImplementedError
+
+    def n_out(self, n, n0, stage):
+        removed = min(self.removed(n), self.half(n))
+        return None if removed <= 0 else n - removed
+
+    def fewest(self, n, stage):
+        return n - self.half(n)
+
+    def half(self, n):
+        """The most tokens that can leave: half of the candidates."""
+        candidates = self.candidates(n)
+        if candidates is None:
+            candidates = n
+        return candidates // 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep(Rule):
+    """ceil(rate * n) tokens stay, at least 1."""
+
+    rate: float
+    fused: bool = False  # whether one more token is the sum of those that leave
+
+    def n_out(self, n, n0, stage):
+        count = max(1, ceil(self.rate * n))
+        if count == n:
+            return None
+        return count + 1 if self.fused else count
+
+    def fewest(self, n, stage):
+        return 2 if self.fused else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepInitial(Rule):
+    """floor(rate * n0) tokens stay, at least 1."""
+
+    rate: float
+    packages: bool = False  # whether each step so far has added one more token
+
+    def n_out(self, n, n0, stage):
+        count = max(1, floor(self.rate * n0))
+        if self.packages:
+            count += stage
+        return None if count >= n else count
+
+    def fewest(self, n, stage):
+        return 1 + stage if self.packages else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Remove(AtMostHalf):
+    """`count` tokens leave, or half of all where that is less."""
+
+    count: int
+
+    def removed(self, n):
+        return self.count
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeTo(AtMostHalf):
+    """As many tokens leave as by `Keep(rate)`, or half of all where that is less."""
+
+    rate: float
+
+    def removed(self, n):
+        return n - max(1, ceil(self.rate * n))
+
+
+@dataclasses.dataclass(frozen=True)
+class Merge(AtMostHalf):
+    """ImagePiece's rule: tokens merge among the floor(candidate_ratio * n) candidates.
+
+    ceil(merge_ratio * (n + 1)) tokens leave: the published arithmetic counts the class
+    token, so that 16 of 197 tokens leave.
+    """
+
+    merge_ratio: float
+    candidate_ratio: float
+
+    def candidates(self, n):
+        return floor(self.candidate_ratio * n)
+
+    def removed(self, n):
+        return ceil(self.merge_ratio * (n + 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed(Rule):
+    """`tokens` tokens stay, whatever n is."""
+
+    tokens: int
+
+    def n_out(self, n, n0, stage):
+        return self.tokens
 
 
 class Unreachable(InputError):
@@ -51,7 +187,7 @@ class Step:
 
 
 @dataclasses.dataclass(frozen=True)
-class Counts:
+class StepCounts:
     """The numbers of tokens of a step that reduces them."""
 
     n_in: int  # image tokens before the step
@@ -60,11 +196,11 @@ class Counts:
     stage: int = 1  # number of this step among those that reduce tokens, from 1
     progress: float = 0.0  # share of the model's blocks before the attention it reads
     # The counts in evaluation; None but in masked training, which removes no tokens.
-    evaluation: "Counts | None" = None
+    evaluation: "StepCounts | None" = None
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerPlan:
+class BlockPlan:
     """The numbers of tokens of one block, and the step that reduces them."""
 
     attn_tokens: int  # tokens that enter attention, prefix included
@@ -72,13 +208,13 @@ class LayerPlan:
     # The step, even where all tokens stay, as its reducer may have parameters.
     step: Step | None = None
     # The numbers of the step; None where no token leaves or is masked.
-    counts: Counts | None = None
+    counts: StepCounts | None = None
     # Scores of this block's attention that reducers read, here or at the next block.
     reads: frozenset[str] = frozenset()
 
 
-def counts_of_step(step: Step, n: int, n0: int, stage: int = 1) -> Counts | None:
-    """The Counts of a step; None where all tokens stay.
+def counts_of_step(step: Step, n: int, n0: int, stage: int = 1) -> StepCounts | None:
+    """The StepCounts of a step; None where all tokens stay.
 
     n, n0, stage: as `Rule.n_out` takes them
     Raises Unreachable for a rule whose result is neither None nor a whole number from
@@ -95,12 +231,12 @@ def counts_of_step(step: Step, n: int, n0: int, stage: int = 1) -> Counts | None
             f"the rule {type(step.rule).__name__} leaves {n_out!r} image tokens at "
             f"block {step.block}; it must leave 1 to {n}, or None"
         )
-    return Counts(n, n_out, step.rule.candidates(n), stage)
+    return StepCounts(n, n_out, step.rule.candidates(n), stage)
 
 
-def dense_plan(depth: int, tokens: int) -> tuple[LayerPlan, ...]:
+def dense_plan(depth: int, tokens: int) -> tuple[BlockPlan, ...]:
     """The plan of a model whose blocks keep all tokens, prefix included."""
-    return (LayerPlan(tokens, tokens),) * depth
+    return (BlockPlan(tokens, tokens),) * depth
 
 
 def build(
@@ -109,8 +245,8 @@ def build(
     steps: Sequence[Step],
     num_prefix: int = 1,
     masked: bool = False,
-) -> tuple[LayerPlan, ...]:
-    """The plan of a model: a LayerPlan for each block.
+) -> tuple[BlockPlan, ...]:
+    """The plan of a model: a BlockPlan for each block.
 
     depth: number of blocks of the model
     n0: number of image tokens before the first block
@@ -167,7 +303,7 @@ def build(
             after = counts.n_out
         if step and step.site == "pre":
             before = after
-        layer = LayerPlan(
+        layer = BlockPlan(
             attn_tokens=before + num_prefix,
             mlp_tokens=after + num_prefix,
             step=step,

@@ -1,0 +1,58 @@
+"""Token counts by hand; tests/models/cost_vectors.json has the published ones."""
+
+import pytest
+
+from imagepiece_jax.reduction.block_plan import build
+from imagepiece_jax.reduction.reduction import Reduction
+
+
+def numbers(text):
+    """Of "3*197 98", the list 197, 197, 197, 98."""
+    pairs = [part.rpartition("*")[::2] for part in text.split()]
+    counts = []
+    for times, number in pairs:
+        counts += [int(number)] * int(times or 1)
+    return counts
+
+
+@pytest.mark.parametrize(
+    "text, site, tokens",
+    [
+        ("random:keep_rate=0.7", "mid", "3*197 3*139 3*98 3*69"),  # as EViT
+        ("dynamicvit:keep_rate=0.1", "pre", "3*197 3*20 6*2"),
+        ("dynamicvit:keep_rate=0.0", "pre", "3*197 9*2"),
+        ("dynamicvit:keep_rate=0.5:blocks=(9,3,6)", "pre", "3*197 3*99 3*50 3*25"),
+        ("token_pooling:keep_rate=0.5:blocks=(9,3,6)", "pre", "3*197 3*99 3*50 3*25"),
+        # One and a package: the next steps cannot shrink.
+        ("spvit:keep_rates=(0.,0.,0.)", "pre", "3*197 9*3"),
+        ("spvit:keep_rates=(.1,.001,0.)", "pre", "3*197 3*21 6*4"),
+        # A step that changes nothing leaves no package.
+        ("spvit:keep_rates=(1.,.5,.5)", "pre", "6*197 6*100"),
+        ("grid_pooling:grid_size=8:block=3", "pre", "3*197 9*65"),
+        ("tome:r=1000", "mid", "99 50 26 14 8 5 3 5*2"),
+    ],
+)
+def test_tokens_by_hand(text, site, tokens):
+    """A step before a block changes what its attention reads, another what its MLP."""
+    plan = build(12, 196, Reduction.read(text).method.steps(12))
+    assert [layer.mlp_tokens for layer in plan] == numbers(tokens)
+    arriving = [197, *numbers(tokens)[:-1]]
+    wanted = numbers(tokens) if site == "pre" else arriving
+    assert [layer.attn_tokens for layer in plan] == wanted
+
+
+@pytest.mark.parametrize(
+    "text, tokens",
+    [
+        ("dynamicvit", "12*197"),
+        ("dtem", "12*197"),
+        ("spvit", "3*197 3*198 3*199 3*200"),  # a package each step
+        # Masks keep all but what evaluation merges.
+        ("imagepiece_dynamicvit", "181 2*166 155 2*145 137 5*130"),
+        ("imagepiece_dynamicvit:mode=topk", "181 166 133 122 112 90 82 75 4*61"),
+    ],
+)
+def test_tokens_in_masked_training(text, tokens):
+    plan = build(12, 196, Reduction.read(text).method.steps(12), masked=True)
+    assert [layer.mlp_tokens for layer in plan] == numbers(tokens)
+    assert any(layer.counts for layer in plan)

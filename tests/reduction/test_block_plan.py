@@ -1,0 +1,120 @@
+"""Token counts of the papers, whatever binary rounding does, and plans of steps."""
+
+import dataclasses
+
+import pytest
+
+from imagepiece_jax.reduction.block_plan import (
+    Fixed,
+    Keep,
+    KeepInitial,
+    Merge,
+    MergeTo,
+    Remove,
+    Step,
+    build,
+)
+from imagepiece_jax.reduction.reducers import Reducer
+from tests import oracles
+
+SIZES = (*range(1, 41), 75, 90, 100, 137, 165, 180, 196, 256, 576)
+RATES = ("0", "0.01", "0.07", "0.3", "0.55", "0.6", "0.7", "0.8", "0.9", "0.999", "1")
+MERGES = (
+    ("0.08", "0.3"),
+    ("0.15", "0.3"),
+    ("0.5", "0.7"),  # float64: floor(0.7 * 90) is 62
+    ("0", "0.3"),
+    ("0.08", "0"),
+    ("1", "1"),
+)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_keep_is_the_exact_ceiling_and_a_fused_token_is_one_more(rate):
+    for n in SIZES:
+        kept = oracles.keep_count(rate, n)
+        for fused in (False, True):
+            want = None if kept == n else kept + fused
+            assert Keep(float(rate), fused).n_out(n, n, 1) == want
+
+
+@pytest.mark.parametrize("merge_ratio, candidate_ratio", MERGES)
+def test_merge_counts_are_exact(merge_ratio, candidate_ratio):
+    rule = Merge(float(merge_ratio), float(candidate_ratio))
+    for n in SIZES:
+        candidates, merges = oracles.merge_counts(n, merge_ratio, candidate_ratio)
+        assert rule.n_out(n, n, 1) == (n - merges if merges else None)
+        assert rule.candidates(n) == candidates
+
+
+@pytest.mark.parametrize(
+    "rule, n, expected",
+    [
+        (Merge(0.15, 0.3), 196, 196 - 29),  # 30 wanted, 58 // 2 possible
+        (Keep(0.0), 196, 1),  # one token always survives
+        (Keep(0.5), 1, None),
+        (Merge(0.08, 0.3), 6, None),  # one candidate has no partner
+        (Merge(0.08, 0.3), 7, 6),
+        (Remove(13), 196, 183),
+        (Remove(13), 7, 4),  # one of two sides
+        (Remove(0), 7, None),
+        (MergeTo(0.8), 196, 157),
+        (MergeTo(0.4), 7, 4),
+        (MergeTo(1.0), 7, None),
+        (Fixed(16), 7, 16),
+    ],
+)
+def test_published_and_hand_computed_counts(rule, n, expected):
+    assert rule.n_out(n, 196, 1) == expected
+
+
+def test_shares_of_the_first_tokens_and_rules_that_match_pairs():
+    """SPViT's second step on 196 patches, with one package a step."""
+    assert KeepInitial(0.369).n_out(122, 196, 2) == 72
+    assert KeepInitial(0.369, packages=True).n_out(122, 196, 2) == 74
+    assert KeepInitial(0.0).n_out(122, 196, 2) == 1
+    assert KeepInitial(0.7).n_out(137, 196, 2) is None  # as many as there are
+    assert KeepInitial(0.7).n_out(100, 196, 2) is None  # fewer are there
+
+
+def step(rule, block=0, site="mid"):
+    return Step(block=block, reducer=Reducer(), rule=rule, site=site)
+
+
+def test_build_puts_mid_steps_between_attention_and_mlp():
+    steps = [step(Keep(0.7), block=4), step(Keep(0.7), block=1)]
+    plan = build(depth=6, n0=196, steps=steps)
+    tokens = [(layer.attn_tokens, layer.mlp_tokens) for layer in plan]
+    later = [(139, 139)] * 2 + [(139, 98), (98, 98)]
+    assert tokens == [(197, 197), (197, 139), *later]
+    assert [layer.step for layer in plan if layer.step] == steps[::-1]
+
+
+def test_build_puts_pre_steps_before_the_block_whatever_the_prefix():
+    plan = build(depth=3, n0=196, steps=[step(Keep(0.7), block=1, site="pre")])
+    tokens = [(layer.attn_tokens, layer.mlp_tokens) for layer in plan]
+    assert tokens == [(197, 197), (139, 139), (139, 139)]
+    assert plan[1].counts.n_in == 196
+    # A distillation token changes no count: N is n + 1 whatever the prefix is.
+    steps = [step(Merge(0.08, 0.3), block=0), step(Keep(0.8), block=1)]
+    one = build(2, 196, steps, num_prefix=1)
+    two = build(2, 196, steps, num_prefix=2)
+    for a, b in zip(one, two, strict=True):
+        assert a.counts == b.counts
+        assert (a.attn_tokens, a.mlp_tokens) == (b.attn_tokens - 1, b.mlp_tokens - 1)
+
+
+def test_masked_training_keeps_what_evaluation_would_remove():
+    held = dataclasses.replace(step(Keep(0.8)), when_masked=0)
+    appended = dataclasses.replace(step(Keep(0.8), block=1), when_masked=1)
+    plan = build(3, 196, [held, appended, step(Keep(0.8), block=2)], masked=True)
+    # In evaluation 157, 126 and 101 image tokens stay: the last step removes 25.
+    assert [layer.mlp_tokens for layer in plan] == [197, 198, 173]
+
+
+def test_stages_count_the_steps_that_change_something():
+    steps = [step(Keep(rate), block) for block, rate in enumerate((0.9, 1.0, 0.9))]
+    plan = build(depth=4, n0=20, steps=[*steps, step(Merge(0.0, 0.3), block=3)])
+    assert [layer.step for layer in plan][:3] == steps
+    assert [layer.counts and layer.counts.stage for layer in plan] == [1, None, 2, None]
+    assert plan[1].mlp_tokens == plan[0].mlp_tokens
