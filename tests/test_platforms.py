@@ -5,8 +5,9 @@ import types
 import jax
 import pytest
 
-from imagepiece_jax.benchmark import device, workloads
-from imagepiece_jax.common import parallel, timer, xla_options
+from experiments.paper import Clock
+from imagepiece_jax.benchmark import device, timer, workloads
+from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.errors import InputError
 from tests.models import tiny
 from tests.models.make import create_model
@@ -35,10 +36,10 @@ def test_the_benchmarked_device(monkeypatch):
 def test_a_speed_is_that_of_what_the_device_takes(monkeypatch, dtype, named):
     """The form of GELU, and the sizes of fused attention."""
     vit = tiny.pretrained(dtype=dtype, embed_dim=24)
-    here = workloads.Clock().setting(vit)
+    here = Clock().setting(vit)
     assert not {"gelu", "sizes"} & here.keys()
     monkeypatch.setattr(jax, "local_devices", lambda: [gpu()])
-    there = workloads.Clock().setting(vit)
+    there = Clock().setting(vit)
     forms = {"gelu": "tanh", "sizes": "direction"} if named else {}
     assert there == here | {"device": there["device"]} | forms
 

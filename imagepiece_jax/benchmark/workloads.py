@@ -15,9 +15,9 @@ from typing import ClassVar
 import jax
 import numpy as np
 
-from imagepiece_jax.benchmark import device
+from imagepiece_jax.benchmark import device, timer
 from imagepiece_jax.benchmark.device import INPUTS
-from imagepiece_jax.common import parallel, timer
+from imagepiece_jax.common import parallel
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.rng import normal, root_key
 from imagepiece_jax.config.run import RunConfig
@@ -28,7 +28,6 @@ from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.reduction import DENSE, ReductionLike
 from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.optimizer import create
 from imagepiece_jax.training.train_step import batch_shapes, init_state, train_step
@@ -222,45 +221,6 @@ def _noise(shape, dtype):
         return [normal(each, shape, dtype=dtype) for each in keys]
 
     return draw()
-
-
-@dataclasses.dataclass(frozen=True)
-class Clock:
-    """Measures the speed of a model with a reduction, in turns with the dense model."""
-
-    batch_size: int = 64
-    rules: timer.Rules = timer.Rules()
-
-    def setting(self, vit: Pretrained) -> dict:
-        """Everything that decides a speed besides the model, as JSON values.
-
-        "gelu" is added if the program's differs from the model's, and "sizes" if a
-        program may encode sizes in a direction of the keys.
-        """
-        setting = {"device": device.name(), "batch_size": self.batch_size}
-        setting |= dataclasses.asdict(self.rules)
-        here = jax.local_devices()[0]
-        gelu = optimize.default_gelu(vit.model, here)
-        if gelu != vit.model.config.arch.gelu:
-            setting["gelu"] = gelu
-        if optimize.for_device(vit.model, here).execution.backend == "cudnn":
-            setting["sizes"] = "direction"
-        return setting
-
-    def __call__(self, vit: Pretrained, reduction: ReductionLike) -> dict[str, float]:
-        """`timer.figures` relative to the dense model; "dense_ms" is its time."""
-        jobs = {}
-        for name, each in (("dense", DENSE), ("reduced", reduction)):
-            variant = vit.with_reduction(each, seed=0)
-            fast = optimize.optimize(
-                variant,
-                batch_size=self.batch_size,
-                dtype=vit.model.execution.dtype.name,
-            )
-            jobs[name] = timer.TimedCall(on_noise(fast))
-        times = timer.measure(jobs, self.rules)
-        figures = timer.figures(times["dense"], times["reduced"], self.batch_size)
-        return figures | {"dense_ms": 1e3 * timer.spread(times["dense"]).median}
 
 
 def training_step(run: RunConfig, adapt=lambda model: model):

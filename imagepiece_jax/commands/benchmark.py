@@ -2,9 +2,9 @@
 
 from typing import Literal
 
+from imagepiece_jax.benchmark.timer import Rules
 from imagepiece_jax.commands._arguments import Model, several
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.common.timing_rules import Rules
 from imagepiece_jax.errors import InputError
 
 

@@ -13,11 +13,24 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
+from imagepiece_jax.common.checks import check_range
 
-from imagepiece_jax.common.timing_rules import Rules
-
+# JAX is imported where it is used: commands read Rules for their --help.
 AHEAD = 2  # queued calls, so that a device never waits for its host
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """How long to measure; the defaults are what a published figure needs."""
+
+    warmup: int = 20  # calls of every program before any is timed
+    repeats: int = 5  # turns of every program
+    seconds: float = 1.0  # least time of a turn
+
+    def __post_init__(self):
+        check_range("warmup", self.warmup, 1, whole=True)
+        check_range("repeats", self.repeats, 1, whole=True)
+        check_range("seconds", self.seconds, 0)
 
 
 def calls_ahead() -> int:
@@ -25,7 +38,16 @@ def calls_ahead() -> int:
 
     On a CPU a call starts when the call before it has ended, as in PyTorch.
     """
+    import jax
+
     return 0 if jax.devices()[0].platform == "cpu" else AHEAD
+
+
+def wait_for_arrays(results):
+    """Wait for JAX arrays; NumPy arrays are finished."""
+    import jax
+
+    return jax.block_until_ready(results)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +55,13 @@ class TimedCall:
     """A program to time.
 
     `call(number)` starts call 0, 1, ..., which selects the input, and returns what
-    `wait` blocks on until the device has finished it; JAX's waits for JAX arrays, and
-    takes NumPy arrays as finished. Up to `ahead` calls may be unfinished when the next
-    one starts: 0 where every call has the device's cores to itself.
+    `wait` blocks on until the device has finished it. Up to `ahead` calls may be
+    unfinished when the next one starts: 0 where every call has the device's cores to
+    itself.
     """
 
     call: Callable[[int], Any]
-    wait: Callable[[Any], Any] = jax.block_until_ready
+    wait: Callable[[Any], Any] = wait_for_arrays
     ahead: int = dataclasses.field(default_factory=calls_ahead)
 
 
