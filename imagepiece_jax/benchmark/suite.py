@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from imagepiece_jax.benchmark import device, timer
-from imagepiece_jax.benchmark.workloads import Case, FileCase, Workload
+from imagepiece_jax.benchmark.workloads import Case, Workload
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import git_revision, replace_file
 from imagepiece_jax.common.progress import working
@@ -28,7 +28,7 @@ COLUMNS = {
     "GMACs": "{gmacs:.3f}",
     "TMACs/s": "{tmacs_per_s:,.3f}",
     "GELU": "{gelu}",
-    "MB": "{peak_megabytes:,.0f}",
+    "MB": "{megabytes}",
 }
 
 
@@ -76,7 +76,7 @@ def groups(
 
 
 def run_all(
-    groups: Sequence[Mapping[str, Case | FileCase]],
+    groups: Sequence[Mapping[str, Case]],
     rules: timer.Rules,
     file: str | None = None,
     others: Callable[[list[Case]], Mapping[str, Workload]] | None = None,
@@ -96,7 +96,7 @@ def run_all(
         if others:
             programs.update(others(cases))
         jobs = {name: program.job for name, program in programs.items()}
-        with working(f"measuring {len(jobs)} programs in turns"):
+        with working(f"measuring {', '.join(jobs)}, in turns"):
             readings = timer.measure(jobs, rules)
         found = rows(programs, readings, _setting(cases[0], rules))
         print(f"\n{first.mode}\n{table(found)}", flush=True)
@@ -138,10 +138,11 @@ def rows(
 
 
 def table(rows: Iterable[Mapping]) -> str:
-    """The rows as aligned columns for a terminal; an unknown figure is nan."""
+    """The rows as aligned columns for a terminal; unknown bytes are a "-"."""
     cells = []
     for row in rows:
-        known = row | {"peak_megabytes": (row["peak_memory"] or float("nan")) / 1e6}
+        size = row["peak_memory"]
+        known = row | {"megabytes": f"{size / 1e6:,.0f}" if size else "-"}
         cells.append([form.format(**known) for form in COLUMNS.values()])
     return text_table([[*COLUMNS], *cells])
 

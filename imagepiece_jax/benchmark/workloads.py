@@ -10,7 +10,6 @@ Inputs are random, too, and rotate.
 
 import dataclasses
 import functools
-from typing import ClassVar
 
 import jax
 import numpy as np
@@ -49,7 +48,7 @@ class Workload:
 class Case:
     """A model to measure, in one mode, batch size and dtype."""
 
-    vit: Pretrained
+    vit: Pretrained  # or the OnnxProgram of an exported file
     mode: str  # "inference" or "train"
     batch_size: int
     dtype: str
@@ -70,6 +69,12 @@ class Case:
         Raises InputError for mistakes that would otherwise show while measuring.
         """
         optimize.check_gelu(vit.model, gelu)
+        own_size = getattr(vit, "batch_size", None)  # of an exported file
+        if own_size not in (None, batch_size):
+            place = vit.source.place
+            raise InputError(
+                f"batch_size has {batch_size}, but {place} takes {own_size}"
+            )
         run = None
         if mode == "train":
             run = training_run(vit, batch_size, dtype)
@@ -90,18 +95,30 @@ class Case:
         """The compiled program."""
         if self.mode == "train":
             return self._train()
-        model = self.vit.model
-        fast = optimize.optimize(
-            self.vit,
-            batch_size=self.batch_size,
-            dtype=self.dtype,
-            gelu=self.gelu,
-            attention=self.vit.model.execution.attention,
-        )
-        macs = self.batch_size * model_macs(model)
-        job = timer.TimedCall(on_noise(fast))
-        facts = _facts(fast.model, fast.compiled)
-        return Workload(job, self.batch_size, macs, facts)
+        if isinstance(self.vit, OnnxProgram):
+            call = self._file()
+            facts = _facts(self.vit.model, None) | {"attention": "onnxruntime"}
+        else:
+            fast = optimize.optimize(
+                self.vit,
+                batch_size=self.batch_size,
+                dtype=self.dtype,
+                gelu=self.gelu,
+                attention=self.vit.model.execution.attention,
+            )
+            call = on_noise(fast)
+            facts = _facts(fast.model, fast.compiled)
+        macs = self.batch_size * model_macs(self.vit.model)
+        return Workload(timer.TimedCall(call), self.batch_size, macs, facts)
+
+    def _file(self):
+        """A function call(number) that runs an exported file on random images."""
+        shape = (self.batch_size, *sides(self.vit.image_size), 3)
+        batches = []
+        for seed in range(INPUTS):
+            pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+            batches.append(self.vit.prepared(pixels))
+        return lambda number: self.vit.run(batches[number % INPUTS])
 
     def _train(self):
         """The Workload of training steps; each continues from the last."""
@@ -125,54 +142,6 @@ class Case:
 
         macs = self.batch_size * TRAINING_MACS * model_macs(model)
         facts = _facts(model, compiled)
-        return Workload(timer.TimedCall(call), self.batch_size, macs, facts)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class FileCase:
-    """An exported file to measure in one batch size, as a Case; onnxruntime runs it."""
-
-    program: OnnxProgram
-    batch_size: int
-    mode: ClassVar[str] = "inference"
-
-    @classmethod
-    def group(cls, program: OnnxProgram, batch_size: int) -> dict[str, "FileCase"]:
-        """The one Case of a file; InputError for a size that it does not take."""
-        if program.batch_size not in (None, batch_size):
-            raise InputError(
-                f"batch_size has {batch_size}, but {program.path} takes "
-                f"{program.batch_size}"
-            )
-        return {program.path.name: cls(program, batch_size)}
-
-    @property
-    def dtype(self) -> str:
-        return self.program.facts["dtype"]
-
-    @property
-    def path(self) -> str:
-        return str(self.program.path)
-
-    def workload(self) -> Workload:
-        """The file on random images, in the form that it takes."""
-        shape = (self.batch_size, *sides(self.program.vit.image_size), 3)
-        batches = []
-        for seed in range(INPUTS):
-            pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-            batches.append(self.program.prepared(pixels))
-        model = self.program.vit.model
-        facts = {
-            "peak_memory": None,
-            "attention": "onnxruntime",
-            "gelu": model.config.arch.gelu,
-            "sizes": model.execution.sizes,
-        }
-
-        def call(number):
-            return self.program.run(batches[number % INPUTS])
-
-        macs = self.batch_size * model_macs(model)
         return Workload(timer.TimedCall(call), self.batch_size, macs, facts)
 
 
@@ -275,9 +244,9 @@ def random_variables(model):
 
 
 def _facts(model, compiled):
-    """Facts about a compiled program."""
+    """Facts about a compiled program; None: onnxruntime's."""
     return {
-        "peak_memory": device.program_bytes(compiled),
+        "peak_memory": compiled and device.program_bytes(compiled),
         "attention": model.execution.backend,
         "gelu": model.config.arch.gelu,
         "sizes": model.execution.sizes,

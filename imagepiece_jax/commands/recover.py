@@ -1,20 +1,9 @@
 """Recovery of what a reduction costs, from a few hundred images without labels."""
 
-import dataclasses
 import sys
-from typing import Annotated, Literal
+from typing import Literal
 
-from tyro.conf import Positional, arg
-
-from imagepiece_jax.commands._arguments import Weights
-
-
-@dataclasses.dataclass(frozen=True)
-class Images:
-    """Images; labels are not read."""
-
-    images: Annotated[str, Positional, arg(metavar="IMAGES")]
-    """A folder of images, csv:FILE, hf:OWNER/NAME, imagenet2012 or digits."""
+from imagepiece_jax.commands._arguments import Images, Weights
 
 
 def main(
@@ -30,6 +19,7 @@ def main(
 ):
     """Learn to answer as the dense model does, at --reduction or at .6, .5 and .4.
 
+    IMAGE may be digits, imagenet2012, hf:OWNER/NAME or csv:FILE; labels are not read.
     OUT is a folder as `save` writes it, with the dense model as it was. Ctrl-C leaves
     the weights so far in it, if they are better than the start.
 
@@ -49,7 +39,9 @@ def main(
     from imagepiece_jax.deploy.weights.save import checked_folder
 
     folder = checked_folder(out)
-    source = opened(images.images)
+    source = images.open_set("train", labeled=False)
+    if source is None:
+        source = images.images
     # It ends before the result is written, which replaces the folder.
     with locked("out", folder):
         vit = weights.load()
@@ -64,16 +56,6 @@ def main(
         )
     with finishing():  # nothing that took minutes is lost while it is written
         written(out, recovered)
-
-
-def opened(images):
-    """The images of a named data set, or else of a path."""
-    from imagepiece_jax.deploy import pictures
-    from imagepiece_jax.input import registry
-
-    if registry.is_set(images):
-        return registry.open_source(images, "train", labeled=False)
-    return pictures.as_source(images)
 
 
 def written(out, recovered):

@@ -22,7 +22,8 @@ def main(
 ) -> int:
     """Draw the tokens of images after each block that reduces them, and a page of all.
 
-    IMAGE may be digits, imagenet2012 or hf:OWNER/NAME, of which some images are drawn.
+    IMAGE may be digits, imagenet2012, hf:OWNER/NAME or csv:FILE, of which some images
+    are drawn.
     provenance.json has the slot of every patch. An image that cannot be read is named
     on stderr, and the status is 1.
 
@@ -37,7 +38,6 @@ def main(
 
     from imagepiece_jax.deploy import pictures
     from imagepiece_jax.deploy.visualize import html
-    from imagepiece_jax.input import registry
 
     texts = several("reductions", reductions)
     if texts and weights.reduction is not None:
@@ -45,12 +45,10 @@ def main(
         raise InputError(text)
     drawn = several("blocks", blocks)
     extras.check("a figure", "matplotlib")
-    sets = [word for word in images.images if registry.is_set(word)]
+    source = images.open_set("val")
     files = []
-    if not sets:
+    if source is None:
         files = pictures.find_images(images.images)
-    elif len(images.images) > 1:
-        raise InputError(f"images has {sets[0]}, which is a data set, and others")
     folder = pathlib.Path(out)
     html.check_folder(folder)
     with locked("out", folder):
@@ -59,8 +57,8 @@ def main(
         for block in drawn:
             last = len(vit.model.plan) - 1
             check_range("blocks", block, 0, last)
-        if sets:
-            some = registry.open_source(sets[0], "val").spread(DRAWN)
+        if source is not None:
+            some = source.spread(DRAWN)
             drawn_images = [some[index] for index in range(len(some))]
             readable = [image for image in drawn_images if image.readable]
             pixels = np.stack([vit.preprocessing(image.pixels) for image in readable])

@@ -100,7 +100,7 @@ def compare(
         data,
         data_dir=data_dir,
         limit=limit,
-        batch=batch_size,
+        batch_size=batch_size,
         workers=workers,
         threads=threads,
     )
