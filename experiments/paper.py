@@ -13,7 +13,6 @@ NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap
 lcb-similarity, combos, ablation; or all of them.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -486,8 +485,7 @@ def main(options: Options):
         rules = Rules(options.warmup, options.repeats, options.seconds)
         clock = Clock(options.speed_batch_size, rules)
     out = options.out
-    cache = ResultCache(out, versions=study.versions())
-    with contextlib.closing(cache):
+    with ResultCache(out, versions=study.versions()) as cache:
         paper = Study(models=models, images=images, out=out, cache=cache, clock=clock)
         make(names, paper)
 

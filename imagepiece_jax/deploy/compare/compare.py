@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from imagepiece_jax.benchmark import device
-from imagepiece_jax.common import plotting
+from imagepiece_jax.common import extras, plotting
 from imagepiece_jax.common.files import LOCK, check_own, replace_file
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.signals import finishing
@@ -92,8 +92,11 @@ def compare(
     data, data_dir to threads: as for `evaluate`
     Returns a Report: `figures` by row, `comparisons` of two rows; its `str` is the
         table.
-    Raises InputError for a row that does not fit.
+    Raises InputError for a row that does not fit, and for a folder of other files.
     """
+    if out is not None:
+        check_folder(out)
+        extras.check("the plot of a comparison", "matplotlib")
     vit = vit.analyzed(None)
     images = labeled_images(
         vit,
