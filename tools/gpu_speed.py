@@ -37,7 +37,7 @@ from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.machine import cores
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.deploy.inference import size_direction
-from imagepiece_jax.deploy.inference.optimize import CompileOptions, compiler
+from imagepiece_jax.deploy.inference.optimize import compiler
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
@@ -338,7 +338,7 @@ def compiler_of(case: Case, dtype: str, way: Way):
     """A function that compiles a program for a batch; all have the same weights."""
     model = case.create(way.setting)
     variables = random_variables(model)
-    options = {"batch_size": 1, "dtype": dtype, "gelu": way.gelu}
+    options = {"dtype": dtype, "gelu": way.gelu}
     if way.sizes is not None:
         options["sizes"] = way.sizes
     if way.reductions is not None:
@@ -346,7 +346,7 @@ def compiler_of(case: Case, dtype: str, way: Way):
     options["compiler_options"] = XLA[way.xla]
     if OPTIONS.smoke:
         options["compiler_options"] = XLA[way.xla] | QUICK
-    return compiler(Pretrained(model, variables), CompileOptions(**options))
+    return compiler(Pretrained(model, variables), **options)
 
 
 def random_directions(vit, images=None) -> np.ndarray:

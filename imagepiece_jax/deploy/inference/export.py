@@ -8,12 +8,13 @@ import os
 import pathlib
 
 from imagepiece_jax.common import extras
+from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import check_own, check_writable, write_json
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.common.signals import finishing
 from imagepiece_jax.deploy.inference import onnx_model, program_facts, tower
 from imagepiece_jax.deploy.inference.onnx_graph import stored_dtype
-from imagepiece_jax.deploy.inference.optimize import CompileOptions, check_gelu
+from imagepiece_jax.deploy.inference.optimize import check_gelu
 from imagepiece_jax.deploy.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.create import execution_of
@@ -49,12 +50,8 @@ def export(
     Returns the path of the file.
     Raises InputError for anything that does not fit, before anything is written.
     """
-    typed = {"pixels": pixels, "batch_size": batch_size, "gelu": gelu}
-    if batch_size is None:  # the program takes any
-        typed["batch_size"] = 1
-    checked = CompileOptions(**typed)
     if batch_size is not None:
-        batch_size = checked.batch_size
+        check_range("batch_size", batch_size, 1, whole=True)
     check_gelu(vit.model, gelu)
     vit.warn_of_untrained()
     vit = _portable(vit, gelu or vit.model.config.arch.gelu)
