@@ -4,6 +4,7 @@ from typing import Literal
 
 from imagepiece_jax.commands._arguments import Data, Weights
 from imagepiece_jax.common.files import check_writable, write_json
+from imagepiece_jax.common.tables import amount
 
 
 def main(
@@ -49,10 +50,9 @@ def main(
         change = statistics.Estimate(
             row["difference"], row["difference_low"], row["difference_high"]
         )
-        print(
-            f"the program's cost: acc1 {statistics.format_difference(change, 2)} "
-            f"(points, 95 %, paired, {row['images']} images)"
-        )
+        cost = statistics.format_difference(change, 2)
+        count = amount(row["images"], "image")
+        print(f"the program's cost: acc1 {cost} (points, 95 %, paired, {count})")
     else:
         print(accuracy.line(figures, *how, f"gmacs {vit.gmacs:.3f}"))
     if unreadable := figures["unreadable"]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.progress import log
+from imagepiece_jax.common.tables import amount
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.cost import model_macs
@@ -148,7 +149,7 @@ class MeasuredWeights:
         return self.cache.result(
             setting,
             lambda: self._evaluate(reduction),
-            f"{name}, {setting['images']} images",
+            f"{name}, {amount(setting['images'], 'image')}",
         )
 
     def setting(self, kind: str, reduction: Reduction) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.progress import working
+from imagepiece_jax.common.tables import amount
 from imagepiece_jax.data.normalize import (
     as_normalized,
     check_images,
@@ -151,7 +152,7 @@ class Program:
         options = [f"{name}={value}" for name, value in self.options.items()]
         options = ", ".join(options) or "none"
         return (
-            f"{batch} images of {size_text(size)}, {kind}, on {self.device}\n"
+            f"{amount(batch, 'image')} of {size_text(size)}, {kind}, on {self.device}\n"
             f"{model.plan[0].attn_tokens} to {model.plan[-1].mlp_tokens} tokens, "
             f"{self.gmacs:.3f} GMACs an image, {self.dead_gmacs:.3f} of them not "
             "computed\n"
@@ -299,7 +300,7 @@ def compiler(
             sharding=SingleDeviceSharding(device),
         )
         began = time.perf_counter()
-        count = "1 image" if batch_size == 1 else f"{batch_size} images"
+        count = amount(batch_size, "image")
         work = working(f"compiling the model for {count} at a time")
         inside = SMALL if batch_size <= SMALL_BATCH else 0
         arguments = tuple(leaf for leaf in leaves if leaf.nbytes > inside)
