@@ -36,7 +36,7 @@ def main(
     from imagepiece_jax.common.files import locked
     from imagepiece_jax.common.signals import finishing
     from imagepiece_jax.deploy.recover.recover import recover
-    from imagepiece_jax.deploy.weights.save import checked_folder
+    from imagepiece_jax.deploy.weights.save import checked_folder, save
 
     folder = checked_folder(out)
     source = images.open_set("train", labeled=False)
@@ -54,20 +54,13 @@ def main(
             seed=seed,
             parameters=parameters,
         )
-    with finishing():  # nothing that took minutes is lost while it is written
-        written(out, recovered)
-
-
-def written(out, recovered):
-    """Print what was recovered, and save it if anything changed."""
-    from imagepiece_jax.deploy.weights.save import save
-
     recovery = recovered.recovery
-    print(recovery, flush=True)
-    if all(cost.stopped and not cost.changed for cost in recovery.costs):
-        print(f"nothing is written to {out}", file=sys.stderr)
-        return
-    save(recovered, out)
-    print(f"saved in {out}", flush=True)
-    if not any(cost.changed for cost in recovery.costs):
-        print(f"note: nothing was better: {out} holds the model as it was")
+    with finishing():  # nothing that took minutes is lost while it is written
+        print(recovery, flush=True)
+        if all(cost.stopped and not cost.changed for cost in recovery.costs):
+            print(f"nothing is written to {out}", file=sys.stderr)
+            return
+        save(recovered, out)
+        print(f"saved in {out}", flush=True)
+        if not any(cost.changed for cost in recovery.costs):
+            print(f"note: nothing was better: {out} holds the model as it was")

@@ -177,10 +177,7 @@ class MeasuredWeights:
         batches = self.images.batches()
         result = accuracy.evaluate(self._step(model), variables, batches)
         return {
-            "acc1": result.acc1,
-            "acc5": result.acc5,
-            "loss": result.loss,
-            "images": result.images,
+            **result.figures,
             "untrained_selectors": "selectors" in vit.untrained_kinds,
             **plan_facts(model),
             "right": encode_bits(result.each["right"]),

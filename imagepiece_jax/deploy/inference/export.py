@@ -54,7 +54,11 @@ def export(
         check_range("batch_size", batch_size, 1, whole=True)
     check_gelu(vit.model, gelu)
     vit.warn_of_untrained()
-    vit = _portable(vit, gelu or vit.model.config.arch.gelu)
+    # In float32, with attention that has a graph.
+    config = vit.config.with_arch(gelu=gelu or vit.config.arch.gelu)
+    execution = execution_of(config, "float32", "xla")
+    model = vit.model.clone(config=config, execution=execution)
+    vit = dataclasses.replace(vit, model=model)
     folder = pathlib.Path(os.path.expanduser(out))
     if layout is None:
         outputs = ProgramOutputs(vit, output)
@@ -108,11 +112,3 @@ def checked_file(out: str | os.PathLike) -> pathlib.Path:
             raise InputError(f"{file} already exists, and export did not write it")
     extras.check("an ONNX file", "onnx")
     return out
-
-
-def _portable(vit, gelu):
-    """The model in float32, with attention that has a graph, and this form of GELU."""
-    config = vit.config.with_arch(gelu=gelu)
-    execution = execution_of(config, "float32", "xla")
-    model = vit.model.clone(config=config, execution=execution)
-    return dataclasses.replace(vit, model=model)
