@@ -89,6 +89,16 @@ def run_all(
     first = next(iter(groups[0].values()))
     weights = "random weights" if first.path is None else f"weights of {first.path}"
     print(f"{device.name()}, {first.dtype}, {weights}, random images", flush=True)
+    libraries = [name for name in ("torch", "timm") if name in sys.modules]
+    setting = {
+        "mode": first.mode,
+        "dtype": first.dtype,
+        "weights": first.path,
+        "device": device.name(),
+        "versions": device.versions(libraries),
+        "git": git_revision(),
+        **dataclasses.asdict(rules),
+    }
     lines = []
     for group in groups:
         cases = [*group.values()]
@@ -98,7 +108,8 @@ def run_all(
         jobs = {name: program.job for name, program in programs.items()}
         with working(f"measuring {', '.join(jobs)}, in turns"):
             readings = timer.measure(jobs, rules)
-        found = rows(programs, readings, _setting(cases[0], rules))
+        setting["batch_size"] = cases[0].batch_size
+        found = rows(programs, readings, setting)
         print(f"\n{first.mode}\n{table(found)}", flush=True)
         lines += [json.dumps(row) + "\n" for row in found]
         if file:
@@ -145,18 +156,3 @@ def table(rows: Iterable[Mapping]) -> str:
         known = row | {"megabytes": f"{size / 1e6:,.0f}" if size else "-"}
         cells.append([form.format(**known) for form in COLUMNS.values()])
     return text_table([[*COLUMNS], *cells])
-
-
-def _setting(case, rules):
-    """The fields that all rows of a group share."""
-    libraries = [name for name in ("torch", "timm") if name in sys.modules]
-    return {
-        "mode": case.mode,
-        "batch_size": case.batch_size,
-        "dtype": case.dtype,
-        "weights": case.path,
-        "device": device.name(),
-        "versions": device.versions(libraries),
-        "git": git_revision(),
-        **dataclasses.asdict(rules),
-    }

@@ -144,13 +144,23 @@ class MeasuredWeights:
 
         "right" has a bit for each image: whether its class is right.
         """
+
+        def measure():
+            vit = self.vit.with_reduction(reduction, seed=self.vit.source.seed)
+            variables = parallel.replicate(vit.variables)
+            batches = self.images.batches()
+            result = accuracy.evaluate(self._step(vit.model), variables, batches)
+            return {
+                **result.figures,
+                "untrained_selectors": "selectors" in vit.untrained_kinds,
+                **plan_facts(vit.model),
+                "right": encode_bits(result.each["right"]),
+            }
+
         setting = self.setting("accuracy", reduction)
-        name = self.name or str(reduction)
-        return self.cache.result(
-            setting,
-            lambda: self._evaluate(reduction),
-            f"{name}, {amount(setting['images'], 'image')}",
-        )
+        count = amount(setting["images"], "image")
+        what = f"{self.name or reduction}, {count}"
+        return self.cache.result(setting, measure, what)
 
     def setting(self, kind: str, reduction: Reduction) -> dict[str, Any]:
         """All that decides a result on the images, as JSON values."""
@@ -168,20 +178,6 @@ class MeasuredWeights:
         """A reduction's text, with the attention of its model."""
         prop_attn = self.vit.model_with(reduction).prop_attn
         return str(dataclasses.replace(reduction, prop_attn=prop_attn))
-
-    def _evaluate(self, reduction):
-        """The result of these weights with a reduction, as JSON values."""
-        vit = self.vit.with_reduction(reduction, seed=self.vit.source.seed)
-        model = vit.model
-        variables = parallel.replicate(vit.variables)
-        batches = self.images.batches()
-        result = accuracy.evaluate(self._step(model), variables, batches)
-        return {
-            **result.figures,
-            "untrained_selectors": "selectors" in vit.untrained_kinds,
-            **plan_facts(model),
-            "right": encode_bits(result.each["right"]),
-        }
 
     def _step(self, model):
         """The compiled evaluation of a model, kept for other weights and images."""

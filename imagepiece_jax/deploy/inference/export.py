@@ -82,9 +82,10 @@ def export(
     images = program_facts.exported_images(
         vit, batch_size, pixels, outputs.channels_first
     )
-    options = {"outputs": outputs, "batch_size": batch_size, "pixels": pixels}
     with working("exporting the model"):
-        program = onnx_model.onnx_model(vit, **options)
+        program = onnx_model.onnx_model(
+            vit, batch_size=batch_size, pixels=pixels, outputs=outputs
+        )
         facts = program_facts.program_facts(vit, images, outputs, stored_dtype)
         facts["opset"] = onnx_model.OPSET
         facts["layout"] = layout

@@ -381,13 +381,8 @@ def default_gelu(model, device):
     bytes: it changes less than bfloat16 does. float32 stays exact.
     """
     form = model.config.arch.gelu
-    if (
-        form == "exact"
-        and model.config.arch.has_gelu
-        and in_two_bytes_on_gpu(model, device)
-    ):
-        return "tanh"
-    return form
+    is_exact = form == "exact" and model.config.arch.has_gelu
+    return "tanh" if is_exact and in_two_bytes_on_gpu(model, device) else form
 
 
 def default_reductions(model, device):
@@ -396,9 +391,7 @@ def default_reductions(model, device):
     There they take half as many kernels (PERFORMANCE.md, "Few kernels"), and change a
     model less than bfloat16 does (docs/tables/forms).
     """
-    if in_two_bytes_on_gpu(model, device):
-        return "fast"
-    return "exact"
+    return "fast" if in_two_bytes_on_gpu(model, device) else "exact"
 
 
 def joined_pixels(model, device):
