@@ -34,8 +34,6 @@ def main(
         reductions: Several, instead of --reduction.
         blocks: Figures show only these blocks, from 0.
     """
-    import numpy as np
-
     from imagepiece_jax.deploy import pictures
     from imagepiece_jax.deploy.visualize import html
 
@@ -46,9 +44,10 @@ def main(
     drawn = several("blocks", blocks)
     extras.check("a figure", "matplotlib")
     source = images.open_set("val")
-    files = []
     if source is None:
-        files = pictures.find_images(images.images)
+        source = pictures.photographs(pictures.find_images(images.images))
+    else:
+        source = source.spread(DRAWN)
     folder = pathlib.Path(out)
     html.check_folder(folder)
     with locked("out", folder):
@@ -57,14 +56,7 @@ def main(
         for block in drawn:
             last = len(vit.model.plan) - 1
             check_range("blocks", block, 0, last)
-        if source is not None:
-            some = source.spread(DRAWN)
-            drawn_images = [some[index] for index in range(len(some))]
-            readable = [image for image in drawn_images if image.readable]
-            pixels = np.stack([vit.preprocessing(image.pixels) for image in readable])
-            names = files = [image.name for image in readable]
-        else:
-            pixels, names = pictures.read_images(files, vit.preprocessing)
+        pixels, names = pictures.read_images(source, vit.preprocessing)
         with contextlib.ExitStack() as stack:
             for name in html.FILES:
                 if not (folder / name).exists():
@@ -74,4 +66,4 @@ def main(
             )
             for line in lines:
                 print(line, flush=True)
-    return int(len(names) < len(files))
+    return int(len(names) < len(source))
