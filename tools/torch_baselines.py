@@ -14,8 +14,10 @@ import importlib
 import os
 from typing import Literal
 
+import jax
+
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import device, suite, timer
+from imagepiece_jax.benchmark import suite, timer
 from imagepiece_jax.benchmark import workloads as ours
 from imagepiece_jax.benchmark.workloads import INPUTS, Workload
 from imagepiece_jax.commands._arguments import Model
@@ -211,7 +213,7 @@ def torch_device():
 
     torch.set_num_threads(cores())
     torch.set_float32_matmul_precision("high")  # TF32 where available, as JAX
-    where = "cpu" if device.platform() == "cpu" else "cuda"
+    where = "cpu" if jax.devices()[0].platform == "cpu" else "cuda"
     if where == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "against needs PyTorch with CUDA here, but the installed one finds no GPU"

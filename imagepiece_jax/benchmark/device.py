@@ -13,15 +13,11 @@ from imagepiece_jax.common.version import LIBRARIES
 INPUTS = 4  # different inputs that calls take in turn
 
 
-def platform() -> str:
-    """JAX's name of the platform: "cpu", "gpu" or "tpu"."""
-    return jax.devices()[0].platform
-
-
 def name() -> str:
     """The device's name; for a CPU its model and usable cores."""
-    if platform() != "cpu":
-        return jax.devices()[0].device_kind
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return device.device_kind
     model = host.machine()
     file = pathlib.Path("/proc/cpuinfo")
     if file.exists():

@@ -89,14 +89,30 @@ def measure(
         runtime, which keep a core busy for a while after its turn
     Returns the readings by name, in the order of the repeats.
     """
-    runners = {name: _Runner(job, now) for name, job in jobs.items()}
-    for runner in runners.values():
-        runner.run(rules.warmup)
+    started = dict.fromkeys(jobs, 0)  # so that inputs rotate across turns
+
+    def run(name, calls, seconds=0.0):
+        """Seconds per call, over at least this many calls and seconds."""
+        job = jobs[name]
+        pending = collections.deque()
+        first = started[name]
+        began = now()
+        while started[name] < first + calls or now() < began + seconds:
+            pending.append(job.call(started[name]))
+            started[name] += 1
+            if len(pending) > job.ahead:
+                job.wait(pending.popleft())
+        for result in pending:
+            job.wait(result)
+        return (now() - began) / (started[name] - first)
+
+    for name in jobs:
+        run(name, rules.warmup)
     readings = {name: [] for name in jobs}
     for _ in range(rules.repeats):
-        for name, runner in runners.items():
+        for name in jobs:
             rest()
-            readings[name].append(runner.run(1, rules.seconds))
+            readings[name].append(run(name, 1, rules.seconds))
     return readings
 
 
@@ -124,26 +140,3 @@ def figures(base: Sequence[float], own: Sequence[float], images: int) -> dict:
         "ratio_min": ratio.low,
         "ratio_max": ratio.high,
     }
-
-
-class _Runner:
-    """A job that counts its calls, so that inputs rotate across turns."""
-
-    def __init__(self, job, now):
-        self._job = job
-        self._now = now
-        self._started = 0
-
-    def run(self, calls, seconds=0.0):
-        """Seconds per call, over at least this many calls and seconds."""
-        pending = collections.deque()
-        first = self._started
-        began = self._now()
-        while self._started < first + calls or self._now() < began + seconds:
-            pending.append(self._job.call(self._started))
-            self._started += 1
-            if len(pending) > self._job.ahead:
-                self._job.wait(pending.popleft())
-        for result in pending:
-            self._job.wait(result)
-        return (self._now() - began) / (self._started - first)
