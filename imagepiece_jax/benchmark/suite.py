@@ -70,7 +70,7 @@ def groups(
         check_range("batch_size", batch_size, 1, whole=True)
         group = {}
         for name, vit in vits.items():
-            group[name] = Case.of(vit, mode, batch_size, dtype, gelu)
+            group[name] = Case(vit, mode, batch_size, dtype, gelu)
         found.append(group)
     return found
 

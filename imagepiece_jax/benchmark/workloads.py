@@ -46,7 +46,11 @@ class Workload:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
-    """A model to measure, in one mode, batch size and dtype."""
+    """A model to measure, in one mode, batch size and dtype.
+
+    In mode "train" it trains as `training_run` says.
+    Raises InputError for mistakes that would otherwise show while measuring.
+    """
 
     vit: Pretrained  # or the OnnxProgram of an exported file
     mode: str  # "inference" or "train"
@@ -55,35 +59,21 @@ class Case:
     gelu: str | None = None  # of the optimized program, as `optimize` takes it
     run: RunConfig | None = None  # of mode train
 
-    @classmethod
-    def of(
-        cls,
-        vit: Pretrained,
-        mode: str,
-        batch_size: int,
-        dtype: str,
-        gelu: str | None = None,
-    ) -> "Case":
-        """A Case; in mode "train" it trains as `training_run` says.
-
-        Raises InputError for mistakes that would otherwise show while measuring.
-        """
-        optimize.check_gelu(vit.model, gelu)
-        own_size = getattr(vit, "batch_size", None)  # of an exported file
-        if own_size not in (None, batch_size):
-            place = vit.source.place
-            raise InputError(
-                f"batch_size has {batch_size}, but {place} takes {own_size}"
-            )
-        run = None
-        if mode == "train":
-            run = training_run(vit, batch_size, dtype)
+    def __post_init__(self):
+        vit = self.vit
+        size = self.batch_size
+        optimize.check_gelu(vit.model, self.gelu)
+        if isinstance(vit, OnnxProgram) and vit.batch_size not in (None, size):
+            takes = f"{vit.source.place} takes {vit.batch_size}"
+            raise InputError(f"batch_size has {size}, but {takes}")
+        if self.mode == "train" and self.run is None:
+            run = training_run(vit, size, self.dtype)
             check_training(run, parallel.placement(run.grad_accum_steps))
             count = parallel.device_count()
             if count > 1:
                 text = f"mode is train on {count} devices; CUDA_VISIBLE_DEVICES=0"
                 raise InputError(f"{text} leaves one to measure")
-        return cls(vit, mode, batch_size, dtype, gelu, run)
+            object.__setattr__(self, "run", run)
 
     @property
     def path(self) -> str | None:
