@@ -13,7 +13,6 @@ NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap
 lcb-similarity, combos, ablation; or all of them.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -21,6 +20,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
+import jax
 import numpy as np
 from tyro.conf import Positional, arg
 
@@ -43,18 +43,19 @@ from experiments.models import (
     take_from_weights,
 )
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import device
-from imagepiece_jax.benchmark.workloads import Clock
+from imagepiece_jax.benchmark import device, timer
+from imagepiece_jax.benchmark.timer import Rules
+from imagepiece_jax.benchmark.workloads import on_noise
 from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.common.timing_rules import Rules
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.compare.cache import MeasuredWeights, ResultCache, Split
+from imagepiece_jax.deploy.inference import optimize
 from imagepiece_jax.deploy.weights.load import load
 from imagepiece_jax.deploy.weights.location import is_run
 from imagepiece_jax.errors import InputError
@@ -62,7 +63,7 @@ from imagepiece_jax.input import worker_pool
 from imagepiece_jax.input.registry import open_source, short_name
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
-from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
+from imagepiece_jax.reduction.reduction import DENSE, Reduction, ReductionLike
 
 TABLES = {
     "table1": paper_tables.table1,
@@ -148,6 +149,45 @@ class Options:
 
 
 # What is measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """Measures the speed of a model with a reduction, in turns with the dense model."""
+
+    batch_size: int = 64
+    rules: Rules = Rules()
+
+    def setting(self, vit: Pretrained) -> dict:
+        """Everything that decides a speed besides the model, as JSON values.
+
+        "gelu" is added if the program's differs from the model's, and "sizes" if a
+        program may encode sizes in a direction of the keys.
+        """
+        setting = {"device": device.name(), "batch_size": self.batch_size}
+        setting |= dataclasses.asdict(self.rules)
+        here = jax.local_devices()[0]
+        gelu = optimize.default_gelu(vit.model, here)
+        if gelu != vit.model.config.arch.gelu:
+            setting["gelu"] = gelu
+        if optimize.for_device(vit.model, here).execution.backend == "cudnn":
+            setting["sizes"] = "direction"
+        return setting
+
+    def __call__(self, vit: Pretrained, reduction: ReductionLike) -> dict[str, float]:
+        """`timer.figures` relative to the dense model; "dense_ms" is its time."""
+        jobs = {}
+        for name, each in (("dense", DENSE), ("reduced", reduction)):
+            variant = vit.with_reduction(each, seed=0)
+            fast = optimize.optimize(
+                variant,
+                batch_size=self.batch_size,
+                dtype=vit.model.execution.dtype.name,
+            )
+            jobs[name] = timer.TimedCall(on_noise(fast))
+        times = timer.measure(jobs, self.rules)
+        figures = timer.figures(times["dense"], times["reduced"], self.batch_size)
+        return figures | {"dense_ms": 1e3 * timer.spread(times["dense"]).median}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -445,8 +485,7 @@ def main(options: Options):
         rules = Rules(options.warmup, options.repeats, options.seconds)
         clock = Clock(options.speed_batch_size, rules)
     out = options.out
-    cache = ResultCache(out, versions=study.versions())
-    with contextlib.closing(cache):
+    with ResultCache(out, versions=study.versions()) as cache:
         paper = Study(models=models, images=images, out=out, cache=cache, clock=clock)
         make(names, paper)
 

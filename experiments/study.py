@@ -4,7 +4,6 @@ A study is one script. It lists its cells, measures each into a line of FOLDER's
 runs.jsonl, and writes its page from the lines that are there.
 """
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import os
@@ -21,11 +20,7 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import git_revision, replace_file
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.version import LIBRARIES
-from imagepiece_jax.deploy.compare.cache import (
-    Lines,
-    decode_bits,
-    read_lines,
-)
+from imagepiece_jax.deploy.compare.cache import ResultCache, decode_bits, read_lines
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
 
@@ -68,7 +63,7 @@ def run(
     Raises InputError where a line of a cell is of another identity, before anything is
     measured.
     """
-    with contextlib.closing(Lines(folder / FILE)) as lines:
+    with ResultCache(folder, name=FILE) as lines:
         found = read_runs(folder)
         waiting = []
         for cell in cells:

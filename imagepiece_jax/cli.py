@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -71,7 +72,8 @@ def finish(call: Callable[[], int | None], *, compiles: bool = True):
     except Stopped as stopped:
         _end(stopped.status, stopped)
     except (InputError, RunError, OSError, MemoryError) as error:
-        _end(getattr(error, "status", RunError.status), f"error: {error}")
+        text = re.sub(r"^\[Errno -?\d+\] ", "", str(error))  # of an OSError
+        _end(getattr(error, "status", RunError.status), f"error: {text}")
     except RuntimeError as error:  # of JAX: a full device, or one that is not there
         text = str(error).partition("\n")[0]
         if not any(known in str(error) for known in DEVICE_ERRORS):

@@ -21,7 +21,7 @@ from tests.runs import ROOT
         (
             FileNotFoundError(2, "No such file", "a"),
             1,
-            "error: [Errno 2] No such file: 'a'",
+            "error: No such file: 'a'",
         ),
         # To be stopped is no error.
         (Stopped(15, 7), 143, "stopped at step 7; the same command resumes from there"),

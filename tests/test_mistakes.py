@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
-from imagepiece_jax.common import timer
+from imagepiece_jax.benchmark import timer
 from imagepiece_jax.errors import InputError
 from tests.command import call
 from tests.models import tiny

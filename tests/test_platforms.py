@@ -5,8 +5,9 @@ import types
 import jax
 import pytest
 
-from imagepiece_jax.benchmark import device, workloads
-from imagepiece_jax.common import parallel, timer, xla_options
+from experiments.paper import Clock
+from imagepiece_jax.benchmark import device, timer, workloads
+from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.create import create_model
 from tests.models import make, tiny
@@ -35,10 +36,10 @@ def test_the_benchmarked_device(monkeypatch):
 def test_a_speed_is_that_of_what_the_device_takes(monkeypatch, dtype, named):
     """The form of GELU, and the sizes of fused attention."""
     vit = tiny.pretrained(dtype=dtype, embed_dim=24)
-    here = workloads.Clock().setting(vit)
+    here = Clock().setting(vit)
     assert not {"gelu", "sizes"} & here.keys()
     monkeypatch.setattr(jax, "local_devices", lambda: [gpu()])
-    there = workloads.Clock().setting(vit)
+    there = Clock().setting(vit)
     forms = {"gelu": "tanh", "sizes": "direction"} if named else {}
     assert there == here | {"device": there["device"]} | forms
 
@@ -46,8 +47,8 @@ def test_a_speed_is_that_of_what_the_device_takes(monkeypatch, dtype, named):
 def test_a_training_step_is_measured_on_one_device(monkeypatch):
     model = create_model(make.config("deit_ti", image_size=32, depth=1))
     vit = workloads.with_random_weights(model)
-    workloads.Case.of(vit, "train", 64, "float32")
+    workloads.Case(vit, "train", 64, "float32")
     monkeypatch.setattr(parallel, "device_count", lambda: 8)
-    workloads.Case.of(vit, "inference", 64, "float32")
+    workloads.Case(vit, "inference", 64, "float32")
     with pytest.raises(InputError, match="mode is train on 8 devices"):
-        workloads.Case.of(vit, "train", 64, "float32")
+        workloads.Case(vit, "train", 64, "float32")

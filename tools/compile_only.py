@@ -156,12 +156,11 @@ def inference_text(config, gelu=None):
     """Return the compiled text of `inference.optimize`'s program for `config`."""
     model = RunConfig.from_config(unplaced(config)).create_model()
     dtype = config.model.dtype
-    options = optimize.CompileOptions(batch_size=config.batch_size, gelu=gelu)
     on_gpu = placed(model.with_execution(dtype=dtype), config)
     gelu = gelu or optimize.default_gelu(on_gpu, device())
     reductions = optimize.default_reductions(on_gpu, device())
     pixels = optimize.joined_pixels(on_gpu, device())
-    if optimize.takes_direction(on_gpu, options):
+    if optimize.takes_direction(on_gpu):
         # It has the shapes of a folded one.
         model = model.with_execution(sizes="direction")
     prepared = []

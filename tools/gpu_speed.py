@@ -29,15 +29,15 @@ import jax
 import numpy as np
 
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import device
+from imagepiece_jax.benchmark import device, timer
 from imagepiece_jax.benchmark.workloads import on_noise, random_variables
-from imagepiece_jax.common import timer, xla_options
+from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.machine import cores
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.deploy.inference import size_direction
-from imagepiece_jax.deploy.inference.optimize import CompileOptions, compiler
+from imagepiece_jax.deploy.inference.optimize import compiler
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
@@ -338,7 +338,7 @@ def compiler_of(case: Case, dtype: str, way: Way):
     """A function that compiles a program for a batch; all have the same weights."""
     model = case.create(way.setting)
     variables = random_variables(model)
-    options = {"batch_size": 1, "dtype": dtype, "gelu": way.gelu}
+    options = {"dtype": dtype, "gelu": way.gelu}
     if way.sizes is not None:
         options["sizes"] = way.sizes
     if way.reductions is not None:
@@ -346,7 +346,7 @@ def compiler_of(case: Case, dtype: str, way: Way):
     options["compiler_options"] = XLA[way.xla]
     if OPTIONS.smoke:
         options["compiler_options"] = XLA[way.xla] | QUICK
-    return compiler(Pretrained(model, variables), CompileOptions(**options))
+    return compiler(Pretrained(model, variables), **options)
 
 
 def random_directions(vit, images=None) -> np.ndarray:

@@ -22,8 +22,8 @@ import numpy as np
 import tyro
 
 from imagepiece_jax import cli
+from imagepiece_jax.benchmark import timer
 from imagepiece_jax.benchmark.workloads import with_random_weights
-from imagepiece_jax.common import timer
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.deploy.inference import optimize
 from imagepiece_jax.models import registry
@@ -54,8 +54,7 @@ def main(
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         vit = with_random_weights(create_model(registry.config(name)))
-        options = optimize.CompileOptions(batch_size=1, dtype=dtype, pixels=True)
-        compile_for = optimize.compiler(vit, options)
+        compile_for = optimize.compiler(vit, dtype=dtype, pixels=True)
         compile_for(2)  # loads what all programs share
         for limit in inside:
             with mock.patch.object(optimize, "SMALL", limit):

@@ -14,12 +14,14 @@ import importlib
 import os
 from typing import Literal
 
+import jax
+
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import device, suite
+from imagepiece_jax.benchmark import suite, timer
 from imagepiece_jax.benchmark import workloads as ours
 from imagepiece_jax.benchmark.workloads import INPUTS, Workload
 from imagepiece_jax.commands._arguments import Model
-from imagepiece_jax.common import extras, timer, xla_options
+from imagepiece_jax.common import extras, xla_options
 from imagepiece_jax.common.machine import cores
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import TRAINING_MACS
@@ -211,7 +213,7 @@ def torch_device():
 
     torch.set_num_threads(cores())
     torch.set_float32_matmul_precision("high")  # TF32 where available, as JAX
-    where = "cpu" if device.platform() == "cpu" else "cuda"
+    where = "cpu" if jax.devices()[0].platform == "cpu" else "cuda"
     if where == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "against needs PyTorch with CUDA here, but the installed one finds no GPU"

@@ -3,6 +3,7 @@
 import importlib.metadata
 import pathlib
 import platform as host
+import re
 
 import jax
 
@@ -12,25 +13,17 @@ from imagepiece_jax.common.version import LIBRARIES
 INPUTS = 4  # different inputs that calls take in turn
 
 
-def platform() -> str:
-    """JAX's name of the platform: "cpu", "gpu" or "tpu"."""
-    return jax.devices()[0].platform
-
-
 def name() -> str:
     """The device's name; for a CPU its model and usable cores."""
-    if platform() != "cpu":
-        return jax.devices()[0].device_kind
-    return f"{_cpu_model()}, {cores()} cores"
-
-
-def _cpu_model():
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return device.device_kind
+    model = host.machine()
     file = pathlib.Path("/proc/cpuinfo")
     if file.exists():
-        for line in file.read_text().splitlines():
-            if "model name" in line:
-                return line.partition(":")[2].strip()
-    return host.machine()
+        named = re.search(r"model name\s*:(.*)", file.read_text())
+        model = named[1].strip() if named else model
+    return f"{model}, {cores()} cores"
 
 
 def program_bytes(compiled):

@@ -5,9 +5,8 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from imagepiece_jax.benchmark import device
-from imagepiece_jax.benchmark.workloads import Case, FileCase, Workload
-from imagepiece_jax.common import timer
+from imagepiece_jax.benchmark import device, timer
+from imagepiece_jax.benchmark.workloads import Case, Workload
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import git_revision, replace_file
 from imagepiece_jax.common.progress import working
@@ -29,7 +28,7 @@ COLUMNS = {
     "GMACs": "{gmacs:.3f}",
     "TMACs/s": "{tmacs_per_s:,.3f}",
     "GELU": "{gelu}",
-    "MB": "{peak_megabytes:,.0f}",
+    "MB": "{megabytes}",
 }
 
 
@@ -71,13 +70,13 @@ def groups(
         check_range("batch_size", batch_size, 1, whole=True)
         group = {}
         for name, vit in vits.items():
-            group[name] = Case.of(vit, mode, batch_size, dtype, gelu)
+            group[name] = Case(vit, mode, batch_size, dtype, gelu)
         found.append(group)
     return found
 
 
 def run_all(
-    groups: Sequence[Mapping[str, Case | FileCase]],
+    groups: Sequence[Mapping[str, Case]],
     rules: timer.Rules,
     file: str | None = None,
     others: Callable[[list[Case]], Mapping[str, Workload]] | None = None,
@@ -90,6 +89,16 @@ def run_all(
     first = next(iter(groups[0].values()))
     weights = "random weights" if first.path is None else f"weights of {first.path}"
     print(f"{device.name()}, {first.dtype}, {weights}, random images", flush=True)
+    libraries = [name for name in ("torch", "timm") if name in sys.modules]
+    setting = {
+        "mode": first.mode,
+        "dtype": first.dtype,
+        "weights": first.path,
+        "device": device.name(),
+        "versions": device.versions(libraries),
+        "git": git_revision(),
+        **dataclasses.asdict(rules),
+    }
     lines = []
     for group in groups:
         cases = [*group.values()]
@@ -97,9 +106,10 @@ def run_all(
         if others:
             programs.update(others(cases))
         jobs = {name: program.job for name, program in programs.items()}
-        with working(f"measuring {len(jobs)} programs in turns"):
+        with working(f"measuring {', '.join(jobs)}, in turns"):
             readings = timer.measure(jobs, rules)
-        found = rows(programs, readings, _setting(cases[0], rules))
+        setting["batch_size"] = cases[0].batch_size
+        found = rows(programs, readings, setting)
         print(f"\n{first.mode}\n{table(found)}", flush=True)
         lines += [json.dumps(row) + "\n" for row in found]
         if file:
@@ -139,24 +149,10 @@ def rows(
 
 
 def table(rows: Iterable[Mapping]) -> str:
-    """The rows as aligned columns for a terminal; an unknown figure is nan."""
+    """The rows as aligned columns for a terminal; unknown bytes are a "-"."""
     cells = []
     for row in rows:
-        known = row | {"peak_megabytes": (row["peak_memory"] or float("nan")) / 1e6}
+        size = row["peak_memory"]
+        known = row | {"megabytes": f"{size / 1e6:,.0f}" if size else "-"}
         cells.append([form.format(**known) for form in COLUMNS.values()])
     return text_table([[*COLUMNS], *cells])
-
-
-def _setting(case, rules):
-    """The fields that all rows of a group share."""
-    libraries = [name for name in ("torch", "timm") if name in sys.modules]
-    return {
-        "mode": case.mode,
-        "batch_size": case.batch_size,
-        "dtype": case.dtype,
-        "weights": case.path,
-        "device": device.name(),
-        "versions": device.versions(libraries),
-        "git": git_revision(),
-        **dataclasses.asdict(rules),
-    }

@@ -10,14 +10,13 @@ Inputs are random, too, and rotate.
 
 import dataclasses
 import functools
-from typing import ClassVar
 
 import jax
 import numpy as np
 
-from imagepiece_jax.benchmark import device
+from imagepiece_jax.benchmark import device, timer
 from imagepiece_jax.benchmark.device import INPUTS
-from imagepiece_jax.common import parallel, timer
+from imagepiece_jax.common import parallel
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.rng import normal, root_key
 from imagepiece_jax.config.run import RunConfig
@@ -28,7 +27,6 @@ from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.reduction import DENSE, ReductionLike
 from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.optimizer import create
 from imagepiece_jax.training.train_step import batch_shapes, init_state, train_step
@@ -48,38 +46,34 @@ class Workload:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
-    """A model to measure, in one mode, batch size and dtype."""
+    """A model to measure, in one mode, batch size and dtype.
 
-    vit: Pretrained
+    In mode "train" it trains as `training_run` says.
+    Raises InputError for mistakes that would otherwise show while measuring.
+    """
+
+    vit: Pretrained  # or the OnnxProgram of an exported file
     mode: str  # "inference" or "train"
     batch_size: int
     dtype: str
     gelu: str | None = None  # of the optimized program, as `optimize` takes it
     run: RunConfig | None = None  # of mode train
 
-    @classmethod
-    def of(
-        cls,
-        vit: Pretrained,
-        mode: str,
-        batch_size: int,
-        dtype: str,
-        gelu: str | None = None,
-    ) -> "Case":
-        """A Case; in mode "train" it trains as `training_run` says.
-
-        Raises InputError for mistakes that would otherwise show while measuring.
-        """
-        optimize.check_gelu(vit.model, gelu)
-        run = None
-        if mode == "train":
-            run = training_run(vit, batch_size, dtype)
+    def __post_init__(self):
+        vit = self.vit
+        size = self.batch_size
+        optimize.check_gelu(vit.model, self.gelu)
+        if isinstance(vit, OnnxProgram) and vit.batch_size not in (None, size):
+            takes = f"{vit.source.place} takes {vit.batch_size}"
+            raise InputError(f"batch_size has {size}, but {takes}")
+        if self.mode == "train" and self.run is None:
+            run = training_run(vit, size, self.dtype)
             check_training(run, parallel.placement(run.grad_accum_steps))
             count = parallel.device_count()
             if count > 1:
                 text = f"mode is train on {count} devices; CUDA_VISIBLE_DEVICES=0"
                 raise InputError(f"{text} leaves one to measure")
-        return cls(vit, mode, batch_size, dtype, gelu, run)
+            object.__setattr__(self, "run", run)
 
     @property
     def path(self) -> str | None:
@@ -91,18 +85,30 @@ class Case:
         """The compiled program."""
         if self.mode == "train":
             return self._train()
-        model = self.vit.model
-        fast = optimize.optimize(
-            self.vit,
-            batch_size=self.batch_size,
-            dtype=self.dtype,
-            gelu=self.gelu,
-            attention=self.vit.model.execution.attention,
-        )
-        macs = self.batch_size * model_macs(model)
-        job = timer.TimedCall(on_noise(fast))
-        facts = _facts(fast.model, fast.compiled)
-        return Workload(job, self.batch_size, macs, facts)
+        if isinstance(self.vit, OnnxProgram):
+            call = self._file()
+            facts = _facts(self.vit.model, None) | {"attention": "onnxruntime"}
+        else:
+            fast = optimize.optimize(
+                self.vit,
+                batch_size=self.batch_size,
+                dtype=self.dtype,
+                gelu=self.gelu,
+                attention=self.vit.model.execution.attention,
+            )
+            call = on_noise(fast)
+            facts = _facts(fast.model, fast.compiled)
+        macs = self.batch_size * model_macs(self.vit.model)
+        return Workload(timer.TimedCall(call), self.batch_size, macs, facts)
+
+    def _file(self):
+        """A function call(number) that runs an exported file on random images."""
+        shape = (self.batch_size, *sides(self.vit.image_size), 3)
+        batches = []
+        for seed in range(INPUTS):
+            pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+            batches.append(self.vit.prepared(pixels))
+        return lambda number: self.vit.run(batches[number % INPUTS])
 
     def _train(self):
         """The Workload of training steps; each continues from the last."""
@@ -126,54 +132,6 @@ class Case:
 
         macs = self.batch_size * TRAINING_MACS * model_macs(model)
         facts = _facts(model, compiled)
-        return Workload(timer.TimedCall(call), self.batch_size, macs, facts)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class FileCase:
-    """An exported file to measure in one batch size, as a Case; onnxruntime runs it."""
-
-    program: OnnxProgram
-    batch_size: int
-    mode: ClassVar[str] = "inference"
-
-    @classmethod
-    def group(cls, program: OnnxProgram, batch_size: int) -> dict[str, "FileCase"]:
-        """The one Case of a file; InputError for a size that it does not take."""
-        if program.batch_size not in (None, batch_size):
-            raise InputError(
-                f"batch_size has {batch_size}, but {program.path} takes "
-                f"{program.batch_size}"
-            )
-        return {program.path.name: cls(program, batch_size)}
-
-    @property
-    def dtype(self) -> str:
-        return self.program.facts["dtype"]
-
-    @property
-    def path(self) -> str:
-        return str(self.program.path)
-
-    def workload(self) -> Workload:
-        """The file on random images, in the form that it takes."""
-        shape = (self.batch_size, *sides(self.program.vit.image_size), 3)
-        batches = []
-        for seed in range(INPUTS):
-            pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-            batches.append(self.program.prepared(pixels))
-        model = self.program.vit.model
-        facts = {
-            "peak_memory": None,
-            "attention": "onnxruntime",
-            "gelu": model.config.arch.gelu,
-            "sizes": model.execution.sizes,
-        }
-
-        def call(number):
-            return self.program.run(batches[number % INPUTS])
-
-        macs = self.batch_size * model_macs(model)
         return Workload(timer.TimedCall(call), self.batch_size, macs, facts)
 
 
@@ -222,45 +180,6 @@ def _noise(shape, dtype):
         return [normal(each, shape, dtype=dtype) for each in keys]
 
     return draw()
-
-
-@dataclasses.dataclass(frozen=True)
-class Clock:
-    """Measures the speed of a model with a reduction, in turns with the dense model."""
-
-    batch_size: int = 64
-    rules: timer.Rules = timer.Rules()
-
-    def setting(self, vit: Pretrained) -> dict:
-        """Everything that decides a speed besides the model, as JSON values.
-
-        "gelu" is added if the program's differs from the model's, and "sizes" if a
-        program may encode sizes in a direction of the keys.
-        """
-        setting = {"device": device.name(), "batch_size": self.batch_size}
-        setting |= dataclasses.asdict(self.rules)
-        here = jax.local_devices()[0]
-        gelu = optimize.default_gelu(vit.model, here)
-        if gelu != vit.model.config.arch.gelu:
-            setting["gelu"] = gelu
-        if optimize.for_device(vit.model, here).execution.backend == "cudnn":
-            setting["sizes"] = "direction"
-        return setting
-
-    def __call__(self, vit: Pretrained, reduction: ReductionLike) -> dict[str, float]:
-        """`timer.figures` relative to the dense model; "dense_ms" is its time."""
-        jobs = {}
-        for name, each in (("dense", DENSE), ("reduced", reduction)):
-            variant = vit.with_reduction(each, seed=0)
-            fast = optimize.optimize(
-                variant,
-                batch_size=self.batch_size,
-                dtype=vit.model.execution.dtype.name,
-            )
-            jobs[name] = timer.TimedCall(on_noise(fast))
-        times = timer.measure(jobs, self.rules)
-        figures = timer.figures(times["dense"], times["reduced"], self.batch_size)
-        return figures | {"dense_ms": 1e3 * timer.spread(times["dense"]).median}
 
 
 def training_step(run: RunConfig, adapt=lambda model: model):
@@ -315,9 +234,9 @@ def random_variables(model):
 
 
 def _facts(model, compiled):
-    """Facts about a compiled program."""
+    """Facts about a compiled program; None: onnxruntime's."""
     return {
-        "peak_memory": device.program_bytes(compiled),
+        "peak_memory": compiled and device.program_bytes(compiled),
         "attention": model.execution.backend,
         "gelu": model.config.arch.gelu,
         "sizes": model.execution.sizes,

@@ -7,15 +7,15 @@ would be taken first.
 
 import dataclasses
 import os
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
 
 if TYPE_CHECKING:  # they import JAX, which --help does not need
-    from imagepiece_jax.config.labeled import LabeledImages
+    from imagepiece_jax.data.source import Source
     from imagepiece_jax.deploy.inference.onnx_program import OnnxProgram
     from imagepiece_jax.models.pretrained import Pretrained
     from imagepiece_jax.models.vit import ViT
@@ -67,32 +67,37 @@ class Weights:
     num_classes: int | None = None
     """0 leaves the head out: the model gives vectors."""
 
-    def exported(self) -> "OnnxProgram | None":
-        """The program of an .onnx file; None if the argument is weights.
-
-        Raises InputError for arguments that need weights.
-        """
-        if not self.weights.lower().endswith(".onnx"):
-            return None
-        from imagepiece_jax.deploy.inference.onnx_program import OnnxProgram
-
+    def typed(self) -> dict[str, Any]:
+        """The arguments that were typed beside the weights, by name."""
+        typed = {}
         for name, value in vars(self).items():
             if name != "weights" and value is not None and value is not False:
-                text = f"{name} is {value}, but {self.weights} is an exported program"
-                raise InputError(text)
-        return OnnxProgram(self.weights)
+                typed[name] = value
+        return typed
+
+    def refuse(self, kind: str, allowed: Collection[str] = ()):
+        """Raise InputError for arguments that the weights do not take.
+
+        kind: what they are, in words
+        """
+        for name, value in self.typed().items():
+            if name not in allowed:
+                raise InputError(f"{name} is {value}, but {self.weights} is {kind}")
+
+    def exported(self) -> "OnnxProgram | None":
+        """The program of an .onnx file; None if the argument is weights."""
+        if not self.weights.lower().endswith(".onnx"):
+            return None
+        from imagepiece_jax.deploy.inference.onnx_program import open_file
+
+        self.refuse("an exported program")
+        return open_file(self.weights)
 
     def load(self, **others: Any) -> "Pretrained":
         """The model, by `imagepiece_jax.load`, which takes `others`, too."""
         from imagepiece_jax import load
 
-        if self.weights.lower().endswith(".onnx"):
-            raise InputError(
-                f"{self.weights} is an exported program, which benchmark and evaluate "
-                "take; others take the weights that it was made of"
-            )
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        return load(**given, **others)
+        return load(self.weights, **self.typed(), **others)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,16 +117,9 @@ class Model(Weights):
         path = os.path.expanduser(self.weights)
         if os.path.exists(path) or path.startswith("hf://"):
             return None
-        for name in ("config", "checkpoint", "averaged", "crop", "num_classes"):
-            value = getattr(self, name)
-            if value is not None and value is not False:
-                text = f"{name} is {value}, but {self.weights} is no file or folder"
-                raise InputError(text)
-        options = {}
-        for name in ("image_size", "dtype", "attention"):
-            if getattr(self, name) is not None:
-                options[name] = getattr(self, name)
-        return create_model(self.weights, self.reduction, **options)
+        allowed = ("reduction", "image_size", "dtype", "attention")
+        self.refuse("no file or folder", allowed)
+        return create_model(self.weights, **self.typed())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,28 +145,6 @@ class Data:
     threads: int | None = None
     """Decoding threads in each process: the run's, or 2."""
 
-    def open(self, vit: "Pretrained") -> "LabeledImages":
-        """The images that a model is tested on."""
-        from imagepiece_jax.config.labeled import labeled_images
-
-        self.check()
-        return labeled_images(
-            vit,
-            self.data,
-            data_dir=self.data_dir,
-            limit=self.limit,
-            batch=self.batch_size,
-            workers=self.workers,
-            threads=self.threads,
-        )
-
-    def check(self):
-        """Raise InputError for a number below its least."""
-        least = {"limit": 1, "batch_size": 1, "workers": 0, "threads": 0}
-        for name, bound in least.items():
-            if getattr(self, name) is not None:
-                check_range(name, getattr(self, name), bound)
-
 
 @dataclasses.dataclass(frozen=True)
 class Images:
@@ -176,3 +152,14 @@ class Images:
 
     images: Annotated[tuple[str, ...], Positional, arg(metavar="IMAGE")]
     """Images, folders of images, and .txt files with a path a line."""
+
+    def open_set(self, split: str, **options: Any) -> "Source | None":
+        """The images of the data set that IMAGE names; None if it is paths."""
+        from imagepiece_jax.input import registry
+
+        sets = [word for word in self.images if registry.is_set(word)]
+        if not sets:
+            return None
+        if len(self.images) > 1:
+            raise InputError(f"images has {sets[0]}, which is a data set, and others")
+        return registry.open_source(sets[0], split, **options)

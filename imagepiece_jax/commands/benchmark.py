@@ -2,9 +2,8 @@
 
 from typing import Literal
 
+from imagepiece_jax.benchmark.timer import Rules
 from imagepiece_jax.commands._arguments import Model, several
-from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.common.timing_rules import Rules
 from imagepiece_jax.errors import InputError
 
 
@@ -48,24 +47,22 @@ def main(
         read = runs.own_files(model.weights)
         check_writable("json", json, [".json", ".jsonl"], read)
     texts = several("reductions", reductions)
-    if program := model.exported():
+    vit = model.exported()
+    if vit is not None:
         if texts or gelu or mode != "inference":
             raise InputError(
                 "reductions, gelu and mode are for weights, not for a file"
             )
-        groups = []
-        for size in sorted(sizes or [program.batch_size or 1], reverse=True):
-            check_range("batch_size", size, 1)
-            groups.append(workloads.FileCase.group(program, size))
-        suite.run_all(groups, rules, json)
-        return
-    named = model.named()
-    own = model.reduction or "as it is"
-    if named is None:
-        vit = model.load(seed=0)
+        forms = {vit.source.name: vit}
+        sizes = sizes or [vit.batch_size or 1]
+        dtype = vit.facts["dtype"]
     else:
-        vit = workloads.with_random_weights(named)
-    forms = suite.forms(vit, texts, own)
-    dtype = model.dtype or xla_options.fast_dtype()
+        named = model.named()
+        if named is None:
+            vit = model.load(seed=0)
+        else:
+            vit = workloads.with_random_weights(named)
+        forms = suite.forms(vit, texts, model.reduction or "as it is")
+        dtype = model.dtype or xla_options.fast_dtype()
     groups = suite.groups(forms, sizes or [256], dtype, mode, gelu)
     suite.run_all(groups, rules, json)

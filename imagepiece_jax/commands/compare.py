@@ -1,7 +1,6 @@
 """Accuracy of reductions and smaller images beside the dense model, image by image."""
 
 from imagepiece_jax.commands._arguments import Data, Weights, several
-from imagepiece_jax.common import extras
 from imagepiece_jax.errors import InputError
 
 
@@ -32,12 +31,8 @@ def main(
         raise InputError(text)
     texts = several("reductions", reductions)
     sizes = several("image_sizes", image_sizes)
-    compare.check_folder(out)
-    extras.check("the plot of a comparison", "matplotlib")
-    vit = weights.load()
-    data.check()
     report = compare.compare(
-        vit, reductions=texts, image_sizes=sizes, out=out, **vars(data)
+        weights.load(), reductions=texts, image_sizes=sizes, out=out, **vars(data)
     )
     table, plot = compare.files(out, report)
     print(table.read_text("utf-8"), end="")

@@ -25,18 +25,12 @@ def main(model: Model):
     configs = (vit.config, patch_stem)
     others = [create(config, execution=vit.execution) for config in configs]
     print(cost.describe(vit, others))
-    if recovery:
-        print_recovery(recovery, recovery.of(vit))
-
-
-def print_recovery(recovery, own):
-    """Print a line for each recovered cost, and one on the model's own numbers.
-
-    own: the cost of those; None: they are the dense model's
-    """
-    for each in recovery.costs:
-        what = "recovered for" if each.changed else "no better for"
-        print(f"{what} {each}")
+    if not recovery:
+        return
+    for variant in recovery.costs:
+        what = "recovered for" if variant.changed else "no better for"
+        print(f"{what} {variant}")
+    own = recovery.of(vit)
     if own is None:
         print("its numbers are the dense model's")
     elif own.changed:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from imagepiece_jax.commands._arguments import Data, Weights
 from imagepiece_jax.common.files import check_writable, write_json
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.common.tables import amount
 
 
 def main(
@@ -28,25 +28,21 @@ def main(
         gelu: Of the optimized program.
         json: A file to write the results to.
     """
-    from imagepiece_jax.deploy.inference.evaluate import evaluated
+    from imagepiece_jax.config.labeled import data_name
+    from imagepiece_jax.deploy.inference.evaluate import evaluate
     from imagepiece_jax.deploy.weights import runs
     from imagepiece_jax.evaluate import accuracy, statistics
-    from imagepiece_jax.input import registry
 
-    if gelu and not optimized:
-        raise InputError(f"gelu is {gelu}, which is for the optimized program alone")
+    vit = weights.exported() or weights.load()
     if json is not None:
-        check_writable("json", json, [".json"], runs.own_files(weights.weights))
-    program = weights.exported()
-    vit = weights.load() if program is None else program.vit
-    images = data.open(vit)
-    if json is not None:
-        check_writable("json", json, [".json"], registry.own_files(images.name))
-    how = images.in_words(vit)
+        read = runs.own_files(weights.weights, data_name(vit, data.data))
+        check_writable("json", json, [".json"], read)
+    how = [vit.preprocessing.text, *vit.differences_from_training()]
+    if vit.source.averaged:
+        how.insert(0, "averaged weights")
+    figures = evaluate(vit, optimized=optimized, gelu=gelu, **vars(data))
     if optimized:
-        print(*how, sep="  ", flush=True)
-    figures = evaluated(vit, images, program, optimized=optimized, gelu=gelu)
-    if optimized:
+        print(*how, sep="  ")
         for name in ("reference", "optimized"):
             row = figures[name]
             kind = f"{name}, {row['dtype']}, {row['gelu']} GELU, sizes as"
@@ -54,13 +50,12 @@ def main(
         change = statistics.Estimate(
             row["difference"], row["difference_low"], row["difference_high"]
         )
-        print(
-            f"the program's cost: acc1 {statistics.format_difference(change, 2)} "
-            f"(points, 95 %, paired, {row['images']} images)"
-        )
+        cost = statistics.format_difference(change, 2)
+        count = amount(row["images"], "image")
+        print(f"the program's cost: acc1 {cost} (points, 95 %, paired, {count})")
     else:
         print(accuracy.line(figures, *how, f"gmacs {vit.gmacs:.3f}"))
-    if unreadable := len(images.source.unreadable):
+    if unreadable := figures["unreadable"]:
         print(f"unreadable images left out: {unreadable}")
     if json is not None:
         write_json(json, figures | {"weights": weights.weights})

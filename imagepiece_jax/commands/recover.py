@@ -1,20 +1,9 @@
 """Recovery of what a reduction costs, from a few hundred images without labels."""
 
-import dataclasses
 import sys
-from typing import Annotated, Literal
+from typing import Literal
 
-from tyro.conf import Positional, arg
-
-from imagepiece_jax.commands._arguments import Weights
-
-
-@dataclasses.dataclass(frozen=True)
-class Images:
-    """Images; labels are not read."""
-
-    images: Annotated[str, Positional, arg(metavar="IMAGES")]
-    """A folder of images, csv:FILE, hf:OWNER/NAME, imagenet2012 or digits."""
+from imagepiece_jax.commands._arguments import Images, Weights
 
 
 def main(
@@ -30,6 +19,7 @@ def main(
 ):
     """Learn to answer as the dense model does, at --reduction or at .6, .5 and .4.
 
+    IMAGE may be digits, imagenet2012, hf:OWNER/NAME or csv:FILE; labels are not read.
     OUT is a folder as `save` writes it, with the dense model as it was. Ctrl-C leaves
     the weights so far in it, if they are better than the start.
 
@@ -46,10 +36,12 @@ def main(
     from imagepiece_jax.common.files import locked
     from imagepiece_jax.common.signals import finishing
     from imagepiece_jax.deploy.recover.recover import recover
-    from imagepiece_jax.deploy.weights.save import checked_folder
+    from imagepiece_jax.deploy.weights.save import checked_folder, save
 
     folder = checked_folder(out)
-    source = opened(images.images)
+    source = images.open_set("train", labeled=False)
+    if source is None:
+        source = images.images
     # It ends before the result is written, which replaces the folder.
     with locked("out", folder):
         vit = weights.load()
@@ -62,30 +54,13 @@ def main(
             seed=seed,
             parameters=parameters,
         )
-    with finishing():  # nothing that took minutes is lost while it is written
-        written(out, recovered)
-
-
-def opened(images):
-    """The images of a named data set, or else of a path."""
-    from imagepiece_jax.deploy import pictures
-    from imagepiece_jax.input import registry
-
-    if registry.is_set(images):
-        return registry.open_source(images, "train", labeled=False)
-    return pictures.as_source(images)
-
-
-def written(out, recovered):
-    """Print what was recovered, and save it if anything changed."""
-    from imagepiece_jax.deploy.weights.save import save
-
     recovery = recovered.recovery
-    print(recovery, flush=True)
-    if all(cost.stopped and not cost.changed for cost in recovery.costs):
-        print(f"nothing is written to {out}", file=sys.stderr)
-        return
-    save(recovered, out)
-    print(f"saved in {out}", flush=True)
-    if not any(cost.changed for cost in recovery.costs):
-        print(f"note: nothing was better: {out} holds the model as it was")
+    with finishing():  # nothing that took minutes is lost while it is written
+        print(recovery, flush=True)
+        if all(cost.stopped and not cost.changed for cost in recovery.costs):
+            print(f"nothing is written to {out}", file=sys.stderr)
+            return
+        save(recovered, out)
+        print(f"saved in {out}", flush=True)
+        if not any(cost.changed for cost in recovery.costs):
+            print(f"note: nothing was better: {out} holds the model as it was")

@@ -22,7 +22,8 @@ def main(
 ) -> int:
     """Draw the tokens of images after each block that reduces them, and a page of all.
 
-    IMAGE may be digits, imagenet2012 or hf:OWNER/NAME, of which some images are drawn.
+    IMAGE may be digits, imagenet2012, hf:OWNER/NAME or csv:FILE, of which some images
+    are drawn.
     provenance.json has the slot of every patch. An image that cannot be read is named
     on stderr, and the status is 1.
 
@@ -33,11 +34,8 @@ def main(
         reductions: Several, instead of --reduction.
         blocks: Figures show only these blocks, from 0.
     """
-    import numpy as np
-
     from imagepiece_jax.deploy import pictures
     from imagepiece_jax.deploy.visualize import html
-    from imagepiece_jax.input import registry
 
     texts = several("reductions", reductions)
     if texts and weights.reduction is not None:
@@ -45,12 +43,11 @@ def main(
         raise InputError(text)
     drawn = several("blocks", blocks)
     extras.check("a figure", "matplotlib")
-    sets = [word for word in images.images if registry.is_set(word)]
-    files = []
-    if not sets:
-        files = pictures.find_images(images.images)
-    elif len(images.images) > 1:
-        raise InputError(f"images has {sets[0]}, which is a data set, and others")
+    source = images.open_set("val")
+    if source is None:
+        source = pictures.photographs(pictures.find_images(images.images))
+    else:
+        source = source.spread(DRAWN)
     folder = pathlib.Path(out)
     html.check_folder(folder)
     with locked("out", folder):
@@ -59,14 +56,7 @@ def main(
         for block in drawn:
             last = len(vit.model.plan) - 1
             check_range("blocks", block, 0, last)
-        if sets:
-            some = registry.open_source(sets[0], "val").spread(DRAWN)
-            drawn_images = [some[index] for index in range(len(some))]
-            readable = [image for image in drawn_images if image.readable]
-            pixels = np.stack([vit.preprocessing(image.pixels) for image in readable])
-            names = files = [image.name for image in readable]
-        else:
-            pixels, names = pictures.read_images(files, vit.preprocessing)
+        pixels, names = pictures.read_images(source, vit.preprocessing)
         with contextlib.ExitStack() as stack:
             for name in html.FILES:
                 if not (folder / name).exists():
@@ -76,4 +66,4 @@ def main(
             )
             for line in lines:
                 print(line, flush=True)
-    return int(len(names) < len(files))
+    return int(len(names) < len(source))

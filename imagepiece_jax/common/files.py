@@ -122,10 +122,11 @@ def check_own(name, path, of, ours):
         asked about what a killed process left unfinished
     """
     folder = pathlib.Path(path)
-    if not folder.is_dir():
+    if not folder.exists():
         return
     for file in sorted(folder.iterdir()):
-        if file.suffix == ".tmp" or file.name.lower() in SYSTEM_NAMES:
+        is_unfinished = file.name.startswith(".") and file.suffix == ".tmp"
+        if is_unfinished or file.name.lower() in SYSTEM_NAMES:
             continue
         if not ours(file):
             raise InputError(

@@ -1,6 +1,11 @@
-"""Tables as text: columns that line up, and Markdown."""
+"""Counts and tables as text: columns that line up, and Markdown."""
 
 import re
+
+
+def amount(count: int, noun: str) -> str:
+    """A count of things: "1 image", "2 images"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def text_table(rows):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from imagepiece_jax.common import parallel
+from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.common.progress import notes
 from imagepiece_jax.data.batches import Batches
@@ -17,6 +18,8 @@ from imagepiece_jax.input import registry, worker_pool
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import check_single_label
 
+LEAST = {"limit": 1, "batch_size": 1, "workers": 0, "threads": 0}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabeledImages:
@@ -26,18 +29,18 @@ class LabeledImages:
     source: Source
     preprocessing: Preprocessing
     limit: int | None = None  # how many were asked for
-    batch: int = 512  # images at once, over all devices
+    batch_size: int = 512  # images at once, over all devices
     workers: int = 8  # processes that read and decode; 0: this one
     threads: int = 2  # that do in each of them; 0: none
 
     @property
-    def batch_size(self) -> int:
+    def batch(self) -> int:
         """At most half the images: the first batch compiles, and is not timed.
 
         Rounded up to whole devices.
         """
         half = -(-len(self.source) // 2)
-        return parallel.placement().whole(min(self.batch, half))
+        return parallel.placement().whole(min(self.batch_size, half))
 
     def batches(
         self, batch_size: int | None = None, placement: Placement | None = None
@@ -46,17 +49,10 @@ class LabeledImages:
         batches = Batches(
             source=self.source,
             transform=self.preprocessing,
-            batch_size=batch_size or self.batch_size,
+            batch_size=batch_size or self.batch,
             placement=placement or parallel.placement(),
         )
         return worker_pool.read_ahead(batches, self.workers, self.threads)
-
-    def in_words(self, vit: Pretrained) -> list[str]:
-        """How a model is evaluated on them, in words."""
-        words = [self.preprocessing.text, *vit.differences_from_training()]
-        if vit.source.averaged:
-            words.insert(0, "averaged weights")
-        return words
 
     def facts(self, vit: Pretrained) -> dict[str, Any]:
         """All that decides the figures of a model on them, as JSON values."""
@@ -93,37 +89,46 @@ class LabeledImages:
         }
 
 
+def data_name(vit: Pretrained, data: str | None = None) -> str:
+    """The full name of data; without it, of what the weights' run was tested on."""
+    run = vit.source.run or {}
+    name = registry.full_name(data or run.get("data", {}).get("name", ""))
+    if not name:
+        raise InputError("data is missing; only a run has data of its own")
+    return name
+
+
 def labeled_images(
     vit: Pretrained,
     data: str | None = None,
     *,
     data_dir: str | os.PathLike | None = None,
-    limit: int | None = None,
-    **reading: int | None,
+    **numbers: int | None,
 ) -> LabeledImages:
     """The images to evaluate a model of `load` on; notes on both are logged.
 
     data: as `open_source` takes it; None: what the weights' run was tested on
     data_dir: of imagenet2012; None: the run's own
-    limit: number of images to take, evenly spaced over the set; None: all
-    reading: batch, workers and threads of a LabeledImages; None: the run's or usual
+    numbers: limit, batch_size, workers and threads of a LabeledImages; None: the run's
+        or usual
     Raises InputError for weights without classes, and for images of other classes.
     """
     path = vit.source.place
-    if not vit.config.num_classes:
+    num_classes = vit.config.num_classes
+    if not num_classes:
         raise InputError(
             f"{path} has no classes; train a head, or take vectors by `features`"
         )
     check_single_label(vit.config.problem_type, path, "accuracy")
+    typed = {name: value for name, value in numbers.items() if value is not None}
+    for name, value in typed.items():
+        check_range(name, value, LEAST[name], whole=True)
     run = vit.source.run or {}
     of_run = run.get("data", {})
-    own_reading = {k: of_run[k] for k in ("workers", "threads") if k in of_run}
+    reading = {name: of_run[name] for name in ("workers", "threads") if name in of_run}
     if "eval_batch_size" in run:
-        own_reading["batch"] = run["eval_batch_size"]
-    name = registry.full_name(data or of_run.get("name", ""))
-    if not name:
-        raise InputError("data is missing; only a run has data of its own")
-    num_classes = vit.config.num_classes
+        reading["batch_size"] = run["eval_batch_size"]
+    name = data_name(vit, data)
     every = registry.open_source(
         name,
         "val",
@@ -131,16 +136,14 @@ def labeled_images(
         data_dir=data_dir or of_run.get("dir") or None,
         class_names=vit.class_names,
     )
-    source = every.spread(limit)
+    source = every.spread(typed.get("limit"))
     for note in _notes(vit, name, every, source):
         notes.info(f"note: {note}")
-    typed = {name: value for name, value in reading.items() if value is not None}
     return LabeledImages(
         name=name,
         source=source,
         preprocessing=vit.preprocessing,
-        limit=limit,
-        **own_reading | typed,
+        **reading | typed,
     )
 
 

@@ -187,22 +187,25 @@ def _base(paths, folders):
     return None
 
 
-def read_images(files: Sequence[str], transform) -> tuple[np.ndarray, list[str]]:
-    """The readable images among `files`; why others are left out is logged.
+def read_images(source: Source, transform) -> tuple[np.ndarray, list[str]]:
+    """The readable images of a source; why others are left out is logged.
 
     Returns (uint8 [B, H, W, 3], their names).
     """
-    images = []
+    pixels = []
     names = []
-    for file in counted(files, "reading images"):
-        try:
-            images.append(cropped(file, transform))
-        except decode.UnreadableImage as error:
-            log.warning(f"{error.name} is left out: {error.reason}")
+    for index in counted(range(len(source)), "reading images"):
+        image = source[index]
+        if not image.readable:
+            log.warning(f"{image.name} is left out: {image.damage.reason}")
             continue
-        names.append(os.path.basename(file))
-    if not images:
-        raise InputError(
-            f"none of {len(files)} files can be read, the first is {files[0]}"
-        )
-    return np.stack(images), names
+        try:
+            pixels.append(transform(image.pixels))
+        except InputError as error:
+            raise InputError(f"{image.name}: {error}") from error
+        names.append(os.path.basename(image.name))
+    if not pixels:
+        count = len(source)
+        first = source.name(0)
+        raise InputError(f"none of {count} files can be read, the first is {first}")
+    return np.stack(pixels), names

@@ -70,7 +70,7 @@ def open_source(
 
 def is_set(word: str) -> bool:
     """Whether a word names a data set rather than a path."""
-    named = word in SETS or word.startswith("hf:")
+    named = word in SETS or word.startswith(("hf:", "csv:"))
     return named and not os.path.exists(word)
 
 
@@ -84,14 +84,6 @@ def full_name(name: str) -> str:
     if os.path.isfile(path) and path.lower().endswith(".csv"):
         return f"csv:{name}"
     return name
-
-
-def own_files(name: str) -> list[str]:
-    """Files of the data `name`, apart from images, that must not be overwritten."""
-    kind, _, path = full_name(name).partition(":")
-    if kind != "csv":
-        return []
-    return [os.path.expanduser(path)]
 
 
 def short_name(name: str) -> str:

@@ -14,6 +14,7 @@ from flax import traverse_util
 
 from imagepiece_jax.common.checks import as_tuple
 from imagepiece_jax.common.image_size import sides, size_text
+from imagepiece_jax.common.tables import amount
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
 NOTHING_LOWER = "nothing was better: try a smaller reduction, or more images or steps"
@@ -110,7 +111,7 @@ class RecoveredCost:
             held_out += " that are like those learned from, so it may be too good"
         elif self.scenes and self.scenes < self.held_out:
             held_out = f"{self.held_out} images of {self.scenes} scenes held out"
-        steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
+        steps = amount(self.steps, "step")
         return (
             f"{self.form}: {figures}; on {held_out}, "
             f"learned from {self.images} others, {steps} of {self.batch_size} images"

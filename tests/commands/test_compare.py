@@ -5,12 +5,14 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import compare
+from imagepiece_jax.common import extras
 from imagepiece_jax.deploy.compare import cache
 from imagepiece_jax.deploy.compare.cache import decode_bits
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.input.registry import open_source
 from tests.command import call
 from tests.models import tiny
+from tests.refused import refused
 
 pytestmark = pytest.mark.usefixtures("evaluations_compiled_once")
 
@@ -26,7 +28,7 @@ def test_rows_table_and_plot(weights, tmp_path):
     out = tmp_path / "out"
     words = [weights, "digits", "--out", out, "--reductions", "tome:r=2"]
     ended = call(compare.main, *words, "--image-sizes", 12).ok()
-    lines = cache.read_results(out)
+    lines = cache.read_lines(out / cache.FILE)
     assert len(lines) == 3
     results = [line["result"] for line in lines]
     assert [each["tokens"] for each in results] == [17, 13, 10]
@@ -44,14 +46,14 @@ def test_rows_table_and_plot(weights, tmp_path):
         assert picture.format == "PNG"
     again = call(compare.main, *words, "evit:blocks=(1,)").ok()
     assert again.err.count("measuring") == 1
-    assert len(cache.read_results(out)) == 4
+    assert len(cache.read_lines(out / cache.FILE)) == 4
 
 
 def test_the_setting_of_a_part_has_the_content_of_its_images(weights, tmp_path):
     """30 images, evenly spaced, are not the first 30."""
     words = [weights, "digits", "--limit=30", "--reductions=tome:r=2"]
     call(compare.main, *words, "--out", tmp_path).ok()
-    setting = cache.read_results(tmp_path)[0]["setting"]
+    setting = cache.read_lines(tmp_path / cache.FILE)[0]["setting"]
     assert (setting["images"], setting["limit"]) == (30, 30)
     first = open_source("digits", "val").subset(range(30))
     assert setting["digest"] != first.digest
@@ -76,3 +78,18 @@ def test_the_table_of_another_model_stays(weights, tmp_path):
     vit = imagepiece_jax.load(weights)
     report = imagepiece_jax.compare(vit, "digits", limit=30, reductions=["tome:r=2"])
     assert str(report) == table
+
+
+def test_a_folder_of_other_files_is_refused_from_python_too(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    vit = tiny.pretrained(num_classes=10, image_size=16, depth=1)
+    with refused("notes.txt"):
+        imagepiece_jax.compare(vit, "digits", out=tmp_path)
+
+
+def test_a_plot_needs_matplotlib_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
+    vit = tiny.pretrained(num_classes=10, image_size=16, depth=1)
+    with refused("matplotlib"):
+        imagepiece_jax.compare(vit, "digits", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -164,5 +164,22 @@ def test_arguments_of_weights_are_refused_for_a_file(tmp_path, main, words, said
     vit = tiny.pretrained(num_classes=10, image_size=16, depth=1)
     imagepiece_jax.export(vit, file, batch_size=2)
     assert said in sentence(call(main, file, *words))
-    (tmp_path / "m.onnx.json").write_text("{}")
-    assert "has no model" in sentence(call(evaluate.main, file, "digits"))
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", "[1]", '{"model": {"depth": 3}}'])
+def test_a_file_without_its_description_is_refused(tmp_path, text):
+    """None is beside it, or a JSON file of another program."""
+    pytest.importorskip("onnxruntime")
+    file = tmp_path / "m.onnx"
+    file.touch()
+    if text is not None:
+        (tmp_path / "m.onnx.json").write_text(text)
+    for main, words in ((evaluate.main, ["digits"]), (benchmark.main, [])):
+        assert "lacks" in sentence(call(main, file, *words))
+
+
+def test_a_file_is_not_loaded(tmp_path):
+    file = tmp_path / "half.onnx"
+    file.touch()
+    with refused("half.onnx", "onnxruntime"):
+        imagepiece_jax.load(file)

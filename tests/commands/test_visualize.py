@@ -11,7 +11,7 @@ from imagepiece_jax.deploy import pictures
 from tests.command import call, sentence
 from tests.deploy.visualize.traces import read_traces
 from tests.models import tiny
-from tests.pictures import write_damaged
+from tests.pictures import write_csv, write_damaged
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,8 @@ def test_a_folder_stands_for_what_is_read_of_it(tmp_path, capsys):
     found = pictures.find_images([tmp_path])
     assert found == [f"{tmp_path}/{name}" for name in names]
     assert "and 4 more are left out" in capsys.readouterr().out
-    images, read = pictures.read_images(found, Preprocessing(tiny.SIDE, crop=0.5))
+    source = pictures.photographs(found)
+    images, read = pictures.read_images(source, Preprocessing(tiny.SIDE, crop=0.5))
     assert len(read) == len(names)
     hidden = tmp_path / "._a.jpg"
     assert pictures.find_images([hidden]) == [str(hidden)]  # it is named
@@ -93,3 +94,14 @@ def test_images_of_a_data_set_are_drawn(tmp_path):
     assert len([*(tmp_path / "page" / "figures").iterdir()]) == visualize.DRAWN
     ended = call(visualize.main, weights, "digits", tmp_path, "--out", tmp_path / "p")
     assert "digits" in sentence(ended)
+
+
+def test_a_damaged_image_of_a_table_is_named(tmp_path):
+    vit = tiny.pretrained("tome:r=3", num_classes=10, image_size=16, depth=2)
+    weights = imagepiece_jax.save(vit, tmp_path / "w")
+    data = write_csv(tmp_path, np.zeros((2, 16, 16, 3), np.uint8), [0, 1])
+    (tmp_path / "1.png").write_bytes(b"damaged")
+    ended = call(visualize.main, weights, data, "--out", tmp_path / "page")
+    assert ended.status == 1
+    assert "1.png is left out" in ended.err
+    assert len([*(tmp_path / "page" / "figures").iterdir()]) == 1

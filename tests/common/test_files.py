@@ -218,4 +218,8 @@ def test_files_of_the_run_that_is_read_are_not_replaced(tmp_path):
         (tmp_path / name).write_text("{}")
         with pytest.raises(InputError, match=f"json .*{name} is read by this"):
             check_writable("json", tmp_path / name, [".json"], own_files(tmp_path))
-    check_writable("json", tmp_path / "result.json", [".json"], own_files(tmp_path))
+    table = tmp_path / "labels.json"
+    table.touch()
+    check_writable("json", table, [".json"], own_files(tmp_path))
+    with pytest.raises(InputError, match="labels.json is read"):
+        check_writable("json", table, [".json"], own_files(tmp_path, f"csv:{table}"))

@@ -8,6 +8,7 @@ from PIL import Image
 
 from imagepiece_jax.config.labeled import labeled_images
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.problem_type import SINGLE_LABEL
 from tests.pictures import write_csv
 
@@ -35,3 +36,12 @@ def test_of_a_folder_with_splits_val_is_measured_on(tmp_path):
             Image.new("RGB", (16, 16)).save(file)
     source = labeled_images(VIT, f"{tmp_path}").source
     assert {source.name(index).split("/")[-3] for index in range(10)} == {"val"}
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("limit", 0), ("limit", 2.5), ("batch_size", 0), ("workers", -1), ("threads", -1)],
+)
+def test_numbers_below_their_least_are_refused(name, value):
+    with pytest.raises(InputError, match=f"{name} is {value}"):
+        labeled_images(VIT, "digits", **{name: value})

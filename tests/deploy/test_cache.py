@@ -69,13 +69,14 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path):
     """With a line that is no result, or used by another process."""
     damaged = tmp_path / "damaged" / FILE
     damaged.parent.mkdir()
-    damaged.write_text('{"setting": {}, "result": {}}\nnonsense\n')
     used = ResultCache(tmp_path / "used")
-    for folder, problem in (
-        (damaged.parent, "points.jsonl.* line 2 is not JSON"),
-        (tmp_path / "used", "in use by another process"),
-    ):
-        with pytest.raises(InputError, match=problem):
-            ResultCache(folder)
+    with pytest.raises(InputError, match="in use"):
+        ResultCache(tmp_path / "used")
+    for line in ("nonsense", "3", '"ab"'):
+        damaged.write_text(f'{{"setting": {{}}, "result": {{}}}}\n{line}\n')
+        with pytest.raises(InputError, match="points.jsonl.* line 2"):
+            ResultCache(damaged.parent)
+    damaged.write_text('{"name": "of another file"}\n')
+    ResultCache(damaged.parent).close()
     used.close()
     ResultCache(tmp_path / "used").close()

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments import towers
-from imagepiece_jax.common.timing_rules import Rules
+from imagepiece_jax.benchmark.timer import Rules
 from tests.models import tiny
 
 

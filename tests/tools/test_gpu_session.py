@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from imagepiece_jax.benchmark import suite
-from imagepiece_jax.common.timing_rules import Rules
+from imagepiece_jax.benchmark.timer import Rules
 from tests.command import call
 from tests.models import tiny
 from tests.runs import ROOT

@@ -16,14 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imagepiece_jax.common import parallel
-from imagepiece_jax.common.files import (
-    append_line,
-    git_revision,
-    locked,
-    where_supported,
-)
+from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.progress import log
+from imagepiece_jax.common.tables import amount
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.cost import model_macs
@@ -34,38 +29,8 @@ from imagepiece_jax.reduction.reduction import Reduction
 FILE = "points.jsonl"
 
 
-class Lines:
-    """JSON objects, a line each, in a file whose folder is locked until `close`.
-
-    What was appended is on disk. A last line without an end, which a killed process
-    left, is cut off.
-
-    path: of the file; its folder is made
-    Raises InputError where another process has the folder, or a line is not JSON.
-    """
-
-    def __init__(self, path: str | os.PathLike):
-        with contextlib.ExitStack() as stack:
-            folder = pathlib.Path(path).parent
-            stack.enter_context(locked("folder", folder))
-            self._file = stack.enter_context(open(path, "ab", buffering=0))
-            self.found = read_lines(path)
-            data = pathlib.Path(path).read_bytes()
-            os.ftruncate(self._file.fileno(), data.rfind(b"\n") + 1)
-            self._stack = stack.pop_all()
-
-    def close(self):
-        self._stack.close()
-
-    def append(self, value: Mapping[str, Any]):
-        """Write an object as the last line. Raises RunError where it has no room."""
-        append_line(self._file, json.dumps(value))
-        with where_supported():
-            os.fsync(self._file.fileno())
-
-
 def read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The objects of a file of `Lines`; [] without a file."""
+    """The objects of the file of a ResultCache; [] without a file."""
     try:
         *lines, _ = pathlib.Path(path).read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -73,43 +38,49 @@ def read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(lines, start=1):
         try:
-            found.append(json.loads(line))
-        except ValueError as error:
-            raise InputError(f"{path}: line {number} is not JSON ({error})") from error
+            found.append(dict(json.loads(line)))
+        except (TypeError, ValueError) as error:
+            text = f"{path}: line {number} is no JSON object ({error})"
+            raise InputError(text) from error
     return found
 
 
-def read_results(folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a folder's FILE; [] without one."""
-    return read_lines(pathlib.Path(folder, FILE))
+class ResultCache(contextlib.ExitStack):
+    """JSON objects, a line each, in a file whose folder is locked until `close`.
 
+    What was appended is on disk. A last line without an end, which a killed process
+    left, is cut off.
 
-class ResultCache:
-    """All results in a folder, which is locked until `close` is called.
-
-    versions: versions of libraries and the device, which new lines carry
-    Raises InputError where another process has the folder.
+    folder: is made
+    versions: versions of libraries and the device, which new results carry
+    name: of the file
+    Raises InputError where another process has the folder, or a line is not JSON.
     """
 
     def __init__(
         self,
         folder: str | os.PathLike,
         versions: dict[str, Any] | None = None,
+        name: str = FILE,
     ):
-        self._lines = Lines(pathlib.Path(folder, FILE))
-        self._results = {}
-        for entry in self._lines.found:
-            self._results[_key(entry["setting"])] = entry["result"]
+        super().__init__()
         self.versions = versions or {}
+        self._results = {}
+        path = pathlib.Path(folder, name)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(files.locked("folder", folder))
+            self._file = stack.enter_context(open(path, "ab", buffering=0))
+            for line in read_lines(path):
+                if line.keys() >= {"setting", "result"}:
+                    self._results[_key(line["setting"])] = line["result"]
+            os.ftruncate(self._file.fileno(), path.read_bytes().rfind(b"\n") + 1)
+            self.push(stack.pop_all())
 
-    def close(self):
-        self._lines.close()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
+    def append(self, value: Mapping[str, Any]):
+        """Write an object as the last line. Raises RunError where it has no room."""
+        files.append_line(self._file, json.dumps(value))
+        with files.where_supported():
+            os.fsync(self._file.fileno())
 
     def result(
         self, setting: dict, measure: Callable[[], dict], what: str = "a point"
@@ -134,10 +105,10 @@ class ResultCache:
             "setting": setting,
             "result": result,
             "versions": self.versions,
-            "git": git_revision(),
+            "git": files.git_revision(),
             "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         }
-        self._lines.append(line)
+        self.append(line)
         return self._results.setdefault(key, json.loads(json.dumps(result)))
 
 
@@ -173,13 +144,23 @@ class MeasuredWeights:
 
         "right" has a bit for each image: whether its class is right.
         """
+
+        def measure():
+            vit = self.vit.with_reduction(reduction, seed=self.vit.source.seed)
+            variables = parallel.replicate(vit.variables)
+            batches = self.images.batches()
+            result = accuracy.evaluate(self._step(vit.model), variables, batches)
+            return {
+                **result.figures,
+                "untrained_selectors": "selectors" in vit.untrained_kinds,
+                **plan_facts(vit.model),
+                "right": encode_bits(result.each["right"]),
+            }
+
         setting = self.setting("accuracy", reduction)
-        name = self.name or str(reduction)
-        return self.cache.result(
-            setting,
-            lambda: self._evaluate(reduction),
-            f"{name}, {setting['images']} images",
-        )
+        count = amount(setting["images"], "image")
+        what = f"{self.name or reduction}, {count}"
+        return self.cache.result(setting, measure, what)
 
     def setting(self, kind: str, reduction: Reduction) -> dict[str, Any]:
         """All that decides a result on the images, as JSON values."""
@@ -197,23 +178,6 @@ class MeasuredWeights:
         """A reduction's text, with the attention of its model."""
         prop_attn = self.vit.model_with(reduction).prop_attn
         return str(dataclasses.replace(reduction, prop_attn=prop_attn))
-
-    def _evaluate(self, reduction):
-        """The result of these weights with a reduction, as JSON values."""
-        vit = self.vit.with_reduction(reduction, seed=self.vit.source.seed)
-        model = vit.model
-        variables = parallel.replicate(vit.variables)
-        batches = self.images.batches()
-        result = accuracy.evaluate(self._step(model), variables, batches)
-        return {
-            "acc1": result.acc1,
-            "acc5": result.acc5,
-            "loss": result.loss,
-            "images": result.images,
-            "untrained_selectors": "selectors" in vit.untrained_kinds,
-            **plan_facts(model),
-            "right": encode_bits(result.each["right"]),
-        }
 
     def _step(self, model):
         """The compiled evaluation of a model, kept for other weights and images."""

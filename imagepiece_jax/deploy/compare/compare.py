@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from imagepiece_jax.benchmark import device
-from imagepiece_jax.common import plotting
+from imagepiece_jax.common import extras, plotting
 from imagepiece_jax.common.files import LOCK, check_own, replace_file
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.signals import finishing
@@ -92,15 +92,18 @@ def compare(
     data, data_dir to threads: as for `evaluate`
     Returns a Report: `figures` by row, `comparisons` of two rows; its `str` is the
         table.
-    Raises InputError for a row that does not fit.
+    Raises InputError for a row that does not fit, and for a folder of other files.
     """
+    if out is not None:
+        check_folder(out)
+        extras.check("the plot of a comparison", "matplotlib")
     vit = vit.analyzed(None)
     images = labeled_images(
         vit,
         data,
         data_dir=data_dir,
         limit=limit,
-        batch=batch_size,
+        batch_size=batch_size,
         workers=workers,
         threads=threads,
     )
@@ -114,7 +117,10 @@ def compare(
         results = stack.enter_context(ResultCache(folder, versions=versions))
         report = measure(measured, rows, results)
         if out is not None:
-            write(out, report)
+            table_file, plot_file = files(out, report)
+            with finishing():  # the files belong together
+                replace_file(table_file, page(report, plot_file.name))
+                draw_plot(plot_file, report)
     return report
 
 
@@ -209,25 +215,20 @@ def on_smaller_images(measured: MeasuredWeights, size: int) -> MeasuredWeights:
     if size >= min(sides(measured.vit.image_size)):
         own = size_text(measured.vit.image_size)
         raise InputError(f"image_sizes has {size}; the model's own images are {own}")
+
+    def alter(images, batch, model):
+        shape = (images.shape[0], size, size, images.shape[3])
+        return jax.image.resize(images, shape, "cubic", antialias=True)
+
     dense = measured.vit.with_reduction(None)  # a dense model fits any size
+    setting = measured.images.setting | {"smaller": (size, size)}
     return dataclasses.replace(
         measured,
         vit=dense.at_size(size),
-        images=made_smaller(measured.images, (size, size)),
+        images=Split(setting, measured.images.batches, alter),
         programs={},
         name=f"images of {size} pixels a side",
     )
-
-
-def made_smaller(images: Split, size: tuple[int, int]) -> Split:
-    """The same images, made smaller on the device."""
-
-    def alter(images, batch, model):
-        shape = (images.shape[0], *size, images.shape[3])
-        return jax.image.resize(images, shape, "cubic", antialias=True)
-
-    setting = images.setting | {"smaller": size}
-    return Split(setting, images.batches, alter)
 
 
 # Files
@@ -239,7 +240,9 @@ def check_folder(folder: str | os.PathLike):
     check_own("out", folder, "a comparison", lambda file: re.fullmatch(own, file.name))
 
 
-def files(folder: str | os.PathLike, report: Report) -> tuple[pathlib.Path, ...]:
+def files(
+    folder: str | os.PathLike, report: Report
+) -> tuple[pathlib.Path, pathlib.Path]:
     """The paths of a report's table and plot in a folder.
 
     The first comparison of a folder has TABLE. One of other weights or images has names
@@ -247,20 +250,11 @@ def files(folder: str | os.PathLike, report: Report) -> tuple[pathlib.Path, ...]
     """
     folder = pathlib.Path(folder)
     subject = head(report)
-    number = hashlib.sha256(subject.encode()).hexdigest()[:8]
-    taken = folder / TABLE
-    ending = ""
-    if taken.exists() and subject not in taken.read_text("utf-8", errors="replace"):
-        ending = f"-{number}"
-    return tuple(folder / f"compare{ending}{suffix}" for suffix in (".md", ".png"))
-
-
-def write(folder: str | os.PathLike, report: Report):
-    """Write a report's table and plot into a folder."""
-    table_file, plot_file = files(folder, report)
-    with finishing():  # the files belong together
-        replace_file(table_file, page(report, plot_file.name))
-        draw_plot(plot_file, report)
+    table = folder / TABLE
+    if table.exists() and subject not in table.read_text("utf-8", errors="replace"):
+        number = hashlib.sha256(subject.encode()).hexdigest()[:8]
+        table = folder / f"compare-{number}.md"
+    return table, table.with_suffix(".png")
 
 
 def head(report: Report) -> str:
@@ -323,14 +317,10 @@ def difference(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return ""
     text = statistics.format_estimate(found["points"], signs=True)
-    if found["holm"] < SIGNIFICANT:
-        text += f", {p_value(found['holm'])}"
-    return text
-
-
-def p_value(p: float) -> str:
-    """A p-value as text: "p = .023", "p < .001"."""
-    return "p < .001" if p < 0.001 else f"p = {p:.3f}".replace("0.", ".")
+    p = found["holm"]
+    if p < 0.001:
+        return f"{text}, p < .001"
+    return f"{text}, p = {p:.3f}".replace("= 0.", "= .") if p < SIGNIFICANT else text
 
 
 def draw_plot(path: str | os.PathLike, report: Report):

@@ -7,8 +7,8 @@ import jax
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.placement import Placement
-from imagepiece_jax.config.labeled import LabeledImages, labeled_images
-from imagepiece_jax.deploy.inference.onnx_program import OnnxProgram
+from imagepiece_jax.config.labeled import labeled_images
+from imagepiece_jax.deploy.inference import onnx_program
 from imagepiece_jax.deploy.inference.optimize import optimize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
@@ -43,62 +43,42 @@ def evaluate(
         "optimized".
     Raises InputError for images of other classes, and for a model without classes.
     """
-    program = None if isinstance(model, Pretrained) else OnnxProgram(model)
-    vit = model if program is None else program.vit
+    vit = model
+    if not isinstance(model, Pretrained):
+        vit = onnx_program.open_file(model)
+    is_file = isinstance(vit, onnx_program.OnnxProgram)
+    if gelu and not optimized:
+        raise InputError(f"gelu is {gelu}, which is for the optimized program alone")
+    if optimized and is_file:
+        raise InputError("optimized is for weights; an exported file is a program")
     images = labeled_images(
         vit,
         data,
         data_dir=data_dir,
         limit=limit,
-        batch=batch_size,
+        batch_size=batch_size,
         workers=workers,
         threads=threads,
     )
-    return evaluated(vit, images, program, optimized=optimized, gelu=gelu)
-
-
-def evaluated(
-    vit: Pretrained,
-    images: LabeledImages,
-    program: OnnxProgram | None = None,
-    *,
-    optimized: bool = False,
-    gelu: str | None = None,
-) -> dict[str, Any]:
-    """As `evaluate`, on images that are open.
-
-    program: an exported file, of which `vit` is the description
-    """
-    if gelu and not optimized:
-        raise InputError(f"gelu is {gelu}, which is for the optimized program alone")
-    if optimized and program is not None:
-        raise InputError("optimized is for weights; an exported file is a program")
-    if optimized:
-        figures = _compared(vit, images, gelu)
-    elif program is not None:
-        step = accuracy.program_step(lambda pixels: jax.device_put(program(pixels)))
+    if is_file:
+        step = accuracy.program_step(lambda pixels: jax.device_put(vit(pixels)))
         batches = images.batches(placement=Placement())
         figures = accuracy.evaluate(step, None, batches).figures
-        recovered = {"recovered": program.facts["recovered"]}
-        return figures | images.facts(vit) | recovered
-    else:
+        return figures | images.facts(vit) | {"recovered": vit.facts["recovered"]}
+    if not optimized:
         step = accuracy.model_step(vit.model)
         variables = parallel.replicate(vit.variables)
         figures = accuracy.evaluate(step, variables, images.batches()).figures
-    return figures | images.facts(vit)
-
-
-def _compared(vit, images, gelu):
-    """The figures of the optimized program and of the model in float32, by name."""
+        return figures | images.facts(vit)
     program = optimize(
         vit,
-        batch_size=images.batch_size,
+        batch_size=images.batch,
         dtype=vit.model.execution.dtype.name,
         gelu=gelu,
         attention=vit.model.execution.attention,
         pixels=True,
     )
-    figures, _ = accuracy.evaluate_program(
+    figures = accuracy.evaluate_program(
         vit.model, vit.variables, program, images.batches
     )
-    return figures
+    return figures | images.facts(vit)

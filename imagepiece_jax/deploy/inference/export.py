@@ -8,12 +8,13 @@ import os
 import pathlib
 
 from imagepiece_jax.common import extras
+from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import check_own, check_writable, write_json
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.common.signals import finishing
 from imagepiece_jax.deploy.inference import onnx_model, program_facts, tower
 from imagepiece_jax.deploy.inference.onnx_graph import stored_dtype
-from imagepiece_jax.deploy.inference.optimize import CompileOptions, check_gelu
+from imagepiece_jax.deploy.inference.optimize import check_gelu
 from imagepiece_jax.deploy.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.create import execution_of
@@ -49,15 +50,15 @@ def export(
     Returns the path of the file.
     Raises InputError for anything that does not fit, before anything is written.
     """
-    typed = {"pixels": pixels, "batch_size": batch_size, "gelu": gelu}
-    if batch_size is None:  # the program takes any
-        typed["batch_size"] = 1
-    checked = CompileOptions(**typed)
     if batch_size is not None:
-        batch_size = checked.batch_size
+        check_range("batch_size", batch_size, 1, whole=True)
     check_gelu(vit.model, gelu)
     vit.warn_of_untrained()
-    vit = _portable(vit, gelu or vit.model.config.arch.gelu)
+    # In float32, with attention that has a graph.
+    config = vit.config.with_arch(gelu=gelu or vit.config.arch.gelu)
+    execution = execution_of(config, "float32", "xla")
+    model = vit.model.clone(config=config, execution=execution)
+    vit = dataclasses.replace(vit, model=model)
     folder = pathlib.Path(os.path.expanduser(out))
     if layout is None:
         outputs = ProgramOutputs(vit, output)
@@ -81,9 +82,10 @@ def export(
     images = program_facts.exported_images(
         vit, batch_size, pixels, outputs.channels_first
     )
-    options = {"outputs": outputs, "batch_size": batch_size, "pixels": pixels}
     with working("exporting the model"):
-        program = onnx_model.onnx_model(vit, **options)
+        program = onnx_model.onnx_model(
+            vit, batch_size=batch_size, pixels=pixels, outputs=outputs
+        )
         facts = program_facts.program_facts(vit, images, outputs, stored_dtype)
         facts["opset"] = onnx_model.OPSET
         facts["layout"] = layout
@@ -111,11 +113,3 @@ def checked_file(out: str | os.PathLike) -> pathlib.Path:
             raise InputError(f"{file} already exists, and export did not write it")
     extras.check("an ONNX file", "onnx")
     return out
-
-
-def _portable(vit, gelu):
-    """The model in float32, with attention that has a graph, and this form of GELU."""
-    config = vit.config.with_arch(gelu=gelu)
-    execution = execution_of(config, "float32", "xla")
-    model = vit.model.clone(config=config, execution=execution)
-    return dataclasses.replace(vit, model=model)

@@ -18,7 +18,6 @@ from imagepiece_jax.deploy.inference.program_facts import exported_images
 from imagepiece_jax.deploy.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.vit import ViT
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -28,15 +27,6 @@ LARGEST = 2**31 - 1  # the most bytes of a file in protobuf, ONNX's format
 ENTRY = 64  # more bytes than a node or a tensor takes besides its own
 SMALL = 1024  # tensors of fewer bytes stay in the graph, where runtimes read shapes
 DIGITS = 16  # digits of the digest in a file's name
-
-
-def check_has_graph(vit: Pretrained, model: ViT):
-    """Refuse a model of `vit` that draws random numbers."""
-    for layer in model.plan:
-        if layer.counts and layer.step.reducer.draws(layer.counts, train=False):
-            raise InputError(
-                f"reduction is {vit.label}, which draws random numbers: it has no graph"
-            )
 
 
 def onnx_model(
@@ -56,7 +46,11 @@ def onnx_model(
     outputs: what the program takes and returns instead; integers are int64
     """
     wanted = outputs or ProgramOutputs(vit)
-    check_has_graph(vit, wanted.model)
+    for layer in wanted.model.plan:
+        if layer.counts and layer.step.reducer.draws(layer.counts, train=False):
+            raise InputError(
+                f"reduction is {vit.label}, which draws random numbers: it has no graph"
+            )
     images = exported_images(vit, batch_size, pixels, wanted.channels_first)
     fast, fixed = optimize.prepare(wanted.model, vit.variables, dtype="float32")
     with nodes.marked():

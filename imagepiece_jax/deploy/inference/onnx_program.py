@@ -1,5 +1,6 @@
 """An exported ONNX file in onnxruntime, as the JSON beside it describes it."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
@@ -8,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax.common import extras
-from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.machine import cores
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.deploy.inference.program_facts import facts_file
+from imagepiece_jax.deploy.inference.program_facts import (
+    FACTS,
+    facts_file,
+    read_facts,
+)
 from imagepiece_jax.deploy.weights.hub_configs import guarded
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
@@ -23,65 +27,41 @@ from imagepiece_jax.models.pretrained import Pretrained, Source
 KIND = "ONNX file"
 
 
-class OnnxProgram:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class OnnxProgram(Pretrained):
     """A program of `export`: called with uint8 images, it returns logits.
 
-    path: of the .onnx file, beside its JSON
-    Raises InputError for a file that onnxruntime or its JSON does not explain.
+    Its weights are in the file, so `variables` is empty.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        extras.check("an ONNX file", "onnxruntime")
-        import onnxruntime
-
-        self.path = pathlib.Path(path).expanduser()
-        self.path.stat()  # FileNotFoundError, of the file that was named
-        if not facts_file(self.path).exists():
-            raise InputError(
-                f"{KIND} {self.path} lacks {facts_file(self.path).name}, which export "
-                "writes beside it"
-            )
-        self.facts = read_json(facts_file(self.path))
-        # The model without its weights: what it is, and how its images are prepared.
-        self.vit = guarded(facts_file(self.path), _described, self.facts, self.path)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = cores()
-        providers = onnxruntime.get_available_providers()
-        try:
-            self.session = onnxruntime.InferenceSession(
-                str(self.path), options, providers=providers
-            )
-        except Exception as error:  # its errors have no common class
-            reason = str(error).partition("\n")[0]
-            raise InputError(f"{KIND} {self.path}: {reason}") from error
-        self.image = self.facts["input"]
-        self.outputs = [output.name for output in self.session.get_outputs()]
+    facts: Mapping[str, Any]  # of the JSON beside the file
+    session: Any  # of onnxruntime
 
     @property
     def batch_size(self) -> int | None:
         """Images in a call; None: any number."""
-        size = self.image["shape"][0]
+        size = self.facts["input"]["shape"][0]
         return size if isinstance(size, int) else None
 
     def prepared(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [B, H, W, 3] as the file takes images."""
         images = np.asarray(pixels)
-        if self.image["dtype"] != "uint8":
-            config = self.vit.config
-            images = np.asarray(normalize(images, config.mean, config.std))
-        if self.image["shape"][1] == 3:  # channels first
+        if self.facts["input"]["dtype"] != "uint8":
+            images = np.asarray(normalize(images, self.config.mean, self.config.std))
+        if self.facts["input"]["shape"][1] == 3:  # channels first
             images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         return images
 
     def run(self, images: np.ndarray, outputs: list[str] | None = None) -> list:
         """The outputs of `prepared` images; None: all of them."""
-        return self.session.run(outputs, {self.image["name"]: images})
+        return self.session.run(outputs, {self.facts["input"]["name"]: images})
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Logits of images. uint8 [B, H, W, 3] -> [B, classes]."""
-        if "logits" not in self.outputs:
-            names = ", ".join(self.outputs)
-            raise InputError(f"{KIND} {self.path} returns {names}, and no logits")
+        names = [output.name for output in self.session.get_outputs()]
+        if "logits" not in names:
+            place = self.source.place
+            raise InputError(f"{place} returns {', '.join(names)}, and no logits")
         count = len(pixels)
         size = self.batch_size or count
         rows = []
@@ -93,19 +73,46 @@ class OnnxProgram:
         return np.concatenate(rows)[:count]
 
 
-def _described(facts, path):
-    """The Pretrained that a file's facts describe, without weights."""
+def open_file(path: str | os.PathLike) -> OnnxProgram:
+    """The program in an .onnx file beside its JSON.
+
+    Raises InputError for a file that onnxruntime or its JSON does not explain.
+    """
+    extras.check("an ONNX file", "onnxruntime")
+    import onnxruntime
+
+    path = pathlib.Path(path).expanduser()
+    path.stat()  # FileNotFoundError, of the file that was named
+    facts = read_facts(path)
+    if not FACTS <= {*facts}:
+        name = facts_file(path).name
+        raise InputError(f"{KIND} {path} lacks the {name} that export writes beside it")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cores()
+    providers = onnxruntime.get_available_providers()
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # its errors have no common class
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{KIND} {path}: {reason}") from error
+    return guarded(facts_file(path), _program, path, facts, session)
+
+
+def _program(path, facts, session):
+    """The OnnxProgram that a file's facts describe."""
     fields = _without_names(facts["model"])
     arch = Architecture(**fields.pop("arch"))
     config = ViTConfig(**fields, arch=arch)
     images = dict(facts["preprocessing"])
     images.pop("resized", None)
-    return Pretrained(
-        create(config, facts["method"]),
-        {"params": {}},
+    return OnnxProgram(
+        model=create(config, facts["method"]),
+        variables={"params": {}},
         preprocessing=Preprocessing(tuple(images.pop("image_size")), **images),
         class_names=facts["class_names"],
         source=Source(path=path, kind=KIND, name=path.name),
+        facts=facts,
+        session=session,
     )
 
 

@@ -27,6 +27,7 @@ from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.progress import working
+from imagepiece_jax.common.tables import amount
 from imagepiece_jax.data.normalize import (
     as_normalized,
     check_images,
@@ -151,7 +152,7 @@ class Program:
         options = [f"{name}={value}" for name, value in self.options.items()]
         options = ", ".join(options) or "none"
         return (
-            f"{batch} images of {size_text(size)}, {kind}, on {self.device}\n"
+            f"{amount(batch, 'image')} of {size_text(size)}, {kind}, on {self.device}\n"
             f"{model.plan[0].attn_tokens} to {model.plan[-1].mlp_tokens} tokens, "
             f"{self.gmacs:.3f} GMACs an image, {self.dead_gmacs:.3f} of them not "
             "computed\n"
@@ -190,36 +191,6 @@ def _device(value):
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CompileOptions:
-    """How a model is compiled: the options of `optimize`.
-
-    Raises InputError for a field that is not allowed.
-    """
-
-    batch_size: int
-    dtype: str | None = None
-    gelu: str | None = None
-    attention: str = "auto"
-    sizes: str | None = None
-    reductions: str | None = None
-    pixels: bool = False
-    device: jax.Device | str | None = None
-    compiler_options: Mapping[str, Any] | None = None
-
-    def __post_init__(self):
-        check_range("batch_size", self.batch_size, 1, whole=True)
-        if self.dtype is not None:
-            name = xla_options.checked_dtype(self.dtype)
-            object.__setattr__(self, "dtype", name)
-        check_choice("gelu", self.gelu, (None, *GELUS))
-        check_choice("attention", self.attention, BACKENDS)
-        check_choice("sizes", self.sizes, (None, *SIZES))
-        check_choice("reductions", self.reductions, (None, *REDUCTIONS))
-        if self.device is not None:
-            object.__setattr__(self, "device", _device(self.device))
-
-
 def optimize(
     vit: Pretrained,
     batch_size: int,
@@ -255,8 +226,9 @@ def optimize(
     Returns a `Program`.
     Raises InputError for anything that does not fit.
     """
-    options = CompileOptions(
-        batch_size=batch_size,
+    check_range("batch_size", batch_size, 1, whole=True)
+    compile_for = compiler(
+        vit,
         dtype=dtype,
         gelu=gelu,
         attention=attention,
@@ -266,46 +238,58 @@ def optimize(
         device=device,
         compiler_options=compiler_options,
     )
-    return compiler(vit, options)(options.batch_size)
+    return compile_for(batch_size)
 
 
-def compiler(vit: Pretrained, requested: CompileOptions) -> Callable[[int], Program]:
-    """A function that compiles a Program for a batch size.
+def compiler(
+    vit: Pretrained,
+    *,
+    dtype: str | None = None,
+    gelu: str | None = None,
+    attention: str = "auto",
+    sizes: str | None = None,
+    reductions: str | None = None,
+    pixels: bool = False,
+    device: jax.Device | str | None = None,
+    compiler_options: Mapping[str, Any] | None = None,
+) -> Callable[[int], Program]:
+    """A function that compiles a Program for a batch size, by options of `optimize`.
 
     All its Programs share the weights, which are copied to the device once.
-
-    requested: options; `batch_size` is not read
     """
+    if dtype is not None:
+        dtype = xla_options.checked_dtype(dtype)
+    check_choice("attention", attention, BACKENDS)
+    check_choice("sizes", sizes, (None, *SIZES))
+    check_choice("reductions", reductions, (None, *REDUCTIONS))
+    check_gelu(vit.model, gelu)
+    device = jax.local_devices()[0] if device is None else _device(device)
     size = sides(vit.image_size)
     model = vit.model
     variables = vit.variables
     check_variables(model, variables)
     vit.warn_of_untrained()
-    device = requested.device or jax.local_devices()[0]
-    dtype = requested.dtype or xla_options.fast_dtype(device)
+    dtype = dtype or xla_options.fast_dtype(device)
     xla_options.check_dtype(dtype, device.platform)
-    wide = jnp.dtype(dtype).itemsize > 2
-    if wide and requested.reductions == "fast":
+    if reductions == "fast" and jnp.dtype(dtype).itemsize > 2:
         raise InputError(f"reductions is 'fast', but layers are {dtype}")
-    check_gelu(model, requested.gelu)
-    given = requested.compiler_options or {}
-    options = {**xla_options.options(device.platform), **given}
+    options = {**xla_options.options(device.platform), **(compiler_options or {})}
     model = model.with_execution(dtype=jnp.dtype(dtype))
-    model = for_device(model, device, requested.attention)
-    if takes_direction(model, requested):
+    model = for_device(model, device, attention)
+    if takes_direction(model, sizes):
         found = size_direction.directions(vit)
         model, variables = size_direction.folded(model, variables, found)
     with jax.default_device(device):
-        gelu = requested.gelu or default_gelu(model, device)
-        pixels = joined_pixels(model, device)
+        gelu = gelu or default_gelu(model, device)
+        joined = joined_pixels(model, device)
         model, weights = prepare(
-            model, variables, dtype=dtype, gelu=gelu, pixels=pixels
+            model, variables, dtype=dtype, gelu=gelu, pixels=joined
         )
     weights = jax.device_put(weights, device)
     gmacs = model_macs(model) / 1e9
     dead_gmacs = dead_macs(model) / 1e9
-    reductions = requested.reductions or default_reductions(model, device)
-    input_dtype = "uint8" if requested.pixels else dtype
+    reductions = reductions or default_reductions(model, device)
+    input_dtype = "uint8" if pixels else dtype
     run = forward(model, reductions)
     leaves, tree = jax.tree.flatten(weights)
 
@@ -316,7 +300,7 @@ def compiler(vit: Pretrained, requested: CompileOptions) -> Callable[[int], Prog
             sharding=SingleDeviceSharding(device),
         )
         began = time.perf_counter()
-        count = "1 image" if batch_size == 1 else f"{batch_size} images"
+        count = amount(batch_size, "image")
         work = working(f"compiling the model for {count} at a time")
         inside = SMALL if batch_size <= SMALL_BATCH else 0
         arguments = tuple(leaf for leaf in leaves if leaf.nbytes > inside)
@@ -350,20 +334,19 @@ def compiler(vit: Pretrained, requested: CompileOptions) -> Callable[[int], Prog
 def for_device(model, device, attention="auto"):
     """The model with the attention that a device has.
 
-    attention: as `CompileOptions` has it
+    attention: as `optimize` takes it
     """
     width = model.config.head_width
     backend = resolve_backend(attention, model.execution.dtype, width, device)
     return model.with_execution(backend=backend)
 
 
-def takes_direction(model, requested):
+def takes_direction(model, sizes=None):
     """Whether a model gets its sizes in a direction of the keys.
 
     model: for a device (`for_device`)
-    requested: the CompileOptions
+    sizes: as `optimize` takes it
     """
-    sizes = requested.sizes
     if sizes == "bias" or not size_direction.has_sizes(model):
         return False
     reason = size_direction.reason_against(model)
@@ -375,10 +358,11 @@ def takes_direction(model, requested):
 
 
 def check_gelu(model, gelu):
-    """Refuse a form of GELU that is too far from the model's own.
+    """Refuse a form of GELU that is none, or too far from the model's own.
 
-    gelu: as `CompileOptions` has it
+    gelu: as `optimize` takes it
     """
+    check_choice("gelu", gelu, (None, *GELUS))
     own = model.config.arch.gelu
     if gelu not in (None, own) and QUICK in (gelu, own):
         raise InputError(f"gelu is {gelu!r}, but the model's GELU is {own!r}")
@@ -397,13 +381,8 @@ def default_gelu(model, device):
     bytes: it changes less than bfloat16 does. float32 stays exact.
     """
     form = model.config.arch.gelu
-    if (
-        form == "exact"
-        and model.config.arch.has_gelu
-        and in_two_bytes_on_gpu(model, device)
-    ):
-        return "tanh"
-    return form
+    is_exact = form == "exact" and model.config.arch.has_gelu
+    return "tanh" if is_exact and in_two_bytes_on_gpu(model, device) else form
 
 
 def default_reductions(model, device):
@@ -412,9 +391,7 @@ def default_reductions(model, device):
     There they take half as many kernels (PERFORMANCE.md, "Few kernels"), and change a
     model less than bfloat16 does (docs/tables/forms).
     """
-    if in_two_bytes_on_gpu(model, device):
-        return "fast"
-    return "exact"
+    return "fast" if in_two_bytes_on_gpu(model, device) else "exact"
 
 
 def joined_pixels(model, device):
@@ -458,7 +435,7 @@ def forward(model, reductions="exact"):
 
     The last block computes only the tokens that the head reads (`ViT.head_only`).
 
-    reductions: as `CompileOptions` has it
+    reductions: as `optimize` takes it
     """
     model = model.with_execution(head_only=True)
 

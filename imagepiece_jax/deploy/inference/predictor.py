@@ -17,7 +17,7 @@ from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.deploy import pictures
-from imagepiece_jax.deploy.inference.optimize import CompileOptions, compiler
+from imagepiece_jax.deploy.inference.optimize import compiler
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
 
@@ -85,8 +85,14 @@ class Predictor:
             vit.probabilities(np.zeros(classes))  # refuses a regression
         if threads is None:
             threads = min(16, cores())
-        options = CompileOptions(
-            batch_size=batch_size,
+        check_range("batch_size", batch_size, 1, whole=True)
+        smaller = [size for size in (1, 8) if size < batch_size]
+        self.sizes = (*smaller, batch_size)
+        self._answer = self._most_probable if classes else np.array
+        self._preprocessing = vit.preprocessing
+        self._probabilities = vit.probabilities
+        self._compile = compiler(
+            vit,
             dtype=dtype,
             gelu=gelu,
             attention=attention,
@@ -96,13 +102,6 @@ class Predictor:
             device=device,
             compiler_options=compiler_options,
         )
-        batch_size = options.batch_size
-        smaller = [size for size in (1, 8) if size < batch_size]
-        self.sizes = (*smaller, batch_size)
-        self._answer = self._most_probable if classes else np.array
-        self._preprocessing = vit.preprocessing
-        self._probabilities = vit.probabilities
-        self._compile = compiler(vit, options)
         self._programs = {}
         self._lock = threading.Lock()
         self._threads = concurrent.futures.ThreadPoolExecutor(

@@ -13,6 +13,7 @@ import numpy as np
 from imagepiece_jax.common import files
 from imagepiece_jax.common.image_size import cut_to_patches
 from imagepiece_jax.common.progress import counted
+from imagepiece_jax.common.tables import amount
 from imagepiece_jax.data.class_names import described
 from imagepiece_jax.deploy.visualize import figure
 from imagepiece_jax.deploy.visualize import trace as tracing
@@ -99,8 +100,8 @@ def write_folder(
         for i in counted(range(len(names)), f"figures of {vit.label}"):
             path = figures / figure.file_name(i, names[i], vit.label)
             figure.save(path, images_of_patches[i], names[i], drawn, i)
-        patches = math.prod(trace.grid)
-        yield f"{vit.label}: {patches} patches, {trace.tokens} tokens at the end"
+        left = amount(trace.tokens, "token")
+        yield f"{vit.label}: {math.prod(trace.grid)} patches, {left} at the end"
     tracing.write_traces(out, names, methods, traces)
     text = page(names, methods, traces, source, models[0].class_names)
     files.replace_file(pathlib.Path(out) / "index.html", text)

@@ -77,6 +77,11 @@ def find(path: str | os.PathLike, may_be_broken: bool = False) -> Location:
         )
     if path.is_dir():
         return _in_folder(path, may_be_broken)
+    if path.suffix.lower() == ".onnx":
+        raise InputError(
+            f"weights is '{path}', an exported program: evaluate, benchmark and "
+            "onnxruntime run it; load takes the weights that it was made of"
+        )
     return Location(path, FILE)
 
 

@@ -92,10 +92,16 @@ def _written(folder):
     return [kind for kind in KINDS if checksums.steps(folder / CHECKPOINTS / kind)]
 
 
-def own_files(path):
-    """Files that must not be overwritten: the weights file, or those of its folder."""
-    path = pathlib.Path(path).expanduser()
+def own_files(*words):
+    """Files that must not be overwritten: weights or data, or those of their folders.
+
+    words: paths of weights, and names of data such as csv:FILE
+    """
     names = (CONFIG, CLASSES, *OTHERS, OPEN_CLIP, PREPROCESSOR, PROCESSOR)
     names += tuple(name for name in WEIGHTS if name.endswith(INDEX))
-    beside = path.with_name(f"{path.name}.json")  # which describes an .onnx file
-    return [path, beside, *(path / name for name in names)]
+    files = []
+    for word in words:
+        path = pathlib.Path(os.fspath(word).removeprefix("csv:")).expanduser()
+        beside = path.with_name(f"{path.name}.json")  # which describes an .onnx file
+        files += [path, beside, *(path / name for name in names)]
+    return files

@@ -9,6 +9,7 @@ config.json             all that makes the same model again, and timm's architec
                         where timm has it
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -17,11 +18,7 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from imagepiece_jax.common.files import (
-    LOCK,
-    read_json,
-    replacing_folder,
-)
+from imagepiece_jax.common.files import LOCK, check_own, read_json, replacing_folder
 from imagepiece_jax.deploy.weights import hub_configs, layouts
 from imagepiece_jax.deploy.weights.file_names import (
     BESIDE,
@@ -104,26 +101,14 @@ def _write(file, tensors):
 def checked_folder(folder):
     """The folder's path, where no other file would be overwritten."""
     folder = pathlib.Path(os.path.expanduser(folder))
-    names = []
-    if folder.exists():
-        names = sorted({file.name for file in folder.iterdir()} - {LOCK})
-    others = [name for name in names if name not in FILES]
-    if names and (others or not _is_saved(folder)):
-        raise InputError(
-            f"folder {folder} holds {(others or names)[0]}; it must be new, empty or "
-            "one that save wrote"
-        )
+    own = (LOCK,)
+    with contextlib.suppress(InputError, OSError):  # none, or another program's
+        if OURS in read_json(folder / CONFIG):
+            own += FILES
+    check_own("folder", folder, "a saved model", lambda file: file.name in own)
     if folder.exists() and folder.samefile(os.curdir):
         raise InputError(f"folder {folder} is the working directory")
     return folder
-
-
-def _is_saved(folder):
-    """Whether the config.json in a folder is one that `save` wrote."""
-    try:
-        return OURS in read_json(folder / CONFIG)
-    except (InputError, OSError):  # there is none, or another program's
-        return False
 
 
 def _check(vit):

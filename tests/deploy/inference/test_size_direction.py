@@ -12,7 +12,7 @@ from PIL import Image
 
 from imagepiece_jax import load, normalize, optimize
 from imagepiece_jax.deploy.inference import size_direction
-from imagepiece_jax.deploy.inference.optimize import CompileOptions, takes_direction
+from imagepiece_jax.deploy.inference.optimize import takes_direction
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.reduction.methods import METHODS
@@ -187,8 +187,7 @@ def test_a_direction_is_taken_where_attention_is_fused(
     reduction, asked, backend, taken
 ):
     model = tiny.model(reduction).with_execution(backend=backend)
-    options = CompileOptions(batch_size=2, sizes=asked)
-    assert takes_direction(model, options) is taken
+    assert takes_direction(model, asked) is taken
 
 
 def test_what_turns_directions_keeps_the_bias():
@@ -196,7 +195,7 @@ def test_what_turns_directions_keeps_the_bias():
     queries = tiny.pretrained(f"{TOME}:metric=query")
     for vit in (rotary, queries):
         fused = vit.model.with_execution(backend="cudnn")
-        assert not takes_direction(fused, CompileOptions(batch_size=2))
+        assert not takes_direction(fused)
         with refused("sizes"):
             optimize(vit, 2, sizes="direction")
 

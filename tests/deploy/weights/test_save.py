@@ -385,9 +385,20 @@ def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path):
 @pytest.mark.parametrize("file", ["config.json", "thesis.tex"])
 def test_what_is_no_folder_to_save_in(tmp_path, file):
     (tmp_path / file).write_text("{}")
-    with refused(f"folder {tmp_path} holds {file}; it must be new"):
+    with refused(f"folder {tmp_path} holds {file}"):
         imagepiece_jax.save(made(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [file]
+
+
+def test_files_of_others_in_a_saved_folder_stay(tmp_path):
+    """And a file is no folder."""
+    folder = imagepiece_jax.save(made(), tmp_path / "m")
+    (folder / "notes.tmp").touch()
+    with refused("notes.tmp"):
+        imagepiece_jax.save(made(), folder)
+    with pytest.raises(NotADirectoryError):
+        imagepiece_jax.save(made(), folder / "config.json")
+    assert imagepiece_jax.load(folder).model == made().model
 
 
 def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):

@@ -13,11 +13,24 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
+from imagepiece_jax.common.checks import check_range
 
-from imagepiece_jax.common.timing_rules import Rules
-
+# JAX is imported where it is used: commands read Rules for their --help.
 AHEAD = 2  # queued calls, so that a device never waits for its host
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """How long to measure; the defaults are what a published figure needs."""
+
+    warmup: int = 20  # calls of every program before any is timed
+    repeats: int = 5  # turns of every program
+    seconds: float = 1.0  # least time of a turn
+
+    def __post_init__(self):
+        check_range("warmup", self.warmup, 1, whole=True)
+        check_range("repeats", self.repeats, 1, whole=True)
+        check_range("seconds", self.seconds, 0)
 
 
 def calls_ahead() -> int:
@@ -25,7 +38,16 @@ def calls_ahead() -> int:
 
     On a CPU a call starts when the call before it has ended, as in PyTorch.
     """
+    import jax
+
     return 0 if jax.devices()[0].platform == "cpu" else AHEAD
+
+
+def wait_for_arrays(results):
+    """Wait for JAX arrays; NumPy arrays are finished."""
+    import jax
+
+    return jax.block_until_ready(results)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +55,13 @@ class TimedCall:
     """A program to time.
 
     `call(number)` starts call 0, 1, ..., which selects the input, and returns what
-    `wait` blocks on until the device has finished it; JAX's waits for JAX arrays, and
-    takes NumPy arrays as finished. Up to `ahead` calls may be unfinished when the next
-    one starts: 0 where every call has the device's cores to itself.
+    `wait` blocks on until the device has finished it. Up to `ahead` calls may be
+    unfinished when the next one starts: 0 where every call has the device's cores to
+    itself.
     """
 
     call: Callable[[int], Any]
-    wait: Callable[[Any], Any] = jax.block_until_ready
+    wait: Callable[[Any], Any] = wait_for_arrays
     ahead: int = dataclasses.field(default_factory=calls_ahead)
 
 
@@ -67,14 +89,30 @@ def measure(
         runtime, which keep a core busy for a while after its turn
     Returns the readings by name, in the order of the repeats.
     """
-    runners = {name: _Runner(job, now) for name, job in jobs.items()}
-    for runner in runners.values():
-        runner.run(rules.warmup)
+    started = dict.fromkeys(jobs, 0)  # so that inputs rotate across turns
+
+    def run(name, calls, seconds=0.0):
+        """Seconds per call, over at least this many calls and seconds."""
+        job = jobs[name]
+        pending = collections.deque()
+        first = started[name]
+        began = now()
+        while started[name] < first + calls or now() < began + seconds:
+            pending.append(job.call(started[name]))
+            started[name] += 1
+            if len(pending) > job.ahead:
+                job.wait(pending.popleft())
+        for result in pending:
+            job.wait(result)
+        return (now() - began) / (started[name] - first)
+
+    for name in jobs:
+        run(name, rules.warmup)
     readings = {name: [] for name in jobs}
     for _ in range(rules.repeats):
-        for name, runner in runners.items():
+        for name in jobs:
             rest()
-            readings[name].append(runner.run(1, rules.seconds))
+            readings[name].append(run(name, 1, rules.seconds))
     return readings
 
 
@@ -102,26 +140,3 @@ def figures(base: Sequence[float], own: Sequence[float], images: int) -> dict:
         "ratio_min": ratio.low,
         "ratio_max": ratio.high,
     }
-
-
-class _Runner:
-    """A job that counts its calls, so that inputs rotate across turns."""
-
-    def __init__(self, job, now):
-        self._job = job
-        self._now = now
-        self._started = 0
-
-    def run(self, calls, seconds=0.0):
-        """Seconds per call, over at least this many calls and seconds."""
-        pending = collections.deque()
-        first = self._started
-        began = self._now()
-        while self._started < first + calls or self._now() < began + seconds:
-            pending.append(self._job.call(self._started))
-            self._started += 1
-            if len(pending) > self._job.ahead:
-                self._job.wait(pending.popleft())
-        for result in pending:
-            self._job.wait(result)
-        return (self._now() - began) / (self._started - first)
