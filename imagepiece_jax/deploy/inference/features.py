@@ -83,7 +83,8 @@ def features(
     Source: `layers` is as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
     options = {"layers": layers, "norm": norm, "reshape": reshape, "fill": fill}
-    images = pictures.of_folder(images)
+    if isinstance(images, pictures.PATH):
+        images, _ = pictures.listed(images)
     if _are_many_files(images):
         return _in_batches(vit, images, options)
     model = vit.model
