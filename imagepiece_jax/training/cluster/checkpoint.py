@@ -211,13 +211,11 @@ def _checked_table(wanted, folder, table):
     """
     needed = {name: f"{x.dtype} {[*x.shape]}" for name, x in wanted.items()}
     found = {name: f"{dtype} {shape}" for name, (dtype, shape, _) in table.items()}
-    for name in needed | found:
-        ours = needed.get(name, "missing")
-        theirs = found.get(name, "missing")
-        if ours != theirs:
-            raise InputError(
-                f"{folder}: {name} is {theirs}, but {ours} in the model of this config"
-            )
+    for name, ours, theirs in differences(needed, found):
+        raise InputError(
+            f"{folder}: {name} is {theirs or 'missing'}, but {ours or 'missing'} in "
+            "the model of this config"
+        )
     return table
 
 
