@@ -2,7 +2,6 @@
 
 import math
 import numbers
-import operator
 from collections.abc import Collection
 from typing import Any
 
@@ -29,22 +28,20 @@ def check_range(
     """
     kind = numbers.Integral if whole else numbers.Real
     fits = isinstance(value, kind) and not isinstance(value, bool)
-    fits = fits and -math.inf < value < math.inf  # a NaN is not
-    words = []
-    for word, compare, bound in (
-        ("at least", operator.ge, least),
-        ("above", operator.gt, above),
-        ("at most", operator.le, most),
-        ("below", operator.lt, below),
-    ):
-        if bound is not None:
-            words.append(f"{word} {bound}")
-            fits = fits and compare(value, bound)
+    # A huge int is no float.
+    fits = fits and (isinstance(value, numbers.Integral) or math.isfinite(value))
+    fits = fits and (least is None or value >= least)
+    fits = fits and (most is None or value <= most)
+    fits = fits and (above is None or value > above)
+    fits = fits and (below is None or value < below)
+    if fits:
+        return
+    bounds = {"at least": least, "above": above, "at most": most, "below": below}
+    words = [f"{word} {bound}" for word, bound in bounds.items() if bound is not None]
     expected = "a whole number" if whole else "a number"
     if words:
         expected += f", {' and '.join(words)}"
-    if not fits:
-        raise InputError(f"{name} is {value!r}; it must be {expected}")
+    raise InputError(f"{name} is {value!r}; it must be {expected}")
 
 
 def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:

@@ -89,9 +89,7 @@ def full_name(name: str) -> str:
 def own_files(name: str) -> list[str]:
     """Files of the data `name`, apart from images, that must not be overwritten."""
     kind, _, path = full_name(name).partition(":")
-    if kind != "csv":
-        return []
-    return [os.path.expanduser(path)]
+    return [os.path.expanduser(path)] if kind == "csv" else []
 
 
 def short_name(name: str) -> str:
