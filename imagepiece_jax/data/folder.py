@@ -177,12 +177,7 @@ def open_folder(root, split, num_classes, names_of_model):
     place = f"folder {root}"
     splits = split_folders(root, labeled=True)
     inside = splits.get(split, split)
-    if split == "val" and split not in splits:
-        if splits:
-            raise InputError(
-                f"{place} holds train and no images to measure on; make "
-                f"{root}/val/CLASS with the images of each class, or give a csv"
-            )
+    if split == "val" and not splits:
         inside = ""  # classes of test images
     folders, left_out = _classes(root, inside)
     in_order = folders  # the order of labels

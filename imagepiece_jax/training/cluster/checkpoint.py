@@ -69,10 +69,9 @@ class Progress:
         """
         check_normalization(workdir, self.normalization, saved)
         before = Progress(**saved | {"normalization": self.normalization})
-        for number, split in enumerate(("training", "test")):
-            for fact in ("images", "digest"):
-                now = getattr(self, fact)[number]
-                then = getattr(before, fact)[number]
+        for fact in ("images", "digest"):
+            both = getattr(self, fact), getattr(before, fact)
+            for split, now, then in zip(("training", "test"), *both, strict=True):
                 if now != then:
                     raise InputError(
                         f"config.data.name is {data}, whose {split} set has {fact} "
