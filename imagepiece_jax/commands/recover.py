@@ -45,11 +45,12 @@ def main(
     """
     from imagepiece_jax.common.files import locked
     from imagepiece_jax.common.signals import finishing
+    from imagepiece_jax.deploy.pictures import as_source
     from imagepiece_jax.deploy.recover.recover import recover
     from imagepiece_jax.deploy.weights.save import checked_folder
 
     folder = checked_folder(out)
-    source = opened(images.images)
+    source = as_source(images.images)
     # It ends before the result is written, which replaces the folder.
     with locked("out", folder):
         vit = weights.load()
@@ -64,16 +65,6 @@ def main(
         )
     with finishing():  # nothing that took minutes is lost while it is written
         written(out, recovered)
-
-
-def opened(images):
-    """The images of a named data set, or else of a path."""
-    from imagepiece_jax.deploy import pictures
-    from imagepiece_jax.input import registry
-
-    if registry.is_set(images):
-        return registry.open_source(images, "train", labeled=False)
-    return pictures.as_source(images)
 
 
 def written(out, recovered):

@@ -17,11 +17,11 @@ import numpy as np
 from imagepiece_jax.common.files import read_text
 from imagepiece_jax.common.progress import counted, log, notes
 from imagepiece_jax.data import decode
-from imagepiece_jax.data.csv_table import open_csv
 from imagepiece_jax.data.folder import left_out_note, list_images, train_folder
 from imagepiece_jax.data.normalize import is_array
 from imagepiece_jax.data.source import ArraySource, FileSource, Source
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.input import registry
 
 PATH = str | os.PathLike
 QUOTED = re.compile(r"""\A(["'])(.*)\1\Z""", re.DOTALL)
@@ -96,15 +96,15 @@ def rgb(image) -> np.ndarray:
 def as_source(images: Any) -> Source:
     """The Source of images whose labels do not matter.
 
-    images: csv:FILE, or one path or several: of a table or a folder with splits the
-        training images are taken; images as `rgb` takes them; an array uint8
-        [B, H, W, 3]; or a Source, which is returned
+    images: csv:FILE, the name of a set, or one path or several: of a table, a set or a
+        folder with splits the training images are taken; images as `rgb` takes them; an
+        array uint8 [B, H, W, 3]; or a Source, which is returned
     """
     if isinstance(images, Source):
         return images
-    if isinstance(images, str) and images.startswith("csv:"):
-        path = os.path.expanduser(images.removeprefix("csv:"))
-        return open_csv(path, "train", labeled=False)
+    is_text = isinstance(images, str)
+    if is_text and (images.startswith("csv:") or registry.is_set(images)):
+        return registry.open_source(images, "train", labeled=False)
     if isinstance(images, PATH):
         images = [images]
     images = [*listed(images)[0]]
