@@ -35,13 +35,13 @@ def main(
     """
     from imagepiece_jax.common.files import locked
     from imagepiece_jax.common.signals import finishing
+    from imagepiece_jax.deploy.pictures import as_source
     from imagepiece_jax.deploy.recover.recover import recover
     from imagepiece_jax.deploy.weights.save import checked_folder, save
 
     folder = checked_folder(out)
-    source = images.open_set("train", labeled=False)
-    if source is None:
-        source = images.images
+    words = images.images
+    source = as_source(words[0] if len(words) == 1 else words)
     # It ends before the result is written, which replaces the folder.
     with locked("out", folder):
         vit = weights.load()

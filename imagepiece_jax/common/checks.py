@@ -26,22 +26,20 @@ def check_range(
     whole: whether it must be an int
     Raises InputError otherwise; a bool is no number.
     """
+    limits = {"at least": least, "above": above, "at most": most, "below": below}
+    limits = {word: limit for word, limit in limits.items() if limit is not None}
     kind = numbers.Integral if whole else numbers.Real
     fits = isinstance(value, kind) and not isinstance(value, bool)
-    # A huge int is no float.
-    fits = fits and (isinstance(value, numbers.Integral) or math.isfinite(value))
-    fits = fits and (least is None or value >= least)
-    fits = fits and (most is None or value <= most)
-    fits = fits and (above is None or value > above)
-    fits = fits and (below is None or value < below)
-    if fits:
-        return
-    bounds = {"at least": least, "above": above, "at most": most, "below": below}
-    words = [f"{word} {bound}" for word, bound in bounds.items() if bound is not None]
-    expected = "a whole number" if whole else "a number"
-    if words:
-        expected += f", {' and '.join(words)}"
-    raise InputError(f"{name} is {value!r}; it must be {expected}")
+    fits = fits and limits.get("at least", value) <= value
+    fits = fits and limits.get("at most", value) >= value
+    fits = fits and limits.get("above", -math.inf) < value  # a NaN is not
+    fits = fits and limits.get("below", math.inf) > value
+    if not fits:
+        expected = "a whole number" if whole else "a number"
+        if limits:
+            words = [f"{word} {limit}" for word, limit in limits.items()]
+            expected += f", {' and '.join(words)}"
+        raise InputError(f"{name} is {value!r}; it must be {expected}")
 
 
 def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:

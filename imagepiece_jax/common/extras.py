@@ -65,10 +65,7 @@ def missing(what: str, module: str) -> InputError:
 
 def extra_of(module: str) -> str | None:
     """The extra that brings a module, or None."""
-    for extra, modules in EXTRAS.items():
-        if module in modules:
-            return extra
-    return None
+    return next((extra for extra in EXTRAS if module in EXTRAS[extra]), None)
 
 
 def command(extra: str) -> str:

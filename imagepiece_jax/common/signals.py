@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 log = logging.getLogger("imagepiece_jax.signals")
 
@@ -73,51 +73,41 @@ def handled_by(handler, signums: Collection[int]):
             signal.signal(signum, old)
 
 
+@dataclasses.dataclass
+class Stop:
+    """What signals ask for: the end of some work."""
+
+    defers: bool = False  # whether the work ends by itself, as it has a result
+    signums: list[int] = dataclasses.field(default_factory=list)  # they have arrived
+
+    @property
+    def requested(self) -> bool:
+        return bool(self.signums)
+
+
 @contextlib.contextmanager
-def deferring(stop: Callable[[int], bool]):
-    """Context in which a signal ends nothing if `stop(its number)` is true.
+def stopping(without_result: str = "", defers: bool = False):
+    """Context of work that a signal ends early. Yields its Stop.
 
-    Only signals with a handler in Python are deferred: both in a command, and Ctrl-C in
-    other processes.
+    Where the Stop does not defer, a signal ends a command at once, and Ctrl-C raises
+    KeyboardInterrupt elsewhere. Only signals with a handler in Python are deferred:
+    both in a command, and Ctrl-C in other processes.
+
+    without_result: what is said then
     """
+    stop = Stop(defers)
 
-    def defer(signum, frame):
-        if not stop(signum):
+    def note(signum, frame):
+        if not (stop.defers or stop.requested):
+            log.warning(without_result)
+        stop.signums.append(signum)
+        if not stop.defers:
             before[signum](signum, frame)
         elif _is_command:
             _arrived.append(signum)
 
     signums = [s for s in SIGNALS if callable(signal.getsignal(s))]
-    with handled_by(defer, signums) as before:
-        yield
-
-
-@dataclasses.dataclass
-class Stop:
-    """What a signal asks for: the end of some work."""
-
-    requested: bool = False
-    defers: bool = False  # whether the work ends by itself, as it has a result
-
-
-@contextlib.contextmanager
-def stopping(without_result: str):
-    """Context of work that a signal ends early. Yields its Stop.
-
-    A signal ends a command at once where there is no result yet, and Ctrl-C raises
-    KeyboardInterrupt elsewhere.
-
-    without_result: what is said then
-    """
-    stop = Stop()
-
-    def request(signum):
-        if not (stop.defers or stop.requested):
-            log.warning(without_result)
-        stop.requested = True
-        return stop.defers
-
-    with deferring(request):
+    with handled_by(note, signums) as before:
         yield stop
 
 
@@ -127,15 +117,9 @@ def finishing():
 
     It may be a signal that a command deferred before.
     """
-    noted = []
-
-    def note(signum):
-        noted.append(signum)
-        return True
-
-    with deferring(note):
+    with stopping(defers=True) as stop:
         yield
-    for signum in [*_arrived, *noted][:1]:
+    for signum in [*_arrived, *stop.signums][:1]:
         signal.raise_signal(signum)
 
 

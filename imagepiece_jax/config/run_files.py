@@ -5,7 +5,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from imagepiece_jax.common.files import read_json
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.errors import InputError
 
@@ -14,13 +13,6 @@ FORMAT = 1  # of CONFIG: a run of another one is not read
 CLASSES = "classes.json"  # the names of the classes by label, if there are any
 CHECKPOINTS = "checkpoints"  # the folder with the weights
 KINDS = ("latest", "best")  # of checkpoints
-
-
-def read_config(file: pathlib.Path) -> dict[str, Any]:
-    """The config in a run's CONFIG. Raises InputError for a file of another kind."""
-    config = read_json(file)
-    check_format(config)
-    return config
 
 
 def check_format(config: Mapping[str, Any]) -> None:

@@ -106,30 +106,20 @@ def _numbers(name):
     return [int(digits) for digits in DIGITS.findall(name)]
 
 
-def other_class(weights: Names | None, data: Names | None):
-    """The first class with different names in weights and data.
-
-    Classes without a name are skipped.
-
-    weights, data: names by label; None if it has none
-    Returns (label, name of the weights, name of the data), or None.
-    """
-    pairs = zip(weights or (), data or (), strict=False)
-    for label, (name, other) in enumerate(pairs):
-        if None not in (name, other) and canonical(name) != canonical(other):
-            return label, name, other
-    return None
-
-
 def check_classes(weights: Names | None, place: str, names: Names | None, data: str):
     """Compare the classes of weights with those of data, by name.
+
+    Classes without a name are skipped.
 
     weights, names: names by label of each; None if it has none
     place, data: what each is: a path, or a field and its value
     """
-    if other := other_class(weights, names):
-        label, name, ours = other
-        raise InputError(f"{place}: class {label} is {name!r}, but {ours!r} in {data}")
+    pairs = zip(weights or (), names or (), strict=False)
+    for label, (name, ours) in enumerate(pairs):
+        if None not in (name, ours) and canonical(name) != canonical(ours):
+            raise InputError(
+                f"{place}: class {label} is {name!r}, but {ours!r} in {data}"
+            )
 
 
 def checked_names(names, classes, field="class_names"):

@@ -89,20 +89,18 @@ def _read_rows(path, split, labeled):
             if name not in table.fieldnames:
                 raise InputError(f"there is no column {name!r}")
         for fields in table:
-            rows.append(_row(table.line_num, fields, split))
+            if any(fields.get(None, ())):  # a comma at the end is harmless
+                raise InputError(
+                    "it has more fields than columns; quote text with a comma"
+                )
+            own = fields.get("split", split).strip()
+            check_choice("split", own, SPLIT_NAMES)
+            name = normalized(fields.get("class", "").strip())
+            label = fields.get("label")
+            rows.append(_Row(table.line_num, own, fields["filename"], label, name))
     except (InputError, csv.Error) as error:
         raise InputError(f"{path} line {table.line_num}: {error}") from error
     return rows
-
-
-def _row(line, fields, split):
-    """The _Row of a table's fields {column: text}."""
-    if any(fields.get(None, ())):  # a comma at the end is harmless
-        raise InputError("it has more fields than columns; quote text with a comma")
-    split = fields.get("split", split).strip()
-    check_choice("split", split, SPLIT_NAMES)
-    class_name = normalized(fields.get("class", "").strip())
-    return _Row(line, split, fields["filename"], fields.get("label"), class_name)
 
 
 def _label(path, row, num_classes):

@@ -28,7 +28,6 @@ EXTENSIONS = (
     *(".psd", ".pxr", ".qoi", ".ras", ".rgb", ".rgba", ".sgi", ".tga", ".vda", ".vst"),
     *(".xbm", ".xpm"),
 )
-SOME_EXTENSIONS = ".jpg, .png or .webp"
 MAX_IN_A_ROW = 20  # this many unreadable images in a row stop the run
 MAX_SHARE = 0.01  # and so does more than this share of a source
 # What an EXIF orientation says to do before the image is looked at; 1: nothing.
@@ -48,13 +47,6 @@ log = logging.getLogger("imagepiece_jax.data")
 # Pillow warns of half as many pixels, which large cameras have. A context around each
 # image, which other threads would see, could not be left safely.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-
-
-def no_image(folder) -> InputError:
-    """The error for a folder without images."""
-    return InputError(
-        f"folder {folder} holds no images, files with endings such as {SOME_EXTENSIONS}"
-    )
 
 
 class UnreadableImage(InputError):

@@ -10,8 +10,9 @@ import re
 from typing import NamedTuple
 
 from imagepiece_jax.common.files import SYSTEM_NAMES
+from imagepiece_jax.common.progress import notes
 from imagepiece_jax.data import class_names
-from imagepiece_jax.data.decode import EXTENSIONS, SOME_EXTENSIONS, no_image
+from imagepiece_jax.data.decode import EXTENSIONS
 from imagepiece_jax.data.source import (
     SPLIT_NAMES,
     FileSource,
@@ -22,6 +23,7 @@ from imagepiece_jax.errors import InputError
 
 log = logging.getLogger("imagepiece_jax.data")
 
+SOME_EXTENSIONS = ".jpg, .png or .webp"
 LOOKS_LIKE_A_SPLIT = re.compile(
     r"(train|val|valid|validation|dev|eval|evaluation|test)"
     r"([-_ ]?(ing|ation|set|data|images|split|\d+))*",
@@ -43,6 +45,7 @@ def list_images(root: str | os.PathLike, inside: str = "") -> Listing:
     of their names, and before those of its sub-folders. Hidden files and folders,
     `SYSTEM_NAMES`, pipes and sub-folders that cannot be read are left out. A folder
     that links lead to again is read once.
+    Raises InputError where there are none.
     """
     listing = Listing([], [])
     seen = set()
@@ -65,6 +68,11 @@ def list_images(root: str | os.PathLike, inside: str = "") -> Listing:
         for names, paths in ((images, listing.images), (others, listing.left_out)):
             paths += [os.path.normpath(os.path.join(folder, name)) for name in names]
         waiting += [os.path.join(folder, name) for name in reversed(folders)]
+    if not listing.images:
+        raise InputError(
+            f"folder {pathlib.Path(root, inside)} holds no images, files with endings "
+            f"such as {SOME_EXTENSIONS}"
+        )
     return listing
 
 
@@ -148,19 +156,20 @@ def _has_images(folder, name):
     return bool(images)
 
 
-def train_folder(folder: str | os.PathLike) -> tuple[str | os.PathLike, str | None]:
-    """(the folder of images to learn from in a folder, a note on it or None)."""
+def train_folder(folder: str | os.PathLike) -> str | os.PathLike:
+    """The folder of images to learn from in a folder, with a note on its splits."""
     folders, _, _ = _entries(folder)
     there = " and ".join(name for name in SPLIT_NAMES if name in folders)
     splits = split_folders(folder)
     if not there:
-        return folder, None
+        return folder
     if not splits:
-        return folder, f"{folder} holds {there} among its classes; all are learned from"
+        notes.info(f"note: {folder} holds {there} as classes; all are learned from")
+        return folder
     if "train" not in splits:
         raise InputError(f"{folder} holds {there}; give the folder to learn from")
-    train = os.path.join(folder, "train")
-    return train, f"{folder} holds {there}; train is learned from"
+    notes.info(f"note: {folder} holds {there}; train is learned from")
+    return os.path.join(folder, "train")
 
 
 def open_folder(root, split, num_classes, names_of_model):
@@ -168,37 +177,56 @@ def open_folder(root, split, num_classes, names_of_model):
     place = f"folder {root}"
     splits = split_folders(root, labeled=True)
     inside = splits.get(split, split)
-    if split == "val" and split not in splits:
-        if splits:
-            raise InputError(
-                f"{place} holds train and no images to measure on; make "
-                f"{root}/val/CLASS with the images of each class, or give a csv"
-            )
+    if split == "val" and not splits:
         inside = ""  # classes of test images
-    names, left_out = _classes(root, inside)
+    folders, left_out = _classes(root, inside)
+    in_order = folders  # the order of labels
     if len(splits) == 2:
         _check_splits(place, root, splits)
+        in_order, _ = _classes(root, splits["train"])
     if split == "train":  # a test may lack classes
-        check_num_classes(num_classes, len(names), place)
-    num_classes = num_classes or len(names)
-    # Names of folders may be any bytes; those of classes are printed.
-    shown = [os.fsencode(name).decode("utf-8", "replace") for name in names]
-    by_label = _labels(place, shown, num_classes, names_of_model)
+        check_num_classes(num_classes, len(folders), place)
+    num_classes = num_classes or len(folders)
+    if names_of_model is None:
+        names_of_model = [*map(_shown, in_order)]
+        check_num_classes(num_classes, len(in_order), place)
+        if two := class_names.two_orders(names_of_model):
+            raise InputError(
+                f"{place} has class {two[0]!r} before {two[1]!r} as text; write the "
+                "numbers with zeros in front, or load the model with class_names="
+            )
+    label_of = class_names.labels_by_name(names_of_model)
     files = []
     labels = []
-    for label, name in zip(by_label, names, strict=True):
-        found = list_images(root, os.path.join(inside, name))
-        if not found.images:
-            raise no_image(os.path.join(root, inside, name))
+    names = {}  # of the folders, by label
+    for folder in folders:
+        name = _shown(folder)
+        label = label_of.get(class_names.canonical(name))
+        if label is None:
+            raise InputError(
+                f"{place} has class {name!r}, which is not the name of one of the "
+                f"model's {num_classes} classes; rename the folder, or load the model "
+                "with class_names="
+            )
+        if names.setdefault(label, name) != name:
+            raise InputError(
+                f"{place} has class {label} twice, as {names[label]!r} and {name!r}"
+            )
+        found = list_images(root, os.path.join(inside, folder))
         files += found.images
         labels += [label] * len(found.images)
         left_out += found.left_out
     if note := left_out_note(root, left_out):
         log.warning(note)
-    names = tuple(map(by_label.get, range(num_classes)))
+    names = tuple(map(names.get, range(num_classes)))
     source = FileSource(root, files, labels, num_classes, names)
     source.split = inside
     return source
+
+
+def _shown(name):
+    """The name of a folder, which may be any bytes, as one that can be printed."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _classes(root, inside):
@@ -219,50 +247,17 @@ def _classes(root, inside):
 
 def _check_splits(place, root, splits):
     """Check that train and val have the same classes, in different folders."""
-    names = {}
-    folders = {}
-    for split, inside in splits.items():
-        names[split], _ = _classes(root, inside)
-        paths = [os.path.join(root, inside, name) for name in names[split]]
-        folders[split] = {*map(os.path.realpath, paths)}
-    if folders["train"] & folders["val"]:
+    names = []
+    folders = []
+    for inside in splits.values():
+        classes, _ = _classes(root, inside)
+        names.append({*map(class_names.normalized, classes)})
+        paths = [os.path.join(root, inside, name) for name in classes]
+        folders.append({*map(os.path.realpath, paths)})
+    if set.intersection(*folders):
         raise InputError(f"{place} has the same images in train and val, by a link")
-    difference = {*names["train"]} ^ {*names["val"]}
-    if difference:
+    if names[0] != names[1]:
         raise InputError(
-            f"{place} has class {min(difference)!r} in only one of train and "
+            f"{place} has class {min(names[0] ^ names[1])!r} in only one of train and "
             f"{splits['val']}"
         )
-
-
-def _labels(place, names, num_classes, names_of_model):
-    """{label: name} of folders of classes, in their order.
-
-    place: the folder, for errors
-    names: of the folders, sorted as text
-    names_of_model: that decide; None: the order of the folders does
-    """
-    if names_of_model is None:
-        check_num_classes(num_classes, len(names), place)
-        if two := class_names.two_orders(names):
-            raise InputError(
-                f"{place} has class {two[0]!r} before {two[1]!r} as text; write the "
-                "numbers with zeros in front, or load the model with class_names="
-            )
-        return dict(enumerate(names))
-    known = class_names.labels_by_name(names_of_model)
-    found = {}
-    for name in names:
-        label = known.get(class_names.canonical(name))
-        if label is None:
-            raise InputError(
-                f"{place} has class {name!r}, which is not the name of one of the "
-                f"model's {num_classes} classes; rename the folder, or load the model "
-                "with class_names="
-            )
-        if label in found:
-            raise InputError(
-                f"{place} has class {label} twice, as {found[label]!r} and {name!r}"
-            )
-        found[label] = name
-    return found

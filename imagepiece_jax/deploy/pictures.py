@@ -17,11 +17,11 @@ import numpy as np
 from imagepiece_jax.common.files import read_text
 from imagepiece_jax.common.progress import counted, log, notes
 from imagepiece_jax.data import decode
-from imagepiece_jax.data.csv_table import open_csv
 from imagepiece_jax.data.folder import left_out_note, list_images, train_folder
 from imagepiece_jax.data.normalize import is_array
 from imagepiece_jax.data.source import ArraySource, FileSource, Source
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.input import registry
 
 PATH = str | os.PathLike
 QUOTED = re.compile(r"""\A(["'])(.*)\1\Z""", re.DOTALL)
@@ -40,7 +40,7 @@ def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
         floats = jnp.issubdtype(images.dtype, jnp.floating)
         if floats or images.ndim == 4:
             return images
-    images = [images] if is_one(images) else images
+    images, _ = listed(images)
     pixels = [cropped(image, preprocessing) for image in images]
     if not pixels:
         raise InputError("images is empty")
@@ -58,17 +58,14 @@ def cropped(image, preprocessing) -> np.ndarray:
         raise
 
 
-def of_folder(images):
-    """The files of a folder (`find_images`); anything else as it is."""
-    if isinstance(images, PATH) and os.path.isdir(os.path.expanduser(images)):
-        return find_images([images])
-    return images
-
-
-def is_one(images) -> bool:
-    """Whether this is one image rather than several."""
+def listed(images) -> tuple[Any, bool]:
+    """(several images, the files of a folder among them; whether it was one image)."""
     is_picture = isinstance(images, PATH) or hasattr(images, "convert")  # PIL's
-    return is_picture or getattr(images, "ndim", None) == 3
+    if isinstance(images, PATH) and os.path.isdir(os.path.expanduser(images)):
+        return find_images([images]), False
+    if is_picture or getattr(images, "ndim", None) == 3:
+        return [images], True
+    return images, False
 
 
 def rgb(image) -> np.ndarray:
@@ -99,16 +96,18 @@ def rgb(image) -> np.ndarray:
 def as_source(images: Any) -> Source:
     """The Source of images whose labels do not matter.
 
-    images: csv:FILE, or one path or several: of a table or a folder with splits the
-        training images are taken; images as `rgb` takes them; an array uint8
-        [B, H, W, 3]; or a Source, which is returned
+    images: csv:FILE, the name of a set, or one path or several: of a table, a set or a
+        folder with splits the training images are taken; images as `rgb` takes them; an
+        array uint8 [B, H, W, 3]; or a Source, which is returned
     """
     if isinstance(images, Source):
         return images
-    if isinstance(images, str) and images.startswith("csv:"):
-        path = os.path.expanduser(images.removeprefix("csv:"))
-        return open_csv(path, "train", labeled=False)
-    images = [images] if is_one(images) else list(images)
+    is_text = isinstance(images, str)
+    if is_text and (images.startswith("csv:") or registry.is_set(images)):
+        return registry.open_source(images, "train", labeled=False)
+    if isinstance(images, PATH):
+        images = [images]
+    images = [*listed(images)[0]]
     if all(isinstance(image, PATH) for image in images):
         return photographs(find_images(images, "train"))
     return ArraySource([rgb(image) for image in images])
@@ -131,7 +130,12 @@ def find_images(words: Sequence[PATH], split: str | None = None) -> list[str]:
     for word in words:
         path = os.path.expanduser(word)
         if os.path.isdir(path):
-            files += _of_folder(path, split)
+            if split == "train":
+                path = train_folder(path)
+            found = list_images(path)
+            if note := left_out_note(path, found.left_out):
+                notes.info(f"note: {note}")
+            files += [os.path.join(path, image) for image in found.images]
         elif not os.path.exists(path):
             raise InputError(f"images: {word} does not exist")
         elif str(path).lower().endswith(".txt"):
@@ -141,20 +145,6 @@ def find_images(words: Sequence[PATH], split: str | None = None) -> list[str]:
     if not files:
         raise InputError("images is empty")
     return files
-
-
-def _of_folder(path, split):
-    """The paths of a folder's images, as `find_images` takes them."""
-    split_note = None
-    if split == "train":
-        path, split_note = train_folder(path)
-    found = list_images(path)
-    if not found.images:
-        raise decode.no_image(path)
-    for note in (split_note, left_out_note(path, found.left_out)):
-        if note:
-            notes.info(f"note: {note}")
-    return [os.path.join(path, image) for image in found.images]
 
 
 def _lines(path):

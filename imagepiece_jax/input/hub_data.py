@@ -38,18 +38,13 @@ def open_hub_data(path, split, num_classes, labeled=True):
             f"{place} has the splits {', '.join(splits)}; names of splits are "
             f"{', '.join(SPLIT_NAMES)}"
         )
-    rows = splits[name]
     columns = ["image", "label"][: 1 + labeled]
-    if not {*columns} <= {*rows.column_names}:
-        raise InputError(
-            f"{place} has the columns {', '.join(rows.column_names)}; it must have "
-            f"{' and '.join(columns)}"
-        )
-    rows = rows.select_columns(columns)
     try:
+        rows = splits[name].select_columns(columns)
         rows = rows.cast_column("image", datasets.Image(decode=False))
     except mistakes as error:
-        raise InputError(f"{place} has no images ({one_line(error)})") from error
+        missing = " and ".join(columns)
+        raise InputError(f"{place} has no {missing} ({one_line(error)})") from error
     if not labeled:
         return HubSource(rows, f"{place}/{name}", np.full(len(rows), -1), 0)
     labels = rows.select_columns("label").with_format("numpy")[:]["label"]

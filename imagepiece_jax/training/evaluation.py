@@ -40,10 +40,14 @@ class Evaluation:
         models = [state.variables]
         if state.ema is not None:
             models.append(state.ema)
-        try:
-            figures, *averages = self._figures(models)
-        except Interrupted:
-            return run.progress
+        reader = self._data.read(self._data.evaluation)
+        with contextlib.closing(reader):
+            batches = self._request.until_requested(reader)
+            try:
+                results = accuracy.evaluate_each(self._step, models, batches)
+            except Interrupted:
+                return run.progress
+        figures, *averages = [result.figures for result in results]
         for found in averages:
             for name, value in found.items():
                 if name not in OF_A_PASS:
@@ -52,11 +56,3 @@ class Evaluation:
         log.restart_clock()
         chooses = self._data.test.split != "test"
         return run.progress.with_evaluation(run.step, figures, chooses)
-
-    def _figures(self, models):
-        """The figures of several models, by one pass over the test images."""
-        reader = self._data.read(self._data.evaluation)
-        with contextlib.closing(reader):
-            batches = self._request.until_requested(reader)
-            results = accuracy.evaluate_each(self._step, models, batches)
-        return [result.figures for result in results]

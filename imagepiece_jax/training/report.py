@@ -12,10 +12,7 @@ from imagepiece_jax.input.imagenet_tfds import Counted
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.data import length
-from imagepiece_jax.training.logging import (
-    read_metrics,
-    say,
-)
+from imagepiece_jax.training.logging import read_metrics, say
 from imagepiece_jax.training.train_step import count_programs
 
 UNIT = " (1e18 operations, two a MAC)"
@@ -28,12 +25,9 @@ def macs_by_epoch(run: RunConfig) -> list[int]:
     by_rate = {}
     macs = []
     for epoch in range(run.optim.epochs):
-        rate = None
-        if rate_at:
-            rate = rate_at(epoch)
+        rate = rate_at(epoch) if rate_at else None
         if rate not in by_rate:
-            model = run.create_train_model(epoch)
-            by_rate[rate] = model_macs(model)
+            by_rate[rate] = model_macs(run.create_train_model(epoch))
         macs.append(by_rate[rate])
     return macs
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import recover
-from imagepiece_jax.commands._arguments import Images
 from imagepiece_jax.common.files import LOCK, locked
+from imagepiece_jax.deploy.pictures import as_source
 from imagepiece_jax.deploy.recover import recovery_step
 from imagepiece_jax.deploy.recover.recover import NOTHING_BETTER
 from tests.command import call, sentence, start
@@ -52,11 +52,11 @@ def test_the_folder_holds_the_recovered_model(words, tmp_path):
 
 
 def test_a_set_is_opened_by_its_name_where_no_path_has_it(tmp_path, monkeypatch):
-    digits = Images(("digits",))
-    assert len(digits.open_set("train")) > 1000
+    assert len(as_source("digits")) > 1000
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").mkdir()
-    assert digits.open_set("train") is None
+    Image.new("RGB", (8, 8)).save(tmp_path / "digits" / "0.png")
+    assert len(as_source("digits")) == 1
 
 
 # A process of the command that sends itself signals: one at a step, and Ctrl-C in the

@@ -1,7 +1,9 @@
 """Which files of a folder are images, and which of its folders are splits."""
 
 import os
+import pathlib
 import socket
+import unicodedata
 
 import numpy as np
 import pytest
@@ -190,3 +192,27 @@ def test_splits_of_other_names_beside_another_folder(tmp_path, names):
 def test_a_class_may_begin_as_a_split_does(tmp_path, other):
     make(tmp_path, "train/a.jpg", f"{other}/b.jpg")
     assert split_folders(tmp_path) == {}
+
+
+@pytest.mark.parametrize("names", [["caf\u00e9", "dog"], ["\u00e9a", "eb", "zz"]])
+@pytest.mark.parametrize("is_known", [False, True])
+def test_classes_of_both_splits_may_differ_in_the_form_of_unicode(
+    tmp_path, names, is_known
+):
+    """Those of train decide the labels, whatever the order of those of val is."""
+    for split, form in (("train", "NFC"), ("val", "NFD")):
+        folders = [unicodedata.normalize(form, name) for name in names]
+        make(tmp_path, *[f"{split}/{folder}/a.jpg" for folder in folders])
+    order = names if is_known else sorted(names)
+    for split in ("train", "val"):
+        source = open_source(
+            f"{tmp_path}",
+            split,
+            num_classes=len(names),
+            class_names=names if is_known else None,
+        )
+        found = {}
+        for place, label in enumerate(source.labels.tolist()):
+            folder = pathlib.Path(source.name(place)).parent.name
+            found[unicodedata.normalize("NFC", folder)] = label
+        assert found == {name: label for label, name in enumerate(order)}

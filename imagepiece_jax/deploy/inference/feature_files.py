@@ -18,8 +18,7 @@ from imagepiece_jax.common.machine import cores
 from imagepiece_jax.common.progress import Progress, log
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.normalize import as_normalized
-from imagepiece_jax.deploy.inference import optimize
-from imagepiece_jax.deploy.inference.feature_folder import FeatureFolder
+from imagepiece_jax.deploy.inference import feature_folder, optimize
 from imagepiece_jax.deploy.inference.features import feature_map
 from imagepiece_jax.deploy.inference.file_records import RecordedFiles
 from imagepiece_jax.errors import InputError
@@ -78,7 +77,7 @@ def write_features(
         raise InputError("images is empty")
     run = Extractor(vit, names)
     record = record_of(vit, run.model, storage=storage, arrays=run.shapes)
-    with FeatureFolder(folder, record, paths, run.shapes, storage) as files:
+    with feature_folder.opened(folder, record, paths, run.shapes, storage) as files:
         photographs = RecordedFiles(paths)
         count = len(paths)
         missing = photographs.subset(files.missing)
@@ -115,15 +114,13 @@ def write_features(
 def _of_one_line(paths):
     """The paths without a line break; others are noted."""
     # Whoever reads paths.txt may split at more than "\n": Python at U+2028, too.
-    kept = [path for path in paths if path.splitlines() == [path]]
-    others = len(paths) - len(kept)
+    others = [path for path in paths if path.splitlines() != [path]]
     if others:
-        first = next(path for path in paths if path.splitlines() != [path])
-        files = "1 file is" if others == 1 else f"{others} files are"
         log.warning(
-            f"note: {files} left out for a line break in the name, as {first!r}"
+            f"note: names with a line break are left out: {len(others)} of "
+            f"{len(paths)}, such as {others[0]!r}"
         )
-    return kept
+    return [path for path in paths if path.splitlines() == [path]]
 
 
 class Extractor:
@@ -180,20 +177,20 @@ def _comparison(vit, run, photographs, size, threads):
     batches = Batches(
         source=few, transform=vit.preprocessing, batch_size=size, strict=False
     )
-    cosines = {}
+    cosines = []
     for batch in batches.read(threads):
         ours = _unit_vectors(run(batch["image"][0]))
         theirs = _unit_vectors(dense(batch["image"][0]))
         of_batch = np.sum(ours * theirs, axis=1)
         for row in np.flatnonzero(batch["mask"][0]):
-            cosines[int(batch["index"][0, row])] = of_batch[row]
+            cosines.append((of_batch[row], few.name(batch["index"][0, row])))
     if not cosines:
         return f"none of {len(few)} photographs can be compared with the dense model"
-    worst = min(cosines, key=cosines.get)
-    mean = sum(cosines.values()) / len(cosines)
+    worst, name = min(cosines)
+    mean = np.mean([cosine for cosine, _ in cosines])
     return (
         f"cosine to the dense model's vectors, of {len(cosines)} photographs: mean "
-        f"{mean:.4f}, worst {cosines[worst]:.4f} ({few.name(worst)})"
+        f"{mean:.4f}, worst {worst:.4f} ({name})"
     )
 
 
@@ -219,28 +216,26 @@ def _one_behind(run, batches):
 def _append(files, source, batch, result, progress):
     """Append the rows of a batch, NaN where a photograph is damaged."""
     indices = batch["index"][0]
-    indices = indices[indices < len(source)].tolist()
+    indices = indices[indices < len(source)]
     names = [source.name(index) for index in indices]
-    damaged = {}
-    for row, name in enumerate(names):
-        if not batch["mask"][0, row]:
-            damaged[row] = f"cannot be read ({source.unreadable[name]})"
+    reasons = {}  # by row
+    for row in np.flatnonzero(batch["mask"][0, : len(names)] == 0):
+        reasons[row] = f"cannot be read ({source.unreadable[names[row]]})"
     rows = {}
     for array, values in parallel.local(result).items():
         values = values.reshape(-1, *values.shape[2:])[: len(names)]
         with np.errstate(over="ignore"):
             rows[array] = values.astype(files.dtype)
         finite = np.isfinite(rows[array]).all(axis=tuple(range(1, values.ndim)))
-        for row in np.flatnonzero(~finite).tolist():
-            damaged.setdefault(row, f"has {array} beyond the numbers of {files.dtype}")
-    for row, reason in sorted(damaged.items()):
+        for row in np.flatnonzero(~finite):
+            reasons.setdefault(row, f"has {array} beyond the numbers of {files.dtype}")
+    for row, reason in sorted(reasons.items()):
         progress.say(f"{names[row]} {reason}: its row is NaN")
         for values in rows.values():
             values[row] = np.nan
+    places = source.indices[indices]
     records = []
-    places = source.indices[indices].tolist()
-    for row, place in enumerate(places):
-        record = source.records.pop(place)
-        records.append(record._replace(reason=damaged.get(row)))
+    for row, place in enumerate(places.tolist()):
+        records.append(source.records.pop(place)._replace(reason=reasons.get(row)))
     files.append(places, rows, records)
     progress.update(len(names))

@@ -8,9 +8,10 @@ damaged.csv     row, path and reason of each that has no features: its row is Na
 files.jsonl     the file that each row was computed from: a FileRecord
 info.json       what decides a row, and how many rows are there
 
-These files are always a complete set. New rows are counted in the folder `.new`, where
-a killed process leaves them. At the end they and the earlier rows that are still right
-become a set in the folder `.complete`, whose files then replace the earlier ones.
+These files are always a complete set. New rows are counted in such files of the folder
+`.new`, where a killed process leaves them. At the end they and the earlier rows that
+are still right become a set in the folder `.complete`, whose files then replace the
+earlier ones.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
@@ -42,190 +43,155 @@ COMPLETE = ".complete"
 RECORD = "made_by"  # in info.json
 INTERVAL = 5.0  # seconds between two counts: a kill loses as much work
 THREADS = 16  # threads that look at files, which is slow over a network
-CHUNK = 2**26  # bytes of rows that are copied at a time
 
 
-class RowSet:
-    """The rows of a folder that are there, and the records of their files.
+@contextlib.contextmanager
+def opened(path: str | os.PathLike, *contents: Any) -> Iterator["FeatureFolder"]:
+    """Context of a FeatureFolder that no other process writes.
 
-    shapes: of a row of each array, by name
+    contents: the other arguments of a FeatureFolder
+    Raises InputError for a folder of other rows, or one that is in use.
     """
-
-    def __init__(self, path: pathlib.Path, shapes: Mapping, dtype: np.dtype):
-        self.path = path
-        self._shapes = shapes
-        self._dtype = dtype
-        self._offsets = {}  # bytes before the first row, by array
-        self.records = []
-        if not (path / INFO).exists() or not (path / FILES).exists():
-            return
-        counts = [files.read_json(path / INFO)["rows"]]
-        counts += [self._rows_in(name) for name in shapes]
-        with open(path / FILES, "rb") as file:
-            for line, _ in zip(file, range(min(counts)), strict=False):
-                self.records.append(FileRecord(*json.loads(line)))
-
-    def _rows_in(self, name):
-        """Number of whole rows in the file of an array; 0 of another array."""
-        shape = self._shapes[name]
+    path = pathlib.Path(path)
+    check_folder(path)
+    with files.locked("folder", path):
+        folder = FeatureFolder(path, *contents)
         try:
-            with open(self.path / f"{name}.npy", "rb") as file:
-                np.lib.format.read_magic(file)
-                header = np.lib.format.read_array_header_1_0(file)
-                self._offsets[name] = file.tell()
-                size = os.fstat(file.fileno()).st_size
-        except (FileNotFoundError, ValueError):
-            return 0
-        (_, *row), is_fortran, dtype = header
-        if (tuple(row), is_fortran, dtype) != (tuple(shape), False, self._dtype):
-            return 0
-        return (size - self._offsets[name]) // self.row_bytes(name)
-
-    def row_bytes(self, name: str) -> int:
-        return int(np.prod(self._shapes[name])) * self._dtype.itemsize
-
-    def array(self, name: str) -> np.ndarray:
-        """The rows of an array, on disk."""
-        shape = (len(self.records), *self._shapes[name])
-        if not len(self.records):
-            return np.empty(shape, self._dtype)
-        file = self.path / f"{name}.npy"
-        return np.memmap(file, self._dtype, "r", self._offsets[name], shape)
-
-    def header(self, name: str, count: int) -> bytes:
-        """The bytes with which the .npy file of `count` rows begins.
-
-        NumPy makes it as long for any count.
-        """
-        header = io.BytesIO()
-        shape = (count, *self._shapes[name])
-        facts = {"descr": self._dtype.str, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(header, facts)
-        return header.getvalue()
+            yield folder
+        finally:
+            folder.count()
 
 
-class FeatureFolder(contextlib.AbstractContextManager):
-    """The rows of photographs in a folder, which no other process writes meanwhile.
+class FeatureFolder:
+    """The rows of photographs in a folder.
 
     record: what decides a row
     paths: of the photographs, without line breaks
     shapes: of a row of each array, by name
     missing: places among the photographs that have no row yet
     leaving: number of rows that are no photograph's any more
-    Raises InputError for a folder of other rows, or one that is in use.
     """
 
     def __init__(
         self,
-        path: str | os.PathLike,
+        path: pathlib.Path,
         record: Mapping[str, Any],
         paths: Sequence[str],
-        shapes: Mapping[str, Sequence[int]],
+        shapes: Mapping[str, tuple[int, ...]],
         dtype: str,
     ):
-        self.path = pathlib.Path(path)
+        self.path = path
         self.dtype = np.dtype(dtype)
         self._made_by = record
         self._paths = paths
         self._shapes = shapes
-        check_folder(self.path)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(files.locked("folder", self.path))
-            self._remove_unfinished()
-            self._replace_earlier()  # what a killed process was about to do
-            for folder in (self.path, self.path / NEW):
-                self._check_record(folder)
-            self._earlier = RowSet(self.path, shapes, self.dtype)
-            self._new = RowSet(self.path / NEW, shapes, self.dtype)
-            self._find_rows()
-            self._files = self._open_new(stack)
-            self._stack = stack.pop_all()
+        self._new = path / NEW
+        self._lines = []  # of files.jsonl, not yet written
         self._counted = time.monotonic()
+        for left in [*path.glob(".*.tmp"), *self._new.glob(".*.tmp")]:  # by a kill
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+        self._replace_earlier()  # what a killed process was about to do
+        self._earlier, records = self._rows_in(path)
+        _, new_records = self._rows_in(self._new)
+        self._first = len(records)  # the number of the first new row
+        self._end = self._first + len(new_records)
+        self._find_rows([*records, *new_records])
+        if len(self.missing) or self._new.exists():
+            self._prepare(new_records)
 
-    def __exit__(self, *error):
-        with self._stack:
-            if (self.path / NEW).exists():
-                self._count()
-
-    def _remove_unfinished(self):
-        """Remove what a killed process left unfinished."""
-        for folder in (self.path, self.path / NEW):
-            for left in folder.glob(".*.tmp"):
-                if left.is_dir():
-                    shutil.rmtree(left)
-                else:
-                    left.unlink()
-
-    def _check_record(self, folder):
-        """Check that the rows of a folder are decided by the same things."""
-        if not (folder / INFO).exists():
-            return
-        info = files.read_json(folder / INFO)
+    def _rows_in(self, folder):
+        """(arrays on disk by name, FileRecords): the whole rows in a folder."""
+        info = _info(folder)
+        if not info:
+            return {}, []
         if found := differences(self._made_by, info[RECORD]):
             problem = sentence(found, f"{self.path} was started with")
             raise InputError(f"{found[0][0]} {problem}; give another folder")
+        try:
+            *lines, _ = (folder / FILES).read_bytes().split(b"\n")
+            arrays = {
+                name: np.load(folder / f"{name}.npy", "r") for name in self._shapes
+            }
+        except (FileNotFoundError, ValueError, EOFError):
+            return {}, []
+        count = min(map(len, [lines, *arrays.values()]))
+        for name, array in arrays.items():
+            if (array.shape[1:], array.dtype) != (self._shapes[name], self.dtype):
+                count = 0
+        if info["rows"] not in (None, len(lines)):  # lines were removed
+            count = 0
+        return arrays, [FileRecord.of_line(line) for line in lines[:count]]
 
-    def _find_rows(self):
+    def _find_rows(self, known):
         """Find the row of each photograph whose file has not changed.
 
         A file that looks as it did is not read. One that looks different has its row
         if its bytes are those of any row, as of a file that was moved or copied.
+
+        known: FileRecords of all rows
         """
-        known = [*self._earlier.records, *self._new.records]
-        seen = {}
-        contents = {}
+        rows = {}  # by the file, and by its content
         for row, record in enumerate(known):
             if record.digest:
-                seen[record.seen] = row
-                contents[record.size, record.digest] = row
-        sizes = {size for size, _ in contents}
+                rows[record.seen] = rows[record.content] = row
+        sizes = {record.size for record in known}
 
         def find(path):
             """(the row of a photograph, its record), or (-1, None)."""
             try:
                 record = look_at(path)
-                row = seen.get(record.seen, -1)
-                if row < 0 and record.size in sizes:
+                row = rows.get(record.seen)
+                if row is None and record.size in sizes:
                     _, record = read(path)
-                    row = contents.get((record.size, record.digest), -1)
+                    row = rows.get(record.content)
             except OSError:
                 return -1, None
-            if row < 0:
+            if row is None:
                 return -1, None
-            row_of = known[row]
-            return row, record._replace(digest=row_of.digest, reason=row_of.reason)
+            of_row = known[row]
+            return row, record._replace(digest=of_row.digest, reason=of_row.reason)
 
         with ThreadPool(THREADS) as pool:
             found = pool.map(find, self._paths)
         self._rows = np.array([row for row, _ in found], np.int64)
         self._records = [record for _, record in found]
         self.missing = np.flatnonzero(self._rows < 0)
-        kept = np.unique(self._rows[self._rows < len(self._earlier.records)])
-        self.leaving = len(self._earlier.records) - np.count_nonzero(kept >= 0)
+        kept = {row for row, _ in found if 0 <= row < self._first}
+        self.leaving = self._first - len(kept)
 
-    def _open_new(self, stack):
-        """The files of new rows, open behind those that are there, by name."""
-        if not len(self.missing):
-            return {}
-        folder = self._new.path
-        folder.mkdir(exist_ok=True)
-        count = len(self._new.records)
-        lines = _lines_of_records(self._new.records)
-        starts = {FILES: b"".join(lines)}
+    def _prepare(self, records):
+        """Prepare `.new` for rows behind those of `records`."""
+        self._new.mkdir(exist_ok=True)
+        files.write_json(self._new / INFO, {RECORD: self._made_by, "rows": None})
         for name in self._shapes:
-            starts[f"{name}.npy"] = self._new.header(name, 0)
-        opened = {}
-        for name, start in starts.items():
-            path = folder / name
-            file = open(path, "r+b" if count else "w+b")
-            opened[name] = stack.enter_context(file)
-            file.write(start)
-            end = len(start)
-            if name != FILES:
-                end += count * self._new.row_bytes(path.stem)
-            file.truncate(end)
-            file.seek(end)
-        return opened
+            (self._new / f"{name}.npy").touch()
+        self._write_counts(len(records))
+        files.replace_file(self._new / FILES, _lines_of(records))
+
+    def _write_counts(self, count):
+        """Have the arrays of new rows hold `count` rows, on the disk."""
+        for name, shape in self._shapes.items():
+            header = self._header(name, count)
+            row_bytes = int(np.prod(shape)) * self.dtype.itemsize
+            with open(self._new / f"{name}.npy", "r+b") as file:
+                file.write(header)
+                file.truncate(len(header) + count * row_bytes)
+                with files.where_supported():
+                    os.fsync(file.fileno())
+
+    def _header(self, name, count):
+        """The bytes with which the .npy file of `count` rows begins.
+
+        NumPy makes it as long for any count.
+        """
+        header = io.BytesIO()
+        shape = (count, *self._shapes[name])
+        facts = {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, facts)
+        return header.getvalue()
 
     @property
     def damaged(self) -> list[tuple[int, str, str]]:
@@ -243,86 +209,66 @@ class FeatureFolder(contextlib.AbstractContextManager):
         records: Sequence[FileRecord],
     ):
         """Add rows of photographs: their places, arrays by name, and records."""
-        first = len(self._earlier.records) + len(self._new.records)
-        self._rows[places] = np.arange(first, first + len(places))
-        for place, record in zip(places, records, strict=True):
-            self._records[place] = record
         for name in self._shapes:
-            self._files[f"{name}.npy"].write(arrays[name].tobytes())
-        self._files[FILES].writelines(_lines_of_records(records))
-        self._new.records += records
+            with open(self._new / f"{name}.npy", "ab") as file:
+                file.write(arrays[name].tobytes())
+        for place, record in zip(places, records, strict=True):
+            self._rows[place] = self._end
+            self._records[place] = record
+            self._end += 1
+        self._lines += records
         if time.monotonic() > self._counted + INTERVAL:
-            self._count()
+            self.count()
 
-    def _count(self):
-        """Write all new rows to the disk, and then how many they are."""
-        for file in self._files.values():
-            _write_to_disk(file)
-        self._write_info(self._new.path, len(self._new.records))
+    def count(self):
+        """Write all new rows to the disk, and then their records."""
+        if not self._lines:
+            return
+        self._write_counts(self._end - self._first)
+        with open(self._new / FILES, "ab") as file:
+            file.write(_lines_of(self._lines))
+        self._lines = []
         self._counted = time.monotonic()
 
     def complete(self):
         """Make all rows the folder's, in the order of the photographs."""
-        if (self.path / NEW).exists():
-            self._count()
-        if np.array_equal(self._rows, np.arange(len(self._earlier.records))):
-            self._write_lists(self.path)  # paths may be typed in another way
-        elif self._is_new_set():
-            for name in self._shapes:
-                file = self._files[f"{name}.npy"]
-                file.seek(0)
-                file.write(self._new.header(name, len(self._rows)))
-                _write_to_disk(file)
-            self._write_lists(self._new.path)
-            os.rename(self._new.path, self.path / COMPLETE)
+        self.count()
+        new_rows = np.arange(self._first, self._end)
+        if np.array_equal(self._rows, new_rows):
+            self._write_lists(self._new)
+            os.rename(self._new, self.path / COMPLETE)
         else:
             with files.replacing_folder(self.path / COMPLETE) as folder:
-                for name in self._shapes:
-                    self._copy_rows(name, folder / f"{name}.npy")
+                if not np.array_equal(self._rows, np.arange(self._first)):
+                    self._copy_rows(folder)
                 self._write_lists(folder)
         self._replace_earlier()
-        shutil.rmtree(self._new.path, ignore_errors=True)
+        shutil.rmtree(self._new, ignore_errors=True)
 
-    def _is_new_set(self):
-        """Whether the new rows, which are open, are all rows in their order."""
-        count = len(self._new.records)
-        alone = self._files and not self._earlier.records
-        return alone and np.array_equal(self._rows, np.arange(count))
-
-    def _copy_rows(self, name, path):
-        """Write an array with the rows of all photographs."""
-        earlier = self._earlier.array(name)
-        new = RowSet(self._new.path, self._shapes, self.dtype).array(name)
-        step = max(1, CHUNK // self._new.row_bytes(name))
-        with open(path, "wb") as file:
-            file.write(self._new.header(name, len(self._rows)))
-            for start in range(0, len(self._rows), step):
-                rows = self._rows[start : start + step]
-                is_new = rows >= len(earlier)
-                chunk = np.empty((len(rows), *self._shapes[name]), self.dtype)
-                chunk[~is_new] = earlier[rows[~is_new]]
-                chunk[is_new] = new[rows[is_new] - len(earlier)]
-                file.write(chunk.tobytes())
+    def _copy_rows(self, folder):
+        """Write the arrays of all photographs into a folder."""
+        new, _ = self._rows_in(self._new)
+        for name in self._shapes:
+            with open(folder / f"{name}.npy", "wb") as file:
+                file.write(self._header(name, len(self._rows)))
+                for row in self._rows.tolist():
+                    if row < self._first:
+                        file.write(self._earlier[name][row].tobytes())
+                    else:
+                        file.write(new[name][row - self._first].tobytes())
 
     def _write_lists(self, folder):
-        """Write what is no array, for all photographs, where it differs."""
-        paths = b"".join([os.fsencode(path) + b"\n" for path in self._paths])
+        """Write what is no array, for all photographs."""
         text = io.StringIO(newline="")
         table = csv.writer(text, lineterminator="\n")
         table.writerows([("row", "path", "reason"), *self.damaged])
-        contents = {
-            PATHS: paths,
-            DAMAGED: text.getvalue().encode(errors="surrogateescape"),
-            FILES: b"".join(_lines_of_records(self._records)),
-        }
-        for name, content in contents.items():
-            file = folder / name
-            if not file.exists() or file.read_bytes() != content:
-                files.replace_file(file, content)
-        self._write_info(folder, len(self._rows))
-
-    def _write_info(self, folder, rows):
-        files.write_json(folder / INFO, {RECORD: self._made_by, "rows": rows})
+        damaged = text.getvalue().encode(errors="surrogateescape")
+        paths = [os.fsencode(path) + b"\n" for path in self._paths]
+        info = {RECORD: self._made_by, "rows": len(self._rows)}
+        files.replace_file(folder / PATHS, b"".join(paths))
+        files.replace_file(folder / DAMAGED, damaged)
+        files.replace_file(folder / FILES, _lines_of(self._records))
+        files.write_json(folder / INFO, info)
 
     def _replace_earlier(self):
         """Move a complete set to the folder itself, as a killed process would have.
@@ -345,28 +291,21 @@ def check_folder(path: pathlib.Path):
 
     Without an info.json its files are not of features, whatever their names are.
     """
-    places = [path, path / NEW, path / COMPLETE]
-    started = any((place / INFO).exists() for place in places)
-    names = {INFO, PATHS, DAMAGED, FILES, *[f"{name}.npy" for name in ARRAYS]}
-
-    def ours(file):
-        if file in places:
-            inside = [child.name for child in file.iterdir()]
-            return all(name in names or name.endswith(".tmp") for name in inside)
-        if file.name == INFO:
-            return RECORD in files.read_json(file)
-        return file.name == files.LOCK or (started and file.name in names)
-
-    files.check_own("folder", path, "features", ours)
+    folders = [path, path / NEW, path / COMPLETE]
+    ours = {files.LOCK}
+    if any([_info(folder) for folder in folders]):
+        ours |= {INFO, PATHS, DAMAGED, FILES, NEW, COMPLETE}
+        ours |= {f"{name}.npy" for name in ARRAYS}
+    files.check_own("folder", path, "features", lambda file: file.name in ours)
 
 
-def _lines_of_records(records):
+def _info(folder):
+    """The info.json of rows in a folder; {}: there are none."""
+    file = folder / INFO
+    info = files.read_json(file) if file.exists() else {}
+    return info if isinstance(info.get(RECORD), dict) and "rows" in info else {}
+
+
+def _lines_of(records):
     """FileRecords as lines of JSON."""
-    return [json.dumps(record).encode() + b"\n" for record in records]
-
-
-def _write_to_disk(file):
-    """Have the disk hold what was written to an open file."""
-    file.flush()
-    with files.where_supported():
-        os.fsync(file.fileno())
+    return b"".join([json.dumps(record).encode() + b"\n" for record in records])

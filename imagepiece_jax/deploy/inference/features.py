@@ -83,8 +83,10 @@ def features(
     Source: `layers` is as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
     options = {"layers": layers, "norm": norm, "reshape": reshape, "fill": fill}
-    images = pictures.of_folder(images)
-    if _are_many_files(images):
+    if isinstance(images, pictures.PATH):
+        images, _ = pictures.listed(images)
+    is_long = isinstance(images, list | tuple) and len(images) > BATCH
+    if is_long and all(isinstance(image, pictures.PATH) for image in images):
         return _in_batches(vit, images, options)
     model = vit.model
     blocks = layers
@@ -105,12 +107,6 @@ def features(
         variables = vit.device_variables
     with working("compiling the features"):  # later calls only start the program
         return _extract(variables, images, model, blocks, norm, reshape, fill)
-
-
-def _are_many_files(images):
-    """Whether images are a list of more than BATCH files."""
-    is_long = isinstance(images, list | tuple) and len(images) > BATCH
-    return is_long and all(isinstance(image, pictures.PATH) for image in images)
 
 
 def _in_batches(vit, files, options):

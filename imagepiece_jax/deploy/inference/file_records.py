@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -26,6 +27,21 @@ class FileRecord(NamedTuple):
     def seen(self) -> tuple[str, int, int, int]:
         """What shows without reading the file."""
         return self[:4]
+
+    @property
+    def content(self) -> tuple[int, str]:
+        """What is equal for files of equal bytes."""
+        return self.size, self.digest
+
+    @classmethod
+    def of_line(cls, line: bytes) -> "FileRecord":
+        """The record in a line of JSON; that of no file in a line that was edited."""
+        try:
+            record = cls(*json.loads(line))
+            hash(record)
+        except (TypeError, ValueError):
+            return cls("", -1, -1, -1)
+        return record
 
 
 def look_at(path: str) -> FileRecord:

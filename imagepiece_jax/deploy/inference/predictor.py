@@ -132,13 +132,13 @@ class Predictor:
             cannot be read. Among several, the error of such a file is in its place in
             the list.
         """
-        images = pictures.of_folder(images)
-        if not pictures.is_one(images):
-            return list(self.stream(images))
-        (answer,) = self.stream(images)
-        if isinstance(answer, InputError):
-            raise answer
-        return answer
+        images, is_one = pictures.listed(images)
+        answers = list(self.stream(images))
+        if not is_one:
+            return answers
+        if isinstance(answers[0], InputError):
+            raise answers[0]
+        return answers[0]
 
     def stream(self, images: Iterable) -> Iterator:
         """Yield the result of each image, in order.
@@ -146,9 +146,7 @@ class Predictor:
         Images are computed in batches, and at most two batches are read ahead, so
         `images` may be endless.
         """
-        images = pictures.of_folder(images)
-        if pictures.is_one(images):
-            images = [images]
+        images, _ = pictures.listed(images)
         decoded = self._decoded(images)
         while part := list(itertools.islice(decoded, self.sizes[-1])):
             results = [_result(future) for future in part]

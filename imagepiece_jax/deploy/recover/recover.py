@@ -78,8 +78,8 @@ def recover(
 
     vit: a dense model, or one with a reduction that learns no selectors
     images: a folder, paths, PIL images, uint8 arrays [B, H, W, 3] or a list of
-        [H, W, 3], or csv:FILE; of a table, and of a folder that holds train and val,
-        train is taken; labels are not read
+        [H, W, 3], csv:FILE, hf:OWNER/NAME, imagenet2012 or digits; of a set, and of a
+        folder that holds train and val, train is taken; labels are not read
     steps: number of training steps for a cost; None: 400, or as many as fit in
         `minutes`
     minutes: time limit for all of it; None: no limit

@@ -69,10 +69,9 @@ class Progress:
         """
         check_normalization(workdir, self.normalization, saved)
         before = Progress(**saved | {"normalization": self.normalization})
-        for number, split in enumerate(("training", "test")):
-            for fact in ("images", "digest"):
-                now = getattr(self, fact)[number]
-                then = getattr(before, fact)[number]
+        for fact in ("images", "digest"):
+            both = getattr(self, fact), getattr(before, fact)
+            for split, now, then in zip(("training", "test"), *both, strict=True):
                 if now != then:
                     raise InputError(
                         f"config.data.name is {data}, whose {split} set has {fact} "
@@ -211,13 +210,11 @@ def _checked_table(wanted, folder, table):
     """
     needed = {name: f"{x.dtype} {[*x.shape]}" for name, x in wanted.items()}
     found = {name: f"{dtype} {shape}" for name, (dtype, shape, _) in table.items()}
-    for name in needed | found:
-        ours = needed.get(name, "missing")
-        theirs = found.get(name, "missing")
-        if ours != theirs:
-            raise InputError(
-                f"{folder}: {name} is {theirs}, but {ours} in the model of this config"
-            )
+    for name, ours, theirs in differences(needed, found):
+        raise InputError(
+            f"{folder}: {name} is {theirs or 'missing'}, but {ours or 'missing'} in "
+            "the model of this config"
+        )
     return table
 
 

@@ -108,7 +108,7 @@ class Keeper:
         if signum or evaluated or self._plan.config.saves(run.step):
             self.save(run, log)
         if run.complete:
-            self._request.ignore_signals()
+            self._request.ignoring = True
         elif signum:
             raise Stopped(signum, run.step)
 

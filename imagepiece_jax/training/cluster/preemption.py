@@ -16,7 +16,7 @@ class Interrupted(Exception):
     """Work that was stopped by a signal, and has changed nothing."""
 
 
-class StopRequest:
+class StopRequest(contextlib.ExitStack):
     """A context in which Ctrl-C and SIGTERM request a stop.
 
     The main thread calls `requested` often, and saves when it returns a signal. Until
@@ -24,22 +24,16 @@ class StopRequest:
 
     agree: function from this process's signal, or 0, to the signal on which all
         processes of a run agree; see `parallel.max_over_processes`
+    ignoring: whether signals are ignored from now on
     """
 
     def __init__(self, agree=int):
+        super().__init__()
+        self.ignoring = False
         self._agree = agree
         self._signum = 0  # the first signal that has arrived here; 0: none
         self._agreed = 0  # the signal on which all processes have agreed; 0: none
-        self._ignoring = False
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self):
-        heard = signals.not_ignored()
-        self._stack.enter_context(signals.handled_by(self._note, heard))
-        return self
-
-    def __exit__(self, *error):
-        self._stack.close()
+        self.enter_context(signals.handled_by(self._note, signals.not_ignored()))
 
     @contextlib.contextmanager
     def ending_at_once(self):
@@ -55,13 +49,8 @@ class StopRequest:
         All processes of a run call this equally often, and get the same result.
         """
         self._agreed = self._agreed or self._agree(self._signum)
-        if self._agreed:
-            self.ignore_signals()
+        self.ignoring = self.ignoring or self._agreed > 0
         return self._agreed
-
-    def ignore_signals(self):
-        """Ignore signals from now on, until the end of the context."""
-        self._ignoring = True
 
     def until_requested(self, items):
         """Yield the items; raise Interrupted once a stop is requested."""
@@ -71,7 +60,7 @@ class StopRequest:
             yield item
 
     def _note(self, signum, frame):
-        if self._signum and signum == signal.SIGINT and not self._ignoring:
+        if self._signum and signum == signal.SIGINT and not self.ignoring:
             with signals.ending_at_once():
                 signal.raise_signal(signum)
         self._signum = self._signum or signum

@@ -28,6 +28,7 @@ from imagepiece_jax.config.run_files import (
 from imagepiece_jax.data.decode import EXTENSIONS
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ViTConfig
+from imagepiece_jax.models.record import differences
 from imagepiece_jax.training.logging import read_metrics
 
 RUN = "run.json"
@@ -40,6 +41,7 @@ MAY_CHANGE = (
     *("max_skipped_steps", "progress", "profile"),
 )
 OTHER = "choose another workdir"
+NO_FIELD = "not a field"
 
 
 def took_steps(workdir):
@@ -123,14 +125,12 @@ def check_config(workdir, config: dict):
         return
     old = _flat(_read_config(path))
     new = _flat(json.loads(json.dumps(config)))
-    for name in new | old:
-        before = old.get(name, "not a field")
-        now = new.get(name, "not a field")
-        if before != now and name not in MAY_CHANGE:
+    for name, now, before in differences(new, old):
+        if name not in MAY_CHANGE:
             raise InputError(
-                f"config.{name} is {now}, but {before} in the run in {workdir}; change "
-                f"it back, or {OTHER}, which may start from this one's weights: "
-                f"--config.init.weights={workdir}"
+                f"config.{name} is {now or NO_FIELD}, but {before or NO_FIELD} in the "
+                f"run in {workdir}; change it back, or {OTHER}, which may start from "
+                f"this one's weights: --config.init.weights={workdir}"
             )
 
 
@@ -142,7 +142,9 @@ def record_start(workdir, config: dict):
     """
     workdir = pathlib.Path(workdir)
     check_config(workdir, config)
-    starts = _starts(workdir)
+    starts = []
+    if (workdir / RUN).exists():
+        starts = files.read_json(workdir / RUN).get("starts", [])
     starts.append(
         {
             "git": files.git_revision(),
@@ -156,14 +158,6 @@ def record_start(workdir, config: dict):
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_json(workdir / RUN, {"starts": starts})
     files.write_json(workdir / CONFIG, config)
-
-
-def _starts(workdir):
-    """The starts of a run, from `run.json`."""
-    path = pathlib.Path(workdir) / RUN
-    if not path.exists():
-        return []
-    return files.read_json(path).get("starts", [])
 
 
 def record_classes(workdir, names):
