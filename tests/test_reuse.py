@@ -72,7 +72,7 @@ def of_images(**fields):
 def other_weights(vit):
     variables = jax.tree.map(lambda leaf: leaf, vit.variables)
     variables["params"]["norm"]["bias"] = variables["params"]["norm"]["bias"] + 1
-    return dataclasses.replace(vit, variables=variables)
+    return vit.with_variables(variables)
 
 
 MODELS = {
@@ -94,7 +94,7 @@ def vit():
     fields |= {"embed_dim": tiny.WIDTH, "depth": tiny.DEPTH, "image_size": SIDE}
     fields |= {"num_classes": tiny.CLASSES, "mlp_ratio": 4.0}
     made = tiny.loaded("tiny.npz", tiny.EVIT, **fields)
-    return dataclasses.replace(made, variables=tiny.variables(made.model))
+    return made.with_variables(tiny.variables(made.model))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from flax import traverse_util
 
@@ -119,10 +118,9 @@ class RecoveredCost:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recovery:
-    """Numbers of reduced forms, and those that the dense model has in their place."""
+    """Numbers of reduced forms."""
 
     costs: tuple[RecoveredCost, ...]  # that were learned
-    dense: Numbers = dataclasses.field(default_factory=dict)
 
     def __str__(self):
         return "\n".join(map(str, self.costs))
@@ -133,15 +131,6 @@ class Recovery:
             if cost.fits(model):
                 return cost
         return None
-
-    def describes(self, params: Mapping[str, Any]) -> bool:
-        """Whether parameters have its numbers, and nobody's that trained them since."""
-        leaves = traverse_util.flatten_dict(params, sep="/")
-        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves.values()):
-            return True
-        # No parameters lack the numbers of a cost at which nothing was better.
-        learned = [cost.numbers for cost in self.costs if cost.numbers]
-        return any(_have(leaves, numbers) for numbers in (self.dense, *learned))
 
     def joined(self, other: "Recovery | None") -> "Recovery":
         """With the costs of an earlier one that were not learned again.
@@ -158,27 +147,13 @@ class Recovery:
                 cost = before
             costs.append(cost)
         costs += earlier.values()
-        return Recovery(tuple(costs), {**other.dense, **self.dense})
+        return Recovery(tuple(costs))
 
 
 def flat_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Parameters by their paths, without those that are None."""
     leaves = traverse_util.flatten_dict(params, sep="/")
     return {path: leaf for path, leaf in leaves.items() if leaf is not None}
-
-
-def _have(leaves, numbers):
-    """Whether leaves have the numbers that are at their paths, but for positions.
-
-    Those may have been resized since.
-    """
-    for path, value in numbers.items():
-        leaf = leaves.get(path, value)
-        if path == "pos_embed":
-            continue
-        if leaf is not value and not np.array_equal(leaf, value):
-            return False
-    return True
 
 
 def with_numbers(params: Mapping[str, Any], numbers: Numbers) -> Mapping[str, Any]:

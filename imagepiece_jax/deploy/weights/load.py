@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from flax import traverse_util
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.image_size import sides
@@ -122,13 +121,36 @@ def load(
         if not described.stated and class_names is None:  # then only a name says them
             class_names = registry.published_class_names(trained.name, classes)
     execution = execution_of(wanted, dtype or described.dtype, attention)
+    model = _model(wanted, reduction, described.reduction, execution, found)
+    # Files that were saved together may have selectors of several reductions.
+    exact = is_trained(reduction) and seed is None and described.digest is None
+    learned = _learned(contents.tensors, described.untrained)
+    tensors = contents.tensors
+    fresh = HEADS if new_head else ()
+    if not exact:
+        parts = ()
+        if seed is not None:  # for all that were not learned
+            parts = None
+            dense, _ = timm_tensors.apart(tensors)
+            tensors = dense | learned
+        tensors, drawn = timm_tensors.own_selectors(model, tensors, found.place, parts)
+        fresh = (*fresh, *drawn)
+    if sides(wanted.image_size) != sides(trained.image_size):
+        tensors = resize_positions.fit(tensors, wanted, trained.image_size)
+    variables, drawn = timm_tensors.model_variables(
+        model, tensors, found.place, fresh=fresh, seed=seed or 0
+    )
+    for part in variables["params"]:
+        if part not in drawn and matches(part, described.untrained):
+            drawn.append(part)
     trained_with = described.reduction
     if found.kind in (FILE, STATE_DICT):  # nothing says it
         trained_with = None
     vit = Pretrained(
-        _model(wanted, reduction, described.reduction, execution, found),
-        {"params": {}},
+        model,
+        variables,
         class_names=class_names,
+        recovery=_recovery(found, described, contents, variables, (*fresh, *drawn)),
         source=Source(
             path=found.path,
             kind=found.kind,
@@ -139,12 +161,10 @@ def load(
             checkpoint=checkpoint,
             averaged=averaged,
             run=found.config if found.kind == RUN else None,
+            untrained=digests(variables, drawn),
         ),
+        selectors=learned,
     )
-    # Files that were saved together may have selectors of several reductions.
-    exact = is_trained(reduction) and seed is None and described.digest is None
-    fresh = HEADS if new_head else ()
-    vit = _fill(vit, contents, described, fresh, seed, exact)
     if num_classes is not None or seed is not None:
         vit.warn_of_untrained()
     vit.say_dense_numbers()
@@ -375,64 +395,17 @@ def of_tensors(described: Described, contents: Contents, found: Location) -> ViT
     return dataclasses.replace(config, image_size=size)
 
 
-def _fill(vit, contents, described, fresh, seed, exact):
-    """A Pretrained with its variables, and with what `recover` learned.
-
-    fresh: names of parts that are drawn
-    seed: of these, and of selectors that the weights lack; None: they must have them
-    exact: whether tensors of other selectors than the model's are an error
-    """
-    source = vit.source
-    learned = _learned(contents.tensors, described.untrained)
-    tensors = contents.tensors
-    if not exact:
-        parts = ()
-        if seed is not None:  # for all that were not learned
-            parts = None
-            dense, _ = timm_tensors.apart(tensors)
-            tensors = dense | learned
-        tensors, drawn = timm_tensors.own_selectors(
-            vit.model, tensors, source.place, parts
-        )
-        fresh = (*fresh, *drawn)
-    if sides(vit.image_size) != sides(source.image_size):
-        tensors = resize_positions.fit(tensors, vit.config, source.image_size)
-    variables, drawn = timm_tensors.model_variables(
-        vit.model,
-        tensors,
-        source.place,
-        fresh=fresh,
-        seed=seed or 0,
-    )
-    for part in variables["params"]:
-        if part not in drawn and matches(part, described.untrained):
-            drawn.append(part)
-    recovery = None
-    if described.recovery is not None:
-        left_out = (*fresh, *drawn)
-        recovery = _filled_recovery(vit, contents, described, variables, left_out)
-    untrained = digests(variables, drawn)
-    return dataclasses.replace(
-        vit,
-        variables=variables,
-        selectors=learned,
-        source=dataclasses.replace(source, untrained=untrained),
-        recovery=recovery,
-    )
-
-
-def _filled_recovery(vit, contents, described, variables, drawn):
-    """The Recovery that files describe, with its numbers.
+def _recovery(found, described, contents, variables, drawn):
+    """The Recovery that files describe, with its numbers; None if they have none.
 
     variables: of the dense model
     drawn: parts that were not learned, nor recovered, or are left out
     """
-    recovery = described.recovery
-    file = f"weights file {vit.source.path / RECOVERED}"
+    if described.recovery is None:
+        return None
+    file = f"weights file {found.path / RECOVERED}"
     costs = []
-    dense = {}
-    leaves = traverse_util.flatten_dict(variables["params"], sep="/")
-    for index, cost in enumerate(recovery.costs):
+    for index, cost in enumerate(described.recovery.costs):
         start = f"{index}."
         tensors = {}
         for name, tensor in contents.recovered.items():
@@ -444,9 +417,8 @@ def _filled_recovery(vit, contents, described, variables, drawn):
             numbers = timm_tensors.numbers_from_timm(tensors, variables, drawn)
         except InputError as error:
             raise InputError(f"{file}: {error}") from error
-        dense |= {path: leaves[path] for path in numbers}
         costs.append(dataclasses.replace(cost, numbers=numbers))
-    return Recovery(tuple(costs), dense)
+    return Recovery(tuple(costs))
 
 
 def _learned(tensors, untrained):

@@ -220,7 +220,7 @@ def test_what_is_no_photograph_is_refused(tmp_path, monkeypatch, images, said):
 def test_weights_on_the_device_outlive_a_trace_and_are_not_changed_behind_them():
     vit = tiny.pretrained(tiny.EVIT)
     variables = jax.tree.map(np.array, vit.variables)
-    vit = dataclasses.replace(vit, variables=variables)
+    vit = vit.with_variables(variables)
     images = np.zeros((1, tiny.SIDE, tiny.SIDE, 3), np.uint8)
     traced = jax.jit(lambda scale: scale * features.features(vit, images).pooled)(1.0)
     chex.assert_trees_all_close(

@@ -244,7 +244,7 @@ def test_a_projection_is_no_classifier(trained):
     params = trained.variables["params"]
     head = params["head"] | {"bias": 0 * params["head"]["bias"]}
     variables = {"params": params | {"head": head}}
-    projecting = dataclasses.replace(trained, variables=variables)
+    projecting = trained.with_variables(variables)
     with pytest.warns(UserWarning, match="no bias, .* so its outputs are no classes"):
         imagepiece_jax.Predictor(projecting)
     imagepiece_jax.Predictor(projecting, labels=NAMES)

@@ -33,7 +33,7 @@ def clip(reduction=REDUCTION):
     params = vit.variables["params"]
     head = params["head"] | {"bias": np.zeros(tiny.CLASSES, np.float32)}
     variables = vit.variables | {"params": params | {"head": head}}
-    return dataclasses.replace(vit, variables=variables)
+    return vit.with_variables(variables)
 
 
 def siglip(reduction=REDUCTION):

@@ -289,12 +289,12 @@ def learned(seed):
     """A dense model with a selector that was trained for DYNAMICVIT."""
     vit = made(reduction=DYNAMICVIT)
     filled = tiny.fill(variable_shapes(vit.model), seed)
-    return dataclasses.replace(vit, variables=filled)
+    return vit.with_variables(filled)
 
 
 def recovered_of(seed, reduction):
     vit = made()
-    vit = dataclasses.replace(vit, variables=tiny.variables(vit.model, seed=seed))
+    vit = vit.with_variables(tiny.variables(vit.model, seed=seed))
     return recovered(vit, costs=(reduction,))
 
 
@@ -361,7 +361,7 @@ def test_selectors_of_other_reductions_stay(tmp_path):
     # Those of the same block make place.
     spvit = dense.with_reduction("spvit:blocks=(1,):keep_rates=(0.5,)", seed=0)
     trained = jax.tree.map(lambda leaf: leaf + 1, spvit.variables)
-    spvit = dataclasses.replace(spvit, variables=trained)
+    spvit = spvit.with_variables(trained)
     imagepiece_jax.save(spvit, tmp_path / "m")
     assert same(imagepiece_jax.load(tmp_path / "m").variables, trained)
 
@@ -469,7 +469,7 @@ def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
     params = again.variables["params"]
     head = jax.tree.map(lambda leaf: leaf + 1, params["head"])
     variables = {**again.variables, "params": {**params, "head": head}}
-    trained = dataclasses.replace(again, variables=variables)
+    trained = again.with_variables(variables)
     assert trained.untrained is False
     imagepiece_jax.save(trained, tmp_path / "trained")
     assert not imagepiece_jax.load(tmp_path / "trained").untrained
