@@ -104,7 +104,9 @@ class Pretrained:
                 f"preprocessing makes images of {size_text(self.preprocessing.shape)}, "
                 f"but the model is for {size_text(self.image_size)}"
             )
-        put("dense_variables", jax.tree.map(native, self.dense_variables))
+        leaves = jax.tree.leaves(self.dense_variables)
+        if any(native(leaf) is not leaf for leaf in leaves):
+            put("dense_variables", jax.tree.map(native, self.dense_variables))
 
     def __repr__(self):
         # Short: the model's own goes on for pages.

@@ -72,9 +72,9 @@ def read(found: Location, images_known: bool = False) -> Described:
         parse_open_clip = open_clip_config.parse_open_clip
         return Described(guarded(found.config_file, parse_open_clip, found.config))
     images = {}
-    if (folder / PROCESSOR).is_file():
+    if PROCESSOR in found.names:
         images = read_json(folder / PROCESSOR).get("image_processor") or {}
-    if not images and (folder / PREPROCESSOR).is_file():
+    if not images and PREPROCESSOR in found.names:
         images = read_json(folder / PREPROCESSOR)
     return parse(found.config, images, folder, images_known)
 

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import math
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +25,10 @@ from imagepiece_jax.deploy.weights.file_names import (
     OPEN_CLIP,
     OURS,
     RECOVERED,
+    SELECTORS,
 )
+from imagepiece_jax.deploy.weights.files import read_state_dict
 from imagepiece_jax.deploy.weights.hub_configs import Described
-from imagepiece_jax.deploy.weights.layouts import Contents
 from imagepiece_jax.deploy.weights.location import (
     FILE,
     FOLDER,
@@ -109,8 +109,8 @@ def load(
         found = location.find(weights, may_be_broken=config is not None)
     checkpoint = _checkpoint(found, checkpoint)
     described = describe(found, config)
-    contents = read_contents(found, described, checkpoint, averaged)
-    trained = of_tensors(described, contents, found)
+    tensors, recovered = _read(found, described, checkpoint, averaged)
+    trained = _of_tensors(found, described, tensors)
     if image_size is None and described.trained_size is not None:
         image_size = described.config.image_size
     wanted = _changed(trained, image_size, crop, num_classes)
@@ -124,8 +124,7 @@ def load(
     model = _model(wanted, reduction, described.reduction, execution, found)
     # Files that were saved together may have selectors of several reductions.
     exact = is_trained(reduction) and seed is None and described.digest is None
-    learned = _learned(contents.tensors, described.untrained)
-    tensors = contents.tensors
+    learned = _learned(tensors, described.untrained)
     fresh = HEADS if new_head else ()
     if not exact:
         parts = ()
@@ -150,7 +149,7 @@ def load(
         model,
         variables,
         class_names=class_names,
-        recovery=_recovery(found, described, contents, variables, (*fresh, *drawn)),
+        recovery=_recovery(found, described, recovered, variables, (*fresh, *drawn)),
         source=Source(
             path=found.path,
             kind=found.kind,
@@ -308,53 +307,37 @@ def _config_of_file(found):
     )
 
 
-def read_contents(found, described, checkpoint, averaged) -> Contents:
-    """The tensors at a Location by timm's names."""
+def _read(found, described, checkpoint, averaged):
+    """(the tensors at a Location by timm's names, those that `save` recovered)."""
     config = described.config
     if found.kind == RUN:
         tensors, facts = runs.read_checkpoint(found.path, checkpoint, averaged)
         check_normalization(found.path, vars(config), facts)
-        return Contents(tensors)
+        return tensors, {}
     if averaged:
         raise InputError(
             f"averaged is for a run, but this is {found.place}; checkpoint is the key "
             "of averages in a file"
         )
-    read = layouts.read_folder if found.kind == FOLDER else layouts.read_weights
-    contents = read(found.path or found.tensors, checkpoint)
-    parts = []
-    if found.path:
-        parts = [part for part in BESIDE if (found.path / part).exists()]
+    file = found.path or found.tensors
+    if found.kind == FOLDER:
+        file = found.weights_file()
+    tensors = layouts.read_weights(file, checkpoint, config)
+    dense = tensors
+    beside = [name for name in BESIDE if name in found.names]
+    read = {name: read_state_dict(found.path / name) for name in beside}
+    tensors = dense | read.get(SELECTORS, {})
+    recovered = read.get(RECOVERED, {})
     # An earlier version digested the dense tensors alone.
-    known = (None, contents.digest, digest(contents.tensors)) if parts else ()
-    if parts and described.digest not in known:
+    known = (None, digest([tensors, recovered]), digest(dense)) if beside else ()
+    if beside and described.digest not in known:
         raise InputError(
-            f"{found.place}: {' or '.join(parts)} is not of the model beside it"
+            f"{found.place}: {' or '.join(beside)} is not of the model beside it"
         )
-    if contents.num_heads not in (None, config.num_heads):
-        raise InputError(
-            f"{found.place}: num_heads is {config.num_heads}, but its tensors are of "
-            f"{contents.num_heads} heads"
-        )
-    return contents._replace(tensors=_of_parts(contents, config.arch))
+    return tensors, recovered
 
 
-def _of_parts(contents, arch):
-    """The tensors as a model of these parts has them.
-
-    A last norm may be of the pooled vector, and biases of zeros may be none.
-    """
-    tensors = contents.tensors
-    if contents.norms_pooled and arch.fc_norm and "fc_norm.weight" not in tensors:
-        tensors = {re.sub(r"^norm\.", "fc_norm.", k): v for k, v in tensors.items()}
-    bias = re.compile(r"blocks\.\d+\.attn\.([qv]_bias|qkv\.bias)")
-    biases = [name for name in tensors if bias.fullmatch(name)]
-    if arch.qkv_bias or any(np.any(tensors[name]) for name in biases):
-        return tensors
-    return {name: tensors[name] for name in tensors if name not in biases}
-
-
-def of_tensors(described: Described, contents: Contents, found: Location) -> ViTConfig:
+def _of_tensors(found, described, tensors):
     """A config with what its tensors say.
 
     That is the number of classes, which has to be the one that files state; the size of
@@ -364,7 +347,6 @@ def of_tensors(described: Described, contents: Contents, found: Location) -> ViT
     """
     config = described.config
     arch = config.arch
-    tensors = contents.tensors
     head = tensors.get("head.weight")
     classes = len(head) if np.ndim(head) else 0
     if classes and described.stated:
@@ -395,9 +377,10 @@ def of_tensors(described: Described, contents: Contents, found: Location) -> ViT
     return dataclasses.replace(config, image_size=size)
 
 
-def _recovery(found, described, contents, variables, drawn):
+def _recovery(found, described, recovered, variables, drawn):
     """The Recovery that files describe, with its numbers; None if they have none.
 
+    recovered: tensors, the number of their cost before each name
     variables: of the dense model
     drawn: parts that were not learned, nor recovered, or are left out
     """
@@ -408,7 +391,7 @@ def _recovery(found, described, contents, variables, drawn):
     for index, cost in enumerate(described.recovery.costs):
         start = f"{index}."
         tensors = {}
-        for name, tensor in contents.recovered.items():
+        for name, tensor in recovered.items():
             if name.startswith(start):
                 tensors[name.removeprefix(start)] = tensor
         if not tensors and cost.changed:

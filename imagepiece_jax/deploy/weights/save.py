@@ -37,6 +37,7 @@ from imagepiece_jax.models.create import create
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import (
     check_variables,
+    digest,
     variable_shapes,
 )
 
@@ -64,9 +65,7 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     described = hub_configs.describe(vit)
     dense = layouts.as_timm(dense, vit.config.arch, described["architecture"])
     recovered = _recovered(vit.recovery)
-    read = layouts.to_timm(dense).tensors | learned
-    contents = layouts.Contents(read, recovered=recovered)
-    described[OURS]["digest"] = contents.digest
+    described[OURS]["digest"] = digest([layouts.to_timm(dense) | learned, recovered])
     # Numbers of NumPy, where a model was made with them, are written as Python's.
     text = json.dumps(described, indent=2, default=lambda v: v.item())
     config = json.loads(text)
@@ -139,7 +138,7 @@ def _check_round_trip(model, tensors, config):
     """Check that `load` makes the same model of these files."""
     described = hub_configs.parse(config, {})
     again = create(described.config, described.reduction)
-    read = layouts.to_timm(tensors).tensors
+    read = layouts.to_timm(tensors)
     timm_tensors.from_timm(read, variable_shapes(again))
     for field in ("plan", "prop_attn"):
         value = getattr(model, field)

@@ -340,7 +340,7 @@ def test_a_recovery_from_before_scenes_loads(tmp_path):
     del ours["digest"]
     for cost in ours["recovery"]["costs"]:
         del cost["off_the_shelf"], cost["scenes"]
-    tensors = layouts.read_weights(path / "model.safetensors").tensors
+    tensors = layouts.read_weights(path / "model.safetensors")
     ours["recovery"]["saved_beside"] = digest(tensors)
     (path / "config.json").write_text(json.dumps(config))
     assert imagepiece_jax.load(path).recovery
