@@ -82,7 +82,6 @@ class Pretrained:
     # Do not change them in place: they are copied to a device once, and NumPy's arrays
     # are then read-only. `with_variables` takes others
     dense_variables: Mapping[str, Any]
-    preprocessing: Preprocessing | None = None  # None: the config's
     # a name, or None, for each class; None if the classes have no names
     class_names: tuple[str | None, ...] | None = None
     # what `recover` learned: numbers that reduced forms take in place of the dense
@@ -97,13 +96,6 @@ class Pretrained:
         if self.class_names is not None:
             names = checked_names(self.class_names, self.config.num_classes)
             put("class_names", names)
-        if self.preprocessing is None:
-            put("preprocessing", self.config.preprocessing)
-        if self.preprocessing.shape != sides(self.image_size):
-            raise InputError(
-                f"preprocessing makes images of {size_text(self.preprocessing.shape)}, "
-                f"but the model is for {size_text(self.image_size)}"
-            )
         leaves = jax.tree.leaves(self.dense_variables)
         if any(native(leaf) is not leaf for leaf in leaves):
             put("dense_variables", jax.tree.map(native, self.dense_variables))
@@ -120,6 +112,11 @@ class Pretrained:
     def config(self) -> ViTConfig:
         """What the model is."""
         return self.model.config
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How its images are resized and cropped."""
+        return self.config.preprocessing
 
     @property
     def reduction(self) -> Reduction | None:
@@ -322,8 +319,20 @@ class Pretrained:
         params = self.dense_variables["params"]
         params = resize_positions.fit(params, config, trained_size)
         source = dataclasses.replace(self.source, image_size=trained_size)
-        images = dataclasses.replace(self.preprocessing, image_size=image_size)
-        return self._with_model(model, params, source=source, preprocessing=images)
+        return self._with_model(model, params, source=source)
+
+    def with_preprocessing(self, **fields: Any) -> "Pretrained":
+        """The same model with other fields of its Preprocessing, such as crop=1.0.
+
+        Raises InputError for another image_size, which `at_size` changes.
+        """
+        config = self.config.with_preprocessing(**fields)
+        if sides(config.image_size) != sides(self.image_size):
+            raise InputError(
+                f"image_size is {config.image_size}, but the model is for "
+                f"{size_text(self.image_size)}; at_size changes it"
+            )
+        return dataclasses.replace(self, model=self.model.clone(config=config))
 
     def analyzed(self, dtype: str | None = "float32") -> "Pretrained":
         """The same model in `dtype`, without drop path.

@@ -134,12 +134,7 @@ def test_another_model_by_hand_has_its_own_numbers(public, vit):
         other = vit.with_reduction(reduction)
         made = dataclasses.replace(form, model=other.model)
         chex.assert_trees_all_equal(made.variables, other.variables)
-        by_hand = Pretrained(
-            other.model,
-            form.dense_variables,
-            form.preprocessing,
-            recovery=vit.recovery,
-        )
+        by_hand = Pretrained(other.model, form.dense_variables, recovery=vit.recovery)
         chex.assert_trees_all_equal(by_hand.variables, other.variables)
 
 

@@ -97,13 +97,13 @@ def _described(facts, path):
     """The Pretrained that a file's facts describe, without weights."""
     fields = _without_names(facts["model"])
     arch = Architecture(**fields.pop("arch"))
-    config = ViTConfig(**fields, arch=arch)
     images = dict(facts["preprocessing"])
     images.pop("resized", None)
+    images = Preprocessing(tuple(images.pop("image_size")), **images)
+    config = ViTConfig(**fields | {"arch": arch, "preprocessing": images})
     return Pretrained(
         create(config, facts["method"]),
         {"params": {}},
-        preprocessing=Preprocessing(tuple(images.pop("image_size")), **images),
         class_names=facts["class_names"],
         source=Source(path=path, kind=KIND, name=path.name),
     )

@@ -190,7 +190,7 @@ def _changed(config, image_size, crop, num_classes):
     if image_size is not None:
         config = config.at_size(image_size)
     if crop is not None:
-        config = dataclasses.replace(config, crop=crop)
+        config = config.with_preprocessing(crop=crop)
     if num_classes not in (None, config.num_classes):
         head = {"num_classes": num_classes, "problem_type": SINGLE_LABEL}
         config = dataclasses.replace(config, **head)
@@ -323,14 +323,11 @@ def _read(found, described, checkpoint, averaged):
     if found.kind == FOLDER:
         file = found.weights_file()
     tensors = layouts.read_weights(file, checkpoint, config)
-    dense = tensors
     beside = [name for name in BESIDE if name in found.names]
     read = {name: read_state_dict(found.path / name) for name in beside}
-    tensors = dense | read.get(SELECTORS, {})
+    tensors |= read.get(SELECTORS, {})
     recovered = read.get(RECOVERED, {})
-    # An earlier version digested the dense tensors alone.
-    known = (None, digest([tensors, recovered]), digest(dense)) if beside else ()
-    if beside and described.digest not in known:
+    if beside and described.digest not in (None, digest([tensors, recovered])):
         raise InputError(
             f"{found.place}: {' or '.join(beside)} is not of the model beside it"
         )
@@ -363,7 +360,7 @@ def _of_tensors(found, described, tensors):
     if not described.stated and arch.mlp == "swiglu" and np.ndim(last_layer) == 2:
         changes["mlp_ratio"] = last_layer.shape[1] / config.embed_dim
     size = described.trained_size or config.image_size
-    config = dataclasses.replace(config, **changes, image_size=size)
+    config = dataclasses.replace(config, **changes).with_preprocessing(image_size=size)
     positions = tensors.get("pos_embed")
     fixed = described.stated and described.trained_size is None
     if fixed or positions is None or positions.ndim != 3:
@@ -374,7 +371,7 @@ def _of_tensors(found, described, tensors):
     side = math.isqrt(max(0, rows))
     if rows != math.prod(config.grid) and side * side == rows:
         size = side * config.patch_size
-    return dataclasses.replace(config, image_size=size)
+    return config.with_preprocessing(image_size=size)
 
 
 def _recovery(found, described, recovered, variables, drawn):

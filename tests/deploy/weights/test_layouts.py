@@ -16,6 +16,7 @@ import scipy.ndimage
 
 import imagepiece_jax
 from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.weights import layouts
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
@@ -36,7 +37,9 @@ def stored(name):
     with np.load(FOLDER / f"{name}.npz") as file:
         arrays = {key: file[key] for key in file.files}
     fields = json.loads(str(arrays.pop("config")))
-    config = ViTConfig(**fields | {"arch": Architecture(**fields["arch"])})
+    fields["arch"] = Architecture(**fields["arch"])
+    fields["preprocessing"] = Preprocessing(**fields["preprocessing"])
+    config = ViTConfig(**fields)
     return arrays, {key: arrays.pop(key) for key in BESIDE} | {"config": config}
 
 
