@@ -297,7 +297,7 @@ class Pretrained:
         reduction = Reduction.read(reduction)
         model = self.model_with(reduction)
         reduction_plan.print_reduction(reduction, model)
-        return self._with_model(model, self.dense_variables["params"], seed)
+        return self.with_model(model, seed)
 
     def at_size(self, image_size: int | tuple[int, int]) -> "Pretrained":
         """The same weights for images of another size; positions are resized.
@@ -313,13 +313,8 @@ class Pretrained:
                 f"positions are resized from {size_text(trained_size)} already; take "
                 "another size from the model as it was loaded"
             )
-        config = self.config.at_size(image_size)
-        dense = self.model.clone(config=config)
-        model = reduction_plan.with_plan(dense, self.reduction)
-        params = self.dense_variables["params"]
-        params = resize_positions.fit(params, config, trained_size)
-        source = dataclasses.replace(self.source, image_size=trained_size)
-        return self._with_model(model, params, source=source)
+        dense = self.model.clone(config=self.config.at_size(image_size))
+        return self.with_model(reduction_plan.with_plan(dense, self.reduction))
 
     def with_preprocessing(self, **fields: Any) -> "Pretrained":
         """The same model with other fields of its Preprocessing, such as crop=1.0.
@@ -380,32 +375,34 @@ class Pretrained:
         own = timm_tensors.to_timm({"params": selectors})
         return timm_tensors.joined(self.selectors, own)
 
-    def _with_model(self, model, params, seed=None, **changes):
-        """This Pretrained with another model, and dense variables that fit it.
+    def with_model(self, model: ViT, seed: int | None = None) -> "Pretrained":
+        """The same weights in another ViT of these sizes and parts.
 
         Selectors come from all that were learned so far, for this or another reduction.
 
-        model: a ViT with as many positions and blocks as `params`
-        params: parameters; selectors among them are ignored
+        model: of any reduction and image size, to which positions are resized
         seed: of selectors that were never learned; None: they are refused
-        changes: further fields of the Pretrained
         """
-        dense = {
-            k: v for k, v in params.items() if not k.startswith(timm_tensors.SELECTOR)
-        }
+        source = self.source
+        params = {}
+        for name, part in self.dense_variables["params"].items():
+            if not name.startswith(timm_tensors.SELECTOR):
+                params[name] = part
+        if sides(model.config.image_size) != sides(self.image_size):
+            trained_size = source.image_size or self.image_size
+            source = dataclasses.replace(source, image_size=trained_size)
+            params = resize_positions.fit(params, model.config, trained_size)
         learned = self._learned
-        place = self.source.place
         drawn = () if seed is None else None
-        tensors, fresh = timm_tensors.own_selectors(model, learned, place, drawn)
+        tensors, fresh = timm_tensors.own_selectors(model, learned, source.place, drawn)
         variables, drawn = timm_tensors.model_variables(
             model,
             tensors,
-            place,
+            source.place,
             fresh=fresh,
             seed=seed or 0,
-            given={**self.dense_variables, "params": dense},
+            given={**self.dense_variables, "params": params},
         )
-        source = changes.pop("source", self.source)
         untrained = {**source.untrained, **digests(variables, drawn)}
         vit = dataclasses.replace(
             self,
@@ -413,7 +410,6 @@ class Pretrained:
             dense_variables=variables,
             selectors=learned,
             source=dataclasses.replace(source, untrained=untrained),
-            **changes,
         )
         vit.say_dense_numbers()
         return vit

@@ -42,9 +42,9 @@ class RecoveredCost:
     curve: tuple[tuple[int, float], ...]  # (steps, measure) of the held-out images
     stopped: bool  # by Ctrl-C, before the last step
     changed: bool  # False: the last weights were no better than the start
+    image_size: int | tuple[int, int]
+    depth: int  # number of blocks
     rate: float | None = None  # the highest one, as a share of a parameter's size
-    image_size: int | tuple[int, int] | None = None
-    depth: int | None = None  # number of blocks
     weights: str | None = None  # of the dense model, by their `Source.name`
     share: float | None = None  # of the dense model's MACs
     # the measure with the dense model's numbers; before, unless it was recovered then
@@ -72,21 +72,14 @@ class RecoveredCost:
     @property
     def form(self) -> str:
         """The form that it was learned for: "tome:r=8, 12 blocks, .. pixels"."""
-        words = [str(self.reduction)]
-        if self.depth:
-            words.append(f"{self.depth} blocks")
-        if self.image_size:
-            words.append(f"{size_text(self.image_size)} pixels")
-        return ", ".join(words)
+        size = size_text(self.image_size)
+        return f"{self.reduction}, {self.depth} blocks, {size} pixels"
 
     def fits(self, model) -> bool:
         """Whether it was learned for a model of this reduction, size and depth."""
-        if (model.reduction or DENSE) != self.reduction:
-            return False
-        image_size = model.config.image_size
-        size = self.image_size or image_size
-        depth = self.depth or model.depth
-        return (sides(size), depth) == (sides(image_size), model.depth)
+        same = (model.reduction or DENSE) == self.reduction
+        same = same and sides(model.config.image_size) == sides(self.image_size)
+        return same and model.depth == self.depth
 
     def __str__(self):
         figures = f"{self.measure} {self.before:.4f}"

@@ -84,8 +84,8 @@ def test_timms_folder_is_the_model_that_its_config_says(
 ):
     path = folder(tmp_path / "a", TIMM, tensors)
     found = imagepiece_jax.load(path)
-    images = {"name": TIMM["architecture"], "crop": 0.9, "interpolation": "bilinear"}
-    assert found.config == dataclasses.replace(model.config, **images)
+    own = dataclasses.replace(model.config, name=TIMM["architecture"])
+    assert found.config == own.with_preprocessing(crop=0.9, interpolation="bilinear")
     assert same(found.variables, variables)
     assert found.class_names == tuple(NAMES)
     assert found.preprocessing == found.config.preprocessing

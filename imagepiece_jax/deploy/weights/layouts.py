@@ -246,7 +246,7 @@ _INSERTED = {
     "_checkpoint_wrapped_module",
     "_fsdp_wrapped_module",
 }
-_IN_FRONT = ("model.", "net.", "network.")
+_IN_FRONT = r"((model|net|network)\.)*"
 _VALUE = ".value"  # behind all names where Flax NNX saved its state
 SCANNED = "all"  # the number of scanned blocks, which one tensor has
 
@@ -309,10 +309,14 @@ def to_timm(
 def _renamed_tensors(state_dict, layout, names, config):
     """The tensors of `to_timm`, by what `timm_names` returns."""
     renamed = {}
-    origin = {}
+    origin = {}  # {part: the tensor's own name}
     for name in [name for name in names if name in state_dict]:
         for part, value in _unscanned(names[name], state_dict[name]).items():
-            _note_name(origin, part, name)
+            if part in origin:
+                raise InputError(
+                    f"tensors {origin[part]} and {name} are the same part, {part}"
+                )
+            origin[part] = name
             renamed[part] = value
     masked = renamed.pop("mask_token", None) is not None
     query = renamed.get("blocks.0.attn.q.kernel")  # [width, heads, width of a head]
@@ -348,13 +352,6 @@ def _of_parts(tensors, arch, norms_pooled):
     if arch.qkv_bias or any(np.any(tensors[name]) for name in biases):
         return tensors
     return {name: tensors[name] for name in tensors if name not in biases}
-
-
-def _note_name(origin, part, name):
-    """Add a tensor's name to {part: name}; no other tensor may be that part."""
-    first = origin.setdefault(part, name)
-    if first != name:
-        raise InputError(f"tensors {first} and {name} are the same part, {part}")
 
 
 def as_timm(
@@ -396,22 +393,11 @@ def _dotted_names(names):
     for name in names:
         parts = name.replace("/", ".").split(".")
         dotted[name] = ".".join([part for part in parts if part not in _INSERTED])
-    while prefix := _wrapper_prefix(dotted.values()):
-        dotted = {k: name.removeprefix(prefix) for k, name in dotted.items()}
+    prefix = re.match(_IN_FRONT, os.path.commonprefix([*dotted.values()]))[0]
+    dotted = {k: name.removeprefix(prefix) for k, name in dotted.items()}
     if all(name.endswith(_VALUE) for name in dotted.values()):
         dotted = {k: name.removesuffix(_VALUE) for k, name in dotted.items()}
-    origin = {}
-    for name, short in dotted.items():
-        _note_name(origin, short, name)
     return dotted
-
-
-def _wrapper_prefix(names):
-    """What a training script has put in front of all names, or None."""
-    for prefix in _IN_FRONT:
-        if names and all(name.startswith(prefix) for name in names):
-            return prefix
-    return None
 
 
 def _layout(tensors):

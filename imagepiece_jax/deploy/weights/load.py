@@ -29,13 +29,7 @@ from imagepiece_jax.deploy.weights.file_names import (
 )
 from imagepiece_jax.deploy.weights.files import read_state_dict
 from imagepiece_jax.deploy.weights.hub_configs import Described
-from imagepiece_jax.deploy.weights.location import (
-    FILE,
-    FOLDER,
-    RUN,
-    STATE_DICT,
-    Location,
-)
+from imagepiece_jax.deploy.weights.location import Location
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import (
     reduction_plan,
@@ -104,36 +98,55 @@ def load(
     if isinstance(weights, Mapping):
         if config is None:
             raise InputError("config is missing: a state dict does not say its model")
-        found = Location(None, STATE_DICT, tensors=weights)
+        found = Location(None, location.STATE_DICT, tensors=weights)
     else:
         found = location.find(weights, may_be_broken=config is not None)
-    checkpoint = _checkpoint(found, checkpoint)
+    if found.kind == location.RUN:
+        checkpoint = checkpoint or "best"
+        check_choice("checkpoint", checkpoint, KINDS)
+    elif checkpoint in KINDS:
+        raise InputError(f"checkpoint is {checkpoint!r}, but {found.place} is no run")
     described = describe(found, config)
     tensors, recovered = _read(found, described, checkpoint, averaged)
     trained = _of_tensors(found, described, tensors)
     if image_size is None and described.trained_size is not None:
         image_size = described.config.image_size
-    wanted = _changed(trained, image_size, crop, num_classes)
-    new_head = wanted.num_classes != trained.num_classes
-    if class_names is None and not new_head:
-        classes = trained.num_classes
-        class_names = described.class_names if classes else None
+    wanted = trained
+    if image_size is not None:
+        wanted = wanted.at_size(image_size)
+    if crop is not None:
+        wanted = wanted.with_preprocessing(crop=crop)
+    new_head = num_classes not in (None, trained.num_classes)
+    if new_head:
+        head = {"num_classes": num_classes, "problem_type": SINGLE_LABEL}
+        wanted = dataclasses.replace(wanted, **head)
+    elif class_names is None and trained.num_classes:
+        class_names = described.class_names
         if not described.stated and class_names is None:  # then only a name says them
+            classes = trained.num_classes
             class_names = registry.published_class_names(trained.name, classes)
     execution = execution_of(wanted, dtype or described.dtype, attention)
-    model = _model(wanted, reduction, described.reduction, execution, found)
-    # Files that were saved together may have selectors of several reductions.
-    exact = is_trained(reduction) and seed is None and described.digest is None
-    learned = _learned(tensors, described.untrained)
+    as_trained = reduction == TRAINED
+    asked = Reduction.read(described.reduction if as_trained else reduction)
+    try:
+        model = create(wanted, asked, execution)
+    except InputError as error:
+        if not as_trained:  # it is the caller's mistake, not one of the file
+            raise
+        raise InputError(f"{found.place}: {error}") from error
+    reduction_plan.print_reduction(asked, model)
+    dense, learned = timm_tensors.apart(tensors)
+    drawn = tuple([f"{part.replace('_', '.')}." for part in described.untrained])
+    learned = {k: v for k, v in learned.items() if not k.startswith(drawn)}
     fresh = HEADS if new_head else ()
-    if not exact:
-        parts = ()
-        if seed is not None:  # for all that were not learned
-            parts = None
-            dense, _ = timm_tensors.apart(tensors)
-            tensors = dense | learned
-        tensors, drawn = timm_tensors.own_selectors(model, tensors, found.place, parts)
-        fresh = (*fresh, *drawn)
+    # Files that were saved together may have selectors of several reductions.
+    if seed is not None:
+        tensors, selectors = timm_tensors.own_selectors(
+            model, dense | learned, found.place, None
+        )
+        fresh = (*fresh, *selectors)
+    elif not as_trained or described.digest is not None:
+        tensors, _ = timm_tensors.own_selectors(model, tensors, found.place)
     if sides(wanted.image_size) != sides(trained.image_size):
         tensors = resize_positions.fit(tensors, wanted, trained.image_size)
     variables, drawn = timm_tensors.model_variables(
@@ -143,7 +156,7 @@ def load(
         if part not in drawn and matches(part, described.untrained):
             drawn.append(part)
     trained_with = described.reduction
-    if found.kind in (FILE, STATE_DICT):  # nothing says it
+    if found.kind in (location.FILE, location.STATE_DICT):  # nothing says it
         trained_with = None
     vit = Pretrained(
         model,
@@ -159,7 +172,7 @@ def load(
             reduction=trained_with,
             checkpoint=checkpoint,
             averaged=averaged,
-            run=found.config if found.kind == RUN else None,
+            run=found.config if found.kind == location.RUN else None,
             untrained=digests(variables, drawn),
         ),
         selectors=learned,
@@ -168,46 +181,6 @@ def load(
         vit.warn_of_untrained()
     vit.say_dense_numbers()
     return vit
-
-
-def is_trained(reduction: ReductionLike) -> bool:
-    """Whether a `reduction` of `load` is the word TRAINED."""
-    return isinstance(reduction, str) and reduction == TRAINED
-
-
-def _checkpoint(found, checkpoint):
-    """Which of several models at a Location is read; of a run the best one."""
-    if found.kind == RUN:
-        checkpoint = checkpoint or "best"
-        check_choice("checkpoint", checkpoint, KINDS)
-    elif checkpoint in KINDS:
-        raise InputError(f"checkpoint is {checkpoint!r}, but {found.place} is no run")
-    return checkpoint
-
-
-def _changed(config, image_size, crop, num_classes):
-    """A config of weights with what the caller of `load` changes."""
-    if image_size is not None:
-        config = config.at_size(image_size)
-    if crop is not None:
-        config = config.with_preprocessing(crop=crop)
-    if num_classes not in (None, config.num_classes):
-        head = {"num_classes": num_classes, "problem_type": SINGLE_LABEL}
-        config = dataclasses.replace(config, **head)
-    return config
-
-
-def _model(config, reduction, trained, execution, found):
-    """The ViT with a reduction, as `load` takes it."""
-    asked = Reduction.read(trained if is_trained(reduction) else reduction)
-    try:
-        model = create(config, asked, execution)
-    except InputError as error:
-        if not is_trained(reduction):  # it is the caller's mistake, not one of the file
-            raise
-        raise InputError(f"{found.place}: {error}") from error
-    reduction_plan.print_reduction(asked, model)
-    return model
 
 
 def read_config(config: str | os.PathLike) -> ViTConfig:
@@ -229,7 +202,7 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
         found = location.find(folder)
     else:
         found = location.of_config(name)
-    if found.kind == FILE and registry.name_of_file(found.path) is None:
+    if found.kind == location.FILE and registry.name_of_file(found.path) is None:
         raise InputError(f"config is {name!r}; a file must be {CONFIG} or {OPEN_CLIP}")
     return describe(found).config
 
@@ -264,7 +237,7 @@ def describe(found: Location, config=None) -> Described:
     """
     if config is not None and not isinstance(config, ViTConfig):
         config = read_config(config)
-    if found.kind == RUN:
+    if found.kind == location.RUN:
         described = runs.read(found)
     elif found.config_file is not None:
         described = _of_files(found, config)
@@ -292,7 +265,7 @@ def _of_files(found, config):
 
 def _config_of_file(found):
     """The config by a file's own name, where that is the name of a public model."""
-    if found.kind == FILE:
+    if found.kind == location.FILE:
         name = registry.name_of_file(found.path)
         if name is not None:
             return registry.config(name)
@@ -310,7 +283,7 @@ def _config_of_file(found):
 def _read(found, described, checkpoint, averaged):
     """(the tensors at a Location by timm's names, those that `save` recovered)."""
     config = described.config
-    if found.kind == RUN:
+    if found.kind == location.RUN:
         tensors, facts = runs.read_checkpoint(found.path, checkpoint, averaged)
         check_normalization(found.path, vars(config), facts)
         return tensors, {}
@@ -320,7 +293,7 @@ def _read(found, described, checkpoint, averaged):
             "of averages in a file"
         )
     file = found.path or found.tensors
-    if found.kind == FOLDER:
+    if found.kind == location.FOLDER:
         file = found.weights_file()
     tensors = layouts.read_weights(file, checkpoint, config)
     beside = [name for name in BESIDE if name in found.names]
@@ -399,10 +372,3 @@ def _recovery(found, described, recovered, variables, drawn):
             raise InputError(f"{file}: {error}") from error
         costs.append(dataclasses.replace(cost, numbers=numbers))
     return Recovery(tuple(costs))
-
-
-def _learned(tensors, untrained):
-    """The tensors of learned selectors, without those drawn and never trained."""
-    _, selectors = timm_tensors.apart(tensors)
-    drawn = tuple([f"{part.replace('_', '.')}." for part in untrained])
-    return {k: v for k, v in selectors.items() if not k.startswith(drawn)}

@@ -17,11 +17,7 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from imagepiece_jax.common.files import (
-    LOCK,
-    read_json,
-    replacing_folder,
-)
+from imagepiece_jax.common.files import LOCK, read_json, replacing_folder
 from imagepiece_jax.deploy.weights import hub_configs, layouts
 from imagepiece_jax.deploy.weights.file_names import (
     BESIDE,
@@ -35,11 +31,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import create
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.variables import (
-    check_variables,
-    digest,
-    variable_shapes,
-)
+from imagepiece_jax.models.variables import check_variables, digest, variable_shapes
 
 DENSE_PART = WEIGHTS[0]
 FILES = (DENSE_PART, *BESIDE, CONFIG)  # of a saved model
@@ -131,7 +123,7 @@ def _check(vit):
         raise InputError("reduction is unknown: the model's plan was made by hand")
     if vit.model.execution.folded:
         raise InputError("the model is in the form of optimize")
-    check_variables(vit.model, vit.variables)
+    check_variables(vit.model, vit.dense_variables)
 
 
 def _check_round_trip(model, tensors, config):

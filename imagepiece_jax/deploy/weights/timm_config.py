@@ -33,15 +33,8 @@ SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
 IDLE = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate")
 IDLE += ("attn_drop_rate", "drop_path_rate", "weight_init", "fix_init")
 IDLE += ("dynamic_img_size", "strict_img_size", "img_size", "num_classes")
-IDLE += (
-    "in_chans",
-    "device",
-    "dtype",
-    "qkv_fused",
-    "head_init_scale",
-    "rope_shift_coords",
-)
-IDLE += ("rope_jitter_coords", "rope_rescale_coords")
+IDLE += ("in_chans", "device", "dtype", "qkv_fused", "head_init_scale")
+IDLE += ("rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords")
 # The epsilon of timm's LayerNorm, which is that of a class without an argument.
 NORMS = {"layernorm": 1e-6, "layer_norm": 1e-6, None: 1e-6}
 # Tags of weights whose authors' cards pass timm a layer that no config.json can name:

@@ -65,15 +65,11 @@ def _deit(fields):
     return Architecture(qkv_bias=fields["qkv_bias"], dist_token=True)
 
 
-def _mlp(gated):
-    return "swiglu" if gated else "gelu"
-
-
 def _dinov2(fields):
     return Architecture(
         qkv_bias=fields["qkv_bias"],
         layer_scale=True,
-        mlp=_mlp(fields["use_swiglu_ffn"]),
+        mlp="swiglu" if fields["use_swiglu_ffn"] else "gelu",
     )
 
 
@@ -95,7 +91,7 @@ def _dinov3(fields):
         # It says where only keys have none: without biases it keeps its default.
         key_bias=fields["key_bias"] or not fields["query_bias"],
         layer_scale=True,
-        mlp=_mlp(fields["use_gated_mlp"]),
+        mlp="swiglu" if fields["use_gated_mlp"] else "gelu",
     )
 
 

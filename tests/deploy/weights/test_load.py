@@ -145,7 +145,9 @@ def test_a_folder_has_the_size_and_the_classes_of_its_config(
     saved, tmp_path, field, value, said
 ):
     config = json.loads((saved / "config.json").read_text())
-    config["imagepiece_jax"]["config"][field] = value
+    own = config["imagepiece_jax"]["config"]
+    part = own["preprocessing"] if field == "image_size" else own
+    part[field] = value
     config.pop("pretrained_cfg", None)
     folder = tmp_path / "m"
     folder.mkdir()
