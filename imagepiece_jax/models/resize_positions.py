@@ -33,7 +33,7 @@ def fit(
     old_grid = patch_grid(trained_size, config.patch_size, cut=True)
     if math.prod(old_grid) != patches:
         old_grid = (math.isqrt(patches),) * 2
-    if math.prod(old_grid) != max(1, patches) or old_grid == config.grid:
+    if not patches or math.prod(old_grid) != patches or old_grid == config.grid:
         return tensors
     rows = np.asarray(embedding[0], np.float32)
     front, rest = np.split(rows, [prefix])

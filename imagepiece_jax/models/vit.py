@@ -244,7 +244,7 @@ class ViT(nn.Module):
         if len(head_logits) == 2:
             logits = (head_logits[0] + head_logits[1]) / 2
         elif head_logits:
-            logits = head_logits.pop()
+            logits = head_logits.pop()  # which is no second answer
         else:
             logits = pooled.astype(jnp.float32)
         return Outputs(

@@ -202,8 +202,6 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
         found = location.find(folder)
     else:
         found = location.of_config(name)
-    if found.kind == location.FILE and registry.name_of_file(found.path) is None:
-        raise InputError(f"config is {name!r}; a file must be {CONFIG} or {OPEN_CLIP}")
     return describe(found).config
 
 

@@ -20,6 +20,7 @@ from imagepiece_jax.deploy.weights.file_names import (
     WEIGHTS,
 )
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.pretrained import Source
 
 # Kinds of a Location, in words.
 FILE = "weights file"
@@ -53,12 +54,7 @@ class Location:
     @property
     def place(self) -> str:
         """The path in sentences: "run runs/a", "folder hf://OWNER/NAME"."""
-        if self.path is None:
-            return f"the {self.kind}"
-        repository = hub.repository_at(self.path)
-        if repository is None:
-            return f"{self.kind} {self.path}"
-        return f"{self.kind} {hub.SCHEME}{repository}"
+        return Source(path=self.path, kind=self.kind, name=self.name).place
 
     def weights_file(self) -> pathlib.Path:
         """The file of weights in a folder."""

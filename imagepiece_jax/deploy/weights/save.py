@@ -50,7 +50,11 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
         not the model's.
     """
     folder = checked_folder(folder)
-    _check(vit)
+    if vit.reduction is None:
+        raise InputError("reduction is unknown: the model's plan was made by hand")
+    if vit.model.execution.folded:
+        raise InputError("the model is in the form of optimize")
+    check_variables(vit.model, vit.dense_variables)
     tensors = timm_tensors.to_timm(vit.dense_variables)
     dense, own = timm_tensors.apart(tensors)
     learned = timm_tensors.joined(vit.selectors, own)
@@ -115,15 +119,6 @@ def _is_saved(folder):
         return OURS in read_json(folder / CONFIG)
     except (InputError, OSError):  # there is none, or another program's
         return False
-
-
-def _check(vit):
-    """Refuse a model that `load` could not make again."""
-    if vit.reduction is None:
-        raise InputError("reduction is unknown: the model's plan was made by hand")
-    if vit.model.execution.folded:
-        raise InputError("the model is in the form of optimize")
-    check_variables(vit.model, vit.dense_variables)
 
 
 def _check_round_trip(model, tensors, config):
