@@ -141,7 +141,7 @@ def of_two_classes(vit):
     return dataclasses.replace(
         vit,
         model=vit.model.clone(config=config),
-        variables={**vit.variables, "params": params},
+        dense_variables={**vit.variables, "params": params},
         class_names=None,
     )
 

@@ -59,20 +59,10 @@ def of_execution(**fields):
     return changed
 
 
-def of_images(**fields):
-    """A change of fields of the Preprocessing."""
-
-    def changed(vit):
-        prepared = dataclasses.replace(vit.preprocessing, **fields)
-        return dataclasses.replace(vit, preprocessing=prepared)
-
-    return changed
-
-
 def other_weights(vit):
     variables = jax.tree.map(lambda leaf: leaf, vit.variables)
     variables["params"]["norm"]["bias"] = variables["params"]["norm"]["bias"] + 1
-    return dataclasses.replace(vit, variables=variables)
+    return vit.with_variables(variables)
 
 
 MODELS = {
@@ -84,7 +74,7 @@ MODELS = {
     "counts": lambda vit: vit.with_reduction(tiny.changed(tiny.EVIT, keep_rate=0.61)),
 }
 OF_DEVICE = {"backend": of_execution(backend="cudnn")}
-IMAGES = {"crop": of_images(crop=0.8)}
+IMAGES = {"crop": lambda vit: vit.with_preprocessing(crop=0.8)}
 OPTIONS = {"storage": "float32"}
 
 
@@ -94,7 +84,7 @@ def vit():
     fields |= {"embed_dim": tiny.WIDTH, "depth": tiny.DEPTH, "image_size": SIDE}
     fields |= {"num_classes": tiny.CLASSES, "mlp_ratio": 4.0}
     made = tiny.loaded("tiny.npz", tiny.EVIT, **fields)
-    return dataclasses.replace(made, variables=tiny.variables(made.model))
+    return made.with_variables(tiny.variables(made.model))
 
 
 @pytest.mark.parametrize(

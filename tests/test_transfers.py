@@ -4,7 +4,6 @@ JAX's guard refuses copies that no line of the package asks for by `jax.device_p
 `jax.device_get` or a guard of its own, such as weights that a program gets from a host.
 """
 
-import dataclasses
 import types
 
 import jax
@@ -31,7 +30,7 @@ ROWS |= {"mask": np.ones((1, 3), np.float32), "index": np.arange(3)[None]}
 def made(tmp_path_factory):
     """What the calls are of, by name."""
     shapes = tiny.loaded("weights", REDUCTION, name="vit_mini", **FIELDS)
-    vit = dataclasses.replace(shapes, variables=tiny.variables(shapes.model))
+    vit = shapes.with_variables(tiny.variables(shapes.model))
     folder = tmp_path_factory.mktemp("transfers")
     step = accuracy.model_step(vit.model)
     program = imagepiece_jax.optimize(vit, batch_size=4, **FAST)

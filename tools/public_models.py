@@ -224,16 +224,19 @@ def images(name):
     cfg = timm.get_pretrained_cfg(name)
     _, height, width = cfg.input_size
     need(height == width, "images")
-    fields = {
+    preprocessing = {
         "image_size": height,
-        "num_classes": cfg.num_classes,
-        "mean": cfg.mean,
-        "std": cfg.std,
         "crop": cfg.crop_pct,
         "interpolation": cfg.interpolation,
     }
     if cfg.crop_mode != "center":
-        fields["crop_mode"] = cfg.crop_mode
+        preprocessing["crop_mode"] = cfg.crop_mode
+    fields = {
+        "preprocessing": preprocessing,
+        "num_classes": cfg.num_classes,
+        "mean": cfg.mean,
+        "std": cfg.std,
+    }
     # Trained with QuickGELU, though the name without "quickgelu" has timm's GELU.
     if cfg.notes and "quickgelu" in cfg.notes[0]:
         fields["gelu"] = "quick"

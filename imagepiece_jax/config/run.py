@@ -237,15 +237,15 @@ class RunConfig:
         reduction_plan.print_reduction(self.reduction, found.create_model())
         return found
 
-    def with_images_of(self, config: "ViTConfig", images: Preprocessing) -> "RunConfig":
+    def with_images_of(self, config: "ViTConfig") -> "RunConfig":
         """The same with a model's normalization and crop where they are left empty.
 
         config: the model
-        images: how its images are cropped
         Raises InputError for a part of the crop that the config has without the rest.
         """
         model = self.model
         data = self.data
+        images = config.preprocessing
         if self.written["model"]["mean"] is None:
             mean_and_std = {"mean": config.mean, "std": config.std}
             model = dataclasses.replace(model, **mean_and_std)
@@ -266,7 +266,7 @@ class RunConfig:
                 eval_interpolation=images.interpolation,
                 eval_rule=images.rule,
             )
-            model = dataclasses.replace(model, **read_fields(vars(data)))
+            model = model.with_preprocessing(**read_fields(vars(data)))
         return dataclasses.replace(self, model=model, data=data)
 
     def to_dict(self) -> dict[str, Any]:
@@ -296,10 +296,6 @@ class RunConfig:
                 execution, axis_name=axis_name, drop_path_rate=self.drop_path_rate
             )
             return create(self.model, reduction, execution, masked)
-
-    def preprocessing(self) -> Preprocessing:
-        """Evaluation's resize and crop."""
-        return self.data.preprocessing(self.image_size)
 
     def saves(self, step: int) -> bool:
         """Whether `step` is saved even if no evaluation follows it."""

@@ -7,7 +7,6 @@ import dataclasses
 
 from imagepiece_jax.common.checks import check_choice, check_range, check_share
 from imagepiece_jax.data import preprocessing, train_crop
-from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input import registry
 
@@ -66,11 +65,6 @@ class DataConfig:
         return train_crop.TrainTransform(
             image_size, self.crop, self.area, self.shift, self.flip
         )
-
-    def preprocessing(self, image_size: int) -> Preprocessing:
-        """Evaluation's resize and crop."""
-        fields = preprocessing.read_fields(vars(self))
-        return Preprocessing(image_size, **fields)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -39,16 +39,9 @@ class ViTConfig:
     arch: Architecture = DEIT  # the parts in which ViTs differ
     num_classes: int = 1000  # 0: no head
     problem_type: str = SINGLE_LABEL  # what the logits mean, by transformers' names
-    # of the images: pixels a side, or (height, width)
-    image_size: int | tuple[int, int]
+    preprocessing: Preprocessing  # of images: their size, and how they are cropped
     mean: tuple[float, float, float]  # of their pixels in [0, 1]
     std: tuple[float, float, float]  # likewise
-    # how they are resized and cropped, by the fields of a Preprocessing
-    crop: float | None = None
-    crop_mode: str = "center"
-    interpolation: str = "bicubic"
-    rule: str = "timm"
-    resize: str = "deit"
     # whether reductions make attention proportional; None: as their method does. The
     # weights of MAE are used without (Bolya et al. 2023)
     prop_attn: bool | None = None
@@ -68,7 +61,6 @@ class ViTConfig:
         images = Normalization(self.mean, self.std)
         object.__setattr__(self, "mean", images.mean)
         object.__setattr__(self, "std", images.std)
-        object.__setattr__(self, "image_size", self.preprocessing.image_size)
         self._check_parts()
 
     def _check_parts(self):
@@ -109,16 +101,9 @@ class ViTConfig:
             )
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        """How its images are resized and cropped."""
-        return Preprocessing(
-            self.image_size,
-            crop=self.crop,
-            crop_mode=self.crop_mode,
-            interpolation=self.interpolation,
-            rule=self.rule,
-            resize=self.resize,
-        )
+    def image_size(self) -> int | tuple[int, int]:
+        """Pixels a side of its images, or (height, width)."""
+        return self.preprocessing.image_size
 
     @property
     def head_width(self) -> int:
@@ -143,7 +128,12 @@ class ViTConfig:
         image_size = checked_size(image_size)
         if sides(image_size) != sides(self.image_size):
             patch_grid(image_size, self.patch_size)
-        return dataclasses.replace(self, image_size=image_size)
+        return self.with_preprocessing(image_size=image_size)
+
+    def with_preprocessing(self, **fields: Any) -> "ViTConfig":
+        """The same with other fields of its Preprocessing."""
+        preprocessing = dataclasses.replace(self.preprocessing, **fields)
+        return dataclasses.replace(self, preprocessing=preprocessing)
 
     def with_arch(self, **parts: Any) -> "ViTConfig":
         """The same with other parts of its Architecture."""

@@ -7,7 +7,7 @@ from typing import Any
 from imagepiece_jax.common.checks import as_tuple, check_choice
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.xla_options import checked_dtype
-from imagepiece_jax.data.preprocessing import read_fields
+from imagepiece_jax.data.preprocessing import Preprocessing, read_fields
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import reduction_plan, registry
 from imagepiece_jax.models.architecture import DEIT
@@ -85,7 +85,9 @@ def config_of_run(run: Mapping[str, Any]) -> ViTConfig:
     Raises InputError for fields that do not fit.
     """
     model = dict(run["model"])
-    fields = {"image_size": run["image_size"], "num_classes": run["num_classes"]}
+    # The crop is not that of the name: other weights have it.
+    preprocessing = Preprocessing(run["image_size"], **read_fields(run["data"]))
+    fields = {"preprocessing": preprocessing, "num_classes": run["num_classes"]}
     for field in (*SIZES, "stem", "mean", "std"):
         if model.get(field) is not None:
             fields[field] = model[field]
@@ -98,7 +100,6 @@ def config_of_run(run: Mapping[str, Any]) -> ViTConfig:
     for part, value in model["arch"].items():
         if value is not None:
             parts[part] = as_tuple(value)
-    fields |= read_fields(run["data"])  # not those of the name: other weights have them
     if model["name"]:
         base = registry.config(model["name"])
         config = dataclasses.replace(base, arch=base.arch.with_parts(parts), **fields)

@@ -25,6 +25,7 @@ from imagepiece_jax.models.problem_type import SINGLE_LABEL, probabilities
 from imagepiece_jax.models.recovery_record import (
     RecoveredCost,
     Recovery,
+    flat_params,
     with_numbers,
 )
 from imagepiece_jax.models.variables import digest
@@ -77,14 +78,14 @@ class Pretrained:
     """
 
     model: ViT  # the network
-    # parameters and statistics, {"params": .., ..}. Do not change them in place: they
-    # are copied to a device once, and NumPy's arrays are then read-only
-    variables: Mapping[str, Any]
-    preprocessing: Preprocessing | None = None  # None: the config's
+    # its parameters and statistics, {"params": .., ..}, without what `recover` learned.
+    # Do not change them in place: they are copied to a device once, and NumPy's arrays
+    # are then read-only. `with_variables` takes others
+    dense_variables: Mapping[str, Any]
     # a name, or None, for each class; None if the classes have no names
     class_names: tuple[str | None, ...] | None = None
     # what `recover` learned: numbers that reduced forms take in place of the dense
-    # model's; None if nothing was, or if the variables were replaced since then
+    # model's
     recovery: Recovery | None = None
     source: Source = dataclasses.field(default_factory=Source)
     # learned selectors of other reductions than the present one, by timm's names
@@ -95,23 +96,9 @@ class Pretrained:
         if self.class_names is not None:
             names = checked_names(self.class_names, self.config.num_classes)
             put("class_names", names)
-        if self.preprocessing is None:
-            put("preprocessing", self.config.preprocessing)
-        if self.preprocessing.shape != sides(self.image_size):
-            raise InputError(
-                f"preprocessing makes images of {size_text(self.preprocessing.shape)}, "
-                f"but the model is for {size_text(self.image_size)}"
-            )
-        leaves = jax.tree.leaves(self.variables)
+        leaves = jax.tree.leaves(self.dense_variables)
         if any(native(leaf) is not leaf for leaf in leaves):
-            put("variables", jax.tree.map(native, self.variables))
-        # Here, since whatever changes the model or its images makes a Pretrained.
-        params = self.variables["params"]
-        if self.recovery and not self.recovery.describes(params):
-            put("recovery", None)
-        fitted = self.fitted(params, self.model)
-        if fitted is not params:
-            put("variables", {**self.variables, "params": fitted})
+            put("dense_variables", jax.tree.map(native, self.dense_variables))
 
     def __repr__(self):
         # Short: the model's own goes on for pages.
@@ -125,6 +112,11 @@ class Pretrained:
     def config(self) -> ViTConfig:
         """What the model is."""
         return self.model.config
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How its images are resized and cropped."""
+        return self.config.preprocessing
 
     @property
     def reduction(self) -> Reduction | None:
@@ -142,12 +134,31 @@ class Pretrained:
         return self.config.image_size
 
     @functools.cached_property
+    def variables(self) -> Mapping[str, Any]:
+        """Parameters and statistics of the model, {"params": .., ..}.
+
+        They are `dense_variables`, with the numbers of the `recovered` form.
+        """
+        return self._variables_of(self.model)
+
+    def _variables_of(self, model):
+        """The variables of a ViT, of which no other part differs from the model's."""
+        cost = self.recovery and self.recovery.of(model)
+        if cost is None:
+            return self.dense_variables
+        params = with_numbers(self.dense_variables["params"], cost.numbers)
+        return {**self.dense_variables, "params": params}
+
+    @functools.cached_property
     def digest(self) -> str:
         """16 letters that depend on the weights and on all recovered numbers."""
         if self.recovery is None:
             return digest(self.variables)[:16]
-        parts = [self.variables, self.recovery.dense]
+        leaves = flat_params(self.dense_variables["params"])
+        replaced = {}
+        parts = [self.variables, replaced]
         for cost in self.recovery.costs:
+            replaced |= {path: leaves[path] for path in cost.numbers}
             parts += [cost.numbers, np.frombuffer(cost.form.encode(), np.uint8)]
         return digest(parts)[:16]
 
@@ -177,8 +188,8 @@ class Pretrained:
         single = self.config.problem_type == SINGLE_LABEL
         if not self.config.num_classes or self.class_names is not None or not single:
             return False
-        params = self.dense_variables["params"]
-        return not np.any(params.get("head", {}).get("bias", 0))
+        head = self.dense_variables["params"].get("head", {})
+        return not np.any(head.get("bias", 0))
 
     @property
     def label(self) -> str:
@@ -198,32 +209,12 @@ class Pretrained:
         cost = self.recovery.of(self.model)
         return cost if cost and cost.numbers else None
 
-    @property
-    def dense_variables(self) -> Mapping[str, Any]:
-        """`variables`, with the dense model's numbers in place of recovered ones."""
-        if self.recovery is None:
-            return self.variables
-        params = with_numbers(self.variables["params"], self.recovery.dense)
-        return {**self.variables, "params": params}
+    def with_variables(self, variables: Mapping[str, Any]) -> "Pretrained":
+        """The same model with other variables, such as trained ones.
 
-    def fitted(self, params: Mapping[str, Any], model: ViT) -> Mapping[str, Any]:
-        """Parameters with the numbers that `recovery` has for a model.
-
-        params: parameters of this Pretrained, for images of the model's size
-        model: a ViT that they fit, with any plan
+        What `recover` learned was for the former, and is left out.
         """
-        recovery = self.recovery
-        if recovery is None:
-            return params
-        cost = recovery.of(model)
-        numbers = dict(recovery.dense)
-        if cost is not None:
-            numbers |= cost.numbers
-        params = with_numbers(params, numbers)
-        if "pos_embed" in numbers:
-            learned_size = recovery.costs[0].image_size
-            params = resize_positions.fit(params, model.config, learned_size)
-        return params
+        return dataclasses.replace(self, dense_variables=variables, recovery=None)
 
     def variables_for(
         self, model: ViT, fresh: Iterable[str] = (), seed: int = 0
@@ -234,8 +225,7 @@ class Pretrained:
         fresh: names of parts that are drawn, for example "head" or "reducer"
         Raises Misfit if the weights do not fit.
         """
-        params = self.fitted(self.variables["params"], model)
-        tensors = timm_tensors.to_timm({**self.variables, "params": params})
+        tensors = timm_tensors.to_timm(self._variables_of(model))
         tensors |= self.selectors
         if "pos_embed" not in fresh:  # by the code that the positions were trained for
             config = model.config.with_arch(resize=self.config.arch.resize)
@@ -246,11 +236,6 @@ class Pretrained:
             model, tensors, place, fresh=fresh, seed=seed
         )
         return variables
-
-    def with_recovery(self, recovery: Recovery) -> "Pretrained":
-        """The same model with another record of recoveries, and its numbers."""
-        dense = self.dense_variables
-        return dataclasses.replace(self, variables=dense, recovery=recovery)
 
     def say_dense_numbers(self):
         """Log that this reduced form was not recovered, if other forms were.
@@ -312,7 +297,7 @@ class Pretrained:
         reduction = Reduction.read(reduction)
         model = self.model_with(reduction)
         reduction_plan.print_reduction(reduction, model)
-        return self._with_model(model, self.variables["params"], seed)
+        return self.with_model(model, seed)
 
     def at_size(self, image_size: int | tuple[int, int]) -> "Pretrained":
         """The same weights for images of another size; positions are resized.
@@ -328,13 +313,21 @@ class Pretrained:
                 f"positions are resized from {size_text(trained_size)} already; take "
                 "another size from the model as it was loaded"
             )
-        config = self.config.at_size(image_size)
-        dense = self.model.clone(config=config)
-        model = reduction_plan.with_plan(dense, self.reduction)
-        params = resize_positions.fit(self.variables["params"], config, trained_size)
-        source = dataclasses.replace(self.source, image_size=trained_size)
-        images = dataclasses.replace(self.preprocessing, image_size=image_size)
-        return self._with_model(model, params, source=source, preprocessing=images)
+        dense = self.model.clone(config=self.config.at_size(image_size))
+        return self.with_model(reduction_plan.with_plan(dense, self.reduction))
+
+    def with_preprocessing(self, **fields: Any) -> "Pretrained":
+        """The same model with other fields of its Preprocessing, such as crop=1.0.
+
+        Raises InputError for another image_size, which `at_size` changes.
+        """
+        config = self.config.with_preprocessing(**fields)
+        if sides(config.image_size) != sides(self.image_size):
+            raise InputError(
+                f"image_size is {config.image_size}, but the model is for "
+                f"{size_text(self.image_size)}; at_size changes it"
+            )
+        return dataclasses.replace(self, model=self.model.clone(config=config))
 
     def analyzed(self, dtype: str | None = "float32") -> "Pretrained":
         """The same model in `dtype`, without drop path.
@@ -377,45 +370,46 @@ class Pretrained:
         """Learned selectors of this reduction and others, tensors by timm's names."""
         if "selectors" in self.untrained_kinds:
             return self.selectors
-        selectors = timm_tensors.selectors_of(self.variables)  # maybe trained since
+        # Maybe trained since.
+        selectors = timm_tensors.selectors_of(self.dense_variables)
         own = timm_tensors.to_timm({"params": selectors})
         return timm_tensors.joined(self.selectors, own)
 
-    def _with_model(self, model, params, seed=None, **changes):
-        """This Pretrained with another model, and variables that fit it.
+    def with_model(self, model: ViT, seed: int | None = None) -> "Pretrained":
+        """The same weights in another ViT of these sizes and parts.
 
-        The dense part of the variables comes from `params`. Selectors come from all
-        that were learned so far, for this or another reduction.
+        Selectors come from all that were learned so far, for this or another reduction.
 
-        model: a ViT with as many positions and blocks as `params`
-        params: parameters; selectors among them are ignored
+        model: of any reduction and image size, to which positions are resized
         seed: of selectors that were never learned; None: they are refused
-        changes: further fields of the Pretrained
         """
-        dense = {
-            k: v for k, v in params.items() if not k.startswith(timm_tensors.SELECTOR)
-        }
+        source = self.source
+        params = {}
+        for name, part in self.dense_variables["params"].items():
+            if not name.startswith(timm_tensors.SELECTOR):
+                params[name] = part
+        if sides(model.config.image_size) != sides(self.image_size):
+            trained_size = source.image_size or self.image_size
+            source = dataclasses.replace(source, image_size=trained_size)
+            params = resize_positions.fit(params, model.config, trained_size)
         learned = self._learned
-        place = self.source.place
         drawn = () if seed is None else None
-        tensors, fresh = timm_tensors.own_selectors(model, learned, place, drawn)
+        tensors, fresh = timm_tensors.own_selectors(model, learned, source.place, drawn)
         variables, drawn = timm_tensors.model_variables(
             model,
             tensors,
-            place,
+            source.place,
             fresh=fresh,
             seed=seed or 0,
-            given={**self.variables, "params": dense},
+            given={**self.dense_variables, "params": params},
         )
-        source = changes.pop("source", self.source)
         untrained = {**source.untrained, **digests(variables, drawn)}
         vit = dataclasses.replace(
             self,
             model=model,
-            variables=variables,
+            dense_variables=variables,
             selectors=learned,
             source=dataclasses.replace(source, untrained=untrained),
-            **changes,
         )
         vit.say_dense_numbers()
         return vit

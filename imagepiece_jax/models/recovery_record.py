@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from flax import traverse_util
 
@@ -44,9 +43,9 @@ class RecoveredCost:
     curve: tuple[tuple[int, float], ...]  # (steps, measure) of the held-out images
     stopped: bool  # by Ctrl-C, before the last step
     changed: bool  # False: the last weights were no better than the start
+    image_size: int | tuple[int, int]
+    depth: int  # number of blocks
     rate: float | None = None  # the highest one, as a share of a parameter's size
-    image_size: int | tuple[int, int] | None = None
-    depth: int | None = None  # number of blocks
     weights: str | None = None  # of the dense model, by their `Source.name`
     share: float | None = None  # of the dense model's MACs
     # the measure with the dense model's numbers; before, unless it was recovered then
@@ -74,21 +73,14 @@ class RecoveredCost:
     @property
     def form(self) -> str:
         """The form that it was learned for: "tome:r=8, 12 blocks, .. pixels"."""
-        words = [str(self.reduction)]
-        if self.depth:
-            words.append(f"{self.depth} blocks")
-        if self.image_size:
-            words.append(f"{size_text(self.image_size)} pixels")
-        return ", ".join(words)
+        size = size_text(self.image_size)
+        return f"{self.reduction}, {self.depth} blocks, {size} pixels"
 
     def fits(self, model) -> bool:
         """Whether it was learned for a model of this reduction, size and depth."""
-        if (model.reduction or DENSE) != self.reduction:
-            return False
-        image_size = model.config.image_size
-        size = self.image_size or image_size
-        depth = self.depth or model.depth
-        return (sides(size), depth) == (sides(image_size), model.depth)
+        same = (model.reduction or DENSE) == self.reduction
+        same = same and sides(model.config.image_size) == sides(self.image_size)
+        return same and model.depth == self.depth
 
     def __str__(self):
         figures = f"{self.measure} {self.before:.4f}"
@@ -120,10 +112,9 @@ class RecoveredCost:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recovery:
-    """Numbers of reduced forms, and those that the dense model has in their place."""
+    """Numbers of reduced forms."""
 
     costs: tuple[RecoveredCost, ...]  # that were learned
-    dense: Numbers = dataclasses.field(default_factory=dict)
 
     def __str__(self):
         return "\n".join(map(str, self.costs))
@@ -134,15 +125,6 @@ class Recovery:
             if cost.fits(model):
                 return cost
         return None
-
-    def describes(self, params: Mapping[str, Any]) -> bool:
-        """Whether parameters have its numbers, and nobody's that trained them since."""
-        leaves = traverse_util.flatten_dict(params, sep="/")
-        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves.values()):
-            return True
-        # No parameters lack the numbers of a cost at which nothing was better.
-        learned = [cost.numbers for cost in self.costs if cost.numbers]
-        return any(_have(leaves, numbers) for numbers in (self.dense, *learned))
 
     def joined(self, other: "Recovery | None") -> "Recovery":
         """With the costs of an earlier one that were not learned again.
@@ -159,27 +141,13 @@ class Recovery:
                 cost = before
             costs.append(cost)
         costs += earlier.values()
-        return Recovery(tuple(costs), {**other.dense, **self.dense})
+        return Recovery(tuple(costs))
 
 
 def flat_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Parameters by their paths, without those that are None."""
     leaves = traverse_util.flatten_dict(params, sep="/")
     return {path: leaf for path, leaf in leaves.items() if leaf is not None}
-
-
-def _have(leaves, numbers):
-    """Whether leaves have the numbers that are at their paths, but for positions.
-
-    Those may have been resized since.
-    """
-    for path, value in numbers.items():
-        leaf = leaves.get(path, value)
-        if path == "pos_embed":
-            continue
-        if leaf is not value and not np.array_equal(leaf, value):
-            return False
-    return True
 
 
 def with_numbers(params: Mapping[str, Any], numbers: Numbers) -> Mapping[str, Any]:

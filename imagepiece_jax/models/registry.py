@@ -11,21 +11,27 @@ import pathlib
 import re
 from typing import Any
 
-from imagepiece_jax.common.checks import as_tuple
 from imagepiece_jax.data import class_names
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import MEAN, STD, ViTConfig
 
-SIZE = dict(patch_size=16, depth=12, image_size=224, mean=MEAN, std=STD)
-PUBLISHED = SIZE | dict(crop=0.9)  # by DeiT's authors
+DEIT = dict(patch_size=16, depth=12, mean=MEAN, std=STD)
+DEIT["preprocessing"] = Preprocessing(224, crop=0.9)  # by DeiT's authors
 MODELS = {
-    "deit_ti": ViTConfig(name="deit_ti", embed_dim=192, num_heads=3, **PUBLISHED),
-    "deit_s": ViTConfig(name="deit_s", embed_dim=384, num_heads=6, **PUBLISHED),
-    "deit_b": ViTConfig(name="deit_b", embed_dim=768, num_heads=12, **PUBLISHED),
+    "deit_ti": ViTConfig(name="deit_ti", embed_dim=192, num_heads=3, **DEIT),
+    "deit_s": ViTConfig(name="deit_s", embed_dim=384, num_heads=6, **DEIT),
+    "deit_b": ViTConfig(name="deit_b", embed_dim=768, num_heads=12, **DEIT),
     "vit_mini": ViTConfig(
         name="vit_mini",
-        **SIZE | dict(patch_size=2, embed_dim=64, depth=6, num_heads=4, image_size=16),
+        patch_size=2,
+        embed_dim=64,
+        depth=6,
+        num_heads=4,
+        preprocessing=Preprocessing(16),
+        mean=MEAN,
+        std=STD,
     ),
 }
 TABLE = pathlib.Path(__file__).with_name("public_models.json")
@@ -51,7 +57,7 @@ NAMES = f"the models are {', '.join(MODELS)} and timm's plain ViTs"
 
 SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")  # of a row
 # Facts of published weights of which a name without a tag must say one value.
-AGREED = ("mean", "std", "crop", "crop_mode", "interpolation", "gelu", "resize")
+AGREED = ("mean", "std", "gelu", "resize")
 
 
 @functools.cache
@@ -76,7 +82,7 @@ def config(name: str) -> ViTConfig:
             f"{name!r} stands for weights that differ in normalization, crop or GELU; "
             f"a tag says which: {tags}"
         )
-    facts = dict(images)
+    facts = images | {"preprocessing": Preprocessing(**images["preprocessing"])}
     parts = {part: facts.pop(part) for part in ("gelu", "resize") if part in facts}
     if "." not in name:
         facts.pop("prop_attn", None)  # of some of the weights
@@ -92,7 +98,8 @@ def made_of(name: str, **facts: Any) -> ViTConfig:
 
 def _agreed(images):
     """The facts of published weights that those of one name must share."""
-    return [as_tuple(images.get(field)) for field in AGREED]
+    crop = images["preprocessing"] | {"image_size": None}
+    return crop, [images.get(field) for field in AGREED]
 
 
 def is_known(name: str | None) -> bool:

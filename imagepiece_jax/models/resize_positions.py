@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.models.config import ViTConfig
 
 log = logging.getLogger("imagepiece_jax.models")
@@ -24,18 +24,16 @@ def fit(
     """
     arch = config.arch
     embedding = tensors.get("pos_embed")
-    if embedding is None or not arch.positions:
-        return tensors
-    if embedding.ndim != 3 or embedding.shape[::2] != (1, config.embed_dim):
-        return tensors
     prefix = arch.prefix if arch.prefix_positions else 0  # rows before the patches'
-    patches = max(0, embedding.shape[1] - prefix)
-    old_grid = _grid(trained_size, config.patch_size)
+    # Whoever compares shapes with the model's names what is wrong.
+    shape = np.shape(embedding)
+    if len(shape) != 3 or not arch.positions or shape[::2] != (1, config.embed_dim):
+        return tensors
+    patches = max(0, shape[1] - prefix)
+    old_grid = patch_grid(trained_size, config.patch_size, cut=True)
     if math.prod(old_grid) != patches:
-        side = math.isqrt(patches)
-        old_grid = (side, side)
-    is_grid = patches > 0 and math.prod(old_grid) == patches
-    if not is_grid or old_grid == config.grid:
+        old_grid = (math.isqrt(patches),) * 2
+    if not patches or math.prod(old_grid) != patches or old_grid == config.grid:
         return tensors
     rows = np.asarray(embedding[0], np.float32)
     front, rest = np.split(rows, [prefix])
@@ -45,12 +43,6 @@ def fit(
     rows = np.concatenate([front, resized])
     log.info("position embeddings resized to %dx%d", *config.grid)
     return {**tensors, "pos_embed": rows[None]}
-
-
-def _grid(image_size, patch_size):
-    """(height, width) of an image in patches."""
-    height, width = sides(image_size)
-    return height // patch_size, width // patch_size
 
 
 def resize(grid: np.ndarray, new: tuple[int, int], how: str) -> np.ndarray:

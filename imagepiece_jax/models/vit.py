@@ -233,17 +233,19 @@ class ViT(nn.Module):
             pooled = norm(x)
         if arch.fc_norm:
             pooled = self._norm("fc_norm")(pooled)
-        logits = None
-        head_logits = ()
-        if self.config.num_classes:
-            logits = dense(self.config.num_classes, name="head")(pooled)
-        if arch.dist_token and self.config.num_classes:
-            head_dist = dense(self.config.num_classes, name="head_dist")
-            head_logits = (logits, head_dist(read[:, 1]))
-            logits = (head_logits[0] + head_logits[1]) / 2
+        vectors = {"head": pooled}
         if arch.dist_token:
+            vectors["head_dist"] = read[:, 1]
             pooled = jnp.mean(read, axis=1)
-        if not self.config.num_classes:
+        head_logits = []
+        for name, vector in vectors.items():
+            if self.config.num_classes:
+                head_logits.append(dense(self.config.num_classes, name=name)(vector))
+        if len(head_logits) == 2:
+            logits = (head_logits[0] + head_logits[1]) / 2
+        elif head_logits:
+            logits = head_logits.pop()  # which is no second answer
+        else:
             logits = pooled.astype(jnp.float32)
         return Outputs(
             logits=logits,
@@ -252,7 +254,7 @@ class ViT(nn.Module):
             state=state,
             results=tuple(results),
             taps=tuple(taps),
-            head_logits=head_logits,
+            head_logits=tuple(head_logits),
         )
 
     def _norm(self, name):

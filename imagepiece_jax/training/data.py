@@ -100,7 +100,7 @@ class Data:
     def __init__(self, run: RunConfig, placement: Placement, dry_run: bool = False):
         check_training(run, placement)
         train_transform = run.data.train_transform(run.image_size)
-        preprocessing = run.preprocessing()
+        preprocessing = run.model.preprocessing
         self.train = open_images(run, "train", dry_run)
         self.test = open_images(run, "val", dry_run)
         data = run.data.name

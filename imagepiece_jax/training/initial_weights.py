@@ -1,6 +1,5 @@
 """The weights that a run starts and learns from, checked against its config."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -82,16 +81,13 @@ class InitialWeights:
         """
         run = self._run
         if self._earlier is not None:
-            config = self._earlier.model
-            return run.with_images_of(config, config.preprocessing)
+            return run.with_images_of(self._earlier.model)
         config = run.model
-        images = config.preprocessing
         if self.start is not None:
             config = self.start.config
-            images = self.start.preprocessing
-        if images.crop is None and run.preprocessing().resizes:
-            images = dataclasses.replace(images, crop=DEIT_CROP)
-        return run.with_images_of(config, images)
+        if config.preprocessing.crop is None and run.model.preprocessing.resizes:
+            config = config.with_preprocessing(crop=DEIT_CROP)
+        return run.with_images_of(config)
 
     def check_classes(self, names, resumed: bool = False):
         """Compare the classes of a run's weights with those of the data.

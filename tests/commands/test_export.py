@@ -1,6 +1,5 @@
 """The exported file and its facts: the same logits, by other programs."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -39,8 +38,7 @@ def weights(vit, tmp_path_factory):
 def test_the_facts_say_what_images_and_logits_are(problem_type, activation):
     vit = tiny.pretrained(depth=1)
     prepared = Preprocessing(tiny.SIDE, crop=0.9, rule="transformers")
-    vit = tiny.of_problem(vit, problem_type)
-    vit = dataclasses.replace(vit, preprocessing=prepared)
+    vit = tiny.of_problem(vit, problem_type).with_preprocessing(**vars(prepared))
     images = program_facts.exported_images(vit)
     facts = program_facts.program_facts(vit, images)
     assert facts["problem_type"] == problem_type

@@ -5,7 +5,7 @@ import pytest
 
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.config.run_files import FORMAT as RUN_FORMAT
-from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.data.preprocessing import IN_CONFIG, Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.reduction.reduction import Reduction
@@ -75,20 +75,19 @@ SHOWN = {"crop": 0.9, "crop_mode": "squash", "interpolation": "bilinear"}
 def images_of(run):
     """mean, std, and evaluation's crop of a run, as its model and its data have them"""
     model = run.model
-    assert run.preprocessing() == model.preprocessing
-    crop = {name: getattr(model, name) for name in SHOWN}
+    crop = {name: getattr(model.preprocessing, name) for name in SHOWN}
+    assert crop == {name: getattr(run.data, IN_CONFIG[name]) for name in SHOWN}
     return {"mean": model.mean, "std": model.std} | crop
 
 
 def test_images_are_those_of_a_model_where_the_config_leaves_them_empty():
     theirs = config(None, **TINY, **OWN, **SHOWN)
     fields = {"image_size": 48, "data.resize": "deit"}
-    given = theirs, theirs.preprocessing
-    run = RunConfig.from_config(configured(fields)).with_images_of(*given)
+    run = RunConfig.from_config(configured(fields)).with_images_of(theirs)
     assert images_of(run) == OWN | SHOWN
     assert images_of(RunConfig.from_config(run.to_dict())) == OWN | SHOWN
     stated = {"model.mean": (0.1,) * 3, "model.std": (0.3,) * 3, "data.eval_crop": 0.8}
-    run = RunConfig.from_config(configured(fields | stated)).with_images_of(*given)
+    run = RunConfig.from_config(configured(fields | stated)).with_images_of(theirs)
     found = images_of(run)
     assert (found["mean"], found["std"]) == ((0.1,) * 3, (0.3,) * 3)
     assert (found["crop"], found["crop_mode"]) == (0.8, "center")
@@ -96,7 +95,7 @@ def test_images_are_those_of_a_model_where_the_config_leaves_them_empty():
         configured(fields | {"data.eval_crop_mode": "squash"})
     )
     with refused("eval_crop_mode is 'squash', but config.data.eval_crop is empty"):
-        squashed.with_images_of(*given)
+        squashed.with_images_of(theirs)
 
 
 def test_a_name_says_normalization_but_no_crop():

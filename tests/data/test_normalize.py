@@ -1,6 +1,5 @@
 """Normalization by the published numbers, and back."""
 
-import dataclasses
 import functools
 import warnings
 
@@ -95,7 +94,7 @@ def test_the_order_of_bytes_changes_nothing():
         return leaf.astype(leaf.dtype.newbyteorder("S"))
 
     variables = jax.tree.map(other_order, dict(vit.variables))
-    again = dataclasses.replace(vit, variables=variables)
+    again = vit.with_variables(variables)
     assert again.digest == vit.digest
     chex.assert_trees_all_equal(
         imagepiece_jax.optimize(again, batch_size=2)(images), program(images)

@@ -1,6 +1,5 @@
 """Recovery: what moves, what is kept, and what is refused."""
 
-import dataclasses
 import shutil
 import signal
 import sys
@@ -564,8 +563,7 @@ def test_a_model_without_a_class_token_learns_by_its_patches():
 def test_images_that_are_not_square_are_cropped_to_their_shape():
     size = (16, 24)
     vit = tiny.pretrained(MERGING, depth=2, image_size=size)
-    preprocessing = imagepiece_jax.Preprocessing(size, crop=0.875)
-    vit = dataclasses.replace(vit, preprocessing=preprocessing)
+    vit = vit.with_preprocessing(crop=0.875)
     (report,) = recovered(vit, noise(side=40)).recovery.costs
     assert report.steps == 8
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.config import MEAN, STD, ViTConfig
@@ -13,7 +14,6 @@ def config(name, *, arch=None, **changes):
     name: None for a config of all sizes
     arch: an Architecture, or parts of one
     """
-    images = {"image_size": 224, "mean": MEAN, "std": STD}
     base = registry.config(name) if name else None
     own = base.arch if base else DEIT
     if isinstance(arch, Architecture):
@@ -22,6 +22,9 @@ def config(name, *, arch=None, **changes):
         own = own.with_parts(arch)
     parts = {field: changes.pop(field) for field in [*changes] if field in PARTS}
     own = own.with_parts(parts)
+    images = base.preprocessing if base else Preprocessing(224)
+    fields = {field: changes.pop(field) for field in {*changes} & {*vars(images)}}
+    changes["preprocessing"] = dataclasses.replace(images, **fields)
     if base:
         return dataclasses.replace(base, arch=own, **changes)
-    return ViTConfig(arch=own, **images | changes)
+    return ViTConfig(arch=own, **{"mean": MEAN, "std": STD} | changes)

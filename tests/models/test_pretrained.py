@@ -82,13 +82,19 @@ def test_counts_of_one_size_are_refused_at_another(dense, tmp_path):
 UNWEIGHTED = tiny.changed(TOME, prop_attn=False)
 
 
-@pytest.mark.parametrize(
-    "field, value",
-    [("preprocessing", Preprocessing(24)), ("class_names", ["a"])],
-)
-def test_metadata_that_do_not_fit_the_model(field, value):
-    with refused(field):
-        Pretrained(tiny.model(), {"params": {}}, **{field: value})
+def test_metadata_that_do_not_fit_the_model(dense):
+    with refused("class_names"):
+        Pretrained(tiny.model(), {"params": {}}, class_names=["a"])
+    with refused("image_size", "at_size"):
+        dense.with_preprocessing(image_size=24)
+
+
+def test_images_that_are_cropped_in_another_way(dense):
+    vit = dense.with_reduction(TOME).with_preprocessing(crop=0.7, rule="transformers")
+    images = Preprocessing(tiny.SIDE, crop=0.7, rule="transformers")
+    assert vit.preprocessing == vit.config.preprocessing == images
+    assert vit.model.plan == tiny.model(TOME).plan
+    assert same(vit.variables, dense.variables)
 
 
 def test_the_same_weights_with_another_reduction(dense):

@@ -3,7 +3,6 @@
 import jax
 import pytest
 
-from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.inference.features import features
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.create import create_model
@@ -50,7 +49,7 @@ def test_layers_are_those_of_timm(name):
     for norm in (True, False):
         with jax.default_matmul_precision("highest"), torch.no_grad():
             found = features(
-                Pretrained(ours, variables, Preprocessing(size)),
+                Pretrained(ours, variables),
                 images,
                 layers=LAYERS,
                 norm=norm,

@@ -202,7 +202,7 @@ def test_a_run_has_the_images_of_its_weights(tmp_path):
     config = configured(LARGER, **{"init.weights": str(path)})
     run = initial(config).completed()
     assert (run.model.mean, run.model.std) == (HALF, HALF)
-    assert run.preprocessing().crop == run.model.crop == 0.9
+    assert run.data.eval_crop == run.model.preprocessing.crop == 0.9
     workdir = tmp_path / "run"
     record_start(workdir, run.to_dict())
     record_classes(workdir, [*"0123456789"])

@@ -102,13 +102,13 @@ def _program(path, facts, session):
     """The OnnxProgram that a file's facts describe."""
     fields = _without_names(facts["model"])
     arch = Architecture(**fields.pop("arch"))
-    config = ViTConfig(**fields, arch=arch)
     images = dict(facts["preprocessing"])
     images.pop("resized", None)
+    images = Preprocessing(tuple(images.pop("image_size")), **images)
+    config = ViTConfig(**fields | {"arch": arch, "preprocessing": images})
     return OnnxProgram(
         model=create(config, facts["method"]),
         variables={"params": {}},
-        preprocessing=Preprocessing(tuple(images.pop("image_size")), **images),
         class_names=facts["class_names"],
         source=Source(path=path, kind=KIND, name=path.name),
         facts=facts,

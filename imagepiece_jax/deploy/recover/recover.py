@@ -138,13 +138,11 @@ def recover(
                 costs.append(cost)
             if stop.requested:
                 break
-    leaves = flat_params(dense.variables["params"])
-    learned_paths = set().union(*(cost.numbers for cost in costs))
-    of_dense = {path: leaves[path] for path in learned_paths}
     if stop.requested and stop.defers:  # else it was said at once
         kept = any(cost.changed for cost in costs)
         log.warning("stopped: the weights so far are kept" if kept else NOTHING_BETTER)
-    return vit.with_recovery(Recovery(tuple(costs), of_dense).joined(vit.recovery))
+    recovery = Recovery(tuple(costs)).joined(vit.recovery)
+    return dataclasses.replace(vit, recovery=recovery)
 
 
 def check_recoverable(vit: Pretrained):

@@ -15,6 +15,7 @@ from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.xla_options import checked_dtype
 from imagepiece_jax.data.class_names import checked_names
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.weights import (
     open_clip_config,
     timm_config,
@@ -36,9 +37,7 @@ from imagepiece_jax.models.recovery_record import RecoveredCost, Recovery
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
-FORMAT = 3  # of `OURS`: another one is not read
-# Fields that earlier files of this format lack.
-ADDED = ("pool_mlp_ratio", "off_the_shelf", "scenes")
+FORMAT = 4  # of `OURS`: another one is not read
 
 
 class Described(NamedTuple):
@@ -72,9 +71,9 @@ def read(found: Location, images_known: bool = False) -> Described:
         parse_open_clip = open_clip_config.parse_open_clip
         return Described(guarded(found.config_file, parse_open_clip, found.config))
     images = {}
-    if (folder / PROCESSOR).is_file():
+    if PROCESSOR in found.names:
         images = read_json(folder / PROCESSOR).get("image_processor") or {}
-    if not images and (folder / PREPROCESSOR).is_file():
+    if not images and PREPROCESSOR in found.names:
         images = read_json(folder / PREPROCESSOR)
     return parse(found.config, images, folder, images_known)
 
@@ -131,16 +130,6 @@ def describe(vit: Pretrained) -> dict[str, Any]:
     loads the dense part. Else it is OURS.
     """
     model = vit.model
-    images = vit.preprocessing
-    config = dataclasses.replace(
-        model.config,
-        image_size=images.image_size,
-        crop=images.crop,
-        crop_mode=images.crop_mode,
-        interpolation=images.interpolation,
-        rule=images.rule,
-        resize=images.resize,
-    )
     reduction = dataclasses.replace(vit.reduction, prop_attn=model.prop_attn)
     optional = {}
     if vit.untrained_parts:
@@ -153,7 +142,7 @@ def describe(vit: Pretrained) -> dict[str, Any]:
         optional["license"] = vit.source.license
     ours = {
         "format": FORMAT,
-        "config": dataclasses.asdict(config),
+        "config": dataclasses.asdict(model.config),
         "reduction": str(reduction),
         "dtype": model.execution.dtype.name,
         **optional,
@@ -166,21 +155,21 @@ def _parse_ours(file):
     ours = as_tuple(file[OURS])
     if ours.get("format") != FORMAT:
         raise InputError(
-            f"{OURS}.format is {ours.get('format')}; this version reads {FORMAT}"
+            f"{OURS}.format is {ours.get('format')}; this version reads {FORMAT}: load "
+            "the model with the version that wrote it, or save it again with this one"
         )
-    fields = ours["config"]
+    fields = dict(ours["config"])
+    fields["preprocessing"] = _of_record(Preprocessing, fields["preprocessing"])
     arch = dict(fields["arch"])
     if arch["rotary"]:
         arch["rotary"] = _of_record(Rotary, arch["rotary"])
-    arch = _of_record(Architecture, arch)
-    config = _of_record(ViTConfig, fields | {"arch": arch})
+    fields["arch"] = _of_record(Architecture, arch)
+    config = _of_record(ViTConfig, fields)
     _check_same(config, file)
     recovery = None
-    digest = ours.get("digest")
     if "recovery" in ours:
         costs = [_of_record(RecoveredCost, cost) for cost in ours["recovery"]["costs"]]
         recovery = Recovery(tuple(costs))
-        digest = digest or ours["recovery"].get("saved_beside")
     names = ours.get("class_names")
     if names is not None:
         names = checked_names(names, config.num_classes)
@@ -194,14 +183,14 @@ def _parse_ours(file):
         dtype=checked_dtype(ours["dtype"]),
         untrained=tuple(map(str, ours.get("untrained", ()))),
         recovery=recovery,
-        digest=digest,
+        digest=ours.get("digest"),
     )
 
 
 def _of_record(kind, fields):
     """A dataclass of a record of all its fields, of which none has a default."""
     for field in dataclasses.fields(kind):
-        if field.name not in (*fields, *ADDED, "numbers"):
+        if field.name not in (*fields, "numbers"):
             raise KeyError(field.name)
     return kind(**fields)
 

@@ -8,21 +8,17 @@ gate, and mlp.fc1_x; `models.timm_tensors` makes variables of it.
 
 import dataclasses
 import os
-import pathlib
 import re
-import types
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from imagepiece_jax.deploy.weights import location
-from imagepiece_jax.deploy.weights.file_names import RECOVERED, SELECTORS
 from imagepiece_jax.deploy.weights.files import read_state_dict, title
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.variables import digest
+from imagepiece_jax.models.config import ViTConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,7 +246,7 @@ _INSERTED = {
     "_checkpoint_wrapped_module",
     "_fsdp_wrapped_module",
 }
-_IN_FRONT = ("model.", "net.", "network.")
+_IN_FRONT = r"((model|net|network)\.)*"
 _VALUE = ".value"  # behind all names where Flax NNX saved its state
 SCANNED = "all"  # the number of scanned blocks, which one tensor has
 
@@ -260,47 +256,30 @@ def misshapen(name, shape, allowed):
     return InputError(f"tensor {name} is of {shape}; it must be {allowed}")
 
 
-class Contents(NamedTuple):
-    """The tensors of a checkpoint by timm's names, and what their own names say."""
-
-    tensors: dict[str, np.ndarray]
-    norms_pooled: bool = False  # as in Layout
-    num_heads: int | None = None  # by an axis of heads in kernels; None: they have none
-    # numbers of reduced forms, by the place of their set and timm's names: "0.NAME"
-    recovered: Mapping[str, np.ndarray] = types.MappingProxyType({})
-
-    @property
-    def digest(self) -> str:
-        """A text that differs between files that do not belong together."""
-        return digest([self.tensors, dict(self.recovered)])
-
-
 def read_weights(
-    path: str | os.PathLike | Mapping[str, Any], checkpoint: str | None = None
-) -> Contents:
-    """A weights file by timm's names; only tensors that `to_timm` uses are read.
+    path: str | os.PathLike | Mapping[str, Any],
+    checkpoint: str | None = None,
+    config: ViTConfig | None = None,
+) -> dict[str, np.ndarray]:
+    """A weights file by timm's names; only tensors that `timm_names` names are read.
 
     path: of the file, or a state dict in memory
     checkpoint: the key of the model that is meant, where the file has several
+    config: as for `to_timm`
     """
-    state_dict = read_state_dict(path, lambda names: timm_names(names)[1], checkpoint)
+    layout = None
+    names = {}
+
+    def choose(present):
+        nonlocal layout, names
+        layout, names = timm_names(present)
+        return names
+
+    state_dict = read_state_dict(path, choose, checkpoint)
     try:
-        return to_timm(state_dict)
+        return _renamed_tensors(state_dict, layout, names, config)
     except InputError as error:
         raise InputError(f"{title(path)}: {error}") from error
-
-
-def read_folder(folder: pathlib.Path, checkpoint: str | None = None) -> Contents:
-    """As `read_weights` for a folder, with what `save` writes beside the weights."""
-    file = location.weights_file(folder)
-    contents = read_weights(file, checkpoint)
-    if (folder / SELECTORS).exists():
-        learned = read_state_dict(folder / SELECTORS)
-        contents = contents._replace(tensors=contents.tensors | learned)
-    if (folder / RECOVERED).exists():
-        recovered = read_state_dict(folder / RECOVERED)
-        contents = contents._replace(recovered=recovered)
-    return contents
 
 
 def timm_names(names: Collection[str]) -> tuple[Layout, dict[str, str]]:
@@ -314,23 +293,38 @@ def timm_names(names: Collection[str]) -> tuple[Layout, dict[str, str]]:
     return layout, {name: of_timm for name, of_timm in named.items() if of_timm}
 
 
-def to_timm(state_dict: Mapping[str, np.ndarray]) -> Contents:
+def to_timm(
+    state_dict: Mapping[str, np.ndarray], config: ViTConfig | None = None
+) -> dict[str, np.ndarray]:
     """The tensors of `timm_names` by these names.
 
     Tensors of timm's layout are not checked: `timm_tensors.from_timm` does.
+
+    config: of the model, where tensors of one name may be of several parts; None: they
+        are as their names say
     """
-    layout, names = timm_names(state_dict)
+    return _renamed_tensors(state_dict, *timm_names(state_dict), config)
+
+
+def _renamed_tensors(state_dict, layout, names, config):
+    """The tensors of `to_timm`, by what `timm_names` returns."""
     renamed = {}
-    origin = {}
-    for name, timm_name in names.items():
-        for part, tensor in _unscanned(timm_name, state_dict[name]).items():
-            _note_name(origin, part, name)
-            renamed[part] = tensor
+    origin = {}  # {part: the tensor's own name}
+    for name in [name for name in names if name in state_dict]:
+        for part, value in _unscanned(names[name], state_dict[name]).items():
+            if part in origin:
+                raise InputError(
+                    f"tensors {origin[part]} and {name} are the same part, {part}"
+                )
+            origin[part] = name
+            renamed[part] = value
     masked = renamed.pop("mask_token", None) is not None
-    heads = None
     query = renamed.get("blocks.0.attn.q.kernel")  # [width, heads, width of a head]
-    if np.ndim(query) == 3:
-        heads = query.shape[1]
+    if config and np.ndim(query) == 3 and query.shape[1] != config.num_heads:
+        raise InputError(
+            f"num_heads is {config.num_heads}, but its tensors are of "
+            f"{query.shape[1]} heads"
+        )
     try:
         tensors = _canonical(renamed)
     except InputError:
@@ -339,16 +333,25 @@ def to_timm(state_dict: Mapping[str, np.ndarray]) -> Contents:
         raise InputError(
             f"it has tensors of other shapes than {layout.title}: {error}"
         ) from error
+    if config is None:
+        return tensors
     # EVA-02's pre-trained models, whose public configs are of fine-tuned ones.
     masked = masked and "blocks.0.attn.q_bias" in tensors
-    return Contents(tensors, layout.norms_pooled or masked, heads)
+    return _of_parts(tensors, config.arch, layout.norms_pooled or masked)
 
 
-def _note_name(origin, part, name):
-    """Add a tensor's name to {part: name}; no other tensor may be that part."""
-    first = origin.setdefault(part, name)
-    if first != name:
-        raise InputError(f"tensors {first} and {name} are the same part, {part}")
+def _of_parts(tensors, arch, norms_pooled):
+    """The tensors as a model of these parts has them.
+
+    A last norm may be of the pooled vector, and biases of zeros may be none.
+    """
+    if norms_pooled and arch.fc_norm and "fc_norm.weight" not in tensors:
+        tensors = {re.sub(r"^norm\.", "fc_norm.", k): v for k, v in tensors.items()}
+    bias = re.compile(r"blocks\.\d+\.attn\.([qv]_bias|qkv\.bias)")
+    biases = [name for name in tensors if bias.fullmatch(name)]
+    if arch.qkv_bias or any(np.any(tensors[name]) for name in biases):
+        return tensors
+    return {name: tensors[name] for name in tensors if name not in biases}
 
 
 def as_timm(
@@ -390,22 +393,11 @@ def _dotted_names(names):
     for name in names:
         parts = name.replace("/", ".").split(".")
         dotted[name] = ".".join([part for part in parts if part not in _INSERTED])
-    while prefix := _wrapper_prefix(dotted.values()):
-        dotted = {k: name.removeprefix(prefix) for k, name in dotted.items()}
+    prefix = re.match(_IN_FRONT, os.path.commonprefix([*dotted.values()]))[0]
+    dotted = {k: name.removeprefix(prefix) for k, name in dotted.items()}
     if all(name.endswith(_VALUE) for name in dotted.values()):
         dotted = {k: name.removesuffix(_VALUE) for k, name in dotted.items()}
-    origin = {}
-    for name, short in dotted.items():
-        _note_name(origin, short, name)
     return dotted
-
-
-def _wrapper_prefix(names):
-    """What a training script has put in front of all names, or None."""
-    for prefix in _IN_FRONT:
-        if names and all(name.startswith(prefix) for name in names):
-            return prefix
-    return None
 
 
 def _layout(tensors):

@@ -9,12 +9,10 @@ import dataclasses
 import functools
 import math
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from flax import traverse_util
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.image_size import sides
@@ -27,16 +25,11 @@ from imagepiece_jax.deploy.weights.file_names import (
     OPEN_CLIP,
     OURS,
     RECOVERED,
+    SELECTORS,
 )
+from imagepiece_jax.deploy.weights.files import read_state_dict
 from imagepiece_jax.deploy.weights.hub_configs import Described
-from imagepiece_jax.deploy.weights.layouts import Contents
-from imagepiece_jax.deploy.weights.location import (
-    FILE,
-    FOLDER,
-    RUN,
-    STATE_DICT,
-    Location,
-)
+from imagepiece_jax.deploy.weights.location import Location
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import (
     reduction_plan,
@@ -105,30 +98,71 @@ def load(
     if isinstance(weights, Mapping):
         if config is None:
             raise InputError("config is missing: a state dict does not say its model")
-        found = Location(None, STATE_DICT, tensors=weights)
+        found = Location(None, location.STATE_DICT, tensors=weights)
     else:
         found = location.find(weights, may_be_broken=config is not None)
-    checkpoint = _checkpoint(found, checkpoint)
+    if found.kind == location.RUN:
+        checkpoint = checkpoint or "best"
+        check_choice("checkpoint", checkpoint, KINDS)
+    elif checkpoint in KINDS:
+        raise InputError(f"checkpoint is {checkpoint!r}, but {found.place} is no run")
     described = describe(found, config)
-    contents = read_contents(found, described, checkpoint, averaged)
-    trained = of_tensors(described, contents, found)
+    tensors, recovered = _read(found, described, checkpoint, averaged)
+    trained = _of_tensors(found, described, tensors)
     if image_size is None and described.trained_size is not None:
         image_size = described.config.image_size
-    wanted = _changed(trained, image_size, crop, num_classes)
-    new_head = wanted.num_classes != trained.num_classes
-    if class_names is None and not new_head:
-        classes = trained.num_classes
-        class_names = described.class_names if classes else None
+    wanted = trained
+    if image_size is not None:
+        wanted = wanted.at_size(image_size)
+    if crop is not None:
+        wanted = wanted.with_preprocessing(crop=crop)
+    new_head = num_classes not in (None, trained.num_classes)
+    if new_head:
+        head = {"num_classes": num_classes, "problem_type": SINGLE_LABEL}
+        wanted = dataclasses.replace(wanted, **head)
+    elif class_names is None and trained.num_classes:
+        class_names = described.class_names
         if not described.stated and class_names is None:  # then only a name says them
+            classes = trained.num_classes
             class_names = registry.published_class_names(trained.name, classes)
     execution = execution_of(wanted, dtype or described.dtype, attention)
+    as_trained = reduction == TRAINED
+    asked = Reduction.read(described.reduction if as_trained else reduction)
+    try:
+        model = create(wanted, asked, execution)
+    except InputError as error:
+        if not as_trained:  # it is the caller's mistake, not one of the file
+            raise
+        raise InputError(f"{found.place}: {error}") from error
+    reduction_plan.print_reduction(asked, model)
+    dense, learned = timm_tensors.apart(tensors)
+    drawn = tuple([f"{part.replace('_', '.')}." for part in described.untrained])
+    learned = {k: v for k, v in learned.items() if not k.startswith(drawn)}
+    fresh = HEADS if new_head else ()
+    # Files that were saved together may have selectors of several reductions.
+    if seed is not None:
+        tensors, selectors = timm_tensors.own_selectors(
+            model, dense | learned, found.place, None
+        )
+        fresh = (*fresh, *selectors)
+    elif not as_trained or described.digest is not None:
+        tensors, _ = timm_tensors.own_selectors(model, tensors, found.place)
+    if sides(wanted.image_size) != sides(trained.image_size):
+        tensors = resize_positions.fit(tensors, wanted, trained.image_size)
+    variables, drawn = timm_tensors.model_variables(
+        model, tensors, found.place, fresh=fresh, seed=seed or 0
+    )
+    for part in variables["params"]:
+        if part not in drawn and matches(part, described.untrained):
+            drawn.append(part)
     trained_with = described.reduction
-    if found.kind in (FILE, STATE_DICT):  # nothing says it
+    if found.kind in (location.FILE, location.STATE_DICT):  # nothing says it
         trained_with = None
     vit = Pretrained(
-        _model(wanted, reduction, described.reduction, execution, found),
-        {"params": {}},
+        model,
+        variables,
         class_names=class_names,
+        recovery=_recovery(found, described, recovered, variables, (*fresh, *drawn)),
         source=Source(
             path=found.path,
             kind=found.kind,
@@ -138,57 +172,15 @@ def load(
             reduction=trained_with,
             checkpoint=checkpoint,
             averaged=averaged,
-            run=found.config if found.kind == RUN else None,
+            run=found.config if found.kind == location.RUN else None,
+            untrained=digests(variables, drawn),
         ),
+        selectors=learned,
     )
-    # Files that were saved together may have selectors of several reductions.
-    exact = is_trained(reduction) and seed is None and described.digest is None
-    fresh = HEADS if new_head else ()
-    vit = _fill(vit, contents, described, fresh, seed, exact)
     if num_classes is not None or seed is not None:
         vit.warn_of_untrained()
     vit.say_dense_numbers()
     return vit
-
-
-def is_trained(reduction: ReductionLike) -> bool:
-    """Whether a `reduction` of `load` is the word TRAINED."""
-    return isinstance(reduction, str) and reduction == TRAINED
-
-
-def _checkpoint(found, checkpoint):
-    """Which of several models at a Location is read; of a run the best one."""
-    if found.kind == RUN:
-        checkpoint = checkpoint or "best"
-        check_choice("checkpoint", checkpoint, KINDS)
-    elif checkpoint in KINDS:
-        raise InputError(f"checkpoint is {checkpoint!r}, but {found.place} is no run")
-    return checkpoint
-
-
-def _changed(config, image_size, crop, num_classes):
-    """A config of weights with what the caller of `load` changes."""
-    if image_size is not None:
-        config = config.at_size(image_size)
-    if crop is not None:
-        config = dataclasses.replace(config, crop=crop)
-    if num_classes not in (None, config.num_classes):
-        head = {"num_classes": num_classes, "problem_type": SINGLE_LABEL}
-        config = dataclasses.replace(config, **head)
-    return config
-
-
-def _model(config, reduction, trained, execution, found):
-    """The ViT with a reduction, as `load` takes it."""
-    asked = Reduction.read(trained if is_trained(reduction) else reduction)
-    try:
-        model = create(config, asked, execution)
-    except InputError as error:
-        if not is_trained(reduction):  # it is the caller's mistake, not one of the file
-            raise
-        raise InputError(f"{found.place}: {error}") from error
-    reduction_plan.print_reduction(asked, model)
-    return model
 
 
 def read_config(config: str | os.PathLike) -> ViTConfig:
@@ -210,8 +202,6 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
         found = location.find(folder)
     else:
         found = location.of_config(name)
-    if found.kind == FILE and registry.name_of_file(found.path) is None:
-        raise InputError(f"config is {name!r}; a file must be {CONFIG} or {OPEN_CLIP}")
     return describe(found).config
 
 
@@ -245,7 +235,7 @@ def describe(found: Location, config=None) -> Described:
     """
     if config is not None and not isinstance(config, ViTConfig):
         config = read_config(config)
-    if found.kind == RUN:
+    if found.kind == location.RUN:
         described = runs.read(found)
     elif found.config_file is not None:
         described = _of_files(found, config)
@@ -273,7 +263,7 @@ def _of_files(found, config):
 
 def _config_of_file(found):
     """The config by a file's own name, where that is the name of a public model."""
-    if found.kind == FILE:
+    if found.kind == location.FILE:
         name = registry.name_of_file(found.path)
         if name is not None:
             return registry.config(name)
@@ -288,53 +278,34 @@ def _config_of_file(found):
     )
 
 
-def read_contents(found, described, checkpoint, averaged) -> Contents:
-    """The tensors at a Location by timm's names."""
+def _read(found, described, checkpoint, averaged):
+    """(the tensors at a Location by timm's names, those that `save` recovered)."""
     config = described.config
-    if found.kind == RUN:
+    if found.kind == location.RUN:
         tensors, facts = runs.read_checkpoint(found.path, checkpoint, averaged)
         check_normalization(found.path, vars(config), facts)
-        return Contents(tensors)
+        return tensors, {}
     if averaged:
         raise InputError(
             f"averaged is for a run, but this is {found.place}; checkpoint is the key "
             "of averages in a file"
         )
-    read = layouts.read_folder if found.kind == FOLDER else layouts.read_weights
-    contents = read(found.path or found.tensors, checkpoint)
-    parts = []
-    if found.path:
-        parts = [part for part in BESIDE if (found.path / part).exists()]
-    # An earlier version digested the dense tensors alone.
-    known = (None, contents.digest, digest(contents.tensors)) if parts else ()
-    if parts and described.digest not in known:
+    file = found.path or found.tensors
+    if found.kind == location.FOLDER:
+        file = found.weights_file()
+    tensors = layouts.read_weights(file, checkpoint, config)
+    beside = [name for name in BESIDE if name in found.names]
+    read = {name: read_state_dict(found.path / name) for name in beside}
+    tensors |= read.get(SELECTORS, {})
+    recovered = read.get(RECOVERED, {})
+    if beside and described.digest not in (None, digest([tensors, recovered])):
         raise InputError(
-            f"{found.place}: {' or '.join(parts)} is not of the model beside it"
+            f"{found.place}: {' or '.join(beside)} is not of the model beside it"
         )
-    if contents.num_heads not in (None, config.num_heads):
-        raise InputError(
-            f"{found.place}: num_heads is {config.num_heads}, but its tensors are of "
-            f"{contents.num_heads} heads"
-        )
-    return contents._replace(tensors=_of_parts(contents, config.arch))
+    return tensors, recovered
 
 
-def _of_parts(contents, arch):
-    """The tensors as a model of these parts has them.
-
-    A last norm may be of the pooled vector, and biases of zeros may be none.
-    """
-    tensors = contents.tensors
-    if contents.norms_pooled and arch.fc_norm and "fc_norm.weight" not in tensors:
-        tensors = {re.sub(r"^norm\.", "fc_norm.", k): v for k, v in tensors.items()}
-    bias = re.compile(r"blocks\.\d+\.attn\.([qv]_bias|qkv\.bias)")
-    biases = [name for name in tensors if bias.fullmatch(name)]
-    if arch.qkv_bias or any(np.any(tensors[name]) for name in biases):
-        return tensors
-    return {name: tensors[name] for name in tensors if name not in biases}
-
-
-def of_tensors(described: Described, contents: Contents, found: Location) -> ViTConfig:
+def _of_tensors(found, described, tensors):
     """A config with what its tensors say.
 
     That is the number of classes, which has to be the one that files state; the size of
@@ -344,7 +315,6 @@ def of_tensors(described: Described, contents: Contents, found: Location) -> ViT
     """
     config = described.config
     arch = config.arch
-    tensors = contents.tensors
     head = tensors.get("head.weight")
     classes = len(head) if np.ndim(head) else 0
     if classes and described.stated:
@@ -361,7 +331,7 @@ def of_tensors(described: Described, contents: Contents, found: Location) -> ViT
     if not described.stated and arch.mlp == "swiglu" and np.ndim(last_layer) == 2:
         changes["mlp_ratio"] = last_layer.shape[1] / config.embed_dim
     size = described.trained_size or config.image_size
-    config = dataclasses.replace(config, **changes, image_size=size)
+    config = dataclasses.replace(config, **changes).with_preprocessing(image_size=size)
     positions = tensors.get("pos_embed")
     fixed = described.stated and described.trained_size is None
     if fixed or positions is None or positions.ndim != 3:
@@ -372,70 +342,24 @@ def of_tensors(described: Described, contents: Contents, found: Location) -> ViT
     side = math.isqrt(max(0, rows))
     if rows != math.prod(config.grid) and side * side == rows:
         size = side * config.patch_size
-    return dataclasses.replace(config, image_size=size)
+    return config.with_preprocessing(image_size=size)
 
 
-def _fill(vit, contents, described, fresh, seed, exact):
-    """A Pretrained with its variables, and with what `recover` learned.
+def _recovery(found, described, recovered, variables, drawn):
+    """The Recovery that files describe, with its numbers; None if they have none.
 
-    fresh: names of parts that are drawn
-    seed: of these, and of selectors that the weights lack; None: they must have them
-    exact: whether tensors of other selectors than the model's are an error
-    """
-    source = vit.source
-    learned = _learned(contents.tensors, described.untrained)
-    tensors = contents.tensors
-    if not exact:
-        parts = ()
-        if seed is not None:  # for all that were not learned
-            parts = None
-            dense, _ = timm_tensors.apart(tensors)
-            tensors = dense | learned
-        tensors, drawn = timm_tensors.own_selectors(
-            vit.model, tensors, source.place, parts
-        )
-        fresh = (*fresh, *drawn)
-    if sides(vit.image_size) != sides(source.image_size):
-        tensors = resize_positions.fit(tensors, vit.config, source.image_size)
-    variables, drawn = timm_tensors.model_variables(
-        vit.model,
-        tensors,
-        source.place,
-        fresh=fresh,
-        seed=seed or 0,
-    )
-    for part in variables["params"]:
-        if part not in drawn and matches(part, described.untrained):
-            drawn.append(part)
-    recovery = None
-    if described.recovery is not None:
-        left_out = (*fresh, *drawn)
-        recovery = _filled_recovery(vit, contents, described, variables, left_out)
-    untrained = digests(variables, drawn)
-    return dataclasses.replace(
-        vit,
-        variables=variables,
-        selectors=learned,
-        source=dataclasses.replace(source, untrained=untrained),
-        recovery=recovery,
-    )
-
-
-def _filled_recovery(vit, contents, described, variables, drawn):
-    """The Recovery that files describe, with its numbers.
-
+    recovered: tensors, the number of their cost before each name
     variables: of the dense model
     drawn: parts that were not learned, nor recovered, or are left out
     """
-    recovery = described.recovery
-    file = f"weights file {vit.source.path / RECOVERED}"
+    if described.recovery is None:
+        return None
+    file = f"weights file {found.path / RECOVERED}"
     costs = []
-    dense = {}
-    leaves = traverse_util.flatten_dict(variables["params"], sep="/")
-    for index, cost in enumerate(recovery.costs):
+    for index, cost in enumerate(described.recovery.costs):
         start = f"{index}."
         tensors = {}
-        for name, tensor in contents.recovered.items():
+        for name, tensor in recovered.items():
             if name.startswith(start):
                 tensors[name.removeprefix(start)] = tensor
         if not tensors and cost.changed:
@@ -444,13 +368,5 @@ def _filled_recovery(vit, contents, described, variables, drawn):
             numbers = timm_tensors.numbers_from_timm(tensors, variables, drawn)
         except InputError as error:
             raise InputError(f"{file}: {error}") from error
-        dense |= {path: leaves[path] for path in numbers}
         costs.append(dataclasses.replace(cost, numbers=numbers))
-    return Recovery(tuple(costs), dense)
-
-
-def _learned(tensors, untrained):
-    """The tensors of learned selectors, without those drawn and never trained."""
-    _, selectors = timm_tensors.apart(tensors)
-    drawn = tuple([f"{part.replace('_', '.')}." for part in untrained])
-    return {k: v for k, v in selectors.items() if not k.startswith(drawn)}
+    return Recovery(tuple(costs))

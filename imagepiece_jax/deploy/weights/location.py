@@ -20,6 +20,7 @@ from imagepiece_jax.deploy.weights.file_names import (
     WEIGHTS,
 )
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.pretrained import Source
 
 # Kinds of a Location, in words.
 FILE = "weights file"
@@ -27,7 +28,7 @@ FOLDER = "folder"  # in the form of the Hugging Face hub
 RUN = "run"
 STATE_DICT = "state dict"  # in memory
 # Keys of a config.json that only published weights have: timm's, transformers', ours.
-PUBLISHED = ("architecture", "architectures", "model_type", OURS)
+PUBLISHED = {"architecture", "architectures", "model_type", OURS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Location:
     config_file: pathlib.Path | None = None
     config: Mapping[str, Any] | None = None  # None, too, where it is no JSON
     tensors: Mapping[str, Any] | None = None  # of a STATE_DICT
+    # of the files in a folder
+    names: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
 
     @property
     def name(self) -> str:
@@ -51,12 +54,17 @@ class Location:
     @property
     def place(self) -> str:
         """The path in sentences: "run runs/a", "folder hf://OWNER/NAME"."""
-        if self.path is None:
-            return f"the {self.kind}"
-        repository = hub.repository_at(self.path)
-        if repository is None:
-            return f"{self.kind} {self.path}"
-        return f"{self.kind} {hub.SCHEME}{repository}"
+        return Source(path=self.path, kind=self.kind, name=self.name).place
+
+    def weights_file(self) -> pathlib.Path:
+        """The file of weights in a folder."""
+        candidates = _weights_names(self.names)
+        if len(candidates) == 1:
+            return self.path / candidates[0]
+        raise InputError(
+            f"folder {self.path} must have one weights file, such as {WEIGHTS[0]}; it "
+            f"has {', '.join(candidates) or 'none'}"
+        )
 
 
 def find(path: str | os.PathLike, may_be_broken: bool = False) -> Location:
@@ -109,58 +117,41 @@ def _in_folder(folder, may_be_broken=False, config_file=None):
 
     config_file: the one to read; None: the preferred one
     """
-    file = config_file or _config_file(folder)
-    if not file.is_file():
-        weights_file(folder)
-        return Location(folder, FOLDER)
+    names = frozenset(os.listdir(folder))
+    file = config_file or folder / _config_name(names)
+    if file.name not in names:
+        location = Location(folder, FOLDER, names=names)
+        location.weights_file()  # it has one
+        return location
+    config = None
     try:
         config = read_json(file)
     except InputError:
         if not may_be_broken:
             raise
-        return Location(folder, FOLDER, file)
-    names_model = any(key in config for key in PUBLISHED)
-    if names_model or (folder / OPEN_CLIP).is_file():
-        return Location(folder, FOLDER, file, config)
-    return Location(folder, RUN, file, config)
+    kind = FOLDER
+    if config is not None and OPEN_CLIP not in names and not {*config} & PUBLISHED:
+        kind = RUN
+    return Location(folder, kind, file, config, names=names)
 
 
-def _config_file(folder):
-    """The file of a folder that says which model its weights are, there or not.
+def _config_name(names):
+    """The file in a folder that says which model its weights are, there or not.
 
     Repositories of OpenCLIP often hold transformers' weights and config.json, too,
     which are preferred.
     """
-    of_open_clip = folder / OPEN_CLIP
-    config = folder / CONFIG
-    if not of_open_clip.is_file():
-        return config
-    names = [file.name for file in _weights_files(folder)]
-    only_open_clip = all(name.startswith("open_clip") for name in names)
-    if only_open_clip or not config.is_file():
-        return of_open_clip
-    return config
+    weights = _weights_names(names)
+    only_open_clip = all(name.startswith("open_clip") for name in weights)
+    if OPEN_CLIP in names and (only_open_clip or CONFIG not in names):
+        return OPEN_CLIP
+    return CONFIG
 
 
-def _weights_files(folder):
+def _weights_names(names):
     """The files of weights in a folder: one of a usual name, or else all."""
     for name in WEIGHTS:
-        if (folder / name).exists():
-            return [folder / name]
-    found = []
-    for file in sorted(folder.iterdir()):
-        if file.suffix in ENDINGS and file.name not in BESIDE:
-            found.append(file)
-    return found
-
-
-def weights_file(folder: pathlib.Path) -> pathlib.Path:
-    """The file of weights in a folder."""
-    candidates = _weights_files(folder)
-    if len(candidates) == 1:
-        return candidates[0]
-    names = [file.name for file in candidates]
-    raise InputError(
-        f"folder {folder} must have one weights file, such as {WEIGHTS[0]}; it has "
-        f"{', '.join(names) or 'none'}"
-    )
+        if name in names:
+            return [name]
+    others = names - {*BESIDE}
+    return sorted(name for name in others if pathlib.Path(name).suffix in ENDINGS)

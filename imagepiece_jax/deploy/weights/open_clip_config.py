@@ -9,6 +9,7 @@ from typing import Any
 
 from imagepiece_jax.common.checks import as_tuple, check_choice
 from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.weights import timm_config
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
@@ -64,12 +65,11 @@ def _images(images, image_size):
     if mode == "shortest" and height != width:  # OpenCLIP passes no other
         interpolation = "bicubic"
     return {
-        "image_size": image_size,
         "mean": tuple(images.get("mean") or MEAN),
         "std": tuple(images.get("std") or STD),
-        "crop": 1.0,
-        "crop_mode": RESIZE_MODES[mode],
-        "interpolation": interpolation,
+        "preprocessing": Preprocessing(
+            image_size, 1.0, RESIZE_MODES[mode], interpolation
+        ),
     }
 
 

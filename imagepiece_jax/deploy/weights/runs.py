@@ -8,7 +8,6 @@ import numpy as np
 from flax import traverse_util
 
 from imagepiece_jax.common import checksums
-from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.config.run_files import (
     CHECKPOINTS,
     CLASSES,
@@ -63,7 +62,6 @@ def read_checkpoint(
     averaged: the averages of its weights (config.ema_decay), not the weights
     Returns it and the checkpoint's other facts, the fields of a Progress.
     """
-    check_choice("checkpoint", checkpoint, KINDS)
     folder = pathlib.Path(folder).resolve()
     start = f"{AVERAGES}/" if averaged else ""
 
@@ -76,20 +74,16 @@ def read_checkpoint(
             f"run {folder} has no averaged weights, as its ema_decay was 0"
         )
 
-    written = _written(folder)
+    places = folder / CHECKPOINTS
+    written = [kind for kind in KINDS if checksums.steps(places / kind)]
     if written and checkpoint not in written:
         raise InputError(
             f"run {folder} has no {checkpoint!r} checkpoint yet, but {written[0]!r}"
         )
-    arrays, facts, _ = checksums.read_newest(folder / CHECKPOINTS / checkpoint, choose)
+    arrays, facts, _ = checksums.read_newest(places / checkpoint, choose)
     arrays = {name.removeprefix(start): array for name, array in arrays.items()}
     tensors = timm_tensors.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))
     return tensors, facts
-
-
-def _written(folder):
-    """The kinds of checkpoints that a run has."""
-    return [kind for kind in KINDS if checksums.steps(folder / CHECKPOINTS / kind)]
 
 
 def own_files(*words):

@@ -32,10 +32,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import create
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.variables import (
-    check_variables,
-    variable_shapes,
-)
+from imagepiece_jax.models.variables import check_variables, digest, variable_shapes
 
 DENSE_PART = WEIGHTS[0]
 FILES = (DENSE_PART, *BESIDE, CONFIG)  # of a saved model
@@ -54,16 +51,18 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
         not the model's.
     """
     folder = checked_folder(folder)
-    _check(vit)
+    if vit.reduction is None:
+        raise InputError("reduction is unknown: the model's plan was made by hand")
+    if vit.model.execution.folded:
+        raise InputError("the model is in the form of optimize")
+    check_variables(vit.model, vit.dense_variables)
     tensors = timm_tensors.to_timm(vit.dense_variables)
     dense, own = timm_tensors.apart(tensors)
     learned = timm_tensors.joined(vit.selectors, own)
     described = hub_configs.describe(vit)
     dense = layouts.as_timm(dense, vit.config.arch, described["architecture"])
     recovered = _recovered(vit.recovery)
-    read = layouts.to_timm(dense).tensors | learned
-    contents = layouts.Contents(read, recovered=recovered)
-    described[OURS]["digest"] = contents.digest
+    described[OURS]["digest"] = digest([layouts.to_timm(dense) | learned, recovered])
     # Numbers of NumPy, where a model was made with them, are written as Python's.
     text = json.dumps(described, indent=2, default=lambda v: v.item())
     config = json.loads(text)
@@ -111,20 +110,13 @@ def checked_folder(folder):
     return folder
 
 
-def _check(vit):
-    """Refuse a model that `load` could not make again."""
-    if vit.reduction is None:
-        raise InputError("reduction is unknown: the model's plan was made by hand")
-    if vit.model.execution.folded:
-        raise InputError("the model is in the form of optimize")
-    check_variables(vit.model, vit.variables)
 
 
 def _check_round_trip(model, tensors, config):
     """Check that `load` makes the same model of these files."""
     described = hub_configs.parse(config, {})
     again = create(described.config, described.reduction)
-    read = layouts.to_timm(tensors).tensors
+    read = layouts.to_timm(tensors)
     timm_tensors.from_timm(read, variable_shapes(again))
     for field in ("plan", "prop_attn"):
         value = getattr(model, field)

@@ -33,15 +33,8 @@ SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
 IDLE = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate")
 IDLE += ("attn_drop_rate", "drop_path_rate", "weight_init", "fix_init")
 IDLE += ("dynamic_img_size", "strict_img_size", "img_size", "num_classes")
-IDLE += (
-    "in_chans",
-    "device",
-    "dtype",
-    "qkv_fused",
-    "head_init_scale",
-    "rope_shift_coords",
-)
-IDLE += ("rope_jitter_coords", "rope_rescale_coords")
+IDLE += ("in_chans", "device", "dtype", "qkv_fused", "head_init_scale")
+IDLE += ("rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords")
 # The epsilon of timm's LayerNorm, which is that of a class without an argument.
 NORMS = {"layernorm": 1e-6, "layer_norm": 1e-6, None: 1e-6}
 # Tags of weights whose authors' cards pass timm a layer that no config.json can name:
@@ -77,24 +70,23 @@ def parse_timm(
         trained_size = _side(arguments.get("img_size") or size)
     else:
         size = arguments.get("img_size") or size
-    trained = {"mean": tuple(images["mean"]), "std": tuple(images["std"])}
-    trained["image_size"] = _side(size)
-    stated = dict(trained)
+    preprocessing = Preprocessing(
+        _side(size),
+        # timm's for a file without, of small images, too
+        crop=images.get("crop_pct") or DEIT_CROP,
+        crop_mode=images.get("crop_mode") or Preprocessing.crop_mode,
+        interpolation=images.get("interpolation") or Preprocessing.interpolation,
+    )
+    stated = {"mean": tuple(images["mean"]), "std": tuple(images["std"])}
+    stated["preprocessing"] = preprocessing
     if classes is not None:
         stated["num_classes"] = classes
-    base = None
-    if tag:
-        base = _published(f"{name}.{tag}", stated, arguments)
-    if base is None:
-        base = of_architecture(name, trained)
+    base = of_architecture(name, stated)
+    if tag and (published := _published(f"{name}.{tag}", base, classes, arguments)):
+        base = published
     if tag in SWIGLU:
         base = base.with_arch(mlp="swiglu")
     config = with_arguments(base, arguments)
-    crop = {"crop": DEIT_CROP}  # timm's for a file without, of small images, too
-    for field in ("crop_mode", "interpolation"):
-        crop[field] = images.get(field) or getattr(Preprocessing, field)
-    if images.get("crop_pct"):
-        crop["crop"] = images["crop_pct"]
     names = None
     if classes != 0:
         names = class_names.shortened(labels(images | file, classes))
@@ -102,7 +94,7 @@ def parse_timm(
         names = registry.published_class_names(base.name, classes)
     # By transformers' TimmWrapper.
     problem = {"problem_type": file.get("problem_type") or SINGLE_LABEL}
-    config = dataclasses.replace(config, **stated, **crop, **problem)
+    config = dataclasses.replace(config, **stated, **problem)
     return config, names, trained_size
 
 
@@ -128,17 +120,17 @@ def of_architecture(name: str, images: Mapping[str, Any]) -> ViTConfig:
     """
     if name not in registry.public_models():
         raise InputError(f"architecture is {name!r}; {registry.NAMES}")
-    return registry.made_of(name, num_classes=0, **images)
+    return registry.made_of(name, **{"num_classes": 0} | images)
 
 
-def _published(name, stated, arguments):
+def _published(name, base, classes, arguments):
     """The config of a public model, where the file is that of its weights; else None.
 
     A fine-tuned model has the tag of the weights it started from. With other classes,
     images or arguments it was trained with the functions of timm's architecture, such
     as exact GELU for CLIP's weights, not with those that the tag stands for.
 
-    stated: fields of the file, in which it has to agree with the published model
+    base, classes: of the file, with which the published model has to agree
     """
     if not registry.is_known(name) or not {*arguments} <= {*WRITTEN}:
         return None
@@ -146,10 +138,10 @@ def _published(name, stated, arguments):
     pool = published.arch.pool
     if POOLS.get(arguments.get("global_pool"), pool) != pool:
         return None
-    for field, value in stated.items():
-        if getattr(published, field) != value:
-            return None
-    return published
+    same = classes in (None, published.num_classes)
+    for field in ("mean", "std", "image_size"):
+        same = same and getattr(published, field) == getattr(base, field)
+    return published if same else None
 
 
 def labels(config: Mapping[str, Any], classes: int | None):
@@ -314,10 +306,10 @@ def _architecture(config: ViTConfig) -> dict[str, Any]:
         if row["class"] != "Eva":
             ignored["gelu"] = DEIT.gelu
         ours = _sizes_and_parts(config, ignored)
-        for tag, images in row["weights"].items():
+        for tag in row["weights"]:
             known = registry.config(f"{name}.{tag}")
             if config.stem == "patch" and _sizes_and_parts(known, ignored) == ours:
-                same.append((images["image_size"] != config.image_size, name))
+                same.append((known.image_size != config.image_size, name))
     if not same:
         return {}
     _, name = min(same, key=lambda each: each[0])

@@ -13,6 +13,7 @@ from typing import Any
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.normalize import Normalization
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.weights.timm_config import SILUS
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
@@ -64,15 +65,11 @@ def _deit(fields):
     return Architecture(qkv_bias=fields["qkv_bias"], dist_token=True)
 
 
-def _mlp(gated):
-    return "swiglu" if gated else "gelu"
-
-
 def _dinov2(fields):
     return Architecture(
         qkv_bias=fields["qkv_bias"],
         layer_scale=True,
-        mlp=_mlp(fields["use_swiglu_ffn"]),
+        mlp="swiglu" if fields["use_swiglu_ffn"] else "gelu",
     )
 
 
@@ -94,7 +91,7 @@ def _dinov3(fields):
         # It says where only keys have none: without biases it keeps its default.
         key_bias=fields["key_bias"] or not fields["query_bias"],
         layer_scale=True,
-        mlp=_mlp(fields["use_gated_mlp"]),
+        mlp="swiglu" if fields["use_gated_mlp"] else "gelu",
     )
 
 
@@ -156,7 +153,7 @@ PROCESSORS = {
 
 
 def parse_transformers(
-    config: Fields, images: Fields
+    config: Fields, images: tuple[Normalization, dict[str, Any]]
 ) -> tuple[ViTConfig, tuple | None, dict[str, Any]]:
     """(the config, class names or None, fields of a config with a head) of a model.
 
@@ -165,6 +162,7 @@ def parse_transformers(
     config: content of config.json
     images: of `parse_images`
     """
+    normalization, crop = images
     model = MODEL_TYPES[kind_of(config)]
     fields = _of_tower(config)
     _check_fixed(QUANTIZED, config)
@@ -203,8 +201,8 @@ def parse_transformers(
         mlp_ratio=_hidden(fields) / width,
         arch=arch,
         num_classes=0,
-        image_size=_square(fields["image_size"]),
-        **images,
+        preprocessing=Preprocessing(_square(fields["image_size"]), **crop),
+        **vars(normalization),
     )
     if classify:
         found = dataclasses.replace(found, **head)
@@ -228,8 +226,8 @@ def _check_fixed(fixed, fields):
         check_choice(field, fields.get(field, value), [value])
 
 
-def parse_images(images: Fields, kind: str) -> dict[str, Any]:
-    """Normalization and crop by a preprocessor_config.json, as fields of a ViTConfig.
+def parse_images(images: Fields, kind: str) -> tuple[Normalization, dict[str, Any]]:
+    """(normalization, fields of a Preprocessing) by a preprocessor_config.json.
 
     What it leaves out is as in its image processor.
 
@@ -251,7 +249,7 @@ def parse_images(images: Fields, kind: str) -> dict[str, Any]:
         fields |= dict(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
     mean = _channels(fields["image_mean"])
     std = _channels(fields["image_std"])
-    return vars(Normalization(mean, std)) | _crop(fields, name)
+    return Normalization(mean, std), _crop(fields, name)
 
 
 def _processor_name(images, kind):

@@ -519,9 +519,7 @@ def test_what_is_no_number_of_its_type_is_named(vit, photographs, tmp_path):
     """A vector beyond float16 is no vector of infinities."""
     params = vit.variables["params"]
     norm = jax.tree.map(lambda leaf: 1e6 * leaf, params["norm"])
-    large = imagepiece_jax.Pretrained(
-        vit.model, {"params": params | {"norm": norm}}, vit.preprocessing
-    )
+    large = imagepiece_jax.Pretrained(vit.model, {"params": params | {"norm": norm}})
     result = write_features(large, photographs[:4], tmp_path / "f")
     assert result.damaged == 4
     assert np.isnan(np.load(tmp_path / "f" / "pooled.npy")).all()

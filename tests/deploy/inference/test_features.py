@@ -1,6 +1,5 @@
 """Feature maps of patches against maps worked out by hand."""
 
-import dataclasses
 import pathlib
 import types
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.inference import features
 from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.reduction import moves
@@ -153,8 +151,7 @@ def test_impossible_maps_are_refused(options, state, steps, field, value):
 
 def test_photographs_are_taken_as_a_predictor_takes_them(tmp_path):
     """Paths, bytes and PIL images of any size, one or several, turned and cropped."""
-    vit = tiny.pretrained(depth=1)
-    vit = dataclasses.replace(vit, preprocessing=Preprocessing(tiny.SIDE, crop=0.8))
+    vit = tiny.pretrained(depth=1).with_preprocessing(crop=0.8)
     noise = np.random.default_rng(0).integers(0, 256, (2, 30, 44, 3), np.uint8)
     photographs = [Image.fromarray(image) for image in noise]
     exif = Image.Exif()
@@ -226,7 +223,7 @@ def test_what_is_no_photograph_is_refused(tmp_path, monkeypatch, images, said):
 def test_weights_on_the_device_outlive_a_trace_and_are_not_changed_behind_them():
     vit = tiny.pretrained(tiny.EVIT)
     variables = jax.tree.map(np.array, vit.variables)
-    vit = dataclasses.replace(vit, variables=variables)
+    vit = vit.with_variables(variables)
     images = np.zeros((1, tiny.SIDE, tiny.SIDE, 3), np.uint8)
     traced = jax.jit(lambda scale: scale * features.features(vit, images).pooled)(1.0)
     chex.assert_trees_all_close(

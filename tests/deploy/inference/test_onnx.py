@@ -13,7 +13,6 @@ import pytest
 
 from imagepiece_jax.common import nodes
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.inference import onnx_graph
 from imagepiece_jax.deploy.inference import onnx_model as onnx_model_file
 from imagepiece_jax.deploy.inference.features import features
@@ -97,7 +96,7 @@ def logits_of(model, variables, images):
 def check(model, side=tiny.SIDE, batch_size=None, runtimes=(run, run_openvino)):
     """The graph of `model`, which gives the logits of JAX for two images and one."""
     variables, images, want = by_jax(model, side)
-    vit = Pretrained(model, variables, preprocessing=Preprocessing(side))
+    vit = Pretrained(model, variables)
     graph = onnx_model(vit, batch_size=batch_size)
     onnx.checker.check_model(graph, full_check=True)
     assert not FORBIDDEN & {node.op_type for node in graph.graph.node}

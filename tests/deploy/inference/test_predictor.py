@@ -1,7 +1,6 @@
 """Predictions of all kinds of images, and the errors of those that are none."""
 
 import concurrent.futures
-import dataclasses
 import itertools
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
-from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.inference import optimize
 from imagepiece_jax.deploy.inference import predictor as api
 from imagepiece_jax.errors import InputError
@@ -194,8 +192,7 @@ def test_sizes_are_compiled_once_when_they_are_needed(trained, pictures, monkeyp
 def test_images_are_cropped_as_the_weights_say(trained, traced_once):
     """DeiT would resize no images of this size."""
     prepared = {"crop": 1.0, "crop_mode": "squash", "interpolation": "bilinear"}
-    prepared = Preprocessing(tiny.SIDE, **prepared)
-    vit = dataclasses.replace(trained, preprocessing=prepared)
+    vit = trained.with_preprocessing(**prepared)
     options = {"batch_size": 1, "top": 7} | QUICK
     predict = imagepiece_jax.Predictor(vit, **options)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
@@ -244,7 +241,7 @@ def test_a_projection_is_no_classifier(trained):
     params = trained.variables["params"]
     head = params["head"] | {"bias": 0 * params["head"]["bias"]}
     variables = {"params": params | {"head": head}}
-    projecting = dataclasses.replace(trained, variables=variables)
+    projecting = trained.with_variables(variables)
     with pytest.warns(UserWarning, match="no bias, .* so its outputs are no classes"):
         imagepiece_jax.Predictor(projecting)
     imagepiece_jax.Predictor(projecting, labels=NAMES)

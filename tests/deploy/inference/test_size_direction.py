@@ -1,6 +1,5 @@
 """Sizes in a direction of the keys: what logits lose, and what they gain."""
 
-import dataclasses
 import functools
 
 import jax
@@ -207,7 +206,7 @@ def test_a_head_of_zeros_has_a_direction(vit, names):
     for name in names:
         for values in params["blocks_1"]["attn"][name].values():
             values[..., :10] = 0
-    vit = dataclasses.replace(vit, variables={"params": params})
+    vit = vit.with_variables({"params": params})
     found = size_direction.directions(vit, photographs(vit))
     np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
 
@@ -215,7 +214,7 @@ def test_a_head_of_zeros_has_a_direction(vit, names):
 def test_weights_that_are_no_numbers_find_no_directions(vit):
     params = jax.tree.map(np.copy, vit.variables["params"])
     params["blocks_1"]["attn"]["k"]["kernel"][0, 0] = np.inf
-    vit = dataclasses.replace(vit, variables={"params": params})
+    vit = vit.with_variables({"params": params})
     with pytest.raises(InputError, match="no numbers"):
         size_direction.directions(vit)
 

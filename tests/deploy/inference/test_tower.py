@@ -33,7 +33,7 @@ def clip(reduction=REDUCTION):
     params = vit.variables["params"]
     head = params["head"] | {"bias": np.zeros(tiny.CLASSES, np.float32)}
     variables = vit.variables | {"params": params | {"head": head}}
-    return dataclasses.replace(vit, variables=variables)
+    return vit.with_variables(variables)
 
 
 def siglip(reduction=REDUCTION):
@@ -143,10 +143,8 @@ def test_what_a_client_cannot_take_is_refused(tmp_path):
         export(encoder(), tmp_path, layout="fastembed", output="patches")
     with refused("pixels"):
         export(encoder(), tmp_path, layout="fastembed", pixels=True)
-    cropped = dataclasses.replace(encoder().preprocessing, crop=0.9)
     with refused("immich", "crop=1"):
-        vit = dataclasses.replace(encoder(), preprocessing=cropped)
-        export(vit, tmp_path, layout="immich")
+        export(encoder().with_preprocessing(crop=0.9), tmp_path, layout="immich")
     with refused("pool", "no vector"):
         export(encoder(None, pool="none"), tmp_path, layout="fastembed")
     with refused("image_size", "a square"):
@@ -191,8 +189,7 @@ def photographs(tmp_path):
 
 def uncropped(vit):
     """The model with a crop of the whole image."""
-    prepared = dataclasses.replace(vit.preprocessing, crop=1.0)
-    return dataclasses.replace(vit, preprocessing=prepared)
+    return vit.with_preprocessing(crop=1.0)
 
 
 def test_fastembed_finds_the_vectors_of_features(tmp_path, photographs):

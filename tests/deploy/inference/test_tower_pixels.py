@@ -12,7 +12,6 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.data import decode
-from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.inference import tower
 from imagepiece_jax.deploy.inference.export import export
 from tests.models import tiny
@@ -87,10 +86,8 @@ def odd_files(folder):
 
 def small(reduction=None, **fields):
     """A tower of SIDE pixels that crops as immich and transformers do."""
-    prepare = Preprocessing(client_pixels.SIDE, rule="transformers", **fields)
-    sizes = {"image_size": client_pixels.SIDE, "num_classes": 0}
-    vit = tiny.pretrained(reduction, **sizes)
-    return dataclasses.replace(vit, preprocessing=prepare)
+    vit = tiny.pretrained(reduction, image_size=client_pixels.SIDE, num_classes=0)
+    return vit.with_preprocessing(rule="transformers", **fields)
 
 
 @pytest.mark.parametrize("mode", ["center", "squash"])

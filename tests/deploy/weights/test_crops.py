@@ -44,7 +44,7 @@ def in_training(vit, workdir="nowhere", **data):
     config.data.update(data)
     config.init.weights = "w.npz"
     initial = InitialWeights(RunConfig.from_config(config), workdir, lambda: vit)
-    return initial.completed().data.preprocessing(SIDE)
+    return initial.completed().model.preprocessing
 
 
 @pytest.mark.parametrize("stem", SPELLINGS)
@@ -53,7 +53,8 @@ def test_one_file_has_one_crop_by_every_name(tmp_path, stem):
     path.touch()  # no tensor is read for it
     assert load.read_config(path).preprocessing == Preprocessing(224, crop=0.9)
     path.rename(tmp_path / f"{stem}.pth.tar")
-    assert load.read_config(tmp_path / f"{stem}.pth.tar").crop == 0.9
+    config = load.read_config(tmp_path / f"{stem}.pth.tar")
+    assert config.preprocessing == Preprocessing(224, crop=0.9)
 
 
 def test_a_model_is_cropped_as_its_config_says(vit):
@@ -81,7 +82,7 @@ def test_all_of_the_way_is_the_names():
 def test_a_saved_folder_is_cropped_as_it_was(tmp_path, vit, chosen):
     """Also where that is a default, and the name would say something else."""
     images = Preprocessing(SIDE, **chosen)
-    other = dataclasses.replace(vit, preprocessing=images)
+    other = vit.with_preprocessing(**vars(images))
     path = imagepiece_jax.save(other, tmp_path / "saved")
     found = imagepiece_jax.load(path)
     assert found.preprocessing == found.config.preprocessing == images
@@ -93,8 +94,8 @@ def test_a_saved_folder_is_cropped_as_it_was(tmp_path, vit, chosen):
 
 def test_a_run_takes_the_whole_way_of_its_weights_or_has_its_own(vit):
     """What a config with a crop of its own leaves open is as in any config."""
-    config = dataclasses.replace(
-        CONFIG, crop=0.95, crop_mode="squash", interpolation="bilinear"
+    config = CONFIG.with_preprocessing(
+        crop=0.95, crop_mode="squash", interpolation="bilinear"
     )
     other = imagepiece_jax.load(vit.source.path, config=config)
     assert in_training(other) == config.preprocessing

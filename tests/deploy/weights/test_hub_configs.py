@@ -145,7 +145,7 @@ def test_labels_of_timms_form(fields, names):
 
 @pytest.mark.parametrize("name", registry.public_models())
 def test_the_arguments_of_timms_class_make_its_parts(name):
-    images = {"image_size": 224, "mean": HALF["mean"], "std": HALF["std"]}
+    images = {"preprocessing": Preprocessing(224)} | HALF
     config = timm_config.of_architecture(name, images)
     assert timm_config.with_arguments(config, {}) == config
 
@@ -175,7 +175,8 @@ def test_a_trunk_of_open_clip(proj, size):
     file = {"model_cfg": {"embed_dim": 5, "vision_cfg": vision}}
     found = parse_open_clip(file | {"preprocess_cfg": images})
     assert found.num_classes == 5
-    assert found.interpolation == ("bilinear" if size == 32 else "bicubic")
+    interpolation = found.preprocessing.interpolation
+    assert interpolation == ("bilinear" if size == 32 else "bicubic")
 
 
 @pytest.mark.parametrize(
@@ -345,7 +346,7 @@ def test_a_crop_gives_the_size_that_it_is_of(size):
     """224 / (224 / 354) is a bit less than 354. DeiT's squashes and crops."""
     processor = {"size": size, "crop_size": 224, "do_center_crop": True, "resample": 3}
     found = transformers({"model_type": "deit"}, processor)
-    assert int(224 / found.crop) == size
+    assert int(224 / found.preprocessing.crop) == size
     assert prepared(found) == SQUASHED | {"crop": pytest.approx(224 / size)}
 
 

@@ -16,6 +16,7 @@ import scipy.ndimage
 
 import imagepiece_jax
 from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.weights import layouts
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
@@ -36,7 +37,9 @@ def stored(name):
     with np.load(FOLDER / f"{name}.npz") as file:
         arrays = {key: file[key] for key in file.files}
     fields = json.loads(str(arrays.pop("config")))
-    config = ViTConfig(**fields | {"arch": Architecture(**fields["arch"])})
+    fields["arch"] = Architecture(**fields["arch"])
+    fields["preprocessing"] = Preprocessing(**fields["preprocessing"])
+    config = ViTConfig(**fields)
     return arrays, {key: arrays.pop(key) for key in BESIDE} | {"config": config}
 
 
@@ -66,20 +69,20 @@ def test_a_checkpoint_computes_what_its_project_does(name, tmp_path):
 def test_wrappers_of_a_model_are_not_of_its_names(wrapped, inside):
     """In any order and number, and inside names; a classifier stands beside a tower."""
     tensors, _ = stored("transformers_vit")
-    expected = layouts.to_timm(tensors).tensors
+    expected = layouts.to_timm(tensors)
     renamed = {}
     for name in tensors:
         of_block = name.replace(".layer.0.", f".layer.0.{inside}")
         renamed[wrapped.format(of_block)] = tensors[name]
     assert len(renamed) == len(tensors)
-    chex.assert_trees_all_equal(layouts.to_timm(renamed).tensors, expected)
+    chex.assert_trees_all_equal(layouts.to_timm(renamed), expected)
 
 
 def test_a_pooler_with_a_norm_is_of_another_model():
     """BEiT's, which reads a mean; ViT's has one layer, which is left out."""
     tensors, _ = stored("transformers_vit")
     tensors["vit.pooler.dense.weight"] = np.ones((24, 24))
-    assert not any("pooler" in name for name in layouts.to_timm(tensors).tensors)
+    assert not any("pooler" in name for name in layouts.to_timm(tensors))
     tensors["vit.pooler.layernorm.weight"] = np.ones(24)
     with pytest.raises(InputError, match="tensor vit.pooler.layernorm.weight has no"):
         layouts.to_timm(tensors)

@@ -12,7 +12,7 @@ import safetensors.numpy
 import imagepiece_jax
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.inference.optimize import prepare
-from imagepiece_jax.deploy.weights import hub_configs, layouts
+from imagepiece_jax.deploy.weights import hub_configs
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
@@ -21,7 +21,7 @@ from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import PROBLEMS
 from imagepiece_jax.models.rotary import Rotary
-from imagepiece_jax.models.variables import digest, variable_shapes
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods.tome import ToMe
 from tests.models import make, tiny
 from tests.models.recoveries import recovered
@@ -73,12 +73,10 @@ def made(
 ):
     """A Pretrained of `fields`, with random variables, on images of 16 x 16 pixels."""
     usual = {"image_size": 16, "num_classes": 7, **SIZE, "arch": Architecture()}
-    fields = {**usual, **fields}
-    model = create_model(make.config(None, **fields), reduction, dtype=dtype)
-    size = fields["image_size"]
+    model = create_model(make.config(None, **usual | fields), reduction, dtype=dtype)
     variables = tiny.fill(variable_shapes(model))
-    prepared = Preprocessing(size, **(preprocessing or {}))
-    return Pretrained(model, variables, prepared, class_names)
+    vit = Pretrained(model, variables, class_names)
+    return vit.with_preprocessing(**preprocessing or {})
 
 
 def logits(vit):
@@ -128,7 +126,7 @@ def test_what_a_folder_holds(tmp_path):
     stored = config["imagepiece_jax"]["config"]
     assert stored["embed_dim"] == 32
     assert stored["num_classes"] == 7
-    assert stored["rule"] == "transformers"
+    assert stored["preprocessing"]["rule"] == "transformers"
     found = imagepiece_jax.load(tmp_path / "m")
     assert (found.class_names, found.model.execution.dtype) == (
         names,
@@ -142,8 +140,7 @@ def test_what_a_folder_holds(tmp_path):
 def described(name, class_names=None, reduction=None, **fields):
     """The config.json of a public model, without its weights."""
     model = create_model(make.config(name, **fields), reduction)
-    images = model.config.preprocessing
-    return hub_configs.describe(Pretrained(model, {"params": {}}, images, class_names))
+    return hub_configs.describe(Pretrained(model, {"params": {}}, class_names))
 
 
 @pytest.mark.parametrize(
@@ -221,11 +218,15 @@ THREE = (0.1, 0.2, 0.3)
 @pytest.mark.parametrize(
     "changed, value, said",
     [
-        ("imagepiece_jax.format", 2, "format is 2; this version reads 3"),
+        ("imagepiece_jax.format", 3, "format is 3; this version reads 4"),
         ("imagepiece_jax.config.foo", 3, "foo"),
         ("imagepiece_jax.config.mean", THREE, "config says (0.1, 0.2, 0.3)"),
         ("pretrained_cfg.std", THREE, "pretrained_cfg.std is (0.1, 0.2, 0.3), but"),
-        ("imagepiece_jax.config.image_size", 32, "config says (3, 32, 32)"),
+        (
+            "imagepiece_jax.config.preprocessing.image_size",
+            32,
+            "config says (3, 32, 32)",
+        ),
         ("imagepiece_jax.reduction", "evit:keep_rate=2", "keep_rate is 2"),
     ],
 )
@@ -243,27 +244,25 @@ def test_a_config_that_somebody_changed_is_refused(changed, value, said):
 
 
 @pytest.mark.parametrize(
-    "group, kind, older",
+    "group, kind",
     [
-        ("config", ViTConfig, []),
-        ("config.arch", Architecture, ["pool_mlp_ratio"]),
-        ("config.arch.rotary", Rotary, []),
+        ("config", ViTConfig),
+        ("config.preprocessing", Preprocessing),
+        ("config.arch", Architecture),
+        ("config.arch.rotary", Rotary),
     ],
 )
-def test_a_record_lacks_no_field(group, kind, older):
-    """What it lacks would be DeiT's. Files from before a field lack it, too."""
+def test_a_record_lacks_no_field(group, kind):
+    """What it lacks would be DeiT's."""
     config = json.loads(json.dumps(hub_configs.describe(made(**MODELS["eva02"]))))
-    saved = hub_configs.parse(config, {}).config
+    hub_configs.parse(config, {})
     for field in dataclasses.fields(kind):
         part = changed = json.loads(json.dumps(config))
         for name in ("imagepiece_jax", *group.split(".")):
             part = part[name]
         del part[field.name]
-        if field.name in older:
-            assert hub_configs.parse(changed, {}).config == saved
-        else:
-            with refused("config.json", f"has no {field.name}"):
-                hub_configs.parse(changed, {})
+        with refused("config.json", f"has no {field.name}"):
+            hub_configs.parse(changed, {})
 
 
 @pytest.mark.parametrize(
@@ -291,12 +290,12 @@ def learned(seed):
     """A dense model with a selector that was trained for DYNAMICVIT."""
     vit = made(reduction=DYNAMICVIT)
     filled = tiny.fill(variable_shapes(vit.model), seed)
-    return dataclasses.replace(vit, variables=filled)
+    return vit.with_variables(filled)
 
 
 def recovered_of(seed, reduction):
     vit = made()
-    vit = dataclasses.replace(vit, variables=tiny.variables(vit.model, seed=seed))
+    vit = vit.with_variables(tiny.variables(vit.model, seed=seed))
     return recovered(vit, costs=(reduction,))
 
 
@@ -326,32 +325,6 @@ def test_files_of_two_models_are_refused(tmp_path, models, files):
     imagepiece_jax.load(first)
 
 
-def test_a_folder_from_before_digests_loads(tmp_path):
-    path = imagepiece_jax.save(learned(1), tmp_path / "m")
-    config = json.loads((path / "config.json").read_text())
-    del config["imagepiece_jax"]["digest"]
-    (path / "config.json").write_text(json.dumps(config))
-    assert imagepiece_jax.load(path).model.has_selectors
-
-
-def test_a_recovery_from_before_scenes_loads(tmp_path):
-    """Its numbers were tied to the dense tensors alone."""
-    path = imagepiece_jax.save(recovered(), tmp_path / "m")
-    config = json.loads((path / "config.json").read_text())
-    ours = config["imagepiece_jax"]
-    del ours["digest"]
-    for cost in ours["recovery"]["costs"]:
-        del cost["off_the_shelf"], cost["scenes"]
-    tensors = layouts.read_weights(path / "model.safetensors").tensors
-    ours["recovery"]["saved_beside"] = digest(tensors)
-    (path / "config.json").write_text(json.dumps(config))
-    assert imagepiece_jax.load(path).recovery
-    ours["recovery"]["saved_beside"] = "0" * 64
-    (path / "config.json").write_text(json.dumps(config))
-    with refused("is not of the model beside it"):
-        imagepiece_jax.load(path)
-
-
 def test_selectors_of_other_reductions_stay(tmp_path):
     vit = learned(1)
     imagepiece_jax.save(vit, tmp_path / "m")
@@ -363,7 +336,7 @@ def test_selectors_of_other_reductions_stay(tmp_path):
     # Those of the same block make place.
     spvit = dense.with_reduction("spvit:blocks=(1,):keep_rates=(0.5,)", seed=0)
     trained = jax.tree.map(lambda leaf: leaf + 1, spvit.variables)
-    spvit = dataclasses.replace(spvit, variables=trained)
+    spvit = spvit.with_variables(trained)
     imagepiece_jax.save(spvit, tmp_path / "m")
     assert same(imagepiece_jax.load(tmp_path / "m").variables, trained)
 
@@ -482,7 +455,7 @@ def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
     params = again.variables["params"]
     head = jax.tree.map(lambda leaf: leaf + 1, params["head"])
     variables = {**again.variables, "params": {**params, "head": head}}
-    trained = dataclasses.replace(again, variables=variables)
+    trained = again.with_variables(variables)
     assert trained.untrained is False
     imagepiece_jax.save(trained, tmp_path / "trained")
     assert not imagepiece_jax.load(tmp_path / "trained").untrained
