@@ -301,12 +301,16 @@ def test_ctrl_c_leaves_the_weights_so_far(vit, monkeypatch, caplog):
     assert "so far are kept" in caplog.text
 
 
-@pytest.mark.parametrize("step", [1, 10])
+def test_ctrl_c_before_the_first_step_is_raised(vit, monkeypatch, caplog):
+    interrupt(monkeypatch, 1)  # while it compiles
+    with pytest.raises(KeyboardInterrupt):
+        recovered(vit, steps=40)
+    assert caplog.text.count(recover.NOTHING_BETTER) == 1
+
+
 @pytest.mark.usefixtures("useless")
-def test_ctrl_c_before_anything_is_better_leaves_the_weights(
-    vit, monkeypatch, caplog, step
-):
-    interrupt(monkeypatch, step)
+def test_ctrl_c_before_anything_is_better_leaves_the_weights(vit, monkeypatch, caplog):
+    interrupt(monkeypatch, 10)
     stopped = recovered(vit, steps=40)
     (report,) = stopped.recovery.costs
     assert report.stopped

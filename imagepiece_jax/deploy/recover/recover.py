@@ -48,7 +48,7 @@ CHECK, DIVERGED = 0.1, 2.0
 MANY = 10**9  # more steps than fit in any time
 ATTEMPTS = 4  # at a quarter of the learning rate each time
 
-NOTHING_BETTER = "stopped: nothing is better than the start, so nothing is kept"
+NOTHING_BETTER = "stopped: nothing is better than the start"
 
 log = logging.getLogger("imagepiece_jax.recover")
 
@@ -72,9 +72,9 @@ def recover(
     Of more than 10,000 images, 10,000 evenly spaced ones are used. A fifth, 16 to 500
     of them, is held out: images of one scene, such as copies and frames of a burst, are
     all held out or all learned from. The last weights come back if they are better on
-    the held-out images. Ctrl-C ends the training after its current step. The same seed
-    and steps give the same bits on the same machine. OpenCV resizes the crops where it
-    is installed, else Pillow.
+    the held-out images. Ctrl-C ends the training after its current step, and raises
+    KeyboardInterrupt before the first one. The same seed and steps give the same bits
+    on the same machine. OpenCV resizes the crops where it is installed, else Pillow.
 
     vit: a dense model, or one with a reduction that learns no selectors
     images: a folder, paths, PIL images, uint8 arrays [B, H, W, 3] or a list of
@@ -119,20 +119,19 @@ def recover(
                 end = now + (began + 60 * minutes - now) / (len(forms) - index)
             fit = Fit(form, recipe, teacher)
             run = RecoveryRun(fit, parts, answered, stop, end)
-            with contextlib.suppress(KeyboardInterrupt):  # which requests a stop, too
-                run.compile()
-                if end is not None and time.monotonic() > end and not costs:
-                    raise InputError(
-                        f"minutes is {minutes:g}, which ended before the first step; "
-                        "reading and compiling take longer"
-                    )
-                shown = index * recipe.steps
-                if minutes is not None:
-                    shown = round(time.monotonic() - began)
-                if progress is None:  # compiling is no measure of a step's time
-                    progress = Progress("recover", total, done=shown)
-                    stack.enter_context(progress)
-                run.train(progress, shown)
+            run.compile()
+            if end is not None and time.monotonic() > end and not costs:
+                raise InputError(
+                    f"minutes is {minutes:g}, which ended before the first step; "
+                    "reading and compiling take longer"
+                )
+            shown = index * recipe.steps
+            if minutes is not None:
+                shown = round(time.monotonic() - began)
+            if progress is None:  # compiling is no measure of a step's time
+                progress = Progress("recover", total, done=shown)
+                stack.enter_context(progress)
+            run.train(progress, shown)
             cost = run.cost(dense)
             if cost.changed or not (stop.requested and costs):
                 costs.append(cost)
