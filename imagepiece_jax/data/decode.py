@@ -4,7 +4,6 @@ One damaged file must not end a long run, many of them must: `decode` raises
 `UnreadableImage`, the loader continues without it, `record_unreadable` counts them.
 """
 
-import contextlib
 import io
 import logging
 import warnings
@@ -68,7 +67,7 @@ class UnreadableImage(InputError):
 def decode(file, name: str, upright: bool = True) -> np.ndarray:
     """RGB pixels of an encoded image. See `rgb` for other modes.
 
-    file: a path, or an open binary file
+    file: a path, or the bytes of a file
     name: of the file, for errors
     upright: apply the EXIF orientation
     Returns [H, W, 3] uint8.
@@ -110,8 +109,8 @@ def size(file, upright: bool = True) -> tuple[int, int] | None:
 
 
 def _opened(file):
-    """A context with the binary file of a path, or with a file that is open already."""
-    return contextlib.nullcontext(file) if hasattr(file, "read") else open_regular(file)
+    """The binary file at a path, or of bytes."""
+    return io.BytesIO(file) if isinstance(file, bytes) else open_regular(file)
 
 
 def _fast_jpeg(data):

@@ -7,7 +7,6 @@ import abc
 import copy
 import functools
 import hashlib
-import io
 import os
 from collections.abc import Collection, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
@@ -77,7 +76,7 @@ class Source(abc.ABC):
         if isinstance(data, np.ndarray):
             return Image(data, label, name)
         try:
-            return Image(decode.decode(_file(data), name, self.upright), label, name)
+            return Image(decode.decode(data, name, self.upright), label, name)
         except decode.UnreadableImage as damage:
             return Image(None, label, name, damage)
 
@@ -90,7 +89,7 @@ class Source(abc.ABC):
         data = self._stored(index)[0]
         if isinstance(data, np.ndarray):
             return data.shape[:2]
-        return decode.size(_file(data), self.upright)
+        return decode.size(data, self.upright)
 
     def some_sizes(self) -> list[tuple[int, int]]:
         """`size` of up to 64 readable images, spread over the source."""
@@ -193,11 +192,6 @@ class Source(abc.ABC):
 def evenly_spaced(total: int, count: int) -> np.ndarray:
     """`count` indices of `total` things, the first and the last among them."""
     return np.linspace(0, total - 1, count).round().astype(int)
-
-
-def _file(data):
-    """What `decode` takes: a path as it is, or encoded bytes as a file."""
-    return io.BytesIO(data) if isinstance(data, bytes) else data
 
 
 def _content(data):

@@ -17,7 +17,7 @@ from tests.command import start
 def encoded(image, format, **options):
     file = io.BytesIO()
     image.save(file, format, **options)
-    return io.BytesIO(file.getvalue())
+    return file.getvalue()
 
 
 def plain(mode, color):
@@ -66,8 +66,7 @@ def test_jpeg_pixels_are_pillow_s(mode, options):
     noise = np.random.default_rng(0).integers(0, 256, (45, 67, 3), np.uint8)
     image = Image.fromarray(noise).resize((670, 450)).convert(mode)
     file = encoded(image, "JPEG", **options)
-    truth = np.asarray(Image.open(file).convert("RGB"))
-    file.seek(0)
+    truth = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
     np.testing.assert_array_equal(decode(file, "x"), truth)
 
 
@@ -87,14 +86,11 @@ def test_only_upright_is_as_a_viewer_shows_it(format, orientation, stored):
     file = encoded(image, format, exif=exif, **lossless)
     as_it_is = "1234" if format == "TIFF" else stored  # which Pillow itself turns
     for upright, corners in ((False, as_it_is), (True, "1234")):
-        file.seek(0)
         pixels = decode(file, "x", upright)[8::16, 8::16, 0].reshape(-1)
         assert np.abs(pixels - 60.0 * np.array([*map(int, corners)])).max() < 3
     wide = encoded(image.resize((20, 10)), format, exif=exif, **lossless)
     for upright in (False, True):
-        wide.seek(0)
         shape = decode(wide, "x", upright).shape[:2]
-        wide.seek(0)
         assert size(wide, upright) == shape
 
 
@@ -109,7 +105,7 @@ TURNED = {
     8: lambda pixels: np.rot90(pixels, 1),
 }
 LANDSCAPE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
-PHOTOGRAPH = encoded(Image.fromarray(LANDSCAPE), "JPEG").getvalue()
+PHOTOGRAPH = encoded(Image.fromarray(LANDSCAPE), "JPEG")
 ORDERS = {"<": b"II*\0", ">": b"MM\0*"}
 
 
@@ -136,10 +132,10 @@ def stated(orientation, order="<", kind="H"):
 def upright(data, pil):
     if pil:
         return rgb(Image.open(io.BytesIO(data)), upright=True)
-    return decode(io.BytesIO(data), "x", upright=True)
+    return decode(data, "x", upright=True)
 
 
-STORED_PIXELS = decode(io.BytesIO(PHOTOGRAPH), "x")
+STORED_PIXELS = decode(PHOTOGRAPH, "x")
 
 
 def random_block(draw, orientation):
@@ -182,7 +178,7 @@ def test_orientations_that_only_pillow_reads():
         encoded(image, "WEBP", lossless=True, xmp=packet),
         encoded(image, "PNG", pnginfo=texts),
     ):
-        found = upright(file.getvalue(), pil=False)
+        found = upright(file, pil=False)
         np.testing.assert_array_equal(found, TURNED[6](LANDSCAPE))
 
 
@@ -227,7 +223,7 @@ def test_numbers_without_a_known_range_are_refused(values):
 
 def large_jpeg():
     """It says of itself that it has 65,500 x 65,500 pixels."""
-    data = bytearray(encoded(plain("RGB", (1, 2, 3)), "JPEG").getvalue())
+    data = bytearray(encoded(plain("RGB", (1, 2, 3)), "JPEG"))
     size = data.index(b"\xff\xc0") + 5  # start of frame: length, precision, then it
     data[size : size + 4] = b"\xff\xdc\xff\xdc"
     return bytes(data)
@@ -235,15 +231,15 @@ def large_jpeg():
 
 def large_png(width, height):
     """It says its size in the header."""
-    data = bytearray(encoded(plain("L", 7), "PNG").getvalue())
+    data = bytearray(encoded(plain("L", 7), "PNG"))
     header = b"IHDR" + struct.pack(">II", width, height) + bytes(data[24:29])
     data[12:33] = header + struct.pack(">I", zlib.crc32(header))
     return bytes(data)
 
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-JPEG = encoded(Image.fromarray(NOISE), "JPEG").getvalue()
-FLOATS = encoded(Image.fromarray(np.float32([[0, 0.5]])), "TIFF").getvalue()
+JPEG = encoded(Image.fromarray(NOISE), "JPEG")
+FLOATS = encoded(Image.fromarray(np.float32([[0, 0.5]])), "TIFF")
 
 
 @pytest.mark.parametrize(
@@ -262,7 +258,7 @@ FLOATS = encoded(Image.fromarray(np.float32([[0, 0.5]])), "TIFF").getvalue()
     ids=range(9),
 )
 def test_damage_and_too_many_pixels_are_an_unreadable_image(tmp_path, data, reason):
-    file = str(tmp_path / "gone.jpg") if data is None else io.BytesIO(data)
+    file = str(tmp_path / "gone.jpg") if data is None else data
     with pytest.raises(UnreadableImage) as caught:
         decode(file, "cat.jpg")
     assert caught.value.name == "cat.jpg"
