@@ -105,8 +105,9 @@ def noise(*shape):
 def config_like(name, **changes):
     """The config of a small model whose parts are those of `name`."""
     sizes = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
-    sizes |= {"mlp_ratio": HIDDEN / WIDTH, "patch_size": PATCH, "image_size": SIDE}
-    return dataclasses.replace(registry.config(name), **sizes | changes)
+    sizes |= {"mlp_ratio": HIDDEN / WIDTH, "patch_size": PATCH}
+    config = registry.config(name).with_preprocessing(image_size=SIDE)
+    return dataclasses.replace(config, **sizes | changes)
 
 
 # transformers

@@ -92,6 +92,14 @@ def test_a_form_has_the_numbers_of_its_cost(vit, folder, capsys, place, reductio
     assert not capsys.readouterr().err
 
 
+def test_the_dense_variables_of_a_form_are_the_public_ones(public, vit, folder):
+    for form in (vit.with_reduction(TOME), load(folder, reduction=TOME)):
+        chex.assert_trees_all_equal(form.dense_variables, public.variables)
+        assert not has_numbers(public, form.recovered.numbers)
+        other = form.with_model(public.model)
+        chex.assert_trees_all_equal(other.variables, public.variables)
+
+
 def test_another_form_has_the_numbers_of_the_dense_model(public, vit, folder, capsys):
     """It is said in a line. The dense model, and a form that learned, say nothing."""
     said = "tome:r=5: not recovered, so it has the dense model's numbers"

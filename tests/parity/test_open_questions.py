@@ -215,14 +215,14 @@ def authors(model, renamed):
 def small_config(name, model):
     """The config of a public name in the sizes of a small model."""
     hidden = model.blocks[0].mlp.fc2.in_features
-    return dataclasses.replace(
+    config = dataclasses.replace(
         imagepiece_jax.read_config(name),
         embed_dim=48,
         depth=2,
         num_heads=4,
-        image_size=model.patch_embed.img_size,
         mlp_ratio=hidden / 48,
     )
+    return config.with_preprocessing(image_size=model.patch_embed.img_size)
 
 
 @pytest.mark.parametrize("lm_head", [True, False])

@@ -341,10 +341,7 @@ def _renamed_tensors(state_dict, layout, names, config):
 
 
 def _of_parts(tensors, arch, norms_pooled):
-    """The tensors as a model of these parts has them.
-
-    A last norm may be of the pooled vector, and biases of zeros may be none.
-    """
+    """`arch` decides whose norm the last one is, and whether biases of zeros stay."""
     if norms_pooled and arch.fc_norm and "fc_norm.weight" not in tensors:
         tensors = {re.sub(r"^norm\.", "fc_norm.", k): v for k, v in tensors.items()}
     bias = re.compile(r"blocks\.\d+\.attn\.([qv]_bias|qkv\.bias)")

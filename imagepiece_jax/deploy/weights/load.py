@@ -108,7 +108,7 @@ def load(
         raise InputError(f"checkpoint is {checkpoint!r}, but {found.place} is no run")
     described = describe(found, config)
     tensors, recovered = _read(found, described, checkpoint, averaged)
-    trained = _of_tensors(found, described, tensors)
+    trained = of_tensors(found, described, tensors)
     if image_size is None and described.trained_size is not None:
         image_size = described.config.image_size
     wanted = trained
@@ -305,7 +305,9 @@ def _read(found, described, checkpoint, averaged):
     return tensors, recovered
 
 
-def _of_tensors(found, described, tensors):
+def of_tensors(
+    found: Location, described: Described, tensors: Mapping[str, np.ndarray]
+) -> ViTConfig:
     """A config with what its tensors say.
 
     That is the number of classes, which has to be the one that files state; the size of

@@ -12,7 +12,7 @@ import imagepiece_jax
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.config.run_files import FORMAT as RUN_FORMAT
 from imagepiece_jax.data import class_names
-from imagepiece_jax.deploy.weights import load
+from imagepiece_jax.deploy.weights import layouts, load, location
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.config import MEAN, STD
@@ -352,6 +352,20 @@ def test_a_state_dict_in_memory_is_loaded_as_its_file(file, variables):
         imagepiece_jax.load(other, config=CONFIG)
     with refused("checkpoint must be the key of one"):
         imagepiece_jax.load(two, config=CONFIG)
+
+
+def test_names_are_mapped_once_and_a_folder_is_listed_once(saved, monkeypatch):
+    calls = []
+    for module, name in ((layouts, "timm_names"), (location.os, "listdir")):
+        call = getattr(module, name)
+
+        def noted(argument, call=call, name=name):
+            calls.append(name)
+            return call(argument)
+
+        monkeypatch.setattr(module, name, noted)
+    imagepiece_jax.load(saved)
+    assert sorted(calls) == ["listdir", "timm_names"]
 
 
 def test_torch_tensors_are_loaded_from_memory(file, variables):
