@@ -1,5 +1,6 @@
 """docs/api.md has every public name, and no argument that is none."""
 
+import ast
 import dataclasses
 import inspect
 import re
@@ -20,13 +21,16 @@ def test_the_page_lists_the_public_names():
     assert sorted(name for name, _ in HEADS) == sorted(imagepiece_jax.__all__)
 
 
-def test_signatures_have_arguments_that_exist():
+def test_signatures_have_arguments_that_exist_and_their_defaults():
     for name, signature in HEADS:
         if not signature:  # of an error
             continue
         parameters = inspect.signature(getattr(imagepiece_jax, name)).parameters
-        named = re.findall(r"(\w+)(?:=[^,]*)?(?:, |$)", signature)
-        assert set(named) <= {*parameters}, name
+        named = re.findall(r"(\w+)(?:=([^,(]*|\(\)))?(?:, |$)", signature)
+        assert {argument for argument, _ in named} <= {*parameters}, name
+        for argument, default in named:
+            if default and not default.isupper():  # of a constant
+                assert ast.literal_eval(default) == parameters[argument].default, name
 
 
 def test_a_config_is_read_from_a_name_or_a_folder_and_makes_the_model(tmp_path):

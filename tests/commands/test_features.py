@@ -114,7 +114,7 @@ def test_the_class_of_the_page_finds_the_rows_of_the_command(
         exif[ExifTags.Base.Orientation] = 6
         image.crop((0, 0, 120, 224)).save(photos / "turned.jpg", exif=exif)
     (photos / "damaged.jpg").write_bytes(found[398].read_bytes()[:500])
-    page = (ROOT / "docs" / "search.md").read_text("utf-8")
+    page = (ROOT / "docs" / "ray.md").read_text("utf-8")
     *_, code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     weights = str(assets / "weights" / "dinov2_small")
     code = code.replace("hf://facebook/dinov2-small", weights)

@@ -65,3 +65,24 @@ def test_rows_name_their_sources_and_have_the_accuracy_of_their_bits(stored):
     for row in stored.readme:
         named |= {row[name] for name in ("source", "h200_source") if name in row}
     assert named == set(stored.sources)
+
+
+def test_the_page_of_comparison_has_figures_of_the_results():
+    """Points and times of the recovered models, and of DeiT-S on an H200."""
+    rows, *_ = markdown.tables(markdown.section("docs/comparison.md", "By time"))
+    page = "docs/results/comparison.md"
+    recovered, *_ = markdown.tables(markdown.section(page, "Recovered"))
+    by_model = {row["model"]: row for row in recovered}
+    page = "docs/results/performance.md"
+    *_, timed, _ = markdown.tables(markdown.section(page, "How fast"))
+    on_gpu = {row["setting"].replace(" in ", ", "): row for row in timed}
+    for row in rows:
+        measured = by_model[row["setting"]]
+        for column, name in (("", "off the shelf"), (", recovered", "recovered")):
+            lost, *_ = markdown.interval(measured[f"points, {name}"])
+            assert float(row[f"points lost{column}"]) == -lost
+        assert float(row["CPU"]) == markdown.interval(measured["times as fast"])[0]
+        if row["H200, DeiT-S"]:
+            setting = row["setting"].replace("blocks,", "blocks")
+            setting = setting.replace("dense, ", "dense at ")
+            assert on_gpu[setting]["times the dense"].split()[0] == row["H200, DeiT-S"]
