@@ -55,7 +55,7 @@ def main(
             )
         forms = {vit.source.name: vit}
         sizes = sizes or [vit.batch_size or 1]
-        dtype = vit.facts["dtype"]
+        dtype = vit.model.execution.dtype.name
     else:
         named = model.named()
         if named is None:

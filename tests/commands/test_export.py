@@ -176,6 +176,17 @@ def test_a_file_without_its_description_is_refused(tmp_path, text):
         assert "lacks" in sentence(call(main, file, *words))
 
 
+@pytest.mark.parametrize("name", ["input", "preprocessing", "model"])
+def test_a_damaged_description_is_refused(tmp_path, name):
+    pytest.importorskip("onnxruntime")
+    vit = tiny.pretrained(num_classes=10, image_size=16, depth=1)
+    file = imagepiece_jax.export(vit, tmp_path / "m.onnx")
+    facts = json.loads((tmp_path / "m.onnx.json").read_text())
+    (tmp_path / "m.onnx.json").write_text(json.dumps(facts | {name: 3}))
+    for main, words in ((evaluate.main, ["digits"]), (benchmark.main, [])):
+        assert "m.onnx.json" in sentence(call(main, file, *words))
+
+
 def test_a_file_is_not_loaded(tmp_path):
     file = tmp_path / "half.onnx"
     file.touch()

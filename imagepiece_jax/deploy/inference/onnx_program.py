@@ -34,27 +34,25 @@ class OnnxProgram(Pretrained):
     Its weights are in the file, so `variables` is empty.
     """
 
-    facts: Mapping[str, Any]  # of the JSON beside the file
     session: Any  # of onnxruntime
-
-    @property
-    def batch_size(self) -> int | None:
-        """Images in a call; None: any number."""
-        size = self.facts["input"]["shape"][0]
-        return size if isinstance(size, int) else None
+    input_name: str
+    input_dtype: str
+    batch_size: int | None  # images in a call; None: any number
+    channels_first: bool
+    recovered_form: str | None  # whose numbers the file has
 
     def prepared(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [B, H, W, 3] as the file takes images."""
         images = np.asarray(pixels)
-        if self.facts["input"]["dtype"] != "uint8":
+        if self.input_dtype != "uint8":
             images = np.asarray(normalize(images, self.config.mean, self.config.std))
-        if self.facts["input"]["shape"][1] == 3:  # channels first
+        if self.channels_first:
             images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         return images
 
     def run(self, images: np.ndarray, outputs: list[str] | None = None) -> list:
         """The outputs of `prepared` images; None: all of them."""
-        return self.session.run(outputs, {self.facts["input"]["name"]: images})
+        return self.session.run(outputs, {self.input_name: images})
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Logits of images. uint8 [B, H, W, 3] -> [B, classes]."""
@@ -106,13 +104,18 @@ def _program(path, facts, session):
     images.pop("resized", None)
     images = Preprocessing(tuple(images.pop("image_size")), **images)
     config = ViTConfig(**fields | {"arch": arch, "preprocessing": images})
+    batch_size, channels, *_ = facts["input"]["shape"]
     return OnnxProgram(
         model=create(config, facts["method"]),
         variables={"params": {}},
         class_names=facts["class_names"],
         source=Source(path=path, kind=KIND, name=path.name),
-        facts=facts,
         session=session,
+        input_name=facts["input"]["name"],
+        input_dtype=facts["input"]["dtype"],
+        batch_size=batch_size if isinstance(batch_size, int) else None,
+        channels_first=channels == 3,
+        recovered_form=facts["recovered"],
     )
 
 
