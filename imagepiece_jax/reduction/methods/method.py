@@ -149,11 +149,14 @@ class Method:
         own = {"counts": None, "macs": None}
         if hasattr(self, "blocks"):
             own["blocks"] = (block,)
-        for step in _steps_of(dataclasses.replace(self, **own), depth):
+        steps = _steps_of(dataclasses.replace(self, **own), depth)
+        for step in steps:
             if step.block == block:
                 return step
+        blocks = ", ".join(str(step.block) for step in steps)
         raise Unreachable(
-            f"counts change at block {block}, at which this method does nothing"
+            f"counts change at block {block}, but the method's blocks are "
+            f"{blocks or 'none'}"
         )
 
     def at_ratio(self, ratio: float, depth: int, patches: int) -> "Method":
