@@ -119,6 +119,19 @@ REFERENCE = Reduction.read("imagepiece")  # whose cost the others are matched to
 LEARNING = {"backbone_lr": 1.0, "frozen_epochs": 0.0}
 
 
+def with_cost(reduction: Reduction, macs: float) -> Reduction:
+    """The reduction at a cost; a schedule stays, and so do fields that give a shape."""
+    method = reduction.method
+    changes = {"macs": macs}
+    if not isinstance(method.counts, str):
+        changes["counts"] = None
+    if method.ratio_field is not None:
+        field = method.ratio_field
+        changes[field] = getattr(type(method), field)
+    method = dataclasses.replace(method, **changes)
+    return dataclasses.replace(reduction, method=method)
+
+
 class Finetuner(Models):
     """Short runs in a folder, trained when they are needed.
 
@@ -178,7 +191,7 @@ class Finetuner(Models):
         """`reduction` at the ratio whose GMACs are nearest to the reference's."""
         reference = create(self._dense.config, REFERENCE)
         share = model_macs(reference) / model_macs(self._dense)
-        requested = reduction.with_cost(share)
+        requested = with_cost(reduction, share)
         return at_cost(requested, self._dense, tolerance=0.1)
 
     @functools.cached_property

@@ -277,30 +277,25 @@ def build(
     for block in range(depth):
         step = by_block.get(block)
         counts = None
+        after = present
         if step:
             counts = counts_of_step(step, n, n0, stage)
         if counts:
-            n = counts.n_out
-            stage += 1
             progress = max(step.attention_block, 0) / depth
             counts = dataclasses.replace(counts, progress=progress)
-            change = counts.n_out - counts.n_in
+            n = counts.n_out
+            stage += 1
+            after = present + counts.n_out - counts.n_in
             evaluation = None
             if masked and step.when_masked is not None:  # no token is removed
-                change = step.when_masked
+                after = present + step.when_masked
                 evaluation = counts
             counts = dataclasses.replace(
-                counts,
-                n_in=present,
-                n_out=present + change,
-                evaluation=evaluation,
+                counts, n_in=present, n_out=after, evaluation=evaluation
             )
             if step.attention_block >= 0:
                 reads[step.attention_block] |= step.reducer.reads
         before = present
-        after = present
-        if counts:
-            after = counts.n_out
         if step and step.site == "pre":
             before = after
         layer = BlockPlan(

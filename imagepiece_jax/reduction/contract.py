@@ -190,35 +190,27 @@ def _check_slots(dest, n_out):
 
 def _check_index(dest, index):
     """Check that `index` is the map of `dest`, and that partners stay themselves."""
-    for image, slots in enumerate(dest):
-        of_image = jax.tree.map(lambda field, image=image: field[image], index)
-        _check_image(image, slots, of_image)
-
-
-def _check_image(image, slots, index):
-    """Check the SlotIndex of one image.
-
-    slots: [n], the slot of each token, or DROPPED
-    """
-    tokens = np.concatenate([index.keep, index.absorbed])
-    filled = [*range(len(index.keep)), *index.target]
-    for token, slot in zip(tokens, filled, strict=True):
-        if not 0 <= token < len(slots) or slots[token] != slot:
-            raise InputError(
-                f"image {image}: token {token} is in slot {slot} of index, and not in "
-                "that of dest"
-            )
-    times = np.bincount(tokens, minlength=len(slots))
-    for (token,) in _first(times != (slots != DROPPED)):
+    tokens = np.concatenate([index.keep, index.absorbed], axis=1)
+    kept = np.broadcast_to(np.arange(index.keep.shape[1]), index.keep.shape)
+    slots = np.concatenate([kept, index.target], axis=1)
+    inside = np.clip(tokens, 0, dest.shape[1] - 1)
+    differ = np.take_along_axis(dest, inside, axis=1) != slots
+    for image, number in _first(differ | (inside != tokens)):
         raise InputError(
-            f"image {image}: token {token} of slot {slots[token]} is {times[token]} "
-            "times in index"
+            f"image {image}: token {tokens[image, number]} is in slot "
+            f"{slots[image, number]} of index, and not in that of dest"
         )
-    kept = index.keep[index.target]
-    partner = np.broadcast_to(index.partner, kept.shape)
-    for (number,) in _first(kept != partner):
+    times = (tokens[:, :, None] == np.arange(dest.shape[1])).sum(axis=1)
+    for image, token in _first(times != (dest != DROPPED)):
         raise InputError(
-            f"image {image}: slot {index.target[number]} keeps token {kept[number]}, "
-            f"but index.partner has {partner[number]}; a token may be merged into one "
-            "that leaves"
+            f"image {image}: token {token} of slot {dest[image, token]} is "
+            f"{times[image, token]} times in index"
+        )
+    kept = np.take_along_axis(index.keep, index.target, axis=1)
+    partner = np.broadcast_to(index.partner, kept.shape)
+    for image, number in _first(kept != partner):
+        raise InputError(
+            f"image {image}: slot {index.target[image, number]} keeps token "
+            f"{kept[image, number]}, but index.partner has {partner[image, number]}; a "
+            "token may be merged into one that leaves"
         )

@@ -127,20 +127,6 @@ class Reduction:
         """The name of the method."""
         return methods.name_of(self.method)
 
-    def with_cost(self, macs: float) -> "Reduction":
-        """The reduction with a cost in place of what said how many tokens stay.
-
-        A schedule stays, and so do fields that give it a shape.
-        """
-        method = self.method
-        changes = {"macs": macs}
-        if not isinstance(method.counts, str):
-            changes["counts"] = None
-        if method.ratio_field is not None:
-            field = method.ratio_field
-            changes[field] = getattr(type(method), field)
-        return Reduction(dataclasses.replace(method, **changes), self.prop_attn)
-
 
 ReductionLike = Reduction | Method | str | float | None
 DENSE = Reduction(METHODS["none"]())

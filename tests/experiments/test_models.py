@@ -8,9 +8,10 @@ import pytest
 
 from configs import quickstart
 from experiments import models
-from experiments.models import Finetuner, label
+from experiments.models import Finetuner, label, with_cost
 from experiments.paper_tables import DENSE, TableRow, measure, table
 from imagepiece_jax.input import digits
+from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reduction import Reduction
 from tests import runs
 from tests.experiments import tiny_paper
@@ -132,3 +133,15 @@ def test_methods_are_trained_once_and_compared(tmp_path, config, capfd, monkeypa
     ((again, _),) = maker.find(evit, "patch", True)
     assert capfd.readouterr().out.count("this run is complete") == 2
     assert again.digest == found["EViT"].pretrained.digest
+
+
+@pytest.mark.parametrize("name", sorted({*METHODS} - {"none"}))
+def test_a_cost_replaces_what_said_how_many_tokens_stay(name):
+    expected = Reduction.read(f"{name}:macs=0.5")
+    same = [f"counts={(9,) * 12}"]
+    if field := METHODS[name].ratio_field:
+        same.append(f"{field}=1")
+    for fields in same:
+        assert with_cost(Reduction.read(f"{name}:{fields}"), 0.5) == expected
+    schedule = Reduction.read(f"{name}:macs=0.9:counts=proportional-1")
+    assert with_cost(schedule, 0.5).method.counts == "proportional-1"

@@ -21,7 +21,7 @@ NAMES = sorted(set(METHODS) - {"none"})
 # Every schedule with one method, and every method with two schedules.
 FOLLOWED = [("evit", schedule) for schedule in schedules.SHAPES]
 FOLLOWED += [(name, schedule) for name in NAMES for schedule in ("constant", LATER)]
-MERGES = "but merge_blocks and prune_blocks are"
+MERGES = "but the method's blocks are 0, 1, 2, 3"
 # What stands in the way of a schedule: blocks of its own only, squares, and in block 0
 # the attention of the block before it.
 REASONS = {

@@ -67,20 +67,6 @@ def test_equal_reductions_compute_the_same():
     assert str(DENSE) == "none"
 
 
-@pytest.mark.parametrize("name", sorted({*METHODS} - {"none"}))
-def test_a_cost_replaces_what_said_how_many_tokens_stay(name):
-    counts = (9,) * 12
-    assert Reduction.read(f"{name}:counts={counts}").with_cost(0.5) == (
-        Reduction.read(f"{name}:macs=0.5")
-    )
-    kind = METHODS[name]
-    if field := kind.ratio_field:
-        typed = Reduction.read(f"{name}:{field}=1")
-        assert typed.with_cost(0.5) == Reduction.read(f"{name}:macs=0.5")
-    schedule = Reduction.read(f"{name}:macs=0.9:counts=proportional-1")
-    assert schedule.with_cost(0.5).method.counts == "proportional-1"
-
-
 @pytest.mark.parametrize(
     "value, said",
     [

@@ -100,7 +100,7 @@ class ATC(InStages):
     Its authors weight by size where they use proportional attention.
     """
 
-    model_fields = {"prop_attn": True}
+    default_prop_attn = True
 
     linkage: str = "complete"  # distance of two clusters, one of LINKAGES
     metric: str = "key"

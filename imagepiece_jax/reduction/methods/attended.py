@@ -13,7 +13,7 @@ from imagepiece_jax.reduction.methods.method import InStages
 class Attended(InStages):
     """At each of `blocks` a share of the tokens stays, and the others merge into it."""
 
-    model_fields = {"prop_attn": True}
+    default_prop_attn = True
 
     score: str = "auto"
 

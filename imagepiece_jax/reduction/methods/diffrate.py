@@ -140,7 +140,7 @@ class DiffRate(Method):
     MAE-B's schedules are for models with its name, or whose head reads the mean.
     """
 
-    model_fields = {"prop_attn": True}
+    default_prop_attn = True
     amounts = ("target", "prune", "merge")
 
     # GMACs of a published schedule for the model's size; None: those of `DEFAULT`

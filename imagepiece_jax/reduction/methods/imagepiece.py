@@ -8,7 +8,7 @@ import numpy as np
 
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.block_plan import Keep, Merge, Step, Unreachable
+from imagepiece_jax.reduction.block_plan import Keep, Merge, Step
 from imagepiece_jax.reduction.methods.method import Method, check_each
 from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, pick, rank
 from imagepiece_jax.reduction.reducers import (
@@ -111,16 +111,6 @@ class ImagePiece(Method):
         keep = round(1 - drop * factor, 6)
         merge = round(merge * factor, 6)
         return dataclasses.replace(self, keep_rate=keep, merge_ratio=merge)
-
-    def step_at(self, block, depth, tokens):
-        steps = self.steps(depth)
-        by_block = {step.block: step for step in steps}
-        if block not in by_block:
-            raise Unreachable(
-                f"counts change at block {block}, but merge_blocks and prune_blocks "
-                f"are {', '.join(map(str, by_block))}"
-            )
-        return by_block[block]
 
     def steps(self, depth):
         merge = self.merge_blocks

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from imagepiece_jax.common.checks import (
@@ -85,8 +85,8 @@ class Method:
     # the one of them that is found for a cost, and has no effect beside `macs`
     ratio_field: ClassVar[str | None] = None
     needs_teacher: ClassVar[bool] = False  # whether training needs a frozen dense model
-    # defaults for fields of the model's config
-    model_fields: ClassVar[Mapping[str, Any]] = {}
+    # whether attention is proportional, where nothing says it
+    default_prop_attn: ClassVar[bool] = False
     # function (outputs, teacher_outputs, plan) -> {name: further loss term}
     loss: ClassVar[Callable[..., dict[str, Any]] | None] = None
     # function (path such as "blocks_3/attn/q/kernel") -> ParamGroup
@@ -134,11 +134,6 @@ class Method:
                 "the two"
             )
 
-    @property
-    def default_prop_attn(self) -> bool:
-        """Whether attention is proportional, where nothing says it."""
-        return self.model_fields.get("prop_attn", False)
-
     def steps(self, depth: int) -> Sequence[Step]:
         """The Steps in a model of `depth` blocks, by the method's own fields."""
         raise NotImplementedError
@@ -154,11 +149,14 @@ class Method:
         own = {"counts": None, "macs": None}
         if hasattr(self, "blocks"):
             own["blocks"] = (block,)
-        for step in _steps_of(dataclasses.replace(self, **own), depth):
+        steps = _steps_of(dataclasses.replace(self, **own), depth)
+        for step in steps:
             if step.block == block:
                 return step
+        blocks = ", ".join(str(step.block) for step in steps)
         raise Unreachable(
-            f"counts change at block {block}, at which this method does nothing"
+            f"counts change at block {block}, but the method's blocks are "
+            f"{blocks or 'none'}"
         )
 
     def at_ratio(self, ratio: float, depth: int, patches: int) -> "Method":
@@ -302,7 +300,7 @@ class InStages(Method):
 class Removal(Method):
     """Base of methods whose blocks lose `r` tokens each."""
 
-    model_fields = {"prop_attn": True}
+    default_prop_attn = True
     ratio_field = "r"
 
     def removed(self, depth: int) -> Sequence[int]:

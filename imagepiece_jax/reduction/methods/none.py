@@ -3,7 +3,6 @@
 import dataclasses
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.block_plan import Unreachable
 from imagepiece_jax.reduction.methods.method import Method
 
 
@@ -21,7 +20,3 @@ class NoReduction(Method):
 
     def steps(self, depth):
         return ()
-
-    def step_at(self, block, depth, tokens):
-        """Refused, as `counts` then says that fewer tokens stay."""
-        raise Unreachable("counts fall, but none removes no tokens")

@@ -126,5 +126,5 @@ def test_blocks_that_lose_no_token_reduce_nothing():
     plan = ToMe(counts=(16, 13, 13, 13)).plan(4, 16, prefix=1)
     assert [layer.mlp_tokens for layer in plan] == [17, 14, 14, 14]
     assert [layer.counts is None for layer in plan] == [1, 0, 1, 1]
-    assert ToMe.model_fields == {"prop_attn": True}
+    assert ToMe.default_prop_attn
     assert Bipartite.needs == {"metric"}  # no class token, and no row of attention
