@@ -14,6 +14,7 @@ from imagepiece_jax.common import nodes, signals
 from imagepiece_jax.common.files import replace_file, replacing
 from imagepiece_jax.deploy.inference import optimize
 from imagepiece_jax.deploy.inference.onnx_graph import Graph, Value
+from imagepiece_jax.deploy.inference.onnx_primitives import walk
 from imagepiece_jax.deploy.inference.program_facts import exported_images
 from imagepiece_jax.deploy.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.errors import InputError
@@ -62,7 +63,7 @@ def onnx_model(
         weight = Value.constant(leaf)
         graph.name_of(weight, jax.tree_util.keystr(path, simple=True, separator="."))
         weights.append(weight)
-    results = graph.walk(traced, [*weights, entry])
+    results = walk(graph, traced, [*weights, entry])
     named = {}
     for name, result, aval in zip(wanted.names, results, traced.out_avals, strict=True):
         named[name] = graph.output(result, aval.shape)

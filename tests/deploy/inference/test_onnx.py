@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import inspect
 import itertools
 import os
 
@@ -13,7 +14,7 @@ import pytest
 
 from imagepiece_jax.common import nodes
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.deploy.inference import onnx_graph
+from imagepiece_jax.deploy.inference import onnx_graph, onnx_ops
 from imagepiece_jax.deploy.inference import onnx_model as onnx_model_file
 from imagepiece_jax.deploy.inference.features import features
 from imagepiece_jax.deploy.inference.onnx_model import (
@@ -22,11 +23,12 @@ from imagepiece_jax.deploy.inference.onnx_model import (
     remove_weights,
     write_onnx,
 )
+from imagepiece_jax.deploy.inference.onnx_primitives import walk
 from imagepiece_jax.deploy.inference.program_outputs import ProgramOutputs
-from imagepiece_jax.models import registry
+from imagepiece_jax.models import attention, layers, registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.reduction import ops
+from imagepiece_jax.reduction import moves, ops, reducers
 from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny
 from tests.models.test_families import FAMILIES
@@ -371,7 +373,7 @@ def outputs(fn, *shapes):
     entry = onnx_graph.Value(arrays[0].shape, arrays[0].dtype, "images")
     graph = onnx_graph.Graph(entry)
     others = map(onnx_graph.Value.constant, arrays[1:])
-    (out,) = graph.walk(jax.make_jaxpr(fn)(*arrays), [entry, *others])
+    (out,) = walk(graph, jax.make_jaxpr(fn)(*arrays), [entry, *others])
     want = fn(*arrays)
     finished = graph.finished({"logits": graph.expand(out, want.shape)})
     model = in_model(finished)
@@ -395,6 +397,30 @@ def test_rewritten_nodes_give_the_same(fn, shapes):
     want, *others = outputs(lambda *x: fn(*x).astype(jnp.float32), *shapes)
     for each in others:
         np.testing.assert_allclose(each, want, rtol=1e-5, atol=1e-6)
+
+
+MARKED = nodes.node(lambda: None).__code__
+
+
+@pytest.mark.parametrize("room", [layers, attention, ops, moves, reducers])
+def test_marked_functions_have_onnx_operators_of_their_name_and_arguments(room):
+    """The graph argument comes first."""
+    marked = []
+    for name, fn in vars(room).items():
+        if getattr(fn, "__code__", None) is MARKED:
+            marked.append(name)
+            expected = inspect.signature(fn).parameters
+            graph, *parameters = inspect.signature(onnx_ops.OPS[name]).parameters
+            assert parameters == [*expected]
+    assert marked
+
+
+def test_onnx_operators_are_of_marked_functions():
+    """A function that nobody marks would never be called."""
+    rooms = {**vars(layers), **vars(attention), **vars(ops)}
+    rooms |= {**vars(moves), **vars(reducers)}
+    for name in onnx_ops.OPS:
+        assert rooms[name].__code__ is MARKED
 
 
 NUMBERS = np.arange(11, 23, dtype=np.int32).reshape(2, 6)
@@ -426,7 +452,7 @@ def test_a_side_may_be_a_multiple_of_an_open_batch():
     images = jax.ShapeDtypeStruct((batch, 6), np.float32)
     entry = onnx_graph.Value(images.shape, images.dtype, "images")
     graph = onnx_graph.Graph(entry)
-    (out,) = graph.walk(jax.make_jaxpr(with_ones)(images), [entry])
+    (out,) = walk(graph, jax.make_jaxpr(with_ones)(images), [entry])
     x = np.arange(12, dtype=np.float32).reshape(2, 6)
     for each in run(in_model(graph.finished({"logits": out})), x):
         np.testing.assert_array_equal(each, with_ones(x))
