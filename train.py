@@ -16,8 +16,8 @@ from ml_collections import ConfigDict, config_flags
 
 from configs import base
 from imagepiece_jax import cli
-from imagepiece_jax.config import run_files
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.weights import run_files
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -161,9 +161,9 @@ def train():
     """Train as the flags say."""
     # They import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.config.run import RunConfig
-    from imagepiece_jax.deploy.weights.load import loaders
     from imagepiece_jax.training import trainer
     from imagepiece_jax.training.cluster.job import joined
+    from imagepiece_jax.weights.load import loaders
 
     name = run_name(flags.FLAGS["config"].config_filename)
     workdir = WORKDIR.value or pathlib.Path("runs") / name

@@ -18,10 +18,8 @@ import jax
 from ml_collections import ConfigDict
 
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.config.run_files import CONFIG
 from imagepiece_jax.data.class_names import other_class
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.deploy.weights.load import load, loaders
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.models.cost import model_macs
@@ -31,6 +29,8 @@ from imagepiece_jax.models.reduction_plan import at_cost
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 from imagepiece_jax.training.trainer import train_and_evaluate
+from imagepiece_jax.weights.load import load, loaders
+from imagepiece_jax.weights.run_files import CONFIG
 
 # A model, and the reduction that it is measured with
 Model = tuple[Pretrained, Mapping]

@@ -56,14 +56,14 @@ from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.compare.cache import MeasuredWeights, ResultCache, Split
 from imagepiece_jax.deploy.inference import optimize
-from imagepiece_jax.deploy.weights.load import load
-from imagepiece_jax.deploy.weights.location import is_run
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input import worker_pool
 from imagepiece_jax.input.registry import open_source, short_name
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
 from imagepiece_jax.reduction.reduction import DENSE, Reduction, ReductionLike
+from imagepiece_jax.weights.load import load
+from imagepiece_jax.weights.location import is_run
 
 TABLES = {
     "table1": paper_tables.table1,

@@ -24,14 +24,14 @@ if typing.TYPE_CHECKING:
     from imagepiece_jax.deploy.inference.optimize import optimize
     from imagepiece_jax.deploy.inference.predictor import Predictor
     from imagepiece_jax.deploy.recover.recover import recover
-    from imagepiece_jax.deploy.weights.load import load, read_config
-    from imagepiece_jax.deploy.weights.save import save
     from imagepiece_jax.errors import InputError, RunError
     from imagepiece_jax.models.config import ViTConfig
     from imagepiece_jax.models.create import create_model
     from imagepiece_jax.models.pretrained import Pretrained
     from imagepiece_jax.reduction.methods import METHODS
     from imagepiece_jax.reduction.reduction import Reduction
+    from imagepiece_jax.weights.load import load, read_config
+    from imagepiece_jax.weights.save import save
 
 __all__ = ["METHODS", "InputError", "Predictor", "Preprocessing", "Pretrained"]
 __all__ += ["Reduction", "RunError", "ViTConfig", "compare", "create_model", "evaluate"]
@@ -52,12 +52,12 @@ _HOMES = {
     "evaluate": "deploy.inference.evaluate",
     "export": "deploy.inference.export",
     "features": "deploy.inference.features",
-    "load": "deploy.weights.load",
+    "load": "weights.load",
     "normalize": "data.normalize",
     "optimize": "deploy.inference.optimize",
-    "read_config": "deploy.weights.load",
+    "read_config": "weights.load",
     "recover": "deploy.recover.recover",
-    "save": "deploy.weights.save",
+    "save": "weights.save",
 }
 
 

@@ -2,8 +2,8 @@
 
 import re
 
-from imagepiece_jax.deploy.weights import layouts
 from imagepiece_jax.models import registry
+from imagepiece_jax.weights import layouts
 
 
 def deit_ti(monkeypatch, depth):

@@ -9,8 +9,8 @@ import re
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.deploy.weights import hub
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.weights import hub
 from tests.shallow import deit_ti
 
 plt = pytest.importorskip("matplotlib.pyplot")

@@ -16,7 +16,7 @@ from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.source import ArraySource
 from imagepiece_jax.deploy.visualize.trace import trace
-from imagepiece_jax.deploy.weights.load import load
+from imagepiece_jax.weights.load import load
 from tests.command import call
 from tests.models import tiny
 

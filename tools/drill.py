@@ -31,11 +31,11 @@ import imagepiece_jax
 from imagepiece_jax import cli
 from imagepiece_jax.common import checksums, signals
 from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.config.run_files import KINDS
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.logging import MEASURED, read_metrics
+from imagepiece_jax.weights.run_files import KINDS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PATIENCE = 900.0  # seconds for anything that a run should do, on a busy machine

@@ -39,7 +39,7 @@ def main(
     from imagepiece_jax.benchmark import suite, workloads
     from imagepiece_jax.common import xla_options
     from imagepiece_jax.common.files import check_writable
-    from imagepiece_jax.deploy.weights import runs
+    from imagepiece_jax.weights import runs
 
     sizes = several("batch_size", batch_size)
     rules = Rules(warmup, repeats, seconds)

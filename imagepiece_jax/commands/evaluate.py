@@ -30,8 +30,8 @@ def main(
     """
     from imagepiece_jax.config.labeled import data_name
     from imagepiece_jax.deploy.inference.evaluate import evaluate
-    from imagepiece_jax.deploy.weights import runs
     from imagepiece_jax.evaluate import accuracy, statistics
+    from imagepiece_jax.weights import runs
 
     vit = weights.exported() or weights.load()
     if json is not None:

@@ -37,7 +37,7 @@ def main(
     from imagepiece_jax.common.signals import finishing
     from imagepiece_jax.deploy.pictures import as_source
     from imagepiece_jax.deploy.recover.recover import recover
-    from imagepiece_jax.deploy.weights.save import checked_folder, save
+    from imagepiece_jax.weights.save import checked_folder, save
 
     folder = checked_folder(out)
     words = images.images

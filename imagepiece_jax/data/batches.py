@@ -18,11 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imagepiece_jax.common.placement import Placement
-from imagepiece_jax.data.decode import (
-    MAX_IN_A_ROW,
-    UnreadableImage,
-    record_unreadable,
-)
+from imagepiece_jax.data.decode import MAX_IN_A_ROW, UnreadableImage, record_unreadable
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
 

@@ -22,10 +22,7 @@ from imagepiece_jax.evaluate.accuracy import correct_at
 from imagepiece_jax.input.augment import mixup, pipeline
 from imagepiece_jax.models.vit import ViT, with_states
 from imagepiece_jax.training.logging import FIGURES
-from imagepiece_jax.training.losses import (
-    distillation,
-    soft_cross_entropy,
-)
+from imagepiece_jax.training.losses import distillation, soft_cross_entropy
 from imagepiece_jax.training.optimizer import ema, global_norm, skip_update
 
 

@@ -17,8 +17,8 @@ from imagepiece_jax.common.files import (
     replacing,
     replacing_folder,
 )
-from imagepiece_jax.deploy.weights.runs import own_files
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.weights.runs import own_files
 from tests.command import start
 
 

@@ -7,11 +7,11 @@ from experiments.models import OffTheShelf
 from experiments.paper import Images, Study
 from experiments.study import versions
 from imagepiece_jax.deploy.compare.cache import ResultCache
-from imagepiece_jax.deploy.weights.save import save
 from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.weights.save import save
 from tests.models import make, tiny
 
 SIZE = {"patch_size": 2, "embed_dim": 8, "depth": 4, "num_heads": 2}

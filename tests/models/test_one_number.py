@@ -4,8 +4,6 @@ import json
 
 import pytest
 
-from imagepiece_jax.deploy.weights.load import load
-from imagepiece_jax.deploy.weights.save import save
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import share_of_dense
 from imagepiece_jax.models.create import create_model
@@ -14,6 +12,8 @@ from imagepiece_jax.models.reduction_plan import TOLERANCE
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 from imagepiece_jax.reduction.methods.recommended import recommendation, recommended
+from imagepiece_jax.weights.load import load
+from imagepiece_jax.weights.save import save
 from tests.models import tiny
 
 

@@ -5,8 +5,8 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax import Preprocessing, Pretrained
 from tests.models import tiny
-from tests.models.test_published import same
 from tests.refused import refused
+from tests.weights.test_load_published import same
 
 TOME = "tome:r=4"
 DYNAMICVIT = "dynamicvit:blocks=(1,):keep_rate=0.6"

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.deploy.weights import layouts
 from imagepiece_jax.models import resize_positions, timm_tensors
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.weights import layouts
 from tests.models import make, tiny
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "rope.npz"

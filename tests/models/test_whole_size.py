@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.deploy.weights import layouts
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.weights import layouts
 from tests.runs import ROOT
 
 FILE = ROOT / "tests" / "fixtures" / "whole_models.json"

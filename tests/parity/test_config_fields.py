@@ -10,14 +10,14 @@ import inspect
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.deploy.weights import hub_configs, timm_config
-from imagepiece_jax.deploy.weights.transformers_config import (
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import registry
+from imagepiece_jax.weights import hub_configs, timm_config
+from imagepiece_jax.weights.transformers_config import (
     MODEL_TYPES,
     OF_TWO_TOWERS,
     QUANTIZED,
 )
-from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry
 
 for package in ("torch", "timm", "transformers"):
     pytest.importorskip(package)

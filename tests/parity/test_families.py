@@ -8,8 +8,8 @@ magnitude. Float32, with products of the highest precision.
 import numpy as np
 import pytest
 
-from imagepiece_jax.deploy.weights import layouts
 from imagepiece_jax.models.create import create_model
+from imagepiece_jax.weights import layouts
 from tests.models import make
 from tests.parity.record import apart, noise, outputs, record
 

@@ -8,9 +8,9 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.deploy.weights import transformers_config
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.problem_type import PROBLEMS
+from imagepiece_jax.weights import transformers_config
 
 for package in ("torch", "timm", "transformers"):
     pytest.importorskip(package)

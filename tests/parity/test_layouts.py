@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 import imagepiece_jax
-from imagepiece_jax.deploy.weights import layouts
+from imagepiece_jax.weights import layouts
 from tests.parity.record import apart, computed, record
 
 for package in ("torch", "timm", "transformers"):

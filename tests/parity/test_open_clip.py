@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.deploy.weights import open_clip_config as ours
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.weights import open_clip_config as ours
 
 torch = pytest.importorskip("torch")
 open_clip = pytest.importorskip("open_clip")

@@ -11,9 +11,9 @@ from PIL import Image
 
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.deploy.weights import hub_configs, transformers_config
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
+from imagepiece_jax.weights import hub_configs, transformers_config
 from tests.parity.names import public_weights
 
 for package in ("torch", "timm", "transformers"):

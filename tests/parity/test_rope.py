@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.deploy.weights import hub_configs, layouts
 from imagepiece_jax.models import create, registry
 from imagepiece_jax.models.create import create_model
-from tests.deploy.weights.test_layouts_rope import eva, own
+from imagepiece_jax.weights import hub_configs, layouts
 from tests.models import make
 from tests.parity.record import apart, noise, outputs, record
+from tests.weights.test_layouts_rope import eva, own
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")

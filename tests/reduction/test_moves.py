@@ -9,12 +9,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.reduction import moves, provenance
-from imagepiece_jax.reduction.state import (
-    DROPPED,
-    Assignment,
-    TokenState,
-    start,
-)
+from imagepiece_jax.reduction.state import DROPPED, Assignment, TokenState, start
 from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import FORMS, apply, index_of, move

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.deploy.weights.save import save
 from imagepiece_jax.input import registry
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.weights.save import save
 from tests import forked, programs, runs
 
 # Everything that draws is on, in two micro-batches: 320 digits, 64 a step, 10 steps.

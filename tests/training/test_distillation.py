@@ -13,8 +13,6 @@ from PIL import Image
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.config.run import DistillConfig, RunConfig
-from imagepiece_jax.deploy.weights.load import loaders
-from imagepiece_jax.deploy.weights.save import save
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.create import create_model
@@ -24,6 +22,8 @@ from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.training import teacher
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.losses import distillation, teacher_distance
+from imagepiece_jax.weights.load import loaders
+from imagepiece_jax.weights.save import save
 from tests import runs
 from tests.models import tiny
 from tests.models.make import config

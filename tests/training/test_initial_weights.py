@@ -10,14 +10,14 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.deploy.weights.load import loaders
-from imagepiece_jax.deploy.weights.save import save
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables
 from imagepiece_jax.training.cluster.run_dir import record_classes, record_start
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.teacher import create_teacher
+from imagepiece_jax.weights.load import loaders
+from imagepiece_jax.weights.save import save
 from tests import runs
 from tests.models import recoveries
 

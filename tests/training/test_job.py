@@ -14,11 +14,7 @@ import jax
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training.cluster.job import (
-    check_device_counts,
-    check_gpus,
-    is_loss,
-)
+from imagepiece_jax.training.cluster.job import check_device_counts, check_gpus, is_loss
 from tests import forked
 from tests.command import start
 

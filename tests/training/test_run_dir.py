@@ -9,7 +9,6 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.config.run_files import FORMAT as RUN_FORMAT
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.cluster.run_dir import (
     check_config,
@@ -17,6 +16,7 @@ from imagepiece_jax.training.cluster.run_dir import (
     read_earlier,
     record_start,
 )
+from imagepiece_jax.weights.run_files import FORMAT as RUN_FORMAT
 from tests import runs
 
 CONFIG = {

@@ -20,11 +20,7 @@ from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.training.losses import soft_cross_entropy
 from imagepiece_jax.training.optimizer import adamw
-from imagepiece_jax.training.train_step import (
-    init_state,
-    prepare,
-    train_step,
-)
+from imagepiece_jax.training.train_step import init_state, prepare, train_step
 from tests import runs
 from tests.models.make import config
 from tests.refused import refused

@@ -12,17 +12,13 @@ from imagepiece_jax.common import extras
 from imagepiece_jax.common.machine import cores
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.deploy.inference.program_facts import (
-    FACTS,
-    facts_file,
-    read_facts,
-)
-from imagepiece_jax.deploy.weights.hub_configs import guarded
+from imagepiece_jax.deploy.inference.program_facts import FACTS, facts_file, read_facts
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import create
 from imagepiece_jax.models.pretrained import Pretrained, Source
+from imagepiece_jax.weights.hub_configs import guarded
 
 KIND = "ONNX file"
 

@@ -15,10 +15,10 @@ import pathlib
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import read_json, write_json
 from imagepiece_jax.deploy.inference.program_outputs import TowerOutputs
-from imagepiece_jax.deploy.weights.file_names import CONFIG, PREPROCESSOR
-from imagepiece_jax.deploy.weights.transformers_config import RESAMPLE, RESCALE
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.weights.file_names import CONFIG, PREPROCESSOR
+from imagepiece_jax.weights.transformers_config import RESAMPLE, RESCALE
 
 LAYOUTS = ("immich", "transformers", "fastembed")
 # Fields of a config.json, and the end of the names of its architectures.

@@ -20,10 +20,10 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common import checksums, orbax_files, parallel
-from imagepiece_jax.config.run_files import CHECKPOINTS, check_normalization
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.record import differences, sentence
 from imagepiece_jax.training.logging import MEASURED
+from imagepiece_jax.weights.run_files import CHECKPOINTS, check_normalization
 
 KEEP = 2  # steps of each kind that stay: the second serves if the newest is damaged
 

@@ -18,18 +18,18 @@ from flax import traverse_util
 from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.version import LIBRARIES
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.config.run_files import (
+from imagepiece_jax.data.decode import EXTENSIONS
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.config import ViTConfig
+from imagepiece_jax.models.record import differences
+from imagepiece_jax.training.logging import read_metrics
+from imagepiece_jax.weights.run_files import (
     CHECKPOINTS,
     CLASSES,
     CONFIG,
     check_format,
     read_class_names,
 )
-from imagepiece_jax.data.decode import EXTENSIONS
-from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.models.record import differences
-from imagepiece_jax.training.logging import read_metrics
 
 RUN = "run.json"
 CLOCK = "%Y-%m-%d %H:%M:%S %z"  # form of times in run.json

@@ -17,11 +17,11 @@ import scipy.ndimage
 import imagepiece_jax
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.deploy.weights import layouts
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.resize_positions import resize
+from imagepiece_jax.weights import layouts
 from tests.models import tiny
 from tests.refused import refused
 from tests.rounding import assert_close

@@ -12,9 +12,9 @@ import imagepiece_jax
 from imagepiece_jax.data import class_names
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.variables import fresh_variables
-from tests.deploy.weights.pth import mapping, tensor, write_pth
 from tests.models import tiny
 from tests.refused import untrained
+from tests.weights.pth import mapping, tensor, write_pth
 
 NAMES = [f"class {i}" for i in range(tiny.CLASSES)]
 SIZE = {"patch_size": 4, "embed_dim": 30, "depth": 1, "num_heads": 3}

@@ -3,17 +3,10 @@
 import numpy as np
 import safetensors.numpy
 
-from imagepiece_jax.deploy.weights.files import read_state_dict
-from imagepiece_jax.deploy.weights.state_dicts import SMALLEST
-from tests.deploy.weights.pth import (
-    NAMESPACE,
-    check_same,
-    integer,
-    mapping,
-    tensor,
-    write_pth,
-)
+from imagepiece_jax.weights.files import read_state_dict
+from imagepiece_jax.weights.state_dicts import SMALLEST
 from tests.refused import refused
+from tests.weights.pth import NAMESPACE, check_same, integer, mapping, tensor, write_pth
 
 
 def under_keys(**values):

@@ -17,19 +17,6 @@ import numpy as np
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.warning import warn
-from imagepiece_jax.config.run_files import KINDS, check_normalization
-from imagepiece_jax.deploy.weights import hub, hub_configs, layouts, location, runs
-from imagepiece_jax.deploy.weights.file_names import (
-    BESIDE,
-    CONFIG,
-    OPEN_CLIP,
-    OURS,
-    RECOVERED,
-    SELECTORS,
-)
-from imagepiece_jax.deploy.weights.files import read_state_dict
-from imagepiece_jax.deploy.weights.hub_configs import Described
-from imagepiece_jax.deploy.weights.location import Location
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import (
     reduction_plan,
@@ -44,6 +31,19 @@ from imagepiece_jax.models.problem_type import SINGLE_LABEL
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.variables import digest, matches
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
+from imagepiece_jax.weights import hub, hub_configs, layouts, location, runs
+from imagepiece_jax.weights.file_names import (
+    BESIDE,
+    CONFIG,
+    OPEN_CLIP,
+    OURS,
+    RECOVERED,
+    SELECTORS,
+)
+from imagepiece_jax.weights.files import read_state_dict
+from imagepiece_jax.weights.hub_configs import Described
+from imagepiece_jax.weights.location import Location
+from imagepiece_jax.weights.run_files import KINDS, check_normalization
 
 if TYPE_CHECKING:
     from imagepiece_jax.config.run import RunConfig

@@ -6,9 +6,9 @@ import pathlib
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.deploy.weights import location
-from imagepiece_jax.deploy.weights.location import FOLDER, RUN, Location
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.weights import location
+from imagepiece_jax.weights.location import FOLDER, RUN, Location
 from tests.refused import refused
 
 TIMM = {"architecture": "vit_tiny_patch16_224"}

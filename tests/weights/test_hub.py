@@ -11,12 +11,12 @@ import pytest
 import safetensors.numpy
 
 import imagepiece_jax
-from imagepiece_jax.deploy.weights import hub, load
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
-from tests.deploy.weights import hub_stand_in
+from imagepiece_jax.weights import hub, load
 from tests.models import tiny
-from tests.models.test_published import HF, STD, TIMM, same
+from tests.weights import hub_stand_in
+from tests.weights.test_load_published import HF, STD, TIMM, same
 
 COMMIT = "a" * 40
 OLDER = "b" * 40

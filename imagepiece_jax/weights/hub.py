@@ -12,8 +12,9 @@ import re
 
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.files import read_json
-from imagepiece_jax.deploy.weights import files
-from imagepiece_jax.deploy.weights.file_names import (
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.weights import files
+from imagepiece_jax.weights.file_names import (
     CONFIG,
     INDEX,
     OPEN_CLIP,
@@ -24,7 +25,6 @@ from imagepiece_jax.deploy.weights.file_names import (
     SELECTORS,
     WEIGHTS,
 )
-from imagepiece_jax.errors import InputError
 
 SCHEME = "hf://"
 _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")

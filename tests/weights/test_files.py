@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from imagepiece_jax.deploy.weights.files import read_state_dict
 from imagepiece_jax.errors import InputError
-from tests.deploy.weights.pth import (
+from imagepiece_jax.weights.files import read_state_dict
+from tests.refused import refused
+from tests.weights.pth import (
     MAGIC,
     NAMESPACE,
     ORDERED,
@@ -26,7 +27,6 @@ from tests.deploy.weights.pth import (
     text,
     write_pth,
 )
-from tests.refused import refused
 
 
 def test_real_files_agree_bit_for_bit(assets):

@@ -8,7 +8,20 @@ import numpy as np
 from flax import traverse_util
 
 from imagepiece_jax.common import checksums
-from imagepiece_jax.config.run_files import (
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import timm_tensors
+from imagepiece_jax.models.create import config_of_run
+from imagepiece_jax.reduction.reduction import Reduction
+from imagepiece_jax.weights.file_names import (
+    INDEX,
+    OPEN_CLIP,
+    PREPROCESSOR,
+    PROCESSOR,
+    WEIGHTS,
+)
+from imagepiece_jax.weights.hub_configs import Described, guarded
+from imagepiece_jax.weights.location import Location
+from imagepiece_jax.weights.run_files import (
     CHECKPOINTS,
     CLASSES,
     CONFIG,
@@ -16,19 +29,6 @@ from imagepiece_jax.config.run_files import (
     check_format,
     read_class_names,
 )
-from imagepiece_jax.deploy.weights.file_names import (
-    INDEX,
-    OPEN_CLIP,
-    PREPROCESSOR,
-    PROCESSOR,
-    WEIGHTS,
-)
-from imagepiece_jax.deploy.weights.hub_configs import Described, guarded
-from imagepiece_jax.deploy.weights.location import Location
-from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import timm_tensors
-from imagepiece_jax.models.create import config_of_run
-from imagepiece_jax.reduction.reduction import Reduction
 
 FIELDS = {"image_size", "num_classes", "model", "reduction"}  # of a run's config
 OTHERS = ("run.json", "metrics.jsonl")  # that only a run writes

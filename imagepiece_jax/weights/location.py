@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from imagepiece_jax.common.files import read_json
-from imagepiece_jax.deploy.weights import hub
-from imagepiece_jax.deploy.weights.file_names import (
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.pretrained import Source
+from imagepiece_jax.weights import hub
+from imagepiece_jax.weights.file_names import (
     BESIDE,
     CONFIG,
     ENDINGS,
@@ -19,8 +21,6 @@ from imagepiece_jax.deploy.weights.file_names import (
     OURS,
     WEIGHTS,
 )
-from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.pretrained import Source
 
 # Kinds of a Location, in words.
 FILE = "weights file"

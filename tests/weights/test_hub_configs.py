@@ -8,12 +8,12 @@ import pytest
 
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.deploy.weights import hub_configs, location, timm_config
-from imagepiece_jax.deploy.weights.open_clip_config import parse_open_clip
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.problem_type import MULTI_LABEL, PROBLEMS
+from imagepiece_jax.weights import hub_configs, location, timm_config
+from imagepiece_jax.weights.open_clip_config import parse_open_clip
 from tests.models import make
 from tests.refused import refused
 

@@ -14,12 +14,12 @@ from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.normalize import Normalization
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.deploy.weights.timm_config import SILUS
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import MEAN, STD, ViTConfig
 from imagepiece_jax.models.problem_type import MULTI_LABEL, PROBLEMS, SINGLE_LABEL
 from imagepiece_jax.models.rotary import Rotary
+from imagepiece_jax.weights.timm_config import SILUS
 
 Fields = Mapping[str, Any]  # of a JSON file
 # transformers' activations by their names; those of one kind differ only in rounding.

@@ -10,10 +10,10 @@ from typing import Any
 from imagepiece_jax.common.checks import as_tuple, check_choice
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.deploy.weights import timm_config
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
+from imagepiece_jax.weights import timm_config
 
 Fields = Mapping[str, Any]  # of a JSON file
 DEFAULTS = dict(layers=12, width=768, head_width=64, mlp_ratio=4.0, patch_size=16)

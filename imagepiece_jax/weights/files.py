@@ -14,15 +14,15 @@ import numpy as np
 import safetensors
 
 from imagepiece_jax.common.files import read_json
-from imagepiece_jax.deploy.weights.state_dicts import (
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.weights.state_dicts import (
     Unread,
     in_memory,
     named_tensors,
     read_all,
     tensors_of_one,
 )
-from imagepiece_jax.deploy.weights.torch_files import read_torch
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.weights.torch_files import read_torch
 
 _LFS = b"version https://git-lfs"
 

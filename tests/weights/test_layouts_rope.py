@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.deploy.weights import layouts
-from tests.deploy.weights.pth import check_same
+from imagepiece_jax.weights import layouts
 from tests.models import make
 from tests.models.test_rope_fixture import DINOV3, EVA02, FIXTURE, SIZE, tensors_of
 from tests.refused import refused
+from tests.weights.pth import check_same
 
 WIDTH = 24
 # (what timm's names hold, by what it is replaced), in this order.

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.deploy.weights.files import read_state_dict
-from tests.deploy.weights.pth import (
+from imagepiece_jax.weights.files import read_state_dict
+from tests.weights.pth import (
     check_same,
     mapping,
     old_tensor,

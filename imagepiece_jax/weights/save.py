@@ -19,8 +19,13 @@ import safetensors.numpy
 from flax import traverse_util
 
 from imagepiece_jax.common.files import LOCK, check_own, read_json, replacing_folder
-from imagepiece_jax.deploy.weights import hub_configs, layouts
-from imagepiece_jax.deploy.weights.file_names import (
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import timm_tensors
+from imagepiece_jax.models.create import create
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.variables import check_variables, digest, variable_shapes
+from imagepiece_jax.weights import hub_configs, layouts
+from imagepiece_jax.weights.file_names import (
     BESIDE,
     CONFIG,
     OURS,
@@ -28,11 +33,6 @@ from imagepiece_jax.deploy.weights.file_names import (
     SELECTORS,
     WEIGHTS,
 )
-from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import timm_tensors
-from imagepiece_jax.models.create import create
-from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.variables import check_variables, digest, variable_shapes
 
 DENSE_PART = WEIGHTS[0]
 FILES = (DENSE_PART, *BESIDE, CONFIG)  # of a saved model
@@ -108,8 +108,6 @@ def checked_folder(folder):
     if folder.exists() and folder.samefile(os.curdir):
         raise InputError(f"folder {folder} is the working directory")
     return folder
-
-
 
 
 def _check_round_trip(model, tensors, config):

@@ -12,10 +12,10 @@ import imagepiece_jax
 from configs import deit_s
 from imagepiece_jax import Preprocessing, Pretrained
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.deploy.weights import load
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.training.initial_weights import InitialWeights
+from imagepiece_jax.weights import load
 from tests.models import make, tiny
 
 SIDE = 48

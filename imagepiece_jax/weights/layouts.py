@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from imagepiece_jax.deploy.weights.files import read_state_dict, title
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
+from imagepiece_jax.weights.files import read_state_dict, title
 
 
 @dataclasses.dataclass(frozen=True)

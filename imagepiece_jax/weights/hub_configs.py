@@ -16,19 +16,6 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.xla_options import checked_dtype
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.deploy.weights import (
-    open_clip_config,
-    timm_config,
-    transformers_config,
-)
-from imagepiece_jax.deploy.weights.file_names import (
-    CONFIG,
-    OPEN_CLIP,
-    OURS,
-    PREPROCESSOR,
-    PROCESSOR,
-)
-from imagepiece_jax.deploy.weights.location import Location
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
@@ -36,6 +23,15 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.recovery_record import RecoveredCost, Recovery
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
+from imagepiece_jax.weights import open_clip_config, timm_config, transformers_config
+from imagepiece_jax.weights.file_names import (
+    CONFIG,
+    OPEN_CLIP,
+    OURS,
+    PREPROCESSOR,
+    PROCESSOR,
+)
+from imagepiece_jax.weights.location import Location
 
 FORMAT = 4  # of `OURS`: another one is not read
 

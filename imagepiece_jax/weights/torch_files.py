@@ -17,8 +17,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.deploy.weights.state_dicts import Unread, read_all
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.weights.state_dicts import Unread, read_all
 
 # PyTorch's storages by name; complex and quantized ones hold no weights of ours.
 _STORAGE_DTYPES = {

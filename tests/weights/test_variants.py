@@ -4,12 +4,12 @@ import json
 
 from configs import quickstart
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.deploy.weights.load import load
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
-from tests.deploy.weights.test_load import run_folder
+from imagepiece_jax.weights.load import load
 from tests.models import tiny
+from tests.weights.test_load import run_folder
 
 SIZE = {"embed_dim": 64, "num_heads": 4, "depth": 2}
 CONFIG = tiny.model(**SIZE).config

@@ -10,19 +10,19 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.config.run_files import FORMAT as RUN_FORMAT
 from imagepiece_jax.data import class_names
-from imagepiece_jax.deploy.weights import layouts, load, location
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
+from imagepiece_jax.weights import layouts, load, location
+from imagepiece_jax.weights.run_files import FORMAT as RUN_FORMAT
 from tests import runs
 from tests.models import make, tiny
-from tests.models.test_published import same
 from tests.refused import refused
+from tests.weights.test_load_published import same
 
 HALF = (0.5, 0.5, 0.5)
 SIZE = {"patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 1}

@@ -12,7 +12,6 @@ import safetensors.numpy
 import imagepiece_jax
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.inference.optimize import prepare
-from imagepiece_jax.deploy.weights import hub_configs
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
@@ -23,11 +22,12 @@ from imagepiece_jax.models.problem_type import PROBLEMS
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods.tome import ToMe
+from imagepiece_jax.weights import hub_configs
 from tests.models import make, tiny
 from tests.models.recoveries import recovered
-from tests.models.test_published import same
 from tests.refused import refused, untrained
 from tests.training.test_full_disk import full_disk
+from tests.weights.test_load_published import same
 
 SIZE = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 DYNAMICVIT = "dynamicvit:blocks=(1,):keep_rate=0.6"
