@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.class_names import other_class
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.create import create
 from imagepiece_jax.models.pretrained import Pretrained

@@ -27,9 +27,9 @@ from imagepiece_jax import cli
 from imagepiece_jax.common.files import read_json, write_json
 from imagepiece_jax.common.progress import counted
 from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.deploy.compare.cache import decode_bits, encode_bits
-from imagepiece_jax.deploy.pictures import as_source
 from imagepiece_jax.evaluate.statistics import format_estimate
 from imagepiece_jax.models.variables import digest
 

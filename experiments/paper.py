@@ -51,14 +51,14 @@ from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.data.sources.registry import open_source, short_name
 from imagepiece_jax.deploy.compare.cache import MeasuredWeights, ResultCache, Split
 from imagepiece_jax.deploy.inference import optimize
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.input import worker_pool
-from imagepiece_jax.input.registry import open_source, short_name
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
 from imagepiece_jax.reduction.reduction import DENSE, Reduction, ReductionLike

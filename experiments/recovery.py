@@ -54,10 +54,10 @@ from experiments import study
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.data.csv_table import open_csv
+from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import Source, evenly_spaced
+from imagepiece_jax.data.sources.csv_table import open_csv
 from imagepiece_jax.deploy.compare.cache import decode_bits, encode_bits
-from imagepiece_jax.deploy.pictures import as_source
 from imagepiece_jax.deploy.recover import recovery_loss
 from imagepiece_jax.deploy.recover.recovery_images import evaluation_batches
 from imagepiece_jax.deploy.recover.recovery_loss import relative_change

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps, ImageStat
 
-from imagepiece_jax.input.augment.randaugment import OPS
+from imagepiece_jax.data.augment.randaugment import OPS
 
 
 def apply(image, draws, fill=(124, 116, 104)):

@@ -13,7 +13,7 @@ from ml_collections import config_flags
 from configs import base
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.input.augment import randaugment
+from imagepiece_jax.data.augment import randaugment
 from imagepiece_jax.models.architecture import PARTS
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction.methods import METHODS

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from imagepiece_jax.common import extras
+from imagepiece_jax.data.sources import registry
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.input import registry
 from tests import compiling, runs
 from tests.command import sentence, start
 from tests.models import tiny

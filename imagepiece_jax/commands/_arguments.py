@@ -155,7 +155,7 @@ class Images:
 
     def open_set(self, split: str, **options: Any) -> "Source | None":
         """The images of the data set that IMAGE names; None if it is paths."""
-        from imagepiece_jax.input import registry
+        from imagepiece_jax.data.sources import registry
 
         sets = [word for word in self.images if registry.is_set(word)]
         if not sets:

@@ -38,8 +38,8 @@ def main(
         limit: How many images to take, evenly spaced.
     """
     from imagepiece_jax.common.checks import check_range
+    from imagepiece_jax.data import pictures
     from imagepiece_jax.data.source import evenly_spaced
-    from imagepiece_jax.deploy import pictures
     from imagepiece_jax.deploy.inference import feature_files, feature_folder
 
     folder = pathlib.Path(out)

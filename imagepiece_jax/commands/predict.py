@@ -29,7 +29,7 @@ def main(
         gelu: Of the optimized program.
         json: A file to write the predictions to.
     """
-    from imagepiece_jax.deploy import pictures
+    from imagepiece_jax.data import pictures
     from imagepiece_jax.deploy.inference.predictor import Predictor
     from imagepiece_jax.weights.runs import own_files
 

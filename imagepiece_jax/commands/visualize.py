@@ -34,7 +34,7 @@ def main(
         reductions: Several, instead of --reduction.
         blocks: Figures show only these blocks, from 0.
     """
-    from imagepiece_jax.deploy import pictures
+    from imagepiece_jax.data import pictures
     from imagepiece_jax.deploy.visualize import html
 
     texts = several("reductions", reductions)

@@ -9,12 +9,13 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.common.progress import notes
+from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.source import Source
+from imagepiece_jax.data.sources import registry
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.input import registry, worker_pool
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import check_single_label
 

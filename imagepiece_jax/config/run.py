@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from imagepiece_jax.common.checks import check_choice, check_range
+from imagepiece_jax.data.config import AugmentConfig, DataConfig
 from imagepiece_jax.data.preprocessing import IN_CONFIG, Preprocessing, read_fields
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.input.config import AugmentConfig, DataConfig
 from imagepiece_jax.weights import run_files
 
 if TYPE_CHECKING:  # they import JAX

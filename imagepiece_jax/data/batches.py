@@ -3,7 +3,7 @@
 Each image of a run has a step and a position in the global batch. Order, crop and flip
 of an image are functions of (seed, step, position). So batches do not depend on the
 number of devices, hosts, worker processes and threads, nor on a restart. Threads read
-them here, processes in `input.worker_pool`.
+them here, processes in `data.worker_pool`.
 """
 
 import collections

@@ -6,10 +6,10 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.commands import compare
 from imagepiece_jax.common import extras
+from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.deploy.compare import cache
 from imagepiece_jax.deploy.compare.cache import decode_bits
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.input.registry import open_source
 from tests.command import call
 from tests.models import tiny
 from tests.refused import refused

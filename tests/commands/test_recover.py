@@ -10,7 +10,7 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.commands import recover
 from imagepiece_jax.common.files import LOCK, locked
-from imagepiece_jax.deploy.pictures import as_source
+from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.deploy.recover import recovery_step
 from imagepiece_jax.deploy.recover.recover import NOTHING_BETTER
 from tests.command import call, sentence, start

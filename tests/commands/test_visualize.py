@@ -6,8 +6,8 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import visualize
+from imagepiece_jax.data import pictures
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.deploy import pictures
 from tests.command import call, sentence
 from tests.deploy.visualize.traces import read_traces
 from tests.models import tiny

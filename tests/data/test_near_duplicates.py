@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.data import near_duplicates
-from imagepiece_jax.deploy.pictures import as_source
+from imagepiece_jax.data.pictures import as_source
 
 
 def pictures(count, side=40, seed=0):

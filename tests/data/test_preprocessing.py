@@ -6,7 +6,7 @@ from PIL import Image
 
 from imagepiece_jax.data.preprocessing import MAX_ASPECT, Preprocessing, resize_exactly
 from imagepiece_jax.errors import InputError
-from tests.input.noise import ramp, train_transform
+from tests.data.noise import ramp, train_transform
 from tests.refused import refused
 
 RNG = np.random.default_rng(0)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.deploy import pictures
-from imagepiece_jax.deploy.pictures import as_source
+from imagepiece_jax.data import pictures
+from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.deploy.recover import recover, recovery_images, recovery_step
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics

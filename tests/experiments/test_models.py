@@ -10,7 +10,7 @@ from configs import quickstart
 from experiments import models
 from experiments.models import Finetuner, label, with_cost
 from experiments.paper_tables import DENSE, TableRow, measure, table
-from imagepiece_jax.input import digits
+from imagepiece_jax.data.sources import digits
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reduction import Reduction
 from tests import runs

@@ -3,8 +3,8 @@
 import pytest
 from PIL import Image
 
+from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.input.registry import open_source
 
 datasets = pytest.importorskip("torchvision.datasets")
 readers = pytest.importorskip("timm.data.readers.reader_image_folder")

@@ -17,7 +17,7 @@ from imagepiece_jax.training.cluster.checkpoint import Checkpoints, Progress
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.report import macs_by_epoch
 from tests import runs
-from tests.input.test_worker_pool import shared_memory, workers
+from tests.data.test_worker_pool import shared_memory, workers
 from tests.rounding import assert_close
 
 pytestmark = pytest.mark.usefixtures("quickly_begun")

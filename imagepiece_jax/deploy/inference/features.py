@@ -20,13 +20,13 @@ from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import working
+from imagepiece_jax.data import pictures
 from imagepiece_jax.data.normalize import (
     as_normalized,
     check_images,
     native,
     warn_of_range,
 )
-from imagepiece_jax.deploy import pictures
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import Outputs, final_norm, with_states

@@ -14,9 +14,8 @@ import numpy as np
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.machine import cores
 from imagepiece_jax.common.warning import warn
-from imagepiece_jax.data import class_names
+from imagepiece_jax.data import class_names, pictures
 from imagepiece_jax.data.decode import UnreadableImage
-from imagepiece_jax.deploy import pictures
 from imagepiece_jax.deploy.inference.optimize import compiler
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained

@@ -33,9 +33,9 @@ import numpy as np
 from flax import linen as nn
 
 from imagepiece_jax.common.progress import working
+from imagepiece_jax.data import pictures
 from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.deploy import pictures
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.attention import QUERY_SCALE, Attention
 from imagepiece_jax.models.pretrained import Pretrained

@@ -22,7 +22,7 @@ import numpy as np
 from imagepiece_jax.common import signals
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.progress import Progress
-from imagepiece_jax.deploy.pictures import as_source
+from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.deploy.recover.recovery_images import (
     THREADS,
     Divided,

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imagepiece_jax.common import parallel
+from imagepiece_jax.data.augment.random_crop import TrainTransform
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.near_duplicates import readable_scenes
 from imagepiece_jax.data.source import Source, evenly_spaced
-from imagepiece_jax.data.train_crop import TrainTransform
 from imagepiece_jax.deploy.recover.recovery_step import Recipe
 from imagepiece_jax.errors import InputError
 

@@ -14,7 +14,7 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.files import write_json
-from imagepiece_jax.deploy import pictures
+from imagepiece_jax.data import pictures
 from imagepiece_jax.deploy.inference import feature_files, feature_folder, optimize
 from imagepiece_jax.deploy.inference.feature_files import write_features
 from tests.models import tiny

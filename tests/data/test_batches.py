@@ -18,7 +18,7 @@ from imagepiece_jax.data.batches import (
 )
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
-from tests.input.noise import Noise, global_batches, same, train, train_batches, values
+from tests.data.noise import Noise, global_batches, same, train, train_batches, values
 from tests.refused import refused
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from imagepiece_jax.input.augment import mixup
+from imagepiece_jax.data.augment import mixup
 from tests.rounding import assert_close
 
 beta = jax.jit(jax.vmap(mixup.beta, (0, None)))

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.input.augment import pipeline
-from imagepiece_jax.input.config import AugmentConfig
+from imagepiece_jax.data.augment import pipeline
+from imagepiece_jax.data.config import AugmentConfig
 from tests.oracles_augment import erased_boxes, photographs
 
 COUNT = 6

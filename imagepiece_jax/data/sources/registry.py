@@ -5,13 +5,13 @@ import pathlib
 from collections.abc import Sequence
 
 from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.data.csv_table import open_csv
-from imagepiece_jax.data.folder import open_folder
 from imagepiece_jax.data.source import SPLITS, Source
+from imagepiece_jax.data.sources.csv_table import open_csv
+from imagepiece_jax.data.sources.digits import open_digits
+from imagepiece_jax.data.sources.folder import open_folder
+from imagepiece_jax.data.sources.hub_data import open_hub_data
+from imagepiece_jax.data.sources.imagenet_tfds import open_imagenet
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.input.digits import open_digits
-from imagepiece_jax.input.hub_data import open_hub_data
-from imagepiece_jax.input.imagenet_tfds import open_imagenet
 
 SETS = ("imagenet2012", "digits")
 NAMES = (*SETS, "hf:OWNER/NAME", "folder:PATH", "csv:FILE")

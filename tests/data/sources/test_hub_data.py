@@ -12,10 +12,10 @@ datasets = pytest.importorskip("datasets")
 
 from imagepiece_jax.data.batches import Batches  # noqa: E402
 from imagepiece_jax.data.preprocessing import Preprocessing  # noqa: E402
+from imagepiece_jax.data.sources.hub_data import HubSource  # noqa: E402
+from imagepiece_jax.data.sources.registry import open_source  # noqa: E402
+from imagepiece_jax.data.worker_pool import read_ahead  # noqa: E402
 from imagepiece_jax.errors import InputError  # noqa: E402
-from imagepiece_jax.input.hub_data import HubSource  # noqa: E402
-from imagepiece_jax.input.registry import open_source  # noqa: E402
-from imagepiece_jax.input.worker_pool import read_ahead  # noqa: E402
 
 CLASSES = datasets.ClassLabel(names=["ant", "bee", "cat"])
 EACH = {"train": range(40), "validation": range(40, 56), "test": range(56, 60)}

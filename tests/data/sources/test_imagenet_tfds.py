@@ -11,8 +11,8 @@ import tarfile
 import pytest
 from PIL import Image
 
+from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.input.registry import open_source
 
 # The command `tfds` of an environment that has TensorFlow.
 TFDS = os.environ.get("IMAGEPIECE_TFDS", "")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.data.folder import list_images, split_folders, train_folder
-from imagepiece_jax.deploy.pictures import as_source
+from imagepiece_jax.data.pictures import as_source
+from imagepiece_jax.data.sources.folder import list_images, split_folders, train_folder
+from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.input.registry import open_source
 
 IMAGE = Image.fromarray(np.zeros((4, 4, 3), np.uint8))
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.rng import integers, normal, uniform
-from imagepiece_jax.input.config import MAX_MAGNITUDE
+from imagepiece_jax.data.config import MAX_MAGNITUDE
 
 OPS = (
     *("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize"),

@@ -10,8 +10,8 @@ import imagepiece_jax
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
+from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints

@@ -6,9 +6,10 @@ Defaults and comments stand in configs/base.py.
 import dataclasses
 
 from imagepiece_jax.common.checks import check_choice, check_range, check_share
-from imagepiece_jax.data import preprocessing, train_crop
+from imagepiece_jax.data import preprocessing
+from imagepiece_jax.data.augment import random_crop
+from imagepiece_jax.data.sources import registry
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.input import registry
 
 MAX_MAGNITUDE = 10.0
 
@@ -35,7 +36,7 @@ class DataConfig:
     def __post_init__(self):
         object.__setattr__(self, "name", registry.full_name(self.name))
         for name, allowed in (
-            ("crop", train_crop.CROPS),
+            ("crop", random_crop.CROPS),
             ("resize", preprocessing.RESIZES),
             ("eval_crop_mode", preprocessing.CROP_MODES),
             ("eval_interpolation", preprocessing.INTERPOLATIONS),
@@ -60,9 +61,9 @@ class DataConfig:
         folder = self.dir or None
         return registry.open_source(self.name, split, data_dir=folder, **options)
 
-    def train_transform(self, image_size: int) -> train_crop.TrainTransform:
+    def train_transform(self, image_size: int) -> random_crop.TrainTransform:
         """The random crop and flip of a training image."""
-        return train_crop.TrainTransform(
+        return random_crop.TrainTransform(
             image_size, self.crop, self.area, self.shift, self.flip
         )
 

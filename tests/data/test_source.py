@@ -11,9 +11,9 @@ from PIL import Image
 
 from imagepiece_jax.data.decode import EXTENSIONS
 from imagepiece_jax.data.source import FileSource
+from imagepiece_jax.data.sources.digits import read_digits
+from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.input.digits import read_digits
-from imagepiece_jax.input.registry import open_source
 from tests.refused import refused
 
 

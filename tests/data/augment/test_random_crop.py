@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.data import train_crop
-from imagepiece_jax.data.train_crop import resize_fast
-from tests.input.noise import ramp
+from imagepiece_jax.data.augment import random_crop
+from imagepiece_jax.data.augment.random_crop import resize_fast
+from tests.data.noise import ramp
 
 AREA = (0.08, 1.0)
 
@@ -21,7 +21,7 @@ def test_crop_boxes_have_the_recipe_s_distribution():
     height = 300
     width = 400
     boxes = np.array(
-        [train_crop.crop_box(height, width, rng(seed), AREA) for seed in range(4000)]
+        [random_crop.crop_box(height, width, rng(seed), AREA) for seed in range(4000)]
     )
     top, left, tall, wide = boxes.T
     assert (top >= 0).all()
@@ -53,27 +53,27 @@ def test_crop_boxes_have_the_recipe_s_distribution():
     ],
 )
 def test_thin_images_fall_back_to_the_center(height, width, box):
-    assert train_crop.crop_box(height, width, rng(), area=(0.9, 1.0)) == box
+    assert random_crop.crop_box(height, width, rng(), area=(0.9, 1.0)) == box
 
 
 def test_aspects_places_and_numbers_drawn_of_a_box():
     wide = dict(area=(0.1, 0.1), aspect=(2.0, 3.0))
-    boxes = [train_crop.crop_box(300, 300, rng(seed), **wide) for seed in range(20)]
+    boxes = [random_crop.crop_box(300, 300, rng(seed), **wide) for seed in range(20)]
     assert all(1.9 < width / height < 3.1 for _, _, height, width in boxes)
     quarter = dict(area=(0.25, 0.25), aspect=(1.0, 1.0))
-    boxes = {train_crop.crop_box(2, 2, rng(seed), **quarter) for seed in range(100)}
+    boxes = {random_crop.crop_box(2, 2, rng(seed), **quarter) for seed in range(100)}
     assert boxes == {(0, 0, 1, 1), (0, 1, 1, 1), (1, 0, 1, 1), (1, 1, 1, 1)}
     one = rng(3)
     two = rng(3)
-    train_crop.crop_box(300, 300, one, AREA)  # fits soon
-    train_crop.crop_box(3, 3000, two, AREA)  # never fits
+    random_crop.crop_box(300, 300, one, AREA)  # fits soon
+    random_crop.crop_box(3, 3000, two, AREA)  # never fits
     assert one.random() == two.random()
 
 
 def test_random_resized_crop_shows_the_box_it_drew():
     image = ramp(40, 60)
-    top, left, tall, wide = train_crop.crop_box(40, 60, rng(5), AREA)
-    out = train_crop.random_resized_crop(image, 20, rng(5), AREA)
+    top, left, tall, wide = random_crop.crop_box(40, 60, rng(5), AREA)
+    out = random_crop.random_resized_crop(image, 20, rng(5), AREA)
     along = 4 * (left + (np.arange(20) + 0.5) * wide / 20 - 0.5)
     down = 4 * (top + (np.arange(20) + 0.5) * tall / 20 - 0.5)
     assert np.abs(out[:, :, 1] - along[None, :])[:, 3:-3].max() <= 1.5
@@ -87,7 +87,7 @@ def test_without_opencv_a_crop_is_pillows(monkeypatch):
     wanted = Image.fromarray(image).resize((30, 20), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(resize_fast(image, 20, 30), np.asarray(wanted))
     mirrored = next(seed for seed in range(99) if rng(seed).random() < 0.5)
-    found = train_crop.flip(image, rng(mirrored))
+    found = random_crop.flip(image, rng(mirrored))
     np.testing.assert_array_equal(found, image[:, ::-1])
 
 
@@ -99,7 +99,7 @@ def test_shift_moves_by_every_offset_and_pads_with_zeros():
         padded[y : y + 8, x : x + 8].tobytes()
         for y, x in itertools.product(range(5), range(5))
     }
-    seen = {train_crop.shift(image, rng(seed), 2).tobytes() for seed in range(300)}
+    seen = {random_crop.shift(image, rng(seed), 2).tobytes() for seed in range(300)}
     assert seen == every
 
 
@@ -107,7 +107,7 @@ def test_flip_mirrors_half_of_the_images():
     image = ramp(4, 6)
     flipped = 0
     for seed in range(1000):
-        out = train_crop.flip(image, rng(seed))
+        out = random_crop.flip(image, rng(seed))
         flipped += out[0, 0, 1] == 20
         np.testing.assert_array_equal(out, image[:, ::-1] if out[0, 0, 1] else image)
     assert abs(flipped - 500) < 64  # 4 standard deviations

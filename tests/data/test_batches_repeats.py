@@ -10,8 +10,8 @@ import pytest
 
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.data.batches import PART_IMAGES, epoch_order
-from tests.input import noise
-from tests.input.noise import Noise, values
+from tests.data import noise
+from tests.data.noise import Noise, values
 
 train = functools.partial(noise.train, repeats=3)
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.deploy.pictures import as_source, find_images
+from imagepiece_jax.data.pictures import as_source, find_images
+from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.input.registry import open_source
 
 NAMES = ("a.png", "b c.png", "d.png")
 

@@ -3,9 +3,9 @@
 import sys
 import time
 
+from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.batches import Batches, Part
-from imagepiece_jax.input import worker_pool
-from tests.input.noise import Noise, train_batches, train_transform
+from tests.data.noise import Noise, train_batches, train_transform
 
 
 class Filled:

@@ -14,15 +14,15 @@ import pytest
 
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.data.worker_pool import read_ahead
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.input import worker_pool
-from imagepiece_jax.input.worker_pool import read_ahead
 from imagepiece_jax.training.data import Data
-from tests.input import noise
-from tests.input.noise import Noise, same, train_transform
-from tests.input.tasks import Failing, Filled, train
+from tests.data import noise
+from tests.data.noise import Noise, same, train_transform
+from tests.data.tasks import Failing, Filled, train
 from tests.runs import ROOT, configured
 
 
@@ -137,7 +137,7 @@ def test_an_error_in_a_process_is_the_same_as_in_this_one():
 def reading_forever(*words):
     """`tasks.read_forever` in a session of its own, after its first batch."""
     running = subprocess.Popen(
-        [sys.executable, "-m", "tests.input.tasks", *words],
+        [sys.executable, "-m", "tests.data.tasks", *words],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

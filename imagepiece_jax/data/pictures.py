@@ -17,11 +17,11 @@ import numpy as np
 from imagepiece_jax.common.files import read_text
 from imagepiece_jax.common.progress import counted, log, notes
 from imagepiece_jax.data import decode
-from imagepiece_jax.data.folder import left_out_note, list_images, train_folder
 from imagepiece_jax.data.normalize import is_array
 from imagepiece_jax.data.source import ArraySource, FileSource, Source
+from imagepiece_jax.data.sources import registry
+from imagepiece_jax.data.sources.folder import left_out_note, list_images, train_folder
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.input import registry
 
 PATH = str | os.PathLike
 QUOTED = re.compile(r"""\A(["'])(.*)\1\Z""", re.DOTALL)

@@ -1,7 +1,7 @@
 """Augmentation of a training batch inside the compiled step.
 
 DeiT's order: RandAugment, normalization, random erasing; the host has cropped and
-flipped before (`data.train_crop`), mixup and cutmix (`mixup`) come after. All draws of
+flipped before (`data.augment.random_crop`), mixup and cutmix (`mixup`) come after. All draws of
 an image come from its own key, so they do not depend on the rest of the batch.
 """
 
@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.rng import normal, uniform
+from imagepiece_jax.data.augment.randaugment import fill_color, randaugment
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.input.augment.randaugment import fill_color, randaugment
 
 TRIES = 10
 ERASED_AREA = (0.02, 1 / 3)  # share of the image

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.data.csv_table import open_csv
-from imagepiece_jax.deploy.pictures import as_source
+from imagepiece_jax.data.pictures import as_source
+from imagepiece_jax.data.sources.csv_table import open_csv
+from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.input.registry import open_source
 
 SPLIT = "filename,label,split"
 NO_SPLIT = "filename,label"

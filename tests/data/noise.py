@@ -6,9 +6,9 @@ import numpy as np
 
 from configs import base
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.source import Source
-from imagepiece_jax.input import worker_pool
 
 
 def train_transform(image_size, **changes):

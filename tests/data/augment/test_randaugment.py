@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.input.augment import randaugment
-from imagepiece_jax.input.augment.randaugment import OPS, Draws, fill_color
+from imagepiece_jax.data.augment import randaugment
+from imagepiece_jax.data.augment.randaugment import OPS, Draws, fill_color
 from tests import oracles_randaugment
-from tests.input.augment.test_pipeline import augment
+from tests.data.augment.test_pipeline import augment
 from tests.oracles_augment import at_nine, photographs
 
 INTERPOLATED = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
