@@ -29,7 +29,7 @@ from imagepiece_jax.common.progress import counted
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import Source
-from imagepiece_jax.deploy.compare.cache import decode_bits, encode_bits
+from imagepiece_jax.evaluate.result_cache import decode_bits, encode_bits
 from imagepiece_jax.evaluate.statistics import format_estimate
 from imagepiece_jax.models.variables import digest
 

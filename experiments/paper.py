@@ -43,10 +43,10 @@ from experiments.models import (
     take_from_weights,
 )
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import device, timer
+from imagepiece_jax.benchmark import timer
 from imagepiece_jax.benchmark.timer import Rules
 from imagepiece_jax.benchmark.workloads import on_noise
-from imagepiece_jax.common import parallel, xla_options
+from imagepiece_jax.common import device, parallel, xla_options
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.image_size import sides
@@ -56,9 +56,9 @@ from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.sources.registry import open_source, short_name
-from imagepiece_jax.deploy.compare.cache import MeasuredWeights, ResultCache, Split
 from imagepiece_jax.deploy.inference import optimize
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate.result_cache import MeasuredWeights, ResultCache, Split
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
 from imagepiece_jax.reduction.reduction import DENSE, Reduction, ReductionLike

@@ -15,14 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from imagepiece_jax.benchmark import device
-from imagepiece_jax.common import parallel
+from imagepiece_jax.common import device, parallel
 from imagepiece_jax.common.files import git_revision, replace_file
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.version import LIBRARIES
-from imagepiece_jax.deploy.compare.cache import ResultCache, decode_bits, read_lines
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
+from imagepiece_jax.evaluate.result_cache import ResultCache, decode_bits, read_lines
 
 FILE = "runs.jsonl"
 BATCH = 50  # images at once

@@ -17,14 +17,14 @@ from imagepiece_jax.common.version import __version__ as __version__
 if typing.TYPE_CHECKING:
     from imagepiece_jax.data.normalize import normalize
     from imagepiece_jax.data.preprocessing import Preprocessing
-    from imagepiece_jax.deploy.compare.compare import compare
-    from imagepiece_jax.deploy.inference.evaluate import evaluate
     from imagepiece_jax.deploy.inference.export import export
     from imagepiece_jax.deploy.inference.features import features
     from imagepiece_jax.deploy.inference.optimize import optimize
     from imagepiece_jax.deploy.inference.predictor import Predictor
     from imagepiece_jax.deploy.recover.recover import recover
     from imagepiece_jax.errors import InputError, RunError
+    from imagepiece_jax.evaluate.compare import compare
+    from imagepiece_jax.evaluate.evaluate import evaluate
     from imagepiece_jax.models.config import ViTConfig
     from imagepiece_jax.models.create import create_model
     from imagepiece_jax.models.pretrained import Pretrained
@@ -47,9 +47,9 @@ _HOMES = {
     "Reduction": "reduction.reduction",
     "RunError": "errors",
     "ViTConfig": "models.config",
-    "compare": "deploy.compare.compare",
+    "compare": "evaluate.compare",
     "create_model": "models.create",
-    "evaluate": "deploy.inference.evaluate",
+    "evaluate": "evaluate.evaluate",
     "export": "deploy.inference.export",
     "features": "deploy.inference.features",
     "load": "weights.load",

@@ -15,9 +15,9 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.deploy.compare.cache import MeasuredWeights, ResultCache, Split
 from imagepiece_jax.deploy.inference.feature_files import write_features
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate.result_cache import MeasuredWeights, ResultCache, Split
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import Execution
 from imagepiece_jax.models.record import as_json

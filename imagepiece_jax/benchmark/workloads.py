@@ -14,9 +14,9 @@ import functools
 import jax
 import numpy as np
 
-from imagepiece_jax.benchmark import device, timer
-from imagepiece_jax.benchmark.device import INPUTS
-from imagepiece_jax.common import parallel
+from imagepiece_jax.benchmark import timer
+from imagepiece_jax.common import device, parallel
+from imagepiece_jax.common.device import INPUTS
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.rng import normal, root_key
 from imagepiece_jax.config.run import RunConfig

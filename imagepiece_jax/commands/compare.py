@@ -24,7 +24,7 @@ def main(
         image_sizes: Pixels a side of smaller images, which the dense model sees.
         out: The folder to write, or to complete.
     """
-    from imagepiece_jax.deploy.compare import compare
+    from imagepiece_jax.evaluate import compare
 
     if weights.reduction is not None:
         text = f"reduction is {weights.reduction}; what is compared is in reductions"

@@ -28,9 +28,9 @@ def main(
         gelu: Of the optimized program.
         json: A file to write the results to.
     """
-    from imagepiece_jax.config.labeled import data_name
-    from imagepiece_jax.deploy.inference.evaluate import evaluate
     from imagepiece_jax.evaluate import accuracy, statistics
+    from imagepiece_jax.evaluate.evaluate import evaluate
+    from imagepiece_jax.evaluate.labeled_images import data_name
     from imagepiece_jax.weights import runs
 
     vit = weights.exported() or weights.load()

@@ -7,9 +7,8 @@ import imagepiece_jax
 from imagepiece_jax.commands import compare
 from imagepiece_jax.common import extras
 from imagepiece_jax.data.sources.registry import open_source
-from imagepiece_jax.deploy.compare import cache
-from imagepiece_jax.deploy.compare.cache import decode_bits
-from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.evaluate import result_cache, statistics
+from imagepiece_jax.evaluate.result_cache import decode_bits
 from tests.command import call
 from tests.models import tiny
 from tests.refused import refused
@@ -28,7 +27,7 @@ def test_rows_table_and_plot(weights, tmp_path):
     out = tmp_path / "out"
     words = [weights, "digits", "--out", out, "--reductions", "tome:r=2"]
     ended = call(compare.main, *words, "--image-sizes", 12).ok()
-    lines = cache.read_lines(out / cache.FILE)
+    lines = result_cache.read_lines(out / result_cache.FILE)
     assert len(lines) == 3
     results = [line["result"] for line in lines]
     assert [each["tokens"] for each in results] == [17, 13, 10]
@@ -46,14 +45,14 @@ def test_rows_table_and_plot(weights, tmp_path):
         assert picture.format == "PNG"
     again = call(compare.main, *words, "evit:blocks=(1,)").ok()
     assert again.err.count("measuring") == 1
-    assert len(cache.read_lines(out / cache.FILE)) == 4
+    assert len(result_cache.read_lines(out / result_cache.FILE)) == 4
 
 
 def test_the_setting_of_a_part_has_the_content_of_its_images(weights, tmp_path):
     """30 images, evenly spaced, are not the first 30."""
     words = [weights, "digits", "--limit=30", "--reductions=tome:r=2"]
     call(compare.main, *words, "--out", tmp_path).ok()
-    setting = cache.read_lines(tmp_path / cache.FILE)[0]["setting"]
+    setting = result_cache.read_lines(tmp_path / result_cache.FILE)[0]["setting"]
     assert (setting["images"], setting["limit"]) == (30, 30)
     first = open_source("digits", "val").subset(range(30))
     assert setting["digest"] != first.digest

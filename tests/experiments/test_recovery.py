@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from experiments import recovery
-from imagepiece_jax.deploy.compare.cache import encode_bits
+from imagepiece_jax.evaluate.result_cache import encode_bits
 
 
 def test_the_page_has_the_lines():

@@ -7,7 +7,7 @@ from experiments.models import OffTheShelf
 from experiments.paper import Images, Study
 from experiments.study import versions
 from imagepiece_jax.data.sources.registry import open_source
-from imagepiece_jax.deploy.compare.cache import ResultCache
+from imagepiece_jax.evaluate.result_cache import ResultCache
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes

@@ -15,8 +15,8 @@ from timm.utils import accuracy  # noqa: E402
 
 import imagepiece_jax  # noqa: E402
 from imagepiece_jax.common import parallel  # noqa: E402
-from imagepiece_jax.config.labeled import labeled_images  # noqa: E402
 from imagepiece_jax.evaluate.accuracy import evaluate, model_step  # noqa: E402
+from imagepiece_jax.evaluate.labeled_images import labeled_images  # noqa: E402
 
 LABELS = {  # ImageNet's, by WordNet ID
     "n01440764": 0,

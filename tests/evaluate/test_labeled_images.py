@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.config.labeled import labeled_images
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate.labeled_images import labeled_images
 from imagepiece_jax.models.problem_type import SINGLE_LABEL
 from tests.pictures import write_csv
 

@@ -17,22 +17,20 @@ from typing import Any
 
 import jax
 
-from imagepiece_jax.benchmark import device
-from imagepiece_jax.common import extras, plotting
+from imagepiece_jax.common import device, extras, plotting
 from imagepiece_jax.common.files import LOCK, check_own, replace_file
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.signals import finishing
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.config.labeled import labeled_images
-from imagepiece_jax.deploy.compare import cache
-from imagepiece_jax.deploy.compare.cache import (
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import result_cache, statistics
+from imagepiece_jax.evaluate.labeled_images import labeled_images
+from imagepiece_jax.evaluate.result_cache import (
     MeasuredWeights,
     ResultCache,
     Split,
     decode_bits,
 )
-from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
@@ -236,7 +234,7 @@ def on_smaller_images(measured: MeasuredWeights, size: int) -> MeasuredWeights:
 
 def check_folder(folder: str | os.PathLike):
     """Check that a folder holds comparisons, or nothing."""
-    own = rf"compare(-[0-9a-f]{{8}})?\.(md|png)|{re.escape(cache.FILE)}|{LOCK}"
+    own = rf"compare(-[0-9a-f]{{8}})?\.(md|png)|{re.escape(result_cache.FILE)}|{LOCK}"
     check_own("out", folder, "a comparison", lambda file: re.fullmatch(own, file.name))
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from imagepiece_jax.deploy.compare.cache import FILE, ResultCache
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate.result_cache import FILE, ResultCache
 
 SETTING = {"kind": "accuracy", "reduction": "evit:keep_rate=0.7"}
 

@@ -8,15 +8,14 @@ from PIL import Image
 from scipy import stats
 
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.deploy.compare import compare
-from imagepiece_jax.deploy.compare.cache import (
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import compare, statistics
+from imagepiece_jax.evaluate.result_cache import (
     MeasuredWeights,
     ResultCache,
     decode_bits,
     encode_bits,
 )
-from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models import resize_positions, timm_tensors
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.create import create_model
