@@ -160,9 +160,9 @@ def run_name(path):
 def train():
     """Train as the flags say."""
     # They import JAX, which --help and a mistyped flag need not wait for.
-    from imagepiece_jax.config.run import RunConfig
     from imagepiece_jax.training import trainer
     from imagepiece_jax.training.cluster.job import joined
+    from imagepiece_jax.training.config import RunConfig
     from imagepiece_jax.weights.load import loaders
 
     name = run_name(flags.FLAGS["config"].config_filename)

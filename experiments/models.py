@@ -17,7 +17,6 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.class_names import other_class
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.sources.registry import open_source
@@ -28,6 +27,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.reduction_plan import at_cost
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.trainer import train_and_evaluate
 from imagepiece_jax.weights.load import load, loaders
 from imagepiece_jax.weights.run_files import CONFIG

@@ -13,9 +13,9 @@ from flax import traverse_util
 
 from configs import quickstart
 from imagepiece_jax.common import checksums
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training import trainer
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import MEASURED, read_metrics
 from imagepiece_jax.weights.load import loaders
 from tests import compiling, forked

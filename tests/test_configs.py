@@ -12,13 +12,13 @@ from ml_collections import config_flags
 
 from configs import base
 from imagepiece_jax.common.placement import Placement
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.augment import randaugment
 from imagepiece_jax.models.architecture import PARTS
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.training import optimizer
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.report import training_flop
 from tests.runs import ROOT

@@ -12,11 +12,11 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.commands import evaluate
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.weights.load import loaders
 from imagepiece_jax.weights.save import save

@@ -20,7 +20,6 @@ import imagepiece_jax
 from experiments import paper
 from imagepiece_jax.__main__ import commands
 from imagepiece_jax.commands import export
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
 from imagepiece_jax.deploy.inference.onnx_model import onnx_model
 from imagepiece_jax.models import registry
@@ -29,6 +28,7 @@ from imagepiece_jax.models.create import create_model
 from imagepiece_jax.reduction import block_plan, ops
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.state import DROPPED, Assignment, ReducerInputs
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights import hub
 from tests.command import call
 from tests.models import make, tiny

@@ -14,7 +14,6 @@ from flax import linen as nn
 from PIL import Image
 
 import imagepiece_jax
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.deploy.inference.feature_files import write_features
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.result_cache import MeasuredWeights, ResultCache, Split
@@ -23,6 +22,7 @@ from imagepiece_jax.models.config import Execution
 from imagepiece_jax.models.record import as_json
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.training.cluster.checkpoint import Progress
+from imagepiece_jax.training.config import RunConfig
 from tests import runs
 from tests.models import recoveries, tiny
 

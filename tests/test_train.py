@@ -7,8 +7,8 @@ import pytest
 
 import train
 from configs import _run, base
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.training.config import RunConfig
 from tests import runs
 from tests.command import start
 from tests.runs import ROOT

@@ -19,7 +19,6 @@ from imagepiece_jax.common import device, parallel
 from imagepiece_jax.common.device import INPUTS
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.rng import normal, root_key
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.deploy.inference import optimize
 from imagepiece_jax.deploy.inference.onnx_program import OnnxProgram
 from imagepiece_jax.errors import InputError
@@ -27,6 +26,7 @@ from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.optimizer import create
 from imagepiece_jax.training.train_step import batch_shapes, init_state, train_step

@@ -7,13 +7,13 @@ import numpy as np
 
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.common.progress import working
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.batches import Batches, Reader, steps_per_epoch
 from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.data.sources.imagenet_tfds import Counted
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.training.config import RunConfig
 
 IMAGENET = "imagenet2012"
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.preprocessing import DEIT_CROP
 from imagepiece_jax.errors import InputError
@@ -19,6 +18,7 @@ from imagepiece_jax.models.variables import (
     variable_shapes,
 )
 from imagepiece_jax.training.cluster import run_dir
+from imagepiece_jax.training.config import RunConfig
 
 if TYPE_CHECKING:
     from imagepiece_jax.models.pretrained import Pretrained

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from imagepiece_jax.config.run import OptimConfig
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.training.config import OptimConfig
 
 NEVER_DECAYED = ("bias", "pos_embed", "cls_token", "dist_token", "reg_token")
 

@@ -7,10 +7,10 @@ import jax
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.progress import in_words
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.sources.imagenet_tfds import Counted
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.training import optimizer
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import length
 from imagepiece_jax.training.logging import read_metrics, say
 from imagepiece_jax.training.train_step import count_programs

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.create import execution_of
 from imagepiece_jax.models.problem_type import check_single_label
@@ -20,6 +19,7 @@ from imagepiece_jax.models.record import as_json
 from imagepiece_jax.models.variables import digest
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights, fitted
 from imagepiece_jax.training.logging import say
 

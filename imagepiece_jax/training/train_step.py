@@ -16,11 +16,11 @@ from flax import struct
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.rng import Purpose, batch_key, sample_keys
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.augment import mixup, pipeline
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.accuracy import correct_at
 from imagepiece_jax.models.vit import ViT, with_states
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import FIGURES
 from imagepiece_jax.training.losses import distillation, soft_cross_entropy
 from imagepiece_jax.training.optimizer import ema, global_norm, skip_update

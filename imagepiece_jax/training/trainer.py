@@ -21,13 +21,13 @@ import jax
 import optax
 
 from imagepiece_jax.common import extras, parallel
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models import cost
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import optimizer, report
 from imagepiece_jax.training.cluster.checkpoint import Progress
 from imagepiece_jax.training.cluster.keeper import Keeper, held
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import Data
 from imagepiece_jax.training.evaluation import Evaluation
 from imagepiece_jax.training.initial_weights import InitialWeights, Loader

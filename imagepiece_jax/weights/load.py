@@ -46,7 +46,7 @@ from imagepiece_jax.weights.location import Location
 from imagepiece_jax.weights.run_files import KINDS, check_normalization
 
 if TYPE_CHECKING:
-    from imagepiece_jax.config.run import RunConfig
+    from imagepiece_jax.training.config import RunConfig
 
 Loader = Callable[[], Pretrained]
 TRAINED = "trained"  # the reduction that weights were trained or saved with

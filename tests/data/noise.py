@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 
 from configs import base
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.source import Source
+from imagepiece_jax.training.config import RunConfig
 
 
 def train_transform(image_size, **changes):

@@ -8,13 +8,13 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import evaluate
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.weights import load
 from imagepiece_jax.weights.run_files import read_class_names

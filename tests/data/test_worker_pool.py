@@ -13,12 +13,12 @@ import time
 import pytest
 
 from imagepiece_jax.common.placement import Placement
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.worker_pool import read_ahead
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import Data
 from tests.data import noise
 from tests.data.noise import Noise, same, train_transform

@@ -11,12 +11,12 @@ import pytest
 
 from configs import quickstart
 from experiments import controls
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models import cost
 from imagepiece_jax.models.cost import block_macs, model_macs
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.reduction.block_plan import BlockPlan, Keep, Step, build
 from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.training.config import RunConfig
 from tests.models import make, tiny
 from tests.runs import ROOT
 

@@ -6,9 +6,9 @@ import pytest
 
 from configs import base
 from imagepiece_jax.common.placement import Placement
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training import data, report
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import check_training
 from tests.runs import configured
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.sources import registry
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights.save import save
 from tests import forked, programs, runs
 

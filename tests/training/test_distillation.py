@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.config.run import DistillConfig, RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.create import create_model
@@ -20,6 +19,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.training import teacher
+from imagepiece_jax.training.config import DistillConfig, RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.losses import distillation, teacher_distance
 from imagepiece_jax.weights.load import loaders

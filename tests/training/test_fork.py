@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.training.config import RunConfig
 from tests import runs, test_readme
 from tests.training.states import assert_same
 

@@ -10,9 +10,9 @@ import numpy as np
 import optax
 
 from configs import deit_s_evit
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.reduction.methods.method import ParamGroup
 from imagepiece_jax.training import optimizer
+from imagepiece_jax.training.config import RunConfig
 from tests.rounding import assert_close
 from tests.training.test_train_step import PLAIN, batch, make, run, with_loss
 

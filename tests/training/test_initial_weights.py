@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables
 from imagepiece_jax.training.cluster.run_dir import record_classes, record_start
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.teacher import create_teacher
 from imagepiece_jax.weights.load import loaders

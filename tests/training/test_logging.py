@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training import logging
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import Length
 from imagepiece_jax.training.logging import MetricWriter, read_metrics
 from tests import runs

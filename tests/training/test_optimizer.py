@@ -11,7 +11,7 @@ import pytest
 from flax import traverse_util
 
 from configs import base
-from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.optimizer import (
     adamw,
     decay_mask,

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 from configs import base
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.training import data, report
 from imagepiece_jax.training.cluster.checkpoint import Progress
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import MetricWriter
 from tests import runs
 

@@ -8,7 +8,6 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.common.files import git_revision
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.cluster.run_dir import (
     check_config,
@@ -16,6 +15,7 @@ from imagepiece_jax.training.cluster.run_dir import (
     read_earlier,
     record_start,
 )
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights.run_files import FORMAT as RUN_FORMAT
 from tests import runs
 

@@ -14,10 +14,10 @@ import pytest
 
 from configs import base
 from imagepiece_jax.common import parallel
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.config import AugmentConfig
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.create import create_model
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.losses import soft_cross_entropy
 from imagepiece_jax.training.optimizer import adamw
 from imagepiece_jax.training.train_step import init_state, prepare, train_step

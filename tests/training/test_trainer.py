@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.config import MEAN
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints, Progress
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.report import macs_by_epoch
 from tests import runs

@@ -11,9 +11,9 @@ import pytest
 import imagepiece_jax
 from configs import deit_s
 from imagepiece_jax import Preprocessing, Pretrained
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.weights import load
 from tests.models import make, tiny

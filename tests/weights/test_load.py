@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, timm_tensors
@@ -17,6 +16,7 @@ from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights import layouts, load, location
 from imagepiece_jax.weights.run_files import FORMAT as RUN_FORMAT
 from tests import runs

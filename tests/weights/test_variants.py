@@ -3,10 +3,10 @@
 import json
 
 from configs import quickstart
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights.load import load
 from tests.models import tiny
 from tests.weights.test_load import run_folder

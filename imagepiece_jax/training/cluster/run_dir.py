@@ -17,11 +17,11 @@ from flax import traverse_util
 
 from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.version import LIBRARIES
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.decode import EXTENSIONS
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.record import differences
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.weights.run_files import (
     CHECKPOINTS,

@@ -3,8 +3,8 @@
 import pytest
 
 from configs import deit_s_evit, deit_s_evit_finetune
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.reduction.methods.evit import EViT
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.train_step import count_programs
 
 

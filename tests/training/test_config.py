@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.preprocessing import IN_CONFIG, Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.reduction.reduction import Reduction
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights.run_files import FORMAT as RUN_FORMAT
 from tests.models.make import config
 from tests.refused import refused
