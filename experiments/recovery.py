@@ -57,13 +57,13 @@ from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import Source, evenly_spaced
 from imagepiece_jax.data.sources.csv_table import open_csv
-from imagepiece_jax.deploy.recover import recovery_loss
-from imagepiece_jax.deploy.recover.recovery_images import evaluation_batches
-from imagepiece_jax.deploy.recover.recovery_loss import relative_change
-from imagepiece_jax.deploy.recover.recovery_step import Teacher
 from imagepiece_jax.evaluate.result_cache import decode_bits, encode_bits
 from imagepiece_jax.evaluate.statistics import Estimate, paired_difference
 from imagepiece_jax.models.vit import with_states
+from imagepiece_jax.recover import recovery_loss
+from imagepiece_jax.recover.recovery_images import evaluation_batches
+from imagepiece_jax.recover.recovery_loss import relative_change
+from imagepiece_jax.recover.recovery_step import Teacher
 from imagepiece_jax.reduction.provenance import follow
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

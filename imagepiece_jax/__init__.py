@@ -17,17 +17,17 @@ from imagepiece_jax.common.version import __version__ as __version__
 if typing.TYPE_CHECKING:
     from imagepiece_jax.data.normalize import normalize
     from imagepiece_jax.data.preprocessing import Preprocessing
-    from imagepiece_jax.deploy.inference.export import export
-    from imagepiece_jax.deploy.inference.features import features
-    from imagepiece_jax.deploy.inference.optimize import optimize
-    from imagepiece_jax.deploy.inference.predictor import Predictor
-    from imagepiece_jax.deploy.recover.recover import recover
     from imagepiece_jax.errors import InputError, RunError
     from imagepiece_jax.evaluate.compare import compare
     from imagepiece_jax.evaluate.evaluate import evaluate
+    from imagepiece_jax.export.export import export
+    from imagepiece_jax.inference.features import features
+    from imagepiece_jax.inference.optimize import optimize
+    from imagepiece_jax.inference.predictor import Predictor
     from imagepiece_jax.models.config import ViTConfig
     from imagepiece_jax.models.create import create_model
     from imagepiece_jax.models.pretrained import Pretrained
+    from imagepiece_jax.recover.recover import recover
     from imagepiece_jax.reduction.methods import METHODS
     from imagepiece_jax.reduction.reduction import Reduction
     from imagepiece_jax.weights.load import load, read_config
@@ -41,7 +41,7 @@ __all__ += ["recover", "save"]
 _HOMES = {
     "InputError": "errors",
     "METHODS": "reduction.methods",
-    "Predictor": "deploy.inference.predictor",
+    "Predictor": "inference.predictor",
     "Preprocessing": "data.preprocessing",
     "Pretrained": "models.pretrained",
     "Reduction": "reduction.reduction",
@@ -50,13 +50,13 @@ _HOMES = {
     "compare": "evaluate.compare",
     "create_model": "models.create",
     "evaluate": "evaluate.evaluate",
-    "export": "deploy.inference.export",
-    "features": "deploy.inference.features",
+    "export": "export.export",
+    "features": "inference.features",
     "load": "weights.load",
     "normalize": "data.normalize",
-    "optimize": "deploy.inference.optimize",
+    "optimize": "inference.optimize",
     "read_config": "weights.load",
-    "recover": "deploy.recover.recover",
+    "recover": "recover.recover",
     "save": "weights.save",
 }
 

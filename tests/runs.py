@@ -147,7 +147,7 @@ def compile_recoveries_once(patch):
     patch: as that of `compile_once`
     """
     from imagepiece_jax.common import parallel
-    from imagepiece_jax.deploy.recover import recovery_step
+    from imagepiece_jax.recover import recovery_step
 
     programs = {}
     pmap = parallel.pmap

@@ -141,7 +141,7 @@ def test_imports_point_one_way():
         ("reduction.block_plan", "jax"),
         ("reduction.ops", "imagepiece_jax.reduction.methods"),
         ("training.trainer", "imagepiece_jax.weights.load"),
-        ("weights.load", "imagepiece_jax.deploy.inference.optimize"),
+        ("weights.load", "imagepiece_jax.inference.optimize"),
         ("training.cluster.keeper", "imagepiece_jax.training.trainer"),
         ("commands.describe", "imagepiece_jax.commands.doctor"),
         ("cli", "imagepiece_jax.training.trainer"),

@@ -15,7 +15,7 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.source import ArraySource
-from imagepiece_jax.deploy.visualize.trace import trace
+from imagepiece_jax.visualize.trace import trace
 from imagepiece_jax.weights.load import load
 from tests.command import call
 from tests.models import tiny

@@ -21,7 +21,7 @@ from experiments import paper
 from imagepiece_jax.__main__ import commands
 from imagepiece_jax.commands import export
 from imagepiece_jax.data import class_names
-from imagepiece_jax.deploy.inference.onnx_model import onnx_model
+from imagepiece_jax.export.onnx_model import onnx_model
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import MEAN
 from imagepiece_jax.models.create import create_model

@@ -14,9 +14,9 @@ from flax import linen as nn
 from PIL import Image
 
 import imagepiece_jax
-from imagepiece_jax.deploy.inference.feature_files import write_features
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.result_cache import MeasuredWeights, ResultCache, Split
+from imagepiece_jax.inference.feature_files import write_features
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import Execution
 from imagepiece_jax.models.record import as_json

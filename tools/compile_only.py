@@ -28,8 +28,8 @@ from imagepiece_jax.benchmark import workloads
 from imagepiece_jax.common import extras, parallel, xla_options
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.tables import text_table
-from imagepiece_jax.deploy.inference import optimize
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.config import RunConfig

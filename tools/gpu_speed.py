@@ -36,9 +36,9 @@ from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.machine import cores
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.deploy.inference import size_direction
-from imagepiece_jax.deploy.inference.optimize import compiler
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.inference import size_direction
+from imagepiece_jax.inference.optimize import compiler
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained

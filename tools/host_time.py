@@ -25,7 +25,7 @@ from imagepiece_jax import cli
 from imagepiece_jax.benchmark import timer
 from imagepiece_jax.benchmark.workloads import with_random_weights
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.deploy.inference import optimize
+from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
 

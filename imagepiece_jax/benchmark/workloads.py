@@ -19,9 +19,9 @@ from imagepiece_jax.common import device, parallel
 from imagepiece_jax.common.device import INPUTS
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.rng import normal, root_key
-from imagepiece_jax.deploy.inference import optimize
-from imagepiece_jax.deploy.inference.onnx_program import OnnxProgram
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.export.onnx_program import OnnxProgram
+from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes

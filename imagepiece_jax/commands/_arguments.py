@@ -16,7 +16,7 @@ from imagepiece_jax.errors import InputError
 
 if TYPE_CHECKING:  # they import JAX, which --help does not need
     from imagepiece_jax.data.source import Source
-    from imagepiece_jax.deploy.inference.onnx_program import OnnxProgram
+    from imagepiece_jax.export.onnx_program import OnnxProgram
     from imagepiece_jax.models.pretrained import Pretrained
     from imagepiece_jax.models.vit import ViT
 
@@ -88,7 +88,7 @@ class Weights:
         """The program of an .onnx file; None if the argument is weights."""
         if not self.weights.lower().endswith(".onnx"):
             return None
-        from imagepiece_jax.deploy.inference.onnx_program import open_file
+        from imagepiece_jax.export.onnx_program import open_file
 
         self.refuse("an exported program")
         return open_file(self.weights)

@@ -40,8 +40,8 @@ def main(
         output: Of the program.
         layout: Write the folder that this program loads.
     """
-    from imagepiece_jax.deploy.inference.export import checked_file, export
-    from imagepiece_jax.deploy.inference.program_facts import read_facts
+    from imagepiece_jax.export.export import checked_file, export
+    from imagepiece_jax.export.program_facts import read_facts
 
     if layout is None:
         checked_file(out.out)

@@ -40,7 +40,7 @@ def main(
     from imagepiece_jax.common.checks import check_range
     from imagepiece_jax.data import pictures
     from imagepiece_jax.data.source import evenly_spaced
-    from imagepiece_jax.deploy.inference import feature_files, feature_folder
+    from imagepiece_jax.inference import feature_files, feature_folder
 
     folder = pathlib.Path(out)
     feature_folder.check_folder(folder)

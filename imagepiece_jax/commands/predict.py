@@ -30,7 +30,7 @@ def main(
         json: A file to write the predictions to.
     """
     from imagepiece_jax.data import pictures
-    from imagepiece_jax.deploy.inference.predictor import Predictor
+    from imagepiece_jax.inference.predictor import Predictor
     from imagepiece_jax.weights.runs import own_files
 
     files = pictures.find_images(images.images)

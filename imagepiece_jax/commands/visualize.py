@@ -35,7 +35,7 @@ def main(
         blocks: Figures show only these blocks, from 0.
     """
     from imagepiece_jax.data import pictures
-    from imagepiece_jax.deploy.visualize import html
+    from imagepiece_jax.visualize import html
 
     texts = several("reductions", reductions)
     if texts and weights.reduction is not None:

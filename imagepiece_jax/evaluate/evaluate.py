@@ -7,11 +7,11 @@ import jax
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.placement import Placement
-from imagepiece_jax.deploy.inference import onnx_program
-from imagepiece_jax.deploy.inference.optimize import optimize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.evaluate.labeled_images import labeled_images
+from imagepiece_jax.export import onnx_program
+from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models.pretrained import Pretrained
 
 

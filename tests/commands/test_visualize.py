@@ -9,9 +9,9 @@ from imagepiece_jax.commands import visualize
 from imagepiece_jax.data import pictures
 from imagepiece_jax.data.preprocessing import Preprocessing
 from tests.command import call, sentence
-from tests.deploy.visualize.traces import read_traces
 from tests.models import tiny
 from tests.pictures import write_csv, write_damaged
+from tests.visualize.traces import read_traces
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import pytest
 from configs import quickstart
 from imagepiece_jax.benchmark import workloads
 from imagepiece_jax.common import parallel
-from imagepiece_jax.deploy.inference import optimize
 from imagepiece_jax.evaluate import accuracy
+from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import attention, block, cost, layers, rotary, vit
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction import moves, state

@@ -8,8 +8,8 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.deploy.inference import optimize
-from imagepiece_jax.deploy.inference.features import features
+from imagepiece_jax.inference import optimize
+from imagepiece_jax.inference.features import features
 from imagepiece_jax.models import cost, resize_positions
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.cost import model_macs

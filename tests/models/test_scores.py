@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.deploy.inference.features import features
+from imagepiece_jax.inference.features import features
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention_pool import AttentionPool
 from imagepiece_jax.models.pretrained import Pretrained

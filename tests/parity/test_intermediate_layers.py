@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from imagepiece_jax.deploy.inference.features import features
+from imagepiece_jax.inference.features import features
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes

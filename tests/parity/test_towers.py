@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
-from imagepiece_jax.deploy.inference.export import export
+from imagepiece_jax.export.export import export
 
 for package in ("onnx", "onnxruntime", "torch", "transformers", "open_clip"):
     pytest.importorskip(package)

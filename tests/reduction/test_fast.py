@@ -8,7 +8,7 @@ import pytest
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.pictures import as_batch
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.deploy.inference.optimize import optimize
+from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.reduction import moves, ops
 from imagepiece_jax.reduction.state import Assignment, SlotIndex, TokenState
 from imagepiece_jax.weights.load import load

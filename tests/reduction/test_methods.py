@@ -16,7 +16,7 @@ import pytest
 from absl.testing import parameterized
 from flax import linen as nn
 
-from imagepiece_jax.deploy.inference.features import feature_map
+from imagepiece_jax.inference.features import feature_map
 from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.reduction import contract, moves, provenance
 from imagepiece_jax.reduction.block_plan import build

@@ -11,8 +11,8 @@ import safetensors.numpy
 
 import imagepiece_jax
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.deploy.inference.optimize import prepare
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.inference.optimize import prepare
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig

@@ -1,0 +1,293 @@
+"""The nodes of an ONNX graph for the functions that `common.nodes` marks.
+
+Each has the name and the arguments of the marked function, whose docstring says what is
+computed.
+"""
+
+import numpy as np
+
+from imagepiece_jax.export.onnx_graph import Note, Value
+from imagepiece_jax.models.layers import QUICK
+
+OPS = {}  # {name of a marked function: function (graph, its arguments)}
+
+
+def translates(fn):
+    """Decorator that enters a function in OPS."""
+    OPS[fn.__name__] = fn
+    return fn
+
+
+# The network
+
+
+@translates
+def layer_norm(graph, x, scale, bias, dtype, eps=1e-6):
+    x = graph.cast(x, np.float32)
+    options = {"axis": -1, "epsilon": float(eps)}
+    operands = [x, scale, bias]
+    out = graph.op("LayerNormalization", operands, x.shape, x.dtype, **options)
+    return graph.cast(out, dtype)
+
+
+@translates
+def gelu(graph, x, form="exact"):
+    if form == "quick":
+        share = graph.elementwise("Sigmoid", graph.elementwise("Mul", x, QUICK))
+        return graph.elementwise("Mul", x, share)
+    kind = {"exact": "none", "tanh": "tanh"}[form]
+    return graph.elementwise("Gelu", x, approximate=kind)
+
+
+@translates
+def attend(graph, query, key, value, key_bias=None, *, backend="xla", length=None):
+    weights = _weights(graph, query, key, key_bias)
+    graph.notes[key.name] = Note(attention=(query, key_bias, weights))
+    value = graph.transpose(value, (0, 2, 1, 3))
+    shape = (*weights.shape[:3], value.shape[3])
+    out = graph.op("MatMul", [weights, value], shape, value.dtype)
+    return graph.transpose(out, (0, 2, 1, 3))
+
+
+def _weights(graph, query, key, key_bias):
+    """Attention weights. [B, N, H, d], [B, M, H, d], [B, M] -> [B, H, N, M]."""
+    query = graph.elementwise("Mul", query, query.shape[-1] ** -0.5)
+    query = graph.transpose(query, (0, 2, 1, 3))
+    key = graph.transpose(key, (0, 2, 3, 1))
+    shape = (*query.shape[:3], key.shape[3])
+    logits = graph.op("MatMul", [query, key], shape, query.dtype)
+    if key_bias is not None:
+        batch, tokens = key_bias.shape
+        bias = graph.cast(key_bias, query.dtype)
+        bias = graph.reshape(bias, (batch, 1, 1, tokens))
+        logits = graph.elementwise("Add", logits, bias)
+    return graph.op("Softmax", [logits], shape, query.dtype, axis=-1)
+
+
+@translates
+def class_attention(graph, query, key, key_bias=None):
+    """A row of the attention of all tokens, where that is in the graph already."""
+    query = graph.cast(query, np.float32)
+    key = graph.cast(key, np.float32)
+    batch, heads, width = query.shape
+    row = graph.reshape(query, (batch, 1, heads, width))
+    weights = None
+    attention = graph.notes[key.name].attention
+    if attention:  # of all tokens, the class token first
+        queries, bias, all_weights = attention
+        first = graph.slice(queries, (0, 0, 0, 0), (batch, 1, heads, width))
+        if first == row and bias == key_bias:
+            limits = (batch, heads, 1, all_weights.shape[3])
+            weights = graph.slice(all_weights, (0, 0, 0, 0), limits)
+    if weights is None:
+        weights = _weights(graph, row, key, key_bias)
+    mean = graph.reduce("ReduceMean", weights, (1,))
+    return graph.reshape(mean, (batch, key.shape[1]))
+
+
+@translates
+def log_sum_exp(graph, logits):
+    return graph.reduce("ReduceLogSumExp", logits, (1,))
+
+
+@translates
+def unit(graph, x, eps=1e-6):
+    slice_of = graph.notes[x.name].slice_of
+    if slice_of:  # the whole array, in a node that its slices share
+        full, *bounds = slice_of
+        return graph.slice(unit(graph, full, eps), *bounds)
+    x = graph.cast(x, np.float32)
+    squares = graph.reduce("ReduceSumSquare", x, (-1,), keep=True)
+    length = graph.elementwise("Sqrt", graph.elementwise("Add", squares, eps))
+    return graph.elementwise("Div", x, length)
+
+
+# Order and choice
+
+
+def _top(graph, x, count, largest):
+    """(values, int64 indices) of the `count` largest or smallest of each row."""
+    shape = (*x.shape[:-1], count)
+    results = [(shape, x.dtype), (shape, np.int64)]
+    options = {"axis": -1, "largest": int(largest), "sorted": 1}
+    return graph.ops("TopK", [x, [count]], results, **options)
+
+
+@translates
+def rank(graph, score):
+    n = score.shape[-1]
+    _, tokens = _top(graph, score, n, largest=True)
+    _, ranks = _top(graph, tokens, n, largest=False)
+    ranks = graph.cast(ranks, np.int32)
+    graph.notes[ranks.name] = Note(sorted_tokens=tokens)
+    return ranks
+
+
+@translates
+def count_before(graph, keep):
+    keep = graph.cast(keep, np.int32)
+    return graph.op("CumSum", [keep, 1], keep.shape, np.int32, exclusive=1)
+
+
+@translates
+def place_among(graph, keep):
+    before = count_before(graph, keep)
+    n = keep.shape[1]
+    index = graph.op("Where", [keep, before, -n], keep.shape, np.int32)
+    graph.notes[index.name] = Note(keep=keep)
+    return index
+
+
+@translates
+def invert(graph, position, wanted):
+    keep = graph.notes[position.name].keep
+    if keep and isinstance(wanted, int):
+        return _kept_tokens(graph, keep, wanted)
+    indices = Value.constant(np.arange(position.shape[1])[None])
+    return _picked(graph, position, wanted, indices)[0]
+
+
+@translates
+def pick(graph, position, length, *values):
+    return _picked(graph, position, length, *values)
+
+
+def _picked(graph, position, wanted, *values):
+    """The values of the tokens at wanted positions, as by `ops.pick`.
+
+    Where `position` is noted to be a rank (`Graph.notes`), a Gather replaces the
+    comparison of all pairs.
+
+    wanted: a number m for the positions 0..m-1, or an array of positions
+    """
+    n = position.shape[1]
+    if isinstance(wanted, int):
+        wanted = Value.constant(np.arange(wanted))
+    tokens = graph.notes[position.name].sorted_tokens
+    if tokens:
+        ranks = graph.cast(wanted, np.int64)
+        shape = (position.shape[0], wanted.shape[-1])
+        index = graph.op("Gather", [tokens, ranks], shape, np.int64, axis=1)
+        return [gather_rows(graph, value, index) for value in values]
+    wanted = graph.reshape(wanted, (1, wanted.shape[-1], 1))
+    position = graph.reshape(position, (position.shape[0], 1, n))
+    is_wanted = graph.elementwise("Equal", position, wanted, dtype=bool)
+
+    def picked(value):
+        value = graph.reshape(value, (value.shape[0], 1, n))
+        value = graph.cast(value, np.float32)
+        operands = [is_wanted, value, np.float32(0)]
+        taken = graph.op("Where", operands, is_wanted.shape, np.float32)
+        total = graph.reduce("ReduceSum", taken, (2,))
+        return graph.cast(total, np.int32)
+
+    return [picked(value) for value in values]
+
+
+def _kept_tokens(graph, keep, length):
+    """Indices [B, length] of the first kept tokens; 0 where there are fewer."""
+    n = keep.shape[1]
+    ranks = graph.notes[keep.name].ranks
+    if ranks:
+        tokens, first, end = ranks
+        if end - first == length:
+            kept = graph.slice(tokens, (0, first), (keep.shape[0], end))
+            return _top(graph, kept, length, largest=False)[0]
+    index = graph.op("Where", [keep, np.arange(n)[None], n], keep.shape, np.int64)
+    lowest, _ = _top(graph, index, length, largest=False)
+    behind = graph.elementwise("Equal", lowest, n, dtype=bool)
+    return graph.op("Where", [behind, 0, lowest], lowest.shape, np.int64)
+
+
+@translates
+def sums(graph, values, axis):
+    return [graph.reduce("ReduceSum", value, (axis,)) for value in values]
+
+
+@translates
+def find_partners(graph, similarity, tokens):
+    batch, a, t = similarity.shape
+    # TopK gives both at once; OpenVINO 2026.4 takes six times as long for ArgMax.
+    best, index = _top(graph, similarity, 1, largest=True)
+    best = graph.reshape(best, (batch, a))
+    index = graph.reshape(index, (batch, a))
+    if tokens.array is not None:
+        (tokens,) = tokens.array
+        row = graph.op("Gather", [tokens, index], (batch, a), tokens.dtype)
+        return [best, row]
+    tokens = graph.expand(tokens, (batch, t))
+    return [best, gather_rows(graph, tokens, index)]
+
+
+@translates
+def gather_rows(graph, x, index):
+    if x.array is not None and np.array_equal(x.array, [range(x.shape[1])]):
+        return graph.cast(index, x.dtype)  # a row of 0, 1, 2, ..
+    shape = (*index.shape, *x.shape[2:])
+    index = graph.cast(index, np.int64)
+    if x.ndim == index.ndim == 2:
+        return graph.op("GatherElements", [x, index], shape, x.dtype, axis=1)
+    index = graph.reshape(index, (*index.shape, 1))
+    return graph.op("GatherND", [x, index], shape, x.dtype, batch_dims=1)
+
+
+@translates
+def _move_by_index(graph, x, weight, total, index, dest, mean):
+    """Rows that are kept, plus a matrix product of the rows that are absorbed.
+
+    Arguments are those of `reduction.moves._move_by_index`.
+    """
+    n_out = index.keep.shape[1]
+    absorbs = index.absorbed.shape[1]
+    batch = x.shape[0]
+    prefix = x.shape[1] - dest.shape[1]
+    row = _after_prefix(graph, np.arange(prefix), _shifted(graph, index.keep, prefix))
+    kept = gather_rows(graph, x, row)
+    plain = weight is None and total is None
+    if plain or (mean and not absorbs):
+        return kept
+
+    def shares(tokens, slots=None):
+        weights = 1.0
+        if weight is not None:
+            weights = gather_rows(graph, weight, tokens)
+        if total is None:
+            return weights
+        sums = total
+        if slots is not None:
+            sums = gather_rows(graph, total, slots)
+        return graph.elementwise("Div", weights, sums)
+
+    factor = _after_prefix(graph, np.ones(prefix), shares(index.keep))
+    factor = graph.reshape(factor, (*factor.shape, 1))
+    kept = graph.elementwise("Mul", kept, graph.cast(factor, x.dtype))
+    if not absorbs:
+        return kept
+    share = shares(index.absorbed, index.target)
+    moved = gather_rows(graph, x, _shifted(graph, index.absorbed, prefix))
+    share = graph.reshape(share, (*share.shape, 1))
+    moved = graph.elementwise("Mul", moved, graph.cast(share, x.dtype))
+    target = graph.reshape(index.target, (batch, 1, index.target.shape[1]))
+    slot = np.arange(-prefix, n_out)[None, :, None]
+    joins = graph.elementwise("Equal", slot, target, dtype=bool)
+    joins = graph.cast(joins, x.dtype)
+    added = graph.op("MatMul", [joins, moved], kept.shape, x.dtype)
+    return graph.elementwise("Add", kept, added)
+
+
+def _after_prefix(graph, front, values):
+    """Values of the prefix, the same for all images, followed by those of image tokens.
+
+    [p], [B, n] -> [B, p + n]
+    """
+    if not len(front):
+        return values
+    batch, count = values.shape
+    rows = graph.expand(Value.constant(front[None], values.dtype), (batch, len(front)))
+    shape = (batch, len(front) + count)
+    return graph.op("Concat", [rows, values], shape, values.dtype, axis=1)
+
+
+def _shifted(graph, index, by):
+    """An index plus a number."""
+    return graph.elementwise("Add", graph.cast(index, np.int64), by)

@@ -1,0 +1,483 @@
+"""The nodes of an ONNX graph for what JAX traces (a jaxpr).
+
+The table PRIMITIVES has a function for each of JAX's primitives. An equation of
+constants is computed here, and becomes a constant.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.extend import core
+from jax.numpy import broadcast_shapes
+
+from imagepiece_jax.common import nodes
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.export.onnx_graph import Graph, Note, Value, is_open
+from imagepiece_jax.export.onnx_ops import OPS
+
+
+def walk(graph: Graph, closed, inputs: Sequence[Value]) -> list[Value]:
+    """Add all equations of a jaxpr, closed or not; return its outputs' Values."""
+    jaxpr = getattr(closed, "jaxpr", closed)
+    constants = map(Value.constant, getattr(closed, "consts", ()))
+    values = dict(zip(jaxpr.constvars, constants, strict=True))
+    values.update(zip(jaxpr.invars, inputs, strict=True))
+
+    def value(atom):
+        if isinstance(atom, core.Literal):
+            return Value.constant(np.asarray(atom.val, atom.aval.dtype))
+        return values[atom]
+
+    for equation in _needed(jaxpr):
+        results = _equation(graph, equation, [*map(value, equation.invars)])
+        values.update(zip(equation.outvars, results, strict=True))
+    return [*map(value, jaxpr.outvars)]
+
+
+def _equation(graph, equation, values):
+    """Add an equation; return the Values of its outputs."""
+    name = equation.primitive.name
+    params = equation.params
+    if name == nodes.PRIMITIVE:
+        values = _expanded(graph, equation, values)
+        name, args, options = nodes.call(equation, values)
+        return _listed(OPS[name](graph, *args, **options))
+    if name in CALLS:
+        return walk(graph, params[CALLS[name]], values)
+    shapes = _shapes([*equation.invars, *equation.outvars])
+    fixed = not any(map(is_open, itertools.chain(*shapes)))
+    if fixed and all(v.array is not None for v in values):
+        return _folded(graph, equation, values)
+    if name not in PRIMITIVES:
+        raise no_operator(name)
+    return _listed(PRIMITIVES[name](graph, equation, *values))
+
+
+def _folded(graph, equation, values):
+    """The outputs of an equation whose operands are constants, as constants."""
+    name = equation.primitive.name
+    outputs = equation.outvars
+    values = _expanded(graph, equation, values)
+    if name in MOVES:
+        moved = PRIMITIVES[name](graph, equation, *values)
+        return [graph.expand(moved, outputs[0].aval.shape)]
+    arrays = []
+    for value, atom in zip(values, equation.invars, strict=True):
+        arrays.append(np.asarray(value.array, atom.aval.dtype))
+    if name in BY_NUMPY:
+        results = BY_NUMPY[name](*arrays)
+    else:
+        with jax.ensure_compile_time_eval():
+            arrays = map(jax.numpy.asarray, arrays)
+            results = equation.primitive.bind(*arrays, **equation.params)
+    return [Value.constant(np.asarray(result)) for result in _listed(results)]
+
+
+def _expanded(graph, equation, values):
+    """The first operands of an equation, broadcast to the shapes that JAX says."""
+    shapes = _shapes(equation.invars)
+    return [graph.expand(v, s) for v, s in zip(values, shapes, strict=False)]
+
+
+def _listed(results):
+    """Results as a list: of one result or of several."""
+    return results if isinstance(results, list | tuple) else [results]
+
+
+def _shapes(atoms):
+    return [atom.aval.shape for atom in atoms]
+
+
+def _needed(jaxpr):
+    """The equations of a jaxpr on which its outputs depend."""
+    live = set(map(id, jaxpr.outvars))
+    needed = []
+    for equation in reversed(jaxpr.eqns):
+        if live & set(map(id, equation.outvars)):
+            needed.append(equation)
+            live |= set(map(id, equation.invars))
+    return needed[::-1]
+
+
+def no_operator(name):
+    """The error for a computation that has no ONNX operator."""
+    return InputError(f"the model computes {name}, which has no ONNX operator here")
+
+
+# {primitive that calls a function: its parameter with the function's jaxpr}
+CALLS = dict.fromkeys(("jit", "closed_call"), "jaxpr")
+CALLS |= dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), "call_jaxpr")
+# {JAX's primitive: function (graph, equation, Values of its operands) -> the Value of
+# its output, or those of several outputs}
+PRIMITIVES = {}
+
+
+def primitive(*names, expand=False):
+    """Decorator that enters a function in PRIMITIVES under these names.
+
+    expand: whether its operands are broadcast first
+    """
+
+    def enter(fn):
+        def expanded(graph, equation, *values):
+            return fn(graph, equation, *_expanded(graph, equation, values))
+
+        for name in names:
+            PRIMITIVES[name] = expanded if expand else fn
+        return fn
+
+    return enter
+
+
+# Elementwise
+
+OPERATORS = (
+    "abs add and cos div erf exp log max min mul neg not or pow sign sin sqrt sub tanh"
+)
+OPERATORS = {name: name.capitalize() for name in OPERATORS.split()}
+OPERATORS |= {"logistic": "Sigmoid"}
+COMPARISONS = {
+    "eq": "Equal",
+    "ge": "GreaterOrEqual",
+    "gt": "Greater",
+    "le": "LessOrEqual",
+    "lt": "Less",
+}
+
+
+# Equations of constants that JAX does not compute, as it would compile a program for
+# each of them and each shape. MOVES are computed by their entries in PRIMITIVES, and
+# BY_NUMPY by NumPy, with the same bits.
+MOVES = {"reshape", "squeeze", "broadcast_in_dim", "convert_element_type", "iota"}
+BY_NUMPY = {
+    "add": np.add,
+    "eq": np.equal,
+    "ge": np.greater_equal,
+    "gt": np.greater,
+    "lt": np.less,
+    "mul": np.multiply,
+    "ne": np.not_equal,
+    "select_n": lambda which, no, yes: np.where(which, yes, no),
+    "sign": np.sign,
+    "sub": np.subtract,
+}
+
+
+@primitive(*OPERATORS)
+def _operator(graph, equation, *values):
+    """Add an operator; of truth values max is `or`, and min is `and`."""
+    name = equation.primitive.name
+    truths = values[0].dtype.kind == "b"
+    if truths:
+        name = {"max": "or", "min": "and"}.get(name, name)
+    elif name in ("and", "not", "or"):
+        raise no_operator(f"{name} of integers")
+    out = graph.elementwise(OPERATORS[name], *values)
+    ranks = graph.notes[values[0].name].ranks
+    if name == "not" and ranks:
+        tokens, first, end = ranks
+        if first == 0:
+            graph.notes[out.name] = Note(ranks=(tokens, end, tokens.shape[1]))
+        else:
+            graph.notes[out.name] = Note(ranks=(tokens, 0, first))
+    return out
+
+
+@primitive(*COMPARISONS)
+def _comparison(graph, equation, *values):
+    """Add a comparison; that of ranks with a number is noted."""
+    operands = []
+    for value in values:
+        if value.dtype.kind == "b":
+            value = graph.cast(value, np.int32)
+        operands.append(value)
+    name = equation.primitive.name
+    out = graph.elementwise(COMPARISONS[name], *operands, dtype=bool)
+    rank, limit = operands
+    tokens = graph.notes[rank.name].sorted_tokens
+    if tokens and limit.array is not None and limit.array.size == 1:
+        limit = int(limit.array.item())
+        if name == "lt":
+            graph.notes[out.name] = Note(ranks=(tokens, 0, limit))
+        elif name == "ge":
+            graph.notes[out.name] = Note(ranks=(tokens, limit, tokens.shape[1]))
+    return out
+
+
+# {primitive that takes several operators: function (Graph.elementwise, operands)}
+FORMULAS = {
+    "erfc": lambda op, x: op("Sub", 1, op("Erf", x)),
+    "expm1": lambda op, x: op("Sub", op("Exp", x), 1),
+    "log1p": lambda op, x: op("Log", op("Add", x, 1)),
+    "ne": lambda op, a, b: op("Not", op("Equal", a, b, dtype=bool)),
+    "rem": lambda op, a, b: op("Mod", a, b, fmod=1),
+    "rsqrt": lambda op, x: op("Reciprocal", op("Sqrt", x)),
+    "square": lambda op, x: op("Mul", x, x),
+}
+
+
+@primitive(*FORMULAS)
+def _formula(graph, equation, *values):
+    return FORMULAS[equation.primitive.name](graph.elementwise, *values)
+
+
+@primitive("integer_pow")
+def _integer_pow(graph, equation, x):
+    power = equation.params["y"]
+    if power == 2:
+        return graph.elementwise("Mul", x, x)
+    return graph.elementwise("Pow", x, power)
+
+
+@primitive("select_n")
+def _select(graph, equation, which, *cases):
+    if len(cases) != 2 or which.dtype.kind != "b":
+        raise no_operator("a choice among more than two")
+    no, yes = cases
+    shape = broadcast_shapes(which.shape, no.shape, yes.shape)
+    return graph.op("Where", [which, yes, no], shape, yes.dtype)
+
+
+@primitive("convert_element_type")
+def _convert(graph, equation, x):
+    return graph.cast(x, equation.params["new_dtype"])
+
+
+@primitive("copy", "stop_gradient", "optimization_barrier")
+def _same(graph, equation, *values):
+    return values
+
+
+# Shapes
+
+
+@primitive("broadcast_in_dim")
+def _broadcast_in_dim(graph, equation, x, *_):
+    sides = [1] * len(equation.params["shape"])
+    axes = equation.params["broadcast_dimensions"]
+    for axis, side in zip(axes, x.shape, strict=True):
+        sides[axis] = side
+    return graph.reshape(x, sides)
+
+
+@primitive("reshape", "squeeze", expand=True)
+def _reshape(graph, equation, x, *_):
+    return graph.reshape(x, equation.outvars[0].aval.shape)
+
+
+@primitive("transpose")
+def _transpose(graph, equation, x):
+    return graph.transpose(x, equation.params["permutation"])
+
+
+@primitive("concatenate", expand=True)
+def _concatenate(graph, equation, *values):
+    (out,) = equation.outvars
+    axis = int(equation.params["dimension"])
+    return graph.op("Concat", values, out.aval.shape, out.aval.dtype, axis=axis)
+
+
+@primitive("stack", expand=True)
+def _stack(graph, equation, *values):
+    (out,) = equation.outvars
+    axis = int(equation.params["axis"])
+    parts = []
+    for value in values:
+        sides = (*value.shape[:axis], 1, *value.shape[axis:])
+        parts.append(graph.reshape(value, sides))
+    return graph.op("Concat", parts, out.aval.shape, out.aval.dtype, axis=axis)
+
+
+@primitive("pad", expand=True)
+def _pad(graph, equation, x, value):
+    (out,) = equation.outvars
+    low, high, inner = zip(*equation.params["padding_config"], strict=True)
+    if any(inner) or min(low) < 0 or min(high) < 0:
+        raise no_operator("padding between or negative")
+    return graph.op("Pad", [x, low + high, value], out.aval.shape, x.dtype)
+
+
+@primitive("iota")
+def _iota(graph, equation):
+    shape = equation.params["shape"]
+    axis = equation.params["dimension"]
+    if is_open(shape[axis]):
+        raise no_operator("the number of each image of an open batch")
+    row = np.arange(shape[axis], dtype=equation.params["dtype"])
+    others = [i for i in range(len(shape)) if i != axis]
+    return Value.constant(np.expand_dims(row, others))
+
+
+@primitive("slice", expand=True)
+def _slice(graph, equation, x):
+    params = equation.params
+    return graph.slice(
+        x, params["start_indices"], params["limit_indices"], params["strides"]
+    )
+
+
+@primitive("split", expand=True)
+def _split(graph, equation, x):
+    inputs = [x, equation.params["sizes"]]
+    parts = [(out.aval.shape, x.dtype) for out in equation.outvars]
+    return graph.ops("Split", inputs, parts, axis=int(equation.params["axis"]))
+
+
+@primitive("rev", expand=True)
+def _rev(graph, equation, x):
+    """A Gather of constant indices, as not every runtime can slice backward."""
+    for axis in map(int, equation.params["dimensions"]):
+        if is_open(x.shape[axis]):
+            raise no_operator("the reverse of an open batch")
+        backward = np.arange(x.shape[axis])[::-1]
+        x = graph.op("Gather", [x, backward], x.shape, x.dtype, axis=axis)
+    return x
+
+
+@primitive("gather")
+def _gather(graph, equation, x, index):
+    """A gather with constant indices: a block of the array, or rows of one axis."""
+    x = graph.expand(x, equation.invars[0].aval.shape)
+    params = equation.params
+    (out,) = equation.outvars
+    numbers = params["dimension_numbers"]
+    sizes = params["slice_sizes"]
+    axes = numbers.start_index_map
+    if index.array is None or numbers.operand_batching_dims:
+        raise no_operator("a gather by computed indices")
+    indices = np.broadcast_to(index.array, equation.invars[1].aval.shape)
+    highest = [x.shape[axis] - sizes[axis] for axis in axes]
+    if any(map(is_open, highest)) or (indices < 0).any() or (indices > highest).any():
+        raise no_operator("a gather beyond its array")
+    if indices.ndim == 1:  # a block
+        starts = [0] * x.ndim
+        for axis, start in zip(axes, indices, strict=True):
+            starts[axis] = int(start)
+        limits = np.add(starts, sizes).tolist()
+        block = graph.slice(x, starts, limits)
+        return graph.reshape(block, out.aval.shape)
+    # Rows at indices along neighboring axes, which become one axis for ONNX's Gather.
+    first = axes[0]
+    end = axes[-1] + 1
+    neighbors = tuple(range(first, end))
+    row_shape = list(x.shape)
+    row_shape[first:end] = [1] * (end - first)
+    end_in_output = first + indices.ndim - 1
+    other_axes = (*range(first), *range(end_in_output, out.aval.ndim))
+    takes_whole_rows = (
+        tuple(axes) == neighbors
+        and tuple(numbers.collapsed_slice_dims) == neighbors
+        and list(sizes) == row_shape
+        and tuple(numbers.offset_dims) == other_axes
+    )
+    if not takes_whole_rows:
+        raise no_operator("a gather of parts of rows")
+    sides = x.shape[first:end]
+    taken = np.ravel_multi_index(tuple(np.moveaxis(indices, -1, 0)), sides)
+    x = graph.reshape(x, (*x.shape[:first], math.prod(sides), *x.shape[end:]))
+    return graph.op("Gather", [x, taken], out.aval.shape, x.dtype, axis=int(first))
+
+
+# Sums and products
+
+REDUCTIONS = {
+    "reduce_max": "ReduceMax",
+    "reduce_min": "ReduceMin",
+    "reduce_sum": "ReduceSum",
+    "reduce_or": "ReduceMax",
+    "reduce_and": "ReduceMin",
+}
+
+
+@primitive(*REDUCTIONS, expand=True)
+def _reduce(graph, equation, x):
+    kind = REDUCTIONS[equation.primitive.name]
+    return graph.reduce(kind, x, equation.params["axes"])
+
+
+@primitive("argmax", "argmin", expand=True)
+def _arg(graph, equation, x):
+    (axis,) = equation.params["axes"]
+    (out,) = equation.outvars
+    kind = {"argmax": "ArgMax", "argmin": "ArgMin"}[equation.primitive.name]
+    index = graph.op(kind, [x], out.aval.shape, np.int64, axis=int(axis), keepdims=0)
+    return graph.cast(index, out.aval.dtype)
+
+
+@primitive("dot_general", expand=True)
+def _dot_general(graph, equation, a, b):
+    """A MatMul of [batch.., rows, inner] and [batch.., inner, columns]."""
+    (out,) = equation.outvars
+    dtype = out.aval.dtype
+    (inner_a, inner_b), (batch_a, batch_b) = equation.params["dimension_numbers"]
+    a = graph.cast(a, dtype)
+    b = graph.cast(b, dtype)
+    free_a = _other_axes(a, inner_a, batch_a)
+    free_b = _other_axes(b, inner_b, batch_b)
+    a = graph.transpose(a, (*batch_a, *free_a, *inner_a))
+    b = graph.transpose(b, (*batch_b, *inner_b, *free_b))
+    if batch_a or len(free_b) != 1 or len(inner_a) != 1:
+        first = len(batch_a)
+        batch = a.shape[:first]
+        rows = math.prod(a.shape[first : first + len(free_a)])
+        inner = math.prod(a.shape[first + len(free_a) :])
+        columns = math.prod(b.shape[first + len(inner_b) :])
+        a = graph.reshape(a, (*batch, rows, inner))
+        b = graph.reshape(b, (*b.shape[:first], inner, columns))
+    shape = (*a.shape[:-1], b.shape[-1])
+    product = graph.op("MatMul", [a, b], shape, dtype)
+    return graph.reshape(product, out.aval.shape)
+
+
+def _other_axes(value, *groups):
+    """The axes of a Value that are in none of the groups."""
+    listed = {*itertools.chain(*groups)}
+    return [axis for axis in range(value.ndim) if axis not in listed]
+
+
+@primitive("conv_general_dilated", expand=True)
+def _conv(graph, equation, x, kernel):
+    (out,) = equation.outvars
+    params = equation.params
+    numbers = params["dimension_numbers"]
+    groups = params["batch_group_count"]
+    low, high = zip(*params["padding"], strict=True)
+    if {*params["lhs_dilation"], groups} != {1} or min(low + high) < 0:
+        raise no_operator("a transposed convolution, or one with negative padding")
+    x = graph.transpose(x, numbers.lhs_spec)
+    kernel = graph.transpose(kernel, numbers.rhs_spec)
+    options = {
+        "strides": tuple(params["window_strides"]),
+        "pads": (*low, *high),
+        "dilations": tuple(params["rhs_dilation"]),
+        "group": params["feature_group_count"],
+    }
+    shape = [out.aval.shape[i] for i in numbers.out_spec]
+    convolved = graph.op("Conv", [x, kernel], shape, out.aval.dtype, **options)
+    return graph.transpose(convolved, np.argsort(numbers.out_spec))
+
+
+# Loops
+
+
+@primitive("scan", expand=True)
+def _scan(graph, equation, *values):
+    """The loop's steps, one after the other: ONNX's loops are slow, or missing.
+
+    values: those that are the same in all steps, then those that steps change
+    """
+    body = equation.params["jaxpr"]
+    carried = len(equation.outvars)
+    # A step that takes or makes a part of an array has other shapes than the loop.
+    of_loop = _shapes([*equation.invars, *equation.outvars])
+    of_step = _shapes([*body.jaxpr.invars, *body.jaxpr.outvars])
+    if of_loop != of_step:
+        raise no_operator("a loop over the parts of an array")
+    fixed = values[:-carried]
+    carry = values[-carried:]
+    for _ in range(equation.params["length"]):
+        carry = walk(graph, body, [*fixed, *carry])
+    return carry

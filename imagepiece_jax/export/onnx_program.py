@@ -1,0 +1,122 @@
+"""An exported ONNX file in onnxruntime, as the JSON beside it describes it."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from imagepiece_jax.common import extras
+from imagepiece_jax.common.machine import cores
+from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.export.program_facts import FACTS, facts_file, read_facts
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.config import ViTConfig
+from imagepiece_jax.models.create import create
+from imagepiece_jax.models.pretrained import Pretrained, Source
+from imagepiece_jax.weights.hub_configs import guarded
+
+KIND = "ONNX file"
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class OnnxProgram(Pretrained):
+    """A program of `export`: called with uint8 images, it returns logits.
+
+    Its weights are in the file, so `variables` is empty.
+    """
+
+    session: Any  # of onnxruntime
+    input_name: str
+    input_dtype: str
+    batch_size: int | None  # images in a call; None: any number
+    channels_first: bool
+    recovered_form: str | None  # whose numbers the file has
+
+    def prepared(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [B, H, W, 3] as the file takes images."""
+        images = np.asarray(pixels)
+        if self.input_dtype != "uint8":
+            images = np.asarray(normalize(images, self.config.mean, self.config.std))
+        if self.channels_first:
+            images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        return images
+
+    def run(self, images: np.ndarray, outputs: list[str] | None = None) -> list:
+        """The outputs of `prepared` images; None: all of them."""
+        return self.session.run(outputs, {self.input_name: images})
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """Logits of images. uint8 [B, H, W, 3] -> [B, classes]."""
+        names = [output.name for output in self.session.get_outputs()]
+        if "logits" not in names:
+            place = self.source.place
+            raise InputError(f"{place} returns {', '.join(names)}, and no logits")
+        count = len(pixels)
+        size = self.batch_size or count
+        rows = []
+        for start in range(0, count, size):
+            part = np.asarray(pixels[start : start + size])
+            missing = size - len(part)
+            part = np.pad(part, ((0, missing), (0, 0), (0, 0), (0, 0)))
+            rows += self.run(self.prepared(part), ["logits"])
+        return np.concatenate(rows)[:count]
+
+
+def open_file(path: str | os.PathLike) -> OnnxProgram:
+    """The program in an .onnx file beside its JSON.
+
+    Raises InputError for a file that onnxruntime or its JSON does not explain.
+    """
+    extras.check("an ONNX file", "onnxruntime")
+    import onnxruntime
+
+    path = pathlib.Path(path).expanduser()
+    path.stat()  # FileNotFoundError, of the file that was named
+    facts = read_facts(path)
+    if not FACTS <= {*facts}:
+        name = facts_file(path).name
+        raise InputError(f"{KIND} {path} lacks the {name} that export writes beside it")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cores()
+    providers = onnxruntime.get_available_providers()
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # its errors have no common class
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{KIND} {path}: {reason}") from error
+    return guarded(facts_file(path), _program, path, facts, session)
+
+
+def _program(path, facts, session):
+    """The OnnxProgram that a file's facts describe."""
+    fields = _without_names(facts["model"])
+    arch = Architecture(**fields.pop("arch"))
+    images = dict(facts["preprocessing"])
+    images.pop("resized", None)
+    images = Preprocessing(tuple(images.pop("image_size")), **images)
+    config = ViTConfig(**fields | {"arch": arch, "preprocessing": images})
+    batch_size, channels, *_ = facts["input"]["shape"]
+    return OnnxProgram(
+        model=create(config, facts["method"]),
+        variables={"params": {}},
+        class_names=facts["class_names"],
+        source=Source(path=path, kind=KIND, name=path.name),
+        session=session,
+        input_name=facts["input"]["name"],
+        input_dtype=facts["input"]["dtype"],
+        batch_size=batch_size if isinstance(batch_size, int) else None,
+        channels_first=channels == 3,
+        recovered_form=facts["recovered"],
+    )
+
+
+def _without_names(record: Any) -> Any:
+    """A record of `as_json` without the names of its dataclasses."""
+    if not isinstance(record, Mapping):
+        return record
+    return {k: _without_names(value) for k, value in record.items() if k != "is"}

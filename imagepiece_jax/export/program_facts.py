@@ -1,0 +1,111 @@
+"""Facts in the JSON beside an exported program: its input, output and model."""
+
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imagepiece_jax.common.files import read_json
+from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.export.program_outputs import ProgramOutputs
+from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.problem_type import activation
+from imagepiece_jax.models.record import as_json
+
+FACTS = {"input", "output", "preprocessing"}  # every program has these
+
+
+def facts_file(out: str | os.PathLike) -> pathlib.Path:
+    """The path of the JSON file with facts about the program in file `out`."""
+    return pathlib.Path(f"{out}.json")
+
+
+def read_facts(out: str | os.PathLike) -> dict[str, Any]:
+    """The facts about the program in file `out`; {} if they cannot be read."""
+    try:
+        return read_json(facts_file(out))
+    except (InputError, OSError):
+        return {}
+
+
+def exported_images(
+    vit: Pretrained,
+    batch_size: int | None = None,
+    pixels: bool = False,
+    channels_first: bool = False,
+) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of an exported program's images.
+
+    batch_size: number of images in a call; None: any
+    pixels: whether images are uint8, which the program normalizes; else float32
+    channels_first: whether they are [batch, 3, H, W]; else [batch, H, W, 3]
+    """
+    if batch_size is None:
+        (batch_size,) = jax.export.symbolic_shape("batch")
+    shape = (batch_size, *sides(vit.image_size), 3)
+    if channels_first:
+        shape = (batch_size, 3, *sides(vit.image_size))
+    dtype = "uint8" if pixels else "float32"
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+
+
+def program_facts(
+    vit: Pretrained,
+    images: jax.ShapeDtypeStruct,
+    outputs: ProgramOutputs | None = None,
+    stored: Callable[[np.dtype], np.dtype] = np.dtype,
+) -> dict[str, Any]:
+    """Facts about an exported program as JSON values: its input, output and model.
+
+    images: a result of `exported_images`
+    outputs: what the program returns; None: logits
+    stored: function from a dtype of JAX to that in the file
+    """
+    outputs = outputs or ProgramOutputs(vit)
+    model = outputs.model
+    config = model.config
+    arrays = jax.eval_shape(outputs.forward(model), vit.variables, images)
+
+    def entry(name, array):
+        shape = [side if isinstance(side, int) else str(side) for side in array.shape]
+        return {"name": name, "shape": shape, "dtype": stored(array.dtype).name}
+
+    output = [*map(entry, outputs.names, arrays)]
+    if len(output) == 1:
+        output = output[0]
+    if images.dtype == jnp.uint8:
+        normalization = {"pixels": "0 to 255, normalized by the model"}
+    else:
+        normalization = {
+            "pixels": "0 to 1, of which the input is (pixels - mean) / std",
+            "mean": config.mean,
+            "std": config.std,
+        }
+    prepared = vit.preprocessing.as_json
+    if vit.preprocessing.resizes:
+        prepared["resized"] = list(vit.preprocessing.resized)
+    classes_out = config.num_classes if "logits" in outputs.names else 0
+    method = None  # of a plan that someone made by hand
+    if vit.reduction is not None:
+        method = str(vit.reduction)
+    return {
+        "input": entry(outputs.image, images),
+        "normalization": normalization,
+        "output": output,
+        "classes": config.num_classes,
+        "class_names": vit.class_names,
+        "problem_type": config.problem_type if config.num_classes else None,
+        "activation": activation(config.problem_type, classes_out),
+        "preprocessing": prepared,
+        "model": as_json(config),
+        "method": method,
+        "recovered": vit.recovered and vit.recovered.form,
+        "dtype": model.execution.dtype.name,
+        "gmacs": model_macs(model) / 1e9,
+    }

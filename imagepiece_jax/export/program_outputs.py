@@ -1,0 +1,96 @@
+"""What an exported program takes and returns: logits, features, or vectors."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from imagepiece_jax.common.checks import check_choice
+from imagepiece_jax.data.normalize import as_normalized
+from imagepiece_jax.inference import features, optimize
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.vit import ViT, final_norm, with_states
+
+OUTPUTS = ("logits", "features", "patches")
+
+
+class ProgramOutputs:
+    """The arrays that a program of `vit` returns, in the order of `names`.
+
+    image: name of the program's input
+    channels_first: whether it is [batch, 3, H, W]; else [batch, H, W, 3]
+    output: "logits" (pooled vectors for a model without classes), "features" (the
+        pooled vector, patches, prefix tokens, and which patches were dropped) or
+        "patches" (only a feature for every patch)
+    """
+
+    image = "images"
+    channels_first = False
+
+    def __init__(self, vit: Pretrained, output: str = "logits"):
+        check_choice("output", output, OUTPUTS)
+        self.model = vit.model
+        self.has_features = output != "logits"
+        self.names = ["logits" if self.model.config.num_classes else "pooled"]
+        if output == "features":
+            self.names = ["pooled", "patches", "prefix", "dropped"]
+            if not self.model.config.arch.prefix:  # an array without elements
+                self.names.remove("prefix")
+        elif output == "patches":
+            self.names = ["patches"]
+
+    def forward(self, model: ViT) -> Callable:
+        """A function (variables, images) -> tuple of arrays in the order of `names`.
+
+        model: the model in the form that is exported
+        """
+        if not self.has_features:
+            run = optimize.forward(model)
+            return lambda variables, images: (run(variables, images),)
+        run = features.forward(model)
+
+        def arrays(variables, images):
+            found = run(variables, images)
+            return tuple(getattr(found, name) for name in self.names)
+
+        return arrays
+
+
+class TowerOutputs(ProgramOutputs):
+    """The arrays of a visual tower by the names of the program that loads it.
+
+    names: of the arrays, among "embedding" (the vector, of length 1), "image_embeds"
+        (the vector), "pooler_output" (the pooled vector), "last_hidden_state" (all
+        tokens, as in transformers: after the last norm, of CLIP before it) and "logits"
+    """
+
+    def __init__(self, vit: Pretrained, image: str, names: list[str], pixels: bool):
+        self.model = vit.model
+        self.image = image
+        self.channels_first = not pixels
+        self.names = names
+
+    def forward(self, model: ViT) -> Callable:
+        """As that of ProgramOutputs; uint8 images are [batch, H, W, 3]."""
+        has_tokens = "last_hidden_state" in self.names
+        model = model.with_execution(head_only=not has_tokens)
+
+        def arrays(variables, images):
+            if self.channels_first:
+                images = images.transpose(0, 2, 3, 1)
+            images = as_normalized(images, model.config.mean, model.config.std)
+            outputs, states = with_states(model, variables, images)
+            tokens = states[-1].x
+            if not model.config.arch.pre_norm:  # which CLIP has
+                tokens = final_norm(model, variables)(tokens)
+            vector = outputs.logits  # the pooled vector where there is no head
+            length = jnp.sqrt(jnp.sum(vector**2, axis=-1, keepdims=True))
+            found = {
+                "embedding": vector / length,
+                "image_embeds": vector,
+                "logits": vector,
+                "pooler_output": outputs.pooled,
+                "last_hidden_state": tokens,
+            }
+            return tuple(found[name] for name in self.names)
+
+        return arrays

@@ -1,0 +1,200 @@
+"""Visual towers as programs that search photographs load them.
+
+immich        OUT/visual/model.onnx and OUT/visual/preprocess_cfg.json, as OpenCLIP's
+transformers  OUT/onnx/vision_model.onnx, or onnx/model.onnx of a classifier and of a
+              model whose vector is its class token, with config.json and
+              preprocessor_config.json, as transformers.js and optimum load them
+fastembed     OUT/model.onnx and OUT/preprocessor_config.json
+
+Source: the loaders of immich's machine learning service, of transformers.js and of
+fastembed's ImageEmbedding.
+"""
+
+import pathlib
+
+from imagepiece_jax.common.checks import check_choice
+from imagepiece_jax.common.files import read_json, write_json
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.export.program_outputs import TowerOutputs
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.weights.file_names import CONFIG, PREPROCESSOR
+from imagepiece_jax.weights.transformers_config import RESAMPLE, RESCALE
+
+LAYOUTS = ("immich", "transformers", "fastembed")
+# Fields of a config.json, and the end of the names of its architectures.
+OF_CLASSES = ("id2label", "label2id", "num_labels", "problem_type")
+CLASSIFIER = "ForImageClassification"
+NUMBERS = {name: number for number, name in RESAMPLE.items()}  # Pillow's
+
+
+def graph_file(folder: pathlib.Path, layout: str, vit: Pretrained) -> pathlib.Path:
+    """The path of the graph in a folder of a layout."""
+    check_choice("layout", layout, LAYOUTS)
+    if layout == "immich":
+        return folder / "visual" / "model.onnx"
+    if layout == "fastembed":
+        return folder / "model.onnx"
+    name = "model"
+    if vit.has_projection or is_siglip(vit):
+        name = "vision_model"
+    return folder / "onnx" / f"{name}.onnx"
+
+
+def is_siglip(vit: Pretrained) -> bool:
+    """Whether the vector is SigLIP's: a learned probe reads it, and no head follows."""
+    return vit.config.arch.pool == "map" and not vit.config.num_classes
+
+
+def is_classifier(vit: Pretrained) -> bool:
+    """Whether the head has classes, rather than none or a projection."""
+    return vit.config.num_classes > 0 and not vit.has_projection
+
+
+def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
+    """What the graph of a layout takes and returns.
+
+    pixels: whether it takes uint8, [batch, H, W, 3]; else floats, [batch, 3, H, W],
+        which the program that loads it has normalized
+    Raises InputError for images that no JSON file of the layout describes, and for
+    weights without a vector of an image.
+    """
+    prepared = vit.preprocessing
+    height, width = prepared.shape
+    if height != width:
+        raise InputError(
+            f"image_size is {height, width}; programs that search photographs crop a "
+            "square"
+        )
+    if layout == "immich" and prepared.resizes and prepared.resized != prepared.shape:
+        raise InputError(
+            f"images are cropped from {prepared.resized[0]} pixels, but immich crops "
+            f"nothing off {height} pixels; crop=1 (--crop 1) crops nothing"
+        )
+    if vit.config.arch.pool == "none":
+        raise InputError("pool is 'none', so the model has no vector of an image")
+    if pixels and layout != "immich":
+        raise InputError(f"pixels is for immich; {layout} normalizes images itself")
+    if is_classifier(vit) and layout != "transformers":
+        raise InputError(
+            f"layout is {layout!r}, which searches by vectors, but the head of these "
+            f"weights has {vit.config.num_classes} classes; num_classes=0 "
+            "(--num-classes 0) leaves it out"
+        )
+    if layout == "immich":
+        return TowerOutputs(vit, "image", ["embedding"], pixels)
+    names = ["last_hidden_state", "pooler_output"]
+    if is_classifier(vit):
+        names = ["logits"]
+    elif layout == "fastembed" or vit.has_projection:
+        names = ["image_embeds"]
+    return TowerOutputs(vit, "pixel_values", names, pixels)
+
+
+def write_configs(folder: pathlib.Path, vit: Pretrained, layout: str):
+    """Write the JSON files that say how images are prepared, and what the model is."""
+    if layout == "immich":
+        write_json(folder / "visual" / "preprocess_cfg.json", open_clip_fields(vit))
+        return
+    write_json(folder / PREPROCESSOR, processor_fields(vit))
+    if layout == "transformers":
+        write_json(folder / CONFIG, config_fields(vit))
+
+
+def open_clip_fields(vit: Pretrained) -> dict:
+    """The fields of OpenCLIP's preprocess_cfg; its crop is that of the whole image."""
+    preprocessing = vit.preprocessing
+    mode = "squash" if preprocessing.crop_mode == "squash" else "shortest"
+    return {
+        "size": list(preprocessing.shape),
+        "mode": "RGB",
+        "mean": list(vit.config.mean),
+        "std": list(vit.config.std),
+        "interpolation": preprocessing.interpolation,
+        "resize_mode": mode,
+        "fill_color": 0,
+    }
+
+
+def processor_fields(vit: Pretrained) -> dict:
+    """The fields of transformers' image processors, for the one that all clients know.
+
+    It squashes by a height and a width; fastembed does not know that of ViT.
+    """
+    preprocessing = vit.preprocessing
+    height, width = preprocessing.shape
+    resized_height, resized_width = preprocessing.resized
+    size = {"shortest_edge": resized_height}
+    if preprocessing.crop_mode == "squash":
+        size = {"height": resized_height, "width": resized_width}
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": preprocessing.resizes,
+        "size": size,
+        "resample": NUMBERS[preprocessing.interpolation],
+        "do_center_crop": preprocessing.resizes,
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": RESCALE,
+        "do_normalize": True,
+        "image_mean": list(vit.config.mean),
+        "image_std": list(vit.config.std),
+    }
+
+
+def config_fields(vit: Pretrained) -> dict:
+    """transformers' config.json: that of the weights' folder, or a written one.
+
+    Its images and classes are those of the model, which `load` may have changed.
+    """
+    config = vit.config
+    fields = stored_fields(vit)
+    if not is_classifier(vit) and "id2label" in fields:  # of a head that was left out
+        for name in ("architectures", *OF_CLASSES):
+            fields.pop(name, None)
+    for part in (fields, fields.get("vision_config", {})):
+        if "image_size" in part:
+            part["image_size"] = min(vit.preprocessing.shape)
+    fields = fields or written_fields(vit)
+    if is_classifier(vit):
+        kinds = fields.get("architectures") or [""]
+        if not kinds[0].endswith(CLASSIFIER):
+            fields["architectures"] = [f"ViT{CLASSIFIER}"]
+        fields["problem_type"] = config.problem_type
+        # transformers' names where there are none
+        names = list(vit.class_names or [None] * config.num_classes)
+        for label, name in enumerate(names):
+            names[label] = name or f"LABEL_{label}"
+        fields["id2label"] = dict(enumerate(names))
+        fields["label2id"] = {name: i for i, name in enumerate(names)}
+    return fields
+
+
+def stored_fields(vit: Pretrained) -> dict:
+    """The config.json of the weights' folder if it is transformers', or else {}."""
+    if vit.source.path is None:
+        return {}
+    file = pathlib.Path(vit.source.path) / CONFIG
+    if not file.is_file():
+        return {}
+    fields = read_json(file)
+    return fields if "model_type" in fields else {}
+
+
+def written_fields(vit: Pretrained) -> dict:
+    """transformers' fields of a model, without its classes."""
+    config = vit.config
+    fields = {
+        "model_type": "vit",
+        "hidden_size": config.embed_dim,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "patch_size": config.patch_size,
+        "image_size": min(vit.preprocessing.shape),
+    }
+    if vit.has_projection:
+        fields["model_type"] = "clip_vision_model"
+        fields["projection_dim"] = config.num_classes
+    elif is_siglip(vit):
+        fields["model_type"] = "siglip_vision_model"
+    return fields

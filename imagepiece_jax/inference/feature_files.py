@@ -1,0 +1,241 @@
+"""Features of many photographs, computed on all devices into a `FeatureFolder`."""
+
+import contextlib
+import functools
+import math
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imagepiece_jax.common import parallel, xla_options
+from imagepiece_jax.common.checks import check_choice, check_range
+from imagepiece_jax.common.image_size import patch_grid
+from imagepiece_jax.common.machine import cores
+from imagepiece_jax.common.progress import Progress, log
+from imagepiece_jax.data.batches import Batches
+from imagepiece_jax.data.normalize import as_normalized
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.inference import feature_folder, optimize
+from imagepiece_jax.inference.features import feature_map
+from imagepiece_jax.inference.file_records import RecordedFiles
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.record import record_of
+from imagepiece_jax.models.vit import final_norm
+
+STORAGES = ("float16", "float32")
+COMPARED = 256  # photographs that the dense model sees, too
+
+
+class Written(NamedTuple):
+    """What a complete folder holds."""
+
+    shapes: dict[str, list[int]]  # of the arrays, by name
+    damaged: int  # rows of NaN
+
+
+def write_features(
+    vit: Pretrained,
+    images: Sequence[str],
+    folder: str | os.PathLike,
+    *,
+    patches: bool = False,
+    logits: bool = False,
+    storage: str = "float16",
+    batch_size: int = 64,
+    threads: int | None = None,
+) -> Written:
+    """Write features of image files into a folder, on all devices of this machine.
+
+    Called again, it computes what is new or has changed, and keeps each row whose file
+    has not; rows of other files leave. Of a reduced model it prints first how near its
+    vectors are to the dense model's.
+
+    images: paths; one with a line break is left out, as paths.txt has a line for each
+    folder: new, empty, or one of an earlier call
+    patches, logits: whether to write a feature for every patch, and the head's outputs
+    storage: type of the numbers, "float16" or "float32"
+    batch_size: photographs a device at a time
+    threads: number of threads that decode; None: one per core, at most 16
+    Raises InputError for a folder of an earlier call whose rows were decided by other
+        arguments, or that is in use.
+    """
+    check_choice("storage", storage, STORAGES)
+    check_range("batch_size", batch_size, 1, whole=True)
+    if threads is not None:
+        check_range("threads", threads, 1, whole=True)
+    if logits and not vit.model.config.num_classes:
+        raise InputError("logits is for weights with a head")
+    xla_options.check_dtype(vit.model.execution.dtype.name)
+    wanted = {"logits": logits, "patches": patches}
+    names = ("pooled", *filter(wanted.get, wanted))
+    paths = _of_one_line([os.fspath(image) for image in images])
+    if not paths:
+        raise InputError("images is empty")
+    run = Extractor(vit, names)
+    record = record_of(vit, run.model, storage=storage, arrays=run.shapes)
+    with feature_folder.opened(folder, record, paths, run.shapes, storage) as files:
+        photographs = RecordedFiles(paths)
+        count = len(paths)
+        missing = photographs.subset(files.missing)
+        devices = len(parallel.local_devices())
+        size = min(batch_size, math.ceil(len(missing) / devices)) * devices
+        threads = threads or min(16, cores())
+        batches = Batches(
+            source=missing,
+            transform=vit.preprocessing,
+            batch_size=max(1, size),
+            strict=False,
+        )
+        there = count - len(missing)
+        with (
+            Progress("features", count, there) as progress,
+            contextlib.closing(batches.read(threads)) as reader,
+        ):
+            if files.leaving:
+                log.warning(
+                    f"note: {files.leaving} rows leave, as their photographs are not "
+                    "named or gone"
+                )
+            if there:
+                progress.say(f"{there} of {count} rows are there")
+            elif any(layer.step for layer in run.model.plan):
+                progress.say(_comparison(vit, run, photographs, size, threads))
+            for batch, result in _one_behind(run, reader):
+                _append(files, missing, batch, result, progress)
+        files.complete()
+        shapes = {name: [count, *shape] for name, shape in run.shapes.items()}
+        return Written(shapes, len(files.damaged))
+
+
+def _of_one_line(paths):
+    """The paths without a line break; others are noted."""
+    # Whoever reads paths.txt may split at more than "\n": Python at U+2028, too.
+    others = [path for path in paths if path.splitlines() != [path]]
+    if others:
+        log.warning(
+            f"note: names with a line break are left out: {len(others)} of "
+            f"{len(paths)}, such as {others[0]!r}"
+        )
+    return [path for path in paths if path.splitlines() == [path]]
+
+
+class Extractor:
+    """A model on all devices: called with pixels [size, H, W, 3], it gives its arrays.
+
+    A result is {name: array [devices, size / devices, ..]}.
+
+    names: of the arrays: "pooled", "logits", "patches"
+    model: the form that computes
+    shapes: of a row of each array
+    """
+
+    def __init__(self, vit: Pretrained, names: Sequence[str]):
+        device = parallel.local_devices()[0]
+        model = vit.model
+        model = optimize.for_device(model, device, model.execution.attention)
+        pixels = optimize.joined_pixels(model, device)
+        model, weights = optimize.prepare(
+            model, vit.variables, dtype=model.execution.dtype.name, pixels=pixels
+        )
+        run = functools.partial(_arrays, model, tuple(names))
+        one = jax.ShapeDtypeStruct((1, *vit.preprocessing.shape, 3), jnp.uint8)
+        found = jax.eval_shape(run, weights, one)
+        self.shapes = {name: found[name].shape[1:] for name in names}
+        self.model = model
+        self._step = parallel.pmap(run, program="features")
+        self._weights = parallel.replicate(weights)
+
+    def __call__(self, pixels: np.ndarray) -> dict[str, jax.Array]:
+        return self._step(self._weights, parallel.shard(pixels))
+
+
+def _arrays(model, names, variables, images):
+    """The arrays of uint8 images, by name."""
+    model = model.with_execution(head_only="patches" not in names)
+    outputs = model.apply(
+        variables, as_normalized(images, model.config.mean, model.config.std)
+    )
+    found = {"pooled": outputs.pooled, "logits": outputs.logits}
+    if "patches" in names:
+        grid = patch_grid(images.shape[1:3], model.config.patch_size, cut=True)
+        norm = final_norm(model, variables)
+        found["patches"] = feature_map(outputs, grid, norm=norm)
+    return {name: found[name] for name in names}
+
+
+def _comparison(vit, run, photographs, size, threads):
+    """The cosine of pooled vectors to those of the dense model, in words.
+
+    run: the Extractor of `vit`
+    """
+    few = photographs.spread(COMPARED)
+    dense = Extractor(vit.with_reduction(None), ["pooled"])
+    batches = Batches(
+        source=few, transform=vit.preprocessing, batch_size=size, strict=False
+    )
+    cosines = []
+    for batch in batches.read(threads):
+        ours = _unit_vectors(run(batch["image"][0]))
+        theirs = _unit_vectors(dense(batch["image"][0]))
+        of_batch = np.sum(ours * theirs, axis=1)
+        for row in np.flatnonzero(batch["mask"][0]):
+            cosines.append((of_batch[row], few.name(batch["index"][0, row])))
+    if not cosines:
+        return f"none of {len(few)} photographs can be compared with the dense model"
+    worst, name = min(cosines)
+    mean = np.mean([cosine for cosine, _ in cosines])
+    return (
+        f"cosine to the dense model's vectors, of {len(cosines)} photographs: mean "
+        f"{mean:.4f}, worst {worst:.4f} ({name})"
+    )
+
+
+def _unit_vectors(arrays):
+    """Pooled vectors of all devices, of length 1. float32 [size, D]"""
+    pooled = parallel.local(arrays["pooled"]).astype(np.float32)
+    vectors = pooled.reshape(-1, pooled.shape[-1])
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def _one_behind(run, batches):
+    """Yield (batch, result) while the devices compute the next one."""
+    pending = None
+    for batch in batches:
+        result = run(batch["image"][0])
+        if pending is not None:
+            yield pending
+        pending = batch, result
+    if pending is not None:
+        yield pending
+
+
+def _append(files, source, batch, result, progress):
+    """Append the rows of a batch, NaN where a photograph is damaged."""
+    indices = batch["index"][0]
+    indices = indices[indices < len(source)]
+    names = [source.name(index) for index in indices]
+    reasons = {}  # by row
+    for row in np.flatnonzero(batch["mask"][0, : len(names)] == 0):
+        reasons[row] = f"cannot be read ({source.unreadable[names[row]]})"
+    rows = {}
+    for array, values in parallel.local(result).items():
+        values = values.reshape(-1, *values.shape[2:])[: len(names)]
+        with np.errstate(over="ignore"):
+            rows[array] = values.astype(files.dtype)
+        finite = np.isfinite(rows[array]).all(axis=tuple(range(1, values.ndim)))
+        for row in np.flatnonzero(~finite):
+            reasons.setdefault(row, f"has {array} beyond the numbers of {files.dtype}")
+    for row, reason in sorted(reasons.items()):
+        progress.say(f"{names[row]} {reason}: its row is NaN")
+        for values in rows.values():
+            values[row] = np.nan
+    places = source.indices[indices]
+    records = []
+    for row, place in enumerate(places.tolist()):
+        records.append(source.records.pop(place)._replace(reason=reasons.get(row)))
+    files.append(places, rows, records)
+    progress.update(len(names))

@@ -1,0 +1,311 @@
+"""A folder with features of many photographs, a row for each.
+
+pooled.npy      [photographs, D], a row for each line of paths.txt
+logits.npy      [photographs, classes], and patches.npy [photographs, h, w, D] on
+                request
+paths.txt       the paths of the photographs, one a line
+damaged.csv     row, path and reason of each that has no features: its row is NaN
+files.jsonl     the file that each row was computed from: a FileRecord
+info.json       what decides a row, and how many rows are there
+
+These files are always a complete set. New rows are counted in such files of the folder
+`.new`, where a killed process leaves them. At the end they and the earlier rows that
+are still right become a set in the folder `.complete`, whose files then replace the
+earlier ones.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.pool import ThreadPool
+from typing import Any
+
+import numpy as np
+
+from imagepiece_jax.common import files
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.inference.file_records import FileRecord, look_at, read
+from imagepiece_jax.models.record import differences, sentence
+
+ARRAYS = ("pooled", "logits", "patches")
+INFO = "info.json"
+PATHS = "paths.txt"
+DAMAGED = "damaged.csv"
+FILES = "files.jsonl"
+NEW = ".new"
+COMPLETE = ".complete"
+RECORD = "made_by"  # in info.json
+INTERVAL = 5.0  # seconds between two counts: a kill loses as much work
+THREADS = 16  # threads that look at files, which is slow over a network
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike, *contents: Any) -> Iterator["FeatureFolder"]:
+    """Context of a FeatureFolder that no other process writes.
+
+    contents: the other arguments of a FeatureFolder
+    Raises InputError for a folder of other rows, or one that is in use.
+    """
+    path = pathlib.Path(path)
+    check_folder(path)
+    with files.locked("folder", path):
+        folder = FeatureFolder(path, *contents)
+        try:
+            yield folder
+        finally:
+            folder.count()
+
+
+class FeatureFolder:
+    """The rows of photographs in a folder.
+
+    record: what decides a row
+    paths: of the photographs, without line breaks
+    shapes: of a row of each array, by name
+    missing: places among the photographs that have no row yet
+    leaving: number of rows that are no photograph's any more
+    """
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        record: Mapping[str, Any],
+        paths: Sequence[str],
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: str,
+    ):
+        self.path = path
+        self.dtype = np.dtype(dtype)
+        self._made_by = record
+        self._paths = paths
+        self._shapes = shapes
+        self._new = path / NEW
+        self._lines = []  # of files.jsonl, not yet written
+        self._counted = time.monotonic()
+        for left in [*path.glob(".*.tmp"), *self._new.glob(".*.tmp")]:  # by a kill
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+        self._replace_earlier()  # what a killed process was about to do
+        self._earlier, records = self._rows_in(path)
+        _, new_records = self._rows_in(self._new)
+        self._first = len(records)  # the number of the first new row
+        self._end = self._first + len(new_records)
+        self._find_rows([*records, *new_records])
+        if len(self.missing) or self._new.exists():
+            self._prepare(new_records)
+
+    def _rows_in(self, folder):
+        """(arrays on disk by name, FileRecords): the whole rows in a folder."""
+        info = _info(folder)
+        if not info:
+            return {}, []
+        if found := differences(self._made_by, info[RECORD]):
+            problem = sentence(found, f"{self.path} was started with")
+            raise InputError(f"{found[0][0]} {problem}; give another folder")
+        try:
+            *lines, _ = (folder / FILES).read_bytes().split(b"\n")
+            arrays = {
+                name: np.load(folder / f"{name}.npy", "r") for name in self._shapes
+            }
+        except (FileNotFoundError, ValueError, EOFError):
+            return {}, []
+        count = min(map(len, [lines, *arrays.values()]))
+        for name, array in arrays.items():
+            if (array.shape[1:], array.dtype) != (self._shapes[name], self.dtype):
+                count = 0
+        if info["rows"] not in (None, len(lines)):  # lines were removed
+            count = 0
+        return arrays, [FileRecord.of_line(line) for line in lines[:count]]
+
+    def _find_rows(self, known):
+        """Find the row of each photograph whose file has not changed.
+
+        A file that looks as it did is not read. One that looks different has its row
+        if its bytes are those of any row, as of a file that was moved or copied.
+
+        known: FileRecords of all rows
+        """
+        rows = {}  # by the file, and by its content
+        for row, record in enumerate(known):
+            if record.digest:
+                rows[record.seen] = rows[record.content] = row
+        sizes = {record.size for record in known}
+
+        def find(path):
+            """(the row of a photograph, its record), or (-1, None)."""
+            try:
+                record = look_at(path)
+                row = rows.get(record.seen)
+                if row is None and record.size in sizes:
+                    _, record = read(path)
+                    row = rows.get(record.content)
+            except OSError:
+                return -1, None
+            if row is None:
+                return -1, None
+            of_row = known[row]
+            return row, record._replace(digest=of_row.digest, reason=of_row.reason)
+
+        with ThreadPool(THREADS) as pool:
+            found = pool.map(find, self._paths)
+        self._rows = np.array([row for row, _ in found], np.int64)
+        self._records = [record for _, record in found]
+        self.missing = np.flatnonzero(self._rows < 0)
+        kept = {row for row, _ in found if 0 <= row < self._first}
+        self.leaving = self._first - len(kept)
+
+    def _prepare(self, records):
+        """Prepare `.new` for rows behind those of `records`."""
+        self._new.mkdir(exist_ok=True)
+        files.write_json(self._new / INFO, {RECORD: self._made_by, "rows": None})
+        for name in self._shapes:
+            (self._new / f"{name}.npy").touch()
+        self._write_counts(len(records))
+        files.replace_file(self._new / FILES, _lines_of(records))
+
+    def _write_counts(self, count):
+        """Have the arrays of new rows hold `count` rows, on the disk."""
+        for name, shape in self._shapes.items():
+            header = self._header(name, count)
+            row_bytes = int(np.prod(shape)) * self.dtype.itemsize
+            with open(self._new / f"{name}.npy", "r+b") as file:
+                file.write(header)
+                file.truncate(len(header) + count * row_bytes)
+                with files.where_supported():
+                    os.fsync(file.fileno())
+
+    def _header(self, name, count):
+        """The bytes with which the .npy file of `count` rows begins.
+
+        NumPy makes it as long for any count.
+        """
+        header = io.BytesIO()
+        shape = (count, *self._shapes[name])
+        facts = {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, facts)
+        return header.getvalue()
+
+    @property
+    def damaged(self) -> list[tuple[int, str, str]]:
+        """(row, path, reason) of the photographs without features."""
+        found = []
+        for row, record in enumerate(self._records):
+            if record and record.reason:
+                found.append((row, self._paths[row], record.reason))
+        return found
+
+    def append(
+        self,
+        places: Sequence[int],
+        arrays: Mapping[str, np.ndarray],
+        records: Sequence[FileRecord],
+    ):
+        """Add rows of photographs: their places, arrays by name, and records."""
+        for name in self._shapes:
+            with open(self._new / f"{name}.npy", "ab") as file:
+                file.write(arrays[name].tobytes())
+        for place, record in zip(places, records, strict=True):
+            self._rows[place] = self._end
+            self._records[place] = record
+            self._end += 1
+        self._lines += records
+        if time.monotonic() > self._counted + INTERVAL:
+            self.count()
+
+    def count(self):
+        """Write all new rows to the disk, and then their records."""
+        if not self._lines:
+            return
+        self._write_counts(self._end - self._first)
+        with open(self._new / FILES, "ab") as file:
+            file.write(_lines_of(self._lines))
+        self._lines = []
+        self._counted = time.monotonic()
+
+    def complete(self):
+        """Make all rows the folder's, in the order of the photographs."""
+        self.count()
+        new_rows = np.arange(self._first, self._end)
+        if np.array_equal(self._rows, new_rows):
+            self._write_lists(self._new)
+            os.rename(self._new, self.path / COMPLETE)
+        else:
+            with files.replacing_folder(self.path / COMPLETE) as folder:
+                if not np.array_equal(self._rows, np.arange(self._first)):
+                    self._copy_rows(folder)
+                self._write_lists(folder)
+        self._replace_earlier()
+        shutil.rmtree(self._new, ignore_errors=True)
+
+    def _copy_rows(self, folder):
+        """Write the arrays of all photographs into a folder."""
+        new, _ = self._rows_in(self._new)
+        for name in self._shapes:
+            with open(folder / f"{name}.npy", "wb") as file:
+                file.write(self._header(name, len(self._rows)))
+                for row in self._rows.tolist():
+                    if row < self._first:
+                        file.write(self._earlier[name][row].tobytes())
+                    else:
+                        file.write(new[name][row - self._first].tobytes())
+
+    def _write_lists(self, folder):
+        """Write what is no array, for all photographs."""
+        text = io.StringIO(newline="")
+        table = csv.writer(text, lineterminator="\n")
+        table.writerows([("row", "path", "reason"), *self.damaged])
+        damaged = text.getvalue().encode(errors="surrogateescape")
+        paths = [os.fsencode(path) + b"\n" for path in self._paths]
+        info = {RECORD: self._made_by, "rows": len(self._rows)}
+        files.replace_file(folder / PATHS, b"".join(paths))
+        files.replace_file(folder / DAMAGED, damaged)
+        files.replace_file(folder / FILES, _lines_of(self._records))
+        files.write_json(folder / INFO, info)
+
+    def _replace_earlier(self):
+        """Move a complete set to the folder itself, as a killed process would have.
+
+        paths.txt is absent meanwhile, so that no row is taken for another photograph's.
+        """
+        complete = self.path / COMPLETE
+        if not complete.exists():
+            return
+        if (complete / PATHS).exists():
+            (self.path / PATHS).unlink(missing_ok=True)
+        names = {file.name for file in complete.iterdir()}
+        for name in sorted(names, key=lambda name: name == PATHS):
+            os.replace(complete / name, self.path / name)
+        complete.rmdir()
+
+
+def check_folder(path: pathlib.Path):
+    """Check that a folder holds features, or nothing.
+
+    Without an info.json its files are not of features, whatever their names are.
+    """
+    folders = [path, path / NEW, path / COMPLETE]
+    ours = {files.LOCK}
+    if any([_info(folder) for folder in folders]):
+        ours |= {INFO, PATHS, DAMAGED, FILES, NEW, COMPLETE}
+        ours |= {f"{name}.npy" for name in ARRAYS}
+    files.check_own("folder", path, "features", lambda file: file.name in ours)
+
+
+def _info(folder):
+    """The info.json of rows in a folder; {}: there are none."""
+    file = folder / INFO
+    info = files.read_json(file) if file.exists() else {}
+    return info if isinstance(info.get(RECORD), dict) and "rows" in info else {}
+
+
+def _lines_of(records):
+    """FileRecords as lines of JSON."""
+    return b"".join([json.dumps(record).encode() + b"\n" for record in records])

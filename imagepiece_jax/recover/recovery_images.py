@@ -1,0 +1,128 @@
+"""The images of a recovery: which are learned from, and batches of those held out."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from imagepiece_jax.common import parallel
+from imagepiece_jax.data.augment.random_crop import TrainTransform
+from imagepiece_jax.data.batches import Batches
+from imagepiece_jax.data.near_duplicates import readable_scenes
+from imagepiece_jax.data.source import Source, evenly_spaced
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.recover.recovery_step import Recipe
+
+MAX_IMAGES = 10_000  # the most images that are looked through
+# Smallest and largest share of an image's area that a random crop covers.
+AREA = (0.4, 1.0)
+HELD_OUT = 5  # one image in five is held out
+MIN_HELD_OUT = 16  # the fewest images that are held out
+MAX_HELD_OUT = 500  # the most images that are held out
+MIN_SCENES = 5  # the fewest scenes that are held out, for the interval
+THREADS = 2  # threads that read and decode images
+
+log = logging.getLogger("imagepiece_jax.recover")
+
+
+class Divided(NamedTuple):
+    """The images that are learned from, and those that are held out."""
+
+    learned: Source
+    held_out: Source
+    scenes: np.ndarray  # [held_out] the scene of each held-out image
+    num_scenes: int  # scenes held out; 0: they are learned from, too
+
+
+def divided(source: Source, batch_size: int) -> Divided:
+    """Hold out whole scenes of the readable images, evenly spaced.
+
+    A scene with more images than are held out is learned from. Single images are held
+    out where such scenes have most of the images, or where there are too few scenes.
+
+    Raises InputError for too few images.
+    """
+    few = source.spread(MAX_IMAGES)
+    if few is not source:
+        counts = f"{len(few):,} of the {len(source):,} images"
+        log.warning("%s are taken, evenly spaced", counts)
+    source, scenes = readable_scenes(few)
+    total = len(source)
+    needed = MIN_HELD_OUT + batch_size
+    if total < needed:
+        needs = f"{MIN_HELD_OUT} to hold out, and a batch of {batch_size}"
+        raise InputError(f"images has {total}, too few; it takes {needs}")
+    count = min(MAX_HELD_OUT, max(MIN_HELD_OUT, total // HELD_OUT))
+    chosen = held_out_scenes(scenes, count)
+    is_held_out = np.isin(scenes, chosen)
+    num_scenes = len(chosen)
+    if num_scenes < MIN_SCENES or (~is_held_out).sum() < batch_size:
+        log.warning(
+            "recover: most images are alike, so those held out are like those learned "
+            "from, and the report may be too good"
+        )
+        num_scenes = 0
+        scenes = np.arange(total)
+        is_held_out = np.isin(scenes, evenly_spaced(total, count))
+    held_out = np.flatnonzero(is_held_out)
+    held_out = held_out[evenly_spaced(len(held_out), min(MAX_HELD_OUT, len(held_out)))]
+    learned = source.subset(np.flatnonzero(~is_held_out))
+    return Divided(learned, source.subset(held_out), scenes[held_out], num_scenes)
+
+
+def held_out_scenes(scenes: np.ndarray, count: int) -> np.ndarray:
+    """The scenes to hold out, of `count` images or more; none where few are small.
+
+    A third of the scenes are enough for the interval, or MIN_HELD_OUT.
+    """
+    _, first, sizes = np.unique(scenes, return_index=True, return_counts=True)
+    is_small = sizes <= count
+    if 2 * sizes[is_small].sum() < len(scenes):
+        return np.zeros(0, int)
+    by_place = np.sort(first[is_small])
+    sizes = np.bincount(scenes)
+    for number in range(min(MIN_HELD_OUT, len(by_place) // 3), len(by_place) + 1):
+        chosen = scenes[by_place[evenly_spaced(len(by_place), number)]]
+        if sizes[chosen].sum() >= count:
+            break
+    return chosen
+
+
+def random_crops(
+    source: Source, image_size: int | tuple[int, int], recipe: Recipe, steps: int
+) -> Batches:
+    """The first batches of random crops."""
+    return Batches(
+        source=source,
+        transform=TrainTransform(
+            image_size, "random_resized", AREA, shift=0, flip=True
+        ),
+        batch_size=recipe.batch_size,
+        placement=parallel.placement(),
+        seed=recipe.seed,
+        steps=range(steps),
+    )
+
+
+def evaluation_batches(
+    source: Source, preprocessing: Callable[[np.ndarray], np.ndarray], batch_size: int
+) -> list[dict[str, Any]]:
+    """All images in batches of "image", uint8 [devices, m, H, W, 3], and two arrays.
+
+    "mask", [devices, m], is false for the padding of the last batch, and for an image
+    that cannot be read any more; "index", [devices, m], is the place of an image in the
+    source.
+    Raises InputError for an image that does not fit.
+    """
+    batches = Batches(
+        source=source,
+        transform=preprocessing,
+        batch_size=batch_size,
+        placement=parallel.placement(),
+    )
+    found = []
+    for batch in batches.read(THREADS):
+        part = {name: batch[name] for name in ("image", "index")}
+        found.append({**part, "mask": batch["mask"] == 1})
+    return found

@@ -1,0 +1,483 @@
+"""ONNX graphs: the logits of JAX in onnxruntime, by operators of every runtime."""
+
+import collections
+import dataclasses
+import functools
+import inspect
+import itertools
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.common import nodes
+from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.export import onnx_graph, onnx_ops
+from imagepiece_jax.export import onnx_model as onnx_model_file
+from imagepiece_jax.export.onnx_model import (
+    in_model,
+    onnx_model,
+    remove_weights,
+    write_onnx,
+)
+from imagepiece_jax.export.onnx_primitives import walk
+from imagepiece_jax.export.program_outputs import ProgramOutputs
+from imagepiece_jax.inference.features import features
+from imagepiece_jax.models import attention, layers, registry
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.reduction import moves, ops, reducers
+from imagepiece_jax.reduction.methods import METHODS
+from tests.models import tiny
+from tests.models.test_families import FAMILIES
+from tests.refused import refused
+from tests.rounding import assert_close
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+openvino = pytest.importorskip("openvino")
+
+FORBIDDEN = {"Loop", "If", "Scan", "NonZero", "Unique", "Compress", "Scatter"}
+FORBIDDEN |= {"ScatterElements", "ScatterND", "SequenceAt", "Range", "Einsum"}
+
+
+# Fields of two blocks in place of a method's own of three.
+SHORT = {
+    "blocks": (0, 1),
+    "counts": (23, 19),
+    "prune": (22, 17),
+    "merge": (19, 14),
+    "block": 0,
+    "prune_blocks": (0,),  # after its attention: in the last block logits would be
+    "merge_blocks": (1,),  # the same without
+}
+IMAGEPIECE = tiny.changed(tiny.IMAGEPIECE, prune_blocks=(0,), merge_blocks=(1,))
+EVIT = tiny.changed(tiny.EVIT, blocks=(0,))
+
+
+def session_of(graph):
+    """onnxruntime's; its own optimizations are on, as usual."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(
+        graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def run(graph, *batches):
+    """Logits of each batch by onnxruntime."""
+    session = session_of(graph)
+    return [session.run(None, {"images": np.asarray(images)})[0] for images in batches]
+
+
+def run_openvino(graph, *batches):
+    """Logits of each batch by OpenVINO on a CPU, in float32 throughout."""
+    core = openvino.Core()
+    read = core.read_model(graph.SerializeToString())
+    compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return [compiled([np.asarray(images)])[0] for images in batches]
+
+
+@functools.cache
+def by_jax(model, side):
+    """(variables, images, logits) of a model: two images."""
+    variables = tiny.variables(model)
+    images = tiny.images(2, side=side)
+    return variables, images, logits_of(model, variables, images)
+
+
+def logits_of(model, variables, images):
+    """JAX's; what nobody reads of Outputs need not be compiled."""
+    run = tiny.jit(lambda *args: model.apply(*args).logits)
+    return run(variables, images)
+
+
+def check(model, side=tiny.SIDE, batch_size=None, runtimes=(run, run_openvino)):
+    """The graph of `model`, which gives the logits of JAX for two images and one."""
+    variables, images, want = by_jax(model, side)
+    vit = Pretrained(model, variables)
+    graph = onnx_model(vit, batch_size=batch_size)
+    onnx.checker.check_model(graph, full_check=True)
+    assert not FORBIDDEN & {node.op_type for node in graph.graph.node}
+    counts = (2, 1) if batch_size is None else (batch_size,)
+    for runtime in runtimes:
+        logits = runtime(graph, *(images[:count] for count in counts))
+        for count, each in zip(counts, logits, strict=True):
+            assert_close(each, want[:count], units=256)
+    return graph
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"random"}))
+def test_every_method_has_the_logits_of_jax(name):
+    reduction = tiny.small(name)
+    depth = 3
+    if name not in ("mctf", "token_pooling"):  # which begin at the second block
+        typed = [field for field in SHORT if f":{field}=" in reduction]
+        reduction = tiny.changed(reduction, **{field: SHORT[field] for field in typed})
+        depth = 2
+    check(tiny.model(reduction, depth=depth))
+
+
+# In the first two blocks it prunes and does not merge.
+PRUNING = "diffrate:prune=(24,20,15):merge=(24,17,15)"
+
+
+@pytest.mark.parametrize(
+    "reduction, options, batch_size",
+    [
+        (tiny.changed(EVIT, score="shift"), {}, None),
+        (EVIT, {"image_size": (12, 28)}, None),
+        (PRUNING, {"depth": 3}, 2),
+    ],
+)
+def test_other_forms_have_the_logits_of_jax(reduction, options, batch_size):
+    model = tiny.model(reduction, **{"depth": 2} | options)
+    check(model, options.get("image_size", tiny.SIDE), batch_size)
+
+
+# One public model of each architecture, and of each form of rotary positions.
+PUBLIC = {str(row["arch"]): name for name, row in registry.public_models().items()}
+ARCHITECTURES = {
+    name: Architecture(**registry.public_models()[name]["arch"])
+    for name in PUBLIC.values()
+}
+ROTARY = {str(arch.rotary): name for name, arch in ARCHITECTURES.items() if arch.rotary}
+
+
+def pairs(arch):
+    """Every two fields with their values; registers and rotary are none or some."""
+    fields = dataclasses.asdict(arch)
+    fields["registers"] = arch.registers > 0
+    fields["rotary"] = arch.rotary is not None
+    values = [(name, str(value)) for name, value in fields.items()]
+    return set(itertools.combinations(values, 2))
+
+
+def with_all_pairs(archs):
+    """Names of a few architectures that have every pair of `archs`, {name: arch}."""
+    of_each = {name: pairs(arch) for name, arch in sorted(archs.items())}
+    missing = set().union(*of_each.values())
+    few = []
+    while missing:
+        few.append(max(of_each, key=lambda name: len(of_each[name] & missing)))
+        missing -= of_each[few[-1]]
+    for name in few[:]:  # which may have no pair that others, chosen later, do not have
+        others = [each for each in few if each != name]
+        covered = set().union(*(of_each[each] for each in others))
+        if of_each[name] <= covered:
+            few = others
+    return few
+
+
+def small(name, reduction=None, depth=2):
+    """A tiny model of an architecture by its name; a public one's grid is another."""
+    arch = (FAMILIES | ARCHITECTURES)[name]
+    return tiny.model(reduction, arch=arch, embed_dim=24, depth=depth)
+
+
+@pytest.mark.parametrize("name", with_all_pairs(FAMILIES | ARCHITECTURES))
+def test_pairs_of_fields_of_all_architectures_have_the_logits_of_jax(name):
+    """A first block that attends to all tokens, a second one to merged tokens."""
+    check(small(name, "tome:r=2:inflection=-1.0"), runtimes=[run])
+
+
+MERGED = tiny.changed(tiny.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,))
+MEANS = "token_learner:num_tokens=8:block=0"
+
+
+@pytest.mark.parametrize(
+    "planes, reduction, depth", [("halves", MERGED, 3), ("neighbors", MEANS, 2)]
+)
+def test_rotary_positions_of_merged_and_of_learned_tokens(planes, reduction, depth):
+    """The last block attends to what a prune has left of merged tokens, or to means."""
+    names = sorted(ROTARY.values())
+    name = next(n for n in names if ARCHITECTURES[n].rotary.planes == planes)
+    check(small(name, reduction, depth), runtimes=[run])
+
+
+def test_the_conv_stem():
+    graph = check(tiny.model(IMAGEPIECE, stem="conv", depth=2))
+    order = [node.op_type for node in graph.graph.node]
+    first = order.index("Conv")
+    last = len(order) - order[::-1].index("Conv")
+    assert order.count("Conv") > 2
+    assert "Transpose" not in order[first:last]
+
+
+def test_the_format_is_the_oldest_that_has_the_operators():
+    """Opset 20 came with IR 9 (the table of versions in ONNX's docs)."""
+    model = onnx_model(tiny.pretrained())
+    assert (model.opset_import[0].version, model.ir_version) == (20, 9)
+
+
+def test_a_fixed_batch_has_fixed_shapes_and_whole_nodes():
+    """Norms and GELUs in half precision are sound only where they are one node."""
+    graph = check(tiny.model(IMAGEPIECE, depth=2), batch_size=2)
+    sides = graph.graph.input[0].type.tensor_type.shape.dim
+    assert [side.dim_value for side in sides] == [2, tiny.SIDE, tiny.SIDE, 3]
+    kinds = collections.Counter(node.op_type for node in graph.graph.node)
+    assert kinds["LayerNormalization"] == 2 * 2 + 1
+    assert kinds["Gelu"] == 2
+    assert kinds["Softmax"] >= 2
+    assert not {"Erf", "Exp", "Shape", "Expand"} & kinds.keys()
+
+
+def test_an_open_batch_and_weights_are_named():
+    """Weights are there once."""
+    vit = tiny.pretrained(EVIT, depth=2)
+    model = onnx_model(vit)
+    for value in (model.graph.input[0], model.graph.output[0]):
+        assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert [value.name for value in model.graph.input] == ["images"]
+    assert [value.name for value in model.graph.output] == ["logits"]
+    names = [constant.name for constant in model.graph.initializer]
+    assert "blocks_0.attn.q.kernel" in names
+    assert len(set(names)) == len(names)
+    weights = 4 * tiny.count(vit.variables)
+    assert weights < model.ByteSize() < 1.2 * weights + 60_000
+
+
+def test_pixels_are_normalized_inside():
+    vit = tiny.pretrained(EVIT, depth=1)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
+    images = normalize(jnp.asarray(pixels), vit.model.config.mean, vit.model.config.std)
+    want = logits_of(vit.model, vit.variables, images)
+    (logits,) = run(onnx_model(vit, pixels=True), pixels)
+    np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "reduction, options",
+    [
+        ("none", {"batch_size": 2}),
+        (tiny.changed(EVIT, blocks=(0, 1)), {}),
+        ("tome:r=4", {"output": "patches"}),
+        ("tome:r=4", {"arch": FAMILIES["siglip"]}),  # no prefix
+        ("token_learner:num_tokens=5:block=0", {}),
+    ],
+)
+def test_features_are_those_of_jax(reduction, options):
+    options = {"output": "features"} | options
+    arch = {}
+    if "arch" in options:
+        arch["arch"] = options.pop("arch")
+    vit = tiny.pretrained(reduction, depth=2, **arch)
+    images = np.asarray(tiny.images(2))
+    output = options.pop("output")
+    graph = onnx_model(vit, outputs=ProgramOutputs(vit, output), **options)
+    onnx.checker.check_model(graph, full_check=True)
+    assert not FORBIDDEN & {node.op_type for node in graph.graph.node}
+    session = session_of(graph)
+    names = [value.name for value in session.get_outputs()]
+    found = dict(zip(names, session.run(None, {"images": images}), strict=True))
+    wanted = ["pooled", "patches", "prefix", "dropped"]
+    if output == "patches":
+        wanted = ["patches"]
+    elif arch:
+        wanted.remove("prefix")
+    assert names == wanted
+    computed = features(vit, images)
+    for name, values in found.items():
+        want = np.asarray(getattr(computed, name))
+        assert values.dtype.kind == want.dtype.kind
+        np.testing.assert_allclose(values, want, rtol=1e-4, atol=1e-5)
+    if reduction.startswith("evit"):
+        assert found["dropped"].any()
+        assert not found["dropped"].all()
+
+
+@pytest.fixture
+def small_files(monkeypatch):
+    """Files hold 20 kB, as if a tiny model were one of more than 2 GB."""
+    monkeypatch.setattr(onnx_model_file, "LARGEST", 20_000)
+
+
+def answers(path, images):
+    """Logits by both runtimes, from a file."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    compiled = openvino.Core().compile_model(
+        str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    return session.run(None, {"images": images})[0], compiled([images])[0]
+
+
+def test_large_weights_are_in_one_file_beside_the_graph(small_files, tmp_path):
+    path = tmp_path / "model.onnx"
+    vit = tiny.pretrained(EVIT, depth=2)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
+    (want,) = run(onnx_model(vit, pixels=True), pixels)
+    data = write_onnx(path, onnx_model(vit, pixels=True))
+    assert sorted(tmp_path.iterdir()) == [path, data]
+    assert path.stat().st_size < 20_000 < data.stat().st_size
+    onnx.checker.check_model(path, full_check=True)
+    for logits in answers(path, pixels):
+        np.testing.assert_allclose(logits, want, rtol=1e-5, atol=1e-6)
+    model = onnx.load(path, load_external_data=False)
+    outside = [t for t in model.graph.initializer if t.external_data]
+    places = [{e.key: e.value for e in tensor.external_data} for tensor in outside]
+    assert {place["location"] for place in places} == {data.name}
+    assert len(places) > 10
+
+
+def test_a_graph_is_never_beside_weights_of_another(small_files, tmp_path, monkeypatch):
+    """A kill between the two files leaves the old graph with its own."""
+    path = tmp_path / "model.onnx"
+    images = np.asarray(tiny.images(1))
+    old = tiny.pretrained(EVIT, depth=1)
+    new = tiny.pretrained(EVIT, depth=2)
+    first = write_onnx(path, onnx_model(old))
+    want, _ = answers(path, images)
+    replace = os.replace
+
+    def killed(source, target):
+        if target == path:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_onnx(path, onnx_model(new))
+    np.testing.assert_array_equal(answers(path, images)[0], want)
+    second = write_onnx(path, onnx_model(new))
+    remove_weights(path, first.name, second)
+    remove_weights(path, second.name, second)
+    remove_weights(path, "model.onnx", second)
+    assert sorted(tmp_path.iterdir()) == [path, second]
+    assert not np.array_equal(answers(path, images)[0], want)
+
+
+def test_equally_good_tokens_are_taken_in_the_order_of_jax():
+    """All patches are alike: every score and every similarity is a tie."""
+    for reduction in (EVIT, IMAGEPIECE, "tome:r=4"):
+        vit = tiny.pretrained(reduction, depth=2)
+        vit.variables["params"]["pos_embed"][:] = 0
+        images = np.ones((2, tiny.SIDE, tiny.SIDE, 3), np.float32)
+        want = logits_of(vit.model, vit.variables, images)
+        (logits,) = run(onnx_model(vit), images)
+        np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
+
+
+def test_what_draws_has_no_graph():
+    with refused("reduction", "it has no graph"):
+        onnx_model(tiny.pretrained("random:blocks=(1,)"))
+
+
+def outputs(fn, *shapes):
+    """Of `fn` of arrays of these shapes: by JAX, onnxruntime and OpenVINO."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    entry = onnx_graph.Value(arrays[0].shape, arrays[0].dtype, "images")
+    graph = onnx_graph.Graph(entry)
+    others = map(onnx_graph.Value.constant, arrays[1:])
+    (out,) = walk(graph, jax.make_jaxpr(fn)(*arrays), [entry, *others])
+    want = fn(*arrays)
+    finished = graph.finished({"logits": graph.expand(out, want.shape)})
+    model = in_model(finished)
+    return want, *run(model, arrays[0]), *run_openvino(model, arrays[0])
+
+
+@pytest.mark.parametrize(
+    "fn, shapes",
+    [
+        (lambda x, y: (x.transpose(1, 0, 2) + y) * 2, [(3, 4, 5), (1, 1, 5)]),
+        (lambda x, y: (x.T - y).T * x, [(3, 4), (4, 1)]),
+        (lambda x: jnp.where(x.T > 0.5, x.T, 0.0).T, [(3, 4)]),
+        (lambda x: x.transpose(1, 2, 0).transpose(1, 0, 2).sum(1), [(3, 4, 5)]),
+        (lambda x: jnp.sum(x > 0, axis=1).astype(float), [(3, 4, 5)]),
+        (lambda x: jnp.concatenate(jnp.split(x, [1, 3], 2)[::-1], 2), [(3, 4, 5)]),
+        (lambda x: x[:, ::-1, ::-1] - x, [(3, 4, 5)]),
+        (lambda x: jnp.maximum(x > 1, x.transpose(0, 2, 1) < 0), [(3, 4, 4)]),
+    ],
+)
+def test_rewritten_nodes_give_the_same(fn, shapes):
+    want, *others = outputs(lambda *x: fn(*x).astype(jnp.float32), *shapes)
+    for each in others:
+        np.testing.assert_allclose(each, want, rtol=1e-5, atol=1e-6)
+
+
+MARKED = nodes.node(lambda: None).__code__
+
+
+@pytest.mark.parametrize("room", [layers, attention, ops, moves, reducers])
+def test_marked_functions_have_onnx_operators_of_their_name_and_arguments(room):
+    """The graph argument comes first."""
+    marked = []
+    for name, fn in vars(room).items():
+        if getattr(fn, "__code__", None) is MARKED:
+            marked.append(name)
+            expected = inspect.signature(fn).parameters
+            graph, *parameters = inspect.signature(onnx_ops.OPS[name]).parameters
+            assert parameters == [*expected]
+    assert marked
+
+
+def test_onnx_operators_are_of_marked_functions():
+    """A function that nobody marks would never be called."""
+    rooms = {**vars(layers), **vars(attention), **vars(ops)}
+    rooms |= {**vars(moves), **vars(reducers)}
+    for name in onnx_ops.OPS:
+        assert rooms[name].__code__ is MARKED
+
+
+NUMBERS = np.arange(11, 23, dtype=np.int32).reshape(2, 6)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: ops.pick(ops.rank(x), 3, NUMBERS)[0],
+        lambda x: ops.pick(ops.place_among(x > 0), 6, NUMBERS)[0],  # fewer are kept
+        lambda x: ops.invert(ops.rank(x), np.array([1, 3])),
+        lambda x: ops.invert(ops.place_among(x > 0), 6),
+        lambda x: ops.invert(ops.place_among(ops.rank(x) < 4), 4),
+    ],
+)
+def test_tokens_are_picked_as_by_jax(fn):
+    with nodes.marked():
+        want, *others = outputs(fn, (2, 6))
+    for each in others:
+        np.testing.assert_array_equal(each, want)
+
+
+def test_a_side_may_be_a_multiple_of_an_open_batch():
+    def with_ones(x):
+        rows = x.reshape(-1, 2)
+        return jnp.concatenate([rows, jnp.ones((rows.shape[0], 1))], axis=1)
+
+    (batch,) = jax.export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((batch, 6), np.float32)
+    entry = onnx_graph.Value(images.shape, images.dtype, "images")
+    graph = onnx_graph.Graph(entry)
+    (out,) = walk(graph, jax.make_jaxpr(with_ones)(images), [entry])
+    x = np.arange(12, dtype=np.float32).reshape(2, 6)
+    for each in run(in_model(graph.finished({"logits": out})), x):
+        np.testing.assert_array_equal(each, with_ones(x))
+
+
+def custom_sum(x):
+    return jax.lax.reduce(x, 0.0, lambda a, b: a + 2 * b, (1,))
+
+
+def reversed_padding(x):
+    kernel = jnp.ones((2, 3, 1))
+    axes = ("NHC", "HIO", "NHC")
+    return jax.lax.conv_general_dilated(x, kernel, (1,), [(-1, 0)], (1,), (1,), axes)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        jnp.sort,
+        lambda x: jnp.int32(x) & 1,
+        custom_sum,
+        reversed_padding,
+        lambda x: x.at[:, 9].get(mode="fill", fill_value=7.0),  # beyond its array
+    ],
+)
+def test_what_has_no_operator_is_refused(fn):
+    with refused("the model"):
+        outputs(fn, (2, 4, 3))

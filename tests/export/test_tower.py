@@ -1,0 +1,274 @@
+"""Towers in the folders of immich, transformers and fastembed."""
+
+import dataclasses
+import json
+import os
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import imagepiece_jax
+from imagepiece_jax.export import tower
+from imagepiece_jax.export.export import export
+from tests.models import tiny
+from tests.refused import refused
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+REDUCTION = "tome:r=4"
+# A folder in which `npm install @huggingface/transformers` has run.
+TRANSFORMERS_JS = os.environ.get("IMAGEPIECE_TRANSFORMERS_JS")
+
+
+def encoder(reduction=REDUCTION, **options):
+    """A model without a head."""
+    return tiny.pretrained(reduction, num_classes=0, **options)
+
+
+def clip(reduction=REDUCTION):
+    """A model whose head is a projection: it has no bias."""
+    vit = tiny.pretrained(reduction)
+    params = vit.variables["params"]
+    head = params["head"] | {"bias": np.zeros(tiny.CLASSES, np.float32)}
+    variables = vit.variables | {"params": params | {"head": head}}
+    return vit.with_variables(variables)
+
+
+def siglip(reduction=REDUCTION):
+    """A model whose vector a learned probe reads."""
+    return encoder(reduction, class_token=False, pool="map")
+
+
+def nameless(reduction=REDUCTION):
+    """A classifier whose classes have no names."""
+    return tiny.pretrained(reduction)
+
+
+def classifier(reduction=REDUCTION):
+    names = tuple(f"class {label}" for label in range(tiny.CLASSES))
+    return dataclasses.replace(tiny.pretrained(reduction), class_names=names)
+
+
+CASES = [
+    (encoder, "immich", "visual/model.onnx", ["embedding"]),
+    (clip, "immich", "visual/model.onnx", ["embedding"]),
+    (encoder, "fastembed", "model.onnx", ["image_embeds"]),
+    (clip, "transformers", "onnx/vision_model.onnx", ["image_embeds"]),
+    (classifier, "transformers", "onnx/model.onnx", ["logits"]),
+    (nameless, "transformers", "onnx/model.onnx", ["logits"]),
+    (
+        siglip,
+        "transformers",
+        "onnx/vision_model.onnx",
+        ["last_hidden_state", "pooler_output"],
+    ),
+    (
+        encoder,
+        "transformers",
+        "onnx/model.onnx",
+        ["last_hidden_state", "pooler_output"],
+    ),
+]
+
+
+@pytest.mark.parametrize("reduction", [None, REDUCTION])
+@pytest.mark.parametrize("make, layout, file, names", CASES)
+def test_a_graph_takes_and_gives_what_its_client_knows(
+    tmp_path, make, layout, file, names, reduction
+):
+    vit = make(reduction)
+    out = export(vit, tmp_path, layout=layout)
+    assert out == tmp_path / file
+    session = onnxruntime.InferenceSession(out)
+    (images,) = session.get_inputs()
+    assert images.shape == ["batch", 3, tiny.SIDE, tiny.SIDE]
+    assert images.type == "tensor(float)"
+    assert images.name == ("image" if layout == "immich" else "pixel_values")
+    found = {value.name: value for value in session.get_outputs()}
+    assert [*found] == names
+    given = tiny.images(2)
+    arrays = session.run(None, {images.name: np.asarray(given).transpose(0, 3, 1, 2)})
+    outputs = vit.model.apply(vit.variables, given)
+    want = outputs.logits if vit.config.num_classes else outputs.pooled
+    if layout == "immich":
+        want = want / np.linalg.norm(want, axis=1, keepdims=True)
+    np.testing.assert_allclose(arrays[-1], want, rtol=1e-4, atol=1e-5)
+    if "last_hidden_state" in names:
+        tokens = arrays[0]
+        assert tokens.shape == (2, outputs.tokens.shape[1], vit.config.embed_dim)
+        np.testing.assert_allclose(tokens, outputs.tokens, rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_of_clip_are_those_before_its_last_norm(tmp_path):
+    """As in transformers, which norms the class token alone."""
+    vit = encoder(None, pre_norm=True)
+    session = onnxruntime.InferenceSession(export(vit, tmp_path, layout="transformers"))
+    given = tiny.images(2)
+    array = np.asarray(given).transpose(0, 3, 1, 2)
+    tokens, pooled = session.run(None, {"pixel_values": array})
+    outputs = vit.model.apply(vit.variables, given)
+    np.testing.assert_allclose(tokens, outputs.state.x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(pooled, outputs.pooled, rtol=1e-4, atol=1e-5)
+
+
+def test_immich_may_hand_over_pixels(tmp_path):
+    vit = encoder()
+    out = export(vit, tmp_path, layout="immich", pixels=True)
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (1, tiny.SIDE, tiny.SIDE, 3), np.uint8
+    )
+    session = onnxruntime.InferenceSession(out)
+    (images,) = session.get_inputs()
+    assert (images.name, images.type) == ("image", "tensor(uint8)")
+    (found,) = session.run(None, {"image": pixels})
+    want = np.asarray(imagepiece_jax.features(vit, pixels).pooled)
+    want = want / np.linalg.norm(want, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+    fields = json.loads((tmp_path / "visual/preprocess_cfg.json").read_text())
+    assert fields["size"] == [tiny.SIDE, tiny.SIDE]
+    assert fields["resize_mode"] == "shortest"
+    assert fields["mean"] == list(vit.config.mean)
+
+
+def test_what_a_client_cannot_take_is_refused(tmp_path):
+    with refused("layout"):
+        export(encoder(), tmp_path, layout="photos")
+    with refused("layout", f"{tiny.CLASSES} classes"):
+        export(classifier(), tmp_path, layout="immich")
+    with refused("layout", f"{tiny.CLASSES} classes"):
+        export(nameless(), tmp_path, layout="fastembed")
+    with refused("output"):
+        export(encoder(), tmp_path, layout="fastembed", output="patches")
+    with refused("pixels"):
+        export(encoder(), tmp_path, layout="fastembed", pixels=True)
+    with refused("immich", "crop=1"):
+        export(encoder().with_preprocessing(crop=0.9), tmp_path, layout="immich")
+    with refused("pool", "no vector"):
+        export(encoder(None, pool="none"), tmp_path, layout="fastembed")
+    with refused("image_size", "a square"):
+        export(encoder(image_size=(20, 28)), tmp_path, layout="fastembed")
+
+
+@pytest.mark.parametrize("layout", tower.LAYOUTS)
+def test_files_of_others_stay(tmp_path, layout):
+    """A saved model has a config.json of its own."""
+    vit = encoder()
+    saved = imagepiece_jax.save(vit, tmp_path / "saved")
+    before = {file: file.read_bytes() for file in saved.iterdir()}
+    with refused("out", "holds config.json; it must be a new or empty folder"):
+        export(vit, saved, layout=layout)
+    assert {file: file.read_bytes() for file in saved.iterdir()} == before
+    out = tmp_path / "new"
+    graph = tower.graph_file(out, layout, vit)
+    graph.parent.mkdir(parents=True)  # as Ctrl-C in the middle leaves it
+    assert export(vit, out, layout=layout) == export(vit, out, layout=layout)
+
+
+def test_a_graph_by_itself_makes_no_layout_of_its_folder(tmp_path):
+    saved = imagepiece_jax.save(encoder(), tmp_path / "saved")
+    export(encoder(), saved / "model.onnx")
+    before = {file: file.read_bytes() for file in saved.iterdir()}
+    with refused("out", "it must be a new or empty folder"):
+        export(encoder(), saved, layout="fastembed")
+    assert {file: file.read_bytes() for file in saved.iterdir()} == before
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Files of the model's size, which no client resizes."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        pixels = rng.integers(0, 256, (tiny.SIDE, tiny.SIDE, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return sorted(map(str, folder.iterdir()))
+
+
+def uncropped(vit):
+    """The model with a crop of the whole image."""
+    return vit.with_preprocessing(crop=1.0)
+
+
+def test_fastembed_finds_the_vectors_of_features(tmp_path, photographs):
+    fastembed = pytest.importorskip("fastembed")
+    vit = uncropped(encoder())
+    export(vit, tmp_path / "out", layout="fastembed")
+    client = fastembed.ImageEmbedding(
+        "Qdrant/resnet50-onnx", specific_model_path=str(tmp_path / "out")
+    )
+    found = np.array([*client.embed(photographs)])
+    want = np.asarray(imagepiece_jax.features(vit, photographs).pooled)
+    want = want / np.linalg.norm(want, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+
+
+SCRIPT = """
+import { AutoModel, AutoProcessor, RawImage, env } from '@huggingface/transformers';
+env.allowRemoteModels = false;
+const [root, file, ...images] = process.argv.slice(2);
+env.localModelPath = root;
+const model = await AutoModel.from_pretrained(
+  'out', {dtype: 'fp32', model_file_name: file});
+const processor = await AutoProcessor.from_pretrained('out');
+for (const path of images) {
+  const found = await model(await processor(await RawImage.read(path)));
+  const [vector] = ['pooler_output', 'image_embeds'].flatMap(name => found[name] ?? []);
+  console.log(JSON.stringify(Array.from(vector.data)));
+}
+"""
+
+
+@pytest.mark.skipif(not TRANSFORMERS_JS, reason="IMAGEPIECE_TRANSFORMERS_JS is not set")
+@pytest.mark.parametrize("make", [encoder, clip])
+def test_transformers_js_finds_the_vectors_of_the_model(tmp_path, photographs, make):
+    vit = uncropped(make())
+    file = export(vit, tmp_path / "out", layout="transformers").stem
+    script = os.path.join(TRANSFORMERS_JS, "tower.mjs")
+    with open(script, "w", encoding="utf-8") as opened:
+        opened.write(SCRIPT)
+    command = ["node", script, f"{tmp_path}/", file, *photographs]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = np.array([json.loads(line) for line in ended.stdout.splitlines()])
+    pixels = np.stack([np.asarray(Image.open(path)) for path in photographs])
+    images = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
+    want = vit.model.apply(vit.variables, images).logits
+    np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-3)
+
+
+def test_configs_are_those_of_transformers(tmp_path):
+    vit = classifier()
+    export(vit, tmp_path, layout="transformers")
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert fields["id2label"]["2"] == "class 2"
+    assert tower.config_fields(nameless())["id2label"][2] == "LABEL_2"
+    assert fields["patch_size"] == vit.config.patch_size
+
+
+def test_a_config_of_transformers_is_copied_and_one_of_ours_is_not(tmp_path):
+    vit = encoder()
+    content = {"model_type": "dinov2", "torch_dtype": "float32"}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    source = dataclasses.replace(vit.source, path=tmp_path)
+    found = tower.config_fields(dataclasses.replace(vit, source=source))
+    assert found == content
+    saved = imagepiece_jax.load(imagepiece_jax.save(vit, tmp_path / "saved"))
+    assert tower.config_fields(saved)["model_type"] == "vit"
+
+
+def test_a_copied_config_has_the_images_and_classes_of_the_model(tmp_path):
+    vit = classifier()
+    content = {"model_type": "vit", "image_size": 8, "id2label": {"0": "cat"}}
+    content["architectures"] = ["ViTModel"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    source = dataclasses.replace(vit.source, path=tmp_path)
+    found = tower.config_fields(dataclasses.replace(vit, source=source))
+    assert found["id2label"] == dict(enumerate(vit.class_names))
+    assert found["label2id"]["class 1"] == 1
+    assert found["architectures"] == ["ViTForImageClassification"]
+    assert found["problem_type"] == "single_label_classification"
+    assert found["image_size"] == tiny.SIDE
+    found = tower.config_fields(dataclasses.replace(encoder(), source=source))
+    assert found == {"model_type": "vit", "image_size": tiny.SIDE}

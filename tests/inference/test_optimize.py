@@ -1,0 +1,257 @@
+"""The fast program: what it computes, and sentences for what it does not take."""
+
+import dataclasses
+import types
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.inference import optimize
+from imagepiece_jax.models.config import MEAN, STD, Execution
+from imagepiece_jax.models.pretrained import Pretrained
+from tests.models import tiny
+from tests.refused import refused
+from tests.rounding import assert_close
+
+QUICK = {"xla_backend_optimization_level": 0}
+EVIT = "evit:keep_rate=0.6:blocks=(0,)"  # 25 image tokens, 15
+
+
+def optimized(model, variables, **options):
+    options = {"batch_size": 3, "compiler_options": QUICK} | options
+    return optimize.optimize(Pretrained(model, variables), **options)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A reduced model with the conv stem, whose norms have seen images."""
+    model = tiny.model(EVIT, stem="conv", depth=1)
+    return model, tiny.variables(model)
+
+
+@pytest.fixture(scope="module")
+def program(trained):
+    return optimized(*trained, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def for_pixels():
+    """(model, variables, its program): patch stem, bfloat16, another GELU."""
+    model = tiny.model(depth=1)
+    variables = tiny.variables(model)
+    fast = optimized(model, variables, dtype="bfloat16", gelu="tanh", pixels=True)
+    return model, variables, fast
+
+
+@pytest.fixture(scope="module")
+def logits(trained):
+    model, variables = trained
+    return np.asarray(tiny.jit(model.apply)(variables, tiny.images()).logits)
+
+
+def test_folded_norms_change_nothing(program, logits):
+    images = tiny.images()
+    first = np.asarray(program(images))
+    np.testing.assert_allclose(first, logits, atol=2e-5)
+    np.testing.assert_array_equal(program(images), first)  # they can be used again
+    assert "batch_stats" not in program.variables
+
+
+def test_fast_reductions_are_of_programs_in_two_bytes():
+    reduction = "attended:blocks=(1,):macs=0.7"
+    for dtype, differs in (("bfloat16", True), ("float32", False)):
+        model = tiny.model(reduction, dtype=dtype)
+        arguments = tiny.shapes(model), tiny.images(2)
+        exact, fast = (
+            str(jax.make_jaxpr(optimize.forward(model, reductions=form))(*arguments))
+            for form in optimize.REDUCTIONS
+        )
+        assert (exact != fast) is differs
+
+
+def test_a_smaller_batch_gives_its_own_logits(program, logits):
+    for images in (tiny.images()[:2], np.asarray(tiny.images())[:2]):
+        out = program(images)
+        assert out.shape == (2, tiny.CLASSES)
+        assert out.dtype == jnp.float32
+        np.testing.assert_allclose(out, logits[:2], atol=2e-5)
+
+
+@pytest.mark.parametrize("batch_size, small", [(1, 2**16), (1, 400), (9, 2**16)])
+def test_small_arrays_are_inside_at_small_batches(
+    trained, batch_size, small, monkeypatch
+):
+    """Then no call passes them, not even as constants that JAX makes arguments."""
+    monkeypatch.setattr(optimize, "SMALL", small)
+    fast = optimized(*trained, pixels=True, batch_size=batch_size)
+    inside = small if batch_size == 1 else 0
+    leaves = jax.tree.leaves(fast.variables)
+    sizes = [leaf.nbytes for leaf in leaves if leaf.nbytes > inside]
+    assert [each.nbytes for each in fast.arguments] == sizes
+    taken = sum(sizes) + np.prod(fast.images.shape)
+    assert fast.memory.argument_size_in_bytes == taken
+
+
+def test_images_of_any_device(trained):
+    images = np.random.default_rng(2).integers(0, 256, (3, 20, 20, 3), np.uint8)
+    first, second = jax.devices()[:2]
+    fast = optimized(*trained, device=second, pixels=True)
+    found = fast(images)
+    assert found.devices() == {second}
+    np.testing.assert_array_equal(fast(jax.device_put(images, first)), found)
+    np.testing.assert_array_equal(
+        fast(images[..., ::-1]), fast(images[..., ::-1].copy())
+    )
+
+
+def test_a_device_by_its_platform_and_its_fast_dtype(trained, program):
+    fast = optimized(*trained, device="CPU:0")
+    assert fast.device == jax.devices("cpu")[0]
+    assert fast.model.execution.dtype == program.model.execution.dtype == jnp.float32
+
+
+def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
+    """uint8 images; against float32 on images normalized by hand."""
+    model, variables, fast = for_pixels
+    pixels = np.random.default_rng(1).integers(0, 256, (3, tiny.SIDE, tiny.SIDE, 3))
+    normalized = (pixels / 255 - np.array(MEAN)) / np.array(STD)
+    tanh = model.clone(config=model.config.with_arch(gelu="tanh"))
+    images = jnp.asarray(normalized, jnp.float32)
+    want = np.asarray(tiny.jit(tanh.apply)(variables, images).logits)
+    np.testing.assert_allclose(fast(pixels.astype(np.uint8)), want, atol=0.1)
+    assert (fast.model.config.arch.gelu, model.config.arch.gelu) == ("tanh", "exact")
+    assert fast.images.dtype == "uint8"
+    assert "tanh GELU in place of exact" in fast.describe()
+
+
+@pytest.mark.parametrize(
+    "platform, dtype, arch, form",
+    [
+        ("gpu", "bfloat16", {}, "tanh"),
+        ("gpu", "float32", {}, "exact"),
+        ("cpu", "bfloat16", {}, "exact"),
+        ("gpu", "bfloat16", {"gelu": "quick"}, "quick"),
+        ("gpu", "bfloat16", {"mlp": "swiglu"}, "exact"),
+        ("gpu", "bfloat16", {"mlp": "swiglu", "pool": "map"}, "tanh"),
+    ],
+)
+def test_gpus_take_tanh_for_exact_in_two_bytes(platform, dtype, arch, form):
+    device = types.SimpleNamespace(platform=platform)
+    assert optimize.default_gelu(tiny.model(dtype=dtype, arch=arch), device) == form
+
+
+@pytest.mark.parametrize(
+    "platform, dtype, form",
+    [
+        ("gpu", "bfloat16", "fast"),
+        ("gpu", "float32", "exact"),
+        ("cpu", "bfloat16", "exact"),
+    ],
+)
+def test_gpus_reduce_by_fewer_kernels_in_two_bytes(platform, dtype, form):
+    device = types.SimpleNamespace(platform=platform)
+    assert optimize.default_reductions(tiny.model(dtype=dtype), device) == form
+
+
+@pytest.mark.parametrize(
+    "platform, dtype, stem, patch_size, pixels",
+    [
+        ("gpu", "bfloat16", "conv", 16, 16),
+        ("gpu", "bfloat16", "conv", 32, 16),
+        ("gpu", "float32", "conv", 16, 1),
+        ("cpu", "bfloat16", "conv", 16, 1),
+    ],
+)
+def test_gpus_join_the_pixels_of_a_patch_in_two_bytes(
+    platform, dtype, stem, patch_size, pixels
+):
+    device = types.SimpleNamespace(platform=platform)
+    config = types.SimpleNamespace(stem=stem, patch_size=patch_size)
+    model = types.SimpleNamespace(config=config, execution=Execution(dtype=dtype))
+    assert optimize.joined_pixels(model, device) == pixels
+
+
+def test_the_forms_of_the_device_are_taken_where_none_is_requested(monkeypatch):
+    model = tiny.model(depth=1, dtype="bfloat16", stem="conv")
+    monkeypatch.setattr(optimize, "default_gelu", lambda *_: "tanh")
+    monkeypatch.setattr(optimize, "joined_pixels", lambda *_: 2)
+    monkeypatch.setattr(optimize, "default_reductions", lambda *_: "fast")
+    monkeypatch.setattr(optimize, "forward", lambda *_: lambda *_: jnp.zeros(()))
+    variables = tiny.variables(model)
+    program = optimized(model, variables, dtype="bfloat16")
+    assert (program.model.config.arch.gelu, program.reductions) == ("tanh", "fast")
+    assert program.model.execution.folded == 2
+    kernel = program.variables["params"]["patch_embed"]["conv_0"]["kernel"]
+    assert kernel.shape[-1] == 3 * program.model.execution.folded
+    exact = optimized(model, variables, gelu="exact")
+    assert exact.model.config.arch.gelu == "exact"
+    assert "float32, exact GELU, xla" in exact.describe()
+
+
+def test_only_what_layers_cast_is_cast():
+    """Shapes can be prepared without weights."""
+    model = tiny.model("dynamicvit:keep_rate=0.7:blocks=(1,)")
+    variables = tiny.variables(model)
+    shapes = jax.eval_shape(lambda v: optimize.prepare(model, v)[1], variables)
+    _, variables = optimize.prepare(model, variables)
+    chex.assert_trees_all_equal_shapes_and_dtypes(variables, shapes)
+    params = variables["params"]
+    assert params["blocks_0"]["attn"]["q"]["kernel"].dtype == jnp.bfloat16
+    assert params["pos_embed"].dtype == jnp.bfloat16
+    for part in ("head", "norm", "reducer_1"):
+        chex.assert_type(jax.tree.leaves(params[part]), jnp.float32)
+    assert params["blocks_1"]["norm2"]["scale"].dtype == jnp.float32
+
+
+def test_a_program_is_described(program):
+    assert "26 to 16 tokens, 0.000 GMACs an image" in program.describe()
+    assert program.compile_seconds > 0
+    assert program.memory.output_size_in_bytes == 3 * tiny.CLASSES * 4
+
+
+@pytest.mark.parametrize(
+    "option, value, said",
+    [
+        ("batch_size", None, ""),
+        ("dtype", "int8", ""),
+        ("dtype", "float16", ""),
+        ("gelu", "quick", "but the model's GELU is 'exact'"),
+        ("reductions", "fast", "but layers are float32"),
+        *(("device", device, "") for device in ("cuda:9", "cpu:x")),
+    ],
+)
+def test_impossible_options(trained, option, value, said):
+    with refused(option, said):
+        optimized(*trained, **{option: value})
+
+
+def test_variables_of_another_model(trained):
+    larger = tiny.model(EVIT, depth=1, stem="conv", image_size=24)
+    with refused("params/pos_embed", "model (1, 37, 30)"):
+        optimized(larger, trained[1])
+
+
+def test_pixels_are_normalized(trained, program, for_pixels):
+    """As they are where nobody asked for a program of pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
+    images = normalize(pixels, MEAN, STD)
+    for each in (pixels, jnp.asarray(pixels)):
+        assert_close(program(each), program(images))
+    far = "images are far from 0, as pixels of 0 .. 25"
+    fresh = dataclasses.replace(program)
+    fresh(np.zeros_like(images))  # they do not say it
+    with pytest.warns(UserWarning, match=far) as warned:
+        fresh(np.float32(pixels))
+    assert warned[0].filename == __file__
+    fresh(np.float32(pixels))  # looked at once
+    with refused("images", "it must be "):
+        for_pixels[2](tiny.images())
+
+
+def test_images_that_do_not_fit(program):
+    with refused("images"):
+        program(np.zeros((4, 20, 20, 3)))

@@ -1,0 +1,251 @@
+"""Predictions of all kinds of images, and the errors of those that are none."""
+
+import concurrent.futures
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import imagepiece_jax
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.inference import optimize
+from imagepiece_jax.inference import predictor as api
+from imagepiece_jax.models.config import MEAN, STD
+from tests.models import recoveries, tiny
+from tests.oracles import softmax
+from tests.refused import refused
+from tests.rounding import assert_close
+
+NAMES = [f"class {i}" for i in range(tiny.CLASSES)]
+QUICK = {"compiler_options": {"xla_backend_optimization_level": 0}}
+QUICK |= {"dtype": "float32"}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return tiny.pretrained(depth=1)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    shape = (3, tiny.SIDE, tiny.SIDE, 3)
+    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def predictor(trained):
+    options = {"labels": NAMES, "top": 3, "batch_size": 2} | QUICK
+    return imagepiece_jax.Predictor(trained, **options)
+
+
+def test_predictions_of_arrays_pictures_and_files(
+    trained, predictor, pictures, tmp_path
+):
+    """Three images in batches of two: probabilities by hand, most probable first."""
+    Image.fromarray(pictures[2]).save(tmp_path / "2.png")
+    images = [pictures[0], Image.fromarray(pictures[1]), tmp_path / "2.png"]
+    normalized = (pictures / 255 - np.array(MEAN)) / np.array(STD)
+    run = tiny.compiled(trained.model.apply)
+    logits = np.float64(run(trained.variables, np.float32(normalized)).logits)
+    odds = softmax(logits)
+    found = predictor(images)
+    assert len(found) == 3
+    for row, got in zip(odds, found, strict=True):
+        order = np.argsort(-row)[:3]
+        assert [p.index for p in got] == order.tolist()
+        assert [p.label for p in got] == [NAMES[i] for i in order]
+        probabilities = np.array([p.probability for p in got])
+        assert_close(probabilities, row[order], units=128)
+    assert close(predictor(images[0]), found[0])
+    assert predictor([]) == []
+
+
+def close(found, wanted):
+    """Whether predictions are the same but for rounding: of programs of other sizes."""
+    same = [one[:2] for one in found] == [other[:2] for other in wanted]
+    pairs = zip(found, wanted, strict=True)
+    near = (abs(a.probability - b.probability) < 1e-5 for a, b in pairs)
+    return same and all(near)
+
+
+def test_generators_and_arrays_of_several(predictor, pictures, tmp_path):
+    want = predictor(pictures)
+    assert all(map(close, predictor(image for image in pictures), want))
+    endless = itertools.cycle(pictures)
+    taken = list(itertools.islice(predictor.stream(endless), 7))
+    assert all(map(close, taken, [want[i % 3] for i in range(7)]))
+    Image.fromarray(pictures[0]).save(tmp_path / "0.png")
+    (found,) = predictor.stream(str(tmp_path / "0.png"))
+    assert close(found, want[0])
+
+
+def test_a_folder_stands_for_all_of_its_images(predictor, pictures, tmp_path, capsys):
+    """Those of sub-folders come last, and other files are said to be left out."""
+    (tmp_path / "val").mkdir()
+    for number, name in enumerate(("b.png", "val/a.png", "a.png")):
+        Image.fromarray(pictures[number]).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    want = [predictor(pictures[number]) for number in (2, 0, 1)]
+    for folder in (tmp_path, str(tmp_path)):
+        assert all(map(close, predictor(folder), want))
+        assert len([*predictor.stream(folder)]) == 3
+    assert f"{tmp_path}/notes.txt is left out" in capsys.readouterr().out
+    with refused(f"folder {tmp_path / 'none'}", "holds no images"):
+        (tmp_path / "none").mkdir()
+        predictor(tmp_path / "none")
+
+
+def test_images_are_read_when_they_are_given(predictor, pictures, tmp_path):
+    """A camera fills one buffer again and again, and files are closed."""
+    want = predictor(pictures)
+    buffer = np.empty_like(pictures[0])
+    names = [tmp_path / f"{i}.png" for i in range(len(pictures))]
+    for name, picture in zip(names, pictures, strict=True):
+        Image.fromarray(picture).save(name)
+
+    def frames():
+        for picture in [*pictures] * 2:
+            buffer[:] = picture
+            yield buffer
+
+    def opened():
+        for name in names:
+            with Image.open(name) as image:
+                yield image
+
+    assert all(map(close, predictor(frames()), want * 2))
+    assert all(map(close, predictor(opened()), want))
+
+
+def test_a_bad_file_loses_no_other_image(predictor, pictures, tmp_path):
+    want = predictor(pictures)
+    (tmp_path / "torn.png").write_bytes(b"no image")
+    bad = ["no.png", tmp_path / "torn.png"]
+    found = predictor([pictures[0], bad[0], pictures[1], bad[1], pictures[2]])
+    assert [isinstance(one, InputError) for one in found] == [0, 1, 0, 1, 0]
+    assert all(map(close, found[::2], want))
+    assert str(found[1]).startswith("no.png cannot be read (")
+    assert str(found[3]).endswith("torn.png cannot be read (no known image format)")
+
+
+GOOD = np.zeros((20, 20, 3), np.uint8)
+MISTAKEN = {
+    "floats": (np.zeros((1, 20, 20, 3)), "images is float64 [20, 20, 3]"),
+    "sixteen bits": (np.zeros((20, 20, 3), np.uint16), "images is uint16 [20, 20, 3]"),
+    "one channel": (GOOD[..., :1], "images is uint8 [20, 20, 1]"),
+    "no pixels": (GOOD[:0], "images is uint8 [0, 20, 3]"),
+    "gray": ([GOOD, GOOD[..., 0]], "images is uint8 [20, 20]"),
+    "other sizes": (np.zeros((20, 24, 3), np.uint8), "the image has"),
+    "None in a list": ([GOOD, None], "images is NoneType"),
+    "a file": ("no.png", "no.png cannot be read (No such file or directory)"),
+    "a folder": ("configs", "folder configs"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKEN)
+def test_what_is_no_image_is_raised(name, predictor):
+    images, said = MISTAKEN[name]
+    with refused(said):
+        predictor(images)
+
+
+def test_many_calls_at_once(predictor, pictures):
+    """Each answers, or raises its own error."""
+    want = predictor(pictures)
+
+    def ask(number):
+        if number % 5 == 4:
+            with pytest.raises(InputError, match=f"no{number}.png cannot be read"):
+                predictor(f"no{number}.png")
+            return True
+        if number % 5 == 3:
+            found = predictor([pictures[1], f"no{number}.png"])
+            return close(found[0], want[1]) and f"no{number}" in str(found[1])
+        return close(predictor(pictures[number % 3]), want[number % 3])
+
+    with concurrent.futures.ThreadPoolExecutor(40) as callers:
+        assert all(callers.map(ask, range(200)))
+
+
+def test_sizes_are_compiled_once_when_they_are_needed(trained, pictures, monkeypatch):
+    made = []
+
+    def counting(*args, **options):
+        compiled = optimize.compiler(*args, **options)
+        return lambda batch_size: made.append(batch_size) or compiled(batch_size)
+
+    monkeypatch.setattr(api, "compiler", counting)
+    predict = imagepiece_jax.Predictor(trained, batch_size=12, **QUICK)
+    assert predict.sizes == (1, 8, 12)
+    assert made == []
+    predict(pictures[0])
+    predict(pictures[:1])
+    assert made == [1]
+    predict(pictures)
+    assert made == [1, 8]
+    predict.warm_up()
+    assert made == [1, 8, 12]
+    assert predict.program.batch_size == 12
+
+
+def test_images_are_cropped_as_the_weights_say(trained, traced_once):
+    """DeiT would resize no images of this size."""
+    prepared = {"crop": 1.0, "crop_mode": "squash", "interpolation": "bilinear"}
+    vit = trained.with_preprocessing(**prepared)
+    options = {"batch_size": 1, "top": 7} | QUICK
+    predict = imagepiece_jax.Predictor(vit, **options)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
+    small = Image.fromarray(pixels).resize((tiny.SIDE,) * 2, Image.Resampling.BILINEAR)
+    assert predict(pixels) == predict(np.asarray(small))
+
+
+def test_several_labels_have_a_probability_each(trained, predictor, pictures):
+    """The sigmoid of each logit, in the order of a softmax."""
+    kind = "multi_label_classification"
+    vit = tiny.of_problem(trained, kind)
+    several = imagepiece_jax.Predictor(vit, top=tiny.CLASSES, batch_size=1, **QUICK)
+    normalized = (pictures[:1] / 255 - np.array(MEAN)) / np.array(STD)
+    run = tiny.compiled(trained.model.apply)
+    (logits,) = np.float64(run(trained.variables, np.float32(normalized)).logits)
+    found = several(pictures[0])
+    assert [p.index for p in found[:3]] == [p.index for p in predictor(pictures[0])]
+    for one in found:
+        wanted = 1 / (1 + np.exp(-logits[one.index]))
+        assert one.probability == pytest.approx(wanted, rel=1e-4)
+    vit = tiny.of_problem(trained, "regression")
+    with refused("problem_type"):
+        imagepiece_jax.Predictor(vit, batch_size=1, **QUICK)
+
+
+@pytest.mark.parametrize(
+    "option, given",
+    [("labels", "imagenet"), ("labels", "cifar"), ("top", 8), ("batch_size", -1)],
+)
+def test_impossible_predictors(trained, option, given):
+    with refused(option):
+        imagepiece_jax.Predictor(trained, **{option: given})
+
+
+def test_a_new_head_is_warned_of_once(trained, tmp_path):
+    imagepiece_jax.save(trained, tmp_path / "m")
+    with pytest.warns(UserWarning, match="untrained was drawn"):
+        vit = imagepiece_jax.load(tmp_path / "m", num_classes=3)
+    with pytest.warns(UserWarning) as said:
+        imagepiece_jax.Predictor(vit)
+    assert len(said) == 1
+
+
+def test_a_projection_is_no_classifier(trained):
+    """CLIP's head has no bias: zeros here."""
+    params = trained.variables["params"]
+    head = params["head"] | {"bias": 0 * params["head"]["bias"]}
+    variables = {"params": params | {"head": head}}
+    projecting = trained.with_variables(variables)
+    with pytest.warns(UserWarning, match="no bias, .* so its outputs are no classes"):
+        imagepiece_jax.Predictor(projecting)
+    imagepiece_jax.Predictor(projecting, labels=NAMES)
+    better = recoveries.recovered(projecting).with_reduction(recoveries.TOME)
+    assert np.any(better.variables["params"]["head"]["bias"])
+    with pytest.warns(UserWarning, match="its outputs are no classes"):
+        imagepiece_jax.Predictor(better)

@@ -1,0 +1,253 @@
+"""Sizes in a direction of the keys: what logits lose, and what they gain."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from PIL import Image
+
+from imagepiece_jax import load, normalize, optimize
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.inference import size_direction
+from imagepiece_jax.inference.optimize import takes_direction
+from imagepiece_jax.models.attention import Attention
+from imagepiece_jax.reduction.methods import METHODS
+from tests.models import tiny
+from tests.refused import refused
+
+TOME = "tome:counts=(16,11,9):prop_attn=True"
+
+
+def results_of(method, model):
+    """[results] of a method of Attention, of every block, by (variables, images)."""
+
+    def run(variables, images):
+        found = []
+
+        def noting(call, args, kwargs, context):
+            result = call(*args, **kwargs)
+            module = context.module
+            if isinstance(module, Attention) and context.method_name == method:
+                found.append(result)
+            return result
+
+        with nn.intercept_methods(noting):
+            model.apply(variables, images)
+        return found
+
+    return run
+
+
+def heads_of(model, variables, images):
+    return tiny.compiled(results_of("project", model))(variables, images)
+
+
+def scores_of(model, variables, images):
+    return tiny.compiled(results_of("scores", model))(variables, images)
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return tiny.pretrained(TOME)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def moments_compiled_once():
+    moments = functools.cache(size_direction._moments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(size_direction, "_moments", moments)
+        yield
+
+
+def photographs(vit):
+    """Two uint8 images of the model's size, of smooth random colors."""
+    rng = np.random.default_rng(3)
+    small = rng.integers(0, 256, (2, 4, 4, 3), np.uint8)
+    size = (vit.image_size, vit.image_size)
+    return np.stack([np.asarray(Image.fromarray(each).resize(size)) for each in small])
+
+
+def test_logits_lose_the_direction_and_gain_the_log_of_the_size(vit):
+    """Against NumPy, in the first block that meets sizes; those before it are exact."""
+    images = photographs(vit)
+    u = size_direction.directions(vit, images)
+    model, variables = size_direction.folded(vit.model, vit.variables, u)
+    images = normalize(images, vit.model.config.mean, vit.model.config.std)
+    plain = heads_of(vit.model, vit.variables, images)
+    folded = heads_of(model, variables, images)
+    first = size_direction.sized_blocks(vit.model)[0]
+    for name in ("query", "key"):
+        before = getattr(plain[first - 1], name)
+        np.testing.assert_array_equal(getattr(folded[first - 1], name), before)
+    query, key, log_size = (
+        np.asarray(getattr(plain[first], name), np.float64)
+        for name in ("query", "key", "key_bias")
+    )
+    assert log_size.max() > 0.5
+    axis = u[first].astype(np.float64)
+    query = query - np.sum(query * axis, -1, keepdims=True) * axis
+    key = key - np.sum(key * axis, -1, keepdims=True) * axis
+    wanted = np.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(key.shape[-1])
+    wanted = wanted + log_size[:, None, None, :]
+    got = np.einsum("bqhd,bkhd->bhqk", folded[first].query, folded[first].key)
+    assert folded[first].key_bias is None
+    np.testing.assert_allclose(got / np.sqrt(key.shape[-1]), wanted, atol=2e-5)
+
+
+def test_reducers_compare_keys_as_they_were(vit):
+    """The mean over heads, with neither a direction given up nor sizes."""
+    images = photographs(vit)
+    u = size_direction.directions(vit, images)
+    model, variables = size_direction.folded(vit.model, vit.variables, u)
+    images = normalize(images, vit.model.config.mean, vit.model.config.std)
+    reads = vit.model.plan[0].reads
+    assert reads == {"key"}
+    plain = scores_of(vit.model, vit.variables, images)
+    folded = scores_of(model, variables, images)
+    assert len(plain) == vit.model.depth
+    np.testing.assert_allclose(folded[0]["key"], plain[0]["key"], atol=1e-5)
+    # Behind the first sizes, of the tokens that the block has got.
+    given = heads_of(model, variables, images)[1]
+    attention = vit.variables["params"]["blocks_1"]["attn"]["k"]
+    x = np.asarray(given.unrotated["input"], np.float64)
+    key = x @ np.asarray(attention["kernel"], np.float64) + attention["bias"]
+    key = key.reshape(*x.shape[:2], vit.model.config.num_heads, -1)
+    wanted = key.mean(axis=2)[:, 1:]
+    np.testing.assert_allclose(folded[1]["key"], wanted, atol=1e-5)
+
+
+def test_the_least_used_direction_is_the_best_of_all():
+    """By angle in two dimensions; against many random ones in eight."""
+    of_queries = np.diag([1.0, 4.0])
+    of_keys = np.array([[9.0, 2.0], [2.0, 1.0]])
+
+    def lost(u, of_queries, of_keys):
+        return (u @ of_queries @ u) * (u @ of_keys @ u)
+
+    angles = np.linspace(0, np.pi, 100_001)
+    every = np.stack([np.cos(angles), np.sin(angles)], -1)
+    least = min(lost(u, of_queries, of_keys) for u in every)
+    found = size_direction.least_used(of_queries, of_keys)
+    assert lost(found, of_queries, of_keys) == pytest.approx(least, rel=1e-6)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        factors = rng.normal(size=(2, 8, 8)) * np.geomspace(1, 0.05, 8)
+        of_queries, of_keys = (factor.T @ factor for factor in factors)
+        found = size_direction.least_used(of_queries, of_keys)
+        assert np.linalg.norm(found) == pytest.approx(1)
+        others = rng.normal(size=(20_000, 8))
+        others /= np.linalg.norm(others, axis=1, keepdims=True)
+        along = np.einsum("nd,de,ne->n", others, of_queries, others)
+        along *= np.einsum("nd,de,ne->n", others, of_keys, others)
+        assert lost(found, of_queries, of_keys) < along.min()
+
+
+@pytest.mark.parametrize(
+    "name", ["tome", "evit", "mctf", "grid_pooling", "token_learner"]
+)
+def test_sized_blocks_are_those_whose_attention_has_a_bias(name):
+    assert name in METHODS
+    reduction = tiny.changed(tiny.small(name), prop_attn=True)
+    model = tiny.model(reduction)
+    variables = tiny.shapes(model)
+    images = jax.ShapeDtypeStruct((1, tiny.SIDE, tiny.SIDE, 3), jnp.float32)
+    heads = jax.eval_shape(results_of("project", model), variables, images)
+    biased = [block for block, each in enumerate(heads) if each.key_bias is not None]
+    sized = [*size_direction.sized_blocks(model)]
+    assert sized == biased
+    assert sized
+
+
+def test_a_program_says_how_it_takes_sizes(vit):
+    program = optimize(vit, 2, sizes="direction")
+    assert "sizes by a direction" in program.describe()
+    u = size_direction.directions(vit)
+    model, variables = size_direction.folded(vit.model, vit.variables, u)
+    images = photographs(vit)
+    pixels = normalize(images, vit.model.config.mean, vit.model.config.std)
+    wanted = tiny.logits(model)(variables, pixels)
+    np.testing.assert_allclose(program(images), wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("reduction", "asked", "backend", "taken"),
+    [
+        (TOME, None, "cudnn", True),
+        (TOME, None, "xla", False),
+        (TOME, "bias", "cudnn", False),
+        (TOME, "direction", "xla", True),
+        (None, "direction", "xla", False),  # a dense model stays as it is
+    ],
+)
+def test_a_direction_is_taken_where_attention_is_fused(
+    reduction, asked, backend, taken
+):
+    model = tiny.model(reduction).with_execution(backend=backend)
+    assert takes_direction(model, asked) is taken
+
+
+def test_what_turns_directions_keeps_the_bias():
+    rotary = tiny.pretrained(TOME, arch={"rotary": {}}, embed_dim=24)
+    queries = tiny.pretrained(f"{TOME}:metric=query")
+    for vit in (rotary, queries):
+        fused = vit.model.with_execution(backend="cudnn")
+        assert not takes_direction(fused)
+        with refused("sizes"):
+            optimize(vit, 2, sizes="direction")
+
+
+@pytest.mark.parametrize("names", ["q", "k", "qk"])
+def test_a_head_of_zeros_has_a_direction(vit, names):
+    """Such as a head that was pruned: it uses none."""
+    params = jax.tree.map(np.copy, vit.variables["params"])
+    for name in names:
+        for values in params["blocks_1"]["attn"][name].values():
+            values[..., :10] = 0
+    vit = vit.with_variables({"params": params})
+    found = size_direction.directions(vit, photographs(vit))
+    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
+
+
+def test_weights_that_are_no_numbers_find_no_directions(vit):
+    params = jax.tree.map(np.copy, vit.variables["params"])
+    params["blocks_1"]["attn"]["k"]["kernel"][0, 0] = np.inf
+    vit = vit.with_variables({"params": params})
+    with pytest.raises(InputError, match="no numbers"):
+        size_direction.directions(vit)
+
+
+def test_eight_photographs_come_with_the_package(vit):
+    files = sorted(size_direction.PHOTOGRAPHS.glob("*.jpg"))
+    assert len(files) == 8
+    credits = (size_direction.PHOTOGRAPHS / "CREDITS.txt").read_text()
+    assert all(file.name in credits for file in files)
+    found = size_direction.directions(vit)
+    assert found.shape[0] == vit.model.depth
+    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
+
+
+def odd_photographs(assets, count):
+    folder = assets / "data/nips2017_224_jpg/images"
+    files = sorted(folder.glob("*.jpg"))[1 : 2 * count : 2]
+    return np.stack([np.asarray(Image.open(file)) for file in files])
+
+
+@pytest.mark.slow
+def test_deit_hardly_notices(assets):
+    """KL of the dense model to itself, on photographs that did not find directions.
+
+    The direction is given up in all blocks, without sizes.
+    """
+    vit = load(assets / "weights/deit_tiny_patch16_224.pth")
+    pixels = odd_photographs(assets, 4)
+    images = normalize(pixels, vit.model.config.mean, vit.model.config.std)
+    every = range(vit.model.depth)
+    u = size_direction.directions(vit)
+    model, variables = size_direction.folded(vit.model, vit.variables, u, every)
+    dense = jax.nn.log_softmax(tiny.logits(vit.model)(vit.variables, images))
+    folded = jax.nn.log_softmax(tiny.logits(model)(variables, images))
+    divergence = jnp.mean(jnp.sum(jnp.exp(dense) * (dense - folded), -1))
+    assert 1e-6 < divergence < 5e-4

@@ -1,0 +1,38 @@
+"""The page shows all figures, and says in words what stands on them."""
+
+import numpy as np
+import pytest
+
+from imagepiece_jax.visualize import html
+from tests.models import tiny
+from tests.visualize import traces
+
+NAMES = ["one.jpg", '<b>"two".jpg']
+
+
+def test_the_page_names_figures_and_likeliest_classes():
+    """traces: class 3 of the first image, 4 of the second."""
+    names = ["a", "b", "c", "<cat>", None]
+    text = html.page(NAMES, *traces.methods(), "w.npz", names)
+    assert text.count("dense: &lt;cat&gt;, 25 % sure") == 2  # caption and alt
+    assert text.count("imagepiece: class 4, 50 % sure") == 2
+    assert "<h2>&lt;b&gt;&quot;two&quot;.jpg</h2>" in text
+    assert "<cat>" not in text
+    assert "<td>imagepiece</td><td>0.500</td><td>4</td><td>5, 4</td>" in text
+    assert text.count('<img src="figures/') == 6
+
+
+@pytest.mark.parametrize(
+    "problem_type, options",
+    [
+        ("regression", {}),
+        ("single_label_classification", {"num_classes": 0}),
+        ("single_label_classification", {"num_classes": 0, "arch": {"pool": "none"}}),
+    ],
+)
+def test_outputs_that_are_no_classes_have_no_likeliest(tmp_path, problem_type, options):
+    vit = tiny.pretrained(depth=1, **options)
+    vit = tiny.of_problem(vit, problem_type)
+    images = np.zeros((1, 20, 20, 3), np.uint8)
+    list(html.write_folder(tmp_path, [vit], images, ["a"], "w.npz"))
+    assert "% sure" not in (tmp_path / "index.html").read_text()

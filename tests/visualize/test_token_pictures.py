@@ -1,0 +1,150 @@
+"""Pictures of tokens, pixel by pixel against slow loops."""
+
+import numpy as np
+import pytest
+
+from imagepiece_jax.visualize import token_pictures
+from imagepiece_jax.visualize.token_pictures import draw_groups
+from tests.rounding import assert_close
+
+DROPPED = -1
+
+
+def random_image(height, width, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def random_source(patches, slots, seed=0):
+    """Every slot filled, some patches dropped."""
+    rng = np.random.default_rng(seed)
+    rest = rng.integers(DROPPED, slots, patches - slots)
+    return rng.permutation(np.concatenate([np.arange(slots), rest]))
+
+
+def plain(colors, side):
+    """An image of evenly colored patches: [h, w, 3] -> [h * side, w * side, 3]."""
+    return np.kron(colors, np.ones((side, side, 1))).astype(np.uint8)
+
+
+def slot_of_pixels(source, grid, height, width):
+    """The slot behind each pixel, by integer division."""
+    slots = np.empty((height, width), int)
+    for y, x in np.ndindex(height, width):
+        row = y * grid[0] // height
+        column = x * grid[1] // width
+        slots[y, x] = source[row * grid[1] + column]
+    return slots
+
+
+def distance_to_other(slots, y, x):
+    """Steps in the row or column of a pixel to the nearest one of another slot."""
+    height, width = slots.shape
+    for step in range(1, height + width):
+        for dy, dx in ((step, 0), (-step, 0), (0, step), (0, -step)):
+            if 0 <= y + dy < height and 0 <= x + dx < width:
+                if slots[y + dy, x + dx] != slots[y, x]:
+                    return step
+    return height + width
+
+
+@pytest.mark.parametrize("grid, slots", [((3, 4), 5), ((2, 2), 4), ((4, 3), 1)])
+def test_mean_colors_are_those_of_a_slow_loop(grid, slots):
+    image = random_image(12, 24)
+    source = random_source(grid[0] * grid[1], slots)
+    pixels = slot_of_pixels(source, grid, 12, 24)
+    found = token_pictures.mean_colors(image, source, grid)
+    assert found.shape == (*grid, 3)
+    for row, column in np.ndindex(*grid):
+        slot = source[row * grid[1] + column]
+        if slot == DROPPED:
+            high = 12 // grid[0]
+            wide = 24 // grid[1]
+            rows = image[row * high : (row + 1) * high]
+            members = rows[:, column * wide : (column + 1) * wide].reshape(-1, 3)
+        else:
+            members = image[pixels == slot]
+        assert_close(found[row, column], members.mean(axis=0), units=8)
+
+
+def test_outlines_are_only_where_groups_meet():
+    """One gray image: whatever is not gray is outline or dropped."""
+    grid = (3, 4)
+    image = np.full((18, 24, 3), 100, np.uint8)
+    source = random_source(12, 6, seed=3)
+    drawn = draw_groups(image, source, grid)
+    assert drawn.shape == (18, 24, 3)
+    assert drawn.dtype == np.uint8
+    slots = slot_of_pixels(source, grid, *drawn.shape[:2])
+    sizes = {slot: (source == slot).sum() for slot in source}
+    assert DROPPED in sizes
+    assert min(sizes.values()) == 1
+    assert max(sizes.values()) > 1
+    for y, x in np.ndindex(*slots.shape):
+        slot = slots[y, x]
+        if slot != DROPPED:
+            wide = 2 if sizes[slot] > 1 else 1
+            outline = distance_to_other(slots, y, x) <= wide
+            assert (drawn[y, x] != 100).any() == outline, (y, x)
+
+
+def test_outline_of_a_group_has_one_color_that_stays():
+    """All its pieces, and the same after a step that renumbers the slots."""
+    image = np.full((16, 16, 3), 100, np.uint8)
+    source = np.array([0, 1, 2, 3, 4, 0, 5, 6, 0, 7, 7, 8, 9, 10, 11, 12])
+    drawn = draw_groups(image, source, (4, 4))
+    color = tuple(drawn[3, 3])
+    assert tuple(drawn[4, 4]) == tuple(drawn[8, 0]) == color
+    other = tuple(drawn[8, 4])
+    assert max(color) - min(color) > 150, "a bright color"
+    assert np.abs(np.subtract(color, other, dtype=int)).max() > 60
+    renumbered = np.array([2, 1, 2, -1, -1, 2, 5, 6, 2, 7, 7, 8, 4, 3, 9, -1])
+    again = draw_groups(image, renumbered, (4, 4))
+    assert tuple(again[3, 3]) == tuple(again[8, 0]) == color
+
+
+def test_patches_next_to_each_other_have_different_hues():
+    colors = token_pictures.outline_colors(np.arange(196), (14, 14))
+    pairs = (
+        (colors[1:], colors[:-1]),
+        (colors[:, 1:], colors[:, :-1]),
+        (colors[1:, 1:], colors[:-1, :-1]),
+        (colors[1:, :-1], colors[:-1, 1:]),
+    )
+    for ours, theirs in pairs:
+        assert np.abs(ours - theirs).max(axis=-1).min() > 50
+
+
+def test_merged_patches_take_their_mean_color():
+    """Nearer to the mean than to their own color, by the same share everywhere."""
+    colors = np.zeros((2, 2, 3))
+    colors[0, 0] = (200, 0, 100)
+    colors[0, 1] = (100, 40, 100)
+    drawn = draw_groups(plain(colors, 6), np.array([0, 0, 1, 2]), (2, 2))
+    mean = np.array([150, 20, 100])
+    for column, own in ((0, colors[0, 0]), (1, colors[0, 1])):
+        inside = drawn[:4, 6 * column : 6 * column + 6].astype(float)
+        assert (inside == inside[0, 0]).all(), "no outline between patches of one token"
+        share = (inside[0, 0] - own)[:2] / (mean - own)[:2]
+        np.testing.assert_allclose(share, share[0], atol=0.05)
+        assert 0.5 < share[0] < 0.9
+        assert inside[0, 0, 2] == 100
+
+
+def test_values_are_painted_over_the_gray_image():
+    """Black below: three quarters of the color. A dropped patch gets no color."""
+    values = np.array([0.0, 1, 0.5, np.nan, 0.25, 0.75])
+    drawn = token_pictures.draw_values(np.zeros((4, 6, 3), np.uint8), values, (2, 3))
+    assert drawn[0, 0].tolist() == [51, 1, 63]  # three quarters of viridis's lowest
+    lightness = []
+    for patch, value in enumerate(values):
+        row, column = divmod(patch, 3)
+        pixels = drawn[2 * row : 2 * row + 2, 2 * column : 2 * column + 2].astype(int)
+        if np.isnan(value):
+            assert pixels.min() > 160
+            assert np.ptp(pixels, axis=-1).max() < 15
+            continue
+        lightness.append((value, pixels[0, 0].sum()))
+        assert (pixels == pixels[0, 0]).all()
+    ordered = [sum_ for _, sum_ in sorted(lightness)]
+    assert (np.diff(ordered) > 0).all()

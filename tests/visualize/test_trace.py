@@ -1,0 +1,93 @@
+"""Traces against the outputs of the same model without tracing; saved traces."""
+
+import numpy as np
+import pytest
+
+from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.errors import RunError
+from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.visualize import trace as trace_module
+from imagepiece_jax.visualize.trace import Stage, trace, write_traces
+from tests.models import tiny
+from tests.oracles import softmax
+from tests.rounding import assert_close
+from tests.visualize import traces
+
+# 25 image tokens, 23, 19
+SHORT = tiny.changed(tiny.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,))
+LEARNER = "token_learner:num_tokens=4:block=1"
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(1)
+    return rng.integers(0, 256, (3, tiny.SIDE, tiny.SIDE, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def imagepiece(images):
+    """(Trace in batches of two, outputs of all three at once)"""
+    model = tiny.model(SHORT, depth=2)
+    variables = tiny.variables(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace_module, "BATCH", 2)
+        traced = trace(model, variables, images)
+    return traced, tiny.jit(model.apply)(variables, normalize(images, MEAN, STD))
+
+
+def test_groups_are_the_tokens_that_the_model_ended_with(imagepiece):
+    traced, outputs = imagepiece
+    last = traced.stages[-1]
+    assert [(s.block, s.site) for s in traced.stages] == [(b, "mid") for b in range(2)]
+    np.testing.assert_array_equal(last.source, tiny.slots(outputs))
+    np.testing.assert_array_equal(last.sizes, outputs.state.size[:, 1:])
+    assert traced.tokens == outputs.tokens.shape[1] - 1 == 19
+    for row in last.source:
+        assert len(set(row.tolist()) - {-1}) == traced.tokens
+    for stage in traced.stages:
+        assert stage.sizes.shape == (3, stage.tokens)
+        assert (stage.sizes.sum(axis=1) == (stage.source >= 0).sum(axis=1)).all()
+    assert traced.grid == (5, 5)
+
+
+def test_predictions_are_those_of_the_logits(imagepiece):
+    traced, outputs = imagepiece
+    shares = softmax(np.asarray(outputs.logits, float))
+    np.testing.assert_array_equal(traced.top, shares.argmax(axis=1))
+    assert_close(traced.confidence, shares.max(axis=1), units=128)
+
+
+def test_a_projection_predicts_no_class(images):
+    model = tiny.model("tome:r=3", depth=1)
+    assert trace(model, tiny.variables(model), images[:1], None).top is None
+
+
+def test_a_trace_ends_at_learned_tokens(images):
+    model = tiny.model(LEARNER, depth=2)
+    traced = trace(model, tiny.variables(model), images)
+    assert traced.stages == (Stage(1, "pre", 4),)
+    assert traced.tokens == 4
+
+
+def test_without_a_class_token_all_tokens_are_traced(images):
+    model = tiny.model("tome:r=3", class_token=False, depth=1)
+    traced = trace(model, tiny.variables(model), images[:1])
+    assert traced.tokens == traced.stages[0].tokens == 22
+
+
+def test_traces_are_written(tmp_path):
+    methods, traced = traces.methods()
+    write_traces(tmp_path, ["a.jpg", "b.jpg"], methods, traced)
+    names, saved = traces.read_traces(tmp_path)
+    assert names == ["a.jpg", "b.jpg"]
+    imagepiece, learner, dense = saved
+    assert imagepiece.items() >= methods[0].items()
+    assert imagepiece["grid"] == [*traces.GRID]
+    sources = [stage["source"] for stage in imagepiece["stages"]]
+    assert sources == [[traces.MERGED.tolist()] * 2, [traces.PRUNED.tolist()] * 2]
+    assert imagepiece["stages"][1]["sizes"] == [[2, 1, 1, 1]] * 2
+    assert [stage["source"] for stage in learner["stages"]] == [None]
+    assert dense["stages"] == []
+    assert dense["tokens"] == 6
+    with pytest.raises(RunError, match=r"provenance.json cannot be written \(No such"):
+        write_traces(tmp_path / "gone", ["a", "b"], methods, traced)

@@ -1,0 +1,64 @@
+"""Handmade traces of two images with a grid of 2 x 3 patches, and saved ones."""
+
+import json
+
+import numpy as np
+
+from imagepiece_jax.visualize.trace import Stage, Trace
+
+GRID = (2, 3)
+# Patches 0 and 1 merge; then patch 5 is dropped.
+MERGED = np.array([0, 0, 1, 2, 3, 4], np.int32)
+PRUNED = np.array([0, 0, 1, 2, 3, -1], np.int32)
+
+
+def images():
+    return np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), dtype=np.uint8)
+
+
+def twice(row):
+    """The same for both images."""
+    return np.stack([np.asarray(row)] * 2)
+
+
+def _trace(stages, tokens):
+    top = np.array([3, 4], np.int32)
+    confidence = np.array([0.25, 0.5], np.float32)
+    return Trace(GRID, stages, tokens, top, confidence)
+
+
+def hard():
+    """A merge in block 1 and a pruning before block 3."""
+    sizes = [np.array(s, np.int32) for s in ([2, 1, 1, 1, 1], [2, 1, 1, 1])]
+    stages = (
+        Stage(1, "mid", 5, twice(MERGED), twice(sizes[0])),
+        Stage(3, "pre", 4, twice(PRUNED), twice(sizes[1])),
+    )
+    return _trace(stages, 4)
+
+
+def soft():
+    """Two learned tokens before block 2."""
+    return _trace((Stage(2, "pre", 2),), 2)
+
+
+def dense():
+    return _trace((), 6)
+
+
+def methods():
+    """(facts of each method, its Trace)"""
+    facts = [
+        {"label": "imagepiece", "gmacs": 0.5},
+        {"label": "learner (untrained selectors)", "gmacs": 0.4},
+        {"label": "dense", "gmacs": 1.0},
+    ]
+    settings = ["imagepiece", "token_learner", "none"]
+    facts = [a | {"setting": b} for a, b in zip(facts, settings, strict=True)]
+    return facts, [hard(), soft(), dense()]
+
+
+def read_traces(folder):
+    """(names of images, dicts of the methods) as write_traces wrote them."""
+    saved = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    return saved["images"], saved["methods"]
