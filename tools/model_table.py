@@ -110,7 +110,7 @@ def page(
         of_layouts(layouts),
         "## The largest member of each family",
         "Built from names and shapes alone: every tensor of timm's model has its "
-        "place, and ours has as many parameters (tests/models/test_whole_size.py).",
+        "place, and ours has as many parameters (tests/models/test_vit_whole_size.py).",
         of_largest(largest),
     ]
     return "\n\n".join(parts) + "\n"

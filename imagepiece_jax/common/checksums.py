@@ -2,7 +2,7 @@
 
 Orbax does not notice flipped bits: 0.12.8 restored 48 of 48 silently. The JSON item of
 a step therefore holds a table {name: [dtype, shape, CRC32]}, and a CRC32 of its own;
-tests/training/test_checkpoint.py flips bits.
+tests/training/cluster/test_checkpoint.py flips bits.
 
 Checksums of files instead, written in one file when a step is complete, were tried. A
 kill between the two, 1.6 s for 320 MB, leaves a complete step that nothing vouches for,

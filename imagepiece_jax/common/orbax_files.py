@@ -140,6 +140,6 @@ def _alone(primary_host):
 def _not_raised_too(record):
     """Whether a record is more than an error that Orbax raises, too.
 
-    A full disk is one sentence (tests/training/test_full_disk.py).
+    A full disk is one sentence (tests/training/test_trainer_full_disk.py).
     """
     return not (record.exc_info and "/orbax/" in record.pathname)

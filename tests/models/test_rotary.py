@@ -17,7 +17,7 @@ from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.state import Assignment, Masking, Mixing, start
 from tests import oracles
 from tests.models import tiny
-from tests.models.test_families import few
+from tests.models.test_vit_families import few
 from tests.reduction.steps import apply
 from tests.refused import refused
 from tests.rounding import assert_close

@@ -6,7 +6,7 @@ import pytest
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny
-from tests.models.test_families import FAMILIES
+from tests.models.test_vit_families import FAMILIES
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from imagepiece_jax.models.problem_type import MULTI_LABEL, REGRESSION
 from imagepiece_jax.recover import recovery_loss, recovery_step
 from tests import oracles
 from tests.models import recoveries, tiny
-from tests.models.test_families import FAMILIES
 from tests.models.test_rotary import ARCHS
+from tests.models.test_vit_families import FAMILIES
 
 DROPPING = "evit:keep_rate=0.5:blocks=(0,):fuse_token=False"
 MERGING = "tome:r=5"

@@ -1,6 +1,6 @@
 """Checkpoints of models with rotary positions by other names than timm's.
 
-The tensors are those of tests/fixtures/rope.npz; tests/models/test_rope_fixture.py has
+The tensors are those of tests/fixtures/rope.npz; tests/models/test_rotary_fixture.py has
 what timm computes of them. Their other names are written here from the original code.
 """
 
@@ -12,7 +12,7 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.weights import layouts
 from tests.models import make
-from tests.models.test_rope_fixture import DINOV3, EVA02, FIXTURE, SIZE, tensors_of
+from tests.models.test_rotary_fixture import DINOV3, EVA02, FIXTURE, SIZE, tensors_of
 from tests.refused import refused
 from tests.weights.pth import check_same
 

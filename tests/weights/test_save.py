@@ -26,7 +26,7 @@ from imagepiece_jax.weights import hub_configs
 from tests.models import make, tiny
 from tests.models.recoveries import recovered
 from tests.refused import refused, untrained
-from tests.training.test_full_disk import full_disk
+from tests.training.test_trainer_full_disk import full_disk
 from tests.weights.test_load_published import same
 
 SIZE = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}

@@ -15,7 +15,7 @@ from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.reduction.methods import dtem
 from imagepiece_jax.reduction.ops import cosine
 from tests.models import make, tiny
-from tests.models.test_published_methods import embedding
+from tests.reduction.test_methods_published import embedding
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pytest
 
 from imagepiece_jax.reduction.methods import METHODS
 from tests.models import masked, tiny
-from tests.models.test_families import FAMILIES, few
 from tests.models.test_rotary import ARCHS
+from tests.models.test_vit_families import FAMILIES, few
 from tests.models.traced_programs import REDUCED, found_in_64_bits
 
 

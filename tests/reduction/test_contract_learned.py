@@ -15,7 +15,7 @@ from flax import traverse_util
 from imagepiece_jax.models import cost
 from imagepiece_jax.reduction.methods import METHODS
 from tests.models import masked, tiny
-from tests.models.test_families import few
+from tests.models.test_vit_families import few
 
 MORE = {
     "imagepiece_dynamicvit topk": {"mode": "topk"},

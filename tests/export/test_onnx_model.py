@@ -31,7 +31,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction import moves, ops, reducers
 from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny
-from tests.models.test_families import FAMILIES
+from tests.models.test_vit_families import FAMILIES
 from tests.refused import refused
 from tests.rounding import assert_close
 

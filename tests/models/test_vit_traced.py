@@ -12,8 +12,8 @@ import pytest
 
 from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny
-from tests.models.test_families import FAMILIES
 from tests.models.test_rotary import ARCHS
+from tests.models.test_vit_families import FAMILIES
 from tests.models.traced_programs import (
     REDUCED,
     SMALL,
