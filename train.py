@@ -163,13 +163,12 @@ def train():
     from imagepiece_jax.training import trainer
     from imagepiece_jax.training.cluster.job import joined
     from imagepiece_jax.training.config import RunConfig
-    from imagepiece_jax.weights.load import loaders
 
     name = run_name(flags.FLAGS["config"].config_filename)
     workdir = WORKDIR.value or pathlib.Path("runs") / name
     config = RunConfig.from_config(CONFIG.value)
     with joined(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value):
-        trainer.train_and_evaluate(config, workdir, DRY_RUN.value, *loaders(config))
+        trainer.train_and_evaluate(config, workdir, DRY_RUN.value)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.trainer import train_and_evaluate
-from imagepiece_jax.weights.load import load, loaders
+from imagepiece_jax.weights.load import load
 from imagepiece_jax.weights.run_files import CONFIG
 
 # A model, and the reduction that it is measured with
@@ -262,8 +262,7 @@ def trained_reduction(reduction: Reduction, learning: Mapping) -> Reduction:
 def train_run(config: ConfigDict, workdir: pathlib.Path) -> Pretrained:
     """Train a run to its end, or resume it: its last weights."""
     run = RunConfig.from_config(config)
-    start, teacher = loaders(run)
-    train_and_evaluate(run, workdir, start=start, teacher=teacher)
+    train_and_evaluate(run, workdir)
     jax.clear_caches()  # its programs would stay, and no other run uses them
     return load(workdir, checkpoint="latest").analyzed(config.model.dtype)
 

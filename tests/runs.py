@@ -17,7 +17,6 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import MEASURED, read_metrics
-from imagepiece_jax.weights.load import loaders
 from tests import compiling, forked
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -54,9 +53,7 @@ def configured(*groups, **fields):
 def train(config, workdir, **options):
     """Train as a ConfigDict says; options: of `trainer.train_and_evaluate`."""
     run = RunConfig.from_config(config)
-    start, teacher = loaders(run)
-    given = {"start": start, "teacher": teacher, **options}
-    return trainer.train_and_evaluate(run, workdir, **given)
+    return trainer.train_and_evaluate(run, workdir, **options)
 
 
 def lines(workdir, kind):

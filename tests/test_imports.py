@@ -25,31 +25,30 @@ reduction.contract
 reduction.methods
 reduction.reduction
 data
-input
 models
-config
+weights
 evaluate
-training.cluster training.logging
+training.config training.cluster training.logging
 training
-deploy.pictures
-deploy.weights
-deploy.inference
-deploy.recover
-deploy.visualize
+inference
+recover
+export
+visualize
 benchmark
-deploy.compare
+evaluate.evaluate
 cli
 commands
 __main__
 """
+ABOVE_TRAINING = ("recover", "inference", "export", "visualize", "benchmark")
 FLOOR_OF = {}
 for number, line in enumerate(FLOORS.split("\n")):
     FLOOR_OF |= dict.fromkeys(line.split(), number)
 PLAIN_PYTHON = FLOOR_OF["reduction.block_plan"]
 ONLY = {  # of the package, of all that stands above them
-    "cli": ("errors", "common", "config"),
+    "cli": ("errors", "common"),
     "__main__": ("errors", "common", "cli"),
-    "train": ("cli", "errors", "config", "training", "deploy"),
+    "train": ("cli", "errors", "weights", "training"),
 }
 
 
@@ -140,7 +139,7 @@ def test_imports_point_one_way():
     [
         ("reduction.block_plan", "jax"),
         ("reduction.ops", "imagepiece_jax.reduction.methods"),
-        ("training.trainer", "imagepiece_jax.weights.load"),
+        *[("training.trainer", f"imagepiece_jax.{room}") for room in ABOVE_TRAINING],
         ("weights.load", "imagepiece_jax.inference.optimize"),
         ("training.cluster.keeper", "imagepiece_jax.training.trainer"),
         ("commands.describe", "imagepiece_jax.commands.doctor"),
@@ -149,3 +148,17 @@ def test_imports_point_one_way():
 )
 def test_a_bad_import_is_found(module, name):
     assert len(violations(f"{PACKAGE}.{module}", f"import {name}")) == 1
+
+
+def test_tests_lie_where_their_file_lies():
+    """tests/ROOM/test_FILE.py or test_FILE_ASPECT.py."""
+    astray = []
+    for test in (ROOT / "tests").rglob("test_*.py"):
+        room = ROOT / PACKAGE / test.parent.relative_to(ROOT / "tests")
+        if room == ROOT / PACKAGE or not room.is_dir():  # of several rooms, or of none
+            continue
+        subjects = [path.stem for path in room.iterdir() if path.stem[:2] != "__"]
+        about = test.stem.removeprefix("test_")
+        if not any(f"{about}_".startswith(f"{subject}_") for subject in subjects):
+            astray.append(str(test.relative_to(ROOT)))
+    assert astray == []

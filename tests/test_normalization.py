@@ -18,7 +18,6 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
-from imagepiece_jax.weights.load import loaders
 from imagepiece_jax.weights.save import save
 from tests import runs
 from tests.command import call
@@ -152,11 +151,11 @@ def test_a_new_run_settles_on_what_it_starts_from(tmp_path, folder, fields, mean
     """And a resumed one on its own, whose weights may be gone by then."""
     fields = {name: str(folder / path) for name, path in fields.items()}
     run = RunConfig.from_config(config(**fields))
-    settled = InitialWeights(run, tmp_path, *loaders(run)).completed()
+    settled = InitialWeights(run, tmp_path).completed()
     assert settled.model.mean == mean
     assert (settled.model.std == HALF) == (mean == HALF)
     (tmp_path / "config.json").write_text(json.dumps(settled.to_dict()))
     (tmp_path / "checkpoints" / "latest" / "1").mkdir(parents=True)
     run = RunConfig.from_config(config(**dict.fromkeys(fields, "gone")))
-    again = InitialWeights(run, tmp_path, *loaders(run)).completed()
+    again = InitialWeights(run, tmp_path).completed()
     assert again.model == settled.model

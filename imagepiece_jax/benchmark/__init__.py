@@ -1,0 +1,1 @@
+"""How fast models run, beside the dense model in the same run."""

@@ -142,7 +142,7 @@ class _Worker:
     def __init__(self, memory, *arguments):
         readable, writable = os.pipe()
         code = (
-            "from imagepiece_jax.input import worker_pool; "
+            "from imagepiece_jax.data import worker_pool; "
             f"worker_pool._serve({memory}, {writable}, *{arguments})"
         )
         path = os.pathsep.join(folder or os.curdir for folder in sys.path)

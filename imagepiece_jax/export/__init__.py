@@ -1,0 +1,1 @@
+"""ONNX files, towers for photo programs, and programs that run such files."""

@@ -1,0 +1,1 @@
+"""Accuracy back from unlabeled images, after a reduction."""

@@ -1,8 +1,8 @@
 """The weights that a run starts and learns from, checked against its config."""
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from imagepiece_jax.data.preprocessing import DEIT_CROP
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import PARTS
 from imagepiece_jax.models.config import ViTConfig
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import (
     Misfit,
     check_parts,
@@ -19,9 +20,7 @@ from imagepiece_jax.models.variables import (
 )
 from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.config import RunConfig
-
-if TYPE_CHECKING:
-    from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.weights.load import load
 
 # Fields of a ViTConfig, and parts of its Architecture, that no tensor shows; weights
 # that were trained with other values compute something else with these.
@@ -29,44 +28,27 @@ UNSTORED = ("num_heads", "mean", "std", "norm_eps", "gelu", "rotary", "post_norm
 UNSTORED += ("pool", "pool_include_prefix", "pool_heads")
 OF_HEAD = ("pool", "pool_include_prefix")  # a new head's own matter
 
-Loader = Callable[[], "Pretrained"]
-
 
 class InitialWeights:
     """What a run starts from: its own earlier steps, other weights, or nothing.
 
     Weights are loaded when they are first needed: a resumed run needs no start.
-
-    start, teacher: functions that load the dense models of config.init.weights and
-        config.teacher.weights; None if the config has none
     """
 
-    def __init__(
-        self,
-        run: RunConfig,
-        workdir,
-        start: Loader | None = None,
-        teacher: Loader | None = None,
-    ):
+    def __init__(self, run: RunConfig, workdir):
         self._run = run
-        self._load_start = start
-        self._load_teacher = teacher
-        if bool(start) != bool(run.init.weights):
-            raise InputError(f"start is {start} for {run.init.weights!r}")
-        if bool(teacher) != bool(run.teacher.weights):
-            raise InputError(f"teacher is {teacher} for {run.teacher.weights!r}")
         self._workdir = workdir
         self._earlier = run_dir.read_earlier(workdir)  # config.json, names of classes
 
     @functools.cached_property
-    def start(self) -> "Pretrained | None":
+    def start(self) -> Pretrained | None:
         """The weights that a new run starts from; None if it has none."""
-        return self._load_start and self._load_start()
+        return _dense_model("config.init.weights", self._run.init.weights)
 
     @functools.cached_property
-    def teacher(self) -> "Pretrained | None":
-        """The weights that the run learns from."""
-        return self._load_teacher and self._load_teacher()
+    def teacher(self) -> Pretrained | None:
+        """The weights that the run learns from; None if it has none."""
+        return _dense_model("config.teacher.weights", self._run.teacher.weights)
 
     def forget(self):
         """Free the weights; they are loaded again when they are needed again."""
@@ -110,7 +92,7 @@ class InitialWeights:
         if self.teacher is not None:
             source = f"config.teacher.weights {run.teacher.weights}"
             check_classes(self.teacher.class_names, source, names, data)
-        if self._load_start is None or resumed or "head" in run.init.fresh:
+        if not run.init.weights or resumed or "head" in run.init.fresh:
             return
         source = f"config.init.weights {run.init.weights}"
         try:
@@ -148,7 +130,17 @@ class InitialWeights:
             raise InputError(f"{error}; to train it anew: {flags}") from error
 
 
-def fitted(vit: "Pretrained", model, fresh=(), seed: int = 0) -> Mapping[str, Any]:
+def _dense_model(field, path):
+    """The dense model at the path in a field of the config; None without a path."""
+    if not path:
+        return None
+    try:
+        return load(path, "none")
+    except InputError as error:
+        raise InputError(f"{field}: {error}") from error
+
+
+def fitted(vit: Pretrained, model, fresh=(), seed: int = 0) -> Mapping[str, Any]:
     """Variables of a ViT with the values of trained weights.
 
     fresh: parts that are drawn instead

@@ -30,7 +30,7 @@ from imagepiece_jax.training.cluster.keeper import Keeper, held
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import Data
 from imagepiece_jax.training.evaluation import Evaluation
-from imagepiece_jax.training.initial_weights import InitialWeights, Loader
+from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import RunLog, say
 from imagepiece_jax.training.teacher import Teacher, create_teacher
 from imagepiece_jax.training.train_step import (
@@ -47,8 +47,6 @@ def train_and_evaluate(
     config: RunConfig,
     workdir: str | os.PathLike,
     dry_run: bool = False,
-    start: Loader | None = None,
-    teacher: Loader | None = None,
 ) -> dict | None:
     """Train as a config says in `workdir`.
 
@@ -56,14 +54,13 @@ def train_and_evaluate(
     reported.
 
     dry_run: print plan, cost and memory, and write nothing
-    start, teacher: as `plan_run` takes them
     Returns the figures of the last evaluation; None for a dry run.
     Raises InputError for a config or file that does not fit, RunError where training
         cannot continue, Stopped after a signal.
     """
     with parallel.shared_errors():
         extras.check("training", "cv2", "matplotlib", "simplejpeg", "tensorboardX")
-    plan = plan_run(config, workdir, start, teacher, dry_run)
+    plan = plan_run(config, workdir, dry_run)
     with open_run(plan, dry_run) as run:
         say(report.data_text(plan.config, plan.data))
         if dry_run:
@@ -113,8 +110,6 @@ class RunPlan:
 def plan_run(
     config: RunConfig,
     workdir: str | os.PathLike,
-    start: Loader | None = None,
-    teacher: Loader | None = None,
     dry_run: bool = False,
 ) -> RunPlan:
     """The plan of a run in `workdir`, which is not written to.
@@ -122,14 +117,12 @@ def plan_run(
     An error of one process is raised in all.
 
     config: as it is written
-    start, teacher: functions that load the dense models of config.init.weights and
-        config.teacher.weights, as Pretrained; None: the config has none
     dry_run: whether the published number of ImageNet's images will do
     Raises InputError for a config, a file or a workdir that does not fit.
     """
     workdir = pathlib.Path(workdir)
     with parallel.shared_errors():
-        initial = InitialWeights(config, workdir, start, teacher)
+        initial = InitialWeights(config, workdir)
         config = initial.completed().with_counts()
         placement = parallel.placement(config.grad_accum_steps)
         model = config.create_model(parallel.AXIS)

@@ -1,0 +1,1 @@
+"""Pictures of what happens to the tokens of an image."""

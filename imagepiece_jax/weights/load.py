@@ -6,11 +6,10 @@ does, say the number of classes and the size of the images, and fill the model.
 """
 
 import dataclasses
-import functools
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -45,10 +44,6 @@ from imagepiece_jax.weights.hub_configs import Described
 from imagepiece_jax.weights.location import Location
 from imagepiece_jax.weights.run_files import KINDS, check_normalization
 
-if TYPE_CHECKING:
-    from imagepiece_jax.training.config import RunConfig
-
-Loader = Callable[[], Pretrained]
 TRAINED = "trained"  # the reduction that weights were trained or saved with
 HEADS = ("head", "head_dist")  # parts that a new number of classes makes anew
 
@@ -203,28 +198,6 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
     else:
         found = location.of_config(name)
     return describe(found).config
-
-
-def loaders(run: "RunConfig") -> tuple[Loader | None, Loader | None]:
-    """Functions that load the dense models which a run starts and learns from.
-
-    They are called when the weights are needed, as a resumed run needs none; None
-    stands for an empty field.
-    """
-    found = []
-    for group in ("init", "teacher"):
-        path = getattr(run, group).weights
-        field = f"config.{group}.weights"
-        found.append(functools.partial(_load_of_run, field, path) if path else None)
-    return tuple(found)
-
-
-def _load_of_run(field, path):
-    """The dense model at a path, which a field of a run's config has."""
-    try:
-        return load(path, "none")
-    except InputError as error:
-        raise InputError(f"{field}: {error}") from error
 
 
 def describe(found: Location, config=None) -> Described:

@@ -115,7 +115,7 @@ def test_other_classes_are_not_learned(run, tmp_path, weights):
     place = f"config.{weights}.weights {run}"
     said = f"{place}: class 1 is 'bee', but 'wasp' in config.data.name 'digits'"
     with refused(said):
-        start = InitialWeights(config, tmp_path, *load.loaders(config))
+        start = InitialWeights(config, tmp_path)
         start.check_classes(("ant", "wasp"))
 
 

@@ -16,7 +16,6 @@ from imagepiece_jax.training.cluster.run_dir import record_classes, record_start
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.teacher import create_teacher
-from imagepiece_jax.weights.load import loaders
 from imagepiece_jax.weights.save import save
 from tests import runs
 from tests.models import recoveries
@@ -36,7 +35,7 @@ def model_of(config):
 
 def initial(config, workdir="no_such_run"):
     run = RunConfig.from_config(config)
-    return InitialWeights(run, workdir, *loaders(run))
+    return InitialWeights(run, workdir)
 
 
 def started(config):

@@ -22,7 +22,6 @@ from imagepiece_jax.training import teacher
 from imagepiece_jax.training.config import DistillConfig, RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.losses import distillation, teacher_distance
-from imagepiece_jax.weights.load import loaders
 from imagepiece_jax.weights.save import save
 from tests import runs
 from tests.models import tiny
@@ -237,7 +236,7 @@ def weights(tmp_path_factory):
 
 def teacher_of(config):
     run = RunConfig.from_config(config)
-    weights = InitialWeights(run, "no_such_run", *loaders(run))
+    weights = InitialWeights(run, "no_such_run")
     return teacher.create_teacher(run, run.create_dense(), weights)
 
 

@@ -26,7 +26,7 @@ from tests.models import tiny
 from tests.refused import refused
 from tests.rounding import assert_close
 
-FOLDER = pathlib.Path(__file__).resolve().parents[2] / "fixtures" / "layouts"
+FOLDER = pathlib.Path(__file__).resolve().parents[1] / "fixtures" / "layouts"
 FIXTURES = sorted(FOLDER.glob("*.npz"))
 BESIDE = ("images", "outputs")
 apply = jax.jit(lambda model, *inputs: model.apply(*inputs).logits, static_argnums=0)

@@ -1,7 +1,7 @@
 """Checkpoints of models with rotary positions by other names than timm's.
 
-The tensors are those of tests/fixtures/rope.npz; tests/models/test_rotary_fixture.py has
-what timm computes of them. Their other names are written here from the original code.
+tests/fixtures/rope.npz has the tensors; tests/models/test_rotary_fixture.py has timm's
+outputs for them. Their other names are written here from the original code.
 """
 
 import re

@@ -43,7 +43,8 @@ def in_training(vit, workdir="nowhere", **data):
     config.num_classes = 5
     config.data.update(data)
     config.init.weights = "w.npz"
-    initial = InitialWeights(RunConfig.from_config(config), workdir, lambda: vit)
+    initial = InitialWeights(RunConfig.from_config(config), workdir)
+    initial.start = vit  # in place of the loaded weights
     return initial.completed().model.preprocessing
 
 

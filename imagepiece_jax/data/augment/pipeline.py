@@ -1,8 +1,8 @@
 """Augmentation of a training batch inside the compiled step.
 
 DeiT's order: RandAugment, normalization, random erasing; the host has cropped and
-flipped before (`data.augment.random_crop`), mixup and cutmix (`mixup`) come after. All draws of
-an image come from its own key, so they do not depend on the rest of the batch.
+flipped before (`random_crop`), mixup and cutmix (`mixup`) come after. All draws of an
+image come from its own key, so they do not depend on the rest of the batch.
 """
 
 import math
