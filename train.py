@@ -161,13 +161,13 @@ def train():
     """Train as the flags say."""
     # They import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.training import trainer
-    from imagepiece_jax.training.cluster.job import joined
+    from imagepiece_jax.training.cluster.job import joined_cluster
     from imagepiece_jax.training.config import RunConfig
 
     name = run_name(flags.FLAGS["config"].config_filename)
     workdir = WORKDIR.value or pathlib.Path("runs") / name
     config = RunConfig.from_config(CONFIG.value)
-    with joined(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value):
+    with joined_cluster(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value):
         trainer.train_and_evaluate(config, workdir, DRY_RUN.value)
 
 

@@ -22,7 +22,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.create import create
+from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.reduction_plan import at_cost
 from imagepiece_jax.models.variables import variable_shapes
@@ -189,7 +189,7 @@ class Finetuner(Models):
 
     def match(self, reduction):
         """`reduction` at the ratio whose GMACs are nearest to the reference's."""
-        reference = create(self._dense.config, REFERENCE)
+        reference = build_model(self._dense.config, REFERENCE)
         share = model_macs(reference) / model_macs(self._dense)
         requested = with_cost(reduction, share)
         return at_cost(requested, self._dense, tolerance=0.1)
@@ -201,7 +201,7 @@ class Finetuner(Models):
             "num_classes": self.num_classes,
             "image_size": self.config.image_size,
         }
-        return create(dataclasses.replace(self.pretrained.config, **sizes))
+        return build_model(dataclasses.replace(self.pretrained.config, **sizes))
 
     def _trained(self, reduction, stem, seed):
         """The run of a reduction, which starts from the dense run of its seed."""

@@ -63,7 +63,7 @@ from imagepiece_jax.models.vit import with_states
 from imagepiece_jax.recover import recovery_loss
 from imagepiece_jax.recover.recovery_images import evaluation_batches
 from imagepiece_jax.recover.recovery_loss import relative_change
-from imagepiece_jax.recover.recovery_step import Teacher
+from imagepiece_jax.recover.recovery_step import DenseTeacher
 from imagepiece_jax.reduction.provenance import follow
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -154,7 +154,7 @@ def judged(vit, better, source: Source) -> dict[str, dict[str, float]]:
 
     Returns {"before": .., "after": ..}, of the model and of what it became.
     """
-    teacher = Teacher(vit.with_reduction(None))
+    teacher = DenseTeacher(vit.with_reduction(None))
     batches = evaluation_batches(source, vit.preprocessing, 50)
     answered = teacher.answered(batches)
     read = teacher.comparison.read
@@ -207,7 +207,7 @@ def right_of(vit, source: Source) -> str:
     labels = source.labels[source.indices]
     right = np.zeros(len(source), bool)
     batches = evaluation_batches(source, vit.preprocessing, 50)
-    for batch, answers in Teacher(vit).answered(batches):
+    for batch, answers in DenseTeacher(vit).answered(batches):
         is_image = batch["mask"]  # and not padding
         first = np.argmax(parallel.local(answers)["logits"], axis=-1)[is_image]
         index = batch["index"][is_image]
@@ -246,7 +246,7 @@ def measured(cell: Cell, paths: dict[str, str], images: dict[str, Source]) -> di
         vit, images[cell.images], seed=cell.seed, minutes=MINUTES.get(cell.model)
     )
     minutes = (time.monotonic() - began) / 60
-    (cost,) = better.recovery.costs
+    (cost,) = better.recovery.variants
     record = cost.record
     answers = {}
     if cell.images in FOLDS:

@@ -61,7 +61,7 @@ def finish(call: Callable[[], int | None], *, compiles: bool = True):
     warnings.formatwarning = _warning_lines()
     try:
         if compiles:
-            keep_programs()
+            use_program_cache()
         try:
             status = call() or 0
         except SystemExit as end:  # of --help and of a mistyped word
@@ -132,7 +132,7 @@ def _warning_lines() -> Callable[..., str]:
     return line
 
 
-def keep_programs():
+def use_program_cache():
     """Let JAX keep compiled programs for later commands, and say where if it is new.
 
     Nothing changes if JAX was imported before: its settings are somebody else's.

@@ -96,7 +96,7 @@ def functions():
     return {
         "logits": np.asarray(program(pixels[:2])).shape,
         "patches": np.asarray(maps.patches).shape,
-        "steps": better.recovery.costs[0].steps,
+        "steps": better.recovery.variants[0].steps,
     }
 
 

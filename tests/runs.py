@@ -154,7 +154,7 @@ def compile_recoveries_once(patch):
         if type(owner) is recovery_step.Fit:
             key = owner.model, dataclasses.replace(owner.recipe, steps=1)
             dense = owner.vit.with_reduction(None).model
-        elif type(owner) is recovery_step.Teacher:
+        elif type(owner) is recovery_step.DenseTeacher:
             key = ()
             dense = owner.model
         else:

@@ -61,13 +61,13 @@ def test_a_closed_stream_ends_nothing(streams, tmp_path):
 WRITES = """
 import os, subprocess, sys
 from imagepiece_jax import cli
-from imagepiece_jax.common.progress import Progress
+from imagepiece_jax.common.progress import ProgressBar
 
 def main(path: str, /):
     with open(path, "w") as file:
         print("a line", flush=True)
         if not os.path.samefile("/dev/full", "/proc/self/fd/2"):
-            Progress("work", 2).say("a note")
+            ProgressBar("work", 2).say("a note")
         subprocess.run([sys.executable, "-c", "import os; os.write(2, b'of C')"])
         file.write("whole")
 
@@ -124,7 +124,7 @@ def test_where_nothing_can_be_kept_nothing_is_said(variables, monkeypatch, capsy
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delitem(sys.modules, "jax", raising=False)
-    cli.keep_programs()
+    cli.use_program_cache()
     assert capsys.readouterr() == ("", "")
     assert not os.environ.get("JAX_COMPILATION_CACHE_DIR")
 

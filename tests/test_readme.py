@@ -322,9 +322,9 @@ def test_the_first_lines_run_without_the_hub(downloaded, monkeypatch, capsys):
     monkeypatch.setattr(imagepiece_jax, "recover", quick)
     space = run(README, "import imagepiece_jax\n", {})
     assert space["vit"].reduction.name == "attended"
-    costs = space["vit"].recovery.costs
+    costs = space["vit"].recovery.variants
     assert costs[0].steps == len(costs)
-    assert imagepiece_jax.load("deit_tiny_half").recovery.costs == costs
+    assert imagepiece_jax.load("deit_tiny_half").recovery.variants == costs
     said = re.findall(r"Prediction\(label=(.*?), index=(\d+),", capsys.readouterr().out)
     names = class_names.imagenet_names()
     assert len(said) == 5

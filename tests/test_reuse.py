@@ -21,7 +21,7 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import Execution
 from imagepiece_jax.models.record import as_json
 from imagepiece_jax.models.rotary import Rotary
-from imagepiece_jax.training.cluster.checkpoint import Progress
+from imagepiece_jax.training.cluster.checkpoint import RunProgress
 from imagepiece_jax.training.config import RunConfig
 from tests import runs
 from tests.models import recoveries, tiny
@@ -213,9 +213,9 @@ def test_the_facts_in_a_checkpoint(tmp_path, fields):
     facts = {"images": [8, 2], "digest": ["a", "b"]}
     facts["normalization"] = {"mean": [0.4] * 3, "std": [0.2] * 3}
     facts["teacher"] = {"weights": "1", "model": {"gelu": "exact"}}
-    before = Progress(**facts)
+    before = RunProgress(**facts)
     assert before.resumed(dataclasses.asdict(before), "digits", tmp_path) == before
-    now = Progress(**facts | fields)
+    now = RunProgress(**facts | fields)
     with pytest.raises(InputError):
         now.resumed(dataclasses.asdict(before), "digits", tmp_path)
 

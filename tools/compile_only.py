@@ -162,7 +162,7 @@ def inference_text(config, gelu=None):
     pixels = optimize.joined_pixels(on_gpu, device())
     if optimize.takes_direction(on_gpu):
         # It has the shapes of a folded one.
-        model = model.with_execution(sizes="direction")
+        model = model.with_execution(size_encoding="direction")
     prepared = []
 
     def prepare(variables):
@@ -176,7 +176,7 @@ def inference_text(config, gelu=None):
     shape = (config.batch_size, config.image_size, config.image_size, 3)
     images = jax.ShapeDtypeStruct(shape, dtype)
     fast = placed(prepared[0], config)
-    forward = optimize.forward(fast, reductions=reductions)
+    forward = optimize.forward_logits(fast, reductions=reductions)
     return compile_for(forward, weights, images)
 
 

@@ -324,7 +324,7 @@ def of_ours(case: Case, way: Way, program) -> Timed:
     model = program.model
     sizes = None
     if size_direction.has_sizes(model):
-        sizes = model.execution.sizes
+        sizes = model.execution.size_encoding
     facts = {"model": way.setting, "library": OURS, "reduction": MODELS[way.setting]}
     facts |= {"image_size": case.side_of(way.setting), "stem": model.config.stem}
     gelu = model.config.arch.gelu
@@ -352,7 +352,7 @@ def compiler_of(case: Case, dtype: str, way: Way):
 def random_directions(vit, images=None) -> np.ndarray:
     """In place of `size_direction.directions`: for a clock any will do."""
     model = vit.model
-    shape = (model.depth, model.config.num_heads, model.config.head_width)
+    shape = (model.depth, model.config.num_heads, model.config.head_dim)
     found = np.random.default_rng(0).normal(size=shape)
     return np.float32(found / np.linalg.norm(found, axis=-1, keepdims=True))
 

@@ -28,7 +28,7 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import check_training
-from imagepiece_jax.training.optimizer import create
+from imagepiece_jax.training.optimizer import create_optimizer
 from imagepiece_jax.training.train_step import batch_shapes, init_state, train_step
 
 STEPS_PER_EPOCH = 1000  # for the schedules, which cost the same at any step
@@ -192,7 +192,7 @@ def training_step(run: RunConfig, adapt=lambda model: model):
     """
     method = run.reduction.method
     model = run.create_train_model(run.optim.epochs - 1, parallel.AXIS)
-    rate, optimizer = create(run.optim, STEPS_PER_EPOCH, method.param_groups)
+    rate, optimizer = create_optimizer(run.optim, STEPS_PER_EPOCH, method.param_groups)
     teacher = None
     adapted_teacher = None
     if method.needs_teacher or run.distill.active:  # a teacher of the student's size
@@ -237,9 +237,9 @@ def _facts(model, compiled):
     """Facts about a compiled program; None: onnxruntime's."""
     return {
         "peak_memory": compiled and device.program_bytes(compiled),
-        "attention": model.execution.backend,
+        "attention": model.execution.attention_impl,
         "gelu": model.config.arch.gelu,
-        "sizes": model.execution.sizes,
+        "sizes": model.execution.size_encoding,
     }
 
 

@@ -11,7 +11,7 @@ def main(model: Model):
     Example: imagepiece describe deit_s --reduction tome:r=8
     """
     from imagepiece_jax.models import cost
-    from imagepiece_jax.models.create import create
+    from imagepiece_jax.models.create import build_model
 
     recovery = None
     vit = model.named()
@@ -23,11 +23,11 @@ def main(model: Model):
     # saves, and with that of the patch stem, as in papers.
     patch_stem = dataclasses.replace(vit.config, stem="patch")
     configs = (vit.config, patch_stem)
-    others = [create(config, execution=vit.execution) for config in configs]
-    print(cost.describe(vit, others))
+    others = [build_model(config, execution=vit.execution) for config in configs]
+    print(cost.cost_summary(vit, others))
     if not recovery:
         return
-    for variant in recovery.costs:
+    for variant in recovery.variants:
         what = "recovered for" if variant.changed else "no better for"
         print(f"{what} {variant}")
     own = recovery.of(vit)

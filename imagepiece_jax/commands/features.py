@@ -74,11 +74,13 @@ def main(
 def note_cost(vit):
     """Log where images of 224 pixels would be much faster."""
     from imagepiece_jax.models.cost import model_macs
-    from imagepiece_jax.models.create import create
+    from imagepiece_jax.models.create import build_model
 
     if max(sides(vit.image_size)) <= 224 or 224 % vit.config.patch_size:
         return
-    macs = [model_macs(create(vit.config.at_size(s))) for s in (vit.image_size, 224)]
+    macs = [
+        model_macs(build_model(vit.config.at_size(s))) for s in (vit.image_size, 224)
+    ]
     if macs[0] > 2 * macs[1]:
         log.info(
             f"images of {size_text(vit.image_size)} take {vit.gmacs:.0f} GMACs each; "

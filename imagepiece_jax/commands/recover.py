@@ -57,10 +57,10 @@ def main(
     recovery = recovered.recovery
     with finishing():  # nothing that took minutes is lost while it is written
         print(recovery, flush=True)
-        if all(cost.stopped and not cost.changed for cost in recovery.costs):
+        if all(cost.stopped and not cost.changed for cost in recovery.variants):
             print(f"nothing is written to {out}", file=sys.stderr)
             return
         save(recovered, out)
         print(f"saved in {out}", flush=True)
-        if not any(cost.changed for cost in recovery.costs):
+        if not any(cost.changed for cost in recovery.variants):
             print(f"note: nothing was better: {out} holds the model as it was")

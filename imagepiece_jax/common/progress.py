@@ -61,17 +61,17 @@ def working(what: str, enabled: bool = True):
 
 
 def counted(items: Sequence, what: str) -> Iterator[Any]:
-    """Yield items, and show how many are done (`Progress`).
+    """Yield items, and show how many are done (`ProgressBar`).
 
     what: such as "drawing figures"
     """
-    with Progress(what, len(items)) as progress:
+    with ProgressBar(what, len(items)) as progress:
         for item in items:
             yield item
             progress.update(1)
 
 
-class Progress(tqdm):
+class ProgressBar(tqdm):
     """How many things are done: a bar on a terminal, and lines in a log.
 
     what: such as "drawing figures"

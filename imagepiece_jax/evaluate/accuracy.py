@@ -235,7 +235,7 @@ def evaluate_program(
             **result.figures,
             "dtype": form.execution.dtype.name,
             "gelu": form.config.arch.gelu,
-            "sizes": form.execution.sizes,
+            "sizes": form.execution.size_encoding,
             "reductions": reductions,
         }
 

@@ -16,9 +16,9 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.export.program_facts import FACTS, facts_file, read_facts
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.models.create import create
-from imagepiece_jax.models.pretrained import Pretrained, Source
-from imagepiece_jax.weights.hub_configs import guarded
+from imagepiece_jax.models.create import build_model
+from imagepiece_jax.models.pretrained import Pretrained, WeightsSource
+from imagepiece_jax.weights.config_json import guarded
 
 KIND = "ONNX file"
 
@@ -102,10 +102,10 @@ def _program(path, facts, session):
     config = ViTConfig(**fields | {"arch": arch, "preprocessing": images})
     batch_size, channels, *_ = facts["input"]["shape"]
     return OnnxProgram(
-        model=create(config, facts["method"]),
+        model=build_model(config, facts["method"]),
         variables={"params": {}},
         class_names=facts["class_names"],
-        source=Source(path=path, kind=KIND, name=path.name),
+        source=WeightsSource(path=path, kind=KIND, name=path.name),
         session=session,
         input_name=facts["input"]["name"],
         input_dtype=facts["input"]["dtype"],

@@ -44,9 +44,9 @@ class ProgramOutputs:
         model: the model in the form that is exported
         """
         if not self.has_features:
-            run = optimize.forward(model)
+            run = optimize.forward_logits(model)
             return lambda variables, images: (run(variables, images),)
-        run = features.forward(model)
+        run = features.forward_features(model)
 
         def arrays(variables, images):
             found = run(variables, images)

@@ -15,7 +15,7 @@ from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.machine import cores
-from imagepiece_jax.common.progress import Progress, log
+from imagepiece_jax.common.progress import ProgressBar, log
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.errors import InputError
@@ -92,7 +92,7 @@ def write_features(
         )
         there = count - len(missing)
         with (
-            Progress("features", count, there) as progress,
+            ProgressBar("features", count, there) as progress,
             contextlib.closing(batches.read(threads)) as reader,
         ):
             if files.leaving:

@@ -128,11 +128,11 @@ def _in_batches(vit, files, options):
     static_argnames=("model", "blocks", "norm", "reshape", "fill"),
 )
 def _extract(variables, images, model, blocks, norm, reshape, fill):
-    run = forward(model, blocks, norm, reshape, fill)
+    run = forward_features(model, blocks, norm, reshape, fill)
     return run(variables, images)
 
 
-def forward(model, blocks=(), norm=True, reshape=True, fill="nearest"):
+def forward_features(model, blocks=(), norm=True, reshape=True, fill="nearest"):
     """A function (variables, images) -> Features, with the options of `features`.
 
     blocks: indices of blocks from 0

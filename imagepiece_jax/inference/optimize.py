@@ -146,7 +146,7 @@ class Program:
             gelu = f"{gelu} in place of {self.own_gelu}"
         sizes = ""
         if size_direction.has_sizes(model):
-            sizes = f", sizes by a {model.execution.sizes}"
+            sizes = f", sizes by a {model.execution.size_encoding}"
         inputs = self.memory.argument_size_in_bytes / 1e6
         working_space = self.memory.temp_size_in_bytes / 1e6
         options = [f"{name}={value}" for name, value in self.options.items()]
@@ -157,7 +157,7 @@ class Program:
             f"{self.gmacs:.3f} GMACs an image, {self.dead_gmacs:.3f} of them not "
             "computed\n"
             f"{model.execution.dtype.name}, {gelu}, "
-            f"{model.execution.backend} attention, {model.config.stem} stem, "
+            f"{model.execution.attention_impl} attention, {model.config.stem} stem, "
             f"folded{sizes}\n"
             f"compiled in {self.compile_seconds:.1f} s; "
             f"{inputs:.0f} MB of weights and images, "
@@ -290,7 +290,7 @@ def compiler(
     dead_gmacs = dead_macs(model) / 1e9
     reductions = reductions or default_reductions(model, device)
     input_dtype = "uint8" if pixels else dtype
-    run = forward(model, reductions)
+    run = forward_logits(model, reductions)
     leaves, tree = jax.tree.flatten(weights)
 
     def compiled(batch_size):
@@ -336,9 +336,9 @@ def for_device(model, device, attention="auto"):
 
     attention: as `optimize` takes it
     """
-    width = model.config.head_width
+    width = model.config.head_dim
     backend = resolve_backend(attention, model.execution.dtype, width, device)
-    return model.with_execution(backend=backend)
+    return model.with_execution(attention_impl=backend)
 
 
 def takes_direction(model, sizes=None):
@@ -352,7 +352,7 @@ def takes_direction(model, sizes=None):
     reason = size_direction.reason_against(model)
     if sizes == "direction" and reason:
         raise InputError(f"sizes is 'direction', but the model {reason}")
-    if sizes is None and model.execution.backend != "cudnn":
+    if sizes is None and model.execution.attention_impl != "cudnn":
         return False
     return not reason
 
@@ -430,7 +430,7 @@ def prepare(model, variables, *, dtype="bfloat16", gelu=None, pixels=1):
     return fast, {"params": params}
 
 
-def forward(model, reductions="exact"):
+def forward_logits(model, reductions="exact"):
     """A function (variables, images) -> logits, which normalizes uint8 images.
 
     The last block computes only the tokens that the head reads (`ViT.head_only`).

@@ -84,7 +84,7 @@ def directions(vit: Pretrained, images: np.ndarray | None = None) -> np.ndarray:
     if images is None:
         whole = Preprocessing(vit.image_size, crop=1.0)  # whatever images it expects
         images = pictures.as_batch(sorted(PHOTOGRAPHS.glob("*.jpg")), whole)
-    dense = vit.model_with(None).with_execution(backend="xla", dtype="float32")
+    dense = vit.model_with(None).with_execution(attention_impl="xla", dtype="float32")
     with working("finding the directions of sizes"):
         # Copied by name, which a user's transfer guard allows.
         moments = _moments(dense)(*jax.device_put((vit.variables, images)))
@@ -219,7 +219,10 @@ def folded(
             u = np.zeros_like(u)
         name = f"blocks_{index}"
         params[name] = {**params[name], "attn": _without(params[name]["attn"], u)}
-    return model.with_execution(sizes="direction"), {**variables, "params": params}
+    return model.with_execution(size_encoding="direction"), {
+        **variables,
+        "params": params,
+    }
 
 
 def _without(attention, u):

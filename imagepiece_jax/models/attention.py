@@ -264,7 +264,7 @@ class Attention(nn.Module):
         arch = config.arch
         dtype = self.execution.dtype
         width = (config.embed_dim, dtype)
-        in_keys = self.execution.sizes == "direction"
+        in_keys = self.execution.size_encoding == "direction"
         self.q = dense(*width, use_bias=arch.qkv_bias or in_keys)
         self.v = dense(*width, use_bias=arch.qkv_bias)
         self.k = dense(*width, use_bias=arch.qkv_bias and arch.key_bias)
@@ -272,7 +272,7 @@ class Attention(nn.Module):
         if arch.attn_norm:
             self.norm = LayerNorm(dtype, arch.norm_eps)
         if in_keys:
-            head_dim = config.head_width
+            head_dim = config.head_dim
             shape = (config.num_heads, head_dim)
             self.size_direction = self.param("size_direction", zeros, shape)
             shape = (config.embed_dim, head_dim)
@@ -290,7 +290,7 @@ class Attention(nn.Module):
         if train and state.mask is None and queries is None:
             # Padding x costs nothing, as it is written anyway. Padding query, key and
             # value would copy them.
-            x = _pad(x, padded_length(length, self.execution.backend))
+            x = _pad(x, padded_length(length, self.execution.attention_impl))
         heads = self.project(x, state, queries=queries)
         out = self.attend(heads, length)
         scores = self.scores(heads, reads, state)
@@ -305,7 +305,7 @@ class Attention(nn.Module):
         # One matrix of tokens: for [B, N, D] XLA may choose layouts with the batch
         # innermost, and then transposes whole arrays in the backward pass.
         rows = x.reshape(-1, self.config.embed_dim)
-        shape = (x.shape[0], -1, self.config.num_heads, self.config.head_width)
+        shape = (x.shape[0], -1, self.config.num_heads, self.config.head_dim)
         first = rows
         if queries is not None:
             first = x[:, :queries].reshape(-1, self.config.embed_dim)
@@ -324,7 +324,7 @@ class Attention(nn.Module):
         key_bias = None
         if self.prop_attn and not state.grid:  # with a grid all sizes are 1
             key_bias = jnp.log(state.effective_size)
-        if key_bias is not None and self.execution.sizes == "direction":
+        if key_bias is not None and self.execution.size_encoding == "direction":
             key = self._sized(key, key_bias)
             key_bias = None
         return Heads(query, key, value, unrotated, key_bias, state.full_mask)
@@ -382,7 +382,7 @@ class Attention(nn.Module):
         if "input" in reads:
             scores["input"] = unrotated["input"][:, state.num_prefix : length]
         for name in ("key", "query", "value"):
-            if name == "key" in reads and self.execution.sizes == "direction":
+            if name == "key" in reads and self.execution.size_encoding == "direction":
                 # Of all tokens: a product without the prefix would copy its operand.
                 means = self._mean_key(unrotated["input"])
                 scores["all_keys"] = means[:, :length]
@@ -416,7 +416,7 @@ class Attention(nn.Module):
             return weighted_sum(attention_map(query, key, bias, mask), value)
         bias = _pad(bias, key.shape[1])
         # cuDNN cannot be trained with one query.
-        backend = self.execution.backend if query.shape == key.shape else "xla"
+        backend = self.execution.attention_impl if query.shape == key.shape else "xla"
         return attend(query, key, value, bias, backend=backend, length=length)
 
     def output(self, out):
@@ -429,7 +429,7 @@ class Attention(nn.Module):
     def _rotations(self, state):
         """(cosines, sines) of each token's rotary position; None without rotary."""
         rotary = self.config.arch.rotary
-        width = self.config.head_width
+        width = self.config.head_dim
         if rotary is None:
             return None
         if state.grid:  # nothing is reduced yet: all images have the same positions

@@ -94,10 +94,10 @@ class ViTConfig:
             raise InputError(
                 "stem is 'conv', whose projection has a bias, but patch_bias is False"
             )
-        if arch.rotary is not None and self.head_width % 4:
+        if arch.rotary is not None and self.head_dim % 4:
             raise InputError(
                 f"num_heads is {self.num_heads}, which makes heads of a width of "
-                f"{self.head_width}; rotary positions need a multiple of 4"
+                f"{self.head_dim}; rotary positions need a multiple of 4"
             )
 
     @property
@@ -106,7 +106,7 @@ class ViTConfig:
         return self.preprocessing.image_size
 
     @property
-    def head_width(self) -> int:
+    def head_dim(self) -> int:
         """The width of a head of attention."""
         return self.embed_dim // self.num_heads
 
@@ -145,11 +145,11 @@ class Execution:
     """How a ViT computes, which does not change what the model is."""
 
     dtype: jnp.dtype = jnp.dtype("float32")  # in which layers compute
-    backend: str = "xla"  # or "cudnn", by `attention.resolve_backend`
+    attention_impl: str = "xla"  # or "cudnn", by `attention.resolve_backend`
     # what was asked for, which may be "auto"; `backend` is what it is on this device
     attention: str = dataclasses.field(default="auto", compare=False)
     # how log(size) is added to the attention logits, one of `attention.SIZES`
-    sizes: str = "bias"
+    size_encoding: str = "bias"
     drop_path_rate: float = 0.0  # probability that training drops the last branches
     axis_name: str | None = None  # device axis over which batch norm is synchronized
     remat: bool = False  # whether the backward pass computes activations again

@@ -16,7 +16,7 @@ from imagepiece_jax.reduction.block_plan import dense_plan
 TRAINING_MACS = 3  # times those of inference: the backward pass costs twice as much
 
 
-def describe(model, others):
+def cost_summary(model, others):
     """The cost table of a model, and a line that compares it with other models.
 
     others: dense models; the table has the first of them as its reference

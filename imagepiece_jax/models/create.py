@@ -46,7 +46,7 @@ def create_model(
         config = registry.config(config)
     if image_size is not None:
         config = config.at_size(image_size)
-    model = create(config, reduction, execution_of(config, dtype, attention))
+    model = build_model(config, reduction, execution_of(config, dtype, attention))
     reduction_plan.print_reduction(Reduction.read(reduction), model)
     return model
 
@@ -57,11 +57,11 @@ def execution_of(
     """The Execution of a model in a dtype, with the attention of this device."""
     dtype = checked_dtype(dtype)
     check_choice("attention", attention, BACKENDS)
-    backend = resolve_backend(attention, dtype, config.head_width)
-    return Execution(dtype=dtype, backend=backend, attention=attention)
+    backend = resolve_backend(attention, dtype, config.head_dim)
+    return Execution(dtype=dtype, attention_impl=backend, attention=attention)
 
 
-def create(
+def build_model(
     config: ViTConfig,
     reduction: ReductionLike = None,
     execution: Execution = FLOAT32,

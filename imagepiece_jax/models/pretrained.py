@@ -23,7 +23,7 @@ from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.create import execution_of
 from imagepiece_jax.models.problem_type import SINGLE_LABEL, probabilities
 from imagepiece_jax.models.recovery_record import (
-    RecoveredCost,
+    RecoveredVariant,
     Recovery,
     flat_params,
     with_numbers,
@@ -34,7 +34,7 @@ from imagepiece_jax.reduction.reduction import DENSE, Reduction, ReductionLike
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Source:
+class WeightsSource:
     """Where weights are from; of a model of one's own it is empty."""
 
     path: pathlib.Path | None = None  # on this machine
@@ -87,7 +87,7 @@ class Pretrained:
     # what `recover` learned: numbers that reduced forms take in place of the dense
     # model's
     recovery: Recovery | None = None
-    source: Source = dataclasses.field(default_factory=Source)
+    source: WeightsSource = dataclasses.field(default_factory=WeightsSource)
     # learned selectors of other reductions than the present one, by timm's names
     selectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -157,7 +157,7 @@ class Pretrained:
         leaves = flat_params(self.dense_variables["params"])
         replaced = {}
         parts = [self.variables, replaced]
-        for cost in self.recovery.costs:
+        for cost in self.recovery.variants:
             replaced |= {path: leaves[path] for path in cost.numbers}
             parts += [cost.numbers, np.frombuffer(cost.form.encode(), np.uint8)]
         return digest(parts)[:16]
@@ -202,7 +202,7 @@ class Pretrained:
         return f"{label} (recovered)" if self.recovered else label
 
     @property
-    def recovered(self) -> RecoveredCost | None:
+    def recovered(self) -> RecoveredVariant | None:
         """The cost whose numbers the model has; None if it has the dense model's."""
         if self.recovery is None:
             return None
@@ -223,7 +223,7 @@ class Pretrained:
 
         model: a ViT of the same sizes, with any reduction and image size
         fresh: names of parts that are drawn, for example "head" or "reducer"
-        Raises Misfit if the weights do not fit.
+        Raises StateDictMismatch if the weights do not fit.
         """
         tensors = timm_tensors.to_timm(self._variables_of(model))
         tensors |= self.selectors
@@ -373,7 +373,7 @@ class Pretrained:
         # Maybe trained since.
         selectors = timm_tensors.selectors_of(self.dense_variables)
         own = timm_tensors.to_timm({"params": selectors})
-        return timm_tensors.joined(self.selectors, own)
+        return timm_tensors.merged_selectors(self.selectors, own)
 
     def with_model(self, model: ViT, seed: int | None = None) -> "Pretrained":
         """The same weights in another ViT of these sizes and parts.

@@ -21,7 +21,7 @@ Numbers = Mapping[str, np.ndarray]  # parameters by their paths: blocks_0/norm1/
 
 
 @dataclasses.dataclass(frozen=True)
-class RecoveredCost:
+class RecoveredVariant:
     """What came back at one cost, measured on images that were held out."""
 
     reduction: Reduction  # with counts of tokens in place of a cost
@@ -114,28 +114,28 @@ class RecoveredCost:
 class Recovery:
     """Numbers of reduced forms."""
 
-    costs: tuple[RecoveredCost, ...]  # that were learned
+    variants: tuple[RecoveredVariant, ...]  # that were learned
 
     def __str__(self):
-        return "\n".join(map(str, self.costs))
+        return "\n".join(map(str, self.variants))
 
-    def of(self, model) -> RecoveredCost | None:
+    def of(self, model) -> RecoveredVariant | None:
         """The cost that was learned for a model of this reduction, size and depth."""
-        for cost in self.costs:
+        for cost in self.variants:
             if cost.fits(model):
                 return cost
         return None
 
-    def joined(self, other: "Recovery | None") -> "Recovery":
+    def merged(self, other: "Recovery | None") -> "Recovery":
         """With the costs of an earlier one that were not learned again.
 
         One stays, too, where nothing was better than the dense model this time.
         """
         if other is None:
             return self
-        earlier = {cost.form: cost for cost in other.costs}
+        earlier = {cost.form: cost for cost in other.variants}
         costs = []
-        for cost in self.costs:
+        for cost in self.variants:
             before = earlier.pop(cost.form, None)
             if before and before.numbers and not cost.numbers:
                 cost = before

@@ -128,7 +128,7 @@ class FoldedStem(nn.Module):
     A patch stem reads images as [B, H, W/p, 3 p], which needs no copy, by a convolution
     over p rows; a GPU need not put the patches in order. In a stem of convolutions each
     ends with bias and ReLU, which a GPU computes in the same kernel. The first may read
-    several pixels as one (`joined`), which needs no copy either.
+    several pixels as one (`join_pixels`), which needs no copy either.
     """
 
     stem: str
@@ -155,7 +155,7 @@ class FoldedStem(nn.Module):
         return self._convolved("proj", x, dim, (1, 1), (1, 1))
 
     def _convolved_joined(self, x, width):
-        """The first convolution, with the kernel of `joined`."""
+        """The first convolution, with the kernel of `join_pixels`."""
         pixels = self.pixels
         batch, height, length, channels = x.shape
         x = x.reshape(batch, height, length // pixels, pixels * channels)
@@ -168,7 +168,7 @@ class FoldedStem(nn.Module):
         return _Convolution(shape, strides, padding, self.dtype, name=name)(x)
 
 
-def joined(kernel, bias, pixels):
+def join_pixels(kernel, bias, pixels):
     """Kernel and bias of the first convolution for `pixels` of a row as one position.
 
     A position has pixels / 2 results, each of which reads three of its pixels or, as
@@ -270,7 +270,7 @@ def fold(stem, params, stats, pixels=1):
         }
     if pixels > 1:
         first = folded["conv_0"]
-        kernel, bias = joined(first["kernel"], first["bias"], pixels)
+        kernel, bias = join_pixels(first["kernel"], first["bias"], pixels)
         folded["conv_0"] = {"kernel": kernel, "bias": bias}
     proj = params["proj"]
     kernel = jnp.moveaxis(proj["kernel"], 3, 0)

@@ -16,7 +16,7 @@ import numpy as np
 from flax import traverse_util
 
 from imagepiece_jax.models.variables import (
-    Misfit,
+    StateDictMismatch,
     fresh_variables,
     matches,
     variable_shapes,
@@ -64,7 +64,7 @@ def model_variables(
     given: variables to take instead of tensors
     Returns (variables, names of the parts that were drawn); what comes from tensors is
         in NumPy arrays.
-    Raises Misfit where the tensors do not fit.
+    Raises StateDictMismatch where the tensors do not fit.
     """
     given = given or {}
     # `from_timm` leaves fresh parts as they are here: shapes, or given variables.
@@ -74,8 +74,10 @@ def model_variables(
     }
     try:
         variables = from_timm(tensors, like, (*fresh, *given.get("params", {})))
-    except Misfit as error:
-        raise Misfit(f"{source}: {error}", error.tensor, error.fresh) from error
+    except StateDictMismatch as error:
+        raise StateDictMismatch(
+            f"{source}: {error}", error.tensor, error.fresh
+        ) from error
     # What is neither in tensors nor given is still a shape.
     present = {}
     missing = set()
@@ -100,7 +102,7 @@ def own_selectors(
     """(tensors without selectors that a model does not have, parts to draw).
 
     fresh: parts to draw even if tensors have them; None: all selectors that they lack
-    Raises Misfit where the tensors lack selectors that the reduction learns.
+    Raises StateDictMismatch where the tensors lack selectors that the reduction learns.
     """
     selectors = selectors_of(variable_shapes(model))
     starts = tuple([f"{name.replace('_', '.')}." for name in selectors])
@@ -116,7 +118,7 @@ def own_selectors(
         fresh = lacking
     for selector in lacking:
         if not matches(selector, fresh):
-            raise Misfit(
+            raise StateDictMismatch(
                 f"{source} has no {selector}, a selector that this reduction learns",
                 selector,
                 (SELECTOR,),
@@ -134,7 +136,7 @@ def apart(tensors):
     return dense, selectors
 
 
-def joined(selectors, newer):
+def merged_selectors(selectors, newer):
     """Tensors of selectors, with newer ones in place of all those of their blocks."""
     blocks = {name.split(".")[1] for name in newer}
     kept = {k: v for k, v in selectors.items() if k.split(".")[1] not in blocks}
@@ -159,8 +161,8 @@ def from_timm(
     fresh: parts that keep their value, or shape, of `like`, such as "head" or
         "blocks_3/mlp"; without block number, as "reducer", those of all blocks
     Returns NumPy arrays, apart from `fresh`.
-    Raises Misfit for a tensor that is missing or left over, of another shape, or not
-        finite.
+    Raises StateDictMismatch for a tensor that is missing or left over, of another
+        shape, or not finite.
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
     for key, entry in check_fit(state_dict, like, fresh).items():
@@ -172,14 +174,14 @@ def check_fit(state_dict, like, fresh=()):
     """{path: its _Entry} of every parameter that is not `fresh`.
 
     Arguments are those of `from_timm`.
-    Raises Misfit where tensors do not fit by their names, shapes and types.
+    Raises StateDictMismatch where tensors do not fit by their names, shapes and types.
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
     entries = dict(sorted(_entries(leaves).items()))
     needed = {k: p for k, p in entries.items() if not matches(p.path, fresh)}
     problem = _size_difference(state_dict, needed.values())
     if problem:
-        raise Misfit(problem)
+        raise StateDictMismatch(problem)
     _check_tensors(state_dict, entries.values(), needed.values(), fresh)
     return needed
 
@@ -193,7 +195,7 @@ def numbers_from_timm(
 
     tensors: some by timm's names
     like, fresh: as for `from_timm`; positions may be those of other images
-    Raises Misfit as `from_timm` does.
+    Raises StateDictMismatch as `from_timm` does.
     """
     leaves = traverse_util.flatten_dict({"params": like["params"]}, sep="/")
     given = {}
@@ -281,7 +283,7 @@ def _take(state_dict, entry, dtype):
     with np.errstate(over="ignore"):  # what overflows is infinite, refused below
         array = np.array(array, dtype, order="C")
     if not np.isfinite(array.astype(np.float32)).all():
-        raise Misfit(
+        raise StateDictMismatch(
             f"tensor {entry.name} has a value that is not finite in {array.dtype}",
             entry.name,
         )
@@ -289,7 +291,7 @@ def _take(state_dict, entry, dtype):
 
 
 def _check_tensors(state_dict, entries, needed, fresh):
-    """Raise Misfit for a tensor that is left over, missing, or of another shape."""
+    """Raise StateDictMismatch for tensors left over, missing, or of another shape."""
     names = {entry.name for entry in entries}
     problems = []  # (path, name, problem)
     for name, tensor in state_dict.items():
@@ -316,7 +318,7 @@ def _check_tensors(state_dict, entries, needed, fresh):
     if problems:
         _, name, problem = problems[0]
         remedy = _remedy([path for path, *_ in problems], entries, fresh)
-        raise Misfit(f"tensor {name} {problem}", name, remedy)
+        raise StateDictMismatch(f"tensor {name} {problem}", name, remedy)
 
 
 def _size_difference(state_dict, needed):

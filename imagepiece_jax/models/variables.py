@@ -20,7 +20,7 @@ from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
 
 
-class Misfit(InputError):
+class StateDictMismatch(InputError):
     """Tensors that do not fit a model.
 
     tensor: name of the first that does not; None: depth or width are another's

@@ -21,12 +21,16 @@ import numpy as np
 
 from imagepiece_jax.common import signals
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.common.progress import Progress
+from imagepiece_jax.common.progress import ProgressBar
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.statistics import mean_difference
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.recovery_record import RecoveredCost, Recovery, flat_params
+from imagepiece_jax.models.recovery_record import (
+    RecoveredVariant,
+    Recovery,
+    flat_params,
+)
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.recover.recovery_images import (
     THREADS,
@@ -35,7 +39,7 @@ from imagepiece_jax.recover.recovery_images import (
     evaluation_batches,
     random_crops,
 )
-from imagepiece_jax.recover.recovery_step import STEPS, Fit, Recipe, Teacher
+from imagepiece_jax.recover.recovery_step import STEPS, DenseTeacher, Fit, Recipe
 from imagepiece_jax.reduction.reduction import DENSE
 
 # What a dense model learns, as shares of its MACs. One set of values for the three is
@@ -109,7 +113,7 @@ def recover(
     costs = []
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(signals.stopping(NOTHING_BETTER))
-        teacher = Teacher(dense)
+        teacher = DenseTeacher(dense)
         answered = teacher.answered(batches)
         progress = None
         for index, form in enumerate(forms):
@@ -129,7 +133,7 @@ def recover(
             if minutes is not None:
                 shown = round(time.monotonic() - began)
             if progress is None:  # compiling is no measure of a step's time
-                progress = Progress("recover", total, done=shown)
+                progress = ProgressBar("recover", total, done=shown)
                 stack.enter_context(progress)
             run.train(progress, shown)
             cost = run.cost(dense)
@@ -140,7 +144,7 @@ def recover(
     if stop.requested and stop.defers:  # else it was said at once
         kept = any(cost.changed for cost in costs)
         log.warning("stopped: the weights so far are kept" if kept else NOTHING_BETTER)
-    recovery = Recovery(tuple(costs)).joined(vit.recovery)
+    recovery = Recovery(tuple(costs)).merged(vit.recovery)
     return dataclasses.replace(vit, recovery=recovery)
 
 
@@ -176,7 +180,7 @@ class RecoveryRun:
 
     fit: Fit
     images: Divided
-    answered: list[tuple]  # the held-out images, from `Teacher.answered`
+    answered: list[tuple]  # the held-out images, from `DenseTeacher.answered`
     stop: signals.Stop  # ends it
     # The time, by the monotonic clock, at which the last measure should be done; None:
     # the recipe's steps are taken.
@@ -203,7 +207,7 @@ class RecoveryRun:
         self.measure()  # for its time, without compilation
         del self.curve[1:]
 
-    def train(self, progress: Progress, shown: int):
+    def train(self, progress: ProgressBar, shown: int):
         """Train until it does not diverge; keep the last weights if they are better.
 
         shown: what `progress` has been told of earlier costs
@@ -223,7 +227,7 @@ class RecoveryRun:
         else:
             self.after = self.before
 
-    def attempt(self, progress: Progress, shown: int) -> bool:
+    def attempt(self, progress: ProgressBar, shown: int) -> bool:
         """Train from the start. Returns whether it ended without diverging."""
         self.fit.start()
         self.steps_done = 0
@@ -278,7 +282,7 @@ class RecoveryRun:
             log.info("recover: step %s, %.4f", *self.curve[-1])
         return means
 
-    def cost(self, dense: Pretrained) -> RecoveredCost:
+    def cost(self, dense: Pretrained) -> RecoveredVariant:
         """What was learned. dense: the teacher."""
         form = self.fit.vit
         change = mean_difference(self.after["distance"], self.before["distance"])
@@ -287,7 +291,7 @@ class RecoveryRun:
             numbers = form.recovered.numbers
         if self.trained is not None:
             numbers = {**numbers, **flat_params(self.trained)}
-        return RecoveredCost(
+        return RecoveredVariant(
             reduction=form.reduction,
             images=len(self.images.learned),
             held_out=len(self.images.held_out),

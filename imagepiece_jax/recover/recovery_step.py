@@ -70,7 +70,7 @@ def step_size(name: str, value: jax.Array) -> jax.Array:
     return size / math.sqrt(inputs)
 
 
-class Teacher:
+class DenseTeacher:
     """The dense model on all devices."""
 
     def __init__(self, dense: Pretrained):
@@ -104,7 +104,7 @@ class Fit:
     vit: the reduced model, which learns
     """
 
-    def __init__(self, vit: Pretrained, recipe: Recipe, teacher: Teacher):
+    def __init__(self, vit: Pretrained, recipe: Recipe, teacher: DenseTeacher):
         self.vit = vit
         self.recipe = recipe
         self.model = vit.model
@@ -148,7 +148,7 @@ class Fit:
 
         They are in the order of the indices, whatever the number of devices.
 
-        answered: the images, from `Teacher.answered`
+        answered: the images, from `DenseTeacher.answered`
         dense: whether the student has the dense model's values
         """
         student, teacher = self.variables_of_both

@@ -24,7 +24,7 @@ REFERENCE_BATCH = 512  # `config.lr` is the rate for a global batch of so many i
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """The fields of AdamW and its schedule; `optimizer.create` takes them."""
+    """The fields of AdamW and its schedule; `optimizer.create_optimizer` takes them."""
 
     epochs: int
     batch_size: int
@@ -288,14 +288,14 @@ class RunConfig:
         }
 
     def _model(self, reduction, axis_name=None, masked=False):
-        from imagepiece_jax.models.create import create, execution_of  # import JAX
+        from imagepiece_jax.models.create import build_model, execution_of  # import JAX
 
         with _in_config():
             execution = execution_of(self.model, self.dtype, self.attention)
             execution = dataclasses.replace(
                 execution, axis_name=axis_name, drop_path_rate=self.drop_path_rate
             )
-            return create(self.model, reduction, execution, masked)
+            return build_model(self.model, reduction, execution, masked)
 
     def saves(self, step: int) -> bool:
         """Whether `step` is saved even if no evaluation follows it."""

@@ -82,7 +82,7 @@ def open_images(run: RunConfig, split: str, dry_run: bool = False) -> Source:
         raise InputError(f"config.data: {error}") from error
 
 
-class Data:
+class RunData:
     """All images of a run, and this process's share of their batches.
 
     train: the Source of training images

@@ -29,9 +29,9 @@ class Evaluation:
             self._step.compile(run.state.variables, plan.data.evaluation.empty())
 
     def after_step(self):
-        """Evaluate the run; return its new Progress.
+        """Evaluate the run; return its new RunProgress.
 
-        After a signal it returns the Progress as it was.
+        After a signal it returns the RunProgress as it was.
         """
         run = self._run
         log = self._log

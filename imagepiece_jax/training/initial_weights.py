@@ -13,7 +13,7 @@ from imagepiece_jax.models.architecture import PARTS
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import (
-    Misfit,
+    StateDictMismatch,
     check_parts,
     fresh_variables,
     variable_shapes,
@@ -122,7 +122,7 @@ class InitialWeights:
         check_parts(fresh, variable_shapes(model), "config.init.fresh")
         try:
             return fitted(self.start, model, fresh, run.seed)
-        except Misfit as error:
+        except StateDictMismatch as error:
             if not error.fresh:
                 raise
             parts = tuple(dict.fromkeys((*fresh, *error.fresh)))
@@ -144,14 +144,16 @@ def fitted(vit: Pretrained, model, fresh=(), seed: int = 0) -> Mapping[str, Any]
     """Variables of a ViT with the values of trained weights.
 
     fresh: parts that are drawn instead
-    Raises InputError if the weights do not fit, or `check_same` finds a difference.
+    Raises InputError if the weights do not fit, or `check_unstored` finds a difference.
     """
     variables = vit.variables_for(model, fresh, seed)
-    check_same(model.config, vit.config, vit.source.place, "head" in fresh)
+    check_unstored(model.config, vit.config, vit.source.place, "head" in fresh)
     return variables
 
 
-def check_same(ours: ViTConfig, theirs: ViTConfig, place: str, new_head: bool = False):
+def check_unstored(
+    ours: ViTConfig, theirs: ViTConfig, place: str, new_head: bool = False
+):
     """Compare the UNSTORED fields of a run's model and of its weights.
 
     place: the weights, as sentences call them

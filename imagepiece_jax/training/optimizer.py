@@ -18,7 +18,7 @@ from imagepiece_jax.training.config import OptimConfig
 NEVER_DECAYED = ("bias", "pos_embed", "cls_token", "dist_token", "reg_token")
 
 
-def create(optim: OptimConfig, steps_per_epoch: int, param_groups=None):
+def create_optimizer(optim: OptimConfig, steps_per_epoch: int, param_groups=None):
     """(function from a step to its learning rate, optax transformation) of a run.
 
     param_groups: `Method.param_groups`, for parameters with rates of their own; None:

@@ -111,7 +111,7 @@ def final_table(workdir, config, model, progress):
 
     config: the RunConfig
     model: the model that is evaluated
-    progress: the run's Progress
+    progress: the run's RunProgress
     """
     best = progress.best
     macs = model_macs(model) / 1e9

@@ -42,7 +42,7 @@ class Teacher:
         Not which kernel computes attention, which is a matter of the device.
         """
         alike = dataclasses.replace(
-            self, model=self.model.with_execution(backend="xla")
+            self, model=self.model.with_execution(attention_impl="xla")
         )
         return {"weights": digest(variables)[:16], **as_json(alike)}
 

@@ -148,7 +148,7 @@ def train_step(
         the images as the student does, augmented and mixed
     model: of an epoch, see `RunConfig.create_train_model`; made `head_only` unless
         the method has a loss, or `loss` is another, which may read tokens
-    optimizer, rate: of `optimizer.create`
+    optimizer, rate: of `optimizer.create_optimizer`
     teacher_model: of `teacher.create_teacher`, or None
     loss: `loss_of`, or a function with its arguments and results, whose terms have
         other names than `logging.FIGURES`

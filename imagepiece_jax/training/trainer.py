@@ -25,10 +25,10 @@ from imagepiece_jax.models import cost
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import optimizer, report
-from imagepiece_jax.training.cluster.checkpoint import Progress
+from imagepiece_jax.training.cluster.checkpoint import RunProgress
 from imagepiece_jax.training.cluster.keeper import Keeper, held
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.training.data import Data
+from imagepiece_jax.training.data import RunData
 from imagepiece_jax.training.evaluation import Evaluation
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import RunLog, say
@@ -85,7 +85,7 @@ class RunPlan:
     config: RunConfig  # as it is trained: with the images of its weights, and counts
     model: ViT  # as it is evaluated: with the tokens of all its steps
     dense: ViT  # without reduction
-    data: Data
+    data: RunData
     rate: Callable  # the learning rate by step
     optimizer: optax.GradientTransformation
     initial: InitialWeights
@@ -127,10 +127,12 @@ def plan_run(
         placement = parallel.placement(config.grad_accum_steps)
         model = config.create_model(parallel.AXIS)
         dense = config.create_dense()
-        data = Data(config, placement, dry_run)
+        data = RunData(config, placement, dry_run)
         steps_per_epoch = data.length.steps_per_epoch
         groups = config.reduction.method.param_groups
-        rate, transformation = optimizer.create(config.optim, steps_per_epoch, groups)
+        rate, transformation = optimizer.create_optimizer(
+            config.optim, steps_per_epoch, groups
+        )
     return RunPlan(workdir, config, model, dense, data, rate, transformation, initial)
 
 
@@ -143,7 +145,7 @@ class Run:
     state: TrainState  # on all devices
     teacher: Teacher | None
     frozen: Any  # the teacher's variables, on all devices
-    progress: Progress
+    progress: RunProgress
     step: int = 0
 
     @property
@@ -219,7 +221,7 @@ def _begun(plan, keeper):
     else:
         state = jax.jit(new_state)(initial.variables(plan.model))
     initial.forget()
-    say(cost.describe(plan.model, [plan.dense]))
+    say(cost.cost_summary(plan.model, [plan.dense]))
     kinds = sorted({device.device_kind for device in jax.devices()})
     devices = f"{parallel.device_count()} ({', '.join(kinds)})"
     say(f"devices: {devices}; processes: {jax.process_count()}")

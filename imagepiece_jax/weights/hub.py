@@ -13,7 +13,7 @@ import re
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.weights import files
+from imagepiece_jax.weights import tensor_files
 from imagepiece_jax.weights.file_names import (
     CONFIG,
     INDEX,
@@ -70,7 +70,7 @@ def repository_files(text):
     config = read_json(file)
     weights = repository.needed(*WEIGHTS)
     if weights.name.endswith(INDEX):
-        for part in sorted({*files.parts(weights).values()}):
+        for part in sorted({*tensor_files.parts(weights).values()}):
             repository.needed(part)
     if file.name == OPEN_CLIP:
         return repository.files

@@ -18,7 +18,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.weights.files import read_state_dict, title
+from imagepiece_jax.weights.tensor_files import read_state_dict, title
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,7 +265,7 @@ def read_weights(
 
     path: of the file, or a state dict in memory
     checkpoint: the key of the model that is meant, where the file has several
-    config: as for `to_timm`
+    config: as for `with_timm_names`
     """
     layout = None
     names = {}
@@ -293,7 +293,7 @@ def timm_names(names: Collection[str]) -> tuple[Layout, dict[str, str]]:
     return layout, {name: of_timm for name, of_timm in named.items() if of_timm}
 
 
-def to_timm(
+def with_timm_names(
     state_dict: Mapping[str, np.ndarray], config: ViTConfig | None = None
 ) -> dict[str, np.ndarray]:
     """The tensors of `timm_names` by these names.
@@ -307,7 +307,7 @@ def to_timm(
 
 
 def _renamed_tensors(state_dict, layout, names, config):
-    """The tensors of `to_timm`, by what `timm_names` returns."""
+    """The tensors of `with_timm_names`, by what `timm_names` returns."""
     renamed = {}
     origin = {}  # {part: the tensor's own name}
     for name in [name for name in names if name in state_dict]:

@@ -24,13 +24,14 @@ from imagepiece_jax.models import (
     timm_tensors,
 )
 from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.models.create import create, execution_of
-from imagepiece_jax.models.pretrained import Pretrained, Source, digests
+from imagepiece_jax.models.create import build_model, execution_of
+from imagepiece_jax.models.pretrained import Pretrained, WeightsSource, digests
 from imagepiece_jax.models.problem_type import SINGLE_LABEL
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.variables import digest, matches
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
-from imagepiece_jax.weights import hub, hub_configs, layouts, location, runs
+from imagepiece_jax.weights import config_json, hub, layouts, location, runs
+from imagepiece_jax.weights.config_json import WeightsInfo
 from imagepiece_jax.weights.file_names import (
     BESIDE,
     CONFIG,
@@ -39,10 +40,9 @@ from imagepiece_jax.weights.file_names import (
     RECOVERED,
     SELECTORS,
 )
-from imagepiece_jax.weights.files import read_state_dict
-from imagepiece_jax.weights.hub_configs import Described
 from imagepiece_jax.weights.location import Location
 from imagepiece_jax.weights.run_files import KINDS, check_normalization
+from imagepiece_jax.weights.tensor_files import read_state_dict
 
 TRAINED = "trained"  # the reduction that weights were trained or saved with
 HEADS = ("head", "head_dist")  # parts that a new number of classes makes anew
@@ -101,7 +101,7 @@ def load(
         check_choice("checkpoint", checkpoint, KINDS)
     elif checkpoint in KINDS:
         raise InputError(f"checkpoint is {checkpoint!r}, but {found.place} is no run")
-    described = describe(found, config)
+    described = weights_info(found, config)
     tensors, recovered = _read(found, described, checkpoint, averaged)
     trained = of_tensors(found, described, tensors)
     if image_size is None and described.trained_size is not None:
@@ -124,7 +124,7 @@ def load(
     as_trained = reduction == TRAINED
     asked = Reduction.read(described.reduction if as_trained else reduction)
     try:
-        model = create(wanted, asked, execution)
+        model = build_model(wanted, asked, execution)
     except InputError as error:
         if not as_trained:  # it is the caller's mistake, not one of the file
             raise
@@ -158,7 +158,7 @@ def load(
         variables,
         class_names=class_names,
         recovery=_recovery(found, described, recovered, variables, (*fresh, *drawn)),
-        source=Source(
+        source=WeightsSource(
             path=found.path,
             kind=found.kind,
             name=found.name or wanted.name or "",
@@ -197,10 +197,10 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
         found = location.find(folder)
     else:
         found = location.of_config(name)
-    return describe(found).config
+    return weights_info(found).config
 
 
-def describe(found: Location, config=None) -> Described:
+def weights_info(found: Location, config=None) -> WeightsInfo:
     """What files and the caller say of weights.
 
     config: as `load` takes it
@@ -213,7 +213,7 @@ def describe(found: Location, config=None) -> Described:
     elif found.config_file is not None:
         described = _of_files(found, config)
     else:
-        return Described(config or _config_of_file(found), stated=False)
+        return WeightsInfo(config or _config_of_file(found), stated=False)
     if config is not None:
         described = described._replace(config=config, stated=False, trained_size=None)
     return described
@@ -226,12 +226,12 @@ def _of_files(found, config):
     the caller gives a config.
     """
     try:
-        return hub_configs.read(found, config is not None)
+        return config_json.read(found, config is not None)
     except InputError as error:
         if config is None or OURS not in (found.config or {OURS}):
             raise
         warn(f"{error}; it is left out, as config says what the model is")
-        return Described(config, stated=False)
+        return WeightsInfo(config, stated=False)
 
 
 def _config_of_file(found):
@@ -279,7 +279,7 @@ def _read(found, described, checkpoint, averaged):
 
 
 def of_tensors(
-    found: Location, described: Described, tensors: Mapping[str, np.ndarray]
+    found: Location, described: WeightsInfo, tensors: Mapping[str, np.ndarray]
 ) -> ViTConfig:
     """A config with what its tensors say.
 
@@ -331,7 +331,7 @@ def _recovery(found, described, recovered, variables, drawn):
         return None
     file = f"weights file {found.path / RECOVERED}"
     costs = []
-    for index, cost in enumerate(described.recovery.costs):
+    for index, cost in enumerate(described.recovery.variants):
         start = f"{index}."
         tensors = {}
         for name, tensor in recovered.items():

@@ -12,6 +12,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import config_of_run
 from imagepiece_jax.reduction.reduction import Reduction
+from imagepiece_jax.weights.config_json import WeightsInfo, guarded
 from imagepiece_jax.weights.file_names import (
     INDEX,
     OPEN_CLIP,
@@ -19,7 +20,6 @@ from imagepiece_jax.weights.file_names import (
     PROCESSOR,
     WEIGHTS,
 )
-from imagepiece_jax.weights.hub_configs import Described, guarded
 from imagepiece_jax.weights.location import Location
 from imagepiece_jax.weights.run_files import (
     CHECKPOINTS,
@@ -36,7 +36,7 @@ COLLECTIONS = ("params", "batch_stats")
 AVERAGES = "ema"  # the collections, averaged over steps, in the state of a run
 
 
-def read(found: Location) -> Described:
+def read(found: Location) -> WeightsInfo:
     """What the files of a run say of its weights."""
     run = found.config
     if not FIELDS <= {*run}:
@@ -45,7 +45,7 @@ def read(found: Location) -> Described:
         )
     config, reduction, dtype = guarded(found.config_file, _parts, run)
     names = read_class_names(found.path, run["num_classes"])
-    return Described(config, names, reduction=reduction, dtype=dtype)
+    return WeightsInfo(config, names, reduction=reduction, dtype=dtype)
 
 
 def _parts(run):

@@ -21,10 +21,10 @@ from flax import traverse_util
 from imagepiece_jax.common.files import LOCK, check_own, read_json, replacing_folder
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
-from imagepiece_jax.models.create import create
+from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import check_variables, digest, variable_shapes
-from imagepiece_jax.weights import hub_configs, layouts
+from imagepiece_jax.weights import config_json, layouts
 from imagepiece_jax.weights.file_names import (
     BESIDE,
     CONFIG,
@@ -58,11 +58,13 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     check_variables(vit.model, vit.dense_variables)
     tensors = timm_tensors.to_timm(vit.dense_variables)
     dense, own = timm_tensors.apart(tensors)
-    learned = timm_tensors.joined(vit.selectors, own)
-    described = hub_configs.describe(vit)
+    learned = timm_tensors.merged_selectors(vit.selectors, own)
+    described = config_json.config_fields(vit)
     dense = layouts.as_timm(dense, vit.config.arch, described["architecture"])
     recovered = _recovered(vit.recovery)
-    described[OURS]["digest"] = digest([layouts.to_timm(dense) | learned, recovered])
+    described[OURS]["digest"] = digest(
+        [layouts.with_timm_names(dense) | learned, recovered]
+    )
     # Numbers of NumPy, where a model was made with them, are written as Python's.
     text = json.dumps(described, indent=2, default=lambda v: v.item())
     config = json.loads(text)
@@ -81,7 +83,7 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
 def _recovered(recovery):
     """Tensors of the costs of a Recovery, the number of its cost before each name."""
     tensors = {}
-    for number, cost in enumerate(recovery.costs if recovery else ()):
+    for number, cost in enumerate(recovery.variants if recovery else ()):
         params = traverse_util.unflatten_dict(cost.numbers, sep="/")
         for name, tensor in timm_tensors.to_timm({"params": params}).items():
             tensors[f"{number}.{name}"] = tensor
@@ -112,9 +114,9 @@ def checked_folder(folder):
 
 def _check_round_trip(model, tensors, config):
     """Check that `load` makes the same model of these files."""
-    described = hub_configs.parse(config, {})
-    again = create(described.config, described.reduction)
-    read = layouts.to_timm(tensors)
+    described = config_json.parse(config, {})
+    again = build_model(described.config, described.reduction)
+    read = layouts.with_timm_names(tensors)
     timm_tensors.from_timm(read, variable_shapes(again))
     for field in ("plan", "prop_attn"):
         value = getattr(model, field)

@@ -16,23 +16,23 @@ _COUNT = "n_averaged"  # of models, which PyTorch's AveragedModel has beside its
 SMALLEST = 12  # tensors of a model, at least: those of one block
 
 
-class Unread(NamedTuple):
+class LazyTensor(NamedTuple):
     """A tensor that is still in its file."""
 
     read: Callable[[], np.ndarray] | None = None  # from the file
 
 
 def read_all(tensors):
-    """{name: array} of {name: Unread}."""
+    """{name: array} of {name: LazyTensor}."""
     return {name: tensor.read() for name, tensor in tensors.items()}
 
 
 def in_memory(content):
-    """`content`, in which arrays and torch's tensors are Unread, as in a file."""
+    """`content`, in which arrays and torch's tensors are LazyTensor, as in a file."""
     if isinstance(content, Mapping):
         return {name: in_memory(value) for name, value in content.items()}
     if hasattr(content, "shape"):
-        return Unread(functools.partial(_copied, content))
+        return LazyTensor(functools.partial(_copied, content))
     return content
 
 
@@ -44,7 +44,7 @@ def _copied(tensor):
 
 
 def tensors_of_one(content, key=None):
-    """{name: Unread} of the model in `content` that the caller means.
+    """{name: LazyTensor} of the model in `content` that the caller means.
 
     key: of the model, where the content has several
     """
@@ -69,7 +69,7 @@ def named_tensors(content):
     if not isinstance(content, dict) or not content:
         raise InputError("it holds no named tensors")
     for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Unread):
+        if not isinstance(name, str) or not isinstance(value, LazyTensor):
             raise InputError(
                 f"it holds other things than named tensors: {name!r} is of type "
                 f"{type(value).__name__}"
@@ -81,4 +81,4 @@ def _is_model(part):
     """Whether a value of the content is a model's state dict."""
     if not isinstance(part, dict) or len(part) < SMALLEST:
         return False
-    return all(isinstance(value, Unread) for value in part.values())
+    return all(isinstance(value, LazyTensor) for value in part.values())

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.weights.state_dicts import Unread, read_all
+from imagepiece_jax.weights.state_dicts import LazyTensor, read_all
 
 # PyTorch's storages by name; complex and quantized ones hold no weights of ours.
 _STORAGE_DTYPES = {
@@ -198,7 +198,9 @@ class _StateDictUnpickler(pickle.Unpickler):
         inside = min(numbers) >= 0 and count <= storage.size
         if not inside or (count and last >= storage.size):
             raise pickle.UnpicklingError(f"tensor of shape {shape} leaves its storage")
-        return Unread(functools.partial(self._read, storage, offset, shape, strides))
+        return LazyTensor(
+            functools.partial(self._read, storage, offset, shape, strides)
+        )
 
     def _read(self, storage, offset, shape, strides):
         """A tensor as an array of its own."""

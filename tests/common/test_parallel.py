@@ -18,7 +18,7 @@ from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.cluster.job import (
     check_same_settings,
     check_same_start,
-    joined,
+    joined_cluster,
 )
 from tests import compiling, forked
 from tests.rounding import assert_close
@@ -125,7 +125,7 @@ def check_eight():
 def check_process(process, port):
     process = int(process)
     xla_options.OPTIONS["cpu"] = compiling.HARMLESS  # as a GPU has some
-    with joined(f"127.0.0.1:{port}", 2, process):
+    with joined_cluster(f"127.0.0.1:{port}", 2, process):
         assert (jax.process_index(), jax.process_count()) == (process, 2)
         assert parallel.is_main() == (process == 0)
         assert (parallel.device_count(), len(parallel.local_devices())) == (4, 2)
@@ -153,7 +153,7 @@ def check_agreement(process):
     """What differs is refused in both; what may differ, and what is equal, is not."""
     config = {"lr": 0.1, "model": {"blocks": (1, 2)}, "data": {"dir": f"/{process}"}}
     mine = [{"a": 5}, {}][process]
-    execution = types.SimpleNamespace(backend="xla")
+    execution = types.SimpleNamespace(attention_impl="xla")
     model = types.SimpleNamespace(execution=execution)
 
     def settings(config=config, names=("ant", "bee"), images=(7, 5)):

@@ -50,7 +50,7 @@ def test_the_first_things_are_no_estimate(shown, monkeypatch, capsys):
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(progress, "INTERVAL", 5.0)
     monkeypatch.setattr(progress, "PATIENCE", 3.0)
-    with progress.Progress("steps", 40) as bar:
+    with progress.ProgressBar("steps", 40) as bar:
         clock[0] += 60
         bar.update(4)
         for _ in range(10):

@@ -19,7 +19,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.worker_pool import read_ahead
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.training.data import Data
+from imagepiece_jax.training.data import RunData
 from tests.data import noise
 from tests.data.noise import Noise, same, train_transform
 from tests.data.tasks import Failing, Filled, train
@@ -269,7 +269,7 @@ def test_training_and_an_evaluation_have_room_together(monkeypatch, tmp_path):
     config.eval_batch_size = 32
     config.data.resize = "deit"
     config.data.crop = "random_resized"
-    data = Data(RunConfig.from_config(config), Placement())
+    data = RunData(RunConfig.from_config(config), Placement())
     training = data.training(steps=range(data.length.steps))
     assert worker_pool.shared_bytes(training, 1, 1) == 3 * 64 * 100 * 100 * 3
     needed = worker_pool.shared_bytes(training, 1, 1)

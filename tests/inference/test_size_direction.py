@@ -185,7 +185,7 @@ def test_a_program_says_how_it_takes_sizes(vit):
 def test_a_direction_is_taken_where_attention_is_fused(
     reduction, asked, backend, taken
 ):
-    model = tiny.model(reduction).with_execution(backend=backend)
+    model = tiny.model(reduction).with_execution(attention_impl=backend)
     assert takes_direction(model, asked) is taken
 
 
@@ -193,7 +193,7 @@ def test_what_turns_directions_keeps_the_bias():
     rotary = tiny.pretrained(TOME, arch={"rotary": {}}, embed_dim=24)
     queries = tiny.pretrained(f"{TOME}:metric=query")
     for vit in (rotary, queries):
-        fused = vit.model.with_execution(backend="cudnn")
+        fused = vit.model.with_execution(attention_impl="cudnn")
         assert not takes_direction(fused)
         with refused("sizes"):
             optimize(vit, 2, sizes="direction")

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from flax import traverse_util
 
-from imagepiece_jax.models.recovery_record import RecoveredCost, Recovery
+from imagepiece_jax.models.recovery_record import RecoveredVariant, Recovery
 from tests.models import tiny
 
 TOME = "tome:r=3"
@@ -37,7 +37,7 @@ def cost_of(vit, changed=True, **fields):
         "share": vit.gmacs / vit.gmacs_with("none"),
         "changed": changed,
     } | fields
-    return RecoveredCost(**FIGURES | fields)
+    return RecoveredVariant(**FIGURES | fields)
 
 
 def numbers(vit, seed=0):

@@ -84,6 +84,6 @@ def test_cost_table_of_a_model_counted_by_hand():
     line = "1.756e-06 GMACs an image; dense 2.524e-06 with a patch stem, 1.44 times as"
     # Of block 1, two of three tokens: queries and proj, both products, MLP.
     assert cost.dead_macs(model) == 2 * 2 * 16 + 2 * 2 * 3 * 4 + 2 * 8 * 16
-    *_, found, dead = cost.describe(model, [dense]).splitlines()
+    *_, found, dead = cost.cost_summary(model, [dense]).splitlines()
     assert found == f"{line} many"
     assert dead.startswith("3.680e-07 GMACs of the last block are no")

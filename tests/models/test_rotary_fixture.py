@@ -36,7 +36,7 @@ def made(name, fixture):
     tensors = tensors_of(name, fixture)
     ratio = tensors["blocks.0.mlp.fc2.weight"].shape[1] / SIZE["embed_dim"]
     model = create_model(make.config(name, image_size=IMAGE, mlp_ratio=ratio, **SIZE))
-    tensors = layouts.to_timm(tensors)
+    tensors = layouts.with_timm_names(tensors)
     tensors = resize_positions.fit(tensors, model.config, IMAGE)
     variables = timm_tensors.from_timm(tensors, variable_shapes(model))
     return model, variables, fixture[f"{name}/image"].astype(np.float32)

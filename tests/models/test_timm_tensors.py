@@ -150,8 +150,8 @@ def test_what_does_not_fit_is_named(tensor, value, text):
 
 
 def misfit(state_dict, like=None, fresh=()):
-    """The Misfit of tensors that do not fit."""
-    with pytest.raises(timm_tensors.Misfit) as caught:
+    """The StateDictMismatch of tensors that do not fit."""
+    with pytest.raises(timm_tensors.StateDictMismatch) as caught:
         timm_tensors.from_timm(state_dict, like or variables(), fresh)
     return caught.value
 

@@ -127,7 +127,7 @@ HEAD = [52, 52, 2]
 def test_it_is_left_out_where_logits_are_wanted_and_nothing_else_measured():
     model = tiny.model()
     images = tiny.images(2)
-    run = optimize.forward(model)
+    run = optimize.forward_logits(model)
     assert mlp_rows(run, tiny.shapes(model), images) == HEAD
     model = tiny.model()
     batch = {

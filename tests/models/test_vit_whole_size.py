@@ -36,7 +36,7 @@ def test_the_whole_model_has_timms_tensors(name):
     model = create_model(name)
     ours = variable_shapes(model)
     count = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(ours))
-    found = layouts.to_timm(tensors(row))
+    found = layouts.with_timm_names(tensors(row))
     timm_tensors.check_fit(found, ours)
     assert count == pytest.approx(row["parameters"], rel=1e-4)
     # Some count the head, and papers round: to the last digit that is not 0.

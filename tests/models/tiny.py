@@ -13,7 +13,7 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.models import create, timm_tensors
 from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.models.config import Execution
-from imagepiece_jax.models.pretrained import Pretrained, Source
+from imagepiece_jax.models.pretrained import Pretrained, WeightsSource
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.methods import METHODS
@@ -138,7 +138,7 @@ def model(reduction=None, masked=False, drop_path_rate=0.0, **options):
     made = config("vit_mini", **size)
     execution = create.execution_of(made, **execution)
     execution = dataclasses.replace(execution, drop_path_rate=drop_path_rate)
-    return create.create(made, reduction, execution, masked)
+    return create.build_model(made, reduction, execution, masked)
 
 
 def shapes(module, side=SIDE):
@@ -188,9 +188,11 @@ def loaded(path, reduction=None, variables=None, seed=0, **fields):
     fields: as `make.config` takes them
     """
     path = pathlib.Path(path)
-    made = create.create(config(**fields), reduction)
+    made = create.build_model(config(**fields), reduction)
     size = made.config.image_size
-    source = Source(path=path, name=path.name, image_size=size, run={"seed": seed})
+    source = WeightsSource(
+        path=path, name=path.name, image_size=size, run={"seed": seed}
+    )
     if variables is None:
         variables = shapes(made)
     return Pretrained(made, variables, source=source)

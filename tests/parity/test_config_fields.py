@@ -12,7 +12,7 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.weights import hub_configs, timm_config
+from imagepiece_jax.weights import config_json, timm_config
 from imagepiece_jax.weights.transformers_config import (
     MODEL_TYPES,
     OF_TWO_TOWERS,
@@ -151,11 +151,11 @@ def test_every_argument_of_timm_is_known(kind):
     name = TIMM_NAMES[kind.__name__]
     for field in sorted(theirs & FIXED):
         with pytest.raises(InputError, match=f"model_args.{field}"):
-            hub_configs.parse(timm_file(name, **{field: "x"}), {})
+            config_json.parse(timm_file(name, **{field: "x"}), {})
     # Those of the other class are refused, too.
     for field in sorted({*timm_config.PARTS} - theirs):
         with pytest.raises(InputError, match=f"model_args.{field}"):
-            hub_configs.parse(timm_file(name, **{field: 1}), {})
+            config_json.parse(timm_file(name, **{field: 1}), {})
 
 
 def timm_file(name, **arguments):

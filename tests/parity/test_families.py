@@ -84,7 +84,7 @@ def pair(request):
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
         found = theirs(pixels).numpy(), theirs.forward_features(pixels).numpy()
     tensors = {name: leaf.numpy() for name, leaf in theirs.state_dict().items()}
-    return request.param, ours, layouts.to_timm(tensors), images, found
+    return request.param, ours, layouts.with_timm_names(tensors), images, found
 
 
 def test_logits_and_tokens_are_timms(pair):

@@ -45,9 +45,9 @@ def test_the_same_numbers_come_out(original, tmp_path, request):
 
 
 def test_other_names_of_the_same_checkpoint_give_the_same(original):
-    expected = layouts.to_timm(original.tensors)
+    expected = layouts.with_timm_names(original.tensors)
     for tensors in original.also:
-        found = layouts.to_timm(tensors)
+        found = layouts.with_timm_names(tensors)
         assert found.keys() == expected.keys()
         for name, tensor in found.items():
             np.testing.assert_array_equal(tensor, expected[name], err_msg=name)
@@ -60,7 +60,7 @@ def test_parts_that_transformers_saves_are_read(tmp_path):
     model = originals.randomize(transformers.ViTModel(found))
     model.save_pretrained(tmp_path, max_shard_size="10KB")
     assert len([*tmp_path.glob("model-*.safetensors")]) > 2
-    whole = layouts.to_timm(originals.saved(model))
+    whole = layouts.with_timm_names(originals.saved(model))
     parts = layouts.read_weights(tmp_path / "model.safetensors.index.json")
     assert parts.keys() == whole.keys()
     assert all((parts[name] == whole[name]).all() for name in whole)
@@ -72,7 +72,7 @@ def test_what_torch_saves_is_read(wrapper, tmp_path):
     content = {wrapper: tensors, "epoch": 3} if wrapper else tensors
     torch.save(content, tmp_path / "pytorch_model.bin")
     found = layouts.read_weights(tmp_path / "pytorch_model.bin")
-    expected = layouts.to_timm(originals.mae().tensors)
+    expected = layouts.with_timm_names(originals.mae().tensors)
     assert found.keys() == expected.keys()
     safetensors.numpy.save_file(found, tmp_path / "a.safetensors")  # all are arrays
 

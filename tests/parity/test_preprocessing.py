@@ -13,7 +13,7 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.weights import hub_configs, transformers_config
+from imagepiece_jax.weights import config_json, transformers_config
 from tests.parity.names import public_weights
 
 for package in ("torch", "timm", "transformers"):
@@ -122,7 +122,7 @@ def test_transformers_processors(tmp_path, name):
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     assert processor.backend == "torchvision"
     file = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    config = hub_configs.parse({"model_type": "vit"}, file).config
+    config = config_json.parse({"model_type": "vit"}, file).config
     ours = of_size(config, SIDE)
     for shape in ODD:
         image = noise(*shape)
@@ -136,7 +136,7 @@ def test_transformers_processors_on_pillow():
     """Bit for bit where Pillow, too, resizes rows first, as all versions do here."""
     processor = transformers.CLIPImageProcessorPil(**PROCESSORS["CLIP"])
     file = json.loads(processor.to_json_string())
-    found = hub_configs.parse({"model_type": "clip"}, file)
+    found = config_json.parse({"model_type": "clip"}, file)
     for shape in ((61, 99), (40, 47), (32, 35), (37, 37)):
         ours = of_size(found.config, SIDE)(noise(*shape))
         wanted = pixels(processor, noise(*shape))
@@ -184,7 +184,7 @@ def test_a_file_that_names_no_processor_has_that_of_its_model():
         plain = {"do_resize": True, "size": 20, "do_center_crop": False}
         if not transformers_config.PROCESSORS[name]["default_to_square"]:
             plain["size"] = {"height": 20, "width": 20}
-        found = hub_configs.parse({"model_type": kind}, plain)
+        found = config_json.parse({"model_type": kind}, plain)
         theirs = getattr(transformers, f"{name}ImageProcessor")()
         assert found.config.mean == pytest.approx(theirs.image_mean)
 
@@ -224,7 +224,7 @@ def test_random_files_give_transformers_pixels_or_are_refused():
             file[field] = draw.choice(CHOICES[field])
         image = noise(draw.randint(17, 90), draw.randint(17, 90))
         try:
-            found = hub_configs.parse({"model_type": "vit"}, file)
+            found = config_json.parse({"model_type": "vit"}, file)
         except InputError:
             refused += 1
             continue

@@ -9,7 +9,7 @@ import pytest
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.models import create, registry
 from imagepiece_jax.models.create import create_model
-from imagepiece_jax.weights import hub_configs, layouts
+from imagepiece_jax.weights import config_json, layouts
 from tests.models import make
 from tests.parity.record import apart, noise, outputs, record
 from tests.weights.test_layouts_rope import eva, own
@@ -64,7 +64,7 @@ def test_logits_and_features_are_timms(name):
     fixtures.randomize(theirs.eval())
     ours = create_model(make.config(name, image_size=size))
     raw = arrays(theirs)
-    tensors = layouts.to_timm(raw)
+    tensors = layouts.with_timm_names(raw)
     pixels = noise(2, *sides(size), 3)
     with torch.no_grad():
         features = theirs.forward_features(torched(pixels))
@@ -91,7 +91,7 @@ def test_learned_and_rotary_positions_are_resized_as_timm_does(new):
     name = "eva02_tiny_patch14_336.mim_in22k_ft_in1k"
     theirs = timm.create_model(name, pretrained=False)
     fixtures.randomize(theirs.eval())
-    tensors = layouts.to_timm(arrays(theirs))
+    tensors = layouts.with_timm_names(arrays(theirs))
     theirs.set_input_size(new)
     pixels = noise(2, *new, 3)
     out = outputs(create_model(make.config(name, image_size=new)), tensors, pixels)
@@ -116,8 +116,8 @@ def test_names_of_their_own_code_are_read_as_timm_reads_them(name, renamed):
     torched = {k: torch.from_numpy(v) for k, v in theirs.items()}
     by_timm = timm.models.eva.checkpoint_filter_fn(torched, model)
     assert by_timm.keys() == model.state_dict().keys()
-    want = layouts.to_timm({k: v.numpy() for k, v in by_timm.items()})
-    got = layouts.to_timm({f"module.{k}": v for k, v in theirs.items()})
+    want = layouts.with_timm_names({k: v.numpy() for k, v in by_timm.items()})
+    got = layouts.with_timm_names({f"module.{k}": v for k, v in theirs.items()})
     assert got.keys() == want.keys()
     assert all(np.array_equal(got[key], want[key]) for key in want)
 
@@ -151,8 +151,8 @@ def test_logits_and_features_are_those_of_transformers(fields):
     pixels = noise(2, 48, 64, 3)
     with torch.no_grad():
         want = theirs(torched(pixels))
-    read = hub_configs.parse(config.to_dict(), {"do_rescale": True}).config
+    read = config_json.parse(config.to_dict(), {"do_rescale": True}).config
     ours = create.create_model(read, image_size=(48, 64))
-    out = outputs(ours, layouts.to_timm(arrays(theirs)), pixels)
+    out = outputs(ours, layouts.with_timm_names(arrays(theirs)), pixels)
     assert apart(out.tokens, want.last_hidden_state) < ALLOWED / 10
     assert apart(out.pooled, want.pooler_output) < ALLOWED / 10

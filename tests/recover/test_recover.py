@@ -45,7 +45,7 @@ def vit():
 
 
 def fit_of(vit, **fields):
-    teacher = recovery_step.Teacher(vit.with_reduction(None))
+    teacher = recovery_step.DenseTeacher(vit.with_reduction(None))
     return recovery_step.Fit(vit, recovery_step.Recipe(batch_size=8, **fields), teacher)
 
 
@@ -111,7 +111,7 @@ def better(vit):
 
 
 def test_the_loss_falls_and_the_model_stays_the_same_model(vit, better):
-    (report,) = better.recovery.costs
+    (report,) = better.recovery.variants
     assert report.changed
     assert report.after < 0.8 * report.before
     assert report.interval[1] < 0
@@ -128,7 +128,7 @@ def test_the_loss_falls_and_the_model_stays_the_same_model(vit, better):
 
 
 def test_the_report_has_the_figures_of_the_images_held_out(vit, better):
-    (report,) = better.recovery.costs
+    (report,) = better.recovery.variants
     images = noise()
     places = np.linspace(0, 47, 16).round().astype(int)
     assert (report.images, report.held_out, report.steps) == (32, 16, 40)
@@ -164,7 +164,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(vit):
     chex.assert_trees_all_equal(first.variables, second.variables)
     curves = []
     for each in (first, second, recovered(vit, seed=1)):
-        curves.append(each.recovery.costs[0].curve)
+        curves.append(each.recovery.variants[0].curve)
     assert curves[0] == curves[1]
     assert curves[0] != curves[2]
 
@@ -181,7 +181,7 @@ import numpy as np
 from tests.recover.test_recover import small_recovery
 better = small_recovery()
 leaves = map(np.asarray, jax.tree.leaves(better.variables))
-np.savez(sys.argv[1], *leaves, curve=better.recovery.costs[0].curve)
+np.savez(sys.argv[1], *leaves, curve=better.recovery.variants[0].curve)
 """
 
 
@@ -196,7 +196,7 @@ def test_other_processes_and_devices_recover_the_same(tmp_path):
         processes[devices] = forked.Process(words, env=environment)
     here = small_recovery()
     assert forked.statuses(processes.values(), timeout=300) == [0, 0]
-    curve = np.array(here.recovery.costs[0].curve)
+    curve = np.array(here.recovery.variants[0].curve)
     found = {n: np.load(tmp_path / f"{n}.npz") for n in processes}
     np.testing.assert_array_equal(found[1]["curve"], curve)
     for place, leaf in enumerate(jax.tree.leaves(here.variables)):
@@ -218,7 +218,7 @@ def useless(monkeypatch):
 @pytest.mark.usefixtures("useless")
 def test_where_nothing_is_better_the_weights_come_back(vit):
     lost = recovered(vit)
-    (report,) = lost.recovery.costs
+    (report,) = lost.recovery.variants
     assert not report.changed
     assert report.after == report.before
     assert report.agreement[0] == report.agreement[1]
@@ -227,7 +227,7 @@ def test_where_nothing_is_better_the_weights_come_back(vit):
 
 def test_the_rate_rises_shortly_and_falls_to_0(vit, monkeypatch):
     taken = interrupt(monkeypatch, step=0)
-    (report,) = recovered(vit, steps=80, batch_size=4).recovery.costs
+    (report,) = recovered(vit, steps=80, batch_size=4).recovery.variants
     rates = [rate for _, rate in taken]
     assert len(rates) == 1 + 80
     assert rates[0] == 0  # the one that compiles
@@ -260,7 +260,7 @@ def test_training_that_diverges_starts_again(vit, monkeypatch, caplog, kind, res
     monkeypatch.setattr(recovery_step.Fit, "take_step", diverging)
     monkeypatch.setattr(recovery_step.Fit, "measure", worse)
     found = recovered(vit, steps=40)
-    (report,) = found.recovery.costs
+    (report,) = found.recovery.variants
     assert report.rate == pytest.approx(0.002 * 0.5**0.5 / 4**restarts)
     assert report.steps == 40
     spent = {"nan": 3 * restarts, "twice": 4}[kind]
@@ -292,7 +292,7 @@ def test_ctrl_c_leaves_the_weights_so_far(vit, monkeypatch, caplog):
     before = signal.getsignal(signal.SIGINT)
     stopped = recovered(vit, steps=40)
     assert signal.getsignal(signal.SIGINT) is before
-    (report,) = stopped.recovery.costs
+    (report,) = stopped.recovery.variants
     assert report.stopped
     assert report.steps == 29  # without the one that compiles
     assert report.changed
@@ -312,7 +312,7 @@ def test_ctrl_c_before_the_first_step_is_raised(vit, monkeypatch, caplog):
 def test_ctrl_c_before_anything_is_better_leaves_the_weights(vit, monkeypatch, caplog):
     interrupt(monkeypatch, 10)
     stopped = recovered(vit, steps=40)
-    (report,) = stopped.recovery.costs
+    (report,) = stopped.recovery.variants
     assert report.stopped
     assert not report.changed
     chex.assert_trees_all_equal(stopped.variables, vit.variables)
@@ -333,7 +333,7 @@ def test_minutes_are_all_of_the_time(vit, monkeypatch, step, measure):
     monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
     slow(monkeypatch, clock, "take_step", step, first=30 + step)
     slow(monkeypatch, clock, "measure", measure)
-    (report,) = recovered(vit, steps=None, minutes=2.5).recovery.costs
+    (report,) = recovered(vit, steps=None, minutes=2.5).recovery.variants
     assert report.seconds == pytest.approx(clock[0], abs=0.1)
     assert report.seconds <= 150 + step + measure
     if step == 1.0:
@@ -362,7 +362,7 @@ def test_damaged_images_are_left_out(vit, tmp_path):
     for number, pixels in enumerate(noise(49)):
         Image.fromarray(pixels).save(tmp_path / f"{number:02}.png")
     (tmp_path / "00.png").write_bytes(b"no image")
-    (report,) = recovered(vit, tmp_path).recovery.costs
+    (report,) = recovered(vit, tmp_path).recovery.variants
     assert (report.images, report.held_out) == (32, 16)
 
 
@@ -372,16 +372,16 @@ def test_a_recovered_model_learns_another_cost_and_its_own_again(vit, better):
     other = recovered(better.with_reduction(merging), steps=24)
     alone = recovered(vit.with_reduction(merging), steps=24)
     chex.assert_trees_all_equal(other.variables, alone.variables)
-    assert other.recovery.costs[0].curve == alone.recovery.costs[0].curve
-    names = [cost.reduction.name for cost in other.recovery.costs]
+    assert other.recovery.variants[0].curve == alone.recovery.variants[0].curve
+    names = [cost.reduction.name for cost in other.recovery.variants]
     assert names == ["tome", "evit"]
     own = other.with_reduction(DROPPING)
     chex.assert_trees_all_equal(own.variables, better.variables)
     chex.assert_trees_all_equal(other.with_reduction(None).variables, vit.variables)
     again = recovered(own, steps=24)
-    assert other.recovery.costs[0] in again.recovery.costs
-    (newest,) = [c for c in again.recovery.costs if c.reduction.name == "evit"]
-    oldest = better.recovery.costs[0]
+    assert other.recovery.variants[0] in again.recovery.variants
+    (newest,) = [c for c in again.recovery.variants if c.reduction.name == "evit"]
+    oldest = better.recovery.variants[0]
     assert newest.before == pytest.approx(oldest.after, rel=1e-5)
     assert newest.off_the_shelf == pytest.approx(oldest.before, rel=1e-5)
     for figure in (newest.off_the_shelf, newest.before, newest.after):
@@ -393,14 +393,14 @@ def test_a_recovered_model_learns_another_cost_and_its_own_again(vit, better):
 def test_what_was_recovered_stays_where_nothing_is_better(vit, better):
     """Learned again at its cost, and at the three of the dense model."""
     again = recovered(better, steps=2)
-    (report,) = again.recovery.costs
+    (report,) = again.recovery.variants
     assert not report.changed
-    assert report.before == pytest.approx(better.recovery.costs[0].after, rel=1e-5)
+    assert report.before == pytest.approx(better.recovery.variants[0].after, rel=1e-5)
     chex.assert_trees_all_equal(again.variables, better.variables)
     assert again.label == better.label
     chex.assert_trees_all_equal(again.with_reduction(None).variables, vit.variables)
     of_dense = recovered(better.with_reduction(None), steps=1)
-    assert len(of_dense.recovery.costs) == 4
+    assert len(of_dense.recovery.variants) == 4
     said = str(of_dense.recovery)
     assert said.count(recovery_record.NOTHING_LOWER) == 3
     own = of_dense.with_reduction(DROPPING)
@@ -411,10 +411,10 @@ def test_what_was_recovered_stays_where_nothing_is_better(vit, better):
 def test_fewer_parameters_learned_again_leave_the_others(vit, monkeypatch, rate):
     """Whether the second training is kept or not."""
     first = recovered(vit)
-    before = first.recovery.costs[0].numbers
+    before = first.recovery.variants[0].numbers
     monkeypatch.setattr(recovery_step, "RATE", rate)
     again = recovered(first, steps=40, parameters="norms", seed=1)
-    (report,) = again.recovery.costs
+    (report,) = again.recovery.variants
     assert report.changed == (rate < 1)
     assert report.numbers.keys() == before.keys()
     for path, value in before.items():
@@ -432,7 +432,7 @@ def test_a_dense_model_learns_three_costs(public):
     of_dense = recovered(public)
     assert of_dense.label == "none"
     chex.assert_trees_all_equal(of_dense.variables, public.variables)
-    costs = of_dense.recovery.costs
+    costs = of_dense.recovery.variants
     assert [round(cost.share, 1) for cost in costs] == [0.6, 0.5, 0.4]
     places = np.linspace(0, 47, 16).round().astype(int)
     images = noise()[places]
@@ -473,7 +473,7 @@ def test_ctrl_c_keeps_the_costs_that_are_done(public, monkeypatch, caplog, step)
     taken = interrupt(monkeypatch, step)
     stopped = recovered(public)
     assert len(taken) == step
-    costs = stopped.recovery.costs
+    costs = stopped.recovery.variants
     assert [cost.changed for cost in costs] == [True]
     assert "so far are kept" in caplog.text
 
@@ -482,7 +482,7 @@ def test_costs_share_the_minutes(public, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
     slow(monkeypatch, clock, "take_step", 5.0)
-    costs = recovered(public, steps=None, minutes=3.0).recovery.costs
+    costs = recovered(public, steps=None, minutes=3.0).recovery.variants
     assert [cost.seconds for cost in costs] == [60, 60, 60]
 
 
@@ -524,7 +524,7 @@ def progress_of(monkeypatch):
     shown = []
     taken = []
     take_step = recovery_step.Fit.take_step
-    update = recover.Progress.update
+    update = recover.ProgressBar.update
 
     def counted(self, *args):
         taken.append(args)
@@ -536,13 +536,13 @@ def progress_of(monkeypatch):
             shown.append((self, self.n, len(taken)))
 
     monkeypatch.setattr(recovery_step.Fit, "take_step", counted)
-    monkeypatch.setattr(recover.Progress, "update", updated)
+    monkeypatch.setattr(recover.ProgressBar, "update", updated)
     return shown
 
 
 def test_messages_are_the_logger_s(vit, caplog):
     with caplog.at_level("INFO", logger="imagepiece_jax"):
-        (report,) = recovered(vit).recovery.costs
+        (report,) = recovered(vit).recovery.variants
     for step, value in report.curve[1:]:
         assert f"step {step}, {value:.4f}" in caplog.text
 
@@ -550,7 +550,7 @@ def test_messages_are_the_logger_s(vit, caplog):
 def test_a_model_without_a_class_token_learns_by_its_patches():
     arch = {"class_token": False, "pool": "mean"}
     vit = reduced(MERGING, arch=arch, num_classes=0)
-    (report,) = recovered(vit, steps=24).recovery.costs
+    (report,) = recovered(vit, steps=24).recovery.variants
     assert report.measure == "change"
     assert report.changed
     assert report.after < report.before
@@ -560,7 +560,7 @@ def test_images_that_are_not_square_are_cropped_to_their_shape():
     size = (16, 24)
     vit = tiny.pretrained(MERGING, depth=2, image_size=size)
     vit = vit.with_preprocessing(crop=0.875)
-    (report,) = recovered(vit, noise(side=40)).recovery.costs
+    (report,) = recovered(vit, noise(side=40)).recovery.variants
     assert report.steps == 8
 
 
@@ -574,7 +574,7 @@ ONE_COLOR = np.repeat(np.arange(48, dtype=np.uint8), 3 * SIDE**2)
 )
 def test_images_that_are_all_alike_are_learned_from(vit, caplog, images):
     """And it is said that the report may be too good."""
-    (report,) = recovered(vit, images).recovery.costs
+    (report,) = recovered(vit, images).recovery.variants
     assert (report.images, report.held_out, report.scenes) == (32, 16, 0)
     assert "too good" in caplog.text
     assert "too good" in str(report)
@@ -739,7 +739,7 @@ def test_an_image_has_a_number_where_there_are_several(images, said):
 
 
 def test_just_enough_images_are_enough(vit):
-    (report,) = recovered(vit, noise(24)).recovery.costs
+    (report,) = recovered(vit, noise(24)).recovery.variants
     assert (report.images, report.held_out) == (8, 16)
 
 

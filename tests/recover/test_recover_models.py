@@ -134,7 +134,7 @@ def test_loss_and_measure_are_those_of_the_oracle(name):
     outputs = MODELS[name][-1]
     assert recovery_loss.outputs_of(vit) == outputs
     images = tiny.images(2, side=vit.image_size)
-    teacher = recovery_step.Teacher(vit.with_reduction(None))
+    teacher = recovery_step.DenseTeacher(vit.with_reduction(None))
     fit = recovery_step.Fit(vit, recovery_step.Recipe(batch_size=2), teacher)
 
     def step(trained, variables, images):

@@ -32,7 +32,7 @@ def test_a_dry_run_counts_imagenet_without_its_files(tmp_path):
     run = dataclasses.replace(
         run, data=dataclasses.replace(run.data, dir=str(tmp_path / "nowhere"))
     )
-    plan = data.Data(run, Placement(), dry_run=True)
+    plan = data.RunData(run, Placement(), dry_run=True)
     assert plan.image_counts == [1_281_167, 50_000]
     assert plan.length.steps_per_epoch == 1_281_167 // run.optim.batch_size
     assert "not read: train and test" in report.data_text(run, plan)
@@ -43,6 +43,6 @@ def test_a_dry_run_counts_imagenet_without_its_files(tmp_path):
     ):
         other = dataclasses.replace(run.data, name=name)
         with pytest.raises((InputError, FileNotFoundError)):
-            data.Data(
+            data.RunData(
                 dataclasses.replace(run, data=other, **fields), Placement(), dry_run
             )

@@ -7,13 +7,13 @@ import pytest
 from configs import base
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.training import data, report
-from imagepiece_jax.training.cluster.checkpoint import Progress
+from imagepiece_jax.training.cluster.checkpoint import RunProgress
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import MetricWriter
 from tests import runs
 
 LAST = {"acc1": 97.5, "acc5": 99.9, "loss": 0.1, "images": 359}
-PROGRESS = Progress([1438, 359], [], {"acc1": 98.125, "step": 352}, LAST)
+PROGRESS = RunProgress([1438, 359], [], {"acc1": 98.125, "step": 352}, LAST)
 
 
 def rows(workdir, progress=PROGRESS, **fields):

@@ -12,7 +12,7 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.config import MEAN
-from imagepiece_jax.training.cluster.checkpoint import Checkpoints, Progress
+from imagepiece_jax.training.cluster.checkpoint import Checkpoints, RunProgress
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.report import macs_by_epoch
@@ -154,7 +154,7 @@ def test_steps_that_are_not_finite_stop_the_run_and_stop_it_again(stopped):
 
 
 def test_the_best_is_the_first_of_the_highest():
-    progress = Progress([], [])
+    progress = RunProgress([], [])
     best = []
     for step, accuracy in enumerate((50, 40, 55, 55), start=1):
         figures = {"acc1": accuracy, "ema_acc1": 90}
@@ -167,7 +167,7 @@ def test_the_best_is_the_first_of_the_highest():
 
 def test_a_test_split_chooses_no_step(tmp_path, capsys):
     """The last step is the best where a set has no validation split."""
-    progress = Progress([], [])
+    progress = RunProgress([], [])
     for step, accuracy in enumerate((50, 55, 40), start=1):
         progress = progress.with_evaluation(step, {"acc1": accuracy}, chooses=False)
     assert progress.best == {"acc1": 40, "step": 3}

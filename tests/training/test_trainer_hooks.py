@@ -55,7 +55,7 @@ def test_groups_scale_the_updates_of_the_optimizer():
 
 def test_clipping_does_not_count_what_never_moves():
     optim = dataclasses.replace(PLAIN.optim, clip_grad_norm=1.0)
-    _, tx = optimizer.create(optim, 2, group_of)
+    _, tx = optimizer.create_optimizer(optim, 2, group_of)
     moved = []
     for frozen in (0.0, 1000.0):
         params = PARAMS

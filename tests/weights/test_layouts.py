@@ -69,29 +69,29 @@ def test_a_checkpoint_computes_what_its_project_does(name, tmp_path):
 def test_wrappers_of_a_model_are_not_of_its_names(wrapped, inside):
     """In any order and number, and inside names; a classifier stands beside a tower."""
     tensors, _ = stored("transformers_vit")
-    expected = layouts.to_timm(tensors)
+    expected = layouts.with_timm_names(tensors)
     renamed = {}
     for name in tensors:
         of_block = name.replace(".layer.0.", f".layer.0.{inside}")
         renamed[wrapped.format(of_block)] = tensors[name]
     assert len(renamed) == len(tensors)
-    chex.assert_trees_all_equal(layouts.to_timm(renamed), expected)
+    chex.assert_trees_all_equal(layouts.with_timm_names(renamed), expected)
 
 
 def test_a_pooler_with_a_norm_is_of_another_model():
     """BEiT's, which reads a mean; ViT's has one layer, which is left out."""
     tensors, _ = stored("transformers_vit")
     tensors["vit.pooler.dense.weight"] = np.ones((24, 24))
-    assert not any("pooler" in name for name in layouts.to_timm(tensors))
+    assert not any("pooler" in name for name in layouts.with_timm_names(tensors))
     tensors["vit.pooler.layernorm.weight"] = np.ones(24)
     with pytest.raises(InputError, match="tensor vit.pooler.layernorm.weight has no"):
-        layouts.to_timm(tensors)
+        layouts.with_timm_names(tensors)
 
 
 def test_two_names_that_are_one_without_wrappers():
     names = ("blocks.0.norm1.weight", "blocks.0._orig_mod.norm1.weight")
     with pytest.raises(InputError, match="are the same part, blocks.0.norm1.weight"):
-        layouts.to_timm(dict.fromkeys(names, np.ones(3)))
+        layouts.with_timm_names(dict.fromkeys(names, np.ones(3)))
 
 
 def test_heads_that_kernels_show_are_compared(tmp_path):
@@ -184,7 +184,7 @@ SCALAR = {"patch_embed.proj.weight": np.zeros(3), "cls_token": np.array(1.0)}
 )
 def test_what_is_no_vision_transformer_of_ours_is_refused(tensors, problem):
     with pytest.raises(InputError) as error:
-        layouts.to_timm(tensors)
+        layouts.with_timm_names(tensors)
     assert str(error.value).startswith(problem)
 
 

@@ -22,7 +22,7 @@ from imagepiece_jax.models.problem_type import PROBLEMS
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods.tome import ToMe
-from imagepiece_jax.weights import hub_configs
+from imagepiece_jax.weights import config_json
 from tests.models import make, tiny
 from tests.models.recoveries import recovered
 from tests.refused import refused, untrained
@@ -140,7 +140,7 @@ def test_what_a_folder_holds(tmp_path):
 def described(name, class_names=None, reduction=None, **fields):
     """The config.json of a public model, without its weights."""
     model = create_model(make.config(name, **fields), reduction)
-    return hub_configs.describe(Pretrained(model, {"params": {}}, class_names))
+    return config_json.config_fields(Pretrained(model, {"params": {}}, class_names))
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_what_timm_reads_of_a_public_model():
 
 @pytest.mark.parametrize("name", ["dense", "large eps"])
 def test_another_model_is_none_of_timms(name):
-    found = hub_configs.describe(made(**MODELS[name]))
+    found = config_json.config_fields(made(**MODELS[name]))
     assert found["architecture"] == "imagepiece_jax"
     assert found.keys() == {"architecture", "imagepiece_jax"}
 
@@ -240,7 +240,7 @@ def test_a_config_that_somebody_changed_is_refused(changed, value, said):
         part = part[group]
     part[last] = value
     with refused("config.json", said):
-        hub_configs.parse(config, {})
+        config_json.parse(config, {})
 
 
 @pytest.mark.parametrize(
@@ -254,15 +254,15 @@ def test_a_config_that_somebody_changed_is_refused(changed, value, said):
 )
 def test_a_record_lacks_no_field(group, kind):
     """What it lacks would be DeiT's."""
-    config = json.loads(json.dumps(hub_configs.describe(made(**MODELS["eva02"]))))
-    hub_configs.parse(config, {})
+    config = json.loads(json.dumps(config_json.config_fields(made(**MODELS["eva02"]))))
+    config_json.parse(config, {})
     for field in dataclasses.fields(kind):
         part = changed = json.loads(json.dumps(config))
         for name in ("imagepiece_jax", *group.split(".")):
             part = part[name]
         del part[field.name]
         with refused("config.json", f"has no {field.name}"):
-            hub_configs.parse(changed, {})
+            config_json.parse(changed, {})
 
 
 @pytest.mark.parametrize(
@@ -280,10 +280,10 @@ def test_a_record_lacks_no_field(group, kind):
     ],
 )
 def test_a_value_of_another_type_is_refused(field, value):
-    config = json.loads(json.dumps(hub_configs.describe(made())))
+    config = json.loads(json.dumps(config_json.config_fields(made())))
     config["imagepiece_jax"][field] = value
     with pytest.raises(InputError, match="config.json"):
-        hub_configs.parse(config, {})
+        config_json.parse(config, {})
 
 
 def learned(seed):
@@ -391,7 +391,7 @@ def test_the_license_of_timms_config_stays(tmp_path):
     config = described("test_vit")
     del config["imagepiece_jax"]
     config["pretrained_cfg"]["license"] = "dinov3-license"
-    license = hub_configs.parse(config, {}).license
+    license = config_json.parse(config, {}).license
     source = dataclasses.replace(vit.source, license=license)
     folder = tmp_path / "m"
     imagepiece_jax.save(dataclasses.replace(vit, source=source), folder)

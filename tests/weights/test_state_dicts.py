@@ -3,8 +3,8 @@
 import numpy as np
 import safetensors.numpy
 
-from imagepiece_jax.weights.files import read_state_dict
 from imagepiece_jax.weights.state_dicts import SMALLEST
+from imagepiece_jax.weights.tensor_files import read_state_dict
 from tests.refused import refused
 from tests.weights.pth import NAMESPACE, check_same, integer, mapping, tensor, write_pth
 

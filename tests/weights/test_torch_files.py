@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.weights.files import read_state_dict
+from imagepiece_jax.weights.tensor_files import read_state_dict
 from tests.weights.pth import (
     check_same,
     mapping,

@@ -29,7 +29,7 @@ KEEP = 2  # steps of each kind that stay: the second serves if the newest is dam
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """The facts in a checkpoint besides the state: its images and its evaluations.
 
     All fields are JSON values.
@@ -47,7 +47,7 @@ class Progress:
 
     def with_evaluation(
         self, step: int, figures: dict, chooses: bool = True
-    ) -> "Progress":
+    ) -> "RunProgress":
         """The progress after an evaluation at `step`.
 
         chooses: False: the images choose no checkpoint, and the last is the best
@@ -59,7 +59,7 @@ class Progress:
         last = {k: v for k, v in figures.items() if k not in MEASURED}
         return dataclasses.replace(self, best=best, last=last, evaluated=step)
 
-    def resumed(self, saved: dict, data: str, workdir) -> "Progress":
+    def resumed(self, saved: dict, data: str, workdir) -> "RunProgress":
         """The progress in a checkpoint, whose data and teacher must be of this run.
 
         saved: the fields in the checkpoint
@@ -68,7 +68,7 @@ class Progress:
             normalization of its images, or another teacher.
         """
         check_normalization(workdir, self.normalization, saved)
-        before = Progress(**saved | {"normalization": self.normalization})
+        before = RunProgress(**saved | {"normalization": self.normalization})
         for fact in ("images", "digest"):
             both = getattr(self, fact), getattr(before, fact)
             for split, now, then in zip(("training", "test"), *both, strict=True):

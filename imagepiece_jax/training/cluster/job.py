@@ -39,7 +39,7 @@ OF_ONE_HOST = ("data.dir", "data.workers", "data.threads")
 
 
 @contextlib.contextmanager
-def joined(
+def joined_cluster(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
@@ -174,7 +174,7 @@ def check_same_settings(dry_run: bool, config: dict, model, data):
         {
             "dry_run": dry_run,
             **{f"config.{n}": fields[n] for n in fields if n not in OF_ONE_HOST},
-            "config.model.attention as resolved here": model.execution.backend,
+            "config.model.attention as resolved here": model.execution.attention_impl,
             "the count of training and test images": data.image_counts,
             "the checksum of the names of the classes": zlib.crc32(names.encode()),
         }

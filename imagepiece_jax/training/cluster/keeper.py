@@ -11,7 +11,7 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import locked
 from imagepiece_jax.errors import Stopped
 from imagepiece_jax.training.cluster import job, run_dir
-from imagepiece_jax.training.cluster.checkpoint import Checkpoints, Progress
+from imagepiece_jax.training.cluster.checkpoint import Checkpoints, RunProgress
 from imagepiece_jax.training.cluster.preemption import StopRequest
 
 
@@ -51,7 +51,7 @@ class Keeper:
         self.resumed = parallel.from_main(self.last_saved) is not None
 
     def begin(self, state, frozen, class_names, teacher=None):
-        """(state, Progress, step) that the run begins with; config and start are noted.
+        """(state, RunProgress, step) that the run begins with; notes config and start.
 
         state: the first one; of a resumed run shapes are enough
         frozen: other arrays, in which processes must not differ either
@@ -65,7 +65,7 @@ class Keeper:
         digest = parallel.from_main(plan.data.digest)
         values = {"mean": [*plan.model.config.mean], "std": [*plan.model.config.std]}
         counts = plan.data.image_counts
-        progress = Progress(counts, digest, normalization=values, teacher=teacher)
+        progress = RunProgress(counts, digest, normalization=values, teacher=teacher)
         if self.resumed:
             state, saved, self._saved = self._checkpoints.restore(state)
             data = plan.config.data.name

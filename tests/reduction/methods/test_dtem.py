@@ -74,7 +74,7 @@ def test_a_training_step_is_its_authors(assets, block):
     file = assets / "weights/deit_tiny_patch16_224.npz"
     dense = imagepiece_jax.load(file).variables
     reduction = f"dtem:counts={(196,) * block + (180,) * (12 - block)}"
-    model = create.create(make.config("deit_ti"), reduction, masked=True)
+    model = create.build_model(make.config("deit_ti"), reduction, masked=True)
 
     @tiny.compiled
     @functools.partial(jax.value_and_grad, has_aux=True)
@@ -95,7 +95,7 @@ def test_a_training_step_is_its_authors(assets, block):
 
 
 def test_a_masked_plan_removes_nothing_and_knows_what_evaluation_does():
-    plan = create.create(make.config("deit_ti"), "dtem", masked=True).plan
+    plan = create.build_model(make.config("deit_ti"), "dtem", masked=True).plan
     assert {layer.mlp_tokens for layer in plan} == {197}
     live = [layer.counts.evaluation for layer in plan]
     assert [(c.n_in, c.n_out) for c in live[:2]] == [(196, 180), (180, 164)]

@@ -27,7 +27,9 @@ SPVIT = "spvit:keep_rates=(0.6,0.3):blocks=(0,1)"
 )
 def test_parameters_of_a_selector(name, reduction, each):
     for is_masked in (False, True):
-        model = create.create(make.config(name, depth=2), reduction, masked=is_masked)
+        model = create.build_model(
+            make.config(name, depth=2), reduction, masked=is_masked
+        )
         params = tiny.shapes(model)["params"]
         sizes = {k: tiny.count(v) for k, v in params.items() if "reducer" in k}
         assert sizes == {"reducer_0": each, "reducer_1": each}

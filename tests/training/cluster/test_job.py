@@ -28,7 +28,7 @@ SLURM = {
 HEAD = """\
 import atexit, os, threading, jax
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training.cluster.job import joined
+from imagepiece_jax.training.cluster.job import joined_cluster
 """
 FACTS = "print(jax.process_count(), jax.config.read('jax_cuda_visible_devices'))"
 
@@ -41,19 +41,19 @@ def run(script, **variables):
 def test_without_a_scheduler_or_with_one_process_nothing_is_joined():
     joins = "print(jax.distributed.is_initialized())"
     for arguments, variables in ((), {}), ((None, 1), SLURM):
-        done = run(f"with joined(*{arguments}): {joins}", **variables)
+        done = run(f"with joined_cluster(*{arguments}): {joins}", **variables)
         assert done.out == "False\n", done.err
 
 
 def test_jax_finds_the_tasks_of_srun_and_gives_each_one_gpu():
     port = f"os.environ['JAX_COORDINATOR_PORT'] = '{forked.free_port()}'"
-    done = run(f"{port}\nwith joined(): {FACTS}", **SLURM)
+    done = run(f"{port}\nwith joined_cluster(): {FACTS}", **SLURM)
     assert done.out.split() == ["1", "0"], done.err
 
 
 def test_with_flags_a_process_has_all_gpus():
     address = f"127.0.0.1:{forked.free_port()}"
-    done = run(f"with joined({address!r}, 1, 0): {FACTS}", **SLURM)
+    done = run(f"with joined_cluster({address!r}, 1, 0): {FACTS}", **SLURM)
     assert done.out.split() == ["1", "all"], done.err
 
 
@@ -63,7 +63,7 @@ def test_flags_that_do_not_fit_together_are_refused():
     done = run(
         f"for arguments in {cases}:\n"
         "    try:\n"
-        "        with joined(*arguments): pass\n"
+        "        with joined_cluster(*arguments): pass\n"
         "    except InputError as error: print(error)"
     )
     said = done.out.splitlines()
@@ -106,7 +106,7 @@ def test_a_process_that_waits_for_the_others_ends_at_a_signal(process, signum):
     reader, writer = map(open, os.pipe(), "rw")
     with reader:
         with writer:
-            code = f"{HEAD}with joined({address!r}, 2, {process}): pass"
+            code = f"{HEAD}with joined_cluster({address!r}, 2, {process}): pass"
             waiting = forked.Process(
                 [sys.executable, "-c", code],
                 env=os.environ | {"JAX_PLATFORMS": "cpu"},
@@ -123,7 +123,7 @@ def test_a_process_that_waits_for_the_others_ends_at_a_signal(process, signum):
     assert (status, err) == (-signum, "")
 
 
-JOINED = "with joined({address!r}, 1, 0):\n    {work}"
+JOINED = "with joined_cluster({address!r}, 1, 0):\n    {work}"
 
 
 def joined_alone(work):

@@ -20,7 +20,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.recovery_record import RecoveredCost, Recovery
+from imagepiece_jax.models.recovery_record import RecoveredVariant, Recovery
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 from imagepiece_jax.weights import open_clip_config, timm_config, transformers_config
@@ -36,7 +36,7 @@ from imagepiece_jax.weights.location import Location
 FORMAT = 4  # of `OURS`: another one is not read
 
 
-class Described(NamedTuple):
+class WeightsInfo(NamedTuple):
     """What files beside weights say of them: all but the tensors."""
 
     config: ViTConfig
@@ -55,7 +55,7 @@ class Described(NamedTuple):
     digest: str | None = None  # of files saved together; None: not compared
 
 
-def read(found: Location, images_known: bool = False) -> Described:
+def read(found: Location, images_known: bool = False) -> WeightsInfo:
     """What a folder's config file says, and that of its image processor.
 
     images_known: whether the latter may lack
@@ -65,7 +65,7 @@ def read(found: Location, images_known: bool = False) -> Described:
         read_json(found.config_file)  # raises what is wrong
     if found.config_file.name == OPEN_CLIP:
         parse_open_clip = open_clip_config.parse_open_clip
-        return Described(guarded(found.config_file, parse_open_clip, found.config))
+        return WeightsInfo(guarded(found.config_file, parse_open_clip, found.config))
     images = {}
     if PROCESSOR in found.names:
         images = read_json(folder / PROCESSOR).get("image_processor") or {}
@@ -79,7 +79,7 @@ def parse(
     images: Mapping[str, Any],
     folder: pathlib.Path = pathlib.Path(),
     images_known: bool = False,
-) -> Described:
+) -> WeightsInfo:
     """As `read`, from the contents of config.json and of preprocessor_config.json."""
     file = folder / CONFIG
     if OURS in config:
@@ -87,7 +87,7 @@ def parse(
     if "architecture" in config:
         found, names, size = guarded(file, timm_config.parse_timm, config)
         license = config.get("pretrained_cfg", config).get("license")
-        return Described(found, names, license, trained_size=size)
+        return WeightsInfo(found, names, license, trained_size=size)
     if not images and not images_known:
         raise InputError(
             f"folder {folder} has no {PREPROCESSOR}, so nothing says how images are "
@@ -98,7 +98,7 @@ def parse(
     images = guarded(folder / PREPROCESSOR, parse_images, images, kind)
     parse_transformers = transformers_config.parse_transformers
     found, names, head = guarded(file, parse_transformers, config, images)
-    return Described(found, names, of_head=head)
+    return WeightsInfo(found, names, of_head=head)
 
 
 def guarded(file, call, *content):
@@ -119,7 +119,7 @@ def guarded(file, call, *content):
         raise InputError(f"{file} has a field that no model has: {error}") from error
 
 
-def describe(vit: Pretrained) -> dict[str, Any]:
+def config_fields(vit: Pretrained) -> dict[str, Any]:
     """The content of a config.json by which `load` makes a Pretrained again.
 
     Its architecture is timm's name where timm has the model: `timm.create_model` then
@@ -131,7 +131,9 @@ def describe(vit: Pretrained) -> dict[str, Any]:
     if vit.untrained_parts:
         optional["untrained"] = vit.untrained_parts
     if vit.recovery:
-        optional["recovery"] = {"costs": [cost.record for cost in vit.recovery.costs]}
+        optional["recovery"] = {
+            "variants": [cost.record for cost in vit.recovery.variants]
+        }
     if vit.class_names:
         optional["class_names"] = vit.class_names
     if vit.source.license:
@@ -164,14 +166,16 @@ def _parse_ours(file):
     _check_same(config, file)
     recovery = None
     if "recovery" in ours:
-        costs = [_of_record(RecoveredCost, cost) for cost in ours["recovery"]["costs"]]
+        costs = [
+            _of_record(RecoveredVariant, cost) for cost in ours["recovery"]["variants"]
+        ]
         recovery = Recovery(tuple(costs))
     names = ours.get("class_names")
     if names is not None:
         names = checked_names(names, config.num_classes)
     if ours["reduction"] is None:  # which would be the dense model
         raise InputError(f"{OURS}.reduction is None")
-    return Described(
+    return WeightsInfo(
         config,
         class_names=names,
         license=ours.get("license"),

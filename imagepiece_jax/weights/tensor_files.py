@@ -16,7 +16,7 @@ import safetensors
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights.state_dicts import (
-    Unread,
+    LazyTensor,
     in_memory,
     named_tensors,
     read_all,
@@ -70,7 +70,7 @@ def read_state_dict(
 def _read(path, readers, select):
     """{name: array} by the reader for a file's ending, whose failures name the file.
 
-    select: function from the file's content to {name: Unread}
+    select: function from the file's content to {name: LazyTensor}
     """
     file = f"weights file {path}"
     reader = readers.get(path.suffix.lower() or path.name)
@@ -95,7 +95,7 @@ def _read_npz(path, select):
     with np.lib.npyio.NpzFile(path) as archive:
         content = {}
         for name in archive.files:
-            content[name] = Unread(functools.partial(_array, archive, name))
+            content[name] = LazyTensor(functools.partial(_array, archive, name))
         return read_all(select(content))
 
 
@@ -111,7 +111,7 @@ def _read_safetensors(path, select):
     with safetensors.safe_open(path, framework="numpy") as file:
         content = {}
         for name in file.keys():
-            content[name] = Unread(functools.partial(file.get_tensor, name))
+            content[name] = LazyTensor(functools.partial(file.get_tensor, name))
         return read_all(select(content))
 
 
@@ -128,7 +128,7 @@ def _read_parts(path, select):
     """The selected tensors of an index, each from the part that has it."""
     part_of = parts(path)
     names_by_part = {}
-    for name in select(dict.fromkeys(part_of, Unread())):
+    for name in select(dict.fromkeys(part_of, LazyTensor())):
         names_by_part.setdefault(part_of[name], []).append(name)
     tensors = {}
     for part, names in sorted(names_by_part.items()):

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.weights.files import read_state_dict
+from imagepiece_jax.weights.tensor_files import read_state_dict
 from tests.refused import refused
 from tests.weights.pth import (
     MAGIC,

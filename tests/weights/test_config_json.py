@@ -12,7 +12,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.problem_type import MULTI_LABEL, PROBLEMS
-from imagepiece_jax.weights import hub_configs, location, timm_config
+from imagepiece_jax.weights import config_json, location, timm_config
 from imagepiece_jax.weights.open_clip_config import parse_open_clip
 from tests.models import make
 from tests.refused import refused
@@ -24,7 +24,7 @@ CLIP = {
 }
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 # {name: {file: its content}} of transformers' models
-FILES = json.loads(pathlib.Path(__file__).with_name("hub_configs.json").read_text())
+FILES = json.loads(pathlib.Path(__file__).with_name("config_json.json").read_text())
 
 
 def timm(**fields):
@@ -51,7 +51,7 @@ def timm(**fields):
 
 def test_timms_form():
     """And as it was before its fields were grouped."""
-    found = hub_configs.parse(timm(), {})
+    found = config_json.parse(timm(), {})
     config = found.config
     assert config == registry.config("vit_small_patch14_reg4_dinov2.lvd142m")
     assert (config.image_size, config.num_classes) == (518, 0)
@@ -60,7 +60,7 @@ def test_timms_form():
     assert found.class_names is None
     config = timm()
     flat = config.pop("pretrained_cfg") | config
-    assert hub_configs.parse(flat, {}) == found
+    assert config_json.parse(flat, {}) == found
 
 
 USUAL = {"in_chans": 3, "num_classes": 512, "global_pool": "token"}
@@ -86,18 +86,18 @@ def test_the_tag_of_a_fine_tuned_model_is_that_of_its_start(changes, arguments, 
     config = timm(architecture=name, model_args=arguments)
     del config["num_classes"]
     config["pretrained_cfg"] |= TUNED | changes
-    said = hub_configs.parse(config, {}).config
+    said = config_json.parse(config, {}).config
     assert said.name == name + tag
     assert said.arch.gelu == ("quick" if tag else "exact")
     config["model_args"] = {**arguments, "act_layer": "gelu_tanh"}
-    assert hub_configs.parse(config, {}).config.arch.gelu == "tanh"
+    assert config_json.parse(config, {}).config.arch.gelu == "tanh"
 
 
 @pytest.mark.parametrize("tag, named", [("augreg_in1k", True), ("my_flowers", False)])
 def test_imagenets_names_are_of_weights_that_say_so(tag, named):
     config = timm(architecture="vit_small_patch16_224", num_classes=1000)
     config["pretrained_cfg"] |= {"tag": tag, "input_size": [3, 224, 224]} | HALF
-    found = hub_configs.parse(config, {})
+    found = config_json.parse(config, {})
     assert found.config.name.partition(".")[2] == (tag if named else "")
     assert found.class_names == (class_names.imagenet_names() if named else None)
 
@@ -122,10 +122,10 @@ def test_a_label_map_of_imagenet_has_its_short_names(form, same):
     config, processor = FILES["google/vit-base-patch16-224"].values()
     labels = {str(i): name for i, name in enumerate(names)}
     wanted = class_names.imagenet_names() if same else tuple(names)
-    found = hub_configs.parse(config | {"id2label": labels}, processor)
+    found = config_json.parse(config | {"id2label": labels}, processor)
     assert found.class_names == wanted
     config = timm(num_classes=1000, label_names=names)
-    assert hub_configs.parse(config, {}).class_names == wanted
+    assert config_json.parse(config, {}).class_names == wanted
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_label_map_of_imagenet_has_its_short_names(form, same):
     ],
 )
 def test_labels_of_timms_form(fields, names):
-    assert hub_configs.parse(timm(num_classes=3, **fields), {}).class_names == names
+    assert config_json.parse(timm(num_classes=3, **fields), {}).class_names == names
 
 
 @pytest.mark.parametrize("name", registry.public_models())
@@ -154,13 +154,13 @@ def test_names_from_before_timm_0_9():
     """The tag that timm has for one says which weights it named."""
     images = {"input_size": [3, 224, 224], **HALF}
     former = {"architecture": "vit_small_patch16_224_dino", "num_classes": 0} | images
-    found = hub_configs.parse(former, {}).config
+    found = config_json.parse(former, {}).config
     assert found.name.startswith("vit_small_patch16_224")
     tuned = former | {"architecture": "vit_base_patch16_224_in21k", "num_classes": 3}
-    found = hub_configs.parse(tuned, {}).config
+    found = config_json.parse(tuned, {}).config
     assert (found.name, found.num_classes) == ("vit_base_patch16_224", 3)
     with refused("vit_base_patch16_224_of_nobody"):
-        hub_configs.parse(
+        config_json.parse(
             former | {"architecture": "vit_base_patch16_224_of_nobody"}, {}
         )
 
@@ -189,7 +189,7 @@ def test_a_trunk_of_open_clip(proj, size):
     ],
 )
 def test_arguments_that_leave_the_parts(arguments, wanted):
-    found = hub_configs.parse(timm(model_args=arguments), {}).config
+    found = config_json.parse(timm(model_args=arguments), {}).config
     usual = {"num_classes": 0, "image_size": 518, "crop": 1.0}
     # Positions are resized as in timm's code, not as those of the published weights.
     arch = Architecture(registers=4, prefix_positions=False, layer_scale=True)
@@ -235,7 +235,7 @@ REG4 = "vit_small_patch14_reg4_dinov2"
 )
 def test_arguments_that_change_the_parts(name, arguments, wanted):
     config = timm(architecture=name, model_args=arguments, num_classes=0)
-    found = hub_configs.parse(config, {}).config
+    found = config_json.parse(config, {}).config
     known = registry.config(name)
     assert found.arch == dataclasses.replace(known.arch, **wanted)
     for field in ("name", "num_heads", "patch_size", "embed_dim", "depth"):
@@ -250,7 +250,7 @@ def test_arguments_that_timm_takes_and_does_not_compute_with():
         ("deit_tiny_distilled_patch16_224", {"fc_norm": False}),
     ):
         config = timm(architecture=name, model_args=changed)
-        arch = hub_configs.parse(config, {}).config.arch
+        arch = config_json.parse(config, {}).config.arch
         assert arch.gelu == "exact" and arch.final_norm
 
 
@@ -289,7 +289,7 @@ ARCHS = {
 def test_transformers_form(name):
     config, processor = FILES[name].values()
     given, prepared = TRANSFORMERS[name]
-    found = hub_configs.parse(config, processor)
+    found = config_json.parse(config, processor)
     size = config.get("vision_config", config).get("image_size", 224)
     wanted = given | {"resize": "bicubic", "image_size": size, "arch": ARCHS[name]}
     own = config.get("vision_config", config)
@@ -310,7 +310,7 @@ SQUARE = {"size": {"height": 224, "width": 224}}
 
 def transformers(config, images=SQUARE):
     """The ViTConfig of a config.json and a preprocessor_config.json."""
-    return hub_configs.parse(config, images).config
+    return config_json.parse(config, images).config
 
 
 def prepared(found):
@@ -352,7 +352,7 @@ def test_a_crop_gives_the_size_that_it_is_of(size):
 
 def test_without_a_processor_nothing_says_how_images_are_normalized():
     with refused("has no preprocessor_config.json", "or give config="):
-        hub_configs.parse({"model_type": "vit"}, {})
+        config_json.parse({"model_type": "vit"}, {})
 
 
 # (file, mean and std, fields of a Preprocessing), by transformers' classes
@@ -428,7 +428,7 @@ def test_an_earlier_form_of_a_tower_goes_over_the_later_one():
 def test_placeholders_are_no_names():
     labels = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
     config = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
-    found = hub_configs.parse(config | labels, SQUARE)
+    found = config_json.parse(config | labels, SQUARE)
     assert found.class_names is None
     assert found.config.num_classes == 2
 
@@ -488,7 +488,7 @@ def with_arguments(**arguments):
 )
 def test_what_no_model_here_has(config, processor, field):
     with refused(field) as error:
-        hub_configs.parse(config, processor or SQUARE)
+        config_json.parse(config, processor or SQUARE)
     file = "config.json" if not processor else "preprocessor_config.json"
     assert str(error.value).startswith(f"{file}: ")
 
@@ -503,7 +503,7 @@ def test_what_no_model_here_has(config, processor, field):
 )
 def test_a_config_without_a_field_or_with_another_type(config, problem):
     with pytest.raises(InputError, match=f"config.json {problem}"):
-        hub_configs.parse(config, SQUARE)
+        config_json.parse(config, SQUARE)
 
 
 @pytest.mark.parametrize(
@@ -524,18 +524,18 @@ def test_a_file_is_named_and_an_unknown_name_of_timm(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
     (tmp_path / "preprocessor_config.json").write_text('{"size": 224}')
     with pytest.raises(InputError) as error:
-        hub_configs.read(location.find(tmp_path))
+        config_json.read(location.find(tmp_path))
     assert str(error.value).startswith(f"{tmp_path / 'config.json'}: model_type is ")
     with refused("vit_smal_patch16_224"):
-        hub_configs.parse(timm(architecture="vit_smal_patch16_224"), {})
+        config_json.parse(timm(architecture="vit_smal_patch16_224"), {})
 
 
 def test_a_rotary_model_of_timm_says_its_own_pool():
     """timm writes global_pool whatever the model; only the head may be another."""
     config = timm(architecture=EVA, model_args={"global_pool": "avg"})
     own = registry.config(EVA).arch
-    assert hub_configs.parse(config, {}).config.arch == own
+    assert config_json.parse(config, {}).config.arch == own
     config["model_args"] = {"global_pool": "token"}
-    found = hub_configs.parse(config, {}).config.arch
+    found = config_json.parse(config, {}).config.arch
     assert (found.pool, found.final_norm, found.fc_norm) == ("token", True, False)
     assert found.rotary == own.rotary
