@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from imagepiece_jax.data.class_names import other_class
+from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
@@ -216,13 +216,21 @@ class Finetuner(Models):
             config.teacher.weights = str(start)
         return self._run(config, f"{label(reduction)}_{stem}_seed{seed}")
 
+    def _has_classes_of(self, vit):
+        if self.num_classes != vit.config.num_classes:
+            return False
+        try:
+            check_classes(vit.class_names, "weights", self.class_names, "data")
+        except InputError:
+            return False
+        return True
+
     def _start(self, stem, seed):
         """Folder of the dense run that the others of this seed start from."""
         config = self._prepared(DENSE, stem, seed)
         pretrained = self.pretrained
         fresh = () if stem == pretrained.model.config.stem else ("patch_embed",)
-        others = self.num_classes != pretrained.model.config.num_classes
-        if others or other_class(pretrained.class_names, self.class_names):
+        if not self._has_classes_of(pretrained):
             fresh += ("head",)
         config.init.weights = str(pretrained.source.path)
         config.init.fresh = fresh

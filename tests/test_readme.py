@@ -66,7 +66,6 @@ def run(page, start, space):
 def test_the_new_method_joins_tokens_to_those_of_largest_norm():
     page = DOCS / "methods.md"
     start = "# imagepiece_jax/reduction/methods/"
-    code = block(page, start)
     space = run(page, start, {})
     steps = space["NormMerge"](keep_rate=0.5, blocks=(1,)).steps(4)
     plan = block_plan.build(4, 16, steps)
@@ -88,15 +87,6 @@ def test_the_new_method_joins_tokens_to_those_of_largest_norm():
         best = (unit @ unit[longest].T).argmax(axis=1)
         others = np.setdiff1d(np.arange(16), longest)
         np.testing.assert_array_equal(dest[others], best[others])
-    # README has only the reducer, with what it imports.
-    start = "@dataclasses.dataclass(frozen=True)\nclass JoinByNorm(Reducer)"
-    short = block(README, "import dataclasses\n")
-    assert code[code.index(start) :].startswith(short[short.index(start) :])
-    own = run(README, "import dataclasses\n", {})["JoinByNorm"]()
-    counts = block_plan.StepCounts(n_in=16, n_out=8)
-    decide_alone = tiny.compiled(lambda taps: own(taps, counts).dest)
-    taps = ReducerInputs(x=images.reshape(2, 16, 12), size=np.ones((2, 16), np.float32))
-    assert {*np.ravel(decide_alone(taps))} == {*range(8)}
 
 
 def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
@@ -358,8 +348,12 @@ def test_the_block_of_commands_runs_as_pasted(downloaded, monkeypatch):
 
 
 def test_the_lines_with_the_hub_run(hub_of_pages, capsys):
-    """The second block of README, on a small model that is the hub's else."""
-    space = run(README, "import numpy as np\n", {"imagepiece_jax": imagepiece_jax})
+    """On a small model in place of the hub's."""
+    space = run(
+        DOCS / "features.md",
+        "import numpy as np\nfrom PIL",
+        {"imagepiece_jax": imagepiece_jax},
+    )
     name = space["dinov2"].removeprefix("hf://timm/")
     assert space["vit"].config.arch == registry.config(name).arch
     assert capsys.readouterr().out == "(1, 24) (1, 16, 16, 24)\n"

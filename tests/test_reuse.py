@@ -73,7 +73,7 @@ MODELS = {
     "image_size": lambda vit: vit.with_reduction(None).at_size(36),
     "counts": lambda vit: vit.with_reduction(tiny.changed(tiny.EVIT, keep_rate=0.61)),
 }
-OF_DEVICE = {"backend": of_execution(backend="cudnn")}
+OF_DEVICE = {"attention_impl": of_execution(attention_impl="cudnn")}
 IMAGES = {"crop": lambda vit: vit.with_preprocessing(crop=0.8)}
 OPTIONS = {"storage": "float32"}
 

@@ -237,7 +237,9 @@ def write_inputs(folder):
         mean = float(path[-1].key == "scale")
         return rng.normal(mean, 0.3, leaf.shape).astype(leaf.dtype)
 
-    config = dataclasses.replace(registry.config("vit_mini"), **SIZE)
+    sizes = dict(SIZE)
+    config = registry.config("vit_mini").at_size(sizes.pop("image_size"))
+    config = dataclasses.replace(config, **sizes)
     model = imagepiece_jax.create_model(config)
     shapes = variable_shapes(model)
     variables = jax.tree_util.tree_map_with_path(drawn, shapes)

@@ -223,7 +223,7 @@ def evaluate_program(
     Returns {"reference", "optimized"}: figures of both; the optimized ones have the
         difference of acc1 in points, with its interval.
     """
-    exact = model.with_execution(dtype=jnp.dtype("float32"), backend="xla")
+    exact = model.with_execution(dtype=jnp.dtype("float32"), attention_impl="xla")
     step = model_step(exact, seed, precision="highest")
     before = evaluate(step, parallel.replicate(variables), batches())
     parts = batches(batch_size=program.batch_size, placement=Placement())

@@ -103,7 +103,7 @@ def _program(path, facts, session):
     batch_size, channels, *_ = facts["input"]["shape"]
     return OnnxProgram(
         model=build_model(config, facts["method"]),
-        variables={"params": {}},
+        dense_variables={"params": {}},
         class_names=facts["class_names"],
         source=WeightsSource(path=path, kind=KIND, name=path.name),
         session=session,

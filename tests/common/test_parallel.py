@@ -170,7 +170,7 @@ def check_agreement(process):
     refused(r"images is \[6, 5\] on process 1, but \[7, ", settings, images=images)
     names = ("ant", f"bee{process}")
     refused("checksum of the names of the classes is", settings, names=names)
-    execution.backend = ("cudnn", "xla")[process]
+    execution.attention_impl = ("cudnn", "xla")[process]
     refused("attention as .+ is xla on process 1, but cudnn", settings)
     assert parallel.from_main(lambda: {"process": process}) == {"process": 0}
 

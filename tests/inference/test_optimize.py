@@ -184,7 +184,7 @@ def test_the_forms_of_the_device_are_taken_where_none_is_requested(monkeypatch):
     monkeypatch.setattr(optimize, "default_gelu", lambda *_: "tanh")
     monkeypatch.setattr(optimize, "joined_pixels", lambda *_: 2)
     monkeypatch.setattr(optimize, "default_reductions", lambda *_: "fast")
-    monkeypatch.setattr(optimize, "forward", lambda *_: lambda *_: jnp.zeros(()))
+    monkeypatch.setattr(optimize, "forward_logits", lambda *_: lambda *_: jnp.zeros(()))
     variables = tiny.variables(model)
     program = optimized(model, variables, dtype="bfloat16")
     assert (program.model.config.arch.gelu, program.reductions) == ("tanh", "fast")

@@ -153,7 +153,7 @@ def test_gradients_pad_odd_lengths_and_change_nothing(
     cudnn_calls, length, biased, train
 ):
     """Output, taps and all gradients are those of XLA's attention, without padding."""
-    layer = tiny.attention(15, 3, biased, backend="cudnn")
+    layer = tiny.attention(15, 3, biased, attention_impl="cudnn")
     rng = np.random.default_rng(0)
     x, probe = rng.normal(size=(2, 2, length, 15)).astype(np.float32)
     size = np.exp(random_bias(length)) if biased else np.ones((2, length), np.float32)
