@@ -197,11 +197,9 @@ class Finetuner(Models):
     @functools.cached_property
     def _dense(self):
         """The dense model that is trained, with the stem of --weights."""
-        sizes = {
-            "num_classes": self.num_classes,
-            "image_size": self.config.image_size,
-        }
-        return build_model(dataclasses.replace(self.pretrained.config, **sizes))
+        config = self.pretrained.config.at_size(self.config.image_size)
+        config = dataclasses.replace(config, num_classes=self.num_classes)
+        return build_model(config)
 
     def _trained(self, reduction, stem, seed):
         """The run of a reduction, which starts from the dense run of its seed."""
