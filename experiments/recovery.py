@@ -297,7 +297,7 @@ def read_lines() -> dict[str, dict]:
 
 
 def table(lines: dict[str, dict]) -> str:
-    """The table of docs/recovery.md, and which cells have no line."""
+    """The table of docs/results/recovery.md, and which cells have no line."""
     head = ["cell", "held out", "95 % of the change", *JUDGED, "minutes"]
     rows = []
     for name, line in lines.items():

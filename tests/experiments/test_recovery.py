@@ -8,7 +8,7 @@ from imagepiece_jax.evaluate.result_cache import encode_bits
 
 
 def test_the_page_has_the_lines():
-    page = (recovery.ROOT / "docs/recovery.md").read_text("utf-8")
+    page = (recovery.ROOT / "docs/results/recovery.md").read_text("utf-8")
     assert recovery.table(recovery.read_lines()).strip() in page
 
 
