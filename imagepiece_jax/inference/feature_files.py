@@ -1,4 +1,4 @@
-"""Compute features of many photographs on all devices, into a `FeatureFolder`."""
+"""Compute photographs' features on all devices, into a `FeatureFolder`."""
 
 import contextlib
 import functools
@@ -48,7 +48,7 @@ def write_features(
     batch_size: int = 64,
     threads: int | None = None,
 ) -> Written:
-    """Write features of image files into a folder, on all devices of this machine.
+    """Write image features into a folder, on all devices of this machine.
 
     A second call computes only new or changed files, and removes the rows of files no
     longer named or there. For a reduced model, the first call prints the cosine between
@@ -61,7 +61,7 @@ def write_features(
     storage: "float16" or "float32"
     batch_size: photographs per device
     threads: decoding threads; None: one per core, at most 16
-    Raises InputError for a folder in use, or one from a call with different settings.
+    Raises InputError for a folder in use, or from a call with different settings.
     """
     check_choice("storage", storage, STORAGES)
     check_range("batch_size", batch_size, 1, whole=True)
@@ -195,7 +195,7 @@ def _comparison(vit, run, photographs, size, threads):
 
 
 def _unit_vectors(arrays):
-    """Normalize the pooled vectors of all devices to length 1. float32 [size, D]"""
+    """Normalize all devices' pooled vectors to length 1. float32 [size, D]"""
     pooled = parallel.local(arrays["pooled"]).astype(np.float32)
     vectors = pooled.reshape(-1, pooled.shape[-1])
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -214,7 +214,7 @@ def _one_behind(run, batches):
 
 
 def _append(files, source, batch, result, progress):
-    """Append the rows of a batch; a damaged photograph's row is NaN."""
+    """Append a batch's rows; a damaged photograph's row is NaN."""
     indices = batch["index"][0]
     indices = indices[indices < len(source)]
     names = [source.name(index) for index in indices]

@@ -1,6 +1,6 @@
-"""A folder of features for many photographs, one row per photograph.
+"""A folder with features, one row per photograph.
 
-The files in the folder are always a complete set. New rows collect in `.new`, where a
+Files next to a paths.txt are always a complete set. New rows collect in `.new`, where a
 killed process leaves them for the next run. At the end, new rows and still valid
 earlier rows become a set in `.complete`, whose files replace the earlier set.
 """
@@ -43,7 +43,7 @@ def opened(path: str | os.PathLike, *contents: Any) -> Iterator["FeatureFolder"]
     """Open a FeatureFolder and lock it against other processes.
 
     contents: FeatureFolder's arguments after `path`
-    Raises InputError for a folder in use, or one with a different record.
+    Raises InputError for a folder in use, or with a different record.
     """
     path = pathlib.Path(path)
     check_folder(path)
@@ -56,7 +56,7 @@ def opened(path: str | os.PathLike, *contents: Any) -> Iterator["FeatureFolder"]
 
 
 class FeatureFolder:
-    """The feature rows of a list of photographs.
+    """The feature rows for a list of photographs.
 
     record: the settings that decide a row; a folder with a different record is refused
     paths: without line breaks
@@ -97,7 +97,7 @@ class FeatureFolder:
             self._prepare(new_records)
 
     def _rows_in(self, folder):
-        """Read the complete rows of a folder: (memory-mapped arrays, FileRecords)."""
+        """Read a folder's complete rows: (memory-mapped arrays, FileRecords)."""
         info = _info(folder)
         if not info:
             return {}, []
@@ -121,7 +121,7 @@ class FeatureFolder:
         return arrays, [FileRecord.of_line(line) for line in lines[:count]]
 
     def _find_rows(self, known):
-        """Find the row of every photograph whose file has not changed.
+        """Find the rows of all photographs with unchanged files.
 
         known: FileRecords of all rows
         """
@@ -135,7 +135,7 @@ class FeatureFolder:
         sizes = {record.size for record in known}
 
         def find(path):
-            """Find (row, FileRecord) of a photograph; (-1, None) without a row."""
+            """Find a photograph's (row, FileRecord); (-1, None) without a row."""
             try:
                 record = look_at(path)
                 row = rows.get(record.seen)
@@ -158,7 +158,7 @@ class FeatureFolder:
         self.leaving = self._first - len(kept)
 
     def _prepare(self, records):
-        """Prepare `.new` for appending rows after those of `records`."""
+        """Prepare `.new` for appending rows after the rows of `records`."""
         self._new.mkdir(exist_ok=True)
         files.write_json(self._new / INFO, {RECORD: self._made_by, "rows": None})
         for name in self._shapes:
@@ -188,7 +188,7 @@ class FeatureFolder:
 
     @property
     def damaged(self) -> list[tuple[int, str, str]]:
-        """List (row, path, reason) of the photographs without features."""
+        """List (row, path, reason) for photographs without features."""
         found = []
         for row, record in enumerate(self._records):
             if record and record.reason:
@@ -229,7 +229,7 @@ class FeatureFolder:
         self._counted = time.monotonic()
 
     def complete(self):
-        """Replace the folder's set by the rows of all photographs, in their order."""
+        """Replace the folder's set by all photographs' rows, in their order."""
         self.count()
         new_rows = np.arange(self._first, self._end)
         if np.array_equal(self._rows, new_rows):
@@ -244,7 +244,7 @@ class FeatureFolder:
         shutil.rmtree(self._new, ignore_errors=True)
 
     def _copy_rows(self, folder):
-        """Write the arrays of all photographs, in order, into a folder."""
+        """Write all photographs' arrays, in their order, into a folder."""
         new, _ = self._rows_in(self._new)
         for name in self._shapes:
             with open(folder / f"{name}.npy", "wb") as file:
@@ -269,7 +269,7 @@ class FeatureFolder:
         files.write_json(folder / INFO, info)
 
     def _replace_earlier(self):
-        """Move the files of `.complete`, if there are any, into the folder itself."""
+        """Move `.complete`'s files, if there are any, into the folder itself."""
         # paths.txt is absent meanwhile and moves last, so no reader takes a row for
         # another photograph's.
         complete = self.path / COMPLETE

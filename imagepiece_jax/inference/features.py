@@ -1,4 +1,4 @@
-"""Features of images: pooled vectors, patch features, intermediate layers.
+"""Image features: pooled vectors, patch features, intermediate layers.
 
     maps = features(vit, images, layers=4)
     maps.pooled, maps.patches, maps.layers[0].patches
@@ -65,14 +65,14 @@ def features(
     reshape: bool = True,
     fill: str = "nearest",
 ) -> Features:
-    """Compute features of images, from a model with any reduction or none.
+    """Compute image features with a model, with any reduction or none.
 
     The first call with a setting compiles a program, which later calls run.
 
     images: [B, H, W, 3] floats, normalized with the model's mean and std, or uint8,
-        which is normalized here; or paths, PIL images or a folder (as for `Predictor`),
-        which `vit.preprocessing` crops. More than 64 files are computed in batches,
-        and their features are NumPy arrays
+        which is normalized here; or anything `Predictor` takes (paths, PIL images, a
+        folder, ..), which `vit.preprocessing` crops. More than 64 files are computed
+        in batches, and their features are NumPy arrays
     layers: number of last blocks, or block indices from 0
     norm: whether `layers` get the final norm
     reshape: return patches as a grid [h, w] instead of a list
@@ -109,7 +109,7 @@ def features(
 
 
 def _in_batches(vit, files, options):
-    """Compute features of files in batches of BATCH, as NumPy arrays.
+    """Compute features for files in batches, as NumPy arrays.
 
     options: keyword arguments of `features`
     """
@@ -237,7 +237,7 @@ def _spread(learned, matrix):
 
 
 def check_outputs(outputs):
-    """Refuse outputs of masked training, which masks tokens without removing them."""
+    """Refuse outputs of masked training: its masks remove no token."""
     state = outputs.state
     results = outputs.results
     masks = [result for result in results if isinstance(result, Masking)]

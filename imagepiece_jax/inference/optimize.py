@@ -1,4 +1,4 @@
-"""Compilation of a trained model into the fastest program for a device.
+"""Compile a trained model into the fastest program for a device.
 
 `compiler` prepares the weights once and compiles a Program for every batch size.
 Results change only by rounding, except for three defaults on GPUs: tanh GELU
@@ -207,8 +207,8 @@ def optimize(
     batch_size: images per call
     dtype: of weights and layers; norms, scores, softmax and logits stay float32. None:
         bfloat16, or float32 on CPUs, where bfloat16 is slow
-    gelu: "exact" or "tanh", or "quick" for a QuickGELU model. None: the model's own,
-        with "tanh" for "exact" in 16-bit dtypes on GPUs (`default_gelu`)
+    gelu: "exact" or "tanh" for a model with either; "quick" for a QuickGELU model.
+        None: the model's own, with "tanh" for "exact" in 16-bit dtypes on GPUs
     attention: "xla", "cudnn" or "auto"
     sizes: how proportional attention adds log(size) to logits: by an exact "bias", or
         in a "direction" of the keys (`size_direction`), which saves cuDNN's attention
@@ -218,7 +218,7 @@ def optimize(
     pixels: take uint8 images and normalize them on the device, which copies a quarter
         of the bytes
     device: a jax.Device, or a platform such as "cpu", "cuda" or "cuda:1"; None: the
-        first device
+        process's first device
     compiler_options: XLA options that override common.xla_options
     """
     check_range("batch_size", batch_size, 1, whole=True)
@@ -327,7 +327,7 @@ def compiler(
 
 
 def for_device(model, device, attention="auto"):
-    """Give a model the attention of a device; `attention` is optimize's option."""
+    """Give a model the device's attention; `attention` is optimize's option."""
     width = model.config.head_dim
     backend = resolve_backend(attention, model.execution.dtype, width, device)
     return model.with_execution(attention_impl=backend)
@@ -381,10 +381,7 @@ def default_reductions(model, device):
 
 
 def joined_pixels(model, device):
-    """Count the pixels a stem's first convolution reads at once (`stems.fold`).
-
-    1 joins no pixels.
-    """
+    """Count the pixels a stem's first convolution reads at once (`stems.fold`)."""
     if model.config.stem == "conv" and in_two_bytes_on_gpu(model, device):
         return min(JOINED, model.config.patch_size)
     return 1

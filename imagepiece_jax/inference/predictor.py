@@ -115,7 +115,7 @@ class Predictor:
             jax.block_until_ready(program(np.zeros(program.images.shape, np.uint8)))
 
     def __call__(self, images) -> list:
-        """Predict the most probable classes of one image or of several images.
+        """Predict the most probable classes of one image or several images.
 
         images: one image: a path, a PIL image (both rotated by their EXIF orientation),
             or an array uint8 [H, W, 3]; or several images: an iterable of images, an
@@ -135,7 +135,7 @@ class Predictor:
         return answers[0]
 
     def stream(self, images: Iterable) -> Iterator:
-        """Yield the results of images in order; `images` may be endless.
+        """Yield image results in order; `images` may be endless.
 
         Images are computed in batches. At most two batches are read ahead.
         """
@@ -196,7 +196,7 @@ class Predictor:
 
 
 def _result(future):
-    """Return the pixels of an image, or an unreadable file's error."""
+    """Return an image's pixels, or an unreadable file's error."""
     try:
         return future.result()
     except UnreadableImage as error:

@@ -1,4 +1,4 @@
-"""Proportional attention without a bias matrix: sizes in a direction of the keys.
+"""Proportional attention without a bias matrix: token sizes in key directions.
 
 Proportional attention adds log(size) to the logits. As a bias matrix that costs a GPU
 as much again as attention itself. Instead, every head gives up the direction its logits
@@ -107,7 +107,9 @@ def _moments(model):
 
 
 def second_moments(query, key, class_token):
-    """Compute (mean of q q^T, mean key covariance within an image), both [H, d, d].
+    """Compute C_q, the mean of q q^T, and C_k, the key covariance within an image.
+
+    Both are [H, d, d].
 
     query, key: [B, N, H, d]
     class_token: whether the first token is a class token, with the weight CLASS_SHARE

@@ -301,7 +301,7 @@ def timm_names(names: Collection[str]) -> tuple[Layout, dict[str, str]]:
 def with_timm_names(
     state_dict: Mapping[str, np.ndarray], config: ViTConfig | None = None
 ) -> dict[str, np.ndarray]:
-    """Translate a state dict of any layout, {timm's name: array}.
+    """Translate a state dict in any layout to {timm's name: array}.
 
     Names in timm's layout are not checked here, but in `timm_tensors.from_timm`.
 
@@ -348,8 +348,8 @@ def _renamed_tensors(state_dict, layout, names, config):
 
 def _of_parts(tensors, arch, norms_pooled):
     """Let `arch` decide between norm and fc_norm, and whether zero biases stay."""
-    # Without qkv_bias the attention biases go only if all are 0, so that no learned
-    # bias is lost.
+    # Without arch.qkv_bias the attention biases are dropped, but only if all are 0, so
+    # that no learned bias is lost.
     if norms_pooled and arch.fc_norm and "fc_norm.weight" not in tensors:
         tensors = {re.sub(r"^norm\.", "fc_norm.", k): v for k, v in tensors.items()}
     bias = re.compile(r"blocks\.\d+\.attn\.([qv]_bias|qkv\.bias)")
@@ -482,7 +482,7 @@ def _from_flax(module, kernel):
 
 
 def _stack(tensors):
-    """Stack q, k and v of blocks, and k and v of an attention pool, in place.
+    """Stack the blocks' q, k and v, and an attention pool's k and v, in place.
 
     Without a key bias, the other biases become timm's q_bias and v_bias.
     """

@@ -179,7 +179,7 @@ def load(
 
 
 def read_config(config: str | os.PathLike) -> ViTConfig:
-    """Read the config of a public model, or of the files beside weights.
+    """Read a public model's config, or the config files beside weights.
 
     config: a public name, such as "deit_tiny_patch16_224.fb_in1k"; a config.json of
         timm, transformers, `save` or a run; an open_clip_config.json; or a folder with
@@ -281,8 +281,9 @@ def of_tensors(
 ) -> ViTConfig:
     """Correct a config by its tensors.
 
-    Tensors decide the number of classes, the image size of their positions, the width
-    of a gated MLP, and whether DeiT's distillation token is a register.
+    Tensors decide the number of classes and whether DeiT's distillation token is a
+    register. Unless the files state them, tensors also decide the positions' image size
+    and a gated MLP's width.
     """
     config = described.config
     arch = config.arch

@@ -57,7 +57,7 @@ class Location:
         return WeightsSource(path=self.path, kind=self.kind, name=self.name).place
 
     def weights_file(self) -> pathlib.Path:
-        """Find the single weights file of a folder."""
+        """Find a folder's single weights file."""
         candidates = _weights_names(self.names)
         if len(candidates) == 1:
             return self.path / candidates[0]
@@ -113,7 +113,7 @@ def is_run(path: str | os.PathLike) -> bool:
 
 
 def _in_folder(folder, may_be_broken=False, config_file=None):
-    """Make the Location of a folder.
+    """Make a folder's Location.
 
     config_file: None: the preferred config file
     """
@@ -136,7 +136,7 @@ def _in_folder(folder, may_be_broken=False, config_file=None):
 
 
 def _config_name(names):
-    """Choose the name of a folder's config file; the file may be missing."""
+    """Choose a folder's config file name; the file may be missing."""
     # OpenCLIP repositories often hold transformers' weights and config.json too, and
     # these are preferred.
     weights = _weights_names(names)
@@ -147,7 +147,7 @@ def _config_name(names):
 
 
 def _weights_names(names):
-    """List the weights files of a folder: the first usual name, or else all."""
+    """List a folder's weights files: the first usual name, or else all."""
     for name in WEIGHTS:
         if name in names:
             return [name]

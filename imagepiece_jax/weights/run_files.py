@@ -16,7 +16,7 @@ KINDS = ("latest", "best")  # kinds of checkpoints
 
 
 def check_format(config: Mapping[str, Any]) -> None:
-    """Refuse the config of a run in another format."""
+    """Refuse a run's config in another format."""
     if config.get("format") != FORMAT:
         raise InputError(
             f"a run of format {config.get('format')} is not read; this version reads "

@@ -60,7 +60,8 @@ def read_checkpoint(
     """Read a run's newest "best" or "latest" checkpoint.
 
     averaged: read the weights' averages (config.ema_decay) instead of the weights
-    Returns ({timm's name: array}, the checkpoint's other facts).
+    Returns ({timm's name: array}, the checkpoint's other facts: fields of a
+        RunProgress).
     """
     folder = pathlib.Path(folder).resolve()
     start = f"{AVERAGES}/" if averaged else ""

@@ -79,7 +79,7 @@ def named_tensors(content):
 
 
 def _is_model(part):
-    """Whether a part of the content is a model's state dict."""
+    """Whether a value in the content is a model's state dict."""
     if not isinstance(part, dict) or len(part) < SMALLEST:
         return False
     return all(isinstance(value, LazyTensor) for value in part.values())

@@ -50,8 +50,8 @@ def parse_timm(
 ) -> tuple[ViTConfig, tuple | None, int | tuple[int, int] | None]:
     """Parse a config.json: (config, class names or None, position size or None).
 
-    The position size is model_args.img_size in a model of flexible size, which resizes
-    its positions to images of input_size.
+    In a model of flexible size, positions for model_args.img_size (the position size)
+    are resized to images of input_size.
     """
     images = file.get("pretrained_cfg", file)  # files from before timm 0.9 are flat
     name, tag = registry.present_name(file["architecture"])
@@ -158,7 +158,7 @@ def labels(config: Mapping[str, Any], classes: int | None):
 
 
 def with_arguments(config: ViTConfig, arguments: Mapping[str, Any]) -> ViTConfig:
-    """Apply arguments of timm's class (model_args) to a config of timm's model."""
+    """Apply model_args, the arguments of timm's class, to a timm model's config."""
     name = config.name.partition(".")[0]
     eva = registry.timm_class(name) == "Eva"
     gated = config.arch.mlp == "swiglu"
@@ -294,8 +294,8 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
 def _architecture(config: ViTConfig) -> dict[str, Any]:
     """Find timm's "architecture" and "model_args"; {} if timm lacks the model.
 
-    The architecture is a public model with equal parts and sizes, preferably for images
-    of the same size.
+    The architecture is a public model with equal parts and sizes, preferably with the
+    same image size.
     """
     same = []
     for name, row in registry.public_models().items():

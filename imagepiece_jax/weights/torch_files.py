@@ -49,7 +49,7 @@ _IGNORED_TYPES = re.compile(
 
 
 def read_torch(path, select):
-    """Read the selected tensors of a file that torch.save wrote."""
+    """Read the selected tensors from a torch.save file."""
     with open(path, "rb") as file:
         if file.read(len(_OLD_TORCH_MAGIC)) == _OLD_TORCH_MAGIC:
             return _read_old_torch(file, select)
