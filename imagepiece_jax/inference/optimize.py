@@ -92,6 +92,7 @@ class Program:
         images: [b, H, W, 3] normalized floats, or uint8, which is normalized first; a
             program with `pixels` takes only uint8. Fewer images are padded and take as
             long as a full batch
+        Raises InputError for other shapes and dtypes.
         """
         own = self.images
         images = native(images)
