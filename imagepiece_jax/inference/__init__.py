@@ -1,4 +1,4 @@
 """Compiled programs, predictions and feature vectors of trained models.
 
-Files for other runtimes are written in `export`.
+Programs for other runtimes are in `imagepiece_jax.export`.
 """

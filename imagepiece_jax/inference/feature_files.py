@@ -1,4 +1,4 @@
-"""Features of many photographs, computed on all devices into a `FeatureFolder`."""
+"""Compute photographs' features on all devices, into a `FeatureFolder`."""
 
 import contextlib
 import functools
@@ -27,14 +27,14 @@ from imagepiece_jax.models.record import record_of
 from imagepiece_jax.models.vit import final_norm
 
 STORAGES = ("float16", "float32")
-COMPARED = 256  # photographs that the dense model sees, too
+COMPARED = 256  # photographs for the comparison with the dense model
 
 
 class Written(NamedTuple):
-    """What a complete folder holds."""
+    """A summary of a complete folder."""
 
-    shapes: dict[str, list[int]]  # of the arrays, by name
-    damaged: int  # rows of NaN
+    shapes: dict[str, list[int]]  # {array name: shape}
+    damaged: int  # number of NaN rows
 
 
 def write_features(
@@ -48,20 +48,20 @@ def write_features(
     batch_size: int = 64,
     threads: int | None = None,
 ) -> Written:
-    """Write features of image files into a folder, on all devices of this machine.
+    """Write image features into a folder, on all devices of this machine.
 
-    Called again, it computes what is new or has changed, and keeps each row whose file
-    has not; rows of other files leave. Of a reduced model it prints first how near its
-    vectors are to the dense model's.
+    A second call computes only new or changed files, and removes the rows of files no
+    longer named or there. For a reduced model, the first call prints the cosine between
+    its vectors and the dense model's.
 
-    images: paths; one with a line break is left out, as paths.txt has a line for each
-    folder: new, empty, or one of an earlier call
-    patches, logits: whether to write a feature for every patch, and the head's outputs
-    storage: type of the numbers, "float16" or "float32"
-    batch_size: photographs a device at a time
-    threads: number of threads that decode; None: one per core, at most 16
-    Raises InputError for a folder of an earlier call whose rows were decided by other
-        arguments, or that is in use.
+    images: paths; paths with a line break are left out, because paths.txt has one line
+        per photograph
+    folder: new, empty, or from an earlier call
+    patches, logits: whether to write patch features, and the head's outputs
+    storage: "float16" or "float32"
+    batch_size: photographs per device
+    threads: decoding threads; None: one per core, at most 16
+    Raises InputError for a folder in use, or from a call with different settings.
     """
     check_choice("storage", storage, STORAGES)
     check_range("batch_size", batch_size, 1, whole=True)
@@ -112,8 +112,8 @@ def write_features(
 
 
 def _of_one_line(paths):
-    """The paths without a line break; others are noted."""
-    # Whoever reads paths.txt may split at more than "\n": Python at U+2028, too.
+    """Drop paths with a line break, with a note."""
+    # Readers of paths.txt may split at more than "\n": Python splits at U+2028, too.
     others = [path for path in paths if path.splitlines() != [path]]
     if others:
         log.warning(
@@ -124,13 +124,13 @@ def _of_one_line(paths):
 
 
 class Extractor:
-    """A model on all devices: called with pixels [size, H, W, 3], it gives its arrays.
+    """A model on all devices: pixels [size, H, W, 3] -> its arrays.
 
-    A result is {name: array [devices, size / devices, ..]}.
+    Results are {name: array [devices, size / devices, ..]}.
 
-    names: of the arrays: "pooled", "logits", "patches"
-    model: the form that computes
-    shapes: of a row of each array
+    names: a choice of "pooled", "logits" and "patches"
+    model: the prepared model (`optimize.prepare`)
+    shapes: {array name: shape of one row}
     """
 
     def __init__(self, vit: Pretrained, names: Sequence[str]):
@@ -154,7 +154,7 @@ class Extractor:
 
 
 def _arrays(model, names, variables, images):
-    """The arrays of uint8 images, by name."""
+    """Compute the named arrays of uint8 images."""
     model = model.with_execution(head_only="patches" not in names)
     outputs = model.apply(
         variables, as_normalized(images, model.config.mean, model.config.std)
@@ -168,7 +168,7 @@ def _arrays(model, names, variables, images):
 
 
 def _comparison(vit, run, photographs, size, threads):
-    """The cosine of pooled vectors to those of the dense model, in words.
+    """Compare pooled vectors with the dense model's, in one sentence.
 
     run: the Extractor of `vit`
     """
@@ -195,14 +195,14 @@ def _comparison(vit, run, photographs, size, threads):
 
 
 def _unit_vectors(arrays):
-    """Pooled vectors of all devices, of length 1. float32 [size, D]"""
+    """Normalize all devices' pooled vectors to length 1. float32 [size, D]"""
     pooled = parallel.local(arrays["pooled"]).astype(np.float32)
     vectors = pooled.reshape(-1, pooled.shape[-1])
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def _one_behind(run, batches):
-    """Yield (batch, result) while the devices compute the next one."""
+    """Yield (batch, result) while the devices compute the next batch."""
     pending = None
     for batch in batches:
         result = run(batch["image"][0])
@@ -214,7 +214,7 @@ def _one_behind(run, batches):
 
 
 def _append(files, source, batch, result, progress):
-    """Append the rows of a batch, NaN where a photograph is damaged."""
+    """Append a batch's rows; a damaged photograph's row is NaN."""
     indices = batch["index"][0]
     indices = indices[indices < len(source)]
     names = [source.name(index) for index in indices]

@@ -1,17 +1,8 @@
-"""A folder with features of many photographs, a row for each.
+"""A folder with features, one row per photograph.
 
-pooled.npy      [photographs, D], a row for each line of paths.txt
-logits.npy      [photographs, classes], and patches.npy [photographs, h, w, D] on
-                request
-paths.txt       the paths of the photographs, one a line
-damaged.csv     row, path and reason of each that has no features: its row is NaN
-files.jsonl     the file that each row was computed from: a FileRecord
-info.json       what decides a row, and how many rows are there
-
-These files are always a complete set. New rows are counted in such files of the folder
-`.new`, where a killed process leaves them. At the end they and the earlier rows that
-are still right become a set in the folder `.complete`, whose files then replace the
-earlier ones.
+Files next to a paths.txt are always a complete set. New rows collect in `.new`, where a
+killed process leaves them for the next run. At the end, new rows and still valid
+earlier rows become a set in `.complete`, whose files replace the earlier set.
 """
 
 import contextlib
@@ -33,24 +24,26 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference.file_records import FileRecord, look_at, read
 from imagepiece_jax.models.record import differences, sentence
 
+# pooled.npy [photographs, D]; on request logits.npy [photographs, classes] and
+# patches.npy [photographs, h, w, D]. A photograph's row is its line in paths.txt.
 ARRAYS = ("pooled", "logits", "patches")
-INFO = "info.json"
-PATHS = "paths.txt"
-DAMAGED = "damaged.csv"
-FILES = "files.jsonl"
+INFO = "info.json"  # the record that decides a row (RECORD), and the number of rows
+PATHS = "paths.txt"  # the photographs' paths, one per line
+DAMAGED = "damaged.csv"  # row, path and reason of photographs without features (NaN)
+FILES = "files.jsonl"  # a FileRecord per row: the file the row was computed from
 NEW = ".new"
 COMPLETE = ".complete"
-RECORD = "made_by"  # in info.json
-INTERVAL = 5.0  # seconds between two counts: a kill loses as much work
-THREADS = 16  # threads that look at files, which is slow over a network
+RECORD = "made_by"  # key in info.json
+INTERVAL = 5.0  # seconds between two writes: a kill loses as much work
+THREADS = 16  # for looking at files, which is slow over a network
 
 
 @contextlib.contextmanager
 def opened(path: str | os.PathLike, *contents: Any) -> Iterator["FeatureFolder"]:
-    """Context of a FeatureFolder that no other process writes.
+    """Open a FeatureFolder and lock it against other processes.
 
-    contents: the other arguments of a FeatureFolder
-    Raises InputError for a folder of other rows, or one that is in use.
+    contents: FeatureFolder's arguments after `path`
+    Raises InputError for a folder in use, or with a different record.
     """
     path = pathlib.Path(path)
     check_folder(path)
@@ -63,13 +56,13 @@ def opened(path: str | os.PathLike, *contents: Any) -> Iterator["FeatureFolder"]
 
 
 class FeatureFolder:
-    """The rows of photographs in a folder.
+    """The feature rows for a list of photographs.
 
-    record: what decides a row
-    paths: of the photographs, without line breaks
-    shapes: of a row of each array, by name
-    missing: places among the photographs that have no row yet
-    leaving: number of rows that are no photograph's any more
+    record: the settings that decide a row; a folder with a different record is refused
+    paths: without line breaks
+    shapes: {array name: shape of one row}
+    missing: indices of photographs without a row yet
+    leaving: number of earlier rows that no photograph uses any more
     """
 
     def __init__(
@@ -86,24 +79,25 @@ class FeatureFolder:
         self._paths = paths
         self._shapes = shapes
         self._new = path / NEW
-        self._lines = []  # of files.jsonl, not yet written
+        self._lines = []  # FileRecords that are not yet in files.jsonl
         self._counted = time.monotonic()
-        for left in [*path.glob(".*.tmp"), *self._new.glob(".*.tmp")]:  # by a kill
+        # A killed process may have left temporary files.
+        for left in [*path.glob(".*.tmp"), *self._new.glob(".*.tmp")]:
             if left.is_dir():
                 shutil.rmtree(left)
             else:
                 left.unlink()
-        self._replace_earlier()  # what a killed process was about to do
+        self._replace_earlier()  # finish what a killed process had started
         self._earlier, records = self._rows_in(path)
         _, new_records = self._rows_in(self._new)
-        self._first = len(records)  # the number of the first new row
+        self._first = len(records)  # index of the first new row
         self._end = self._first + len(new_records)
         self._find_rows([*records, *new_records])
         if len(self.missing) or self._new.exists():
             self._prepare(new_records)
 
     def _rows_in(self, folder):
-        """(arrays on disk by name, FileRecords): the whole rows in a folder."""
+        """Read a folder's complete rows: (memory-mapped arrays, FileRecords)."""
         info = _info(folder)
         if not info:
             return {}, []
@@ -117,6 +111,7 @@ class FeatureFolder:
             }
         except (FileNotFoundError, ValueError, EOFError):
             return {}, []
+        # A kill may leave arrays and lines of different lengths.
         count = min(map(len, [lines, *arrays.values()]))
         for name, array in arrays.items():
             if (array.shape[1:], array.dtype) != (self._shapes[name], self.dtype):
@@ -126,13 +121,13 @@ class FeatureFolder:
         return arrays, [FileRecord.of_line(line) for line in lines[:count]]
 
     def _find_rows(self, known):
-        """Find the row of each photograph whose file has not changed.
-
-        A file that looks as it did is not read. One that looks different has its row
-        if its bytes are those of any row, as of a file that was moved or copied.
+        """Find the rows of all photographs with unchanged files.
 
         known: FileRecords of all rows
         """
+        # A file with an unchanged path, size and times is not read. Any other file is
+        # read if some row has its size, and keeps the row with equal bytes: a moved or
+        # copied file.
         rows = {}  # by the file, and by its content
         for row, record in enumerate(known):
             if record.digest:
@@ -140,7 +135,7 @@ class FeatureFolder:
         sizes = {record.size for record in known}
 
         def find(path):
-            """(the row of a photograph, its record), or (-1, None)."""
+            """Find a photograph's (row, FileRecord); (-1, None) without a row."""
             try:
                 record = look_at(path)
                 row = rows.get(record.seen)
@@ -163,7 +158,7 @@ class FeatureFolder:
         self.leaving = self._first - len(kept)
 
     def _prepare(self, records):
-        """Prepare `.new` for rows behind those of `records`."""
+        """Prepare `.new` for appending rows after the rows of `records`."""
         self._new.mkdir(exist_ok=True)
         files.write_json(self._new / INFO, {RECORD: self._made_by, "rows": None})
         for name in self._shapes:
@@ -172,7 +167,7 @@ class FeatureFolder:
         files.replace_file(self._new / FILES, _lines_of(records))
 
     def _write_counts(self, count):
-        """Have the arrays of new rows hold `count` rows, on the disk."""
+        """Make the arrays in `.new` hold exactly `count` rows, and flush them."""
         for name, shape in self._shapes.items():
             header = self._header(name, count)
             row_bytes = int(np.prod(shape)) * self.dtype.itemsize
@@ -183,10 +178,8 @@ class FeatureFolder:
                     os.fsync(file.fileno())
 
     def _header(self, name, count):
-        """The bytes with which the .npy file of `count` rows begins.
-
-        NumPy makes it as long for any count.
-        """
+        """Make the header of an .npy file with `count` rows."""
+        # NumPy's header has the same length for any count, so it can be overwritten.
         header = io.BytesIO()
         shape = (count, *self._shapes[name])
         facts = {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
@@ -195,7 +188,7 @@ class FeatureFolder:
 
     @property
     def damaged(self) -> list[tuple[int, str, str]]:
-        """(row, path, reason) of the photographs without features."""
+        """List (row, path, reason) for photographs without features."""
         found = []
         for row, record in enumerate(self._records):
             if record and record.reason:
@@ -208,7 +201,11 @@ class FeatureFolder:
         arrays: Mapping[str, np.ndarray],
         records: Sequence[FileRecord],
     ):
-        """Add rows of photographs: their places, arrays by name, and records."""
+        """Append rows.
+
+        places: indices of the photographs, in the order of the rows
+        arrays: {name: rows}
+        """
         for name in self._shapes:
             with open(self._new / f"{name}.npy", "ab") as file:
                 file.write(arrays[name].tobytes())
@@ -221,9 +218,10 @@ class FeatureFolder:
             self.count()
 
     def count(self):
-        """Write all new rows to the disk, and then their records."""
+        """Flush all new rows to the disk, then write their records."""
         if not self._lines:
             return
+        # Records follow the rows, so that a kill never leaves a record without its row.
         self._write_counts(self._end - self._first)
         with open(self._new / FILES, "ab") as file:
             file.write(_lines_of(self._lines))
@@ -231,7 +229,7 @@ class FeatureFolder:
         self._counted = time.monotonic()
 
     def complete(self):
-        """Make all rows the folder's, in the order of the photographs."""
+        """Replace the folder's set by all photographs' rows, in their order."""
         self.count()
         new_rows = np.arange(self._first, self._end)
         if np.array_equal(self._rows, new_rows):
@@ -246,7 +244,7 @@ class FeatureFolder:
         shutil.rmtree(self._new, ignore_errors=True)
 
     def _copy_rows(self, folder):
-        """Write the arrays of all photographs into a folder."""
+        """Write all photographs' arrays, in their order, into a folder."""
         new, _ = self._rows_in(self._new)
         for name in self._shapes:
             with open(folder / f"{name}.npy", "wb") as file:
@@ -258,7 +256,7 @@ class FeatureFolder:
                         file.write(new[name][row - self._first].tobytes())
 
     def _write_lists(self, folder):
-        """Write what is no array, for all photographs."""
+        """Write paths.txt, damaged.csv, files.jsonl and info.json."""
         text = io.StringIO(newline="")
         table = csv.writer(text, lineterminator="\n")
         table.writerows([("row", "path", "reason"), *self.damaged])
@@ -271,10 +269,9 @@ class FeatureFolder:
         files.write_json(folder / INFO, info)
 
     def _replace_earlier(self):
-        """Move a complete set to the folder itself, as a killed process would have.
-
-        paths.txt is absent meanwhile, so that no row is taken for another photograph's.
-        """
+        """Move `.complete`'s files, if there are any, into the folder itself."""
+        # paths.txt is absent meanwhile and moves last, so no reader takes a row for
+        # another photograph's.
         complete = self.path / COMPLETE
         if not complete.exists():
             return
@@ -287,10 +284,8 @@ class FeatureFolder:
 
 
 def check_folder(path: pathlib.Path):
-    """Check that a folder holds features, or nothing.
-
-    Without an info.json its files are not of features, whatever their names are.
-    """
+    """Check that a folder holds features, or nothing."""
+    # Without an info.json, even files with our names count as somebody else's.
     folders = [path, path / NEW, path / COMPLETE]
     ours = {files.LOCK}
     if any([_info(folder) for folder in folders]):
@@ -300,12 +295,12 @@ def check_folder(path: pathlib.Path):
 
 
 def _info(folder):
-    """The info.json of rows in a folder; {}: there are none."""
+    """Read a folder's info.json; {} if the folder has no rows."""
     file = folder / INFO
     info = files.read_json(file) if file.exists() else {}
     return info if isinstance(info.get(RECORD), dict) and "rows" in info else {}
 
 
 def _lines_of(records):
-    """FileRecords as lines of JSON."""
+    """Write FileRecords as lines of JSON."""
     return b"".join([json.dumps(record).encode() + b"\n" for record in records])

@@ -1,11 +1,11 @@
-"""Features of images: pooled vectors, patch features, intermediate layers.
+"""Image features: pooled vectors, patch features, intermediate layers.
 
     maps = features(vit, images, layers=4)
     maps.pooled, maps.patches, maps.layers[0].patches
 
-Every patch has a feature, as patches are followed through the reductions of the forward
-pass. Patches in a merged token share its feature. A soft reduction (TokenLearner) gives
-patches a mean of its tokens. Dropped patches are filled as `fill` says.
+Every patch has a feature, because patches are followed through the model's reductions.
+Patches in a merged token share its feature. After a soft reduction (TokenLearner) a
+patch is a mean of the learned tokens. `fill` chooses the feature of dropped patches.
 """
 
 import functools
@@ -34,22 +34,22 @@ from imagepiece_jax.reduction.provenance import follow, rows_of
 from imagepiece_jax.reduction.state import DROPPED, Masking
 
 FILLS = ("nearest", "last", "zero", "class")
-BATCH = 64  # files that are computed at a time
+BATCH = 64  # files per batch
 
 
 class Layer(NamedTuple):
-    """A feature for every patch after one block."""
+    """Patch features after one block."""
 
     patches: jax.Array  # [B, h, w, D], or [B, h w, D] without `reshape`
     prefix: jax.Array  # [B, P, D]: class, distillation and register tokens
-    dropped: jax.Array  # [B, h, w] bool: whether the patch was dropped so far
+    dropped: jax.Array  # [B, h, w] bool: dropped in this block or before
 
 
 class Features(NamedTuple):
     """The result of `features`."""
 
     pooled: jax.Array  # [B, D]: the input of the model's head
-    # patches, prefix and dropped are as in a Layer, after the final norm
+    # After the final norm, with the shapes of a Layer:
     patches: jax.Array
     prefix: jax.Array
     dropped: jax.Array
@@ -65,22 +65,20 @@ def features(
     reshape: bool = True,
     fill: str = "nearest",
 ) -> Features:
-    """Features of images from a model with any reduction or none.
+    """Compute image features with a model, with any reduction or none.
 
     The first call with a setting compiles a program, which later calls run.
 
     images: [B, H, W, 3] floats, normalized with the model's mean and std, or uint8,
-        which is normalized here; or one image, several or a folder as `Predictor` takes
-        them (paths, PIL images, ..), which `vit.preprocessing` crops. More files than
-        64 are computed in batches, and their features are NumPy arrays
-    layers: number of last blocks, or indices of blocks from 0
-    norm: whether the final norm is applied to the features of `layers`
-    reshape: whether patches are returned as a grid, or else as a list
-    fill: the feature of a dropped patch: "nearest", the feature of the most similar
-        token that was kept; "last", its own when it was dropped; "zero"; or "class",
-        the class token's
-    Raises InputError for arguments that do not fit.
-    Source: `layers` is as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
+        which is normalized here; or anything `Predictor` takes (paths, PIL images, a
+        folder, ..), which `vit.preprocessing` crops. More than 64 files are computed
+        in batches, and their features are NumPy arrays
+    layers: number of last blocks, or block indices from 0
+    norm: whether `layers` get the final norm
+    reshape: return patches as a grid [h, w] instead of a list
+    fill: feature of a dropped patch: "nearest", the most similar kept token's; "last",
+        its own when it was dropped; "zero"; or "class", the class token's
+    Source: `layers` as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
     options = {"layers": layers, "norm": norm, "reshape": reshape, "fill": fill}
     if isinstance(images, pictures.PATH):
@@ -105,16 +103,18 @@ def features(
     if not isinstance(images, jax.core.Tracer):
         images = jax.device_put(images)
         variables = vit.device_variables
-    with working("compiling the features"):  # later calls only start the program
+    # Only a setting's first call compiles; later calls just start the program.
+    with working("compiling the features"):
         return _extract(variables, images, model, blocks, norm, reshape, fill)
 
 
 def _in_batches(vit, files, options):
-    """Features of files, as NumPy arrays; the last batch is filled with its last file.
+    """Compute features for files in batches, as NumPy arrays.
 
-    options: arguments of `features`
+    options: keyword arguments of `features`
     """
     count = len(files)
+    # Copies of the last file fill the last batch, so that one program serves all.
     files = [*files, *files[-1:] * (-count % BATCH)]
     found = []
     for start in range(0, count, BATCH):
@@ -133,9 +133,9 @@ def _extract(variables, images, model, blocks, norm, reshape, fill):
 
 
 def forward_features(model, blocks=(), norm=True, reshape=True, fill="nearest"):
-    """A function (variables, images) -> Features, with the options of `features`.
+    """Return a function: (variables, images) -> Features, with `features`' options.
 
-    blocks: indices of blocks from 0
+    blocks: block indices from 0
     """
 
     def extract(variables, images):
@@ -143,7 +143,7 @@ def forward_features(model, blocks=(), norm=True, reshape=True, fill="nearest"):
         outputs, states = with_states(model, variables, images)
         grid = patch_grid(images.shape[1:3], model.config.patch_size, cut=True)
         last_norm = final_norm(model, variables)
-        # For each block the number of steps up to it, which is the place of its path.
+        # Number of reduction steps up to every block: the index of its path in `paths`.
         steps = np.cumsum([bool(layer.counts) for layer in model.plan])
         check_outputs(outputs)
         paths = follow(outputs.results, outputs.taps, fill)
@@ -171,20 +171,18 @@ def feature_map(
     fill: str = "nearest",
     norm: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
-    """Features of all patches, as a grid.
+    """Compute the features of all patches as a grid, [B, *grid, D].
 
     After a soft reduction (TokenLearner) a patch is the mean of the learned tokens,
     weighted by how much they took from it.
 
-    outputs: outputs of a model with any reduction or none
-    grid: (height, width) of its patches
-    fill: the feature of a dropped patch: "nearest", the token that had the largest
-        cosine with the patch's token at the step that dropped it; "last", the patch's
-        token at that step; "zero"; or "class", the first prefix token
-    norm: norms tokens, [.., D] (`final_norm`); None: features are the residual stream,
-        which grows from block to block
-    Returns [B, *grid, D].
-    Raises InputError for another fill, and for outputs of masked training.
+    grid: (height, width) in patches
+    fill: feature of a dropped patch: "nearest", the token with the largest cosine to
+        the patch's token at the dropping step; "last", the patch's token at that step;
+        "zero"; or "class", the first prefix token
+    norm: applied to tokens [.., D] (`final_norm`); None: the residual stream, which
+        grows from block to block
+    Raises InputError for outputs of masked training.
     """
     check_fill(fill, outputs.state.num_prefix)
     check_outputs(outputs)
@@ -194,9 +192,9 @@ def feature_map(
 
 
 def _mapped(state, path, fill, norm):
-    """(prefix tokens [B, P, D], patches [B, h w, D], whether dropped [B, h w])."""
+    """Map tokens to (prefix [B, P, D], patches [B, h w, D], dropped [B, h w])."""
     prefix, values = jnp.split(state.x, [state.num_prefix], axis=1)
-    # From the tokens back to the patches; each soft reduction on the way is one turn.
+    # Walk from the tokens back to the patches: one turn per soft reduction on the way.
     while True:
         dropped = jnp.zeros(values.shape[:2], bool)
         if path.slot is not None:
@@ -210,7 +208,7 @@ def _mapped(state, path, fill, norm):
         values = _spread(values, mixing.matrix).astype(x.dtype)
     if fill == "class":
         values = jnp.where(dropped[..., None], prefix[:, :1], values)
-    if norm:  # applied once to both, which compiles faster
+    if norm:  # one norm over prefix and patches compiles faster than two
         both = norm(jnp.concatenate([prefix, values], axis=1))
         prefix, values = jnp.split(both, [state.num_prefix], axis=1)
     if fill == "zero":
@@ -219,14 +217,15 @@ def _mapped(state, path, fill, norm):
 
 
 def _spread(learned, matrix):
-    """Means of learned tokens, weighted by how much they took from each token.
+    """Spread learned tokens back over their inputs, [B, n, D].
+
+    An input gets the learned tokens' mean, weighted by how much they took from it.
 
     learned: [B, S, D]
-    matrix: [B, S, n], the weights that made the learned tokens
-    Returns [B, n, D].
+    matrix: [B, S, n], the weights of the inputs in the learned tokens
     """
     total = jnp.sum(matrix, axis=1, keepdims=True)
-    # A token from which no learned token took anything gets 0, not 0 / 0.
+    # An input that no learned token used gets 0, not 0 / 0.
     total = jnp.where(total > 0, total, 1.0)
     share = matrix / total
     return jnp.einsum(
@@ -238,7 +237,7 @@ def _spread(learned, matrix):
 
 
 def check_outputs(outputs):
-    """Refuse outputs of masked training, where no token is gone."""
+    """Refuse outputs of masked training: its masks remove no token."""
     state = outputs.state
     results = outputs.results
     masks = [result for result in results if isinstance(result, Masking)]

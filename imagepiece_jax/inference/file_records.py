@@ -1,4 +1,4 @@
-"""What a row of features was computed from: a record of each image file."""
+"""FileRecords: the image files that feature rows were computed from."""
 
 import functools
 import hashlib
@@ -14,38 +14,39 @@ from imagepiece_jax.data.source import FileSource
 
 
 class FileRecord(NamedTuple):
-    """An image file as it was when it was read."""
+    """An image file at the time it was read."""
 
-    path: str  # absolute, by the real path of its folder
+    path: str  # absolute; the folder's symbolic links are resolved
     size: int  # bytes
     mtime: int  # nanoseconds
-    ctime: int  # nanoseconds; it changes where a copy keeps size and mtime, too
-    digest: str = ""  # hash of the bytes; "": they were not read
-    reason: str | None = None  # why it has no features
+    ctime: int  # nanoseconds; changes even if a copy keeps size and mtime
+    digest: str = ""  # hash of the bytes; "": not read
+    reason: str | None = None  # why the file has no features
 
     @property
     def seen(self) -> tuple[str, int, int, int]:
-        """What shows without reading the file."""
+        """Path, size and times: known without reading the file."""
         return self[:4]
 
     @property
     def content(self) -> tuple[int, str]:
-        """What is equal for files of equal bytes."""
+        """Size and digest: equal for files with equal bytes."""
         return self.size, self.digest
 
     @classmethod
     def of_line(cls, line: bytes) -> "FileRecord":
-        """The record in a line of JSON; that of no file in a line that was edited."""
+        """Parse a line of JSON."""
         try:
             record = cls(*json.loads(line))
             hash(record)
         except (TypeError, ValueError):
+            # Somebody edited the line. This record matches no file.
             return cls("", -1, -1, -1)
         return record
 
 
 def look_at(path: str) -> FileRecord:
-    """The record of a file without its digest. Raises OSError."""
+    """Record a file without reading it, so without its digest. Raises OSError."""
     status = os.stat(path)
     folder, name = os.path.split(path)
     path = os.path.join(_real_path(folder), name)
@@ -56,8 +57,9 @@ _real_path = functools.lru_cache(maxsize=1000)(os.path.realpath)
 
 
 def read(path: str) -> tuple[bytes, FileRecord]:
-    """The bytes of a regular file, and its record. Raises OSError."""
-    record = look_at(path)  # first: what is written meanwhile has a later time
+    """Read a regular file: (bytes, record). Raises OSError."""
+    # The times are taken first, so that a write during the read shows as a change.
+    record = look_at(path)
     with open_regular(path) as file:
         data = file.read()
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
@@ -65,9 +67,10 @@ def read(path: str) -> tuple[bytes, FileRecord]:
 
 
 class RecordedFiles(FileSource):
-    """Image files without labels, upright, whose records are kept as they are read.
+    """Upright image files without labels; reading a file keeps its FileRecord.
 
-    records: {place: record} of the files that were read, also by parts of the source
+    records: {place in the whole source: FileRecord} of the files read so far, shared
+        with subsets
     """
 
     def __init__(self, files: Sequence[str]):
@@ -78,7 +81,7 @@ class RecordedFiles(FileSource):
         path, label, name = super().stored(place)
         try:
             path, self.records[place] = read(path)
-        except OSError:  # `decode` finds the reason
+        except OSError:  # `decode` meets the error again and says the reason
             self.records[place] = FileRecord(os.path.abspath(path), -1, -1, -1)
         return path, label, name
 

@@ -1,13 +1,9 @@
-"""Compilation of a trained model into the fastest program for a device.
+"""Compile a trained model into the fastest program for a device.
 
-`optimize` makes a program faster. Weights are cast once, batch norms of the stem are
-folded into its convolutions, the last block computes only the tokens that the head
-reads (`ViT.head_only`), attention is the fastest that the device has, and the compiler
-gets the options with which it fuses best. None of that changes what is computed, beyond
-rounding. Two choices do. In types of two bytes, GPUs compute exact GELU by tanh
-(`default_gelu`), unless `gelu="exact"` is given. Where cuDNN's attention runs, sizes of
-tokens are in a direction of the keys (`size_direction`), unless `sizes="bias"` is. Both
-change the dense model less than bfloat16 does (docs/tables/forms).
+`compiler` prepares the weights once and compiles a Program for every batch size.
+Results change only by rounding, except for three defaults on GPUs: tanh GELU
+(`default_gelu`), sizes in key directions (`takes_direction`) and fast reductions
+(`default_reductions`).
 """
 
 import contextlib
@@ -44,17 +40,19 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.reduction import ops
 
-# Parts that compute in float32 whatever the dtype, so that casting would lose digits.
+# These parts compute in float32 for any dtype, so casting their weights loses digits.
 STAYS_FLOAT32 = ("norm", "head", "reducer", "mean_key_bias")
-QUICK = "quick"  # GELU's form that stands for no other: it is up to .02 away from them
-REDUCTIONS = ("exact", "fast")  # how reductions are computed
-# Pixels that the first convolution of a stem joins on GPUs. With 16 an H200 computes
-# DeiT-S with the stem 1.06 times as fast, and ImagePiece 1.09; with 8 1.06 and 1.08
-# (docs/tables/h200/forms.jsonl). Wider patches were not timed.
+# QuickGELU is never exchanged: it differs from the other variants by up to 0.02.
+QUICK = "quick"
+REDUCTIONS = ("exact", "fast")
+# On GPUs, a stem's first convolution reads up to 16 pixels at once. On an H200, DeiT-S
+# with the stem then runs 1.06 times as fast and ImagePiece 1.09 times; with 8 pixels
+# 1.06 and 1.08 times (docs/tables/h200/forms.jsonl). Wider patches were not timed.
 JOINED = 16
-# Batches of programs that have arrays of weights up to SMALL bytes inside: each that is
-# passed costs about a microsecond a call. Larger ones would take their memory again for
-# every program, and long to compile (PERFORMANCE.md).
+# Up to SMALL_BATCH images, weights of at most SMALL bytes are compiled into the
+# program, because every argument costs about a microsecond a call. Larger arrays stay
+# arguments: inside, every program would hold its own copy and compile four to eleven
+# times as long (PERFORMANCE.md).
 SMALL_BATCH = 8
 SMALL = 2**16
 
@@ -63,19 +61,20 @@ SMALL = 2**16
 class Program:
     """A compiled model: `program(images)` returns logits."""
 
-    model: nn.Module  # the model that was compiled, with a folded stem
-    variables: Mapping  # its variables on the device
-    arguments: tuple[jax.Array, ...]  # those of them that are not inside of `compiled`
-    compiled: jax.stages.Compiled  # JAX's executable, a function of (arguments, images)
-    images: jax.ShapeDtypeStruct  # shape and dtype of the images that it takes
-    device: jax.Device  # the device that it runs on
-    options: Mapping  # options of XLA
-    reductions: str  # how they are computed, one of REDUCTIONS
-    gmacs: float  # GMACs for one image
-    dead_gmacs: float  # the part of these that is not computed (`cost.dead_macs`)
-    compile_seconds: float  # how long compilation took
-    own_gelu: str  # the form that the model has without `optimize`
-    # whether the range of images was looked at, which takes longer than to start
+    model: nn.Module  # the compiled model, with a folded stem
+    variables: Mapping  # on the device
+    arguments: tuple[jax.Array, ...]  # the variables that `compiled` takes as arguments
+    compiled: jax.stages.Compiled  # (arguments, images) -> logits
+    images: jax.ShapeDtypeStruct  # shape and dtype of a full batch
+    device: jax.Device
+    options: Mapping  # XLA's options
+    reductions: str  # one of REDUCTIONS
+    gmacs: float  # per image
+    dead_gmacs: float  # the part of `gmacs` that is skipped (`cost.dead_macs`)
+    compile_seconds: float
+    own_gelu: str  # the model's GELU before `optimize`
+    # Whether the range of float images was checked. Later calls skip the check, which
+    # takes longer than starting the program.
     judged: bool = dataclasses.field(default=False, init=False)
 
     @property
@@ -88,13 +87,12 @@ class Program:
         return self.compiled.memory_analysis()
 
     def __call__(self, images: np.ndarray | jax.Array) -> jax.Array:
-        """Logits of images.
+        """Compute the logits of at most `batch_size` images, [b, num_classes] float32.
 
         images: [b, H, W, 3] normalized floats, or uint8, which is normalized first; a
-            program with `pixels` takes only uint8. Fewer images than batch_size are
-            padded, and take as long as a full batch
-        Returns [b, num_classes] float32.
-        Raises InputError for other shapes and types.
+            program with `pixels` takes only uint8. Fewer images are padded and take as
+            long as a full batch
+        Raises InputError for other shapes and dtypes.
         """
         own = self.images
         images = native(images)
@@ -113,12 +111,13 @@ class Program:
             object.__setattr__(self, "judged", judged)
         missing = self.batch_size - count
         on_host = isinstance(images, np.ndarray)
-        if missing and on_host:  # without a program for each count
+        # NumPy pads without compiling a program for every image count.
+        if missing and on_host:
             images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
         is_own = images.shape == own.shape and images.dtype == own.dtype
         copies = contextlib.nullcontext()
         if is_own and on_host:
-            # The executable copies them itself, in a fifth of device_put's time.
+            # The executable copies the images itself, in a fifth of device_put's time.
             copies = jax.transfer_guard_host_to_device("allow")
         elif not is_own or images.devices() != {self.device}:
             images = jax.device_put(images, self.device)
@@ -133,7 +132,7 @@ class Program:
         return f"<Program: {self.describe()}>"
 
     def describe(self) -> str:
-        """The model, its cost and its compilation in a few lines of text."""
+        """Describe the model, its cost and its compilation in a few lines."""
         batch, *size, _ = self.images.shape
         kind = self.images.dtype
         model = self.model
@@ -168,7 +167,7 @@ class Program:
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _fitted(images, batch_size, dtype, config):
-    """Images as a program takes them: padded, in its dtype, and floats normalized."""
+    """Pad images, cast them, and normalize them for a program of floats."""
     missing = batch_size - images.shape[0]
     images = jnp.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
     if dtype != jnp.uint8:
@@ -177,7 +176,7 @@ def _fitted(images, batch_size, dtype, config):
 
 
 def _device(value):
-    """The jax.Device that a value names."""
+    """Find the jax.Device for a device or a platform name."""
     if isinstance(value, jax.Device):
         return value
     platform, _, number = str(value).lower().partition(":")
@@ -206,25 +205,22 @@ def optimize(
 ) -> Program:
     """Compile a trained model for one device and images of the model's size.
 
-    batch_size: number of images in a call
-    dtype: of weights and layers; norms, scores, softmax and logits stay float32; None:
-        bfloat16, but float32 on CPUs, where bfloat16 is slow
-    gelu: "exact" or "tanh" for models that have one of them, "quick" for models that
-        have it; None: the model's, but "tanh" for "exact" in types of two bytes on
-        GPUs, which changes a model less than bfloat16 does (docs/tables/forms)
-    attention: as config.model.attention
-    sizes: how proportional attention adds log(size) to logits: by a "bias", which is
-        exact, or in a "direction" of the keys (`size_direction`), for which cuDNN's
-        attention needs no bias matrix; None: a direction where that attention runs
-    reductions: "exact", or "fast" in types of two bytes, in fewer kernels of a GPU
-        (`ops.fast`), which decide alike except near ties; None: "fast" on GPUs
-    pixels: whether the program takes uint8 images and normalizes them, so that only a
-        quarter of the bytes is copied to the device
-    device: a device in jax.devices(), or a platform such as "cpu", "cuda" or "cuda:1";
-        None: the first of all devices
-    compiler_options: of XLA, which override common.xla_options
-    Returns a `Program`.
-    Raises InputError for anything that does not fit.
+    batch_size: images per call
+    dtype: of weights and layers; norms, scores, softmax and logits stay float32. None:
+        bfloat16, or float32 on CPUs, where bfloat16 is slow
+    gelu: "exact" or "tanh" for a model with either; "quick" for a QuickGELU model.
+        None: the model's own, with "tanh" for "exact" in 16-bit dtypes on GPUs
+    attention: "xla", "cudnn" or "auto"
+    sizes: how proportional attention adds log(size) to logits: by an exact "bias", or
+        in a "direction" of the keys (`size_direction`), which saves cuDNN's attention
+        the bias matrix. None: "direction" where cuDNN's attention runs
+    reductions: "exact", or "fast" in 16-bit dtypes: fewer GPU kernels (`ops.fast`) and
+        equal decisions except near ties. None: "fast" in 16-bit dtypes on GPUs
+    pixels: take uint8 images and normalize them on the device, which copies a quarter
+        of the bytes
+    device: a jax.Device, or a platform such as "cpu", "cuda" or "cuda:1"; None: the
+        process's first device
+    compiler_options: XLA options that override common.xla_options
     """
     check_range("batch_size", batch_size, 1, whole=True)
     compile_for = compiler(
@@ -253,9 +249,9 @@ def compiler(
     device: jax.Device | str | None = None,
     compiler_options: Mapping[str, Any] | None = None,
 ) -> Callable[[int], Program]:
-    """A function that compiles a Program for a batch size, by options of `optimize`.
+    """Return a function: batch size -> Program, with the options of `optimize`.
 
-    All its Programs share the weights, which are copied to the device once.
+    All Programs share the weights, which are copied to the device once.
     """
     if dtype is not None:
         dtype = xla_options.checked_dtype(dtype)
@@ -332,23 +328,20 @@ def compiler(
 
 
 def for_device(model, device, attention="auto"):
-    """The model with the attention that a device has.
-
-    attention: as `optimize` takes it
-    """
+    """Give a model the device's attention; `attention` is optimize's option."""
     width = model.config.head_dim
     backend = resolve_backend(attention, model.execution.dtype, width, device)
     return model.with_execution(attention_impl=backend)
 
 
 def takes_direction(model, sizes=None):
-    """Whether a model gets its sizes in a direction of the keys.
+    """Whether token sizes go into key directions; `sizes` is optimize's option.
 
-    model: for a device (`for_device`)
-    sizes: as `optimize` takes it
+    model: as `for_device` returns it
     """
     if sizes == "bias" or not size_direction.has_sizes(model):
         return False
+    # A direction changes the dense model less than bfloat16 does (docs/tables/forms).
     reason = size_direction.reason_against(model)
     if sizes == "direction" and reason:
         raise InputError(f"sizes is 'direction', but the model {reason}")
@@ -358,10 +351,7 @@ def takes_direction(model, sizes=None):
 
 
 def check_gelu(model, gelu):
-    """Refuse a form of GELU that is none, or too far from the model's own.
-
-    gelu: as `optimize` takes it
-    """
+    """Refuse an unknown GELU, and any exchange from or to QuickGELU."""
     check_choice("gelu", gelu, (None, *GELUS))
     own = model.config.arch.gelu
     if gelu not in (None, own) and QUICK in (gelu, own):
@@ -369,48 +359,43 @@ def check_gelu(model, gelu):
 
 
 def in_two_bytes_on_gpu(model, device):
-    """Whether layers are of two bytes on a GPU, where programs take faster forms."""
+    """Whether the model runs in a 16-bit dtype on a GPU, where faster variants pay."""
     return device.platform == "gpu" and model.execution.dtype.itemsize == 2
 
 
 def default_gelu(model, device):
-    """The form of GELU where none is requested: the model's, or "tanh" for "exact".
-
-    GPUs compute "tanh" in the kernel of the product before it, and "exact" in one of
-    its own, a fifth of a dense model's time. They get "tanh" where layers have two
-    bytes: it changes less than bfloat16 does. float32 stays exact.
-    """
+    """Choose the default GELU: the model's own, or "tanh" for "exact" on GPUs."""
+    # GPUs compute "tanh" in the kernel of the product before it. "exact" is a kernel of
+    # its own, which takes a fifth of a dense model's time. In 16-bit dtypes "tanh"
+    # changes the dense model less than bfloat16 does (docs/tables/forms); float32 stays
+    # exact.
     form = model.config.arch.gelu
     is_exact = form == "exact" and model.config.arch.has_gelu
     return "tanh" if is_exact and in_two_bytes_on_gpu(model, device) else form
 
 
 def default_reductions(model, device):
-    """How reductions compute where nothing is requested: "fast" in two bytes on GPUs.
-
-    There they take half as many kernels (PERFORMANCE.md, "Few kernels"), and change a
-    model less than bfloat16 does (docs/tables/forms).
-    """
+    """Choose the default reductions: "fast" in 16-bit dtypes on GPUs."""
+    # Fast reductions take half as many kernels (PERFORMANCE.md, "Few kernels"). Except
+    # near ties they change a model less than bfloat16 does (docs/tables/forms).
     return "fast" if in_two_bytes_on_gpu(model, device) else "exact"
 
 
 def joined_pixels(model, device):
-    """Pixels that the first convolution of a stem joins (`stems.fold`): 1 is none.
-
-    In two bytes on GPUs it is as many as a patch is wide, up to JOINED.
-    """
+    """Count the pixels a stem's first convolution reads at once (`stems.fold`)."""
     if model.config.stem == "conv" and in_two_bytes_on_gpu(model, device):
         return min(JOINED, model.config.patch_size)
     return 1
 
 
 def prepare(model, variables, *, dtype="bfloat16", gelu=None, pixels=1):
-    """(model, variables) in the form that is compiled: stem folded, weights cast.
+    """Return (model, variables) for compilation: stem folded, weights cast.
 
-    pixels: that the first convolution of a stem joins, as `stems.fold` has it
-    The parts STAYS_FLOAT32 stay float32. The function can be traced, so that
-    `jax.eval_shape` gives the shapes.
+    The parts in STAYS_FLOAT32 stay float32.
+
+    pixels: as for `stems.fold`
     """
+    # Traceable: tools/compile_only.py takes the shapes with `jax.eval_shape`.
     params = dict(variables["params"])
     if not model.execution.folded:
         stats = variables.get("batch_stats", {}).get("patch_embed", {})
@@ -431,11 +416,9 @@ def prepare(model, variables, *, dtype="bfloat16", gelu=None, pixels=1):
 
 
 def forward_logits(model, reductions="exact"):
-    """A function (variables, images) -> logits, which normalizes uint8 images.
+    """Return a function: (variables, images) -> logits. uint8 images are normalized.
 
-    The last block computes only the tokens that the head reads (`ViT.head_only`).
-
-    reductions: as `optimize` takes it
+    The last block computes only the tokens the head reads (`ViT.head_only`).
     """
     model = model.with_execution(head_only=True)
 

@@ -1,4 +1,4 @@
-"""Predictions for images: the most probable classes of files, PIL images or arrays."""
+"""Predict the most probable classes of image files, PIL images or arrays."""
 
 import collections
 import concurrent.futures
@@ -22,28 +22,24 @@ from imagepiece_jax.models.pretrained import Pretrained
 
 
 class Prediction(NamedTuple):
-    """A class that an image may show, and its probability."""
+    """A class and its probability."""
 
-    label: str | int  # name of the class, or its index where classes have no names
-    index: int  # index of the class in the model
-    probability: float  # from 0 to 1; those of a multi-label model do not add up to 1
+    label: str | int  # the class name, or `index` for a class without a name
+    index: int  # of the class in the model
+    probability: float  # 0 to 1; in a multi-label model the sum is not 1
 
 
 class Predictor:
-    """A compiled classifier: called with images, it returns the most probable classes.
+    """A compiled classifier: images -> the most probable classes.
 
-    Several threads may call it at once. It compiles a program for one image, for eight
-    images and for `batch_size` images, each when it is first needed, or in `warm_up`.
-    Fewer images are padded.
+    Several threads may call a Predictor at once. Programs for 1, 8 and `batch_size`
+    images are compiled on first use, or in `warm_up`. Smaller batches are padded.
 
-    vit: a model of `load`
-    labels: a name for each class, or "imagenet" for ImageNet-1k's names; None: the
-        model's own names (`class_names`), or indices
-    top: number of classes to return; None: 5, or all if there are fewer
-    batch_size: number of images that are computed at once
-    threads: number of threads that decode images; None: one per core, at most 16
+    labels: class names, or "imagenet" for ImageNet-1k's; None: the model's own names
+        (`class_names`), or indices
+    top: number of classes to return; None: 5, or all if the model has fewer
+    threads: decoding threads; None: one per core, at most 16
     dtype to compiler_options: as for `optimize`
-    Raises InputError for an argument that does not fit.
     """
 
     def __init__(
@@ -72,7 +68,7 @@ class Predictor:
         if top is None:
             self._top = min(5, classes)
         check_range("top", self._top, min(1, classes), classes, whole=True)
-        # Of an untrained head `compiler` warns.
+        # An untrained head gets its own warning from `compiler`.
         if vit.has_projection and self._labels is None and not vit.untrained:
             warn(
                 "the head has no bias, like CLIP's projection or a head that was not "
@@ -81,7 +77,7 @@ class Predictor:
                 "vit.model.apply(vit.variables, images).logits",
             )
         if classes:
-            vit.probabilities(np.zeros(classes))  # refuses a regression
+            vit.probabilities(np.zeros(classes))  # raises for a regression model
         if threads is None:
             threads = min(16, cores())
         check_range("batch_size", batch_size, 1, whole=True)
@@ -109,26 +105,25 @@ class Predictor:
 
     @property
     def program(self):
-        """The Program of a full batch."""
+        """The Program for a full batch."""
         return self._program(self.sizes[-1])
 
     def warm_up(self):
-        """Compile the programs for all sizes now, and run each of them once."""
+        """Compile the programs for all batch sizes now, and run every program once."""
         for size in self.sizes:
             program = self._program(size)
             jax.block_until_ready(program(np.zeros(program.images.shape, np.uint8)))
 
     def __call__(self, images) -> list:
-        """The most probable classes of one image, or of each of several.
+        """Predict the most probable classes of one image or several images.
 
-        images: one image: the path of a file, a PIL image (both rotated by their EXIF
-            orientation), or an array uint8 [H, W, 3]. Or several: an iterable of these,
-            an array [B, H, W, 3], or a folder, which stands for all images in it and
-            its sub-folders, in order of names
-        Returns the `top` Predictions of an image; of a model without classes the pooled
-            vector, [D] float32. For several images it returns a list of these.
-        Raises InputError for anything that is not an image, and for one file that
-            cannot be read. Among several, the error of such a file is in its place in
+        images: one image: a path, a PIL image (both rotated by their EXIF orientation),
+            or an array uint8 [H, W, 3]; or several images: an iterable of images, an
+            array uint8 [B, H, W, 3], or a folder with all images below it, by name
+        Returns the `top` Predictions, or the pooled vector, [D] float32, if the model
+            has no classes. Several images give a list.
+        Raises InputError for anything that is not an image, and for a single unreadable
+            file. Among several images, an unreadable file's error takes its place in
             the list.
         """
         images, is_one = pictures.listed(images)
@@ -140,10 +135,9 @@ class Predictor:
         return answers[0]
 
     def stream(self, images: Iterable) -> Iterator:
-        """Yield the result of each image, in order.
+        """Yield image results in order; `images` may be endless.
 
-        Images are computed in batches, and at most two batches are read ahead, so
-        `images` may be endless.
+        Images are computed in batches. At most two batches are read ahead.
         """
         images, _ = pictures.listed(images)
         decoded = self._decoded(images)
@@ -166,18 +160,19 @@ class Predictor:
             return self._programs[size]
 
     def _logits(self, pixels):
-        """Logits of at most a full batch of images. -> [b, classes]."""
+        """Compute the logits of at most a full batch, [b, classes]."""
         size = next(size for size in self.sizes if size >= len(pixels))
         program = self._program(size)
-        with jax.transfer_guard_device_to_host("allow"):  # device_get takes 60 us more
+        # The guard is lifted, because device_get would take 60 us more.
+        with jax.transfer_guard_device_to_host("allow"):
             return np.asarray(program(np.stack(pixels)))
 
     def _decoded(self, images):
-        """Yield a Future of the pixels of each image; threads read ahead."""
+        """Yield a Future of every image's pixels; threads read ahead."""
         waiting = collections.deque()
         for image in images:
             if not isinstance(image, pictures.PATH):
-                # Read it now: its owner may change or close it later.
+                # Read the pixels now: the caller may change or close the image later.
                 image = pictures.rgb(image)
             crop = functools.partial(pictures.cropped, image, self._preprocessing)
             waiting.append(self._threads.submit(crop))
@@ -186,7 +181,7 @@ class Predictor:
         yield from waiting
 
     def _most_probable(self, logits):
-        """The `top` Predictions of an image with these logits [classes]."""
+        """Turn one image's logits [classes] into the `top` Predictions."""
         probabilities = self._probabilities(logits)
         order = np.argsort(-logits, kind="stable")[: self._top]
         predictions = []
@@ -201,7 +196,7 @@ class Predictor:
 
 
 def _result(future):
-    """The pixels of an image, or the error of a file that cannot be read."""
+    """Return an image's pixels, or an unreadable file's error."""
     try:
         return future.result()
     except UnreadableImage as error:

@@ -1,25 +1,8 @@
-"""Proportional attention without a bias matrix: sizes in a direction of the keys.
+"""Proportional attention without a bias matrix: token sizes in key directions.
 
-Proportional attention adds log(size) of a key to the logits of all queries. A fused
-kernel takes that as a bias with a row for every query, which costs a GPU as much again
-as attention itself. But each head has a direction that its logits hardly use. Queries
-and keys give it up, and keys carry the sizes there, so that the width of a head, and
-the kernel, stay what they are.
-
-With u the unit vector of the direction and P = I - u u^T, the projections become
-W_q P, b_q P + a u and W_k P, b_k P, and k_j + sqrt(d) / a log(s_j) u is the key of a
-token of size s_j: q k_j / sqrt(d) has lost its part along u, and gained log(s_j). That
-is for inference: training would fill the direction again.
-
-Of the directions, u has the least (u^T C_q u) (u^T C_k u), the mean square of what the
-logits lose, where C_q is the mean of q q^T and C_k the covariance of the keys of an
-image, both over tokens of some images. What all keys of an image share moves the logits
-of a query alike, which the softmax does not notice. An oblique projection, with one
-vector for queries and another for keys, loses a quarter less of the logits' mean
-square, and does not come closer to the dense model.
-
-Reducers compare the mean over heads of keys as they were before. It is a product of its
-own, of the tokens with the mean of the heads' weights.
+Proportional attention adds log(size) to the logits. As a bias matrix that costs a GPU
+as much again as attention itself. Instead, every head gives up the direction its logits
+use least (`directions`), and its keys carry log(size) there (`folded`). Inference only.
 """
 
 import functools
@@ -42,16 +25,16 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
 
 PHOTOGRAPHS = pathlib.Path(__file__).with_name("photographs")
-CLASS_SHARE = 0.5  # of the class token in the mean of queries: its row decides
-STARTS = 3  # last eigenvectors of the sum from which the descent starts
-FIRST_TURNS = 20  # of all starts
-TURNS = 100  # the most turns of the best one
-STILL = 1e-12  # distance of the cosine from 1 at which a direction has settled
-NOTHING = 1e-9  # share of all moments; float32 sums are not as exact
+CLASS_SHARE = 0.5  # the class token's weight in C_q: its row decides
+STARTS = 3  # smallest eigenvectors of C_q + C_k from which the descent starts
+FIRST_TURNS = 20  # turns for every start
+TURNS = 100  # further turns, at most, for the best start
+STILL = 1e-12  # a direction has settled at a cosine above 1 - STILL
+NOTHING = 1e-9  # added share of the trace, below the precision of float32 sums
 
 
 def sized_blocks(model: ViT) -> range:
-    """The blocks whose attention meets tokens of several patches."""
+    """List the blocks whose attention sees tokens of several patches."""
     for index, layer in enumerate(model.plan):
         if layer.counts is None:
             continue
@@ -62,12 +45,12 @@ def sized_blocks(model: ViT) -> range:
 
 
 def has_sizes(model: ViT) -> bool:
-    """Whether the attention of some block adds log(size) to logits."""
+    """Whether any block's attention adds log(size) to the logits."""
     return model.prop_attn and bool(sized_blocks(model))
 
 
 def reason_against(model: ViT) -> str | None:
-    """Why a model cannot have its sizes in a direction; None if it can."""
+    """Say why a model cannot carry sizes in key directions; None if it can."""
     if model.config.arch.rotary is not None:
         return "has rotary positions, which turn every direction"
     if any("query" in layer.reads for layer in model.plan):
@@ -76,17 +59,18 @@ def reason_against(model: ViT) -> str | None:
 
 
 def directions(vit: Pretrained, images: np.ndarray | None = None) -> np.ndarray:
-    """The direction of every head that its logits use least.
+    """Find, for every head, the direction its logits use least.
 
-    images: uint8 or normalized, [B, H, W, 3]; None: eight photographs of this package
+    images: uint8 or normalized, [B, H, W, 3]; None: this package's eight photographs
     Returns unit vectors, [depth, H, d] float32.
     """
     if images is None:
-        whole = Preprocessing(vit.image_size, crop=1.0)  # whatever images it expects
+        # A full crop, whatever preprocessing the model expects.
+        whole = Preprocessing(vit.image_size, crop=1.0)
         images = pictures.as_batch(sorted(PHOTOGRAPHS.glob("*.jpg")), whole)
     dense = vit.model_with(None).with_execution(attention_impl="xla", dtype="float32")
     with working("finding the directions of sizes"):
-        # Copied by name, which a user's transfer guard allows.
+        # An explicit copy, which a user's transfer guard allows.
         moments = _moments(dense)(*jax.device_put((vit.variables, images)))
         moments = jax.device_get(moments)
     found = []
@@ -101,10 +85,7 @@ def directions(vit: Pretrained, images: np.ndarray | None = None) -> np.ndarray:
 
 @functools.lru_cache(maxsize=2)
 def _moments(model):
-    """A compiled function (variables, images) -> C_q and C_k of each block.
-
-    They are [H, d, d] float32 each.
-    """
+    """Compile (variables, images) -> [(C_q, C_k) per block], [H, d, d] float32."""
 
     def moments(variables, images):
         found = []
@@ -126,10 +107,12 @@ def _moments(model):
 
 
 def second_moments(query, key, class_token):
-    """(mean of q q^T, mean covariance of the keys of an image), each [H, d, d].
+    """Compute C_q, the mean of q q^T, and C_k, the key covariance within an image.
+
+    Both are [H, d, d].
 
     query, key: [B, N, H, d]
-    class_token: whether the first token is one; it then has the weight CLASS_SHARE
+    class_token: whether the first token is a class token, with the weight CLASS_SHARE
     """
     batch, tokens = query.shape[:2]
     weight = jnp.full(tokens, 1 / tokens)
@@ -137,20 +120,26 @@ def second_moments(query, key, class_token):
         others = (1 - CLASS_SHARE) / (tokens - 1)
         weight = jnp.full(tokens, others).at[0].set(CLASS_SHARE)
     of_queries = jnp.einsum("bnhd,bnhe,n->hde", query, query, weight) / batch
+    # A vector shared by all keys of an image shifts the logits of a query alike, which
+    # the softmax ignores. So the keys' covariance counts, not their second moment.
     key = key - jnp.mean(key, axis=1, keepdims=True)
     of_keys = jnp.einsum("bnhd,bnhe->hde", key, key) / (batch * tokens)
     return of_queries, of_keys
 
 
 def least_used(of_queries: np.ndarray, of_keys: np.ndarray) -> np.ndarray:
-    """The unit vector u of the least (u^T C_q u) (u^T C_k u).
+    """Minimize (u^T C_q u) (u^T C_k u) over unit vectors u.
 
     [.., d, d] twice -> [.., d]
-
-    u is the last eigenvector of C_q / (u^T C_q u) + C_k / (u^T C_k u). A turn divides u
-    by this matrix, which never makes the product larger (AM-GM), and takes a fraction
-    of the time of an eigenvector. Only the best of several starts is continued.
     """
+    # The product is the mean square of the logits' loss when queries and keys lose
+    # their part along u. An oblique projection (one vector for queries, another for
+    # keys) loses a quarter less mean square, but comes no closer to the dense model.
+    #
+    # u is an eigenvector of C_q / (u^T C_q u) + C_k / (u^T C_k u), the one with the
+    # smallest eigenvalue. A turn multiplies u by this matrix's inverse, which never
+    # makes the product larger (AM-GM) and takes a fraction of an eigendecomposition's
+    # time. Only the best start is continued.
     of_queries = _scaled(of_queries)
     of_keys = _scaled(of_keys)
     starts = [
@@ -167,7 +156,7 @@ def least_used(of_queries: np.ndarray, of_keys: np.ndarray) -> np.ndarray:
 
 
 def _turned(vectors, of_queries, of_keys, turns):
-    """Unit vectors [.., S, d] after `turns` turns, or earlier if they have settled."""
+    """Take up to `turns` turns of unit vectors [.., S, d]; stop once all settle."""
     for _ in range(turns):
         before = vectors
         along_queries = _along(vectors, of_queries)[..., None, None]
@@ -183,15 +172,13 @@ def _turned(vectors, of_queries, of_keys, turns):
 
 
 def _along(vectors, moments):
-    """u^T C u. [.., S, d], [.., d, d] -> [.., S]"""
+    """Compute u^T C u. [.., S, d], [.., d, d] -> [.., S]"""
     return np.einsum("...sd,...de,...se->...s", vectors, moments, vectors)
 
 
 def _scaled(moments):
-    """Second moments with trace 1 that are above 0 in every direction.
-
-    Those of a head of zeros, which may have been pruned, are the same in all of them.
-    """
+    """Scale second moments to trace 1 and make them positive definite."""
+    # A head of zeros, such as a pruned head, gets equal moments in every direction.
     moments = np.asarray(moments, np.float64)
     total = np.trace(moments, axis1=-2, axis2=-1)[..., None, None]
     scaled = moments / np.where(total > 0, total, 1)
@@ -204,11 +191,11 @@ def folded(
     directions: np.ndarray,
     blocks: Container[int] | None = None,
 ) -> tuple[ViT, dict[str, Any]]:
-    """(model, variables) with sizes in directions of the keys, for inference.
+    """Return (model, variables) whose keys carry the sizes in `directions`.
 
     directions: [depth, H, d], from `directions`
-    blocks: indices of the blocks that give up a direction; None: `sized_blocks`, which
-        leaves all others as they are
+    blocks: indices of the blocks that give up a direction; None: `sized_blocks`, so
+        all other blocks compute as before
     """
     params = dict(variables["params"])
     if blocks is None:
@@ -226,15 +213,22 @@ def folded(
 
 
 def _without(attention, u):
-    """Parameters of an Attention with the directions removed from queries and keys.
+    """Remove the directions from an Attention's query and key parameters.
 
-    u: [H, d] float32, unit vectors; zeros change nothing
+    u: [H, d] float32, unit vectors; zeros leave the logits as they are
     """
+    # With P = I - u u^T and a = QUERY_SCALE, the projections become W_q P, b_q P + a u
+    # and W_k P, b_k P. Attention turns the key of a token of size s_j into
+    # k_j + sqrt(d) / a log(s_j) u. Then q k_j / sqrt(d) loses its part along u and
+    # gains log(s_j). The head width and the kernel stay the same. Training would fill
+    # the direction again, so the result is for inference.
     attention = dict(attention)
     query = {name: _projected(value, u) for name, value in attention["q"].items()}
     bias = query.get("bias", np.zeros(u.size, np.float32))
     attention["q"] = query | {"bias": bias + QUERY_SCALE * u.reshape(-1)}
     key = attention["k"]
+    # Reducers compare the mean key over heads as it was before. It becomes a product of
+    # its own: the tokens with the heads' mean weights.
     of_heads = np.asarray(key["kernel"], np.float32).reshape(-1, *u.shape)
     attention["mean_key"] = np.mean(of_heads, axis=1)
     bias = np.asarray(key.get("bias", np.zeros(u.size, np.float32)))
@@ -245,7 +239,7 @@ def _without(attention, u):
 
 
 def _projected(value, u):
-    """value P, head by head. [.., H d] -> [.., H d] float32."""
+    """Multiply by P = I - u u^T, head by head. [.., H d] -> [.., H d] float32."""
     heads = np.asarray(value, np.float64).reshape(*value.shape[:-1], *u.shape)
     along = np.sum(heads * u, axis=-1, keepdims=True)
     return (heads - along * u).reshape(value.shape).astype(np.float32)

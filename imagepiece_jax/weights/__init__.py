@@ -1,4 +1,4 @@
-"""From a path or a hub id to a model, and back to a folder.
+"""Load a model from a path or a hub id, and save a model to a folder.
 
-The layouts and configs of other libraries are read here; ONNX is written in `export`.
+This room reads the layouts and configs of other libraries; `export` writes ONNX.
 """

@@ -1,7 +1,7 @@
-"""The config file of a folder: timm's, transformers', OpenCLIP's or one of `save`.
+"""Read a folder's config file: timm's, transformers', OpenCLIP's or `save`'s.
 
-`describe` writes the last: a part of our own that is complete, and beside it timm's
-where timm has the model.
+`config_fields` makes the content for `save`: our own complete part, and timm's part if
+timm has the model.
 """
 
 import dataclasses
@@ -33,36 +33,37 @@ from imagepiece_jax.weights.file_names import (
 )
 from imagepiece_jax.weights.location import Location
 
-FORMAT = 4  # of `OURS`: another one is not read
+FORMAT = 4  # of the part OURS; other formats are refused
 
 
 class WeightsInfo(NamedTuple):
-    """What files beside weights say of them: all but the tensors."""
+    """The facts about weights from the files beside them: all but the tensors."""
 
     config: ViTConfig
     class_names: tuple[str | None, ...] | None = None
-    license: str | None = None  # by timm's config.json
-    reduction: Reduction = DENSE  # that the weights were trained with
+    license: str | None = None  # from timm's or our own config.json
+    reduction: Reduction = DENSE  # of the training or the saved model
     dtype: str = "float32"
-    untrained: tuple[str, ...] = ()  # parts that were drawn, not learned
-    # what `recover` learned for reduced forms, without numbers, which files have
+    untrained: tuple[str, ...] = ()  # drawn parts that were never trained
+    # the record of `recover`, without parameters, which RECOVERED holds
     recovery: Recovery | None = None
-    stated: bool = True  # by files beside the weights, not by the caller or a name
-    # fields of the config that hold if the weights have a head
+    # whether files beside the weights state the config; False: the caller or a name
+    stated: bool = True
+    # fields of the config that apply if the weights have a head
     of_head: Mapping[str, Any] = types.MappingProxyType({})
-    # size that positions are of, in a model of flexible size; None: the config's
+    # image size of the positions in a model of flexible size; None: the config's
     trained_size: int | tuple[int, int] | None = None
-    digest: str | None = None  # of files saved together; None: not compared
+    digest: str | None = None  # of all files saved together; None: not compared
 
 
 def read(found: Location, images_known: bool = False) -> WeightsInfo:
-    """What a folder's config file says, and that of its image processor.
+    """Read a folder's config file and its image processor's config file.
 
-    images_known: whether the latter may lack
+    images_known: accept a folder without an image processor's file
     """
     folder = found.path
     if found.config is None:
-        read_json(found.config_file)  # raises what is wrong
+        read_json(found.config_file)  # raises the error in the file
     if found.config_file.name == OPEN_CLIP:
         parse_open_clip = open_clip_config.parse_open_clip
         return WeightsInfo(guarded(found.config_file, parse_open_clip, found.config))
@@ -80,7 +81,7 @@ def parse(
     folder: pathlib.Path = pathlib.Path(),
     images_known: bool = False,
 ) -> WeightsInfo:
-    """As `read`, from the contents of config.json and of preprocessor_config.json."""
+    """Like `read`, from the contents of config.json and preprocessor_config.json."""
     file = folder / CONFIG
     if OURS in config:
         return guarded(file, _parse_ours, config)
@@ -102,7 +103,7 @@ def parse(
 
 
 def guarded(file, call, *content):
-    """The result of `call`, whose errors name the file with this content."""
+    """Call `call(*content)`, and name the file in its errors."""
     try:
         return call(*content)
     except InputError as error:
@@ -120,10 +121,10 @@ def guarded(file, call, *content):
 
 
 def config_fields(vit: Pretrained) -> dict[str, Any]:
-    """The content of a config.json by which `load` makes a Pretrained again.
+    """Make the content of a config.json for `load`.
 
-    Its architecture is timm's name where timm has the model: `timm.create_model` then
-    loads the dense part. Else it is OURS.
+    "architecture" is timm's name if timm has the model, so that `timm.create_model`
+    loads the dense part; else it is OURS.
     """
     model = vit.model
     reduction = dataclasses.replace(vit.reduction, prop_attn=model.prop_attn)
@@ -149,7 +150,7 @@ def config_fields(vit: Pretrained) -> dict[str, Any]:
 
 
 def _parse_ours(file):
-    """Our own part of a file that `describe` wrote."""
+    """Parse our own part of a file (`config_fields`)."""
     ours = as_tuple(file[OURS])
     if ours.get("format") != FORMAT:
         raise InputError(
@@ -173,7 +174,7 @@ def _parse_ours(file):
     names = ours.get("class_names")
     if names is not None:
         names = checked_names(names, config.num_classes)
-    if ours["reduction"] is None:  # which would be the dense model
+    if ours["reduction"] is None:  # Reduction.read(None) would be the dense model
         raise InputError(f"{OURS}.reduction is None")
     return WeightsInfo(
         config,
@@ -188,7 +189,7 @@ def _parse_ours(file):
 
 
 def _of_record(kind, fields):
-    """A dataclass of a record of all its fields, of which none has a default."""
+    """Make a dataclass from a record, which must hold every field, without defaults."""
     for field in dataclasses.fields(kind):
         if field.name not in (*fields, "numbers"):
             raise KeyError(field.name)
@@ -196,10 +197,8 @@ def _of_record(kind, fields):
 
 
 def _check_same(config, file):
-    """Raise InputError where timm's part of a file says other images than our own.
-
-    Both are of one model, so somebody changed one of them.
-    """
+    """Refuse a file whose timm part and own part disagree about the images."""
+    # `save` writes both parts for one model, so somebody has edited one part.
     images = as_tuple(file.get("pretrained_cfg", {}))
     own = {"mean": config.mean, "std": config.std}
     own["input_size"] = (3, *sides(config.image_size))

@@ -1,8 +1,7 @@
-"""Weights of the Hugging Face hub, by their ids.
+"""Fetch weights from the Hugging Face hub by id: hf://OWNER/NAME or ..@REVISION.
 
-"hf://timm/vit_small_patch14_reg4_dinov2.lvd142m" names a repository, and "@" with a
-branch, a tag or a commit after it one revision. Its config files and one file of
-weights are fetched into huggingface_hub's own cache, and read as any other folder.
+A revision is a branch, a tag or a commit. Config files and one weights file go into
+huggingface_hub's own cache, which is then read like any other folder.
 """
 
 import functools
@@ -36,7 +35,7 @@ def is_id(path: str | os.PathLike) -> bool:
 
 
 def repository_at(folder: pathlib.Path) -> str | None:
-    """OWNER/NAME of a folder in the cache of the hub; None for any other folder."""
+    """Return OWNER/NAME of a folder in the hub's cache; None for any other folder."""
     repository = folder.parent.parent.name
     if folder.parent.name == "snapshots" and repository.startswith("models--"):
         return repository.removeprefix("models--").replace("--", "/")
@@ -44,11 +43,8 @@ def repository_at(folder: pathlib.Path) -> str | None:
 
 
 def fetched(text):
-    """The folder of a hub id.
-
-    A process asks the hub once, and again where files are gone: others may clear the
-    cache meanwhile.
-    """
+    """Fetch a hub id, and return its folder in the cache."""
+    # A process asks the hub once, and again if another process cleared the cache.
     if not all(file.exists() for file in repository_files(text)):
         repository_files.cache_clear()
     return repository_files(text)[0].parent
@@ -56,7 +52,7 @@ def fetched(text):
 
 @functools.cache
 def repository_files(text):
-    """The files of a hub id, config.json first."""
+    """Fetch the files of a hub id: the config file, then the rest."""
     name = text.removeprefix(SCHEME)
     if not _ID.fullmatch(name):
         raise InputError(
@@ -76,9 +72,10 @@ def repository_files(text):
         return repository.files
     if weights.name.startswith("open_clip"):
         repository.optional(OPEN_CLIP)
-    if "architecture" not in config:  # timm's own form says it all
-        # transformers 5 prefers the second file, and writes it alone for models of
-        # images and texts. Caches that older versions filled do not know it.
+    if "architecture" not in config:  # timm's and our own config need no other file
+        # transformers 5 prefers processor_config.json, and writes no other file for
+        # image-text models. Caches that older versions filled do not know it, so beside
+        # a preprocessor_config.json it may be out of reach.
         if repository.optional(PREPROCESSOR):
             repository.get(PROCESSOR)
         else:
@@ -91,14 +88,14 @@ def repository_files(text):
 
 
 class _Repository:
-    """One revision of a repository, whose files are fetched one by one.
+    """One revision of a repository, fetched file by file."""
 
-    `huggingface_hub.snapshot_download` (2.4) gives back a folder that lacks files where
-    there is no network and another program, such as timm, has filled the cache: a model
-    without its preprocessor_config.json would be loaded with other means
-    (test_a_cache_that_does_not_say_whether_there_is_a_file). Nor does it choose one of
-    several files of weights (test_only_the_files_that_are_needed_are_fetched).
-    """
+    # Why not `huggingface_hub.snapshot_download` (2.4)? Without a network it returns a
+    # folder that lacks files if another program, such as timm, filled the cache. A
+    # model without its preprocessor_config.json would then silently get another mean
+    # and std (test_a_cache_that_does_not_say_whether_there_is_a_file). It also cannot
+    # choose one of several weights files
+    # (test_only_the_files_that_are_needed_are_fetched).
 
     def __init__(self, text, name, revision):
         self._text = text
@@ -108,7 +105,7 @@ class _Repository:
         self.files = []
 
     def needed(self, *names):
-        """The path of the first of these files that there is."""
+        """Fetch the first of these files that exists, and return its path."""
         for name in names:
             if file := self.get(name):
                 return file
@@ -118,7 +115,10 @@ class _Repository:
         raise InputError(f"{place} has none of {', '.join(names)}")
 
     def optional(self, name):
-        """Fetch a file where the repository has it; return its path, or None."""
+        """Fetch a file if the repository has it; return its path or None.
+
+        Raises InputError if neither the hub nor the cache can tell.
+        """
         file = self.get(name)
         if file or not self._unreachable:
             return file
@@ -127,7 +127,8 @@ class _Repository:
         cached = huggingface_hub.try_to_load_from_cache(
             self._name, name, revision=self._revision
         )
-        if cached is None:  # another value says that the repository has no such file
+        # Any other value means that the repository has no file of this name.
+        if cached is None:
             raise InputError(
                 f"{self._text}: the hub cannot be reached, and its cache does not say "
                 f"whether there is a {name}; without a network load its folder, "
@@ -136,10 +137,7 @@ class _Repository:
         return None
 
     def get(self, name):
-        """The path of a file; None where there is none, or none in reach.
-
-        The first file settles the commit of all.
-        """
+        """Fetch a file and return its path; None if it is missing or out of reach."""
         import huggingface_hub
         from huggingface_hub import errors
 
@@ -151,7 +149,7 @@ class _Repository:
                 local_files_only=self._unreachable,
             )
         except errors.LocalEntryNotFoundError:
-            self._unreachable = True  # no second request: each takes seconds
+            self._unreachable = True  # no further requests: a request takes seconds
             return None
         except errors.EntryNotFoundError:
             return None
@@ -159,5 +157,7 @@ class _Repository:
             raise InputError(f"{self._text}: {error}") from error
         path = pathlib.Path(file)
         self.files.append(path)
-        self._revision = path.parent.name  # the commit, in the layout of the cache
+        # The cache names folders after commits: the first file fixes the commit of all
+        # later files.
+        self._revision = path.parent.name
         return path

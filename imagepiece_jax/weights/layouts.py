@@ -1,9 +1,7 @@
-"""Checkpoints of any layout by timm's names, and the way back.
+"""Tensor names of every supported library, translated to timm's names and back.
 
-A layout is recognized by one tensor that all of its checkpoints have. Everything in
-front of that name, such as "vision_model." or "backbone.", is the vision tower's
-prefix. The canonical layout is timm's, with SwiGLU's first layer in two: mlp.fc1_g, the
-gate, and mlp.fc1_x; `models.timm_tensors` makes variables of it.
+The canonical layout is timm's, with SwiGLU's first layer split in two: mlp.fc1_g, the
+gate, and mlp.fc1_x. `models.timm_tensors` turns canonical tensors into variables.
 """
 
 import dataclasses
@@ -23,26 +21,28 @@ from imagepiece_jax.weights.tensor_files import read_state_dict, title
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the checkpoints of one library name their tensors."""
+    """The tensor names of one library's checkpoints."""
 
-    title: str  # its name in sentences
-    mark: str  # name of a tensor that all of its checkpoints have, and no others
-    blocks: str  # a pattern for the start of a block's names, with its number
-    # {pattern for modules or tensors of a block, in which a dot is a dot: timm's name}
+    title: str  # the library in error messages
+    # One tensor name identifies a layout: all its checkpoints have it. The text before
+    # the name, such as "vision_model." or "backbone.", is the vision tower's prefix.
+    mark: str
+    blocks: str  # pattern for the start of a block's names, with the block number
+    # {pattern for a block's modules or tensors: timm's name}; "." matches only a dot
     inner: Mapping[str, str]
-    outer: Mapping[str, str]  # the same for the rest of the tower
-    # the same for parts without the tower's prefix
+    outer: Mapping[str, str]  # like `inner`, for the rest of the tower
+    # like `inner`, for names without the tower's prefix
     outside: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    left_out: str = r"(?!)"  # a pattern for the start of names that no model needs
-    strict: bool = True  # a name in no table is an error, or else timm's name
-    # whether its last norm may be of the pooled vector, which its names do not say
+    left_out: str = r"(?!)"  # pattern for the start of names that no model needs
+    strict: bool = True  # unlisted names are errors; False: they are timm's already
+    # The last norm may apply to the pooled vector (fc_norm). Its name does not tell.
     norms_pooled: bool = False
 
     def timm_name(self, name: str, prefix: str) -> str | None:
-        """timm's name of a tensor, None for one that no model needs.
+        """Translate a tensor's name to timm's; None if no model needs the tensor.
 
-        Some names are not timm's yet: see `_canonical`.
-        Raises InputError for a tensor that no part of a model in this layout has.
+        Some results are not timm's names yet: `_canonical` finishes them.
+        Raises InputError for a tensor outside the layout.
         """
         in_tower = name.startswith(prefix)
         inside = name.removeprefix(prefix)
@@ -67,7 +67,7 @@ class Layout:
 
 
 def _renamed(name, table):
-    """The name by a table of tensors and modules; None where it is in neither."""
+    """Translate a name by a table of tensors and modules; None if it is not listed."""
     for pattern, ours in table.items():
         pattern = rf"(?:{pattern})(?P<leaf>.\w+)?".replace(".", r"\.")
         if match := re.fullmatch(pattern, name):
@@ -75,9 +75,9 @@ def _renamed(name, table):
     return None
 
 
-# Names without the tower's prefix that are left out: the text tower of CLIP and SigLIP
-# with the scale that compares the two, an optimizer's state, the heads of
-# self-distillation (DINO, DINOv2), and decoders.
+# Ignored names outside the vision tower: the text tower of CLIP and SigLIP with its
+# logit scale and bias, optimizer states, self-distillation heads (DINO, DINOv2) and
+# decoders.
 IGNORED = (
     r"(text|text_model|text_projection|transformer|token_embedding|attn_mask|ln_final|"
     r"positional_embedding|logit_scale|logit_bias|input_resolution|context_length|"
@@ -89,8 +89,8 @@ IGNORED = (
 QKV = "(q|k|v)(?:uery|ey|alue|_proj)"
 FLAX_ATTENTION = "MultiHeadDotProductAttention_[01]"
 VIT = Layout(
-    # In files and, since version 5, in memory, where DINOv3's blocks are in a
-    # "model". Poolers belong to no public head.
+    # Names in files and, since version 5, in memory, where DINOv3's blocks are below
+    # "model". Poolers are left out, because no public head reads them.
     title="transformers' ViT, DeiT and DINOv2",
     mark="embeddings.patch_embeddings.projection.weight",
     blocks=r"(?:encoder\.layer|layers|(?:model\.)?layer)\.(\d+)\.",
@@ -102,7 +102,7 @@ VIT = Layout(
         "intermediate.dense|mlp.(?:fc1|weights_in)": "mlp.fc1",
         "output.dense|mlp.(?:fc2|weights_out|down_proj)": "mlp.fc2",
         "mlp.gate_proj": "mlp.fc1_g",
-        "mlp.up_proj": "mlp.fc1",  # fc1_x where there is a gate
+        "mlp.up_proj": "mlp.fc1",  # `_split` renames it to fc1_x if there is a gate
         "layer_scale([12]).lambda1": r"ls\1.gamma",
     },
     outer={
@@ -116,10 +116,10 @@ VIT = Layout(
     left_out=r"embeddings\.mask_token$|pooler\.dense\.",  # BEiT's pooler has a norm
 )
 TIMM = Layout(
-    # The original DeiT, MAE, DINO, DINOv2, EVA and EVA-02, and OpenCLIP with a timm
-    # trunk too. DINOv2 saves chunks of blocks, whose second number counts through.
-    # Rotary positions are computed from the grid, unless they are learned: freqs.
-    # local_cls_norm is of the small crops of DINOv3's training.
+    # Also the original DeiT, MAE, DINO, DINOv2, EVA and EVA-02, and OpenCLIP with a
+    # timm trunk. DINOv2 saves blocks in chunks: blocks.CHUNK.BLOCK, where BLOCK counts
+    # through all chunks. Rotary positions are computed from the grid, except for
+    # learned ones (freqs). local_cls_norm serves the small crops in DINOv3's training.
     title="timm's models",
     mark="patch_embed.proj.weight",
     blocks=r"blocks\.(?:\d+\.)?(\d+)\.",
@@ -139,13 +139,15 @@ TIMM = Layout(
     r"(.*\.)?rope\.(?!freqs$)|local_cls_norm\.|lm_head\.",
     strict=False,
 )
+# The first layout whose mark is found wins, so the order matters: DINOv3's own models
+# also have TIMM's mark, and transformers' CLIP also has a class_embedding.
 LAYOUTS = (
     Layout(
-        # Files from before Flax's linen number all modules of a block together, others
-        # those of each kind.
+        # Before linen, Flax numbered all modules of a block together (MlpBlock_3).
+        # Linen numbers every kind of module on its own (MlpBlock_0).
         title="Google's Flax files",
         mark="embedding.kernel",
-        # Scanned blocks of big_vision, in one tensor, have no number.
+        # big_vision scans its blocks: one tensor holds all blocks and has no number.
         blocks=r"Transformer\.encoderblock(?:_(\d+))?\.",
         inner={
             "LayerNorm_0": "norm1",
@@ -190,7 +192,7 @@ LAYOUTS = (
             "embeddings.patch_embedding": "patch_embed.proj",
             "embeddings.position_embedding.weight": "pos_embed",
             "embeddings.class_embedding": "cls_token",
-            "pre_layrnorm": "norm_pre",  # as it is spelled there
+            "pre_layrnorm": "norm_pre",  # transformers' own spelling
             "post_layernorm": "norm",
             "head.probe": "attn_pool.latent",
             "head.attention.in_proj_(weight|bias)": r"attn_pool.qkv.\1",
@@ -218,7 +220,7 @@ LAYOUTS = (
             "positional_embedding": "pos_embed",
             "ln_pre": "norm_pre",
             "ln_post": "norm",
-            "proj": "projection.kernel",  # [in, out], as Flax has it
+            "proj": "projection.kernel",  # [in, out], like a Flax kernel
         },
         norms_pooled=True,
     ),
@@ -229,17 +231,18 @@ LAYOUTS = (
         inner=TIMM.inner | {"attn.qkv.(bias|bias_mask)": r"attn.masked.\1"},
         outer={"storage_tokens": "reg_token"},
         outside={},
-        left_out=rf"{TIMM.left_out}|rope_embed\.periods$",  # elsewhere unread: an error
+        left_out=rf"{TIMM.left_out}|rope_embed\.periods$",  # an error in other layouts
     ),
     TIMM,
 )
 
 
-# Names of ours and of timm's in files without a patch embedding of one convolution.
+# timm's names and our own, which identify a file without TIMM's mark, such as one with
+# a conv stem.
 TIMM_NAMES = r"blocks\.\d|patch_embed\.|pos_embed$|cls_token$|reducer\."
-SHOWN_NAMES = 3  # names in a sentence
-# Parts of names that are of no model: of parallel training, of torch.compile and of
-# checkpointed activations; and those of training scripts in front of all names.
+SHOWN_NAMES = 3  # names in an error message
+# Name parts that wrappers insert: parallel training, torch.compile and activation
+# checkpointing. Training scripts put further parts in front of all names.
 _INSERTED = {
     "module",
     "_orig_mod",
@@ -247,12 +250,12 @@ _INSERTED = {
     "_fsdp_wrapped_module",
 }
 _IN_FRONT = r"((model|net|network)\.)*"
-_VALUE = ".value"  # behind all names where Flax NNX saved its state
-SCANNED = "all"  # the number of scanned blocks, which one tensor has
+_VALUE = ".value"  # at the end of all names in a saved Flax NNX state
+SCANNED = "all"  # stands for the block number in a tensor of scanned blocks
 
 
 def misshapen(name, shape, allowed):
-    """The error for a tensor of another shape."""
+    """Make the InputError for a tensor of the wrong shape."""
     return InputError(f"tensor {name} is of {shape}; it must be {allowed}")
 
 
@@ -261,10 +264,12 @@ def read_weights(
     checkpoint: str | None = None,
     config: ViTConfig | None = None,
 ) -> dict[str, np.ndarray]:
-    """A weights file by timm's names; only tensors that `timm_names` names are read.
+    """Read the tensors of a weights file, {timm's name: array}.
 
-    path: of the file, or a state dict in memory
-    checkpoint: the key of the model that is meant, where the file has several
+    Tensors that no model needs are never read.
+
+    path: a file, or a state dict in memory
+    checkpoint: the key of the wanted model in a file with several models
     config: as for `with_timm_names`
     """
     layout = None
@@ -283,9 +288,9 @@ def read_weights(
 
 
 def timm_names(names: Collection[str]) -> tuple[Layout, dict[str, str]]:
-    """(the layout of a checkpoint, {name: timm's name}).
+    """Find (the layout of a checkpoint, {name: timm's name}).
 
-    Text towers, decoders, poolers and the heads of self-distillation are left out.
+    Text towers, decoders, poolers and self-distillation heads are left out.
     """
     dotted = _dotted_names(names)
     layout, prefix = _layout([*dotted.values()])
@@ -296,20 +301,20 @@ def timm_names(names: Collection[str]) -> tuple[Layout, dict[str, str]]:
 def with_timm_names(
     state_dict: Mapping[str, np.ndarray], config: ViTConfig | None = None
 ) -> dict[str, np.ndarray]:
-    """The tensors of `timm_names` by these names.
+    """Translate a state dict in any layout to {timm's name: array}.
 
-    Tensors of timm's layout are not checked: `timm_tensors.from_timm` does.
+    Names in timm's layout are not checked here, but in `timm_tensors.from_timm`.
 
-    config: of the model, where tensors of one name may be of several parts; None: they
-        are as their names say
+    config: resolves names with two meanings, such as a last norm before or after the
+        pool; None: names are taken literally
     """
     return _renamed_tensors(state_dict, *timm_names(state_dict), config)
 
 
 def _renamed_tensors(state_dict, layout, names, config):
-    """The tensors of `with_timm_names`, by what `timm_names` returns."""
+    """Translate tensors by `layout` and `names`, the results of `timm_names`."""
     renamed = {}
-    origin = {}  # {part: the tensor's own name}
+    origin = {}  # {timm's name: name in the file}
     for name in [name for name in names if name in state_dict]:
         for part, value in _unscanned(names[name], state_dict[name]).items():
             if part in origin:
@@ -319,7 +324,7 @@ def _renamed_tensors(state_dict, layout, names, config):
             origin[part] = name
             renamed[part] = value
     masked = renamed.pop("mask_token", None) is not None
-    query = renamed.get("blocks.0.attn.q.kernel")  # [width, heads, width of a head]
+    query = renamed.get("blocks.0.attn.q.kernel")  # Flax: [D, heads, d]
     if config and np.ndim(query) == 3 and query.shape[1] != config.num_heads:
         raise InputError(
             f"num_heads is {config.num_heads}, but its tensors are of "
@@ -335,13 +340,16 @@ def _renamed_tensors(state_dict, layout, names, config):
         ) from error
     if config is None:
         return tensors
-    # EVA-02's pre-trained models, whose public configs are of fine-tuned ones.
+    # A mask token beside q_bias marks EVA-02's pretrained weights. Their last norm may
+    # be an fc_norm, because the public configs describe the fine-tuned models.
     masked = masked and "blocks.0.attn.q_bias" in tensors
     return _of_parts(tensors, config.arch, layout.norms_pooled or masked)
 
 
 def _of_parts(tensors, arch, norms_pooled):
-    """`arch` decides whose norm the last one is, and whether biases of zeros stay."""
+    """Let `arch` decide between norm and fc_norm, and whether zero biases stay."""
+    # Without arch.qkv_bias the attention biases are dropped, but only if all are 0, so
+    # that no learned bias is lost.
     if norms_pooled and arch.fc_norm and "fc_norm.weight" not in tensors:
         tensors = {re.sub(r"^norm\.", "fc_norm.", k): v for k, v in tensors.items()}
     bias = re.compile(r"blocks\.\d+\.attn\.([qv]_bias|qkv\.bias)")
@@ -354,15 +362,14 @@ def _of_parts(tensors, arch, norms_pooled):
 def as_timm(
     tensors: Mapping[str, np.ndarray], arch: Architecture, name: str | None
 ) -> dict[str, np.ndarray]:
-    """Tensors of `timm_tensors.to_timm` as timm's classes have them.
+    """Convert canonical tensors (`timm_tensors.to_timm`) for timm's own classes.
 
-    timm keeps the projections of EVA-02's sub-LN apart, and two layers of a gated MLP
-    without a norm together where positions are learned.
-
-    arch: of the model
-    name: timm's architecture with these parts; any other name is of none of timm's
+    name: timm's architecture; any other name is allowed for a model timm lacks
     """
     eva = registry.timm_class(name) == "Eva"
+    # timm keeps q, k and v apart in EVA-02's models with sub-LN (an MLP norm and no key
+    # bias). It packs both halves of a SwiGLU without a norm in models with position
+    # embeddings.
     apart = arch.mlp_norm and not arch.key_bias
     renamed = {}
     for name, tensor in tensors.items():
@@ -385,7 +392,7 @@ def as_timm(
 
 
 def _dotted_names(names):
-    """{name: the same with dots, without what wrappers of a model added}."""
+    """Map names to dotted names without the parts wrappers added."""
     dotted = {}
     for name in names:
         parts = name.replace("/", ".").split(".")
@@ -398,7 +405,7 @@ def _dotted_names(names):
 
 
 def _layout(tensors):
-    """(layout, prefix of the vision tower) of a checkpoint."""
+    """Find (layout, prefix of the vision tower) from a checkpoint's tensor names."""
     for layout in LAYOUTS:
         prefixes = []
         for name in tensors:
@@ -420,7 +427,7 @@ def _layout(tensors):
 
 
 def _unscanned(name, tensor):
-    """{name: tensor}, one for each block of a tensor that holds all blocks."""
+    """Split a tensor of scanned blocks into {name: tensor} with one entry per block."""
     before, scan, after = name.partition(f"blocks.{SCANNED}.")
     if not scan:
         return {name: tensor}
@@ -430,15 +437,7 @@ def _unscanned(name, tensor):
 
 
 def _canonical(tensors):
-    """Renamed tensors of any layout in the form in which timm has them.
-
-    - Kernels of Flax become weights of PyTorch.
-    - q, k and v of blocks are stacked, k and v of an attention pool.
-    - Biases of keys that DINOv3 masks are left out.
-    - The first layer of a SwiGLU is split into its gate and the other half.
-    - The class token of a model with registers gets its position added.
-    - A projection, and SigLIP's head of the mean of patches, become the head.
-    """
+    """Bring renamed tensors of any layout into the canonical layout."""
     out = {}
     for name, tensor in tensors.items():
         module, _, leaf = name.rpartition(".")
@@ -447,9 +446,9 @@ def _canonical(tensors):
         elif leaf == "scale":
             out[f"{module}.weight"] = tensor
         elif leaf == "bias":
-            out[name] = tensor.reshape(-1)  # Flax has one axis of heads more
-        elif name == "pos_embed" and tensor.ndim == 1:  # a mistake, which a model tells
-            out[name] = tensor
+            out[name] = tensor.reshape(-1)  # Flax biases have an extra axis of heads
+        elif name == "pos_embed" and tensor.ndim == 1:
+            out[name] = tensor  # malformed; the comparison with the model reports it
         elif name in _ROWS and tensor.ndim != 3:
             out[name] = tensor.reshape(1, -1, tensor.shape[-1])
         elif name == "reg_token" and not tensor.size:  # DINOv3's may be empty
@@ -464,16 +463,17 @@ def _canonical(tensors):
     return out
 
 
-# Rows of tokens, [1, N, D] in timm.
+# Token rows, [1, N, D] in timm.
 _ROWS = ("cls_token", "distillation_token", "register_tokens", "pos_embed")
 _ROWS += ("attn_pool.latent",)
 
 
 def _from_flax(module, kernel):
-    """A kernel as PyTorch's weight: outputs first, no axis of heads of its own."""
+    """Turn a Flax kernel into a PyTorch weight: outputs first, heads flattened."""
     if kernel.ndim == 4:
         return kernel.transpose(3, 2, 0, 1)
-    if kernel.ndim == 3:  # [D, heads, d], of the projection after it [heads, d, D]
+    # q, k and v: [D, heads, d]; the output projection: [heads, d, D].
+    if kernel.ndim == 3:
         outputs = kernel[0].size
         if module.endswith(".proj"):
             outputs = kernel.shape[-1]
@@ -482,9 +482,9 @@ def _from_flax(module, kernel):
 
 
 def _stack(tensors):
-    """Join q, k and v, of an attention pool k and v, in place.
+    """Stack the blocks' q, k and v, and an attention pool's k and v, in place.
 
-    Where keys have no bias, queries and values keep theirs, by timm's names.
+    Without a key bias, the other biases become timm's q_bias and v_bias.
     """
     for name in [*tensors]:
         match = re.fullmatch(r"(.*\battn|attn_pool)\.([qkv])\.(weight|bias)", name)
@@ -509,12 +509,10 @@ def _stack(tensors):
 
 
 def _mask_keys(tensors):
-    """Apply DINOv3's masks of the biases of q, k and v, in place.
-
-    A bias is multiplied by its mask, which is 0 for keys; what it hides may be NaN.
-    Keys have a bias unless that is 0 or NaN in all blocks.
-    """
-    thirds = {}
+    """Apply DINOv3's masks to the q, k, v biases, in place."""
+    # A mask is 0 for keys, and the bias under it may be NaN, which 0 does not cancel.
+    # So the key bias is dropped if it is 0 or NaN in all blocks.
+    thirds = {}  # {module: [q, k, v]}
     masked = [name for name in tensors if name.endswith(".masked.bias")]
     for name in masked:
         module = name.removesuffix(".masked.bias")
@@ -538,14 +536,14 @@ def _mask_keys(tensors):
 
 
 def _parts(name, tensor, count):
-    """The tensor `name`, split into `count` equal parts."""
+    """Split the tensor `name` into `count` equal parts."""
     if tensor.ndim == 0 or len(tensor) % count:
         raise misshapen(name, tensor.shape, f"{count} equal parts")
     return np.split(tensor, count)
 
 
 def _split(tensors):
-    """Split stacked projections of an attention pool, and packed SwiGLUs, in place."""
+    """Split an attention pool's stacked projections and packed SwiGLUs, in place."""
     for leaf in ("weight", "bias"):
         stacked = tensors.pop(f"attn_pool.qkv.{leaf}", None)
         if stacked is not None:
@@ -555,7 +553,8 @@ def _split(tensors):
     first_layers = [name for name in tensors if name.endswith(".mlp.fc1.weight")]
     for name in first_layers:
         module = name.removesuffix(".fc1.weight")
-        has_gate = f"{module}.fc1_g.weight" in tensors  # in a tensor of its own
+        has_gate = f"{module}.fc1_g.weight" in tensors
+        # A packed first layer has twice the outputs the second layer reads.
         last = tensors.get(f"{module}.fc2.weight", np.zeros(0))
         packed = last.ndim == 2 and tensors[name].shape[:1] == (2 * last.shape[1],)
         if not has_gate and not packed:
@@ -564,18 +563,16 @@ def _split(tensors):
             other = tensors.pop(f"{module}.fc1.{leaf}", None)
             if other is None:
                 continue
-            if not has_gate:  # the gate is the first half (DINOv2, SwiGLUFFN)
+            if not has_gate:  # packed: the gate is the first half (DINOv2's SwiGLUFFN)
                 gate, other = _parts(f"{module}.fc1.{leaf}", other, 2)
                 tensors[f"{module}.fc1_g.{leaf}"] = gate
             tensors[f"{module}.fc1_x.{leaf}"] = other
 
 
 def _add_positions(tensors):
-    """Add its position to the class token of a model with DINOv2's registers, in place.
-
-    DINOv2 puts registers between the class token and the patches after positions are
-    added. In such a model timm, and this package, have positions of patches only.
-    """
+    """Add the class token's position to the token, for DINOv2's registers, in place."""
+    # DINOv2 inserts its registers after adding positions. In a model with registers
+    # timm and this package have positions for patches only.
     registers = tensors.pop("register_tokens", np.zeros(0))
     if not registers.size:
         return
@@ -590,10 +587,8 @@ def _add_positions(tensors):
 
 
 def _name_head(tensors):
-    """Name a projection, or the head of a mean of patches, as the head, in place.
-
-    DeiT's distillation token is a register where no head reads it.
-    """
+    """Rename a projection, or SigLIP's mean-of-patches head, to the head, in place."""
+    # Without a head of its own, DeiT's distillation token acts as a register.
     if "distillation_token" in tensors:
         token = "dist_token" if "head_dist.weight" in tensors else "reg_token"
         tensors[token] = tensors.pop("distillation_token")
@@ -608,7 +603,7 @@ def _name_head(tensors):
                 "its classifier reads the mean of the patches before the last norm "
                 "(CLIPForImageClassification), as no model here does"
             )
-        # SiglipForImageClassification does not use its pool.
+        # SiglipForImageClassification does not use its attention pool.
         of_pool = [name for name in tensors if name.startswith("attn_pool.")]
         for name in of_pool:
             del tensors[name]
@@ -618,7 +613,7 @@ def _name_head(tensors):
     norm = tensors.get("norm.weight")
     if head is None or norm is None or head.ndim != 2:
         return
-    # A block's norm has the width, as the last norm may be of another shape.
+    # The width comes from a block's norm, because the last norm may have another shape.
     width = len(tensors.get("blocks.0.norm1.weight", norm))
     if width == head.shape[1]:
         return

@@ -1,8 +1,7 @@
-"""From a path to a model: the public `load`.
+"""The public `load`: from a path to a model.
 
-A config says what the model is: that of a public name, of the files beside the weights,
-or the caller's. What the caller changes is replaced in it. Tensors are named as timm
-does, say the number of classes and the size of the images, and fill the model.
+The config comes from the caller, a public name or the files beside the weights. Tensors
+get timm's names, correct the config (`of_tensors`) and fill the model.
 """
 
 import dataclasses
@@ -44,8 +43,8 @@ from imagepiece_jax.weights.location import Location
 from imagepiece_jax.weights.run_files import KINDS, check_normalization
 from imagepiece_jax.weights.tensor_files import read_state_dict
 
-TRAINED = "trained"  # the reduction that weights were trained or saved with
-HEADS = ("head", "head_dist")  # parts that a new number of classes makes anew
+TRAINED = "trained"  # the reduction of the training or of the saved model
+HEADS = ("head", "head_dist")  # parts to draw for a new number of classes
 
 
 def load(
@@ -63,32 +62,31 @@ def load(
     class_names: Sequence[str | None] | None = None,
     seed: int | None = None,
 ) -> Pretrained:
-    """A trained model, from the path of its weights, or from a state dict.
+    """Load a trained model from the path of its weights, or from a state dict.
 
-    weights: a file (.npz, .safetensors, .pth); a folder with config.json and weights,
-        as timm, transformers and `save` write it; the folder of a run; or an id of the
-        Hugging Face hub, "hf://OWNER/NAME" or "hf://OWNER/NAME@REVISION", whose files
-        are fetched once into huggingface_hub's cache; or a state dict in memory, {name:
-        array or torch tensor}, with `config`
-    reduction: a share of the dense model's MACs, such as 0.5, which the recommended
-        method gets; or a method with its fields, such as "evit:keep_rate=0.7"; None or
-        "none": the dense model; "trained": as it was trained or saved
-    config: what the model is: a ViTConfig, a public name, or what `read_config` reads;
-        None: what the files say, or the file's own name, where that is a public one
-    image_size: pixels a side, or (height, width), to which positions are resized
-    dtype: of layers; None: that of a run or a saved model, else "float32"
-    attention: what computes it, "xla", "cudnn" or "auto", which chooses
-    checkpoint: of a run, "best", which is the default, or "latest"; of a file with
-        several models, the key of one, such as "teacher"
+    weights: a file (.npz, .safetensors, .pth); a folder with config.json and weights
+        from timm, transformers or `save`; a run's folder; a Hugging Face hub id,
+        "hf://OWNER/NAME" or "hf://OWNER/NAME@REVISION", fetched once into
+        huggingface_hub's cache; or a state dict {name: array or torch tensor}, which
+        needs `config`
+    reduction: a share of the dense model's MACs for the recommended method, such as
+        0.5; a method with its fields, such as "evit:keep_rate=0.7"; None or "none": the
+        dense model; "trained": the reduction of the training or the saved model
+    config: a ViTConfig, or an argument of `read_config`; None: from the files, or from
+        the file's own name if it is a public name
+    image_size: pixels a side, or (height, width); positions are resized
+    dtype: of layers; None: the run's or the saved model's, else "float32"
+    attention: "xla", "cudnn" or "auto"
+    checkpoint: "best" (default) or "latest" of a run; the key of a model in a file with
+        several models, such as "teacher"
     averaged: take a run's weights averaged over its steps (config.ema_decay)
-    crop: share of an image's sides that evaluation keeps; None: the config's
-    num_classes: another number than the weights' gives a new head, which is drawn; 0
-        leaves the head out
-    class_names: instead of the weights' own
-    seed: of parts that are drawn; selectors that the reduction learns and the weights
-        lack are drawn where it is given, and refused where it is None
-    Raises InputError for weights that do not say which model they are, and for tensors
-        that are not the config's.
+    crop: share of an image's sides kept in evaluation; None: the config's
+    num_classes: a number other than the weights' draws a new head; 0 removes the head
+    class_names: replace the weights' own
+    seed: for drawn parts. With a seed, learned selectors that the weights lack are
+        drawn; without a seed they are refused
+    Raises InputError for weights without a known config, and for tensors that do not
+        match the config.
     """
     if isinstance(weights, Mapping):
         if config is None:
@@ -117,7 +115,8 @@ def load(
         wanted = dataclasses.replace(wanted, **head)
     elif class_names is None and trained.num_classes:
         class_names = described.class_names
-        if not described.stated and class_names is None:  # then only a name says them
+        # Without a file that states classes, only a public name tells their names.
+        if not described.stated and class_names is None:
             classes = trained.num_classes
             class_names = registry.published_class_names(trained.name, classes)
     execution = execution_of(wanted, dtype or described.dtype, attention)
@@ -126,7 +125,7 @@ def load(
     try:
         model = build_model(wanted, asked, execution)
     except InputError as error:
-        if not as_trained:  # it is the caller's mistake, not one of the file
+        if not as_trained:  # the caller's mistake, not the file's
             raise
         raise InputError(f"{found.place}: {error}") from error
     reduction_plan.print_reduction(asked, model)
@@ -134,7 +133,7 @@ def load(
     drawn = tuple([f"{part.replace('_', '.')}." for part in described.untrained])
     learned = {k: v for k, v in learned.items() if not k.startswith(drawn)}
     fresh = HEADS if new_head else ()
-    # Files that were saved together may have selectors of several reductions.
+    # A saved folder may hold selectors for several reductions.
     if seed is not None:
         tensors, selectors = timm_tensors.own_selectors(
             model, dense | learned, found.place, None
@@ -151,7 +150,8 @@ def load(
         if part not in drawn and matches(part, described.untrained):
             drawn.append(part)
     trained_with = described.reduction
-    if found.kind in (location.FILE, location.STATE_DICT):  # nothing says it
+    # A file alone does not tell how the weights were trained.
+    if found.kind in (location.FILE, location.STATE_DICT):
         trained_with = None
     vit = Pretrained(
         model,
@@ -179,10 +179,11 @@ def load(
 
 
 def read_config(config: str | os.PathLike) -> ViTConfig:
-    """The config of a model by name, or of the files beside its weights.
+    """Read a public model's config, or the config files beside weights.
 
-    config: a public name, "deit_tiny_patch16_224.fb_in1k"; a config.json of timm,
-        transformers, `save` or a run, an open_clip_config.json, or the folder of one
+    config: a public name, such as "deit_tiny_patch16_224.fb_in1k"; a config.json of
+        timm, transformers, `save` or a run; an open_clip_config.json; or a folder with
+        such a file
     """
     name = os.fspath(config)
     if registry.is_known(name):
@@ -201,10 +202,9 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
 
 
 def weights_info(found: Location, config=None) -> WeightsInfo:
-    """What files and the caller say of weights.
+    """Collect the facts about weights from their files and the caller's `config`.
 
-    config: as `load` takes it
-    Raises InputError where nothing says which model they are.
+    Raises InputError if nothing tells which model the weights are.
     """
     if config is not None and not isinstance(config, ViTConfig):
         config = read_config(config)
@@ -220,11 +220,9 @@ def weights_info(found: Location, config=None) -> WeightsInfo:
 
 
 def _of_files(found, config):
-    """What the files beside a folder's weights say.
-
-    A config.json of `save` that is broken, or of another version, says nothing where
-    the caller gives a config.
-    """
+    """Read the files beside a folder's weights."""
+    # The caller's config replaces a config.json of `save` that is broken or from
+    # another version, with a warning.
     try:
         return config_json.read(found, config is not None)
     except InputError as error:
@@ -235,7 +233,7 @@ def _of_files(found, config):
 
 
 def _config_of_file(found):
-    """The config by a file's own name, where that is the name of a public model."""
+    """Find the config by a file's own name, if it is the name of a public model."""
     if found.kind == location.FILE:
         name = registry.name_of_file(found.path)
         if name is not None:
@@ -252,7 +250,7 @@ def _config_of_file(found):
 
 
 def _read(found, described, checkpoint, averaged):
-    """(the tensors at a Location by timm's names, those that `save` recovered)."""
+    """Read (tensors by timm's names, tensors of recovered variants) at a Location."""
     config = described.config
     if found.kind == location.RUN:
         tensors, facts = runs.read_checkpoint(found.path, checkpoint, averaged)
@@ -281,12 +279,11 @@ def _read(found, described, checkpoint, averaged):
 def of_tensors(
     found: Location, described: WeightsInfo, tensors: Mapping[str, np.ndarray]
 ) -> ViTConfig:
-    """A config with what its tensors say.
+    """Correct a config by its tensors.
 
-    That is the number of classes, which has to be the one that files state; the size of
-    images that positions are of, where files do not state it, or else of squares; the
-    width of a gated MLP, which timm counts twice; and whether DeiT's distillation token
-    has a head, as it is a register else.
+    Tensors decide the number of classes and whether DeiT's distillation token is a
+    register. Unless the files state them, tensors also decide the positions' image size
+    and a gated MLP's width.
     """
     config = described.config
     arch = config.arch
@@ -294,14 +291,17 @@ def of_tensors(
     classes = len(head) if np.ndim(head) else 0
     if classes and described.stated:
         config = dataclasses.replace(config, **described.of_head)
+    # A number of classes in the files must agree with the head.
     stated = config.num_classes
     if stated and stated != classes and described.stated:
         raise InputError(
             f"{found.place}: num_classes is {stated}, but its tensors have {classes}"
         )
     changes = {"num_classes": classes}
+    # Without a head of its own, DeiT's distillation token is a register.
     if arch.dist_token and "reg_token" in tensors and "dist_token" not in tensors:
         changes["arch"] = dataclasses.replace(arch, dist_token=False, registers=1)
+    # timm's mlp_ratio counts both halves of a gated MLP; the tensors tell the width.
     last_layer = tensors.get("blocks.0.mlp.fc2.weight")
     if not described.stated and arch.mlp == "swiglu" and np.ndim(last_layer) == 2:
         changes["mlp_ratio"] = last_layer.shape[1] / config.embed_dim
@@ -314,6 +314,7 @@ def of_tensors(
     rows = positions.shape[1]
     if config.arch.prefix_positions:
         rows -= config.arch.prefix
+    # Positions of another grid than the config's are taken for a square's.
     side = math.isqrt(max(0, rows))
     if rows != math.prod(config.grid) and side * side == rows:
         size = side * config.patch_size
@@ -321,11 +322,11 @@ def of_tensors(
 
 
 def _recovery(found, described, recovered, variables, drawn):
-    """The Recovery that files describe, with its numbers; None if they have none.
+    """Fill the files' Recovery with its parameters; None without a recovery.
 
-    recovered: tensors, the number of their cost before each name
+    recovered: {"INDEX.NAME": tensor}, where INDEX counts the variants
     variables: of the dense model
-    drawn: parts that were not learned, nor recovered, or are left out
+    drawn: parts to skip, because they were drawn or left out
     """
     if described.recovery is None:
         return None

@@ -1,6 +1,6 @@
-"""What there is at a path of weights: a file, a published folder, or a run.
+"""Find out what a weights path holds: a file, a published folder, or a run.
 
-A path is looked at once, by `find`, whose Location has all that is asked of it later.
+`find` looks at a path once. Later questions read its Location.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ from imagepiece_jax.weights.file_names import (
     WEIGHTS,
 )
 
-# Kinds of a Location, in words.
+# Kinds of a Location, as error messages call them.
 FILE = "weights file"
-FOLDER = "folder"  # in the form of the Hugging Face hub
+FOLDER = "folder"  # in the Hugging Face hub's format
 RUN = "run"
 STATE_DICT = "state dict"  # in memory
-# Keys of a config.json that only published weights have: timm's, transformers', ours.
+# config.json keys of published weights (timm's, transformers', ours), not of runs.
 PUBLISHED = {"architecture", "architectures", "model_type", OURS}
 
 
@@ -37,27 +37,27 @@ class Location:
 
     path: pathlib.Path | None  # None: in memory
     kind: str  # FILE, FOLDER, RUN or STATE_DICT
-    # what says which model a folder's weights are, and its content; None: nothing does
+    # the config file of a folder's weights, if there is one, and its content
     config_file: pathlib.Path | None = None
-    config: Mapping[str, Any] | None = None  # None, too, where it is no JSON
-    tensors: Mapping[str, Any] | None = None  # of a STATE_DICT
-    # of the files in a folder
+    config: Mapping[str, Any] | None = None  # also None for broken JSON
+    tensors: Mapping[str, Any] | None = None  # a STATE_DICT's
+    # file names in a folder
     names: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
 
     @property
     def name(self) -> str:
-        """The last part of the path; of a repository of the hub OWNER/NAME."""
+        """The last part of the path, or OWNER/NAME for a hub repository."""
         if self.path is None:
             return ""
         return hub.repository_at(self.path) or self.path.name
 
     @property
     def place(self) -> str:
-        """The path in sentences: "run runs/a", "folder hf://OWNER/NAME"."""
+        """The path in error messages: "run runs/a", "folder hf://OWNER/NAME"."""
         return WeightsSource(path=self.path, kind=self.kind, name=self.name).place
 
     def weights_file(self) -> pathlib.Path:
-        """The file of weights in a folder."""
+        """Find a folder's single weights file."""
         candidates = _weights_names(self.names)
         if len(candidates) == 1:
             return self.path / candidates[0]
@@ -68,12 +68,11 @@ class Location:
 
 
 def find(path: str | os.PathLike, may_be_broken: bool = False) -> Location:
-    """The weights at a path, or of a hub id, whose files are fetched for that.
+    """Find the weights at a path or hub id; a hub id is fetched unless it is cached.
 
-    A folder's config file is read, and no other; a folder of one weights file may lack
-    it. Files of the hub that are in its cache are not fetched again.
+    Only a folder's config file is read. A folder with one weights file may lack it.
 
-    may_be_broken: whether a folder's config file may be no JSON
+    may_be_broken: accept a config file that is not JSON
     """
     if hub.is_id(path):
         return _in_folder(hub.fetched(str(path)))
@@ -94,34 +93,35 @@ def find(path: str | os.PathLike, may_be_broken: bool = False) -> Location:
 
 
 def of_config(file: str | os.PathLike) -> Location:
-    """The weights in the folder of a config file, which says what model they are."""
+    """Find the weights in a config file's folder, and read that config file."""
     file = pathlib.Path(file).expanduser()
     return _in_folder(file.parent, config_file=file)
 
 
 def exists(path: str | os.PathLike) -> bool:
-    """Whether there is a file or folder, or `path` is a hub id."""
-    return hub.is_id(path) or os.path.exists(path)  # False for a name that is too long
+    """Whether a file or folder exists, or `path` is a hub id."""
+    # os.path.exists is False for a name that is too long.
+    return hub.is_id(path) or os.path.exists(path)
 
 
 def is_run(path: str | os.PathLike) -> bool:
-    """Whether there is the folder of a run at `path`."""
+    """Whether `path` is a run's folder."""
     folder = pathlib.Path(os.path.expanduser(path))
-    if not os.path.isfile(folder / CONFIG):  # nor for a name that is too long
+    if not os.path.isfile(folder / CONFIG):  # also False for a name that is too long
         return False
     return _in_folder(folder).kind == RUN
 
 
 def _in_folder(folder, may_be_broken=False, config_file=None):
-    """The Location of a folder, with the arguments of `find`.
+    """Make a folder's Location.
 
-    config_file: the one to read; None: the preferred one
+    config_file: None: the preferred config file
     """
     names = frozenset(os.listdir(folder))
     file = config_file or folder / _config_name(names)
     if file.name not in names:
         location = Location(folder, FOLDER, names=names)
-        location.weights_file()  # it has one
+        location.weights_file()  # raises unless there is exactly one weights file
         return location
     config = None
     try:
@@ -136,11 +136,9 @@ def _in_folder(folder, may_be_broken=False, config_file=None):
 
 
 def _config_name(names):
-    """The file in a folder that says which model its weights are, there or not.
-
-    Repositories of OpenCLIP often hold transformers' weights and config.json, too,
-    which are preferred.
-    """
+    """Choose a folder's config file name; the file may be missing."""
+    # OpenCLIP repositories often hold transformers' weights and config.json too, and
+    # these are preferred.
     weights = _weights_names(names)
     only_open_clip = all(name.startswith("open_clip") for name in weights)
     if OPEN_CLIP in names and (only_open_clip or CONFIG not in names):
@@ -149,7 +147,7 @@ def _config_name(names):
 
 
 def _weights_names(names):
-    """The files of weights in a folder: one of a usual name, or else all."""
+    """List a folder's weights files: the first usual name, or else all."""
     for name in WEIGHTS:
         if name in names:
             return [name]

@@ -1,6 +1,6 @@
-"""OpenCLIP's open_clip_config.json, read as a ViTConfig.
+"""Read OpenCLIP's open_clip_config.json as a ViTConfig.
 
-Of a field that the file lacks the default of CLIPVisionCfg holds (open_clip 3.3).
+A missing field has the default of CLIPVisionCfg (open_clip 3.3).
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ DEFAULTS |= dict(image_size=224, pool_type="tok", final_ln_after_pool=False)
 DEFAULTS |= dict(act_kwargs=None, norm_kwargs=None, timm_model_name=None)
 DEFAULTS |= dict(timm_pool="avg", timm_proj="linear", no_ln_pre=False)
 POOLS = {"tok": "token", "avg": "mean", "none": "none"}
-# Parts that no model here has, with the values that leave them out.
+# Unsupported parts: {field: values without the part}.
 ABSENT = dict.fromkeys(("qk_norm", "scaled_cosine_attn", "scale_heads"), [False])
 ABSENT |= dict.fromkeys(("scale_attn_inner", "scale_attn", "scale_fc"), [False])
 ABSENT |= {"attentional_pool": [False], "ls_init_value": [None]}
 ABSENT |= {"block_type": [None, "default"]}
-# Fields that change nothing, or nothing that tensors do not show.
+# Fields that change nothing, or only facts that the tensors show too.
 IDLE = ("patch_dropout", "attn_pooler_queries", "attn_pooler_heads")
 IDLE += ("pos_embed_type", "output_tokens", "timm_model_pretrained", "timm_proj_bias")
 IDLE += ("timm_drop", "timm_drop_path")
@@ -38,7 +38,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def parse_open_clip(config: Fields) -> ViTConfig:
-    """The config of the vision tower, by the content of an open_clip_config.json."""
+    """Parse the content of an open_clip_config.json: the vision tower's config."""
     model = config["model_cfg"]
     vision = model["vision_cfg"]
     for field, value in vision.items():
@@ -56,13 +56,14 @@ def parse_open_clip(config: Fields) -> ViTConfig:
 
 
 def _images(images, image_size):
-    """Normalization, crop and size by preprocess_cfg, as fields of a ViTConfig."""
+    """Translate preprocess_cfg into a ViTConfig's mean, std and preprocessing."""
     mode = images.get("resize_mode", "shortest")
     interpolation = images.get("interpolation", "bicubic")
     check_choice("preprocess_cfg.resize_mode", mode, RESIZE_MODES)
     check_choice("preprocess_cfg.interpolation", interpolation, INTERPOLATIONS)
     height, width = sides(image_size)
-    if mode == "shortest" and height != width:  # OpenCLIP passes no other
+    # OpenCLIP ignores the interpolation for a crop that is not square.
+    if mode == "shortest" and height != width:
         interpolation = "bicubic"
     return {
         "mean": tuple(images.get("mean") or MEAN),
@@ -74,9 +75,9 @@ def _images(images, image_size):
 
 
 def _of_tower(vision, model, images):
-    """The config of OpenCLIP's own VisionTransformer.
+    """Make the config of OpenCLIP's own VisionTransformer.
 
-    images: fields of it
+    images: the result of `_images`
     """
     width = vision["width"]
     depth = vision["layers"]
@@ -87,7 +88,7 @@ def _of_tower(vision, model, images):
     _check_only("vision_cfg.norm_kwargs", norm, "eps")
     check_choice("vision_cfg.pool_type", vision["pool_type"], POOLS)
     pool = POOLS[vision["pool_type"]]
-    # Its last norm is of the tokens, or of the pooled vector.
+    # The last norm applies to the tokens or to the pooled vector.
     fc_norm = pool == "mean" and bool(vision["final_ln_after_pool"])
     arch = Architecture(
         patch_bias=False,
@@ -112,14 +113,14 @@ def _of_tower(vision, model, images):
 
 
 def _check_only(path, options, known):
-    """Refuse an option, of those at a path, other than the known one."""
+    """Refuse any option at a path except the known option."""
     for name, value in options.items():
         if name != known:
             raise InputError(f"{path} has {name}={value!r}, which no model here has")
 
 
 def _gelu(act, quick):
-    """The form of GELU by `act_kwargs` and `quick_gelu`."""
+    """Choose the GELU variant from `act_kwargs` and `quick_gelu`."""
     approximate = act.get("approximate", "none")
     forms = {"none": "exact", "tanh": "tanh"}
     if quick:
@@ -130,20 +131,20 @@ def _gelu(act, quick):
 
 
 def _of_timm(vision, model, images):
-    """The config of a model of timm's, maybe with a projection.
+    """Make the config of a timm model, maybe with a projection.
 
-    OpenCLIP makes it by timm's own code, whatever the weights were trained with.
-
-    images: fields of it
+    images: the result of `_images`
     """
+    # OpenCLIP builds the model with timm's own code for the architecture, whatever the
+    # weights were trained with.
     name, _, _ = vision["timm_model_name"].partition(".")
     proj = vision["timm_proj"] or ""
     pool = vision["timm_pool"]
     check_choice("vision_cfg.timm_proj", proj, ["linear", "none", ""])
     config = timm_config.of_architecture(name, images)
-    if proj != "linear":  # timm makes the pool, and places the last norm for it
+    if proj != "linear":  # timm makes the pool, which decides the last norm's place
         config = timm_config.with_arguments(config, {"global_pool": pool})
-    elif pool:  # else the pool is that of the model
+    elif pool:  # without a pool the model's own stays
         check_choice("vision_cfg.timm_pool", pool, timm_config.POOLS)
         pool = timm_config.POOLS[pool]
         includes_prefix = config.arch.pool_include_prefix and pool == "map"

@@ -1,4 +1,4 @@
-"""The files of a run's folder that others read, too."""
+"""Files in a run's folder that training writes and `load` reads."""
 
 import json
 import pathlib
@@ -9,14 +9,14 @@ from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.errors import InputError
 
 CONFIG = "config.json"  # the full config
-FORMAT = 1  # of CONFIG: a run of another one is not read
-CLASSES = "classes.json"  # the names of the classes by label, if there are any
-CHECKPOINTS = "checkpoints"  # the folder with the weights
-KINDS = ("latest", "best")  # of checkpoints
+FORMAT = 1  # of CONFIG; other formats are refused
+CLASSES = "classes.json"  # class names by label, if the data have names
+CHECKPOINTS = "checkpoints"  # the folder of weights
+KINDS = ("latest", "best")  # kinds of checkpoints
 
 
 def check_format(config: Mapping[str, Any]) -> None:
-    """Raise InputError for the config of a run of another version."""
+    """Refuse a run's config in another format."""
     if config.get("format") != FORMAT:
         raise InputError(
             f"a run of format {config.get('format')} is not read; this version reads "
@@ -25,9 +25,9 @@ def check_format(config: Mapping[str, Any]) -> None:
 
 
 def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
-    """Read the class names of the run in `folder`, by label; None: it has none.
+    """Read a run's class names by label; None if the run has no names.
 
-    classes: how many names there are to be
+    classes: the expected number of names
     """
     path = folder / CLASSES
     if not path.exists():
@@ -41,10 +41,10 @@ def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
 def check_normalization(
     folder: pathlib.Path, values: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> None:
-    """Refuse a run whose config says another mean or std than its training.
+    """Refuse a run whose config was edited to a mean or std unlike its training's.
 
-    values: "mean" and "std" by the config
-    facts: in a checkpoint, beside its arrays; {}: unknown
+    values: "mean" and "std" from the config
+    facts: stored beside a checkpoint's arrays; {}: unknown
     """
     for field, trained in (facts.get("normalization") or {}).items():
         now = [*values[field]]

@@ -1,4 +1,4 @@
-"""Files of a run's folder: its config as fields of a model, and its checkpoints."""
+"""Read a run's folder: its config as a WeightsInfo, and its checkpoints."""
 
 import os
 import pathlib
@@ -31,13 +31,13 @@ from imagepiece_jax.weights.run_files import (
 )
 
 FIELDS = {"image_size", "num_classes", "model", "reduction"}  # of a run's config
-OTHERS = ("run.json", "metrics.jsonl")  # that only a run writes
+OTHERS = ("run.json", "metrics.jsonl")  # files that only a run writes
 COLLECTIONS = ("params", "batch_stats")
-AVERAGES = "ema"  # the collections, averaged over steps, in the state of a run
+AVERAGES = "ema"  # where a run's state keeps COLLECTIONS averaged over steps
 
 
 def read(found: Location) -> WeightsInfo:
-    """What the files of a run say of its weights."""
+    """Read the facts about a run's weights."""
     run = found.config
     if not FIELDS <= {*run}:
         raise InputError(
@@ -49,7 +49,7 @@ def read(found: Location) -> WeightsInfo:
 
 
 def _parts(run):
-    """The ViTConfig, the Reduction and the dtype that the config of a run has."""
+    """Return (ViTConfig, Reduction, dtype) from a run's config."""
     check_format(run)
     return config_of_run(run), Reduction.read(run["reduction"]), run["model"]["dtype"]
 
@@ -57,10 +57,11 @@ def _parts(run):
 def read_checkpoint(
     folder: str | os.PathLike, checkpoint: str = "best", averaged: bool = False
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The state dict, by timm's names, of a run's newest "best" or "latest".
+    """Read a run's newest "best" or "latest" checkpoint.
 
-    averaged: the averages of its weights (config.ema_decay), not the weights
-    Returns it and the checkpoint's other facts, the fields of a Progress.
+    averaged: read the weights' averages (config.ema_decay) instead of the weights
+    Returns ({timm's name: array}, the checkpoint's other facts: fields of a
+        RunProgress).
     """
     folder = pathlib.Path(folder).resolve()
     start = f"{AVERAGES}/" if averaged else ""
@@ -87,7 +88,7 @@ def read_checkpoint(
 
 
 def own_files(*words):
-    """Files that must not be overwritten: weights or data, or those of their folders.
+    """List the files no command may overwrite: weights, data, and files beside them.
 
     words: paths of weights, and names of data such as csv:FILE
     """
@@ -96,6 +97,6 @@ def own_files(*words):
     files = []
     for word in words:
         path = pathlib.Path(os.fspath(word).removeprefix("csv:")).expanduser()
-        beside = path.with_name(f"{path.name}.json")  # which describes an .onnx file
+        beside = path.with_name(f"{path.name}.json")  # describes an .onnx file
         files += [path, beside, *(path / name for name in names)]
     return files

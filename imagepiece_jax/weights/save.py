@@ -1,13 +1,4 @@
-"""The folder that a trained model is saved to, which `load` reads.
-
-It has the form of the Hugging Face hub:
-
-model.safetensors       the dense part, by timm's names
-selectors.safetensors   learned by a reduction
-recovered.safetensors   what reduced forms recovered; 0.NAME is of the first cost
-config.json             all that makes the same model again, and timm's architecture
-                        where timm has it
-"""
+"""Save a trained model to a folder for `load`, in the Hugging Face hub's format."""
 
 import contextlib
 import json
@@ -34,21 +25,25 @@ from imagepiece_jax.weights.file_names import (
     WEIGHTS,
 )
 
+# A saved folder holds up to four files. model.safetensors has the dense part by timm's
+# names, SELECTORS the learned selectors, and RECOVERED the recovered parameters (0.NAME
+# belongs to the first variant). CONFIG has all `load` needs to make the same model, and
+# timm's architecture if timm has the model.
 DENSE_PART = WEIGHTS[0]
-FILES = (DENSE_PART, *BESIDE, CONFIG)  # of a saved model
+FILES = (DENSE_PART, *BESIDE, CONFIG)
 
 
 def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     """Write a trained model to a folder, completely or not at all.
 
-    `load(folder)` gives one with the same logits, bit for bit, its reduction with
-    learned selectors, class names and preprocessing included. timm loads the dense part
-    by timm.create_model("local-dir:FOLDER", pretrained=True), where it has such models.
+    `load(folder)` gives the same logits, bit for bit, with the reduction, its learned
+    selectors, class names and preprocessing. timm loads the dense part, if timm has the
+    model, with timm.create_model("local-dir:FOLDER", pretrained=True).
 
-    folder: new, or one of a saved model, which is replaced; a symbolic link stays
+    folder: new, or a saved model's, which is replaced; a symbolic link stays
     Returns the folder, which can be uploaded as it is.
-    Raises InputError for a folder that holds anything else, and for variables that are
-        not the model's.
+    Raises InputError for a folder that holds anything else, and for variables that do
+        not match the model.
     """
     folder = checked_folder(folder)
     if vit.reduction is None:
@@ -65,7 +60,7 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     described[OURS]["digest"] = digest(
         [layouts.with_timm_names(dense) | learned, recovered]
     )
-    # Numbers of NumPy, where a model was made with them, are written as Python's.
+    # A config may hold NumPy scalars, which JSON cannot write: they become Python's.
     text = json.dumps(described, indent=2, default=lambda v: v.item())
     config = json.loads(text)
     vit.warn_of_untrained()
@@ -81,7 +76,7 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
 
 
 def _recovered(recovery):
-    """Tensors of the costs of a Recovery, the number of its cost before each name."""
+    """Collect a Recovery's parameters as {"INDEX.NAME": tensor}, by variant."""
     tensors = {}
     for number, cost in enumerate(recovery.variants if recovery else ()):
         params = traverse_util.unflatten_dict(cost.numbers, sep="/")
@@ -91,7 +86,7 @@ def _recovered(recovery):
 
 
 def _write(file, tensors):
-    """Write tensors to a file; OSError where a disk is full or fails."""
+    """Write tensors to a file. Raises OSError if a disk is full or fails."""
     metadata = {"format": "pt"}  # some readers refuse a file without this entry
     try:
         safetensors.numpy.save_file(tensors, file, metadata)
@@ -100,10 +95,11 @@ def _write(file, tensors):
 
 
 def checked_folder(folder):
-    """The folder's path, where no other file would be overwritten."""
+    """Return the folder's path after checking that saving destroys no other file."""
     folder = pathlib.Path(os.path.expanduser(folder))
     own = (LOCK,)
-    with contextlib.suppress(InputError, OSError):  # none, or another program's
+    # A missing or foreign config.json is no error: `check_own` decides.
+    with contextlib.suppress(InputError, OSError):
         if OURS in read_json(folder / CONFIG):
             own += FILES
     check_own("folder", folder, "a saved model", lambda file: file.name in own)
@@ -113,7 +109,7 @@ def checked_folder(folder):
 
 
 def _check_round_trip(model, tensors, config):
-    """Check that `load` makes the same model of these files."""
+    """Check that `load` would make the same model from these tensors and config."""
     described = config_json.parse(config, {})
     again = build_model(described.config, described.reduction)
     read = layouts.with_timm_names(tensors)

@@ -1,7 +1,7 @@
-"""The state dict in the content of a weights file.
+"""Find the state dict in a weights file's content.
 
-Training scripts save a state dict alone, or under a key beside optimizer and epoch;
-averages of the weights or a second model may be beside it, under keys of their own.
+Training scripts save a state dict alone, or under a key beside optimizer and epoch.
+Weight averages or a second model may have keys of their own.
 """
 
 import functools
@@ -12,23 +12,23 @@ import numpy as np
 
 from imagepiece_jax.errors import InputError
 
-_COUNT = "n_averaged"  # of models, which PyTorch's AveragedModel has beside its module
-SMALLEST = 12  # tensors of a model, at least: those of one block
+_COUNT = "n_averaged"  # a counter in PyTorch's AveragedModel, not a weight
+SMALLEST = 12  # a model has at least the tensors of one block
 
 
 class LazyTensor(NamedTuple):
-    """A tensor that is still in its file."""
+    """A tensor that was not read yet."""
 
-    read: Callable[[], np.ndarray] | None = None  # from the file
+    read: Callable[[], np.ndarray] | None = None
 
 
 def read_all(tensors):
-    """{name: array} of {name: LazyTensor}."""
+    """Read {name: LazyTensor} into {name: array}."""
     return {name: tensor.read() for name, tensor in tensors.items()}
 
 
 def in_memory(content):
-    """`content`, in which arrays and torch's tensors are LazyTensor, as in a file."""
+    """Replace arrays and torch tensors in `content` by LazyTensor."""
     if isinstance(content, Mapping):
         return {name: in_memory(value) for name, value in content.items()}
     if hasattr(content, "shape"):
@@ -37,16 +37,17 @@ def in_memory(content):
 
 
 def _copied(tensor):
-    """A NumPy array of its own: of the caller's, changes would reach the model."""
-    if hasattr(tensor, "detach"):  # torch's, which may be bfloat16, or on a GPU
+    """Copy a tensor to NumPy, so that later changes by the caller miss the model."""
+    # torch tensors may be bfloat16, which NumPy lacks, or on a GPU.
+    if hasattr(tensor, "detach"):
         tensor = tensor.detach().cpu().float().numpy()
     return np.array(tensor)
 
 
 def tensors_of_one(content, key=None):
-    """{name: LazyTensor} of the model in `content` that the caller means.
+    """Select one model in `content`, {name: LazyTensor}.
 
-    key: of the model, where the content has several
+    key: needed if the content has several models
     """
     models = {}
     if isinstance(content, dict):
@@ -65,7 +66,7 @@ def tensors_of_one(content, key=None):
 
 
 def named_tensors(content):
-    """`content`, which must be a state dict, without PyTorch's count of averages."""
+    """Check that `content` is a state dict, and drop AveragedModel's counter."""
     if not isinstance(content, dict) or not content:
         raise InputError("it holds no named tensors")
     for name, value in content.items():
@@ -78,7 +79,7 @@ def named_tensors(content):
 
 
 def _is_model(part):
-    """Whether a value of the content is a model's state dict."""
+    """Whether a value in the content is a model's state dict."""
     if not isinstance(part, dict) or len(part) < SMALLEST:
         return False
     return all(isinstance(value, LazyTensor) for value in part.values())

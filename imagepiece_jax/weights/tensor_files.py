@@ -1,7 +1,4 @@
-"""Weights files: .npz, .safetensors, in parts too, and PyTorch's .pth.
-
-Of a file's tensors those that are chosen are read.
-"""
+"""Read chosen tensors from .npz, .safetensors (also in parts) and PyTorch files."""
 
 import functools
 import os
@@ -28,7 +25,7 @@ _LFS = b"version https://git-lfs"
 
 
 def title(path: str | os.PathLike | Mapping[str, Any]) -> str:
-    """What sentences call a weights file, or a state dict in memory."""
+    """Name a weights file or a state dict in error messages."""
     return "the state dict" if isinstance(path, Mapping) else f"weights file {path}"
 
 
@@ -37,17 +34,17 @@ def read_state_dict(
     choose: Callable[[Collection[str]], Collection[str]] = list,
     checkpoint: str | None = None,
 ) -> dict[str, np.ndarray]:
-    """Named tensors of a weights file, with the file's shapes and types.
+    """Read {name: array} from a weights file, with the file's shapes and dtypes.
 
-    The ending chooses the reader, by _READERS; `state_dicts.tensors_of_one` finds the
-    state dict in what it reads. A state dict in memory is copied.
+    A state dict in memory is copied.
 
-    choose: the names to read, from all names; other tensors may be many GB
-    checkpoint: the key of the model that is meant, where a file has several
+    choose: all names -> the names to read; all other tensors, maybe many GB, stay in
+        the file
+    checkpoint: the key of the wanted model in a file with several models
     """
 
     def select(content):
-        """The tensors that `choose` names, not yet read."""
+        """Select the chosen tensors without reading them."""
         unread = tensors_of_one(content, checkpoint)
         return {name: unread[name] for name in choose([*unread])}
 
@@ -68,9 +65,9 @@ def read_state_dict(
 
 
 def _read(path, readers, select):
-    """{name: array} by the reader for a file's ending, whose failures name the file.
+    """Read {name: array} with the reader for the file's ending; errors name the file.
 
-    select: function from the file's content to {name: LazyTensor}
+    select: the file's content -> {name: LazyTensor}
     """
     file = f"weights file {path}"
     reader = readers.get(path.suffix.lower() or path.name)
@@ -91,7 +88,7 @@ def _read(path, readers, select):
 
 
 def _read_npz(path, select):
-    # Not numpy.load, which takes another file for a pickle, and says so.
+    # numpy.load would take any other file for a pickle, and say so.
     with np.lib.npyio.NpzFile(path) as archive:
         content = {}
         for name in archive.files:
@@ -100,9 +97,8 @@ def _read_npz(path, select):
 
 
 def _array(archive, name):
-    """An array of an .npz file."""
     array = archive[name]
-    if array.dtype == "V2":  # bfloat16, which NumPy does not have, as two raw bytes
+    if array.dtype == "V2":  # bfloat16, which NumPy saves as two raw bytes
         return array.view(jnp.bfloat16)
     return array
 
@@ -116,7 +112,7 @@ def _read_safetensors(path, select):
 
 
 def parts(path: pathlib.Path) -> dict[str, str]:
-    """{tensor: the file with it} of the index of .safetensors or .bin in parts."""
+    """Read the index of .safetensors or .bin in parts: {tensor name: file name}."""
     places = read_json(path)["weight_map"]
     for part in places.values():
         if pathlib.PurePath(str(part)).name != part:
@@ -125,7 +121,7 @@ def parts(path: pathlib.Path) -> dict[str, str]:
 
 
 def _read_parts(path, select):
-    """The selected tensors of an index, each from the part that has it."""
+    """Read the selected tensors of an index from their parts."""
     part_of = parts(path)
     names_by_part = {}
     for name in select(dict.fromkeys(part_of, LazyTensor())):
@@ -138,7 +134,7 @@ def _read_parts(path, select):
 
 
 def _only(names, content):
-    """The tensors in `content`, not yet read, that have one of the names."""
+    """Select tensors by name from a part's content, without reading them."""
     unread = named_tensors(content)
     return {name: unread[name] for name in names if name in unread}
 
@@ -148,9 +144,10 @@ _READERS = {
     ".safetensors": _read_safetensors,
     ".pth": read_torch,
     ".pt": read_torch,
-    ".tar": read_torch,  # .pth.tar, timm's
+    ".tar": read_torch,  # timm's .pth.tar
     ".bin": read_torch,
-    ".ckpt": read_torch,  # Lightning's
+    ".ckpt": read_torch,  # Lightning
     ".json": _read_parts,
 }
-_PARTS = {".safetensors": _read_safetensors, ".bin": read_torch}  # of several files
+# Readers for the parts of an index.
+_PARTS = {".safetensors": _read_safetensors, ".bin": read_torch}

@@ -1,4 +1,4 @@
-"""timm's config.json: read as a ViTConfig, and written for timm."""
+"""Read timm's config.json as a ViTConfig, and write a config.json for timm."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,16 +16,17 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import SINGLE_LABEL
 
 TIMM_GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
-SILUS = {"silu": "exact", "swish": "exact"}  # of a gated MLP, which has no GELU
+SILUS = {"silu": "exact", "swish": "exact"}  # activations of a gated MLP
 POOLS = {"token": "token", "avg": "mean", "map": "map", "": "none"}
 
 # Reading.
-# {argument of timm's class Eva: its name in VisionTransformer}
+# {argument of timm's class Eva: the same argument of VisionTransformer}
 RENAMED = dict(num_reg_tokens="reg_tokens", use_fc_norm="fc_norm")
 RENAMED |= dict(use_post_transformer_norm="final_norm", scale_mlp="scale_mlp_norm")
 RENAMED |= dict(use_pre_transformer_norm="pre_norm", scale_attn_inner="scale_attn_norm")
-# Arguments in model_args: those that change parts, those that are sizes, and those that
-# change no logits, or nothing that tensors do not show. Others have one value here.
+# Arguments in model_args: PARTS change a model's parts, and SIZES its sizes. IDLE
+# arguments change no logits, or only facts that the tensors show too. Any other
+# argument, except act_layer and norm_layer, must have timm's usual value.
 PARTS = (*RENAMED, *RENAMED.values(), "class_token", "no_embed_class", "qkv_bias")
 PARTS += ("init_values", "mlp_ratio", "global_pool", "pool_include_prefix", "attn_type")
 PARTS += ("attn_pool_num_heads", "attn_pool_mlp_ratio", "swiglu_align_to")
@@ -35,28 +36,29 @@ IDLE += ("attn_drop_rate", "drop_path_rate", "weight_init", "fix_init")
 IDLE += ("dynamic_img_size", "strict_img_size", "img_size", "num_classes")
 IDLE += ("in_chans", "device", "dtype", "qkv_fused", "head_init_scale")
 IDLE += ("rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords")
-# The epsilon of timm's LayerNorm, which is that of a class without an argument.
+# The epsilon of timm's LayerNorm, also without an argument.
 NORMS = {"layernorm": 1e-6, "layer_norm": 1e-6, None: 1e-6}
-# Tags of weights whose authors' cards pass timm a layer that no config.json can name:
-# mlp_layer=SwiGLUPacked, act_layer=SiLU.
+# Tags of weights with a SwiGLU. Their model cards pass mlp_layer=SwiGLUPacked and
+# act_layer=SiLU to timm, because no config.json can name a layer class.
 SWIGLU = ("virchow_v1", "virchow_v2")
-# Arguments that timm writes for every model, also for a published one.
+# Arguments that timm writes for every model, published models included.
 WRITTEN = ("in_chans", "img_size", "num_classes", "global_pool")
 
 
 def parse_timm(
     file: Mapping[str, Any],
 ) -> tuple[ViTConfig, tuple | None, int | tuple[int, int] | None]:
-    """(the config, class names or None, the size of positions or None).
+    """Parse a config.json: (config, class names or None, position size or None).
 
-    Files from before timm 0.9 are flat. A model of flexible size resamples positions
-    of model_args.img_size for images of input_size.
+    In a model of flexible size, positions for model_args.img_size (the position size)
+    are resized to images of input_size.
     """
-    images = file.get("pretrained_cfg", file)
+    images = file.get("pretrained_cfg", file)  # files from before timm 0.9 are flat
     name, tag = registry.present_name(file["architecture"])
     tag = images.get("tag") or tag
     classes = file.get("num_classes", images.get("num_classes"))
-    if "TimmWrapperModel" in (file.get("architectures") or ()):  # it has no head
+    # transformers' TimmWrapperModel has no head.
+    if "TimmWrapperModel" in (file.get("architectures") or ()):
         classes = 0
     arguments = file.get("model_args") or {}
     if images.get("label_offset"):
@@ -72,7 +74,7 @@ def parse_timm(
         size = arguments.get("img_size") or size
     preprocessing = Preprocessing(
         _side(size),
-        # timm's for a file without, of small images, too
+        # timm's default crop, for small images too
         crop=images.get("crop_pct") or DEIT_CROP,
         crop_mode=images.get("crop_mode") or Preprocessing.crop_mode,
         interpolation=images.get("interpolation") or Preprocessing.interpolation,
@@ -90,22 +92,23 @@ def parse_timm(
     names = None
     if classes != 0:
         names = class_names.shortened(labels(images | file, classes))
-    if not names and "." in base.name:  # else it may have learned other classes
+    # Without a tag the model may have learned other classes.
+    if not names and "." in base.name:
         names = registry.published_class_names(base.name, classes)
-    # By transformers' TimmWrapper.
+    # transformers' TimmWrapper writes a problem_type.
     problem = {"problem_type": file.get("problem_type") or SINGLE_LABEL}
     config = dataclasses.replace(config, **stated, **problem)
     return config, names, trained_size
 
 
 def _side(size):
-    """Pixels a side of a square, else (height, width)."""
+    """Return a square's side, or else (height, width)."""
     height, width = sides(size)
     return height if height == width else (height, width)
 
 
 def _is_flexible(name, images, arguments):
-    """Whether timm's model takes images of other sizes than its positions are of."""
+    """Whether timm's model takes images whose size differs from its positions'."""
     if arguments.get("dynamic_img_size") or arguments.get("strict_img_size") is False:
         return True
     flexible = registry.timm_arguments(name).get("dynamic_img_size", False)
@@ -113,10 +116,10 @@ def _is_flexible(name, images, arguments):
 
 
 def of_architecture(name: str, images: Mapping[str, Any]) -> ViTConfig:
-    """The config of a model that timm's code of an architecture made, without a head.
+    """Make the config of timm's architecture `name`, without a head.
 
-    images: the fields of a ViTConfig that say what it was trained on
-    Raises InputError for an architecture that is not here.
+    images: the ViTConfig fields of the training images
+    Raises InputError for an unsupported architecture.
     """
     if name not in registry.public_models():
         raise InputError(f"architecture is {name!r}; {registry.NAMES}")
@@ -124,14 +127,13 @@ def of_architecture(name: str, images: Mapping[str, Any]) -> ViTConfig:
 
 
 def _published(name, base, classes, arguments):
-    """The config of a public model, where the file is that of its weights; else None.
+    """Find the public model `name` if the file describes its weights; else None.
 
-    A fine-tuned model has the tag of the weights it started from. With other classes,
-    images or arguments it was trained with the functions of timm's architecture, such
-    as exact GELU for CLIP's weights, not with those that the tag stands for.
-
-    base, classes: of the file, with which the published model has to agree
+    base, classes: the file's config and number of classes, which must agree
     """
+    # A fine-tuned model keeps the tag of the weights it started from. With different
+    # classes, images or arguments it was trained with the architecture's functions,
+    # such as exact GELU, and not with the tag's (QuickGELU for CLIP's weights).
     if not registry.is_known(name) or not {*arguments} <= {*WRITTEN}:
         return None
     published = registry.config(name)
@@ -145,18 +147,18 @@ def _published(name, base, classes, arguments):
 
 
 def labels(config: Mapping[str, Any], classes: int | None):
-    """Descriptions of the labels where there are any, else their names; or None."""
+    """List the labels' descriptions, or else their names; None without names."""
     names = config.get("label_names")
     if not names:
         return None
-    if isinstance(names, Mapping):  # by number, some of which may lack
+    if isinstance(names, Mapping):  # by number; numbers may be missing
         names = [names.get(str(i)) for i in range(classes)]
     described = config.get("label_descriptions") or {}
     return tuple(described.get(name, name) for name in names)
 
 
 def with_arguments(config: ViTConfig, arguments: Mapping[str, Any]) -> ViTConfig:
-    """The config of a model of timm's with other arguments of timm's class."""
+    """Apply model_args, the arguments of timm's class, to a timm model's config."""
     name = config.name.partition(".")[0]
     eva = registry.timm_class(name) == "Eva"
     gated = config.arch.mlp == "swiglu"
@@ -184,7 +186,7 @@ def with_arguments(config: ViTConfig, arguments: Mapping[str, Any]) -> ViTConfig
     check_choice("model_args.global_pool", given["global_pool"], POOLS)
     width = sizes.get("embed_dim", config.embed_dim)
     hidden = int(width * given["mlp_ratio"])
-    if gated and not eva:  # two layers in one
+    if gated and not eva:  # mlp_ratio counts both halves of the packed layer
         hidden //= 2
     if gated:
         hidden += -hidden % (given.get("swiglu_align_to") or 1)
@@ -202,17 +204,17 @@ def with_arguments(config: ViTConfig, arguments: Mapping[str, Any]) -> ViTConfig
 
 
 def _parts(given, eva, arch):
-    """Fields of an Architecture by all arguments of timm's class.
+    """Translate timm's arguments into fields of an Architecture.
 
-    given: Eva's by their names in VisionTransformer
-    arch: with the other fields
+    given: all arguments; Eva's under their names in VisionTransformer
     """
     pool = POOLS[given["global_pool"]]
     prefix = given["class_token"] or given["reg_tokens"]
     fc_norm = given["fc_norm"]
     if fc_norm is None:
         fc_norm = pool == "mean"
-    if arch.dist_token and fc_norm:  # timm makes this norm, and none that it computes
+    # timm would make only this norm, and never compute it.
+    if arch.dist_token and fc_norm:
         raise InputError(
             "model_args.fc_norm is True for a model with a distillation token"
         )
@@ -223,7 +225,7 @@ def _parts(given, eva, arch):
             final_norm = not fc_norm
         layer_scale = given["init_values"] is not None
         include_prefix = pool == "map"
-    else:  # one norm, in one of two places
+    else:  # VisionTransformer has one norm, before or after the pool
         fc_norm = final_norm and fc_norm
         final_norm = final_norm and not fc_norm
         include_prefix = given["pool_include_prefix"] and pool != "token"
@@ -248,10 +250,7 @@ def _parts(given, eva, arch):
 
 # Writing.
 def describe_timm(vit: Pretrained) -> dict[str, Any]:
-    """The content of a config.json by which timm makes the dense part of a Pretrained.
-
-    {} where timm has no such model.
-    """
+    """Describe the dense part of a Pretrained for timm; {} if timm lacks the model."""
     config = vit.model.config
     images = vit.preprocessing
     architecture = _architecture(config)
@@ -268,7 +267,7 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
     if config.arch.dist_token:
         heads = ["head", "head_dist"]
     named = {}
-    if vit.class_names and None in vit.class_names:  # then by number
+    if vit.class_names and None in vit.class_names:  # {number: name} skips None
         names = enumerate(vit.class_names)
         named["label_names"] = {str(i): name for i, name in names if name is not None}
     elif vit.class_names:
@@ -293,14 +292,14 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
 
 
 def _architecture(config: ViTConfig) -> dict[str, Any]:
-    """The fields "architecture" and "model_args"; {} where timm has no such model.
+    """Find timm's "architecture" and "model_args"; {} if timm lacks the model.
 
-    The architecture is a public model of the same parts and sizes, if possible for
-    images of the same size.
+    The architecture is a public model with equal parts and sizes, preferably with the
+    same image size.
     """
     same = []
     for name, row in registry.public_models().items():
-        # Not compared: how positions are resized, which is over, and a GELU that
+        # Two parts are not compared: position resizing, which is over, and a GELU that
         # "act_layer" sets.
         ignored = {"resize": DEIT.resize}
         if row["class"] != "Eva":
@@ -321,6 +320,6 @@ def _architecture(config: ViTConfig) -> dict[str, Any]:
 
 
 def _sizes_and_parts(config, ignored):
-    """What makes two models the same to timm."""
+    """Collect the values that make two models equal to timm."""
     sizes = [getattr(config, field) for field in (*SIZES, "mlp_ratio")]
     return sizes, dataclasses.replace(config.arch, **ignored)

@@ -1,9 +1,8 @@
-"""PyTorch's files, .pth and others, which are read without PyTorch.
+"""Read PyTorch's files (.pth and others) without PyTorch.
 
-They are zip archives of a pickle (names, shapes, strides) and one raw file per storage,
-before PyTorch 1.6 one file with these behind each other. The pickle may name only few
-globals, none of which is looked up, so reading a file never runs code that came with
-it.
+A file is a zip archive with a pickle (names, shapes, strides) and one raw file per
+storage. Before PyTorch 1.6 the same parts follow each other in one plain file. Only
+listed globals are allowed and none is looked up, so no code from a file ever runs.
 """
 
 import functools
@@ -20,7 +19,7 @@ import numpy as np
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights.state_dicts import LazyTensor, read_all
 
-# PyTorch's storages by name; complex and quantized ones hold no weights of ours.
+# PyTorch's storages. Complex and quantized storages are refused.
 _STORAGE_DTYPES = {
     "DoubleStorage": np.dtype("<f8"),
     "FloatStorage": np.dtype("<f4"),
@@ -33,10 +32,11 @@ _STORAGE_DTYPES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
-# Files of PyTorch before 1.6 are no zip archives: they start with this pickled number.
+# Files from before PyTorch 1.6 are not zip archives. They start with this number,
+# pickled.
 _OLD_TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
-# Globals of what training scripts save beside the weights: sizes and types of tensors,
-# arguments, and the settings of Lightning.
+# Globals of objects that training scripts save beside the weights: tensor sizes and
+# dtypes, arguments, and Lightning's settings.
 _IGNORED_TYPES = re.compile(
     r"argparse\.Namespace|pathlib\.\w*Path|datetime\.\w+|typing\.\w+|_codecs\.encode|"
     r"torch\.(Size|device|dtype|layout|strided|bool|bfloat16|(float|u?int)\d+)|"
@@ -49,7 +49,7 @@ _IGNORED_TYPES = re.compile(
 
 
 def read_torch(path, select):
-    """Tensors of a file, or of a part, that PyTorch's save wrote."""
+    """Read the selected tensors from a torch.save file."""
     with open(path, "rb") as file:
         if file.read(len(_OLD_TORCH_MAGIC)) == _OLD_TORCH_MAGIC:
             return _read_old_torch(file, select)
@@ -69,7 +69,7 @@ def read_torch(path, select):
 
 
 def _read_old_torch(file, select):
-    """As `read_torch`, of pickles and storages behind each other."""
+    """Like `read_torch`, for a file from before PyTorch 1.6."""
     places = {}
 
     def stored(storage):
@@ -102,12 +102,11 @@ class _Storage(NamedTuple):
 
     @property
     def bytes(self):
-        """Its size in bytes."""
         return self.size * self.dtype.itemsize
 
 
 class _WithoutAttributes:
-    """An object that is no dict, so never the weights, and takes no state."""
+    """Base class that ignores a pickled state, so no attribute is ever set."""
 
     __slots__ = ()
 
@@ -116,9 +115,9 @@ class _WithoutAttributes:
 
 
 class _IgnoredObject(_WithoutAttributes):
-    """Stands for an object that a training script saved beside the weights.
+    """Placeholder for an object beside the weights: accepts anything, keeps nothing.
 
-    It takes whatever a pickle gives it and keeps nothing.
+    An _IgnoredObject is not a dict, so it never counts as weights.
     """
 
     __slots__ = ()
@@ -130,34 +129,34 @@ class _IgnoredObject(_WithoutAttributes):
         pass
 
     def append(self, value):
-        """Take no element."""
+        """Ignore the element."""
 
     def extend(self, values):
-        """Take no elements."""
+        """Ignore the elements."""
 
 
 class _OrderedDict(_WithoutAttributes, dict):
-    """PyTorch's, without the attributes that it may have."""
+    """PyTorch's OrderedDict without attributes."""
 
     __slots__ = ()
 
 
 class _StateDictUnpickler(pickle.Unpickler):
-    """Gives tensors of the file in place of PyTorch's, and refuses all other globals.
+    """Unpickles tensors as LazyTensor, and refuses unlisted globals.
 
-    A pickle may call any result of `find_class` with anything, so every argument is
-    checked, and nothing that it can reach has attributes to overwrite.
-
-    stored: function from a _Storage to its bytes in the file
+    stored: _Storage -> its bytes in the file
     """
+
+    # A pickle may call any result of `find_class` with any arguments. So every argument
+    # is checked, and no reachable object has attributes to overwrite.
 
     def __init__(self, file, stored):
         super().__init__(file)
-        self._stored = functools.cache(stored)  # tensors may be views of one storage
+        self._stored = functools.cache(stored)  # several tensors may share a storage
         self.storages = {}
 
     def find_class(self, module, name):
-        # Bound methods, because a pickle can overwrite the defaults of plain functions.
+        # Methods are bound, because a pickle can overwrite a plain function's defaults.
         allowed = {
             ("collections", "OrderedDict"): _OrderedDict,
             ("torch._utils", "_rebuild_tensor"): self._tensor,
@@ -176,16 +175,17 @@ class _StateDictUnpickler(pickle.Unpickler):
         )
 
     def persistent_load(self, pid):
-        """The storage behind a tensor: pid is (kind, type, file, device, length)."""
+        """Record a storage. pid is (kind, type, file, device, length)."""
         _, storage, key, _, size, *view = pid
-        if view not in ([], [None]):  # no view: before 0.4
+        # Old files have a sixth entry: None, or a view before PyTorch 0.4.
+        if view not in ([], [None]):
             raise pickle.UnpicklingError(f"storage {key} is a view, {view}")
         self.storages[key] = _Storage(key, _STORAGE_DTYPES[storage], size)
         return self.storages[key]
 
     def _tensor(self, storage, offset, shape, strides, *_ignored):
-        """PyTorch's strided tensor, not read yet; strides count elements."""
-        # A list could be changed after these checks.
+        """Make a LazyTensor of a strided tensor; strides count elements."""
+        # Tuples only: a pickle could change a list after these checks.
         tuples = type(shape) is type(strides) is tuple
         if type(storage) is not _Storage or not tuples:
             raise pickle.UnpicklingError("a tensor without storage, shape or strides")
@@ -194,7 +194,7 @@ class _StateDictUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError("a tensor of offsets that are no integers")
         count = math.prod(shape)
         last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-        # The bounds are checked here because as_strided would read foreign memory.
+        # Without this check as_strided would read foreign memory.
         inside = min(numbers) >= 0 and count <= storage.size
         if not inside or (count and last >= storage.size):
             raise pickle.UnpicklingError(f"tensor of shape {shape} leaves its storage")
@@ -203,7 +203,7 @@ class _StateDictUnpickler(pickle.Unpickler):
         )
 
     def _read(self, storage, offset, shape, strides):
-        """A tensor as an array of its own."""
+        """Copy a tensor out of its storage."""
         if 0 in shape:
             return np.zeros(shape, storage.dtype)
         stored = self._stored(storage)
@@ -215,5 +215,5 @@ class _StateDictUnpickler(pickle.Unpickler):
         return np.lib.stride_tricks.as_strided(flat, shape, steps).copy()
 
     def _first(self, value, *_ignored):
-        """The first argument, in place of what a function would make of all."""
+        """Return the first argument: a parameter's tensor."""
         return value

@@ -1,7 +1,7 @@
-"""transformers' config.json and preprocessor_config.json, read as a ViTConfig.
+"""Read transformers' config.json and preprocessor_config.json as a ViTConfig.
 
-A file lacks the fields that have the default of their model type, so these defaults
-stand here (transformers' configuration classes and image processors, version 5.24).
+transformers writes no field with its model type's default value. So this file lists the
+defaults of its configuration classes and image processors (version 5.24).
 """
 
 import dataclasses
@@ -22,16 +22,16 @@ from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.weights.timm_config import SILUS
 
 Fields = Mapping[str, Any]  # of a JSON file
-# transformers' activations by their names; those of one kind differ only in rounding.
+# transformers' activations by name. Activations of one kind differ only in rounding.
 GELUS = {"gelu": "exact", "gelu_python": "exact", "quick_gelu": "quick"}
 GELUS |= dict.fromkeys(("gelu_pytorch_tanh", "gelu_python_tanh"), "tanh")
 GELUS |= dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate"), "tanh")
-COUNTS = {"hidden_size", "num_hidden_layers", "num_attention_heads"}  # from 1
+COUNTS = {"hidden_size", "num_hidden_layers", "num_attention_heads"}  # at least 1
 COUNTS |= {"intermediate_size"}
-RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's constants
 RESCALE = 1 / 255
-RESCALES = (RESCALE - 1e-6, RESCALE + 1e-6)  # as files round it
-# Of tensors that are no numbers by themselves.
+RESCALES = (RESCALE - 1e-6, RESCALE + 1e-6)  # files round RESCALE
+# Quantized tensors mean nothing without this config, which is refused.
 QUANTIZED = {"quantization_config": None}
 
 
@@ -39,21 +39,22 @@ QUANTIZED = {"quantization_config": None}
 class ModelType:
     """A model type of transformers."""
 
-    fields: Fields  # the defaults of its configuration class
-    resize: str  # how its code interpolates positions
-    processor: str  # its image processor, for a file that does not name one
-    arch: Callable[[Fields], Architecture]  # all parts, by these fields
-    # fields with the only values that models here have
+    fields: Fields  # defaults of the configuration class
+    resize: str  # how transformers' code interpolates positions
+    processor: str  # image processor for a file without a processor name
+    arch: Callable[[Fields], Architecture]
+    # fields with the only supported values
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _hidden(fields):
-    """Width of the hidden layer of an MLP."""
+    """Compute the MLP's hidden width."""
     if "intermediate_size" in fields:
         return fields["intermediate_size"]
     hidden = int(fields["hidden_size"] * fields["mlp_ratio"])
     if not fields["use_swiglu_ffn"]:
         return hidden
+    # transformers' Dinov2SwiGLUFFN: two thirds, rounded up to a multiple of 8.
     return (int(hidden * 2 / 3) + 7) // 8 * 8
 
 
@@ -88,7 +89,8 @@ def _dinov3(fields):
         positions=False,
         rotary=Rotary("center", float(fields["rope_theta"]), planes="halves"),
         qkv_bias=fields["query_bias"],
-        # It says where only keys have none: without biases it keeps its default.
+        # key_bias=False means that only keys lack a bias. Without any bias it stays
+        # True, the default.
         key_bias=fields["key_bias"] or not fields["query_bias"],
         layer_scale=True,
         mlp="swiglu" if fields["use_gated_mlp"] else "gelu",
@@ -125,13 +127,13 @@ MODEL_TYPES = {
         _DINOV3, "antialias", "DINOv3ViT", _dinov3, fixed=_DINOV3_FIXED
     ),
 }
-# Models of images and texts, and the model type of their vision tower, which is read.
+# Image-text models, of which only the vision tower is read: {type: vision type}.
 OF_TWO_TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 
-# The defaults of image processors, by the starts of their names; None: no crop.
+# Defaults of image processors, by the start of their names. crop_size None: no crop.
 _ON = dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), True)
 _OFF = dict.fromkeys(("do_center_crop", "do_pad", "default_to_square"), False)
-SWITCHES = {True: True, False: False, None: False}  # values of these fields
+SWITCHES = {True: True, False: False, None: False}  # values of _ON and _OFF fields
 _PROCESSOR = _ON | _OFF
 _PROCESSOR |= dict(rescale_factor=RESCALE, crop_size=None, resample=3)
 _HALF = dict(image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
@@ -155,12 +157,11 @@ PROCESSORS = {
 def parse_transformers(
     config: Fields, images: tuple[Normalization, dict[str, Any]]
 ) -> tuple[ViTConfig, tuple | None, dict[str, Any]]:
-    """(the config, class names or None, fields of a config with a head) of a model.
+    """Parse a config.json: (config, class names or None, fields for a head).
 
-    transformers names a classifier in "architectures" only where it saves the model.
+    The fields for a head apply if the tensors turn out to have a head.
 
-    config: content of config.json
-    images: of `parse_images`
+    images: the result of `parse_images`
     """
     normalization, crop = images
     model = MODEL_TYPES[kind_of(config)]
@@ -171,10 +172,12 @@ def parse_transformers(
     for field in {*fields} & COUNTS:
         check_range(field, fields[field], 1, whole=True)
     check_choice("num_channels", fields["num_channels"], [3])
+    # transformers names a classifier in "architectures" only when it saves the model,
+    # so other files may have a head without a name here.
     architectures = config.get("architectures") or ()
     classify = any("ImageClass" in name for name in architectures)
     labels = config.get("id2label") or {}
-    if model is MODEL_TYPES["clip_vision_model"]:  # whose head is a projection
+    if model is MODEL_TYPES["clip_vision_model"]:  # CLIP's head is a projection
         labels = {}
     head = {"num_classes": len(labels), "problem_type": _problem_type(config, labels)}
     acts = GELUS
@@ -182,7 +185,7 @@ def parse_transformers(
         acts = SILUS
     check_choice("hidden_act", fields["hidden_act"], acts)
     arch = model.arch(fields)
-    if arch.pool == "map" and classify:  # the head of classes reads the mean
+    if arch.pool == "map" and classify:  # SigLIP's classifier reads the mean
         arch = dataclasses.replace(arch, pool="mean")
     elif arch.pool == "map":
         _check_fixed({"vision_use_head": True}, _of_tower(config))
@@ -210,10 +213,10 @@ def parse_transformers(
 
 
 def _of_tower(config):
-    """The fields of the vision tower of two towers; all fields of another model."""
+    """Select the vision tower's fields in an image-text model, else all fields."""
     if config["model_type"] not in OF_TWO_TOWERS:
         return config
-    # Of files before version 4.30, where it goes over vision_config.
+    # Before version 4.30, vision_config_dict takes precedence over vision_config.
     earlier = config.get("vision_config_dict")
     if earlier is None:
         return config.get("vision_config") or {}
@@ -221,21 +224,21 @@ def _of_tower(config):
 
 
 def _check_fixed(fixed, fields):
-    """Check fields of which models here have one value."""
+    """Check that fields have their only supported value, or are absent."""
     for field, value in fixed.items():
         check_choice(field, fields.get(field, value), [value])
 
 
 def parse_images(images: Fields, kind: str) -> tuple[Normalization, dict[str, Any]]:
-    """(normalization, fields of a Preprocessing) by a preprocessor_config.json.
+    """Parse a preprocessor_config.json: (normalization, fields of a Preprocessing).
 
-    What it leaves out is as in its image processor.
+    Missing fields have the image processor's defaults.
 
-    images: its content
+    images: content of the file
     kind: the model type
     """
     name = _processor_name(images, kind)
-    if name == "CLIP":  # its processor would take another size by this field
+    if name == "CLIP":  # this field would change the size in CLIP's processor
         _check_fixed({"use_square_size": False}, images)
     fields = PROCESSORS[name]
     fields = fields | {k: v for k, v in images.items() if k in fields}
@@ -253,10 +256,10 @@ def parse_images(images: Fields, kind: str) -> tuple[Normalization, dict[str, An
 
 
 def _processor_name(images, kind):
-    """The start of the name of the image processor that wrote a file."""
+    """Find the image processor of a file, one of PROCESSORS."""
     field = "image_processor_type"
     if images.get(field) is None:
-        field = "feature_extractor_type"  # up to version 4.26
+        field = "feature_extractor_type"  # the field's name up to version 4.26
     named = images.get(field)
     if named is None:
         return MODEL_TYPES[kind].processor
@@ -268,7 +271,7 @@ def _processor_name(images, kind):
 
 
 def _crop(fields, name):
-    """Fields of a Preprocessing by all fields of an image processor."""
+    """Translate an image processor's fields into fields of a Preprocessing."""
     size = fields["size"]
     cropped = fields["do_center_crop"]
     if not fields["do_resize"]:
@@ -287,7 +290,7 @@ def _crop(fields, name):
         )
     side, squash = _resized(size, fields["default_to_square"])
     crop_size = fields["crop_size"]
-    same_size = squash  # whether all images come out in one size
+    same_size = squash  # whether all images get one size
     share = 1.0
     if cropped:
         same_size = crop_size is not None
@@ -307,7 +310,7 @@ def _crop(fields, name):
 
 
 def _problem_type(config, labels):
-    """What a head's logits mean, as transformers' pipeline takes them."""
+    """Find the problem type by the rule of transformers' pipeline."""
     problem_type = config.get("problem_type")
     if problem_type is not None:
         check_choice("problem_type", problem_type, PROBLEMS)
@@ -318,7 +321,7 @@ def _problem_type(config, labels):
 
 
 def kind_of(config: Fields) -> str:
-    """The model type, one of MODEL_TYPES; of two towers that of the vision tower."""
+    """Return the model type, one of MODEL_TYPES: an image-text model's vision type."""
     name = config["model_type"]
     check_choice("model_type", name, [*MODEL_TYPES, *OF_TWO_TOWERS])
     if name not in OF_TWO_TOWERS:
@@ -330,7 +333,7 @@ def kind_of(config: Fields) -> str:
 
 
 def _names(labels):
-    """id2label as names by number; None where they are transformers' placeholders."""
+    """Turn id2label into a tuple of names; None for transformers' placeholders."""
     if not labels:
         return None
     numbers = range(len(labels))
@@ -340,9 +343,9 @@ def _names(labels):
 
 
 def _share(crop, side):
-    """The share crop / side, rounded so that int(crop / share) is `side` again."""
+    """Compute crop / side, rounded so that int(crop / share) is `side` again."""
     if not crop or not side:
-        return math.inf  # which is refused
+        return math.inf  # `_crop` refuses a share above 1
     share = crop / side
     if int(crop / share) != side:
         share = math.nextafter(share, 0)
@@ -350,7 +353,7 @@ def _share(crop, side):
 
 
 def _resized(size, default_to_square):
-    """(pixels a side, whether both sides get them) of a processor's size."""
+    """Read a processor's size: (pixels, whether both sides are resized to them)."""
     if not isinstance(size, Mapping):
         return _square(size), default_to_square or not isinstance(size, int)
     given = {name: value for name, value in size.items() if value is not None}
@@ -364,14 +367,14 @@ def _resized(size, default_to_square):
 
 
 def _channels(values):
-    """Mean or std as three numbers; one number stands for all channels."""
+    """Expand a mean or std to three channels."""
     if isinstance(values, int | float):
         return (values,) * 3
     return values
 
 
 def _square(size):
-    """Pixels a side of a square, from a number, a pair, or {"height", "width"}."""
+    """Read a square's side from a number, a pair, or {"height", "width"}."""
     if isinstance(size, Mapping):
         size = (size["height"], size["width"])
     if isinstance(size, int):
