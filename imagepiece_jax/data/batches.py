@@ -54,7 +54,8 @@ class Batches:
     Without a seed, one pass covers all images in order. A batch is dict(image uint8 [L,
     m, H, W, 3], label int32, mask float32, index int32 [L, m]) for L local devices.
     Over all processes every image comes exactly once, and all processes get equally
-    many batches. The mask is 0 for the last batch's padding and for unreadable images.
+    many batches. The mask is 0 for padding and for unreadable images, recorded in
+    `source.unreadable`.
 
     With a seed, every epoch is shuffled anew and drops its partial batch. A batch is
     dict(image uint8 [L, A, m, H, W, 3], label int32 [L, A, m]) for A accumulation
@@ -195,10 +196,7 @@ class Batches:
         return batch
 
     def read(self, threads: int = 0) -> "Reader":
-        """Iterate over batches that threads read ahead; close() ends the threads.
-
-        threads: 0: the calling thread reads on demand
-        """
+        """Iterate over batches that threads read ahead (0: on demand), until close."""
         return Reader(self, Threads(self.read_part, threads))
 
 
@@ -293,10 +291,7 @@ class Threads:
 
 
 def steps_per_epoch(length: int, batch_size: int) -> int:
-    """Count the whole batches in `length` images; the remainder is dropped.
-
-    Raises InputError if the images do not fill a batch.
-    """
+    """Whole batches in `length` images; InputError for no whole batch."""
     if length < batch_size:
         raise InputError(
             f"batch_size is {batch_size}, but the training data has only {length} "

@@ -91,7 +91,7 @@ def decode(file, name: str, upright: bool = True) -> np.ndarray:
 
 
 def size(file, upright: bool = True) -> tuple[int, int] | None:
-    """(height, width) from an image's header; None if unreadable. See `decode`."""
+    """(height, width) from an image's header; None if unreadable."""
     try:
         with _opened(file) as stream, Image.open(stream) as image:
             # Pillow turns TIFF files by itself, size included.
@@ -196,11 +196,7 @@ def rgb(image: Image.Image, upright: bool = True) -> np.ndarray:
 
 
 def _eight_bits(values, mode):
-    """Convert mode I or F values to uint8, by their range.
-
-    mode: Pillow's, "I" for integers or "F" for floats
-    Raises ValueError for any other range.
-    """
+    """Mode I or F values as uint8, by their range; ValueError for any other range."""
     low = values.min()
     high = values.max()
     # Floats up to 16 may be an image in [0, 1] with a few highlights: refused.

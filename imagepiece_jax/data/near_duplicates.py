@@ -58,26 +58,22 @@ def small_form(image: Image.Image) -> np.ndarray:
 
 
 def distances(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Root-mean-square distances of forms. [n, 256], [m, 256] -> [n, m].
-
-    The mirrored form counts if it is nearer.
-    """
+    """Root-mean-square distances of forms. [n, 256], [m, 256] -> [n, m]."""
     # Small distances are differences of large numbers; float32 would round them away.
     forms = np.asarray(forms, np.float64)
     others = np.asarray(others, np.float64)
     mirrored = others.reshape(-1, SIDE, SIDE)[:, :, ::-1].reshape(others.shape)
+    # A mirrored form counts if it is nearer.
     products = np.maximum(forms @ others.T, forms @ mirrored.T)
     squares = np.square(forms).sum(1)[:, None] + np.square(others).sum(1)
     return np.sqrt(np.maximum(squares - 2 * products, 0) / SIDE**2)
 
 
 def likeness(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Highest correlation of two forms' overlap, over shifts of up to SHIFT pixels.
-
-    1 for equal forms. [n, 256] twice -> [n].
-    """
+    """Likeness of forms in pairs, 1 for equal forms. [n, 256] twice -> [n]."""
     forms = np.reshape(forms, (-1, SIDE, SIDE))
     others = np.reshape(others, (-1, SIDE, SIDE))
+    # The highest correlation of overlapping parts, over shifts of up to SHIFT pixels.
     highest = np.full(len(forms), -1.0)
     shifts = range(-SHIFT, SHIFT + 1)
     for down, right in itertools.product(shifts, shifts):
@@ -104,6 +100,7 @@ def scenes(forms: np.ndarray) -> np.ndarray:
     Copies and alike images share a scene, also by a chain of images between them.
     """
     total = len(forms)
+    # Neighbors in a list often are frames of a scene: a lower likeness suffices.
     pairs = [np.zeros((0, 2), int)]
     for back in range(1, 1 + NEIGHBORS):
         later = np.arange(back, total)

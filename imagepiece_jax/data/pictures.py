@@ -27,8 +27,7 @@ QUOTED = re.compile(r"""\A(["'])(.*)\1\Z""", re.DOTALL)
 
 
 def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
-    """Turn images into one array. Batches and floats pass unchanged, others are
-    cropped.
+    """Turn images into one array; only batches and floats keep their pixels.
 
     images: an array [B, H, W, 3], or one or several images for `rgb`
     preprocessing: function that crops any image to the model's size
@@ -147,10 +146,7 @@ def find_images(words: Sequence[PATH], split: str | None = None) -> list[str]:
 
 
 def _lines(path):
-    """Paths listed in a text file, without blanks and quotes around them.
-
-    Relative paths start at the current folder or, if none exists there, at the list.
-    """
+    """Paths listed in a text file, without blanks and quotes around them."""
     bases = ("", os.path.dirname(path))
     text = read_text(path, "surrogateescape")
     if "\0" in text:
@@ -164,6 +160,7 @@ def _lines(path):
             line = bare
         if line:
             lines.append(os.path.expanduser(line))
+    # Relative paths start at the current folder or, if none exists there, at the list.
     base = _base([line for line in lines if not os.path.isabs(line)], bases) or ""
     return [os.path.join(base, line) for line in lines]
 
@@ -177,10 +174,7 @@ def _base(paths, folders):
 
 
 def read_images(source: Source, transform) -> tuple[np.ndarray, list[str]]:
-    """Read a source's images: (uint8 [B, H, W, 3], file names).
-
-    Unreadable images are logged and left out.
-    """
+    """(uint8 [B, H, W, 3], file names) of a source's readable images."""
     pixels = []
     names = []
     for index in counted(range(len(source)), "reading images"):

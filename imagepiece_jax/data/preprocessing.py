@@ -110,10 +110,10 @@ class Preprocessing:
         return {**vars(self), "image_size": size, "crop": self._crop}
 
     def note(self, sizes, total: int) -> str | None:
-        """Note that images of the model's own size are still enlarged and cropped.
+        """Note if images of the model's own size are still enlarged and cropped, or
+        None.
 
         sizes: (height, width) of some or all of `total` images
-        Returns None if a size differs, or if nothing is enlarged.
         """
         sizes = list(sizes)
         if not self.resizes or {*sizes} != {self.shape} or self._crop == 1:
@@ -125,10 +125,7 @@ class Preprocessing:
         )
 
     def __call__(self, image: np.ndarray, rng=None) -> np.ndarray:
-        """Resize, then crop the middle. uint8 [H, W, 3] -> [h, w, 3].
-
-        rng: ignored; training transforms draw from it
-        """
+        """Resize, then crop the middle. uint8 [H, W, 3] -> [h, w, 3]; rng is ignored."""
         if not self.resizes:
             return unresized(image, self.image_size, small=self.resize != "none")
         height, width = self.shape
@@ -184,10 +181,7 @@ def _middle(image):
 
 
 def unresized(image: np.ndarray, size, small: bool = False) -> np.ndarray:
-    """Return an image that must already have the size.
-
-    small: whether the model is too small for any resizing, for the error
-    """
+    """Return an image that must already have the size; `small` explains the error."""
     actual = image.shape[:2]
     if actual != sides(size):
         why = ""

@@ -1,7 +1,4 @@
-"""Sources of images and labels by index: files, arrays, and subsets of a source.
-
-Sources know nothing about batches, epochs and augmentation.
-"""
+"""Sources of images and labels by index: files, arrays, and subsets of a source."""
 
 import abc
 import copy
@@ -97,10 +94,7 @@ class Source(abc.ABC):
 
     @property
     def present_labels(self) -> tuple[int, ...]:
-        """Sorted labels that occur in the store, also for a subset of it.
-
-        Without a label list in the store, all classes count as present.
-        """
+        """Sorted labels in the store, also for a subset; all classes if not listed."""
         if self.labels is None:
             return tuple(range(self.num_classes))
         return tuple(np.unique(self.labels).tolist())
@@ -154,7 +148,7 @@ class Source(abc.ABC):
             return
 
     def spread(self, count: int | None) -> "Source":
-        """Take `count` evenly spaced images; None, or a smaller source: all images."""
+        """Take `count` evenly spaced images; all if count is None or not smaller."""
         if count is None or count >= len(self):
             return self
         return self.subset(evenly_spaced(len(self), count))
@@ -267,10 +261,7 @@ class ArraySource(Source):
 
 
 def find_splits(names: Collection[str], data: str) -> dict[str, str]:
-    """Find splits among `names`: {"train" or "val": the split's name in the data}.
-
-    Without a validation split, "test" stands in. Unknown names are ignored.
-    """
+    """Find splits: {"train" or "val": its name}; "test" may stand in for validation."""
     validation = [name for name in VALIDATION_NAMES if name in names]
     if len(validation) > 1:
         names = " and ".join(validation)

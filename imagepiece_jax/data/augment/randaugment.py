@@ -140,7 +140,7 @@ def blend(degenerate, image, share):
 
 
 def tables(images, op, magnitude, sign):
-    """Lookup tables, uint8 [B, 3, 256]: new values of old values per channel.
+    """Lookup tables, uint8 [B, 3, 256]: a new value for every value and channel.
 
     Images without a lookup operation get the identity.
 
@@ -213,14 +213,12 @@ def _histograms(images, chosen):
 
 
 def _equalize(histograms):
-    """Tables that spread values over equal pixel counts. [B, 3, 256] -> same.
-
-    A channel with fewer than 255 pixels below its brightest value stays unchanged.
-    """
+    """Tables that spread values over equal pixel counts. [B, 3, 256] -> same."""
     value = jnp.arange(256, dtype=jnp.int32)[None, None, :]
     total = histograms.sum(-1, keepdims=True, dtype=jnp.int32)
     brightest = jnp.max(jnp.where(histograms > 0, value, 0), -1, keepdims=True)
     last = jnp.take_along_axis(histograms, brightest, axis=-1)
+    # A channel with fewer than 255 pixels below its brightest value stays unchanged.
     step = (total - last) // 255
     below = jnp.cumsum(histograms, -1, dtype=jnp.int32) - histograms
     spread = (step // 2 + below) // jnp.maximum(step, 1)
@@ -230,8 +228,7 @@ def _equalize(histograms):
 def matrices(op, magnitude, sign, height, width):
     """Affine maps of the geometric operations; the identity for other operations.
 
-    op: [B], index in OPS, or -1
-    magnitude, sign: [B]
+    op, magnitude, sign: [B], as for `tables`
     height, width: image size in pixels
     Returns (a, b, c, d, e, f), float32 [B, 6]: source x = a x + b y + c, y = d x + e y
         + f.
@@ -287,8 +284,8 @@ def affine(images, matrix, fill):
         total = total + weight_y[..., None] * line
     moved = jnp.clip(total, 0, 255).astype(jnp.uint8)
     bare = jnp.asarray(fill, jnp.uint8)[None, None, None, :]
-    # The barrier prevents a fusion with the next operation, which needs half as much
-    # memory again.
+    # The barrier keeps the next operation apart: fused, both need half as much memory
+    # again.
     return jax.lax.optimization_barrier(jnp.where(inside[..., None], moved, bare))
 
 
@@ -305,11 +302,8 @@ def _source_positions(matrix, height, width):
 
 
 def _neighbors(position):
-    """First of four neighbors along an axis, and their cubic weights (a = -1).
-
-    Pixel k has its center at position k.
-    """
-    first = jnp.floor(position)
+    """First of four neighbors along an axis, and their cubic weights (a = -1)."""
+    first = jnp.floor(position)  # pixel k has its center at position k
     d = position - first
     weights = (
         d * (-1 + d * (2 - d)),

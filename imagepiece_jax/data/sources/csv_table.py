@@ -69,10 +69,7 @@ def open_csv(
 
 
 def _read_rows(path, split, labeled):
-    """Read the rows of all splits, with labels as text.
-
-    split: for a table without that column
-    """
+    """Read all splits' rows, labels as text; `split` stands in for a missing column."""
     rows = []
     table = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="")
     # Blanks around column names are removed.

@@ -1,8 +1,4 @@
-"""Folders of images: listing files, finding splits, opening folder:PATH.
-
-folder:PATH has images in PATH/train/CLASS and PATH/val/CLASS. For a test, PATH/CLASS is
-enough.
-"""
+"""Folders of images: listing files, finding splits, opening folder:PATH."""
 
 import logging
 import os
@@ -157,10 +153,7 @@ def _has_images(folder, name):
 
 
 def train_folder(folder: str | os.PathLike) -> str | os.PathLike:
-    """Find the folder to learn from: train, or `folder` itself without splits.
-
-    A note names the splits.
-    """
+    """Find the folder to learn from: train, or `folder` itself without splits."""
     folders, _, _ = _entries(folder)
     there = " and ".join(name for name in SPLIT_NAMES if name in folders)
     splits = split_folders(folder)
@@ -176,7 +169,10 @@ def train_folder(folder: str | os.PathLike) -> str | os.PathLike:
 
 
 def open_folder(root, split, num_classes, names_of_model):
-    """Open a split of folder:ROOT; arguments as for `open_source`."""
+    """Open folder:ROOT: ROOT/train/CLASS and ROOT/val/CLASS, or to test ROOT/CLASS.
+
+    Arguments and errors are as for `open_source`.
+    """
     place = f"folder {root}"
     splits = split_folders(root, labeled=True)
     inside = splits.get(split, split)
