@@ -109,7 +109,7 @@ def _opened(file):
 def _fast_jpeg(data):
     """Decode a plain JPEG by simplejpeg; None for any other file."""
     try:
-        import simplejpeg  # only where images are decoded; optional
+        import simplejpeg  # optional, and only for decoding
     except ImportError:
         return None
     try:
@@ -176,8 +176,7 @@ def rgb(image: Image.Image, upright: bool = True) -> np.ndarray:
     """RGB pixels [H, W, 3] uint8 of a PIL image in any mode, turned if `upright`.
 
     Transparency is ignored; 16-bit gray keeps its upper eight bits.
-    Raises ValueError for mode I values outside 16 bits, and mode F values outside
-    0..255.
+    Raises ValueError if a mode I or F range is neither eight nor sixteen bits.
     """
     if upright:
         image.load()  # for some formats Pillow reads EXIF, or turns the image, only now

@@ -100,7 +100,7 @@ def scenes(forms: np.ndarray) -> np.ndarray:
     Copies and alike images share a scene, also by a chain of images between them.
     """
     total = len(forms)
-    # Neighbors in a list often are frames of a scene: a lower likeness suffices.
+    # Neighbors in a list need less likeness than other pairs.
     pairs = [np.zeros((0, 2), int)]
     for back in range(1, 1 + NEIGHBORS):
         later = np.arange(back, total)

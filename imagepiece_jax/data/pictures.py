@@ -58,7 +58,7 @@ def cropped(image, preprocessing) -> np.ndarray:
 
 
 def listed(images) -> tuple[Any, bool]:
-    """(several images, whether the input was a single image); a folder gives files."""
+    """(images, whether the input was a single image); a folder gives its files."""
     is_picture = isinstance(images, PATH) or hasattr(images, "convert")  # PIL's
     if isinstance(images, PATH) and os.path.isdir(os.path.expanduser(images)):
         return find_images([images]), False

@@ -110,8 +110,7 @@ class Preprocessing:
         return {**vars(self), "image_size": size, "crop": self._crop}
 
     def note(self, sizes, total: int) -> str | None:
-        """Note if images of the model's own size are still enlarged and cropped, or
-        None.
+        """Note if images of the model's own size are still enlarged and cropped.
 
         sizes: (height, width) of some or all of `total` images
         """

@@ -140,7 +140,7 @@ def model_step(
 
 
 def program_step(program: Callable[[np.ndarray], jax.Array]):
-    """`model_step` for a program uint8 [m, S, S, 3] -> logits, without variables."""
+    """`model_step` for a program uint8 [m, S, S, 3] -> logits; it ignores variables."""
 
     @jax.jit
     def score(logits, label, mask):
@@ -149,7 +149,7 @@ def program_step(program: Callable[[np.ndarray], jax.Array]):
         return jax.tree.map(lambda x: x[None], (sums, each))  # a device axis
 
     def step(_, batch):
-        logits = program(batch["image"][0])
+        logits = program(batch["image"][0])  # on one device, with its weights inside
         given = jax.device_put((batch["label"][0], batch["mask"][0]))
         return score(logits, *given)
 

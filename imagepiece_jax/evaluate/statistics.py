@@ -55,7 +55,7 @@ def paired_difference(right: ArrayLike, base: ArrayLike) -> Estimate:
 
 def mean_difference(values: ArrayLike, base: ArrayLike) -> Estimate:
     """Mean of values - base, paired by image, with its interval (Student, 1908)."""
-    # Two images or more: a single image has no deviation.
+    # [images] twice, two images or more: a single image has no deviation.
     change = np.asarray(values, np.float64) - np.asarray(base, np.float64)
     half = special.stdtrit(change.size - 1, 0.975) * change.std(ddof=1)
     half /= math.sqrt(change.size)

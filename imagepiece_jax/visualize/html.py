@@ -95,7 +95,7 @@ def write_folder(
         if blocks:
             stages = tuple(stage for stage in stages if stage.block in blocks)
         drawn = dataclasses.replace(trace, stages=stages)
-        os.makedirs(figures, exist_ok=True)  # only after a successful trace
+        os.makedirs(figures, exist_ok=True)  # only with something to put in it
         for i in counted(range(len(names)), f"figures of {vit.label}"):
             path = figures / figure.file_name(i, names[i], vit.label)
             figure.save(path, images_of_patches[i], names[i], drawn, i)

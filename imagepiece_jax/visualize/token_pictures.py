@@ -90,7 +90,7 @@ def mean_colors(image, source, grid):
 
 
 def draw_values(image, values, grid):
-    """Draw a value per patch over the gray image. -> uint8 [H, W, 3].
+    """Draw a value per patch over the gray image. uint8 [H, W, 3] -> same shape.
 
     values: float [h * w] in 0..1; NaN: a dropped patch, which fades into stripes
     """

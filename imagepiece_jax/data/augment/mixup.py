@@ -1,5 +1,4 @@
-"""Mixup, cutmix and label smoothing on the device, with one draw per batch (as in
-DeiT).
+"""Mixup, cutmix and label smoothing on the device, one draw per batch (as in DeiT).
 
 Functions are pure: all draws come from the key of `training.train_step`.
 """

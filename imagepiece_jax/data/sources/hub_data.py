@@ -45,7 +45,7 @@ def open_hub_data(path, split, num_classes, labeled=True):
     if not labeled:
         return HubSource(rows, f"{place}/{name}", np.full(len(rows), -1), 0)
     labels = rows.select_columns("label").with_format("numpy")[:]["label"]
-    if labels.dtype.kind not in "iu" or labels.ndim != 1:  # or some are missing
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:  # also if some are missing
         raise InputError(f"{place} has labels that are no whole numbers")
     names = None
     classes = num_classes or int(labels.max()) + 1
