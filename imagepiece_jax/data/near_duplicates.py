@@ -1,7 +1,7 @@
 """Scenes: groups of images that show one scene, by distances of small gray forms.
 
-Copies of a picture (renamed, re-encoded, resized or mirrored) share a scene, and so do
-frames of a scene that are shifted, zoomed, or in other light.
+A scene has copies of a picture (renamed, re-encoded, resized or mirrored) and frames
+(shifted, zoomed, or in other light).
 """
 
 import concurrent.futures

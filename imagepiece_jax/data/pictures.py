@@ -27,7 +27,7 @@ QUOTED = re.compile(r"""\A(["'])(.*)\1\Z""", re.DOTALL)
 
 
 def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
-    """Turn images into one array; only batches and floats keep their pixels.
+    """Turn images into one array; batches and floats pass unchanged.
 
     images: an array [B, H, W, 3], or one or several images for `rgb`
     preprocessing: function that crops any image to the model's size
@@ -94,9 +94,9 @@ def rgb(image) -> np.ndarray:
 def as_source(images: Any) -> Source:
     """Make a Source of images, ignoring labels.
 
-    images: csv:FILE, a set's name, paths, images for `rgb`, an array uint8 [B, H, W,
-        3], or a Source, which is returned. Tables, sets and folders with splits give
-        their training images
+    images: csv:FILE, a set's name, paths, images for `rgb`, uint8 [B, H, W, 3], or a
+        Source, which is returned. Tables, sets and folders with splits give their
+        training images
     """
     if isinstance(images, Source):
         return images

@@ -123,8 +123,9 @@ class Preprocessing:
             f"({self.text}): crop=1 takes it as it is"
         )
 
+    # `rng` is ignored; training transforms draw from it.
     def __call__(self, image: np.ndarray, rng=None) -> np.ndarray:
-        """Resize, then crop the middle. uint8 [H, W, 3] -> [h, w, 3]; rng is ignored."""
+        """Resize, then crop the middle. uint8 [H, W, 3] -> [h, w, 3]."""
         if not self.resizes:
             return unresized(image, self.image_size, small=self.resize != "none")
         height, width = self.shape

@@ -1,7 +1,7 @@
 """Pictures with tokens as outlined areas, and pages of pictures.
 
-`source` is a reduction's provenance map: per patch, row by row, the slot of its token;
-a negative slot is a dropped patch.
+`source` is a reduction's provenance map: per patch, row by row, its token's slot. A
+negative slot is a dropped patch.
 """
 
 import itertools

@@ -152,7 +152,7 @@ def tables(images, op, magnitude, sign):
     m = magnitude[:, None, None]
     direction = sign[:, None, None]
     share = factor(m, direction)
-    # Integers and rounding are those of Pillow's ImageOps and ImageEnhance.
+    # Integers and rounding as in Pillow's ImageOps and ImageEnhance.
     bits = 4 - (4 * m / 10).astype(jnp.int32)
     threshold = 256 - jnp.minimum(256, (256 * m / 10).astype(jnp.int32))
     added = jnp.minimum(128, (110 * m / 10).astype(jnp.int32))
