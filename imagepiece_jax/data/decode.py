@@ -176,7 +176,7 @@ def rgb(image: Image.Image, upright: bool = True) -> np.ndarray:
     """RGB pixels [H, W, 3] uint8 of a PIL image in any mode, turned if `upright`.
 
     Transparency is ignored; 16-bit gray keeps its upper eight bits.
-    Raises ValueError if a mode I or F range is neither eight nor sixteen bits.
+    Raises ValueError for mode I beyond 16 bits, and for mode F not clearly 0 to 255.
     """
     if upright:
         image.load()  # for some formats Pillow reads EXIF, or turns the image, only now
