@@ -1,4 +1,4 @@
-"""Images from their sources to batches: opened, decoded, cropped, augmented.
+"""Images from sources to batches: opened, decoded, cropped, augmented, normalized.
 
-How a model normalizes is here, too; which images an evaluation reads is in `evaluate`.
+The choice of evaluation images is in `evaluate`.
 """

@@ -1,9 +1,8 @@
-"""Batches of a source's images: shuffled, repeated, mapped and placed on devices.
+"""Batches from a source: shuffled, repeated, transformed, split over devices.
 
-Each image of a run has a step and a position in the global batch. Order, crop and flip
-of an image are functions of (seed, step, position). So batches do not depend on the
-number of devices, hosts, worker processes and threads, nor on a restart. Threads read
-them here, processes in `data.worker_pool`.
+Order, crop and flip of an image depend only on (seed, step, position in the global
+batch). Device, host, worker and thread counts do not change batches, nor does a
+restart. `Threads` here or processes in `data.worker_pool` read batches ahead.
 """
 
 import collections
@@ -22,27 +21,27 @@ from imagepiece_jax.data.decode import MAX_IN_A_ROW, UnreadableImage, record_unr
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
 
-# About so many images are read by one task of a thread or process, as handing over
-# single images would cost more than decoding them.
+# Images per task of a thread or process, about: handing over single images would cost
+# more than decoding them.
 PART_IMAGES = 32
-BATCHES_AHEAD = 2  # batches that are read while one is used
+BATCHES_AHEAD = 2  # batches read while another is used
 
-# First word of every random stream, so that no two purposes share one.
+# Purposes are part of a random stream's key, so no two purposes share a stream.
 _ORDER = 0
 _TRANSFORM = 1
 
 
 class Sample(NamedTuple):
-    """What a batch has of an image besides its pixels."""
+    """An image's entries in a batch, except its pixels."""
 
     label: int
-    index: int  # in the source; of padding it lies beyond
-    mask: float  # 1: an image; 0: padding, or an image that cannot be read
-    damaged: list[UnreadableImage]  # files that were tried for it in vain
+    index: int  # in the source; padding: at or above the source's length
+    mask: float  # 1: an image; 0: padding, an unreadable or unfit image
+    damaged: list[UnreadableImage]  # files tried in vain, or the image's misfit
 
 
 class Part(NamedTuple):
-    """Some images of a batch, in the order of their positions."""
+    """Some images of a batch, ordered by position."""
 
     pixels: Any  # uint8 [images, H, W, 3]
     samples: list[Sample]
@@ -50,32 +49,28 @@ class Part(NamedTuple):
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class Batches:
-    """A chain from a source to batches, of which this process has its share.
+    """Batches of a source, with this process's share of every batch.
 
-    Without a seed it is one pass over all images, in their order. A batch is dict(image
-    uint8 [L, m, H, W, 3], label int32, mask float32, index int32 [L, m]) for L local
-    devices. Every image comes exactly once over all processes, and every process gets
-    the same number of batches. The mask is 0 for an image that cannot be read (recorded
-    in `source.unreadable`) and for the padding of the last batch.
+    Without a seed, one pass covers all images in order. A batch is dict(image uint8 [L,
+    m, H, W, 3], label int32, mask float32, index int32 [L, m]) for L local devices.
+    Over all processes every image comes exactly once, and all processes get equally
+    many batches. The mask is 0 for padding and for unreadable images, recorded in
+    `source.unreadable`.
 
-    With a seed images are shuffled anew in each epoch, and batches that are not full
-    are left out. A batch is dict(image uint8 [L, A, m, H, W, 3], label int32 [L, A, m])
-    for A accumulation steps. The next readable image of the epoch's order takes the
-    place of one that cannot be read (recorded, too).
+    With a seed, every epoch is shuffled anew and drops its partial batch. A batch is
+    dict(image uint8 [L, A, m, H, W, 3], label int32 [L, A, m]) for A accumulation
+    steps. The next readable image in the epoch's order replaces an unreadable image.
 
-    transform: function (image) -> uint8 [H, W, 3] with an attribute `shape`, (H, W); or
-        with a seed, function (image, rng)
-    batch_size: images in a batch, over all processes
-    placement: how images are placed on devices
-    steps: numbers of the batches; None: those of one pass
-    seed: of order, crops and flips, 0..2**63-1
-    repeats: how often each image comes in a row, each time with other random crops; an
-        epoch has as many steps as without. A step has the images that DeiT's sampler
-        gives to all devices together, if batches split evenly
-    strict: whether too many images that cannot be read, and any that does not fit the
-        transform, raise InputError; else both are recorded, and their mask is 0
+    transform: function (image) -> uint8 [H, W, 3], with a seed (image, rng); its
+        attribute `shape` is (H, W)
+    batch_size: images per batch, over all processes
+    steps: batch numbers; None: one pass
+    seed: 0..2**63-1, for order, crops and flips
+    repeats: copies of an image in a row, with different random crops (repeated
+        augmentation, Hoffer et al., 2020, as in DeiT)
+    strict: raise InputError for too many unreadable images, and for an image that does
+        not fit the transform; else record both in `source.unreadable`, with mask 0
     Raises InputError for a batch that cannot be split or filled.
-    Source: repeated augmentation, Hoffer et al., 2020, as in DeiT.
     """
 
     source: Source
@@ -84,6 +79,8 @@ class Batches:
     placement: Placement = Placement()
     steps: range | None = None
     seed: int | None = None
+    # An epoch keeps its step count under repeats. If batches split evenly, a step has
+    # the images that DeiT's sampler gives to all devices together.
     repeats: int = 1
     strict: bool = True
 
@@ -105,17 +102,18 @@ class Batches:
         self._shape = positions.shape
         self._positions = positions.ravel()
         parts = math.ceil(positions.size / PART_IMAGES)
-        # Slots of this process's batch, by their positions: copies are neighbors.
+        # Slots of this process's batch, ordered by position: `repeats` copies of an
+        # image are neighbors, so `read_part` decodes it once.
         self._slots = np.array_split(np.argsort(self._positions), parts)
 
     @property
     def parts(self) -> int:
-        """Number of parts of a batch."""
+        """Parts per batch."""
         return len(self._slots)
 
     @property
     def part_bytes(self) -> int:
-        """The most bytes of the pixels of a part."""
+        """Pixel bytes of the largest part."""
         return len(self._slots[0]) * math.prod(self.transform.shape) * 3
 
     def read_part(self, number: int, allocate) -> Part:
@@ -131,7 +129,7 @@ class Batches:
             place = self._place(step, position)
             if place != before:
                 image, sample = self._read(*place)
-            else:  # a copy
+            else:  # a copy: its damaged files are recorded already
                 sample = sample._replace(damaged=[])
             try:
                 target[:] = self._transformed(image, step, position)
@@ -146,12 +144,12 @@ class Batches:
         return Part(pixels, samples)
 
     def _place(self, step, position):
-        """(epoch, number of the image in the epoch's order)."""
+        """(epoch, index into the epoch's order)."""
         epoch, step = divmod(step, self._epoch_steps)
         return epoch, (step * self.batch_size + position) // self.repeats
 
     def _read(self, epoch, number):
-        """(pixels, Sample) of the first readable image; (None, ..) where none is."""
+        """(pixels, Sample) of the first readable image; (None, ..) without any."""
         candidates = [number]
         if self.seed is not None:
             order = epoch_order(self.seed, epoch, len(self.source))
@@ -168,18 +166,15 @@ class Batches:
         return None, Sample(0, candidates[0], 0.0, damaged)
 
     def _transformed(self, pixels, step, position):
-        """The pixels of an image after the transform; padding is black."""
         if pixels is None:
-            return 0
+            return 0  # padding is black
         if self.seed is None:
             return self.transform(pixels)
         return self.transform(pixels, _stream(self.seed, _TRANSFORM, step, position))
 
     def join(self, parts: list[Part]) -> dict[str, np.ndarray]:
-        """The batch of its parts.
-
-        Arrays are new each time, because JAX on CPUs may use their memory directly.
-        """
+        """Join a batch's parts."""
+        # New arrays every time, because JAX on CPUs may use their memory directly.
         batch = self.empty()
         axes = len(self._shape)
         for name, array in batch.items():
@@ -192,7 +187,7 @@ class Batches:
         return batch
 
     def empty(self) -> dict[str, np.ndarray]:
-        """A new batch of this process without values: {name: array}."""
+        """Allocate this process's batch without values: {name: array}."""
         types = {"label": np.int32, "mask": np.float32, "index": np.int32}
         pixels = (*self._shape, *self.transform.shape, 3)
         batch = {"image": np.empty(pixels, np.uint8)}
@@ -201,23 +196,18 @@ class Batches:
         return batch
 
     def read(self, threads: int = 0) -> "Reader":
-        """Iterator over the batches, which threads read ahead; its close() ends them.
-
-        threads: 0: the calling thread reads on demand
-        """
+        """Iterate over batches that threads read ahead (0: on demand), until close."""
         return Reader(self, Threads(self.read_part, threads))
 
 
 class Reader:
-    """Iterator over batches, whose parts a pool reads ahead.
+    """Iterator over batches whose parts a pool reads ahead.
 
-    close() ends the pool, and so do garbage collection and the end of the interpreter.
-    Images that cannot be read are recorded in the thread that takes batches, in the
-    order of positions, so that the record does not depend on the pool.
+    close() ends the pool; so do garbage collection and interpreter exit.
 
     pool: Threads, or `worker_pool.Processes`
-    Raises what `Batches.read_part` raises; InputError for too many images that cannot
-        be read.
+    Raises the errors of `Batches.read_part`, and InputError for too many unreadable
+    images.
     """
 
     def __init__(self, batches: Batches, pool: Any):
@@ -240,6 +230,8 @@ class Reader:
             for _ in range(self._batches.parts):
                 result = self._pending.popleft()
                 parts.append(result())
+            # Recorded by the consuming thread, in order of position: the record does
+            # not depend on the pool.
             self._record(parts)
             batch = self._batches.join(parts)
             self._submit(len(parts))
@@ -249,12 +241,10 @@ class Reader:
         return batch
 
     def _submit(self, count):
-        """Let the pool start the next tasks."""
         for number in itertools.islice(self._numbers, count):
             self._pending.append(self._pool.submit(number))
 
     def _record(self, parts):
-        """Record the files that could not be read."""
         batches = self._batches
         for sample in itertools.chain(*[part.samples for part in parts]):
             known = batches.source.unreadable
@@ -274,12 +264,12 @@ class Reader:
 
 
 def parts_ahead(batches: Batches, tasks_at_a_time: int) -> int:
-    """The most parts in memory at once: of a batch and of those after it."""
+    """Most parts in memory at once: the current batch and the parts read ahead."""
     return batches.parts + max(BATCHES_AHEAD * batches.parts, tasks_at_a_time, 1)
 
 
 class Threads:
-    """Does numbered tasks in threads of this process, or without threads when asked."""
+    """Numbered tasks in threads, or in the calling thread for threads=0."""
 
     def __init__(self, work, threads):
         self.tasks_at_a_time = threads
@@ -290,7 +280,7 @@ class Threads:
             self._executor = concurrent.futures.ThreadPoolExecutor(threads)
 
     def submit(self, number):
-        """Start a task; return a function that waits for its result."""
+        """Submit a task; return a function that waits for its result."""
         if self._executor:
             return self._executor.submit(self._work, number).result
         return functools.partial(self._work, number)
@@ -301,10 +291,7 @@ class Threads:
 
 
 def steps_per_epoch(length: int, batch_size: int) -> int:
-    """The number of whole batches in `length` images; the rest is left out.
-
-    Raises InputError where images do not fill a batch.
-    """
+    """Whole batches in `length` images; InputError for no whole batch."""
     if length < batch_size:
         raise InputError(
             f"batch_size is {batch_size}, but the training data has only {length} "
@@ -313,16 +300,17 @@ def steps_per_epoch(length: int, batch_size: int) -> int:
     return length // batch_size
 
 
-@functools.lru_cache(maxsize=2)  # all parts ask for it, also over an epoch's end
+@functools.lru_cache(maxsize=2)  # every part asks; two epochs at an epoch's end
 def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
-    """Permutation of 0..length-1 for one epoch, read-only int64 [length]."""
+    """Random permutation of 0..length-1 for an epoch, read-only int64 [length]."""
     order = _stream(seed, _ORDER, epoch, 0).permutation(length)
     order.flags.writeable = False
     return order
 
 
 def _stream(seed, purpose, step, position):
-    """Generator for one purpose: Philox is counter-based, so no two streams meet."""
+    """Random generator for one purpose, step and position."""
+    # Philox is counter-based: streams with different keys or counters never meet.
     return np.random.Generator(
         np.random.Philox(key=[seed, purpose], counter=[0, 0, position, step])
     )

@@ -9,57 +9,55 @@ from collections.abc import Mapping, Sequence, Set
 
 from imagepiece_jax.errors import InputError
 
-# Synset and lemmas of each class, by label; the first lines state the source.
+# WordNet ID and lemmas of every class, by label; the first lines state the source.
 TABLE = pathlib.Path(__file__).with_name("imagenet_classes.txt")
-# {synset: name} of classes that share their first lemma with another class
+# {WordNet ID: name} for classes whose first lemma is another class's, too
 DISTINCT = {
     "n02012849": "crane (bird)",
     "n03126707": "crane (machine)",
     "n02113186": "Cardigan Welsh corgi",  # 474 is the garment
     "n03710721": "tank suit",  # 638 is "maillot"
 }
-# The Hugging Face hub's data set renamed what would be there twice.
+# The Hugging Face hub's data set renamed duplicate names.
 HUB_NAMES = {"crane2": "crane"}
 Names = Sequence[str | None]
-DIGITS = re.compile("[0-9]+")  # digits of other scripts are letters here
+DIGITS = re.compile("[0-9]+")  # not \d: digits of other scripts count as letters
 
 
 @functools.cache
 def imagenet_rows() -> list[tuple[str, str]]:
-    """The WordNet ID and all lemmas of each class of ImageNet-1k, by label."""
+    """(WordNet ID, all lemmas) of ImageNet-1k's classes, by label."""
     lines = TABLE.read_text("utf-8").strip("\n").split("\n")
     return [tuple(line.split("\t")) for line in lines if line[0] != "#"]
 
 
 @functools.cache
 def imagenet_names() -> tuple[str, ...]:
-    """The names of ImageNet-1k's classes by label: a different lemma for each."""
+    """ImageNet-1k's class names by label, all different."""
     rows = imagenet_rows()
     return tuple(DISTINCT.get(synset, words.split(", ")[0]) for synset, words in rows)
 
 
 @functools.cache
 def _names_of_ids():
-    """The names of ImageNet-1k's classes by WordNet ID."""
+    """{WordNet ID: class name} of ImageNet-1k."""
     synsets = [synset for synset, _ in imagenet_rows()]
     return dict(zip(synsets, imagenet_names(), strict=True))
 
 
 def described(name: str) -> str:
-    """A name of a class for people: "n01440764 (tench)" of a WordNet ID."""
+    """Class name for people: "n01440764 (tench)" for a WordNet ID."""
     known = _names_of_ids().get(name)
     return f"{name} ({known})" if known else name
 
 
 def shortened(names: Names | None) -> Names | None:
-    """The names of a label map; `imagenet_names` for that of ImageNet-1k.
-
-    In the latter every class is called by its WordNet ID, its name or some lemmas.
-    """
+    """Replace ImageNet-1k's label map by `imagenet_names`; keep any other names."""
     if names is None or len(names) != len(imagenet_names()):
         return names
     short = imagenet_names()
     for name, known, (synset, words) in zip(names, short, imagenet_rows(), strict=True):
+        # In ImageNet's map a class has its WordNet ID, its name, or some lemmas.
         same = {synset, known, *words.split(", ")}
         name = HUB_NAMES.get(name, name)
         if same.isdisjoint([name, *str(name).split(", ")]):
@@ -68,17 +66,17 @@ def shortened(names: Names | None) -> Names | None:
 
 
 def normalized(name: str) -> str:
-    """A name in Unicode's composed form: é is one character, not e and an accent."""
+    """Name in Unicode's composed form: é is one character, not e and an accent."""
     return unicodedata.normalize("NFC", name)
 
 
 def canonical(name: str) -> str:
-    """ImageNet's name of a WordNet ID; any other name in Unicode's composed form."""
+    """ImageNet's name for a WordNet ID; any other name in Unicode's composed form."""
     return _names_of_ids().get(name, normalized(name))
 
 
 def labels_by_name(names: Names) -> dict[str, int | None]:
-    """{canonical name: label} of a model's classes; None for a name of several."""
+    """{canonical name: label}; None for a name of several classes."""
     labels = {}
     for label, name in enumerate(names):
         if name is not None:
@@ -88,12 +86,10 @@ def labels_by_name(names: Names) -> dict[str, int | None]:
 
 
 def two_orders(names: Sequence[str]) -> tuple[str, str] | None:
-    """Two names whose order as text is not that of the numbers in them.
-
-    torchvision sorts class folders as text, which puts class_10 before class_2; timm
-    sorts them by number. Returns (class_10, class_2), or None.
-    """
-    last = {}  # {text around numbers: the last name with it}
+    """Find names (class_10, class_2) whose text order contradicts their numbers."""
+    # torchvision sorts class folders as text, which puts class_10 before class_2; timm
+    # sorts them by number.
+    last = {}  # {text around numbers: last name with this text}
     for name in sorted(names):
         before = last.get(DIGITS.sub("0", name), name)
         if _numbers(before) > _numbers(name):
@@ -107,12 +103,10 @@ def _numbers(name):
 
 
 def check_classes(weights: Names | None, place: str, names: Names | None, data: str):
-    """Compare the classes of weights with those of data, by name.
+    """Compare the classes of weights and data by name; unnamed classes are skipped.
 
-    Classes without a name are skipped.
-
-    weights, names: names by label of each; None if it has none
-    place, data: what each is: a path, or a field and its value
+    weights, names: names by label, or None
+    place, data: for errors, a path, or a field and its value
     """
     pairs = zip(weights or (), names or (), strict=False)
     for label, (name, ours) in enumerate(pairs):
@@ -123,10 +117,7 @@ def check_classes(weights: Names | None, place: str, names: Names | None, data: 
 
 
 def checked_names(names, classes, field="class_names"):
-    """Names by label as a tuple of length `classes`.
-
-    names: strings, whole numbers, and None for classes without a name
-    """
+    """Check names by label (strings, integers, None): a tuple of length `classes`."""
     if isinstance(names, str | bytes | Mapping | Set):
         raise InputError(f"{field} is {names!r}; it must be a list of names")
     names = tuple(names)

@@ -1,6 +1,6 @@
-"""The config groups data and augment: their fields, and the objects made from them.
+"""Config groups data and augment: their fields, and the objects made from them.
 
-Defaults and comments stand in configs/base.py.
+Defaults and comments are in configs/base.py.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ MAX_MAGNITUDE = 10.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images there are, and what the host does to each of them."""
+    """Config group data: which images to read, and how the host transforms them."""
 
     name: str
     dir: str
@@ -57,12 +57,12 @@ class DataConfig:
         check_range("config.data.repeats", self.repeats, 1, whole=True)
 
     def source(self, split: str, **options) -> registry.Source:
-        """The images of `split`, "train" or "val"; options: of `open_source`."""
+        """Open `split`, "train" or "val"; options as for `open_source`."""
         folder = self.dir or None
         return registry.open_source(self.name, split, data_dir=folder, **options)
 
     def train_transform(self, image_size: int) -> random_crop.TrainTransform:
-        """The random crop and flip of a training image."""
+        """Random crop and flip of a training image."""
         return random_crop.TrainTransform(
             image_size, self.crop, self.area, self.shift, self.flip
         )
@@ -70,11 +70,11 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """The device's random augmentation of each training image.
+    """Config group augment: random augmentation on the device.
 
-    RandAugment draws `layers` operations, with replacement, for each image. Each is
-    applied with probability `prob`, with a magnitude from the normal distribution
-    around `magnitude` with deviation `magnitude_std`.
+    RandAugment draws `layers` operations per image, with replacement. It applies an
+    operation with probability `prob`, at a magnitude from the normal distribution
+    (`magnitude`, `magnitude_std`).
     """
 
     layers: int

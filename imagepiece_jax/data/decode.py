@@ -1,7 +1,7 @@
-"""Decoding of image files, and the record of damaged ones.
+"""Decoding of image files, and the record of damaged files.
 
-One damaged file must not end a long run, many of them must: `decode` raises
-`UnreadableImage`, the loader continues without it, `record_unreadable` counts them.
+One damaged file must not end a long run; many must. `decode` raises `UnreadableImage`,
+the loader continues without the image, and `record_unreadable` counts.
 """
 
 import io
@@ -15,9 +15,9 @@ from imagepiece_jax.common.files import open_regular
 from imagepiece_jax.common.image_size import MAX_PIXELS
 from imagepiece_jax.errors import InputError
 
-# Of every format that Pillow itself decodes, those of public sets first. Other files
-# of a folder are not taken for images: documents, which Ghostscript runs (.eps), films,
-# formats that need a decoder of their own (.wmf, .h5), and what Pillow drops (.im).
+# All formats that Pillow decodes by itself; formats of public sets come first. Left out
+# are documents, which Ghostscript runs (.eps), films, formats with a separate decoder
+# (.wmf, .h5), and formats that Pillow drops (.im).
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jfif", ".jpe", ".mpo", ".apng"),
@@ -27,9 +27,9 @@ EXTENSIONS = (
     *(".psd", ".pxr", ".qoi", ".ras", ".rgb", ".rgba", ".sgi", ".tga", ".vda", ".vst"),
     *(".xbm", ".xpm"),
 )
-MAX_IN_A_ROW = 20  # this many unreadable images in a row stop the run
-MAX_SHARE = 0.01  # and so does more than this share of a source
-# What an EXIF orientation says to do before the image is looked at; 1: nothing.
+MAX_IN_A_ROW = 20  # unreadable images in a row that stop a run
+MAX_SHARE = 0.01  # largest unreadable share of a source before the run stops
+# {EXIF orientation: transpose that makes the image upright}; 1 needs no transpose.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -39,57 +39,51 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SIDEWAYS = [TURNS[orientation] for orientation in (5, 6, 7, 8)]  # width is height
-NUMBER_BYTES = {1: 1, 3: 2, 4: 4}  # of EXIF's types byte, short and long
+SIDEWAYS = [TURNS[orientation] for orientation in (5, 6, 7, 8)]  # swap width and height
+NUMBER_BYTES = {1: 1, 3: 2, 4: 4}  # {EXIF type byte, short or long: bytes}
 
 log = logging.getLogger("imagepiece_jax.data")
-# Pillow warns of half as many pixels, which large cameras have. A context around each
-# image, which other threads would see, could not be left safely.
+# Pillow warns at half of MAX_PIXELS, which large cameras exceed. A warnings context
+# around every image is not thread-safe: other threads would see it.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class UnreadableImage(InputError):
-    """One image that does not decode.
-
-    name: of its file
-    reason: why
-    """
+    """An image that does not decode, by the name of its file."""
 
     def __init__(self, name, reason):
         super().__init__(f"{name} cannot be read ({reason})")
         self.name = name
         self.reason = reason
 
-    def __reduce__(self):  # how another process gets it
+    def __reduce__(self):  # worker processes pickle it
         return UnreadableImage, (self.name, self.reason)
 
 
 def decode(file, name: str, upright: bool = True) -> np.ndarray:
-    """RGB pixels of an encoded image. See `rgb` for other modes.
+    """Decode an image to RGB pixels, uint8 [H, W, 3]; `rgb` treats other modes.
 
-    file: a path, or the bytes of a file
-    name: of the file, for errors
+    file: a path, or a file's bytes
+    name: file name for errors
     upright: apply the EXIF orientation
-    Returns [H, W, 3] uint8.
-    Raises UnreadableImage, also for more than MAX_PIXELS, which a few bytes can claim
-    to be.
+    Raises UnreadableImage, also for more than MAX_PIXELS.
     """
     try:
         with _opened(file) as stream:
             data = stream.read()
         pixels = _fast_jpeg(data)
-        # Orientations stand in segments of type APP1, which most files of sets lack.
+        # EXIF orientations are in APP1 segments, which most files of public sets lack.
         if pixels is not None and upright and b"\xff\xe1" in data:
             pixels = _upright_jpeg(pixels, data)
         if pixels is not None:
             return pixels
         with Image.open(io.BytesIO(data)) as image:
             return rgb(image, upright)
-    except ImportError:  # of a library, not damage of this image
+    except ImportError:  # a missing library, not a damaged image
         raise
     except Exception as error:  # Pillow raises nearly anything on damaged bytes
         reason = getattr(error, "strerror", None) or str(error) or repr(error)
-        if isinstance(error, Image.DecompressionBombError):
+        if isinstance(error, Image.DecompressionBombError):  # a few bytes can claim so
             reason = f"more than {MAX_PIXELS:,} pixels"
         elif isinstance(error, UnidentifiedImageError):
             reason = "no known image format"
@@ -97,10 +91,10 @@ def decode(file, name: str, upright: bool = True) -> np.ndarray:
 
 
 def size(file, upright: bool = True) -> tuple[int, int] | None:
-    """(height, width) of an image by its header; None if unreadable. See `decode`."""
+    """(height, width) from an image's header; None if unreadable."""
     try:
         with _opened(file) as stream, Image.open(stream) as image:
-            # Pillow itself turns TIFF, and its size.
+            # Pillow turns TIFF files by itself, size included.
             if upright and image.format != "TIFF" and _turn(image) in SIDEWAYS:
                 return image.width, image.height
             return image.height, image.width
@@ -109,22 +103,19 @@ def size(file, upright: bool = True) -> tuple[int, int] | None:
 
 
 def _opened(file):
-    """The binary file at a path, or of bytes."""
     return io.BytesIO(file) if isinstance(file, bytes) else open_regular(file)
 
 
 def _fast_jpeg(data):
-    """Pixels of a plain JPEG, the same as Pillow's in half the time; None for others.
-
-    Both call libjpeg-turbo, but Pillow passes it the bytes piece by piece. What is odd
-    (printing inks, damage, sizes that would fill the memory) is left to Pillow's rules,
-    and everything where simplejpeg is not installed.
-    """
+    """Decode a plain JPEG by simplejpeg; None for any other file."""
     try:
-        import simplejpeg  # only where images are decoded
+        import simplejpeg  # optional, and only for decoding
     except ImportError:
         return None
     try:
+        # Half of Pillow's time for equal pixels: both call libjpeg-turbo, but Pillow
+        # passes it the bytes piece by piece. Odd files (printing inks, damage, sizes
+        # that would fill the memory) follow Pillow's rules.
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
         if colors not in ("YCbCr", "Gray") or height * width > MAX_PIXELS:
             return None
@@ -134,10 +125,10 @@ def _fast_jpeg(data):
 
 
 def _upright_jpeg(pixels, data):
-    """The pixels of the JPEG file `data`, turned by its EXIF orientation."""
-    try:  # not Image.open, which also reads other images that a file may list
+    """Turn a JPEG file's pixels by its EXIF orientation."""
+    try:  # not Image.open, which also reads further images listed in the file
         image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
-    except Exception:  # its pixels have been read
+    except Exception:  # the pixels are decoded already
         return pixels
     turn = _turn(image)
     if turn is None:
@@ -146,28 +137,20 @@ def _upright_jpeg(pixels, data):
 
 
 def _turn(image):
-    """The one of `TURNS` that makes `image` upright, or None.
-
-    ImageOps.exif_transpose also writes the EXIF anew, without the orientation, and
-    fails where any other field is malformed.
-    """
+    """Find the transpose in `TURNS` that makes `image` upright, or None."""
+    # Not ImageOps.exif_transpose: it also rewrites the EXIF without the orientation,
+    # and fails if any other field is malformed.
     orientation = _orientation(image.info.get("exif", b""))
     if orientation is None:
-        try:  # where a PNG or XMP has it
+        try:  # PNG and XMP have it elsewhere
             orientation = image.getexif().get(ExifTags.Base.Orientation)
-        except Exception:  # of malformed ones; the pixels are whole
+        except Exception:  # malformed metadata; the pixels are whole
             return None
     return TURNS.get(orientation)
 
 
 def _orientation(exif):
-    """The orientation that a block of EXIF states; None where it states none.
-
-    A field of EXIF has 12 bytes: its number, its type, a count, and the value or the
-    place of the value in the block. Some programs cut the block, so that values are
-    missing. Pillow stops at the first of these: of 4,000 random blocks it missed 266
-    orientations.
-    """
+    """Orientation in an EXIF block; None without it."""
     content = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "little", b"MM": "big"}.get(content[:2])
     if order is None:
@@ -176,25 +159,27 @@ def _orientation(exif):
     def number(offset, size):
         return int.from_bytes(content[offset : offset + size], order)
 
-    table = number(4, 4)  # offset of the number of fields, which the fields follow
+    # An EXIF field has 12 bytes: number, type, count, and the value or its offset in
+    # the block. Some programs cut the block short, so values are missing. Pillow stops
+    # at the first missing value: of 4,000 random blocks it missed 266 orientations.
+    table = number(4, 4)  # offset of the field count; the fields follow it
     end = table + 2 + 12 * number(table, 2)
     for offset in range(table + 2, min(end, len(content)), 12):
         size = NUMBER_BYTES.get(number(offset + 2, 2))
-        single = number(offset + 4, 4) == 1  # several numbers may lie elsewhere
+        single = number(offset + 4, 4) == 1  # several values may lie elsewhere
         if number(offset, 2) == ExifTags.Base.Orientation and size and single:
             return number(offset + 8, size)
     return None
 
 
 def rgb(image: Image.Image, upright: bool = True) -> np.ndarray:
-    """RGB pixels [H, W, 3] uint8 of a PIL image of any mode, turned if `upright`.
+    """RGB pixels [H, W, 3] uint8 of a PIL image in any mode, turned if `upright`.
 
-    Transparency is ignored, 16-bit gray keeps its upper eight bits.
-    Raises ValueError for numbers (modes I and F) whose range is neither eight bits nor
-    sixteen.
+    Transparency is ignored; 16-bit gray keeps its upper eight bits.
+    Raises ValueError for mode I beyond 16 bits, and for mode F not clearly 0 to 255.
     """
     if upright:
-        image.load()  # of some formats only then has Pillow the EXIF, or turned it
+        image.load()  # for some formats Pillow reads EXIF, or turns the image, only now
         turn = _turn(image)
         if turn is not None:
             image = image.transpose(turn)
@@ -210,20 +195,14 @@ def rgb(image: Image.Image, upright: bool = True) -> np.ndarray:
 
 
 def _eight_bits(values, mode):
-    """Numbers of 32 bits as uint8: those of eight bits, or the upper eight of sixteen.
-
-    Their range shows which they are. Floats up to 16 may be of images from 0 to 1, with
-    a few highlights above, and are refused.
-
-    mode: Pillow's, "I" for integers or "F" for floats
-    Raises ValueError for another range.
-    """
+    """Mode I or F values as uint8, by their range; ValueError for any other range."""
     low = values.min()
     high = values.max()
+    # Floats up to 16 may be an image in [0, 1] with a few highlights: refused.
     if low >= 0 and high <= 255 and (mode == "I" or not 0 < high < 16):
         return np.rint(values).astype(np.uint8)
     if low >= 0 and high < 2**16 and mode == "I":
-        return (values >> 8).astype(np.uint8)
+        return (values >> 8).astype(np.uint8)  # the upper eight bits of sixteen
     allowed = "0 to 255, or 16 bits" if mode == "I" else "0 to 255"
     raise ValueError(
         f"the values of its mode {mode!r} are {low:g} to {high:g}; allowed: {allowed}"
@@ -231,12 +210,12 @@ def _eight_bits(values, mode):
 
 
 def record_unreadable(damaged, in_a_row, total, consequence):
-    """Note UnreadableImage errors: each file is logged once, too many stop the run.
+    """Log every unreadable file once; raise InputError for too many.
 
-    damaged: dict of the files met so far, in order, to the reason
-    in_a_row: errors with no readable image between them
+    damaged: {file name: reason} so far, in order; updated
+    in_a_row: UnreadableImage errors since the last readable image
     total: length of the source
-    consequence: for the log, what happens instead
+    consequence: for the log, how the run continues
     """
     for error in in_a_row:
         if error.name not in damaged:

@@ -1,24 +1,7 @@
 """Scenes: groups of images that show one scene, by distances of small gray forms.
 
-A copy is the same file under another name, or another encoding or size of the picture,
-mirrored or not. `NEAR` was chosen on 500 photographs (NIPS 2017, 224 pixels, even
-rows), and judged on the 500 others:
-
-- saved again as JPEG of quality 20 to 90, as WebP of 50, with 256 colors, in gray; or
-  resized by factors of .25 to 2, aspect not kept: 500 of 500 are found; JPEG of quality
-  10: 496; half the size without antialiasing: 499
-- their 124,750 pairs: none is taken for copies, the nearest one is at .38. Of the
-  499,500 pairs of all 1,000 the nearest is at .31, of 89,692,921 pairs of imagenette at
-  .20. Of 1,613,706 pairs of the handwritten digits one is nearer than .1
-
-Frames of a scene are shifted, zoomed, and in other light. Their thresholds were chosen
-and judged on the same halves:
-
-- 200 scenes of 8 frames, parts of .8 to .92 of a side, 10 % lighter or darker: in order
-  2 scenes have more than one number, shuffled 69
-- 500 unrelated photographs: 20 share a scene with another, 3 at most; of imagenette's
-  3,925 test images, sorted by class, 3.8 %, 73 at most
-- handwritten digits are alike: 1,260 of 1,438 are one scene
+A scene has copies of a picture (renamed, re-encoded, resized or mirrored) and frames
+(shifted, zoomed, or in other light).
 """
 
 import concurrent.futures
@@ -35,23 +18,38 @@ from imagepiece_jax.common.progress import counted
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.source import Source
 
-SIDE = 16  # of a form
-NEAR = 0.1  # copies are nearer than this
-SHIFT = 3  # pixels of a form by which parts of a scene are shifted, at most
-LIKENESS = 0.93  # images of one scene are more alike than this
-NEIGHBOR_LIKENESS = 0.8  # the same, of images that are neighbors in a list
-NEIGHBORS = 3  # images before each one that are its neighbors
-NEAREST = 8  # images that each one is compared with, besides its neighbors
-# The least deviation of a form, in gray levels: images of nearly one color would differ
-# by the noise that JPEG adds.
+SIDE = 16  # pixels a side of a form
+# Copies have a smaller distance. Chosen on 500 photographs (NIPS 2017, 224 pixels, even
+# rows), judged on the other 500:
+# - Copies found: 500 of 500 as JPEG of quality 20 to 90, as WebP of quality 50, with
+#   256 colors, in gray, and resized by factors of 0.25 to 2, aspect not kept; 496 as
+#   JPEG of quality 10; 499 at half the size without antialiasing.
+# - Their 124,750 pairs: none counts as copies, the nearest is at 0.38. The nearest of
+#   the 499,500 pairs of all 1,000 is at 0.31, of 89,692,921 pairs of imagenette at
+#   0.20. Of 1,613,706 pairs of handwritten digits one is nearer than 0.1.
+NEAR = 0.1
+SHIFT = 3  # largest shift between parts of a scene, in form pixels
+# Images of one scene are more alike: frames are shifted, zoomed, and in other light.
+# Both thresholds were chosen and judged on the same halves:
+# - 200 scenes of 8 frames (crops of 0.8 to 0.92 of a side, 10 % lighter or darker): in
+#   order, 2 scenes have more than one number; shuffled, 69.
+# - 500 unrelated photographs: 20 share a scene with another photograph, 3 at most.
+# - imagenette's 3,925 test images, sorted by class: 3.8 % share a scene, 73 at most.
+# - Handwritten digits are alike: 1,260 of 1,438 are one scene.
+LIKENESS = 0.93
+NEIGHBOR_LIKENESS = 0.8  # for neighbors in a list
+NEIGHBORS = 3  # preceding images that count as neighbors
+NEAREST = 8  # images to compare with an image, besides its neighbors
+# Least deviation of a form, in gray levels: else images of nearly one color would
+# differ by JPEG noise.
 LEAST_DEVIATION = 8.0
-ROWS = 500  # forms that are compared with all others at once, for the memory
+ROWS = 500  # forms to compare with all forms at once, limited by memory
 
 log = logging.getLogger("imagepiece_jax.data")
 
 
 def small_form(image: Image.Image) -> np.ndarray:
-    """The form of an image: 16 x 16 gray means, of mean 0 and deviation 1. [256]"""
+    """16 x 16 gray means of an image, with mean 0 and deviation 1. -> [256]."""
     size = (SIDE, SIDE)
     small = image.convert("L").resize(size, Image.Resampling.BILINEAR)
     gray = np.asarray(small, np.float32).ravel()
@@ -60,27 +58,22 @@ def small_form(image: Image.Image) -> np.ndarray:
 
 
 def distances(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Distances of forms to others, or to their mirror images if these are nearer.
-
-    A distance is the root mean square of the difference. [n, 256], [m, 256] -> [n, m]
-    """
+    """Root-mean-square distances of forms. [n, 256], [m, 256] -> [n, m]."""
     # Small distances are differences of large numbers; float32 would round them away.
     forms = np.asarray(forms, np.float64)
     others = np.asarray(others, np.float64)
     mirrored = others.reshape(-1, SIDE, SIDE)[:, :, ::-1].reshape(others.shape)
+    # A mirrored form counts if it is nearer.
     products = np.maximum(forms @ others.T, forms @ mirrored.T)
     squares = np.square(forms).sum(1)[:, None] + np.square(others).sum(1)
     return np.sqrt(np.maximum(squares - 2 * products, 0) / SIDE**2)
 
 
 def likeness(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """How alike forms are, each to one other, where they show a part of one scene.
-
-    It is the highest correlation of the parts that overlap, of all shifts by up to
-    SHIFT pixels: 1 for equal ones. [n, 256] twice -> [n]
-    """
+    """Likeness of forms in pairs, 1 for equal forms. [n, 256] twice -> [n]."""
     forms = np.reshape(forms, (-1, SIDE, SIDE))
     others = np.reshape(others, (-1, SIDE, SIDE))
+    # The highest correlation of overlapping parts, over shifts of up to SHIFT pixels.
     highest = np.full(len(forms), -1.0)
     shifts = range(-SHIFT, SHIFT + 1)
     for down, right in itertools.product(shifts, shifts):
@@ -94,7 +87,7 @@ def likeness(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _part(forms, down, right):
-    """Forms without the rows and columns that a shift takes out, of mean 0. [n, m]"""
+    """Forms without the rows and columns a shift takes out, with mean 0. -> [n, m]."""
     rows = slice(max(0, down), SIDE + min(0, down))
     columns = slice(max(0, right), SIDE + min(0, right))
     part = forms[:, rows, columns].reshape(len(forms), -1)
@@ -102,12 +95,12 @@ def _part(forms, down, right):
 
 
 def scenes(forms: np.ndarray) -> np.ndarray:
-    """The number of the scene that each image shows. [n, 256] -> [n]
+    """Scene number of every image. [n, 256] -> [n].
 
-    Two images show one scene if they are copies, if they are alike, or if there is a
-    chain of such images between them.
+    Copies and alike images share a scene, also by a chain of images between them.
     """
     total = len(forms)
+    # Neighbors in a list need less likeness than other pairs.
     pairs = [np.zeros((0, 2), int)]
     for back in range(1, 1 + NEIGHBORS):
         later = np.arange(back, total)
@@ -129,7 +122,7 @@ def scenes(forms: np.ndarray) -> np.ndarray:
 
 
 def _alike(forms, ones, others, least):
-    """The pairs (one, other) of some that are more alike than `least`. [pairs, 2]"""
+    """Pairs (ones, others) with a likeness above `least`. -> [pairs, 2]."""
     found = [np.zeros((0, 2), int)]
     for start in range(0, len(ones), ROWS):
         pairs = np.stack([ones[start : start + ROWS], others[start : start + ROWS]], 1)
@@ -139,10 +132,7 @@ def _alike(forms, ones, others, least):
 
 
 def readable_scenes(source: Source) -> tuple[Source, np.ndarray]:
-    """The readable images of a source, and the number of each one's scene.
-
-    It reads all images, and logs which ones cannot be read.
-    """
+    """(readable images, their scene numbers); unreadable images are logged."""
     total = len(source)
 
     def form_or_error(index):

@@ -1,6 +1,6 @@
-"""Normalization of pixels, with the mean and deviation that a model was trained with.
+"""Normalization by a model's mean and standard deviation.
 
-Both are of pixels in [0, 1], one number per channel. There is no default: each model
+Both refer to pixels in [0, 1], one value per channel. There is no default: every model
 has its own (`ViTConfig.mean`, `ViTConfig.std`).
 """
 
@@ -18,7 +18,7 @@ from imagepiece_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Normalization:
-    """The mean to subtract from pixels in [0, 1], and the std to divide by."""
+    """Mean to subtract from pixels in [0, 1], and std to divide by."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -36,12 +36,12 @@ class Normalization:
 
 
 def is_array(images) -> bool:
-    """Whether it is an array of NumPy or JAX; torch's tensors have dtypes of torch."""
+    """Whether `images` is a NumPy or JAX array; a torch tensor's dtype is torch's."""
     return isinstance(getattr(images, "dtype", None), np.dtype)
 
 
 def native(array):
-    """The same numbers in this machine's byte order: JAX takes no other."""
+    """Convert to this machine's byte order: JAX rejects any other."""
     if getattr(array.dtype, "isnative", True):
         return array
     return array.astype(array.dtype.newbyteorder("="))
@@ -50,10 +50,9 @@ def native(array):
 def normalize(images: jax.Array, mean, std) -> jax.Array:
     """Subtract `mean`, divide by `std`. uint8 [..., 3] -> float32 [..., 3].
 
-    mean, std: three numbers, of pixels in [0, 1]
-    Raises InputError for floats, which may reach to 1 or to 255, for other channels,
-    and for a mean and std of pixels in [0, 255].
+    Raises InputError for floats, other channel counts, and mean and std of [0, 255].
     """
+    # Floats are refused: they may reach to 1 or to 255.
     if images.dtype != jnp.uint8 or images.shape[-1:] != (3,):
         raise InputError(
             f"images is {images.dtype} {list(images.shape)}; it must be pixels, uint8 "
@@ -70,7 +69,7 @@ def normalize(images: jax.Array, mean, std) -> jax.Array:
 
 
 def _along(images, values):
-    """Three numbers along the last axis of images, on their device. -> [1, .., 3]."""
+    """Three values along the images' last axis. -> [1, .., 3]."""
     values = np.float32(values).reshape((1,) * (images.ndim - 1) + (3,))
     if isinstance(images, jax.core.Tracer):
         return jnp.asarray(values)
@@ -78,7 +77,7 @@ def _along(images, values):
 
 
 def as_normalized(images: jax.Array, mean, std) -> jax.Array:
-    """`normalize` for pixels; floats, which are normalized already, as they are."""
+    """`normalize` pixels; floats are normalized already and pass unchanged."""
     if images.dtype != jnp.uint8:
         return images
     return normalize(images, mean, std)
@@ -87,11 +86,9 @@ def as_normalized(images: jax.Array, mean, std) -> jax.Array:
 def check_images(images, image_size=None, floats: bool = True, pixels: bool = False):
     """Check that images are a batch [B, H, W, 3], B > 0.
 
-    Integers would pass through a model, and mean nothing there.
-
-    image_size: of the images; None: any
+    image_size: None: any
     floats: whether floats are allowed; False for a program for pixels
-    pixels: whether uint8 is allowed; it is normalized later
+    pixels: whether uint8 is allowed, to be normalized later
     """
     allowed = "floats, as imagepiece_jax.normalize makes them"
     if pixels:
@@ -102,6 +99,7 @@ def check_images(images, image_size=None, floats: bool = True, pixels: bool = Fa
     dtype = images.dtype
     are_floats = floats and jnp.issubdtype(dtype, jnp.floating)
     are_pixels = pixels and dtype == jnp.uint8
+    # Other integers would pass through a model, and mean nothing there.
     if not are_floats and not are_pixels:
         raise InputError(f"images is of type {dtype}; it must be {allowed}")
     size = image_size and sides(image_size)
@@ -115,18 +113,18 @@ def check_images(images, image_size=None, floats: bool = True, pixels: bool = Fa
 
 
 def warn_of_range(images, mean, std, stacklevel: int = 2) -> bool:
-    """Warn of an array on the host that cannot be normalized images, by its range.
+    """Warn if a float array's range shows pixels of 0..255 or 0..1, or NaN.
 
-    Pixels of 0 .. 255 or of 0 .. 1 are floats, too, and their logits mean nothing. A
-    sample of the pixels decides. Constant arrays, arrays on accelerators (the check
-    would wait for them) and traced ones are not checked.
+    Constant and traced arrays, and arrays on accelerators, are not checked.
 
     stacklevel: of the line that the warning names, 1 for the caller
-    Returns whether the range was judged; that of constant arrays is not.
+    Returns whether the range was judged.
     """
+    # Unnormalized floats pass through a model, but their logits mean nothing. On an
+    # accelerator the check would wait for the array.
     if not _on_host(images) or not jnp.issubdtype(images.dtype, jnp.floating):
         return False
-    slices = []
+    slices = []  # a sample of the pixels decides
     for side, count in zip(images.shape, (8, 32, 32), strict=False):
         slices.append(slice(None, None, max(1, side // count)))
     sample = np.asarray(images)[tuple(slices)].astype(np.float32)
@@ -154,7 +152,7 @@ def warn_of_range(images, mean, std, stacklevel: int = 2) -> bool:
 
 
 def _on_host(images):
-    """Whether an array is in the memory of this process."""
+    """Whether an array is in this process's memory."""
     if isinstance(images, jax.Array) and not isinstance(images, jax.core.Tracer):
         here = images.is_fully_addressable  # not spread over processes
         return here and all(device.platform == "cpu" for device in images.devices())

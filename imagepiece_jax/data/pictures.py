@@ -1,7 +1,6 @@
-"""Images that a caller hands over: paths, folders, PIL images, arrays.
+"""Images from a caller: paths, folders, PIL images, arrays.
 
-`as_batch` makes one array of them, `as_source` a Source, and `find_images` the list of
-files that the words of a command name.
+`as_batch` makes an array, `as_source` a Source, and `find_images` a list of files.
 """
 
 import itertools
@@ -28,11 +27,11 @@ QUOTED = re.compile(r"""\A(["'])(.*)\1\Z""", re.DOTALL)
 
 
 def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
-    """Images as one array: batches and floats as they are, others cropped.
+    """Turn images into one array; batches and floats pass unchanged.
 
-    images: an array [B, H, W, 3]; or one image as `rgb` takes it, or several
-    preprocessing: crops images of any size to that of the model
-    Returns `images`, or [B, H, W, 3] uint8.
+    images: an array [B, H, W, 3], or one or several images for `rgb`
+    preprocessing: function that crops any image to the model's size
+    Returns `images`, or uint8 [B, H, W, 3].
     """
     if isinstance(images, jax.core.Tracer):
         return images
@@ -48,7 +47,7 @@ def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
 
 
 def cropped(image, preprocessing) -> np.ndarray:
-    """The pixels of an image as `rgb` takes it, cropped. -> [h, w, 3] uint8."""
+    """Crop an image as `rgb` takes it. -> uint8 [h, w, 3]."""
     pixels = rgb(image)
     try:
         return preprocessing(pixels)
@@ -59,7 +58,7 @@ def cropped(image, preprocessing) -> np.ndarray:
 
 
 def listed(images) -> tuple[Any, bool]:
-    """(several images, the files of a folder among them; whether it was one image)."""
+    """(images, whether the input was a single image); a folder gives its files."""
     is_picture = isinstance(images, PATH) or hasattr(images, "convert")  # PIL's
     if isinstance(images, PATH) and os.path.isdir(os.path.expanduser(images)):
         return find_images([images]), False
@@ -69,11 +68,10 @@ def listed(images) -> tuple[Any, bool]:
 
 
 def rgb(image) -> np.ndarray:
-    """Pixels of one image: a file or a PIL image (both upright), or an array.
+    """Pixels of one image, uint8 [H, W, 3]; files and PIL images are turned upright.
 
     image: a path, a PIL image, or an array uint8 [H, W, 3]
-    Returns [H, W, 3] uint8.
-    Raises UnreadableImage for a file that cannot be read.
+    Raises UnreadableImage for an unreadable file.
     """
     if isinstance(image, PATH):
         path = os.path.expanduser(image)
@@ -90,15 +88,15 @@ def rgb(image) -> np.ndarray:
             f"images is {kind}; an image is a path, a PIL image or an array uint8 "
             "[H, W, 3]"
         )
-    return np.array(image)  # a copy, as its owner may change it later
+    return np.array(image)  # a copy, because the caller may change the image later
 
 
 def as_source(images: Any) -> Source:
-    """The Source of images whose labels do not matter.
+    """Make a Source of images, ignoring labels.
 
-    images: csv:FILE, the name of a set, or one path or several: of a table, a set or a
-        folder with splits the training images are taken; images as `rgb` takes them; an
-        array uint8 [B, H, W, 3]; or a Source, which is returned
+    images: csv:FILE, a set's name, paths, images for `rgb`, uint8 [B, H, W, 3], or a
+        Source, which is returned. Tables, sets and folders with splits give their
+        training images
     """
     if isinstance(images, Source):
         return images
@@ -119,12 +117,12 @@ def photographs(files: Sequence[PATH]) -> FileSource:
 
 
 def find_images(words: Sequence[PATH], split: str | None = None) -> list[str]:
-    """The files that `words` name; none is opened.
+    """List the image files that `words` name, without opening them.
 
-    A folder stands for its images, by `list_images`, and a .txt file for its lines.
-    Notes say which files of a folder are left out, and which of its splits is taken.
+    A folder stands for its images (`list_images`), a .txt file for its lines. Notes
+    name left-out files and the split in use.
 
-    split: "train": only the training images of a folder with splits are taken
+    split: "train": folders with splits give only training images
     """
     files = []
     for word in words:
@@ -148,29 +146,27 @@ def find_images(words: Sequence[PATH], split: str | None = None) -> list[str]:
 
 
 def _lines(path):
-    """The paths in a list: a line each, which only "\\n" ends.
-
-    Blanks and quotes around a path are removed, unless a file has them in its name.
-    Paths are relative to the current folder or, if it has none of them, to the list's.
-    """
+    """Paths listed in a text file, without blanks and quotes around them."""
     bases = ("", os.path.dirname(path))
     text = read_text(path, "surrogateescape")
     if "\0" in text:
         raise InputError(f"images: {path} is not a list of paths: it has a zero byte")
     lines = []
-    for line in text.split("\n"):
+    for line in text.split("\n"):  # splitlines() also splits at other characters
         line = line.removesuffix("\r")
         bare = QUOTED.sub(r"\2", line.strip())
+        # A file name may really have blanks or quotes around it.
         if bare != line and _base([line], bases) is None:
             line = bare
         if line:
             lines.append(os.path.expanduser(line))
+    # Relative paths start at the current folder or, if none exists there, at the list.
     base = _base([line for line in lines if not os.path.isabs(line)], bases) or ""
     return [os.path.join(base, line) for line in lines]
 
 
 def _base(paths, folders):
-    """The folder in which the first of `paths` that exists is; None: none exists."""
+    """Folder that holds the first existing path; None if no path exists."""
     for path, folder in itertools.product(paths, folders):
         if os.path.exists(os.path.join(folder, path)):
             return folder
@@ -178,10 +174,7 @@ def _base(paths, folders):
 
 
 def read_images(source: Source, transform) -> tuple[np.ndarray, list[str]]:
-    """The readable images of a source; why others are left out is logged.
-
-    Returns (uint8 [B, H, W, 3], their names).
-    """
+    """(uint8 [B, H, W, 3], file names) of a source's readable images."""
     pixels = []
     names = []
     for index in counted(range(len(source)), "reading images"):

@@ -1,7 +1,7 @@
-"""How images are resized and cropped for evaluation: the class `Preprocessing`.
+"""Resize and crop for evaluation: `Preprocessing`, for everything that reads images.
 
-A run makes one from config.data (`IN_CONFIG` has the names of its fields); other
-weights make it from their ViTConfig. Everything that reads images for a model calls it.
+A run makes it from config.data (`IN_CONFIG` maps the fields), other weights from their
+ViTConfig.
 """
 
 import dataclasses
@@ -15,15 +15,15 @@ from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import checked_size, sides, size_text
 from imagepiece_jax.errors import InputError
 
-DEIT_CROP = 0.875  # the crop of models that state none
-MAX_UNCROPPED = 32  # pixels a side up to which models that state no crop have none
-MAX_ASPECT = 300  # of long to short side; longer images are cut to it before resizing
+DEIT_CROP = 0.875  # for models that state no crop
+MAX_UNCROPPED = 32  # up to this many pixels a side, no stated crop means no crop
+MAX_ASPECT = 300  # long to short side; longer images are cut before resizing
 
 RESIZES = ("deit", "none")
 CROP_MODES = ("center", "squash")
 INTERPOLATIONS = ("bicubic", "bilinear")
 RULES = ("timm", "transformers")
-# {field of a Preprocessing: its name in config.data}
+# {Preprocessing field: config.data field}
 IN_CONFIG = {
     "crop": "eval_crop",
     "crop_mode": "eval_crop_mode",
@@ -37,21 +37,21 @@ IN_CONFIG = {
 class Preprocessing:
     """Evaluation's resize and center crop: a function uint8 [H, W, 3] -> [h, w, 3]."""
 
-    # size of the result: pixels a side, or (height, width)
+    # output size: pixels a side, or (height, width)
     image_size: int | tuple[int, int]
-    # sides of the crop / sides of the resized image. The short side of the image is
-    # resized to int(image_size / crop), which is 256 for 224 and DeiT's 0.875. None:
-    # DeiT's crop; no crop for models of up to 32 pixels
+    # crop side / resized side. The short side is resized to int(image_size / crop): to
+    # 256 for 224 and DeiT's 0.875. None: DeiT's crop, or no crop for models of up to 32
+    # pixels
     crop: float | None = None
-    # "center" keeps the aspect of the image; "squash" resizes both sides alike
+    # "center" keeps the image's aspect ratio; "squash" does not
     crop_mode: str = "center"  # one of CROP_MODES
-    # Pillow's, antialiased, with which published accuracies were measured
+    # Pillow's, antialiased, as in published accuracies
     interpolation: str = "bicubic"  # one of INTERPOLATIONS
-    # the library whose details are followed. timm resizes by one call of Pillow, and
-    # rounds the start of the crop to even pixels, as torchvision does. transformers
-    # resizes columns after rows, which Pillow 13 does not always do, and rounds down
+    # library to follow in details. timm resizes in one Pillow call and rounds the
+    # crop's start half to even, like torchvision. transformers resizes the width first,
+    # an order that Pillow 13 does not always keep, and rounds down
     rule: str = "timm"  # one of RULES
-    # "none": images have image_size already
+    # "none": images already have image_size
     resize: str = "deit"  # one of RESIZES
 
     def __post_init__(self):
@@ -65,12 +65,11 @@ class Preprocessing:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(height, width) of the output."""
-        return sides(self.image_size)
+        return sides(self.image_size)  # (height, width)
 
     @property
     def resizes(self) -> bool:
-        """Whether images are resized and cropped at all."""
+        """Whether images are resized and cropped."""
         small = self.crop is None and max(self.shape) <= MAX_UNCROPPED
         return self.resize != "none" and not small
 
@@ -80,16 +79,13 @@ class Preprocessing:
 
     @property
     def resized(self) -> tuple[int, int]:
-        """(height, width) that images are resized to, or to cover, and cropped from."""
+        """(height, width) before the crop; in mode "center" images cover it."""
         height, width = self.shape
         return int(height / self._crop), int(width / self._crop)
 
     @property
     def text(self) -> str:
-        """The crop in words: "resize 256 bicubic, crop 224".
-
-        A rule that is not timm's is named, too.
-        """
+        """Describe the crop: "resize 256 bicubic, crop 224"."""
         if not self.resizes:
             return f"images as they are, {size_text(self.image_size)}"
         height, width = self.shape
@@ -107,17 +103,16 @@ class Preprocessing:
 
     @property
     def as_json(self) -> dict[str, object]:
-        """All fields that decide pixels, as JSON values."""
+        """Fields that decide pixels, as JSON values."""
         size = list(self.shape)
         if not self.resizes:
             return {"image_size": size, "resize": "none"}
         return {**vars(self), "image_size": size, "crop": self._crop}
 
     def note(self, sizes, total: int) -> str | None:
-        """A note that images of the model's size are still enlarged and cropped.
+        """Note if images of the model's own size are still enlarged and cropped.
 
         sizes: (height, width) of some or all of `total` images
-        Returns None if one has another size, or if nothing is enlarged.
         """
         sizes = list(sizes)
         if not self.resizes or {*sizes} != {self.shape} or self._crop == 1:
@@ -128,11 +123,9 @@ class Preprocessing:
             f"({self.text}): crop=1 takes it as it is"
         )
 
+    # `rng` is ignored; training transforms draw from it.
     def __call__(self, image: np.ndarray, rng=None) -> np.ndarray:
-        """The image resized, then cropped in the middle. [H, W, 3] -> [h, w, 3] uint8.
-
-        rng: ignored; training's transforms draw from it
-        """
+        """Resize, then crop the middle. uint8 [H, W, 3] -> [h, w, 3]."""
         if not self.resizes:
             return unresized(image, self.image_size, small=self.resize != "none")
         height, width = self.shape
@@ -143,7 +136,7 @@ class Preprocessing:
         if self.rule == "transformers":
             top = (new_height - height) // 2
             left = (new_width - width) // 2
-            # The width in a call of its own: one call may begin with the height.
+            # The width in a separate call: a joint call may begin with the height.
             image = resize_exactly(image, len(image), new_width, self.interpolation)
         else:
             top = round((new_height - height) / 2)
@@ -153,42 +146,34 @@ class Preprocessing:
 
 
 def read_fields(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a Preprocessing, but its size, in the config.data of a run."""
+    """Preprocessing fields, except the size, from a run's config.data."""
     return {field: data[in_config] for field, in_config in IN_CONFIG.items()}
 
 
 def resize_exactly(
     image: np.ndarray, height: int, width: int, interpolation: str = "bicubic"
 ) -> np.ndarray:
-    """Resize by Pillow, with antialiasing. uint8 [H, W, 3] -> [height, width, 3].
-
-    interpolation: "bicubic" or "bilinear"
-    """
+    """Resize by Pillow, with antialiasing. uint8 [H, W, 3] -> [height, width, 3]."""
     resampling = Image.Resampling[interpolation.upper()]
     return np.asarray(Image.fromarray(image).resize((width, height), resampling))
 
 
 def _covering_size(image, height, width):
-    """The smallest size of the image's aspect that covers (height, width).
-
-    Sides are rounded as in timm: down for a square, as in torchvision, and to the
-    nearest for other rectangles.
-    """
+    """Smallest size with the image's aspect ratio that covers (height, width)."""
     rows, columns = image.shape[:2]
-    if height != width:
+    if height != width:  # timm rounds to the nearest
         ratio = min(rows / height, columns / width)
         return round(rows / ratio), round(columns / ratio)
     if rows <= columns:
+        # Squares: timm rounds down, like torchvision.
         return height, int(height * columns / rows)
     return int(width * rows / columns), width
 
 
 def _middle(image):
-    """The middle of an image, at most MAX_ASPECT times as long as wide.
-
-    A very thin image would be huge once it is resized. As much is cut off at both ends.
-    """
+    """Cut both ends of an image longer than MAX_ASPECT times its width."""
     height, width = image.shape[:2]
+    # A very thin image would be huge after resizing.
     longest = MAX_ASPECT * min(height, width)
     top = max(0, height - longest) // 2
     left = max(0, width - longest) // 2
@@ -196,10 +181,7 @@ def _middle(image):
 
 
 def unresized(image: np.ndarray, size, small: bool = False) -> np.ndarray:
-    """The image itself, which must have this size already.
-
-    small: whether the model is so small that evaluation resizes nothing
-    """
+    """Return an image that must already have the size; `small` explains the error."""
     actual = image.shape[:2]
     if actual != sides(size):
         why = ""

@@ -1,7 +1,4 @@
-"""Sources of images and labels by index: files, arrays, and parts of any source.
-
-Batches, epochs and augmentation are not known here.
-"""
+"""Sources of images and labels by index: files, arrays, and subsets of a source."""
 
 import abc
 import copy
@@ -19,19 +16,19 @@ from imagepiece_jax.data import decode
 from imagepiece_jax.errors import InputError
 
 SPLITS = ("train", "val")
-# What folders, tables and the hub call the splits; nothing else is guessed.
+# Split names in folders, tables and on the hub; no other name is guessed.
 VALIDATION_NAMES = ("val", "valid", "validation", "dev")
 SPLIT_NAMES = ("train", *VALIDATION_NAMES, "test")
-SAMPLE = 64  # so many images are read where reading all would take too long
-THREADS = 16  # threads that ask for sizes of files, which is slow over a network
+SAMPLE = 64  # images to read where reading all images would take too long
+THREADS = 16  # threads for file sizes and contents, which are slow over a network
 
 
 class Image(NamedTuple):
-    """An element of a source."""
+    """One image of a source."""
 
-    pixels: np.ndarray | None  # uint8 RGB [H, W, 3]; None: the image cannot be read
-    label: int  # -1: it has none
-    name: str  # in a log: its file name where it has one
+    pixels: np.ndarray | None  # uint8 RGB [H, W, 3]; None: unreadable
+    label: int  # -1: no label
+    name: str  # for logs: the file name, if there is a file
     damage: decode.UnreadableImage | None = None
 
     @property
@@ -42,15 +39,15 @@ class Image(NamedTuple):
 class Source(abc.ABC):
     """Images and labels by index: `source[i]` is an Image.
 
-    They are all images of a store, or those at the `indices` of a part. A store
-    implements `stored`.
+    A source holds a whole store, or a subset at `indices`. Subclasses implement
+    `stored`.
 
-    indices: place in the store of each image
-    class_names: a name or None for each class; None where the data have no names
-    labels: of all images of the store, int32; None where it does not list them
-    split: its name in the data, such as "valid"; "": the data have no splits
+    indices: store index of every image
+    class_names: a name or None for every class; None: the data have no names
+    labels: int32 labels of the whole store, or None if the store does not list labels
+    split: split name in the data, such as "valid"; "": no splits
     upright: whether the EXIF orientation is applied
-    unreadable: {name of a damaged file: reason}, filled by `decode.record_unreadable`
+    unreadable: {damaged file: reason}, filled by `decode.record_unreadable`
     """
 
     labels = None
@@ -65,10 +62,10 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def stored(self, place: int) -> tuple[str | bytes | np.ndarray, int, str]:
-        """(path, encoded bytes or pixels; label; name) of the image at a place."""
+        """(path, bytes or pixels; label; name) of the image at store index `place`."""
 
     def __len__(self) -> int:
-        """Number of images, damaged ones included."""
+        """Image count, damaged images included."""
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Image:
@@ -81,47 +78,44 @@ class Source(abc.ABC):
             return Image(None, label, name, damage)
 
     def name(self, index: int) -> str:
-        """Name of image `index` in a log."""
+        """Image name for logs."""
         return self._stored(index)[2]
 
     def size(self, index: int) -> tuple[int, int] | None:
-        """(height, width) of image `index` by its header; None if it is unreadable."""
+        """(height, width) from the image's header; None if unreadable."""
         data = self._stored(index)[0]
         if isinstance(data, np.ndarray):
             return data.shape[:2]
         return decode.size(data, self.upright)
 
     def some_sizes(self) -> list[tuple[int, int]]:
-        """`size` of up to 64 readable images, spread over the source."""
+        """Sizes of readable images among 64, spread over the source."""
         return [*filter(None, map(self.size, self._sample()))]
 
     @property
     def present_labels(self) -> tuple[int, ...]:
-        """The labels that images have, in rising order.
-
-        A part has those of its store. A store that does not list labels has all.
-        """
+        """Sorted labels in the store, also for a subset; all classes if not listed."""
         if self.labels is None:
             return tuple(range(self.num_classes))
         return tuple(np.unique(self.labels).tolist())
 
     @functools.cached_property
     def digest(self) -> str:
-        """16 hex digits that differ for other images or labels.
+        """16 hex digits that identify images and labels.
 
-        They are made from names, labels, sizes in bytes, and the content of 64 images,
-        so that no set has to be read. Other images of equal sizes may be missed. The
-        folder and times do not count, as data are copied.
+        A changed image of equal size may be missed: only 64 images are read.
         """
+        # Names, labels, byte sizes and the content of 64 images, so no set is read
+        # whole. The folder and file times are left out, because data get copied.
         return self._digest(self._sample())
 
     @functools.cached_property
     def whole_digest(self) -> str:
-        """As `digest`, of the content of all images, which are read."""
+        """Like `digest`, but reads the content of all images."""
         return self._digest(range(len(self)))
 
     def _digest(self, read):
-        """A digest of all images, with the content of those at the indices `read`."""
+        """Digest of all images, with the content at the indices `read`."""
         total = hashlib.sha256(str(len(self)).encode())
         for part in self.inventory(np.asarray(self.indices)):
             total.update(hashlib.sha256(part).digest())
@@ -136,7 +130,7 @@ class Source(abc.ABC):
         return total.hexdigest()[:16]
 
     def inventory(self, places: np.ndarray) -> Iterator[bytes]:
-        """Bytes that differ for other images at some places; none is opened."""
+        """Yield bytes that identify the images at `places`; no image is opened."""
         for place in places.tolist():
             _, label, name = self.stored(place)
             yield f"{name} {label}".encode(errors="surrogateescape")
@@ -154,13 +148,13 @@ class Source(abc.ABC):
             return
 
     def spread(self, count: int | None) -> "Source":
-        """`count` images, evenly spaced; all of a smaller source, and for None."""
+        """Take `count` evenly spaced images; all if count is None or not smaller."""
         if count is None or count >= len(self):
             return self
         return self.subset(evenly_spaced(len(self), count))
 
     def subset(self, indices: Sequence[int]) -> "Source":
-        """Some images of the source, in the order of `indices`."""
+        """Take the images at `indices`, in that order."""
         part = copy.copy(self)
         for name in ("digest", "whole_digest"):
             part.__dict__.pop(name, None)
@@ -170,7 +164,7 @@ class Source(abc.ABC):
 
     @property
     def part(self) -> dict[str, str]:
-        """{"part": hash of the indices of a part, FNV-1a in hex digits}; {}: all."""
+        """{"part": FNV-1a hash of a subset's indices, hex}; {} for a whole source."""
         if isinstance(self.indices, range):
             return {}
         power = np.uint64(1099511628211)
@@ -190,12 +184,12 @@ class Source(abc.ABC):
 
 
 def evenly_spaced(total: int, count: int) -> np.ndarray:
-    """`count` indices of `total` things, the first and the last among them."""
+    """`count` evenly spaced indices below `total`, first and last included."""
     return np.linspace(0, total - 1, count).round().astype(int)
 
 
 def _content(data):
-    """Bytes that hold an image; empty where its file cannot be read."""
+    """Bytes of an image file or of pixels; empty if the file cannot be read."""
     if isinstance(data, np.ndarray):
         return data.tobytes()
     if isinstance(data, bytes):
@@ -203,18 +197,18 @@ def _content(data):
     try:
         with open_regular(data) as file:
             return file.read()
-    except OSError:  # one damaged file is left out, and does not end a run
+    except OSError:  # one damaged file must not end a run
         return b""
 
 
 class FileSource(Source):
-    """Image files below `root`; `labels` has one for each."""
+    """Image files below `root`, with their labels."""
 
     def __init__(self, root, files, labels, num_classes=0, class_names=None):
         super().__init__(len(files), num_classes, class_names)
         self.root = root
-        # Every worker process has a copy: as bytes a million names take 50 MB, as
-        # Python strings 130 MB.
+        # Bytes, because every worker process has a copy: a million names take 50 MB,
+        # and 130 MB as Python strings.
         self.files = np.array([os.fsencode(file) for file in files])
         self.labels = np.asarray(labels, np.int32)
 
@@ -231,7 +225,7 @@ class FileSource(Source):
 
 
 def file_sizes(paths: Sequence[str | bytes]) -> np.ndarray:
-    """Sizes of files in bytes, int64; -1 of one that cannot be looked at."""
+    """File sizes in bytes, int64; -1 for a file without access."""
 
     def size(path):
         try:
@@ -246,9 +240,9 @@ def file_sizes(paths: Sequence[str | bytes]) -> np.ndarray:
 class ArraySource(Source):
     """Images in memory.
 
-    images: uint8 [H, W, 3], maybe of different sizes
-    labels: one for each; None: they have none
-    names: one for each; None: "image 0" and so on
+    images: uint8 [H, W, 3], sizes may differ
+    labels: None: no labels, stored as -1
+    names: None: "image 0", "image 1", ..
     """
 
     def __init__(
@@ -267,10 +261,7 @@ class ArraySource(Source):
 
 
 def find_splits(names: Collection[str], data: str) -> dict[str, str]:
-    """{"train" or "val": its name}: the splits among `names`, which may have others.
-
-    A test split stands in for a missing validation split.
-    """
+    """Find splits: {"train" or "val": its name}; "test" may stand in for validation."""
     validation = [name for name in VALIDATION_NAMES if name in names]
     if len(validation) > 1:
         names = " and ".join(validation)
@@ -280,7 +271,7 @@ def find_splits(names: Collection[str], data: str) -> dict[str, str]:
 
 
 def check_num_classes(num_classes, classes, data):
-    """Check that num_classes is what `data` has."""
+    """Check `num_classes`, unless None, against the class count of `data`."""
     if num_classes not in (None, classes):
         raise InputError(
             f"num_classes is {num_classes}, but {data} has {classes} classes"

@@ -1,13 +1,7 @@
-"""Processes that do numbered tasks ahead, with pixels in shared memory.
+"""Worker processes that read ahead, with pixels in shared memory.
 
-Task `number` is done by worker `number % workers`.
-
-Workers are plain Python processes that import neither JAX nor the script that is run.
-Their pixels are in one block of shared memory, divided into slots that are reused.
-grain 0.2.18 was built in their place and measured beside them on two cores, on JPEGs of
-500 x 375 in batches of 256 (images a CPU second; first batch; memory): .89 and .89
-times as many over 96 batches, .75 to .78 over 24, 3.5 to 4.4 s for .8 to 1.0 s, and
-twice the memory. Its workers import JAX and the script that is run, and end at Ctrl-C.
+Workers are plain Python processes: they import neither JAX nor the main script. Worker
+`number % workers` does task `number`. Pixels are in one shared block with reused slots.
 """
 
 import contextlib
@@ -29,10 +23,15 @@ from imagepiece_jax.common.signals import SIGNALS, blocked
 from imagepiece_jax.data.batches import Batches, Reader, parts_ahead
 from imagepiece_jax.errors import InputError, RunError
 
-MIN_TASKS = 16  # tasks for each worker process, at least
-SHARED = "/dev/shm"  # where Linux keeps shared memory; a container may have little
+# grain 0.2.18 was built in place of this pool and measured on two cores, with JPEGs of
+# 500 x 375 in batches of 256. Images per CPU second: 0.89 and 0.89 times as many over
+# 96 batches, 0.75 to 0.78 over 24. First batch: 3.5 to 4.4 s, here 0.8 to 1.0 s.
+# Memory: twice as much. Its workers import JAX and the main script, and end at Ctrl-C.
 
-# Usual causes of the signals that end a worker.
+MIN_TASKS = 16  # least tasks per worker process
+SHARED = "/dev/shm"  # shared memory on Linux; a container may have little
+
+# Usual causes of a worker's death, by signal.
 _CAUSES = {
     "SIGKILL": ", often for lack of memory",
     "SIGBUS": f", often because {SHARED} is full (in a container, its shm-size)",
@@ -40,15 +39,11 @@ _CAUSES = {
 
 
 def read_ahead(batches: Batches, workers: int = 0, threads: int = 0) -> Reader:
-    """Iterator over batches, which processes read ahead; its close() ends them.
+    """Iterate over batches that processes read ahead; close() ends the processes.
 
-    Processes end with this one, however it ends, and ignore Ctrl-C and SIGTERM.
-
-    workers: number of processes, at most one for every 16 parts of batches. 0: threads
-        of this process
-    threads: number of threads in each process. 0 without processes: the calling thread
-        reads on demand
-    Raises what `Batches.read` raises; RunError where a process has died; InputError for
+    workers: processes, at most one for every 16 parts; 0: threads of this process
+    threads: threads in each process; without processes, 0: read on demand
+    Raises the errors of `Batches.read`, RunError for a dead process, and InputError for
         too little shared memory.
     """
     workers = _usable(batches, workers)
@@ -60,7 +55,7 @@ def read_ahead(batches: Batches, workers: int = 0, threads: int = 0) -> Reader:
 
 
 def shared_bytes(batches: Batches, workers: int, threads: int) -> int:
-    """Bytes of shared memory that `read_ahead` takes; 0 without processes."""
+    """Shared memory for `read_ahead` in bytes; 0 without processes."""
     workers = _usable(batches, workers)
     if not workers:
         return 0
@@ -68,14 +63,14 @@ def shared_bytes(batches: Batches, workers: int, threads: int) -> int:
 
 
 def _usable(batches, workers):
-    """At most `workers` processes, each with enough to do."""
+    """Reduce `workers` until every worker has enough tasks."""
     return min(workers, len(batches.steps) * batches.parts // MIN_TASKS)
 
 
 class Processes:
-    """Does tasks in processes, whose pixels are in `slots` slots of shared memory.
+    """Numbered tasks in processes, with pixels in `slots` slots of shared memory.
 
-    Task n has slot n % slots: it may start when the result of task n - slots is no
+    Task n uses slot n % slots: it may start once the result of task n - slots is no
     longer needed.
     """
 
@@ -83,12 +78,12 @@ class Processes:
         self.tasks_at_a_time = workers * max(threads, 1)
         self._slots = slots
         self._max_bytes = max_bytes
-        payload = pickle.dumps(work)  # once, in memory that all of them read
+        payload = pickle.dumps(work)  # once, into memory that all workers read
         size = slots * max_bytes + len(payload)
         check_space(size)
         self._arrived = {}
         self._workers = []
-        # A file without a name disappears even if all processes are killed.
+        # An unnamed file disappears even if all processes are killed.
         folder = SHARED if os.path.isdir(SHARED) else None
         with tempfile.TemporaryFile(dir=folder) as file:
             file.truncate(size)
@@ -109,7 +104,7 @@ class Processes:
         return functools.partial(self._result, number)
 
     def _result(self, number):
-        """Wait for the result of a task; others of its worker may arrive before it."""
+        """Wait for a task's result, and keep results that its worker sends earlier."""
         worker = self._workers[number % len(self._workers)]
         while number not in self._arrived:
             try:
@@ -133,11 +128,7 @@ class Processes:
 
 
 class _Worker:
-    """A process that runs `_serve(memory, ..)`, and the pipes to and from it.
-
-    The process receives no signals: a run that stops still needs batches until it has
-    finished its step.
-    """
+    """A process running `_serve(memory, ..)`, with pipes to and from it."""
 
     def __init__(self, memory, *arguments):
         readable, writable = os.pipe()
@@ -147,6 +138,8 @@ class _Worker:
         )
         path = os.pathsep.join(folder or os.curdir for folder in sys.path)
         try:
+            # Ctrl-C and SIGTERM stay blocked in the worker, which ends with its parent:
+            # a stopping run needs batches until it has finished its step.
             with blocked(*SIGNALS):
                 self.process = subprocess.Popen(
                     [sys.executable, "-P", "-c", code],  # -P: no current folder
@@ -160,7 +153,7 @@ class _Worker:
         self.results = os.fdopen(readable, "rb")
 
     def death(self):
-        """The RunError for a process that has ended by itself."""
+        """RunError for a process that ended by itself."""
         status = self.process.wait()
         names = {-number: number.name for number in signal.Signals}
         cause = _CAUSES.get(names.get(status), "")
@@ -173,17 +166,15 @@ class _Worker:
     def close(self):
         self.process.wait()
         self.results.close()
-        with contextlib.suppress(OSError):  # what was not written yet
+        with contextlib.suppress(OSError):  # unwritten tasks
             self.tasks.close()
 
 
 def check_space(size: int):
-    """Raise InputError where less than `size` bytes of shared memory are free.
-
-    Without this check a process would die when it writes.
-    """
+    """Raise InputError if less than `size` bytes of shared memory are free."""
     if not os.path.isdir(SHARED):
         return
+    # Without this check a process would die when it writes.
     free = shutil.disk_usage(SHARED).free
     if free < size:
         raise InputError(
@@ -194,7 +185,7 @@ def check_space(size: int):
 
 
 def _serve(memory, results, payload, max_bytes, threads):
-    """The program of a worker process: it reads tasks on stdin, and pipes results."""
+    """Run a worker process: read tasks from stdin, write results to a pipe."""
     memory = mmap.mmap(memory, 0)
     results = os.fdopen(results, "wb")
     receiving = threading.Lock()
@@ -222,7 +213,7 @@ def _serve(memory, results, payload, max_bytes, threads):
 
 
 def _done(work, number, memory, offset):
-    """(shape of the pixels, the rest of the result) or (None, what `work` raises)."""
+    """(pixel shape, result without pixels), or (None, error that `work` raised)."""
     try:
         result = work(number, lambda shape: np.ndarray(shape, np.uint8, memory, offset))
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The evaluation pass: accuracy and loss, over a split and by image."""
+"""The evaluation pass: accuracy and loss, over a split and per image."""
 
 import dataclasses
 import time
@@ -26,20 +26,22 @@ class EvalResult:
     acc5: float  # percent
     loss: float  # mean cross-entropy
     images: int
-    throughput: float  # images a second
-    # Arrays with a row for every image that this process read, in the order of the
-    # split: index (the image's place there), right (the label is the highest class),
-    # right5 (it is among the five highest), loss, and further measures of the step.
+    # images a second, with reading and decoding, but without the first of several
+    # batches, which may compile
+    throughput: float
+    # Arrays with a row for every image read by this process, in the split's order:
+    # index (in the split), right (the label has the highest logit), right5 (the label
+    # is among the five highest), loss, and further measures of the step.
     each: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
 
     @property
     def figures(self) -> dict[str, float]:
-        """The numbers over the split, by name."""
+        """Numbers over the split, by name."""
         return {k: value for k, value in vars(self).items() if k != "each"}
 
 
 def line(figures: Mapping[str, float], *more: str) -> str:
-    """The figures of an EvalResult, and `more` texts, as one line."""
+    """Format an EvalResult's figures, and `more` texts, as one line."""
     parts = [
         f"acc1 {figures['acc1']:.2f} %",
         f"acc5 {figures['acc5']:.2f} %",
@@ -52,13 +54,11 @@ def line(figures: Mapping[str, float], *more: str) -> str:
 
 
 def correct_at(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
-    """Whether the label is among the k largest logits. [B, C], int [B] -> bool [B].
-
-    Of two equal logits the lower class counts as larger, so a network with equal logits
-    is right for k classes only. A label with a logit of NaN is never right.
-    """
+    """Whether the label is among the k largest logits. [B, C], int [B] -> bool [B]."""
     chex.assert_rank([logits, labels], [2, 1])
     label_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    # Of two equal logits the lower class counts as larger, so a network with equal
+    # logits is right for k classes only. A label with a NaN logit is never right.
     classes = jnp.arange(logits.shape[-1], dtype=labels.dtype)
     lower = classes[None, :] < labels[:, None]
     tied = (logits == label_logit) & lower
@@ -67,10 +67,7 @@ def correct_at(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
 
 
 def _score(logits, label, classes=None):
-    """Arrays [m] by name: whether each image is right, and its loss.
-
-    classes: the possible answers; None: all classes
-    """
+    """Per-image arrays [m] by name; classes: possible answers, or None for all."""
     if classes is not None:
         answers = np.isin(np.arange(logits.shape[-1]), classes)
         logits = jnp.where(answers, logits, -jnp.inf)
@@ -83,7 +80,7 @@ def _score(logits, label, classes=None):
 
 
 def _sums(each, mask):
-    """Sums over the images of one device's batch, by name of the figure."""
+    """Sums over one device's images, by figure name."""
     values = {
         "acc1": each["right"],
         "acc5": each["right5"],
@@ -92,7 +89,7 @@ def _sums(each, mask):
     }
     sums = {}
     for name, value in values.items():
-        # A masked image may give anything, NaN too: select, do not multiply.
+        # A masked image may give anything, even NaN: select, do not multiply.
         real = jnp.where(mask > 0, value.astype(jnp.float32), 0)
         sums[name] = jnp.sum(real)
     return sums
@@ -106,21 +103,21 @@ def model_step(
     alter: Callable[..., jax.Array] | None = None,
     classes: Collection[int] | None = None,
 ):
-    """A compiled function that evaluates a batch: step(replicated variables, batch).
+    """Compile the evaluation of a batch: step(replicated variables, batch).
 
-    A device's batch has image uint8 [m, S, S, 3], and label, mask and index (the place
-    of the image in its set) [m]. The step returns sums over all devices, and arrays
-    [m, ..] with a row for each image, both by name.
+    A device's batch has image uint8 [m, S, S, 3], and label, mask and index (in the
+    set) [m]. The step returns sums over all devices and per-image arrays [m, ..], both
+    by name.
 
-    model: with a `measure` it returns its tokens too, else only the head's outputs
-    seed: seed of reducers that draw random numbers, which are the same in every pass
+    seed: for reducers with random numbers, which are equal in every pass
     precision: "highest" keeps all bits of float32 factors, which GPUs otherwise round
         (TF32)
-    measure: (outputs, batch) -> further arrays with a row for each image, by name
-    alter: (images, batch, model) -> the normalized images that the model sees
-    classes: the labels to choose among, for the published figures of ImageNet-A,
-        ImageNet-R and imagenette; None: all
-    Raises InputError for a dtype of the model that the platform cannot compute in.
+    measure: (outputs, batch) -> further per-image arrays by name; outputs then include
+        tokens
+    alter: (images, batch, model) -> the normalized images for the model
+    classes: labels to choose among, as in published figures of ImageNet-A, ImageNet-R
+        and imagenette; None: all
+    Raises InputError for a model dtype that the platform cannot compute in.
     """
     xla_options.check_dtype(model.execution.dtype.name)
     model = model.with_execution(head_only=measure is None)
@@ -143,19 +140,16 @@ def model_step(
 
 
 def program_step(program: Callable[[np.ndarray], jax.Array]):
-    """The `model_step` of a compiled program; it ignores variables.
-
-    program: uint8 [m, S, S, 3] -> logits, on one device, with its weights inside
-    """
+    """`model_step` for a program uint8 [m, S, S, 3] -> logits; it ignores variables."""
 
     @jax.jit
     def score(logits, label, mask):
         each = _score(logits, label)
         sums = _sums(each, mask)
-        return jax.tree.map(lambda x: x[None], (sums, each))  # the axis of devices
+        return jax.tree.map(lambda x: x[None], (sums, each))  # a device axis
 
     def step(_, batch):
-        logits = program(batch["image"][0])
+        logits = program(batch["image"][0])  # on one device, with its weights inside
         given = jax.device_put((batch["label"][0], batch["mask"][0]))
         return score(logits, *given)
 
@@ -165,12 +159,9 @@ def program_step(program: Callable[[np.ndarray], jax.Array]):
 def evaluate(step, variables, batches: Iterable[Mapping[str, Any]]) -> EvalResult:
     """Accuracy and loss of one pass over all images.
 
-    The throughput includes reading and decoding, but not the first batch, which may
-    compile, if there are several.
-
-    step: a step of `model_step` or `program_step`
-    variables: the model's variables, replicated
-    batches: `Batches` without a seed, read
+    step: from `model_step` or `program_step`
+    variables: replicated
+    batches: read from `Batches` without a seed
     """
     return evaluate_each(step, [variables], batches)[0]
 
@@ -178,9 +169,9 @@ def evaluate(step, variables, batches: Iterable[Mapping[str, Any]]) -> EvalResul
 def evaluate_each(
     step, models: list, batches: Iterable[Mapping[str, Any]]
 ) -> list[EvalResult]:
-    """Evaluate several sets of variables in one pass, which reads every image once.
+    """Evaluate several sets of variables in one pass that reads every image once.
 
-    models: replicated variables of each; step and batches are as for `evaluate`
+    models: replicated variables per model; step and batches as for `evaluate`
     """
     passes = [_Pass() for _ in models]
     began = time.perf_counter()
@@ -192,7 +183,7 @@ def evaluate_each(
             of_model.add(places, *result)
 
     for number, batch in enumerate(batches):
-        if number == 1:  # after the first is done, before the second starts
+        if number == 1:  # wait for the first batch, then start the clock
             add(*pending)
             pending = None
             began = time.perf_counter()
@@ -214,14 +205,13 @@ def evaluate_program(
     batches: Callable[..., Iterable[Mapping[str, Any]]],
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """Accuracy of a program of `inference.optimize` beside that of its model.
+    """Compare the accuracy of an `inference.optimize` program with its model's.
 
     model, variables: the reference, evaluated in float32 with XLA's attention
-    program: the optimized model, which takes pixels, on the first device
-    batches: makes the batches of a split, of `batch_size` and `placement`
-    seed: as for `model_step`
-    Returns {"reference", "optimized"}: figures of both; the optimized ones have the
-        difference of acc1 in points, with its interval.
+    program: takes uint8 pixels, on the first device
+    batches: function that makes a split's batches, from `batch_size` and `placement`
+    Returns {"reference", "optimized"}: figures of both, and under "optimized" the
+        difference of acc1 in points with its interval.
     """
     exact = model.with_execution(dtype=jnp.dtype("float32"), attention_impl="xla")
     step = model_step(exact, seed, precision="highest")
@@ -246,14 +236,14 @@ def evaluate_program(
 
 
 class _Pass:
-    """What is known of one model so far: sums, and arrays with a row for each image."""
+    """Sums and per-image arrays of one model so far."""
 
     def __init__(self):
         self.totals = dict.fromkeys(("loss", "acc1", "acc5", "images"), 0.0)
         self.parts = []
 
     def add(self, places, sums, each):
-        """Add the results of a batch; places: its index and mask, by name."""
+        """Add a batch's results; places: its index and mask, by name."""
         sums = parallel.unreplicate(sums)
         for name in self.totals:
             self.totals[name] += float(sums[name])
@@ -264,7 +254,7 @@ class _Pass:
         self.parts.append(part)
 
     def result(self, images_before, seconds):
-        """The EvalResult; `images_before` images were done before the `seconds`."""
+        """EvalResult; `images_before` images were done before the timed `seconds`."""
         joined = {}
         for name in self.parts[0]:
             joined[name] = np.concatenate([part[name] for part in self.parts])

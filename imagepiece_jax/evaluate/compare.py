@@ -1,8 +1,8 @@
-"""Reductions and smaller images of one checkpoint, compared on the same images.
+"""Comparison of one checkpoint's reductions and smaller images on the same images.
 
-Differences are paired, since all rows see the same images. Each row is compared with
-the dense model, and each reduction also with the smaller images. All comparisons are
-one family of exact McNemar tests, corrected by Holm's rule.
+Differences are paired by image. Every row is compared with the dense model, and every
+reduction also with the smaller images. All comparisons are one family of exact McNemar
+tests, corrected by Holm's rule.
 """
 
 import contextlib
@@ -34,33 +34,31 @@ from imagepiece_jax.evaluate.result_cache import (
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
-SHARES = ("0.6", "0.5")  # of the dense model's MACs, where nobody names a row
+SHARES = ("0.6", "0.5")  # of the dense model's MACs, if the caller names no row
 TABLE = "compare.md"
 PLOT = "compare.png"
-SIGNIFICANT = 0.05  # p below this is shown
+SIGNIFICANT = 0.05  # only a smaller p is shown
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Row:
-    """A form of the weights to compare with the dense model."""
+    """A variant of the weights to compare with the dense model."""
 
     name: str
     weights: MeasuredWeights
     reduction: Reduction
-    is_smaller: bool = False  # whether it is the dense model on smaller images
+    is_smaller: bool = False  # the dense model on smaller images
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Report:
-    """What was measured, and the comparisons of its rows.
-
-    figures: results of `MeasuredWeights.evaluate` by the name of the row or "dense"
-    comparisons: results of `comparisons` by the names of two rows
-    """
+    """Measured figures, and comparisons between rows."""
 
     weights: MeasuredWeights
     rows: Sequence[Row]
+    # `MeasuredWeights.evaluate` results by row name or "dense"
     figures: Mapping[str, Mapping[str, Any]]
+    # `comparisons` results by two row names
     comparisons: Mapping[tuple[str, str], Mapping[str, Any]]
 
     def __str__(self):
@@ -80,17 +78,16 @@ def compare(
     workers: int | None = None,
     threads: int | None = None,
 ) -> Report:
-    """Compare reductions with the dense model on the same images, and smaller images.
+    """Compare reductions and smaller images with the dense model on the same images.
 
-    vit: a model of `load`
-    reductions: shares of the dense model's MACs, or methods; without a row 0.6 and 0.5
-    image_sizes: pixels a side of smaller images, which the dense model sees
-    out: folder of a table, a plot and points.jsonl, by which a stopped comparison goes
-        on; None: nothing is written
+    reductions: shares of the dense model's MACs, or methods; without any row 0.6 and
+        0.5
+    image_sizes: pixels a side, for the dense model
+    out: folder for a table, a plot and points.jsonl, where a stopped comparison
+        resumes; None: write nothing
     data, data_dir to threads: as for `evaluate`
-    Returns a Report: `figures` by row, `comparisons` of two rows; its `str` is the
-        table.
-    Raises InputError for a row that does not fit, and for a folder of other files.
+    Returns a Report; its `str` is the table.
+    Raises InputError for a row that does not fit, and for a folder with foreign files.
     """
     if out is not None:
         check_folder(out)
@@ -127,14 +124,11 @@ def rows_of(
     reductions: Iterable[str] = (),
     image_sizes: Iterable[int] = (),
 ) -> list[Row]:
-    """The rows of a comparison: reductions, and the dense model on smaller images.
+    """Make rows from reductions and image sizes; the default is SHARES.
 
-    Without any they are SHARES.
-
-    measured: the weights and their images
-    reductions: as `Reduction.read` takes texts
-    image_sizes: pixels a side
-    Raises InputError for a row that does not fit, and for one that is there twice.
+    reductions: texts for `Reduction.read`
+    image_sizes: pixels a side, for the dense model
+    Raises InputError for a row that does not fit, and for a duplicate.
     """
     vit = measured.vit
     texts = list(reductions)
@@ -158,7 +152,7 @@ def rows_of(
 
 
 def measure(measured: MeasuredWeights, rows: Sequence[Row], out: ResultCache) -> Report:
-    """Measure the dense model and the rows, each once, and compare them."""
+    """Measure the dense model and every row once, and compare them."""
     figures = {"dense": dataclasses.replace(measured, cache=out).evaluate(DENSE)}
     for row in rows:
         weights = dataclasses.replace(row.weights, cache=out)
@@ -170,11 +164,11 @@ def measure(measured: MeasuredWeights, rows: Sequence[Row], out: ResultCache) ->
 def comparisons(
     figures: Mapping[str, Mapping[str, Any]], smaller: Sequence[str] = ()
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """Every comparison of two rows, with p before and after Holm's correction.
+    """Compare rows in pairs, with p before and after Holm's correction.
 
-    figures: by the name of the row or "dense"
-    smaller: names of the rows of smaller images
-    Returns {(row, other row): the comparison}.
+    figures: by row name or "dense"
+    smaller: names of rows with smaller images
+    Returns {(row, other row): comparison}.
     """
     rights = {name: _right(each) for name, each in figures.items()}
     found = {}
@@ -197,7 +191,7 @@ def comparisons(
 
 
 def _right(figures):
-    """bool [images]: which images a row answers right."""
+    """Right answers, bool [images]."""
     return decode_bits(figures["right"], figures["images"])
 
 
@@ -205,16 +199,13 @@ def _right(figures):
 
 
 def on_smaller_images(measured: MeasuredWeights, size: int) -> MeasuredWeights:
-    """The dense weights on images of `size` pixels a side.
-
-    They are the dense model's normalized images, resized by antialiased bicubic
-    weights.
-    """
+    """The dense weights on images of `size` pixels a side."""
     if size >= min(sides(measured.vit.image_size)):
         own = size_text(measured.vit.image_size)
         raise InputError(f"image_sizes has {size}; the model's own images are {own}")
 
     def alter(images, batch, model):
+        # The dense model's normalized images, by antialiased bicubic weights.
         shape = (images.shape[0], size, size, images.shape[3])
         return jax.image.resize(images, shape, "cubic", antialias=True)
 
@@ -233,7 +224,7 @@ def on_smaller_images(measured: MeasuredWeights, size: int) -> MeasuredWeights:
 
 
 def check_folder(folder: str | os.PathLike):
-    """Check that a folder holds comparisons, or nothing."""
+    """Check that a folder is empty or holds comparisons."""
     own = rf"compare(-[0-9a-f]{{8}})?\.(md|png)|{re.escape(result_cache.FILE)}|{LOCK}"
     check_own("out", folder, "a comparison", lambda file: re.fullmatch(own, file.name))
 
@@ -241,14 +232,11 @@ def check_folder(folder: str | os.PathLike):
 def files(
     folder: str | os.PathLike, report: Report
 ) -> tuple[pathlib.Path, pathlib.Path]:
-    """The paths of a report's table and plot in a folder.
-
-    The first comparison of a folder has TABLE. One of other weights or images has names
-    of its own, so that both stay.
-    """
+    """Paths of a report's table and plot in a folder."""
     folder = pathlib.Path(folder)
     subject = head(report)
     table = folder / TABLE
+    # A comparison of other weights or images has its own names, so both stay.
     if table.exists() and subject not in table.read_text("utf-8", errors="replace"):
         number = hashlib.sha256(subject.encode()).hexdigest()[:8]
         table = folder / f"compare-{number}.md"
@@ -256,7 +244,7 @@ def files(
 
 
 def head(report: Report) -> str:
-    """The table of what was measured: weights, images and crop."""
+    """Table of the measured weights, images and crop."""
     dense = report.figures["dense"]
     vit = report.weights.vit
     columns = {
@@ -269,10 +257,7 @@ def head(report: Report) -> str:
 
 
 def page(report: Report, plot: str = PLOT) -> str:
-    """The page of a comparison: what was measured, and its rows.
-
-    plot: name of the picture beside it
-    """
+    """Page of a comparison: subject, rows, and the picture in file `plot`."""
     parts = [
         "# Accuracy of reductions",
         head(report),
@@ -283,7 +268,7 @@ def page(report: Report, plot: str = PLOT) -> str:
 
 
 def table(report: Report) -> str:
-    """A row for the dense model and each row of the report, in their order."""
+    """Table with the dense model and the report's rows, in order."""
     smaller = [row.name for row in report.rows if row.is_smaller]
     head = ["row", "acc1, %", "points to dense, p if < .05"]
     head += [f"to `{name}`" for name in smaller]
@@ -311,7 +296,7 @@ def table(report: Report) -> str:
 
 
 def difference(found: Mapping[str, Any] | None) -> str:
-    """A comparison as text, "-1.8 [-3.0, -0.6], p = .023"; p only if SIGNIFICANT."""
+    """Format a comparison: "-1.8 [-3.0, -0.6], p = .023"; p only if SIGNIFICANT."""
     if found is None:
         return ""
     text = statistics.format_estimate(found["points"], signs=True)
@@ -322,16 +307,14 @@ def difference(found: Mapping[str, Any] | None) -> str:
 
 
 def draw_plot(path: str | os.PathLike, report: Report):
-    """Write a PNG of accuracy by GMACs, with a curve for each method.
-
-    Bands are intervals of the paired difference to the dense model.
-    """
+    """Write a PNG of accuracy by GMACs, with a curve per method."""
     curves = {}
     for row in report.rows:
         name = "smaller images" if row.is_smaller else row.reduction.name
         found = report.figures[row.name]
         change = report.comparisons[row.name, "dense"]["points"]
         acc1 = statistics.accuracy(_right(found)).value
+        # The band is the interval of the paired difference to the dense model.
         band = [
             acc1,
             acc1 + change.low - change.value,

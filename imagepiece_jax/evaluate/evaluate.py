@@ -1,4 +1,4 @@
-"""Accuracy of a model, an optimized program or an exported file: `evaluate`."""
+"""`evaluate`: accuracy of a model, an optimized program or an exported file."""
 
 import os
 from typing import Any
@@ -27,20 +27,19 @@ def evaluate(
     workers: int | None = None,
     threads: int | None = None,
 ) -> dict[str, Any]:
-    """Top-1, top-5 and loss over every image of a set.
+    """Measure top-1, top-5 and loss on every image of a data set.
 
-    model: a model of `load`, or the path of an .onnx file of `export`, which
-        onnxruntime computes
-    data: a folder with a folder of images for each class, csv:FILE, hf:OWNER/NAME,
-        imagenet2012 or digits; None: what a run was tested on
+    model: a loaded model, or the path of an exported .onnx file, which onnxruntime runs
+    data: a folder with a folder of images per class, csv:FILE, hf:OWNER/NAME,
+        imagenet2012 or digits; None: the run's test data
     optimized: compare the program of `optimize` with the float32 model
-    gelu: of the optimized program
+    gelu: for the optimized program
     data_dir: folder of imagenet2012's files
-    limit: images to take, evenly spaced; None: all
-    batch_size, workers, threads: how images are read; None: the run's, or 512, 8 and 2
+    limit: evenly spaced images to take; None: all
+    batch_size, workers, threads: how to read images; None: as in the run, or 512, 8 and
+        2
     Returns acc1 and acc5 in percent, loss, images, throughput in images a second, and
-        what decides them; with `optimized` such figures under "reference" and
-        "optimized".
+        their settings; with `optimized`, figures are under "reference" and "optimized".
     Raises InputError for images of other classes, and for a model without classes.
     """
     vit = model

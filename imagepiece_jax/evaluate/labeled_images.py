@@ -1,4 +1,4 @@
-"""The images with labels that a trained model is evaluated on."""
+"""Labeled images to evaluate a trained model on."""
 
 import dataclasses
 import os
@@ -24,29 +24,27 @@ LEAST = {"limit": 1, "batch_size": 1, "workers": 0, "threads": 0}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabeledImages:
-    """Images with labels, and how they are read, resized and cropped."""
+    """Labeled images, and how to read, resize and crop them."""
 
-    name: str  # of the data, as `open_source` takes it
+    name: str  # data name for `open_source`
     source: Source
     preprocessing: Preprocessing
-    limit: int | None = None  # how many were asked for
+    limit: int | None = None  # requested image count
     batch_size: int = 512  # images at once, over all devices
-    workers: int = 8  # processes that read and decode; 0: this one
-    threads: int = 2  # that do in each of them; 0: none
+    workers: int = 8  # worker processes; 0: read in this process
+    threads: int = 2  # decoding threads in each process; 0: its main thread
 
     @property
     def batch(self) -> int:
-        """At most half the images: the first batch compiles, and is not timed.
-
-        Rounded up to whole devices.
-        """
+        """At most half the images, rounded up to whole devices."""
+        # Half, because the first batch compiles and is not timed.
         half = -(-len(self.source) // 2)
         return parallel.placement().whole(min(self.batch_size, half))
 
     def batches(
         self, batch_size: int | None = None, placement: Placement | None = None
     ) -> Iterator[dict[str, Any]]:
-        """The batches of one pass in this process."""
+        """Read this process's batches of one pass."""
         batches = Batches(
             source=self.source,
             transform=self.preprocessing,
@@ -56,7 +54,7 @@ class LabeledImages:
         return worker_pool.read_ahead(batches, self.workers, self.threads)
 
     def facts(self, vit: Pretrained) -> dict[str, Any]:
-        """All that decides the figures of a model on them, as JSON values."""
+        """Everything that decides a model's figures on the images, as JSON values."""
         source = vit.source
         return {
             "preprocessing": self.preprocessing.as_json,
@@ -79,7 +77,7 @@ class LabeledImages:
 
     @property
     def setting(self) -> dict[str, Any]:
-        """All that decides figures on them, as JSON values."""
+        """Everything in the images that decides figures, as JSON values."""
         return {
             "data": registry.short_name(self.name),
             "digest": self.source.whole_digest,
@@ -91,7 +89,7 @@ class LabeledImages:
 
 
 def data_name(vit: Pretrained, data: str | None = None) -> str:
-    """The full name of data; without it, of what the weights' run was tested on."""
+    """Full name of `data`; without it, the name of the run's test data."""
     run = vit.source.run or {}
     name = registry.full_name(data or run.get("data", {}).get("name", ""))
     if not name:
@@ -106,12 +104,12 @@ def labeled_images(
     data_dir: str | os.PathLike | None = None,
     **numbers: int | None,
 ) -> LabeledImages:
-    """The images to evaluate a model of `load` on; notes on both are logged.
+    """Open the images to evaluate a model on; notes on both are logged.
 
-    data: as `open_source` takes it; None: what the weights' run was tested on
-    data_dir: of imagenet2012; None: the run's own
-    numbers: limit, batch_size, workers and threads of a LabeledImages; None: the run's
-        or usual
+    data: as for `open_source`; None: the run's test data
+    data_dir: for imagenet2012; None: the run's
+    numbers: limit, batch_size, workers and threads of LabeledImages; None: the run's or
+        the default
     Raises InputError for weights without classes, and for images of other classes.
     """
     path = vit.source.place
@@ -149,11 +147,7 @@ def labeled_images(
 
 
 def _notes(vit, name, every, source):
-    """Notes on the labels and the sizes of images.
-
-    every: all images of the data `name`
-    source: those that are taken
-    """
+    """Check classes; note facts about labels and sizes in `source`, part of `every`."""
     check_classes(vit.class_names, vit.source.place, source.class_names, name)
     found = []
     if source.split:
@@ -166,7 +160,7 @@ def _notes(vit, name, every, source):
         of_all = f"the model chooses among all {source.num_classes:,}"
         found.append(f"{having} images, and {of_all}")
     if name.startswith("csv:") and every.labels.min() == 1:
-        # Where they count from 1 the accuracy would be 0.
+        # With labels from 1 the accuracy would be 0.
         found.append(f"no label of {name} is 0, the lowest is 1; labels count from 0")
     found.append(vit.preprocessing.note(source.some_sizes(), len(source)))
     return [note for note in found if note]

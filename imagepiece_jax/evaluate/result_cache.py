@@ -1,6 +1,6 @@
-"""Measured results, stored as lines of JSON; `compare` writes points.jsonl.
+"""Measured results, stored as JSON lines; `compare` writes points.jsonl.
 
-A setting holds all that decides a result, which is measured once for it. A result is on
+A setting holds everything that decides a result, and is measured once. A result is on
 disk before the next measurement starts, so a stopped command resumes there.
 """
 
@@ -30,8 +30,9 @@ FILE = "points.jsonl"
 
 
 def read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The objects of the file of a ResultCache; [] without a file."""
+    """Read the objects in a ResultCache's file; [] without a file."""
     try:
+        # The last piece is empty, or a line that a killed process left unfinished.
         *lines, _ = pathlib.Path(path).read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
@@ -46,15 +47,11 @@ def read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 class ResultCache(contextlib.ExitStack):
-    """JSON objects, a line each, in a file whose folder is locked until `close`.
+    """JSON objects in a file, one per line; its folder is locked until `close`.
 
-    What was appended is on disk. A last line without an end, which a killed process
-    left, is cut off.
-
-    folder: is made
-    versions: versions of libraries and the device, which new results carry
-    name: of the file
-    Raises InputError where another process has the folder, or a line is not JSON.
+    folder: made if missing
+    versions: versions of libraries and the device, stored with new results
+    Raises InputError if another process has the folder, or a line is not JSON.
     """
 
     def __init__(
@@ -73,11 +70,12 @@ class ResultCache(contextlib.ExitStack):
             for line in read_lines(path):
                 if line.keys() >= {"setting", "result"}:
                     self._results[_key(line["setting"])] = line["result"]
+            # Cut off an unfinished last line, which a killed process left.
             os.ftruncate(self._file.fileno(), path.read_bytes().rfind(b"\n") + 1)
             self.push(stack.pop_all())
 
     def append(self, value: Mapping[str, Any]):
-        """Write an object as the last line. Raises RunError where it has no room."""
+        """Write an object as the last line, to disk. Raises RunError without room."""
         files.append_line(self._file, json.dumps(value))
         with files.where_supported():
             os.fsync(self._file.fileno())
@@ -85,11 +83,11 @@ class ResultCache(contextlib.ExitStack):
     def result(
         self, setting: dict, measure: Callable[[], dict], what: str = "a point"
     ) -> dict:
-        """The stored result of a setting; if there is none, measure and store it.
+        """Return a setting's stored result, or measure and store it.
 
-        setting: all that decides the result, as JSON values
-        measure: makes the result, a dict of JSON values
-        what: words for what is measured, for the log
+        setting: everything that decides the result, as JSON values
+        measure: returns a dict of JSON values
+        what: subject of the measurement, for the log
         """
         key = _key(setting)
         if key in self._results:
@@ -113,37 +111,33 @@ class ResultCache(contextlib.ExitStack):
 
 
 def _key(setting):
-    """A setting as text."""
     return json.dumps(setting, sort_keys=True)
 
 
 class Split(NamedTuple):
     """Images to measure on."""
 
-    # all that decides figures on these images, as JSON; "images" is their number
+    # everything that decides figures on these images, as JSON; "images" is their count
     setting: Mapping[str, Any]
-    batches: Callable[[], Iterable[Mapping[str, Any]]]  # makes the batches of one pass
-    # changes images on the device: `alter` of accuracy.model_step
+    batches: Callable[[], Iterable[Mapping[str, Any]]]  # makes one pass's batches
+    # change of images on the device, as `alter` of accuracy.model_step
     alter: Callable | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeasuredWeights:
-    """Accuracy of weights with any reduction, each measured once."""
+    """Accuracy of weights under any reduction, measured once per reduction."""
 
     vit: Pretrained  # a model of `load`
     images: Split  # the images to evaluate on, or an object with the same fields
     cache: ResultCache | None = None  # where results are stored
-    seed: int | None = None  # of reducers that draw; None: the seed of the weights
-    name: str = ""  # in the log; "": the reduction
-    # compiled evaluation steps; several weights of one model may share them
+    seed: int | None = None  # for random reducers; None: the weights' seed
+    name: str = ""  # for the log; "": the reduction
+    # compiled evaluation steps; weights of one model may share the dict
     programs: dict = dataclasses.field(default_factory=dict)
 
     def evaluate(self, reduction: Reduction) -> dict[str, Any]:
-        """Figures of the model with a reduction on the images, as JSON values.
-
-        "right" has a bit for each image: whether its class is right.
-        """
+        """Figures with a reduction, as JSON values; "right" has a bit per image."""
 
         def measure():
             vit = self.vit.with_reduction(reduction, seed=self.vit.source.seed)
@@ -163,7 +157,7 @@ class MeasuredWeights:
         return self.cache.result(setting, measure, what)
 
     def setting(self, kind: str, reduction: Reduction) -> dict[str, Any]:
-        """All that decides a result on the images, as JSON values."""
+        """Everything that decides a result, as JSON values."""
         return {
             "kind": kind,
             **record_of(self.vit, self.vit.model_with(reduction)),
@@ -175,12 +169,12 @@ class MeasuredWeights:
         }
 
     def text(self, reduction: Reduction) -> str:
-        """A reduction's text, with the attention of its model."""
+        """Reduction as text, with its model's attention."""
         prop_attn = self.vit.model_with(reduction).prop_attn
         return str(dataclasses.replace(reduction, prop_attn=prop_attn))
 
     def _step(self, model):
-        """The compiled evaluation of a model, kept for other weights and images."""
+        """Compiled evaluation of a model, kept for other weights and images."""
         alter = self.images.alter
         seed = self.seed
         if seed is None:
@@ -195,7 +189,7 @@ class MeasuredWeights:
 
 
 def plan_facts(model) -> dict[str, Any]:
-    """Cost of a model: GMACs, tokens into and out of each block, tokens at the end."""
+    """GMACs, tokens in attention and MLP per block, and tokens at the end."""
     return {
         "gmacs": model_macs(model) / 1e9,
         "tokens_per_block": [[p.attn_tokens, p.mlp_tokens] for p in model.plan],
@@ -204,12 +198,12 @@ def plan_facts(model) -> dict[str, Any]:
 
 
 def encode_bits(right) -> str:
-    """bool [n] as bits in base64."""
+    """Encode bool [n] as bits in base64."""
     return base64.b64encode(np.packbits(right).tobytes()).decode()
 
 
 def decode_bits(text: str, count: int) -> np.ndarray:
-    """bool [count] from `encode_bits`; ValueError for another number."""
+    """Decode bool [count] from `encode_bits`; ValueError for another length."""
     bits = np.frombuffer(base64.b64decode(text), np.uint8)
     if len(bits) != -(-count // 8):
         raise ValueError(f"{8 * len(bits)} bits")

@@ -1,12 +1,8 @@
 """95 % confidence intervals of accuracies and paired differences.
 
-The only place in the package where an interval is computed, so that the same figure has
-the same interval wherever it is printed. Accuracies are in percent, their differences
-in points. Two models are always compared on the same images, in the same order.
-
-Sources: Student (1908), a mean; Wilson (1927), a proportion; Agresti and Min (2005), a
-difference of paired proportions; McNemar (1947), its test; Holm (1979), many tests at
-once.
+No other file computes an interval, so a figure has the same interval wherever it is
+printed. Accuracies are in percent, differences in points. Models are always compared on
+the same images, in the same order.
 """
 
 import math
@@ -29,13 +25,11 @@ class Estimate(NamedTuple):
 
 
 def accuracy(right: ArrayLike) -> Estimate:
-    """Percent of right answers, with its interval. bool [images].
-
-    The interval is Wilson's: unlike value +- 1.96 standard errors it stays inside
-    0..100 and is not empty at its ends.
-    """
+    """Percent of right answers, with its interval (Wilson, 1927). bool [images]."""
     right = np.asarray(right)
     n = right.size
+    # Unlike value +- 1.96 standard errors, Wilson's interval stays inside 0..100 and is
+    # not empty at the ends.
     share = float(right.mean())
     scale = 1 + Z**2 / n
     center = (share + Z**2 / (2 * n)) / scale
@@ -44,13 +38,11 @@ def accuracy(right: ArrayLike) -> Estimate:
 
 
 def paired_difference(right: ArrayLike, base: ArrayLike) -> Estimate:
-    """Accuracy of `right` less that of `base` in points, paired by image.
-
-    bool [images] twice. The interval is that of Agresti and Min: half an image more in
-    each cell of the 2 x 2 table, so that it is not empty where few images differ.
-    """
+    """Accuracy `right` - `base` in points, paired by image. bool [images] twice."""
     gained, lost = discordant(right, base)
     right = np.asarray(right)
+    # Agresti and Min, 2005, for paired proportions: half an image more in every cell of
+    # the 2 x 2 table, so the interval is not empty where few images differ.
     n = right.size + 2
     center = (gained - lost) / n
     differ = gained + lost + 1
@@ -62,10 +54,8 @@ def paired_difference(right: ArrayLike, base: ArrayLike) -> Estimate:
 
 
 def mean_difference(values: ArrayLike, base: ArrayLike) -> Estimate:
-    """Mean of values - base, paired by image, with Student's interval. [images] twice.
-
-    Two images or more.
-    """
+    """Mean of values - base, paired by image, with its interval (Student, 1908)."""
+    # [images] twice, two images or more: a single image has no deviation.
     change = np.asarray(values, np.float64) - np.asarray(base, np.float64)
     half = special.stdtrit(change.size - 1, 0.975) * change.std(ddof=1)
     half /= math.sqrt(change.size)
@@ -74,7 +64,7 @@ def mean_difference(values: ArrayLike, base: ArrayLike) -> Estimate:
 
 
 def discordant(right: ArrayLike, base: ArrayLike) -> tuple[int, int]:
-    """(images that only `right` has right, images that only `base` has right)."""
+    """(images right only in `right`, images right only in `base`)."""
     right = np.asarray(right, bool)
     base = np.asarray(base, bool)
     if right.shape != base.shape:
@@ -83,7 +73,7 @@ def discordant(right: ArrayLike, base: ArrayLike) -> tuple[int, int]:
 
 
 def mcnemar(right: ArrayLike, base: ArrayLike) -> float:
-    """Exact two-sided p of McNemar's test that neither is better. bool [images]."""
+    """Exact two-sided p that neither is better (McNemar, 1947). bool [images]."""
     gained, lost = discordant(right, base)
     trials = gained + lost
     fewer = min(gained, lost)
@@ -91,14 +81,12 @@ def mcnemar(right: ArrayLike, base: ArrayLike) -> float:
 
 
 def holm(p: ArrayLike) -> list[float]:
-    """p of a family of tests, corrected by Holm's step-down rule, in their order.
-
-    The chance that any corrected p below .05 is false is at most .05, however the tests
-    depend on each other.
-    """
+    """Correct p values of many tests by the step-down rule (Holm, 1979), in order."""
+    # The chance that any corrected p below .05 is false is at most .05, however the
+    # tests depend on each other.
     p = np.asarray(p, np.float64)
     order = np.argsort(p, kind="stable")
-    factors = np.arange(len(p), 0, -1)  # the smallest by all, the largest by one
+    factors = np.arange(len(p), 0, -1)  # smallest p: the test count; largest: 1
     raised = np.maximum.accumulate(factors * p[order])
     corrected = np.empty_like(p)
     corrected[order] = np.minimum(raised, 1.0)
@@ -108,10 +96,7 @@ def holm(p: ArrayLike) -> list[float]:
 def format_estimate(
     estimate: Estimate | None, digits: int = 1, signs: bool = False
 ) -> str:
-    """An estimate as text, such as "84.9 [82.5, 87.0]"; "" for None and NaN.
-
-    signs: whether numbers above 0 have a "+"
-    """
+    """Format as "84.9 [82.5, 87.0]", with "+" if `signs`; "" for None and NaN."""
     if estimate is None or math.isnan(estimate.value):
         return ""
     form = f"+.{digits}f" if signs else f".{digits}f"
@@ -120,7 +105,7 @@ def format_estimate(
 
 
 def format_difference(estimate: Estimate | None, digits: int = 1) -> str:
-    """ "+1.8 [-0.0, +3.6], within noise": with signs, and a word on noise."""
+    """Format a difference, with noise named: "+1.8 [-0.0, +3.6], within noise"."""
     text = format_estimate(estimate, digits, signs=True)
     if text and estimate.low <= 0 <= estimate.high:
         return f"{text}, {NOISE}"

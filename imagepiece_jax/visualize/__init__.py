@@ -1,1 +1,4 @@
-"""Pictures of what happens to the tokens of an image."""
+"""Pictures of an image's tokens, block by block.
+
+`trace` follows the tokens, `token_pictures` draws, `figure` and `html` write files.
+"""

@@ -1,4 +1,4 @@
-"""The PNG figure of one image under one method: its tokens after each step."""
+"""PNG figure of one image under one method: its tokens after every step."""
 
 import math
 import os
@@ -15,14 +15,14 @@ CAPTION = (
     f"{token_pictures.CAPTION} Sizes: the number of patches of each token, on a "
     "logarithmic scale; the largest token is the brightest."
 )
-STEM = 80  # bytes of an image's name in a figure's name: file systems have a limit
+STEM = 80  # bytes of an image's name in a file name, which file systems limit
 
 
 def save(path: str | os.PathLike, image: np.ndarray, name: str, trace: Trace, index):
-    """Write the figure of image number `index` of a trace.
+    """Write the figure of image `index` in a trace.
 
-    The first row has the input, titled `name`, and its tokens, the second their sizes.
-    Tokens of a soft reduction overlap, and are not drawn.
+    The first row has the input, titled `name`, and its tokens; the second row has the
+    token sizes. A soft reduction's tokens overlap, and are not drawn.
 
     image: uint8 [S, S, 3]
     """
@@ -48,10 +48,10 @@ def save(path: str | os.PathLike, image: np.ndarray, name: str, trace: Trace, in
 
 
 def size_shares(stage: Stage, index: int) -> tuple[np.ndarray, str]:
-    """(for each patch the size of its token, the sizes in words).
+    """(token size per patch, sizes in words).
 
-    A size is a logarithm, 0 for one patch and 1 for the largest token of the image; NaN
-    for a dropped patch.
+    Sizes are logarithmic: 0 for one patch, 1 for the image's largest token, NaN for a
+    dropped patch.
     """
     sizes = stage.sizes[index]
     low = sizes.min()
@@ -64,7 +64,7 @@ def size_shares(stage: Stage, index: int) -> tuple[np.ndarray, str]:
 
 
 def file_name(index: int, name: str, label: str) -> str:
-    """The name of a figure's file; label: the method's."""
+    """File name of a figure; label: the method's."""
     stem = os.fsdecode(os.fsencode(pathlib.Path(name).stem)[:STEM])
     method = re.sub(r"[^A-Za-z0-9.]+", "_", label).strip("_")
     return f"{index:03d}_{stem}_{method}.png"

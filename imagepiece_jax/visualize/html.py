@@ -1,4 +1,4 @@
-"""A folder of images under several methods: figures, a page of them, and slot maps."""
+"""A folder for images under several methods: figures, a page, and slot maps."""
 
 import dataclasses
 import html
@@ -19,7 +19,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.visualize import figure
 from imagepiece_jax.visualize import trace as tracing
 
-FILES = ("figures", "index.html", tracing.JSON)  # of a folder
+FILES = ("figures", "index.html", tracing.JSON)  # in an output folder
 TITLE = "What the tokens became"
 PAGE = """<!doctype html>
 <html lang="en">
@@ -53,7 +53,7 @@ FIGURE = """<figure>
 
 
 def check_folder(out: str | os.PathLike):
-    """Check that a folder holds what `write_folder` wrote, or nothing."""
+    """Check that a folder is empty or comes from `write_folder`."""
 
     def ours(file):
         if file.name == "index.html":
@@ -71,14 +71,13 @@ def write_folder(
     source: str,
     blocks: Collection[int] = (),
 ) -> Iterator[str]:
-    """Write page, figures and data of images under several reductions of one model.
+    """Write page, figures and data for images under a model's reductions.
 
-    out: a folder, made if it does not exist
-    models: one for each reduction, of equal weights
-    images: uint8 [B, H, W, 3]; `names` has a name for each
-    source: a name of the weights
+    models: one per reduction, with equal weights
+    images: uint8 [B, H, W, 3], with `names`
+    source: name of the weights
     blocks: blocks to draw; empty: all
-    Yields a line about each reduction, and one about the files.
+    Yields a line per reduction, and a line about the files.
     """
     figures = pathlib.Path(out) / "figures"
     methods = []
@@ -96,7 +95,7 @@ def write_folder(
         if blocks:
             stages = tuple(stage for stage in stages if stage.block in blocks)
         drawn = dataclasses.replace(trace, stages=stages)
-        os.makedirs(figures, exist_ok=True)  # where there is something to put in it
+        os.makedirs(figures, exist_ok=True)  # only with something to put in it
         for i in counted(range(len(names)), f"figures of {vit.label}"):
             path = figures / figure.file_name(i, names[i], vit.label)
             figure.save(path, images_of_patches[i], names[i], drawn, i)
@@ -109,7 +108,7 @@ def write_folder(
 
 
 def page(names, methods, traces, weights, class_names=None):
-    """The page as text; arguments as `write_folder` makes them."""
+    """HTML text; arguments as in `write_folder`."""
     rows = []
     for method, trace in zip(methods, traces, strict=True):
         steps = ", ".join(str(stage.tokens) for stage in trace.stages)
@@ -136,7 +135,7 @@ def page(names, methods, traces, weights, class_names=None):
 
 
 def _prediction(trace, index, class_names):
-    """An image's most probable class in words; "" without classes."""
+    """Most probable class in words; "" without classes."""
     if trace.top is None:
         return ""
     top = trace.top[index]

@@ -1,7 +1,7 @@
-"""Pictures of tokens, each token one outlined area, and pages of pictures.
+"""Pictures with tokens as outlined areas, and pages of pictures.
 
-`source` is the provenance map of a reduction: for each patch of the image, row by row,
-the slot of the token that holds it; a negative slot is a dropped patch.
+`source` is a reduction's provenance map: per patch, row by row, its token's slot. A
+negative slot is a dropped patch.
 """
 
 import itertools
@@ -13,18 +13,18 @@ import numpy as np
 
 from imagepiece_jax.common.plotting import DPI, new_figure, save_figure
 
-# Shares in a blend: the group's mean color in a kept patch; black or white in the
-# outline of a single patch; stripes in a dropped patch; the color of a number.
+# Blend shares: the group's mean color in a kept patch; black or white in a single
+# patch's outline; stripes in a dropped patch; a value's color.
 _MEAN = 0.55
 _PALE = 0.3
 _FADED = 0.8
 _VALUE = 0.75
-# Stripes: an even tone looks like a gray patch of a gray image.
+# Stripes, because an even tone looks like a gray patch in a gray image.
 _STRIPES = np.array([[244, 244, 246], [208, 211, 218]], np.float32)
 _STRIPE_WIDTH = 4
 
 # The page, in pixels.
-_PANEL = 224  # sides of a picture, at least
+_PANEL = 224  # least side of a picture
 _MARGIN = 20
 _GAP = 16
 _LABEL = 58
@@ -39,17 +39,15 @@ CAPTION = (
 
 
 def draw_groups(image: np.ndarray, source: np.ndarray, grid) -> np.ndarray:
-    """Draw the tokens on the image.
+    """Draw tokens on the image. -> uint8 [H, W, 3].
 
-    A kept patch is blended with the mean color of its group, a dropped one fades into
-    stripes. Pixels next to another group are outline: two wide and of a bright color
-    where several patches were merged, one wide and pale where the token is a single
-    patch.
+    A kept patch is blended with its group's mean color; a dropped patch fades into
+    stripes. Outlines are two pixels wide and bright around merged patches, one pixel
+    wide and pale around a single patch.
 
     image: uint8 [H, W, 3]
     source: int [h * w]
     grid: (h, w), which divides (H, W)
-    Returns uint8 [H, W, 3].
     """
     image = np.asarray(image)
     source = np.asarray(source)
@@ -69,17 +67,11 @@ def draw_groups(image: np.ndarray, source: np.ndarray, grid) -> np.ndarray:
 
 
 def outline_colors(source, grid) -> np.ndarray:
-    """The color of the outline of each patch's token.
-
-    Its hue is that of the place of the token's first patch, so it stays when the token
-    absorbs others. The hues of neighboring places are a sixth of the circle or more
-    apart.
-
-    source, grid: as `draw_groups` takes them
-    Returns float [h, w, 3] from 0 to 255.
-    """
+    """Outline color of every patch's token, float [h, w, 3] from 0 to 255."""
     from matplotlib import colors
 
+    # The hue follows the token's first patch, so it stays when the token absorbs
+    # patches. Hues of neighboring places are a sixth of the circle or more apart.
     row, column = np.divmod(_first_patch(source).reshape(grid), grid[1])
     hues = (0.414 * row + 0.236 * column) % 1.0
     hsv = np.stack([hues, np.full(grid, 0.85), np.ones(grid)], axis=-1)
@@ -87,7 +79,7 @@ def outline_colors(source, grid) -> np.ndarray:
 
 
 def mean_colors(image, source, grid):
-    """Mean color of each patch's token, [H, W, 3], [h * w] -> float32 [h, w, 3]."""
+    """Mean color of every patch's token. [H, W, 3], [h * w] -> float32 [h, w, 3]."""
     height, width = image.shape[:2]
     h, w = grid
     patches = image.reshape(h, height // h, w, width // w, 3).astype(np.float64)
@@ -98,10 +90,9 @@ def mean_colors(image, source, grid):
 
 
 def draw_values(image, values, grid):
-    """Draw a value per patch over the gray image: uint8 [H, W, 3].
+    """Draw a value per patch over the gray image. uint8 [H, W, 3] -> same shape.
 
-    image, grid: as for `draw_groups`
-    values: float [h * w] in 0..1, NaN for dropped patches, which fade into stripes
+    values: float [h * w] in 0..1; NaN: a dropped patch, which fades into stripes
     """
     from matplotlib import colormaps
 
@@ -116,7 +107,7 @@ def draw_values(image, values, grid):
 
 
 def enlarged(image):
-    """An image [H, W, 3], enlarged by a whole factor to _PANEL rows or more."""
+    """Enlarge an image [H, W, 3] by a whole factor to _PANEL rows or more."""
     scale = max(1, -(-_PANEL // image.shape[0]))
     return image.repeat(scale, 0).repeat(scale, 1)
 
@@ -124,8 +115,8 @@ def enlarged(image):
 def panel_page(path: str | os.PathLike, rows, caption: str):
     """Write one PNG of pictures in rows.
 
-    rows: lists of (title, uint8 [H, W, 3], note), all of one size; None: an empty place
-    caption: stands below the pictures
+    rows: lists of (title, uint8 [H, W, 3], note) of one size; None: an empty place
+    caption: text below the pictures
     """
     _, first_picture, _ = next(filter(None, itertools.chain(*rows)))
     height, width = first_picture.shape[:2]
@@ -168,30 +159,29 @@ def panel_page(path: str | os.PathLike, rows, caption: str):
 
 
 def _same_token(source):
-    """Whether two patches are in one token; dropped ones are in none. -> [n0, n0]."""
+    """Whether patches share a token; a dropped patch is alone. -> bool [n0, n0]."""
     kept = (source[:, None] == source) & (source >= 0)
     return kept | np.eye(len(source), dtype=bool)
 
 
 def _first_patch(source):
-    """The first patch of each patch's token. [n0] -> int [n0]."""
+    """First patch of every patch's token. [n0] -> int [n0]."""
     return _same_token(source).argmax(axis=1)
 
 
 def _blend(below, above, share):
-    """The mean of two pictures, with this share of `above`."""
     return (1 - share) * below + share * above
 
 
 def _fade(pixels):
-    """Stripes through which the image is just visible, without its colors."""
+    """Stripes over the faintly visible gray image."""
     y, x = np.indices(pixels.shape[:2])
     stripes = _STRIPES[(x + y) // _STRIPE_WIDTH % 2]
     return _blend(pixels.mean(axis=-1, keepdims=True), stripes, _FADED)
 
 
 def _to_pixels(values, image):
-    """The value of each patch at each of its pixels. [h, w, ...] -> [H, W, ...]."""
+    """Value of every pixel's patch. [h, w, ...] -> [H, W, ...]."""
     for axis in (0, 1):
         values = values.repeat(image.shape[axis] // values.shape[axis], axis)
     return values
@@ -200,7 +190,7 @@ def _to_pixels(values, image):
 def _border(slots, width):
     """Pixels at most `width` from another group in their row or column."""
     border = np.zeros(slots.shape, bool)
-    # Transposed, columns are rows, in the same memory.
+    # A transpose turns columns into rows, in the same memory.
     for found, values in ((border, slots), (border.T, slots.T)):
         for distance in range(1, width + 1):
             differ = values[distance:] != values[:-distance]

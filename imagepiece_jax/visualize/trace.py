@@ -17,30 +17,30 @@ from imagepiece_jax.models.problem_type import SINGLE_LABEL, activation, probabi
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.provenance import patch_slots
 
-BATCH = 8  # images at a time; the last batch is padded, so that one program suffices
+BATCH = 8  # images at a time; the last batch is padded, so one program suffices
 JSON = "provenance.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Result of the reduction at one block on the patches of B images."""
+    """Patches of B images after the reduction at one block."""
 
     block: int
     site: str  # "mid", between attention and MLP of the block, or "pre", before it
     tokens: int
-    # None after a soft reduction (TokenLearner), because its tokens overlap
-    source: np.ndarray | None = None  # [B, n0] int32, each patch's token, or DROPPED
-    sizes: np.ndarray | None = None  # [B, n_out] int32, the patches of each token
+    # None after a soft reduction (TokenLearner), whose tokens overlap
+    source: np.ndarray | None = None  # [B, n0] int32, token per patch, or DROPPED
+    sizes: np.ndarray | None = None  # [B, n_out] int32, patches per token
 
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """The stages of one model on B images, and its predictions."""
+    """Stages of one model on B images, and its predictions."""
 
     grid: tuple[int, int]  # (height, width) in patches
     stages: tuple[Stage, ...]
     tokens: int  # image tokens at the end
-    # [B] int32, the most probable class; None if the outputs are not classes
+    # [B] int32, most probable class; None if the outputs are not classes
     top: np.ndarray | None
     confidence: np.ndarray | None  # [B] float32, its probability
 
@@ -48,13 +48,10 @@ class Trace:
 def trace(
     model: ViT, variables, images: np.ndarray, problem_type: str | None = SINGLE_LABEL
 ) -> Trace:
-    """The Trace of uint8 images [B, H, W, 3].
+    """Trace uint8 images [B, H, W, 3] up to the first soft reduction.
 
-    It ends at the first soft reduction: its tokens overlap, and later ones have no
-    place in the image.
-
-    model: not of masked training
-    problem_type: of the head; None: its outputs are no classes
+    model: not in masked training
+    problem_type: the head's; None: outputs are not classes
     """
     slots, logits = _in_batches(model, variables, images)
     top = None
@@ -70,6 +67,7 @@ def trace(
             continue
         count = layer.counts.n_out
         source = next(after_each, None)
+        # A soft reduction's tokens overlap; later tokens have no place in the image.
         if source is None:
             stages.append(Stage(block, layer.step.site, count))
             break
@@ -86,7 +84,7 @@ def trace(
 
 
 def _in_batches(model, variables, images):
-    """`_run` of all images, BATCH at a time, as NumPy arrays."""
+    """`_run` on all images, BATCH at a time, as NumPy arrays."""
     variables = jax.device_put(variables)  # once for all batches
     parts = []
     for start in counted(range(0, len(images), BATCH), "batches of images traced"):
@@ -100,9 +98,9 @@ def _in_batches(model, variables, images):
 
 @functools.partial(jax.jit, static_argnames="model")
 def _run(variables, images, model):
-    """(slots after each step up to the first soft one, logits)."""
+    """(slots after every step before the first soft reduction, logits)."""
     images = normalize(images, model.config.mean, model.config.std)
-    # Full float32: GPUs would round the factors of products, and near ties differ.
+    # Full float32: GPUs would round factors of products, and near ties would differ.
     with jax.default_matmul_precision("highest"):
         outputs = model.apply(variables, images)
     patches = math.prod(
@@ -113,10 +111,10 @@ def _run(variables, images, model):
 
 
 def write_traces(folder, names, methods, traces):
-    """Write JSON with the slot maps of all images under all methods.
+    """Write JSON with slot maps of all images under all methods.
 
-    names: of the images
-    methods: a dict of JSON values for each of `traces`, for example with its label
+    names: image names
+    methods: a dict of JSON values per trace, such as its label
     """
     entries = []
     for method, trace in zip(methods, traces, strict=True):

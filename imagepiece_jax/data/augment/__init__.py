@@ -1,1 +1,1 @@
-"""Training images changed at random: cropped on the host, the rest on the device."""
+"""Random changes to training images: crops on the host, the rest on the device."""

@@ -1,6 +1,6 @@
 """Mixup, cutmix and label smoothing on the device, one draw per batch (as in DeiT).
 
-Pure functions; all draws come from the key that `training.train_step` passes in.
+Functions are pure: all draws come from the key of `training.train_step`.
 """
 
 import jax
@@ -9,30 +9,30 @@ from flax import struct
 
 from imagepiece_jax.common.rng import integers, normal, uniform
 
-TRIES = 8  # of which one at least is accepted, but for 1 draw in 10^10
+TRIES = 8  # at least one try is accepted, except in 1 draw of 10^10
 
 
 def soft_targets(labels, num_classes, smoothing):
-    """Smoothed one-hot rows that sum to 1, float32. [...] int -> [..., num_classes]."""
+    """Smoothed one-hot rows that sum to 1. [...] int -> float32 [..., num_classes]."""
     one_hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
     return one_hot * (1 - smoothing) + smoothing / num_classes
 
 
 @struct.dataclass
 class Mix:
-    """How each image of a batch is mixed with its partner: one draw for all of them."""
+    """One draw for all images of a batch: how they mix with their partners."""
 
-    lam: jax.Array  # [] float32, share of the image's own target
-    box: jax.Array  # [4] int32, the partner's top, bottom, left, right if `cut`
+    lam: jax.Array  # [] float32, weight of the image's own target
+    box: jax.Array  # [4] int32, top, bottom, left, right of the partner's part if `cut`
     cut: jax.Array  # [] bool, cutmix; else mixup
 
 
 def draw(key, height, width, *, mixup, cutmix, prob, switch_prob):
-    """Draw the `Mix` of a batch of height x width images; None where both are off.
+    """Draw a batch's `Mix`; None if mixup and cutmix are off.
 
-    mixup, cutmix: the alphas of Beta(alpha, alpha), 0 switches one off
-    prob: probability that the batch is mixed at all
-    switch_prob: probability of cutmix where both are on
+    mixup, cutmix: alphas of Beta(alpha, alpha); 0: off
+    prob: probability of mixing the batch
+    switch_prob: probability of cutmix if both are on
     """
     if mixup <= 0 and cutmix <= 0:
         return None
@@ -51,35 +51,32 @@ def draw(key, height, width, *, mixup, cutmix, prob, switch_prob):
 
 
 def beta(key, alpha):
-    """One draw of Beta(alpha, alpha) for a number alpha > 0, float32 [].
-
-    Two gamma variables make it, with all tries at once: `jax.random.beta` repeats them
-    in a loop, and a GPU waits for the host before each turn of a loop whose length it
-    does not know.
-    Source: Marsaglia and Tsang, 2000, "A simple method for generating gamma variables".
-    """
+    """Draw from Beta(alpha, alpha) for alpha > 0, float32 []."""
+    # Two gamma variables, with all tries at once: `jax.random.beta` repeats tries in a
+    # loop, and a GPU waits for the host before every turn of a loop of unknown length.
     normal_key, accept_key, boost_key = jax.random.split(key, 3)
     x = normal(normal_key, (2, TRIES))
     u = 1 - uniform(accept_key, (2, TRIES))
-    d = alpha + 2 / 3  # for the shape alpha + 1, which is above 1 as the method asks
+    # Marsaglia and Tsang, 2000, "A simple method for generating gamma variables".
+    d = alpha + 2 / 3  # for the shape alpha + 1, above 1 as the method asks
     v = (1 + x / jnp.sqrt(9 * d)) ** 3
     positive = jnp.where(v > 0, v, 1)
     log_v = jnp.log(positive)
     limit = x**2 / 2 + d * (1 - positive + log_v)
     accepted = (v > 0) & (jnp.log(u) < limit)
     first = jnp.argmax(accepted, axis=1, keepdims=True)
-    # A variable of shape alpha + 1 times U^(1 / alpha) is one of shape alpha. In
-    # logarithms, as those of a small alpha would vanish.
+    # A gamma variable of shape alpha + 1 times U^(1 / alpha) has shape alpha.
+    # Logarithms, because variables of a small alpha would vanish.
     boost = jnp.log(1 - uniform(boost_key, (2,))) / alpha
     log_gamma = jnp.take_along_axis(log_v, first, axis=1)[:, 0] + boost
     return jax.nn.sigmoid(log_gamma[0] - log_gamma[1])
 
 
 def cutmix_box(lam, center, height, width):
-    """Box [4] (top, bottom, left, right) and the lam that its clipped area stands for.
+    """Box [4] (top, bottom, left, right), and the lam of its clipped area.
 
-    The box has 1 - lam of the area around `center` (row, column) before the image's
-    edges clip it.
+    Before the image's edges clip it, the box has 1 - lam of the area, around `center`
+    (row, column).
     """
     side = jnp.array([height, width], jnp.int32)
     half = (side.astype(jnp.float32) * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
@@ -91,11 +88,9 @@ def cutmix_box(lam, center, height, width):
 
 
 def apply(mix, images, targets, partner_images, partner_targets):
-    """Mix partners into images and targets.
+    """Mix partners into images [B, H, W, 3] and targets [B, C].
 
-    images: [B, H, W, 3], normalized floats; they keep their dtype, the arithmetic is
-        float32
-    targets: [B, C]
+    images: normalized floats; they keep their dtype, the arithmetic is float32
     partner_images, partner_targets: the reversed global batch
     """
     height, width = images.shape[1:3]
@@ -112,5 +107,4 @@ def apply(mix, images, targets, partner_images, partner_targets):
 
 
 def _blend(share, first, second):
-    """The mean of two arrays in which the first has this share."""
     return share * first + (1 - share) * second

@@ -1,8 +1,8 @@
-"""Augmentation of a training batch inside the compiled step.
+"""Augmentation of a training batch inside the compiled step, in DeiT's order.
 
-DeiT's order: RandAugment, normalization, random erasing; the host has cropped and
-flipped before (`random_crop`), mixup and cutmix (`mixup`) come after. All draws of an
-image come from its own key, so they do not depend on the rest of the batch.
+The host crops and flips first (`random_crop`). RandAugment, normalization and random
+erasing follow here, then mixup and cutmix (`mixup`). Every image draws from its own
+key, so its draws do not depend on the rest of the batch.
 """
 
 import math
@@ -20,17 +20,16 @@ ERASED_ASPECT = (0.3, 1 / 0.3)  # height / width
 
 
 def augment_batch(images, augment, mean, std, keys=None):
-    """Augment and normalize a batch: all that precedes mixing.
+    """Augment and normalize a batch, before mixing.
 
     images: uint8 [B, S, S, 3]
-    augment: an AugmentConfig
-    mean, std: of the model, see `normalize`; a moved image leaves the mean's color
-    keys: [B], one per image, or None where nothing is drawn
+    mean, std: the model's, see `normalize`; gaps in moved images get the mean's color
+    keys: [B], one per image; None: draw nothing
     Returns float32 [B, S, S, 3].
     """
     if keys is None:
         return normalize(images, mean, std)
-    # The first two of four keys have no use, but a run's draws depend on the number.
+    # The first two of four keys are unused, but a run's draws depend on the count.
     _, _, op_keys, erase_keys = jax.vmap(
         lambda key: jax.random.split(key, 4), out_axes=1
     )(keys)
@@ -43,13 +42,10 @@ def augment_batch(images, augment, mean, std, keys=None):
 
 
 def random_erasing(images, keys, prob):
-    """Fill a box of each image with standard normal noise, with probability `prob`.
-
-    The noise is drawn for each pixel and channel.
+    """Fill a box of the image with noise, with probability `prob`.
 
     images: float [B, H, W, 3], normalized
-    keys: [B]
-    Source: Zhong et al., 2020, as DeiT has it.
+    Source: Zhong et al., 2020, as in DeiT.
     """
     height, width = images.shape[1:3]
 
@@ -60,27 +56,25 @@ def random_erasing(images, keys, prob):
         column = jnp.arange(width, dtype=jnp.int32)[None, :]
         inside = (row >= top) & (row < top + tall)
         inside &= (column >= left) & (column < left + wide)
-        noise = normal(noise_key, image.shape)
+        noise = normal(noise_key, image.shape)  # per pixel and channel
         return jnp.where(inside[:, :, None], noise, image)
 
     return jax.vmap(of_image)(images, keys)
 
 
 def erased_box(key, height, width, prob):
-    """Draw a box (top, left, height, width), int32; of size 0 nothing is erased.
-
-    Area is uniform in ERASED_AREA, the logarithm of the aspect in ERASED_ASPECT; of ten
-    tries the first that is smaller than the image in both directions.
-    """
+    """Draw a box (top, left, height, width), int32; size 0 erases nothing."""
     prob_key, try_key, place_key = jax.random.split(key, 3)
     share, ratio = uniform(try_key, (2, TRIES))
     low, high = map(math.log, ERASED_ASPECT)
     smallest, largest = ERASED_AREA
     area = smallest + share * (largest - smallest)
+    # The area is uniform, and so is the logarithm of the aspect ratio.
     pixels = height * width * area
     ratio = jnp.exp(low + ratio * (high - low))
     tall = jnp.round(jnp.sqrt(pixels * ratio))
     wide = jnp.round(jnp.sqrt(pixels / ratio))
+    # The first try that is smaller than the image in both directions counts.
     fits = (tall < height) & (wide < width)
     first = jnp.argmax(fits)
     erases = (uniform(prob_key) < prob) & fits[first]

@@ -1,17 +1,8 @@
 """RandAugment of a batch on the device (Cubuk et al., 2020).
 
-It has timm's fifteen operations, as DeiT's `rand-m9-mstd0.5-inc1` has them: what can
-grow stronger with the magnitude does.
-
-Every image draws its own operations. A branch for each of the fifteen would compute
-them all for all images; here a layer is one lookup, one affine transform and one blend,
-and each image takes the one that it drew. The results are those of Pillow and timm to
-one level of 256.
-
-Lookup: eight operations change every value of a channel in the same way. Each image
-gets a table of 256 new values per channel, with the integers and rounding of Pillow's
-ImageOps and ImageEnhance. Affine: one map for each image, from positions in the result
-to positions in the source, with Pillow's bicubic weights.
+Operations are timm's fifteen, as in DeiT's `rand-m9-mstd0.5-inc1`: an effect that can
+grow stronger with the magnitude does. Results equal Pillow's and timm's to one level of
+256.
 """
 
 import functools
@@ -32,38 +23,38 @@ _MOVES = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 _AFFINE = tuple(map(OPS.index, _MOVES))
 _COLOR = OPS.index("Color")
 _SHARPNESS = OPS.index("Sharpness")
-# Weights of red, green and blue, in 65,536ths (ITU-R 601, as in Pillow).
+# Red, green and blue weights in 65,536ths (ITU-R 601, as in Pillow).
 LUMINANCE = (19595, 38470, 7471)
-# Pillow cuts its double-precision result off to an integer. Sums of float32 may end up
-# just below the integer that they stand for: a flat area must stay what it is.
+# Pillow truncates a double-precision result to an integer. A float32 sum may end just
+# below its integer, and a flat area must not change.
 _NUDGE = 1e-3
 
 
 class Draws(NamedTuple):
     """Drawn operations, arrays [B, layers]."""
 
-    op: jax.Array  # place in OPS
+    op: jax.Array  # index in OPS
     applied: jax.Array  # bool; else the image stays as it is
     magnitude: jax.Array  # 0 .. 10
-    sign: jax.Array  # 1 or -1: the direction of operations that have two
+    sign: jax.Array  # 1 or -1: the direction of two-sided operations
 
 
 def randaugment(images, keys, augment, fill):
     """Draw and apply operations to uint8 [B, H, W, 3] by keys [B].
 
-    augment: the config's AugmentConfig
-    fill: red, green and blue of what a moved image leaves
+    augment: AugmentConfig
+    fill: red, green and blue where a moved image leaves a gap
     """
     return apply(images, draw(keys, augment), fill)
 
 
 def fill_color(mean):
-    """The color nearest to a model's mean of pixels in [0, 1], as in timm."""
+    """Color nearest to a pixel mean in [0, 1], as in timm."""
     return tuple(min(255, round(255 * x)) for x in mean)
 
 
 def draw(keys, augment):
-    """`Draws` [B, layers], those of an image from its own key of `keys` [B]."""
+    """`Draws` [B, layers] from one key per image, `keys` [B]."""
 
     def of_image(key):
         op, applied, magnitude, sign = jax.random.split(key, 4)
@@ -80,7 +71,7 @@ def draw(keys, augment):
 
 
 def apply(images, draws, fill):
-    """Apply the drawn operations, layer by layer. uint8 [B, H, W, 3] -> the same."""
+    """Apply drawn operations layer by layer. uint8 [B, H, W, 3] -> same shape."""
     op = jnp.where(draws.applied, draws.op, -1)
     for layer in range(op.shape[1]):
         images = _layer(
@@ -90,7 +81,9 @@ def apply(images, draws, fill):
 
 
 def _layer(images, op, magnitude, sign, fill):
-    """Apply one operation to each image, none where `op` is -1."""
+    """Apply one operation per image, none where `op` is -1."""
+    # Fifteen branches would compute every operation for every image. One lookup, one
+    # affine transform and one blend cover them; every image takes its own result.
     table = tables(images, op, magnitude, sign).reshape(-1)
     looked_up = table.at[_bins(images)].get(mode="promise_in_bounds")
     matrix = matrices(op, magnitude, sign, *images.shape[1:3])
@@ -103,7 +96,7 @@ def _layer(images, op, magnitude, sign, fill):
 
 
 def _enhanced(images, op, share):
-    """Blend each image with its gray (Color) or smoothed (Sharpness) form."""
+    """Blend images with their gray (Color) or smoothed (Sharpness) version."""
     gray = jnp.broadcast_to(luminance(images)[..., None], images.shape)
     sharpens = (op == _SHARPNESS)[:, None, None, None]
     degenerate = jnp.where(sharpens, _smooth(images), gray)
@@ -111,13 +104,13 @@ def _enhanced(images, op, share):
 
 
 def _smooth(images):
-    """Mean over 3 x 3 pixels, the middle one counted five times; edges stay. int32."""
+    """3 x 3 mean with a fivefold center; edge pixels stay. int32."""
     height, width = images.shape[1:3]
     values = images.astype(jnp.int32)
     rows = values[:, :-2] + values[:, 1:-1] + values[:, 2:]
     total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
     total = total + 4 * values[:, 1:-1, 1:-1]
-    inner = (2 * total + 13) // 26  # of 13, rounded: no sum lies halfway
+    inner = (2 * total + 13) // 26  # total / 13, rounded: no sum lies halfway
     padded = jnp.pad(inner, ((0, 0), (1, 1), (1, 1), (0, 0)))
     row = jnp.arange(height)[:, None]
     column = jnp.arange(width)[None, :]
@@ -135,29 +128,31 @@ def luminance(images):
 
 
 def factor(magnitude, sign):
-    """Strength of a blend, float32: 1 is the image, 1.81 or .19 are of magnitude 9."""
+    """Blend factor, float32: 1 keeps the image; magnitude 9 gives 1.81 or 0.19."""
     return jnp.maximum(0.1, 1 + sign * 0.9 * magnitude / 10)
 
 
 def blend(degenerate, image, share):
-    """degenerate + share * (image - degenerate), cut off to int32 as by Pillow."""
+    """degenerate + share * (image - degenerate), truncated to int32 as in Pillow."""
     start = degenerate.astype(jnp.float32)
     value = start + share * (image.astype(jnp.float32) - start)
     return jnp.clip(value, 0, 255).astype(jnp.int32)
 
 
 def tables(images, op, magnitude, sign):
-    """New value of every old one; the values themselves for other operations.
+    """Lookup tables, uint8 [B, 3, 256]: a new value for every value and channel.
+
+    Images without a lookup operation get the identity.
 
     images: uint8 [B, H, W, 3]
     op: [B], index in OPS, or -1
     magnitude, sign: [B]
-    Returns uint8 [B, 3, 256].
     """
     value = jnp.arange(256, dtype=jnp.int32)[None, None, :]
     m = magnitude[:, None, None]
     direction = sign[:, None, None]
     share = factor(m, direction)
+    # Integers and rounding as in Pillow's ImageOps and ImageEnhance.
     bits = 4 - (4 * m / 10).astype(jnp.int32)
     threshold = 256 - jnp.minimum(256, (256 * m / 10).astype(jnp.int32))
     added = jnp.minimum(128, (110 * m / 10).astype(jnp.int32))
@@ -176,8 +171,8 @@ def tables(images, op, magnitude, sign):
     choices = jnp.stack([jnp.broadcast_to(v, shape) for v in values])
     chosen = [op == OPS.index(name) for name in results]
     takes = jnp.stack([~functools.reduce(jnp.logical_or, chosen), *chosen])
-    # A product with zeros and a one: a compiler folds a chain of selects into the
-    # lookup and makes the table anew for every pixel.
+    # A product with zeros and a one, because a compiler folds a chain of selects into
+    # the lookup and computes the table anew for every pixel.
     table = jnp.einsum(
         "kb,kbcv->bcv", takes.astype(jnp.float32), choices.astype(jnp.float32)
     )
@@ -185,7 +180,7 @@ def tables(images, op, magnitude, sign):
 
 
 def _bins(images):
-    """Index of every value in flattened tables [B, 3, 256]. int32 [B, H, W, 3]."""
+    """Pixel indices in flattened tables [B, 3, 256]. -> int32 [B, H, W, 3]."""
     image = jax.lax.broadcasted_iota(jnp.int32, images.shape, 0)
     channel = jax.lax.broadcasted_iota(jnp.int32, images.shape, 3)
     return (image * 3 + channel) * 256 + images.astype(jnp.int32)
@@ -198,7 +193,7 @@ def _mean(images):
 
 
 def _autocontrast(images, value):
-    """Stretch each channel from its darkest and brightest value. -> [B, 3, 256]."""
+    """Stretch channels between their darkest and brightest value. -> [B, 3, 256]."""
     low = images.min((1, 2)).astype(jnp.int32)[:, :, None]
     span = images.max((1, 2)).astype(jnp.int32)[:, :, None] - low
     stretched = jnp.clip((value - low) * 255 // jnp.maximum(span, 1), 0, 255)
@@ -206,12 +201,10 @@ def _autocontrast(images, value):
 
 
 def _histograms(images, chosen):
-    """Number of pixels of each value: int32 [B, 3, 256]; zeros for images not chosen.
-
-    One scatter that drops what is not chosen: a histogram of every image would be the
-    most expensive part of the augmentation, and one in thirty is needed. Integer sums
-    do not depend on their order.
-    """
+    """Pixel counts per value, int32 [B, 3, 256]; zeros for images not chosen."""
+    # One scatter that drops images not chosen: histograms of all images would be the
+    # most expensive part of the augmentation, and one in thirty is needed. Integer sums
+    # do not depend on their order.
     count = images.shape[0] * 3 * 256
     bins = jnp.where(chosen[:, None, None, None], _bins(images), count)
     empty = jnp.zeros(count, jnp.int32)
@@ -220,15 +213,12 @@ def _histograms(images, chosen):
 
 
 def _equalize(histograms):
-    """Spread values so that as many pixels lie between any two. [B, 3, 256] -> same.
-
-    A channel whose pixels, those of its brightest value left out, are fewer than 255
-    stays as it is.
-    """
+    """Tables that spread values over equal pixel counts. [B, 3, 256] -> same."""
     value = jnp.arange(256, dtype=jnp.int32)[None, None, :]
     total = histograms.sum(-1, keepdims=True, dtype=jnp.int32)
     brightest = jnp.max(jnp.where(histograms > 0, value, 0), -1, keepdims=True)
     last = jnp.take_along_axis(histograms, brightest, axis=-1)
+    # A channel with fewer than 255 pixels below its brightest value stays unchanged.
     step = (total - last) // 255
     below = jnp.cumsum(histograms, -1, dtype=jnp.int32) - histograms
     spread = (step // 2 + below) // jnp.maximum(step, 1)
@@ -236,13 +226,12 @@ def _equalize(histograms):
 
 
 def matrices(op, magnitude, sign, height, width):
-    """The maps of RandAugment's geometric operations, the identity for all others.
+    """Affine maps of the geometric operations; the identity for other operations.
 
-    op: [B], index in OPS, or -1
-    magnitude, sign: [B]
-    height, width: of the images, pixels
+    op, magnitude, sign: [B], as for `tables`
+    height, width: image size in pixels
     Returns (a, b, c, d, e, f), float32 [B, 6]: source x = a x + b y + c, y = d x + e y
-    + f.
+        + f.
     """
     degrees = sign * 30 * magnitude / 10
     cos = jnp.cos(jnp.deg2rad(degrees))
@@ -269,13 +258,11 @@ def matrices(op, magnitude, sign, height, width):
 
 
 def affine(images, matrix, fill):
-    """Move the pixels of images: bicubic with a = -1.
-
-    Beyond the edge the edge's pixels are repeated.
+    """Move pixels along `matrix`, with Pillow's bicubic weights (a = -1).
 
     images: uint8 [B, H, W, 3]
     matrix: float32 [B, 6], see `matrices`
-    fill: red, green and blue of a pixel whose center lies outside the source
+    fill: red, green and blue where a pixel's center lies outside the source
     Returns uint8 [B, H, W, 3].
     """
     batch, height, width, _ = images.shape
@@ -284,6 +271,7 @@ def affine(images, matrix, fill):
     left, weights_x = _neighbors(x - 0.5)
     top, weights_y = _neighbors(y - 0.5)
     first = (jnp.arange(batch, dtype=jnp.int32) * (height * width))[:, None, None]
+    # Clipped indices repeat the edge's pixels beyond the edge.
     columns = [jnp.clip(left + k, 0, width - 1) for k in range(4)]
     rows = [first + jnp.clip(top + k, 0, height - 1) * width for k in range(4)]
     pixels = images.reshape(-1, 3)
@@ -296,29 +284,26 @@ def affine(images, matrix, fill):
         total = total + weight_y[..., None] * line
     moved = jnp.clip(total, 0, 255).astype(jnp.uint8)
     bare = jnp.asarray(fill, jnp.uint8)[None, None, None, :]
-    # A program of its own: fused with what follows it needs half as much memory again.
+    # The barrier keeps the next operation apart: fused, both need half as much memory
+    # again.
     return jax.lax.optimization_barrier(jnp.where(inside[..., None], moved, bare))
 
 
 def _source_positions(matrix, height, width):
-    """Position in the source of each pixel's center: x and y, float32 [B, H, W]."""
+    """Source position of every pixel's center: x and y, float32 [B, H, W]."""
     x = jnp.arange(width, dtype=jnp.float32)[None, None, :] + 0.5
     y = jnp.arange(height, dtype=jnp.float32)[None, :, None] + 0.5
     a, b, c, d, e, f = [matrix[:, k, None, None] for k in range(6)]
-    # Behind the barrier these are two arrays. Without it the compiler keeps every index
-    # and weight that follows from them as an array of its own, and memory traffic on a
-    # GPU is three times as much.
+    # Behind the barrier x and y are two arrays. Without it the compiler stores every
+    # derived index and weight as a separate array, and memory traffic on a GPU triples.
     source_x = a * x + b * y + c
     source_y = d * x + e * y + f
     return jax.lax.optimization_barrier((source_x, source_y))
 
 
 def _neighbors(position):
-    """The first of four neighbors along one axis, and their cubic weights (a = -1).
-
-    Pixel k has its center at position k.
-    """
-    first = jnp.floor(position)
+    """First of four neighbors along an axis, and their cubic weights (a = -1)."""
+    first = jnp.floor(position)  # pixel k has its center at position k
     d = position - first
     weights = (
         d * (-1 + d * (2 - d)),

@@ -1,12 +1,7 @@
-"""Transforms of one training image on the host: random crops and flips.
+"""Random crops and flips of one training image on the host: `TrainTransform`.
 
-The functions take a uint8 RGB array [H, W, 3] and a NumPy Generator; `TrainTransform`
-calls them one after the other. Each draws a fixed number of random numbers for any
-image, so the functions after it always get the same ones. Evaluation's crop is
-`preprocessing.Preprocessing`.
-
-Resizing is bicubic with antialiasing. `resize_fast` takes a quarter of the time of
-Pillow, which evaluation uses, and differs from it by about half a level of 256.
+Functions take a uint8 RGB array [H, W, 3] and a NumPy Generator. Every function draws a
+fixed count of random numbers, so later functions always get the same numbers.
 """
 
 import dataclasses
@@ -20,27 +15,23 @@ from imagepiece_jax.data.preprocessing import resize_exactly, unresized
 
 try:
     import cv2
-except ModuleNotFoundError:  # of the extra "train"; `recover` does without
+except ModuleNotFoundError:  # in the extra "train"; `recover` works without it
     cv2 = None
 else:
-    # Workers are parallel over images; OpenCV's own threads would get in their way.
+    # Workers are parallel over images; OpenCV's own threads would compete with them.
     cv2.setNumThreads(0)
 
 TRIES = 10  # random boxes to try
 CROPS = ("random_resized", "shift", "none")
-_OPENCV = -0.75  # the parameter `a` of its cubic kernel
-_PILLOW = -0.5  # the same of Pillow's
+_OPENCV = -0.75  # parameter `a` of OpenCV's cubic kernel
+_PILLOW = -0.5  # parameter `a` of Pillow's cubic kernel
 
 
 def crop_box(height, width, rng, area, aspect=(3 / 4, 4 / 3)):
-    """A random box inside an image of height x width pixels.
+    """Draw a box (top, left, height, width): the Inception crop as in DeiT.
 
-    If TRIES random boxes do not fit, it is the largest centered one within `aspect`.
-
-    area: bounds of its share of the image's area; the share is drawn uniformly
-    aspect: bounds of its width / height; the logarithm is drawn uniformly
-    Returns (top, left, box height, box width).
-    Source: the Inception crop as DeiT uses it.
+    area: bounds of box area / image area, drawn uniformly
+    aspect: bounds of width / height, whose logarithm is drawn uniformly
     """
     low, high = (math.log(ratio) for ratio in aspect)
     for share, ratio, down, right in rng.random((TRIES, 4)):
@@ -52,6 +43,7 @@ def crop_box(height, width, rng, area, aspect=(3 / 4, 4 / 3)):
             top = int(down * (height - box_height + 1))
             left = int(right * (width - box_width + 1))
             return top, left, box_height, box_width
+    # No random box fits: the largest centered box within `aspect`.
     ratio = min(max(width / height, aspect[0]), aspect[1])
     box_width = min(width, round(height * ratio))
     box_height = min(height, round(width / ratio))
@@ -61,23 +53,16 @@ def crop_box(height, width, rng, area, aspect=(3 / 4, 4 / 3)):
 
 
 def random_resized_crop(image, size, rng, area, aspect=(3 / 4, 4 / 3)):
-    """Resize a `crop_box` of the image to a size.
-
-    size: pixels a side, or (height, width); its aspect multiplies the box's
-    Returns [height, width, 3].
-    """
+    """Resize a `crop_box` of the image to pixels a side, or (height, width)."""
     height, width = sides(size)
-    aspect = tuple(ratio * (width / height) for ratio in aspect)
+    aspect = tuple(ratio * (width / height) for ratio in aspect)  # times the output's
     top, left, *box = crop_box(*image.shape[:2], rng, area, aspect)
     inside = image[top : top + box[0], left : left + box[1]]
     return resize_fast(inside, height, width)
 
 
 def shift(image, rng, pixels):
-    """Move the image by up to `pixels` in each direction; fill with zeros.
-
-    The shape does not change. DeiT does the same with small images.
-    """
+    """Move a small image by up to `pixels` each way, over zeros, as in DeiT."""
     height, width = image.shape[:2]
     top, left = rng.integers(0, 2 * pixels + 1, size=2)
     padded = np.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)))
@@ -85,7 +70,7 @@ def shift(image, rng, pixels):
 
 
 def flip(image, rng):
-    """Mirror the image left to right, with a probability of 1/2."""
+    """Mirror the image left to right with probability 1/2."""
     if rng.random() >= 0.5:
         return image
     if cv2 is None:
@@ -94,24 +79,20 @@ def flip(image, rng):
 
 
 def resize_fast(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize almost as `resize_exactly`, but faster. uint8 [H, W, 3].
-
-    OpenCV's bicubic kernel differs from Pillow's and does not widen when images shrink,
-    so fine texture becomes noise. A short filter before it corrects both. Images of
-    more than twice the size are first averaged down by a whole factor. Without OpenCV
-    this is `resize_exactly`.
-
-    Returns [height, width, 3].
-    """
+    """Resize nearly like `resize_exactly`, but faster. -> [height, width, 3]."""
     old = image.shape[:2]
     if old == (height, width):
         return image
     if cv2 is None:
         return resize_exactly(image, height, width)
+    # A quarter of Pillow's time, and about half a level of 256 away from its result.
+    # More than twice the new size: average by a whole factor first.
     rows = old[0] // _factor(old[0], height)
     columns = old[1] // _factor(old[1], width)
     if (rows, columns) != old:
         image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
+    # OpenCV's bicubic kernel differs from Pillow's and does not widen when images
+    # shrink, so fine texture becomes noise. A short filter beforehand corrects both.
     across = _filter(columns, width)
     down = _filter(rows, height)
     image = cv2.sepFilter2D(image, -1, across, down, borderType=cv2.BORDER_REPLICATE)
@@ -119,27 +100,22 @@ def resize_fast(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _factor(old, new):
-    """The whole factor to average by; at least twice the new size is left."""
+    """Whole factor to average by; at least twice the new size is left."""
     return max(1, old // (2 * new))
 
 
 def _filter(old, new):
-    """The filter before OpenCV's resize from `old` to `new` pixels."""
     if old == new:
         return np.ones(1, np.float32)
-    # Rounded, so that a few hundred filters serve all crops.
+    # Rounded, so a few hundred filters serve all crops.
     return _filter_by_scale(round(old / new, 2))
 
 
 @functools.lru_cache(maxsize=1024)
 def _filter_by_scale(scale):
-    """The filter before OpenCV's bicubic resize, float32 [2n + 1].
-
-    By least squares, the filter followed by OpenCV's kernel equals Pillow's kernel,
-    which is `scale` times as wide when images shrink.
-
-    scale: old size / new size
-    """
+    """Filter before OpenCV's resize, float32 [2n + 1]; scale: old / new size."""
+    # By least squares, the filter followed by OpenCV's kernel equals Pillow's kernel.
+    # That kernel is `scale` times as wide when images shrink.
     wide = max(scale, 1.0)
     count = math.ceil(2 * wide)
     x = np.linspace(0, 2 * wide + 2, 50 * count)  # both sides are even functions
@@ -153,7 +129,7 @@ def _filter_by_scale(scale):
 
 
 def _cubic(x, a):
-    """Keys' cubic kernel: 1 at 0, 0 at other whole numbers and beyond 2."""
+    """Keys' cubic kernel: 1 at 0, 0 at other integers and beyond 2."""
     x = np.abs(x)
     near = ((a + 2) * x - (a + 3)) * x**2 + 1
     far = a * (((x - 5) * x + 8) * x - 4)
@@ -167,9 +143,9 @@ class TrainTransform:
 
     image_size: int | tuple[int, int]  # pixels a side, or (height, width)
     crop: str  # "random_resized"; "shift" or "none" for images of this size
-    area: tuple[float, float]  # bounds of a random crop's share of the image's area
-    shift: int  # the most pixels by which images are shifted
-    flip: bool  # whether images are flipped at random
+    area: tuple[float, float]  # bounds of crop area / image area
+    shift: int  # largest shift in pixels
+    flip: bool  # whether to flip at random
 
     @property
     def shape(self):

@@ -1,4 +1,4 @@
-"""Where images come from: folders, csv tables, TFDS, Hugging Face, the digits.
+"""Image sources: folders, csv tables, TFDS, Hugging Face, the digits.
 
-`registry` opens a source by its name; every source is a `data.source.Source`.
+`registry` opens a `data.source.Source` by name.
 """

@@ -18,30 +18,26 @@ COLUMNS = ("filename", "label", "split", "class")
 
 
 class _Row(NamedTuple):
-    """A row of the table."""
-
-    line: int  # its number in the file
+    line: int  # line number in the file
     split: str
     file: str  # relative to the table's folder
     label: str | int
-    class_name: str  # "": it has none
+    class_name: str  # "": no name
 
 
 def open_csv(
     path: str, split: str, num_classes: int | None = None, labeled: bool = True
 ) -> FileSource:
-    """The images of one split of a CSV file in UTF-8, or in Excel's UTF-16.
+    """Open a split of a CSV file, in UTF-8 or Excel's UTF-16.
 
-    Its columns are `filename`, relative to the file's folder; `label`, a whole number
-    from 0; optionally `split`, one of `SPLIT_NAMES`; and optionally `class`, the name
-    of the label's class. Without `split` every row is a test image, and nothing can be
-    trained on. The rows of both splits are checked, files of the other split are not
-    looked up.
+    Columns are `filename`, relative to the file's folder; `label`, an integer from 0;
+    optionally `split`, one of `SPLIT_NAMES`; and optionally `class`, the label's name.
+    Without `split` every row is a test image. Rows of both splits are checked, but only
+    this split's files are looked up.
 
-    split: "train" or "val"
-    num_classes: of a model, each of which needs training images; None is as many as
+    num_classes: classes of a model, all of which need training images; None: as many as
         the labels of both splits need
-    labeled: False: labels are not read, and without `split` all rows are taken
+    labeled: False: ignore labels, and take all rows if there is no `split`
     """
     root = os.path.dirname(path)
     rows = _read_rows(path, "val" if labeled else split, labeled)
@@ -73,16 +69,13 @@ def open_csv(
 
 
 def _read_rows(path, split, labeled):
-    """The rows of all splits, each checked alone, with labels as text.
-
-    split: of the rows of a table without such a column
-    """
+    """Read all splits' rows, labels as text; `split` stands in for a missing column."""
     rows = []
     table = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="")
-    # Blanks around the names of columns are removed.
+    # Blanks around column names are removed.
     try:
         table.fieldnames = [name.strip() for name in table.fieldnames or ()]
-        for name in COLUMNS:  # the last of two would decide, silently
+        for name in COLUMNS:  # of two equal columns the last would win silently
             if table.fieldnames.count(name) > 1:
                 raise InputError(f"there is more than one column {name!r}")
         for name in COLUMNS[: 1 + labeled]:
@@ -104,7 +97,7 @@ def _read_rows(path, split, labeled):
 
 
 def _label(path, row, num_classes):
-    """The label in a row, one of the classes."""
+    """Parse a row's label and check its range."""
     label = -1
     # Stricter than int(), which also takes 1_0 and digits of other scripts.
     if re.fullmatch(r"\s*[0-9]{1,9}\s*", row.label):
@@ -119,7 +112,7 @@ def _label(path, row, num_classes):
 
 
 def _stored_name(path, row):
-    """A row's file, in the form of Unicode that the file's name has."""
+    """A row's file name, in the Unicode form of the file on disk."""
     for form in (str, normalized, functools.partial(unicodedata.normalize, "NFD")):
         file = form(row.file)
         if os.path.isfile(os.path.join(os.path.dirname(path), file)):
@@ -131,8 +124,8 @@ def _stored_name(path, row):
 
 
 def _check_repeated(rows, path):
-    """Refuse an image that is named before, but for training with its label."""
-    first_rows = {}  # of each file
+    """Refuse a repeated image, except in training with an equal label."""
+    first_rows = {}  # {file: first row}
     for row in rows:
         first = first_rows.setdefault(normalized(os.path.normpath(row.file)), row)
         same = first.label == row.label
@@ -155,7 +148,7 @@ def _class_names(rows, path):
     names = {}
     for row in rows:
         name = row.class_name
-        if row.label < 0:  # of a split that is not used
+        if row.label < 0:  # the row's split is not used
             continue
         if name and names.setdefault(row.label, name) != name:
             raise InputError(

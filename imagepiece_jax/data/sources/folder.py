@@ -1,7 +1,4 @@
-"""Folders of images: which files are images, which folders are splits, and folder:PATH.
-
-folder:PATH has images in PATH/train/CLASS and PATH/val/CLASS, or to test PATH/CLASS.
-"""
+"""Folders of images: listing files, finding splits, opening folder:PATH."""
 
 import logging
 import os
@@ -32,20 +29,19 @@ LOOKS_LIKE_A_SPLIT = re.compile(
 
 
 class Listing(NamedTuple):
-    """What a folder and its sub-folders hold, by paths relative to a root."""
+    """Contents of a folder and its subfolders, as paths relative to a root."""
 
     images: list[str]
-    left_out: list[str]  # all other files, and folders that are not looked into
+    left_out: list[str]  # all other files, and folders that are not read
 
 
 def list_images(root: str | os.PathLike, inside: str = "") -> Listing:
-    """The images in the folder `inside` of `root`, and in its sub-folders.
+    """List the images in the folder `inside` of `root`, and in its subfolders.
 
-    An image is a file that ends in one of `EXTENSIONS`. Files of a folder come in order
-    of their names, and before those of its sub-folders. Hidden files and folders,
-    `SYSTEM_NAMES`, pipes and sub-folders that cannot be read are left out. A folder
-    that links lead to again is read once.
-    Raises InputError where there are none.
+    Images have an ending in `EXTENSIONS`. A folder's files come before its subfolders,
+    both sorted by name. Hidden files and folders, `SYSTEM_NAMES`, pipes and unreadable
+    subfolders are left out.
+    Raises InputError if there are no images.
     """
     listing = Listing([], [])
     seen = set()
@@ -55,7 +51,7 @@ def list_images(root: str | os.PathLike, inside: str = "") -> Listing:
         folder = waiting.pop()
         path = os.path.join(root, folder)
         real = os.path.realpath(path)
-        if real in seen:
+        if real in seen:  # links may lead to a folder again, and in circles
             continue
         seen.add(real)
         try:
@@ -63,7 +59,8 @@ def list_images(root: str | os.PathLike, inside: str = "") -> Listing:
         except OSError:
             if folder == start:
                 raise
-            listing.left_out.insert(0, os.path.normpath(folder))  # the first is named
+            # First, because a note names only the first path left out.
+            listing.left_out.insert(0, os.path.normpath(folder))
             continue
         for names, paths in ((images, listing.images), (others, listing.left_out)):
             paths += [os.path.normpath(os.path.join(folder, name)) for name in names]
@@ -77,7 +74,7 @@ def list_images(root: str | os.PathLike, inside: str = "") -> Listing:
 
 
 def _entries(folder):
-    """Names in a folder: (folders, images, all others), each sorted."""
+    """Sorted names in a folder: (folders, images, other names)."""
     folders = []
     images = []
     others = []
@@ -95,14 +92,14 @@ def _entries(folder):
 
 
 def _is_file(entry):
-    """Whether a folder's entry is a file, or a link to a file that may be missing."""
+    """Whether a folder's entry is a file, or a link to a missing file."""
     if entry.is_symlink():
         return os.path.isfile(entry) or not os.path.exists(entry)
     return entry.is_file()
 
 
 def left_out_note(root: str | os.PathLike, left_out: list[str]) -> str | None:
-    """A note on what is `left_out` of a folder; None where there is nothing."""
+    """Note on the paths left out of a folder; None without any."""
     if not left_out:
         return None
     first = os.path.join(root, left_out[0])
@@ -117,19 +114,16 @@ def left_out_note(root: str | os.PathLike, left_out: list[str]) -> str | None:
 
 
 def split_folders(folder: str | os.PathLike, labeled: bool = False) -> dict[str, str]:
-    """{"train" or "val": the name of a folder}: the splits that a folder holds.
+    """Find a folder's splits: {"train" or "val": folder name}; {} for class folders.
 
-    {} is for classes, which may be called train or test, too: one of that name has
-    images itself, or is alone, and so has a folder of another name, or `folder` itself.
-
-    labeled: splits hold folders of classes, so that folders of images are no splits
-    Raises InputError for names that may be those of splits, such as training.
+    labeled: splits hold class folders, so folders of images are not splits
+    Raises InputError for folder names that look like splits, such as training.
     """
     folders, images, _ = _entries(folder)
     splits = find_splits(folders, f"folder {folder}")
     others = {*folders} - {*SPLIT_NAMES}
     alike = {*filter(LOOKS_LIKE_A_SPLIT.fullmatch, folders)}
-    # Another name may be that of the validation split, for which test stands in.
+    # A folder such as "evaluation" may be the validation split: test only stands in.
     is_whole = len(splits) == 2 and splits["val"] != "test"
     may_be_missed = not is_whole and len(alike) > 1 and bool(alike & others)
     if not splits and not may_be_missed:
@@ -142,6 +136,8 @@ def split_folders(folder: str | os.PathLike, labeled: bool = False) -> dict[str,
             f"folder {folder} holds {' and '.join(folders)}; splits are called "
             f"{', '.join(SPLIT_NAMES)}: rename the folders, or give one of them"
         )
+    # Classes may be called train or test, too. Such a folder has images itself or is
+    # the only split, and another folder or `folder` itself has images.
     is_class = len(splits) == 1 or with_images.intersection(splits.values())
     if is_class and (with_images & others or (images and not labeled)):
         return {}
@@ -157,7 +153,7 @@ def _has_images(folder, name):
 
 
 def train_folder(folder: str | os.PathLike) -> str | os.PathLike:
-    """The folder of images to learn from in a folder, with a note on its splits."""
+    """Find the folder to learn from: train, or `folder` itself without splits."""
     folders, _, _ = _entries(folder)
     there = " and ".join(name for name in SPLIT_NAMES if name in folders)
     splits = split_folders(folder)
@@ -173,18 +169,21 @@ def train_folder(folder: str | os.PathLike) -> str | os.PathLike:
 
 
 def open_folder(root, split, num_classes, names_of_model):
-    """The images of a split of folder:ROOT, with arguments of `open_source`."""
+    """Open folder:ROOT: ROOT/train/CLASS and ROOT/val/CLASS, or to test ROOT/CLASS.
+
+    Arguments and errors are as for `open_source`.
+    """
     place = f"folder {root}"
     splits = split_folders(root, labeled=True)
     inside = splits.get(split, split)
     if split == "val" and not splits:
-        inside = ""  # classes of test images
+        inside = ""  # class folders of test images lie in the root itself
     folders, left_out = _classes(root, inside)
-    in_order = folders  # the order of labels
+    in_order = folders  # label order
     if len(splits) == 2:
         _check_splits(place, root, splits)
         in_order, _ = _classes(root, splits["train"])
-    if split == "train":  # a test may lack classes
+    if split == "train":  # test images may lack classes
         check_num_classes(num_classes, len(folders), place)
     num_classes = num_classes or len(folders)
     if names_of_model is None:
@@ -198,7 +197,7 @@ def open_folder(root, split, num_classes, names_of_model):
     label_of = class_names.labels_by_name(names_of_model)
     files = []
     labels = []
-    names = {}  # of the folders, by label
+    names = {}  # {label: folder name}
     for folder in folders:
         name = _shown(folder)
         label = label_of.get(class_names.canonical(name))
@@ -225,12 +224,12 @@ def open_folder(root, split, num_classes, names_of_model):
 
 
 def _shown(name):
-    """The name of a folder, which may be any bytes, as one that can be printed."""
+    """Printable form of a folder name, which may be any bytes."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _classes(root, inside):
-    """(names of the folders of classes in root/inside, paths of what is no class)."""
+    """(names of the class folders in root/inside, paths of all other entries)."""
     folder = pathlib.Path(root, inside)
     if inside and not folder.is_dir():
         raise InputError(
@@ -246,7 +245,7 @@ def _classes(root, inside):
 
 
 def _check_splits(place, root, splits):
-    """Check that train and val have the same classes, in different folders."""
+    """Check that train and val have equal classes and share no folder."""
     names = []
     folders = []
     for inside in splits.values():

@@ -1,4 +1,4 @@
-"""hf:OWNER/NAME and hf:FOLDER, images that Hugging Face's `datasets` reads."""
+"""hf:OWNER/NAME and hf:FOLDER: images read by Hugging Face's `datasets`."""
 
 import os
 
@@ -17,18 +17,15 @@ from imagepiece_jax.errors import InputError
 
 
 def open_hub_data(path, split, num_classes, labeled=True):
-    """The images of a split of hf:PATH, with arguments and errors of `open_source`.
-
-    They are the columns image and, if `labeled`, label. `datasets` writes them once to
-    its cache as a file that processes map into memory.
-    """
+    """Open a split of hf:PATH; arguments and errors as for `open_source`."""
     place = f"hf:{path}"
     extras.check(place, "datasets")
     import datasets  # slow to import, and only this source needs it
 
-    # Of its errors those of a broken file or of several sets are not OSErrors.
+    # Errors for a broken file, or for several sets, are not OSErrors.
     mistakes = (ValueError, RuntimeError, datasets.exceptions.DatasetsError)
     try:
+        # Written once to the cache, as a file that processes map into memory.
         splits = datasets.load_dataset(os.path.expanduser(path))
     except mistakes as error:
         raise InputError(f"{place} cannot be opened: {one_line(error)}") from error
@@ -48,7 +45,7 @@ def open_hub_data(path, split, num_classes, labeled=True):
     if not labeled:
         return HubSource(rows, f"{place}/{name}", np.full(len(rows), -1), 0)
     labels = rows.select_columns("label").with_format("numpy")[:]["label"]
-    if labels.dtype.kind not in "iu" or labels.ndim != 1:  # as where some are missing
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:  # also if some are missing
         raise InputError(f"{place} has labels that are no whole numbers")
     names = None
     classes = num_classes or int(labels.max()) + 1
@@ -67,16 +64,12 @@ def open_hub_data(path, split, num_classes, labeled=True):
 
 
 def one_line(error):
-    """What an error of `datasets` says, in one line."""
+    """Error text on one line."""
     return " ".join(str(error).split())
 
 
 class HubSource(Source):
-    """Rows of a `datasets.Dataset` with images as their files have them.
-
-    place: name of the data and the split, for names of images
-    labels: one for each row
-    """
+    """Rows of a `datasets.Dataset`; `place` (data and split) is in image names."""
 
     def __init__(self, rows, place, labels, num_classes, class_names=None):
         super().__init__(len(rows), num_classes, class_names)
@@ -85,10 +78,10 @@ class HubSource(Source):
         self.labels = np.asarray(labels, np.int32)
 
     def stored(self, place):
-        image = self._rows[place]["image"] or {"bytes": b""}  # a row may have none
+        image = self._rows[place]["image"] or {"bytes": b""}  # a row may lack an image
         data = image["bytes"]
-        if data is None:  # of a repository of image files
-            data = image["path"] or b""  # which does not decode
+        if data is None:  # a repository of image files
+            data = image["path"] or b""  # empty bytes do not decode
         return data, int(self.labels[place]), f"{self._place}/{place}"
 
     def inventory(self, places):
@@ -100,7 +93,7 @@ class HubSource(Source):
         yield sizes.tobytes()
         yield self.labels[places].tobytes()
         paths = pyarrow.compute.struct_field(images, "path").to_numpy()[places]
-        paths = [path for path in paths[sizes < 0] if path]  # of image files
+        paths = [path for path in paths[sizes < 0] if path]  # image files
         if paths:
             names = [os.path.basename(path) for path in paths]
             yield "\0".join(names).encode(errors="surrogateescape")

@@ -1,4 +1,4 @@
-"""imagenet2012, ImageNet-1k as TFDS prepares it, read without TensorFlow."""
+"""imagenet2012: ImageNet-1k as prepared by TFDS, read without TensorFlow."""
 
 import json
 import os
@@ -14,7 +14,7 @@ OPEN_FILES = 4096  # TFDS keeps files open; ImageNet has 1,024 + 64
 
 
 def open_imagenet(split, num_classes, data_dir):
-    """The images of a split of ImageNet, with arguments and errors of `open_source`."""
+    """Open a split of ImageNet; arguments and errors as for `open_source`."""
     extras.check(NAME, "tensorflow_datasets")
     import tensorflow_datasets as tfds  # slow to import, and only this source needs it
 
@@ -28,7 +28,7 @@ def open_imagenet(split, num_classes, data_dir):
             download=False,
             decoders={"image": tfds.decode.SkipDecoding()},
         )
-        examples[0]  # a missing or torn file shows only when it is read
+        examples[0]  # a missing or torn file shows only on reading
     except ImportError:
         raise
     except Exception as error:  # TFDS has no error of its own for "not prepared"
@@ -42,7 +42,7 @@ def open_imagenet(split, num_classes, data_dir):
 
 
 class Counted(Source):
-    """The published number of images of a split, for a plan without the data."""
+    """A split's published image count, for a plan without the data."""
 
     digest = "counted"
 
@@ -54,12 +54,12 @@ class Counted(Source):
         raise RunError(f"{NAME} is not here")
 
     def try_first(self, transform, **options):
-        """There is none to try."""
+        """Do nothing: there is no image to try."""
 
 
 def _allow_open_files():
-    """Raise the soft limit of open files of this process and of those it starts."""
-    import resource  # only where such files are read, which is not on Windows
+    """Raise the soft limit on open files, for this process and its children."""
+    import resource  # not at the top: Windows lacks it, and never reads these files
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES
@@ -70,12 +70,9 @@ def _allow_open_files():
 
 
 class TfdsSource(Source):
-    """Examples of a TFDS data source with the features image, label and file_name.
+    """Undecoded examples of `tfds.data_source`, with image, label and file_name."""
 
-    examples: of `tfds.data_source`, with images as their files have them
-    """
-
-    upright = False  # published accuracies are those of ImageNet's images as stored
+    upright = False  # published accuracies use ImageNet's images as stored
 
     def __init__(self, examples):
         names = examples.dataset_info.features["label"].names  # WordNet IDs
@@ -83,12 +80,10 @@ class TfdsSource(Source):
         self._examples = examples
 
     def __setstate__(self, state):
-        """Read an image in a new process, before it has threads.
-
-        TFDS imports modules when they are needed, and two threads that do so wait for
-        each other.
-        """
+        """Read an image in a new process, before it has threads."""
         vars(self).update(state)
+        # TFDS imports modules on first use, and two importing threads wait for each
+        # other.
         self._example(0)
 
     def stored(self, place):

@@ -1,4 +1,4 @@
-"""The data sets by name: a new kind is a file here and a case of `open_source`."""
+"""Data sets by name. A new kind is a file here and a case in `open_source`."""
 
 import os
 import pathlib
@@ -26,27 +26,26 @@ def open_source(
     class_names: Sequence[str | None] | None = None,
     labeled: bool = True,
 ) -> Source:
-    """The `Source` of a split of the data of a name.
+    """Open a split of the data set `name`.
 
     imagenet2012    ImageNet-1k as TFDS's array_record files in `data_dir`
-    hf:OWNER/NAME   columns image and label of a data set of the Hugging Face hub, or
-                    hf:FOLDER of its parquet files
+    hf:OWNER/NAME   columns image and label of a data set on the Hugging Face hub, or
+                    hf:FOLDER with its parquet files
     digits          1,797 handwritten digits, 16x16, inside the package
     folder:PATH     PATH/train/CLASS/..., PATH/val/CLASS/..., or to test PATH/CLASS/...
                     alone; see `class_names`
     csv:FILE        see `open_csv`; paths relative to FILE
     PATH            an existing folder or .csv file, without the word before it
 
-    name: one of these
     split: "train" or "val"
-    num_classes: None is as many as there are
-    class_names: of a model of `num_classes`, by label. Each folder has one of them for
-        its name, or the WordNet ID of a class of ImageNet; those of some classes are
-        enough for a test. None: labels are the order of all folders, sorted as text
-    labeled: False: csv: and hf: need no labels, which are not read
+    num_classes: None: as many as the data have
+    class_names: a model's class names by label. A folder is named after a class or its
+        WordNet ID; test folders may cover some classes. None: labels follow all
+        folders, sorted as text
+    labeled: False: csv: and hf: need no labels, and none are read
     Raises InputError for an unknown name, for missing, empty or unreadable files, for
-    labels that do not fit `num_classes`, and for folders without `class_names` that
-    numbers in their names sort in another order than text does.
+        labels that do not fit `num_classes`, and for folders without `class_names`
+        whose text order contradicts their numbers.
     """
     check_choice("split", split, SPLITS)
     name = full_name(name)
@@ -69,13 +68,13 @@ def open_source(
 
 
 def is_set(word: str) -> bool:
-    """Whether a word names a data set rather than a path."""
+    """Whether a word names a data set and not a path."""
     named = word in SETS or word.startswith(("hf:", "csv:"))
     return named and not os.path.exists(word)
 
 
 def full_name(name: str) -> str:
-    """The name of data: "folder:PATH" of an existing folder, "csv:FILE" of a table."""
+    """Complete a path to "folder:PATH" or "csv:FILE", if it exists."""
     path = os.path.expanduser(name)
     if name in NAMES:
         return name
@@ -87,6 +86,6 @@ def full_name(name: str) -> str:
 
 
 def short_name(name: str) -> str:
-    """Name of a data set without this machine's folders: "csv:photos/labels.csv"."""
+    """Data set name without this machine's folders: "csv:photos/labels.csv"."""
     kind, colon, path = name.partition(":")
     return kind + colon + "/".join(pathlib.Path(path).parts[-2:])
