@@ -1,4 +1,4 @@
-"""What keeps a run alive: checkpoints, signals, restarts, several hosts.
+"""Keeping a run alive: checkpoints, signals, restarts, several hosts.
 
 Nothing here knows what is trained.
 """

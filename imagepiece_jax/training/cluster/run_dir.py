@@ -1,8 +1,8 @@
-"""The folder of a run: its config, its starts and its classes.
+"""A run's folder: its config, its starts and its class names.
 
-`config.json` is the full config. A folder belongs to one config; only some fields may
-change when a run is resumed. `run.json` has an entry for each start. `classes.json` has
-the names of the classes by label, if there are any.
+`config.json` is the full config. A folder belongs to one config; a resume may change
+only `MAY_CHANGE`. `run.json` has an entry per start. `classes.json` has the class names
+by label, if the data has names.
 """
 
 import importlib.metadata
@@ -32,8 +32,8 @@ from imagepiece_jax.weights.run_files import (
 )
 
 RUN = "run.json"
-CLOCK = "%Y-%m-%d %H:%M:%S %z"  # form of times in run.json
-# Fields that may change when a run is resumed. Its images may have moved: a checkpoint
+CLOCK = "%Y-%m-%d %H:%M:%S %z"  # time format in run.json
+# Fields that a resumed run may change. Its images may have moved, because a checkpoint
 # has their digest.
 MAY_CHANGE = (
     *("data.name", "data.dir", "data.workers", "data.threads"),
@@ -45,10 +45,7 @@ NO_FIELD = "not a field"
 
 
 def took_steps(workdir):
-    """Whether a run in `workdir` has a checkpoint, or metrics of a step.
-
-    If not, another config can start there without spoiling anything.
-    """
+    """Whether a run in `workdir` has a checkpoint, or metrics of a step."""
     checkpoints = (pathlib.Path(workdir) / CHECKPOINTS).glob("*/*")
     if any(folder.name.isdecimal() for folder in checkpoints):
         return True
@@ -56,14 +53,14 @@ def took_steps(workdir):
 
 
 class Earlier(NamedTuple):
-    """What the folder of a run says of its earlier steps."""
+    """Facts in a run's folder about its earlier steps."""
 
     model: ViTConfig
     class_names: tuple[str | None, ...] | None
 
 
 def read_earlier(workdir) -> Earlier | None:
-    """The Earlier of the run in `workdir`; None where no step was taken there."""
+    """Read the Earlier of the run in `workdir`; None before its first step."""
     folder = pathlib.Path(workdir)
     path = folder / CONFIG
     if not (took_steps(folder) and path.is_file()):
@@ -77,7 +74,7 @@ def read_earlier(workdir) -> Earlier | None:
 
 
 def _read_config(path):
-    """The config of a run, at the path of its CONFIG."""
+    """Read a run's config.json, of this format."""
     config = files.read_json(path)
     try:
         check_format(config)
@@ -106,22 +103,22 @@ def check_place(workdir, data: str):
 
 
 def check_config(workdir, config: dict):
-    """Check that `workdir` holds no run that took a step with another config.
+    """Check that `workdir` holds no steps of another config.
 
-    Every field must be equal but `MAY_CHANGE`; 1, 1.0 and True are three values.
+    All fields except `MAY_CHANGE` must be equal; 1, 1.0 and True differ.
 
     config: nested dict of JSON values (tuples count as lists)
-    Raises InputError for the first field that differs, with the ways out, for a run
-        that has lost its config.json, and for a config.json of anything else, such as a
-        saved model, which would be replaced.
+    Raises InputError for the first field that differs, a run without its config.json,
+        and a config.json of anything else than a run.
     """
     path = pathlib.Path(workdir) / CONFIG
     begun = took_steps(workdir)
+    # Another config.json, such as a saved model's, would be replaced.
     if path.exists() and not (path.with_name(RUN).exists() or begun):
         raise InputError(f"{path} is not of a run; {OTHER}")
     if begun and not path.exists():
         raise InputError(f"{workdir} holds a run without {CONFIG}; {OTHER}")
-    if not begun:
+    if not begun:  # another config can start here without spoiling anything
         return
     old = _flat(_read_config(path))
     new = _flat(json.loads(json.dumps(config)))
@@ -137,8 +134,7 @@ def check_config(workdir, config: dict):
 def record_start(workdir, config: dict):
     """Write `config.json` and add this start to `run.json`, with versions and devices.
 
-    The git revision is null outside a git repository.
-    Raises InputError as `check_config` does.
+    Raises InputError like `check_config`.
     """
     workdir = pathlib.Path(workdir)
     check_config(workdir, config)
@@ -147,7 +143,7 @@ def record_start(workdir, config: dict):
         starts = files.read_json(workdir / RUN).get("starts", [])
     starts.append(
         {
-            "git": files.git_revision(),
+            "git": files.git_revision(),  # null if git does not track the code
             "time": time.strftime(CLOCK),
             "command": sys.argv,
             "python": platform.python_version(),
@@ -161,14 +157,14 @@ def record_start(workdir, config: dict):
 
 
 def record_classes(workdir, names):
-    """Write the names of the classes that a run is trained on; None writes nothing."""
+    """Write the class names of the training data; None writes nothing."""
     if names is not None:
         text = json.dumps(names, indent=0, ensure_ascii=False)
         files.replace_file(pathlib.Path(workdir) / CLASSES, text + "\n")
 
 
 def flat_fields(config):
-    """Fields of a config as {"a.b": 1}; an empty group is a field {}."""
+    """Flatten a config to {"a.b": 1}; an empty group is a field {}."""
     fields = traverse_util.flatten_dict(config, keep_empty_nodes=True, sep=".")
     for name, value in fields.items():
         if value is traverse_util.empty_node:
