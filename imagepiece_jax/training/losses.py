@@ -14,9 +14,10 @@ from imagepiece_jax.reduction.token_selector import kl_divergence
 
 
 def soft_cross_entropy(logits, targets):
-    """Cross entropy with class probabilities: -sum(y log_softmax). [B, C] -> [B] float32.
+    """Cross entropy with class probabilities: -sum(y log_softmax). [B, C] -> [B].
 
     targets: [B, C], with label smoothing and mixup
+    Returns float32 for all input dtypes.
     """
     chex.assert_rank([logits, targets], 2)
     chex.assert_equal_shape([logits, targets])

@@ -51,7 +51,7 @@ class Keeper:
         self.resumed = parallel.from_main(self.last_saved) is not None
 
     def begin(self, state, frozen, class_names, teacher=None):
-        """Start or resume the run: (state, RunProgress, step). Records config and start.
+        """Start or resume the run, and record the start: (state, RunProgress, step).
 
         state: the first state; shapes are enough for a resumed run
         frozen: further arrays, equal in all processes
@@ -101,8 +101,8 @@ class Keeper:
     def after_step(self, run, log):
         """Save a Run if a save is due, and stop it if a stop is requested.
 
-        Raises Stopped after a signal, once the state is saved, and RunError if it cannot be
-        saved.
+        Raises Stopped after a signal, once the state is saved, and RunError if saving
+        fails.
         """
         signum = self._request.requested()
         evaluated = run.progress.evaluated == run.step
