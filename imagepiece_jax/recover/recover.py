@@ -1,11 +1,11 @@
-"""Recovery: reduced variants of a model learn to answer like its dense variant.
+"""Recovery: reduced variants learn to answer like their dense model.
 
     better = imagepiece_jax.recover(vit, "photos")
     print(better.recovery)
     half = better.with_reduction(0.5)
 
 It takes a few hundred unlabeled images, and minutes. The dense model teaches, and stays
-as it is. A variant gets its own values of some parameters.
+as it is. A variant gets its own values of some parameters, by default norms and biases.
 """
 
 import contextlib
@@ -106,6 +106,7 @@ def recover(
     # Images are checked before anything is compiled.
     parts = divided(as_source(images), recipe.batch_size)
     batches = evaluation_batches(parts.held_out, vit.preprocessing, recipe.batch_size)
+    # Progress counts steps, or seconds of a time limit.
     total = len(forms) * recipe.steps
     if minutes is not None:
         total = max(1, round(60 * minutes))
@@ -118,6 +119,7 @@ def recover(
         for index, form in enumerate(forms):
             end = None
             if minutes is not None:
+                # The costs that remain share the time that remains equally.
                 now = time.monotonic()
                 end = now + (began + 60 * minutes - now) / (len(forms) - index)
             fit = Fit(form, recipe, teacher)
@@ -131,12 +133,12 @@ def recover(
             shown = index * recipe.steps
             if minutes is not None:
                 shown = round(time.monotonic() - began)
-            if progress is None:  # now, as compiling tells nothing about step times
+            if progress is None:  # after compiling, for true step times
                 progress = ProgressBar("recover", total, done=shown)
                 stack.enter_context(progress)
             run.train(progress, shown)
             cost = run.cost(dense)
-            # A stop leaves out a variant without gain, unless it is the only variant.
+            # After a stop a variant without gain is left out, unless it is the first.
             if cost.changed or not (stop.requested and costs):
                 costs.append(cost)
             if stop.requested:
@@ -176,7 +178,7 @@ def forms_of(vit: Pretrained, dense: Pretrained) -> list[Pretrained]:
 
 @dataclasses.dataclass
 class RecoveryRun:
-    """Training at one cost, with measures before and after."""
+    """Training at one cost, measured before and after."""
 
     fit: Fit
     images: Divided
@@ -201,18 +203,15 @@ class RecoveryRun:
             self.off_the_shelf = self.measure(dense=True)
 
     def compile(self):
-        """Compile the training step and the measure."""
+        """Compile the training step, and time the measure."""
         # The step has learning rate 0, and `Fit.start` resets its moments.
         for batch in self.crops(1).read():
             self.fit.take_step(batch["image"][:, 0], 0.0).block_until_ready()
-        self.measure()  # again, to time it without compilation
+        self.measure()  # it is compiled already: only its time counts
         del self.curve[1:]
 
     def train(self, progress: ProgressBar, shown: int):
-        """Train until an attempt does not diverge; keep its weights if they are better.
-
-        shown: progress that earlier costs have reported
-        """
+        """Train until an attempt does not diverge; keep its weights if better."""
         for attempt in range(ATTEMPTS):
             self.rate = self.fit.recipe.rate / 4**attempt
             if self.attempt(progress, shown) or self.stop.requested:
@@ -232,13 +231,14 @@ class RecoveryRun:
         """Train from the start; return whether training ended without diverging."""
         self.fit.start()
         self.steps_done = 0
-        del self.curve[1:]
+        del self.curve[1:]  # the measure at the start stays
         self.began = time.monotonic()
         began = self.began  # reading a batch is part of its step
         # A time limit ends the training by the clock, not by a number of steps.
         steps = MANY if self.end else self.fit.recipe.steps
         with contextlib.closing(self.crops(steps).read(THREADS)) as reader:
             for batch in reader:
+                # The rate at the middle of the step.
                 rate = self.rate * schedule(min(1.0, self.share(ahead=0.5)))
                 # Waiting for the loss gives true step times and a prompt Ctrl-C.
                 loss = np.asarray(self.fit.take_step(batch["image"][:, 0], rate))
@@ -246,12 +246,14 @@ class RecoveryRun:
                 self.steps_done += 1
                 self.seconds_of_step = time.monotonic() - began
                 seconds = int(time.monotonic() - self.began)
+                # `shown` is the progress of earlier costs.
                 done = shown + (seconds if self.end else self.steps_done)
                 progress.update(done - progress.n)
                 if not np.isfinite(loss).all():
                     return False
                 if self.stop.requested or (self.end and self.share(ahead=1) > 1):
                     break
+                # Divergence is measured once.
                 if len(self.curve) == 1 and self.share() >= CHECK:
                     if mean(self.measure()) > DIVERGED * mean(self.before):
                         return False
@@ -267,10 +269,7 @@ class RecoveryRun:
         return done / max(1e-9, self.end - self.seconds_of_measure - self.began)
 
     def measure(self, dense: bool = False) -> dict[str, np.ndarray]:
-        """Run `Comparison.measure` on the held-out images; return means per scene.
-
-        dense: whether to measure with the dense model's values
-        """
+        """Measure held-out images, per scene; `dense`: with the dense parameters."""
         began = time.monotonic()
         measured = self.fit.measure(self.answered, dense)
         # Images of one scene are alike, so the interval counts scenes, not images.

@@ -36,10 +36,7 @@ class Divided(NamedTuple):
 
 
 def divided(source: Source, batch_size: int) -> Divided:
-    """Hold out whole scenes of the readable images, evenly spaced.
-
-    Raises InputError for too few images.
-    """
+    """Hold out whole scenes of the readable images, evenly spaced."""
     few = source.spread(MAX_IMAGES)
     if few is not source:
         counts = f"{len(few):,} of the {len(source):,} images"
@@ -51,7 +48,6 @@ def divided(source: Source, batch_size: int) -> Divided:
         needs = f"{MIN_HELD_OUT} to hold out, and a batch of {batch_size}"
         raise InputError(f"images has {total}, too few; it takes {needs}")
     count = min(MAX_HELD_OUT, max(MIN_HELD_OUT, total // HELD_OUT))
-    # Larger scenes than `count` are trained on.
     chosen = held_out_scenes(scenes, count)
     is_held_out = np.isin(scenes, chosen)
     num_scenes = len(chosen)
@@ -71,11 +67,9 @@ def divided(source: Source, batch_size: int) -> Divided:
 
 
 def held_out_scenes(scenes: np.ndarray, count: int) -> np.ndarray:
-    """Choose scenes with at least `count` images to hold out.
-
-    Returns no scenes if most images are in scenes of more than `count` images.
-    """
+    """Choose scenes with `count` images or more in total, or none, to hold out."""
     _, first, sizes = np.unique(scenes, return_index=True, return_counts=True)
+    # Larger scenes stay in training. If they have most images, no scene is chosen.
     is_small = sizes <= count
     if 2 * sizes[is_small].sum() < len(scenes):
         return np.zeros(0, int)

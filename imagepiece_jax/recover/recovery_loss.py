@@ -46,6 +46,7 @@ def answers(model: ViT, variables, images, read: tuple[str, ...]):
 def binary_kl_divergence(student, teacher):
     """KL(teacher || student) of sigmoid(logits), summed. [B, C] twice -> [B]."""
     total = 0.0
+    # A class is there, or not: 1 - sigmoid(x) is sigmoid(-x).
     for sign in (1, -1):
         ours = jax.nn.log_sigmoid(sign * student)
         theirs = jax.nn.log_sigmoid(sign * teacher)
@@ -71,6 +72,7 @@ def relative_change(student, teacher, kept=None):
         return share
     if kept is None:
         return jnp.mean(share, axis=1)
+    # At least 1: an image without kept features gives 0, not NaN.
     number = jnp.maximum(jnp.sum(kept, axis=1), 1)
     return jnp.sum(share * kept, axis=1) / number
 
@@ -110,10 +112,7 @@ class Comparison:
         self.read = tuple(self.weights)
 
     def terms(self, student, teacher) -> dict[str, jax.Array]:
-        """Unweighted loss terms, {name: [B]}.
-
-        student, teacher: results of `answers`
-        """
+        """Unweighted loss terms, {name: [B]}, of two results of `answers`."""
         terms = {"logits": self.distance(student["logits"], teacher["logits"])}
         for name in self.read:
             kept = student["kept"] if name == "patches" else None
@@ -128,10 +127,7 @@ class Comparison:
         return jnp.mean(total)
 
     def measure(self, student, teacher) -> dict[str, jax.Array]:
-        """Measure {"distance": [B], "agreement": [B]} between student and teacher.
-
-        The agreement is whether both have the same first class.
-        """
+        """{"distance": [B], "agreement": whether both have the same first class}."""
         terms = self.terms(student, teacher)
         # The distance between features is the mean over pooled vector and patches.
         distance = terms["logits"]

@@ -58,8 +58,6 @@ def step_size(name: str, value: jax.Array) -> jax.Array:
     """Size of a parameter's steps: its root mean square, as in Adafactor and LAMB.
 
     Kernels with n inputs take steps smaller by sqrt(n), as in muP.
-
-    name: the parameter's name, such as "kernel"
     """
     size = jnp.maximum(jnp.sqrt(jnp.mean(value**2)), SMALLEST)
     if name != "kernel":
@@ -99,10 +97,7 @@ class DenseTeacher:
 
 
 class Fit:
-    """The compiled programs of a recovery, and its state.
-
-    vit: the reduced model, which is trained
-    """
+    """The compiled programs of a recovery, and its state; `vit` is trained."""
 
     def __init__(self, vit: Pretrained, recipe: Recipe, teacher: DenseTeacher):
         self.vit = vit

@@ -160,11 +160,8 @@ class RunConfig:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Read a ConfigDict or nested dicts.
-
-        Raises InputError for the first invalid value.
-        """
-        if hasattr(config, "to_dict"):
+        """Read a ConfigDict or dicts; raise InputError for the first invalid value."""
+        if hasattr(config, "to_dict"):  # a ConfigDict
             config = config.to_dict()
         try:
             return cls._from_dict(config)
@@ -178,6 +175,7 @@ class RunConfig:
         from imagepiece_jax.models.create import config_of_run
         from imagepiece_jax.reduction.reduction import Reduction
 
+        # Only the config.json of a run has a format.
         fields = {name: value for name, value in config.items() if name != "format"}
         optim = {}
         for field in dataclasses.fields(OptimConfig):
@@ -199,10 +197,7 @@ class RunConfig:
         return cls(**fields)
 
     def create_model(self, axis_name: str | None = None) -> "ViT":
-        """Create the evaluation model, with the reduction's plan.
-
-        axis_name: device axis for synchronized batch norm
-        """
+        """Create the evaluation model; `axis_name`: device axis of its batch norm."""
         return self._model(self.reduction, axis_name)
 
     def create_dense(self) -> "ViT":
@@ -233,10 +228,7 @@ class RunConfig:
         return found
 
     def with_images_of(self, config: "ViTConfig") -> "RunConfig":
-        """Fill empty normalization and crop fields from the model `config`.
-
-        Raises InputError for crop fields without config.data.eval_crop.
-        """
+        """Fill empty normalization and crop fields from the model `config`."""
         model = self.model
         data = self.data
         images = config.preprocessing
@@ -265,10 +257,7 @@ class RunConfig:
         return dataclasses.replace(self, model=model, data=data)
 
     def to_dict(self) -> dict[str, Any]:
-        """The config for the run's folder.
-
-        It is the config as written, with mean, std, crop and token counts filled in.
-        """
+        """The config as written, with mean, std, crop and token counts filled in."""
         model = self.written["model"] | {"mean": self.model.mean, "std": self.model.std}
         data = {}
         for name in self.written["data"]:

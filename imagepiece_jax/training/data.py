@@ -20,7 +20,7 @@ IMAGENET = "imagenet2012"
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """A run's length in steps, and the steps before an evaluation."""
+    """A run's length in steps, and the steps with an evaluation after them."""
 
     steps_per_epoch: int
     epochs: int
@@ -37,10 +37,7 @@ class Length:
 
 
 def length(run: RunConfig, images: int) -> Length:
-    """Length of a run over `images` training images, without partial batches.
-
-    Raises InputError if the images fill no batch.
-    """
+    """Length of a run over `images` training images, without partial batches."""
     steps = steps_per_epoch(images, run.optim.batch_size)
     return Length(steps, run.optim.epochs, run.eval_every_epochs)
 
@@ -68,7 +65,7 @@ def check_training(run: RunConfig, placement: Placement) -> None:
 def open_images(run: RunConfig, split: str, dry_run: bool = False) -> Source:
     """Open the images of a split, "train" or "val".
 
-    dry_run: whether the published number of ImageNet images will do
+    dry_run: accept ImageNet's published image count in place of its images
     Raises InputError if they cannot be opened or do not fit the config.
     """
     try:
@@ -98,7 +95,9 @@ class RunData:
         self.train = open_images(run, "train", dry_run)
         self.test = open_images(run, "val", dry_run)
         data = run.data.name
+        # Both splits must have the same classes, by name.
         check_classes(self.train.class_names, data, self.test.class_names, data)
+        # At most the test set, as a multiple of the devices.
         batch_size = placement.whole(min(run.eval_batch_size, len(self.test)))
         # An image size that does not fit shows here, not in the first step.
         self.train.try_first(train_transform, rng=np.random.default_rng(0))

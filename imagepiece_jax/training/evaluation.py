@@ -9,11 +9,7 @@ OF_A_PASS = ("images", "throughput")  # figures shared by all models of a pass
 
 
 class Evaluation:
-    """Evaluates a `Run` between its steps.
-
-    log: the run's RunLog
-    request: the run's StopRequest
-    """
+    """Evaluates a `Run` between its steps; `request` is its StopRequest."""
 
     def __init__(self, run, log, request):
         plan = run.plan
@@ -21,7 +17,7 @@ class Evaluation:
         self._data = plan.data
         self._log = log
         self._request = request
-        # Compiled now, before there is anything to save: compiling cannot be stopped.
+        # Compiled here, with nothing to save yet: a signal ends compilation at once.
         with request.ending_at_once():
             self._step = accuracy.model_step(plan.model, plan.config.seed)
             self._step.compile(run.state.variables, plan.data.evaluation.empty())
@@ -32,6 +28,7 @@ class Evaluation:
         log = self._log
         log.flush()
         state = run.state
+        # Weights and averages are evaluated in one pass over the images.
         models = [state.variables]
         if state.ema is not None:
             models.append(state.ema)
@@ -49,5 +46,6 @@ class Evaluation:
                     figures[f"ema_{name}"] = value
         log.evaluation(run.step, figures)
         log.restart_clock()
+        # A test split chooses no checkpoint.
         chooses = self._data.test.split != "test"
         return run.progress.with_evaluation(run.step, figures, chooses)

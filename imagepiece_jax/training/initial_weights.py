@@ -98,10 +98,7 @@ class InitialWeights:
             raise InputError(f"{error}; {new_head}") from error
 
     def variables(self, model) -> Mapping[str, Any]:
-        """Variables at the start of training: from `start`, else fresh.
-
-        Raises InputError if they do not fit.
-        """
+        """Variables at the start of training: from `start`, else fresh."""
         run = self._run
         fresh = run.init.fresh
         if self.start is None:
@@ -131,17 +128,13 @@ def _dense_model(field, path):
     if not path:
         return None
     try:
-        return load(path, "none")
+        return load(path, "none")  # without reduction
     except InputError as error:
         raise InputError(f"{field}: {error}") from error
 
 
 def fitted(vit: Pretrained, model, fresh=(), seed: int = 0) -> Mapping[str, Any]:
-    """Variables of `model` with trained values.
-
-    fresh: parts to draw instead
-    Raises InputError if the weights do not fit, or `check_unstored` finds a difference.
-    """
+    """Variables of `model` with trained values; `fresh` parts are drawn instead."""
     variables = vit.variables_for(model, fresh, seed)
     check_unstored(model.config, vit.config, vit.source.place, "head" in fresh)
     return variables
@@ -150,11 +143,7 @@ def fitted(vit: Pretrained, model, fresh=(), seed: int = 0) -> Mapping[str, Any]
 def check_unstored(
     ours: ViTConfig, theirs: ViTConfig, place: str, new_head: bool = False
 ):
-    """Compare the UNSTORED fields of a run's model and of its weights.
-
-    place: the weights, as sentences call them
-    Raises InputError for the first field that differs.
-    """
+    """Raise InputError for the first UNSTORED field with another trained value."""
     for field in UNSTORED:
         if new_head and field in OF_HEAD:
             continue

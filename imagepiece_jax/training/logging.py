@@ -47,7 +47,7 @@ class MetricWriter(contextlib.ExitStack):
 
         workdir = pathlib.Path(workdir)
         (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
-        last_step = step or -1
+        last_step = step or -1  # -1: a new run keeps no line
         # A killed run wrote later lines than its last checkpoint. Without them the file
         # equals an uninterrupted run's file.
         if (workdir / FILE).exists():
@@ -126,6 +126,7 @@ def read_metrics(workdir):
 
 def _scalar(value):
     value = np.asarray(value).item()
+    # JSON has no NaN and no infinity.
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value
@@ -205,7 +206,7 @@ class RunLog(contextlib.ExitStack):
             return
         step, metrics = self._unwritten
         self._unwritten = None
-        metrics = parallel.unreplicate(metrics)
+        metrics = parallel.unreplicate(metrics)  # waits for their step
         if step == self._traced[1]:
             self._trace.close()
             steps = "steps {} to {}".format(*self._traced)

@@ -1,8 +1,8 @@
 """Training losses: of labels, and of distillation. `train_step.loss_of` adds them up.
 
 Soft distillation learns the teacher's probabilities at a temperature (Hinton et al.,
-2015), hard distillation its first class as a label (Touvron et al., 2021, section 3). A
-distillation token has its own head; without it one head learns labels and teacher.
+2015). Hard distillation learns its first class as a label (Touvron et al., 2021,
+section 3). A distillation token has its own head; else one head learns both.
 """
 
 import chex
@@ -14,11 +14,7 @@ from imagepiece_jax.reduction.token_selector import kl_divergence
 
 
 def soft_cross_entropy(logits, targets):
-    """Cross entropy with class probabilities: -sum(y log_softmax). [B, C] -> [B].
-
-    targets: [B, C], with label smoothing and mixup
-    Returns float32 for all input dtypes.
-    """
+    """Cross entropy with class probabilities. [B, C] twice -> [B] float32."""
     chex.assert_rank([logits, targets], 2)
     chex.assert_equal_shape([logits, targets])
     both = logits.astype(jnp.float32), targets.astype(jnp.float32)
@@ -30,8 +26,6 @@ def distillation(distill, outputs, targets, teacher_logits):
 
     The teacher loss has `distill.weight`, the label loss the rest.
 
-    distill: the run's DistillConfig
-    outputs: the student's Outputs
     targets: [B, C], label probabilities
     teacher_logits: [B, C]
     """

@@ -15,6 +15,7 @@ import optax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.config import OptimConfig
 
+# Names of parameters without weight decay, beside all 1-D parameters.
 NEVER_DECAYED = ("bias", "pos_embed", "cls_token", "dist_token", "reg_token")
 
 
@@ -35,13 +36,14 @@ def create_optimizer(optim: OptimConfig, steps_per_epoch: int, param_groups=None
     )
     optimizer = adamw(optim, rate)
     if param_groups is not None:
+        # Frozen parameters leave the clipping. Groups scale the finished update.
         groups = scale_by_group(param_groups, rate, optim.peak_lr, steps_per_epoch)
         optimizer = optax.chain(without_frozen(optimizer, param_groups), groups)
     return rate, optimizer
 
 
 def learning_rate(step, optim: OptimConfig, steps_per_epoch: int):
-    """Learning rate of `step` (integer array of any shape), float32 of that shape.
+    """Learning rate at `step` (integer array of any shape), float32 of that shape.
 
     With t in epochs: `warmup_lr + t (peak_lr - warmup_lr) / warmup_epochs` below
     `warmup_epochs`, then `min_lr + (peak_lr - min_lr) (1 + cos(pi t / epochs)) / 2`;
@@ -77,23 +79,19 @@ def warmup_steps(optim: OptimConfig, steps_per_epoch: int) -> int:
 
 
 def decay_mask(params):
-    """Whether weight decay applies, as a tree of bools like `params`.
-
-    1-D parameters (biases, norm scales), positions and prefix tokens do not decay.
-    """
+    """Whether weight decay applies, as a tree of bools like `params`."""
 
     def decays(path, leaf):
         names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        # 1-D parameters are biases and norm scales. Positions and prefix tokens have
+        # more dimensions, so they are named.
         return leaf.ndim > 1 and not set(names) & set(NEVER_DECAYED)
 
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
 def adamw(optim: OptimConfig, rate):
-    """AdamW as an optax transformation, with gradients clipped to a global norm.
-
-    rate: function step -> learning rate
-    """
+    """AdamW after gradient clipping; `rate`: function step -> learning rate."""
     # The decay is decoupled and multiplied by the rate, `p -= lr * weight_decay * p`,
     # as in torch. The paper multiplies by only the schedule's factor.
     b1, b2 = optim.betas
@@ -132,7 +130,7 @@ def without_frozen(optimizer, group_of):
 def scale_by_group(group_of, rate, peak, steps_per_epoch):
     """Scale updates by their group's learning rate, as an optax transformation.
 
-    group_of: function path ("blocks_3/attn/q/kernel") -> ParamGroup or None
+    group_of: as for `without_frozen`
     rate: function step -> the schedule's rate
     peak: the schedule's highest rate
     """
@@ -148,6 +146,7 @@ def scale_by_group(group_of, rate, peak, steps_per_epoch):
         # AdamW has applied the schedule's rate: divide by it, multiply by the group's.
         scale = 1.0
         if group.lr is not None:
+            # The schedule's rate may be 0.
             scale = group.lr(rate(step), peak) / jnp.maximum(rate(step), 1e-30)
         return jnp.where(thawed, scale, 0.0)
 
@@ -164,7 +163,6 @@ def scale_by_group(group_of, rate, peak, steps_per_epoch):
 
 
 def _group(group_of, path):
-    """The ParamGroup, or None, at a JAX path."""
     return group_of(jax.tree_util.keystr(path, simple=True, separator="/"))
 
 
@@ -176,21 +174,16 @@ def global_norm(tree):
 
 
 def ema(average, new, decay):
-    """Moving average over any tree: `average + (1 - decay) (new - average)`.
-
-    Leaves keep the dtype of `average`.
-    """
-    # In this form an average equal to `new` stays exactly equal.
+    """Moving average over any tree: `average + (1 - decay) (new - average)`."""
+    # In this form an average equal to `new` stays exactly equal. Leaves keep the dtype
+    # of `average`.
     return jax.tree.map(
         lambda a, n: a + ((1.0 - decay) * (n - a)).astype(a.dtype), average, new
     )
 
 
 def skip_update(finite, new, old):
-    """Choose the optimizer state after a step: `new` if `finite`, else `old`.
-
-    finite: bool []
-    """
+    """Choose the optimizer state after a step: `new` if `finite`, else `old`."""
 
     # A skipped step still counts in schedules, so the rate follows the run's step.
     # Adam's own count stays, because it corrects the moments.

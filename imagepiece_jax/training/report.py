@@ -21,6 +21,7 @@ LISTED_CLASSES = 5  # class names in the text about the data
 
 def macs_by_epoch(run: RunConfig) -> list[int]:
     """Forward-pass MACs per image, in every epoch; keep rates may differ."""
+    # MACs differ between epochs only by the keep rate.
     rate_at = run.reduction.method.rate_at
     by_rate = {}
     macs = []
@@ -39,7 +40,6 @@ def training_flop(
 
     Evaluations and repeated computations (`remat`) do not count.
 
-    images: number of training images
     teacher_macs: the teacher's MACs per image; None: a run's teacher is the dense model
     """
     if teacher_macs is None:
@@ -62,6 +62,7 @@ def dry_run(run):
     began = time.perf_counter()
     program = run.compiled_step(length.epochs - 1)
     seconds = time.perf_counter() - began
+    # One device's copy.
     state = parallel.unreplicate(run.state)
     megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
     teacher = run.teacher
@@ -104,11 +105,7 @@ def data_text(config, data):
 
 
 def final_table(workdir, config, model, progress):
-    """The result table: accuracy, tokens, cost, time, and folder.
-
-    model: the evaluation model
-    progress: the run's RunProgress
-    """
+    """The result table: accuracy, tokens and cost of `model`, time, folder."""
     best = progress.best
     macs = model_macs(model) / 1e9
     dense = model_macs(config.create_dense()) / 1e9

@@ -57,6 +57,7 @@ class Teacher:
             shape = (1, 1, 1, channels)
             values = (np.reshape(v, shape) for v in (*ours, *theirs))
             mean, std, own_mean, own_std = values
+            # From the student's normalization to the teacher's in one multiply-add.
             scale = std / own_std
             shift = (mean - own_mean) / own_std
             images = images * jnp.float32(scale) + jnp.float32(shift)
@@ -68,8 +69,8 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
 
     dense: the trained model without reduction
     initial: its `teacher` has the weights
-    Raises InputError for a missing or unused teacher, for a teacher of several labels
-        per image, and for another number of classes than the student's.
+    Raises InputError for a missing or unused teacher, for several labels per image, and
+        for a teacher that does not fit the student.
     """
     needed = run.reduction.method.needs_teacher or run.distill.active
     _check_wanted(run, needed)
@@ -82,6 +83,7 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
     if trained.name != DENSE.name:
         say(f"note: {named} was trained with {trained}, and teaches without it")
     try:
+        # A loss that compares tokens needs the student's own dense model.
         if run.reduction.method.needs_teacher:
             model = dense.with_execution(drop_path_rate=0.0)
             variables = fitted(vit, model)

@@ -47,10 +47,7 @@ WINDOW = ("loss", "acc1", "acc5", "samples", "skipped")
 
 
 def batch_shapes(run: RunConfig, leading: tuple[int, ...]) -> dict:
-    """Shapes and dtypes of a loader batch.
-
-    leading: sizes of the first axes, [A, m] or [devices, A, m]
-    """
+    """Shapes of a loader batch; `leading` is [A, m] or [devices, A, m]."""
     shape = (*leading, run.image_size, run.image_size, 3)
     return {
         "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
@@ -136,7 +133,8 @@ def train_step(
 
     batch: this device's image uint8 [A, m, S, S, 3] and label int32 [A, m], with A
         micro-batches
-    teacher: variables of `teacher_model`, which gets the augmented and mixed images
+    teacher: frozen variables of `teacher_model`, or None; it gets the student's
+        augmented and mixed images
     model: from `RunConfig.create_train_model`
     rate: function step -> learning rate, here only for the metrics
     loss: `loss_of`, or a function with its arguments and results
@@ -168,7 +166,7 @@ def train_step(
     grad_norm = global_norm(grads)
     finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
     learning_rate = rate(state.step)
-    # `finite` is equal on all devices: loss and gradients are already global.
+    # Before the update, which raises `state.step`.
     state = counted_in_window(state, sums, finite, run.log_every_steps)
     metrics = {
         "loss": mean_loss,
@@ -223,6 +221,7 @@ def micro_batch_gradient(
     """
     micro_batch = part["label"].shape[0]
     devices = jax.lax.axis_size(parallel.AXIS)
+    # Draws depend on positions in the global batch, so the device count changes none.
     positions = index * (micro_batch * devices) + parallel.positions(micro_batch)
     image, targets = prepare(part, positions, state.step, index, run, model)
     purposes = {"drop_path": Purpose.DROP_PATH, "reducer": Purpose.REDUCER}
@@ -254,11 +253,7 @@ def micro_batch_gradient(
 
 
 def updated(state, grads, batch_stats, finite, optimizer, run):
-    """Make the TrainState after an update; unless `finite`, no weight changes.
-
-    grads: averaged over the global batch
-    batch_stats: statistics after the forward pass
-    """
+    """Apply the gradients of the global batch; unless `finite`, no weight changes."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.ema
@@ -275,12 +270,10 @@ def updated(state, grads, batch_stats, finite, optimizer, run):
 
 
 def counted_in_window(state, sums, finite, log_every_steps):
-    """Count a step in the window and in `skipped`, before its update.
-
-    sums: metric sums over the global batch
-    """
+    """Count a step, with its global `sums`, in the window and in `skipped`."""
     skipped = jnp.where(finite, 0, state.skipped + 1)
     sums = optax.tree.where(finite, sums, dict.fromkeys(sums, 0.0) | {"skipped": 1.0})
+    # A window starts after a logged step.
     starts_window = state.step % log_every_steps == 0
     window = jax.tree.map(
         lambda old, new: jnp.where(starts_window, new, old + new), state.window, sums
@@ -303,6 +296,7 @@ def prepare(part, positions, step, index, run, model):
     )
     smoothing = run.label_smoothing
     targets = mixup.soft_targets(part["label"], run.num_classes, smoothing)
+    # The key is equal on all devices: a micro-batch is mixed as a whole.
     key = jax.random.fold_in(batch_key(run.seed, step, Purpose.MIX), index)
     drawn = mixup.draw(
         key,
@@ -314,6 +308,7 @@ def prepare(part, positions, step, index, run, model):
     )
     if drawn is None:
         return image, targets
+    # Image i is mixed with image B - 1 - i of the micro-batch over all devices.
     return mixup.apply(drawn, image, targets, *parallel.reverse((image, targets)))
 
 

@@ -106,9 +106,8 @@ def plan_run(
 ) -> RunPlan:
     """Plan a run in `workdir` without writing to it.
 
-    dry_run: whether the published number of ImageNet images will do
-    Raises InputError, in all processes, for a config, file or workdir that does not
-        fit.
+    dry_run: accept ImageNet's published image count in place of its images
+    Raises InputError, in all processes, if config, files or workdir do not fit.
     """
     workdir = pathlib.Path(workdir)
     with parallel.shared_errors():
@@ -209,7 +208,7 @@ def _begun(plan, keeper):
         state = jax.eval_shape(new_state, shapes)
     else:
         state = jax.jit(new_state)(initial.variables(plan.model))
-    initial.forget()  # host memory for the training
+    initial.forget()  # frees host memory for the training
     say(cost.cost_summary(plan.model, [plan.dense]))
     kinds = sorted({device.device_kind for device in jax.devices()})
     devices = f"{parallel.device_count()} ({', '.join(kinds)})"
@@ -234,13 +233,15 @@ def train(run: Run) -> None:
     length = plan.data.length
     training = plan.data.training(steps=range(run.step, length.steps))
     saved = keeper.last_saved
+    # On leaving, the reader closes first, then the log, then the checkpoints.
     with (
         keeper.guarding() as request,
         RunLog(plan.workdir, plan.config, length, run.step, saved) as log,
         contextlib.closing(plan.data.read(training)) as batches,
     ):
         evaluation = Evaluation(run, log, request)
-        keeper.stop_if_requested(run)
+        keeper.stop_if_requested(run)  # arrived since `guarding`
+        # A signal stopped the run in this evaluation.
         if run.lacks_evaluation:
             run.progress = evaluation.after_step()
             keeper.after_step(run, log)

@@ -1,7 +1,7 @@
 """Run checkpoints: atomic, verified by checksums, and exact.
 
     workdir/checkpoints/latest/STEP/    the newest steps, from which a run resumes
-    workdir/checkpoints/best/STEP/      the best steps, kept by later steps
+    workdir/checkpoints/best/STEP/      the best steps; later steps do not remove them
 
 Process 0 writes, all processes read. A damaged step is skipped for the step before it.
 `keeper` decides when a run saves and resumes.
@@ -43,11 +43,9 @@ class RunProgress:
     def with_evaluation(
         self, step: int, figures: dict, chooses: bool = True
     ) -> "RunProgress":
-        """Add an evaluation at `step`.
-
-        chooses: False: the images may choose no checkpoint, so the last step is best
-        """
+        """Add an evaluation at `step`; `chooses`: images may choose a checkpoint."""
         best = self.best
+        # If the images may not choose, the last step is the best.
         if figures["acc1"] > best["acc1"] or not chooses:
             best = {"acc1": figures["acc1"], "step": step}
         # Times stay out, so that all runs of one config have equal checkpoints.
@@ -55,13 +53,7 @@ class RunProgress:
         return dataclasses.replace(self, best=best, last=last, evaluated=step)
 
     def resumed(self, saved: dict, data: str, workdir) -> "RunProgress":
-        """Return a checkpoint's progress, if data and teacher are this run's.
-
-        saved: the fields in the checkpoint
-        data: name of the data, for messages
-        Raises InputError if the run in `workdir` began with other data, another
-            normalization or another teacher.
-        """
+        """Return a checkpoint's progress; refuse other data, or another teacher."""
         check_normalization(workdir, self.normalization, saved)
         # The checkpoint may not know its normalization.
         before = RunProgress(**saved | {"normalization": self.normalization})
@@ -110,18 +102,13 @@ class Checkpoints:
                 raise
 
     def save(self, step, state, meta, kind="latest"):
-        """Start saving a state; return when the state may change again.
-
-        The first save also removes unfinished files of killed runs.
-
-        meta: a dict of JSON values
-        kind: "latest" or "best"
-        """
+        """Start saving a state and its JSON `meta`; return when it may change again."""
         if not parallel.is_main():
             return
         arrays = _arrays(state)
         with self._reported(kind):
             if kind not in self._writers:
+                # Making a writer removes unfinished files of killed runs.
                 every = self._keep_every if kind == "latest" else 0
                 writer = orbax_files.StepWriter(self._root / kind, KEEP, every)
                 self._writers[kind] = writer
@@ -161,7 +148,7 @@ class Checkpoints:
         if parallel.is_main():
             found = checksums.read_newest(self._root / "latest", choose)
         step = parallel.from_main(lambda: found[2])
-        if found is None:
+        if found is None:  # another process reads the same step
             found = checksums.read_newest(self._root / "latest", choose, [step])
         arrays, meta, _ = found
         leaves = [arrays[name] for name in wanted]
@@ -201,10 +188,7 @@ class Checkpoints:
 
 
 def _checked_table(wanted, folder, table):
-    """Return the table of a checkpoint's arrays, if it matches `wanted`.
-
-    Raises InputError for the first array that differs.
-    """
+    """Return a checkpoint's array table; raise InputError where `wanted` differs."""
     needed = {name: f"{x.dtype} {[*x.shape]}" for name, x in wanted.items()}
     found = {name: f"{dtype} {shape}" for name, (dtype, shape, _) in table.items()}
     for name, ours, theirs in differences(needed, found):
@@ -216,7 +200,6 @@ def _checked_table(wanted, folder, table):
 
 
 def _arrays(state):
-    """NumPy arrays by path."""
     return {name: np.asarray(leaf) for name, leaf in _leaves_by_name(state).items()}
 
 

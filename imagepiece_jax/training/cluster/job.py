@@ -44,7 +44,7 @@ def joined_cluster(
     num_processes: int | None = None,
     process_id: int | None = None,
 ):
-    """Context in which this process belongs to a run of several, if there are several.
+    """Context that joins this process to its run's other processes, if there are any.
 
     Enter it before anything else uses JAX. Without arguments JAX finds the processes
     under SLURM and Open MPI, with one GPU per process. With all three arguments a
@@ -163,10 +163,7 @@ def check_gpus():
 
 
 def check_same_settings(dry_run: bool, config: dict, model, data):
-    """Raise InputError if the processes of a run disagree on their settings.
-
-    config: nested dict of JSON values; its `OF_ONE_HOST` fields may differ
-    """
+    """Raise InputError if the processes of a run disagree on their settings."""
     fields = flat_fields(config)
     names = json.dumps(data.train.class_names)
     parallel.check_same(

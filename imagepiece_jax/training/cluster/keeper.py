@@ -35,10 +35,7 @@ def held(plan, dry_run: bool = False):
 
 
 class Keeper:
-    """Begins a run, saves it after steps, and stops it at a signal.
-
-    resumed: whether the run has a checkpoint
-    """
+    """Begins a run, saves it after steps, and stops it at a signal."""
 
     def __init__(self, plan, fields, dry_run):
         self._plan = plan
@@ -48,6 +45,7 @@ class Keeper:
         self._request = None  # a StopRequest, in `guarding`
         self._saved = 0  # the last saved step; at first, the step to resume from
         self.last_saved = self._checkpoints.latest_step
+        # Whether the run has a checkpoint; process 0 looks.
         self.resumed = parallel.from_main(self.last_saved) is not None
 
     def begin(self, state, frozen, class_names, teacher=None):
@@ -62,6 +60,7 @@ class Keeper:
         plan = self._plan
         if not self._dry_run:
             plan.data.check_space()
+        # Only process 0 reads all images for the digest.
         digest = parallel.from_main(plan.data.digest)
         values = {"mean": [*plan.model.config.mean], "std": [*plan.model.config.std]}
         counts = plan.data.image_counts
@@ -78,10 +77,8 @@ class Keeper:
 
     @contextlib.contextmanager
     def guarding(self):
-        """Context in which a signal requests a stop. Yields the StopRequest.
-
-        At its end all checkpoints are on disk.
-        """
+        """Yield a StopRequest for signals; at the end all checkpoints are on disk."""
+        # Checkpoints close first, while signals are still handled.
         with (
             StopRequest(parallel.max_over_processes()) as self._request,
             self._checkpoints,
@@ -99,17 +96,13 @@ class Keeper:
             yield
 
     def after_step(self, run, log):
-        """Save a Run if a save is due, and stop it if a stop is requested.
-
-        Raises Stopped after a signal, once the state is saved, and RunError if saving
-        fails.
-        """
+        """Save a Run if that is due; after a signal, save it and raise Stopped."""
         signum = self._request.requested()
         evaluated = run.progress.evaluated == run.step
         if signum or evaluated or self._plan.config.saves(run.step):
             self.save(run, log)
         if run.complete:
-            self._request.ignoring = True
+            self._request.ignoring = True  # nothing is left to stop
         elif signum:
             raise Stopped(signum, run.step)
 

@@ -11,7 +11,7 @@ from imagepiece_jax.common import signals
 
 
 class Interrupted(Exception):
-    """Work that a signal stopped, and that has changed nothing."""
+    """Work stopped by a signal, with nothing changed."""
 
 
 class StopRequest(contextlib.ExitStack):
@@ -59,6 +59,7 @@ class StopRequest(contextlib.ExitStack):
             yield item
 
     def _note(self, signum, frame):
+        # A second Ctrl-C, before a stop, ends the process at once.
         if self._signum and signum == signal.SIGINT and not self.ignoring:
             with signals.ending_at_once():
                 signal.raise_signal(signum)

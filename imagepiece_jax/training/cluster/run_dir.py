@@ -46,6 +46,7 @@ NO_FIELD = "not a field"
 
 def took_steps(workdir):
     """Whether a run in `workdir` has a checkpoint, or metrics of a step."""
+    # Unfinished checkpoints have names that are not decimal.
     checkpoints = (pathlib.Path(workdir) / CHECKPOINTS).glob("*/*")
     if any(folder.name.isdecimal() for folder in checkpoints):
         return True
@@ -74,7 +75,6 @@ def read_earlier(workdir) -> Earlier | None:
 
 
 def _read_config(path):
-    """Read a run's config.json, of this format."""
     config = files.read_json(path)
     try:
         check_format(config)
@@ -84,13 +84,9 @@ def _read_config(path):
 
 
 def check_place(workdir, data: str):
-    """Check that a new run would not be written among images.
-
-    data: its config.data.name
-    Raises InputError for a folder inside the data, or with images in it.
-    """
+    """Raise InputError for a new run inside config.data.name, or among images."""
     folder = pathlib.Path(workdir).resolve()
-    if (folder / CONFIG).exists():
+    if (folder / CONFIG).exists():  # not a new run
         return
     _, _, path = data.partition(":")
     images = pathlib.Path(path).expanduser().resolve()
@@ -121,6 +117,7 @@ def check_config(workdir, config: dict):
     if not begun:  # another config can start here without spoiling anything
         return
     old = _flat(_read_config(path))
+    # Through JSON, so that tuples are lists.
     new = _flat(json.loads(json.dumps(config)))
     for name, now, before in differences(new, old):
         if name not in MAY_CHANGE:
@@ -132,10 +129,7 @@ def check_config(workdir, config: dict):
 
 
 def record_start(workdir, config: dict):
-    """Write `config.json` and add this start to `run.json`, with versions and devices.
-
-    Raises InputError like `check_config`.
-    """
+    """Write `config.json`, and add this start to `run.json`."""
     workdir = pathlib.Path(workdir)
     check_config(workdir, config)
     starts = []
