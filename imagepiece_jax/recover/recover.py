@@ -285,7 +285,7 @@ class RecoveryRun:
         return means
 
     def cost(self, dense: Pretrained) -> RecoveredVariant:
-        """Describe the result. dense: the teacher."""
+        """Describe the result; `dense` is the teacher."""
         form = self.fit.vit
         change = mean_difference(self.after["distance"], self.before["distance"])
         numbers = {}

@@ -14,7 +14,7 @@ from imagepiece_jax.data.source import Source, evenly_spaced
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.recover.recovery_step import Recipe
 
-MAX_IMAGES = 10_000  # the most images it looks through
+MAX_IMAGES = 10_000  # the most images that are read
 # Smallest and largest share of an image's area in a random crop.
 AREA = (0.4, 1.0)
 HELD_OUT = 5  # one image in five is held out
@@ -32,7 +32,7 @@ class Divided(NamedTuple):
     learned: Source
     held_out: Source
     scenes: np.ndarray  # [held_out] scene per held-out image
-    num_scenes: int  # held-out scenes; 0: trained on, too
+    num_scenes: int  # held-out scenes; 0: training has images like them
 
 
 def divided(source: Source, batch_size: int) -> Divided:
@@ -56,7 +56,7 @@ def divided(source: Source, batch_size: int) -> Divided:
             "recover: most images are alike, so those held out are like those learned "
             "from, and the report may be too good"
         )
-        # Single images are held out, and the report says so.
+        # Single images are held out; num_scenes tells the report.
         num_scenes = 0
         scenes = np.arange(total)
         is_held_out = np.isin(scenes, evenly_spaced(total, count))

@@ -46,7 +46,7 @@ def answers(model: ViT, variables, images, read: tuple[str, ...]):
 def binary_kl_divergence(student, teacher):
     """KL(teacher || student) of sigmoid(logits), summed. [B, C] twice -> [B]."""
     total = 0.0
-    # A class is there, or not: 1 - sigmoid(x) is sigmoid(-x).
+    # Both outcomes of every class: 1 - sigmoid(x) is sigmoid(-x).
     for sign in (1, -1):
         ours = jax.nn.log_sigmoid(sign * student)
         theirs = jax.nn.log_sigmoid(sign * teacher)

@@ -20,7 +20,7 @@ IMAGENET = "imagenet2012"
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """A run's length in steps, and the steps with an evaluation after them."""
+    """A run's length in steps, and its evaluation steps."""
 
     steps_per_epoch: int
     epochs: int
@@ -31,7 +31,7 @@ class Length:
         return self.steps_per_epoch * self.epochs
 
     def due(self, step: int) -> bool:
-        """Whether an evaluation follows a step; after the last step one does."""
+        """Whether an evaluation follows `step`; after the last step always."""
         epoch, rest = divmod(step, self.steps_per_epoch)
         return step == self.steps or (not rest and epoch % self.eval_every_epochs == 0)
 

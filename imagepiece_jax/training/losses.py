@@ -1,8 +1,8 @@
 """Training losses: of labels, and of distillation. `train_step.loss_of` adds them up.
 
 Soft distillation learns the teacher's probabilities at a temperature (Hinton et al.,
-2015). Hard distillation learns its first class as a label (Touvron et al., 2021,
-section 3). A distillation token has its own head; else one head learns both.
+2015). Hard distillation learns the teacher's first class as a label (Touvron et al.,
+2021, section 3). A distillation token has its own head; else one head learns both.
 """
 
 import chex

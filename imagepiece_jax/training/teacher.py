@@ -29,7 +29,7 @@ class Teacher:
     """A model that gets the student's images, in its own size and normalization."""
 
     model: ViT
-    mean: tuple[float, ...]  # the student's, in the images
+    mean: tuple[float, ...]  # the student's; its images come normalized
     std: tuple[float, ...]  # likewise
 
     def apply(self, variables, images):

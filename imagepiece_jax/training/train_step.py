@@ -221,7 +221,7 @@ def micro_batch_gradient(
     """
     micro_batch = part["label"].shape[0]
     devices = jax.lax.axis_size(parallel.AXIS)
-    # Draws depend on positions in the global batch, so the device count changes none.
+    # Draws depend on positions in the global batch, not on the device count.
     positions = index * (micro_batch * devices) + parallel.positions(micro_batch)
     image, targets = prepare(part, positions, state.step, index, run, model)
     purposes = {"drop_path": Purpose.DROP_PATH, "reducer": Purpose.REDUCER}

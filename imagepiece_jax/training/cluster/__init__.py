@@ -1,4 +1,1 @@
-"""Keeping a run alive: checkpoints, signals, restarts, several hosts.
-
-Nothing here knows what is trained.
-"""
+"""Keeping a run alive: checkpoints, signals, restarts, several hosts."""

@@ -18,7 +18,7 @@ class StopRequest(contextlib.ExitStack):
     """Context in which Ctrl-C and SIGTERM request a stop.
 
     The main thread calls `requested` often, and saves when it returns a signal. Until
-    then a second Ctrl-C ends the process at once.
+    then a Ctrl-C after the first signal ends the process at once.
 
     agree: function from this process's signal, or 0, to the signal of all processes;
         see `parallel.max_over_processes`
@@ -59,7 +59,7 @@ class StopRequest(contextlib.ExitStack):
             yield item
 
     def _note(self, signum, frame):
-        # A second Ctrl-C, before a stop, ends the process at once.
+        # Ctrl-C after the first signal: the user does not want to wait for the stop.
         if self._signum and signum == signal.SIGINT and not self.ignoring:
             with signals.ending_at_once():
                 signal.raise_signal(signum)

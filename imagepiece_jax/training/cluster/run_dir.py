@@ -33,8 +33,8 @@ from imagepiece_jax.weights.run_files import (
 
 RUN = "run.json"
 CLOCK = "%Y-%m-%d %H:%M:%S %z"  # time format in run.json
-# Fields that a resumed run may change. Its images may have moved, because a checkpoint
-# has their digest.
+# Fields that a resumed run may change. Its images may have moved, because their digest
+# is in the checkpoint.
 MAY_CHANGE = (
     *("data.name", "data.dir", "data.workers", "data.threads"),
     *("checkpoint_every_steps", "keep_every_steps", "log_every_steps"),
