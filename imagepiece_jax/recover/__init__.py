@@ -1,1 +1,1 @@
-"""Accuracy back from unlabeled images, after a reduction."""
+"""Recovery: win back accuracy after a reduction, from unlabeled images."""

@@ -1,12 +1,11 @@
-"""Recovery: reduced forms of a model learn to answer as its dense form does.
+"""Recovery: reduced variants learn to answer like their dense model.
 
     better = imagepiece_jax.recover(vit, "photos")
     print(better.recovery)
     half = better.with_reduction(0.5)
 
-It takes a few hundred images without labels, and minutes. The dense model stays what it
-is, and is the teacher, which sees the same crops of the images. Its reduced forms get
-other values of some parameters, by default of norms and biases.
+It takes a few hundred unlabeled images, and minutes. The dense model teaches, and stays
+as it is. A variant gets its own values of some parameters, by default norms and biases.
 """
 
 import contextlib
@@ -42,15 +41,16 @@ from imagepiece_jax.recover.recovery_images import (
 from imagepiece_jax.recover.recovery_step import STEPS, DenseTeacher, Fit, Recipe
 from imagepiece_jax.reduction.reduction import DENSE
 
-# What a dense model learns, as shares of its MACs. One set of values for the three is
-# 1.1 to 1.3 times as far from the dense model (docs/tables/recover_sharp).
+# Costs at which a dense model is recovered, as shares of its MACs. With one set of
+# values for all three costs, outputs are 1.1 to 1.3 times as far from the dense model
+# (docs/tables/recover_sharp).
 COSTS = (0.6, 0.5, 0.4)
-WARM_UP = 0.05  # share of the steps in which the learning rate rises
-# At this share of the training it has diverged if the distance is DIVERGED times the
-# start's; a loss that is not finite shows it at any step.
+WARM_UP = 0.05  # share of training with a rising learning rate
+# Training has diverged if its distance, at share CHECK of the training, is above
+# DIVERGED times the distance at the start. A non-finite loss shows it at any step.
 CHECK, DIVERGED = 0.1, 2.0
-MANY = 10**9  # more steps than fit in any time
-ATTEMPTS = 4  # at a quarter of the learning rate each time
+MANY = 10**9  # more steps than fit in any time limit
+ATTEMPTS = 4  # every retry has a quarter of the learning rate
 
 NOTHING_BETTER = "stopped: nothing is better than the start"
 
@@ -67,33 +67,32 @@ def recover(
     seed: int = 0,
     parameters: str = "biases",
 ) -> Pretrained:
-    """Learn to answer as the dense model does, from images without labels.
+    """Train reduced variants to answer like the dense model, on unlabeled images.
 
-    Of a reduced model its cost is learned; of a dense one .6, .5 and .4 of its MACs, by
-    the recommended method, one after the other. The dense model is not changed:
-    `with_reduction(None)` gives it back to the bit.
+    A reduced model is trained at its own cost. A dense model is trained at 0.6, 0.5 and
+    0.4 of its MACs, in this order, by the recommended method. The dense parameters do
+    not change: `with_reduction(None)` returns them to the bit.
 
     Of more than 10,000 images, 10,000 evenly spaced ones are used. A fifth, 16 to 500
-    of them, is held out: images of one scene, such as copies and frames of a burst, are
-    all held out or all learned from. The last weights come back if they are better on
-    the held-out images. Ctrl-C ends the training after its current step, and raises
-    KeyboardInterrupt before the first one. The same seed and steps give the same bits
-    on the same machine. OpenCV resizes the crops where it is installed, else Pillow.
+    images, is held out by whole scenes: copies, or frames of a burst, are all held out
+    or all trained on. The last weights are kept if they are better on the held-out
+    images. Ctrl-C ends training after the current step; before the first step it raises
+    KeyboardInterrupt. Equal seed and steps give equal bits on the same machine. OpenCV
+    resizes the crops if it is installed, else Pillow.
 
-    vit: a dense model, or one with a reduction that learns no selectors
+    vit: a dense model, or one with a reduction without learned selectors
     images: a folder, paths, PIL images, uint8 arrays [B, H, W, 3] or a list of
-        [H, W, 3], csv:FILE, hf:OWNER/NAME, imagenet2012 or digits; of a set, and of a
-        folder that holds train and val, train is taken; labels are not read
-    steps: number of training steps for a cost; None: 400, or as many as fit in
-        `minutes`
-    minutes: time limit for all of it; None: no limit
-    batch_size: images in a step, over all devices of this machine
-    parameters: which parameters are trained: "norms", "biases" (norms, all other biases
-        and factors of layer scale) or "all"
-    Returns the same model with a `recovery`, whose `costs` have what was lost before
-        and after.
-    Raises InputError for a model with learned selectors, for a reduction that leaves
-        all tokens, and for too few images.
+        [H, W, 3], csv:FILE, hf:OWNER/NAME, imagenet2012 or digits; a set, or a folder
+        with train and val, gives its training images; labels are not read
+    steps: training steps per cost; None: 400, or as many as fit in `minutes`
+    minutes: time limit for the whole call; None: no limit
+    batch_size: images per step, over all devices of this machine
+    parameters: the trained parameters: "norms", "biases" (norms, all other biases and
+        layer-scale factors) or "all"
+    Returns the model with a `recovery`; its `variants` have the measures before and
+        after.
+    Raises InputError for a model with learned selectors, a reduction that leaves all
+        tokens, and too few images.
     """
     began = time.monotonic()
     check_recoverable(vit)
@@ -107,6 +106,7 @@ def recover(
     # Images are checked before anything is compiled.
     parts = divided(as_source(images), recipe.batch_size)
     batches = evaluation_batches(parts.held_out, vit.preprocessing, recipe.batch_size)
+    # Progress counts steps, or seconds of a time limit.
     total = len(forms) * recipe.steps
     if minutes is not None:
         total = max(1, round(60 * minutes))
@@ -119,6 +119,7 @@ def recover(
         for index, form in enumerate(forms):
             end = None
             if minutes is not None:
+                # The costs that remain share the time that remains equally.
                 now = time.monotonic()
                 end = now + (began + 60 * minutes - now) / (len(forms) - index)
             fit = Fit(form, recipe, teacher)
@@ -132,16 +133,17 @@ def recover(
             shown = index * recipe.steps
             if minutes is not None:
                 shown = round(time.monotonic() - began)
-            if progress is None:  # compiling is no measure of a step's time
+            if progress is None:  # after compiling, for true step times
                 progress = ProgressBar("recover", total, done=shown)
                 stack.enter_context(progress)
             run.train(progress, shown)
             cost = run.cost(dense)
+            # After a stop a variant without gain is left out, unless it is the first.
             if cost.changed or not (stop.requested and costs):
                 costs.append(cost)
             if stop.requested:
                 break
-    if stop.requested and stop.defers:  # else it was said at once
+    if stop.requested and stop.defers:  # else the signal's handler has logged it
         kept = any(cost.changed for cost in costs)
         log.warning("stopped: the weights so far are kept" if kept else NOTHING_BETTER)
     recovery = Recovery(tuple(costs)).merged(vit.recovery)
@@ -153,21 +155,21 @@ def check_recoverable(vit: Pretrained):
     if vit.model.has_selectors:
         raise InputError(f"{vit.label} has selectors, which training must learn")
     reduction = vit.reduction
-    # Dense attention may be said to be proportional, which changes nothing.
+    # A dense model may name proportional attention, which changes nothing.
     if is_dense(vit) and reduction is not None and reduction.name != DENSE.name:
         raise InputError(f"reduction {reduction} leaves all tokens: nothing to recover")
     check_variables(vit.model, vit.variables)
 
 
 def is_dense(vit: Pretrained) -> bool:
-    """Whether no block loses tokens."""
+    """Whether every block keeps all tokens."""
     return not any(layer.counts for layer in vit.model.plan)
 
 
 def forms_of(vit: Pretrained, dense: Pretrained) -> list[Pretrained]:
-    """The forms that learn: the model itself, or of a dense one those at COSTS.
+    """List the variants to train: a reduced model itself, or a dense model at COSTS.
 
-    They start with the dense model's numbers, but for a cost that is learned again.
+    A variant starts from its last recovery, if it has one, else from the dense values.
     """
     if is_dense(vit):
         return [dense.with_reduction(cost) for cost in COSTS]
@@ -176,14 +178,14 @@ def forms_of(vit: Pretrained, dense: Pretrained) -> list[Pretrained]:
 
 @dataclasses.dataclass
 class RecoveryRun:
-    """The training at one cost, whose last weights are its result."""
+    """Training at one cost, measured before and after."""
 
     fit: Fit
     images: Divided
-    answered: list[tuple]  # the held-out images, from `DenseTeacher.answered`
-    stop: signals.Stop  # ends it
-    # The time, by the monotonic clock, at which the last measure should be done; None:
-    # the recipe's steps are taken.
+    answered: list[tuple]  # held-out images, from `DenseTeacher.answered`
+    stop: signals.Stop  # ends the training
+    # Monotonic time by which the last measure should be done; None: the recipe's steps
+    # are taken.
     end: float | None = None
 
     def __post_init__(self):
@@ -194,24 +196,22 @@ class RecoveryRun:
         self.rate = self.fit.recipe.rate  # the highest learning rate
         self.steps_done = 0
         self.seconds_of_step = 0.0
-        self.curve = []  # (step, mean) of each measure
-        self.trained = None  # the last weights; None: they are no better than the start
+        self.curve = []  # (step, mean distance) per measure
+        self.trained = None  # last weights; None: not better than the start
         self.before = self.after = self.off_the_shelf = self.measure()
         if self.fit.vit.recovered:
             self.off_the_shelf = self.measure(dense=True)
 
     def compile(self):
-        """Compile the step, by one that counts for nothing."""
+        """Compile the training step, and time the measure."""
+        # The step has learning rate 0, and `Fit.start` resets its moments.
         for batch in self.crops(1).read():
             self.fit.take_step(batch["image"][:, 0], 0.0).block_until_ready()
-        self.measure()  # for its time, without compilation
+        self.measure()  # it is compiled already: only its time counts
         del self.curve[1:]
 
     def train(self, progress: ProgressBar, shown: int):
-        """Train until it does not diverge; keep the last weights if they are better.
-
-        shown: what `progress` has been told of earlier costs
-        """
+        """Train until an attempt does not diverge; keep its weights if better."""
         for attempt in range(ATTEMPTS):
             self.rate = self.fit.recipe.rate / 4**attempt
             if self.attempt(progress, shown) or self.stop.requested:
@@ -228,29 +228,32 @@ class RecoveryRun:
             self.after = self.before
 
     def attempt(self, progress: ProgressBar, shown: int) -> bool:
-        """Train from the start. Returns whether it ended without diverging."""
+        """Train from the start; return whether training ended without diverging."""
         self.fit.start()
         self.steps_done = 0
-        del self.curve[1:]
+        del self.curve[1:]  # the measure at the start stays
         self.began = time.monotonic()
-        began = self.began  # a step takes its batch's reading, too
-        # A time that was given ends the training, whatever the number of steps.
+        began = self.began  # reading a batch is part of its step
+        # A time limit ends the training by the clock, not by a number of steps.
         steps = MANY if self.end else self.fit.recipe.steps
         with contextlib.closing(self.crops(steps).read(THREADS)) as reader:
             for batch in reader:
+                # The rate at the middle of the step.
                 rate = self.rate * schedule(min(1.0, self.share(ahead=0.5)))
-                # Waiting makes for true times and a prompt Ctrl-C.
+                # Waiting for the loss gives true step times and a prompt Ctrl-C.
                 loss = np.asarray(self.fit.take_step(batch["image"][:, 0], rate))
-                self.stop.defers = True
+                self.stop.defers = True  # from here on there is a result to keep
                 self.steps_done += 1
                 self.seconds_of_step = time.monotonic() - began
                 seconds = int(time.monotonic() - self.began)
+                # `shown` is the progress of earlier costs.
                 done = shown + (seconds if self.end else self.steps_done)
                 progress.update(done - progress.n)
                 if not np.isfinite(loss).all():
                     return False
                 if self.stop.requested or (self.end and self.share(ahead=1) > 1):
                     break
+                # Divergence is measured once.
                 if len(self.curve) == 1 and self.share() >= CHECK:
                     if mean(self.measure()) > DIVERGED * mean(self.before):
                         return False
@@ -258,19 +261,18 @@ class RecoveryRun:
         return True
 
     def share(self, ahead: float = 0) -> float:
-        """The share of the training that is done some steps ahead."""
+        """Return the finished share of training, `ahead` steps from now."""
         if not self.end:
             return (self.steps_done + ahead) / self.fit.recipe.steps
+        # The last measure must fit in the time limit, too.
         done = time.monotonic() - self.began + ahead * self.seconds_of_step
         return done / max(1e-9, self.end - self.seconds_of_measure - self.began)
 
     def measure(self, dense: bool = False) -> dict[str, np.ndarray]:
-        """`Comparison.measure` of the held-out images, as means of scenes.
-
-        dense: with the dense model's values, whatever was learned
-        """
+        """Measure held-out images, per scene; `dense`: with the dense parameters."""
         began = time.monotonic()
         measured = self.fit.measure(self.answered, dense)
+        # Images of one scene are alike, so the interval counts scenes, not images.
         scenes = self.images.scenes[measured.pop("index")]
         _, scenes, counts = np.unique(scenes, return_inverse=True, return_counts=True)
         means = {}
@@ -283,11 +285,11 @@ class RecoveryRun:
         return means
 
     def cost(self, dense: Pretrained) -> RecoveredVariant:
-        """What was learned. dense: the teacher."""
+        """Describe the result; `dense` is the teacher."""
         form = self.fit.vit
         change = mean_difference(self.after["distance"], self.before["distance"])
         numbers = {}
-        if form.recovered:  # start from the numbers of its last recovery
+        if form.recovered:  # keep the values of its last recovery
             numbers = form.recovered.numbers
         if self.trained is not None:
             numbers = {**numbers, **flat_params(self.trained)}
@@ -317,10 +319,10 @@ class RecoveryRun:
 
 
 def schedule(share: float) -> float:
-    """The learning rate at a share of the training, as a share of the highest one."""
+    """Learning rate at a share of training, as a share of the highest rate."""
     return min(1.0, share / WARM_UP) * math.cos(math.pi / 2 * share) ** 2
 
 
 def mean(measured: dict[str, np.ndarray], name: str = "distance") -> float:
-    """The mean of a measure; infinite where it is not a number."""
+    """Mean of a measure; infinity for NaN, so that NaN is never better."""
     return float(np.nan_to_num(measured[name].mean(), nan=np.inf, posinf=np.inf))

@@ -1,4 +1,4 @@
-"""The images of a recovery: which are learned from, and batches of those held out."""
+"""A recovery's images: random crops to train on, and held-out images."""
 
 import logging
 from collections.abc import Callable
@@ -14,35 +14,29 @@ from imagepiece_jax.data.source import Source, evenly_spaced
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.recover.recovery_step import Recipe
 
-MAX_IMAGES = 10_000  # the most images that are looked through
-# Smallest and largest share of an image's area that a random crop covers.
+MAX_IMAGES = 10_000  # the most images that are read
+# Smallest and largest share of an image's area in a random crop.
 AREA = (0.4, 1.0)
 HELD_OUT = 5  # one image in five is held out
-MIN_HELD_OUT = 16  # the fewest images that are held out
-MAX_HELD_OUT = 500  # the most images that are held out
-MIN_SCENES = 5  # the fewest scenes that are held out, for the interval
+MIN_HELD_OUT = 16  # the fewest held-out images
+MAX_HELD_OUT = 500  # the most held-out images
+MIN_SCENES = 5  # the fewest held-out scenes, for the interval
 THREADS = 2  # threads that read and decode images
 
 log = logging.getLogger("imagepiece_jax.recover")
 
 
 class Divided(NamedTuple):
-    """The images that are learned from, and those that are held out."""
+    """Training images and held-out images."""
 
     learned: Source
     held_out: Source
-    scenes: np.ndarray  # [held_out] the scene of each held-out image
-    num_scenes: int  # scenes held out; 0: they are learned from, too
+    scenes: np.ndarray  # [held_out] scene per held-out image
+    num_scenes: int  # held-out scenes; 0: training has images like them
 
 
 def divided(source: Source, batch_size: int) -> Divided:
-    """Hold out whole scenes of the readable images, evenly spaced.
-
-    A scene with more images than are held out is learned from. Single images are held
-    out where such scenes have most of the images, or where there are too few scenes.
-
-    Raises InputError for too few images.
-    """
+    """Hold out whole scenes of the readable images, evenly spaced."""
     few = source.spread(MAX_IMAGES)
     if few is not source:
         counts = f"{len(few):,} of the {len(source):,} images"
@@ -62,6 +56,7 @@ def divided(source: Source, batch_size: int) -> Divided:
             "recover: most images are alike, so those held out are like those learned "
             "from, and the report may be too good"
         )
+        # Single images are held out; num_scenes tells the report.
         num_scenes = 0
         scenes = np.arange(total)
         is_held_out = np.isin(scenes, evenly_spaced(total, count))
@@ -72,14 +67,13 @@ def divided(source: Source, batch_size: int) -> Divided:
 
 
 def held_out_scenes(scenes: np.ndarray, count: int) -> np.ndarray:
-    """The scenes to hold out, of `count` images or more; none where few are small.
-
-    A third of the scenes are enough for the interval, or MIN_HELD_OUT.
-    """
+    """Choose scenes with `count` images or more in total, or none, to hold out."""
     _, first, sizes = np.unique(scenes, return_index=True, return_counts=True)
+    # Larger scenes stay in training. If they have most images, no scene is chosen.
     is_small = sizes <= count
     if 2 * sizes[is_small].sum() < len(scenes):
         return np.zeros(0, int)
+    # A third of the scenes, or MIN_HELD_OUT, is enough for the interval.
     by_place = np.sort(first[is_small])
     sizes = np.bincount(scenes)
     for number in range(min(MIN_HELD_OUT, len(by_place) // 3), len(by_place) + 1):
@@ -92,7 +86,7 @@ def held_out_scenes(scenes: np.ndarray, count: int) -> np.ndarray:
 def random_crops(
     source: Source, image_size: int | tuple[int, int], recipe: Recipe, steps: int
 ) -> Batches:
-    """The first batches of random crops."""
+    """Batches of random crops for `steps` steps."""
     return Batches(
         source=source,
         transform=TrainTransform(
@@ -108,11 +102,11 @@ def random_crops(
 def evaluation_batches(
     source: Source, preprocessing: Callable[[np.ndarray], np.ndarray], batch_size: int
 ) -> list[dict[str, Any]]:
-    """All images in batches of "image", uint8 [devices, m, H, W, 3], and two arrays.
+    """All images, in batches.
 
-    "mask", [devices, m], is false for the padding of the last batch, and for an image
-    that cannot be read any more; "index", [devices, m], is the place of an image in the
-    source.
+    A batch has "image", uint8 [devices, m, H, W, 3], "mask" and "index", [devices, m].
+    The mask is False for padding and unreadable images; "index" is the image's place in
+    the source.
     Raises InputError for an image that does not fit.
     """
     batches = Batches(

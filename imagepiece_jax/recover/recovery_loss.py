@@ -1,4 +1,4 @@
-"""The loss of a recovery, and its measure: how student and teacher are compared."""
+"""The loss and the measure of a recovery: how student and teacher are compared."""
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +12,16 @@ from imagepiece_jax.reduction.token_selector import kl_divergence
 
 
 def answers(model: ViT, variables, images, read: tuple[str, ...]):
-    """Outputs of a model in which student and teacher are compared, by name, float32.
+    """Outputs in which student and teacher are compared, by name, float32.
 
-    "logits" [B, C]; the pooled vector of a model without classes. A model without a
-        pool has its class token there, or else the mean of its tokens.
-    "class_tokens" [B, depth, D]: the class token after each block.
-    "patches" [B, n, D]: for each patch its token after the final norm.
-    "kept" [B, n]: whether each patch is in a token; comes with "patches".
+    "logits" [B, C]; of a model without classes, its pooled vector
+    "class_tokens" [B, depth, D]: the class token after every block
+    "patches" [B, n, D]: for every patch, its token after the final norm
+    "kept" [B, n]: whether a token holds the patch; comes with "patches"
 
-    read: names of the outputs to return besides "logits"
+    read: names of the outputs besides "logits"
     """
+    # A model without a pool gets one: its class token, else the mean of its tokens.
     if model.config.arch.pool == "none":
         pool = "token" if model.config.arch.class_token else "mean"
         model = model.clone(config=model.config.with_arch(pool=pool))
@@ -44,11 +44,9 @@ def answers(model: ViT, variables, images, read: tuple[str, ...]):
 
 
 def binary_kl_divergence(student, teacher):
-    """Sum over classes of KL(teacher || student) of sigmoid(logits).
-
-    [B, C] twice -> [B]
-    """
+    """KL(teacher || student) of sigmoid(logits), summed. [B, C] twice -> [B]."""
     total = 0.0
+    # Both outcomes of every class: 1 - sigmoid(x) is sigmoid(-x).
     for sign in (1, -1):
         ours = jax.nn.log_sigmoid(sign * student)
         theirs = jax.nn.log_sigmoid(sign * teacher)
@@ -62,10 +60,10 @@ def squared_error(student, teacher):
 
 
 def relative_change(student, teacher, kept=None):
-    """Squared distance of features, divided by the square of the teacher's.
+    """Squared distance of features, divided by the teacher's square.
 
-    student, teacher: [B, D], or [B, n, D] for n features of each image
-    kept: [B, n], 1 for features that count and 0 for others; None: all count
+    student, teacher: [B, D], or [B, n, D] for n features per image
+    kept: [B, n], 1: the feature counts, 0: it does not; None: all count
     Returns [B], means over n.
     """
     distance = jnp.sum((student - teacher) ** 2, axis=-1)
@@ -74,11 +72,12 @@ def relative_change(student, teacher, kept=None):
         return share
     if kept is None:
         return jnp.mean(share, axis=1)
+    # At least 1: an image without kept features gives 0, not NaN.
     number = jnp.maximum(jnp.sum(kept, axis=1), 1)
     return jnp.sum(share * kept, axis=1) / number
 
 
-# kind of outputs: (name of the distance in reports, function (student, teacher) of it,
+# output kind: (the distance's name in reports, function (student, teacher) -> distance,
 # [B, C] twice -> [B])
 KINDS = {
     "softmax": ("KL", kl_divergence),
@@ -98,12 +97,12 @@ def outputs_of(vit: Pretrained) -> str:
 
 
 class Comparison:
-    """How student and teacher are compared: in the loss, and in the measure."""
+    """Student and teacher compared: in the loss, and in the measure."""
 
     def __init__(self, vit: Pretrained):
         self.outputs = outputs_of(vit)
         self.name, self.distance = KINDS[self.outputs]
-        self.weights = {}  # of the loss's terms besides that of logits, which has 1
+        self.weights = {}  # term weights in the loss; the logits have 1
         if vit.model.config.arch.class_token:
             self.weights["class_tokens"] = 0.5
         if self.outputs == "features":
@@ -113,10 +112,7 @@ class Comparison:
         self.read = tuple(self.weights)
 
     def terms(self, student, teacher) -> dict[str, jax.Array]:
-        """{name: term of the loss [B]}, without weights.
-
-        student, teacher: results of `answers`
-        """
+        """Unweighted loss terms, {name: [B]}, of two results of `answers`."""
         terms = {"logits": self.distance(student["logits"], teacher["logits"])}
         for name in self.read:
             kept = student["kept"] if name == "patches" else None
@@ -124,20 +120,16 @@ class Comparison:
         return terms
 
     def loss(self, student, teacher) -> jax.Array:
-        """The weighted sum of all terms, as a mean over the batch."""
+        """Sum all terms with their weights; return the batch mean."""
         total = 0
         for name, term in self.terms(student, teacher).items():
             total = total + self.weights.get(name, 1.0) * term
         return jnp.mean(total)
 
     def measure(self, student, teacher) -> dict[str, jax.Array]:
-        """{"distance": .., "agreement": ..} of the two, [B] each.
-
-        The distance is that of logits; of features the mean of it and of that of
-        patches, if the loss compares them. The agreement is whether both have the same
-        first class.
-        """
+        """{"distance": [B], "agreement": whether both have the same first class}."""
         terms = self.terms(student, teacher)
+        # The distance between features is the mean over pooled vector and patches.
         distance = terms["logits"]
         if self.outputs == "features" and "patches" in terms:
             distance = (distance + terms["patches"]) / 2
@@ -147,10 +139,7 @@ class Comparison:
 
 
 def first_class(logits):
-    """The most probable class; of a single class, whether it is probable.
-
-    [B, C] -> [B]
-    """
+    """Most probable class; of a single class, whether it is probable. [B, C] -> [B]."""
     if logits.shape[-1] == 1:
         return logits[:, 0] > 0
     return jnp.argmax(logits, -1)

@@ -1,7 +1,6 @@
 """The recipe and the compiled programs of a recovery.
 
-The student is a reduced model. The teacher is its dense form, which sees the same
-images.
+The student is a reduced model; the teacher is its dense variant, on the same images.
 """
 
 import dataclasses
@@ -21,17 +20,17 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
 from imagepiece_jax.recover.recovery_loss import Comparison, answers
 
-SMALLEST = 0.05  # the size of a parameter whose root mean square is smaller
-STEPS = 400  # number of steps, where neither steps nor minutes are given
+SMALLEST = 0.05  # the least size of a parameter, for root mean squares near 0
+STEPS = 400  # steps per cost, if neither steps nor minutes are given
 BATCH_SIZE = 16
-RATE = 0.002  # the highest learning rate for batches of BATCH_SIZE images
+RATE = 0.002  # highest learning rate at BATCH_SIZE images per step
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a model is recovered."""
+    """Settings of a recovery."""
 
-    parameters: str = "biases"  # which parameters are trained, one of TRAINED
+    parameters: str = "biases"  # the trained parameters, one of TRAINED
     steps: int = STEPS
     batch_size: int = BATCH_SIZE
     seed: int = 0
@@ -44,28 +43,27 @@ class Recipe:
 
     @property
     def rate(self) -> float:
-        """The highest learning rate, as a share of a parameter's size."""
+        """Highest learning rate, as a share of a parameter's size."""
         return RATE * math.sqrt(self.batch_size / BATCH_SIZE)
 
 
 class State(NamedTuple):
-    """What a training step changes."""
+    """The values that a training step changes."""
 
-    trained: Any  # the parameters that are trained, a `trained_part`
-    moments: Any  # the optimizer's moments of them
+    trained: Any  # trained parameters, from `trained_part`
+    moments: Any  # the optimizer's moments
 
 
 def step_size(name: str, value: jax.Array) -> jax.Array:
-    """The size of a parameter's steps: its root mean square, as in Adafactor and LAMB.
+    """Size of a parameter's steps: its root mean square, as in Adafactor and LAMB.
 
-    A step of a kernel adds up over its inputs, n, where the other part of a sum of n
-    products is sqrt(n) times one; so it is less by sqrt(n), as in muP.
-
-    name: of the parameter, such as "kernel"
+    Kernels with n inputs take steps smaller by sqrt(n), as in muP.
     """
     size = jnp.maximum(jnp.sqrt(jnp.mean(value**2)), SMALLEST)
     if name != "kernel":
         return size
+    # An output sums n products: a step adds up n-fold, the kernel's own values only
+    # sqrt(n)-fold.
     inputs = value.size // value.shape[-1]
     return size / math.sqrt(inputs)
 
@@ -80,18 +78,18 @@ class DenseTeacher:
         self._answer = parallel.pmap(self._answers_to_pixels, program="dense model")
 
     def answered(self, batches: Iterable[dict[str, np.ndarray]]) -> list[tuple]:
-        """(batch, the teacher's answers to it) of `evaluation_batches`."""
+        """Pair all `evaluation_batches` with the teacher's answers."""
         found = []
         for batch in batches:
             found.append((batch, self._answer(self.variables, batch["image"])))
         return found
 
     def answers_to(self, variables, images):
-        """The teacher's answers to normalized images."""
+        """Return the teacher's answers to normalized images."""
         return answers(self.model, variables, images, self.comparison.read)
 
     def normalized(self, pixels):
-        """uint8 pixels as both models take them."""
+        """Normalize uint8 pixels for both models."""
         return normalize(pixels, self.model.config.mean, self.model.config.std)
 
     def _answers_to_pixels(self, variables, pixels):
@@ -99,10 +97,7 @@ class DenseTeacher:
 
 
 class Fit:
-    """The compiled programs of a recovery, and its state.
-
-    vit: the reduced model, which learns
-    """
+    """The compiled programs of a recovery, and its state; `vit` is trained."""
 
     def __init__(self, vit: Pretrained, recipe: Recipe, teacher: DenseTeacher):
         self.vit = vit
@@ -110,6 +105,7 @@ class Fit:
         self.model = vit.model
         self.teacher = teacher
         self.comparison = teacher.comparison
+        # Without an earlier recovery both models share one copy of the variables.
         student = teacher.variables
         if vit.recovered:
             student = parallel.replicate(vit.variables)
@@ -122,20 +118,20 @@ class Fit:
         self._measure = parallel.pmap(self._measured, program="reduced model")
 
     def start(self):
-        """Set the state to that of the first step."""
+        """Reset the state to the first step's."""
         trained = self.trained_of(self.vit.variables["params"])
         moments = jax.jit(self.adam.init)(jax.device_put(trained))
         self.state = parallel.replicate(State(trained, moments))
 
     def get(self) -> State:
-        """The present state, on the host."""
+        """Copy the state to the host."""
         return jax.device_get(parallel.unreplicate(self.state))
 
     def take_step(self, pixels, rate: float) -> jax.Array:
         """Take a training step; return its loss, [devices], without waiting for it.
 
         pixels: uint8 [devices, m, H, W, 3]
-        rate: the learning rate, of which a parameter's is `step_size` times as much
+        rate: learning rate, multiplied by a parameter's `step_size`
         """
         rate = parallel.replicate(np.float32(rate))
         self.state, loss = self._step(self.state, self.variables_of_both, pixels, rate)
@@ -144,9 +140,7 @@ class Fit:
     def measure(
         self, answered: list[tuple], dense: bool = False
     ) -> dict[str, np.ndarray]:
-        """`Comparison.measure` of images, and their "index": arrays [images].
-
-        They are in the order of the indices, whatever the number of devices.
+        """Run `Comparison.measure` on images; add their "index": arrays [images].
 
         answered: the images, from `DenseTeacher.answered`
         dense: whether the student has the dense model's values
@@ -160,15 +154,16 @@ class Fit:
         for batch, targets in answered:
             program_outputs = self._measure(trained, student, batch["image"], targets)
             outputs = {**parallel.local(program_outputs), "index": batch["index"]}
-            is_image = batch["mask"]  # and not padding
+            is_image = batch["mask"]  # else padding, or unreadable
             for name, values in outputs.items():
                 measured.setdefault(name, []).append(values[is_image])
         arrays = {name: np.concatenate(parts) for name, parts in measured.items()}
+        # Sorted, so that the order does not depend on the number of devices.
         order = np.argsort(arrays["index"])
         return {name: values[order] for name, values in arrays.items()}
 
     def _train_step(self, state, both, pixels, rate):
-        """(the next State, the loss) of a step, on one device."""
+        """Take a step on one device: (next State, loss)."""
         student, teacher = both
         images = self.teacher.normalized(pixels)
         targets = self.teacher.answers_to(teacher, images)
@@ -188,17 +183,17 @@ class Fit:
         return State(optax.apply_updates(state.trained, updates), moments), loss
 
     def _measured(self, trained, student, pixels, targets):
-        """`Comparison.measure` of a batch; targets: the teacher's answers to it."""
+        """`Comparison.measure` of a batch; targets: the teacher's answers."""
         images = self.teacher.normalized(pixels)
         answered = self.answers_of(student, trained, images)
         return self.comparison.measure(answered, targets)
 
     def trained_of(self, params):
-        """The parameters that are trained, of all of the student's."""
+        """Select the trained parameters."""
         return trained_part(params, self.recipe.parameters)
 
     def answers_of(self, variables, trained, images):
-        """The student's answers to normalized images."""
+        """Return the student's answers to normalized images."""
         params = with_trained(variables["params"], trained)
         variables = {**variables, "params": params}
         return answers(self.model, variables, images, self.comparison.read)

@@ -1,1 +1,1 @@
-"""A run from its config to its last checkpoint; `cluster` keeps it alive."""
+"""Training, from a config to the last checkpoint; `cluster` keeps a run alive."""

@@ -1,6 +1,6 @@
-"""The config of a run: its fields, their checks, and the models made of them.
+"""The run config: its fields, their checks, and the models made from them.
 
-Defaults and comments stand in configs/base.py.
+configs/base.py has the defaults and a comment per field.
 """
 
 import contextlib
@@ -14,17 +14,17 @@ from imagepiece_jax.data.preprocessing import IN_CONFIG, Preprocessing, read_fie
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights import run_files
 
-if TYPE_CHECKING:  # they import JAX
+if TYPE_CHECKING:  # these modules import JAX
     from imagepiece_jax.models.config import ViTConfig
     from imagepiece_jax.models.vit import ViT
     from imagepiece_jax.reduction.reduction import Reduction
 
-REFERENCE_BATCH = 512  # `config.lr` is the rate for a global batch of so many images
+REFERENCE_BATCH = 512  # global batch size for `config.lr`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """The fields of AdamW and its schedule; `optimizer.create_optimizer` takes them."""
+    """AdamW and its schedule, for `optimizer.create_optimizer`."""
 
     epochs: int
     batch_size: int
@@ -53,13 +53,13 @@ class OptimConfig:
 
     @property
     def peak_lr(self) -> float:
-        """The peak rate: `lr` is per 512 images (5e-4 at 1024: 1e-3)."""
+        """Peak learning rate: `lr` is per 512 images (5e-4 at 1024: 1e-3)."""
         return self.lr * self.batch_size / REFERENCE_BATCH
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """The part of a teacher's answers in the loss: `losses.distillation`."""
+    """The teacher's term in the loss: `losses.distillation`."""
 
     kind: str
     temperature: float
@@ -72,33 +72,33 @@ class DistillConfig:
 
     @property
     def active(self) -> bool:
-        """Whether anything is learned from a teacher's answers."""
+        """Whether the loss reads a teacher's logits."""
         return self.kind != "none"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitConfig:
-    """The weights that a run starts from; those named in `fresh` are drawn anew."""
+    """Initial weights; parts named in `fresh` are drawn anew."""
 
-    weights: str | None  # None: needed, but not given; "": fresh
+    weights: str | None  # None: required, but not given; "": fresh
     fresh: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """The frozen model that a run learns from."""
+    """The frozen model a run learns from."""
 
     weights: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """All fields of a run, checked, in objects by their subject.
+    """All fields of a run, checked, in objects by subject.
 
-    Some are not where the config has them. config.lr, and the other fields of AdamW and
-    its schedule, are fields of `optim`. `model` has config.image_size, num_classes and
-    how config.data crops images, too, but not config.model's dtype, attention and
-    drop_path_rate.
+    Some fields stand elsewhere than in the config file. `optim` has config.lr and the
+    other fields of AdamW and its schedule. `model` also has config.image_size,
+    num_classes and config.data's evaluation crop. config.model's dtype, attention and
+    drop_path_rate are fields of the run itself.
     """
 
     seed: int
@@ -131,11 +131,11 @@ class RunConfig:
     teacher: TeacherConfig
     distill: DistillConfig
     init: InitConfig
-    # the config that these were read from
+    # the config as read
     written: Mapping[str, Any] = dataclasses.field(compare=False, repr=False)
 
     def __post_init__(self):
-        # A JAX key cuts more bits off.
+        # A JAX key drops higher bits.
         check_range("config.seed", self.seed, 0, 2**32 - 1, whole=True)
         for name in (
             "image_size",
@@ -160,17 +160,14 @@ class RunConfig:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """The RunConfig of a config, which is a ConfigDict or dicts.
-
-        Raises InputError for the first value that is not allowed.
-        """
-        if hasattr(config, "to_dict"):
+        """Read a ConfigDict or dicts; raise InputError for the first invalid value."""
+        if hasattr(config, "to_dict"):  # a ConfigDict
             config = config.to_dict()
         try:
             return cls._from_dict(config)
         except KeyError as error:
             raise InputError(f"config has no {error.args[0]}") from error
-        except TypeError as error:  # of a field that is missing, or that nobody knows
+        except TypeError as error:  # a missing or unknown field
             raise InputError(f"config: {error}") from error
 
     @classmethod
@@ -178,6 +175,7 @@ class RunConfig:
         from imagepiece_jax.models.create import config_of_run
         from imagepiece_jax.reduction.reduction import Reduction
 
+        # Only the config.json of a run has a format.
         fields = {name: value for name, value in config.items() if name != "format"}
         optim = {}
         for field in dataclasses.fields(OptimConfig):
@@ -199,34 +197,26 @@ class RunConfig:
         return cls(**fields)
 
     def create_model(self, axis_name: str | None = None) -> "ViT":
-        """The model as it is evaluated, with the plan of the reduction.
-
-        axis_name: device axis over which batch norm is synchronized
-        """
+        """Create the evaluation model; `axis_name`: device axis of its batch norm."""
         return self._model(self.reduction, axis_name)
 
     def create_dense(self) -> "ViT":
-        """The model without reduction."""
+        """Create the model without reduction."""
         return self._model(None)
 
     def create_train_model(self, epoch: int, axis_name: str | None = None) -> "ViT":
-        """The model as `epoch` trains it.
-
-        Methods that train with masks remove no tokens there (`Method.plan`), and EViT
-        has the keep rate of the epoch.
-        """
+        """Create the training model of an epoch."""
+        # EViT's keep rate depends on the epoch.
         reduction = self.reduction
         if rate_at := reduction.method.rate_at:
             method = dataclasses.replace(reduction.method, keep_rate=rate_at(epoch))
             reduction = dataclasses.replace(reduction, method=method)
+        # Methods that train with masks remove no tokens in training (`Method.plan`).
         model = self._model(reduction, axis_name, masked=True)
         return model.with_execution(remat=self.remat)
 
     def with_counts(self) -> "RunConfig":
-        """The RunConfig with the counts of tokens that its cost `macs` gives.
-
-        The log says them.
-        """
+        """Replace the cost `macs`, if given, by token counts, and log them."""
         from imagepiece_jax.models import reduction_plan  # imports JAX
 
         if self.reduction.method.macs is None:
@@ -238,11 +228,7 @@ class RunConfig:
         return found
 
     def with_images_of(self, config: "ViTConfig") -> "RunConfig":
-        """The same with a model's normalization and crop where they are left empty.
-
-        config: the model
-        Raises InputError for a part of the crop that the config has without the rest.
-        """
+        """Fill empty normalization and crop fields from the model `config`."""
         model = self.model
         data = self.data
         images = config.preprocessing
@@ -250,6 +236,7 @@ class RunConfig:
             mean_and_std = {"mean": config.mean, "std": config.std}
             model = dataclasses.replace(model, **mean_and_std)
         if data.eval_crop is None and data.resize != "none":
+            # The weights give the whole crop, so no part of it may be given alone.
             for field in ("crop_mode", "interpolation", "rule"):
                 name = IN_CONFIG[field]
                 value = getattr(data, name)
@@ -270,11 +257,7 @@ class RunConfig:
         return dataclasses.replace(self, model=model, data=data)
 
     def to_dict(self) -> dict[str, Any]:
-        """The config for the run's folder: as written, and complete where it matters.
-
-        mean, std, the crop and the counts of tokens are in it, even where they were
-        empty.
-        """
+        """The config as written, with mean, std, crop and token counts filled in."""
         model = self.written["model"] | {"mean": self.model.mean, "std": self.model.std}
         data = {}
         for name in self.written["data"]:
@@ -298,7 +281,7 @@ class RunConfig:
             return build_model(self.model, reduction, execution, masked)
 
     def saves(self, step: int) -> bool:
-        """Whether `step` is saved even if no evaluation follows it."""
+        """Whether `step` is saved even if no evaluation follows."""
         for every in (self.checkpoint_every_steps, self.keep_every_steps):
             if every and step % every == 0:
                 return True
@@ -307,7 +290,7 @@ class RunConfig:
 
 @contextlib.contextmanager
 def _in_config():
-    """A block whose InputErrors are about a config's model or reduction."""
+    """Prefix InputErrors about a config's model or reduction."""
     try:
         yield
     except InputError as error:

@@ -1,4 +1,4 @@
-"""The images of a run, its length in steps, and the batches of both."""
+"""A run's images, its length in steps, and the batches of both splits."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ IMAGENET = "imagenet2012"
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """The length of a run in steps, and the steps after which it is evaluated."""
+    """A run's length in steps, and its evaluation steps."""
 
     steps_per_epoch: int
     epochs: int
@@ -31,26 +31,19 @@ class Length:
         return self.steps_per_epoch * self.epochs
 
     def due(self, step: int) -> bool:
-        """Whether an evaluation follows a step; it does after the last."""
+        """Whether an evaluation follows `step`; after the last step always."""
         epoch, rest = divmod(step, self.steps_per_epoch)
         return step == self.steps or (not rest and epoch % self.eval_every_epochs == 0)
 
 
 def length(run: RunConfig, images: int) -> Length:
-    """The length of `run` over `images` training images; a partial batch is left out.
-
-    Raises InputError where they fill no batch.
-    """
+    """Length of a run over `images` training images, without partial batches."""
     steps = steps_per_epoch(images, run.optim.batch_size)
     return Length(steps, run.optim.epochs, run.eval_every_epochs)
 
 
 def check_training(run: RunConfig, placement: Placement) -> None:
-    """Raise InputError for a config that cannot be trained.
-
-    Such are models without classes, float16, which would need a scaled loss, and
-    batches that cannot be split over devices and micro-batches.
-    """
+    """Raise InputError for a config that cannot be trained."""
     if not run.num_classes:
         raise InputError("config.num_classes is 0; it must be 1 or more in training")
     if run.dtype == "float16":
@@ -58,6 +51,7 @@ def check_training(run: RunConfig, placement: Placement) -> None:
             "config.model.dtype is 'float16', in which small gradients vanish in "
             "training; it must be 'float32' or 'bfloat16'"
         )
+    # Raises for a batch that does not split over devices and micro-batches.
     placement.positions(run.optim.batch_size)
     micro = run.optim.batch_size // run.grad_accum_steps
     mixes = (run.mixup > 0 or run.cutmix > 0) and run.mixup_prob > 0
@@ -69,10 +63,10 @@ def check_training(run: RunConfig, placement: Placement) -> None:
 
 
 def open_images(run: RunConfig, split: str, dry_run: bool = False) -> Source:
-    """The images of a split, "train" or "val".
+    """Open the images of a split, "train" or "val".
 
-    dry_run: whether the published number of ImageNet's images will do
-    Raises InputError where they cannot be opened or do not fit the config.
+    dry_run: accept ImageNet's published image count in place of its images
+    Raises InputError if they cannot be opened or do not fit the config.
     """
     try:
         return run.data.source(split, num_classes=run.num_classes)
@@ -83,18 +77,15 @@ def open_images(run: RunConfig, split: str, dry_run: bool = False) -> Source:
 
 
 class RunData:
-    """All images of a run, and this process's share of their batches.
+    """A run's images, and this process's share of their batches.
 
-    train: the Source of training images
-    test: the Source of test images
-    length: Length of the run
-    training: function (steps) -> Batches of a range of steps
-    evaluation: Batches of one pass over the test images
-    readers: (number of processes, number of threads in each) that read ahead, for
-        training, and as many for an evaluation
-    dry_run: as for `open_images`
-    Raises InputError where images do not fit the config, or the run cannot be trained
-        on the devices of `placement`.
+    train, test: the Source of training images, and of test images
+    training: function (steps) -> Batches for a range of steps
+    evaluation: Batches for one pass over the test images
+    readers: (processes, threads per process) that read ahead; training and evaluation
+        have their own
+    Raises InputError if images do not fit the config, or the run cannot be trained on
+        the devices of `placement`.
     """
 
     def __init__(self, run: RunConfig, placement: Placement, dry_run: bool = False):
@@ -104,9 +95,11 @@ class RunData:
         self.train = open_images(run, "train", dry_run)
         self.test = open_images(run, "val", dry_run)
         data = run.data.name
+        # Both splits must have the same classes, by name.
         check_classes(self.train.class_names, data, self.test.class_names, data)
+        # At most the test set, as a multiple of the devices.
         batch_size = placement.whole(min(run.eval_batch_size, len(self.test)))
-        # A size that does not fit shows here, not in the first step.
+        # An image size that does not fit shows here, not in the first step.
         self.train.try_first(train_transform, rng=np.random.default_rng(0))
         self.test.try_first(preprocessing)
         self.length = length(run, len(self.train))
@@ -128,11 +121,11 @@ class RunData:
         )
 
     def read(self, batches: Batches) -> Reader:
-        """Iterator over batches, which `readers` read ahead."""
+        """Iterate over batches, read ahead by `readers`."""
         return worker_pool.read_ahead(batches, *self.readers)
 
     def check_space(self) -> None:
-        """Raise InputError for too little shared memory for training and evaluation."""
+        """Raise InputError if shared memory cannot hold training plus evaluation."""
         training = self.training(steps=range(self.length.steps))
         needed = worker_pool.shared_bytes(training, *self.readers)
         needed += worker_pool.shared_bytes(self.evaluation, *self.readers)
@@ -140,10 +133,10 @@ class RunData:
 
     @property
     def image_counts(self) -> list[int]:
-        """The number of training images and of test images."""
+        """[number of training images, number of test images]."""
         return [len(self.train), len(self.test)]
 
     def digest(self) -> list[str]:
-        """A digest of the content of both sets; slow for files over a network."""
+        """Content digests of both splits; slow for files over a network."""
         with working("making a digest of the data"):
             return [self.train.digest, self.test.digest]

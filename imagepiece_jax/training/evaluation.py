@@ -1,22 +1,15 @@
-"""The evaluations of a run."""
+"""A run's evaluations."""
 
 import contextlib
 
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.training.cluster.preemption import Interrupted
 
-OF_A_PASS = ("images", "throughput")  # figures that all models of a pass share
+OF_A_PASS = ("images", "throughput")  # figures shared by all models of a pass
 
 
 class Evaluation:
-    """Evaluates a `Run` between its steps.
-
-    The evaluation is compiled when the object is made, before there is anything to
-    save.
-
-    log: the run's RunLog
-    request: the run's StopRequest
-    """
+    """Evaluates a `Run` between its steps; `request` is its StopRequest."""
 
     def __init__(self, run, log, request):
         plan = run.plan
@@ -24,19 +17,18 @@ class Evaluation:
         self._data = plan.data
         self._log = log
         self._request = request
+        # Compiled here, with nothing to save yet: a signal ends compilation at once.
         with request.ending_at_once():
             self._step = accuracy.model_step(plan.model, plan.config.seed)
             self._step.compile(run.state.variables, plan.data.evaluation.empty())
 
     def after_step(self):
-        """Evaluate the run; return its new RunProgress.
-
-        After a signal it returns the RunProgress as it was.
-        """
+        """Evaluate the run; return its new RunProgress, or the old after a signal."""
         run = self._run
         log = self._log
         log.flush()
         state = run.state
+        # Weights and averages are evaluated in one pass over the images.
         models = [state.variables]
         if state.ema is not None:
             models.append(state.ema)
@@ -54,5 +46,6 @@ class Evaluation:
                     figures[f"ema_{name}"] = value
         log.evaluation(run.step, figures)
         log.restart_clock()
+        # A test split chooses no checkpoint.
         chooses = self._data.test.split != "test"
         return run.progress.with_evaluation(run.step, figures, chooses)

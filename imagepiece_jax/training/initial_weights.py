@@ -1,4 +1,4 @@
-"""The weights that a run starts and learns from, checked against its config."""
+"""A run's initial weights and its teacher's, checked against the config."""
 
 import functools
 from collections.abc import Mapping
@@ -22,45 +22,41 @@ from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights.load import load
 
-# Fields of a ViTConfig, and parts of its Architecture, that no tensor shows; weights
-# that were trained with other values compute something else with these.
+# Fields of ViTConfig and Architecture that no tensor shows. With other values than in
+# training, weights silently compute something else.
 UNSTORED = ("num_heads", "mean", "std", "norm_eps", "gelu", "rotary", "post_norm")
 UNSTORED += ("pool", "pool_include_prefix", "pool_heads")
-OF_HEAD = ("pool", "pool_include_prefix")  # a new head's own matter
+OF_HEAD = ("pool", "pool_include_prefix")  # a new head may differ in them
 
 
 class InitialWeights:
-    """What a run starts from: its own earlier steps, other weights, or nothing.
-
-    Weights are loaded when they are first needed: a resumed run needs no start.
-    """
+    """The weights a run starts and learns from, loaded when first needed."""
 
     def __init__(self, run: RunConfig, workdir):
         self._run = run
         self._workdir = workdir
-        self._earlier = run_dir.read_earlier(workdir)  # config.json, names of classes
+        self._earlier = run_dir.read_earlier(workdir)  # config.json, class names
 
+    # Lazy: a resumed run needs no initial weights.
     @functools.cached_property
     def start(self) -> Pretrained | None:
-        """The weights that a new run starts from; None if it has none."""
+        """The weights a new run starts from; None: it has none."""
         return _dense_model("config.init.weights", self._run.init.weights)
 
     @functools.cached_property
     def teacher(self) -> Pretrained | None:
-        """The weights that the run learns from; None if it has none."""
+        """The weights the run learns from; None: it has none."""
         return _dense_model("config.teacher.weights", self._run.teacher.weights)
 
     def forget(self):
-        """Free the weights; they are loaded again when they are needed again."""
+        """Free the weights; a later use loads them again."""
         for name in ("start", "teacher"):
             vars(self).pop(name, None)
 
     def completed(self) -> RunConfig:
-        """The config with the normalization and crop of the weights it starts from.
-
-        They are filled in where the config leaves them empty, so the first accuracy is
-        that of `evaluate`. A resumed run keeps its own.
-        """
+        """Fill the config's empty normalization and crop from the initial weights."""
+        # With the weights' normalization and crop, the first accuracy equals the
+        # accuracy of `evaluate`. A resumed run keeps its own.
         run = self._run
         if self._earlier is not None:
             return run.with_images_of(self._earlier.model)
@@ -72,12 +68,12 @@ class InitialWeights:
         return run.with_images_of(config)
 
     def check_classes(self, names, resumed: bool = False):
-        """Compare the classes of a run's weights with those of the data.
+        """Compare the classes of a run's weights with the classes of its data.
 
-        The weights are those of the run itself if it is resumed, those of the teacher,
-        and the initial ones if their head is kept.
+        The weights are the run's own earlier weights, the teacher's, and the initial
+        weights of a new run with their head.
 
-        names: names of the classes of `config.data`
+        names: class names of `config.data`
         Raises InputError for the first class with another name.
         """
         run = self._run
@@ -102,10 +98,7 @@ class InitialWeights:
             raise InputError(f"{error}; {new_head}") from error
 
     def variables(self, model) -> Mapping[str, Any]:
-        """Variables that training starts from: those of `start`, or else fresh ones.
-
-        Raises InputError where they do not fit.
-        """
+        """Variables at the start of training: from `start`, else fresh."""
         run = self._run
         fresh = run.init.fresh
         if self.start is None:
@@ -131,21 +124,17 @@ class InitialWeights:
 
 
 def _dense_model(field, path):
-    """The dense model at the path in a field of the config; None without a path."""
+    """Load the dense model at a config field's path; None without a path."""
     if not path:
         return None
     try:
-        return load(path, "none")
+        return load(path, "none")  # without reduction
     except InputError as error:
         raise InputError(f"{field}: {error}") from error
 
 
 def fitted(vit: Pretrained, model, fresh=(), seed: int = 0) -> Mapping[str, Any]:
-    """Variables of a ViT with the values of trained weights.
-
-    fresh: parts that are drawn instead
-    Raises InputError if the weights do not fit, or `check_unstored` finds a difference.
-    """
+    """Variables of `model` with trained values; `fresh` parts are drawn instead."""
     variables = vit.variables_for(model, fresh, seed)
     check_unstored(model.config, vit.config, vit.source.place, "head" in fresh)
     return variables
@@ -154,11 +143,7 @@ def fitted(vit: Pretrained, model, fresh=(), seed: int = 0) -> Mapping[str, Any]
 def check_unstored(
     ours: ViTConfig, theirs: ViTConfig, place: str, new_head: bool = False
 ):
-    """Compare the UNSTORED fields of a run's model and of its weights.
-
-    place: the weights, as sentences call them
-    Raises InputError for the first field that differs.
-    """
+    """Raise InputError for the first UNSTORED field with another trained value."""
     for field in UNSTORED:
         if new_head and field in OF_HEAD:
             continue
@@ -181,7 +166,7 @@ def check_unstored(
 
 
 def _equal(one, other):
-    """Whether values are the same; numbers may differ by float32's rounding."""
+    """Whether values are equal; numbers may differ by float32 rounding."""
     if isinstance(one, tuple | float):
         return np.allclose(one, other, rtol=1e-6, atol=0)
     return one == other

@@ -1,11 +1,8 @@
-"""The output of a run: progress, metrics, a profiler trace, and summaries.
+"""A run's output: progress lines, metrics and a profiler trace.
 
-Nothing here changes the training. All processes call the same functions, but only the
-main process prints and writes.
-
-`metrics.jsonl` in the run's folder has one JSON object in each line. TensorBoard gets
-the same numbers. Lines that a killed run wrote after the step from which it resumes are
-removed, so that the file is that of an uninterrupted run.
+All processes call the same functions, but only the main process prints and writes.
+`metrics.jsonl` in the run's folder has one JSON object per line; TensorBoard gets the
+same numbers. Nothing here changes the training.
 """
 
 import contextlib
@@ -23,21 +20,19 @@ from imagepiece_jax.common.progress import in_words
 from imagepiece_jax.errors import InputError, RunError
 
 FILE = "metrics.jsonl"
-# Values from clocks and meters; all others are the same when a run is repeated.
+# Values from clocks and meters. A repeated run has equal values everywhere else.
 MEASURED = ("throughput", "input_wait", "device_memory")
-# Figures in a line of a step, besides the terms of its loss.
+# Figures in a step's line, besides the loss terms.
 FIGURES = ("kind", "step", "epoch", "loss", "acc1", "acc5")
 FIGURES += ("lr", "grad_norm", "skipped", *MEASURED)
 
 
 class MetricWriter(contextlib.ExitStack):
-    """Appends lines to `workdir/metrics.jsonl` and scalars to `workdir/tensorboard`.
+    """Append lines to `workdir/metrics.jsonl` and scalars to `workdir/tensorboard`.
 
-    Closing it closes both.
+    Opening removes lines of later steps than `step`, and an incomplete last line.
 
-    step: the step from which the run resumes. Lines of later steps, which a killed run
-        has written, are removed, and so is an incomplete last line. 0: the run starts,
-        and all lines are removed
+    step: the step the run resumes from; 0: a new run, all lines are removed
     is_main: whether anything is written
     """
 
@@ -52,7 +47,9 @@ class MetricWriter(contextlib.ExitStack):
 
         workdir = pathlib.Path(workdir)
         (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
-        last_step = step or -1
+        last_step = step or -1  # -1: a new run keeps no line
+        # A killed run wrote later lines than its last checkpoint. Without them the file
+        # equals an uninterrupted run's file.
         if (workdir / FILE).exists():
             lines = read_metrics(workdir)
             before = [line for line in lines if line["step"] <= last_step]
@@ -62,24 +59,22 @@ class MetricWriter(contextlib.ExitStack):
         prefix = str(workdir / "tensorboard" / "events")
         self._events = event_file_writer.EventsWriter(prefix)
         self.callback(self._close_events)
-        start = SessionLog(status=SessionLog.START)  # hides later steps of before
+        start = SessionLog(status=SessionLog.START)  # hides later steps from before
         self._write_event(last_step + 1, session_log=start)
 
     def write_line(self, kind, step, **values):
         """Write one line, and its finite numbers to TensorBoard as `kind/name`.
 
-        The line is on disk when this returns. A step's lines are written before its
-        checkpoint, so that a kill between the two loses nothing.
-
-        kind: "train", "eval", ...
+        kind: "train" or "eval"
         values: strings, None, or numbers (0-d arrays too); NaN and infinities become
             null
-        Raises RunError where the line cannot be written.
+        Raises RunError if the line cannot be written.
         """
         if self._lines is None:
             return
         values = {name: _scalar(value) for name, value in values.items()}
         line = {"kind": kind, "step": int(step), **values}
+        # Unbuffered, and before the step's checkpoint: a kill between loses nothing.
         append_line(self._lines, json.dumps(line, allow_nan=False))
         from tensorboardX.proto.summary_pb2 import Summary
 
@@ -102,10 +97,10 @@ class MetricWriter(contextlib.ExitStack):
 
 
 def read_metrics(workdir):
-    """The lines of `workdir/metrics.jsonl` as dicts, in order; [] without the file.
+    """Read `workdir/metrics.jsonl` as dicts, in order; [] without the file.
 
     An unfinished last line is left out.
-    Raises InputError for any other line that is no JSON object with a step.
+    Raises InputError for any other line without a JSON object and a step.
     """
     path = pathlib.Path(workdir) / FILE
     if not path.exists():
@@ -131,29 +126,27 @@ def read_metrics(workdir):
 
 def _scalar(value):
     value = np.asarray(value).item()
+    # JSON has no NaN and no infinity.
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value
 
 
-TRACE = "profile"  # folder of the trace in the run's folder
-TRACED_STEPS = range(10, 15)  # counted from the start: after compiling, and few
+TRACE = "profile"  # trace folder in the run's folder
+TRACED_STEPS = range(10, 15)  # counted from this start: after compiling, and few
 
 
 def say(text):
-    """Print a line once, however many processes there are."""
+    """Print a line in the main process only."""
     if parallel.is_main():
         print(text, flush=True)
 
 
 class RunLog(contextlib.ExitStack):
-    """The output of one run; closing it closes files and trace.
+    """A run's output; closing it closes files and trace.
 
-    With `config.progress` a line is printed whenever metrics are logged.
-
-    step: the step that the run resumes from; 0 if it starts
-    last_saved: returns the step of the newest checkpoint, or None, for the message of a
-        run that cannot continue
+    step: the step the run resumes from; 0: a new run
+    last_saved: function () -> newest checkpoint step or None, for an error message
     """
 
     def __init__(self, workdir, config, length, step, last_saved):
@@ -166,29 +159,28 @@ class RunLog(contextlib.ExitStack):
         self._writer = self.enter_context(MetricWriter(workdir, step, main))
         first = min(step + TRACED_STEPS.start, length.steps)
         last = min(first + len(TRACED_STEPS) - 1, length.steps)
-        # The first and the last step of the trace.
+        # (first, last) traced step
         self._traced = (first, last) if config.profile and main else (None, None)
         self._trace = self.enter_context(contextlib.ExitStack())
-        self._unwritten = None  # the last step and its metrics, until `flush`
-        self._untimed = step + 1  # the step that compiles, which is not timed
+        self._unwritten = None  # (last step, its metrics), until `flush`
+        self._untimed = step + 1  # a program's first step, which compiles
         self.restart_clock()
 
     def restart_clock(self):
-        """Count img/s from here on: evaluation and compiles are not training."""
+        """Measure throughput from here on."""
+        # Evaluation and compilation are not training.
         self._began = time.perf_counter()
         self._waited = 0.0
         self._images = 0
 
     def compiles(self, step):
-        """Do not time the next step, `step`, which is the first of its program."""
+        """Leave `step`, the first step of a new program, out of the throughput."""
         self.flush()
         self._untimed = step
 
     def timed(self, batches):
-        """The same batches; the time until each is there counts as `input_wait`.
-
-        The device works meanwhile, so reading costs at most `input_wait`.
-        """
+        """Yield the batches; waiting for a batch counts as `input_wait`."""
+        # The device works meanwhile, so reading costs at most `input_wait`.
         self.restart_clock()
         began = time.perf_counter()
         for batch in batches:
@@ -197,26 +189,24 @@ class RunLog(contextlib.ExitStack):
             began = time.perf_counter()
 
     def dispatch(self, step):
-        """Context in which `step` is dispatched, which a trace shows by its number."""
+        """Context for dispatching `step`, with its number in the trace."""
         if step == self._traced[0]:
             self._trace.enter_context(jax.profiler.trace(self._workdir / TRACE))
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
     def record(self, step, metrics):
-        """Take the metrics of `step`, and write those of the step before.
-
-        The device has the next step to compute while the last metrics are fetched.
-        """
+        """Take the metrics of `step`, and write the metrics of the step before."""
+        # The device computes this step while the last metrics are fetched.
         self.flush()
         self._unwritten = step, metrics
 
     def flush(self):
-        """Write the last metrics. Raises RunError after too many steps were skipped."""
+        """Write the last metrics. Raises RunError after too many skipped steps."""
         if self._unwritten is None:
             return
         step, metrics = self._unwritten
         self._unwritten = None
-        metrics = parallel.unreplicate(metrics)
+        metrics = parallel.unreplicate(metrics)  # waits for their step
         if step == self._traced[1]:
             self._trace.close()
             steps = "steps {} to {}".format(*self._traced)
@@ -228,9 +218,9 @@ class RunLog(contextlib.ExitStack):
         else:
             self._images += self._config.optim.batch_size
         seconds = time.perf_counter() - self._began
-        timed = self._images > 0  # else a program's first step is all since then
+        timed = self._images > 0  # else only a program's first step was taken
         window = metrics["window"]
-        samples = window["samples"] or math.nan  # none where all steps were skipped
+        samples = window["samples"] or math.nan  # 0: all steps were skipped
         values = {
             "epoch": step / self._length.steps_per_epoch,
             "loss": window["loss"] / samples,
@@ -272,7 +262,7 @@ class RunLog(contextlib.ExitStack):
         say(text)
 
     def _stop(self, step, metrics):
-        """Raise RunError for a step whose loss or gradient is not finite."""
+        """Raise RunError for a step with a non-finite loss or gradient."""
         name = "grad_norm" if math.isfinite(metrics["loss"]) else "loss"
         saved = self._last_saved()
         count = int(metrics["skipped"])
@@ -289,10 +279,8 @@ class RunLog(contextlib.ExitStack):
 
 
 def device_memory():
-    """{"device_memory": the most GB used so far on a device of this process}.
-
-    It is {} where the platform does not count memory, as on CPUs.
-    """
+    """Peak memory of the fullest local device: {"device_memory": GB}, or {}."""
+    # CPUs do not count their memory.
     stats = [device.memory_stats() or {} for device in parallel.local_devices()]
     peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
     return {"device_memory": max(peaks) / 1e9} if peaks else {}

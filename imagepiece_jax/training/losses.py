@@ -1,10 +1,8 @@
-"""The losses of training: of labels, and of distillation.
+"""Training losses: of labels, and of distillation. `train_step.loss_of` adds them up.
 
-Distillation is soft: the teacher's probabilities at a temperature (Hinton et al.,
-2015); or hard: its first class, as a label (Touvron et al., 2021, section 3). A model
-with a distillation token has a head for the labels and one for the teacher; others
-learn both with one. Their sum in a step is `train_step.loss_of`, with the method's own
-`loss` (reduction/methods); a recovery's is in recovery_loss.py.
+Soft distillation learns the teacher's probabilities at a temperature (Hinton et al.,
+2015). Hard distillation learns the teacher's first class as a label (Touvron et al.,
+2021, section 3). A distillation token has its own head; else one head learns both.
 """
 
 import chex
@@ -16,11 +14,7 @@ from imagepiece_jax.reduction.token_selector import kl_divergence
 
 
 def soft_cross_entropy(logits, targets):
-    """Cross entropy with class probabilities: -sum(y log_softmax). [B, C] -> [B].
-
-    targets: [B, C], with label smoothing and mixup
-    Returns float32 whatever the inputs are.
-    """
+    """Cross entropy with class probabilities. [B, C] twice -> [B] float32."""
     chex.assert_rank([logits, targets], 2)
     chex.assert_equal_shape([logits, targets])
     both = logits.astype(jnp.float32), targets.astype(jnp.float32)
@@ -28,13 +22,11 @@ def soft_cross_entropy(logits, targets):
 
 
 def distillation(distill, outputs, targets, teacher_logits):
-    """(loss by the labels, {"distill": loss by the teacher}), with their weights.
+    """Weight the two losses: (label loss, {"distill": teacher loss}).
 
-    The weight of the second is `distill.weight`, and that of the first the rest.
+    The teacher loss has `distill.weight`, the label loss the rest.
 
-    distill: the run's DistillConfig
-    outputs: Outputs of the student
-    targets: [B, C], class probabilities by the labels
+    targets: [B, C], label probabilities
     teacher_logits: [B, C]
     """
     first, *second = outputs.head_logits or (outputs.logits,)
@@ -48,10 +40,10 @@ def distillation(distill, outputs, targets, teacher_logits):
 
 
 def teacher_distance(distill, logits, teacher_logits):
-    """The loss by the teacher for each image. [B, C] twice -> [B] float32.
+    """Teacher loss per image. [B, C] twice -> [B] float32.
 
     Hard: the cross entropy with the teacher's first class. Soft: T^2 KL(teacher ||
-    student) of softmax(logits / T), where T^2 keeps the size of the gradient.
+    student) of softmax(logits / T).
     """
     teacher_logits = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
     if distill.kind == "hard":
@@ -61,4 +53,4 @@ def teacher_distance(distill, logits, teacher_logits):
     scale = 1 / distill.temperature
     student = logits.astype(jnp.float32) * scale
     kl = kl_divergence(student, teacher_logits * scale)
-    return distill.temperature**2 * kl
+    return distill.temperature**2 * kl  # T^2 keeps the gradient's size

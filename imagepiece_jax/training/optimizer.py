@@ -1,8 +1,8 @@
-"""DeiT's optimizer: learning rate, AdamW, decay, moving average.
+"""DeiT's optimizer: learning rate, AdamW, weight decay, moving average.
 
-AdamW has decoupled weight decay. The learning rate is proportional to the global batch.
-It rises linearly in the warm-up, and then follows a cosine that began with the run, so
-that it has fallen a little at the end of the warm-up.
+The learning rate is proportional to the global batch. It rises linearly in the warm-up,
+then follows a cosine that began with the run: the cosine has already fallen a little at
+the end of the warm-up.
 """
 
 import functools
@@ -15,14 +15,15 @@ import optax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.config import OptimConfig
 
+# Names of parameters without weight decay, beside all 1-D parameters.
 NEVER_DECAYED = ("bias", "pos_embed", "cls_token", "dist_token", "reg_token")
 
 
 def create_optimizer(optim: OptimConfig, steps_per_epoch: int, param_groups=None):
-    """(function from a step to its learning rate, optax transformation) of a run.
+    """Create (function step -> learning rate, optax transformation).
 
-    param_groups: `Method.param_groups`, for parameters with rates of their own; None:
-        all have the same rate
+    param_groups: `Method.param_groups`, for parameters with their own rates; None: one
+        rate for all parameters
     Raises InputError for a warm-up longer than the run.
     """
     if optim.warmup_epochs > optim.epochs:
@@ -35,21 +36,22 @@ def create_optimizer(optim: OptimConfig, steps_per_epoch: int, param_groups=None
     )
     optimizer = adamw(optim, rate)
     if param_groups is not None:
+        # Frozen parameters leave the clipping. Groups scale the finished update.
         groups = scale_by_group(param_groups, rate, optim.peak_lr, steps_per_epoch)
         optimizer = optax.chain(without_frozen(optimizer, param_groups), groups)
     return rate, optimizer
 
 
 def learning_rate(step, optim: OptimConfig, steps_per_epoch: int):
-    """Rate of iteration `step` (integer array of any shape) as float32 of that shape.
+    """Learning rate at `step` (integer array of any shape), float32 of that shape.
 
     With t in epochs: `warmup_lr + t (peak_lr - warmup_lr) / warmup_epochs` below
     `warmup_epochs`, then `min_lr + (peak_lr - min_lr) (1 + cos(pi t / epochs)) / 2`;
     past the last epoch it stays at `min_lr`.
 
     `lr_offset=0` takes the fractional epoch, t = step / steps_per_epoch. `lr_offset=1`
-    is DeiT's published code: one rate for all of an epoch e, at t = max(e - 1,
-    0), so that epochs 0 and 1 both run at `warmup_lr`.
+    is DeiT's published code: one rate per epoch e, at t = max(e - 1, 0), so epochs 0
+    and 1 both run at `warmup_lr`.
     """
     # Whole epochs in integers: t is then exact where an epoch begins, on any device.
     epoch, rest = jnp.divmod(jnp.asarray(step), steps_per_epoch)
@@ -67,38 +69,31 @@ def learning_rate(step, optim: OptimConfig, steps_per_epoch: int):
 
 
 def warmup_steps(optim: OptimConfig, steps_per_epoch: int) -> int:
-    """The number of steps, from the first on, that `learning_rate` warms up."""
+    """Number of steps, from the first on, that `learning_rate` warms up."""
     if optim.warmup_epochs == 0:
         return 0
     epochs = optim.warmup_epochs
-    if optim.lr_offset:  # one rate for all of an epoch
+    if optim.lr_offset:  # one rate per epoch
         epochs = math.ceil(epochs) + optim.lr_offset
     return math.ceil(min(optim.epochs, epochs) * steps_per_epoch)
 
 
 def decay_mask(params):
-    """Whether weight decay applies to each parameter: a tree of bools as `params`.
-
-    It does not apply to parameters of one dimension (biases, scales of norms), to
-    positions, and to prefix tokens.
-    """
+    """Whether weight decay applies, as a tree of bools like `params`."""
 
     def decays(path, leaf):
         names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        # 1-D parameters are biases and norm scales. Positions and prefix tokens have
+        # more dimensions, so they are named.
         return leaf.ndim > 1 and not set(names) & set(NEVER_DECAYED)
 
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
 def adamw(optim: OptimConfig, rate):
-    """AdamW as an optax transformation.
-
-    The decay is decoupled and multiplied by the rate, `p -= lr * weight_decay * p`, as
-    in torch (the paper multiplies by only the schedule's factor). Gradients are first
-    scaled down to a global norm of `clip_grad_norm`; 0.0 means no clipping.
-
-    rate: function from a step to its learning rate
-    """
+    """AdamW after gradient clipping; `rate`: function step -> learning rate."""
+    # The decay is decoupled and multiplied by the rate, `p -= lr * weight_decay * p`,
+    # as in torch. The paper multiplies by only the schedule's factor.
     b1, b2 = optim.betas
     optimizer = optax.adamw(
         rate,
@@ -108,17 +103,15 @@ def adamw(optim: OptimConfig, rate):
         weight_decay=optim.weight_decay,
         mask=decay_mask,
     )
-    if optim.clip_grad_norm == 0:
+    if optim.clip_grad_norm == 0:  # no clipping
         return optimizer
     return optax.chain(optax.clip_by_global_norm(optim.clip_grad_norm), optimizer)
 
 
 def without_frozen(optimizer, group_of):
-    """An optax transformation that takes gradients of frozen parameters for 0.
+    """Give frozen parameters zero gradients, so that clipping ignores them.
 
-    So clipping counts the others alone.
-
-    group_of: function from a path ("blocks_3/attn/q/kernel") to its ParamGroup or None
+    group_of: function path ("blocks_3/attn/q/kernel") -> ParamGroup or None
     """
 
     def trained(path, gradient):
@@ -135,14 +128,10 @@ def without_frozen(optimizer, group_of):
 
 
 def scale_by_group(group_of, rate, peak, steps_per_epoch):
-    """An optax transformation that scales the updates of parameters by their group.
+    """Scale updates by their group's learning rate, as an optax transformation.
 
-    A group with a rate of its own has its updates multiplied by that rate, divided by
-    the schedule's. Updates are 0 in the group's frozen epochs, in which AdamW's moments
-    change, as with a rate of 0.
-
-    group_of: function from a path ("blocks_3/attn/q/kernel") to its ParamGroup or None
-    rate: function from a step to the schedule's rate
+    group_of: as for `without_frozen`
+    rate: function step -> the schedule's rate
     peak: the schedule's highest rate
     """
 
@@ -152,9 +141,12 @@ def scale_by_group(group_of, rate, peak, steps_per_epoch):
             return 1.0
         if group.is_frozen:
             return 0.0
+        # In frozen epochs AdamW's moments change, as with a rate of 0.
         thawed = step >= group.frozen_epochs * steps_per_epoch
+        # AdamW has applied the schedule's rate: divide by it, multiply by the group's.
         scale = 1.0
         if group.lr is not None:
+            # The schedule's rate may be 0.
             scale = group.lr(rate(step), peak) / jnp.maximum(rate(step), 1e-30)
         return jnp.where(thawed, scale, 0.0)
 
@@ -171,37 +163,30 @@ def scale_by_group(group_of, rate, peak, steps_per_epoch):
 
 
 def _group(group_of, path):
-    """The ParamGroup, or None, of a path of JAX."""
     return group_of(jax.tree_util.keystr(path, simple=True, separator="/"))
 
 
 def global_norm(tree):
-    """The norm of all leaves together, float32 [].
-
-    All leaves are in one sum, which on GPUs is one kernel for all of them.
-    """
+    """The norm of all leaves together, float32 []."""
+    # One sum over all leaves is one kernel on GPUs.
     leaves = [leaf.astype(jnp.float32).ravel() for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(jnp.sum(jnp.concatenate(leaves) ** 2))
 
 
 def ema(average, new, decay):
-    """Moving average over any tree: `average + (1 - decay) (new - average)`.
-
-    Written like this, an average that equals `new` stays exactly equal. Leaves keep the
-    dtype of `average`.
-    """
+    """Moving average over any tree: `average + (1 - decay) (new - average)`."""
+    # In this form an average equal to `new` stays exactly equal. Leaves keep the dtype
+    # of `average`.
     return jax.tree.map(
         lambda a, n: a + ((1.0 - decay) * (n - a)).astype(a.dtype), average, new
     )
 
 
 def skip_update(finite, new, old):
-    """The optimizer's state after a step, which is skipped unless `finite` (bool []).
+    """Choose the optimizer state after a step: `new` if `finite`, else `old`."""
 
-    A skipped step changes only the counts of schedules, so that the rate is that of the
-    run's step. Adam's own count stays, as it corrects the moments.
-    """
-
+    # A skipped step still counts in schedules, so the rate follows the run's step.
+    # Adam's own count stays, because it corrects the moments.
     def choose(new, old):
         if isinstance(new, optax.ScaleByScheduleState):
             return new

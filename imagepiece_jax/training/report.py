@@ -1,4 +1,4 @@
-"""Texts about a run: an estimate, what a dry run finds, and the table of results."""
+"""Texts about a run: an estimate, a dry run's findings, and the result table."""
 
 import statistics
 import time
@@ -16,11 +16,12 @@ from imagepiece_jax.training.logging import read_metrics, say
 from imagepiece_jax.training.train_step import count_programs
 
 UNIT = " (1e18 operations, two a MAC)"
-LISTED_CLASSES = 5  # names that a dry run lists
+LISTED_CLASSES = 5  # class names in the text about the data
 
 
 def macs_by_epoch(run: RunConfig) -> list[int]:
-    """MACs of an image's forward pass in each epoch; their keep rates may differ."""
+    """Forward-pass MACs per image, in every epoch; keep rates may differ."""
+    # MACs differ between epochs only by the keep rate.
     rate_at = run.reduction.method.rate_at
     by_rate = {}
     macs = []
@@ -35,29 +36,25 @@ def macs_by_epoch(run: RunConfig) -> list[int]:
 def training_flop(
     run: RunConfig, images: int, teacher_macs: int | None = None
 ) -> float:
-    """Operations of all training steps of a run, two for each MAC.
+    """Operations of all training steps, two per MAC.
 
-    A step takes a forward pass, a backward pass of twice that cost, and the teacher's
-    forward pass. Evaluations and repeated computations (`remat`) do not count.
+    Evaluations and repeated computations (`remat`) do not count.
 
-    images: number of training images
-    teacher_macs: MACs of the teacher for an image; None: if the run has a teacher, it
-        is the dense model
+    teacher_macs: the teacher's MACs per image; None: a run's teacher is the dense model
     """
     if teacher_macs is None:
         teacher_macs = 0
         if run.reduction.method.needs_teacher or run.distill.active:
             teacher_macs = model_macs(run.create_dense())
     steps = length(run, images)
+    # A step is a forward pass, a backward pass of twice its cost, and the teacher's
+    # forward pass.
     macs = TRAINING_MACS * sum(macs_by_epoch(run)) + steps.epochs * teacher_macs
     return 2.0 * steps.steps_per_epoch * run.optim.batch_size * macs
 
 
 def dry_run(run):
-    """Text on the memory and the length of a Run.
-
-    The training step of the last epoch is compiled for it.
-    """
+    """Describe a Run's memory and length. Compiles the last epoch's training step."""
     plan = run.plan
     config = plan.config
     length = plan.data.length
@@ -65,6 +62,7 @@ def dry_run(run):
     began = time.perf_counter()
     program = run.compiled_step(length.epochs - 1)
     seconds = time.perf_counter() - began
+    # One device's copy.
     state = parallel.unreplicate(run.state)
     megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
     teacher = run.teacher
@@ -82,7 +80,7 @@ def dry_run(run):
 
 
 def data_text(config, data):
-    """Text on the data, and on the learning rate after the warm-up."""
+    """Describe the data, and the learning rate after the warm-up."""
     absent = [
         name for name in ("train", "test") if isinstance(vars(data)[name], Counted)
     ]
@@ -107,12 +105,7 @@ def data_text(config, data):
 
 
 def final_table(workdir, config, model, progress):
-    """The table of a run's results: accuracy, tokens, cost, time, and folder.
-
-    config: the RunConfig
-    model: the model that is evaluated
-    progress: the run's RunProgress
-    """
+    """The result table: accuracy, tokens and cost of `model`, time, folder."""
     best = progress.best
     macs = model_macs(model) / 1e9
     dense = model_macs(config.create_dense()) / 1e9
@@ -129,11 +122,11 @@ def final_table(workdir, config, model, progress):
 
 
 def _history(workdir, batch_size):
-    """Rows of the table from the log: time, skipped steps."""
+    """Table rows from the log: time, skipped steps."""
     lines = read_metrics(workdir)
     train = [line for line in lines if line["kind"] == "train"]
     rates = [line["throughput"] for line in train if line["throughput"]]
-    if not rates:  # every step was the first of its program
+    if not rates:  # no step was timed
         return
     rate = statistics.median(rates)
     steps = train[-1]["step"]
@@ -146,7 +139,6 @@ def _history(workdir, batch_size):
 
 
 def _accuracy(figures):
-    """The figures of an evaluation in words."""
     text = f"top-1 {figures['acc1']:.2f} %, top-5 {figures['acc5']:.2f} %"
     text += f" of {figures['images']} images"
     if figures.get("ema_acc1") is not None:

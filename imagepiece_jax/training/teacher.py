@@ -1,8 +1,8 @@
-"""The frozen teacher of a run; `losses.distillation` is the loss that reads it.
+"""A run's frozen teacher.
 
-Methods whose loss compares tokens learn from the dense form of the trained model
-itself; distillation reads only logits, so that its teacher may be any model of the same
-classes, which sees the same images as it was trained to see them.
+Method losses compare tokens, so their teacher is the trained model's dense variant.
+`losses.distillation` reads only logits, so its teacher is any model of the same
+classes, on images prepared as in its own training.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ from imagepiece_jax.training.logging import say
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A model that gets a student's images in its own size and normalization."""
+    """A model that gets the student's images, in its own size and normalization."""
 
     model: ViT
-    mean: tuple[float, ...]  # the student's, with which the images are normalized
+    mean: tuple[float, ...]  # the student's; its images come normalized
     std: tuple[float, ...]  # likewise
 
     def apply(self, variables, images):
@@ -37,23 +37,18 @@ class Teacher:
         return self.model.apply(variables, self.prepared(images))
 
     def record(self, variables):
-        """What its answers depend on, as JSON: weights, model and normalization.
-
-        Not which kernel computes attention, which is a matter of the device.
-        """
+        """Weights, model and normalization as JSON, for checkpoints."""
+        # The attention kernel is left out: it depends on the device.
         alike = dataclasses.replace(
             self, model=self.model.with_execution(attention_impl="xla")
         )
         return {"weights": digest(variables)[:16], **as_json(alike)}
 
     def prepared(self, images):
-        """Images [B, H, W, 3] resized and normalized for this model.
-
-        Resizing is bicubic and antialiased, as Pillow's, but of values that are not
-        rounded. Nothing is computed if size and normalization are the student's.
-        """
+        """Resize and normalize images [B, H, W, 3] for this model."""
         batch, *size, channels = images.shape
         wanted = sides(self.model.config.image_size)
+        # Bicubic and antialiased like Pillow, but from values that are not rounded.
         if tuple(size) != wanted:
             images = jax.image.resize(images, (batch, *wanted, channels), "cubic")
         ours = (self.mean, self.std)
@@ -62,6 +57,7 @@ class Teacher:
             shape = (1, 1, 1, channels)
             values = (np.reshape(v, shape) for v in (*ours, *theirs))
             mean, std, own_mean, own_std = values
+            # From the student's normalization to the teacher's in one multiply-add.
             scale = std / own_std
             shift = (mean - own_mean) / own_std
             images = images * jnp.float32(scale) + jnp.float32(shift)
@@ -69,13 +65,12 @@ class Teacher:
 
 
 def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
-    """(the Teacher, its variables); None twice where there is none.
+    """Create (Teacher, its variables); (None, None) if nothing learns from a teacher.
 
     dense: the trained model without reduction
     initial: its `teacher` has the weights
-    Raises InputError where the config needs a teacher and has none, or has one and does
-        not need it. So it does for a teacher of several labels an image, and for other
-        classes than the student's.
+    Raises InputError for a missing or unused teacher, for several labels per image, and
+        for a teacher that does not fit the student.
     """
     needed = run.reduction.method.needs_teacher or run.distill.active
     _check_wanted(run, needed)
@@ -88,6 +83,7 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
     if trained.name != DENSE.name:
         say(f"note: {named} was trained with {trained}, and teaches without it")
     try:
+        # A loss that compares tokens needs the student's own dense model.
         if run.reduction.method.needs_teacher:
             model = dense.with_execution(drop_path_rate=0.0)
             variables = fitted(vit, model)
@@ -99,10 +95,7 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
 
 
 def _check_wanted(run, needed):
-    """Raise InputError for a teacher that is needed and not given, or the reverse.
-
-    needed: whether anything learns from a teacher
-    """
+    """Raise InputError for a missing or unused teacher."""
     if needed and not run.teacher.weights:
         learner = f"config.reduction={run.reduction.name}"
         if run.distill.active:
@@ -118,7 +111,7 @@ def _check_wanted(run, needed):
 
 
 def _teacher_of_distillation(run, vit):
-    """(model, variables) of any model of the student's classes."""
+    """(model, variables) of any model with the student's number of classes."""
     config = vit.config
     if config.num_classes != run.num_classes:
         raise InputError(

@@ -1,9 +1,8 @@
 """One training step: a function of state and batch, inside `pmap`.
 
-`train_step` calls `accumulated`, `counted_in_window` and `updated`. `accumulated` calls
-`micro_batch_gradient` for each micro-batch, and that calls `loss_of`, which adds up the
-losses of losses.py. A `RunPlan` may have another loss (docs/tour.md, "Fork the
-trainer").
+`train_step` averages gradients (`accumulated`, `micro_batch_gradient`), counts the step
+(`counted_in_window`) and updates the state (`updated`). docs/tour.md, "Fork the
+trainer", replaces its loss, `loss_of`.
 """
 
 import functools
@@ -28,16 +27,16 @@ from imagepiece_jax.training.optimizer import ema, global_norm, skip_update
 
 @struct.dataclass
 class TrainState:
-    """Everything that a run carries from step to step and a checkpoint holds."""
+    """Everything a run carries between steps, and a checkpoint holds."""
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
     ema: Any  # {"params", "batch_stats"} averaged, or None
-    # The state has these two so that a resumed run equals an uninterrupted one.
-    window: dict[str, jax.Array]  # sums of the metrics since the last logged step
-    skipped: jax.Array  # number of skipped steps in a row, up to this one
+    # In the state, so that a resumed run logs and stops like an uninterrupted run.
+    window: dict[str, jax.Array]  # metric sums since the last logged step
+    skipped: jax.Array  # skipped steps in a row, up to this step
 
     @property
     def variables(self):
@@ -48,10 +47,7 @@ WINDOW = ("loss", "acc1", "acc5", "samples", "skipped")
 
 
 def batch_shapes(run: RunConfig, leading: tuple[int, ...]) -> dict:
-    """Shapes and types of a batch of the loader.
-
-    leading: sizes of the first axes, [A, m] or [devices, A, m]
-    """
+    """Shapes of a loader batch; `leading` is [A, m] or [devices, A, m]."""
     shape = (*leading, run.image_size, run.image_size, 3)
     return {
         "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
@@ -60,23 +56,18 @@ def batch_shapes(run: RunConfig, leading: tuple[int, ...]) -> dict:
 
 
 def step_counts(model: ViT) -> tuple:
-    """The StepCounts of every block; models with the same ones share a program."""
+    """StepCounts per block; models with equal counts share a program."""
     return tuple(layer.counts for layer in model.plan)
 
 
 def count_programs(run: RunConfig) -> int:
-    """Number of programs that the training steps of a run compile to."""
+    """Count the different programs of a run's training steps."""
     models = map(run.create_train_model, range(run.optim.epochs))
     return len(set(map(step_counts, models)))
 
 
 def init_state(variables, optimizer, with_ema):
-    """The TrainState before the first step.
-
-    variables: the model's variables
-    optimizer: an optax transformation
-    with_ema: whether the run averages its weights
-    """
+    """Make the TrainState before the first step."""
     params = variables["params"]
     batch_stats = variables.get("batch_stats", {})
     average = {"params": params, "batch_stats": batch_stats}
@@ -92,17 +83,15 @@ def init_state(variables, optimizer, with_ema):
 
 
 def loss_of(student, teacher, targets, run, model, step):
-    """(loss of a micro-batch, {name: a term of it that is logged}).
+    """Compute the loss of a micro-batch: (total, {name: logged term of the total}).
 
-    The loss is that of the labels and all terms: of distillation, and of the method.
+    The total adds the method's terms to the loss of labels and distillation.
 
-    student, teacher: (Outputs, the TokenState after each block) for the same images;
-        teacher None where the run has none
-    targets: [m, C], class probabilities by the labels, smoothed and mixed
-    run: the RunConfig
-    model: the student's
-    step: number of the step, from 0, for a loss that changes with it: int32 []; this
-        one does not
+    student, teacher: (Outputs, TokenState after each block) for the same images;
+        teacher None: the run has no teacher
+    targets: [m, C], label probabilities, smoothed and mixed
+    model: the student
+    step: int32 [], from 0; unused here, but another loss may change with it
     """
     outputs, _ = student
     taught = None
@@ -116,7 +105,7 @@ def loss_of(student, teacher, targets, run, model, step):
     if method_loss := run.reduction.method.loss:
         of_method = method_loss(outputs, taught, plan=model.plan)
         for name in of_method:
-            if name in terms:  # of which one would not count
+            if name in terms:  # one would replace the other
                 raise InputError(
                     f"reduction {run.reduction} has a loss term {name!r}, as "
                     "distillation has"
@@ -137,27 +126,24 @@ def train_step(
     teacher_model=None,
     loss=loss_of,
 ):
-    """One update.
+    """Take one training step.
 
-    A step whose loss or gradient norm is not finite is skipped: parameters, statistics,
-    averages and the optimizer's moments stay, the step and the schedules advance.
+    A step with a non-finite loss or gradient norm is skipped: parameters, statistics,
+    averages and optimizer moments stay. Step count and schedules advance.
 
-    batch: image uint8 [A, m, S, S, 3] and label int32 [A, m] of this device, A
-        micro-batches whose gradients are averaged
-    teacher: the frozen variables of `teacher_model`, None where there is none; it sees
-        the images as the student does, augmented and mixed
-    model: of an epoch, see `RunConfig.create_train_model`; made `head_only` unless
-        the method has a loss, or `loss` is another, which may read tokens
-    optimizer, rate: of `optimizer.create_optimizer`
-    teacher_model: of `teacher.create_teacher`, or None
-    loss: `loss_of`, or a function with its arguments and results, whose terms have
-        other names than `logging.FIGURES`
-    Returns (state, metrics). Metrics are those of the global batch: loss, grad_norm,
-        lr, the terms, `skipped` (skipped steps in a row, this one included), and
-        `window`, the sums over the steps since the last logged one that were not
-        skipped, and how many were.
-    Raises InputError, when it is traced, for a term with the name of another figure.
+    batch: this device's image uint8 [A, m, S, S, 3] and label int32 [A, m], with A
+        micro-batches
+    teacher: frozen variables of `teacher_model`, or None; it gets the student's
+        augmented and mixed images
+    model: from `RunConfig.create_train_model`
+    rate: function step -> learning rate, here only for the metrics
+    loss: `loss_of`, or a function with its arguments and results
+    Returns (state, metrics). Metrics of the global batch: loss, grad_norm, lr, terms,
+        `skipped` (skipped steps in a row, this step included), and `window` (sums over
+        the steps since the last logged step; skipped steps only count in "skipped").
+    Raises InputError, when traced, for a term with a name in `logging.FIGURES`.
     """
+    # `loss_of` reads logits only; a method's loss, or another loss, may read tokens.
     reads_tokens = loss is not loss_of or run.reduction.method.loss is not None
     gradient = functools.partial(
         micro_batch_gradient,
@@ -170,8 +156,9 @@ def train_step(
     )
     grads, batch_stats, sums, terms = accumulated(gradient, batch, state)
     if jax.lax.axis_size(parallel.AXIS) > 1:
-        # Else XLA joins gradients to the exchanges of batch statistics before them, and
-        # the backward pass of the stem waits for megabytes instead of some numbers.
+        # Without the barrier XLA joins the gradients' exchange to the earlier exchange
+        # of batch statistics. The stem's backward pass would then wait for megabytes
+        # instead of a few numbers.
         grads, sums, terms = jax.lax.optimization_barrier((grads, sums, terms))
     grads = parallel.mean(grads)
     sums = parallel.total(sums)
@@ -179,6 +166,7 @@ def train_step(
     grad_norm = global_norm(grads)
     finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
     learning_rate = rate(state.step)
+    # Before the update, which raises `state.step`.
     state = counted_in_window(state, sums, finite, run.log_every_steps)
     metrics = {
         "loss": mean_loss,
@@ -192,18 +180,15 @@ def train_step(
 
 
 def accumulated(gradient, batch, state):
-    """What `gradient` returns, over the micro-batches of a batch.
+    """Average gradients and add up sums over the micro-batches of a batch.
 
-    Gradients are averaged and sums added up; a micro-batch has the batch statistics
-    that the one before it leaves.
-
-    gradient: function (part, index, batch_stats), of `micro_batch_gradient`
-    batch: as `train_step` takes it
+    gradient: function (part, index, batch_stats), from `micro_batch_gradient`
     Returns (gradients, batch statistics, sums, terms); terms are [A], or [] for A = 1.
     """
     count = batch["label"].shape[0]
 
     def micro_step(carry, inputs):
+        # A micro-batch starts from the statistics the micro-batch before it leaves.
         batch_stats, grads, sums = carry
         part, index = inputs
         grad, batch_stats, added, terms = gradient(part, index, batch_stats)
@@ -225,19 +210,18 @@ def accumulated(gradient, batch, state):
 def micro_batch_gradient(
     part, index, batch_stats, *, state, teacher, run, model, teacher_model, loss
 ):
-    """The gradient of the loss of one micro-batch on this device.
+    """Compute the gradient of one micro-batch on this device.
 
     part: image uint8 [m, S, S, 3] and label int32 [m]
-    index: number of the micro-batch, int32 []
-    batch_stats: those before its forward pass
+    index: micro-batch number, int32 []
+    batch_stats: statistics before the forward pass
     state: the TrainState before the step
-    teacher, run, model, teacher_model, loss: as `train_step` takes them
-    Returns (gradients, batch statistics after the forward pass,
-        sums of the metrics over the m images, {name: term of the loss}).
-    Raises InputError for a term with the name of another figure of a step.
+    Returns (gradients, statistics after the forward pass, metric sums over m images,
+        {name: loss term}).
     """
     micro_batch = part["label"].shape[0]
     devices = jax.lax.axis_size(parallel.AXIS)
+    # Draws depend on positions in the global batch, not on the device count.
     positions = index * (micro_batch * devices) + parallel.positions(micro_batch)
     image, targets = prepare(part, positions, state.step, index, run, model)
     purposes = {"drop_path": Purpose.DROP_PATH, "reducer": Purpose.REDUCER}
@@ -269,11 +253,7 @@ def micro_batch_gradient(
 
 
 def updated(state, grads, batch_stats, finite, optimizer, run):
-    """The TrainState after an update, which changes no weight unless `finite`.
-
-    grads: of the global batch
-    batch_stats: those after the forward pass
-    """
+    """Apply the gradients of the global batch; unless `finite`, no weight changes."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.ema
@@ -290,12 +270,10 @@ def updated(state, grads, batch_stats, finite, optimizer, run):
 
 
 def counted_in_window(state, sums, finite, log_every_steps):
-    """The TrainState, before its update, with a step in its window and `skipped`.
-
-    sums: of the metrics over the global batch
-    """
+    """Count a step, with its global `sums`, in the window and in `skipped`."""
     skipped = jnp.where(finite, 0, state.skipped + 1)
     sums = optax.tree.where(finite, sums, dict.fromkeys(sums, 0.0) | {"skipped": 1.0})
+    # A window starts after a logged step.
     starts_window = state.step % log_every_steps == 0
     window = jax.tree.map(
         lambda old, new: jnp.where(starts_window, new, old + new), state.window, sums
@@ -304,11 +282,11 @@ def counted_in_window(state, sums, finite, log_every_steps):
 
 
 def prepare(part, positions, step, index, run, model):
-    """(normalized, augmented and mixed images, soft targets) of a micro-batch.
+    """Normalize, augment and mix a micro-batch: (images, soft targets).
 
     part: image uint8 [m, S, S, 3] and label int32 [m]
-    positions: [m], places of the images in the global batch
-    index: number of the micro-batch
+    positions: [m], image positions in the global batch
+    index: micro-batch number
     """
     keys = None
     if run.augment.layers or run.augment.erase_prob:
@@ -318,6 +296,7 @@ def prepare(part, positions, step, index, run, model):
     )
     smoothing = run.label_smoothing
     targets = mixup.soft_targets(part["label"], run.num_classes, smoothing)
+    # The key is equal on all devices: a micro-batch is mixed as a whole.
     key = jax.random.fold_in(batch_key(run.seed, step, Purpose.MIX), index)
     drawn = mixup.draw(
         key,
@@ -329,11 +308,12 @@ def prepare(part, positions, step, index, run, model):
     )
     if drawn is None:
         return image, targets
+    # Image i is mixed with image B - 1 - i of the micro-batch over all devices.
     return mixup.apply(drawn, image, targets, *parallel.reverse((image, targets)))
 
 
 def _check_terms(terms):
-    """Raise InputError for a term of the loss that another figure would hide."""
+    """Raise InputError for a loss term named like another figure of a step."""
     for name in terms:
         if name in FIGURES:
             raise InputError(
@@ -342,12 +322,9 @@ def _check_terms(terms):
 
 
 def _sums(loss, logits, targets):
-    """Sums of the metrics over this device's images.
-
-    The label of an image is its largest target, which for a mixed image is that of the
-    image with the larger share.
-    """
+    """Sum the metrics over this device's images."""
     samples, classes = targets.shape
+    # A mixed image counts as the image with the larger share.
     label = jnp.argmax(targets, axis=-1)
     return {
         "loss": loss * samples,

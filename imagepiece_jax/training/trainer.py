@@ -1,12 +1,8 @@
-"""The training of a model in three functions: plan, open, train.
+"""Training in three functions: `plan_run`, `open_run` and `train`.
 
 `plan_run` decides everything that needs no weights, `open_run` makes the first state,
-and `train` is the loop. What keeps a run alive is `cluster.keeper`. A step whose
-gradient is not finite is skipped by `train_step`; after too many of them
-`logging.RunLog` ends the run.
-
-The weights of a run come from, in this order: its own newest checkpoint in the workdir;
-`config.init.weights`; fresh ones drawn from the seed.
+and `train` is the loop; `cluster.keeper` saves, stops and resumes. Weights come from
+the newest checkpoint in the workdir, else from `config.init.weights`, else the seed.
 """
 
 import contextlib
@@ -48,14 +44,11 @@ def train_and_evaluate(
     workdir: str | os.PathLike,
     dry_run: bool = False,
 ) -> dict | None:
-    """Train as a config says in `workdir`.
-
-    A workdir with checkpoints of the same config is resumed, a finished run only
-    reported.
+    """Train a config in `workdir`, or resume it; a complete run is only reported.
 
     dry_run: print plan, cost and memory, and write nothing
     Returns the figures of the last evaluation; None for a dry run.
-    Raises InputError for a config or file that does not fit, RunError where training
+    Raises InputError for a config or file that does not fit, RunError if training
         cannot continue, Stopped after a signal.
     """
     with parallel.shared_errors():
@@ -79,27 +72,26 @@ def train_and_evaluate(
 
 @dataclasses.dataclass(frozen=True)
 class RunPlan:
-    """What a run does: all that is decided before a state is made."""
+    """All decisions of a run before its first state."""
 
     workdir: pathlib.Path
-    config: RunConfig  # as it is trained: with the images of its weights, and counts
-    model: ViT  # as it is evaluated: with the tokens of all its steps
+    config: RunConfig  # completed: with normalization, crop and token counts
+    model: ViT  # in evaluation; training may mask tokens instead
     dense: ViT  # without reduction
     data: RunData
-    rate: Callable  # the learning rate by step
+    rate: Callable  # function step -> learning rate
     optimizer: optax.GradientTransformation
     initial: InitialWeights
-    loss: Callable = loss_of  # of a micro-batch; config.json does not name it
+    # Micro-batch loss. config.json does not name it, so a resume cannot check it.
+    loss: Callable = loss_of
 
     def epoch(self, step: int) -> int:
         """The epoch, from 0, of `step`, from 1."""
         return (step - 1) // self.data.length.steps_per_epoch
 
     def changes_program(self, step: int) -> bool:
-        """Whether `step` needs another program than the step before it.
-
-        That is so at the start of an epoch that has another keep rate.
-        """
+        """Whether `step` needs a new program: its epoch has other token counts."""
+        # Only a keep rate by epoch changes the counts between epochs.
         epochs = self.epoch(step - 1), self.epoch(step)
         if epochs[0] == epochs[1]:
             return False
@@ -112,13 +104,10 @@ def plan_run(
     workdir: str | os.PathLike,
     dry_run: bool = False,
 ) -> RunPlan:
-    """The plan of a run in `workdir`, which is not written to.
+    """Plan a run in `workdir` without writing to it.
 
-    An error of one process is raised in all.
-
-    config: as it is written
-    dry_run: whether the published number of ImageNet's images will do
-    Raises InputError for a config, a file or a workdir that does not fit.
+    dry_run: accept ImageNet's published image count in place of its images
+    Raises InputError, in all processes, if config, files or workdir do not fit.
     """
     workdir = pathlib.Path(workdir)
     with parallel.shared_errors():
@@ -138,13 +127,13 @@ def plan_run(
 
 @dataclasses.dataclass
 class Run:
-    """A run at one of its steps, ready for the next."""
+    """A run between two steps."""
 
     plan: RunPlan
     keeper: Keeper
     state: TrainState  # on all devices
     teacher: Teacher | None
-    frozen: Any  # the teacher's variables, on all devices
+    frozen: Any  # teacher variables, on all devices
     progress: RunProgress
     step: int = 0
 
@@ -155,15 +144,15 @@ class Run:
 
     @property
     def lacks_evaluation(self) -> bool:
-        """Whether the run was stopped in the evaluation after its last step."""
+        """Whether a stop prevented the evaluation after the last step."""
         due = self.step > 0 and self.plan.data.length.due(self.step)
         return due and self.progress.evaluated < self.step
 
     def compiled_step(self, epoch: int):
-        """The training step of an epoch, compiled for all devices.
+        """Compile an epoch's training step for all devices.
 
-        It is a function (state, batch, teacher's variables) -> (state, metrics), which
-        overwrites the state that it gets.
+        Returns a function (state, batch, teacher variables) -> (state, metrics). It
+        overwrites its input state.
         """
         plan = self.plan
         config = plan.config
@@ -187,13 +176,12 @@ class Run:
 
 @contextlib.contextmanager
 def open_run(plan: RunPlan, dry_run: bool = False):
-    """While entered, a run is this process's alone. Yields the Run.
+    """Context in which no other run uses the folder. Yields the Run.
 
-    Mistakes are found before anything is written, and leave no folder behind; an error
-    of one process is raised in all.
+    Mistakes are found before anything is written, and leave no folder behind.
 
     dry_run: neither write nor lock
-    Raises InputError for weights, or a checkpoint, that do not fit.
+    Raises InputError, in all processes, for weights or a checkpoint that do not fit.
     """
     with contextlib.ExitStack() as stack:
         with parallel.shared_errors():
@@ -203,7 +191,7 @@ def open_run(plan: RunPlan, dry_run: bool = False):
 
 
 def _begun(plan, keeper):
-    """The Run from initial weights, or from a checkpoint."""
+    """Make the Run from initial weights, or from a checkpoint."""
     config = plan.config
     initial = plan.initial
     names = plan.data.train.class_names
@@ -215,12 +203,12 @@ def _begun(plan, keeper):
         optimizer=plan.optimizer,
         with_ema=config.ema_decay > 0,
     )
-    if keeper.resumed:  # the checkpoint has the values: shapes are enough
+    if keeper.resumed:  # shapes are enough: the checkpoint has the values
         shapes = variable_shapes(plan.model)
         state = jax.eval_shape(new_state, shapes)
     else:
         state = jax.jit(new_state)(initial.variables(plan.model))
-    initial.forget()
+    initial.forget()  # frees host memory for the training
     say(cost.cost_summary(plan.model, [plan.dense]))
     kinds = sorted({device.device_kind for device in jax.devices()})
     devices = f"{parallel.device_count()} ({', '.join(kinds)})"
@@ -233,9 +221,9 @@ def _begun(plan, keeper):
 
 
 def train(run: Run) -> None:
-    """Take all remaining steps, if there are any, and evaluate and save the run.
+    """Take all remaining steps, and evaluate and save the run on the way.
 
-    Raises Stopped after a signal, once the state is saved, and RunError where the run
+    Raises Stopped after a signal, once the state is saved, and RunError if the run
     cannot continue.
     """
     if run.complete:
@@ -245,13 +233,15 @@ def train(run: Run) -> None:
     length = plan.data.length
     training = plan.data.training(steps=range(run.step, length.steps))
     saved = keeper.last_saved
+    # On leaving, the reader closes first, then the log, then the checkpoints.
     with (
         keeper.guarding() as request,
         RunLog(plan.workdir, plan.config, length, run.step, saved) as log,
         contextlib.closing(plan.data.read(training)) as batches,
     ):
         evaluation = Evaluation(run, log, request)
-        keeper.stop_if_requested(run)
+        keeper.stop_if_requested(run)  # arrived since `guarding`
+        # A signal stopped the run in this evaluation.
         if run.lacks_evaluation:
             run.progress = evaluation.after_step()
             keeper.after_step(run, log)
@@ -264,14 +254,15 @@ def train(run: Run) -> None:
                 log.compiles(step)
                 with keeper.compiling(run, log):
                     if not is_first:
-                        program = None  # unloaded
+                        # Only an unreferenced program is unloaded.
+                        program = None
                         parallel.forget_programs()
                     program = run.compiled_step(plan.epoch(step))
 
             with log.dispatch(step):
                 run.state, metrics = program(run.state, batch, run.frozen)
             run.step = step
-            log.record(step, metrics)
+            log.record(step, metrics)  # ends a run that skips too many steps
 
             if length.due(step):
                 run.progress = evaluation.after_step()

@@ -1,4 +1,1 @@
-"""What keeps a run alive: checkpoints, signals, restarts, several hosts.
-
-Nothing here knows what is trained.
-"""
+"""Keeping a run alive: checkpoints, signals, restarts, several hosts."""

@@ -1,12 +1,10 @@
-"""Checkpoints of a run: atomic, verified by checksums, and exact.
+"""Run checkpoints: atomic, verified by checksums, and exact.
 
     workdir/checkpoints/latest/STEP/    the newest steps, from which a run resumes
-    workdir/checkpoints/best/STEP/      the best steps, which later steps do not remove
+    workdir/checkpoints/best/STEP/      the best steps; later steps do not remove them
 
-Orbax writes a step in the background under a temporary name, renames it when it is
-complete, and then removes an older step. So a kill or a full disk leaves no incomplete
-step, and loses no complete one. Process 0 writes; all read. A damaged step is skipped,
-and the one before it is taken. `keeper` says when a run saves and resumes.
+Process 0 writes, all processes read. A damaged step is skipped for the step before it.
+`keeper` decides when a run saves and resumes.
 """
 
 import contextlib
@@ -25,49 +23,39 @@ from imagepiece_jax.models.record import differences, sentence
 from imagepiece_jax.training.logging import MEASURED
 from imagepiece_jax.weights.run_files import CHECKPOINTS, check_normalization
 
-KEEP = 2  # steps of each kind that stay: the second serves if the newest is damaged
+KEEP = 2  # newest steps per kind that stay: the second serves if the newest is damaged
 
 
 @dataclasses.dataclass(frozen=True)
 class RunProgress:
-    """The facts in a checkpoint besides the state: its images and its evaluations.
+    """Checkpoint facts besides the state, as JSON values: images, evaluations."""
 
-    All fields are JSON values.
-    """
-
-    images: list[int]  # number of training images and of test images
-    digest: list[str]  # digest of the content of both
-    # Step and accuracy of the best evaluation.
+    images: list[int]  # number of training images, number of test images
+    digest: list[str]  # content digests of both
+    # step and accuracy of the best evaluation
     best: dict = dataclasses.field(default_factory=lambda: {"acc1": -1.0, "step": 0})
     last: dict | None = None  # figures of the last evaluation
     evaluated: int = 0  # the step of the last evaluation
-    # {"mean", "std"} of the images; None: unknown.
+    # {"mean", "std"} of the images; None: unknown
     normalization: dict | None = None
-    teacher: dict | None = None  # `Teacher.record`; None: there is none
+    teacher: dict | None = None  # `Teacher.record`; None: no teacher
 
     def with_evaluation(
         self, step: int, figures: dict, chooses: bool = True
     ) -> "RunProgress":
-        """The progress after an evaluation at `step`.
-
-        chooses: False: the images choose no checkpoint, and the last is the best
-        """
+        """Add an evaluation at `step`; `chooses`: images may choose a checkpoint."""
         best = self.best
+        # If the images may not choose, the last step is the best.
         if figures["acc1"] > best["acc1"] or not chooses:
             best = {"acc1": figures["acc1"], "step": step}
-        # Without times, so that all runs of one config have equal checkpoints.
+        # Times stay out, so that all runs of one config have equal checkpoints.
         last = {k: v for k, v in figures.items() if k not in MEASURED}
         return dataclasses.replace(self, best=best, last=last, evaluated=step)
 
     def resumed(self, saved: dict, data: str, workdir) -> "RunProgress":
-        """The progress in a checkpoint, whose data and teacher must be of this run.
-
-        saved: the fields in the checkpoint
-        data: the name of the data
-        Raises InputError where the run in `workdir` was begun with other data, another
-            normalization of its images, or another teacher.
-        """
+        """Return a checkpoint's progress; refuse other data, or another teacher."""
         check_normalization(workdir, self.normalization, saved)
+        # The checkpoint may not know its normalization.
         before = RunProgress(**saved | {"normalization": self.normalization})
         for fact in ("images", "digest"):
             both = getattr(self, fact), getattr(before, fact)
@@ -88,13 +76,13 @@ class RunProgress:
 
 
 class Checkpoints:
-    """The checkpoints of one run. Reading them does not change the folder.
+    """Checkpoints of one run. Reading does not change the folder.
 
-    A state is any tree of arrays (flax structs, optax tuples, dicts, None), which is
-    not replicated. Processes make the same calls on a file system that they share.
+    A state is any tree of unreplicated arrays (flax structs, optax tuples, dicts,
+    None). All processes make the same calls, on a shared file system.
 
-    keep_every: multiples of so many steps are never removed; 0: all may be removed
-    Raises RunError where writing fails: in `save`, or, as writing continues in the
+    keep_every: multiples of this step count are never removed; 0: no extra steps stay
+    Raises RunError if writing fails: in `save`, or, as writing continues in the
         background, in the next `save`, `wait` or `close`.
     """
 
@@ -110,61 +98,57 @@ class Checkpoints:
         try:
             self.close()
         except RunError:
-            if not isinstance(error, RunError):  # else that is why the run has ended
+            if not isinstance(error, RunError):  # else `error` says why the run ended
                 raise
 
     def save(self, step, state, meta, kind="latest"):
-        """Start saving a state; return when it may be changed again.
-
-        Steps from `step` on are removed, because they are damaged, or were abandoned
-        when the run resumed from an earlier step. The first save also removes
-        unfinished files of killed runs.
-
-        meta: a dict of JSON values
-        kind: "latest", or "best"
-        """
+        """Start saving a state and its JSON `meta`; return when it may change again."""
         if not parallel.is_main():
             return
         arrays = _arrays(state)
         with self._reported(kind):
             if kind not in self._writers:
+                # Making a writer removes unfinished files of killed runs.
                 every = self._keep_every if kind == "latest" else 0
                 writer = orbax_files.StepWriter(self._root / kind, KEEP, every)
                 self._writers[kind] = writer
             writer = self._writers[kind]
             writer.wait()
+            # Later steps are damaged, or abandoned by a resume from an earlier step.
             for later in [s for s in writer.steps() if s >= step]:
                 writer.remove(later)
+            # Orbax writes under a temporary name, renames the complete step, and then
+            # removes an older step. A kill or a full disk leaves no incomplete step,
+            # and loses no complete step.
             writer.save(step, arrays, checksums.sealed(arrays, meta))
 
     def replace_facts(self, step, state, meta):
-        """Replace the `meta` of a "latest" step, whose state is on disk and the same.
-
-        A kill leaves the old one or the new one; `save` would remove the step first.
-        """
+        """Replace a "latest" step's `meta`; its state on disk is already the same."""
+        # A kill leaves the old or the new `meta`. `save` would remove the step first.
         if parallel.is_main():
             item = checksums.sealed(_arrays(state), meta)
             orbax_files.replace_json(self._root / "latest" / str(step) / "meta", item)
 
     def latest_step(self):
-        """The newest complete step, even if it is damaged; None without any."""
+        """The newest complete step, even if damaged; None without steps."""
         self.wait()
         return max(checksums.steps(self._root / "latest"), default=None)
 
     def restore(self, abstract_state):
-        """(state, meta, step) of the newest undamaged step.
+        """Read the newest undamaged step: (state, meta, step).
 
-        abstract_state: a tree as the state, whose leaves have `shape` and `dtype`
-        Raises InputError for a step that does not fit it, and where there is none.
+        abstract_state: a tree like the state, whose leaves have `shape` and `dtype`
+        Raises InputError if the step does not fit, or there is no step.
         """
         self.wait()
         wanted = _leaves_by_name(abstract_state)
         choose = functools.partial(_checked_table, wanted)
+        # Process 0 decides: a network file system may show processes different files.
         found = None
         if parallel.is_main():
             found = checksums.read_newest(self._root / "latest", choose)
         step = parallel.from_main(lambda: found[2])
-        if found is None:
+        if found is None:  # another process reads the same step
             found = checksums.read_newest(self._root / "latest", choose, [step])
         arrays, meta, _ = found
         leaves = [arrays[name] for name in wanted]
@@ -178,8 +162,8 @@ class Checkpoints:
                 writer.wait()
 
     def close(self):
-        """Wait, then stop the threads that write. Closing twice is allowed."""
-        with contextlib.ExitStack() as stack:  # each, whatever fails in the other
+        """Wait, then stop the writing threads. Closing twice is allowed."""
+        with contextlib.ExitStack() as stack:  # close every writer, even if one fails
             for kind, writer in self._writers.items():
                 stack.enter_context(self._reported(kind))
                 stack.callback(writer.close)
@@ -187,7 +171,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _reported(self, kind):
-        """Context in which errors of Orbax and TensorStore become a RunError."""
+        """Turn errors of Orbax and TensorStore into a RunError."""
         try:
             yield
         except (MemoryError, InputError, RunError):
@@ -204,10 +188,7 @@ class Checkpoints:
 
 
 def _checked_table(wanted, folder, table):
-    """The table of a checkpoint's arrays, which must be that of the `wanted` ones.
-
-    Raises InputError for the first array that differs.
-    """
+    """Return a checkpoint's array table; raise InputError where `wanted` differs."""
     needed = {name: f"{x.dtype} {[*x.shape]}" for name, x in wanted.items()}
     found = {name: f"{dtype} {shape}" for name, (dtype, shape, _) in table.items()}
     for name, ours, theirs in differences(needed, found):
@@ -219,7 +200,6 @@ def _checked_table(wanted, folder, table):
 
 
 def _arrays(state):
-    """NumPy arrays of a state by path."""
     return {name: np.asarray(leaf) for name, leaf in _leaves_by_name(state).items()}
 
 
@@ -231,7 +211,7 @@ def _leaves_by_name(tree):
 
 
 def _reason(error):
-    """Why writing failed, in a few words: the operating system's, if it has any."""
+    """Why writing failed: the operating system's reason, if there is one."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     if code:
         return os.strerror(int(code[1]))

@@ -1,7 +1,8 @@
-"""Joining the processes of a run, what they must agree on, and the loss of one.
+"""Join a run's processes, compare their settings, and end them all if one is lost.
 
-The project's only mention of `jax.distributed`. When a process dies, JAX aborts the
-others, or raises an exception: here both end in one sentence, within a minute.
+The only file that mentions `jax.distributed`. When a process dies, JAX aborts the other
+processes or raises an exception in them. Both end here in one sentence, within a
+minute.
 """
 
 import atexit
@@ -24,17 +25,16 @@ from imagepiece_jax.common.signals import ending_at_once
 from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.training.cluster.run_dir import flat_fields
 
-# Seconds without a heartbeat until a process counts as dead, and that a process which
-# ends waits for the others to end too: all have stopped within a minute.
-HEARTBEAT = 30
-SHUTDOWN = 15
-# Words of JAX, gloo and NCCL for the loss of a process.
+# Both short, so that all processes have stopped within a minute.
+HEARTBEAT = 30  # seconds without a heartbeat until a process counts as dead
+SHUTDOWN = 15  # seconds an ending process waits for the end of all processes
+# Words in JAX, gloo and NCCL errors about a lost process.
 SIGNS = ("gloo", "nccl", "coordination", "barrier", "connection", "socket", "deadline")
 LOST = (
     "error: another process of this run has ended or cannot be reached; start all of "
     "them again with the same command to resume from the newest checkpoint\n"
 )
-# Fields that say how one host reads, and may differ from host to host.
+# Fields about reading on one host; they may differ between hosts.
 OF_ONE_HOST = ("data.dir", "data.workers", "data.threads")
 
 
@@ -44,23 +44,23 @@ def joined_cluster(
     num_processes: int | None = None,
     process_id: int | None = None,
 ):
-    """While entered, this process is one of a run's, if there are several.
+    """Context that joins this process to its run's other processes, if there are any.
 
-    Enter it before anything else uses JAX. Without arguments JAX finds the others under
-    SLURM and Open MPI, and gives each process one GPU. With all three a process has all
-    GPUs that it sees. num_processes=1 is a run of this process alone, anywhere.
+    Enter it before anything else uses JAX. Without arguments JAX finds the processes
+    under SLURM and Open MPI, with one GPU per process. With all three arguments a
+    process has all GPUs it sees. num_processes=1 runs this process alone, anywhere.
 
     coordinator: "host:port" of process 0
-    Raises InputError where the processes cannot meet, have unequally many devices, or
+    Raises InputError if the processes cannot meet, have different device counts, or
         leave GPUs unused.
     """
     if num_processes == 1 and coordinator is None:
         yield
         return
     with contextlib.ExitStack() as stack:
-        # JAX waits in C++ code, in which Python's own handlers do not run
-        # (test_a_process_that_waits_for_the_others_ends_at_a_signal). Training has a
-        # StopRequest, which saves.
+        # JAX waits in C++ code, where Python's own handlers do not run
+        # (test_a_process_that_waits_for_the_others_ends_at_a_signal). Training replaces
+        # the handlers by a StopRequest, which saves.
         stack.enter_context(ending_at_once())
         stack.enter_context(_loss_in_one_sentence())
         if _initialize(coordinator, num_processes, process_id):
@@ -68,13 +68,14 @@ def joined_cluster(
             ctypes.CDLL(None).signal(signal.SIGABRT, _end)
             check_device_counts()
             check_gpus()
-            # On CPUs devices must connect within 30 seconds, so not while one compiles.
+            # CPU devices must connect within 30 seconds. They connect here, before a
+            # process compiles.
             parallel.max_over_processes()(0)
         else:
             stack.close()
         try:
             yield
-        except Stopped:  # raised by all of them at the same step
+        except Stopped:  # all processes raise it at the same step
             parallel.exchange("saved")
             raise
         parallel.exchange("done")
@@ -82,25 +83,26 @@ def joined_cluster(
 
 @contextlib.contextmanager
 def _loss_in_one_sentence():
-    """Context whose errors end in one sentence, that of a lost process included."""
+    """Context in which any error, also a lost process, ends in one sentence."""
     try:
         yield
     except BaseException as error:
-        # JAX reports the loss in an exchange of values by a ValueError.
+        # JAX raises a ValueError if a process is lost during an exchange of values.
         of_jax = isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
         if of_jax and not isinstance(error, InputError) and is_loss(error):
             print(error, file=sys.stderr, flush=True)
             _end(signal.SIGABRT)
         if jax.distributed.is_initialized():
-            # JAX waits for the others while this process ends, and reports at length
-            # on those that are stopped. What is registered last runs first.
+            # While this process ends, JAX waits for all processes, and reports stopped
+            # processes at length: stderr goes to the null device. The last registration
+            # runs first, so stderr is flushed before.
             atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)
             atexit.register(sys.stderr.flush)
         raise
 
 
 def _initialize(coordinator, num_processes, process_id):
-    """Connect to the coordinator; False where there are no other processes."""
+    """Connect to the coordinator; return False without other processes."""
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM
     given = (coordinator, num_processes, process_id) != (None, None, None)
     if coordinator:
@@ -110,13 +112,14 @@ def _initialize(coordinator, num_processes, process_id):
             coordinator,
             num_processes,
             process_id,
-            # A scheduler's one GPU a process is not what the flags say.
+            # The flags decide, not the scheduler, which would give this process a
+            # single GPU.
             cluster_detection_method="deactivate" if given else None,
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=SHUTDOWN,
         )
     except (ValueError, IndexError) as error:
-        if not given and "coordinator_address" in str(error):  # JAX has found none
+        if not given and "coordinator_address" in str(error):  # no scheduler
             return False
         raise InputError(
             f"the processes cannot meet ({error}); coordinator, HOST:PORT of process "
@@ -127,10 +130,9 @@ def _initialize(coordinator, num_processes, process_id):
 
 
 def check_device_counts():
-    """Raise InputError where processes have unequally many devices.
-
-    All know it without an exchange of values, which needs equally many.
-    """
+    """Raise InputError if processes have different device counts."""
+    # Every process sees all devices, so nothing is exchanged: an exchange would need
+    # equal counts.
     owners = collections.Counter(device.process_index for device in jax.devices())
     fewest = min(owners, key=owners.get)
     most = max(owners, key=owners.get)
@@ -142,11 +144,9 @@ def check_device_counts():
 
 
 def check_gpus():
-    """Raise InputError where no process uses some GPUs of a host.
-
-    JAX gives each task of a scheduler one: the only task of a host trains on one of
-    eight, and nothing but the clock would tell.
-    """
+    """Raise InputError if a host's processes leave GPUs unused."""
+    # JAX gives a scheduler's task one GPU. The only task of a host would train on one
+    # of eight GPUs, and only the clock would tell.
     host = socket.gethostname()
     tasks = parallel.exchange(host).count(host)
     used = tasks * jax.local_device_count()
@@ -163,17 +163,14 @@ def check_gpus():
 
 
 def check_same_settings(dry_run: bool, config: dict, model, data):
-    """Raise InputError where the processes of a run disagree on their settings.
-
-    config: nested dict of JSON values, of which `OF_ONE_HOST` may differ
-    model: whose attention depends on the devices where it is "auto"
-    """
+    """Raise InputError if the processes of a run disagree on their settings."""
     fields = flat_fields(config)
     names = json.dumps(data.train.class_names)
     parallel.check_same(
         {
             "dry_run": dry_run,
             **{f"config.{n}": fields[n] for n in fields if n not in OF_ONE_HOST},
+            # "auto" depends on the devices.
             "config.model.attention as resolved here": model.execution.attention_impl,
             "the count of training and test images": data.image_counts,
             "the checksum of the names of the classes": zlib.crc32(names.encode()),
@@ -182,7 +179,7 @@ def check_same_settings(dry_run: bool, config: dict, model, data):
 
 
 def check_same_start(step: int, arrays):
-    """Raise InputError where processes start at other steps, or from other arrays."""
+    """Raise InputError if processes start at different steps or from unequal arrays."""
     checksum = 0
     if jax.process_count() > 1:
         for leaf in jax.tree.leaves(arrays):
@@ -194,13 +191,13 @@ def check_same_start(step: int, arrays):
 
 
 def is_loss(error: BaseException) -> bool:
-    """Whether an exception of JAX reports that another process cannot be reached."""
+    """Whether a JAX exception reports the loss of a process."""
     text = str(error).lower()
     return any(sign in text for sign in SIGNS)
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _end(signum):
-    """End now, waiting for nobody: this process cannot go on without another one."""
+    """End now, without waiting: the run needs the lost process."""
     os.write(2, LOST.encode())
     os._exit(1)

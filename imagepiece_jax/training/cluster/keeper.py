@@ -1,6 +1,6 @@
-"""What keeps a run alive, for the trainer: its folder, its checkpoints and its stops.
+"""A run's folder, checkpoints and stops, for the trainer.
 
-`held` locks the folder and compares the processes, `Keeper.begin` resumes, and
+`held` locks the folder and compares the processes. `Keeper.begin` resumes, and
 `Keeper.after_step` saves and stops. The other files of this folder have the parts.
 """
 
@@ -17,11 +17,11 @@ from imagepiece_jax.training.cluster.preemption import StopRequest
 
 @contextlib.contextmanager
 def held(plan, dry_run: bool = False):
-    """While entered, no other run has the folder of a RunPlan. Yields its Keeper.
+    """Context in which no other run uses a RunPlan's folder. Yields its Keeper.
 
     dry_run: neither write nor lock
-    Raises InputError where processes disagree on the plan, and for a folder of another
-        run, or one that is in use.
+    Raises InputError if processes disagree on the plan, or the folder is in use or
+        belongs to another run.
     """
     workdir = plan.workdir
     fields = plan.config.to_dict()
@@ -35,10 +35,7 @@ def held(plan, dry_run: bool = False):
 
 
 class Keeper:
-    """Keeps one run, which it begins, saves after steps, and stops at a signal.
-
-    resumed: whether the run has a checkpoint
-    """
+    """Begins a run, saves it after steps, and stops it at a signal."""
 
     def __init__(self, plan, fields, dry_run):
         self._plan = plan
@@ -46,22 +43,24 @@ class Keeper:
         self._dry_run = dry_run
         self._checkpoints = Checkpoints(plan.workdir, plan.config.keep_every_steps)
         self._request = None  # a StopRequest, in `guarding`
-        self._saved = 0  # the step that the run begins after, or that was saved last
+        self._saved = 0  # the last saved step; at first, the step to resume from
         self.last_saved = self._checkpoints.latest_step
+        # Whether the run has a checkpoint; process 0 looks.
         self.resumed = parallel.from_main(self.last_saved) is not None
 
     def begin(self, state, frozen, class_names, teacher=None):
-        """(state, RunProgress, step) that the run begins with; notes config and start.
+        """Start or resume the run, and record the start: (state, RunProgress, step).
 
-        state: the first one; of a resumed run shapes are enough
-        frozen: other arrays, in which processes must not differ either
-        class_names: of the model; None: those that the folder has stay
-        teacher: its record; None: there is none
+        state: the first state; shapes are enough for a resumed run
+        frozen: further arrays, equal in all processes
+        class_names: of the data; None: the folder keeps its class names
+        teacher: `Teacher.record`; None: no teacher
         Raises InputError for a checkpoint of another run.
         """
         plan = self._plan
         if not self._dry_run:
             plan.data.check_space()
+        # Only process 0 reads all images for the digest.
         digest = parallel.from_main(plan.data.digest)
         values = {"mean": [*plan.model.config.mean], "std": [*plan.model.config.std]}
         counts = plan.data.image_counts
@@ -71,17 +70,15 @@ class Keeper:
             data = plan.config.data.name
             progress = progress.resumed(saved, data, plan.workdir)
         job.check_same_start(self._saved, (state, frozen))
-        if parallel.is_main() and not self._dry_run:  # the first that is written
+        if parallel.is_main() and not self._dry_run:  # nothing is written before
             run_dir.record_start(plan.workdir, self._fields)
             run_dir.record_classes(plan.workdir, class_names)
         return state, progress, self._saved
 
     @contextlib.contextmanager
     def guarding(self):
-        """While entered, a signal requests a stop. Yields the StopRequest.
-
-        At the end all checkpoints are on disk.
-        """
+        """Yield a StopRequest for signals; at the end all checkpoints are on disk."""
+        # Checkpoints close first, while signals are still handled.
         with (
             StopRequest(parallel.max_over_processes()) as self._request,
             self._checkpoints,
@@ -90,7 +87,8 @@ class Keeper:
 
     @contextlib.contextmanager
     def compiling(self, run, log):
-        """While entered, a signal ends the process, whose state is saved before."""
+        """Save the state, then let a signal end the process at once."""
+        # No Python handler runs during compilation, so nothing could be saved then.
         if run.step > self._saved:
             self.save(run, log)
             self._checkpoints.wait()
@@ -98,33 +96,29 @@ class Keeper:
             yield
 
     def after_step(self, run, log):
-        """Save a Run where that is due, and stop it where that is requested.
-
-        Raises Stopped after a signal, once the state is saved, and RunError where it
-        cannot be.
-        """
+        """Save a Run if that is due; after a signal, save it and raise Stopped."""
         signum = self._request.requested()
         evaluated = run.progress.evaluated == run.step
         if signum or evaluated or self._plan.config.saves(run.step):
             self.save(run, log)
         if run.complete:
-            self._request.ignoring = True
+            self._request.ignoring = True  # nothing is left to stop
         elif signum:
             raise Stopped(signum, run.step)
 
     def stop_if_requested(self, run):
-        """Raise Stopped after a signal, where nothing is to be saved."""
+        """Raise Stopped after a signal, before there is anything to save."""
         if signum := self._request.requested():
             raise Stopped(signum, run.step)
 
     def save(self, run, log):
-        """Save a Run after its step, and as the best too if it is that."""
+        """Save a Run after its step; also as "best", if this step is best."""
         log.flush()  # lines first: a kill between the two loses nothing
         state = parallel.unreplicate(run.state)
         meta = dataclasses.asdict(run.progress)
         if run.progress.best["step"] == run.step:
             self._checkpoints.save(run.step, state, meta, "best")
-        if run.step == self._saved:  # it was stopped in its evaluation, and resumed
+        if run.step == self._saved:  # stopped in its evaluation, and resumed
             self._checkpoints.replace_facts(run.step, state, meta)
         else:
             self._checkpoints.save(run.step, state, meta)

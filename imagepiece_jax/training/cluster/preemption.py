@@ -1,9 +1,7 @@
-"""Stopping at a signal: Ctrl-C, and the SIGTERM that schedulers send before a kill.
+"""Stopping at a signal: Ctrl-C, or the SIGTERM that schedulers send before a kill.
 
-A run stops between two steps, where its state can be saved. `keeper` says what is saved
-after a step, and `errors.Stopped` has the exit status. During a compilation, which may
-take minutes and runs no Python, the signal ends the process at once; the state has been
-saved before.
+A run stops between two steps, when its state can be saved. `keeper` decides what to
+save after a step, and `errors.Stopped` has the exit status.
 """
 
 import contextlib
@@ -13,17 +11,17 @@ from imagepiece_jax.common import signals
 
 
 class Interrupted(Exception):
-    """Work that was stopped by a signal, and has changed nothing."""
+    """Work stopped by a signal, with nothing changed."""
 
 
 class StopRequest(contextlib.ExitStack):
-    """A context in which Ctrl-C and SIGTERM request a stop.
+    """Context in which Ctrl-C and SIGTERM request a stop.
 
     The main thread calls `requested` often, and saves when it returns a signal. Until
-    then a second Ctrl-C ends the process at once.
+    then a Ctrl-C after the first signal ends the process at once.
 
-    agree: function from this process's signal, or 0, to the signal on which all
-        processes of a run agree; see `parallel.max_over_processes`
+    agree: function from this process's signal, or 0, to the signal of all processes;
+        see `parallel.max_over_processes`
     ignoring: whether signals are ignored from now on
     """
 
@@ -31,20 +29,21 @@ class StopRequest(contextlib.ExitStack):
         super().__init__()
         self.ignoring = False
         self._agree = agree
-        self._signum = 0  # the first signal that has arrived here; 0: none
-        self._agreed = 0  # the signal on which all processes have agreed; 0: none
+        self._signum = 0  # the first signal in this process; 0: none
+        self._agreed = 0  # the signal all processes have agreed on; 0: none
         self.enter_context(signals.handled_by(self._note, signals.not_ignored()))
 
     @contextlib.contextmanager
     def ending_at_once(self):
         """Context in which a signal ends the process at once, saving nothing."""
+        # For compilation, which may take minutes and runs no Python handler.
         with signals.ending_at_once():
             if self._signum:  # arrived before
                 signal.raise_signal(self._signum)
             yield
 
     def requested(self):
-        """The signal that requested a stop, or 0; later signals are ignored.
+        """Return the signal that requested a stop, or 0; later signals are ignored.
 
         All processes of a run call this equally often, and get the same result.
         """
@@ -60,6 +59,7 @@ class StopRequest(contextlib.ExitStack):
             yield item
 
     def _note(self, signum, frame):
+        # Ctrl-C after the first signal: the user does not want to wait for the stop.
         if self._signum and signum == signal.SIGINT and not self.ignoring:
             with signals.ending_at_once():
                 signal.raise_signal(signum)

@@ -1,8 +1,8 @@
-"""The folder of a run: its config, its starts and its classes.
+"""A run's folder: its config, its starts and its class names.
 
-`config.json` is the full config. A folder belongs to one config; only some fields may
-change when a run is resumed. `run.json` has an entry for each start. `classes.json` has
-the names of the classes by label, if there are any.
+`config.json` is the full config. A folder belongs to one config; a resume may change
+only `MAY_CHANGE`. `run.json` has an entry per start. `classes.json` has the class names
+by label, if the data has names.
 """
 
 import importlib.metadata
@@ -32,9 +32,9 @@ from imagepiece_jax.weights.run_files import (
 )
 
 RUN = "run.json"
-CLOCK = "%Y-%m-%d %H:%M:%S %z"  # form of times in run.json
-# Fields that may change when a run is resumed. Its images may have moved: a checkpoint
-# has their digest.
+CLOCK = "%Y-%m-%d %H:%M:%S %z"  # time format in run.json
+# Fields that a resumed run may change. Its images may have moved, because their digest
+# is in the checkpoint.
 MAY_CHANGE = (
     *("data.name", "data.dir", "data.workers", "data.threads"),
     *("checkpoint_every_steps", "keep_every_steps", "log_every_steps"),
@@ -45,10 +45,8 @@ NO_FIELD = "not a field"
 
 
 def took_steps(workdir):
-    """Whether a run in `workdir` has a checkpoint, or metrics of a step.
-
-    If not, another config can start there without spoiling anything.
-    """
+    """Whether a run in `workdir` has a checkpoint, or metrics of a step."""
+    # Unfinished checkpoints have names that are not decimal.
     checkpoints = (pathlib.Path(workdir) / CHECKPOINTS).glob("*/*")
     if any(folder.name.isdecimal() for folder in checkpoints):
         return True
@@ -56,14 +54,14 @@ def took_steps(workdir):
 
 
 class Earlier(NamedTuple):
-    """What the folder of a run says of its earlier steps."""
+    """Facts in a run's folder about its earlier steps."""
 
     model: ViTConfig
     class_names: tuple[str | None, ...] | None
 
 
 def read_earlier(workdir) -> Earlier | None:
-    """The Earlier of the run in `workdir`; None where no step was taken there."""
+    """Read the Earlier of the run in `workdir`; None before its first step."""
     folder = pathlib.Path(workdir)
     path = folder / CONFIG
     if not (took_steps(folder) and path.is_file()):
@@ -77,7 +75,6 @@ def read_earlier(workdir) -> Earlier | None:
 
 
 def _read_config(path):
-    """The config of a run, at the path of its CONFIG."""
     config = files.read_json(path)
     try:
         check_format(config)
@@ -87,13 +84,9 @@ def _read_config(path):
 
 
 def check_place(workdir, data: str):
-    """Check that a new run would not be written among images.
-
-    data: its config.data.name
-    Raises InputError for a folder inside the data, or with images in it.
-    """
+    """Raise InputError for a new run inside config.data.name, or among images."""
     folder = pathlib.Path(workdir).resolve()
-    if (folder / CONFIG).exists():
+    if (folder / CONFIG).exists():  # not a new run
         return
     _, _, path = data.partition(":")
     images = pathlib.Path(path).expanduser().resolve()
@@ -106,24 +99,25 @@ def check_place(workdir, data: str):
 
 
 def check_config(workdir, config: dict):
-    """Check that `workdir` holds no run that took a step with another config.
+    """Check that `workdir` holds no steps of another config.
 
-    Every field must be equal but `MAY_CHANGE`; 1, 1.0 and True are three values.
+    All fields except `MAY_CHANGE` must be equal; 1, 1.0 and True differ.
 
     config: nested dict of JSON values (tuples count as lists)
-    Raises InputError for the first field that differs, with the ways out, for a run
-        that has lost its config.json, and for a config.json of anything else, such as a
-        saved model, which would be replaced.
+    Raises InputError for the first field that differs, a run without its config.json,
+        and a config.json of anything else than a run.
     """
     path = pathlib.Path(workdir) / CONFIG
     begun = took_steps(workdir)
+    # Another config.json, such as a saved model's, would be replaced.
     if path.exists() and not (path.with_name(RUN).exists() or begun):
         raise InputError(f"{path} is not of a run; {OTHER}")
     if begun and not path.exists():
         raise InputError(f"{workdir} holds a run without {CONFIG}; {OTHER}")
-    if not begun:
+    if not begun:  # another config can start here without spoiling anything
         return
     old = _flat(_read_config(path))
+    # Through JSON, so that tuples are lists.
     new = _flat(json.loads(json.dumps(config)))
     for name, now, before in differences(new, old):
         if name not in MAY_CHANGE:
@@ -135,11 +129,7 @@ def check_config(workdir, config: dict):
 
 
 def record_start(workdir, config: dict):
-    """Write `config.json` and add this start to `run.json`, with versions and devices.
-
-    The git revision is null outside a git repository.
-    Raises InputError as `check_config` does.
-    """
+    """Write `config.json`, and add this start to `run.json`."""
     workdir = pathlib.Path(workdir)
     check_config(workdir, config)
     starts = []
@@ -147,7 +137,7 @@ def record_start(workdir, config: dict):
         starts = files.read_json(workdir / RUN).get("starts", [])
     starts.append(
         {
-            "git": files.git_revision(),
+            "git": files.git_revision(),  # null if git does not track the code
             "time": time.strftime(CLOCK),
             "command": sys.argv,
             "python": platform.python_version(),
@@ -161,14 +151,14 @@ def record_start(workdir, config: dict):
 
 
 def record_classes(workdir, names):
-    """Write the names of the classes that a run is trained on; None writes nothing."""
+    """Write the class names of the training data; None writes nothing."""
     if names is not None:
         text = json.dumps(names, indent=0, ensure_ascii=False)
         files.replace_file(pathlib.Path(workdir) / CLASSES, text + "\n")
 
 
 def flat_fields(config):
-    """Fields of a config as {"a.b": 1}; an empty group is a field {}."""
+    """Flatten a config to {"a.b": 1}; an empty group is a field {}."""
     fields = traverse_util.flatten_dict(config, keep_empty_nodes=True, sep=".")
     for name, value in fields.items():
         if value is traverse_util.empty_node:
