@@ -43,7 +43,7 @@ def resolve_backend(requested, dtype, head_dim=64, device=None):
 
 
 def _unsupported_reason(device, dtype, head_dim):
-    """Name the requirement cuDNN's attention misses here; None if it runs."""
+    """The unmet requirement of cuDNN's attention, in words; None if it runs."""
     try:
         capability = float(device.compute_capability)
     except (AttributeError, ValueError):  # no GPU; AMD's capabilities are names
@@ -203,12 +203,9 @@ def masked_read(query, key, value, mask, key_bias=None, eps=1e-6):
 def attention_columns(query, key, key_bias=None, live=None):
     """Mean received attention per token, over heads and queries. -> [B, N] float32.
 
-    Source: Marin et al. 2023, Token Pooling.
-
-    query, key, key_bias: as for `attention_map`
-    live: [B, N], weights 1 or 0 of the queries in the mean; None: all 1
+    live: [B, N], 1 for queries that count, 0 for masked queries; None: all count
     """
-    # This score needs the full N x N matrix.
+    # This score needs the full N x N matrix (Marin et al. 2023, Token Pooling).
     weights = attention_map(query, key, key_bias)
     if live is None:
         return jnp.mean(weights, axis=(1, 2))
@@ -241,12 +238,10 @@ class Heads(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with token scores for reducers.
+    """Multi-head self-attention with token scores for reducers."""
 
-    `Block.attend_reduced`, which reduces tokens inside attention, calls the methods one
-    by one.
-    """
-
+    # `Block.attend_reduced` reduces tokens inside attention, so it calls the methods
+    # one by one.
     config: ViTConfig
     execution: Execution
     prop_attn: bool = False  # add log(size) to the logits
@@ -276,7 +271,6 @@ class Attention(nn.Module):
         """Attend: (output [B, N, D], the dict of `scores`).
 
         x: [B, N, D], the normed tokens of `state`
-        reads: names of the scores to compute
         queries: attend only from the first tokens (no reduction follows); None: all
         """
         length = x.shape[1]
@@ -346,13 +340,11 @@ class Attention(nn.Module):
         return value.reshape(*x.shape[:2], self.config.num_heads, -1)
 
     def scores(self, heads, reads, state):
-        """Token scores for reducers, by name, without padding.
+        """Token scores for reducers, without padding: a dict of the names in `reads`.
 
-        reads: names of the scores
-        Returns image token scores: "cls_attn" and "attn_columns" [B, n] float32, as in
-            ReducerInputs; "key", "query" and "value" [B, n, d], means over heads;
-            "input" [B, n, D]. "all_keys" [B, N, d], only with `size_encoding`
-            "direction", includes the prefix.
+        Image token scores: "cls_attn" and "attn_columns" [B, n] float32, as in
+        ReducerInputs; "key", "query" and "value" [B, n, d], means over heads; "input"
+        [B, n, D]. Size encoding "direction" adds "all_keys" [B, N, d], with the prefix.
         """
         length = state.x.shape[1]
         query = heads.query[:, :length]

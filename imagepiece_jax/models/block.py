@@ -33,10 +33,7 @@ class BlockReduction:
     probe: Callable[[TokenState], jax.Array] | None = None
 
     def __call__(self, state, scores, train=False):
-        """Reduce a state: (new state, (the reducer's result, its ReducerInputs)).
-
-        scores: the state's token scores, from `Attention.scores`
-        """
+        """Reduce a state: (new state, (the reducer's result, its ReducerInputs))."""
         counts = self.layer.counts
         taps = self._taps(state, scores, train)
         result = self.reducer(taps, counts, train)
@@ -113,13 +110,11 @@ class Block(nn.Module):
     def __call__(
         self, state, scores, reduction=None, drop_path=(None, None), train=False
     ):
-        """Run the block: (state, scores, record).
+        """Run the block: (state, scores, the reduction's (result, taps) or None).
 
         state, scores: TokenState and token scores from the block before
         reduction: a BlockReduction; None keeps all tokens
         drop_path: factors of the two residual branches, [B] or None
-        Returns the new state, this block's scores, and the reduction's (result, taps)
-            or None.
         """
         site = reduction and self.layer.step.site
         reads = self.layer.reads
@@ -150,7 +145,6 @@ class Block(nn.Module):
         """The attention branch: (x + attention(norm(x)) [B, N, D], scores).
 
         factor: drop path factor, [B] or None
-        reads: names of the scores to compute for reducers
         """
         x = self._normed(state.x)
         out, scores = self.attn(x, state, reads, train, self.queries)
@@ -163,11 +157,9 @@ class Block(nn.Module):
         return _add(self._returned(state).x, out, factor), scores
 
     def attend_reduced(self, state, reduction, factor, train):
-        """Attention with a reduction inside: (state, scores, record).
-
-        Queries and keys see all tokens. Values are computed after the reduction, for
-        the remaining tokens.
-        """
+        """Attention with a reduction inside: (state, scores, record)."""
+        # Queries and keys see all tokens. Values are computed after the reduction, for
+        # the remaining tokens.
         heads = self.attn.project(self._normed(state.x), state, with_value=False)
         weights = self.attn.weights(heads)
         if self.queries:
@@ -222,10 +214,8 @@ def _rows(x):
 
 
 def _add(x, branch, factor):
-    """x + branch * factor, for x [B, N, D] and drop path's factor [B] or None.
-
-    branch: [B, N, D] or [B N, D]
-    """
+    """x + branch * factor, for x [B, N, D] and drop path's factor [B] or None."""
+    # branch: [B, N, D] or [B N, D]
     branch = _rows(branch)
     if factor is not None:
         factor = factor.astype(branch.dtype)[:, None]

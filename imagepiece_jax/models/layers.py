@@ -1,7 +1,8 @@
 """Layers of a block: dense, norms, MLP.
 
-GELU and layer norm have handwritten backward passes. They store only their input and
-recompute the rest in float32; automatic differentiation would store whole arrays.
+GELU and layer norm have handwritten backward passes. They store their input and at most
+two numbers per token, and recompute the rest in float32. Automatic differentiation
+would store whole arrays.
 """
 
 import functools

@@ -109,7 +109,6 @@ class Pretrained:
 
     @property
     def config(self) -> ViTConfig:
-        """The model's config."""
         return self.model.config
 
     @property
@@ -160,7 +159,7 @@ class Pretrained:
 
     @functools.cached_property
     def device_variables(self) -> Mapping[str, Any]:
-        """`variables` on JAX's default device, copied at the first access."""
+        """`variables` on JAX's default device, copied once at the first access."""
         # Programs for images on another device copy them there.
         for array in jax.tree.leaves(self.variables):
             if isinstance(array, np.ndarray):  # a later change would not reach the copy
@@ -229,10 +228,8 @@ class Pretrained:
         return variables
 
     def say_dense_numbers(self):
-        """Log that this reduced model uses dense parameters, if a variant exists.
-
-        Recovered values belong to the variant that learned them.
-        """
+        """Log that this reduced model was not recovered, if another variant was."""
+        # Recovered values fit only their own variant.
         is_reduced = any(layer.counts for layer in self.model.plan)
         if self.recovery is None or not is_reduced or not parallel.is_main():
             return
@@ -321,10 +318,7 @@ class Pretrained:
         return dataclasses.replace(self, model=self.model.clone(config=config))
 
     def analyzed(self, dtype: str | None = "float32") -> "Pretrained":
-        """The same model with default execution, except dtype and attention kernel.
-
-        dtype: layer dtype; None: the model's
-        """
+        """The same model with default execution, except dtype and attention kernel."""
         own = self.model.execution
         execution = execution_of(self.config, dtype or own.dtype.name, own.attention)
         return dataclasses.replace(self, model=self.model.clone(execution=execution))

@@ -66,8 +66,8 @@ def config(name: str) -> ViTConfig:
     """Look up a model's config by name.
 
     name: one of MODELS, or timm's name with its tag, "vit_small_patch16_224.dino". The
-        tag may be left out if all its weights agree in normalization, crop, resizing
-        and GELU. num_classes is then from the weights timm prefers.
+        tag may be left out if all tags agree in normalization, crop, GELU and position
+        resizing. num_classes is then from timm's default tag.
     Raises InputError for any other name.
     """
     if name in MODELS:
@@ -122,7 +122,7 @@ def names_for(name: str) -> str:
 def _weights(name):
     """{tag: facts} of the public weights behind timm's `name`; {} if unknown.
 
-    A name without a tag stands for all weights, and timm's preferred weights are first.
+    A name without a tag stands for all its weights, timm's default tag first.
     """
     base, dot, tag = (name or "").partition(".")
     weights = public_models().get(base, {"weights": {}})["weights"]
@@ -135,9 +135,9 @@ def _weights(name):
 def public_models() -> dict[str, dict[str, Any]]:
     """Read the table {architecture: row}.
 
-    A row has sizes, "arch", timm's "class" and the "arguments" timm's code passes to
-    it, "former_names" {name before timm 0.9: tag}, and "weights" {tag: facts}, with the
-    tag first that timm takes for the bare name.
+    A row has sizes, "arch", "weights" {tag: facts}, "former_names" {name before timm
+    0.9: tag}, timm's "class", and the "arguments" timm's code passes to the class.
+    timm's default tag is first.
     """
     return json.loads(TABLE.read_text("utf-8"))
 
@@ -151,6 +151,7 @@ def timm_class(name: str | None) -> str | None:
 def timm_arguments(name: str) -> dict[str, Any]:
     """All constructor arguments in timm for an architecture, as JSON values."""
     classes = json.loads(TABLE.with_name("timm_classes.json").read_text("utf-8"))
+    # An unknown name gets the defaults of Eva.
     row = public_models().get(name, {"class": "Eva", "arguments": {}})
     return classes[row["class"]] | row["arguments"]
 

@@ -172,7 +172,6 @@ def from_timm(
 def check_fit(state_dict, like, fresh=()):
     """Check names, shapes and types: {path: _Entry} of all parameters except `fresh`.
 
-    state_dict, like, fresh: as for `from_timm`
     Raises StateDictMismatch if a tensor does not fit.
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
@@ -233,16 +232,12 @@ def timm_shapes(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _entries(leaves):
-    """{path with collection: _Entry} of the leaves of a variables tree."""
+    """{path with collection: _Entry} for all leaves of a variables tree."""
     return {key: _entry(key, leaf.shape, leaves) for key, leaf in leaves.items()}
 
 
 def _entry(key, shape, leaves):
-    """The _Entry of one leaf.
-
-    key: path with collection, such as params/blocks_3/mlp/fc1/bias
-    leaves: all leaves by path, to see if keys have a bias
-    """
+    """The _Entry of one leaf; `key` is params/blocks_3/mlp/fc1/bias, for example."""
     path = key.partition("/")[2]
     *modules, leaf = path.split("/")
     # blocks_3/attn/q/kernel is the first third of blocks.3.attn.qkv.weight.
@@ -339,10 +334,7 @@ def _size_difference(state_dict, needed):
 
 
 def _remedy(wrong, entries, fresh):
-    """Find the parts to draw, beside `fresh`, to make the rest fit; () if none do.
-
-    wrong: paths of the unfit tensors
-    """
+    """Find parts to draw so the rest fits, for unfit paths `wrong`; () if none do."""
     of_model = [entry.path for entry in entries]
     replaced = []
     for part in _REPLACEABLE:

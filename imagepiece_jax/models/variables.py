@@ -118,12 +118,7 @@ def check_variables(model, variables):
 
 
 def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> None:
-    """Check that every name matches a variable.
-
-    names: part names for `matches`
-    like: the model's variables, or their shapes
-    field: the names' origin in the error message
-    """
+    """Check that every name `matches` a variable; errors name `field` as the origin."""
     leaves = traverse_util.flatten_dict(like, sep="/")
     paths = [key.partition("/")[2] for key in leaves]
     for name in names:

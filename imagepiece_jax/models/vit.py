@@ -67,7 +67,7 @@ def drop_path_scale(keys, depth, rate):
 class ViT(nn.Module):
     """A ViT whose plan may reduce tokens; with a dense plan, the plain model.
 
-    Parameters, scores, softmax and logits are float32 at any layer dtype.
+    Parameters, scores, softmax and logits are float32.
     """
 
     config: ViTConfig
@@ -82,7 +82,6 @@ class ViT(nn.Module):
 
     @property
     def depth(self) -> int:
-        """Block count."""
         return len(self.plan)
 
     @property
@@ -184,7 +183,7 @@ class ViT(nn.Module):
         )
 
     def _block_reduction(self, index, keys, probe):
-        """The BlockReduction of a block; None if the block keeps all tokens."""
+        """The BlockReduction at an index; None if the block keeps all tokens."""
         layer = self.plan[index]
         if layer.step is None:
             return None
@@ -219,7 +218,6 @@ class ViT(nn.Module):
         return factors
 
     def _classify(self, state, results, taps, norm, pool):
-        """Apply final norm, pooling and head."""
         arch = self.config.arch
         x = state.x
         if arch.pool == "token":
@@ -357,10 +355,7 @@ class ViT(nn.Module):
 def with_states(
     model: ViT, variables: Mapping[str, Any], images: jax.Array, **options: Any
 ) -> tuple[Outputs, tuple[TokenState, ...]]:
-    """Run a model: (Outputs, the TokenStates after its blocks).
-
-    options: arguments of `ViT.__call__`, such as train=True
-    """
+    """Run a model with options of `ViT.__call__`: (Outputs, TokenState per block)."""
     states = []
 
     def noting(call, args, kwargs, context):
@@ -377,10 +372,8 @@ def with_states(
 def final_norm(
     model: ViT, variables: Mapping[str, Any]
 ) -> Callable[[jax.Array], jax.Array]:
-    """The norm after the last block, as a function [.., D] -> [.., D].
-
-    It is the identity for a model without a final norm, such as a model with `fc_norm`.
-    """
+    """The norm after the last block, as a function [.., D] -> [.., D]."""
+    # A model without a final norm, for example with `fc_norm`, has the identity.
     if not model.config.arch.final_norm:
         return lambda x: x
     norm = LayerNorm(jnp.float32, model.config.arch.norm_eps)
