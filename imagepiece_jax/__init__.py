@@ -62,7 +62,7 @@ _HOMES = {
 
 
 class _Package(types.ModuleType):
-    """The package's module type: public functions win over subpackages of that name."""
+    """The package's module type: a public function wins over an equally named room."""
 
     # Importing a subpackage such as `evaluate` sets it as an attribute of the package,
     # which would hide the function `evaluate`.

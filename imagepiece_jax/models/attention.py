@@ -151,7 +151,7 @@ def weighted_sum(weights, value):
 def attention_map(query, key, key_bias=None, mask=None, eps=1e-6):
     """Attention weights from the first Q tokens to all N, [B, H, Q, N] float32.
 
-    Only a masked token itself attends to it (Rao et al. 2021, DynamicViT). With
+    A masked token gets attention from itself only (Rao et al. 2021, DynamicViT). With
     P = exp(logits), and W = mask except 1 on the diagonal, the map is
     (P W + eps / N) / (sum P W + eps). It is finite even if all tokens are masked.
 
@@ -203,6 +203,7 @@ def masked_read(query, key, value, mask, key_bias=None, eps=1e-6):
 def attention_columns(query, key, key_bias=None, live=None):
     """Mean received attention per token, over heads and queries. -> [B, N] float32.
 
+    query, key, key_bias: as for `attention_map`
     live: [B, N], 1 for queries that count, 0 for masked queries; None: all count
     """
     # This score needs the full N x N matrix (Marin et al. 2023, Token Pooling).
@@ -344,7 +345,8 @@ class Attention(nn.Module):
 
         Image token scores: "cls_attn" and "attn_columns" [B, n] float32, as in
         ReducerInputs; "key", "query" and "value" [B, n, d], means over heads; "input"
-        [B, n, D]. Size encoding "direction" adds "all_keys" [B, N, d], with the prefix.
+        [B, n, D]. In size encoding "direction", "key" comes with "all_keys" [B, N, d],
+        prefix included.
         """
         length = state.x.shape[1]
         query = heads.query[:, :length]
@@ -378,7 +380,7 @@ class Attention(nn.Module):
         return scores
 
     def _mean_key(self, x):
-        """Mean key over heads, without size directions. [B, N, D] -> [B, N, d]."""
+        """Mean key over heads, without directions. [B, N, D] -> [B, N, d] float32."""
         product = jnp.dot(
             x.reshape(-1, self.config.embed_dim).astype(self.execution.dtype),
             self.mean_key.astype(self.execution.dtype),

@@ -122,7 +122,7 @@ class ViTConfig:
     def at_size(self, image_size: int | tuple[int, int]) -> "ViTConfig":
         """The same config at another image size, in whole patches."""
         image_size = checked_size(image_size)
-        # A published size may end within a patch, so the present size is not checked.
+        # A published size need not be whole patches, so the present size passes as is.
         if sides(image_size) != sides(self.image_size):
             patch_grid(image_size, self.patch_size)
         return self.with_preprocessing(image_size=image_size)

@@ -79,7 +79,6 @@ def config_of_run(run: Mapping[str, Any]) -> ViTConfig:
 
     The named model fills empty fields of config.model. Without a name, mean and std are
     ImageNet's. The crop is always from config.data.
-
     Raises InputError for fields that do not fit.
     """
     model = dict(run["model"])

@@ -44,8 +44,8 @@ def record_of(
 def as_json(value: Any) -> Any:
     """Convert a value to JSON types, with all fields of nested dataclasses.
 
-    A dataclass becomes a dict with its name under "is". Fields without `compare`, and
-    fields that are None or empty, are left out.
+    A dataclass becomes a dict with its name under "is". Fields with compare=False are
+    left out, and so are None, () and empty sets.
     Raises TypeError for any other object, because a part of it could be missed.
     """
     if isinstance(value, str | bool | int | float | None):

@@ -130,8 +130,8 @@ class Recovery:
 
     def merged(self, other: "Recovery | None") -> "Recovery":
         """Add the variants of an earlier Recovery; newer variants win."""
-        # An earlier variant with values beats a newer variant without: nothing was
-        # better than the dense model this time.
+        # An earlier variant with values beats a newer variant without values, whose
+        # training found nothing better.
         if other is None:
             return self
         earlier = {cost.form: cost for cost in other.variants}

@@ -62,7 +62,7 @@ def at_cost(
     if method.macs is None:
         return reduction
     facts = model.facts_for_methods()
-    if type(method) is Method:
+    if type(method) is Method:  # a placeholder such as Method(macs=0.5)
         method = recommended(method, facts)
     try:
         fitted = method.for_model(facts)
@@ -100,9 +100,9 @@ def print_reduction(reduction: Reduction, model: ViT) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _nearest_ratio(method, model, tolerance):
-    """Bisect for the method's ratio whose share of the dense MACs is nearest to `macs`.
+    """Bisect for the ratio whose cost is nearest to the method's `macs`.
 
-    Raises InputError if no ratio is within the tolerance.
+    Raises InputError if the nearest cost misses by more than the tolerance.
     """
     tried = []
     depth = model.depth

@@ -108,7 +108,7 @@ def is_known(name: str | None) -> bool:
 
 
 def names_for(name: str) -> str:
-    """Suggest known names for an unknown name: tags of its architecture come first."""
+    """Suggest known names for an unknown name: its architecture's tags, if known."""
     base = name.partition(".")[0]
     tags = public_models().get(base, {"weights": {}})["weights"]
     if tags:
@@ -135,9 +135,9 @@ def _weights(name):
 def public_models() -> dict[str, dict[str, Any]]:
     """Read the table {architecture: row}.
 
-    A row has sizes, "arch", "weights" {tag: facts}, "former_names" {name before timm
-    0.9: tag}, timm's "class", and the "arguments" timm's code passes to the class.
-    timm's default tag is first.
+    A row has sizes, "arch", timm's "class", and the "arguments" timm's code passes to
+    the class. "weights" is {tag: facts}, timm's default tag first. "former_names" is
+    {name before timm 0.9: tag}.
     """
     return json.loads(TABLE.read_text("utf-8"))
 
@@ -175,7 +175,7 @@ def published_class_names(name: str | None, classes: int) -> tuple[str, ...] | N
 
 
 def name_of_file(path: str | os.PathLike) -> str | None:
-    """The known model that a weights file is named after, or None."""
+    """The known model in a weights file's name, or None."""
     file = pathlib.Path(path).name.removesuffix(".tar")  # timm writes .pth.tar
     name = timm_name(pathlib.Path(file).stem)
     return name if is_known(name) else None

@@ -29,8 +29,7 @@ def bias_init(fan_in):
 def conv_stem_widths(embed_dim, patch_size):
     """Widths of the log2(patch_size) stride-2 convolutions, doubling up to embed_dim.
 
-    Raises InputError unless patch_size is a power of two and embed_dim divisible by its
-        half.
+    Raises InputError unless patch_size is 2^k, k > 0, and its half divides embed_dim.
     """
     steps = patch_size.bit_length() - 1
     if patch_size < 2 or patch_size != 2**steps or embed_dim % 2 ** (steps - 1):
@@ -120,10 +119,7 @@ class ConvStem(nn.Module):
 
 
 class FoldedStem(nn.Module):
-    """A stem's inference form, with variables from `fold`.
-
-    Its convolutions have a bias instead of batch norm.
-    """
+    """A stem's inference form, with variables from `fold` and without batch norm."""
 
     stem: str
     embed_dim: int

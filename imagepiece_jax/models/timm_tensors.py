@@ -160,8 +160,8 @@ def from_timm(
     fresh: parts to copy from `like`, such as "head" or "blocks_3/mlp"; a name without
         block number, such as "reducer", means every block
     Returns NumPy arrays, except for `fresh`.
-    Raises StateDictMismatch for a tensor that is missing, left over, not finite, or has
-        a wrong shape or type.
+    Raises StateDictMismatch for tensors that are missing, extra, of wrong shape or type,
+        or not finite.
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
     for key, entry in check_fit(state_dict, like, fresh).items():
@@ -334,7 +334,7 @@ def _size_difference(state_dict, needed):
 
 
 def _remedy(wrong, entries, fresh):
-    """Find parts to draw so the rest fits, for unfit paths `wrong`; () if none do."""
+    """Find parts to draw so the rest fits, for unfit paths `wrong`; () if it cannot."""
     of_model = [entry.path for entry in entries]
     replaced = []
     for part in _REPLACEABLE:

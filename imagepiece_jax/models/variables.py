@@ -24,7 +24,7 @@ class StateDictMismatch(InputError):
     """Tensors do not fit a model.
 
     tensor: the first unfit tensor's name; None if depth or width differ
-    fresh: names of parts to draw to make the rest fit; () if no such choice exists
+    fresh: names of parts to draw so the rest fits; () if the rest would not fit
     """
 
     def __init__(

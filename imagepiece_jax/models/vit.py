@@ -49,8 +49,7 @@ def drop_path_scale(keys, depth, rate):
     """Draw DeiT's drop path factors for both branches per block. -> [B, depth, 2].
 
     A branch is dropped (factor 0) with probability p, or scaled by 1 / (1 - p). p grows
-    linearly over the blocks. A block's two branches share p but are drawn
-    independently.
+    linearly over the blocks. A block's branches share p but are drawn independently.
 
     keys: [B] random keys, one per image
     rate: the last block's p
@@ -123,8 +122,7 @@ class ViT(nn.Module):
         images: [B, H, W, 3], normalized by `mean` and `std`
         train: draw drop path, and use batch statistics in batch norm
         keys: {"drop_path": [B] keys, "reducer": [B] keys}. Training with drop path
-            needs "drop_path". Random reducers use "reducer"; with keys=None they use
-            fixed keys.
+            needs "drop_path". Random reducers use "reducer", or fixed keys for None.
         Raises InputError for images of another shape.
         """
         check_images(images)
