@@ -189,7 +189,7 @@ def _norm_forward(x, scale, bias, dtype, eps):
 def _norm_backward(dtype, eps, saved, gradient):
     """The gradients of x, scale and bias."""
     x, mean, factor, scale = saved
-    # x is needed in units of its deviation.
+    # x in units of its deviation
     unit = (x.astype(jnp.float32) - mean) * factor
     gradient = gradient.astype(jnp.float32)
     inner = gradient * jnp.expand_dims(scale, range(x.ndim - 1))

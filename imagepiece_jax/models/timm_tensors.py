@@ -160,8 +160,8 @@ def from_timm(
     fresh: parts to copy from `like`, such as "head" or "blocks_3/mlp"; a name without
         block number, such as "reducer", means every block
     Returns NumPy arrays, except for `fresh`.
-    Raises StateDictMismatch for tensors that are missing, extra, of wrong shape or type,
-        or not finite.
+    Raises StateDictMismatch for a tensor that is missing, extra, of wrong shape or
+        type, or not finite.
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
     for key, entry in check_fit(state_dict, like, fresh).items():
