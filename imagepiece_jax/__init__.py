@@ -1,9 +1,9 @@
 """Token reduction for vision transformers in JAX: ImagePiece and its baselines.
 
-`load` returns a `Pretrained`, which `recover`, `optimize`, `Predictor`, `features`,
-`save` and `export` take; `create_model` makes a model without weights. A `ViTConfig`
-says what a model is; `read_config` reads one. Each name is imported on first access, so
-that `import imagepiece_jax` costs nothing.
+`load` returns a `Pretrained` for `recover`, `optimize`, `Predictor`, `features`, `save`
+and `export`. `create_model` makes a model without weights. `read_config` reads a
+`ViTConfig`, the description of a model. Public names are imported on first access, so
+`import imagepiece_jax` costs nothing.
 """
 
 import importlib
@@ -62,11 +62,10 @@ _HOMES = {
 
 
 class _Package(types.ModuleType):
-    """The package, in which a public function is not hidden by a room of its name.
+    """The package's module type: a public function wins over an equally named room."""
 
-    Python sets a room as an attribute of its package, such as `evaluate`.
-    """
-
+    # Importing a subpackage such as `evaluate` sets it as an attribute of the package,
+    # which would hide the function `evaluate`.
     def __setattr__(self, name: str, value: Any):
         if name not in _HOMES or not isinstance(value, types.ModuleType):
             super().__setattr__(name, value)

@@ -1,4 +1,4 @@
-"""What is computed: the ViT and its parts, its cost, and a model with its weights.
+"""The ViT and its parts, its cost, and Pretrained, a model with its weights.
 
-Files of weights are read in `weights`.
+The `weights` package reads and writes weights files.
 """

@@ -1,4 +1,4 @@
-"""Parts in which vision transformers differ, beyond their sizes."""
+"""Architecture: the parts of a vision transformer beyond its sizes."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,38 +18,38 @@ MLPS = ("gelu", "swiglu")
 class Architecture:
     """The parts of a vision transformer; the defaults are DeiT's."""
 
-    class_token: bool = True  # in front of the patches, as the next two
-    dist_token: bool = False  # DeiT's, with a head (Touvron et al. 2021)
-    registers: int = 0  # tokens without a meaning (Darcet et al. 2024)
-    positions: bool = True  # an embedding is added to the patches
-    prefix_positions: bool = True  # and to the tokens in front of them
-    # how queries and keys turn with coordinates, also as its fields; None, or False:
-    # they do not
+    # the prefix, in front of the patches: class token, distillation token, registers
+    class_token: bool = True
+    dist_token: bool = False  # with a head of its own (Touvron et al. 2021, DeiT)
+    registers: int = 0  # Darcet et al. 2024
+    positions: bool = True  # learned embeddings are added to the patches
+    prefix_positions: bool = True  # and to the prefix
+    # rotary positions, as a Rotary or a dict of its fields; None or False: none
     rotary: Rotary | None = None
-    patch_bias: bool = True  # the projection of patches has a bias
-    qkv_bias: bool = True  # so have those to queries, keys and values
-    key_bias: bool = True  # False: only those to queries and values
-    pre_norm: bool = False  # a norm before the first block (CLIP)
-    # norms of what attention and MLP give, not of what they get (Swin v2)
+    patch_bias: bool = True  # bias in the patch projection
+    qkv_bias: bool = True  # biases in the projections to queries, keys and values
+    key_bias: bool = True  # False: with qkv_bias, biases for queries and values only
+    pre_norm: bool = False  # norm before the first block (CLIP)
+    # norms after attention and MLP, within the residual branches, not before (Swin v2)
     post_norm: bool = False
-    attn_norm: bool = False  # a norm of the heads' output (EVA-02's sub-LN)
-    mlp_norm: bool = False  # a norm of the hidden layer (likewise)
+    attn_norm: bool = False  # norm of the heads' output (EVA-02's sub-LN)
+    mlp_norm: bool = False  # norm of the MLP's hidden layer (EVA-02's sub-LN)
     norm_eps: float = 1e-6  # added to variances in norms
-    layer_scale: bool = False  # a factor a channel for each branch (CaiT)
-    # "tanh" is the usual approximation, "quick" x sigmoid(1.702 x)
+    layer_scale: bool = False  # learned factor per channel and branch (CaiT)
+    # "tanh": the usual approximation; "quick": x sigmoid(1.702 x)
     gelu: str = "exact"
-    mlp: str = "gelu"  # "swiglu": Shazeer 2020
-    # the head's input: the class "token", the "mean" of the patches, each token by its
-    # size, "map", attention from a learned probe (SigLIP), or "none": there is no head,
-    # and all tokens are the output
+    mlp: str = "gelu"  # or "swiglu" (Shazeer 2020)
+    # the head's input: "token", the class token; "mean", the patches' mean weighted by
+    # token size; "map", attention from a learned probe (SigLIP); "none": no head, all
+    # tokens are the output
     pool: str = "token"
-    pool_include_prefix: bool = False  # a mean or a map reads the prefix, too
-    pool_heads: int = 0  # heads of a map; 0: as many as a block has
-    # width of a map's hidden layer / embed_dim; None: as in a block
+    pool_include_prefix: bool = False  # "mean" and "map" read the prefix, too
+    pool_heads: int = 0  # attention heads of "map"; 0: num_heads
+    # hidden width of the MLP in "map" / embed_dim; None: mlp_ratio
     pool_mlp_ratio: float | None = None
-    final_norm: bool = True  # a norm of all tokens before the pool
-    fc_norm: bool = False  # a norm of the pool's result
-    resize: str = "antialias"  # by `resize_positions.resize`
+    final_norm: bool = True  # norm of all tokens before the pool
+    fc_norm: bool = False  # norm of the pooled vector
+    resize: str = "antialias"  # method in `resize_positions.resize`
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -65,9 +65,9 @@ class Architecture:
         check_choice("pool", self.pool, POOLS)
         check_choice("resize", self.resize, RESIZES)
         rotary = self.rotary
-        if rotary is False:  # which a caller gives for a name that has one
+        if rotary is False:  # a caller's way to switch off a named model's rotary
             rotary = None
-        if isinstance(rotary, Mapping):  # as files have it
+        if isinstance(rotary, Mapping):  # from a file
             rotary = Rotary(**rotary)
         if not isinstance(rotary, Rotary | None):
             raise InputError(f"rotary is {rotary!r}; it must be a Rotary or its fields")
@@ -75,25 +75,26 @@ class Architecture:
 
     @property
     def prefix(self) -> int:
-        """Tokens in front of the patches."""
+        """Token count in front of the patches."""
         return self.class_token + self.dist_token + self.registers
 
     @property
     def has_gelu(self) -> bool:
-        """Whether something computes a GELU: an MLP of a block, or that of a map."""
+        """Whether a GELU is computed, in the blocks' MLPs or in a map's MLP."""
         return self.mlp == "gelu" or self.pool == "map"
 
     @property
     def head_tokens(self) -> int | None:
-        """Number of first tokens that the head reads; None: it reads patches."""
+        """How many of the first tokens the head reads; None if it reads patches."""
         if self.pool != "token":
             return None
         return 2 if self.dist_token else 1
 
     def with_parts(self, parts: Mapping[str, Any]) -> "Architecture":
-        """The same with these parts.
+        """The same architecture with changed parts.
 
-        A class token that is added becomes the pool; without it the pool is the mean.
+        Adding a class token sets pool to "token", removing it sets pool to "mean",
+        unless `parts` names a pool.
         """
         class_token = parts.get("class_token", self.class_token)
         if class_token != self.class_token:
@@ -102,13 +103,12 @@ class Architecture:
         return dataclasses.replace(self, **parts)
 
     def difference(self, other: "Architecture") -> dict[str, Any]:
-        """The parts that differ from those of `other`, with a dict for a Rotary."""
+        """The parts that differ from `other`, with a Rotary as a dict."""
         parts = dataclasses.asdict(self)
         others = dataclasses.asdict(other)
         return {name: part for name, part in parts.items() if part != others[name]}
 
     def check_parts(self) -> None:
-        """Check that the parts go together."""
         if self.pool == "token" and not self.class_token:
             raise InputError("pool is 'token', but the model has no class token")
         if self.dist_token and self.pool != "token":

@@ -1,9 +1,7 @@
-"""Self-attention, and the scores that reducers read, without an N x N matrix.
+"""Self-attention and the token scores for reducers.
 
-The attention row of the class token is computed by a product of its own, so that the
-attention itself can run as a fused kernel. Query, key and value are separate
-projections: each is one matrix product with a contiguous result, whereas the result of
-a joint projection would have to be split.
+A separate product computes the class token's attention row, so the attention itself can
+run as a fused kernel without an N x N matrix.
 """
 
 from typing import NamedTuple
@@ -20,20 +18,20 @@ from imagepiece_jax.models.layers import LayerNorm, dense, padded_from
 from imagepiece_jax.reduction.ops import class_attention, is_fast
 
 BACKENDS = ("auto", "xla", "cudnn")
-# how proportional attention adds log(size) to the logits of a key: as a bias, or in a
-# direction of the keys (`inference.size_direction`), for which no bias matrix is needed
+# How proportional attention adds log(size) to the logits: as a key bias, or along one
+# key direction per head (`inference.size_direction`), which needs no bias matrix.
 SIZES = ("bias", "direction")
-QUERY_SCALE = 4.0  # of every query, along the direction of its head
-ALIGNED = 8  # values of two bytes in 16 bytes
-UNSEEN = -6e4  # added to a logit that counts for nothing; float16 ends at -65504
+QUERY_SCALE = 4.0  # every query's component along its head's size direction
+ALIGNED = 8  # two-byte values in 16 bytes, the alignment of a bias row
+UNSEEN = -6e4  # logit bias of padding keys; float16 ends at -65504
 
 
 def resolve_backend(requested, dtype, head_dim=64, device=None):
-    """The attention kernel to use on a device, "xla" or "cudnn".
+    """Choose the attention kernel for a device, "xla" or "cudnn".
 
-    requested: in BACKENDS; "auto" takes cuDNN's fused attention where it runs
-    device: a jax.Device; None: the first
-    Raises InputError for "cudnn" where it does not run.
+    requested: in BACKENDS; "auto" takes cuDNN's fused attention if the device runs it
+    device: a jax.Device; None: this process's first
+    Raises InputError if "cudnn" is requested but cannot run.
     """
     if requested == "xla":
         return requested
@@ -45,7 +43,7 @@ def resolve_backend(requested, dtype, head_dim=64, device=None):
 
 
 def _unsupported_reason(device, dtype, head_dim):
-    """The condition that cuDNN's attention lacks, in words; None where it runs."""
+    """The unmet requirement of cuDNN's attention, in words; None if it runs."""
     try:
         capability = float(device.compute_capability)
     except (AttributeError, ValueError):  # no GPU; AMD's capabilities are names
@@ -60,10 +58,8 @@ def _unsupported_reason(device, dtype, head_dim):
 
 
 def padded_length(length, backend):
-    """The number of tokens that `backend` can be trained with.
-
-    JAX refuses to train cuDNN's attention with an odd number of tokens.
-    """
+    """Round a token count up to a count that `backend` can train with."""
+    # JAX refuses to train cuDNN's attention with an odd number of tokens.
     if backend == "cudnn":
         return length + length % 2
     return length
@@ -71,13 +67,13 @@ def padded_length(length, backend):
 
 @node
 def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
-    """softmax(q k^T / sqrt(d) + key_bias) v. -> [B, Q, H, d].
+    """Compute softmax(q k^T / sqrt(d) + key_bias) v. -> [B, Q, H, d].
 
-    query: [B, Q, H, d]; Q is N for cuDNN and where keys are padded
+    query: [B, Q, H, d]; Q must be N with cuDNN or padded keys
     key, value: [B, N, H, d]
     key_bias: [B, N] float32, the log sizes of proportional attention
-    length: number of tokens that are not padding. No token attends to padding, and its
-        gradient is zero. Padding attends to the tokens, so that all outputs are finite.
+    length: token count without padding. Padding gets no attention and a zero gradient,
+        but attends to the tokens, which keeps all outputs finite.
     """
     tokens = key.shape[1]
     if length in (None, tokens) and padded_length(tokens, backend) != tokens:
@@ -87,10 +83,8 @@ def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
 
 @jax.custom_vjp
 def _odd_attention(query, key, value, key_bias):
-    """cuDNN's attention of an odd number of tokens, padded where it has a gradient.
-
-    Code that trains (`train=True`) has padded its tokens already, where that is free.
-    """
+    """cuDNN's attention for an odd token count; only differentiation pads it."""
+    # Training (`train=True`) has padded its tokens earlier, where padding is free.
     return _fused_attention(query, key, value, key_bias, "cudnn")
 
 
@@ -108,7 +102,7 @@ _odd_attention.defvjp(_odd_forward, lambda vjp, gradient: vjp(gradient))
 
 
 def _fused_attention(query, key, value, key_bias, backend, length=None):
-    """As `attend`, for a backend that takes so many tokens."""
+    """`attend` for a token count that the backend accepts."""
     batch, padded = key.shape[:2]
     lengths = {}
     if length is not None and length != padded:
@@ -123,7 +117,8 @@ def _fused_attention(query, key, value, key_bias, backend, length=None):
         key, value, bias = _with_rows_of_bias(query, key, value, key_bias)
     elif key_bias is not None:
         bias = key_bias[:, None, None, :]
-    # JAX's function adds float32 to bfloat16, which a user's setting may forbid.
+    # JAX's function adds float32 to bfloat16. Under the user setting "strict" that sum
+    # raises an error.
     with jax.numpy_dtype_promotion("standard"):
         return jax.nn.dot_product_attention(
             query, key, value, bias=bias, implementation=backend, **lengths
@@ -131,13 +126,11 @@ def _fused_attention(query, key, value, key_bias, backend, length=None):
 
 
 def _with_rows_of_bias(query, key, value, key_bias):
-    """(key, value, bias): cuDNN needs a row of the bias for every query.
-
-    Rows of an odd length, which are not aligned, cost it up to twice the time. So an
-    odd number of keys is padded, and no token attends to the padding (PERFORMANCE.md,
-    "Sizes in a direction").
-    """
+    """Expand the key bias to one row per query for cuDNN: (key, value, bias)."""
     tokens = key.shape[1]
+    # Odd row lengths are unaligned and take cuDNN up to twice as long. Padding keys get
+    # the bias UNSEEN, so no token attends to them (PERFORMANCE.md, "Sizes in a
+    # direction").
     if tokens % 2:
         whole = tokens + -tokens % ALIGNED
         key = _pad(key, whole)
@@ -150,24 +143,21 @@ def _with_rows_of_bias(query, key, value, key_bias):
 
 
 def weighted_sum(weights, value):
-    """Sums of values by attention weights.
-
-    [B, H, N, M], [B, M, H, d] -> [B, N, H, d]
-    """
+    """Sum values by weight. [B, H, N, M], [B, M, H, d] -> [B, N, H, d]."""
     weights = weights.astype(value.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
 def attention_map(query, key, key_bias=None, mask=None, eps=1e-6):
-    """Attention of the first Q tokens to every token. -> [B, H, Q, N] float32.
+    """Attention weights from the first Q tokens to all N, [B, H, Q, N] float32.
 
-    No token but itself attends to a masked token (Rao et al. 2021, DynamicViT). With
-    P = exp(logits), and W = mask but 1 on the diagonal, the map is
-    (P W + eps / N) / (sum P W + eps), which is finite even if all tokens are masked.
+    A masked token gets attention from itself only (Rao et al. 2021, DynamicViT). With
+    P = exp(logits), and W = mask except 1 on the diagonal, the map is
+    (P W + eps / N) / (sum P W + eps). It is finite even if all tokens are masked.
 
     query, key: [B, Q, H, d] and [B, N, H, d]
     key_bias: [B, N], added to the logits
-    mask: [B, N], 1 for live tokens and 0 for masked ones, differentiable
+    mask: [B, N], 1 for live tokens, 0 for masked tokens; differentiable
     """
     length = key.shape[1]
     width = query.shape[-1]
@@ -179,6 +169,8 @@ def attention_map(query, key, key_bias=None, mask=None, eps=1e-6):
         logits = logits + key_bias[:, None, None, :]
     if mask is None:
         return jax.nn.softmax(logits, axis=-1)
+    # The maximum keeps exp finite. It changes the map only by way of eps, so it needs
+    # no gradient.
     top = jnp.max(logits, axis=-1, keepdims=True)
     top = jax.lax.stop_gradient(top)
     itself = jnp.eye(query.shape[1], length, dtype=jnp.float32)[None]
@@ -189,11 +181,10 @@ def attention_map(query, key, key_bias=None, mask=None, eps=1e-6):
 
 
 def masked_read(query, key, value, mask, key_bias=None, eps=1e-6):
-    """Attention of a single query to the tokens that are not masked.
+    """Attention from a single query to the live tokens. -> [B, H, d] float32.
 
     query: [1, 1, H, d]
     key, value, mask, key_bias, eps: as for `attend` and `attention_map`
-    Returns [B, H, d] float32.
     """
     products = query.astype(jnp.float32) * key.astype(jnp.float32)
     logits = jnp.sum(products, axis=-1)
@@ -210,14 +201,12 @@ def masked_read(query, key, value, mask, key_bias=None, eps=1e-6):
 
 
 def attention_columns(query, key, key_bias=None, live=None):
-    """Mean attention that each token receives, over heads and queries.
-
-    This builds the N x N matrix (Marin et al. 2023, Token Pooling).
+    """Mean received attention per token, over heads and queries. -> [B, N] float32.
 
     query, key, key_bias: as for `attention_map`
-    live: [B, N], 1 for the queries that count and 0 for others; None: all count
-    Returns [B, N] float32.
+    live: [B, N], 1 for queries that count, 0 for masked queries; None: all count
     """
+    # This score needs the full N x N matrix (Marin et al. 2023, Token Pooling).
     weights = attention_map(query, key, key_bias)
     if live is None:
         return jnp.mean(weights, axis=(1, 2))
@@ -227,7 +216,7 @@ def attention_columns(query, key, key_bias=None, live=None):
 
 
 def _pad(x, length):
-    """Append tokens of zeros. [B, N, ...] -> [B, length, ...]; None stays None."""
+    """Append zero tokens. [B, N, ...] -> [B, length, ...]; None stays None."""
     if x is None or x.shape[1] == length:
         return x
     missing = length - x.shape[1]
@@ -237,33 +226,33 @@ def _pad(x, length):
 
 
 class Heads(NamedTuple):
-    """Queries, keys and values of N tokens, the prefix included."""
+    """Queries, keys and values of N tokens, including the prefix."""
 
-    query: jax.Array  # [B, N, H, d], or [B, Q, H, d] of the first Q tokens
+    query: jax.Array  # [B, N, H, d], or [B, Q, H, d] for the first Q tokens
     key: jax.Array  # [B, N, H, d]
     value: jax.Array | None  # [B, N, H, d]; None: not computed yet
-    # "query", "key", "value" as they are before rotary positions turn them, and
-    # "input", the tokens x [B, N, D]; reducers compare tokens without positions
+    # "query", "key" and "value" before rotary positions rotate them, and "input", the
+    # tokens x [B, N, D]. Reducers compare tokens without positions.
     unrotated: dict[str, jax.Array]
     key_bias: jax.Array | None  # [B, N], log sizes of proportional attention
-    mask: jax.Array | None  # [B, N], 0 for the masked tokens of masked training
+    mask: jax.Array | None  # [B, N], 0 for masked tokens; None outside masked training
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention of the tokens of a state, with scores for reducers.
+    """Multi-head self-attention with token scores for reducers."""
 
-    A block that reduces tokens inside of its attention calls the methods one by one.
-    """
-
+    # `Block.attend_reduced` reduces tokens inside attention, so it calls the methods
+    # one by one.
     config: ViTConfig
     execution: Execution
-    prop_attn: bool = False  # log(size) is added to the logits
+    prop_attn: bool = False  # add log(size) to the logits
 
     def setup(self):
         config = self.config
         arch = config.arch
         dtype = self.execution.dtype
         width = (config.embed_dim, dtype)
+        # Separate projections give contiguous results; a joint qkv would be split.
         in_keys = self.execution.size_encoding == "direction"
         self.q = dense(*width, use_bias=arch.qkv_bias or in_keys)
         self.v = dense(*width, use_bias=arch.qkv_bias)
@@ -280,16 +269,15 @@ class Attention(nn.Module):
             self.mean_key_bias = self.param("mean_key_bias", zeros, (head_dim,))
 
     def __call__(self, x, state, reads=frozenset(), train=False, queries=None):
-        """(result of attention [B, N, D], scores as the method `scores` returns them).
+        """Attend: (output [B, N, D], the dict of `scores`).
 
         x: [B, N, D], the normed tokens of `state`
-        reads: names of the scores that reducers read
-        queries: number of first tokens that attend, where nothing is reduced; None: all
+        queries: attend only from the first tokens (no reduction follows); None: all
         """
         length = x.shape[1]
         if train and state.mask is None and queries is None:
-            # Padding x costs nothing, as it is written anyway. Padding query, key and
-            # value would copy them.
+            # Padding x costs nothing, because x is written anyway. Padding query, key
+            # and value would copy them.
             x = _pad(x, padded_length(length, self.execution.attention_impl))
         heads = self.project(x, state, queries=queries)
         out = self.attend(heads, length)
@@ -297,13 +285,13 @@ class Attention(nn.Module):
         return self.output(out)[:, :length], scores
 
     def project(self, x, state, with_value=True, queries=None) -> Heads:
-        """Queries, keys and values of tokens.
+        """Project tokens to queries, keys and values.
 
-        x: [B, N, D], the normed tokens of `state`, or more with padding
-        queries: number of first tokens with a query; None: all
+        x: [B, N, D], the normed tokens of `state`, possibly with padding after them
+        queries: project queries of the first tokens only; None: of all
         """
-        # One matrix of tokens: for [B, N, D] XLA may choose layouts with the batch
-        # innermost, and then transposes whole arrays in the backward pass.
+        # All tokens form one matrix: for [B, N, D] XLA may choose layouts with the
+        # batch innermost, and then transposes whole arrays in the backward pass.
         rows = x.reshape(-1, self.config.embed_dim)
         shape = (x.shape[0], -1, self.config.num_heads, self.config.head_dim)
         first = rows
@@ -330,18 +318,17 @@ class Attention(nn.Module):
         return Heads(query, key, value, unrotated, key_bias, state.full_mask)
 
     def _sized(self, key, log_size):
-        """Keys whose product with any query of their head is log(size) larger.
+        """Move keys along the size directions, which adds log_size to their logits.
 
-        The product is that of attention, divided by the root of the width.
-
-        key: [B, N, H, d], orthogonal to the directions, as queries are but for
-            QUERY_SCALE (`inference.size_direction.folded`)
+        key: [B, N, H, d], orthogonal to the directions
         log_size: [B, N]
         """
+        # Along its direction every query is QUERY_SCALE (`inference.size_direction`);
+        # the factor cancels that and attention's division by sqrt(d).
         factor = key.shape[-1] ** 0.5 / QUERY_SCALE
         direction = factor * self.size_direction.astype(jnp.float32)[None, None]
         if is_fast(key):
-            # Added in the type of the keys, it is a part of the product before.
+            # In the keys' type the addition fuses into the matrix product before it.
             along = log_size[:, :, None] * direction.reshape(1, 1, -1)
             rows = key.reshape(along.shape) + along.astype(key.dtype)
             return rows.reshape(key.shape)
@@ -349,17 +336,17 @@ class Attention(nn.Module):
         return (key.astype(jnp.float32) + along).astype(key.dtype)
 
     def value(self, x):
-        """Values of the normed tokens x. [B, N, D] -> [B, N, H, d]."""
+        """Project normed tokens to values. [B, N, D] -> [B, N, H, d]."""
         value = self.v(x.reshape(-1, self.config.embed_dim))
         return value.reshape(*x.shape[:2], self.config.num_heads, -1)
 
     def scores(self, heads, reads, state):
-        """Scores of the tokens of `state` for reducers, without padding.
+        """Token scores for reducers, without padding: a dict of the names in `reads`.
 
-        reads: names of the scores
-        Returns a dict. "cls_attn" and "attn_columns" are [B, n] float32, as in
-            ReducerInputs; "key", "query" and "value" are means over heads, [B, n, d];
-            "all_keys", if it is there, is "key" of all tokens; "input" is [B, n, D].
+        Image token scores: "cls_attn" and "attn_columns" [B, n] float32, as in
+        ReducerInputs; "key", "query" and "value" [B, n, d], means over heads; "input"
+        [B, n, D]. In size encoding "direction", "key" comes with "all_keys" [B, N, d],
+        prefix included.
         """
         length = state.x.shape[1]
         query = heads.query[:, :length]
@@ -367,7 +354,7 @@ class Attention(nn.Module):
         bias = heads.key_bias
         live = None
         if heads.mask is not None:
-            # Scores that choose tokens see only live tokens, and have no gradient.
+            # Scores select tokens and have no gradient. They see live tokens only.
             live = (heads.mask > 0.5).astype(jnp.float32)
             gone = jnp.where(heads.mask > 0.5, jnp.float32(0), -jnp.inf)
             bias = gone if bias is None else bias + gone
@@ -383,7 +370,7 @@ class Attention(nn.Module):
             scores["input"] = unrotated["input"][:, state.num_prefix : length]
         for name in ("key", "query", "value"):
             if name == "key" in reads and self.execution.size_encoding == "direction":
-                # Of all tokens: a product without the prefix would copy its operand.
+                # The product includes the prefix: a slice of x would be copied first.
                 means = self._mean_key(unrotated["input"])
                 scores["all_keys"] = means[:, :length]
                 scores[name] = means[:, state.num_prefix : length]
@@ -393,10 +380,7 @@ class Attention(nn.Module):
         return scores
 
     def _mean_key(self, x):
-        """Mean over heads of the keys of tokens, as they are without directions.
-
-        [B, n, D] -> [B, n, d] float32
-        """
+        """Mean key over heads, without directions. [B, N, D] -> [B, N, d] float32."""
         product = jnp.dot(
             x.reshape(-1, self.config.embed_dim).astype(self.execution.dtype),
             self.mean_key.astype(self.execution.dtype),
@@ -406,32 +390,32 @@ class Attention(nn.Module):
         return key.reshape(*x.shape[:2], -1)
 
     def weights(self, heads):
-        """Attention weights of all tokens to all tokens, [B, H, N, N] float32."""
+        """Attention weights, [B, H, N, N] float32."""
         return attention_map(heads.query, heads.key, heads.key_bias, heads.mask)
 
     def attend(self, heads, length):
-        """Attention of each query to the first `length` tokens. -> [B, Q, H, d]."""
+        """Attend from every query to the first `length` tokens. -> [B, Q, H, d]."""
         query, key, value, _, bias, mask = heads
         if mask is not None:
             return weighted_sum(attention_map(query, key, bias, mask), value)
         bias = _pad(bias, key.shape[1])
-        # cuDNN cannot be trained with one query.
+        # cuDNN cannot train with a single query.
         backend = self.execution.attention_impl if query.shape == key.shape else "xla"
         return attend(query, key, value, bias, backend=backend, length=length)
 
     def output(self, out):
-        """Results of the heads, projected. [B, N, H, d] -> [B, N, D]."""
+        """Project the heads' results. [B, N, H, d] -> [B, N, D]."""
         rows = out.reshape(-1, self.config.embed_dim)
         if self.config.arch.attn_norm:
             rows = self.norm(rows)
         return self.proj(rows).reshape(*out.shape[:2], self.config.embed_dim)
 
     def _rotations(self, state):
-        """(cosines, sines) of each token's rotary position; None without rotary."""
+        """(cosines, sines) of the tokens' rotary positions; None without rotary."""
         rotary = self.config.arch.rotary
         width = self.config.head_dim
         if rotary is None:
             return None
-        if state.grid:  # nothing is reduced yet: all images have the same positions
+        if state.grid:  # nothing is reduced yet, so all images share their positions
             return rotary.grid_rotations(state.grid, width, state.num_prefix)
         return rotary.rotations(state.coordinates, width, state.num_prefix)

@@ -1,4 +1,4 @@
-"""Attention pooling: a learned probe reads the tokens."""
+"""Attention pooling by a learned probe."""
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -10,27 +10,21 @@ from imagepiece_jax.reduction.ops import attention_row
 
 
 def pooled_tokens(x, state, arch):
-    """(tokens, sizes, mask or None) that pooling by mean or by map reads.
-
-    x: [B, N, D], all tokens of `state`
-    """
+    """Cut all tokens x [B, N, D] to the pool's input: (tokens, sizes, mask or None)."""
     if arch.pool_include_prefix:
         return x, state.effective_size, state.full_mask
     return state.image(x), state.image(state.effective_size), state.mask
 
 
 class AttentionPool(nn.Module):
-    """Attention from a learned probe to the tokens, and an MLP, as in SigLIP.
-
-    With `prop_attn` the logits get the log sizes of the tokens. Masked tokens are not
-    read.
+    """Attention from a learned probe to the live tokens, then an MLP, as in SigLIP.
 
     Source: Zhai et al. 2022, "Scaling vision transformers", section 3.4.
     """
 
     config: ViTConfig
     dtype: jnp.dtype = jnp.float32
-    prop_attn: bool = False
+    prop_attn: bool = False  # add log(size) to the logits
 
     def setup(self):
         width = self.config.embed_dim
@@ -45,7 +39,7 @@ class AttentionPool(nn.Module):
         self.mlp = Mlp(hidden, self.config.arch.gelu, self.dtype)
 
     def __call__(self, x, state):
-        """The pooled vector [B, D] of x [B, N, D], the normed tokens of `state`."""
+        """Pool x [B, N, D], the normed tokens of `state`. -> [B, D]."""
         x, size, mask = pooled_tokens(x, state, self.config.arch)
         query = self._query()
         key = self._heads(self.k(x))
@@ -63,15 +57,13 @@ class AttentionPool(nn.Module):
         return read + self.mlp(self.norm(read))
 
     def scores(self, x, state):
-        """The probe's attention to image tokens, mean over heads.
-
-        The query is the same for all tokens, so that it is multiplied into the weights
-        of the key's projection: one product of the tokens with [D, H]. The bias of the
-        projection adds the same to all logits, and is left out.
+        """The probe's attention to image tokens, mean over heads. -> [B, n] float32.
 
         x: [B, N, D], the normed tokens of `state`
-        Returns [B, n] float32.
         """
+        # All tokens share the query, so the query is multiplied into the key
+        # projection: one product of the tokens with [D, H] is left. The projection's
+        # bias adds the same number to all logits and is left out.
         x, size, mask = pooled_tokens(x, state, self.config.arch)
         if self.is_initializing():
             self.k(x)

@@ -1,4 +1,4 @@
-"""One block of the network: attention, the reduction of its tokens, MLP."""
+"""One transformer block: attention, token reduction, MLP."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,22 +21,19 @@ from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 
 @dataclasses.dataclass(frozen=True)
 class BlockReduction:
-    """The reduction of one block, from its tokens and their scores to fewer tokens."""
+    """One block's reduction: from tokens and scores to fewer tokens."""
 
-    block: int  # index of the block
+    block: int  # index
     layer: BlockPlan  # the block's plan
-    reducer: Any  # the reducer of the plan's step, bound to its parameters
-    num_heads: int  # heads of attention
+    reducer: Any  # the plan's reducer, bound to its parameters
+    num_heads: int
     keys: dict[str, jax.Array] | None = None  # `keys` of the model's call
-    # function of a state: attention of the pool's probe to its image tokens; None where
-    # the model has no attention pool
+    # attention from the pool's probe to a state's image tokens; None without an
+    # attention pool
     probe: Callable[[TokenState], jax.Array] | None = None
 
     def __call__(self, state, scores, train=False):
-        """(the reduced state, (what the reducer decided, its ReducerInputs)).
-
-        scores: of the tokens of `state`, from `Attention.scores`
-        """
+        """Reduce a state: (new state, (the reducer's result, its ReducerInputs))."""
         counts = self.layer.counts
         taps = self._taps(state, scores, train)
         result = self.reducer(taps, counts, train)
@@ -48,7 +45,7 @@ class BlockReduction:
         return moves.apply(state, result), (result, taps)
 
     def _taps(self, state, scores, train):
-        """The ReducerInputs of a state: all that the reducer can read."""
+        """Collect the reducer's inputs from a state and its scores."""
         reducer = self.reducer
         taps = ReducerInputs(
             x=state.image(state.x),
@@ -76,7 +73,7 @@ class BlockReduction:
         return taps
 
     def _rng(self, batch):
-        """Random keys [batch] of this block; fixed ones where the call has no keys."""
+        """This block's random keys [batch]; fixed keys if the model call has none."""
         if self.keys is None:
             places = jnp.arange(batch)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(root_key(0), places)
@@ -86,18 +83,15 @@ class BlockReduction:
 
 
 class Block(nn.Module):
-    """A block: attention, the reduction of its tokens, MLP.
-
-    Fields without a comment are those of `vit.ViT`.
-    """
+    """A block: attention, token reduction, MLP. `vit.ViT` explains shared fields."""
 
     config: ViTConfig
     execution: Execution
-    index: int  # place of the block, from 0
+    index: int  # from 0
     layer: BlockPlan  # the block's plan
     prop_attn: bool = False
-    # number of first tokens, all of the prefix, that alone attend and are returned;
-    # None: all tokens
+    # Only the first `queries` tokens attend and are returned. They are prefix tokens.
+    # None: all tokens.
     queries: int | None = None
 
     def setup(self):
@@ -116,18 +110,16 @@ class Block(nn.Module):
     def __call__(
         self, state, scores, reduction=None, drop_path=(None, None), train=False
     ):
-        """(state, scores, record): the tokens after the block, and its scores.
+        """Run the block: (state, scores, the reduction's (result, taps) or None).
 
-        The record is (result, taps) of the reduction, or None without one.
-
-        state, scores: the TokenState and the scores of the block before
-        reduction: the BlockReduction of this block; None: it keeps all tokens
-        drop_path: factors of the two residual branches, each [B] or None
+        state, scores: TokenState and token scores from the block before
+        reduction: a BlockReduction; None keeps all tokens
+        drop_path: factors of the two residual branches, [B] or None
         """
         site = reduction and self.layer.step.site
         reads = self.layer.reads
         record = None
-        if self.queries and site == "mid":  # no image token is left to reduce
+        if self.queries and site == "mid":  # attention leaves no image token to reduce
             site = None
             reads = frozenset()
         attend = Block.attend
@@ -150,10 +142,9 @@ class Block(nn.Module):
         return state, scores, record
 
     def attend(self, state, factor, reads, train):
-        """(x + attention(norm(x)) [B, N, D], the scores of the attention).
+        """The attention branch: (x + attention(norm(x)) [B, N, D], scores).
 
-        factor: drop path's factor of the branch, [B] or None
-        reads: names of the scores that attention computes for reducers
+        factor: drop path factor, [B] or None
         """
         x = self._normed(state.x)
         out, scores = self.attn(x, state, reads, train, self.queries)
@@ -166,11 +157,9 @@ class Block(nn.Module):
         return _add(self._returned(state).x, out, factor), scores
 
     def attend_reduced(self, state, reduction, factor, train):
-        """(state, scores, record) of attention whose tokens are reduced on the way.
-
-        Queries and keys are of all tokens. Then the reduction takes place, and values
-        are computed only for the tokens that are left.
-        """
+        """Attention with a reduction inside: (state, scores, record)."""
+        # Queries and keys see all tokens. Values are computed after the reduction, for
+        # the remaining tokens.
         heads = self.attn.project(self._normed(state.x), state, with_value=False)
         weights = self.attn.weights(heads)
         if self.queries:
@@ -196,7 +185,7 @@ class Block(nn.Module):
         return _add(x, out, factor)
 
     def _returned(self, state):
-        """`state` with only the tokens that the block returns."""
+        """Cut `state` to the tokens returned by the block."""
         if not self.queries:
             return state
         x = state.x[:, : self.queries]
@@ -204,13 +193,13 @@ class Block(nn.Module):
         return TokenState(x=x, size=size, num_prefix=self.queries)
 
     def _normed(self, x):
-        """The input of attention: norm(x), or x where the norm follows attention."""
+        """Attention's input: norm(x), or x if the norm follows attention."""
         if self.config.arch.post_norm:
             return x
         return self.norm1(_rows(x)).reshape(x.shape)
 
     def _scaled(self, out):
-        """The output of attention, normed and scaled as the residual branch is."""
+        """Apply post norm and layer scale to attention's output."""
         if self.config.arch.post_norm:
             out = self.norm1(_rows(out)).reshape(out.shape)
         if self.config.arch.layer_scale:
@@ -219,20 +208,14 @@ class Block(nn.Module):
 
 
 def _rows(x):
-    """All tokens as one matrix, whose layout XLA does not change.
-
-    [B, N, D] -> [B N, D]
-    """
+    """Join batch and tokens. [B, N, D] -> [B N, D]."""
+    # XLA does not change the layout of a matrix; it may transpose [B, N, D].
     return x.reshape(-1, x.shape[-1])
 
 
 def _add(x, branch, factor):
-    """x + branch * factor.
-
-    x: [B, N, D]
-    branch: as many numbers, in any shape
-    factor: [B], of stochastic depth; or None
-    """
+    """x + branch * factor, for x [B, N, D] and drop path's factor [B] or None."""
+    # branch: [B, N, D] or [B N, D]
     branch = _rows(branch)
     if factor is not None:
         factor = factor.astype(branch.dtype)[:, None]

@@ -1,4 +1,4 @@
-"""What a vision transformer is, in one complete record, and how it is executed."""
+"""ViTConfig, the complete record of a model, and Execution, how the model computes."""
 
 import dataclasses
 import math
@@ -15,37 +15,37 @@ from imagepiece_jax.models.architecture import DEIT, Architecture
 from imagepiece_jax.models.problem_type import PROBLEMS, SINGLE_LABEL
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 
-MOST = 10**5  # of a width or a number of blocks, far above any model's
-MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB, of pixels in [0, 1]
+MOST = 10**5  # upper bound of widths and depths, far above any model
+MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB, pixels in [0, 1]
 STD = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViTConfig:
-    """A vision transformer: its sizes, its parts, and the images that it is for.
+    """A vision transformer: sizes, parts, and preprocessing of its images.
 
-    `imagepiece_jax.read_config` returns that of a public name, or reads it from files,
-    and dataclasses.replace changes one. Nothing in it is left to somebody else.
+    `imagepiece_jax.read_config` makes a config from a public name or from files.
+    `dataclasses.replace` changes fields.
 
     Raises InputError for fields that do not go together.
     """
 
-    embed_dim: int  # width of a token
-    depth: int  # blocks
-    num_heads: int  # of attention
+    embed_dim: int  # token width
+    depth: int  # block count
+    num_heads: int  # attention heads per block
     patch_size: int  # pixels a side
-    mlp_ratio: float = 4.0  # width of an MLP's hidden layer / embed_dim
+    mlp_ratio: float = 4.0  # MLP hidden width / embed_dim
     stem: str = "patch"  # or "conv" (`models.stems`)
-    arch: Architecture = DEIT  # the parts in which ViTs differ
+    arch: Architecture = DEIT
     num_classes: int = 1000  # 0: no head
-    problem_type: str = SINGLE_LABEL  # what the logits mean, by transformers' names
-    preprocessing: Preprocessing  # of images: their size, and how they are cropped
-    mean: tuple[float, float, float]  # of their pixels in [0, 1]
+    problem_type: str = SINGLE_LABEL  # meaning of the logits, in transformers' terms
+    preprocessing: Preprocessing  # image size, resizing and crop
+    mean: tuple[float, float, float]  # RGB, pixels in [0, 1]
     std: tuple[float, float, float]  # likewise
-    # whether reductions make attention proportional; None: as their method does. The
-    # weights of MAE are used without (Bolya et al. 2023)
+    # default of proportional attention in reductions; None: the method's default. MAE's
+    # weights work without proportional attention (Bolya et al. 2023)
     prop_attn: bool | None = None
-    name: str | None = None  # of a public model; DiffRate's schedules depend on it
+    name: str | None = None  # a public model's name; selects DiffRate's schedules
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -64,7 +64,6 @@ class ViTConfig:
         self._check_parts()
 
     def _check_parts(self):
-        """Check that sizes and parts go together."""
         arch = self.arch
         arch.check_parts()
         if arch.pool == "none" and self.num_classes:
@@ -102,62 +101,61 @@ class ViTConfig:
 
     @property
     def image_size(self) -> int | tuple[int, int]:
-        """Pixels a side of its images, or (height, width)."""
+        """Pixels a side, or (height, width)."""
         return self.preprocessing.image_size
 
     @property
     def head_dim(self) -> int:
-        """The width of a head of attention."""
+        """Width of an attention head."""
         return self.embed_dim // self.num_heads
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(height, width) of its images, in whole patches."""
+        """(height, width) of an image in whole patches."""
         return patch_grid(self.image_size, self.patch_size, cut=True)
 
     @property
     def tokens(self) -> int:
-        """Number of tokens of an image in the first block."""
+        """Tokens per image in the first block, with the prefix."""
         return self.arch.prefix + math.prod(self.grid)
 
     def at_size(self, image_size: int | tuple[int, int]) -> "ViTConfig":
-        """The same for images of another size, in whole patches.
-
-        Its own size, for which it was published, may end in a part of a patch.
-        """
+        """The same config at another image size, in whole patches."""
         image_size = checked_size(image_size)
+        # A published size need not be whole patches, so the present size passes as is.
         if sides(image_size) != sides(self.image_size):
             patch_grid(image_size, self.patch_size)
         return self.with_preprocessing(image_size=image_size)
 
     def with_preprocessing(self, **fields: Any) -> "ViTConfig":
-        """The same with other fields of its Preprocessing."""
+        """The same config with changed Preprocessing fields."""
         preprocessing = dataclasses.replace(self.preprocessing, **fields)
         return dataclasses.replace(self, preprocessing=preprocessing)
 
     def with_arch(self, **parts: Any) -> "ViTConfig":
-        """The same with other parts of its Architecture."""
+        """The same config with changed Architecture fields."""
         return dataclasses.replace(self, arch=dataclasses.replace(self.arch, **parts))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How a ViT computes, which does not change what the model is."""
+    """How a ViT computes, without changing the model itself."""
 
-    dtype: jnp.dtype = jnp.dtype("float32")  # in which layers compute
+    dtype: jnp.dtype = jnp.dtype("float32")  # layer dtype
     attention_impl: str = "xla"  # or "cudnn", by `attention.resolve_backend`
-    # what was asked for, which may be "auto"; `backend` is what it is on this device
+    # the requested kernel, possibly "auto"; `attention_impl` is its choice on this
+    # device
     attention: str = dataclasses.field(default="auto", compare=False)
-    # how log(size) is added to the attention logits, one of `attention.SIZES`
+    # how log(size) is added to the attention logits, in `attention.SIZES`
     size_encoding: str = "bias"
-    drop_path_rate: float = 0.0  # probability that training drops the last branches
-    axis_name: str | None = None  # device axis over which batch norm is synchronized
-    remat: bool = False  # whether the backward pass computes activations again
-    # 0: the stem is as it was trained; else it has the variables of `stems.fold` for so
-    # many pixels
+    drop_path_rate: float = 0.0  # probability of dropping the last block's branches
+    axis_name: str | None = None  # device axis for batch norm synchronization
+    remat: bool = False  # recompute activations in the backward pass
+    # 0: the trained stem; p > 0: a FoldedStem whose first convolution reads p pixels at
+    # once
     folded: int = 0
-    # whether the last block computes only the tokens that the head reads, where these
-    # are in the prefix; enough for logits and pooled vectors
+    # The last block computes the head's tokens only, if they are in the prefix. Logits
+    # and pooled vectors need no more.
     head_only: bool = False
 
     def __post_init__(self):

@@ -1,7 +1,7 @@
-"""Cost of a model: its MACs, part by part, and the table that `describe` prints.
+"""A model's MACs by part, and the cost table of the `describe` command.
 
-Most papers print a multiply-add (MAC) as one "FLOP". Norms, softmax, ranking and
-gathers are not counted, as in the published figures.
+A multiply-add (MAC) is one "FLOP" in most papers. Norms, softmax, ranking and gathers
+are not counted, as in published figures.
 """
 
 import math
@@ -13,13 +13,13 @@ from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.block_plan import dense_plan
 
-TRAINING_MACS = 3  # times those of inference: the backward pass costs twice as much
+TRAINING_MACS = 3  # times inference MACs: a backward pass costs two forward passes
 
 
 def cost_summary(model, others):
-    """The cost table of a model, and a line that compares it with other models.
+    """Write a model's cost table and a line with its cost relative to other models.
 
-    others: dense models; the table has the first of them as its reference
+    others: dense models; the first is the table's reference
     """
     table = cost_table(model, others[0])
     others = [other for other in dict.fromkeys(others) if other != model]
@@ -37,9 +37,9 @@ def cost_summary(model, others):
 
 
 def cost_table(model, dense):
-    """Tokens, MMACs next to those of `dense`, and parameters of every part, as text.
+    """Write a table of token counts, MMACs beside `dense`, and parameters by part.
 
-    Prefix and positions count to the stem, last norm and pooling to the head.
+    The stem includes prefix and positions; the head includes final norm and pooling.
     """
     names = ["stem"]
     names += [f"block {i}" for i in range(len(model.plan))]
@@ -67,7 +67,7 @@ def cost_table(model, dense):
 
 
 def action(layer):
-    """A block's reduction in a few words; "" for none."""
+    """Describe a block's reduction in a few words; "" for none."""
     if layer.counts is None:
         return ""
     n_in = layer.counts.n_in
@@ -79,20 +79,20 @@ def action(layer):
 
 
 def model_macs(model):
-    """MACs of one image through `model`, counted from its plan: an int."""
+    """MACs per image, counted from the model's plan."""
     return sum(_part_macs(model))
 
 
 def share_of_dense(model):
-    """The MACs of a model, as a share of those of the dense one."""
+    """A model's MACs divided by the dense model's MACs."""
     plan = dense_plan(model.depth, model.config.tokens)
     return model_macs(model) / model_macs(model.clone(plan=plan))
 
 
 def dead_macs(model):
-    """MACs of one image in the last block for tokens that the head does not read.
+    """MACs per image in the last block without effect on the logits.
 
-    `ViT.head_only` saves them. `model_macs` counts them, as published figures do.
+    `Execution.head_only` saves them. `model_macs` counts them, as published figures do.
     """
     layer = model.plan[-1]
     queries = model.config.arch.head_tokens
@@ -105,7 +105,7 @@ def dead_macs(model):
 
 
 def _part_macs(model):
-    """MACs of the stem, of each block and of the head."""
+    """MACs [stem, *blocks, head]."""
     config = model.config
     width = config.embed_dim
     arch = config.arch
@@ -115,7 +115,7 @@ def _part_macs(model):
         blocks.append(block_macs(model, layer) + reducer_macs(model, layer))
     heads = 2 if arch.dist_token else 1
     head = heads * width * config.num_classes
-    if arch.pool == "map":  # keys, values, the probe's reading; projection and MLP
+    if arch.pool == "map":  # keys, values and the probe's reads; projection and MLP
         read = model.plan[-1].mlp_tokens
         if not arch.pool_include_prefix:
             read -= arch.prefix
@@ -126,10 +126,10 @@ def _part_macs(model):
 
 
 def block_macs(model, layer, queries=None):
-    """MACs of one image in one block: projections and attention, then the MLP.
+    """MACs per image in one block, without its reducer.
 
     layer: the block's BlockPlan
-    queries: number of tokens that attend, and that the block returns; None: all
+    queries: only the first tokens attend and are returned; None: all
     """
     config = model.config
     width = config.embed_dim
@@ -138,20 +138,20 @@ def block_macs(model, layer, queries=None):
     scoring = queries or keys
     returned = queries or layer.mlp_tokens
     if layer.counts and layer.step.site == "attention":
-        # The weights are of all tokens, values only of those that stay.
+        # All tokens have attention weights. Only the remaining tokens have values.
         scoring = keys
         values = layer.mlp_tokens
     reading = queries or values
-    # Queries, keys and their products; then values, their products, and proj.
+    # First the projections to queries, keys and values, and proj; then both products.
     attention = (scoring + keys + values + reading) * width**2
     attention += (scoring * keys + reading * values) * width
-    layers = 3 if config.arch.mlp == "swiglu" else 2  # of the MLP; SwiGLU has a gate
+    layers = 3 if config.arch.mlp == "swiglu" else 2  # SwiGLU's MLP has a gate
     hidden = round(config.mlp_ratio * width)
     return attention + returned * layers * width * hidden
 
 
 def reducer_macs(model, layer):
-    """MACs of the reducer of a block itself (a learned selector)."""
+    """MACs of a block's reducer itself (a learned selector)."""
     if layer.counts is None:
         return 0
     reducer = layer.step.reducer
@@ -161,7 +161,7 @@ def reducer_macs(model, layer):
 
 
 def _part_parameters(model):
-    """Numbers of parameters of the stem, of each block and of the head."""
+    """Parameter counts [stem, *blocks, head]."""
     params = variable_shapes(model)["params"]
 
     def size(*names):

@@ -1,4 +1,4 @@
-"""From a config to a model, with the plan of a reduction."""
+"""From a config to a model with a reduction's plan."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.block_plan import dense_plan
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 
-# Sizes that a run's config may have in place of its name's.
+# Sizes in a run's config, which override the named model's sizes.
 SIZES = ("embed_dim", "depth", "num_heads", "patch_size", "mlp_ratio")
 
 
@@ -29,18 +29,16 @@ def create_model(
     dtype: str = "float32",
     attention: str = "auto",
 ) -> ViT:
-    """A ViT without weights.
+    """Create a ViT without weights.
 
-    config: a ViTConfig, or the name of a model: "deit_ti", "deit_s", "deit_b", or
-        timm's of a public one, such as "vit_small_patch14_reg4_dinov2.lvd142m"
-    reduction: a share of the MACs such as 0.5, or a text, "evit" or
-        "evit:keep_rate=0.7"; None: the dense model. The log says what a share stands
-        for
+    config: a ViTConfig or a model name: "deit_ti", "deit_s", "deit_b", or timm's name
+        of a public model, such as "vit_small_patch14_reg4_dinov2.lvd142m"
+    reduction: a share of the MACs such as 0.5 (the log names its method and counts); a
+        text, "evit" or "evit:keep_rate=0.7"; None: the dense model
     image_size: pixels a side, or (height, width); None: the config's
-    dtype: in which the layers compute
-    attention: what computes it, "xla", "cudnn" or "auto", which chooses for this
-        process's first device
-    Raises InputError for anything that does not fit.
+    dtype: layer dtype
+    attention: kernel, "xla", "cudnn", or "auto" for this process's first device
+    Raises InputError for values that do not fit.
     """
     if isinstance(config, str):
         config = registry.config(config)
@@ -54,7 +52,7 @@ def create_model(
 def execution_of(
     config: ViTConfig, dtype: str = "float32", attention: str = "auto"
 ) -> Execution:
-    """The Execution of a model in a dtype, with the attention of this device."""
+    """Make an Execution with the attention kernel for this process's first device."""
     dtype = checked_dtype(dtype)
     check_choice("attention", attention, BACKENDS)
     backend = resolve_backend(attention, dtype, config.head_dim)
@@ -67,9 +65,9 @@ def build_model(
     execution: Execution = FLOAT32,
     masked: bool = False,
 ) -> ViT:
-    """The ViT of a config, with the plan of a reduction.
+    """Build a ViT with a reduction's plan.
 
-    masked: for training: methods that train with a mask keep all tokens there
+    masked: plan for training, where methods with a mask keep all tokens
     Raises InputError for a reduction that does not fit.
     """
     dense = ViT(config, dense_plan(config.depth, config.tokens), execution)
@@ -77,15 +75,14 @@ def build_model(
 
 
 def config_of_run(run: Mapping[str, Any]) -> ViTConfig:
-    """The model in the config of a run (configs/base.py).
+    """Read the model from a run's config (configs/base.py).
 
-    What config.model leaves empty is as its name has it. Images are ImageNet's without
-    a name, and are cropped as config.data says.
-
+    The named model fills empty fields of config.model. Without a name, mean and std are
+    ImageNet's. The crop is always from config.data.
     Raises InputError for fields that do not fit.
     """
     model = dict(run["model"])
-    # The crop is not that of the name: other weights have it.
+    # The named model's crop belongs to its published weights, not to this run.
     preprocessing = Preprocessing(run["image_size"], **read_fields(run["data"]))
     fields = {"preprocessing": preprocessing, "num_classes": run["num_classes"]}
     for field in (*SIZES, "stem", "mean", "std"):

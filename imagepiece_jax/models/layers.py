@@ -1,7 +1,8 @@
-"""Layers of blocks. GELU and layer norm have a backward pass written by hand.
+"""Layers of a block: dense, norms, MLP.
 
-Automatic differentiation would store whole arrays for the backward pass. These
-functions store only their input, and compute the rest again in float32.
+GELU and layer norm have handwritten backward passes. They store their input and at most
+two numbers per token, and recompute the rest in float32. Automatic differentiation
+would store whole arrays.
 """
 
 import functools
@@ -14,11 +15,11 @@ from flax import linen as nn
 from imagepiece_jax.common.nodes import node
 
 INIT = nn.initializers.normal(0.02, jnp.float32)
-QUICK = 1.702  # the factor of QuickGELU
+QUICK = 1.702  # QuickGELU's factor
 
 
 def dense(width, dtype=jnp.float32, **options):
-    """`nn.Dense` with the initializer of ViTs."""
+    """`nn.Dense` with the ViT initializer, N(0, 0.02^2)."""
     return nn.Dense(width, dtype=dtype, kernel_init=INIT, **options)
 
 
@@ -37,10 +38,7 @@ class LayerNorm(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A learned factor for each channel (Touvron et al. 2021, CaiT).
-
-    [..., D] -> [..., D]
-    """
+    """Learned factor per channel (Touvron et al. 2021, CaiT). [..., D] -> [..., D]."""
 
     @nn.compact
     def __call__(self, x):
@@ -51,13 +49,13 @@ class LayerScale(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with GELU between them, or SwiGLU. [M, D] -> [M, D]."""
+    """Two linear layers around a GELU, or SwiGLU. [M, D] -> [M, D]."""
 
     hidden_dim: int
-    gelu: str = "exact"  # as in `architecture.Architecture`
+    gelu: str = "exact"  # `Architecture.gelu`
     dtype: jnp.dtype = jnp.float32
     kind: str = "gelu"  # `Architecture.mlp`
-    norm_eps: float | None = None  # of a norm of the hidden layer; None: no norm
+    norm_eps: float | None = None  # epsilon of the hidden layer's norm; None: no norm
 
     @nn.compact
     def __call__(self, x):
@@ -75,10 +73,8 @@ class Mlp(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def padded_from(x, length):
-    """x [B, N, ...] itself, but tokens from `length` on, padding, get the gradient 0.
-
-    A fused kernel may return any gradient for them, even NaN.
-    """
+    """Return x [B, N, ...]; its padding, from token `length` on, gets zero gradient."""
+    # A fused kernel may return any gradient for padding, even NaN.
     return x
 
 
@@ -90,11 +86,9 @@ padded_from.defvjp(
 
 @jax.custom_vjp
 def token_major(x):
-    """x [B, N, D] itself; its gradient keeps the layout [B, N, D] in memory.
-
-    XLA would otherwise move the batch innermost, for the gradients of positions, and
-    transpose whole arrays.
-    """
+    """Return x [B, N, D]; its gradient keeps the memory layout [B, N, D]."""
+    # XLA would otherwise move the batch innermost, for the positions' gradient, and
+    # transpose whole arrays.
     return x
 
 
@@ -109,14 +103,13 @@ token_major.defvjp(lambda x: (x, None), _token_major_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gelu(x, form="exact"):
-    """x Phi(x), elementwise (Hendrycks & Gimpel 2016, section 2).
+    """GELU, x Phi(x), elementwise (Hendrycks & Gimpel 2016, section 2).
 
-    form: "exact"; or an approximation of Phi: "tanh", 0.5 (1 + tanh u), or "quick",
+    form: "exact", or an approximate Phi: "tanh", 0.5 (1 + tanh u), or "quick",
         sigmoid(1.702 x)
-
-    The backward pass needs only x, so that a GPU can compute "tanh" in the kernel of
-    the matrix product before it.
     """
+    # Because the backward pass needs only x, a GPU can compute "tanh" in the kernel of
+    # the matrix product before it.
     if form == "tanh":
         return jax.nn.gelu(x, approximate=True)
     wide = x.astype(jnp.float32)
@@ -128,12 +121,13 @@ def gelu(x, form="exact"):
 
 
 def _share_below(x):
-    """Phi(x) by erf, as in PyTorch; JAX's own erfc takes much longer."""
+    """Phi(x)."""
+    # erf, as in PyTorch: erfc, as in JAX's own GELU, takes much longer.
     return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
 def _gelu_backward(form, x, gradient):
-    """The gradient of x: Phi(x) + x Phi'(x), times that of the result."""
+    """The gradient of x: (Phi(x) + x Phi'(x)) times the result's gradient."""
     wide = x.astype(jnp.float32)
     if form == "tanh":
         # x sigmoid(2 u) with u = c (x + 0.044715 x^3).
@@ -160,24 +154,20 @@ gelu = node(gelu)
 def layer_norm(x, scale, bias, dtype, eps=1e-6):
     """(x - mean) / deviation * scale + bias over the last axis (Ba et al. 2016).
 
-    The backward pass needs x, which is in memory anyway, and two numbers for each
-    token.
-
     x, scale, bias: [..., D], [D] and [D]
-    dtype: type of the result; statistics are float32
-    eps: is added to the variance
+    dtype: the result's type; statistics are float32
+    eps: added to the variance
     """
+    # The backward pass stores x, which is in memory anyway, and two numbers per token.
     return _normalized(x, *_statistics(x, eps), scale, bias).astype(dtype)
 
 
 def _statistics(x, eps):
-    """(mean, 1 / deviation), each [..., 1] float32.
-
-    The variance is the mean of squared distances: XLA makes one kernel of that, and
-    large numbers do not cancel as in E[x^2] - E[x]^2.
-    """
+    """(mean, 1 / deviation), [..., 1] float32."""
     x = x.astype(jnp.float32)
     mean = jnp.mean(x, axis=-1, keepdims=True)
+    # XLA fuses the mean of squared distances into one kernel. E[x^2] - E[x]^2 would
+    # cancel for large numbers.
     squares = (x - mean) ** 2
     variance = jnp.mean(squares, axis=-1, keepdims=True)
     return mean, jax.lax.rsqrt(variance + eps)
@@ -190,15 +180,16 @@ def _normalized(x, mean, factor, scale, bias):
 
 
 def _norm_forward(x, scale, bias, dtype, eps):
-    # Without this barrier XLA would store whole arrays of float32 instead.
+    # Without this barrier XLA would store whole float32 arrays instead.
     mean, factor = jax.lax.optimization_barrier(_statistics(x, eps))
     out = _normalized(x, mean, factor, scale, bias).astype(dtype)
     return out, (x, mean, factor, scale)
 
 
 def _norm_backward(dtype, eps, saved, gradient):
-    """The gradients of x, scale and bias, by x in units of its deviation."""
+    """The gradients of x, scale and bias."""
     x, mean, factor, scale = saved
+    # x in units of its deviation
     unit = (x.astype(jnp.float32) - mean) * factor
     gradient = gradient.astype(jnp.float32)
     inner = gradient * jnp.expand_dims(scale, range(x.ndim - 1))

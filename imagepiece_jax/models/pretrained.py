@@ -1,4 +1,4 @@
-"""A trained model as one object: the network, its variables, and their metadata."""
+"""Pretrained: a model, its variables and their metadata as one object."""
 
 import dataclasses
 import functools
@@ -35,30 +35,30 @@ from imagepiece_jax.reduction.reduction import DENSE, Reduction, ReductionLike
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class WeightsSource:
-    """Where weights are from; of a model of one's own it is empty."""
+    """Origin of the weights; empty for a model made in memory."""
 
     path: pathlib.Path | None = None  # on this machine
     kind: str = "model"  # "weights file", "folder" or "run"
-    name: str = ""  # the last part of the path; of the hub's weights OWNER/NAME
+    name: str = ""  # last part of the path; for hub weights OWNER/NAME
     license: str | None = None
-    # size of the images that the positions were trained for; None: the model's
+    # image size the position embeddings were trained at; None: the model's
     image_size: int | tuple[int, int] | None = None
-    # the reduction that the weights were trained with; None: nothing says it
+    # reduction used in training; None: unknown
     reduction: Reduction | None = None
-    checkpoint: str | None = None  # of a run, "best" or "latest"; of a file, a key
-    averaged: bool = False  # whether the weights are averages over steps
-    run: Mapping[str, Any] | None = None  # the config of a run
-    # digests of the parts that were drawn, not learned, when they were drawn
+    checkpoint: str | None = None  # a run's "best" or "latest"; a key in a file
+    averaged: bool = False  # weights averaged over training steps
+    run: Mapping[str, Any] | None = None  # the run's config
+    # {part: digest of its random values}. A part with another digest was trained since.
     untrained: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def seed(self) -> int:
-        """The seed of a run; 0 of other weights."""
+        """The run's seed; 0 without a run."""
         return self.run["seed"] if self.run else 0
 
     @property
     def place(self) -> str:
-        """The weights, as sentences call them: "run runs/a"."""
+        """The weights' name in messages, such as "run runs/a"."""
         if self.path is None:
             return f"the {self.kind}"
         path = self.path
@@ -69,7 +69,7 @@ class WeightsSource:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Pretrained:
-    """A model, its variables, and their metadata, as `load` returns it.
+    """A model, its variables and their metadata, as returned by `load`.
 
         vit = imagepiece_jax.load("deit_tiny_patch16_224.pth")
         logits = vit.model.apply(vit.variables, images).logits
@@ -77,18 +77,17 @@ class Pretrained:
     Raises InputError for metadata that do not fit the model.
     """
 
-    model: ViT  # the network
-    # its parameters and statistics, {"params": .., ..}, without what `recover` learned.
-    # Do not change them in place: they are copied to a device once, and NumPy's arrays
-    # are then read-only. `with_variables` takes others
+    model: ViT
+    # Parameters and statistics, {"params": .., ..}, without recovered values.
+    # Do not change arrays in place: they are copied to a device once, and NumPy arrays
+    # are read-only from then on. `with_variables` replaces them.
     dense_variables: Mapping[str, Any]
-    # a name, or None, for each class; None if the classes have no names
+    # one entry per class, None for an unnamed class; None: no class has a name
     class_names: tuple[str | None, ...] | None = None
-    # what `recover` learned: numbers that reduced forms take in place of the dense
-    # model's
+    # values learned by `recover`, which replace dense parameters in reduced models
     recovery: Recovery | None = None
     source: WeightsSource = dataclasses.field(default_factory=WeightsSource)
-    # learned selectors of other reductions than the present one, by timm's names
+    # tensors of learned selectors by timm's names, kept for other reductions
     selectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -101,7 +100,7 @@ class Pretrained:
             put("dense_variables", jax.tree.map(native, self.dense_variables))
 
     def __repr__(self):
-        # Short: the model's own goes on for pages.
+        # The model's own repr is pages long.
         return (
             f"<Pretrained {self.config.name or 'ViT'}: {self.label}, images of "
             f"{size_text(self.image_size)}, {self.config.num_classes} classes, "
@@ -110,19 +109,18 @@ class Pretrained:
 
     @property
     def config(self) -> ViTConfig:
-        """What the model is."""
         return self.model.config
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How its images are resized and cropped."""
+        """How images are resized and cropped."""
         return self.config.preprocessing
 
     @property
     def reduction(self) -> Reduction | None:
-        """The reduction that made the model's plan; None: someone made it by hand.
+        """The reduction behind the model's plan; None for a plan made by hand.
 
-        It has prop_attn where it differs from the default of method and model.
+        Its prop_attn is set only if it differs from the method's and model's default.
         """
         reduction = self.model.reduction or DENSE
         has_steps = any(layer.step for layer in self.model.plan)
@@ -135,14 +133,11 @@ class Pretrained:
 
     @functools.cached_property
     def variables(self) -> Mapping[str, Any]:
-        """Parameters and statistics of the model, {"params": .., ..}.
-
-        They are `dense_variables`, with the numbers of the `recovered` form.
-        """
+        """Parameters and statistics, {"params": .., ..}, with recovered values."""
         return self._variables_of(self.model)
 
     def _variables_of(self, model):
-        """The variables of a ViT, of which no other part differs from the model's."""
+        """`dense_variables` with the values recovered for a ViT's reduction, if any."""
         cost = self.recovery and self.recovery.of(model)
         if cost is None:
             return self.dense_variables
@@ -151,7 +146,7 @@ class Pretrained:
 
     @functools.cached_property
     def digest(self) -> str:
-        """16 letters that depend on the weights and on all recovered numbers."""
+        """16 hex digits that change with the weights and with any recovered value."""
         if self.recovery is None:
             return digest(self.variables)[:16]
         leaves = flat_params(self.dense_variables["params"])
@@ -164,36 +159,32 @@ class Pretrained:
 
     @functools.cached_property
     def device_variables(self) -> Mapping[str, Any]:
-        """`variables` on JAX's default device, as they are at the first access.
-
-        A program copies them to the devices of images that are on others.
-        """
+        """`variables` on JAX's default device, copied once at the first access."""
+        # Programs for images on another device copy them there.
         for array in jax.tree.leaves(self.variables):
-            if isinstance(array, np.ndarray):  # a change would reach no copy
+            if isinstance(array, np.ndarray):  # a later change would not reach the copy
                 array.setflags(write=False)
         with jax.ensure_compile_time_eval():  # a tracer must not stay in the cache
             return jax.device_put(self.variables)
 
     @property
     def gmacs(self) -> float:
-        """Multiplications and additions of one image, in 10^9 pairs."""
+        """Multiply-adds per image, in 10^9."""
         return model_macs(self.model) / 1e9
 
     @property
     def has_projection(self) -> bool:
-        """Whether the head makes vectors: no class names, and no bias, as CLIP's.
-
-        A recovery trains a bias of 0, too, so the dense model's counts.
-        """
+        """Whether the head is a projection, as in CLIP: no class names, no bias."""
         single = self.config.problem_type == SINGLE_LABEL
         if not self.config.num_classes or self.class_names is not None or not single:
             return False
+        # The dense bias is looked at, because recovery may have trained a zero bias.
         head = self.dense_variables["params"].get("head", {})
         return not np.any(head.get("bias", 0))
 
     @property
     def label(self) -> str:
-        """The reduction in a few words."""
+        """The reduction in a few words, for messages."""
         if self.reduction is None:
             return "a reduction without a name"
         label = str(self.reduction)
@@ -203,31 +194,30 @@ class Pretrained:
 
     @property
     def recovered(self) -> RecoveredVariant | None:
-        """The cost whose numbers the model has; None if it has the dense model's."""
+        """The recovered variant in use; None: the model has its dense parameters."""
         if self.recovery is None:
             return None
         cost = self.recovery.of(self.model)
         return cost if cost and cost.numbers else None
 
     def with_variables(self, variables: Mapping[str, Any]) -> "Pretrained":
-        """The same model with other variables, such as trained ones.
-
-        What `recover` learned was for the former, and is left out.
-        """
+        """The same model with new variables, for example trained further."""
+        # Recovered values were learned for the old variables, so they are dropped.
         return dataclasses.replace(self, dense_variables=variables, recovery=None)
 
     def variables_for(
         self, model: ViT, fresh: Iterable[str] = (), seed: int = 0
     ) -> Mapping[str, Any]:
-        """Variables of another model with the values of these weights.
+        """Convert these weights to another model's variables.
 
-        model: a ViT of the same sizes, with any reduction and image size
-        fresh: names of parts that are drawn, for example "head" or "reducer"
+        model: a ViT of equal sizes, with any reduction and image size
+        fresh: names of parts to draw from the seed, such as "head" or "reducer"
         Raises StateDictMismatch if the weights do not fit.
         """
         tensors = timm_tensors.to_timm(self._variables_of(model))
         tensors |= self.selectors
-        if "pos_embed" not in fresh:  # by the code that the positions were trained for
+        # These weights' own resizing code is used: the model may name another.
+        if "pos_embed" not in fresh:
             config = model.config.with_arch(resize=self.config.arch.resize)
             tensors = resize_positions.fit(tensors, config, self.image_size)
         place = self.source.place
@@ -238,10 +228,8 @@ class Pretrained:
         return variables
 
     def say_dense_numbers(self):
-        """Log that this reduced form was not recovered, if other forms were.
-
-        Numbers belong to the form that learned them.
-        """
+        """Log that this reduced model was not recovered, if another variant was."""
+        # Recovered values fit only their own variant.
         is_reduced = any(layer.counts for layer in self.model.plan)
         if self.recovery is None or not is_reduced or not parallel.is_main():
             return
@@ -252,14 +240,14 @@ class Pretrained:
 
     @functools.cached_property
     def untrained_parts(self) -> tuple[str, ...]:
-        """Names of parts, for example "head", that still hold drawn numbers."""
+        """Names of untrained parts, such as "head"."""
         params = self.variables["params"]
         drawn = self.source.untrained.items()
         return tuple(k for k, v in drawn if k in params and digest(params[k]) == v)
 
     @property
     def untrained_kinds(self) -> list[str]:
-        """Of "head" and "selectors" those that are untrained."""
+        """The untrained kinds among "head" and "selectors", sorted."""
         kinds = set()
         for part in self.untrained_parts:
             is_selector = part.startswith(timm_tensors.SELECTOR)
@@ -268,19 +256,19 @@ class Pretrained:
 
     @property
     def untrained(self) -> bool:
-        """Whether some parts were drawn and not trained since then."""
+        """Whether any part still has random values."""
         return bool(self.untrained_parts)
 
     def warn_of_untrained(self):
-        """Warn of untrained parts."""
+        """Warn if any part is untrained."""
         if self.untrained:
             warn(f"{self!r}: what is untrained was drawn from a seed; train it first")
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Probabilities of the classes, as the head was trained. [.., C] -> [.., C].
+        """Class probabilities for the head's problem type. [.., C] -> [.., C].
 
-        A softmax, or for several labels an image a sigmoid of each logit.
-        Raises InputError for a head of numbers (problem_type "regression").
+        A softmax, or sigmoids for multi-label heads and for a single class.
+        Raises InputError for problem_type "regression".
         """
         return probabilities(logits, self.config.problem_type)
 
@@ -291,7 +279,7 @@ class Pretrained:
 
         reduction: 0.5, a share of the MACs, for the recommended method; a text, "tome"
             or "tome:r=8"; None or "none" for the dense model
-        seed: of selectors that the weights lack; None: they are refused
+        seed: draws missing selectors; None: a missing selector raises InputError
         Raises InputError for a reduction that does not fit the model.
         """
         reduction = Reduction.read(reduction)
@@ -300,11 +288,11 @@ class Pretrained:
         return self.with_model(model, seed)
 
     def at_size(self, image_size: int | tuple[int, int]) -> "Pretrained":
-        """The same weights for images of another size; positions are resized.
+        """The same weights at another image size, with resized position embeddings.
 
         image_size: pixels a side, or (height, width), multiples of the patch size
-        Raises InputError for other sizes, for a reduction that does not fit, and if
-            positions are resized already.
+        Raises InputError for a size that does not fit patches or reduction, and for
+            position embeddings that are already resized.
         """
         trained_size = self.source.image_size or self.image_size
         resized = sides(trained_size) != sides(self.image_size)
@@ -317,9 +305,9 @@ class Pretrained:
         return self.with_model(reduction_plan.with_plan(dense, self.reduction))
 
     def with_preprocessing(self, **fields: Any) -> "Pretrained":
-        """The same model with other fields of its Preprocessing, such as crop=1.0.
+        """The same model with changed Preprocessing fields, such as crop=1.0.
 
-        Raises InputError for another image_size, which `at_size` changes.
+        Raises InputError for a new image_size; use `at_size`.
         """
         config = self.config.with_preprocessing(**fields)
         if sides(config.image_size) != sides(self.image_size):
@@ -330,29 +318,26 @@ class Pretrained:
         return dataclasses.replace(self, model=self.model.clone(config=config))
 
     def analyzed(self, dtype: str | None = "float32") -> "Pretrained":
-        """The same model in `dtype`, without drop path.
-
-        dtype: of the layers; None: the model's
-        """
+        """The same model with default execution, except dtype and attention kernel."""
         own = self.model.execution
         execution = execution_of(self.config, dtype or own.dtype.name, own.attention)
         return dataclasses.replace(self, model=self.model.clone(execution=execution))
 
     def model_with(self, reduction: ReductionLike) -> ViT:
-        """The model of `with_reduction`, without its variables."""
+        """The ViT of `with_reduction`, without variables."""
         return reduction_plan.with_plan(self.model, Reduction.read(reduction))
 
     def gmacs_with(self, reduction: ReductionLike) -> float:
-        """`gmacs` of `with_reduction`."""
+        """`gmacs` with another reduction."""
         return model_macs(self.model_with(reduction)) / 1e9
 
     def use(self, reduction: ReductionLike) -> str:
-        """What figures with `reduction` are called: "as trained" or "off-the-shelf"."""
+        """Name results with `reduction`: "as trained" or "off-the-shelf"."""
         same = self.model_with(reduction).reduction == self.reduction
         return "as trained" if same else "off-the-shelf"
 
     def differences_from_training(self) -> list[str]:
-        """Reduction and image size, in words, if they differ from training's."""
+        """Describe the reduction and image size if they differ from training's."""
         source = self.source
         lines = []
         if source.reduction is not None and not self.recovery:
@@ -367,21 +352,21 @@ class Pretrained:
 
     @property
     def _learned(self):
-        """Learned selectors of this reduction and others, tensors by timm's names."""
+        """Tensors of all learned selectors, for any reduction, by timm's names."""
         if "selectors" in self.untrained_kinds:
             return self.selectors
-        # Maybe trained since.
+        # The model's selectors may have been trained after `self.selectors` was set.
         selectors = timm_tensors.selectors_of(self.dense_variables)
         own = timm_tensors.to_timm({"params": selectors})
         return timm_tensors.merged_selectors(self.selectors, own)
 
     def with_model(self, model: ViT, seed: int | None = None) -> "Pretrained":
-        """The same weights in another ViT of these sizes and parts.
+        """The same weights in another ViT, with resized position embeddings.
 
-        Selectors come from all that were learned so far, for this or another reduction.
+        Selectors learned for any reduction so far are used again.
 
-        model: of any reduction and image size, to which positions are resized
-        seed: of selectors that were never learned; None: they are refused
+        model: a ViT of equal sizes and parts, with any reduction and image size
+        seed: draws missing selectors; None: a missing selector raises InputError
         """
         source = self.source
         params = {}
@@ -416,5 +401,5 @@ class Pretrained:
 
 
 def digests(variables: Mapping[str, Any], parts: Iterable[str]) -> dict[str, str]:
-    """Digests of parts of the parameters, by name."""
+    """{part: digest of its parameters}."""
     return {part: digest(variables["params"][part]) for part in parts}

@@ -1,4 +1,4 @@
-"""The problem that a head answers, by transformers' names, and its probabilities."""
+"""Problem types of a head, by transformers' names, and their probabilities."""
 
 import numpy as np
 
@@ -11,10 +11,8 @@ PROBLEMS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 
 
 def activation(problem_type: str, classes: int) -> str | None:
-    """What makes probabilities of logits: "softmax" or "sigmoid"; None: nothing does.
-
-    One class has a sigmoid, too: its softmax is 1 whatever the image.
-    """
+    """The activation for probabilities, "softmax" or "sigmoid"; None: there is none."""
+    # A single class gets a sigmoid, because its softmax is 1 for any image.
     if problem_type == REGRESSION or not classes:
         return None
     if problem_type == MULTI_LABEL or classes == 1:
@@ -23,10 +21,10 @@ def activation(problem_type: str, classes: int) -> str | None:
 
 
 def probabilities(logits: np.ndarray, problem_type: str = SINGLE_LABEL) -> np.ndarray:
-    """Probabilities of the classes. [.., C] -> [.., C].
+    """Class probabilities. [.., C] -> [.., C].
 
-    Those of "multi_label_classification" need not add up to 1.
-    Raises InputError for "regression", which has none.
+    Multi-label probabilities need not add up to 1.
+    Raises InputError for "regression".
     """
     kind = activation(problem_type, logits.shape[-1])
     if kind == "sigmoid":
@@ -41,10 +39,9 @@ def probabilities(logits: np.ndarray, problem_type: str = SINGLE_LABEL) -> np.nd
 
 
 def check_single_label(problem_type: str, place: str, reader: str) -> None:
-    """Refuse weights whose images have several labels, or numbers.
+    """Refuse weights for multi-label or regression problems.
 
-    place: the weights, in words
-    reader: what needs one label per image, such as "accuracy"
+    reader: the message's subject, such as "accuracy", which needs one label per image
     """
     if problem_type != SINGLE_LABEL:
         raise InputError(

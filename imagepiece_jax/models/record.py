@@ -1,8 +1,7 @@
-"""What decides the results of a model, as one record of JSON.
+"""JSON record of everything that decides a model's results.
 
-Whatever goes on where it was stopped, or takes up an earlier result, compares records:
-folders of features, the lines of `compare`, the teacher of a run. A record is built
-from whole objects, so that a new field of theirs is in it by itself.
+Code that resumes or uses an earlier result compares records: feature folders, lines of
+`compare`, a run's teacher. Records hold whole objects, so new fields are never missed.
 """
 
 import dataclasses
@@ -20,17 +19,17 @@ from imagepiece_jax.reduction.reduction import DENSE
 if TYPE_CHECKING:
     from imagepiece_jax.models.pretrained import Pretrained
 
-OF_FLAX = ("parent", "name")  # fields of every module, which decide nothing
-MAX_NAMED = 3  # differences that a sentence names
+OF_FLAX = ("parent", "name")  # fields of every Flax module, without effect on results
+MAX_NAMED = 3  # fields named in a sentence
 
 
 def record_of(
     vit: "Pretrained", model: ViT | None = None, **others: Any
 ) -> dict[str, Any]:
-    """The record of a model with its weights.
+    """Make the record of a model with its weights.
 
-    model: the form in which it computes; None: as it is
-    others: what else decides the results, as values that `as_json` takes
+    model: the ViT that computes, for example reduced; None: `vit.model`
+    others: further values that decide the results, for `as_json`
     """
     model = model or vit.model
     return {
@@ -43,11 +42,11 @@ def record_of(
 
 
 def as_json(value: Any) -> Any:
-    """A value as JSON reads it back, with all fields of the dataclasses in it.
+    """Convert a value to JSON types, with all fields of nested dataclasses.
 
-    A dataclass is a dict with its name under "is". Fields that are no part of its
-    equality are left out, and so are fields that are None or empty.
-    Raises TypeError for any other object, of which something could be missed.
+    A dataclass becomes a dict with its name under "is". Fields with compare=False are
+    left out, and so are None, () and empty sets.
+    Raises TypeError for any other object, because a part of it could be missed.
     """
     if isinstance(value, str | bool | int | float | None):
         return value
@@ -76,7 +75,7 @@ def as_json(value: Any) -> Any:
 def differences(
     ours: Mapping[str, Any], theirs: Mapping[str, Any]
 ) -> list[tuple[str, Any, Any]]:
-    """(field, value of ours, value of theirs) wherever two records differ."""
+    """List (field, our value, their value) for every difference between records."""
     found = []
     for name in ours | theirs:
         value = ours.get(name)
@@ -91,9 +90,9 @@ def differences(
 
 
 def sentence(found: list[tuple[str, Any, Any]], place: str) -> str:
-    """The first of `differences` in words, as a predicate of its field.
+    """Put the first difference into words, as a predicate of its field.
 
-    place: what has the other record, and a verb: "vectors was started with"
+    place: the other record's owner and a verb, such as "vectors was started with"
     """
     (_, value, other), *more = found
     text = f"is {_short(value)}, but {place} {_short(other)}"

@@ -1,7 +1,7 @@
-"""What `recover` learned: numbers for reduced forms of a dense model, and figures.
+"""Recovery, the result of `recover`: learned values of reduced models, and measures.
 
-A `Recovery` goes with a Pretrained. The dense model keeps its numbers; a reduced form
-has others in place of some, mostly norms and biases, that were learned at its cost.
+The dense parameters stay. A recovered variant replaces some parameters, mostly norms
+and biases, by learned values.
 """
 
 import dataclasses
@@ -17,47 +17,49 @@ from imagepiece_jax.common.tables import amount
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
 NOTHING_LOWER = "nothing was better: try a smaller reduction, or more images or steps"
-Numbers = Mapping[str, np.ndarray]  # parameters by their paths: blocks_0/norm1/scale
+Numbers = Mapping[str, np.ndarray]  # {path: value}, such as blocks_0/norm1/scale
 
 
 @dataclasses.dataclass(frozen=True)
 class RecoveredVariant:
-    """What came back at one cost, measured on images that were held out."""
+    """Learned values of one reduced model, and measures on held-out images."""
 
-    reduction: Reduction  # with counts of tokens in place of a cost
-    parameters: str  # that were trained, as `recover` takes it
-    images: int  # that were learned from
-    held_out: int  # that were not, and are measured
+    reduction: Reduction  # with token counts in place of `macs`
+    parameters: str  # the trained part, as `recover` takes it
+    images: int  # training images
+    held_out: int  # held-out images, for the measures
     steps: int
     batch_size: int
     seed: int
-    seconds: float  # that it took
-    # "KL" of class probabilities from those of the dense model; "squared error" of a
-    # regression; "change" of features, a squared distance as a share of the dense
-    # model's square
+    seconds: float  # duration
+    # "KL": class probabilities against the dense model's. "squared error": regression.
+    # "change": features, squared distance divided by the dense features' square.
     measure: str
     before: float
     after: float
-    interval: tuple[float, float]  # 95 %, of after - before
-    agreement: tuple[float, float]  # before and after, %: the dense model's first class
-    curve: tuple[tuple[int, float], ...]  # (steps, measure) of the held-out images
+    interval: tuple[float, float]  # 95 %, for after - before
+    # % of images with the dense model's first class, before and after
+    agreement: tuple[float, float]
+    curve: tuple[tuple[int, float], ...]  # (steps, measure) on held-out images
     stopped: bool  # by Ctrl-C, before the last step
     changed: bool  # False: the last weights were no better than the start
     image_size: int | tuple[int, int]
-    depth: int  # number of blocks
-    rate: float | None = None  # the highest one, as a share of a parameter's size
-    weights: str | None = None  # of the dense model, by their `Source.name`
-    share: float | None = None  # of the dense model's MACs
-    # the measure with the dense model's numbers; before, unless it was recovered then
+    depth: int  # block count
+    rate: float | None = None  # peak learning rate, as a share of a parameter's size
+    weights: str | None = None  # `WeightsSource.name` of the dense model
+    share: float | None = None  # MACs / dense MACs
+    # the measure with dense parameters; differs from `before` if this recovery
+    # started from an earlier recovery
     off_the_shelf: float | None = None
-    scenes: int | None = None  # held out; 0: images like them were learned from
-    # of the form at this cost, in place of the dense model's; {}: nothing was better
+    # held-out scenes; 0: similar images were in training, so measures may be too good
+    scenes: int | None = None
+    # learned values, in place of dense parameters; {}: nothing was better
     numbers: Numbers = dataclasses.field(
         default_factory=dict, compare=False, repr=False
     )
 
     def __post_init__(self):
-        # JSON, which has no tuples, gives lists back.
+        # JSON turns tuples into lists.
         object.__setattr__(self, "curve", tuple(map(tuple, self.curve)))
         object.__setattr__(self, "reduction", Reduction.read(self.reduction))
         for field in ("interval", "agreement", "image_size"):
@@ -65,19 +67,19 @@ class RecoveredVariant:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The fields as JSON has them, without numbers."""
+        """The fields as JSON values, without `numbers`."""
         fields = {**vars(self), "reduction": str(self.reduction)}
         del fields["numbers"]
         return fields
 
     @property
     def form(self) -> str:
-        """The form that it was learned for: "tome:r=8, 12 blocks, .. pixels"."""
+        """The variant's key and name: "tome:r=8, 12 blocks, .. pixels"."""
         size = size_text(self.image_size)
         return f"{self.reduction}, {self.depth} blocks, {size} pixels"
 
     def fits(self, model) -> bool:
-        """Whether it was learned for a model of this reduction, size and depth."""
+        """Whether a model has this variant's reduction, image size and depth."""
         same = (model.reduction or DENSE) == self.reduction
         same = same and sides(model.config.image_size) == sides(self.image_size)
         return same and model.depth == self.depth
@@ -112,25 +114,24 @@ class RecoveredVariant:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recovery:
-    """Numbers of reduced forms."""
+    """All recovered variants of a dense model."""
 
-    variants: tuple[RecoveredVariant, ...]  # that were learned
+    variants: tuple[RecoveredVariant, ...]
 
     def __str__(self):
         return "\n".join(map(str, self.variants))
 
     def of(self, model) -> RecoveredVariant | None:
-        """The cost that was learned for a model of this reduction, size and depth."""
+        """The variant with a model's reduction, image size and depth, or None."""
         for cost in self.variants:
             if cost.fits(model):
                 return cost
         return None
 
     def merged(self, other: "Recovery | None") -> "Recovery":
-        """With the costs of an earlier one that were not learned again.
-
-        One stays, too, where nothing was better than the dense model this time.
-        """
+        """Add the variants of an earlier Recovery; newer variants win."""
+        # An earlier variant with values beats a newer variant without values, whose
+        # training found nothing better.
         if other is None:
             return self
         earlier = {cost.form: cost for cost in other.variants}
@@ -145,13 +146,13 @@ class Recovery:
 
 
 def flat_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Parameters by their paths, without those that are None."""
+    """Flatten parameters to {path: value} without None."""
     leaves = traverse_util.flatten_dict(params, sep="/")
     return {path: leaf for path, leaf in leaves.items() if leaf is not None}
 
 
 def with_numbers(params: Mapping[str, Any], numbers: Numbers) -> Mapping[str, Any]:
-    """Parameters with numbers in place of theirs, where they have such ones."""
+    """Replace parameters by `numbers`; paths without a parameter are ignored."""
     if not numbers:
         return params
     leaves = traverse_util.flatten_dict(params, sep="/")

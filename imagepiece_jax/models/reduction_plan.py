@@ -1,4 +1,4 @@
-"""From a reduction to a model's plan: counts of tokens, for a cost where it has one."""
+"""From a reduction to a model's plan: token counts, fitted to a cost if it has one."""
 
 import contextlib
 import dataclasses
@@ -16,18 +16,14 @@ from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.methods.recommended import recommended
 from imagepiece_jax.reduction.reduction import Reduction
 
-TOLERANCE = 0.02  # the share of the dense model's MACs by which a cost may be off
-BISECTIONS = 30  # of a schedule's ratio: far more than there are counts
+TOLERANCE = 0.02  # allowed miss of a cost, as a share of the dense MACs
+BISECTIONS = 30  # of a schedule's ratio: 2^30 is far more than all token counts
 
 
 def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
-    """A ViT with the plan of a reduction.
+    """Replace a model's plan by a reduction's plan.
 
-    Its field `reduction` is that of `at_cost`, with prop_attn where it differs from the
-    default of method and model.
-
-    model: a ViT of the same sizes, with any plan
-    masked: for training: methods that train with a mask keep all tokens there
+    masked: plan for training, where methods with a mask keep all tokens
     Raises InputError for a reduction that does not fit the model.
     """
     config = model.config
@@ -39,13 +35,15 @@ def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
         contract.check_plan(plan, config.arch, config.grid)
     except InputError as error:
         raise InputError(f"reduction {reduction}: {error}") from error
-    # Some public weights (MAE's) are used without proportional attention.
+    # The config's default comes first: MAE's weights, for example, work without
+    # proportional attention.
     default = config.prop_attn
     if default is None:
         default = method.default_prop_attn
     prop_attn = found.prop_attn
     if prop_attn is None:
         prop_attn = default
+    # A default is not stored, so explicit and implicit defaults give one Reduction.
     if prop_attn == default:
         found = dataclasses.replace(found, prop_attn=None)
     return model.clone(plan=plan, prop_attn=prop_attn, reduction=found)
@@ -54,20 +52,17 @@ def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
 def at_cost(
     reduction: Reduction, model: ViT, tolerance: float = TOLERANCE
 ) -> Reduction:
-    """A reduction with counts of tokens, or fields, in place of its cost `macs`.
+    """Replace a reduction's cost `macs` by token counts, or by fields of its method.
 
-    A share of the MACs gets the recommended method. One without a cost is returned as
-    it is.
-
-    model: a ViT of the model's sizes, with any plan
-    tolerance: the share of the dense model's MACs by which the cost may be off
+    A bare share of the MACs gets the recommended method. A reduction without a cost is
+    returned unchanged.
     Raises InputError for a reduction that does not fit the model.
     """
     method = reduction.method
     if method.macs is None:
         return reduction
     facts = model.facts_for_methods()
-    if type(method) is Method:
+    if type(method) is Method:  # a placeholder such as Method(macs=0.5)
         method = recommended(method, facts)
     try:
         fitted = method.for_model(facts)
@@ -75,19 +70,15 @@ def at_cost(
     except InputError as error:
         raise InputError(f"reduction {reduction}: {error}") from error
     found = fitted.at_ratio(ratio, model.depth, math.prod(model.config.grid))
-    if hasattr(found, "score"):  # it stays "auto", which fits other models, too
+    if hasattr(found, "score"):  # "auto" stays "auto", which fits any model
         found = dataclasses.replace(found, score=method.score)
     return dataclasses.replace(reduction, method=found)
 
 
 def print_reduction(reduction: Reduction, model: ViT) -> None:
-    """Log "attended in blocks 3, 6, 9; counts 99, 50, 26; 0.50 of the MACs".
-
-    Nothing is logged of a reduction without a cost, which says itself what it is.
-
-    reduction: as it was asked for
-    model: a ViT with its plan
-    """
+    """Log "attended in blocks 3, 6, 9; counts 99, 50, 26; 0.50 of the MACs"."""
+    # `reduction` is the caller's request; `model.reduction` has the counts. A reduction
+    # without a cost states its own counts, so nothing is logged.
     if reduction.method.macs is None or not parallel.is_main():
         return
     method = model.reduction.name
@@ -109,12 +100,9 @@ def print_reduction(reduction: Reduction, model: ViT) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _nearest_ratio(method, model, tolerance):
-    """The ratio of `method` whose share of the dense MACs is nearest to its `macs`.
+    """Bisect for the ratio whose cost is nearest to the method's `macs`.
 
-    The ratio is found by bisection. One that the method cannot reach counts as enough.
-
-    tolerance: the largest difference between the two shares
-    Raises InputError where no ratio is so near.
+    Raises InputError if the nearest cost misses by more than the tolerance.
     """
     tried = []
     depth = model.depth
@@ -132,7 +120,7 @@ def _nearest_ratio(method, model, tolerance):
         share_at(1.0)
     low = 0.0
     high = 1.0
-    error = None  # of the lowest ratio that is enough, if it is out of reach
+    error = None  # raised at `high`, the lowest ratio at or below the cost; or None
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         try:
@@ -140,7 +128,7 @@ def _nearest_ratio(method, model, tolerance):
                 low = middle
                 continue
             error = None
-        except Unreachable as unreachable:
+        except Unreachable as unreachable:  # the ratio counts as reducing enough
             error = unreachable
         high = middle
     miss, share, ratio = min(tried, key=lambda trial: trial[0])

@@ -1,6 +1,6 @@
-"""The configs of models by name: our own, and timm's of public models.
+"""Model configs by name: ours in MODELS, timm's public models in public_models.json.
 
-Those of timm are written by tools/public_models.py.
+tools/public_models.py writes the JSON.
 """
 
 import difflib
@@ -18,7 +18,7 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import MEAN, STD, ViTConfig
 
 DEIT = dict(patch_size=16, depth=12, mean=MEAN, std=STD)
-DEIT["preprocessing"] = Preprocessing(224, crop=0.9)  # by DeiT's authors
+DEIT["preprocessing"] = Preprocessing(224, crop=0.9)  # crop of DeiT's authors
 MODELS = {
     "deit_ti": ViTConfig(name="deit_ti", embed_dim=192, num_heads=3, **DEIT),
     "deit_s": ViTConfig(name="deit_s", embed_dim=384, num_heads=6, **DEIT),
@@ -35,7 +35,7 @@ MODELS = {
     ),
 }
 TABLE = pathlib.Path(__file__).with_name("public_models.json")
-# {name of an authors' own file, without ending: timm's name of the model}, by the
+# {pattern of the authors' file name, without suffix: timm's model name}, from the
 # addresses in timm 1.0.31
 ORIGINALS = {
     r"(deit_\w+)-[0-9a-f]{8}": r"\1.fb_in1k",
@@ -55,19 +55,19 @@ ORIGINALS = {
 NAMES = f"the models are {', '.join(MODELS)} and timm's plain ViTs"
 
 
-SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")  # of a row
-# Facts of published weights of which a name without a tag must say one value.
+# size fields in a row of the JSON
+SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+# Facts on which all weights behind a name without a tag must agree.
 AGREED = ("mean", "std", "gelu", "resize")
 
 
 @functools.cache
 def config(name: str) -> ViTConfig:
-    """The config of a model by name.
+    """Look up a model's config by name.
 
-    name: one of MODELS; timm's of a public model with its tag, such as
-        "vit_small_patch16_224.dino"; or without one, where all of the architecture's
-        weights have one normalization, one crop and one GELU. Its number of classes is
-        then that of timm's own choice
+    name: one of MODELS, or timm's name with its tag, "vit_small_patch16_224.dino". The
+        tag may be left out if all tags agree in normalization, crop, GELU and position
+        resizing. num_classes is then from timm's default tag.
     Raises InputError for any other name.
     """
     if name in MODELS:
@@ -85,30 +85,30 @@ def config(name: str) -> ViTConfig:
     facts = images | {"preprocessing": Preprocessing(**images["preprocessing"])}
     parts = {part: facts.pop(part) for part in ("gelu", "resize") if part in facts}
     if "." not in name:
-        facts.pop("prop_attn", None)  # of some of the weights
+        facts.pop("prop_attn", None)  # only some of the weights have it
     return made_of(name, **facts).with_arch(**parts)
 
 
 def made_of(name: str, **facts: Any) -> ViTConfig:
-    """The config of timm's architecture, with further fields of a ViTConfig."""
+    """Make the config of a timm architecture with further ViTConfig fields."""
     row = public_models()[name.partition(".")[0]]
     sizes = {field: row[field] for field in SIZES if field in row}
     return ViTConfig(name=name, arch=Architecture(**row["arch"]), **sizes, **facts)
 
 
 def _agreed(images):
-    """The facts of published weights that those of one name must share."""
+    """The facts on which all weights behind a name must agree."""
     crop = images["preprocessing"] | {"image_size": None}
     return crop, [images.get(field) for field in AGREED]
 
 
 def is_known(name: str | None) -> bool:
-    """Whether it is the name of a model, with or without a tag."""
+    """Whether a model has this name, with or without a tag."""
     return name in MODELS or bool(_weights(name))
 
 
 def names_for(name: str) -> str:
-    """Known names in place of one that is not; of an architecture with its tags."""
+    """Suggest known names for an unknown name: its architecture's tags, if known."""
     base = name.partition(".")[0]
     tags = public_models().get(base, {"weights": {}})["weights"]
     if tags:
@@ -120,9 +120,9 @@ def names_for(name: str) -> str:
 
 
 def _weights(name):
-    """{tag: images} of the public weights that timm's `name` stands for; else {}.
+    """{tag: facts} of the public weights behind timm's `name`; {} if unknown.
 
-    An architecture stands for all of its weights, of which timm's own choice is first.
+    A name without a tag stands for all its weights, timm's default tag first.
     """
     base, dot, tag = (name or "").partition(".")
     weights = public_models().get(base, {"weights": {}})["weights"]
@@ -133,30 +133,31 @@ def _weights(name):
 
 @functools.cache
 def public_models() -> dict[str, dict[str, Any]]:
-    """{architecture: its size, "arch" and {tag: images} of its "weights"}.
+    """Read the table {architecture: row}.
 
-    The first tag is the one that timm takes for the name of the architecture. "class"
-    is timm's, and "arguments" are those that timm's code gives it. "former_names" are
+    A row has sizes, "arch", timm's "class", and the "arguments" timm's code passes to
+    the class. "weights" is {tag: facts}, timm's default tag first. "former_names" is
     {name before timm 0.9: tag}.
     """
     return json.loads(TABLE.read_text("utf-8"))
 
 
 def timm_class(name: str | None) -> str | None:
-    """The name of timm's class of an architecture; None for any other name."""
+    """timm's class for an architecture; None for any other name."""
     return public_models().get(name, {}).get("class")
 
 
 @functools.cache
 def timm_arguments(name: str) -> dict[str, Any]:
-    """All arguments that timm gives its class for an architecture, as JSON has them."""
+    """All constructor arguments in timm for an architecture, as JSON values."""
     classes = json.loads(TABLE.with_name("timm_classes.json").read_text("utf-8"))
+    # An unknown name gets the defaults of Eva.
     row = public_models().get(name, {"class": "Eva", "arguments": {}})
     return classes[row["class"]] | row["arguments"]
 
 
 def present_name(name: str) -> tuple[str, str]:
-    """(name, tag or "") that timm has today for an architecture's name."""
+    """Translate a former architecture name to timm's present (name, tag or "")."""
     for present, row in public_models().items():
         if name in row.get("former_names", {}):
             return present, row["former_names"][name]
@@ -164,26 +165,24 @@ def present_name(name: str) -> tuple[str, str]:
 
 
 def published_class_names(name: str | None, classes: int) -> tuple[str, ...] | None:
-    """ImageNet's class names for weights of this name with its 1,000 classes, or None.
-
-    timm's tags say so: those of "vit_small_patch16_224.augreg_in21k_ft_in1k" were
-    trained on ImageNet-1k last. An architecture stands for all of its weights, and
-    MODELS for none.
-    """
+    """ImageNet's class names, if weights with this name and 1,000 classes have them."""
+    # Tags that end in "in1k" were trained on ImageNet-1k last, for example
+    # "augreg_in21k_ft_in1k". A name without a tag stands for all its weights. MODELS
+    # have no published weights.
     tags = _weights(name)
     named = classes == 1000 and any(tag.endswith("in1k") for tag in tags)
     return class_names.imagenet_names() if named else None
 
 
 def name_of_file(path: str | os.PathLike) -> str | None:
-    """The known model with the name of a weights file, or None."""
+    """The known model in a weights file's name, or None."""
     file = pathlib.Path(path).name.removesuffix(".tar")  # timm writes .pth.tar
     name = timm_name(pathlib.Path(file).stem)
     return name if is_known(name) else None
 
 
 def timm_name(file: str) -> str:
-    """timm's name of the model in an authors' own file; any other name unchanged."""
+    """Translate the stem of an authors' file to timm's model name, or return it."""
     for pattern, name in ORIGINALS.items():
         if match := re.fullmatch(pattern, file):
             return match.expand(name)

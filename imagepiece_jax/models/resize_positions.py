@@ -1,4 +1,4 @@
-"""Position embeddings resized to another grid, by the code of each family."""
+"""Position embeddings for another grid, resized like each model family's own code."""
 
 import logging
 import math
@@ -16,16 +16,16 @@ log = logging.getLogger("imagepiece_jax.models")
 def fit(
     tensors: Mapping[str, np.ndarray], config: ViTConfig, trained_size
 ) -> Mapping[str, np.ndarray]:
-    """Tensors with positions resized to a model's grid, where they have a grid.
+    """Resize the position embeddings in `tensors` to a model's grid, if necessary.
 
     tensors: {timm's name: array}
-    trained_size: image size that the positions were trained for; where it has another
-        number of patches, images were square
+    trained_size: image size in training; if its patch count does not match the
+        embeddings, a square grid is assumed
     """
     arch = config.arch
     embedding = tensors.get("pos_embed")
     prefix = arch.prefix if arch.prefix_positions else 0  # rows before the patches'
-    # Whoever compares shapes with the model's names what is wrong.
+    # A wrong shape is left for the later shape check, which names the problem.
     shape = np.shape(embedding)
     if len(shape) != 3 or not arch.positions or shape[::2] != (1, config.embed_dim):
         return tensors
@@ -46,15 +46,13 @@ def fit(
 
 
 def resize(grid: np.ndarray, new: tuple[int, int], how: str) -> np.ndarray:
-    """Positions of a grid interpolated to another.
+    """Interpolate a grid of embeddings. [h, w, D] -> [*new, D] float32.
 
-    grid: [h, w, D] float32
     new: (height, width)
-    how: "antialias" (Keys' kernel with a = -0.5, wider where the grid shrinks: timm),
-        "bicubic" (a = -0.75, borders repeated: PyTorch without antialiasing), "offset"
-        (the same, by DINO's factor of (new + 0.1) / old) or "linear" (corners stay in
-        place, as in SciPy's zoom of order 1: Google's vit_jax and big_vision)
-    Returns [*new, D] float32.
+    how: "antialias" (timm: Keys' kernel, a = -0.5, wider if the grid shrinks),
+        "bicubic" (PyTorch without antialiasing: a = -0.75, borders repeated), "offset"
+        (DINO: "bicubic" by the factor (new + 0.1) / old) or "linear" (Google's vit_jax
+        and big_vision: corners stay in place, like SciPy's zoom of order 1)
     """
     height, width, dim = grid.shape
     if how == "antialias":
@@ -64,14 +62,14 @@ def resize(grid: np.ndarray, new: tuple[int, int], how: str) -> np.ndarray:
         rows = _linear(height, new[0])
         columns = _linear(width, new[1])
     else:
-        offset = 0.1 if how == "offset" else 0.0  # of DINO and DINOv2
+        offset = 0.1 if how == "offset" else 0.0  # as in DINO and DINOv2
         rows = _bicubic(height, new[0], offset)
         columns = _bicubic(width, new[1], offset)
     return np.einsum("ab,cd,bdx->acx", rows, columns, grid, optimize=True)
 
 
 def _bicubic(old, new, offset):
-    """Weights of PyTorch's bicubic interpolation along one axis. -> [new, old]."""
+    """PyTorch's bicubic interpolation weights along one axis, [new, old]."""
     place = (np.arange(new) + 0.5) * old / (new + offset) - 0.5
     first = np.floor(place).astype(int)
     weights = np.zeros((new, old))
@@ -87,7 +85,7 @@ def _bicubic(old, new, offset):
 
 
 def _linear(old, new):
-    """Weights of linear interpolation between the outermost points. -> [new, old]."""
+    """Linear interpolation weights with fixed end points, [new, old]."""
     place = np.linspace(0, old - 1, new)
     distance = np.abs(place[:, None] - np.arange(old))
     return np.maximum(0, 1 - distance).astype(np.float32)

@@ -1,9 +1,8 @@
-"""Rotary positions: queries and keys are rotated by the coordinates of their patches.
+"""Rotary positions: queries and keys rotate with their patches' coordinates.
 
-Two channels of a head form a plane, which is rotated by the token's coordinate times a
-frequency (Su et al. 2021, "RoFormer"). Half of the planes are rotated by the row, half
-by the column (Fang et al. 2023, "EVA-02"; Simeoni et al. 2025, "DINOv3"). A merged
-token has the mean coordinates of its patches.
+Two channels form a plane, rotated by coordinate times frequency (Su et al. 2021,
+"RoFormer"): half the planes by row, half by column (Fang et al. 2023, "EVA-02"; Simeoni
+et al. 2025, "DINOv3"). A merged token has its patches' mean coordinates.
 """
 
 import dataclasses
@@ -19,20 +18,20 @@ from imagepiece_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Rotary:
-    """How patches get coordinates, and how these rotate the channels of a head."""
+    """Patch coordinates, and the rotation of a head's channels by them."""
 
     # "corner": rows and columns count from `start`, scaled from the image's grid to the
-    # grid `reference`; "center": an image of any size reaches from -1 to 1, a patch is
-    # at its center, and 1 is a full rotation of the first plane
+    # grid `reference`. "center": an image of any size spans -1 to 1, coordinates are
+    # patch centers, and 1 is a full rotation of the first plane.
     origin: str = "corner"
-    # frequency of the first plane / frequency that one after the last would have
+    # the first plane's frequency / the frequency a plane after the last would have
     temperature: float = 10000.0
-    # grid (height, width) that the model was trained with
+    # grid (height, width) in training; None: coordinates are not scaled
     reference: tuple[float, float] | None = None
-    start: float = 0.0  # number of the first row and of the first column
-    axes: str = "yx"  # or "xy"; the first rotates the first half of planes
-    # the two channels of a plane are "neighbors", or at one place in each of the
-    # "halves" of a head
+    start: float = 0.0  # coordinate of the first row and of the first column
+    axes: str = "yx"  # or "xy"; the first axis rotates the first half of the planes
+    # A plane's channels are "neighbors", or have equal indices in the two "halves" of a
+    # head.
     planes: str = "neighbors"
 
     def __post_init__(self):
@@ -51,7 +50,7 @@ class Rotary:
             check_range("reference", side)
 
     def coordinates(self, grid: tuple[int, int]) -> np.ndarray:
-        """(y, x) of each patch of a grid (height, width), [n, 2] float32."""
+        """(y, x) of all patches in a grid (height, width), [n, 2] float32."""
         sides = []
         for axis, side in enumerate(grid):
             place = np.arange(side)
@@ -66,11 +65,11 @@ class Rotary:
         return np.stack(grid, axis=-1).reshape(-1, 2).astype(np.float32)
 
     def rotations(self, coordinates: jax.Array, width: int, prefix: int = 0):
-        """(cosines, sines) of the angles of planes, [B, prefix + n, 1, width / 2] each.
+        """(cosines, sines) of plane angles, both [B, prefix + n, 1, width / 2].
 
-        coordinates: [B, n, 2], (y, x) of the tokens, of NumPy or JAX, as the results
-        width: channels of a head
-        prefix: number of tokens in front of them, which are not rotated
+        coordinates: [B, n, 2], (y, x) of the tokens; NumPy in, NumPy out
+        width: channels per head
+        prefix: count of prefix tokens, which get angle 0
         """
         xp = coordinates.__array_namespace__()
         angles = self.angles(coordinates, width)
@@ -79,14 +78,11 @@ class Rotary:
 
     @functools.cache  # noqa: B019, all blocks of a program share one constant
     def grid_rotations(self, grid: tuple[int, int], width: int, prefix: int = 0):
-        """`rotations` of all patches of a grid, as NumPy arrays."""
+        """`rotations` for all patches in a grid, as NumPy arrays."""
         return self.rotations(self.coordinates(grid)[None], width, prefix)
 
     def angles(self, coordinates, width):
-        """Angles of a head's planes: those by one coordinate, then those by the other.
-
-        [B, n, 2] -> [B, n, 1, width / 2]
-        """
+        """Plane angles, in the order of `axes`. [B, n, 2] -> [B, n, 1, width / 2]."""
         bands = width // 4
         frequency = self.temperature ** -(np.arange(bands) / bands)
         if self.origin == "center":
@@ -98,10 +94,7 @@ class Rotary:
         return angles.reshape(*angles.shape[:2], 1, 2 * bands)
 
     def rotate(self, heads: jax.Array, rotations) -> jax.Array:
-        """Heads [B, N, H, d], rotated in float32.
-
-        rotations: (cosines, sines), [B or 1, N, 1, d / 2] each
-        """
+        """Rotate heads [B, N, H, d] in float32 by [B or 1, N, 1, d / 2] rotations."""
         cos, sin = rotations
         x = heads.astype(jnp.float32)
         if self.planes == "halves":

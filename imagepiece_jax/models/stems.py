@@ -1,4 +1,4 @@
-"""Stems, which turn an image into tokens: a patch projection, or convolutions."""
+"""Stems from image to tokens: patch projection, convolutions, and folded forms."""
 
 import math
 
@@ -11,13 +11,13 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.rng import uniform
 from imagepiece_jax.errors import InputError
 
-# U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as the reference draws its convolutions.
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the reference's initializer for convolutions.
 KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 NORM_EPSILON = 1e-5
 
 
 def bias_init(fan_in):
-    """Initializer U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for a bias."""
+    """Bias initializer U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     bound = fan_in**-0.5
 
     def init(key, shape, dtype):
@@ -27,12 +27,9 @@ def bias_init(fan_in):
 
 
 def conv_stem_widths(embed_dim, patch_size):
-    """Widths of the stem's convolutions, each twice the one before, up to embed_dim.
+    """Widths of the log2(patch_size) stride-2 convolutions, doubling up to embed_dim.
 
-    A patch size of 2**k has k convolutions of stride 2.
-
-    Raises InputError where patch_size is no power of two, or embed_dim cannot be halved
-        so often.
+    Raises InputError unless patch_size is 2^k, k > 0, and its half divides embed_dim.
     """
     steps = patch_size.bit_length() - 1
     if patch_size < 2 or patch_size != 2**steps or embed_dim % 2 ** (steps - 1):
@@ -44,10 +41,7 @@ def conv_stem_widths(embed_dim, patch_size):
 
 
 class PatchStem(nn.Module):
-    """A linear projection of each patch. [B, H, W, 3] -> [B, H/p, W/p, D].
-
-    It is a matrix product: on CPUs its gradient is twice as fast as a convolution's.
-    """
+    """Linear patch projection. [B, H, W, 3] -> [B, H/p, W/p, D]."""
 
     embed_dim: int
     patch_size: int
@@ -59,6 +53,7 @@ class PatchStem(nn.Module):
         p = self.patch_size
         batch, height, width, channels = images.shape
         patches = images.reshape(batch, height // p, p, width // p, p, channels)
+        # On CPUs a matrix product's gradient is twice as fast as a convolution's.
         return nn.DenseGeneral(
             self.embed_dim,
             axis=(-3, -2, -1),
@@ -71,12 +66,12 @@ class PatchStem(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Convolutions that make neighboring patches alike: ImagePiece's coherence bias.
+    """Convolution stem: ImagePiece's coherence bias makes neighboring patches alike.
 
-    3x3 convolutions of stride 2, each with batch norm and ReLU, then a 1x1 convolution
-    (Xiao et al. 2021, "Early convolutions help transformers see better").
-    [B, H, W, 3] -> [B, H/p, W/p, D], for a patch size that is a power of two. Training
-    shares batch statistics over the device axis `axis_name`.
+    Stride-2 3x3 convolutions with batch norm and ReLU, then a 1x1 convolution (Xiao et
+    al. 2021, "Early convolutions help transformers see better").
+    [B, H, W, 3] -> [B, H/p, W/p, D]. Training shares batch statistics over the device
+    axis `axis_name`.
     """
 
     embed_dim: int
@@ -89,7 +84,7 @@ class ConvStem(nn.Module):
         x = images
         widths = conv_stem_widths(self.embed_dim, self.patch_size)
         for i, width in enumerate(widths):
-            # "SAME" would pad an even side by (0, 1): the reference pads (1, 1).
+            # "SAME" would pad an even side by (0, 1). The reference pads (1, 1).
             x = nn.Conv(
                 width,
                 (3, 3),
@@ -108,7 +103,8 @@ class ConvStem(nn.Module):
                 dtype=self.dtype,
                 name=f"norm_{i}",
             )
-            # Flax adds float32 to bfloat16, which a user's setting may forbid.
+            # Flax adds float32 to bfloat16. Under the user setting "strict" that sum
+            # raises an error.
             with jax.numpy_dtype_promotion("standard"):
                 x = norm(x)
             x = nn.relu(x)
@@ -123,19 +119,13 @@ class ConvStem(nn.Module):
 
 
 class FoldedStem(nn.Module):
-    """A stem as inference computes it, with the variables of `fold`.
-
-    A patch stem reads images as [B, H, W/p, 3 p], which needs no copy, by a convolution
-    over p rows; a GPU need not put the patches in order. In a stem of convolutions each
-    ends with bias and ReLU, which a GPU computes in the same kernel. The first may read
-    several pixels as one (`join_pixels`), which needs no copy either.
-    """
+    """A stem's inference form, with variables from `fold` and without batch norm."""
 
     stem: str
     embed_dim: int
     patch_size: int
     dtype: jnp.dtype = jnp.float32
-    pixels: int = 1  # as in `fold`
+    pixels: int = 1  # see `fold`
 
     @nn.compact
     def __call__(self, images, train=False):
@@ -143,9 +133,12 @@ class FoldedStem(nn.Module):
         p = self.patch_size
         dim = self.embed_dim
         if self.stem == "patch":
+            # The reshape needs no copy, and a convolution over p rows spares a GPU
+            # from putting the patches in order.
             batch, height, width, channels = images.shape
             x = images.reshape(batch, height, width // p, channels * p)
             return self._convolved("proj", x, dim, (p, 1), (p, 1))
+        # A GPU computes bias and ReLU in the convolution's kernel.
         for i, width in enumerate(conv_stem_widths(dim, p)):
             if i == 0 and self.pixels > 1:
                 x = self._convolved_joined(x, width)
@@ -156,6 +149,7 @@ class FoldedStem(nn.Module):
 
     def _convolved_joined(self, x, width):
         """The first convolution, with the kernel of `join_pixels`."""
+        # Joining the pixels is a reshape without a copy.
         pixels = self.pixels
         batch, height, length, channels = x.shape
         x = x.reshape(batch, height, length // pixels, pixels * channels)
@@ -169,17 +163,16 @@ class FoldedStem(nn.Module):
 
 
 def join_pixels(kernel, bias, pixels):
-    """Kernel and bias of the first convolution for `pixels` of a row as one position.
+    """Rewrite a stride-2 convolution to read `pixels` pixels of a row as one position.
 
-    A position has pixels / 2 results, each of which reads three of its pixels or, as
-    the first does, the last one of the position before. All other weights are zeros,
-    those of the position behind, too: with as much padding on either side the images
-    need not be copied.
-
-    kernel: [O, 3, 3, C], which steps by two pixels
-    pixels: an even number
-    Returns arrays [pixels / 2 O, 3, 3, pixels C] and [pixels / 2 O].
+    kernel: [O, 3, 3, C]
+    pixels: even
+    Returns (kernel [pixels / 2 O, 3, 3, pixels C], bias [pixels / 2 O]).
     """
+    # A position has pixels / 2 results. A result reads three adjacent pixels; the first
+    # result starts at the last pixel of the position before. All other weights are 0,
+    # even every weight of the position behind: the kernel covers it because equal
+    # padding on both sides spares a copy of the images.
     width, _, _, channels = kernel.shape
     results = pixels // 2
     wide = jnp.zeros((results, width, 3, 3 * pixels, channels), kernel.dtype)
@@ -191,7 +184,7 @@ def join_pixels(kernel, bias, pixels):
 
 
 class _Convolution(nn.Module):
-    """A convolution with bias. Its kernel [out, h, w, in] has cuDNN's layout."""
+    """Convolution with bias; its kernel [out, h, w, in] has cuDNN's layout."""
 
     shape: tuple[int, int, int, int]
     strides: tuple[int, int]
@@ -217,9 +210,8 @@ STEMS = {"patch": PatchStem, "conv": ConvStem}
 
 
 def stem_macs(stem, embed_dim, image_size=224, patch_size=16):
-    """MACs of a stem on one RGB image, cut to full patches.
+    """A stem's MACs for one RGB image, cut to whole patches.
 
-    stem: a name in STEMS
     image_size: pixels a side, or (height, width)
     """
     tokens = math.prod(side // patch_size for side in sides(image_size))
@@ -236,16 +228,14 @@ def stem_macs(stem, embed_dim, image_size=224, patch_size=16):
 
 
 def fold(stem, params, stats, pixels=1):
-    """The float32 parameters of a FoldedStem, from those of a trained stem.
+    """Convert a trained stem's parameters to a FoldedStem's float32 parameters.
 
     Batch norms are multiplied into the kernel and bias of the convolution before them.
 
     stem: a name in STEMS
-    params: parameters of the trained stem
-    stats: means and variances of its batch norms
-    pixels: number of a row's pixels that the first convolution reads as one position, a
-        power of two up to the patch size: it then has more than three channels, and
-        gives as many results at once; 1: the convolution as it is
+    stats: batch norm means and variances
+    pixels: pixels of a row that the first convolution reads as one position, a power of
+        two up to the patch size; 1: the plain convolution
     """
     params, stats = jax.device_put((params, stats))
     if stem == "patch":
@@ -268,6 +258,8 @@ def fold(stem, params, stats, pixels=1):
             "kernel": jnp.moveaxis(kernel, 3, 0),
             "bias": bias - mean_and_variance["mean"] * scale,
         }
+    # More pixels per position mean more than three input channels, and more results
+    # at once.
     if pixels > 1:
         first = folded["conv_0"]
         kernel, bias = join_pixels(first["kernel"], first["bias"], pixels)
@@ -278,5 +270,5 @@ def fold(stem, params, stats, pixels=1):
 
 
 def _channels(values):
-    """Values of channels, as an array that broadcasts. [D] -> [1, 1, 1, D]."""
+    """Reshape channel values to broadcast. [D] -> [1, 1, 1, D]."""
     return values.reshape(1, 1, 1, -1)

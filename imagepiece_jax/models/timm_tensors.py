@@ -1,9 +1,7 @@
-"""Conversion between this model's variables and timm's state dicts, checked strictly.
+"""Strict conversion between this model's variables and timm's state dicts.
 
 Names follow one rule: `blocks_3/attn/proj/kernel` is `blocks.3.attn.proj.weight` in
-timm. PyTorch stores kernels with outputs before inputs (linear [out, in], convolution
-OIHW). timm stores q, k and v stacked in this order, as one `attn.qkv`; where keys have
-no bias, those of the others are `attn.q_bias` and `attn.v_bias`.
+timm. PyTorch kernels have outputs before inputs (linear [out, in], convolution OIHW).
 """
 
 import re
@@ -29,21 +27,23 @@ _LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-_STACKED = {"attn": "qkv", "attn_pool": "kv"}  # module: projections in one tensor
-# PyTorch's order of a kernel's axes by its rank: linear layers and convolutions.
+# {module: projections, in timm's order, in one tensor}, such as `attn.qkv.weight`.
+# Without key biases, timm has `attn.q_bias` and `attn.v_bias`, not a stacked bias.
+_STACKED = {"attn": "qkv", "attn_pool": "kv"}
+# PyTorch's kernel axes by rank: linear layers and convolutions.
 _AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
-SELECTOR = "reducer"  # beginning of the name of a learned reducer's parameters
-# Parts that another task, stem or method replaces while the rest still fits.
+SELECTOR = "reducer"  # prefix of a learned reducer's parameter names
+# Parts that may differ (another task, stem or method) while the rest still fits.
 _REPLACEABLE = ("head", "head_dist", "patch_embed", "pos_embed", SELECTOR)
 
 
 class _Entry(NamedTuple):
-    """The entry of a timm state dict that has a parameter."""
+    """Where a timm state dict holds one parameter."""
 
     path: str  # our name, without the collection: blocks_3/attn/q/kernel
     name: str  # timm's name: blocks.3.attn.qkv.weight
-    part: int | None  # its number, 0, 1, 2, in a stacked tensor; None: not stacked
-    parts: int  # number of parameters in a stacked tensor
+    part: int | None  # index 0, 1, 2 in a stacked tensor; None: not stacked
+    parts: int  # parameter count of a stacked tensor
     shape: tuple[int, ...]  # shape of timm's whole tensor
 
 
@@ -56,18 +56,17 @@ def model_variables(
     seed: int = 0,
     given: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
-    """The variables of a model: from tensors, given, or drawn from a seed.
+    """Make a model's variables from tensors, given variables and random values.
 
     tensors: {timm's name: array}
-    source: where the tensors are, in words, such as "run runs/a"
-    fresh: parts to draw even if tensors have them, as `from_timm` names them
-    given: variables to take instead of tensors
-    Returns (variables, names of the parts that were drawn); what comes from tensors is
-        in NumPy arrays.
-    Raises StateDictMismatch where the tensors do not fit.
+    source: the tensors' origin for messages, such as "run runs/a"
+    fresh: parts to draw even if there are tensors, named as for `from_timm`
+    given: variables to use instead of tensors
+    Returns (variables, names of drawn parts); values from tensors are NumPy arrays.
+    Raises StateDictMismatch if the tensors do not fit.
     """
     given = given or {}
-    # `from_timm` leaves fresh parts as they are here: shapes, or given variables.
+    # `from_timm` passes fresh parts through: shapes, or given variables.
     like = {
         collection: {**parts, **given.get(collection, {})}
         for collection, parts in variable_shapes(model).items()
@@ -78,7 +77,7 @@ def model_variables(
         raise StateDictMismatch(
             f"{source}: {error}", error.tensor, error.fresh
         ) from error
-    # What is neither in tensors nor given is still a shape.
+    # Parts with neither tensors nor given variables are still shapes: draw them.
     present = {}
     missing = set()
     for path, leaf in traverse_util.flatten_dict(variables).items():
@@ -99,10 +98,10 @@ def own_selectors(
     source: str,
     fresh: Iterable[str] | None = (),
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """(tensors without selectors that a model does not have, parts to draw).
+    """Drop the tensors of foreign selectors: (tensors, names of parts to draw).
 
-    fresh: parts to draw even if tensors have them; None: all selectors that they lack
-    Raises StateDictMismatch where the tensors lack selectors that the reduction learns.
+    fresh: parts to draw even if there are tensors; None: every missing selector
+    Raises StateDictMismatch for a missing selector that is not in `fresh`.
     """
     selectors = selectors_of(variable_shapes(model))
     starts = tuple([f"{name.replace('_', '.')}." for name in selectors])
@@ -127,7 +126,7 @@ def own_selectors(
 
 
 def apart(tensors):
-    """(tensors of the dense part, those of selectors)."""
+    """Split tensors into (dense model, selectors)."""
     dense = {}
     selectors = {}
     for name, tensor in tensors.items():
@@ -137,14 +136,15 @@ def apart(tensors):
 
 
 def merged_selectors(selectors, newer):
-    """Tensors of selectors, with newer ones in place of all those of their blocks."""
+    """Replace selector tensors, block by block, by newer tensors."""
+    # A block's older tensors all go: another selector may have other names.
     blocks = {name.split(".")[1] for name in newer}
     kept = {k: v for k, v in selectors.items() if k.split(".")[1] not in blocks}
     return kept | newer
 
 
 def selectors_of(variables):
-    """{reducer's name: its parameters} of the reducers that learn."""
+    """{name: parameters} of the learned reducers."""
     params = variables["params"].items()
     return {name: values for name, values in params if name.startswith(SELECTOR)}
 
@@ -154,15 +154,14 @@ def from_timm(
     like: Mapping[str, Any],
     fresh: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Variables of the shapes and types of `like`, with the values of `state_dict`.
+    """Convert a timm state dict to variables with the shapes and dtypes of `like`.
 
-    state_dict: tensors by timm's names
     like: the model's variables, arrays or ShapeDtypeStructs
-    fresh: parts that keep their value, or shape, of `like`, such as "head" or
-        "blocks_3/mlp"; without block number, as "reducer", those of all blocks
-    Returns NumPy arrays, apart from `fresh`.
-    Raises StateDictMismatch for a tensor that is missing or left over, of another
-        shape, or not finite.
+    fresh: parts to copy from `like`, such as "head" or "blocks_3/mlp"; a name without
+        block number, such as "reducer", means every block
+    Returns NumPy arrays, except for `fresh`.
+    Raises StateDictMismatch for a tensor that is missing, extra, of wrong shape or
+        type, or not finite.
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
     for key, entry in check_fit(state_dict, like, fresh).items():
@@ -171,10 +170,9 @@ def from_timm(
 
 
 def check_fit(state_dict, like, fresh=()):
-    """{path: its _Entry} of every parameter that is not `fresh`.
+    """Check names, shapes and types: {path: _Entry} of all parameters except `fresh`.
 
-    Arguments are those of `from_timm`.
-    Raises StateDictMismatch where tensors do not fit by their names, shapes and types.
+    Raises StateDictMismatch if a tensor does not fit.
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
     entries = dict(sorted(_entries(leaves).items()))
@@ -191,11 +189,11 @@ def numbers_from_timm(
     like: Mapping[str, Any],
     fresh: Iterable[str] = (),
 ) -> dict[str, np.ndarray]:
-    """{path: value} of the parameters whose tensors are given, without `fresh` ones.
+    """Convert an incomplete state dict to {path: value}, without `fresh` parts.
 
-    tensors: some by timm's names
-    like, fresh: as for `from_timm`; positions may be those of other images
-    Raises StateDictMismatch as `from_timm` does.
+    tensors: any subset of the parameters, by timm's names
+    like, fresh: as for `from_timm`; the position count may differ
+    Raises StateDictMismatch if a given tensor does not fit.
     """
     leaves = traverse_util.flatten_dict({"params": like["params"]}, sep="/")
     given = {}
@@ -210,7 +208,7 @@ def numbers_from_timm(
 
 
 def to_timm(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The inverse of `from_timm`: a flat state dict of NumPy arrays, qkv stacked."""
+    """Convert variables to a timm state dict of NumPy arrays, with qkv stacked."""
     stacks = {}  # {name: {part: array}}
     leaves = traverse_util.flatten_dict(variables, sep="/")
     for key, entry in _entries(leaves).items():
@@ -223,32 +221,28 @@ def to_timm(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         tensor = parts.get(None)
         if tensor is None:
             tensor = np.concatenate([parts[part] for part in sorted(parts)])
-        tensors[name] = np.array(tensor, order="C")  # the order that file formats have
+        tensors[name] = np.array(tensor, order="C")  # file formats store C order
     return tensors
 
 
 def timm_shapes(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """{timm's name: shape} of the tensors of `to_timm`, from variables or shapes."""
+    """{timm's name: shape}, as from `to_timm`, without computing the tensors."""
     leaves = traverse_util.flatten_dict(variables, sep="/")
     return {entry.name: entry.shape for entry in _entries(leaves).values()}
 
 
 def _entries(leaves):
-    """{path with its collection: its _Entry} of the leaves of a variables tree."""
+    """{path with collection: _Entry} for all leaves of a variables tree."""
     return {key: _entry(key, leaf.shape, leaves) for key, leaf in leaves.items()}
 
 
 def _entry(key, shape, leaves):
-    """The _Entry of a leaf.
-
-    key: its path with its collection, such as params/blocks_3/mlp/fc1/bias
-    leaves: all leaves, by their paths
-    """
+    """The _Entry of one leaf; `key` is params/blocks_3/mlp/fc1/bias, for example."""
     path = key.partition("/")[2]
     *modules, leaf = path.split("/")
     # blocks_3/attn/q/kernel is the first third of blocks.3.attn.qkv.weight.
     part = None
-    stack = ""  # the letters of the projections in one tensor
+    stack = ""  # the stacked projections' letters, "qkv" or "kv"
     if len(modules) > 1:
         stack = _STACKED.get(modules[-2], "")
     if modules and modules[-1] in tuple(stack):
@@ -269,18 +263,18 @@ def _entry(key, shape, leaves):
 
 
 def _axes(ndim):
-    """PyTorch's order of a kernel's axes."""
+    """PyTorch's axis order for a kernel."""
     return _AXES.get(ndim, range(ndim))
 
 
 def _take(state_dict, entry, dtype):
-    """The value of one parameter, in this model's axes and type."""
+    """Read one parameter, in this model's axis order and dtype."""
     array = state_dict[entry.name]
     if entry.part is not None:
         array = np.split(array, entry.parts)[entry.part]
     if entry.name.endswith(".weight"):
         array = array.transpose(np.argsort(_axes(array.ndim)))
-    with np.errstate(over="ignore"):  # what overflows is infinite, refused below
+    with np.errstate(over="ignore"):  # an overflow is infinite and refused below
         array = np.array(array, dtype, order="C")
     if not np.isfinite(array.astype(np.float32)).all():
         raise StateDictMismatch(
@@ -291,7 +285,7 @@ def _take(state_dict, entry, dtype):
 
 
 def _check_tensors(state_dict, entries, needed, fresh):
-    """Raise StateDictMismatch for tensors left over, missing, or of another shape."""
+    """Raise StateDictMismatch for a tensor left over, missing or of wrong form."""
     names = {entry.name for entry in entries}
     problems = []  # (path, name, problem)
     for name, tensor in state_dict.items():
@@ -322,7 +316,7 @@ def _check_tensors(state_dict, entries, needed, fresh):
 
 
 def _size_difference(state_dict, needed):
-    """What differs, in words, where a file has another depth or width; else None."""
+    """Say how depth or width differ from the model's; None if they do not."""
 
     def size(shapes):
         blocks = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
@@ -340,10 +334,7 @@ def _size_difference(state_dict, needed):
 
 
 def _remedy(wrong, entries, fresh):
-    """The parts to draw anew, `fresh` and others, so that all else fits; () if none.
-
-    wrong: paths of the tensors that do not fit
-    """
+    """Find parts to draw so the rest fits, for unfit paths `wrong`; () if it cannot."""
     of_model = [entry.path for entry in entries]
     replaced = []
     for part in _REPLACEABLE:

@@ -1,21 +1,17 @@
-"""The part of a model's parameters that is trained: all, or norms and biases."""
+"""The trained part of a model's parameters: all, biases or norms."""
 
 from collections.abc import Mapping
 from typing import Any
 
-# Which parameters are trained. "norms": scales and biases of norms; "biases": these,
-# all other biases and the factors of layer scale.
+# "norms": norm scales and biases. "biases": "norms", all other biases, and the layer
+# scale factors.
 TRAINED = ("all", "biases", "norms")
 
 
 def trained_part(params: Mapping[str, Any], part: str) -> Mapping[str, Any]:
-    """The tree of parameters with None in place of those that are not trained.
-
-    JAX treats None as an empty tree. Gradients, moments and exchanges between devices
-    exist only for what is trained.
-
-    part: one of TRAINED
-    """
+    """Replace frozen parameters by None; `part` is in TRAINED."""
+    # JAX treats None as an empty tree, so gradients, moments and exchanges between
+    # devices exist for trained parameters only.
     if part == "all":
         return params
     is_norm = "scale" in params
@@ -32,7 +28,7 @@ def trained_part(params: Mapping[str, Any], part: str) -> Mapping[str, Any]:
 
 
 def with_trained(params: Mapping[str, Any], trained: Any) -> Mapping[str, Any]:
-    """`params` with the parameters of a `trained_part` in place of its own."""
+    """Put the parameters of a `trained_part` back into `params`."""
     if trained is None:
         return params
     if not isinstance(params, Mapping):

@@ -1,4 +1,4 @@
-"""Variables of a model: their shapes, random ones, and a check of given ones."""
+"""A model's variables: shapes, random values, checks."""
 
 import functools
 import hashlib
@@ -21,11 +21,10 @@ from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
 
 
 class StateDictMismatch(InputError):
-    """Tensors that do not fit a model.
+    """Tensors do not fit a model.
 
-    tensor: name of the first that does not; None: depth or width are another's
-    fresh: names of parts that have to be drawn anew so that all others fit; () where
-        others would not fit either
+    tensor: the first unfit tensor's name; None if depth or width differ
+    fresh: names of parts to draw so the rest fits; () if the rest would not fit
     """
 
     def __init__(
@@ -37,11 +36,9 @@ class StateDictMismatch(InputError):
 
 
 def variable_shapes(model):
-    """Variables of `model` as shapes and types, without computing anything.
-
-    All blocks have the same ones: one block is traced for all plans and methods of a
-    model, and each reducer that learns by itself.
-    """
+    """The shapes and dtypes of a model's variables, without computing any."""
+    # All blocks have equal shapes, so one block is traced for all plans and methods.
+    # Every learned reducer is traced on its own.
     one_block = model.with_execution(axis_name=None)
     one_block = one_block.clone(plan=(BlockPlan(0, 0),), prop_attn=False)
     of_one_block = _shapes(one_block)
@@ -67,12 +64,12 @@ def variable_shapes(model):
 
 
 def _copied(tree):
-    """The tree with dicts of its own, and the same leaves."""
+    """Copy a tree's dicts, not its leaves."""
     return jax.tree.map(lambda leaf: leaf, tree)
 
 
 def _reducer_shapes(model, layer):
-    """Variables of the reducer of a BlockPlan, as shapes and types."""
+    """Shapes and dtypes of the variables of a BlockPlan's reducer."""
     reducer = layer.step.reducer
     patches = layer.mlp_tokens - model.config.arch.prefix
     counts = layer.counts or StepCounts(patches, patches)
@@ -81,22 +78,20 @@ def _reducer_shapes(model, layer):
         taps = contract.random_taps(
             reducer, counts.n_in, model.config.embed_dim, model.config.num_heads
         )
-        # Some read where tokens are; of any grid the variables are the same.
+        # Some reducers read the grid. Variables do not depend on its shape.
         return reducer.init(key, taps.replace(grid=(1, counts.n_in)), counts)
 
     return jax.eval_shape(init, _key())
 
 
 def fresh_variables(model, seed, parts=None):
-    """Random variables of `model`, drawn from `seed`.
-
-    parts: names of the parts to draw; None: all
-    """
+    """Draw a model's variables from a seed, or only the named parts."""
     images = jax.device_put(
         np.zeros((1, *sides(model.config.image_size), 3), np.float32)
     )
     key = jax.jit(lambda: batch_key(seed, 0, Purpose.INIT))()
-    # The device axis exists only inside a step, and statistics do not depend on it.
+    # The device axis exists only inside a training step. Initial statistics do not
+    # depend on it.
     init = _init(model.with_execution(axis_name=None))
     if parts is None:
         return init(key, images)
@@ -112,7 +107,7 @@ def fresh_variables(model, seed, parts=None):
 
 
 def check_variables(model, variables):
-    """Check that variables fit a model."""
+    """Check the names and shapes of variables against a model."""
     present = _by_name(variables)
     needed = _by_name(variable_shapes(model))
     for name in sorted(present.keys() | needed.keys()):
@@ -123,11 +118,7 @@ def check_variables(model, variables):
 
 
 def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> None:
-    """Check that the model has a variable for each name of a `field`.
-
-    names: of parts, as `matches` takes them
-    like: the model's variables, or their shapes
-    """
+    """Check that every name `matches` a variable; errors name `field` as the origin."""
     leaves = traverse_util.flatten_dict(like, sep="/")
     paths = [key.partition("/")[2] for key in leaves]
     for name in names:
@@ -138,12 +129,12 @@ def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> No
 
 
 def matches(path: str, names: Iterable[str]) -> bool:
-    """Whether a path is in one of the parts `names`, with or without block number."""
+    """Whether a path is in a part in `names`, given with or without block number."""
     return any(re.match(rf"{re.escape(name)}(_\d+)?(/|$)", path) for name in names)
 
 
 def digest(tree):
-    """A text that differs between trees of arrays."""
+    """SHA-256 of a tree's paths and array bytes, as hex digits."""
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         total.update(jax.tree_util.keystr(path).encode())
@@ -152,7 +143,7 @@ def digest(tree):
 
 
 def _key():
-    """A random key as its shape and type."""
+    """A random key's shape and dtype."""
     return jax.eval_shape(root_key, 0)
 
 
@@ -165,11 +156,12 @@ def _shapes(model):
 
 @functools.lru_cache(maxsize=4)
 def _init(model):
-    """`model.init`, traced once for the shapes and the values of its variables."""
+    """`model.init`, traced once for both shapes and values."""
 
     @jax.jit
     def init(key, images):
-        # Flax makes the keys of parameters, by a setting of its own.
+        # A Flax setting decides how parameters' keys are derived. A fixed value keeps
+        # initial values independent of the user's setting.
         with flax.config.temp_flip_flag("fix_rng_separator", False):
             return model.init(key, images)
 
@@ -177,6 +169,6 @@ def _init(model):
 
 
 def _by_name(variables):
-    """Shapes of the variables, by their paths."""
+    """{path: shape}."""
     leaves = traverse_util.flatten_dict(variables, sep="/")
     return {name: tuple(leaf.shape) for name, leaf in leaves.items()}

@@ -1,4 +1,4 @@
-"""The vision transformer: stem, blocks that reduce their tokens, pooling and head."""
+"""The vision transformer: stem, blocks with token reduction, pooling and head."""
 
 import dataclasses
 import math
@@ -28,33 +28,31 @@ from imagepiece_jax.reduction.state import ReducerInputs, TokenState, start
 
 @struct.dataclass
 class Outputs:
-    """Results of a forward pass; jit computes only those that the caller uses.
+    """Results of a forward pass; jit computes only the fields in use.
 
-    A `head_only` model returns only the tokens that its head reads, and skips a
-    reduction in the middle of its last block.
+    With `Execution.head_only` the last block returns the head's tokens alone and skips
+    a reduction at site "mid".
     """
 
-    logits: jax.Array  # [B, num_classes] float32; `pooled` where there are no classes
+    logits: jax.Array  # [B, num_classes] float32; equal to `pooled` without classes
     pooled: jax.Array  # [B, D], the head's input; all tokens [B, N, D] without a pool
     tokens: jax.Array  # [B, N, D], all tokens after the final norm
     state: TokenState  # all tokens before the final norm
-    results: tuple  # what each step that reduces tokens decided
-    taps: tuple[ReducerInputs, ...]  # what each of these steps read
-    # logits of the class token's head and of the distillation token's head; () where
-    # the model has no distillation token
+    results: tuple  # the reducers' results, one per reducing step
+    taps: tuple[ReducerInputs, ...]  # the reducers' inputs, one per reducing step
+    # logits of the class head and of the distillation head; () without a distillation
+    # token
     head_logits: tuple[jax.Array, ...] = ()
 
 
 def drop_path_scale(keys, depth, rate):
-    """Factors of all residual branches in training with drop path, as DeiT has it.
+    """Draw DeiT's drop path factors for both branches per block. -> [B, depth, 2].
 
-    A branch is dropped (factor 0) with the probability p, else it has the factor
-    1 / (1 - p). p grows linearly over the blocks. The two branches of a block have the
-    same p and are drawn independently.
+    A branch is dropped (factor 0) with probability p, or scaled by 1 / (1 - p). p grows
+    linearly over the blocks. A block's branches share p but are drawn independently.
 
-    keys: [B] random keys, one for each image
-    rate: p of the last block
-    Returns [B, depth, 2] float32.
+    keys: [B] random keys, one per image
+    rate: the last block's p
     """
     keep = 1 - jnp.linspace(0.0, rate, depth, dtype=jnp.float32)[:, None]
 
@@ -66,33 +64,33 @@ def drop_path_scale(keys, depth, rate):
 
 
 class ViT(nn.Module):
-    """A ViT with a plan of token reductions; without one, the dense model.
+    """A ViT whose plan may reduce tokens; with a dense plan, the plain model.
 
     Parameters, scores, softmax and logits are float32.
     """
 
     config: ViTConfig
-    # for each block its numbers of tokens and the step that reduces them, from
-    # `block_plan.build`; images of other shapes with as many patches have the same plan
+    # Token counts and the reducing step per block, from `block_plan.build`. The plan
+    # depends on the patch count only, not on the image's shape.
     plan: tuple[BlockPlan, ...]
     execution: Execution = FLOAT32
-    prop_attn: bool = False  # log(size) is added to the attention logits
-    # that made the plan, by `reduction_plan.with_plan`; models of one plan are equal
+    prop_attn: bool = False  # add log(size) to the attention logits
+    # The reduction behind the plan, set by `reduction_plan.with_plan`. Not compared:
+    # models with one plan are equal.
     reduction: Reduction | None = dataclasses.field(default=None, compare=False)
 
     @property
     def depth(self) -> int:
-        """Number of blocks."""
         return len(self.plan)
 
     @property
     def image_tokens(self) -> int:
-        """Number of tokens of the image after the last block."""
+        """Image token count after the last block."""
         return self.plan[-1].mlp_tokens - self.config.arch.prefix
 
     @property
     def has_selectors(self) -> bool:
-        """Whether a reducer has parameters, by which it learns what to select."""
+        """Whether a reducer has parameters, so it learns its selection."""
         for layer in self.plan:
             if layer.step and isinstance(layer.step.reducer, nn.Module):
                 return True
@@ -100,12 +98,12 @@ class ViT(nn.Module):
 
     @nn.nowrap
     def with_execution(self, **changes: Any) -> "ViT":
-        """The same model with other fields of its Execution."""
+        """The same model with changed Execution fields."""
         return self.clone(execution=dataclasses.replace(self.execution, **changes))
 
     @nn.nowrap
     def facts_for_methods(self) -> ModelFacts:
-        """What a Method is told of this model."""
+        """The facts about this model that a Method may use."""
         config = self.config
         return ModelFacts(
             patches=math.prod(config.grid),
@@ -119,13 +117,12 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images, train=False, keys=None):
-        """Outputs of the model for images.
+        """Run the model on images.
 
         images: [B, H, W, 3], normalized by `mean` and `std`
-        train: whether drop path is drawn and batch norm takes the batch's statistics
+        train: draw drop path, and use batch statistics in batch norm
         keys: {"drop_path": [B] keys, "reducer": [B] keys}. Training with drop path
-            needs the first. Reducers that draw random numbers use the second, or fixed
-            keys without it.
+            needs "drop_path". Random reducers use "reducer", or fixed keys for None.
         Raises InputError for images of another shape.
         """
         check_images(images)
@@ -161,16 +158,16 @@ class ViT(nn.Module):
         return self._classify(state, results, taps, norm, pool)
 
     def _final_norm(self):
-        """The norm of all tokens behind the last block; some models have none."""
+        """The norm after the last block; the identity if the model has none."""
         if self.config.arch.final_norm:
             return self._norm("norm")
         return lambda x: x
 
     def _block(self, index):
-        """The Block at an index; of a `head_only` model the last has few queries."""
+        """Make a Block; `head_only` limits the last block to the head's queries."""
         queries = None
         is_last = index == self.depth - 1
-        # Initialization runs all of a block, as its reducer may have parameters.
+        # Initialization runs the whole block, because its reducer may have parameters.
         if is_last and self.execution.head_only and not self.is_initializing():
             queries = self.config.arch.head_tokens
         return Block(
@@ -184,7 +181,7 @@ class ViT(nn.Module):
         )
 
     def _block_reduction(self, index, keys, probe):
-        """What reduces the tokens of a block; None: it keeps all."""
+        """The BlockReduction at an index; None if the block keeps all tokens."""
         layer = self.plan[index]
         if layer.step is None:
             return None
@@ -192,7 +189,8 @@ class ViT(nn.Module):
         if isinstance(reducer, nn.Module):
             reducer = reducer.clone(parent=self, name=f"reducer_{index}")
             if layer.counts is None and self.is_initializing():
-                # The step reduces nothing in this plan, but its reducer has parameters.
+                # The step reduces nothing in this plan, but its reducer has parameters:
+                # a call on random inputs creates them.
                 n = layer.mlp_tokens - self.config.arch.prefix
                 taps = contract.random_taps(
                     reducer, n, self.config.embed_dim, self.config.num_heads
@@ -203,7 +201,7 @@ class ViT(nn.Module):
         return BlockReduction(index, layer, reducer, self.config.num_heads, keys, probe)
 
     def _drop_path(self, keys, train):
-        """For each block the factors of its two branches, each [B] or None."""
+        """Drop path factors of the two branches per block: pairs of [B] or None."""
         if not (train and self.execution.drop_path_rate):
             return [(None, None)] * self.depth
         if keys is None:
@@ -218,11 +216,10 @@ class ViT(nn.Module):
         return factors
 
     def _classify(self, state, results, taps, norm, pool):
-        """Final norm, pooling and head -> Outputs."""
         arch = self.config.arch
         x = state.x
         if arch.pool == "token":
-            # The head reads one or two tokens; jit leaves out the norm of the others.
+            # The head reads one or two tokens. jit drops the norm of all other tokens.
             read = norm(x[:, : arch.head_tokens])
             pooled = read[:, 0]
         elif arch.pool == "mean":
@@ -244,7 +241,7 @@ class ViT(nn.Module):
         if len(head_logits) == 2:
             logits = (head_logits[0] + head_logits[1]) / 2
         elif head_logits:
-            logits = head_logits.pop()  # which is no second answer
+            logits = head_logits.pop()  # a single head: head_logits stays ()
         else:
             logits = pooled.astype(jnp.float32)
         return Outputs(
@@ -261,21 +258,21 @@ class ViT(nn.Module):
         return LayerNorm(self.execution.dtype, self.config.arch.norm_eps, name=name)
 
     def _mean(self, x, state):
-        """Mean of tokens, weighted by their sizes. [B, N, D] -> [B, D] float32."""
+        """Token mean, weighted by size. [B, N, D] -> [B, D] float32."""
         x, size, mask = pooled_tokens(x, state, self.config.arch)
         if mask is not None:
             size = size * mask
         total = jnp.sum(size, axis=1, keepdims=True)
-        # The total is 0 where all tokens of an image are masked.
+        # The total is 0 if all tokens of an image are masked.
         share = size / jnp.maximum(total, 1.0)
         terms = x.astype(jnp.float32) * share[:, :, None]
         return jnp.sum(terms, axis=1)
 
     def _embed(self, images, train):
-        """The TokenState of images [B, H, W, 3]: the prefix, then the patches."""
+        """Turn images [B, H, W, 3] into tokens: the prefix, then the patches."""
         arch = self.config.arch
         stem = self._stem()
-        # Pixels that do not fill a patch are cut, as by a convolution of this stride.
+        # Pixels beyond the last whole patch are cut, like a strided convolution does.
         height, width = images.shape[1:3]
         height -= height % self.config.patch_size
         width -= width % self.config.patch_size
@@ -305,7 +302,7 @@ class ViT(nn.Module):
         )
 
     def _prefix(self, batch, dim):
-        """The learned tokens in front of the patches: arrays [batch, count, dim]."""
+        """The learned prefix tokens: a list of arrays [batch, count, dim]."""
         arch = self.config.arch
         counts = {
             "cls_token": int(arch.class_token),
@@ -331,7 +328,7 @@ class ViT(nn.Module):
         return PatchStem(*sizes, use_bias=self.config.arch.patch_bias, name=name)
 
     def _check_positions(self, height, width, size):
-        """Check that images have the size that the parameters are for."""
+        """Check that the grid has as many patches as the position embeddings."""
         arch = self.config.arch
         positions = self.variables.get("params", {}).get("pos_embed")
         if positions is None:
@@ -356,10 +353,7 @@ class ViT(nn.Module):
 def with_states(
     model: ViT, variables: Mapping[str, Any], images: jax.Array, **options: Any
 ) -> tuple[Outputs, tuple[TokenState, ...]]:
-    """(Outputs of a model, the TokenState after each of its blocks).
-
-    options: arguments of `ViT.__call__`, such as train=True
-    """
+    """Run a model with options of `ViT.__call__`: (Outputs, TokenState per block)."""
     states = []
 
     def noting(call, args, kwargs, context):
@@ -376,11 +370,8 @@ def with_states(
 def final_norm(
     model: ViT, variables: Mapping[str, Any]
 ) -> Callable[[jax.Array], jax.Array]:
-    """The norm after the last block as a function of tokens. [.., D] -> [.., D].
-
-    It returns its argument for a model without that norm, such as one that norms the
-    pooled vector instead.
-    """
+    """The norm after the last block, as a function [.., D] -> [.., D]."""
+    # A model without a final norm, for example with `fc_norm`, has the identity.
     if not model.config.arch.final_norm:
         return lambda x: x
     norm = LayerNorm(jnp.float32, model.config.arch.norm_eps)
