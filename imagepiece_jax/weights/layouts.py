@@ -521,7 +521,7 @@ def _mask_keys(tensors):
         if mask.shape != bias.shape:
             allowed = f"{bias.shape}, as qkv.bias"
             raise misshapen(f"{module}.qkv.bias_mask", mask.shape, allowed)
-        bias = bias * mask.astype(bias.dtype)
+        bias = np.where(mask == 0, bias.dtype.type(0), bias * mask.astype(bias.dtype))
         thirds[module] = _parts(f"{module}.qkv.bias", bias, 3)
     keyless = True
     for _, k, _ in thirds.values():
