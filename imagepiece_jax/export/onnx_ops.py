@@ -1,7 +1,7 @@
-"""The nodes of an ONNX graph for the functions that `common.nodes` marks.
+"""ONNX nodes for the functions that `common.nodes` marks.
 
-Each has the name and the arguments of the marked function, whose docstring says what is
-computed.
+A function here has the name and arguments of its marked function, whose docstring
+describes the computation.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from imagepiece_jax.export.onnx_graph import Note, Value
 from imagepiece_jax.models.layers import QUICK
 
-OPS = {}  # {name of a marked function: function (graph, its arguments)}
+OPS = {}  # {name of a marked function: function (graph, *its arguments)}
 
 
 def translates(fn):
@@ -66,14 +66,14 @@ def _weights(graph, query, key, key_bias):
 
 @translates
 def class_attention(graph, query, key, key_bias=None):
-    """A row of the attention of all tokens, where that is in the graph already."""
+    """Class-token attention: a row of the full attention, if the graph has it."""
     query = graph.cast(query, np.float32)
     key = graph.cast(key, np.float32)
     batch, heads, width = query.shape
     row = graph.reshape(query, (batch, 1, heads, width))
     weights = None
     attention = graph.notes[key.name].attention
-    if attention:  # of all tokens, the class token first
+    if attention:  # the full attention, the class token first
         queries, bias, all_weights = attention
         first = graph.slice(queries, (0, 0, 0, 0), (batch, 1, heads, width))
         if first == row and bias == key_bias:
@@ -93,7 +93,7 @@ def log_sum_exp(graph, logits):
 @translates
 def unit(graph, x, eps=1e-6):
     slice_of = graph.notes[x.name].slice_of
-    if slice_of:  # the whole array, in a node that its slices share
+    if slice_of:  # normalize the whole array, once for all slices
         full, *bounds = slice_of
         return graph.slice(unit(graph, full, eps), *bounds)
     x = graph.cast(x, np.float32)
@@ -106,7 +106,7 @@ def unit(graph, x, eps=1e-6):
 
 
 def _top(graph, x, count, largest):
-    """(values, int64 indices) of the `count` largest or smallest of each row."""
+    """(values, int64 indices) of the `count` largest or smallest per row."""
     shape = (*x.shape[:-1], count)
     results = [(shape, x.dtype), (shape, np.int64)]
     options = {"axis": -1, "largest": int(largest), "sorted": 1}
@@ -153,16 +153,15 @@ def pick(graph, position, length, *values):
 
 
 def _picked(graph, position, wanted, *values):
-    """The values of the tokens at wanted positions, as by `ops.pick`.
-
-    Where `position` is noted to be a rank (`Graph.notes`), a Gather replaces the
-    comparison of all pairs.
+    """Pick the tokens' values at wanted positions, like `ops.pick`.
 
     wanted: a number m for the positions 0..m-1, or an array of positions
     """
     n = position.shape[1]
     if isinstance(wanted, int):
         wanted = Value.constant(np.arange(wanted))
+    # If `position` is known to be a rank, a Gather replaces the comparison of all
+    # pairs.
     tokens = graph.notes[position.name].sorted_tokens
     if tokens:
         ranks = graph.cast(wanted, np.int64)
@@ -185,7 +184,7 @@ def _picked(graph, position, wanted, *values):
 
 
 def _kept_tokens(graph, keep, length):
-    """Indices [B, length] of the first kept tokens; 0 where there are fewer."""
+    """Indices [B, length] of the first kept tokens, filled up with 0."""
     n = keep.shape[1]
     ranks = graph.notes[keep.name].ranks
     if ranks:
@@ -207,7 +206,7 @@ def sums(graph, values, axis):
 @translates
 def find_partners(graph, similarity, tokens):
     batch, a, t = similarity.shape
-    # TopK gives both at once; OpenVINO 2026.4 takes six times as long for ArgMax.
+    # TopK gives value and index. OpenVINO 2026.4 takes six times as long for ArgMax.
     best, index = _top(graph, similarity, 1, largest=True)
     best = graph.reshape(best, (batch, a))
     index = graph.reshape(index, (batch, a))
@@ -222,7 +221,7 @@ def find_partners(graph, similarity, tokens):
 @translates
 def gather_rows(graph, x, index):
     if x.array is not None and np.array_equal(x.array, [range(x.shape[1])]):
-        return graph.cast(index, x.dtype)  # a row of 0, 1, 2, ..
+        return graph.cast(index, x.dtype)  # x is 0, 1, 2, ..
     shape = (*index.shape, *x.shape[2:])
     index = graph.cast(index, np.int64)
     if x.ndim == index.ndim == 2:
@@ -233,10 +232,7 @@ def gather_rows(graph, x, index):
 
 @translates
 def _move_by_index(graph, x, weight, total, index, dest, mean):
-    """Rows that are kept, plus a matrix product of the rows that are absorbed.
-
-    Arguments are those of `reduction.moves._move_by_index`.
-    """
+    """Kept rows, plus a matrix product of the absorbed rows."""
     n_out = index.keep.shape[1]
     absorbs = index.absorbed.shape[1]
     batch = x.shape[0]
@@ -276,10 +272,7 @@ def _move_by_index(graph, x, weight, total, index, dest, mean):
 
 
 def _after_prefix(graph, front, values):
-    """Values of the prefix, the same for all images, followed by those of image tokens.
-
-    [p], [B, n] -> [B, p + n]
-    """
+    """Put the prefix's values in front of every image: [p], [B, n] -> [B, p + n]."""
     if not len(front):
         return values
     batch, count = values.shape
@@ -289,5 +282,5 @@ def _after_prefix(graph, front, values):
 
 
 def _shifted(graph, index, by):
-    """An index plus a number."""
+    """Add a number to an index."""
     return graph.elementwise("Add", graph.cast(index, np.int64), by)
