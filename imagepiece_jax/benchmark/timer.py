@@ -95,7 +95,7 @@ def measure(
         while started[name] < first + calls or now() < began + seconds:
             pending.append(job.call(started[name]))
             started[name] += 1
-            if len(pending) > job.ahead:
+            if len(pending) > job.ahead:  # wait for the oldest call
                 job.wait(pending.popleft())
         for result in pending:
             job.wait(result)

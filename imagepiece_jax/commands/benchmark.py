@@ -59,7 +59,7 @@ def main(
     else:
         named = model.named()
         if named is None:
-            vit = model.load(seed=0)
+            vit = model.load(seed=0)  # seeds selectors, whose values do not matter
         else:
             vit = workloads.with_random_weights(named)
         forms = suite.forms(vit, texts, model.reduction or "as it is")

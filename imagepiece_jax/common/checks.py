@@ -63,6 +63,7 @@ def as_tuple(value: Any) -> Any:
     """
     if isinstance(value, dict):
         return {name: as_tuple(each) for name, each in value.items()}
-    if hasattr(value, "tolist") and not isinstance(value, type):  # np.float32
+    # The type np.float32 has a `tolist`, too.
+    if hasattr(value, "tolist") and not isinstance(value, type):
         value = value.tolist()
     return tuple(map(as_tuple, value)) if isinstance(value, list | tuple) else value

@@ -175,7 +175,7 @@ def replacing(path):
     try:
         with signals.unfinished(new):
             new.touch()
-            mode = new.stat().st_mode
+            mode = new.stat().st_mode  # the umask's; a library may change it
             yield new
             _finish(new, mode)
             os.replace(new, path)

@@ -30,6 +30,7 @@ def gather(text):
     if jax.process_count() == 1:
         return [text]
     data = np.frombuffer(text.encode(), np.uint8)
+    # Processes can only gather arrays of equal shapes, so texts are padded.
     sizes = multihost_utils.process_allgather(np.int32(data.size))
     padded = np.zeros(max(sizes.max(), 1), np.uint8)
     padded[: data.size] = data
@@ -68,12 +69,12 @@ def shared_errors():
     """
     try:
         yield
-    except _ReportedError:
+    except _ReportedError:  # all processes know it already
         raise
     except (InputError, RunError, OSError) as error:
         gather(json.dumps({"error": f"{error} ({socket.gethostname()})"}))
         raise
-    exchange(None)
+    exchange(None)  # raises another process's mistake
 
 
 def check_same(values: dict):

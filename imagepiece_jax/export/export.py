@@ -88,6 +88,7 @@ def export(
         facts = program_facts.program_facts(vit, images, outputs, stored_dtype)
         facts["opset"] = onnx_model.OPSET
         facts["layout"] = layout
+    # Read before the new facts replace it.
     earlier_weights = program_facts.read_facts(out).get("external_data")
     with finishing():  # the files belong together
         weights_file = onnx_model.write_onnx(out, program)

@@ -145,6 +145,7 @@ class Graph:
             if live & {*node.output}:
                 needed.append(node)
                 live |= {*node.input}
+                # The graph's outputs get their public names.
                 for field in (node.input, node.output):
                     field[:] = [names.get(name, name) for name in field]
 

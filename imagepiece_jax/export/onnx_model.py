@@ -59,6 +59,8 @@ def onnx_model(
     entry = Value(images.shape, np.dtype(images.dtype), wanted.image)
     graph = Graph(entry)
     weights = []
+    # Weights are named before the walk, so that initializers have the parameters'
+    # names.
     for path, leaf in jax.tree_util.tree_leaves_with_path(fixed["params"]):
         weight = Value.constant(leaf)
         graph.name_of(weight, jax.tree_util.keystr(path, simple=True, separator="."))

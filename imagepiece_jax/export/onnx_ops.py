@@ -117,6 +117,7 @@ def _top(graph, x, count, largest):
 def rank(graph, score):
     n = score.shape[-1]
     _, tokens = _top(graph, score, n, largest=True)
+    # Sorting the sorted tokens' indices inverts the permutation: it gives the ranks.
     _, ranks = _top(graph, tokens, n, largest=False)
     ranks = graph.cast(ranks, np.int32)
     graph.notes[ranks.name] = Note(sorted_tokens=tokens)
@@ -133,6 +134,7 @@ def count_before(graph, keep):
 def place_among(graph, keep):
     before = count_before(graph, keep)
     n = keep.shape[1]
+    # As in `ops.place_among`, the place of a dropped token is negative.
     index = graph.op("Where", [keep, before, -n], keep.shape, np.int32)
     graph.notes[index.name] = Note(keep=keep)
     return index
@@ -192,6 +194,7 @@ def _kept_tokens(graph, keep, length):
         if end - first == length:
             kept = graph.slice(tokens, (0, first), (keep.shape[0], end))
             return _top(graph, kept, length, largest=False)[0]
+    # A dropped token counts as n, behind all kept tokens.
     index = graph.op("Where", [keep, np.arange(n)[None], n], keep.shape, np.int64)
     lowest, _ = _top(graph, index, length, largest=False)
     behind = graph.elementwise("Equal", lowest, n, dtype=bool)
@@ -264,6 +267,7 @@ def _move_by_index(graph, x, weight, total, index, dest, mean):
     share = graph.reshape(share, (*share.shape, 1))
     moved = graph.elementwise("Mul", moved, graph.cast(share, x.dtype))
     target = graph.reshape(index.target, (batch, 1, index.target.shape[1]))
+    # The prefix has negative slots, so no token joins it.
     slot = np.arange(-prefix, n_out)[None, :, None]
     joins = graph.elementwise("Equal", slot, target, dtype=bool)
     joins = graph.cast(joins, x.dtype)

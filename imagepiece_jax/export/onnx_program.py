@@ -62,6 +62,8 @@ class OnnxProgram(Pretrained):
         for start in range(0, count, size):
             part = np.asarray(pixels[start : start + size])
             missing = size - len(part)
+            # A fixed batch size pads the last part. The padding's rows are cut at the
+            # end.
             part = np.pad(part, ((0, missing), (0, 0), (0, 0), (0, 0)))
             rows += self.run(self.prepared(part), ["logits"])
         return np.concatenate(rows)[:count]
@@ -97,7 +99,7 @@ def _program(path, facts, session):
     fields = _without_names(facts["model"])
     arch = Architecture(**fields.pop("arch"))
     images = dict(facts["preprocessing"])
-    images.pop("resized", None)
+    images.pop("resized", None)  # for readers: no field of Preprocessing
     images = Preprocessing(tuple(images.pop("image_size")), **images)
     config = ViTConfig(**fields | {"arch": arch, "preprocessing": images})
     batch_size, channels, *_ = facts["input"]["shape"]
