@@ -8,7 +8,7 @@ class InputError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A failure without a wrong argument, such as a loss that is not finite."""
+    """A failure not caused by an argument, such as a loss that is not finite."""
 
     status = 1
 

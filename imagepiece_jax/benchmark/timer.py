@@ -32,7 +32,7 @@ class Rules:
 
 
 def calls_ahead() -> int:
-    """Number of calls that may be queued on JAX's device when a call starts."""
+    """Number of queued calls allowed on JAX's device when a call starts."""
     import jax
 
     # On a CPU a call starts after the call before it has ended, as in PyTorch.

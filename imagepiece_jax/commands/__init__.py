@@ -1,1 +1,1 @@
-"""Commands of `imagepiece`, one per file: a typed function that prints."""
+"""Commands of `imagepiece`, one per file. A command is a typed function."""

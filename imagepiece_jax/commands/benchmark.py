@@ -30,10 +30,10 @@ def main(
         reductions: Shares of the dense model's MACs, or methods.
         batch_size: One or more. Default: 256; for an .onnx file its own, or 1.
         mode: Forward passes, or training steps by DeiT's recipe, in a clone.
-        gelu: Form of GELU in the optimized program.
-        warmup: Untimed calls of every program, first.
+        gelu: GELU's form in the optimized program.
+        warmup: Untimed calls per program, first.
         repeats: Timed rounds.
-        seconds: Least time of a program in a round.
+        seconds: Least time per program and round.
         json: A file to write, with one line per program.
     """
     from imagepiece_jax.benchmark import suite, workloads

@@ -17,15 +17,15 @@ def main(
 ):
     """Print top-1, top-5 and loss over a whole data set, with any --reduction.
 
-    WEIGHTS may be an exported .onnx file, which onnxruntime runs. --optimized compares
-    the program of `imagepiece_jax.optimize` with the float32 model, image by image: its
-    cost in accuracy.
+    WEIGHTS may be an exported .onnx file, run in onnxruntime. --optimized compares
+    `imagepiece_jax.optimize`'s program with the float32 model, image by image. The
+    difference is the program's cost in accuracy.
 
     Example: imagepiece evaluate weights digits --limit 50
 
     Args:
         optimized: Compare the optimized program with the float32 model.
-        gelu: Form of GELU in the optimized program.
+        gelu: GELU's form in the optimized program.
         json: A file to write the results to.
     """
     from imagepiece_jax.evaluate import accuracy, statistics

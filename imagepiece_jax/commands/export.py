@@ -35,9 +35,9 @@ def main(
 
     Args:
         batch_size: Images per call. Default: any number.
-        gelu: Form of GELU in the program. Default: the model's.
+        gelu: GELU's form in the program. Default: the model's.
         pixels: Take uint8 images and normalize them inside the program.
-        output: Outputs of the program.
+        output: The program's outputs.
         layout: Write the folder that this program loads.
     """
     from imagepiece_jax.export.export import checked_file, export

@@ -32,10 +32,10 @@ def main(
         out: The folder to write, or to complete.
         patches: Also write a feature for every patch.
         logits: Also write the head's outputs: CLIP's vectors beside its texts'.
-        storage: Type of the numbers in the files.
+        storage: Number type in the files.
         batch_size: Photographs per device at a time.
         threads: Decoding threads. Default: one per core, at most 16.
-        limit: Number of images to take, evenly spaced.
+        limit: Images to take, evenly spaced.
     """
     from imagepiece_jax.common.checks import check_range
     from imagepiece_jax.data import pictures

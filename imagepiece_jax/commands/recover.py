@@ -31,7 +31,7 @@ def main(
         steps: Training steps per reduction. Default: 400.
         minutes: Time limit for all reductions together, instead of steps.
         batch_size: Images per step.
-        seed: Seed of crops and order.
+        seed: Seed for crops and order.
         parameters: Parameters to train.
     """
     from imagepiece_jax.common.files import locked

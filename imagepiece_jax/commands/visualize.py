@@ -1,4 +1,4 @@
-"""Figures, a page and data of the tokens that methods make of images."""
+"""Figures, a page and data of images' tokens."""
 
 import contextlib
 import pathlib
@@ -29,7 +29,7 @@ def main(
     Example: imagepiece visualize weights photos --out page --reduction .5
 
     Args:
-        out: Folder of figures, page and data, which are replaced.
+        out: Folder to write. Earlier figures, page and data are replaced.
         reductions: Several reductions, instead of --reduction.
         blocks: Draw only these blocks, counted from 0.
     """

@@ -87,7 +87,7 @@ def _read(folder, choose):
 
 @contextlib.contextmanager
 def _reported_as_damage(part):
-    """Context in which Orbax's and TensorStore's errors become a DamagedError.
+    """Turn Orbax's and TensorStore's errors into a DamagedError.
 
     part: item of the step, "meta" or "state"
     """

@@ -27,7 +27,7 @@ def name() -> str:
 
 
 def program_bytes(compiled):
-    """Bytes that a compiled program holds while it runs; None if unknown."""
+    """Bytes held by a running compiled program; None if unknown."""
     sizes = compiled.memory_analysis()
     if sizes is None:
         return None

@@ -1,4 +1,4 @@
-"""Optional packages, and the extras that install them.
+"""Optional packages, and their extras.
 
 `pip install imagepiece_jax` installs the imports of the public functions. Any further
 import stands inside `needed`, or after a `check`.
@@ -31,7 +31,7 @@ EXTRAS = {
 
 @contextlib.contextmanager
 def needed(what: str):
-    """Context in which a missing module raises InputError, if an extra installs it.
+    """Turn a missing module into InputError, if an extra installs it.
 
     what: the feature that needs the import, such as "a config file"
     """
@@ -52,7 +52,7 @@ def check(what: str, *modules: str):
 
 
 def missing(what: str, module: str) -> InputError:
-    """InputError for a missing module, with the command that installs it."""
+    """InputError for a missing module, with its install command."""
     extra = extra_of(module)
     library = EXTRAS[extra][module]
     return InputError(
@@ -61,10 +61,10 @@ def missing(what: str, module: str) -> InputError:
 
 
 def extra_of(module: str) -> str | None:
-    """Name of the extra that installs a module, or None."""
+    """Name of a module's extra, or None."""
     return next((extra for extra in EXTRAS if module in EXTRAS[extra]), None)
 
 
 def command(extra: str) -> str:
-    """Command that installs an extra beside the package."""
+    """Command to install an extra beside the package."""
     return f'pip install ".[{extra}]" in the clone'

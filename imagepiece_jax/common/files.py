@@ -35,9 +35,9 @@ log = logging.getLogger("imagepiece_jax.files")
 
 @contextlib.contextmanager
 def locked(name, folder):
-    """Context that creates a folder and locks it against other processes, by `LOCK`.
+    """Create a folder and lock it against other processes, by its file `LOCK`.
 
-    New folders that are empty at the end are removed.
+    New folders are removed at the end if they are empty.
 
     name: the folder's name in messages, such as "out"
     Raises InputError if another process holds the lock.
@@ -74,7 +74,7 @@ def locked(name, folder):
 
 
 def open_regular(path):
-    """Open a file to read bytes. A pipe, which might never end, is an OSError."""
+    """Open a file to read bytes. A pipe might never end: it raises OSError."""
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # open() reports a folder
         raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
@@ -96,7 +96,7 @@ def read_text(path, errors="strict"):
 
 
 def read_json(path):
-    """Read a JSON file that holds an object, as a dict."""
+    """Read a JSON object from a file, as a dict."""
     text = pathlib.Path(path).read_bytes()
     try:
         content = json.loads(text.decode())
@@ -230,7 +230,7 @@ def _finish(file, mode):
 
 @contextlib.contextmanager
 def where_supported():
-    """Context of a call that the file system may lack, or refuse to everybody."""
+    """Ignore that the file system may lack a call, or refuse it to everybody."""
     try:
         yield
     except OSError as error:
@@ -243,7 +243,7 @@ def _not_written(path, error):
 
 
 def append_line(file, text):
-    """Append a line to `file`, which is open for unbuffered binary appending.
+    """Append a line to `file`, opened for unbuffered binary appending.
 
     Raises RunError if the line cannot be written whole, as on a full disk.
     """

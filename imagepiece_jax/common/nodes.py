@@ -1,4 +1,4 @@
-"""Functions that become a single node of a graph for another runtime.
+"""Functions exported as single nodes of another runtime's graph.
 
 Another runtime has operators of its own for some functions. Inside `marked`, a function
 marked by `node` is traced as one `jax.lax.composite`, and an exporter translates it as
@@ -74,7 +74,7 @@ def _rebuilt(arguments, arrays):
 
 @contextlib.contextmanager
 def marked():
-    """Context in which every marked function is traced as one equation."""
+    """Trace every marked function inside as one equation."""
     token = _marked.set(True)
     try:
         yield

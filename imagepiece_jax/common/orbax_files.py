@@ -114,7 +114,7 @@ class _PatientEventLoop(asyncio.SelectorEventLoop):
 
 @contextlib.contextmanager
 def _patient_event_loops():
-    """Context in which event loops close only after their tasks have ended."""
+    """Let new event loops close only after their tasks have ended."""
     # Orbax gives up at the first array that fails. Every later array would print "Event
     # loop is closed" and a traceback when it arrives, 13 of them for a file cut in half
     # (test_a_run_that_fell_back_replaces_the_damaged_step).
@@ -134,6 +134,6 @@ def _alone(primary_host):
 
 
 def _not_raised_too(record):
-    """Log filter that drops errors Orbax raises as well as logs."""
+    """Log filter: drop errors if Orbax raises them, too."""
     # A full disk must be one sentence (tests/training/test_trainer_full_disk.py).
     return not (record.exc_info and "/orbax/" in record.pathname)

@@ -63,9 +63,9 @@ def from_main(decide):
 
 @contextlib.contextmanager
 def shared_errors():
-    """Context in which a mistake of one process is raised in all processes.
+    """Raise a mistake of one process in all processes.
 
-    Inside it, all processes must make the same calls to this file's functions.
+    Inside, all processes must make the same calls to this file's functions.
     """
     try:
         yield
@@ -92,7 +92,7 @@ def check_same(values: dict):
 
 
 def max_over_processes():
-    """Return a function that takes an int and returns its maximum over all processes.
+    """Return a function from an int to its maximum over all processes.
 
     All processes must call it the same number of times. A single process gets its own
     number back. Several processes get the previous call's maximum, at first 0.

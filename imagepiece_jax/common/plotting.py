@@ -12,7 +12,7 @@ MARKERS = "osD^v"
 
 
 def new_figure(width: float, height: float, layout: str | None = None):
-    """Create a figure that needs no display. Width and height: inches of 100 dots."""
+    """Create a figure without a display. Width and height: inches of 100 dots."""
     # Imported here: it takes a third of a second, and most processes draw nothing.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -22,7 +22,7 @@ INTERVAL = 30.0  # seconds from line to line of a log
 
 
 class Lines(logging.Handler):
-    """Handler that prints records on stderr, above a bar, and notes on stdout."""
+    """Log handler: records on stderr, above a bar, and notes on stdout."""
 
     def emit(self, record: logging.LogRecord):
         file = sys.stdout if record.name == notes.name else sys.stderr

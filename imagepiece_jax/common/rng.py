@@ -23,7 +23,7 @@ gumbel = functools.partial(jax.random.gumbel, dtype=jnp.float32, mode="low")
 
 
 def _partitionable(function):
-    """Wrap a generator function so that jax_threefry_partitionable is always on."""
+    """Call a generator's function with jax_threefry_partitionable always on."""
 
     # Set inside the call: JAX calls a generator while it lowers a program, after any
     # setting around the draw has ended.

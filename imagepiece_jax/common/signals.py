@@ -1,6 +1,6 @@
 """How a signal ends a command: with one line, and nothing half-written.
 
-Ctrl-C (SIGINT) and SIGTERM end the process inside their handler, which first removes
+Ctrl-C (SIGINT) and SIGTERM end the process inside their handler, after it has removed
 `unfinished` files. Python calls a handler once C code, such as a compiler, returns.
 """
 
@@ -25,11 +25,8 @@ _arrived = []  # signals deferred by a command
 
 
 def end_process():
-    """Let signals end this process, which runs a command."""
+    """Let signals end this process, a command."""
     global _is_command
-    # A handler that raised would fail: Python ignores an exception in callbacks of C
-    # code, NumPy turns it into a TypeError, and the interpreter would crash at its end
-    # beside threads that compile.
     _is_command = True
     # An ignored signal stays ignored: a shell's `&` starts processes that ignore
     # Ctrl-C.
@@ -39,13 +36,13 @@ def end_process():
 
 
 def not_ignored() -> list[int]:
-    """List the SIGNALS that this process does not ignore."""
+    """List the SIGNALS not ignored by this process."""
     return [s for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
 
 
 @contextlib.contextmanager
 def unfinished(path, if_empty: bool = False):
-    """Context in which a signal that ends a command also removes `path`.
+    """Remove `path` if a signal ends the command inside this context.
 
     path: a file or a folder
     if_empty: keep a folder that holds files
@@ -59,7 +56,7 @@ def unfinished(path, if_empty: bool = False):
 
 @contextlib.contextmanager
 def handled_by(handler, signums: Collection[int]):
-    """Context in which `handler` handles signals. Yields {signal: previous handler}."""
+    """Handle signals by `handler`. Yields {signal: previous handler}."""
     before = {}
     # Python handles signals only in the main thread: elsewhere nothing is replaced.
     if threading.current_thread() is threading.main_thread():
@@ -85,9 +82,9 @@ class Stop:
 
 @contextlib.contextmanager
 def stopping(without_result: str = "", defers: bool = False):
-    """Context of work that a signal ends early. Yields its Stop.
+    """Let a signal end the work inside early. Yields its Stop.
 
-    A signal that is not deferred acts at once: it ends a command, and Ctrl-C raises
+    A signal acts at once unless it is deferred: it ends a command, and Ctrl-C raises
     KeyboardInterrupt elsewhere.
 
     without_result: warning for the first signal if it is not deferred
@@ -112,7 +109,7 @@ def stopping(without_result: str = "", defers: bool = False):
 
 @contextlib.contextmanager
 def finishing():
-    """Context of work that is finished before a signal ends the process."""
+    """Finish the work inside before a signal ends the process."""
     with stopping(defers=True) as stop:
         yield
     # An earlier `stopping` of the command may have deferred the signal.
@@ -122,7 +119,7 @@ def finishing():
 
 @contextlib.contextmanager
 def ending_at_once():
-    """Context in which a signal ends the process at once, in C code, too.
+    """Let a signal end the process at once, in C code, too.
 
     The operating system ends it: no Python runs, so nothing is printed or removed.
     """
@@ -132,7 +129,7 @@ def ending_at_once():
 
 @contextlib.contextmanager
 def blocked(*signums):
-    """Context whose new child processes never receive these signals."""
+    """Start child processes with these signals blocked from their start on."""
     if not hasattr(signal, "pthread_sigmask"):  # on Windows
         yield
         return
@@ -145,6 +142,9 @@ def blocked(*signums):
 
 def _end(signum, frame):
     """Handler of a command's signals: clean up, print one line, end the process."""
+    # The process ends here, without an exception: Python ignores exceptions in
+    # callbacks of C code, NumPy turns them into a TypeError, and the interpreter would
+    # crash at its end beside compiling threads.
     _ignore()  # a second signal must not print a second line
     for path, if_empty in _unfinished.items():
         with contextlib.suppress(OSError):

@@ -32,7 +32,7 @@ def markdown_table(head, rows) -> str:
 
 
 def _markdown_cell(value):
-    """Escape text, such as a file name, that could end its cell or be HTML."""
+    """Escape text, such as a file name: it could end its cell or be HTML."""
     if value is None:
         return ""
     text = str(value).replace("|", "\\|")

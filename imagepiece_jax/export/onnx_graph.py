@@ -32,7 +32,7 @@ def stored_dtype(dtype) -> np.dtype:
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """A tensor of the graph, or a constant that is not in the graph yet."""
+    """A tensor of the graph, or a constant not yet in the graph."""
 
     # sides are ints, or multiples of the open batch; a 1 may stand for a broadcast side
     shape: tuple

@@ -1,7 +1,7 @@
 """ONNX nodes for the functions that `common.nodes` marks.
 
-A function here has the name and arguments of its marked function, whose docstring
-describes the computation.
+A function here has its marked function's name and arguments. The marked function's
+docstring describes the computation.
 """
 
 import numpy as np
