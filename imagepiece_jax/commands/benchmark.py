@@ -28,7 +28,7 @@ def main(
 
     Args:
         reductions: Shares of the dense model's MACs, or methods.
-        batch_size: One or more. Default: 256; for an .onnx file its own, or 1.
+        batch_size: One or more; if unset 256, or an .onnx file's own size, or 1.
         mode: Forward passes, or training steps by DeiT's recipe, in a clone.
         gelu: GELU's form in the optimized program.
         warmup: Untimed calls per program, first.

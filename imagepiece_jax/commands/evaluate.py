@@ -17,9 +17,9 @@ def main(
 ):
     """Print top-1, top-5 and loss over a whole data set, with any --reduction.
 
-    WEIGHTS may be an exported .onnx file, run in onnxruntime. --optimized compares
-    `imagepiece_jax.optimize`'s program with the float32 model, image by image. The
-    difference is the program's cost in accuracy.
+    WEIGHTS may be an exported .onnx file, run in onnxruntime. With --optimized, the
+    program of `imagepiece_jax.optimize` is compared with the float32 model, image by
+    image. The difference is the program's cost in accuracy.
 
     Example: imagepiece evaluate weights digits --limit 50
 

@@ -34,8 +34,8 @@ def main(
     Example: imagepiece export weights model.onnx --reduction 0.6
 
     Args:
-        batch_size: Images per call. Default: any number.
-        gelu: GELU's form in the program. Default: the model's.
+        batch_size: Images per call; any number if unset.
+        gelu: GELU's form in the program; the model's if unset.
         pixels: Take uint8 images and normalize them inside the program.
         output: The program's outputs.
         layout: Write the folder that this program loads.

@@ -34,7 +34,7 @@ def main(
         logits: Also write the head's outputs: CLIP's vectors beside its texts'.
         storage: Number type in the files.
         batch_size: Photographs per device at a time.
-        threads: Decoding threads. Default: one per core, at most 16.
+        threads: Decoding threads; if unset one per core, at most 16.
         limit: Images to take, evenly spaced.
     """
     from imagepiece_jax.common.checks import check_range

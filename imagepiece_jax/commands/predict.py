@@ -25,7 +25,7 @@ def main(
 
     Args:
         labels: Class names for weights without class names.
-        top: Classes per image. Default: 5, or all if there are fewer.
+        top: Classes per image; if unset 5, or all if there are fewer.
         gelu: GELU's form in the optimized program.
         json: A file to write the predictions to.
     """

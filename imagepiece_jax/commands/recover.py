@@ -20,15 +20,15 @@ def main(
     """Train a reduced model to answer like the dense model.
 
     It trains at --reduction, or else at 0.6, 0.5 and 0.4. IMAGE may be digits,
-    imagenet2012, hf:OWNER/NAME or csv:FILE; labels are not read. OUT is a folder in
-    `save`'s format, with the dense model unchanged. Ctrl-C saves the weights so far in
-    it, if they are better than the start.
+    imagenet2012, hf:OWNER/NAME or csv:FILE; labels are not read. OUT is written as
+    `save` writes a folder, with the dense model unchanged. Ctrl-C saves the weights so
+    far in it, if they are better than the start.
 
     Example: imagepiece recover weights digits --out better --steps 4
 
     Args:
         out: The folder to write. A folder with a saved model is replaced.
-        steps: Training steps per reduction. Default: 400.
+        steps: Training steps per reduction; 400 if unset.
         minutes: Time limit for all reductions together, instead of steps.
         batch_size: Images per step.
         seed: Seed for crops and order.
