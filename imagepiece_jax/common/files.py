@@ -166,9 +166,10 @@ def replace_file(path, content):
 
 @contextlib.contextmanager
 def replacing(path):
-    """Yield a temporary path; at the end it replaces `path`, if nothing raised.
+    """Yield a temporary path to write; at the end it replaces `path`.
 
-    A kill leaves the old file or the new file. The umask sets its permissions.
+    The file at `path` stays if anything raises, or is replaced whole: a kill leaves the
+    old file or the new file. The umask sets its permissions.
     Raises RunError if the file cannot be written.
     """
     new = _temporary(path)
@@ -188,9 +189,10 @@ def replacing(path):
 
 @contextlib.contextmanager
 def replacing_folder(path):
-    """Yield a new folder to fill; at the end it replaces `path`, if nothing raised.
+    """Yield a new folder to fill with files; at the end it replaces `path`.
 
-    The umask sets the files' permissions.
+    The folder at `path` stays if anything raises. The umask sets the files'
+    permissions.
     Raises RunError if the folder cannot be written.
     """
     # Through a symbolic link, the folder it points to is replaced.

@@ -13,14 +13,14 @@ from flax import traverse_util
 
 from imagepiece_jax.common import extras, files
 
+# Orbax 1.0.0 makes its API v1 the top level: this file must then be rewritten. v1 reads
+# these folders, too.
 with extras.needed("a checkpoint"):
     import orbax.checkpoint as ocp
     from absl import logging
     from orbax.checkpoint import checkpoint_managers as policies
 
 
-# Orbax 1.0.0 makes its API v1 the top level: this file must then be rewritten. v1 reads
-# these folders, too.
 class StepWriter:
     """Writer of a folder's steps, in the background, by this process alone.
 

@@ -204,7 +204,6 @@ class Graph:
         return self.op("Reshape", [value, sides], shape, value.dtype)
 
     def transpose(self, value, order):
-        """Transpose a Value."""
         value, before = self.untransposed(value)
         order = tuple(before[i] for i in order)  # two transposes become one
         if order == tuple(range(value.ndim)):
@@ -245,7 +244,6 @@ class Graph:
         return out
 
     def expand(self, value, shape):
-        """Broadcast a Value to a shape."""
         shape = tuple(shape)
         if value.shape == shape:
             return value
@@ -302,7 +300,6 @@ class Graph:
         return self.op(kind, inputs, shape, dtype, **attributes)
 
     def cast(self, value, dtype):
-        """Cast a Value."""
         from onnx import helper
 
         dtype = stored_dtype(dtype)

@@ -286,5 +286,4 @@ def _after_prefix(graph, front, values):
 
 
 def _shifted(graph, index, by):
-    """Add a number to an index."""
     return graph.elementwise("Add", graph.cast(index, np.int64), by)

@@ -38,7 +38,6 @@ def walk(graph: Graph, closed, inputs: Sequence[Value]) -> list[Value]:
 
 
 def _equation(graph, equation, values):
-    """Add an equation and return its outputs' Values."""
     name = equation.primitive.name
     params = equation.params
     if name == nodes.PRIMITIVE:
@@ -434,7 +433,6 @@ def _dot_general(graph, equation, a, b):
 
 
 def _other_axes(value, *groups):
-    """List a Value's axes that are in no group."""
     listed = {*itertools.chain(*groups)}
     return [axis for axis in range(value.ndim) if axis not in listed]
 

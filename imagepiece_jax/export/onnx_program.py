@@ -95,7 +95,6 @@ def open_file(path: str | os.PathLike) -> OnnxProgram:
 
 
 def _program(path, facts, session):
-    """Make the OnnxProgram that a file's facts describe."""
     fields = _without_names(facts["model"])
     arch = Architecture(**fields.pop("arch"))
     images = dict(facts["preprocessing"])
