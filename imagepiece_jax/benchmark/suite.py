@@ -1,4 +1,4 @@
-"""Variants of a model measured together, as a group of programs per batch size."""
+"""A model's variants measured together, as a group of programs per batch size."""
 
 import dataclasses
 import json
@@ -80,7 +80,7 @@ def run_all(
     file: str | None = None,
     others: Callable[[list[Case]], Mapping[str, Workload]] | None = None,
 ):
-    """Measure and print every group. The programs of a group take turns.
+    """Measure and print every group. A group's programs take turns.
 
     file: for JSON lines, one per program, rewritten after every group
     others: function from a group's Cases to further programs to measure with them

@@ -119,7 +119,7 @@ def speedups(base: Sequence[float], other: Sequence[float]) -> list[float]:
 
 
 def figures(base: Sequence[float], own: Sequence[float], images: int) -> dict:
-    """Figures of a program's speed, by name.
+    """A program's speed figures, by name.
 
     base, own: seconds per call of the reference and of the program, round by round
     images: images per call

@@ -183,7 +183,7 @@ def _noise(shape, dtype):
 
 
 def training_step(run: RunConfig, adapt=lambda model: model):
-    """Make the training step of a run's last epoch, as `train.py` runs it.
+    """Make a run's training step in its last epoch, as `train.py` runs it.
 
     adapt: function from a model to the model to run, for example with cuDNN
     Returns (step, first_state, model, teacher model or None): functions step(state,
@@ -215,7 +215,7 @@ def training_step(run: RunConfig, adapt=lambda model: model):
 
 
 def random_variables(model):
-    """Draw random variables of `model`. Scales and variances are near 1."""
+    """Draw random variables for `model`. Scales and variances are near 1."""
     rng = np.random.default_rng(0)
     # A million numbers are drawn once, and every array takes them from a random offset:
     # drawing all numbers of a large model takes longer than timing it.
@@ -231,7 +231,7 @@ def random_variables(model):
 
 
 def _facts(model, compiled):
-    """Row fields of a compiled program; None: a program of onnxruntime."""
+    """A compiled program's row fields; None: onnxruntime's."""
     return {
         "peak_memory": compiled and device.program_bytes(compiled),
         "attention": model.execution.attention_impl,

@@ -36,7 +36,7 @@ def export(
     """Write a model with its weights as an ONNX file, which runs without this package.
 
     FILE.json beside it describes image preparation and outputs. It also names the
-    second file for weights of more than 2 GB. Layers compute in float32, whatever the
+    second file for weights above 2 GB. Layers compute in float32, whatever the
     model's dtype.
 
     out: an .onnx file. Only an earlier export is replaced. With a `layout`, a folder.

@@ -32,7 +32,7 @@ def stored_dtype(dtype) -> np.dtype:
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """A tensor of the graph, or a constant not yet in the graph."""
+    """A tensor in the graph, or a constant not yet in the graph."""
 
     # sides are ints, or multiples of the open batch; a 1 may stand for a broadcast side
     shape: tuple
@@ -252,7 +252,7 @@ class Graph:
         return self.op("Expand", [value, self._sides(shape)], shape, value.dtype)
 
     def output(self, value, shape):
-        """Make a Value an output of the graph: broadcast, and made by a node."""
+        """Make a Value a graph output: broadcast, and made by a node."""
         value = self.expand(value, shape)
         if value.array is None:
             return value

@@ -14,7 +14,7 @@ OUTPUTS = ("logits", "features", "patches")
 
 
 class ProgramOutputs:
-    """Arrays returned by a program of `vit`, in the order of `names`.
+    """Arrays returned by `vit`'s program, in the order of `names`.
 
     image: name of the program's input
     channels_first: input [batch, 3, H, W]; else [batch, H, W, 3]
