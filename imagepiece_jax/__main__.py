@@ -1,7 +1,7 @@
-"""One entry point of all commands: imagepiece COMMAND, or python -m imagepiece_jax.
+"""Entry point of all commands: imagepiece COMMAND, or python -m imagepiece_jax.
 
-A process imports only the module of its own command. Other modules are imported where
-they are used, after signals are heard.
+A process imports only its command's module. Further imports stand where they are used,
+after signals are handled.
 """
 
 import sys
@@ -9,7 +9,7 @@ import sys
 from imagepiece_jax.common import signals
 from imagepiece_jax.errors import InputError
 
-# Those whose programs are timed, or which compile little.
+# Commands that time their programs, or compile little: no compilation cache.
 COMPILE_NOTHING = ("benchmark", "describe", "doctor")
 
 
@@ -22,7 +22,7 @@ def commands() -> dict:
 
 
 def listing() -> str:
-    """A line for every command: its name, and the first line of its docstring."""
+    """List the commands: name, and first line of the module docstring."""
     import ast
 
     lines = ["imagepiece COMMAND ..; COMMAND --help has its options"]

@@ -22,17 +22,16 @@ def run(
 ):
     """Call a typed function with the words of sys.argv, and exit with its status.
 
-    Words that do not fit are tyro's to explain, with status 2. `finish` says how the
-    process ends.
+    tyro explains words that do not fit, with status 2. `finish` ends the process.
 
-    function: its parameters and their types are the options; positional words are
-        fields of its dataclasses
-    prog: the name of the program in its help
-    compiles: as for `finish`
+    function: its typed parameters are the options. Positional words are fields of its
+        dataclasses.
+    prog: the program's name in its help
+    compiles: as in `finish`
     """
 
     def call():
-        import tyro  # here: signals are heard by now
+        import tyro  # here, because signals are handled by now
 
         config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
         return tyro.cli(function, prog=prog, config=config)
@@ -40,17 +39,17 @@ def run(
     finish(call, compiles=compiles)
 
 
-# Of RuntimeErrors that a user can mend.
+# Texts of RuntimeErrors that a user can fix.
 DEVICE_ERRORS = ("RESOURCE_EXHAUSTED", "Unable to initialize backend")
 
 
 def finish(call: Callable[[], int | None], *, compiles: bool = True):
-    """Call the function of a command, and exit with its status (None: 0).
+    """Call a command's function, and exit with its status (None: 0).
 
-    InputError exits with 2, RunError and OSError with 1, a signal with 128 and its
-    number (Ctrl-C: 130, SIGTERM: 143), each with one line on stderr.
+    InputError exits with 2, RunError and OSError with 1, a signal with 128 + its number
+    (Ctrl-C: 130, SIGTERM: 143), with one line on stderr.
 
-    compiles: whether programs that JAX compiles are kept for the next process
+    compiles: keep JAX's compiled programs for the next process
     """
     open_streams()
     signals.end_process()
@@ -67,14 +66,14 @@ def finish(call: Callable[[], int | None], *, compiles: bool = True):
         except SystemExit as end:  # of --help and of a mistyped word
             status = end.code
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output has gone: `... | head`
+    except BrokenPipeError:  # the reader of stdout has gone: `... | head`
         leave(RunError.status)
     except Stopped as stopped:
         _end(stopped.status, stopped)
     except (InputError, RunError, OSError, MemoryError) as error:
         text = re.sub(r"^\[Errno -?\d+\] ", "", str(error))  # of an OSError
         _end(getattr(error, "status", RunError.status), f"error: {text}")
-    except RuntimeError as error:  # of JAX: a full device, or one that is not there
+    except RuntimeError as error:  # of JAX: a full or missing device
         text = str(error).partition("\n")[0]
         if not any(known in str(error) for known in DEVICE_ERRORS):
             raise
@@ -83,10 +82,9 @@ def finish(call: Callable[[], int | None], *, compiles: bool = True):
 
 
 def open_streams():
-    """Open the null device in place of closed standard streams, as daemons have them.
-
-    Python has None there, and the next file that is opened would be printed into.
-    """
+    """Replace closed standard streams, as daemons have them, by the null device."""
+    # A closed stream is None in Python, and its number goes to the next file that is
+    # opened: prints would end up there.
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
@@ -96,18 +94,16 @@ def open_streams():
 
 
 def _end(status, said):
-    """Say the last line on stderr, if it can be written, and leave."""
+    """Print the last line on stderr, if it can be written, and leave."""
     with contextlib.suppress(OSError):  # no reader, or a full disk
         print(said, file=sys.stderr, flush=True)
     leave(status)
 
 
 def leave(status: int):
-    """End the process with a status, whatever threads of libraries are doing.
-
-    A step or a compilation that is cut short may crash the interpreter at its end, and
-    the crash would replace the status.
-    """
+    """End the process with a status, whatever libraries' threads are doing."""
+    # An interrupted step or compilation may crash the interpreter at its end, and the
+    # crash would replace the status.
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
@@ -116,10 +112,8 @@ def leave(status: int):
 
 
 def _warning_lines() -> Callable[..., str]:
-    """A format of Python's warnings: one line, once, without a place in the code.
-
-    Python forgets what it has shown whenever a library, such as JAX, changes filters.
-    """
+    """Make a format for Python's warnings: one line, once, without a code location."""
+    # Python forgets shown warnings whenever a library, such as JAX, changes filters.
     shown = set()
 
     def line(message: Any, *_: Any) -> str:
@@ -133,11 +127,8 @@ def _warning_lines() -> Callable[..., str]:
 
 
 def use_program_cache():
-    """Let JAX keep compiled programs for later commands, and say where if it is new.
-
-    Nothing changes if JAX was imported before: its settings are somebody else's.
-    """
-    if "jax" in sys.modules:
+    """Let JAX keep compiled programs for later commands; report a new folder."""
+    if "jax" in sys.modules:  # imported before: its settings are somebody else's
         return
     folder, is_new = cache_dirs.keep_programs()
     if is_new:

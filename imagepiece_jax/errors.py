@@ -2,19 +2,19 @@
 
 
 class InputError(ValueError):
-    """A mistake in what a user gave, in one sentence that names it."""
+    """A mistake in a user's input, named in one sentence."""
 
     status = 2
 
 
 class RunError(RuntimeError):
-    """A failure that no argument caused, such as a loss that is not finite."""
+    """A failure not caused by an argument, such as a loss that is not finite."""
 
     status = 1
 
 
 class Stopped(Exception):
-    """A run that the signal `signum` ended, after its state was saved."""
+    """A run ended by the signal `signum`, after its state was saved."""
 
     def __init__(self, signum: int, step: int):
         super().__init__(f"stopped at step {step}; the same command resumes from there")

@@ -1,1 +1,1 @@
-"""How fast models run, beside the dense model in the same run."""
+"""Speeds of models, beside the dense model in the same run."""

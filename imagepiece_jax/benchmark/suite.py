@@ -1,4 +1,4 @@
-"""Forms of a model measured together, a group of programs for each batch size."""
+"""A model's variants measured together, as a group of programs per batch size."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.reduction import DENSE
 
-# (title of a column, format of a row's field)
+# {column title: format of a row's field}
 COLUMNS = {
     "program": "{config}",
     "batch": "{batch_size}",
@@ -36,10 +36,10 @@ COLUMNS = {
 def forms(
     vit: Pretrained, reductions: Sequence[str], own: str = "as it is"
 ) -> dict[str, Pretrained]:
-    """The forms of a model by name: dense first, its own reduction, and these.
+    """A model's variants by name: dense, its own reduction, then `reductions`.
 
-    own: the name of its own reduction
-    Raises InputError for a reduction that does not fit, or is there twice.
+    own: name of the model's own reduction
+    Raises InputError for a reduction that does not fit, or is repeated.
     """
     found = {"dense": vit.with_reduction(None)}
     if vit.reduction != DENSE:
@@ -47,7 +47,7 @@ def forms(
     for text in reductions:
         if text in found:
             raise InputError(f"reductions has {text} twice")
-        found[text] = vit.with_reduction(text, seed=0)  # values change no time
+        found[text] = vit.with_reduction(text, seed=0)  # values do not change the time
     return found
 
 
@@ -58,12 +58,10 @@ def groups(
     mode: str,
     gelu: str | None = None,
 ) -> list[dict[str, Case]]:
-    """Groups of Cases by name, one for each batch size, the largest first.
+    """Make Cases by name, in one group per batch size, largest first.
 
-    The programs of a group are measured in turns.
-
-    vits: the forms, by name
-    dtype, mode, gelu: as for `Case`
+    vits: variants by name
+    dtype, mode, gelu: as in `Case`
     Raises InputError for mistakes that show without compiling.
     """
     found = []
@@ -82,10 +80,10 @@ def run_all(
     file: str | None = None,
     others: Callable[[list[Case]], Mapping[str, Workload]] | None = None,
 ):
-    """Measure and print every group.
+    """Measure and print every group. A group's programs take turns.
 
-    file: for a line of JSON for each program, written after each group
-    others: makes further programs to measure with the Cases of a group
+    file: for JSON lines, one per program, rewritten after every group
+    others: function from a group's Cases to further programs to measure with them
     """
     first = next(iter(groups[0].values()))
     weights = "random weights" if first.path is None else f"weights of {first.path}"
@@ -122,14 +120,14 @@ def rows(
     readings: Mapping[str, Sequence[float]],
     setting: Mapping,
 ) -> list[dict]:
-    """A row of JSON values for each program.
+    """Make a row of JSON values per program.
 
-    "ratio" is the speed relative to the first program, and "mac_ratio" the ratio that
-    MACs predict.
+    "ratio" is the speed relative to the first program, and "mac_ratio" the ratio
+    predicted by MACs.
 
     programs: by name
-    readings: seconds of each call by name, from `timer.measure`
-    setting: fields that all rows share
+    readings: seconds per call by name, from `timer.measure`
+    setting: fields shared by all rows
     """
     found = []
     first = next(iter(programs))
@@ -150,7 +148,7 @@ def rows(
 
 
 def table(rows: Iterable[Mapping]) -> str:
-    """The rows as aligned columns for a terminal; unknown bytes are a "-"."""
+    """Align rows in columns for a terminal. Unknown bytes are a "-"."""
     cells = []
     for row in rows:
         size = row["peak_memory"]

@@ -1,9 +1,7 @@
 """Interleaved timing of asynchronous programs.
 
-Devices work asynchronously, speeds drift, and the first calls are slow. So: every
-program is warmed up first; a repeat lasts until its time is over and the device has
-finished its last call; the programs take turns, one repeat each, so
-that drift affects all alike and their ratios are taken round by round.
+Programs take turns, one repeat per round, and ratios are taken round by round. A repeat
+ends once its time is over and the device has finished its last call.
 """
 
 import collections
@@ -21,11 +19,11 @@ AHEAD = 2  # queued calls, so that a device never waits for its host
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """How long to measure; the defaults are what a published figure needs."""
+    """How long to measure. The defaults suit published figures."""
 
-    warmup: int = 20  # calls of every program before any is timed
+    warmup: int = 20  # calls of every program before the timed calls
     repeats: int = 5  # turns of every program
-    seconds: float = 1.0  # least time of a turn
+    seconds: float = 1.0  # least duration of a turn
 
     def __post_init__(self):
         check_range("warmup", self.warmup, 1, whole=True)
@@ -34,17 +32,15 @@ class Rules:
 
 
 def calls_ahead() -> int:
-    """The number of calls that may be queued on JAX's device when another one starts.
-
-    On a CPU a call starts when the call before it has ended, as in PyTorch.
-    """
+    """Number of queued calls allowed on JAX's device when a call starts."""
     import jax
 
+    # On a CPU a call starts after the call before it has ended, as in PyTorch.
     return 0 if jax.devices()[0].platform == "cpu" else AHEAD
 
 
 def wait_for_arrays(results):
-    """Wait for JAX arrays; NumPy arrays are finished."""
+    """Wait for JAX arrays. NumPy arrays are finished."""
     import jax
 
     return jax.block_until_ready(results)
@@ -54,10 +50,10 @@ def wait_for_arrays(results):
 class TimedCall:
     """A program to time.
 
-    `call(number)` starts call 0, 1, ..., which selects the input, and returns what
-    `wait` blocks on until the device has finished it. Up to `ahead` calls may be
-    unfinished when the next one starts: 0 where every call has the device's cores to
-    itself.
+    call: function (number) that starts call 0, 1, .. on the input chosen by the number
+    wait: function that blocks until the device has finished a result of `call`
+    ahead: unfinished calls allowed when a call starts. 0: every call has the device's
+        cores to itself.
     """
 
     call: Callable[[int], Any]
@@ -66,7 +62,7 @@ class TimedCall:
 
 
 class Spread(NamedTuple):
-    """Summary of several readings of one quantity."""
+    """Summary of a quantity's readings."""
 
     median: float
     low: float
@@ -74,25 +70,24 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median, lowest and highest of a sequence of numbers."""
+    """Median, minimum and maximum of a sequence."""
     return Spread(statistics.median(values), min(values), max(values))
 
 
 def measure(
     jobs: dict[Any, TimedCall], rules: Rules, now=time.perf_counter, rest=lambda: None
 ) -> dict[Any, list[float]]:
-    """Time jobs in turns: seconds per call, one reading for each repeat.
+    """Time jobs in turns: {name: seconds per call, one reading per repeat}.
 
-    jobs: by name
-    now: returns the time in seconds
-    rest: function that is called before every turn, to wait for threads of another
-        runtime, which keep a core busy for a while after its turn
-    Returns the readings by name, in the order of the repeats.
+    now: function that returns the time in seconds
+    rest: function called before every turn. It waits for another runtime's threads,
+        which keep a core busy for a while after their turn.
     """
-    started = dict.fromkeys(jobs, 0)  # so that inputs rotate across turns
+    # Inputs rotate across turns, by the number of started calls.
+    started = dict.fromkeys(jobs, 0)
 
     def run(name, calls, seconds=0.0):
-        """Seconds per call, over at least this many calls and seconds."""
+        """Seconds per call, over at least `calls` calls and `seconds`."""
         job = jobs[name]
         pending = collections.deque()
         first = started[name]
@@ -100,15 +95,17 @@ def measure(
         while started[name] < first + calls or now() < began + seconds:
             pending.append(job.call(started[name]))
             started[name] += 1
-            if len(pending) > job.ahead:
+            if len(pending) > job.ahead:  # wait for the oldest call
                 job.wait(pending.popleft())
         for result in pending:
             job.wait(result)
         return (now() - began) / (started[name] - first)
 
+    # First calls are slow, so they are not timed.
     for name in jobs:
         run(name, rules.warmup)
     readings = {name: [] for name in jobs}
+    # Speeds drift. In turns, drift affects all programs alike.
     for _ in range(rules.repeats):
         for name in jobs:
             rest()
@@ -117,17 +114,17 @@ def measure(
 
 
 def speedups(base: Sequence[float], other: Sequence[float]) -> list[float]:
-    """Speeds relative to `base`, round by round, of two lists of seconds."""
+    """Speeds of `other` relative to `base`, round by round, from seconds."""
     return [b / o for b, o in zip(base, other, strict=True)]
 
 
 def figures(base: Sequence[float], own: Sequence[float], images: int) -> dict:
-    """The speed of a program, {name: figure}.
+    """A program's speed figures, by name.
 
-    base, own: seconds of a call of the reference and of the program, one for each round
-    images: number of images in a call
-    Returns throughput (images a second) and ratio (the speed relative to `base`, round
-        by round), both with _min and _max, and the milliseconds of a call, ms.
+    base, own: seconds per call of the reference and of the program, round by round
+    images: images per call
+    Returns throughput (images per second) and ratio (speed relative to `base`, taken
+        round by round), both with _min and _max, and ms (milliseconds per call).
     """
     seconds = spread(own)
     ratio = spread(speedups(base, own))

@@ -1,11 +1,11 @@
-"""Timed programs of a model: inference, and steps of training.
+"""Timed programs of a model: inference, and training steps.
 
-inference: normalized images on the device; nothing but the model runs.
-train: a full step as `train.py` runs it (augmentation on the device, forward,
-backward, AdamW, averages), pixels on the device.
+inference: the model alone, on normalized images on the device
+train: a full step of `train.py` (augmentation on the device, forward, backward, AdamW,
+    averages), with pixels on the device
 
-Weights are random where none are given, and in training: they do not change the speed.
-Inputs are random, too, and rotate.
+Inputs are random and rotate. Weights are random in training, or if none are given:
+their values do not change the speed.
 """
 
 import dataclasses
@@ -39,16 +39,16 @@ class Workload:
     """A program to time."""
 
     job: timer.TimedCall
-    images: int  # images in one call
-    macs: float  # MACs of one call
-    facts: dict  # further fields of its row: gelu, peak_memory and others
+    images: int  # images per call
+    macs: float  # MACs per call
+    facts: dict  # further fields of its row, such as gelu and peak_memory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
     """A model to measure, in one mode, batch size and dtype.
 
-    In mode "train" it trains as `training_run` says.
+    Mode "train" trains by the recipe of `training_run`.
     Raises InputError for mistakes that would otherwise show while measuring.
     """
 
@@ -56,8 +56,8 @@ class Case:
     mode: str  # "inference" or "train"
     batch_size: int
     dtype: str
-    gelu: str | None = None  # of the optimized program, as `optimize` takes it
-    run: RunConfig | None = None  # of mode train
+    gelu: str | None = None  # GELU's form, as in `optimize`
+    run: RunConfig | None = None  # in mode train
 
     def __post_init__(self):
         vit = self.vit
@@ -77,12 +77,12 @@ class Case:
 
     @property
     def path(self) -> str | None:
-        """The path of the weights; None for random ones."""
+        """Path of the weights; None for random weights."""
         path = self.vit.source.path
         return path and str(path)
 
     def workload(self) -> Workload:
-        """The compiled program."""
+        """Compile the program to time."""
         if self.mode == "train":
             return self._train()
         if isinstance(self.vit, OnnxProgram):
@@ -102,7 +102,7 @@ class Case:
         return Workload(timer.TimedCall(call), self.batch_size, macs, facts)
 
     def _file(self):
-        """A function call(number) that runs an exported file on random images."""
+        """Make a function (number) that runs an exported file on random images."""
         shape = (self.batch_size, *sides(self.vit.image_size), 3)
         batches = []
         for seed in range(INPUTS):
@@ -111,7 +111,7 @@ class Case:
         return lambda number: self.vit.run(batches[number % INPUTS])
 
     def _train(self):
-        """The Workload of training steps; each continues from the last."""
+        """Compile training steps. A step continues from the step before."""
         run = self.run
         step, first_state, model, teacher = training_step(run)
         if teacher is not None:
@@ -138,7 +138,7 @@ class Case:
 def training_run(vit: Pretrained, batch_size: int, dtype: str) -> RunConfig:
     """DeiT's recipe (configs/base.py) for a model, with its reduction.
 
-    Raises InputError where the repository's configs are not there.
+    Raises InputError outside a clone, which has the configs.
     """
     try:
         from configs import base
@@ -160,19 +160,19 @@ def training_run(vit: Pretrained, batch_size: int, dtype: str) -> RunConfig:
 
 
 def with_random_weights(model: ViT) -> Pretrained:
-    """A model with random weights; its speed is the same."""
+    """Give a model random weights, which do not change its speed."""
     return Pretrained(model, random_variables(model))
 
 
 def on_noise(program):
-    """A function call(number) that runs `program` on random images on its device."""
+    """Make a function (number) that runs `program` on random images on its device."""
     images = _noise(program.images.shape, program.images.dtype)
     return lambda number: program(images[number % INPUTS])
 
 
-@functools.lru_cache(maxsize=4)  # of as many sizes of images
+@functools.lru_cache(maxsize=4)  # shapes of images
 def _noise(shape, dtype):
-    """Random images on the device, which programs that take turns share."""
+    """Random images on the device, shared by programs that take turns."""
 
     @jax.jit
     def draw():
@@ -183,12 +183,11 @@ def _noise(shape, dtype):
 
 
 def training_step(run: RunConfig, adapt=lambda model: model):
-    """The training step of a run's last epoch, as `train.py` runs it.
+    """Make a run's training step in its last epoch, as `train.py` runs it.
 
     adapt: function from a model to the model to run, for example with cuDNN
-    Returns (the step, a function of a state, a batch and the teacher's variables; a
-        function from the model's variables to the first state; the model; the
-        teacher's model, or None).
+    Returns (step, first_state, model, teacher model or None): functions step(state,
+        batch, teacher variables) and first_state(model variables).
     """
     method = run.reduction.method
     model = run.create_train_model(run.optim.epochs - 1, parallel.AXIS)
@@ -216,12 +215,10 @@ def training_step(run: RunConfig, adapt=lambda model: model):
 
 
 def random_variables(model):
-    """Random variables of `model`; scales and variances are near 1.
-
-    A million numbers are drawn once, and each array takes them from another place on:
-    drawing every number of a large model takes longer than timing it.
-    """
+    """Draw random variables for `model`. Scales and variances are near 1."""
     rng = np.random.default_rng(0)
+    # A million numbers are drawn once, and every array takes them from a random offset:
+    # drawing all numbers of a large model takes longer than timing it.
     numbers = rng.normal(0.0, 0.02, 2**20).astype(np.float32)
 
     def draw(path, leaf):
@@ -234,7 +231,7 @@ def random_variables(model):
 
 
 def _facts(model, compiled):
-    """Facts about a compiled program; None: onnxruntime's."""
+    """A compiled program's row fields; None: onnxruntime's."""
     return {
         "peak_memory": compiled and device.program_bytes(compiled),
         "attention": model.execution.attention_impl,
@@ -244,7 +241,7 @@ def _facts(model, compiled):
 
 
 def _labeled_batch(run, seed):
-    """A batch as the loader yields it: uint8 [A, m, S, S, 3], labels [A, m]."""
+    """A random batch in the loader's form: uint8 [A, m, S, S, 3], labels [A, m]."""
     rng = np.random.default_rng(seed)
     split = (run.grad_accum_steps, run.optim.batch_size // run.grad_accum_steps)
     shapes = batch_shapes(run, split)

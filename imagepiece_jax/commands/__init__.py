@@ -1,1 +1,1 @@
-"""One file a command of `imagepiece`: a typed function that calls a room and prints."""
+"""Commands of `imagepiece`, one per file. A command is a typed function."""

@@ -1,8 +1,7 @@
-"""Arguments that several commands share: weights, images with labels, images.
+"""Arguments shared by several commands: weights, images with labels, images.
 
-Their fields are the words of Python's functions. tyro takes positional words in the
-order of these classes in a command's signature: a positional of the function itself
-would be taken first.
+Fields have the names of the Python functions' arguments. tyro takes positional words in
+the order of these classes in a command's signature.
 """
 
 import dataclasses
@@ -14,7 +13,7 @@ from tyro.conf import Positional, arg
 
 from imagepiece_jax.errors import InputError
 
-if TYPE_CHECKING:  # they import JAX, which --help does not need
+if TYPE_CHECKING:  # JAX is imported here, but --help does not need it
     from imagepiece_jax.data.source import Source
     from imagepiece_jax.export.onnx_program import OnnxProgram
     from imagepiece_jax.models.pretrained import Pretrained
@@ -22,13 +21,17 @@ if TYPE_CHECKING:  # they import JAX, which --help does not need
 
 
 def several(name: str, values: tuple | None) -> tuple:
-    """The values of an option that takes several; () if it is not typed.
+    """Values of a repeatable option; () if it is not typed.
 
     Raises InputError if it is typed without a value.
     """
     if values == ():
         raise InputError(f"{name} has no value; it must have one or more")
     return values or ()
+
+
+# Positional words are fields, never a command's own parameters: tyro would take a
+# positional of the function itself first.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Weights:
     """0 leaves the head out: the model gives vectors."""
 
     def typed(self) -> dict[str, Any]:
-        """The arguments that were typed beside the weights, by name."""
+        """The typed arguments apart from the weights, by name."""
         typed = {}
         for name, value in vars(self).items():
             if name != "weights" and value is not None and value is not False:
@@ -76,16 +79,16 @@ class Weights:
         return typed
 
     def refuse(self, kind: str, allowed: Collection[str] = ()):
-        """Raise InputError for arguments that the weights do not take.
+        """Raise InputError for a typed argument that is not in `allowed`.
 
-        kind: what they are, in words
+        kind: description of the weights in the error
         """
         for name, value in self.typed().items():
             if name not in allowed:
                 raise InputError(f"{name} is {value}, but {self.weights} is {kind}")
 
     def exported(self) -> "OnnxProgram | None":
-        """The program of an .onnx file; None if the argument is weights."""
+        """Open an .onnx file; None if the argument is weights."""
         if not self.weights.lower().endswith(".onnx"):
             return None
         from imagepiece_jax.export.onnx_program import open_file
@@ -94,7 +97,7 @@ class Weights:
         return open_file(self.weights)
 
     def load(self, **others: Any) -> "Pretrained":
-        """The model, by `imagepiece_jax.load`, which takes `others`, too."""
+        """Load the model. `others`: further arguments of `imagepiece_jax.load`."""
         from imagepiece_jax import load
 
         return load(self.weights, **self.typed(), **others)
@@ -102,13 +105,13 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class Model(Weights):
-    """A model, by its weights or by its name, and the arguments of `load`."""
+    """A model, by its weights or its name, and the arguments of `load`."""
 
     weights: Annotated[str, Positional, arg(metavar="MODEL")]
     """Weights as other commands take them, or timm's name of a public model."""
 
     def named(self) -> "ViT | None":
-        """The model of a name; None if the argument is a file or a folder.
+        """Create a named model; None for a file, a folder or hf://OWNER/NAME.
 
         Raises InputError for an unknown name, and for arguments that need weights.
         """
@@ -124,7 +127,7 @@ class Model(Weights):
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Images with labels, and how they are read."""
+    """Images with labels, and how to read them."""
 
     data: Annotated[str | None, Positional, arg(metavar="DATA")] = None
     """A folder with a folder of images for each class, csv:FILE, hf:OWNER/NAME,
@@ -154,7 +157,7 @@ class Images:
     """Images, folders of images, and .txt files with a path a line."""
 
     def open_set(self, split: str, **options: Any) -> "Source | None":
-        """The images of the data set that IMAGE names; None if it is paths."""
+        """Open the data set that IMAGE names; None if IMAGE lists paths."""
         from imagepiece_jax.data.sources import registry
 
         sets = [word for word in self.images if registry.is_set(word)]

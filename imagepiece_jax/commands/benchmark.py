@@ -1,4 +1,4 @@
-"""Images a second of a model, dense and with reductions, side by side on one device."""
+"""Images per second of a model, dense and with reductions, on one device."""
 
 from typing import Literal
 
@@ -19,22 +19,22 @@ def main(
     seconds: float = Rules.seconds,
     json: str | None = None,
 ):
-    """Time the dense model and each reduction in turns, in one process.
+    """Time the dense model and every reduction in turns, in one process.
 
-    A speed is the median of the rounds, beside the lowest and the highest. An exported
-    .onnx file as MODEL is timed in onnxruntime.
+    A speed is the median of the rounds, with the lowest and the highest beside it.
+    MODEL may be an exported .onnx file, which onnxruntime runs.
 
     Example: imagepiece benchmark weights --reductions 0.6 tome:r=1
 
     Args:
         reductions: Shares of the dense model's MACs, or methods.
-        batch_size: One or more; 256, of an exported file what it takes, or 1.
-        mode: Forward passes, or steps of training by DeiT's recipe, in a clone.
-        gelu: Of the optimized program.
-        warmup: Calls of each program that are not timed, first.
-        repeats: Rounds in which each is timed.
-        seconds: That a program is timed in a round, at least.
-        json: A file of one line for each program.
+        batch_size: One or more; if unset 256, or an .onnx file's own size, or 1.
+        mode: Forward passes, or training steps by DeiT's recipe, in a clone.
+        gelu: GELU's form in the optimized program.
+        warmup: Untimed calls per program, first.
+        repeats: Timed rounds.
+        seconds: Least time per program and round.
+        json: A file to write, with one line per program.
     """
     from imagepiece_jax.benchmark import suite, workloads
     from imagepiece_jax.common import xla_options
@@ -59,7 +59,7 @@ def main(
     else:
         named = model.named()
         if named is None:
-            vit = model.load(seed=0)
+            vit = model.load(seed=0)  # seeds selectors, whose values do not matter
         else:
             vit = workloads.with_random_weights(named)
         forms = suite.forms(vit, texts, model.reduction or "as it is")

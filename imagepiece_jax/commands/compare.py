@@ -12,16 +12,17 @@ def main(
     image_sizes: tuple[int, ...] | None = None,
     out: str = "runs/compare",
 ):
-    """Compare reductions with the dense model on the same images, and smaller images.
+    """Compare reductions and smaller images with the dense model on the same images.
 
-    Without a row they are 0.6 and 0.5. OUT gets a table, a plot and points.jsonl, by
-    which a command that was stopped goes on.
+    Without reductions or sizes, it compares 0.6 and 0.5. OUT gets a table, a plot and
+    points.jsonl. Run the command again to continue a stopped comparison from
+    points.jsonl.
 
     Example: imagepiece compare weights digits --reductions 0.6 tome:r=1
 
     Args:
         reductions: Shares of the dense model's MACs, or methods.
-        image_sizes: Pixels a side of smaller images, which the dense model sees.
+        image_sizes: Pixels a side of smaller images for the dense model.
         out: The folder to write, or to complete.
     """
     from imagepiece_jax.evaluate import compare

@@ -16,11 +16,11 @@ def main(model: Model):
     recovery = None
     vit = model.named()
     if vit is None:
-        loaded = model.load(seed=0)  # of selectors, whose values do not matter
+        loaded = model.load(seed=0)  # seeds selectors, whose values do not matter
         recovery = loaded.recovery
         vit = loaded.model
-    # Compared with the dense model of the same stem, which shows what the reduction
-    # saves, and with that of the patch stem, as in papers.
+    # Two dense models to compare with: the same stem shows the reduction's savings, and
+    # papers use the patch stem.
     patch_stem = dataclasses.replace(vit.config, stem="patch")
     configs = (vit.config, patch_stem)
     others = [build_model(config, execution=vit.execution) for config in configs]

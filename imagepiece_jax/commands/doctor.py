@@ -1,4 +1,4 @@
-"""The versions and devices that a bug report needs."""
+"""Versions and devices for a bug report."""
 
 import importlib.metadata
 import platform
@@ -8,7 +8,7 @@ from imagepiece_jax.common.version import LIBRARIES
 
 
 def main():
-    """Print the versions and devices that a bug report needs.
+    """Print the versions and devices for a bug report.
 
     Example: imagepiece doctor
     """

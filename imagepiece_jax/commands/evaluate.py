@@ -1,4 +1,4 @@
-"""Top-1, top-5 and loss of trained weights over every image of a set."""
+"""Top-1, top-5 and loss of trained weights over a whole data set."""
 
 from typing import Literal
 
@@ -15,17 +15,17 @@ def main(
     gelu: Literal["exact", "tanh"] | None = None,
     json: str | None = None,
 ):
-    """Print top-1, top-5 and loss over every image of a set; --reduction changes it.
+    """Print top-1, top-5 and loss over a whole data set, with any --reduction.
 
-    WEIGHTS may be an exported .onnx file, which onnxruntime computes. With --optimized
-    it compares the program of `imagepiece_jax.optimize` with the float32 model, image
-    by image: its cost in accuracy.
+    WEIGHTS may be an exported .onnx file, run in onnxruntime. With --optimized, the
+    program of `imagepiece_jax.optimize` is compared with the float32 model, image by
+    image. The difference is the program's cost in accuracy.
 
     Example: imagepiece evaluate weights digits --limit 50
 
     Args:
         optimized: Compare the optimized program with the float32 model.
-        gelu: Of the optimized program.
+        gelu: GELU's form in the optimized program.
         json: A file to write the results to.
     """
     from imagepiece_jax.evaluate import accuracy, statistics

@@ -29,15 +29,15 @@ def main(
 ):
     """Write a model with its weights as an ONNX file, which computes in float32.
 
-    OUT.json beside it says how to prepare images, and what the outputs are.
+    OUT.json beside it describes image preparation and outputs.
 
     Example: imagepiece export weights model.onnx --reduction 0.6
 
     Args:
-        batch_size: Images at a time, or any number of them.
-        gelu: Its form in the program, or the model's.
-        pixels: Take uint8 images, which are normalized inside.
-        output: Of the program.
+        batch_size: Images per call; any number if unset.
+        gelu: GELU's form in the program; the model's if unset.
+        pixels: Take uint8 images and normalize them inside the program.
+        output: The program's outputs.
         layout: Write the folder that this program loads.
     """
     from imagepiece_jax.export.export import checked_file, export

@@ -1,4 +1,4 @@
-"""Features of photographs, as files of vectors that NumPy and faiss open."""
+"""Features of photographs, as vector files for NumPy and faiss."""
 
 import pathlib
 from typing import Literal
@@ -21,21 +21,21 @@ def main(
     threads: int | None = None,
     limit: int | None = None,
 ):
-    """Write a folder with pooled.npy, a row for each line of its paths.txt.
+    """Write a folder with pooled.npy, one row per line of its paths.txt.
 
-    Rows of images that cannot be read are NaN. The same command goes on where it was
-    stopped, and computes what has changed since.
+    Rows of unreadable images are NaN. Run the command again to continue where it
+    stopped, and to compute new and changed images.
 
     Example: imagepiece features weights photos --out vectors
 
     Args:
         out: The folder to write, or to complete.
-        patches: Write a feature for every patch, too.
-        logits: Write the head's outputs, too: CLIP's vectors beside its texts'.
-        storage: Type of the numbers in the files.
-        batch_size: Photographs a device at a time.
-        threads: Threads that decode: one a core, at most 16.
-        limit: How many images to take, evenly spaced.
+        patches: Also write a feature for every patch.
+        logits: Also write the head's outputs: CLIP's vectors beside its texts'.
+        storage: Number type in the files.
+        batch_size: Photographs per device at a time.
+        threads: Decoding threads; if unset one per core, at most 16.
+        limit: Images to take, evenly spaced.
     """
     from imagepiece_jax.common.checks import check_range
     from imagepiece_jax.data import pictures
@@ -72,7 +72,7 @@ def main(
 
 
 def note_cost(vit):
-    """Log where images of 224 pixels would be much faster."""
+    """Log a note if images of 224 pixels would take less than half the MACs."""
     from imagepiece_jax.models.cost import model_macs
     from imagepiece_jax.models.create import build_model
 

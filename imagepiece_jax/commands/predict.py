@@ -17,16 +17,16 @@ def main(
     gelu: Literal["exact", "tanh"] | None = None,
     json: str | None = None,
 ) -> int:
-    """Print the most probable classes of images; a model without classes gives vectors.
+    """Print the most probable classes of images, or vectors of a model without classes.
 
-    An image that cannot be read is named on stderr, and the status is 1.
+    An unreadable image is named on stderr, and the status is 1.
 
     Example: imagepiece predict weights photos --top 3 --json a.json
 
     Args:
-        labels: Names of the classes, where the weights have none.
-        top: Classes of each image: 5, or all of fewer.
-        gelu: Of the optimized program.
+        labels: Class names for weights without class names.
+        top: Classes per image; if unset 5, or all if there are fewer.
+        gelu: GELU's form in the optimized program.
         json: A file to write the predictions to.
     """
     from imagepiece_jax.data import pictures
@@ -61,7 +61,7 @@ def main(
 
 
 def answered(file, found):
-    """(the JSON value of an image, its printed line).
+    """(JSON value, printed line) of an image.
 
     found: its Predictions, an InputError, or vectors of a model without classes
     """
@@ -71,7 +71,7 @@ def answered(file, found):
         return {"error": str(found)}, f"error: {found}"
     if not isinstance(found, list):
         kind = "a vector"
-        if found.ndim == 2:  # of a model without a pool
+        if found.ndim == 2:  # a model without a pool
             kind = f"{len(found)} vectors"
         line = f"{file}: {kind} of {found.shape[-1]} features"
         return {"pooled": found.tolist()}, line

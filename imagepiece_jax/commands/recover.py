@@ -1,4 +1,4 @@
-"""Recovery of what a reduction costs, from a few hundred images without labels."""
+"""Recovery of a reduced model, from a few hundred images without labels."""
 
 import sys
 from typing import Literal
@@ -17,21 +17,22 @@ def main(
     seed: int = 0,
     parameters: Literal["norms", "biases", "all"] = "biases",
 ):
-    """Learn to answer as the dense model does, at --reduction or at .6, .5 and .4.
+    """Train a reduced model to answer like the dense model.
 
-    IMAGE may be digits, imagenet2012, hf:OWNER/NAME or csv:FILE; labels are not read.
-    OUT is a folder as `save` writes it, with the dense model as it was. Ctrl-C leaves
-    the weights so far in it, if they are better than the start.
+    It trains at --reduction, or else at 0.6, 0.5 and 0.4. IMAGE may be digits,
+    imagenet2012, hf:OWNER/NAME or csv:FILE; labels are not read. OUT is written as
+    `save` writes a folder, with the dense model unchanged. Ctrl-C saves the weights so
+    far in it, if they are better than the start.
 
     Example: imagepiece recover weights digits --out better --steps 4
 
     Args:
-        out: The folder to write; one of a saved model is replaced.
-        steps: Of training, for each cost: 400.
-        minutes: All of the time, instead of steps.
-        batch_size: Images a step.
-        seed: Of crops and order.
-        parameters: Which of them are trained.
+        out: The folder to write. A folder with a saved model is replaced.
+        steps: Training steps per reduction; 400 if unset.
+        minutes: Time limit for all reductions together, instead of steps.
+        batch_size: Images per step.
+        seed: Seed for crops and order.
+        parameters: Parameters to train.
     """
     from imagepiece_jax.common.files import locked
     from imagepiece_jax.common.signals import finishing
@@ -42,7 +43,7 @@ def main(
     folder = checked_folder(out)
     words = images.images
     source = as_source(words[0] if len(words) == 1 else words)
-    # It ends before the result is written, which replaces the folder.
+    # The lock ends before the result is written, because `save` replaces the folder.
     with locked("out", folder):
         vit = weights.load()
         recovered = recover(
@@ -55,7 +56,7 @@ def main(
             parameters=parameters,
         )
     recovery = recovered.recovery
-    with finishing():  # nothing that took minutes is lost while it is written
+    with finishing():  # a signal must not lose minutes of work
         print(recovery, flush=True)
         if all(cost.stopped and not cost.changed for cost in recovery.variants):
             print(f"nothing is written to {out}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Figures, a page and data of the tokens that methods make of images."""
+"""Figures, a page and data of images' tokens."""
 
 import contextlib
 import pathlib
@@ -20,19 +20,18 @@ def main(
     reductions: tuple[str, ...] | None = None,
     blocks: tuple[int, ...] | None = None,
 ) -> int:
-    """Draw the tokens of images after each block that reduces them, and a page of all.
+    """Draw images' tokens after every block that reduces them, and a page of all.
 
-    IMAGE may be digits, imagenet2012, hf:OWNER/NAME or csv:FILE, of which some images
-    are drawn.
-    provenance.json has the slot of every patch. An image that cannot be read is named
-    on stderr, and the status is 1.
+    IMAGE may be digits, imagenet2012, hf:OWNER/NAME or csv:FILE: 8 of its images are
+    drawn. provenance.json has the slot of every patch. An unreadable image is named on
+    stderr, and the status is 1.
 
     Example: imagepiece visualize weights photos --out page --reduction .5
 
     Args:
-        out: Folder of figures, page and data, which are replaced.
-        reductions: Several, instead of --reduction.
-        blocks: Figures show only these blocks, from 0.
+        out: Folder to write. Earlier figures, page and data are replaced.
+        reductions: Several reductions, instead of --reduction.
+        blocks: Draw only these blocks, counted from 0.
     """
     from imagepiece_jax.data import pictures
     from imagepiece_jax.visualize import html

@@ -1,4 +1,4 @@
-"""What every room may use: files, processes, devices, random keys, progress, signals.
+"""Tools for every room: files, processes, devices, random keys, progress, signals.
 
-Nothing here knows images, models or runs.
+Nothing here depends on models or runs.
 """

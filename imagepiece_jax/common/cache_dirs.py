@@ -1,4 +1,4 @@
-"""Folders that keep compiled code for later processes."""
+"""Cache folders for compiled code."""
 
 import errno
 import os
@@ -8,12 +8,12 @@ import zlib
 
 
 def folder(kind: str) -> pathlib.Path:
-    """The folder for one kind of compiled code, below $XDG_CACHE_HOME or ~/.cache.
+    """Cache folder for one kind of compiled code, below $XDG_CACHE_HOME or ~/.cache.
 
     Raises OSError if there is neither.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):  # its specification says to ignore a relative path
+    if not os.path.isabs(base):  # the XDG specification: ignore a relative path
         base = os.path.expanduser("~/.cache")
     if not os.path.isabs(base):
         raise FileNotFoundError(errno.ENOENT, "there is no home folder")
@@ -21,7 +21,7 @@ def folder(kind: str) -> pathlib.Path:
 
 
 def processor() -> str:
-    """A text for the kind of processor; native code may crash on another kind."""
+    """Describe the kind of processor. Native code may crash on another kind."""
     info = pathlib.Path("/proc/cpuinfo")
     if not info.exists():
         return platform.processor()
@@ -32,18 +32,17 @@ def processor() -> str:
 
 
 def keep_programs() -> tuple[pathlib.Path | None, bool]:
-    """Have JAX, not yet imported, keep the programs that it compiles.
+    """Make JAX, not yet imported, keep its compiled programs on disk.
 
-    Each kind of processor has its own folder, since machines may share a home folder
-    and JAX's file names do not tell processors apart.
-
-    Returns the folder, and whether it was made just now; (None, False) where the
-    environment sets JAX_COMPILATION_CACHE_DIR or JAX_ENABLE_COMPILATION_CACHE itself,
-    and where the folder cannot be created or written.
+    Returns (folder, whether it is new), or (None, False) if the environment sets
+        JAX_COMPILATION_CACHE_DIR or JAX_ENABLE_COMPILATION_CACHE, or if the folder
+        cannot be created or written.
     """
     variable = "JAX_COMPILATION_CACHE_DIR"
     if variable in os.environ or "JAX_ENABLE_COMPILATION_CACHE" in os.environ:
         return None, False
+    # One folder per kind of processor: machines may share a home folder, and JAX's file
+    # names do not tell processors apart.
     kind = zlib.crc32(processor().encode())
     try:
         programs = folder("programs") / f"{kind:08x}"

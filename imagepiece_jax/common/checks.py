@@ -1,4 +1,4 @@
-"""Checks of single values that raise one sentence, and tuples of lists."""
+"""Checks of single values with one-sentence errors, and lists made tuples."""
 
 import math
 import numbers
@@ -20,11 +20,11 @@ def check_range(
 ) -> None:
     """Check that a value is a finite number within bounds.
 
-    name: what the sentence calls the value
-    least, most: bounds that are allowed themselves
-    above, below: bounds that are not
-    whole: whether it must be an int
-    Raises InputError otherwise; a bool is no number.
+    name: the value's name in the error
+    least, most: inclusive bounds
+    above, below: exclusive bounds
+    whole: require an int
+    Raises InputError otherwise, also for a bool.
     """
     limits = {"at least": least, "above": above, "at most": most, "below": below}
     limits = {word: limit for word, limit in limits.items() if limit is not None}
@@ -32,7 +32,7 @@ def check_range(
     fits = isinstance(value, kind) and not isinstance(value, bool)
     fits = fits and limits.get("at least", value) <= value
     fits = fits and limits.get("at most", value) >= value
-    fits = fits and limits.get("above", -math.inf) < value  # a NaN is not
+    fits = fits and limits.get("above", -math.inf) < value  # False for a NaN
     fits = fits and limits.get("below", math.inf) > value
     if not fits:
         expected = "a whole number" if whole else "a number"
@@ -43,11 +43,8 @@ def check_range(
 
 
 def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:
-    """Check that a value is one of those allowed.
-
-    name: what the sentence calls the value
-    """
-    # 1 == True: equal values must also be of one type.
+    """Check that a value is in `allowed`. `name` is the value's name in the error."""
+    # 1 == True, so equal values must also have the same type.
     if any(value == each and type(value) is type(each) for each in allowed):
         return
     words = ", ".join(map(repr, allowed))
@@ -55,20 +52,18 @@ def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:
 
 
 def check_share(name: str, value: Any) -> None:
-    """Check that a value is a share, a number above 0 and up to 1.
-
-    name: what the sentence calls the value
-    """
+    """Check that a value is a share: above 0 and at most 1."""
     check_range(name, value, above=0, most=1)
 
 
 def as_tuple(value: Any) -> Any:
-    """A list (JSON's form of a tuple) or an array as a tuple, also inside of others.
+    """Convert lists (JSON's form of tuples) and arrays to tuples, at every depth.
 
-    Scalars of NumPy become numbers of Python.
+    NumPy scalars become Python numbers.
     """
     if isinstance(value, dict):
         return {name: as_tuple(each) for name, each in value.items()}
-    if hasattr(value, "tolist") and not isinstance(value, type):  # np.float32
+    # The type np.float32 has a `tolist`, too.
+    if hasattr(value, "tolist") and not isinstance(value, type):
         value = value.tolist()
     return tuple(map(as_tuple, value)) if isinstance(value, list | tuple) else value

@@ -1,12 +1,6 @@
-"""Checkpoint steps on disk, with a checksum of every array.
+"""Checkpoint steps on disk, with a checksum per array.
 
-Orbax does not notice flipped bits: 0.12.8 restored 48 of 48 silently. The JSON item of
-a step therefore holds a table {name: [dtype, shape, CRC32]}, and a CRC32 of its own;
-tests/training/cluster/test_checkpoint.py flips bits.
-
-Checksums of files instead, written in one file when a step is complete, were tried. A
-kill between the two, 1.6 s for 320 MB, leaves a complete step that nothing vouches for,
-and who needs the weights alone has to read all files: 2.0 s in place of 0.6.
+A step's JSON item holds a table {name: [dtype, shape, CRC32]}, and a CRC32 of its own.
 """
 
 import contextlib
@@ -19,15 +13,21 @@ import numpy as np
 
 from imagepiece_jax.errors import InputError
 
+# Orbax 0.12.8 does not notice flipped bits: it restored 48 of 48 silently
+# (tests/training/cluster/test_checkpoint.py flips bits).
+#
+# A checksum per file, written in one file after a complete step, was tried. A kill
+# between the two, 1.6 s for 320 MB, leaves a complete step without checksums. Reading
+# the weights alone would mean reading all files: 2.0 s instead of 0.6.
 log = logging.getLogger("imagepiece_jax.checkpoints")
 
 
 class DamagedError(Exception):
-    """A step that cannot be read, or that has changed since it was written."""
+    """An unreadable step, or a step changed since it was written."""
 
 
 def steps(folder):
-    """Numbers of the completely written steps in `folder`, in order."""
+    """List the completely written steps in `folder`, in order."""
     folder = pathlib.Path(folder)
     names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
     return sorted(int(name) for name in names if name.isdecimal())
@@ -38,8 +38,8 @@ def read_newest(folder, choose, among=None):
 
     A damaged step is skipped with a warning.
 
-    choose: called with (folder, table), names the arrays to read
-    among: numbers of the steps to try, oldest first; None: all
+    choose: function (step folder, table) -> names of the arrays to read
+    among: steps to try, oldest first; None: all
     """
     folder = pathlib.Path(folder)
     among = steps(folder) if among is None else among
@@ -59,15 +59,15 @@ def read_newest(folder, choose, among=None):
 
 
 def sealed(arrays, meta):
-    """The JSON item of a step: a table of its arrays and `meta`, with a checksum."""
+    """Make a step's JSON item: `meta` and the table of arrays, with a checksum."""
     table = {name: _entry(array) for name, array in arrays.items()}
     content = json.dumps({"meta": meta, "arrays": table}, sort_keys=True)
     return {"content": content, "crc32": zlib.crc32(content.encode())}
 
 
 def _read(folder, choose):
-    """(arrays by name, meta) of a step. Raises DamagedError if any is not intact."""
-    from imagepiece_jax.common import orbax_files  # which not all installations have
+    """Read a step: (arrays by name, meta). Raises DamagedError for a damaged part."""
+    from imagepiece_jax.common import orbax_files  # an optional package
 
     with _reported_as_damage("meta"):
         item = orbax_files.read_json(folder / "meta")
@@ -87,9 +87,9 @@ def _read(folder, choose):
 
 @contextlib.contextmanager
 def _reported_as_damage(part):
-    """Context in which errors of Orbax and TensorStore become a DamagedError.
+    """Turn Orbax's and TensorStore's errors into a DamagedError.
 
-    part: the folder in the step that is read
+    part: item of the step, "meta" or "state"
     """
     try:
         yield
@@ -103,6 +103,6 @@ def _reported_as_damage(part):
 
 
 def _entry(array):
-    """Entry of an array in the table: [dtype, shape, CRC32 of its bytes]."""
+    """Table entry of an array: [dtype, shape, CRC32 of its bytes]."""
     data = np.ascontiguousarray(array).view(np.uint8).data
     return [str(array.dtype), list(array.shape), zlib.crc32(data)]

@@ -1,4 +1,4 @@
-"""The benchmarked device, its name and versions."""
+"""The benchmarked device: its name, memory and versions."""
 
 import importlib.metadata
 import pathlib
@@ -10,11 +10,11 @@ import jax
 from imagepiece_jax.common.machine import cores
 from imagepiece_jax.common.version import LIBRARIES
 
-INPUTS = 4  # different inputs that calls take in turn
+INPUTS = 4  # different inputs, which calls take in turn
 
 
 def name() -> str:
-    """The device's name; for a CPU its model and usable cores."""
+    """The device's name. For a CPU: its model and usable cores."""
     device = jax.devices()[0]
     if device.platform != "cpu":
         return device.device_kind
@@ -27,7 +27,7 @@ def name() -> str:
 
 
 def program_bytes(compiled):
-    """The bytes that a compiled program holds while it runs; None if unknown."""
+    """Bytes held by a running compiled program; None if unknown."""
     sizes = compiled.memory_analysis()
     if sizes is None:
         return None

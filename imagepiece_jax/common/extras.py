@@ -1,7 +1,7 @@
-"""Packages that a plain installation leaves out, and the extras that bring them.
+"""Optional packages, and their extras.
 
-`pip install imagepiece_jax` brings what the package's public functions import. Whatever
-imports more does it inside `needed`, or is preceded by a `check`.
+`pip install imagepiece_jax` installs the imports of the public functions. Any further
+import stands inside `needed`, or after a `check`.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ import importlib.util
 
 from imagepiece_jax.errors import InputError
 
-# extra: {module: the package that it is installed by}, as in pyproject.toml
+# {extra: {module: the package that installs it}}, as in pyproject.toml
 EXTRAS = {
     "train": {
         "absl": "absl-py",
@@ -31,9 +31,9 @@ EXTRAS = {
 
 @contextlib.contextmanager
 def needed(what: str):
-    """Context in which a failed import raises InputError, if an extra installs it.
+    """Turn a missing module into InputError, if an extra installs it.
 
-    what: what needs the import, in words, such as "a config file"
+    what: the feature that needs the import, such as "a config file"
     """
     try:
         yield
@@ -45,17 +45,14 @@ def needed(what: str):
 
 
 def check(what: str, *modules: str):
-    """Raise InputError for the first of these modules that is not installed.
-
-    what: what needs them, in words
-    """
+    """Raise InputError for the first missing module. `what` names the feature."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
             raise missing(what, module)
 
 
 def missing(what: str, module: str) -> InputError:
-    """The InputError for a missing module; it names the extra to install."""
+    """InputError for a missing module, with its install command."""
     extra = extra_of(module)
     library = EXTRAS[extra][module]
     return InputError(
@@ -64,10 +61,10 @@ def missing(what: str, module: str) -> InputError:
 
 
 def extra_of(module: str) -> str | None:
-    """The extra that brings a module, or None."""
+    """Name of a module's extra, or None."""
     return next((extra for extra in EXTRAS if module in EXTRAS[extra]), None)
 
 
 def command(extra: str) -> str:
-    """The command that installs an extra beside the package."""
+    """Command to install an extra beside the package."""
     return f'pip install ".[{extra}]" in the clone'

@@ -20,39 +20,39 @@ from imagepiece_jax.errors import InputError, RunError
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 
-# Of a call that some mounts (SMB, FUSE, object stores) do not have.
+# Errors of a call that some mounts (SMB, FUSE, object stores) do not have.
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 UNSUPPORTED += (errno.EPERM, errno.EACCES)
-# What systems and NAS put beside files, besides hidden files, in lower case.
+# Names, in lower case, that systems and NAS put beside files, hidden files apart.
 SYSTEM_NAMES = {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"}
 SYSTEM_NAMES |= {"__macosx", "lost+found", "$recycle.bin", "recycler", "thumbs.db"}
 SYSTEM_NAMES |= {"system volume information", "desktop.ini", ".ds_store"}
 SYSTEM_NAMES |= {"network trash folder", "temporary items", "@tmp", "@sharebin"}
-LOCK = ".lock"  # the file by which a folder is locked
+LOCK = ".lock"  # name of a folder's lock file
 
 log = logging.getLogger("imagepiece_jax.files")
 
 
 @contextlib.contextmanager
 def locked(name, folder):
-    """Context that makes a folder and keeps other processes from it, by `LOCK` in it.
+    """Create a folder and lock it against other processes, by its file `LOCK`.
 
-    Folders that it made are removed at the end if they are empty. The system unlocks
-    the file of a killed process. A file system without locks (some mounts of Lustre and
-    NFS) is a warning: a run there is better than none.
+    New folders are removed at the end if they are empty.
 
-    name: of the folder, in sentences, such as "out"
-    Raises InputError where another process has locked it.
+    name: the folder's name in messages, such as "out"
+    Raises InputError if another process holds the lock.
     """
     folder = pathlib.Path(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
+    # The operating system unlocks the file of a killed process.
     lock = filelock.FileLock(folder / LOCK, blocking=False, fallback_to_soft=False)
     try:
         lock.acquire()
     except filelock.Timeout as error:
         raise InputError(f"{name} {folder} is in use by another process") from error
     except OSError as error:
+        # Some mounts of Lustre and NFS have no locks. A run there is better than none.
         log.warning(
             "%s cannot be locked (%s): two processes that write into it would not "
             "notice each other",
@@ -74,17 +74,17 @@ def locked(name, folder):
 
 
 def open_regular(path):
-    """A file, open to read its bytes. A pipe, which might never end, is an OSError."""
+    """Open a file to read bytes. A pipe might never end: it raises OSError."""
     mode = os.stat(path).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # open() itself says folder
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # open() reports a folder
         raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
     return open(path, "rb")
 
 
 def read_text(path, errors="strict"):
-    """The text of a file in UTF-8, or in UTF-16 with a byte order mark.
+    """Read text in UTF-8, or in UTF-16 with a byte order mark.
 
-    errors: of `bytes.decode`
+    errors: as in `bytes.decode`
     """
     with open_regular(path) as file:
         data = file.read()
@@ -96,7 +96,7 @@ def read_text(path, errors="strict"):
 
 
 def read_json(path):
-    """The object in a JSON file, a dict."""
+    """Read a JSON object from a file, as a dict."""
     text = pathlib.Path(path).read_bytes()
     try:
         content = json.loads(text.decode())
@@ -108,23 +108,22 @@ def read_json(path):
 
 
 def write_json(path, value):
-    """Write a JSON value for people to read. Raises RunError as `replace_file`."""
+    """Write an indented JSON file. Raises RunError like `replace_file`."""
     replace_file(path, json.dumps(value, indent=2) + "\n")
 
 
 def check_own(name, path, of, ours):
-    """Check that a folder holds files of one kind alone.
+    """Check that a folder, if it exists, holds only files of one kind.
 
-    name: of the folder, in sentences, such as "out"
-    path: nothing may be there yet
-    of: in words, what writes such files, such as "an earlier call"
-    ours: function from a pathlib.Path to whether the file is of the kind; it is not
-        asked about what a killed process left unfinished
+    name: the folder's name in messages, such as "out"
+    of: source of such files in messages, such as "an earlier call"
+    ours: function from a pathlib.Path to whether the file is of the kind
     """
     folder = pathlib.Path(path)
     if not folder.exists():
         return
     for file in sorted(folder.iterdir()):
+        # A killed process may have left unfinished files.
         is_unfinished = file.name.startswith(".") and file.suffix == ".tmp"
         if is_unfinished or file.name.lower() in SYSTEM_NAMES:
             continue
@@ -136,11 +135,11 @@ def check_own(name, path, of, ours):
 
 
 def check_writable(name, path, endings, read=()):
-    """Check, before the work is done, that its result can be written.
+    """Check, before the work starts, that its result can be written.
 
-    name: of the file, in sentences, such as "json"
-    endings: that the file may have, such as ".json", so that no image is replaced
-    read: files that the command reads, which would be lost
+    name: the file's name in messages, such as "json"
+    endings: allowed endings, such as ".json", so that no image is replaced
+    read: the command's input files, which must not be replaced
     """
     path = pathlib.Path(path)
     if path.suffix.lower() not in endings:
@@ -156,10 +155,10 @@ def check_writable(name, path, endings, read=()):
 def replace_file(path, content):
     """Write a whole file of text or bytes, or nothing.
 
-    Text is written as UTF-8, with backslash escapes for file names that are not UTF-8.
-    Raises RunError where it cannot be written.
+    Raises RunError if the file cannot be written.
     """
     if isinstance(content, str):
+        # File names in the text may not be UTF-8: they become backslash escapes.
         content = content.encode(errors="backslashreplace")
     with replacing(path) as new:
         new.write_bytes(content)
@@ -167,16 +166,17 @@ def replace_file(path, content):
 
 @contextlib.contextmanager
 def replacing(path):
-    """A path to write that takes the place of `path` at the end, if nothing raises.
+    """Yield a temporary path to write; at the end it replaces `path`.
 
-    A kill leaves the old file or the new one. Its permissions are the umask's.
-    Raises RunError where it cannot be written.
+    The file at `path` stays if anything raises, or is replaced whole: a kill leaves the
+    old file or the new file. The umask sets its permissions.
+    Raises RunError if the file cannot be written.
     """
     new = _temporary(path)
     try:
         with signals.unfinished(new):
             new.touch()
-            mode = new.stat().st_mode
+            mode = new.stat().st_mode  # the umask's; a library may change it
             yield new
             _finish(new, mode)
             os.replace(new, path)
@@ -189,25 +189,27 @@ def replacing(path):
 
 @contextlib.contextmanager
 def replacing_folder(path):
-    """A new folder to fill that becomes `path` at the end, if nothing raises.
+    """Yield a new folder to fill with files; at the end it replaces `path`.
 
-    For a symbolic link, the folder that it points to is replaced. Between two renames
-    the old one has a name in the same place that starts with a dot, where a kill leaves
-    it. The umask decides who may read it.
-    Raises RunError where it cannot be written.
+    The folder at `path` stays if anything raises. The umask sets the files'
+    permissions.
+    Raises RunError if the folder cannot be written.
     """
+    # Through a symbolic link, the folder it points to is replaced.
     target = pathlib.Path(os.path.realpath(path))
     new = _temporary(target)
     old = _temporary(target)
     try:
         with signals.unfinished(new):
             new.mkdir(parents=True)
-            mode = new.stat().st_mode & 0o666  # a file's: who may read it
+            mode = new.stat().st_mode & 0o666  # a file's bits, without execution
             yield new
             for file in new.iterdir():
                 _finish(file, mode)
             with signals.finishing():
                 if target.exists():
+                    # A kill between the two renames leaves the old folder in the same
+                    # place, under a name that starts with a dot.
                     os.rename(target, old)
                 os.rename(new, target)
                 shutil.rmtree(old, ignore_errors=True)
@@ -220,11 +222,9 @@ def replacing_folder(path):
 
 
 def _finish(file, mode):
-    """Write a file of a library to the disk, with these permissions.
-
-    Some libraries choose their own: safetensors 0.8 leaves 0600.
-    """
+    """Set a file's permissions and flush it to the disk."""
     with where_supported():
+        # Some libraries choose their own permissions: safetensors 0.8 leaves 0600.
         os.chmod(file, mode)
     with open(file, "rb") as written, where_supported():
         os.fsync(written.fileno())
@@ -232,7 +232,7 @@ def _finish(file, mode):
 
 @contextlib.contextmanager
 def where_supported():
-    """Context of a call that the file system may lack, or refuse to everybody."""
+    """Ignore that the file system may lack a call, or refuse it to everybody."""
     try:
         yield
     except OSError as error:
@@ -241,14 +241,13 @@ def where_supported():
 
 
 def _not_written(path, error):
-    """The RunError for a file or folder that the system refuses to write."""
     return RunError(f"{path} cannot be written ({error.strerror or error})")
 
 
 def append_line(file, text):
-    """Append a line to `file`, which is open for unbuffered binary appending.
+    """Append a line to `file`, opened for unbuffered binary appending.
 
-    Raises RunError where it cannot be written whole, as on a full disk.
+    Raises RunError if the line cannot be written whole, as on a full disk.
     """
     data = memoryview((text + "\n").encode())
     try:
@@ -259,10 +258,9 @@ def append_line(file, text):
 
 
 def git_revision():
-    """Commit of the running code, followed by "-dirty" if files were changed.
+    """Commit of the running code, with "-dirty" if files were changed.
 
-    None if git does not track the code, as in an installed package. Such a package may
-    lie inside another repository; the revision there would say nothing.
+    None if git does not track the code, as in an installed package.
     """
     git = functools.partial(subprocess.run, capture_output=True, text=True, cwd=PACKAGE)
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -271,11 +269,13 @@ def git_revision():
         revision = git(describe)
     except OSError:  # git is not installed
         return None
+    # An installed package may lie inside another repository, whose revision would say
+    # nothing about this code.
     if tracked.returncode:
         return None
     return revision.stdout.strip()
 
 
 def _temporary(path):
-    """A new path in the folder of `path`: several processes may write at once."""
+    """New path beside `path`, unique because several processes may write at once."""
     return pathlib.Path(path).with_name(f".{uuid.uuid4().hex}.tmp")

@@ -1,4 +1,4 @@
-"""Sizes of images: pixels a side, or (height, width)."""
+"""Image sizes: pixels a side, or (height, width)."""
 
 import math
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
 
-# In one image: Pillow refuses more as a decompression bomb. 540 MB decoded, and a few
-# times as much on the way.
+# Per image. Pillow refuses more as a decompression bomb. A decoded image of this size
+# takes 540 MB, and decoding it takes a few times as much.
 MAX_PIXELS = 178_956_970
 
 
 def checked_size(image_size: Any) -> int | tuple[int, int]:
-    """An image size in plain Python."""
+    """Check an image size and return it in plain Python."""
     both = sides(image_size)
     for side in both:
         check_range("image_size", side, 1, whole=True)
@@ -26,21 +26,21 @@ def checked_size(image_size: Any) -> int | tuple[int, int]:
 
 
 def sides(image_size) -> tuple[int, int]:
-    """(height, width) of an image size, which is one number or a pair."""
+    """(height, width) of an image size, a number or a pair."""
     if isinstance(image_size, tuple | list):
         return tuple(image_size)
     return image_size, image_size
 
 
 def size_text(image_size) -> str:
-    """An image size in words: "224x224"."""
+    """Format an image size: "224x224"."""
     return "{}x{}".format(*sides(image_size))
 
 
 def cut_to_patches(images, patch_size):
     """Cut images [B, H, W, 3] to whole patches: (images, (rows, columns)).
 
-    A model cuts off the rest at the bottom and on the right.
+    Like a model, it cuts off the rest at the bottom and on the right.
     """
     rows = images.shape[1] // patch_size
     columns = images.shape[2] // patch_size
@@ -49,10 +49,10 @@ def cut_to_patches(images, patch_size):
 
 
 def patch_grid(image_size, patch_size, cut=False):
-    """(height, width) in patches of images of `image_size`.
+    """(height, width) in patches of an image of `image_size`.
 
-    cut: ignore the pixels of incomplete patches, as some published models do; else
-        the size must be a multiple of the patch size
+    cut: ignore the pixels of incomplete patches, as some published models do. Else the
+        size must be a multiple of the patch size.
     """
     height, width = sides(image_size)
     is_multiple = height % patch_size == 0 and width % patch_size == 0

@@ -1,4 +1,4 @@
-"""What a process may use of its machine, on every platform."""
+"""CPU cores available to a process, on every platform."""
 
 import math
 import os
@@ -9,10 +9,8 @@ OWN_CGROUPS = pathlib.Path("/proc/self/cgroup")
 
 
 def cores() -> int:
-    """The number of processor cores that this process may use, at least 1.
-
-    On Linux a job may be bound to some cores, or have a quota of their time.
-    """
+    """Number of CPU cores available to this process, at least 1."""
+    # On Linux a job may be bound to some cores, or have a quota of their time.
     count = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
@@ -20,10 +18,7 @@ def cores() -> int:
 
 
 def _quotas():
-    """Yield the quotas in cores of this process's cgroups and of their parents.
-
-    A container may show the host's path of a cgroup, whose folder is then the root.
-    """
+    """Yield the quotas, in cores, of this process's cgroups and their parents."""
     try:
         lines = os.fsdecode(OWN_CGROUPS.read_bytes()).splitlines()
     except OSError:  # not Linux
@@ -37,12 +32,14 @@ def _quotas():
         elif "cpu" in kinds.split(","):  # version 1; the folder may have another order
             roots = [CGROUPS / kinds, CGROUPS / "cpu"]
         for root in roots:
+            # A container may show the host's path of a cgroup. Its folder is then the
+            # root, the last parent.
             for folder in (cgroup, *cgroup.parents):
                 yield from _quota(root / folder)
 
 
 def _quota(folder):
-    """Yield the quota of a cgroup of version 2 or 1, if it has one."""
+    """Yield a cgroup's quota in cores, if it has one (version 2 or 1)."""
     for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
         try:
             texts = [(folder / name).read_text() for name in names]

@@ -1,9 +1,8 @@
-"""Functions that are one node of a graph for another runtime.
+"""Functions exported as single nodes of another runtime's graph.
 
-XLA compiles what a function does; another runtime has operators of its own for some of
-it. Inside `marked` a function marked by `node` is traced as one `jax.lax.composite`,
-which an exporter translates as a whole. Outside it the mark changes nothing: a
-composite has no derivative, and takes static values only by name.
+Another runtime has operators of its own for some functions. Inside `marked`, a function
+marked by `node` is traced as one `jax.lax.composite`, and an exporter translates it as
+a whole. Outside `marked`, the mark changes nothing.
 """
 
 import contextlib
@@ -14,13 +13,13 @@ import jax
 import numpy as np
 
 ARRAYS = (jax.Array, np.ndarray)
-PRIMITIVE = "composite"  # of the equation
+PRIMITIVE = "composite"  # the equation's primitive
 
 _marked = contextvars.ContextVar("marked", default=False)
 
 
 def node(fn):
-    """Mark `fn`, which takes arrays, pytrees of them and static values, as one node."""
+    """Mark `fn`, a function of arrays, pytrees and static values, as a single node."""
 
     def whole(*arrays, arguments):
         args, options = _rebuilt(arguments, arrays)
@@ -30,11 +29,12 @@ def node(fn):
 
     @functools.wraps(fn)
     def called(*args, **options):
+        # A composite has no derivative, and takes static values only by name.
         if not _marked.get():
             return fn(*args, **options)
         leaves, tree = jax.tree.flatten((args, options), is_leaf=lambda x: x is None)
         arrays = []
-        statics = []  # for each leaf None if it is an array, else (its value,)
+        statics = []  # per leaf: None for an array, else (its value,)
         for leaf in leaves:
             if isinstance(leaf, ARRAYS):
                 arrays.append(leaf)
@@ -47,9 +47,9 @@ def node(fn):
 
 
 def call(equation, operands):
-    """(name, args, options) of the marked call behind an equation.
+    """(name, args, options) of an equation's marked call.
 
-    operands: take the place of the equation's arrays
+    operands: replace the equation's arrays
     """
     ((_, leaves, tree),) = equation.params["attributes"]
     arguments = jax.tree.unflatten(tree, leaves)
@@ -57,10 +57,10 @@ def call(equation, operands):
 
 
 def _rebuilt(arguments, arrays):
-    """(args, options) of a marked call with other `arrays`."""
+    """(args, options) of a marked call, rebuilt with `arrays`."""
     tree, statics = arguments
     count = statics.count(None)
-    # Constants of the function come before its arrays.
+    # The function's constants come before its arrays.
     arrays = iter(arrays[len(arrays) - count :])
     leaves = []
     for static in statics:
@@ -74,7 +74,7 @@ def _rebuilt(arguments, arrays):
 
 @contextlib.contextmanager
 def marked():
-    """Context in which each marked function is traced as one equation."""
+    """Trace every marked function inside as one equation."""
     token = _marked.set(True)
     try:
         yield

@@ -1,8 +1,6 @@
-"""The part of Orbax that this package uses: writing and reading checkpoints.
+"""The package's only calls of Orbax: writing and reading checkpoints.
 
-Its v1 becomes the top level with version 1.0.0: moving there means rewriting this file.
-A step is a folder of two items, which v1 reads too: `state`, nested dicts of arrays,
-and `meta`, a JSON value.
+A step is a folder with two items: `state`, nested dicts of arrays, and `meta`, JSON.
 """
 
 import asyncio
@@ -15,6 +13,8 @@ from flax import traverse_util
 
 from imagepiece_jax.common import extras, files
 
+# Orbax 1.0.0 makes its API v1 the top level: this file must then be rewritten. v1 reads
+# these folders, too.
 with extras.needed("a checkpoint"):
     import orbax.checkpoint as ocp
     from absl import logging
@@ -22,12 +22,12 @@ with extras.needed("a checkpoint"):
 
 
 class StepWriter:
-    """The steps in a folder, written in the background by this process alone.
+    """Writer of a folder's steps, in the background, by this process alone.
 
-    Making one makes the folder, and removes what killed runs left unfinished.
+    The constructor creates the folder, and removes unfinished steps of killed runs.
 
-    keep: so many of the newest steps are not removed
-    keep_every: neither are multiples of so many steps; 0: none
+    keep: number of newest steps to keep
+    keep_every: also keep the multiples of this number; 0: none
     """
 
     def __init__(self, folder, keep, keep_every=0):
@@ -47,17 +47,16 @@ class StepWriter:
         self._manager = ocp.CheckpointManager(folder, options=options)
 
     def steps(self):
-        """Numbers of the complete steps, in order."""
+        """List the complete steps, in order."""
         return sorted(self._manager.all_steps())
 
     def remove(self, step):
-        """Remove a step."""
         self._manager.delete(step)
 
     def save(self, step, arrays, meta):
-        """Start writing; returns when `arrays` may be changed again.
+        """Start writing a step. After the return, `arrays` may be changed again.
 
-        arrays: by name; "/" separates the keys of nested dicts
+        arrays: {name: array}; "/" separates the keys of nested dicts
         """
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(traverse_util.unflatten_dict(arrays, sep="/")),
@@ -70,13 +69,13 @@ class StepWriter:
         self._manager.wait_until_finished()
 
     def close(self):
-        """Wait, then stop the threads that write."""
+        """Wait, then stop the writing threads."""
         with self._loops:
             self._manager.close()
 
 
 def read_arrays(folder, paths):
-    """Read the arrays at some paths, tuples of keys, of a tree as NumPy."""
+    """Read a tree's arrays at `paths`, tuples of keys, as NumPy: {path: array}."""
     if not paths:  # Orbax refuses an empty tree
         return {}
     tree = traverse_util.unflatten_dict(dict.fromkeys(paths, 0))
@@ -87,17 +86,16 @@ def read_arrays(folder, paths):
 
 
 def read_json(folder):
-    """The JSON value of an item."""
+    """Read an item's JSON value."""
     return _read(folder, ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
 
 
 def replace_json(folder, value):
-    """Replace the JSON value of an item on disk, at once."""
+    """Replace an item's JSON value on disk, at once."""
     files.replace_file(folder / "metadata", json.dumps(value))  # as Orbax writes it
 
 
 def _read(folder, handler, restore):
-    """One item, as Orbax returns it."""
     options = _alone(primary_host=None)
     checkpointer = ocp.Checkpointer(handler, multiprocessing_options=options)
     with checkpointer, _patient_event_loops():
@@ -105,7 +103,7 @@ def _read(folder, handler, restore):
 
 
 class _PatientEventLoop(asyncio.SelectorEventLoop):
-    """Event loop that closes when its tasks are done, even if one of them failed."""
+    """Event loop that closes after its tasks are done, even if a task failed."""
 
     def close(self):
         tasks = asyncio.all_tasks(self)
@@ -116,12 +114,10 @@ class _PatientEventLoop(asyncio.SelectorEventLoop):
 
 @contextlib.contextmanager
 def _patient_event_loops():
-    """Context in which event loops close only once their tasks have ended.
-
-    Orbax gives up at the first array that fails; each of the others would print "Event
-    loop is closed" and a traceback when it arrives, 13 of them for a file cut in half
-    (test_a_run_that_fell_back_replaces_the_damaged_step).
-    """
+    """Let new event loops close only after their tasks have ended."""
+    # Orbax gives up at the first array that fails. Every later array would print "Event
+    # loop is closed" and a traceback when it arrives, 13 of them for a file cut in half
+    # (test_a_run_that_fell_back_replaces_the_damaged_step).
     before = asyncio.new_event_loop
     asyncio.new_event_loop = _PatientEventLoop  # policies leave with Python 3.16
     try:
@@ -131,15 +127,13 @@ def _patient_event_loops():
 
 
 def _alone(primary_host):
-    """Options with which a process waits for no other."""
+    """Orbax options for a process that does not wait for other processes."""
     return ocp.options.MultiprocessingOptions(
         primary_host=primary_host, active_processes={jax.process_index()}
     )
 
 
 def _not_raised_too(record):
-    """Whether a record is more than an error that Orbax raises, too.
-
-    A full disk is one sentence (tests/training/test_trainer_full_disk.py).
-    """
+    """Log filter: drop errors if Orbax raises them, too."""
+    # A full disk must be one sentence (tests/training/test_trainer_full_disk.py).
     return not (record.exc_info and "/orbax/" in record.pathname)

@@ -1,7 +1,7 @@
-"""Many devices and processes that act as one: `pmap`, and exchanged values.
+"""Devices and processes that act as one: `pmap`, and exchanged values.
 
-No other file uses `jax.pmap`. `placement.device_samples` says which samples of a global
-batch each of the W devices of all processes holds.
+Only this file uses `jax.pmap`. `placement.device_samples` assigns a global batch's
+samples to the W devices of all processes.
 """
 
 import contextlib
@@ -22,14 +22,15 @@ AXIS = "devices"
 
 
 class _ReportedError(InputError):
-    """A mistake that another process found and reported."""
+    """A mistake reported by another process."""
 
 
 def gather(text):
-    """The texts of all processes, in their order; every process calls it."""
+    """Return every process's text, in process order. Every process must call it."""
     if jax.process_count() == 1:
         return [text]
     data = np.frombuffer(text.encode(), np.uint8)
+    # Processes can only gather arrays of equal shapes, so texts are padded.
     sizes = multihost_utils.process_allgather(np.int32(data.size))
     padded = np.zeros(max(sizes.max(), 1), np.uint8)
     padded[: data.size] = data
@@ -41,7 +42,7 @@ def gather(text):
 
 
 def exchange(value):
-    """The JSON `value` of every process, in their order; tuples come back as lists."""
+    """Return every process's JSON `value`, in process order. Tuples become lists."""
     texts = gather(json.dumps({"value": value}))
     messages = [json.loads(text) for text in texts]
     for process, message in enumerate(messages):
@@ -51,11 +52,9 @@ def exchange(value):
 
 
 def from_main(decide):
-    """The JSON value that `decide()` returns in process 0, in every process.
-
-    It decides whatever depends on shared files: for a while, processes may see
-    different states of a network file system.
-    """
+    """Call `decide()` in process 0 and return its JSON value in every process."""
+    # Decisions about shared files belong here: for a while, processes may see different
+    # states of a network file system.
     decision = None
     if is_main():
         decision = decide()
@@ -64,25 +63,22 @@ def from_main(decide):
 
 @contextlib.contextmanager
 def shared_errors():
-    """Context in which all processes raise a mistake that one of them finds.
+    """Raise a mistake of one process in all processes.
 
-    Inside, all processes make the same calls of the functions of this file.
+    Inside, all processes must make the same calls to this file's functions.
     """
     try:
         yield
-    except _ReportedError:
+    except _ReportedError:  # all processes know it already
         raise
     except (InputError, RunError, OSError) as error:
         gather(json.dumps({"error": f"{error} ({socket.gethostname()})"}))
         raise
-    exchange(None)
+    exchange(None)  # raises another process's mistake
 
 
 def check_same(values: dict):
-    """Check that values are the same in all processes.
-
-    values: {what it is, in words: JSON value}
-    """
+    """Check that all processes have the same `values`: {name in errors: JSON value}."""
     first, *others = exchange(values)
     for process, other in enumerate(others, start=1):
         for name in first | other:
@@ -96,17 +92,18 @@ def check_same(values: dict):
 
 
 def max_over_processes():
-    """A function that returns the highest of the numbers that processes pass to it.
+    """Return a function from an int to its maximum over all processes.
 
-    All processes call it equally often, and get the same number. A single process gets
-    its number back. Several get the highest number of the previous call (at first 0):
-    that answer has arrived by now, and the device need not wait for the host.
+    All processes must call it the same number of times. A single process gets its own
+    number back. Several processes get the previous call's maximum, at first 0.
     """
     if jax.process_count() == 1:
         return int
     highest_on_devices = pmap(lambda number: jax.lax.pmax(number, AXIS))
     latest = None
 
+    # The previous call's answer has arrived by now, so the device need not wait for the
+    # host.
     def highest_of_previous_call(number):
         nonlocal latest
         previous = latest
@@ -117,37 +114,36 @@ def max_over_processes():
 
 
 def is_main():
-    """Whether this is the process that writes logs and tables."""
+    """Whether this process writes logs and tables."""
     return jax.process_index() == 0
 
 
 def local_devices(process=None):
-    """Devices of a process (None: this one), in the order of arrays' leading axis."""
+    """Devices of a process (None: this process), in leading-axis order."""
     return jax.local_devices(process)
 
 
 def device_count():
-    """Number of devices of all processes together."""
+    """Device count over all processes."""
     return jax.device_count()
 
 
 def placement(accumulation=1):
-    """The Placement of this process; accumulation: micro-batches of a batch."""
+    """This process's Placement, with `accumulation` micro-batches per batch."""
     count = len(local_devices())
     return Placement(jax.process_index(), jax.process_count(), count, accumulation)
 
 
 def pmap(fn, *, donate_argnums=(), program=None):
-    """Compile `fn` for every device; inside it `mean`, `total` and others are known.
+    """Compile `fn` for every device. Inside `fn`, `mean`, `total` and `positions` work.
 
-    Arguments and results have a leading axis of devices. NumPy arrays have a row for
-    each device of this process. JAX arrays, from `replicate`, `shard` or an earlier
-    call, have a row for each device of all processes; `local` and `unreplicate` read
-    them.
+    Arguments and results have a leading device axis. A NumPy array has one row per
+    device of this process. A JAX array (from `replicate`, `shard` or an earlier call)
+    has one row per device of all processes. `local` and `unreplicate` read JAX arrays.
 
     donate_argnums: arguments whose memory is reused if they are JAX arrays
-    program: a name such as "training step" for a program of a model, which is compiled
-        with xla_options and reported; None for anything else
+    program: name of a model program, such as "training step". It is compiled with
+        xla_options, and its compilation is reported. None: neither.
     """
     count = device_count()
     mapped = jax.pmap(
@@ -160,12 +156,7 @@ def pmap(fn, *, donate_argnums=(), program=None):
 
 
 class _Mapped:
-    """A mapped function, compiled ahead of time: `jax.pmap` itself takes no options.
-
-    Its programs take and return arrays of all processes. `jax.pmap` uses arrays of one
-    process; converting them around each call would take the host 20 times as long as
-    the call itself (measured: 800 arrays, two processes of four CPU devices).
-    """
+    """A mapped function, compiled ahead of time: `jax.pmap` itself takes no options."""
 
     def __init__(self, mapped, options, work=None):
         self._mapped = mapped
@@ -174,6 +165,10 @@ class _Mapped:
         self._work = work
 
     def __call__(self, *args):
+        # Programs take and return arrays of all processes. `jax.pmap` uses arrays of
+        # one process: converting them around every call would take the host 20 times as
+        # long as the call itself (measured: 800 arrays, two processes of four CPU
+        # devices).
         args = jax.tree.map(_global_array, args)
         key = _types(args)
         if key not in self._compiled:
@@ -181,11 +176,11 @@ class _Mapped:
         return self._compiled[key](*args)
 
     def compile(self, *args):
-        """Compile and keep the program (`jax.stages.Compiled`) for such arguments.
+        """Compile, keep and return these arguments' program, a `jax.stages.Compiled`.
 
-        A `jax.ShapeDtypeStruct` has a row for each device of all processes.
+        A `jax.ShapeDtypeStruct` has one row per device of all processes.
         """
-        # `lower` would take a shape to be one of this process.
+        # Types, not shapes: `lower` would read a shape as this process's rows alone.
         types = jax.tree.map(lambda x: jax.typeof(_global_shape(x)), args)
         key = _types(types)
         if key not in self._compiled:
@@ -203,25 +198,23 @@ class _Mapped:
 
     @property
     def working_bytes(self):
-        """Bytes that the largest program needs besides arguments and results."""
+        """Bytes of the largest program's temporaries, without arguments and results."""
         sizes = (program.memory_analysis() for program in self._compiled.values())
         return max(size.temp_size_in_bytes for size in sizes)
 
 
 def _types(args):
-    """The key of a program: the tree of its arguments, their shapes and dtypes."""
+    """Key of a program: its arguments' tree, shapes and dtypes."""
     leaves, tree = jax.tree.flatten(args)
     return tree, *[(leaf.shape, leaf.dtype) for leaf in leaves]
 
 
 def are_crowded() -> bool:
-    """Whether programs take half of the memory maps that Linux allows a process.
-
-    A program takes up to 2,500 of 65,530 (vm.max_map_count). Where none is left, XLA
-    ends the process by SIGSEGV while it compiles, or writes to the compilation cache
-    (jaxlib 0.10.2).
-    """
+    """Whether this process uses more than half the memory maps Linux allows it."""
     try:
+        # A program takes up to 2,500 of 65,530 maps (vm.max_map_count). Without a free
+        # map, XLA ends the process by SIGSEGV while it compiles or writes to the
+        # compilation cache (jaxlib 0.10.2).
         with open("/proc/sys/vm/max_map_count") as file:
             allowed = int(file.read())
         with open("/proc/self/maps", "rb") as file:
@@ -232,16 +225,14 @@ def are_crowded() -> bool:
 
 
 def forget_programs():
-    """Unload the programs of mapped functions that nobody refers to.
-
-    `jax.pmap` never frees its caches. Mapped functions with a reference keep their
-    programs; other functions compile again when they are called.
-    """
+    """Unload compiled programs whose mapped function is no longer referenced."""
+    # `jax.pmap` never frees its caches. A referenced mapped function keeps its
+    # programs; any other function compiles again at its next call.
     jax.clear_caches()
 
 
 def replicate(tree):
-    """A copy of every array on every device: [...] -> [devices, ...]."""
+    """Copy every array to every device: [...] -> [devices, ...]."""
     count = len(local_devices())
 
     def put(x):
@@ -252,7 +243,7 @@ def replicate(tree):
 
 
 def local(tree):
-    """This process's part as NumPy: [devices, ...] -> [local devices, ...]."""
+    """Read this process's rows as NumPy: [devices, ...] -> [local devices, ...]."""
 
     def part(x):
         shards = [shard.data for shard in x.addressable_shards]
@@ -262,12 +253,10 @@ def local(tree):
 
 
 def unreplicate(tree):
-    """The first device's copy as NumPy on the host: [devices, ...] -> [...].
-
-    The copy owns its memory and is writable, so the device arrays may be donated while
-    it is being saved.
-    """
+    """Copy the first local device's row to NumPy: [devices, ...] -> [...]."""
     first = jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
+    # A writable copy with its own memory: the device arrays may be donated while the
+    # copy is being saved.
     return jax.tree.map(lambda x: np.array(x[0]), jax.device_get(first))
 
 
@@ -282,29 +271,27 @@ def shard(tree):
 
 
 def mean(tree):
-    """The mean over all devices, inside `pmap`."""
+    """Mean over all devices, inside `pmap`."""
     return jax.lax.pmean(tree, AXIS)
 
 
 def total(tree):
-    """The sum over all devices, inside `pmap`."""
+    """Sum over all devices, inside `pmap`."""
     return jax.lax.psum(tree, AXIS)
 
 
 def positions(micro_batch_size):
-    """Places of this device's samples in the global batch, int32 [m], inside `pmap`."""
+    """This device's positions in the global micro-batch, int32 [m], inside `pmap`."""
     devices = jax.lax.axis_size(AXIS)
     samples = device_samples(micro_batch_size * devices, devices)
     return jnp.asarray(samples, jnp.int32)[jax.lax.axis_index(AXIS)]
 
 
 def reverse(tree):
-    """Reverse the global batch, inside `pmap`: sample i becomes sample B - 1 - i.
-
-    A device holds both samples of a pair, so it reverses its own
-    (`placement.device_samples`). Where it has an odd number, it swaps the middle one
-    with the mirrored device.
-    """
+    """Reverse the global batch, inside `pmap`: sample i becomes sample B - 1 - i."""
+    # A device holds both samples of a pair (`placement.device_samples`), so it reverses
+    # its own rows. With an odd row count, it swaps the middle row with the mirrored
+    # device.
     count = jax.lax.axis_size(AXIS)
     mirrored = [(device, count - 1 - device) for device in range(count)]
 
@@ -319,7 +306,7 @@ def reverse(tree):
 
 
 def _global_shape(x):
-    """Shape and type of `_global_array(x)`, without copying anything."""
+    """Shape and dtype of `_global_array(x)`, computed without a copy."""
     shape = x.shape
     if isinstance(x, np.ndarray):
         shape = (len(x) * jax.process_count(), *shape[1:])
@@ -327,17 +314,14 @@ def _global_shape(x):
 
 
 def _global_array(x):
-    """NumPy [local devices, ...] of each process as one array [devices, ...] of all.
-
-    An array of JAX is one already.
-    """
-    if not isinstance(x, np.ndarray):
+    """Join the NumPy rows of all processes in one JAX array [devices, ...]."""
+    if not isinstance(x, np.ndarray):  # a JAX array has all rows already
         return x
     return jax.make_array_from_process_local_data(_sharding(), x)
 
 
 def _sharding():
-    """The sharding of a leading axis, one row a device, in the order of `jax.pmap`."""
+    """Sharding of a leading axis, one row per device, in `jax.pmap`'s device order."""
     devices = []
     for process in range(jax.process_count()):
         devices += local_devices(process)

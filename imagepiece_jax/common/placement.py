@@ -1,4 +1,4 @@
-"""The share of a batch that each device and host has; `parallel` puts it there."""
+"""Every device's and host's samples of a batch; `parallel` moves them there."""
 
 import dataclasses
 
@@ -8,14 +8,15 @@ from imagepiece_jax.errors import InputError
 
 
 def device_samples(samples, devices):
-    """Samples of a batch that each device holds, int64 [devices, samples / devices].
+    """Assign a batch's samples to devices: int64 [devices, samples / devices].
 
-    Mixup pairs sample i with n - 1 - i: both are on one device, in mirrored places, so
-    that no image travels. Where a device has an odd number of samples, the partner of
-    the middle one is the middle one of the mirrored device.
+    Mixup pairs sample i with n - 1 - i. Both are in mirrored places on one device, so
+    no image travels.
     """
     half, odd = divmod(samples // devices, 2)
     first = np.arange(devices * half).reshape(devices, half)
+    # With an odd count per device, the middle samples of two mirrored devices are a
+    # pair.
     middle = devices * half + np.arange(devices * odd).reshape(devices, odd)
     partners = samples - 1 - first[:, ::-1]
     return np.concatenate([first, middle, partners], axis=1)
@@ -23,10 +24,10 @@ def device_samples(samples, devices):
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """This process's share of every global batch; by default one device has all of it.
+    """This process's share of every global batch. By default one device has all of it.
 
-    The batch is `accumulation` micro-batches one after the other; each is split evenly
-    (`device_samples`) over all devices of all processes in order.
+    A batch is a sequence of `accumulation` micro-batches. `device_samples` splits every
+    micro-batch evenly over the devices of all processes, in process order.
     """
 
     process_index: int = 0
@@ -35,12 +36,12 @@ class Placement:
     accumulation: int = 1
 
     def whole(self, samples: int) -> int:
-        """`samples`, rounded up to a multiple of the devices."""
+        """Round `samples` up to a multiple of the device count."""
         devices = self.process_count * self.local_devices
         return -(-samples // devices) * devices
 
     def positions(self, batch_size: int) -> np.ndarray:
-        """Positions in the global batch, int64 [local_devices, accumulation, m]."""
+        """Positions in the global batch: int64 [local_devices, accumulation, m]."""
         devices = self.process_count * self.local_devices
         if batch_size < 1 or batch_size % (devices * self.accumulation):
             raise InputError(

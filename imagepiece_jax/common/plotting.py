@@ -1,4 +1,4 @@
-"""Figures of matplotlib, drawn without a display and written as whole files."""
+"""Matplotlib figures, drawn without a display and written as whole files."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ MARKERS = "osD^v"
 
 
 def new_figure(width: float, height: float, layout: str | None = None):
-    """A matplotlib figure without a display; width and height in inches of 100 dots."""
+    """Create a figure without a display. Width and height: inches of 100 dots."""
     # Imported here: it takes a third of a second, and most processes draw nothing.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -29,11 +29,11 @@ def draw_curves(
     curves: Mapping[str, Sequence],
     level: tuple[str, float] | None = None,
 ):
-    """Write a PNG of curves with their intervals, as bands or bars of single points.
+    """Write a PNG of curves with intervals: bands, or error bars of single points.
 
-    curves: by name [(x, (value, low, high))], in any order of x
+    curves: {name: [(x, (value, low, high)), ..]}, in any order of x
     level: name and value of a horizontal line
-    Raises RunError where it cannot be written.
+    Raises RunError if the file cannot be written.
     """
     figure = new_figure(9.5, 5, layout="constrained")
     axes = figure.subplots()
@@ -58,6 +58,6 @@ def draw_curves(
 
 
 def save_figure(figure, path: str | os.PathLike):
-    """Write a matplotlib figure as a whole PNG. Raises RunError where it fails."""
+    """Write a figure as a whole PNG. Raises RunError if the file cannot be written."""
     with replacing(path) as new:
         figure.savefig(new, format="png")

@@ -1,7 +1,7 @@
-"""Progress of long work, for whoever asks for it.
+"""Progress of long work, shown only on request.
 
-Lines are records of the logger "imagepiece_jax" at level INFO, and there is a bar only
-where that level is on. Commands turn it on (`show`); a library's caller may.
+Lines are INFO records of the logger "imagepiece_jax". Bars appear only where INFO is
+on: commands turn it on (`show`), a library's caller may.
 """
 
 import contextlib
@@ -17,18 +17,18 @@ from tqdm import tqdm
 log = logging.getLogger("imagepiece_jax.progress")
 notes = logging.getLogger("imagepiece_jax.notes")  # on images, for a command's stdout
 
-PATIENCE = 3.0  # seconds of work before anything is said
+PATIENCE = 3.0  # seconds of work before the first line
 INTERVAL = 30.0  # seconds from line to line of a log
 
 
 class Lines(logging.Handler):
-    """Prints each record as a line on stderr, above a bar; a note on stdout."""
+    """Log handler: records on stderr, above a bar, and notes on stdout."""
 
     def emit(self, record: logging.LogRecord):
         file = sys.stdout if record.name == notes.name else sys.stderr
-        if file is None:  # it is closed
+        if file is None:  # a closed stream
             return
-        # A result is worth more than a note on it, which a full disk may refuse.
+        # A full disk may refuse a progress line, but must not end the work for it.
         full = OSError if file is sys.stderr else ()
         with contextlib.suppress(full):
             tqdm.write(self.format(record), file=file)
@@ -36,7 +36,7 @@ class Lines(logging.Handler):
 
 
 def show():
-    """Print what the package logs from level INFO on, as commands do."""
+    """Print the package's records from level INFO on, as commands do."""
     logger = logging.getLogger("imagepiece_jax")
     logger.setLevel(logging.INFO)
     logger.handlers = [Lines()]
@@ -45,9 +45,9 @@ def show():
 
 @contextlib.contextmanager
 def working(what: str, enabled: bool = True):
-    """Log what is being done, once it has taken PATIENCE seconds.
+    """Log `what` is being done, once it has taken PATIENCE seconds.
 
-    what: such as "compiling the training step"
+    what: a phrase such as "compiling the training step"
     enabled: False in all but one of several processes
     """
     timer = threading.Timer(PATIENCE, log.info, [f"{what} .."])
@@ -61,9 +61,9 @@ def working(what: str, enabled: bool = True):
 
 
 def counted(items: Sequence, what: str) -> Iterator[Any]:
-    """Yield items, and show how many are done (`ProgressBar`).
+    """Yield items and show a ProgressBar.
 
-    what: such as "drawing figures"
+    what: a phrase such as "drawing figures"
     """
     with ProgressBar(what, len(items)) as progress:
         for item in items:
@@ -72,10 +72,10 @@ def counted(items: Sequence, what: str) -> Iterator[Any]:
 
 
 class ProgressBar(tqdm):
-    """How many things are done: a bar on a terminal, and lines in a log.
+    """Progress over `total` items: a bar on a terminal, lines in a log.
 
-    what: such as "drawing figures"
-    done: how many of `total` an earlier process has done
+    what: a phrase such as "drawing figures"
+    done: items that an earlier process has done
     """
 
     def __init__(self, what: str, total: int, done: int = 0):
@@ -83,14 +83,14 @@ class ProgressBar(tqdm):
         self._done = done
         self._began = time.monotonic()
         self._next_line = self._began
-        self._is_timed = False  # the first things may compile: they are no estimate
+        self._is_timed = False  # the first items may compile: no estimate
         options = {"delay": PATIENCE, "leave": False, "disable": None}
         if not log.isEnabledFor(logging.INFO):
             options["disable"] = True
         super().__init__(desc=what, total=total, initial=done, **options)
 
     def update(self, n: int = 1):
-        """Note that `n` more are done."""
+        """Count `n` more items as done."""
         now = time.monotonic()
         if not self._is_timed:
             self._is_timed = True
@@ -109,12 +109,12 @@ class ProgressBar(tqdm):
             self._next_line = now + INTERVAL
 
     def say(self, line: str):
-        """Log a line, which is printed above the bar."""
+        """Log a line, printed above the bar."""
         log.info(line)
 
 
 def in_words(seconds: float) -> str:
-    """A time of seconds, minutes or hours: "40 s", "9 min", "2.5 h"."""
+    """Format a duration: "40 s", "9 min" or "2.5 h"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:

@@ -1,13 +1,8 @@
 """Random keys: every draw is a function of its seed, step, sample and purpose.
 
-A key depends on (seed, step, purpose) for draws that a whole batch shares, and on the
-sample's position in the global batch too for draws of one sample. Nothing depends on
-the number of devices or hosts, and no state is carried: a resumed run draws the same as
-an uninterrupted one.
-
-Nor does anything depend on settings of JAX, which users change by flags and in the
-environment: generator, its form, seeds, types and modes are fixed here, as JAX has them
-by default.
+Batch-wide draws use a key of (seed, step, purpose). Per-sample draws add the sample's
+position in the global batch. Device and host counts change no draw, and no state is
+carried: a resumed run draws the same numbers as an uninterrupted run.
 """
 
 import enum
@@ -17,8 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.extend.random import define_prng_impl, threefry_prng_impl
 
-# By jax_enable_x64, JAX's own types are others, which draw other numbers, and
-# jax_high_dynamic_range_gumbel is another mode.
+# Users change JAX's settings by flags and in the environment. No setting changes a
+# draw: generator, its form, seeds, dtypes and modes are fixed here, at JAX's defaults.
+# jax_enable_x64 would draw other numbers in other dtypes, and
+# jax_high_dynamic_range_gumbel would change the mode.
 uniform = functools.partial(jax.random.uniform, dtype=jnp.float32)
 normal = functools.partial(jax.random.normal, dtype=jnp.float32)
 integers = functools.partial(jax.random.randint, dtype=jnp.int32)
@@ -26,11 +23,10 @@ gumbel = functools.partial(jax.random.gumbel, dtype=jnp.float32, mode="low")
 
 
 def _partitionable(function):
-    """A function of a generator, in the form that jax_threefry_partitionable sets.
+    """Call a generator's function with jax_threefry_partitionable always on."""
 
-    JAX calls it while it lowers a program, when no setting around a draw holds anymore.
-    """
-
+    # Set inside the call: JAX calls a generator while it lowers a program, after any
+    # setting around the draw has ended.
     @functools.wraps(function)
     def call(*args):
         with jax.threefry_partitionable(True):
@@ -51,27 +47,24 @@ _GENERATOR = define_prng_impl(
 
 
 class Purpose(enum.IntEnum):
-    """The purpose of a draw. The numbers are part of every run: never change one."""
+    """The purpose of a draw. The numbers are part of every run: never change them."""
 
     INIT = 0  # fresh parameters
     AUGMENT = 1  # RandAugment and random erasing of one sample
     MIX = 2  # mixup and cutmix: one draw per batch
     DROP_PATH = 3
-    DROPOUT = 4  # nothing draws by it
-    REDUCER = 5  # reducers that draw, in training: position in the global batch
-    REDUCER_EVAL = 6  # the same in evaluation: step 0, position = index in the data set
+    DROPOUT = 4  # unused
+    REDUCER = 5  # random reducers in training; position in the global batch
+    REDUCER_EVAL = 6  # in evaluation: step 0, position = index in the data set
 
 
-# Two branches, so that a batch-wide draw and the keys of the samples never share a key.
+# Two branches: a batch-wide draw never shares its key with a sample.
 _SHARED = 0
 _EACH_SAMPLE = 1
 
 
 def root_key(seed):
-    """A typed key, which tells jax.random's functions the generator.
-
-    seed: an integer or a scalar; the lowest 32 bits count
-    """
+    """Make a typed key with its generator. The lowest 32 bits of `seed` count."""
     if isinstance(seed, int):
         seed %= 2**32
     # jax.random.key would add jax_random_seed_offset.
@@ -80,20 +73,20 @@ def root_key(seed):
 
 
 def batch_key(seed, step, purpose):
-    """One typed key for the whole batch; `seed` and `step` are integers or scalars."""
+    """Typed key for the whole batch. `seed` and `step` are integers or scalars."""
     return jax.random.fold_in(_step_key(seed, step, purpose), _SHARED)
 
 
 def sample_keys(seed, step, positions, purpose):
-    """Typed keys [B] for `positions` [B], the samples' places in the global batch.
+    """Typed keys [B] for samples at `positions` [B] in the global batch.
 
-    Under gradient accumulation the positions count on through the step's micro-batches.
+    Under gradient accumulation, positions run on through the step's micro-batches.
     """
     branch = jax.random.fold_in(_step_key(seed, step, purpose), _EACH_SAMPLE)
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(branch, positions)
 
 
 def _step_key(seed, step, purpose):
-    """The key from which all keys of a purpose at a step are folded."""
+    """Parent key of all draws with one purpose in one step."""
     of_purpose = jax.random.fold_in(root_key(seed), int(purpose))
     return jax.random.fold_in(of_purpose, step)

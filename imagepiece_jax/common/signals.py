@@ -1,9 +1,7 @@
-"""How a signal ends a command: in one line, with nothing half-written.
+"""How a signal ends a command: with one line, and nothing half-written.
 
-Ctrl-C (SIGINT) and SIGTERM raise no exception in a command. Python ignores one in
-callbacks of C code, NumPy turns it into a TypeError, and the interpreter would crash at
-its end beside threads that compile. The process ends in the handler, which first
-removes what is `unfinished`. Python calls it once C code, such as a compiler, returns.
+Ctrl-C (SIGINT) and SIGTERM end the process inside their handler, after it has removed
+`unfinished` files. Python calls a handler once C code, such as a compiler, returns.
 """
 
 import atexit
@@ -21,33 +19,33 @@ log = logging.getLogger("imagepiece_jax.signals")
 
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
-_unfinished = {}  # {file or folder that a signal removes: only if it is empty}
+_unfinished = {}  # {path to remove at a signal: whether only if empty}
 _is_command = False
-_arrived = []  # the signals that a command has deferred
+_arrived = []  # signals deferred by a command
 
 
 def end_process():
-    """Let signals end this process, which runs a command.
-
-    An ignored signal stays ignored: a shell's `&` starts processes that ignore Ctrl-C.
-    """
+    """Let signals end this process, a command."""
     global _is_command
     _is_command = True
+    # An ignored signal stays ignored: a shell's `&` starts processes that ignore
+    # Ctrl-C.
     for signum in not_ignored():
         signal.signal(signum, _end)
-    atexit.register(_ignore)  # registered first, it is called last
+    atexit.register(_ignore)  # registered first, so called last
 
 
 def not_ignored() -> list[int]:
-    """The signals that this process does not ignore."""
+    """List the SIGNALS not ignored by this process."""
     return [s for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
 
 
 @contextlib.contextmanager
 def unfinished(path, if_empty: bool = False):
-    """Context of a file or folder that a signal removes if it ends the process.
+    """Remove `path` if a signal ends the command inside this context.
 
-    if_empty: whether a folder with files in it stays
+    path: a file or a folder
+    if_empty: keep a folder that holds files
     """
     _unfinished[path] = if_empty
     try:
@@ -58,12 +56,9 @@ def unfinished(path, if_empty: bool = False):
 
 @contextlib.contextmanager
 def handled_by(handler, signums: Collection[int]):
-    """Context in which `handler` handles signals.
-
-    Yields the handlers before, by signal: none outside the main thread, as Python
-    handles signals nowhere else.
-    """
+    """Handle signals by `handler`. Yields {signal: previous handler}."""
     before = {}
+    # Python handles signals only in the main thread: elsewhere nothing is replaced.
     if threading.current_thread() is threading.main_thread():
         before = {signum: signal.signal(signum, handler) for signum in signums}
     try:
@@ -75,10 +70,10 @@ def handled_by(handler, signums: Collection[int]):
 
 @dataclasses.dataclass
 class Stop:
-    """What signals ask for: the end of some work."""
+    """A request by signals to end some work."""
 
-    defers: bool = False  # whether the work ends by itself, as it has a result
-    signums: list[int] = dataclasses.field(default_factory=list)  # they have arrived
+    defers: bool = False  # the work has a result, and ends by itself
+    signums: list[int] = dataclasses.field(default_factory=list)  # arrived so far
 
     @property
     def requested(self) -> bool:
@@ -87,13 +82,12 @@ class Stop:
 
 @contextlib.contextmanager
 def stopping(without_result: str = "", defers: bool = False):
-    """Context of work that a signal ends early. Yields its Stop.
+    """Let a signal end the work inside early. Yields its Stop.
 
-    Where the Stop does not defer, a signal ends a command at once, and Ctrl-C raises
-    KeyboardInterrupt elsewhere. Only signals with a handler in Python are deferred:
-    both in a command, and Ctrl-C in other processes.
+    A signal acts at once unless it is deferred: it ends a command, and Ctrl-C raises
+    KeyboardInterrupt elsewhere.
 
-    without_result: what is said then
+    without_result: warning for the first signal if it is not deferred
     """
     stop = Stop(defers)
 
@@ -106,6 +100,8 @@ def stopping(without_result: str = "", defers: bool = False):
         elif _is_command:
             _arrived.append(signum)
 
+    # Only signals with a Python handler can be deferred: both in a command, Ctrl-C in
+    # other processes.
     signums = [s for s in SIGNALS if callable(signal.getsignal(s))]
     with handled_by(note, signums) as before:
         yield stop
@@ -113,21 +109,19 @@ def stopping(without_result: str = "", defers: bool = False):
 
 @contextlib.contextmanager
 def finishing():
-    """Context of work that is finished before a signal ends the process.
-
-    It may be a signal that a command deferred before.
-    """
+    """Finish the work inside before a signal ends the process."""
     with stopping(defers=True) as stop:
         yield
+    # An earlier `stopping` of the command may have deferred the signal.
     for signum in [*_arrived, *stop.signums][:1]:
         signal.raise_signal(signum)
 
 
 @contextlib.contextmanager
 def ending_at_once():
-    """Context in which a signal ends the process at once, in C code too.
+    """Let a signal end the process at once, in C code, too.
 
-    The operating system ends it: no Python runs, and nothing is said.
+    The operating system ends it: no Python runs, so nothing is printed or removed.
     """
     with handled_by(signal.SIG_DFL, not_ignored()):
         yield
@@ -135,7 +129,7 @@ def ending_at_once():
 
 @contextlib.contextmanager
 def blocked(*signums):
-    """Context whose new processes never receive these signals, from their start on."""
+    """Start child processes with these signals blocked from their start on."""
     if not hasattr(signal, "pthread_sigmask"):  # on Windows
         yield
         return
@@ -147,8 +141,11 @@ def blocked(*signums):
 
 
 def _end(signum, frame):
-    """Handler of a command's signals: clean up, say so, and end the process."""
-    _ignore()  # so that there is one line
+    """Handler of a command's signals: clean up, print one line, end the process."""
+    # The process ends here, without an exception: Python ignores exceptions in
+    # callbacks of C code, NumPy turns them into a TypeError, and the interpreter would
+    # crash at its end beside compiling threads.
+    _ignore()  # a second signal must not print a second line
     for path, if_empty in _unfinished.items():
         with contextlib.suppress(OSError):
             (os.rmdir if if_empty else os.unlink)(path)
@@ -157,14 +154,14 @@ def _end(signum, frame):
     # The pipe may be closed, or the signal may have interrupted a flush.
     with contextlib.suppress(Exception):
         sys.stdout.flush()
-    lead = "\n" if os.isatty(2) else ""  # behind a progress bar, and ^C
+    lead = "\n" if os.isatty(2) else ""  # after a progress bar, or ^C
     with contextlib.suppress(OSError):
         os.write(2, f"{lead}{SIGNALS[signum]}\n".encode())
     os._exit(128 + signum)
 
 
 def _ignore():
-    """Ignore signals from now on, as the process is about to end."""
+    """Ignore further signals, because the process is about to end."""
     for signum in SIGNALS:
         if signal.getsignal(signum) is _end:
             signal.signal(signum, signal.SIG_IGN)

@@ -1,15 +1,15 @@
-"""Counts and tables as text: columns that line up, and Markdown."""
+"""Counts and tables as text: aligned columns, and Markdown."""
 
 import re
 
 
 def amount(count: int, noun: str) -> str:
-    """A count of things: "1 image", "2 images"."""
+    """Format a count and its noun: "1 image", "2 images"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def text_table(rows):
-    """Aligned columns, the first row a heading; all but the last right-aligned."""
+    """Align columns: the first row is the heading, the last column left-aligned."""
     rows = [list(map(str, row)) for row in rows]
     widths = []
     for column in zip(*rows, strict=True):
@@ -23,7 +23,7 @@ def text_table(rows):
 
 
 def markdown_table(head, rows) -> str:
-    """A Markdown table, without a newline at its end; None stands for a blank cell."""
+    """Format a Markdown table without a final newline. None is a blank cell."""
     lines = []
     for row in [head, ["---"] * len(head), *rows]:
         cells = " | ".join(map(_markdown_cell, row))
@@ -32,9 +32,9 @@ def markdown_table(head, rows) -> str:
 
 
 def _markdown_cell(value):
-    """Escape a text, such as a file's name, that could end its cell or be HTML."""
+    """Escape text, such as a file name: it could end its cell or be HTML."""
     if value is None:
         return ""
     text = str(value).replace("|", "\\|")
-    text = re.sub(r"<(?=[a-zA-Z/!?])", r"\\<", text)  # any other begins no tag
+    text = re.sub(r"<(?=[a-zA-Z/!?])", r"\\<", text)  # only these begin a tag
     return " ".join(text.splitlines())

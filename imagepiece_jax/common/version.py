@@ -1,4 +1,4 @@
-"""The version of the package, and the libraries with versions that matter."""
+"""The package's version, and the libraries with recorded versions."""
 
-__version__ = "0.4.0"  # which setuptools, saved models and users read
+__version__ = "0.4.0"  # read by setuptools, saved models and users
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

@@ -1,4 +1,4 @@
-"""Warnings at the caller's own line."""
+"""Warnings that point at the caller's line."""
 
 import sys
 import warnings
@@ -7,12 +7,11 @@ PACKAGE = __name__.partition(".")[0]
 
 
 def warn(text: str):
-    """Warn at the innermost line that is outside this package.
-
-    Python shows a warning once for each line and text.
-    """
+    """Warn at the innermost line outside this package."""
+    # Python shows a warning once for each line and text, so the line must be the
+    # caller's.
     frame = sys._getframe(1)
-    level = 2  # of the line that calls this function
+    level = 2  # the line that calls `warn`
     while frame.f_back is not None and _is_own(frame):
         frame = frame.f_back
         level += 1
@@ -20,6 +19,6 @@ def warn(text: str):
 
 
 def _is_own(frame):
-    """Whether a frame belongs to this package or to the constructor of a dataclass."""
+    """Whether a frame belongs to this package or to `dataclasses` (`replace`)."""
     module = frame.f_globals.get("__name__", "")
     return module.partition(".")[0] in (PACKAGE, "dataclasses")

@@ -1,6 +1,6 @@
-"""The fastest settings of a platform: XLA's compiler options, and the dtype of layers.
+"""Fast settings of a platform: XLA's compiler options, and the layers' dtype.
 
-Options are given program by program, never by XLA_FLAGS, so that nothing else changes.
+Options are passed per program, never by XLA_FLAGS, so that nothing else changes.
 """
 
 from typing import Any
@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.errors import InputError
 
-DTYPES = ("float32", "bfloat16", "float16")  # of layers
-# By platform. Triton's matrix products leave bias, GELU and residual to kernels of
-# their own; cuBLASLt's include them, unless XLA joins products of one input.
+DTYPES = ("float32", "bfloat16", "float16")  # layer dtypes
+# {platform: options}. A matrix product of cuBLASLt includes bias, GELU and residual.
+# Triton leaves them to separate kernels, and so does cuBLASLt where XLA merges
+# products that share an input.
 OPTIONS = {
     "gpu": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_dot_merger_threshold_mb": 0}
 }
@@ -25,23 +26,20 @@ def options(platform):
 
 
 def fast_dtype(device: jax.Device | None = None) -> str:
-    """The fast dtype on a device (None: the first): float32 on CPUs, else bfloat16."""
+    """Fast dtype on a device (None: the first): float32 on CPUs, else bfloat16."""
     device = device or jax.devices()[0]
     return "float32" if device.platform == "cpu" else "bfloat16"
 
 
 def checked_dtype(dtype: Any) -> str:
-    """The name of a dtype of layers, given as a name or as jnp.bfloat16."""
+    """Name of a layer dtype, given as a name or as jnp.bfloat16."""
     name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
     check_choice("dtype", name, DTYPES)
     return name
 
 
 def check_dtype(dtype: str, platform: str | None = None):
-    """Check that a platform can compute in a dtype of layers.
-
-    platform: None is that of the first device
-    """
+    """Check that layers can compute in `dtype` on a platform (None: this process's)."""
     platform = platform or jax.local_devices()[0].platform
     if platform == "cpu" and dtype == "float16":
         raise InputError("dtype is 'float16', in which CPUs compute no attention")

@@ -1,1 +1,1 @@
-"""ONNX files, towers for photo programs, and programs that run such files."""
+"""ONNX export, towers for photo programs, and exported files in onnxruntime."""

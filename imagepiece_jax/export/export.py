@@ -1,6 +1,6 @@
-"""A trained model as one file: a graph for ONNX, and JSON that describes it.
+"""Export of a trained model: an ONNX file, and JSON that describes it.
 
-The file is not run here; tests compare its logits in onnxruntime and OpenVINO.
+The file does not run here. Tests compare its logits in onnxruntime and OpenVINO.
 """
 
 import dataclasses
@@ -35,26 +35,25 @@ def export(
 ) -> pathlib.Path:
     """Write a model with its weights as an ONNX file, which runs without this package.
 
-    FILE.json beside it says how to prepare images, and what the outputs are. It also
-    names the second file that holds weights of more than 2 GB. Layers compute in
-    float32, whatever the model's dtype is.
+    FILE.json beside it describes image preparation and outputs. It also names the
+    second file for weights above 2 GB. Layers compute in float32, whatever the
+    model's dtype.
 
-    out: a file that ends in .onnx; only an earlier export is replaced. With a `layout`,
-        a folder
-    batch_size: number of images in a call; None: any
-    gelu: form of GELU, as `optimize` takes it; None: the model's
-    pixels: whether images are uint8, which the program normalizes; else float32
-    output: "logits" (pooled vectors of a model without classes), "features" (what
-        `features` returns) or "patches" (only a feature for every patch)
-    layout: the program that loads the folder, one of `tower.LAYOUTS`; None: none
-    Returns the path of the file.
-    Raises InputError for anything that does not fit, before anything is written.
+    out: an .onnx file. Only an earlier export is replaced. With a `layout`, a folder.
+    batch_size: images per call; None: any number
+    gelu: GELU's form, as in `optimize`; None: the model's
+    pixels: uint8 images, normalized by the program; else float32
+    output: "logits" (pooled vectors of a model without classes), "features" (the
+        outputs of `features`) or "patches" (only a feature per patch)
+    layout: the program that loads the folder, from `tower.LAYOUTS`
+    Returns the file's path.
+    Raises InputError for a wrong argument, before anything is written.
     """
     if batch_size is not None:
         check_range("batch_size", batch_size, 1, whole=True)
     check_gelu(vit.model, gelu)
     vit.warn_of_untrained()
-    # In float32, with attention that has a graph.
+    # float32, with plain attention, which has an ONNX graph.
     config = vit.config.with_arch(gelu=gelu or vit.config.arch.gelu)
     execution = execution_of(config, "float32", "xla")
     model = vit.model.clone(config=config, execution=execution)
@@ -67,12 +66,12 @@ def export(
     else:
         out = tower.graph_file(folder, layout, vit)
         outputs = tower.outputs(vit, layout, pixels)
-        # Its JSON files have names that saved models have, too, and a graph by itself
-        # may lie beside those.
+        # Saved models have JSON files of the same names, and an export without a layout
+        # may lie beside a saved model. Only an export for this layout is replaced.
         earlier = program_facts.read_facts(out).get("layout") == layout
 
         def ours(file):
-            # Ctrl-C leaves an empty folder.
+            # Ctrl-C may have left an empty folder.
             is_place = file == out.parent and file.is_dir()
             return earlier or (is_place and not any(file.iterdir()))
 
@@ -89,6 +88,7 @@ def export(
         facts = program_facts.program_facts(vit, images, outputs, stored_dtype)
         facts["opset"] = onnx_model.OPSET
         facts["layout"] = layout
+    # Read before the new facts replace it.
     earlier_weights = program_facts.read_facts(out).get("external_data")
     with finishing():  # the files belong together
         weights_file = onnx_model.write_onnx(out, program)
@@ -102,7 +102,7 @@ def export(
 
 
 def checked_file(out: str | os.PathLike) -> pathlib.Path:
-    """The path of a file to export to."""
+    """Check the path of an .onnx file to write. Only an export may be replaced."""
     out = pathlib.Path(os.path.expanduser(out))
     if out.suffix.lower() != ENDING:
         raise InputError(f"out {out} does not end in {ENDING}")

@@ -1,6 +1,6 @@
 """An ONNX graph under construction.
 
-`onnx_primitives` adds the nodes of what JAX traces, `onnx_ops` those of functions that
+`onnx_primitives` adds nodes for JAX's primitives, `onnx_ops` for functions that
 `common.nodes` marks as a single node. An array is broadcast only where a node needs all
 of it, because ONNX's operators broadcast, too.
 """
@@ -18,14 +18,12 @@ from jax.numpy import broadcast_shapes
 if TYPE_CHECKING:
     from onnx import GraphProto
 
-SHORT_AXIS = 16  # axes up to this length, as of heads, are summed by `_sum_of_parts`
+SHORT_AXIS = 16  # axes up to this length, such as heads, are summed by `_sum_of_parts`
 
 
 def stored_dtype(dtype) -> np.dtype:
-    """The dtype in a graph for a dtype of JAX: all integers but uint8 are int64.
-
-    TopK, ArgMax and Gather need int64, and so no casts are needed between them.
-    """
+    """Dtype in the graph for a JAX dtype: integers except uint8 become int64."""
+    # TopK, ArgMax and Gather need int64, so no casts are needed between them.
     dtype = np.dtype(dtype)
     if dtype.kind in "iu" and dtype != np.uint8:
         return np.dtype(np.int64)
@@ -34,7 +32,7 @@ def stored_dtype(dtype) -> np.dtype:
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """A tensor of the graph, or a constant that is not in the graph yet."""
+    """A tensor in the graph, or a constant not yet in the graph."""
 
     # sides are ints, or multiples of the open batch; a 1 may stand for a broadcast side
     shape: tuple
@@ -44,7 +42,7 @@ class Value:
 
     @classmethod
     def constant(cls, array, dtype=None):
-        """A constant, from an array, a number or a list of numbers."""
+        """Make a constant from an array, a number or a list of numbers."""
         array = np.asarray(array, dtype)
         array = np.asarray(array, stored_dtype(array.dtype), order="C")
         return cls(array.shape, array.dtype, array=array)
@@ -56,56 +54,51 @@ class Value:
 
 @dataclasses.dataclass(frozen=True)
 class Note:
-    """What is known of a Value, by which `onnx_ops` chooses shorter programs."""
+    """Facts about a Value, from which `onnx_ops` chooses shorter programs."""
 
-    # the array of which the Value is a slice of whole rows, and the arguments of
-    # `Graph.slice`, which writes it. `unit` reads it.
+    # (array, starts, limits, strides): the Value is this slice of whole rows.
+    # `Graph.slice` writes it, `unit` reads it.
     slice_of: tuple | None = None
-    # the tokens, sorted by the Value, their ranks. `rank` writes it; `pick` and
-    # comparisons read it.
+    # The Value holds the tokens' ranks, the note the tokens sorted by rank. `rank`
+    # writes it; `pick`, `invert` and comparisons read it.
     sorted_tokens: Value | None = None
-    # (sorted tokens, first, end): the Value tells whether a token's rank is in
+    # (sorted tokens, first, end): the Value says whether a token's rank is in
     # first..end-1. Comparisons and "not" write it; "not" and `invert` read it.
     ranks: tuple[Value, int, int] | None = None
-    # whether each token stays: the Value is its place among those that do.
+    # Whether a token is kept: the Value is its place among the kept tokens.
     # `place_among` writes it, `invert` reads it.
     keep: Value | None = None
-    # (queries, key bias, weights) by which all tokens attended to the Value, their
-    # keys. `attend` writes it, `class_attention` reads it.
+    # (queries, key bias, weights): attention of all tokens, with the Value as keys.
+    # `attend` writes it, `class_attention` reads it.
     attention: tuple[Value, Value | None, Value] | None = None
 
 
 class Graph:
-    """An ONNX graph under construction: its nodes and constants.
+    """Nodes and constants of an ONNX graph under construction, without duplicates.
 
-    A node that is equal to an earlier one is not added again.
-
-    images: the input, whose first side may be open (a dimension of jax.export)
+    images: the input. Its first side may be open (a dimension of jax.export).
     """
 
     def __init__(self, images: Value):
         self.images = images
         self.nodes = []
         self.constants = {}
-        self._outputs = {}  # {a node's kind, operands and attributes: its Values}
-        self._count = {}  # {kind of a node: number of names that it has}
-        # {name of a Value: (kind, operands and attributes of the node that makes it)}
+        self._outputs = {}  # {(kind, operands, attributes) of a node: its Values}
+        self._count = {}  # {kind of node: number of its names so far}
+        # {name of a Value: (kind, operands, attributes) of its node}
         self._made = collections.defaultdict(lambda: (None, (), {}))
-        self.notes = collections.defaultdict(Note)  # {name of a Value: what is known}
+        self.notes = collections.defaultdict(Note)  # {name of a Value: its Note}
 
     # Nodes
 
     def op(self, kind, inputs: Sequence, shape, dtype, **attributes):
-        """Add a node with one output; return its Value.
-
-        inputs: Values and arrays
-        """
+        """Add a node with one output; return its Value. `inputs`: Values and arrays."""
         return self.ops(kind, inputs, [(shape, dtype)], **attributes)[0]
 
     def ops(self, kind, inputs, results, **attributes):
-        """Add a node; return the Values of its outputs.
+        """Add a node; return its outputs' Values.
 
-        results: (shape, dtype) of each output
+        results: (shape, dtype) per output
         """
         from onnx import helper
 
@@ -127,9 +120,9 @@ class Graph:
         return values
 
     def name_of(self, value: Value, name: str | None = None) -> str:
-        """The name of a Value. A constant becomes an initializer, equal ones the same.
+        """Name a Value. Equal constants share one initializer.
 
-        name: name of a new initializer; None: a number
+        name: name of a new initializer; None: a numbered name
         """
         if value.array is None:
             return value.name
@@ -141,7 +134,7 @@ class Graph:
         return self.constants[key][0]
 
     def finished(self, outputs: Mapping[str, Value]) -> "GraphProto":
-        """The ONNX graph of {name: output}, with all nodes that outputs depend on."""
+        """Build the ONNX graph of {name: output}, with the nodes the outputs need."""
         from onnx import helper, numpy_helper
 
         outputs = self._distinct(outputs)
@@ -152,6 +145,7 @@ class Graph:
             if live & {*node.output}:
                 needed.append(node)
                 live |= {*node.input}
+                # The graph's outputs get their public names.
                 for field in (node.input, node.output):
                     field[:] = [names.get(name, name) for name in field]
 
@@ -173,7 +167,7 @@ class Graph:
         )
 
     def _distinct(self, outputs):
-        """{name: output} in which no Value has two names, by adding copies."""
+        """Copy Values with two names: {name: output} without a repeated Value."""
         from onnx import helper
 
         distinct = {}
@@ -189,7 +183,7 @@ class Graph:
         return distinct
 
     def _fresh(self, kind):
-        """A new name, such as "MatMul_3"."""
+        """Make a new name, such as "MatMul_3"."""
         number = self._count.get(kind, 0)
         self._count[kind] = number + 1
         return f"{kind}_{number}"
@@ -197,10 +191,10 @@ class Graph:
     # Shapes
 
     def reshape(self, value, shape):
-        """`value` with another shape, in which at most one side is open."""
+        """Reshape a Value. At most one side of `shape` is open."""
         shape = tuple(shape)
         kind, operands, _ = self._made[value.name]
-        if kind == "Reshape":  # the second of two in a row is enough
+        if kind == "Reshape":  # two reshapes in a row: the second is enough
             value = operands[0]
         if value.shape == shape:
             return value
@@ -210,9 +204,8 @@ class Graph:
         return self.op("Reshape", [value, sides], shape, value.dtype)
 
     def transpose(self, value, order):
-        """`value` with its axes in another order."""
         value, before = self.untransposed(value)
-        order = tuple(before[i] for i in order)  # two in a row become one
+        order = tuple(before[i] for i in order)  # two transposes become one
         if order == tuple(range(value.ndim)):
             return value
         if value.array is not None:
@@ -221,9 +214,9 @@ class Graph:
         return self.op("Transpose", [value], shape, value.dtype, perm=order)
 
     def untransposed(self, value):
-        """(the Value of which `value` is a transpose, the order of its axes).
+        """(source, axis order) of a transposed Value.
 
-        A Value that is not a transpose is returned itself, with its axes in order.
+        Any other Value is its own source, with its axes in order.
         """
         kind, operands, attributes = self._made[value.name]
         if kind != "Transpose":
@@ -251,7 +244,6 @@ class Graph:
         return out
 
     def expand(self, value, shape):
-        """`value` broadcast to a shape."""
         shape = tuple(shape)
         if value.shape == shape:
             return value
@@ -260,14 +252,14 @@ class Graph:
         return self.op("Expand", [value, self._sides(shape)], shape, value.dtype)
 
     def output(self, value, shape):
-        """`value` as an output of the graph: broadcast, and made by a node."""
+        """Make a Value a graph output: broadcast, and made by a node."""
         value = self.expand(value, shape)
         if value.array is None:
             return value
         return self.op("Identity", [value], shape, value.dtype)
 
     def _sides(self, shape):
-        """A shape as an int64 tensor; open sides are multiples of the batch."""
+        """A shape as an int64 tensor. Open sides are multiples of the batch."""
         if not any(map(is_open, shape)):
             return np.array(shape, np.int64)
         batch = self.op("Shape", [self.images], (1,), np.int64, start=0, end=1)
@@ -286,10 +278,7 @@ class Graph:
     def elementwise(self, kind, *inputs, dtype=None, **attributes):
         """Add a node that broadcasts its inputs; return its Value.
 
-        A node of one transposed Value and constants is added before the transpose. So
-        the transposes between several convolutions come together and cancel.
-
-        inputs: Values, and numbers of their dtype
+        inputs: Values, and numbers of the Values' dtype
         """
         like = next(each.dtype for each in inputs if isinstance(each, Value))
         inputs = [_as_value(each, like) for each in inputs]
@@ -299,6 +288,8 @@ class Graph:
         value, *others = sorted(inputs, key=lambda value: value.array is not None)
         source, order = self.untransposed(value)
         constant = all(other.array is not None for other in others)
+        # A node of one transposed Value and constants is added before the transpose. So
+        # the transposes between several convolutions come together and cancel.
         if source is not value and constant and source.ndim == len(shape):
             back = np.argsort(order)
             before = []
@@ -309,7 +300,6 @@ class Graph:
         return self.op(kind, inputs, shape, dtype, **attributes)
 
     def cast(self, value, dtype):
-        """`value` in another dtype."""
         from onnx import helper
 
         dtype = stored_dtype(dtype)
@@ -318,17 +308,15 @@ class Graph:
         if value.array is not None:
             return Value.constant(value.array.astype(dtype))
         before, operands, _ = self._made[value.name]
-        if before == "Cast" and operands[0].dtype.kind == "b":  # one is enough
+        if before == "Cast" and operands[0].dtype.kind == "b":  # one cast is enough
             value = operands[0]
         kind = helper.np_dtype_to_tensor_dtype(dtype)
         return self.op("Cast", [value], value.shape, dtype, to=kind)
 
     def reduce(self, kind, value, axes, keep=False):
-        """Add a reduction such as ReduceSum over some axes; return its Value.
-
-        Truth values are reduced as 0 and 1, and integers, which are below 2^24, as
-        float32: OpenVINO 2026.4 reduces integers of only some images of a batch.
-        """
+        """Add a reduction, such as ReduceSum, over `axes`; return its Value."""
+        # Booleans count as 0 and 1. Integers are below 2^24, so exact in float32.
+        # OpenVINO 2026.4 reduces integers of only some images in a batch.
         if value.dtype.kind in "bi":
             wide = self.cast(value, np.float32)
             return self.cast(self.reduce(kind, wide, axes, keep), value.dtype)
@@ -345,7 +333,7 @@ class Graph:
         return self.op(kind, [value, axes], shape, value.dtype, keepdims=int(keep))
 
     def _sum_of_parts(self, value, axis, shape):
-        """ReduceSum over a short axis by Split and Sum, which OpenVINO does faster."""
+        """ReduceSum over a short axis by Split and Sum, which is faster in OpenVINO."""
         count = value.shape[axis]
         parts = [(shape, value.dtype)] * count
         parts = self.ops("Split", [value], parts, axis=axis, num_outputs=count)
@@ -353,7 +341,7 @@ class Graph:
 
 
 def _as_value(given, dtype=None):
-    """A Value itself, or the constant of a number or an array."""
+    """Turn a number or an array into a constant; a Value stays."""
     if isinstance(given, Value):
         return given
     return Value.constant(given, dtype)
@@ -365,10 +353,7 @@ def is_open(side):
 
 
 def _permuted(constant, order):
-    """A constant, transposed so that it broadcasts with a transposed array.
-
-    order: of the axes, as `jnp.transpose` takes it
-    """
+    """Transpose a constant to broadcast with an array transposed by `order`."""
     array = constant.array
     if array.ndim == 0:
         return constant

@@ -1,4 +1,4 @@
-"""An ONNX model of a ViT with its weights and reduction, and its files."""
+"""ONNX models of a ViT with weights and reduction, and their files."""
 
 import hashlib
 import os
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
 OPSET = 20  # the first with Gelu
-LARGEST = 2**31 - 1  # the most bytes of a file in protobuf, ONNX's format
-ENTRY = 64  # more bytes than a node or a tensor takes besides its own
-SMALL = 1024  # tensors of fewer bytes stay in the graph, where runtimes read shapes
-DIGITS = 16  # digits of the digest in a file's name
+LARGEST = 2**31 - 1  # bytes of the largest file in protobuf, ONNX's format
+ENTRY = 64  # upper bound of the extra bytes per node or tensor
+SMALL = 1024  # smaller tensors, in bytes, stay in the graph, where runtimes read shapes
+DIGITS = 16  # digest digits in a file's name
 
 
 def onnx_model(
@@ -37,14 +37,14 @@ def onnx_model(
     pixels: bool = False,
     outputs: ProgramOutputs | None = None,
 ) -> "ModelProto":
-    """The ONNX graph of a model, from images [batch, H, W, 3] to logits, both float32.
+    """Build a model's ONNX graph, from images [batch, H, W, 3] to logits, both float32.
 
-    The graph is of opset `OPSET` and has no Scatter, Loop, If or NonZero. All shapes
-    but the batch are fixed. Weights are float32.
+    The graph has opset `OPSET`, float32 weights, and no Scatter, Loop, If or NonZero.
+    All shapes are fixed except the batch.
 
-    batch_size: number of images in a call; None: any
-    pixels: whether images are uint8, which the program normalizes; else float32
-    outputs: what the program takes and returns instead; integers are int64
+    batch_size: images per call; None: any number
+    pixels: uint8 images, normalized by the program; else float32
+    outputs: other inputs and outputs of the program. Integers are int64.
     """
     wanted = outputs or ProgramOutputs(vit)
     for layer in wanted.model.plan:
@@ -59,6 +59,8 @@ def onnx_model(
     entry = Value(images.shape, np.dtype(images.dtype), wanted.image)
     graph = Graph(entry)
     weights = []
+    # Weights are named before the walk, so that initializers have the parameters'
+    # names.
     for path, leaf in jax.tree_util.tree_leaves_with_path(fixed["params"]):
         weight = Value.constant(leaf)
         graph.name_of(weight, jax.tree_util.keystr(path, simple=True, separator="."))
@@ -71,7 +73,7 @@ def onnx_model(
 
 
 def in_model(graph: "GraphProto") -> "ModelProto":
-    """A graph as an ONNX model, in the oldest file format that has its operators."""
+    """Wrap a graph in an ONNX model, in the oldest file format with its operators."""
     from onnx import helper
 
     opsets = [helper.make_opsetid("", OPSET)]
@@ -84,14 +86,13 @@ def in_model(graph: "GraphProto") -> "ModelProto":
 
 
 def write_onnx(path: str | os.PathLike, model: "ModelProto") -> pathlib.Path | None:
-    """Write a graph to a file; weights that it cannot hold go into a second file.
+    """Write a model to a file, or to two files if it exceeds protobuf's 2 GB.
 
-    The weights file is written first, under a name with its digest, PATH.DIGEST.data. A
-    process that is killed leaves the old graph with its weights, or the new one.
+    The second file, PATH.DIGEST.data, holds the large weights. They are then removed
+    from `model`.
 
-    model: the graph, from which large weights are removed
-    Returns the path of the weights file, or None.
-    Raises RunError where they cannot be written.
+    Returns the second file's path, or None.
+    Raises RunError if a file cannot be written.
     """
     import onnx
 
@@ -104,6 +105,8 @@ def write_onnx(path: str | os.PathLike, model: "ModelProto") -> pathlib.Path | N
     for tensor in tensors:
         digest.update(tensor.raw_data)
     data = path.with_name(f"{path.name}.{digest.hexdigest()[:DIGITS]}.data")
+    # The weights file is in place before the graph, and named by its digest. So a kill
+    # leaves the old graph with its weights, or the new graph.
     with (
         replacing(path) as graph,
         replacing(data) as weights,  # which ends first
@@ -119,11 +122,11 @@ def write_onnx(path: str | os.PathLike, model: "ModelProto") -> pathlib.Path | N
 
 
 def remove_weights(path: str | os.PathLike, name: Any, data: pathlib.Path | None):
-    """Remove the weights file of the graph that was at `path` before.
+    """Remove the weights file of an earlier graph at `path`.
 
-    name: the file's name in the facts about the earlier graph; nothing is removed
-        unless `write_onnx` gives such names
-    data: the weights file of the new graph, which stays; None: it has none
+    name: the file's name in the earlier graph's facts. A name that `write_onnx` does
+        not give is left alone.
+    data: the new graph's weights file, which stays
     """
     path = pathlib.Path(path)
     pattern = rf"{re.escape(path.name)}\.[0-9a-f]{{{DIGITS}}}\.data"
@@ -133,7 +136,7 @@ def remove_weights(path: str | os.PathLike, name: Any, data: pathlib.Path | None
 
 
 def _size(model):
-    """The bytes of a graph with its weights, or a few more."""
+    """Bytes of a graph with its weights, or a few more."""
     total = 0
     for node in model.graph.node:
         total += node.ByteSize() + ENTRY

@@ -1,7 +1,7 @@
-"""The nodes of an ONNX graph for the functions that `common.nodes` marks.
+"""ONNX nodes for the functions that `common.nodes` marks.
 
-Each has the name and the arguments of the marked function, whose docstring says what is
-computed.
+A function here has its marked function's name and arguments. The marked function's
+docstring describes the computation.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from imagepiece_jax.export.onnx_graph import Note, Value
 from imagepiece_jax.models.layers import QUICK
 
-OPS = {}  # {name of a marked function: function (graph, its arguments)}
+OPS = {}  # {name of a marked function: function (graph, *its arguments)}
 
 
 def translates(fn):
@@ -66,14 +66,14 @@ def _weights(graph, query, key, key_bias):
 
 @translates
 def class_attention(graph, query, key, key_bias=None):
-    """A row of the attention of all tokens, where that is in the graph already."""
+    """Class-token attention: a row of the full attention, if the graph has it."""
     query = graph.cast(query, np.float32)
     key = graph.cast(key, np.float32)
     batch, heads, width = query.shape
     row = graph.reshape(query, (batch, 1, heads, width))
     weights = None
     attention = graph.notes[key.name].attention
-    if attention:  # of all tokens, the class token first
+    if attention:  # the full attention, the class token first
         queries, bias, all_weights = attention
         first = graph.slice(queries, (0, 0, 0, 0), (batch, 1, heads, width))
         if first == row and bias == key_bias:
@@ -93,7 +93,7 @@ def log_sum_exp(graph, logits):
 @translates
 def unit(graph, x, eps=1e-6):
     slice_of = graph.notes[x.name].slice_of
-    if slice_of:  # the whole array, in a node that its slices share
+    if slice_of:  # normalize the whole array, once for all slices
         full, *bounds = slice_of
         return graph.slice(unit(graph, full, eps), *bounds)
     x = graph.cast(x, np.float32)
@@ -106,7 +106,7 @@ def unit(graph, x, eps=1e-6):
 
 
 def _top(graph, x, count, largest):
-    """(values, int64 indices) of the `count` largest or smallest of each row."""
+    """(values, int64 indices) of the `count` largest or smallest per row."""
     shape = (*x.shape[:-1], count)
     results = [(shape, x.dtype), (shape, np.int64)]
     options = {"axis": -1, "largest": int(largest), "sorted": 1}
@@ -117,6 +117,7 @@ def _top(graph, x, count, largest):
 def rank(graph, score):
     n = score.shape[-1]
     _, tokens = _top(graph, score, n, largest=True)
+    # Sorting the sorted tokens' indices inverts the permutation: it gives the ranks.
     _, ranks = _top(graph, tokens, n, largest=False)
     ranks = graph.cast(ranks, np.int32)
     graph.notes[ranks.name] = Note(sorted_tokens=tokens)
@@ -133,6 +134,7 @@ def count_before(graph, keep):
 def place_among(graph, keep):
     before = count_before(graph, keep)
     n = keep.shape[1]
+    # As in `ops.place_among`, the place of a dropped token is negative.
     index = graph.op("Where", [keep, before, -n], keep.shape, np.int32)
     graph.notes[index.name] = Note(keep=keep)
     return index
@@ -153,16 +155,15 @@ def pick(graph, position, length, *values):
 
 
 def _picked(graph, position, wanted, *values):
-    """The values of the tokens at wanted positions, as by `ops.pick`.
-
-    Where `position` is noted to be a rank (`Graph.notes`), a Gather replaces the
-    comparison of all pairs.
+    """Pick the tokens' values at wanted positions, like `ops.pick`.
 
     wanted: a number m for the positions 0..m-1, or an array of positions
     """
     n = position.shape[1]
     if isinstance(wanted, int):
         wanted = Value.constant(np.arange(wanted))
+    # If `position` is known to be a rank, a Gather replaces the comparison of all
+    # pairs.
     tokens = graph.notes[position.name].sorted_tokens
     if tokens:
         ranks = graph.cast(wanted, np.int64)
@@ -185,7 +186,7 @@ def _picked(graph, position, wanted, *values):
 
 
 def _kept_tokens(graph, keep, length):
-    """Indices [B, length] of the first kept tokens; 0 where there are fewer."""
+    """Indices [B, length] of the first kept tokens, filled up with 0."""
     n = keep.shape[1]
     ranks = graph.notes[keep.name].ranks
     if ranks:
@@ -193,6 +194,7 @@ def _kept_tokens(graph, keep, length):
         if end - first == length:
             kept = graph.slice(tokens, (0, first), (keep.shape[0], end))
             return _top(graph, kept, length, largest=False)[0]
+    # A dropped token counts as n, behind all kept tokens.
     index = graph.op("Where", [keep, np.arange(n)[None], n], keep.shape, np.int64)
     lowest, _ = _top(graph, index, length, largest=False)
     behind = graph.elementwise("Equal", lowest, n, dtype=bool)
@@ -207,7 +209,7 @@ def sums(graph, values, axis):
 @translates
 def find_partners(graph, similarity, tokens):
     batch, a, t = similarity.shape
-    # TopK gives both at once; OpenVINO 2026.4 takes six times as long for ArgMax.
+    # TopK gives value and index. OpenVINO 2026.4 takes six times as long for ArgMax.
     best, index = _top(graph, similarity, 1, largest=True)
     best = graph.reshape(best, (batch, a))
     index = graph.reshape(index, (batch, a))
@@ -222,7 +224,7 @@ def find_partners(graph, similarity, tokens):
 @translates
 def gather_rows(graph, x, index):
     if x.array is not None and np.array_equal(x.array, [range(x.shape[1])]):
-        return graph.cast(index, x.dtype)  # a row of 0, 1, 2, ..
+        return graph.cast(index, x.dtype)  # x is 0, 1, 2, ..
     shape = (*index.shape, *x.shape[2:])
     index = graph.cast(index, np.int64)
     if x.ndim == index.ndim == 2:
@@ -233,10 +235,7 @@ def gather_rows(graph, x, index):
 
 @translates
 def _move_by_index(graph, x, weight, total, index, dest, mean):
-    """Rows that are kept, plus a matrix product of the rows that are absorbed.
-
-    Arguments are those of `reduction.moves._move_by_index`.
-    """
+    """Kept rows, plus a matrix product of the absorbed rows."""
     n_out = index.keep.shape[1]
     absorbs = index.absorbed.shape[1]
     batch = x.shape[0]
@@ -268,6 +267,7 @@ def _move_by_index(graph, x, weight, total, index, dest, mean):
     share = graph.reshape(share, (*share.shape, 1))
     moved = graph.elementwise("Mul", moved, graph.cast(share, x.dtype))
     target = graph.reshape(index.target, (batch, 1, index.target.shape[1]))
+    # The prefix has negative slots, so no token joins it.
     slot = np.arange(-prefix, n_out)[None, :, None]
     joins = graph.elementwise("Equal", slot, target, dtype=bool)
     joins = graph.cast(joins, x.dtype)
@@ -276,10 +276,7 @@ def _move_by_index(graph, x, weight, total, index, dest, mean):
 
 
 def _after_prefix(graph, front, values):
-    """Values of the prefix, the same for all images, followed by those of image tokens.
-
-    [p], [B, n] -> [B, p + n]
-    """
+    """Put the prefix's values in front of every image: [p], [B, n] -> [B, p + n]."""
     if not len(front):
         return values
     batch, count = values.shape
@@ -289,5 +286,4 @@ def _after_prefix(graph, front, values):
 
 
 def _shifted(graph, index, by):
-    """An index plus a number."""
     return graph.elementwise("Add", graph.cast(index, np.int64), by)

@@ -1,7 +1,7 @@
-"""The nodes of an ONNX graph for what JAX traces (a jaxpr).
+"""ONNX nodes for a jaxpr, JAX's traced program.
 
-The table PRIMITIVES has a function for each of JAX's primitives. An equation of
-constants is computed here, and becomes a constant.
+PRIMITIVES maps JAX's primitives to functions that add nodes. An equation of constants
+is computed during the export, and becomes a constant.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from imagepiece_jax.export.onnx_ops import OPS
 
 
 def walk(graph: Graph, closed, inputs: Sequence[Value]) -> list[Value]:
-    """Add all equations of a jaxpr, closed or not; return its outputs' Values."""
+    """Add a jaxpr's needed equations, closed or not; return its outputs' Values."""
     jaxpr = getattr(closed, "jaxpr", closed)
     constants = map(Value.constant, getattr(closed, "consts", ()))
     values = dict(zip(jaxpr.constvars, constants, strict=True))
@@ -38,7 +38,6 @@ def walk(graph: Graph, closed, inputs: Sequence[Value]) -> list[Value]:
 
 
 def _equation(graph, equation, values):
-    """Add an equation; return the Values of its outputs."""
     name = equation.primitive.name
     params = equation.params
     if name == nodes.PRIMITIVE:
@@ -57,7 +56,7 @@ def _equation(graph, equation, values):
 
 
 def _folded(graph, equation, values):
-    """The outputs of an equation whose operands are constants, as constants."""
+    """Compute an equation of constants and return its outputs as constants."""
     name = equation.primitive.name
     outputs = equation.outvars
     values = _expanded(graph, equation, values)
@@ -77,13 +76,13 @@ def _folded(graph, equation, values):
 
 
 def _expanded(graph, equation, values):
-    """The first operands of an equation, broadcast to the shapes that JAX says."""
+    """Broadcast an equation's operands to their shapes in JAX."""
     shapes = _shapes(equation.invars)
     return [graph.expand(v, s) for v, s in zip(values, shapes, strict=False)]
 
 
 def _listed(results):
-    """Results as a list: of one result or of several."""
+    """Put a single result in a list."""
     return results if isinstance(results, list | tuple) else [results]
 
 
@@ -92,7 +91,7 @@ def _shapes(atoms):
 
 
 def _needed(jaxpr):
-    """The equations of a jaxpr on which its outputs depend."""
+    """List the equations on which a jaxpr's outputs depend."""
     live = set(map(id, jaxpr.outvars))
     needed = []
     for equation in reversed(jaxpr.eqns):
@@ -103,22 +102,22 @@ def _needed(jaxpr):
 
 
 def no_operator(name):
-    """The error for a computation that has no ONNX operator."""
+    """InputError for a computation without an ONNX operator."""
     return InputError(f"the model computes {name}, which has no ONNX operator here")
 
 
-# {primitive that calls a function: its parameter with the function's jaxpr}
+# {primitive that calls a function: name of its parameter with the function's jaxpr}
 CALLS = dict.fromkeys(("jit", "closed_call"), "jaxpr")
 CALLS |= dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), "call_jaxpr")
-# {JAX's primitive: function (graph, equation, Values of its operands) -> the Value of
-# its output, or those of several outputs}
+# {JAX's primitive: function (graph, equation, *operands) -> the output's Value, or a
+# list of several outputs' Values}
 PRIMITIVES = {}
 
 
 def primitive(*names, expand=False):
     """Decorator that enters a function in PRIMITIVES under these names.
 
-    expand: whether its operands are broadcast first
+    expand: broadcast its operands first
     """
 
     def enter(fn):
@@ -148,9 +147,9 @@ COMPARISONS = {
 }
 
 
-# Equations of constants that JAX does not compute, as it would compile a program for
-# each of them and each shape. MOVES are computed by their entries in PRIMITIVES, and
-# BY_NUMPY by NumPy, with the same bits.
+# For an equation of constants JAX would compile a program, and another program for
+# every shape. So MOVES are computed by their functions in PRIMITIVES, and BY_NUMPY by
+# NumPy, with the same bits.
 MOVES = {"reshape", "squeeze", "broadcast_in_dim", "convert_element_type", "iota"}
 BY_NUMPY = {
     "add": np.add,
@@ -168,7 +167,7 @@ BY_NUMPY = {
 
 @primitive(*OPERATORS)
 def _operator(graph, equation, *values):
-    """Add an operator; of truth values max is `or`, and min is `and`."""
+    """Add an operator. For booleans, max is `or`, and min is `and`."""
     name = equation.primitive.name
     truths = values[0].dtype.kind == "b"
     if truths:
@@ -188,7 +187,7 @@ def _operator(graph, equation, *values):
 
 @primitive(*COMPARISONS)
 def _comparison(graph, equation, *values):
-    """Add a comparison; that of ranks with a number is noted."""
+    """Add a comparison. Comparing ranks with a number writes a Note."""
     operands = []
     for value in values:
         if value.dtype.kind == "b":
@@ -207,7 +206,7 @@ def _comparison(graph, equation, *values):
     return out
 
 
-# {primitive that takes several operators: function (Graph.elementwise, operands)}
+# {primitive written with other operators: function (Graph.elementwise, *operands)}
 FORMULAS = {
     "erfc": lambda op, x: op("Sub", 1, op("Erf", x)),
     "expm1": lambda op, x: op("Sub", op("Exp", x), 1),
@@ -328,7 +327,8 @@ def _split(graph, equation, x):
 
 @primitive("rev", expand=True)
 def _rev(graph, equation, x):
-    """A Gather of constant indices, as not every runtime can slice backward."""
+    """Reverse axes by a Gather with constant indices."""
+    # A Slice would need a negative step: not every runtime can slice backward.
     for axis in map(int, equation.params["dimensions"]):
         if is_open(x.shape[axis]):
             raise no_operator("the reverse of an open batch")
@@ -339,7 +339,7 @@ def _rev(graph, equation, x):
 
 @primitive("gather")
 def _gather(graph, equation, x, index):
-    """A gather with constant indices: a block of the array, or rows of one axis."""
+    """Gather by constant indices: a block of the array, or rows of one axis."""
     x = graph.expand(x, equation.invars[0].aval.shape)
     params = equation.params
     (out,) = equation.outvars
@@ -359,7 +359,7 @@ def _gather(graph, equation, x, index):
         limits = np.add(starts, sizes).tolist()
         block = graph.slice(x, starts, limits)
         return graph.reshape(block, out.aval.shape)
-    # Rows at indices along neighboring axes, which become one axis for ONNX's Gather.
+    # Rows along neighboring axes: ONNX's Gather has a single axis, so they become one.
     first = axes[0]
     end = axes[-1] + 1
     neighbors = tuple(range(first, end))
@@ -409,7 +409,7 @@ def _arg(graph, equation, x):
 
 @primitive("dot_general", expand=True)
 def _dot_general(graph, equation, a, b):
-    """A MatMul of [batch.., rows, inner] and [batch.., inner, columns]."""
+    """MatMul of [batch.., rows, inner] and [batch.., inner, columns]."""
     (out,) = equation.outvars
     dtype = out.aval.dtype
     (inner_a, inner_b), (batch_a, batch_b) = equation.params["dimension_numbers"]
@@ -433,7 +433,6 @@ def _dot_general(graph, equation, a, b):
 
 
 def _other_axes(value, *groups):
-    """The axes of a Value that are in none of the groups."""
     listed = {*itertools.chain(*groups)}
     return [axis for axis in range(value.ndim) if axis not in listed]
 
@@ -465,13 +464,14 @@ def _conv(graph, equation, x, kernel):
 
 @primitive("scan", expand=True)
 def _scan(graph, equation, *values):
-    """The loop's steps, one after the other: ONNX's loops are slow, or missing.
+    """Unroll a loop.
 
-    values: those that are the same in all steps, then those that steps change
+    values: operands equal in all steps, then operands changed by the steps
     """
+    # ONNX's loops are slow, or missing in a runtime.
     body = equation.params["jaxpr"]
     carried = len(equation.outvars)
-    # A step that takes or makes a part of an array has other shapes than the loop.
+    # A step that reads or writes part of an array has shapes different from the loop's.
     of_loop = _shapes([*equation.invars, *equation.outvars])
     of_step = _shapes([*body.jaxpr.invars, *body.jaxpr.outvars])
     if of_loop != of_step:

@@ -1,4 +1,4 @@
-"""An exported ONNX file in onnxruntime, as the JSON beside it describes it."""
+"""Exported ONNX files in onnxruntime, described by the JSON beside them."""
 
 import dataclasses
 import os
@@ -25,20 +25,20 @@ KIND = "ONNX file"
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class OnnxProgram(Pretrained):
-    """A program of `export`: called with uint8 images, it returns logits.
+    """An exported program: called with uint8 images, it returns logits.
 
-    Its weights are in the file, so `variables` is empty.
+    `variables` is empty, because the weights are in the file.
     """
 
-    session: Any  # of onnxruntime
+    session: Any  # an onnxruntime.InferenceSession
     input_name: str
     input_dtype: str
-    batch_size: int | None  # images in a call; None: any number
+    batch_size: int | None  # images per call; None: any number
     channels_first: bool
-    recovered_form: str | None  # whose numbers the file has
+    recovered_form: str | None  # the recovered variant with the file's values
 
     def prepared(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [B, H, W, 3] as the file takes images."""
+        """Prepare uint8 [B, H, W, 3] as the file's input."""
         images = np.asarray(pixels)
         if self.input_dtype != "uint8":
             images = np.asarray(normalize(images, self.config.mean, self.config.std))
@@ -47,7 +47,7 @@ class OnnxProgram(Pretrained):
         return images
 
     def run(self, images: np.ndarray, outputs: list[str] | None = None) -> list:
-        """The outputs of `prepared` images; None: all of them."""
+        """Run `prepared` images; return the named outputs (None: all)."""
         return self.session.run(outputs, {self.input_name: images})
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
@@ -62,21 +62,23 @@ class OnnxProgram(Pretrained):
         for start in range(0, count, size):
             part = np.asarray(pixels[start : start + size])
             missing = size - len(part)
+            # A fixed batch size pads the last part. The padding's rows are cut at the
+            # end.
             part = np.pad(part, ((0, missing), (0, 0), (0, 0), (0, 0)))
             rows += self.run(self.prepared(part), ["logits"])
         return np.concatenate(rows)[:count]
 
 
 def open_file(path: str | os.PathLike) -> OnnxProgram:
-    """The program in an .onnx file beside its JSON.
+    """Open an .onnx file, described by its JSON, as a program.
 
-    Raises InputError for a file that onnxruntime or its JSON does not explain.
+    Raises InputError if onnxruntime cannot load the file, or export's JSON is missing.
     """
     extras.check("an ONNX file", "onnxruntime")
     import onnxruntime
 
     path = pathlib.Path(path).expanduser()
-    path.stat()  # FileNotFoundError, of the file that was named
+    path.stat()  # FileNotFoundError for the file itself
     facts = read_facts(path)
     if not FACTS <= {*facts}:
         name = facts_file(path).name
@@ -86,18 +88,17 @@ def open_file(path: str | os.PathLike) -> OnnxProgram:
     providers = onnxruntime.get_available_providers()
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # its errors have no common class
+    except Exception as error:  # onnxruntime's errors share no class
         reason = str(error).partition("\n")[0]
         raise InputError(f"{KIND} {path}: {reason}") from error
     return guarded(facts_file(path), _program, path, facts, session)
 
 
 def _program(path, facts, session):
-    """The OnnxProgram that a file's facts describe."""
     fields = _without_names(facts["model"])
     arch = Architecture(**fields.pop("arch"))
     images = dict(facts["preprocessing"])
-    images.pop("resized", None)
+    images.pop("resized", None)  # for readers: no field of Preprocessing
     images = Preprocessing(tuple(images.pop("image_size")), **images)
     config = ViTConfig(**fields | {"arch": arch, "preprocessing": images})
     batch_size, channels, *_ = facts["input"]["shape"]
@@ -116,7 +117,7 @@ def _program(path, facts, session):
 
 
 def _without_names(record: Any) -> Any:
-    """A record of `as_json` without the names of its dataclasses."""
+    """Remove the dataclass names from a record of `as_json`."""
     if not isinstance(record, Mapping):
         return record
     return {k: _without_names(value) for k, value in record.items() if k != "is"}

@@ -22,12 +22,12 @@ FACTS = {"input", "output", "preprocessing"}  # every program has these
 
 
 def facts_file(out: str | os.PathLike) -> pathlib.Path:
-    """The path of the JSON file with facts about the program in file `out`."""
+    """Path of the JSON file beside the program in file `out`."""
     return pathlib.Path(f"{out}.json")
 
 
 def read_facts(out: str | os.PathLike) -> dict[str, Any]:
-    """The facts about the program in file `out`; {} if they cannot be read."""
+    """Read the facts about the program in file `out`; {} if they are unreadable."""
     try:
         return read_json(facts_file(out))
     except (InputError, OSError):
@@ -42,9 +42,9 @@ def exported_images(
 ) -> jax.ShapeDtypeStruct:
     """Shape and dtype of an exported program's images.
 
-    batch_size: number of images in a call; None: any
-    pixels: whether images are uint8, which the program normalizes; else float32
-    channels_first: whether they are [batch, 3, H, W]; else [batch, H, W, 3]
+    batch_size: images per call; None: any number
+    pixels: uint8 images, normalized by the program; else float32
+    channels_first: [batch, 3, H, W]; else [batch, H, W, 3]
     """
     if batch_size is None:
         (batch_size,) = jax.export.symbolic_shape("batch")
@@ -61,11 +61,11 @@ def program_facts(
     outputs: ProgramOutputs | None = None,
     stored: Callable[[np.dtype], np.dtype] = np.dtype,
 ) -> dict[str, Any]:
-    """Facts about an exported program as JSON values: its input, output and model.
+    """Collect facts about an exported program as JSON values.
 
     images: a result of `exported_images`
-    outputs: what the program returns; None: logits
-    stored: function from a dtype of JAX to that in the file
+    outputs: the program's outputs; None: logits
+    stored: function from a JAX dtype to the file's dtype
     """
     outputs = outputs or ProgramOutputs(vit)
     model = outputs.model
@@ -91,7 +91,7 @@ def program_facts(
     if vit.preprocessing.resizes:
         prepared["resized"] = list(vit.preprocessing.resized)
     classes_out = config.num_classes if "logits" in outputs.names else 0
-    method = None  # of a plan that someone made by hand
+    method = None  # a plan made by hand has no method
     if vit.reduction is not None:
         method = str(vit.reduction)
     return {

@@ -1,4 +1,4 @@
-"""What an exported program takes and returns: logits, features, or vectors."""
+"""Inputs and outputs of an exported program: logits, features, or vectors."""
 
 from collections.abc import Callable
 
@@ -14,13 +14,13 @@ OUTPUTS = ("logits", "features", "patches")
 
 
 class ProgramOutputs:
-    """The arrays that a program of `vit` returns, in the order of `names`.
+    """Arrays returned by `vit`'s program, in the order of `names`.
 
     image: name of the program's input
-    channels_first: whether it is [batch, 3, H, W]; else [batch, H, W, 3]
-    output: "logits" (pooled vectors for a model without classes), "features" (the
-        pooled vector, patches, prefix tokens, and which patches were dropped) or
-        "patches" (only a feature for every patch)
+    channels_first: input [batch, 3, H, W]; else [batch, H, W, 3]
+    output: "logits" (pooled vectors of a model without classes), "features" (the pooled
+        vector, patches, prefix tokens, and a mask of dropped patches) or "patches"
+        (only a feature per patch)
     """
 
     image = "images"
@@ -33,15 +33,15 @@ class ProgramOutputs:
         self.names = ["logits" if self.model.config.num_classes else "pooled"]
         if output == "features":
             self.names = ["pooled", "patches", "prefix", "dropped"]
-            if not self.model.config.arch.prefix:  # an array without elements
+            if not self.model.config.arch.prefix:  # its array would have no elements
                 self.names.remove("prefix")
         elif output == "patches":
             self.names = ["patches"]
 
     def forward(self, model: ViT) -> Callable:
-        """A function (variables, images) -> tuple of arrays in the order of `names`.
+        """Return a function (variables, images) -> tuple of arrays, one per name.
 
-        model: the model in the form that is exported
+        model: the model in its exported form
         """
         if not self.has_features:
             run = optimize.forward_logits(model)
@@ -56,11 +56,11 @@ class ProgramOutputs:
 
 
 class TowerOutputs(ProgramOutputs):
-    """The arrays of a visual tower by the names of the program that loads it.
+    """The arrays of a visual tower, with the names its loading program expects.
 
-    names: of the arrays, among "embedding" (the vector, of length 1), "image_embeds"
-        (the vector), "pooler_output" (the pooled vector), "last_hidden_state" (all
-        tokens, as in transformers: after the last norm, of CLIP before it) and "logits"
+    names: among "embedding" (the vector, of length 1), "image_embeds" (the vector),
+        "pooler_output" (the pooled vector), "last_hidden_state" (all tokens, as in
+        transformers: after the last norm, for CLIP before it) and "logits"
     """
 
     def __init__(self, vit: Pretrained, image: str, names: list[str], pixels: bool):
@@ -70,7 +70,10 @@ class TowerOutputs(ProgramOutputs):
         self.names = names
 
     def forward(self, model: ViT) -> Callable:
-        """As that of ProgramOutputs; uint8 images are [batch, H, W, 3]."""
+        """Like `ProgramOutputs.forward`.
+
+        Float images are [batch, 3, H, W], uint8 images [batch, H, W, 3].
+        """
         has_tokens = "last_hidden_state" in self.names
         model = model.with_execution(head_only=not has_tokens)
 
@@ -80,9 +83,9 @@ class TowerOutputs(ProgramOutputs):
             images = as_normalized(images, model.config.mean, model.config.std)
             outputs, states = with_states(model, variables, images)
             tokens = states[-1].x
-            if not model.config.arch.pre_norm:  # which CLIP has
+            if not model.config.arch.pre_norm:  # CLIP has pre_norm
                 tokens = final_norm(model, variables)(tokens)
-            vector = outputs.logits  # the pooled vector where there is no head
+            vector = outputs.logits  # without a head, the pooled vector
             length = jnp.sqrt(jnp.sum(vector**2, axis=-1, keepdims=True))
             found = {
                 "embedding": vector / length,

@@ -1,12 +1,12 @@
-"""Visual towers as programs that search photographs load them.
+"""Visual towers in the folder layouts of photo search programs.
 
 immich        OUT/visual/model.onnx and OUT/visual/preprocess_cfg.json, as OpenCLIP's
-transformers  OUT/onnx/vision_model.onnx, or onnx/model.onnx of a classifier and of a
-              model whose vector is its class token, with config.json and
-              preprocessor_config.json, as transformers.js and optimum load them
+transformers  OUT/onnx/vision_model.onnx for a projection (CLIP) and SigLIP, else
+              OUT/onnx/model.onnx, with config.json and preprocessor_config.json, for
+              transformers.js and optimum
 fastembed     OUT/model.onnx and OUT/preprocessor_config.json
 
-Source: the loaders of immich's machine learning service, of transformers.js and of
+Source: the loaders of immich's machine learning service, transformers.js and
 fastembed's ImageEmbedding.
 """
 
@@ -21,14 +21,14 @@ from imagepiece_jax.weights.file_names import CONFIG, PREPROCESSOR
 from imagepiece_jax.weights.transformers_config import RESAMPLE, RESCALE
 
 LAYOUTS = ("immich", "transformers", "fastembed")
-# Fields of a config.json, and the end of the names of its architectures.
+# A classifier's fields in config.json, and the end of its architecture's name.
 OF_CLASSES = ("id2label", "label2id", "num_labels", "problem_type")
 CLASSIFIER = "ForImageClassification"
-NUMBERS = {name: number for number, name in RESAMPLE.items()}  # Pillow's
+NUMBERS = {name: number for number, name in RESAMPLE.items()}  # Pillow's filter numbers
 
 
 def graph_file(folder: pathlib.Path, layout: str, vit: Pretrained) -> pathlib.Path:
-    """The path of the graph in a folder of a layout."""
+    """Path of the graph in a layout's folder."""
     check_choice("layout", layout, LAYOUTS)
     if layout == "immich":
         return folder / "visual" / "model.onnx"
@@ -41,22 +41,22 @@ def graph_file(folder: pathlib.Path, layout: str, vit: Pretrained) -> pathlib.Pa
 
 
 def is_siglip(vit: Pretrained) -> bool:
-    """Whether the vector is SigLIP's: a learned probe reads it, and no head follows."""
+    """Whether the vector is SigLIP's: pooled by a learned probe, without a head."""
     return vit.config.arch.pool == "map" and not vit.config.num_classes
 
 
 def is_classifier(vit: Pretrained) -> bool:
-    """Whether the head has classes, rather than none or a projection."""
+    """Whether the head has classes: neither missing nor a projection."""
     return vit.config.num_classes > 0 and not vit.has_projection
 
 
 def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
-    """What the graph of a layout takes and returns.
+    """Inputs and outputs of a layout's graph.
 
-    pixels: whether it takes uint8, [batch, H, W, 3]; else floats, [batch, 3, H, W],
-        which the program that loads it has normalized
-    Raises InputError for images that no JSON file of the layout describes, and for
-    weights without a vector of an image.
+    pixels: uint8 images [batch, H, W, 3]; else floats [batch, 3, H, W], normalized by
+        the loading program
+    Raises InputError for images that the layout's JSON cannot describe, and for weights
+        without an image vector.
     """
     prepared = vit.preprocessing
     height, width = prepared.shape
@@ -91,7 +91,7 @@ def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
 
 
 def write_configs(folder: pathlib.Path, vit: Pretrained, layout: str):
-    """Write the JSON files that say how images are prepared, and what the model is."""
+    """Write the layout's JSON files: image preparation, and the model."""
     if layout == "immich":
         write_json(folder / "visual" / "preprocess_cfg.json", open_clip_fields(vit))
         return
@@ -101,7 +101,7 @@ def write_configs(folder: pathlib.Path, vit: Pretrained, layout: str):
 
 
 def open_clip_fields(vit: Pretrained) -> dict:
-    """The fields of OpenCLIP's preprocess_cfg; its crop is that of the whole image."""
+    """OpenCLIP's preprocess_cfg fields. OpenCLIP resizes to the crop's size."""
     preprocessing = vit.preprocessing
     mode = "squash" if preprocessing.crop_mode == "squash" else "shortest"
     return {
@@ -116,17 +116,16 @@ def open_clip_fields(vit: Pretrained) -> dict:
 
 
 def processor_fields(vit: Pretrained) -> dict:
-    """The fields of transformers' image processors, for the one that all clients know.
-
-    It squashes by a height and a width; fastembed does not know that of ViT.
-    """
+    """Fields of transformers' preprocessor_config.json."""
     preprocessing = vit.preprocessing
     height, width = preprocessing.shape
     resized_height, resized_width = preprocessing.resized
     size = {"shortest_edge": resized_height}
     if preprocessing.crop_mode == "squash":
+        # A height and a width squash the image.
         size = {"height": resized_height, "width": resized_width}
     return {
+        # All clients know CLIP's processor: fastembed does not know ViT's.
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": preprocessing.resizes,
@@ -143,13 +142,13 @@ def processor_fields(vit: Pretrained) -> dict:
 
 
 def config_fields(vit: Pretrained) -> dict:
-    """transformers' config.json: that of the weights' folder, or a written one.
+    """Fields of transformers' config.json: the weights folder's, or written ones.
 
-    Its images and classes are those of the model, which `load` may have changed.
+    Image size and classes are the model's, because `load` may have changed them.
     """
     config = vit.config
     fields = stored_fields(vit)
-    if not is_classifier(vit) and "id2label" in fields:  # of a head that was left out
+    if not is_classifier(vit) and "id2label" in fields:  # the head was left out
         for name in ("architectures", *OF_CLASSES):
             fields.pop(name, None)
     for part in (fields, fields.get("vision_config", {})):
@@ -161,7 +160,7 @@ def config_fields(vit: Pretrained) -> dict:
         if not kinds[0].endswith(CLASSIFIER):
             fields["architectures"] = [f"ViT{CLASSIFIER}"]
         fields["problem_type"] = config.problem_type
-        # transformers' names where there are none
+        # missing names are transformers' LABEL_i
         names = list(vit.class_names or [None] * config.num_classes)
         for label, name in enumerate(names):
             names[label] = name or f"LABEL_{label}"
@@ -171,7 +170,7 @@ def config_fields(vit: Pretrained) -> dict:
 
 
 def stored_fields(vit: Pretrained) -> dict:
-    """The config.json of the weights' folder if it is transformers', or else {}."""
+    """Read the weights folder's config.json if it is transformers', else {}."""
     if vit.source.path is None:
         return {}
     file = pathlib.Path(vit.source.path) / CONFIG
@@ -182,7 +181,7 @@ def stored_fields(vit: Pretrained) -> dict:
 
 
 def written_fields(vit: Pretrained) -> dict:
-    """transformers' fields of a model, without its classes."""
+    """Make transformers' fields of a model, without its classes."""
     config = vit.config
     fields = {
         "model_type": "vit",
