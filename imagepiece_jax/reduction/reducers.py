@@ -21,10 +21,15 @@ METRICS = ("key", "query", "value", "token")  # features by which tokens are com
 # `Method.for_model` replaces it in models without class token.
 SCORES = {
     "auto": "cls_attn",
+    # attention from the class token
     "class": "cls_attn",
+    # mean attention received by the token
     "received": "attn_columns",
+    # dissimilarity to the rest of the tokens (PiToMe, Tran et al. 2024)
     "energy": "key",
+    # change of the token by attention (Representation Shift, Choi et al. 2025)
     "shift": "shift",
+    # attention from the probe in the model's attention pool
     "probe": "probe",
 }
 
@@ -77,12 +82,6 @@ class MaskingReducer(Reducer):
 class Ranking(Reducer):
     """Base of reducers that rank tokens by a score, one of SCORES.
 
-    "class": attention from the class token.
-    "received": mean attention received by the token.
-    "energy": dissimilarity to the rest of the tokens (PiToMe, Tran et al. 2024).
-    "shift": change of the token by attention (Representation Shift, Choi et al. 2025).
-    "probe": attention from the probe in the model's attention pool.
-
     Scores are positive and add up to at most 1; a high score marks an important token.
     """
 
@@ -115,12 +114,10 @@ class Ranking(Reducer):
 
 @dataclasses.dataclass(frozen=True)
 class TopK(Ranking):
-    """Keep the highest-scored tokens, in spatial order.
+    """Keep the highest-scored tokens, in spatial order."""
 
-    fuse: whether the last output token is the score-weighted sum of the leaving tokens,
-        as in EViT (Liang et al. 2022); its gradient reaches the scores
-    """
-
+    # whether the last output token is the score-weighted sum of the leaving tokens, as
+    # in EViT (Liang et al. 2022); its gradient reaches the scores
     fuse: bool = False
 
     def __call__(self, taps, counts, train=False):
@@ -136,8 +133,8 @@ class Bipartite(Reducer):
     """Merge the most similar pairs between two sides (ToMe, Bolya et al. 2023, sec. 3).
 
     Side A holds the tokens at even positions, counted with the prefix; side B holds the
-    rest. The most similar tokens of A merge into their best partners in B. Slots are
-    the rest of A, then B. The prefix does not merge.
+    rest. The most similar tokens of A merge into their best partners in B. The prefix
+    does not merge.
     """
 
     metric: str = "key"
@@ -164,8 +161,8 @@ class Bipartite(Reducer):
         best, partner = find_partners(similarity, targets)
         order = ops.rank(best)  # [B, |A|]
         leaves = order < merges
-        # Slots of the staying tokens of A, and their numbers on side A. A's slots come
-        # before B's, so the next split by position mixes the two sides.
+        # Slots of A's staying tokens, and their numbers on side A. Slots are the rest
+        # of A, then B, so the next split by position mixes the two sides.
         rest = sources.shape[1] - merges
         if prefix:  # in their order
             slot_of_staying = ops.place_among(~leaves)

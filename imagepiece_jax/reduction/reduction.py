@@ -24,12 +24,10 @@ class Reduction:
     """A model's token reduction; equal reductions compute the same.
 
     `str(reduction)` is a text for `Reduction.read`.
-
-    method: a plain Method is a placeholder for the method recommended for a model
-    prop_attn: whether attention is proportional; None: the default of method and model
     """
 
-    method: Method
+    method: Method  # plain Method: placeholder for the method recommended for a model
+    # whether attention is proportional; None: the default of method and model
     prop_attn: bool | None = None
 
     def __post_init__(self):

@@ -76,7 +76,7 @@ class Fusion(Ranking):
         order = rank(best)
         leaving_odd = merges - leaving_even
         leaves = order < leaving_odd
-        # Slots of the odd tokens: those that stay come after the even ones that stay.
+        # Slots of the odd tokens: staying odd tokens come after staying even tokens.
         slot_of_staying = staying.shape[1] - leaving_odd + order
         slot = jnp.where(leaves, partner, slot_of_staying)
         ranked_odd = invert(order, order.shape[1])
@@ -113,11 +113,7 @@ def _places(length):
 
 @dataclasses.dataclass(frozen=True)
 class MCTF(Removal):
-    """Fuse `r` tokens away (r < 1: this share) in all `blocks`.
-
-    With the score "received", tokens fuse inside attention, and the whole attention map
-    is computed. With another score, tokens fuse after attention.
-    """
+    """Fuse `r` tokens away (r < 1: this share) in all `blocks`."""
 
     amounts = ("r", "blocks")
 
@@ -164,6 +160,8 @@ class MCTF(Removal):
             score=self.score,
         )
         rule = FuseAway(self.r)
+        # With the score "received", tokens fuse inside attention, and the whole
+        # attention map is computed. With another score, tokens fuse after attention.
         site = "attention" if self.score == "received" else "mid"
         blocks = self.chosen_blocks(depth)
         return tuple(Step(block, reducer, rule, site=site) for block in blocks)

@@ -65,7 +65,7 @@ class ModelFacts:
     embed_dim: int
     patches: int  # number of image tokens before the first block
     class_token: bool = True
-    pool: str = "token"  # what the head reads: "token", "mean" or "map"
+    pool: str = "token"  # read by the head: "token", "mean" or "map"
     classes: int = 1000  # 0: the model has no head
     name: str | None = None  # name of a public model
 

@@ -19,11 +19,10 @@ class ByEnergy(Ranking):
 
     By falling energy, tokens alternate between sides A and B. Tokens of A merge into
     the most similar tokens of B.
-
-    protect: True compares only the highest energies, twice as many tokens as merge, so
-        all of side A merge. False compares all tokens; the most similar pairs merge.
     """
 
+    # True: compare only the tokens with the highest energies, twice as many as merge,
+    # so all of side A merges. False: compare all tokens; the most similar pairs merge.
     protect: bool
     metric: str = "key"
     score: str = dataclasses.field(default="energy", kw_only=True)

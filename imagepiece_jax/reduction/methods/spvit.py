@@ -32,7 +32,7 @@ class Selector(nn.Module, MaskingReducer):
     def __call__(self, taps, counts, train=False):
         batch, n, dim = taps.x.shape
         heads = taps.x.reshape(batch, n, taps.num_heads, dim // taps.num_heads)
-        # Log probabilities by the features of each head, [B, n, H, 2].
+        # Log probabilities from the heads' features, [B, n, H, 2].
         scores = token_selector.KeepScores(name="scores")(heads, taps.mask)
         vote = self._votes(heads)[..., None]
         probability = jnp.sum(vote * jnp.exp(scores), axis=2)[..., 0]
