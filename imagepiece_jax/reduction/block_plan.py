@@ -41,7 +41,7 @@ class Rule:
         raise NotImplementedError
 
     def fewest(self, n: int, stage: int) -> int:
-        """Fewest of `n` tokens to stay at this step under a list of `counts`."""
+        """Lower limit for an entry of `counts` at this step, out of `n` tokens."""
         return 1
 
     def candidates(self, n: int) -> int | None:
@@ -53,7 +53,7 @@ class AtMostHalf(Rule):
     """Base of rules for pairwise merges: at most half the tokens leave."""
 
     def removed(self, n: int) -> int:
-        """Number of `n` tokens that should leave, before the limit of one half."""
+        """Number of tokens to remove from `n`, before the limit of one half."""
         raise NotImplementedError
 
     def n_out(self, n, n0, stage):
@@ -117,7 +117,7 @@ class Remove(AtMostHalf):
 
 @dataclasses.dataclass(frozen=True)
 class MergeTo(AtMostHalf):
-    """The same number of tokens leaves as under `Keep(rate)`, at most half."""
+    """ceil(rate * n) tokens stay, as under `Keep(rate)`, but at most half leave."""
 
     rate: float
 
@@ -154,7 +154,7 @@ class Fixed(Rule):
 
 
 class Unreachable(InputError):
-    """Token counts outside the reach of a method's steps; a search for a cost ends."""
+    """Token counts outside the reach of a method's steps; a cost search ends there."""
 
 
 @dataclasses.dataclass(frozen=True)

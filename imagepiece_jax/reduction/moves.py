@@ -258,7 +258,7 @@ def _apply_masking(state, result):
 
 
 def sum_by_slot(values, dest, n_out):
-    """Sum values by destination slot, as a comparison. [B, n] -> [B, n_out]."""
+    """Sum values per slot by comparing destinations. [B, n] -> [B, n_out]."""
     belongs = is_in_slot(dest, n_out)
     terms = jnp.where(belongs, values[:, None, :], 0)
     return jnp.sum(terms, axis=-1)
@@ -432,6 +432,7 @@ def to_nearest_slot(x, result):
     """Find every token's slot; a dropped token gets its most similar kept token's slot.
 
     x: [B, n, D], tokens before the step, compared by cosine; ties go to the first token
+    result: an Assignment
     Returns [B, n] int.
     """
     dropped = result.dest == DROPPED

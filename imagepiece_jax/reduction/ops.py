@@ -95,7 +95,7 @@ def place_among(keep):
 
 
 def place_or(keep, otherwise):
-    """`place_among` for kept tokens, `otherwise` [B, n] for dropped tokens, at once."""
+    """`place_among` for kept tokens, `otherwise` [B, n] for the rest, in one pass."""
     mine, other = _indices(keep)
     earlier = keep[:, None, :] & (other < mine)
     once = jnp.where(other == 0, otherwise[:, :, None], 0)
@@ -277,7 +277,7 @@ def lengths(x):
 
 
 def shift_shares(change, live=None):
-    """Shares of a layer's change per token, with sum 1. -> [B, n] float32.
+    """Measure token changes by a layer, as shares with sum 1. -> [B, n] float32.
 
     change: [B, n, D], added to the tokens by the layer
     live: [B, n], 1 for live tokens and 0 for masked tokens; None: all live

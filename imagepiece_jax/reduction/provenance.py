@@ -1,4 +1,4 @@
-"""Follow patches through a model's steps: which token holds which patch."""
+"""Track every patch's token through a model's steps."""
 
 import itertools
 from typing import NamedTuple
@@ -16,8 +16,8 @@ def patch_slots(results, batch: int, patches: int) -> list:
     """Find every patch's image token, before the first step and after every step.
 
     results: `Outputs.results`
-    Returns a list of [batch, patches] int32, DROPPED for lost patches. From the first
-        Mixing or Masking on, entries are None.
+    Returns a list of [batch, patches] int32, DROPPED for patches without a token. From
+        the first Mixing or Masking on, entries are None.
     """
     hard = itertools.takewhile(lambda each: isinstance(each, Assignment), results)
     slots = [path.slot for path in follow([*hard])]

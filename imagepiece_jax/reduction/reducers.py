@@ -108,7 +108,7 @@ class Ranking(Reducer):
             score = ops.uniqueness(score, margin, live)
         if taps.mask is None:
             return score
-        # With infinite scores, masked tokens never merge as the lowest-ranked tokens.
+        # Infinite scores keep masked tokens out of merges of the lowest-scored tokens.
         return jnp.where(taps.mask > 0.5, score, jnp.inf)
 
 
@@ -240,7 +240,7 @@ def merge_in_place(absorbed, partners, counts):
     token = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
 
     def before(tokens):
-        """Compare positions: absorbed token before token? [B, m] -> [B, m, r] int32."""
+        """Mark absorbed tokens before every token. [B, m] -> [B, m, r] int32."""
         earlier = absorbed[:, None, :] < tokens[:, :, None]
         return earlier.astype(jnp.int32)
 

@@ -94,7 +94,7 @@ class SlotIndex:
     """Tokens per slot, as indices for gathering."""
 
     keep: Array  # [B, n_out]: the token kept by every slot
-    absorbed: Array  # [B, e]: the rest of the tokens, without dropped tokens
+    absorbed: Array  # [B, e]: the rest of the tokens, except dropped tokens
     target: Array  # [B, e]: the slots of `absorbed`
     # [B, e]: the tokens kept by the slots in `target`; [B, 1] if all join one slot
     partner: Array
@@ -107,7 +107,7 @@ class SlotIndex:
 
     @property
     def groups(self):
-        """Slots of the partners, [B, e] or [B, 1]; a slot is listed per partner."""
+        """Slots of the partners, [B, e] or [B, 1], listed once per partner."""
         return self.target[:, : self.partner.shape[1]]
 
 

@@ -11,7 +11,7 @@ from imagepiece_jax.reduction.methods.method import InStages
 
 @dataclasses.dataclass(frozen=True)
 class Attended(InStages):
-    """At all `blocks`, keep a share of the tokens and merge the rest into them."""
+    """At every block in `blocks`, keep a share of the tokens and merge the rest."""
 
     default_prop_attn = True
 

@@ -199,7 +199,7 @@ class DiffRate(Method):
         return dataclasses.replace(method, prune=prune, merge=merge)
 
     def scaled(self, ratio, depth, patches):
-        """Raise the shares in both lists to a power."""
+        # The shares in both lists are raised to a power.
 
         def powered(kept):
             shares = [(tokens - 1) / patches for tokens in kept]
@@ -210,7 +210,7 @@ class DiffRate(Method):
         return dataclasses.replace(self, prune=prune, merge=merge)
 
     def step_at(self, block, depth, tokens):
-        """Make a Step without drops: leaving tokens merge into the most attended."""
+        # No token is dropped: leaving tokens merge into the most attended tokens.
         return Step(block, PruneAndMerge(ALL, score=self.score), AtMost(0))
 
     def steps(self, depth):

@@ -155,7 +155,7 @@ class DTEM(Removal):
         return tuple(steps)
 
     def param_groups(self, path):
-        """Train only the embeddings."""
+        # Only the embeddings are trained.
         if path.startswith("reducer_"):
             return ParamGroup()
         return ParamGroup(frozen_epochs=math.inf)

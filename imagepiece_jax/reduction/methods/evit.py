@@ -12,7 +12,7 @@ from imagepiece_jax.reduction.reducers import TopK
 
 @dataclasses.dataclass(frozen=True)
 class EViT(InStages):
-    """At all `blocks`, keep the ceil(keep_rate * n) most attended image tokens."""
+    """At every block in `blocks`, keep the ceil(keep_rate * n) most attended tokens."""
 
     # whether one more token is the score-weighted sum of the leaving tokens
     fuse_token: bool = False
@@ -38,9 +38,9 @@ class EViT(InStages):
         return tuple(Step(block, reducer, rule) for block in self.blocks)
 
     def rate_at(self, epoch):
-        """Keep rate in an epoch: 1 at first, then a cosine fall to `keep_rate`."""
-        # EViT's authors change the rate in every step (start 10, 100 epochs). A change
-        # per epoch needs fewer compiled programs.
+        # The rate is 1 at first, then falls to keep_rate by a cosine. EViT's authors
+        # change it in every step (start 10, 100 epochs). A change per epoch needs fewer
+        # compiled programs.
         start = self.rate_warmup_start
         length = self.rate_warmup_epochs
         if length == 0 or epoch >= start + length:

@@ -24,7 +24,6 @@ class Cells(Reducer):
     size: int
 
     def check_fits(self, grid, counts):
-        """Raise InputError without a grid (height, width), or for a small grid."""
         if grid is None:
             raise InputError(
                 "grid pooling needs the grid of patches, but tokens are reduced before"
@@ -63,7 +62,7 @@ class GridPooling(Method):
         check_range("block", self.block, 0, whole=True)
 
     def scaled(self, ratio, depth, patches):
-        """Move the same cells to an earlier block, for a larger ratio."""
+        # A larger ratio moves the same cells to an earlier block.
         block = min(depth - 1, max(1, rounded((1 - ratio) * depth)))
         return dataclasses.replace(self, block=block)
 

@@ -24,8 +24,8 @@ class Retokenize(Ranking):
     """Merge unimportant tokens into similar tokens (ImagePiece, step II).
 
     Candidates are the lowest-scored tokens (by class attention in the paper). By
-    falling score, they alternate between sides A and B. The most similar tokens of A
-    merge into their partners in B. The token order is kept.
+    falling score, candidates alternate between sides A and B. The most similar tokens
+    of A merge into their partners in B. The token order is kept.
     """
 
     parity: int = 0  # index of the first candidate on side A, 0 or 1
@@ -33,7 +33,7 @@ class Retokenize(Ranking):
     size_weighting: bool = True  # merged tokens are means over patches, not tokens
 
     def check_fits(self, grid, counts):
-        """Raise InputError if more than half the candidates merge."""
+        # At most half the candidates can merge.
         candidates = counts.candidates
         if candidates is None:
             raise InputError("Retokenize needs a rule with candidates, such as Merge")
@@ -97,8 +97,8 @@ class ImagePiece(Method):
         check_choice("size_weighting", self.size_weighting, (True, False))
 
     def scaled(self, ratio, depth, patches):
-        """Scale both rates in proportion; without prune blocks, only `merge_ratio`."""
-        # With ratio 1 the larger of 1 - keep_rate and merge_ratio becomes 1.
+        # Both rates are scaled in proportion: with ratio 1 the larger of 1 - keep_rate
+        # and merge_ratio becomes 1. Without prune blocks, only merge_ratio changes.
         drop = 1 - self.keep_rate
         merge = self.merge_ratio
         if self.prune_blocks == ():
@@ -119,7 +119,6 @@ class ImagePiece(Method):
         return tuple(sorted(steps, key=lambda step: step.block))
 
     def merge_step(self, block: int) -> Step:
-        """Make a Step that merges unimportant tokens."""
         switches = (self.parity, self.metric, self.size_weighting)
         reducer = Retokenize(*switches, score=self.score)
         return Step(block, reducer, Merge(self.merge_ratio, self.candidate_ratio))

@@ -52,7 +52,7 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
         check_choice("mode", self.mode, ("mask", "topk"))
 
     def prune_step(self, block):
-        """Make a Step that prunes by a learned score; mode "mask" masks in training."""
+        # In the mode "mask", masked training removes no token at this step.
         reducer = NoisyTopK()
         when_masked = None
         if self.mode == "mask":
@@ -62,7 +62,7 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
         return Step(block, reducer, rule, when_masked=when_masked)
 
     def target_shares(self, plan):
-        """Shares kept in evaluation per masking step, without the shares of merges."""
+        # Shares kept in evaluation by the prune steps alone; merges do not count.
         shares = []
         for layer in plan:
             evaluation = layer.counts and layer.counts.evaluation

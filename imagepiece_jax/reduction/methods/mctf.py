@@ -96,7 +96,7 @@ class Fusion(Ranking):
         return keep_and_join(keep, absorbed, target, n).replace(weight=weight)
 
     def affinity(self, x, inattention, smallness):
-        """Values of all token pairs. [B, n, D], [B, n] twice -> [B, n, n]."""
+        """Fusion values of all token pairs. [B, n, D], [B, n] twice -> [B, n, n]."""
         affinity = ((cosine(x, x) + 1) / 2) ** (1 / self.similarity)
         criteria = ((inattention, self.attention), (smallness, self.sizes))
         for value, temperature in criteria:
@@ -113,7 +113,7 @@ def _places(length):
 
 @dataclasses.dataclass(frozen=True)
 class MCTF(Removal):
-    """Fuse `r` tokens away (r < 1: this share) in all `blocks`."""
+    """Fuse `r` tokens away (r < 1: this share) in every block in `blocks`."""
 
     amounts = ("r", "blocks")
 

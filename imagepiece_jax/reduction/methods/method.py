@@ -90,7 +90,7 @@ class Method:
     # the field among `amounts` set by the search for a cost; unused beside `macs`
     ratio_field: ClassVar[str | None] = None
     needs_teacher: ClassVar[bool] = False  # whether training needs a frozen dense model
-    # proportional attention, unless the reduction or the model sets it
+    # whether attention is proportional, if neither reduction nor model sets it
     default_prop_attn: ClassVar[bool] = False
     # function (outputs, teacher_outputs, plan) -> {name: further loss term}
     loss: ClassVar[Callable[..., dict[str, Any]] | None] = None
@@ -269,7 +269,7 @@ def _steps_of(method, depth):
 
 @dataclasses.dataclass(frozen=True)
 class InStages(Method):
-    """Base of methods that keep a share of the tokens at some blocks."""
+    """Base of methods that keep the share `keep_rate` of the tokens at some blocks."""
 
     amounts = ("keep_rate", "blocks")
     ratio_field = "keep_rate"
@@ -295,7 +295,7 @@ class InStages(Method):
 
 
 class Removal(Method):
-    """Base of methods whose blocks lose `r` tokens each."""
+    """Base of methods that remove `r` tokens per block."""
 
     default_prop_attn = True
     ratio_field = "r"
@@ -305,8 +305,8 @@ class Removal(Method):
         return (self.r,) * depth
 
     def scaled(self, ratio, depth, patches):
-        """Scale the removed counts, with the same proportions between blocks."""
-        # With ratio 1 the block with the largest count would lose all tokens.
+        # Proportions between blocks stay. With ratio 1 the block with the largest count
+        # would lose all tokens.
         removed = self.removed(depth)
         if not any(removed):
             removed = (1,) * depth

@@ -28,7 +28,7 @@ class Draw(Reducer):
 
 @dataclasses.dataclass(frozen=True)
 class Random(InStages):
-    """At all `blocks`, keep ceil(keep_rate * n) image tokens: EViT's counts."""
+    """At every block in `blocks`, keep ceil(keep_rate * n) tokens: EViT's counts."""
 
     def steps(self, depth):
         rule = Keep(self.keep_rate)

@@ -8,8 +8,9 @@ from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 STAGES = 4  # stages of equal depth; tokens leave at the start of stages 2 to 4
 # The least share of MACs at which tokens leave in stages. At .4, an equal share in all
 # blocks except the first loses 11.1 points off the shelf instead of 18.2, and 3.6
-# instead of 9.0 recovered (docs/tables/recover). On a CPU it is as fast; on an H200 it
-# is slower (docs/results/comparison.md). Nothing was measured between .4 and .5.
+# instead of 9.0 recovered (docs/tables/recover). On a CPU it is as fast. On an H200 it
+# is slower: 1.08 instead of 1.50 times the dense rate (docs/results/comparison.md).
+# Nothing was measured between .4 and .5.
 IN_STAGES_FROM = 0.45
 
 

@@ -23,7 +23,7 @@ from imagepiece_jax.reduction.state import Masking
 
 
 class Selector(nn.Module, MaskingReducer):
-    """Keep the tokens with the highest head votes; the last token packs the rest.
+    """Keep the tokens scored highest by the heads; the last token packs the rest.
 
     Masked training draws a random mask, and appends the package.
     """
@@ -86,7 +86,7 @@ def package_weights(probability, dropped):
 
 @dataclasses.dataclass(frozen=True)
 class SPViT(LearnedSelection):
-    """Before all `blocks`, keep a share of the initial tokens, and one more package."""
+    """Before every block in `blocks`, keep a share of the tokens, and add a package."""
 
     amounts = ("keep_rates", "blocks")
 
@@ -115,7 +115,7 @@ class SPViT(LearnedSelection):
             )
 
     def scaled(self, ratio, depth, patches):
-        """Multiply all shares by a common factor, up to at most 1."""
+        # All shares get a common factor, and are at most 1.
         least = min(share for share in self.keep_rates if share)
         scale = (1 - ratio) / least
         rates = [min(1.0, scale * share) for share in self.keep_rates]
@@ -133,11 +133,11 @@ class SPViT(LearnedSelection):
         return Step(block, Selector(), rule, site="pre", when_masked=1)
 
     def live_shares(self, masks):
-        """Live token shares per masking step, over this device's whole batch."""
-        # Images may keep different numbers of tokens. Packages do not count.
+        # Shares are means over this device's whole batch, because images may keep
+        # different numbers of tokens. Packages do not count.
         patches = masks[0].shape[1]
         return [jnp.mean(mask[:, :patches]) for mask in masks]
 
     def backbone_rate(self, lr, peak):
-        """Cap the backbone's learning rate at `backbone_lr` times the peak rate."""
+        # The rate is capped at `backbone_lr` times the peak rate.
         return jnp.minimum(self.backbone_lr * peak, lr)

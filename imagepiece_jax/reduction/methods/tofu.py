@@ -35,7 +35,7 @@ class Discard(Bipartite):
 
 
 def without_joined(merged, keep, counts):
-    """Turn merges into drops: slots keep only the tokens `keep` [B, n_out] int32."""
+    """Turn merges into drops: slot s keeps only token keep[:, s], int32."""
     itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
     stays = jnp.any(keep[:, :, None] == itself[:, None, :], axis=1)
     dest = jnp.where(stays, merged.dest, DROPPED)
@@ -48,15 +48,14 @@ class Fuse(Bipartite):
 
     def __call__(self, taps, counts, train=False):
         merged = super().__call__(taps, counts, train)
-        # A group's scale is the greatest length of its tokens, divided by the length of
-        # the token kept by the slot.
-        #
         # Sums over [B, n_out, n] replace gathers: a gather's gradient is a scatter.
         slots = jnp.arange(counts.n_out, dtype=jnp.int32)[None, :, None]
         tokens = jnp.arange(counts.n_in, dtype=jnp.int32)[None, None, :]
         belongs = merged.dest[:, None, :] == slots
         destination = merged.index.keep[..., None]
         x = _safe_to_square(taps.x)
+        # A group's scale is the greatest length of its tokens, divided by the length of
+        # the token kept by the slot.
         length = lengths(x)[:, None, :]
         members = jnp.sum(belongs, axis=-1)
         greatest = jnp.max(jnp.where(belongs, length, 0), axis=-1)

@@ -65,9 +65,8 @@ class TokenLearner(Method):
         check_range("bottleneck_dim", self.bottleneck_dim, 1, whole=True)
 
     def scaled(self, ratio, depth, patches):
-        """Move the step to an earlier block, for a larger ratio."""
-        # A ratio between two blocks' ratios gives more new tokens, for a cost in
-        # between.
+        # A larger ratio moves the step to an earlier block. A ratio between two blocks'
+        # ratios gives more new tokens, for a cost in between.
         fractional = max(1.0, (1 - ratio) * depth)
         block = min(depth - 1, int(fractional))
         fraction = min(1.0, fractional - block)
