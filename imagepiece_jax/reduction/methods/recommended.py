@@ -35,7 +35,7 @@ TABLE = {
     "other pool": Recommendation("tome"),
     # The model has no head, and users read features. At .75 and .6 of the MACs, no
     # method has a higher IoU with the dense model's maps than ToMe
-    # (docs/tables/saliency.md): .86 at .6, but .82 for "attended"
+    # (docs/tables/saliency.md): .86 at .6, but .82 for "attended" in three blocks
     # (docs/tables/parts/elsewhere.md). Neighbors of the pooled vector: docs/search.md.
     "no classes": Recommendation("tome"),
 }
