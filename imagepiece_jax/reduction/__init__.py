@@ -1,4 +1,4 @@
-"""Which tokens go where: methods, how many tokens stay, scores, merging.
+"""Token reduction: methods, reducers, token counts, scores and merging.
 
-Nothing here knows a model's weights or an image.
+Nothing here depends on a model's weights or on images.
 """

@@ -1,7 +1,7 @@
-"""How many tokens each block keeps: rules and plans, before anything is traced.
+"""Token counts per block: rules, steps and plans, before anything is traced.
 
-A method has `Step`s. A `Rule` says how many image tokens a step leaves, and `build`
-makes a `BlockPlan` for each block.
+A method has `Step`s. A step's `Rule` sets how many image tokens stay. `build` turns
+steps into one `BlockPlan` per block.
 """
 
 import dataclasses
@@ -13,47 +13,47 @@ from typing import Any
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.errors import InputError
 
-# "pre": before the block; "attention": in it, after the weights of all tokens and
-# before these are applied to values; "mid": between attention and MLP
+# "pre": before the block; "attention": inside attention, after the weights of all
+# tokens are known and before they are applied to values; "mid": between attention and
+# MLP
 SITES = ("pre", "attention", "mid")
 
 
 def ceil(x):
-    """Ceiling that binary rounding cannot change: 0.07 * 100 is 7, not 8."""
+    """Ceiling, immune to binary rounding: 0.07 * 100 is 7, not 8."""
     return math.ceil(x - 1e-9)
 
 
 def floor(x):
-    """Floor that binary rounding cannot change: 0.7 * 90 is 63, not 62."""
+    """Floor, immune to binary rounding: 0.7 * 90 is 63, not 62."""
     return math.floor(x + 1e-9)
 
 
 class Rule:
-    """Base of counting rules, which are frozen dataclasses."""
+    """Base of counting rules; subclasses are frozen dataclasses."""
 
     def n_out(self, n: int, n0: int, stage: int) -> int | None:
-        """Number of image tokens after the step; None where all of them stay.
+        """Image token count after the step, or None if all tokens stay.
 
-        n: number of image tokens before the step
-        n0: number of image tokens before the first step
-        stage: number of this step among those that reduce tokens, from 1
+        n, n0: image tokens before this step, and before the first step
+        stage: number of this step among the reducing steps, from 1
         """
         raise NotImplementedError
 
     def fewest(self, n: int, stage: int) -> int:
-        """The fewest of `n` tokens that a list of `counts` may leave at this step."""
+        """Lower limit for an entry of `counts` at this step, out of `n` tokens."""
         return 1
 
     def candidates(self, n: int) -> int | None:
-        """Number of tokens among which a merge looks for pairs; None: all tokens."""
+        """Number of merge candidates; None: all tokens."""
         return None
 
 
 class AtMostHalf(Rule):
-    """Base of rules for merges in pairs, in which at most half of the tokens leave."""
+    """Base of rules for pairwise merges: at most half the tokens leave."""
 
     def removed(self, n: int) -> int:
-        """How many of `n` tokens should leave, even if it is more than half."""
+        """Number of tokens to remove from `n`, before the limit of one half."""
         raise NotImplementedError
 
     def n_out(self, n, n0, stage):
@@ -64,7 +64,7 @@ class AtMostHalf(Rule):
         return n - self.half(n)
 
     def half(self, n):
-        """The most tokens that can leave: half of the candidates."""
+        """Half the candidates: the most tokens that can leave."""
         candidates = self.candidates(n)
         if candidates is None:
             candidates = n
@@ -76,7 +76,7 @@ class Keep(Rule):
     """ceil(rate * n) tokens stay, at least 1."""
 
     rate: float
-    fused: bool = False  # whether one more token is the sum of those that leave
+    fused: bool = False  # whether one more token sums up the leaving tokens
 
     def n_out(self, n, n0, stage):
         count = max(1, ceil(self.rate * n))
@@ -93,7 +93,7 @@ class KeepInitial(Rule):
     """floor(rate * n0) tokens stay, at least 1."""
 
     rate: float
-    packages: bool = False  # whether each step so far has added one more token
+    packages: bool = False  # whether every step so far has added one more token
 
     def n_out(self, n, n0, stage):
         count = max(1, floor(self.rate * n0))
@@ -107,7 +107,7 @@ class KeepInitial(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class Remove(AtMostHalf):
-    """`count` tokens leave, or half of all where that is less."""
+    """`count` tokens leave, at most half."""
 
     count: int
 
@@ -117,7 +117,7 @@ class Remove(AtMostHalf):
 
 @dataclasses.dataclass(frozen=True)
 class MergeTo(AtMostHalf):
-    """As many tokens leave as by `Keep(rate)`, or half of all where that is less."""
+    """ceil(rate * n) tokens stay, as under `Keep(rate)`, but at most half leave."""
 
     rate: float
 
@@ -127,10 +127,9 @@ class MergeTo(AtMostHalf):
 
 @dataclasses.dataclass(frozen=True)
 class Merge(AtMostHalf):
-    """ImagePiece's rule: tokens merge among the floor(candidate_ratio * n) candidates.
+    """ImagePiece's rule: ceil(merge_ratio * (n + 1)) tokens leave, merged in pairs.
 
-    ceil(merge_ratio * (n + 1)) tokens leave: the published arithmetic counts the class
-    token, so that 16 of 197 tokens leave.
+    Pairs are among floor(candidate_ratio * n) candidates: at most half of them leave.
     """
 
     merge_ratio: float
@@ -140,12 +139,13 @@ class Merge(AtMostHalf):
         return floor(self.candidate_ratio * n)
 
     def removed(self, n):
+        # The published arithmetic counts the class token: 16 of 197 tokens leave.
         return ceil(self.merge_ratio * (n + 1))
 
 
 @dataclasses.dataclass(frozen=True)
 class Fixed(Rule):
-    """`tokens` tokens stay, whatever n is."""
+    """`tokens` tokens stay, for every n."""
 
     tokens: int
 
@@ -154,71 +154,65 @@ class Fixed(Rule):
 
 
 class Unreachable(InputError):
-    """Numbers of tokens that the steps of a method cannot leave.
-
-    A search for a cost ends there.
-    """
+    """Token counts outside the reach of a method's steps; a cost search ends there."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A reduction of tokens at one block."""
+    """A token reduction at one block."""
 
     block: int
-    # decides which tokens leave: a `reducers.Reducer`; a Flax module, without
-    # parameters, if it learns
+    # chooses the leaving tokens: a `reducers.Reducer`, which is an unbound Flax module
+    # if it learns
     reducer: Any
-    rule: Rule  # says how many tokens stay
-    site: str = "mid"  # where in the block it takes place: one of SITES
-    # number of tokens that masked training adds here; None: it removes tokens, too
+    rule: Rule  # sets how many tokens stay
+    site: str = "mid"  # position in the block, one of SITES
+    # number of tokens added here in masked training; None: tokens leave there, too
     when_masked: int | None = None
-    tokens: int | None = None  # number of image tokens that stay; None: the rule's
+    tokens: int | None = None  # number of image tokens that stay; None: by the rule
 
     def __post_init__(self):
         check_choice("site", self.site, SITES)
 
     @property
     def attention_block(self) -> int:
-        """The block whose attention the reducer reads; -1 where there is none.
-
-        At site "pre" that is the block before this one.
-        """
+        """Block of the attention read by the reducer; -1 at site "pre" of block 0."""
+        # At site "pre" the reducer reads the attention of the block before.
         return self.block - 1 if self.site == "pre" else self.block
 
 
 @dataclasses.dataclass(frozen=True)
 class StepCounts:
-    """The numbers of tokens of a step that reduces them."""
+    """Token counts of a reducing step."""
 
     n_in: int  # image tokens before the step
     n_out: int  # image tokens after the step
-    candidates: int | None = None  # tokens among which it merges; None: all
-    stage: int = 1  # number of this step among those that reduce tokens, from 1
-    progress: float = 0.0  # share of the model's blocks before the attention it reads
-    # The counts in evaluation; None but in masked training, which removes no tokens.
+    candidates: int | None = None  # merge candidates; None: all tokens
+    stage: int = 1  # number of this step among the reducing steps, from 1
+    # share of the model's blocks before the attention read by the reducer
+    progress: float = 0.0
+    # the counts in evaluation, for a step of masked training that removes no tokens
     evaluation: "StepCounts | None" = None
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockPlan:
-    """The numbers of tokens of one block, and the step that reduces them."""
+    """Token counts of one block, and its step."""
 
-    attn_tokens: int  # tokens that enter attention, prefix included
-    mlp_tokens: int  # tokens that enter the MLP, prefix included
-    # The step, even where all tokens stay, as its reducer may have parameters.
+    attn_tokens: int  # tokens entering attention, prefix included
+    mlp_tokens: int  # tokens entering the MLP, prefix included
+    # set even where all tokens stay, because the reducer may have parameters
     step: Step | None = None
-    # The numbers of the step; None where no token leaves or is masked.
+    # None where no token leaves or is masked
     counts: StepCounts | None = None
-    # Scores of this block's attention that reducers read, here or at the next block.
+    # attention scores and projections read by reducers, here or at the next block
     reads: frozenset[str] = frozenset()
 
 
 def counts_of_step(step: Step, n: int, n0: int, stage: int = 1) -> StepCounts | None:
-    """The StepCounts of a step; None where all tokens stay.
+    """Count a step's tokens; None if all tokens stay. Arguments: see `Rule.n_out`.
 
-    n, n0, stage: as `Rule.n_out` takes them
-    Raises Unreachable for a rule whose result is neither None nor a whole number from
-        1 to `n`.
+    Raises Unreachable unless the rule gives None or a whole number from 1 to `n`.
     """
     if step.tokens is None:
         n_out = step.rule.n_out(n, n0, stage)
@@ -235,7 +229,7 @@ def counts_of_step(step: Step, n: int, n0: int, stage: int = 1) -> StepCounts | 
 
 
 def dense_plan(depth: int, tokens: int) -> tuple[BlockPlan, ...]:
-    """The plan of a model whose blocks keep all tokens, prefix included."""
+    """Plan a dense model with `tokens` tokens, prefix included."""
     return (BlockPlan(tokens, tokens),) * depth
 
 
@@ -246,15 +240,13 @@ def build(
     num_prefix: int = 1,
     masked: bool = False,
 ) -> tuple[BlockPlan, ...]:
-    """The plan of a model: a BlockPlan for each block.
+    """Plan a model: one BlockPlan per block.
 
-    depth: number of blocks of the model
     n0: number of image tokens before the first block
-    steps: reductions in any order, at most one for each block
-    num_prefix: number of class, distillation and register tokens, which all stay
-    masked: whether it is the plan of masked training, in which steps with `when_masked`
-        remove no tokens
-    Raises InputError for a step outside the model and for two steps at one block.
+    steps: in any order, at most one per block
+    num_prefix: number of class, distillation and register tokens, which always stay
+    masked: plan masked training; steps with `when_masked` then remove no tokens
+    Raises InputError for a step outside the model, or two steps at one block.
     """
     by_block = {}
     for step in steps:
@@ -306,7 +298,7 @@ def build(
         )
         plan.append(layer)
         present = after
-    # The step of the next block may read a block's attention, too.
+    # `reads` is complete only now: the next block's step may read a block's attention.
     complete = []
     for layer, names in zip(plan, reads, strict=True):
         complete.append(dataclasses.replace(layer, reads=names))

@@ -1,8 +1,8 @@
-"""The contract of methods and reducers, checked: every token has a place.
+"""Check the contract of methods and reducers: every token has a slot or is dropped.
 
-A reduction that breaks it does not fail: it merges other tokens than it reports. What
-steps need (`check_plan`) and return (`check_form`) is checked whenever a model is made
-or traced, values (`check`) only after a program has run.
+Nothing crashes when a reducer breaks the contract: it then merges tokens other than the
+ones it reports. `check_plan` and `check_form` run whenever a model is made or traced.
+`check` needs values, so it runs only after a program.
 """
 
 import jax
@@ -22,11 +22,11 @@ from imagepiece_jax.reduction.state import (
 
 
 def check_plan(plan, arch, grid):
-    """Check that attention, model and grid provide what the steps of a plan need.
+    """Check that attention, model and grid meet the needs of a plan's steps.
 
     arch: an `Architecture`
-    grid: (height, width) of the patches
-    Raises InputError, which names the block, for the first step that needs more.
+    grid: (height, width) in patches
+    Raises InputError for the first unmet need, with the block.
     """
     lacking = lacking_scores(arch)
     for block, layer in enumerate(plan):
@@ -53,7 +53,7 @@ def check_plan(plan, arch, grid):
 
 
 def lacking_scores(arch):
-    """The scores that a model of `arch` lacks: {score: the part that it would need}."""
+    """List scores unavailable in a model: {score: missing part of the model}."""
     lacking = {}
     if not arch.class_token:
         lacking["class"] = "class token"
@@ -63,10 +63,10 @@ def lacking_scores(arch):
 
 
 def check_form(result, counts):
-    """Check shapes and types of a reducer's result, which may be traced arrays.
+    """Check shapes and types of a reducer's result; arrays may be traced.
 
-    result, counts: what a reducer returned, and the `block_plan.StepCounts` that it got
-    Raises InputError where the two contradict each other.
+    counts: the `block_plan.StepCounts` of the call
+    Raises InputError if result and counts contradict.
     """
     n_in = counts.n_in
     n_out = counts.n_out
@@ -97,13 +97,12 @@ def check_form(result, counts):
 
 
 def check(result, counts):
-    """Check the values of a reducer's result: not to be called in `jax.jit`.
+    """Check the values of a reducer's result, outside `jax.jit` only.
 
-    Every token has a slot or is dropped, every slot has a token, `index` is the map of
-    `dest`, weights are finite. Arguments are those of `check_form`.
-
-    Raises InputError, which names image, slot and token, where that does not hold.
+    Raises InputError, with image, slot or token.
     """
+    # Every token has a slot or is dropped, every slot has a token, `index` and `dest`
+    # are the same map, and weights are finite.
     check_form(result, counts)
     result = jax.tree.map(np.asarray, result)
     if isinstance(result, Assignment):
@@ -117,7 +116,6 @@ def check(result, counts):
 
 
 def _check_finite(name, values):
-    """Check that all numbers are finite."""
     finite = np.isfinite(values.astype(np.float32))
     for image, *index in _first(~finite):
         value = values[image, *index]
@@ -125,10 +123,9 @@ def _check_finite(name, values):
 
 
 def check_results(plan, results):
-    """`check` what each step of `plan` decided.
+    """`check` the results of a plan's reducing steps (`Outputs.results`).
 
-    results: one for each step that changes something (`Outputs.results`)
-    Raises InputError, which names the step, for one that breaks the contract.
+    Raises InputError for a result that breaks the contract, with the step's block.
     """
     steps = [(block, layer) for block, layer in enumerate(plan) if layer.counts]
     for (block, layer), result in zip(steps, results, strict=True):
@@ -140,7 +137,7 @@ def check_results(plan, results):
 
 
 def random_taps(reducer, n, embed_dim, num_heads):
-    """ReducerInputs of two images of `n` random tokens."""
+    """Make random ReducerInputs: two images with `n` tokens."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, n, embed_dim)), jnp.float32)
     size = jnp.asarray(rng.integers(1, 4, size=(2, n)), jnp.float32)
@@ -163,19 +160,18 @@ def random_taps(reducer, n, embed_dim, num_heads):
 
 
 def _check_shape(name, array, *sizes):
-    """Check that an array is [B, *sizes], or None."""
     if array is not None and array.shape[1:] != sizes:
         listed = ", ".join(map(str, sizes))
         raise InputError(f"{name} has shape {array.shape}; it must be [B, {listed}]")
 
 
 def _first(wrong):
-    """Where the first True of an array is: a list of one index, or an empty one."""
+    """Locate an array's first True: a list with one index, or an empty list."""
     return [index.tolist() for index in np.argwhere(wrong)[:1]]
 
 
 def _check_slots(dest, n_out):
-    """Check that no slot is out of range, or empty."""
+    """Check that slots are in range, and not empty."""
     outside = (dest < 0) | (dest >= n_out)
     for image, token in _first(outside & (dest != DROPPED)):
         raise InputError(
@@ -189,7 +185,7 @@ def _check_slots(dest, n_out):
 
 
 def _check_index(dest, index):
-    """Check that `index` is the map of `dest`, and that partners stay themselves."""
+    """Check that `index` and `dest` are the same map, and that partners stay."""
     tokens = np.concatenate([index.keep, index.absorbed], axis=1)
     kept = np.broadcast_to(np.arange(index.keep.shape[1]), index.keep.shape)
     slots = np.concatenate([kept, index.target], axis=1)

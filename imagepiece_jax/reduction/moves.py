@@ -1,7 +1,7 @@
-"""How tokens move and merge by what a reducer decided.
+"""Move and merge tokens by a reducer's result; `apply` is the entry.
 
-A merged token is the mean of its tokens, weighted by their sizes or by the `weight` of
-an Assignment. Forward and backward pass only gather; neither scatters.
+A merged token is a mean weighted by sizes, or by an Assignment's `weight`. Neither the
+forward nor the backward pass over features scatters.
 """
 
 import functools
@@ -28,17 +28,14 @@ from imagepiece_jax.reduction.state import (
     is_in_slot,
 )
 
-FEW = 24  # up to so many absorbed tokens are summed without a matrix product
+FEW = 24  # at most this many absorbed tokens are summed without a matrix product
 
 
 def apply(state, result):
-    """The TokenState after a reduction.
+    """Apply a reducer's result (Assignment, Mixing or Masking) to a TokenState.
 
-    The prefix stays in front. The features of a slot of an Assignment are the weighted
-    mean (or sum) of its tokens, its size is the sum of their sizes, and its coordinates
-    are the mean over its patches.
-
-    result: an Assignment, a Mixing or a Masking
+    The prefix stays in front. An Assignment's slots get weighted means (or sums) of
+    features, sums of sizes, and mean coordinates over patches.
     """
     chex.assert_rank(state.x, 3)
     if isinstance(result, Masking):
@@ -54,7 +51,8 @@ def apply(state, result):
     size = _totals(image_size, result)
     absorbs = index is not None and index.absorbed.shape[1]
     if absorbs and result.weight is None and result.mean:
-        # No sums of all pairs, as `_shares` needs: the weights are integers.
+        # Weights are integers here, so sums per slot suffice. `_shares` would compare
+        # all pairs of tokens.
         share = image_size
         total = size
         if not result.by_size:
@@ -78,34 +76,28 @@ def apply(state, result):
 
 
 def _is_one_product(state, result):
-    """Whether tokens move by one product, which is fast for means of many tokens.
-
-    Of few tokens it is where kernels are short.
-    """
     means = result.mean and result.weight is None and state.mask is None
     if not means or not is_fast(state.x):
         return False
     if result.index is None:
         return True
+    # One product is fast for means of many tokens. For few tokens it pays only where
+    # starting kernels takes longer than moving x.
     absorbed = result.index.absorbed.shape[1]
     return absorbed > FEW or (absorbed > 0 and is_short(state.x))
 
 
 def _apply_by_product(state, result):
-    """`apply` by a product with a matrix [slots, tokens], the prefix included.
-
-    Its numbers are 0, and 1 or sizes. An integer of more digits than the tokens' type
-    has is two operands. All sums over the tokens of a slot are one pass, in the kernel
-    that writes the matrix.
-    """
+    """`apply` by one matrix product [slots, tokens] that includes the prefix."""
     x = state.x
     prefix = state.num_prefix
     front = ((0, 0), (prefix, 0))
     token = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
     count = prefix + result.n_out
-    # As many rows as tensor cores take, or XLA would cut the product in a pass over it.
+    # Rows are padded to a multiple of 8 for tensor cores. Otherwise XLA would cut the
+    # padded product in one more pass over it.
     slot = jnp.arange(count + -count % 8, dtype=jnp.int32)
-    # The numbers of the prefix's slots are below DROPPED.
+    # Prefix tokens get slot numbers below DROPPED, which no image token has.
     slot = jnp.where(slot < prefix, DROPPED - 1 - slot, slot - prefix)
     dest = jnp.where(token < prefix, DROPPED - 1 - token, jnp.pad(result.dest, front))
     belongs = dest[:, None, :] == slot[None, :, None]
@@ -117,9 +109,12 @@ def _apply_by_product(state, result):
         if result.attn_size is not None:
             attn_size = jnp.pad(result.attn_size, front, constant_values=1.0)
         values.append(jnp.where(belongs, attn_size[:, None, :], 0))
+    # One pass computes all sums per slot, in the kernel that writes the matrix.
     total, *attn_size = (each[:, :count] for each in sums(values, axis=2))
     parts = [weight.astype(x.dtype)]
-    exact = 2 / jnp.finfo(x.dtype).eps  # up to here whole numbers are
+    # Whole numbers up to `exact` fit into the tokens' dtype. A larger size needs two
+    # operands: the rounded size and the rest.
+    exact = 2 / jnp.finfo(x.dtype).eps
     if result.by_size and (state.patches is None or state.patches > exact):
         rest = weight - parts[0].astype(jnp.float32)
         parts.append(rest.astype(x.dtype))
@@ -143,15 +138,11 @@ def _apply_by_product(state, result):
 
 
 def merge_map(weights, result, size):
-    """The attention map of merged tokens, computed from that of the tokens.
+    """Merge an attention map: rows are averaged like features, columns are summed.
 
-    A row is the weighted mean of its tokens' rows, as features are; a column is the sum
-    of its tokens' columns.
-
-    weights: [B, H, N, N], the attention of all tokens before the merge, or only rows of
-        the prefix
-    size: [B, n], sizes of the image tokens before the merge
-    Returns [B, H, N_out, N_out], or only rows of the prefix.
+    weights: [B, H, N, N], attention before the merge, or only the prefix rows
+    size: [B, n], image token sizes before the merge
+    Returns [B, H, N_out, N_out], or only the prefix rows.
     Source: Lee et al. 2024, section 3.3.
     """
     batch, heads, rows, tokens = weights.shape
@@ -169,10 +160,7 @@ def merge_map(weights, result, size):
 
 
 def mean_coordinates(state, result):
-    """Mean coordinates of the patches in each slot of an Assignment.
-
-    Returns [B, n_out, 2], or None where the state has no coordinates.
-    """
+    """Average patch coordinates per slot, [B, n_out, 2]; None without coordinates."""
     if state.coordinates is None:
         return None
     size = state.image(state.size)
@@ -184,7 +172,7 @@ def mean_coordinates(state, result):
 
 
 def _totals(values, result):
-    """Sums over the tokens of each slot. [B, n] -> [B, n_out]."""
+    """Sum token values per slot. [B, n] -> [B, n_out]."""
     index = result.index
     if index is None:
         return sum_by_slot(values, result.dest, result.n_out)
@@ -196,26 +184,19 @@ def _totals(values, result):
 
 
 def _attn_sizes(state, result):
-    """Attention sizes [B, prefix + n_out] after an Assignment.
-
-    None where neither state nor result has any. A slot whose tokens all add 0 gets the
-    smallest normal float32, as attention takes the logarithm.
-    """
+    """Attention sizes [B, prefix + n_out] after an Assignment, or None."""
     if state.attn_size is None and result.attn_size is None:
         return None
     sizes = result.attn_size  # of image tokens
     if sizes is None:
         sizes = state.image(state.attn_size)
     total = _totals(sizes.astype(jnp.float32), result)
+    # A slot's tokens may all add 0, but attention takes the logarithm.
     total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
     return jnp.concatenate([state.prefix(state.effective_size), total], axis=1)
 
 
 def _apply_mixing(state, result):
-    """The TokenState after a Mixing, whose sizes are all 1.
-
-    No patch is in one token alone, so that patches cannot be counted.
-    """
     matrix = result.matrix.astype(jnp.float32)
     x = _mixed(state.x, matrix)
     coordinates = state.coordinates
@@ -225,6 +206,7 @@ def _apply_mixing(state, result):
     if attn_size is not None:
         both = [state.prefix(state.effective_size), attn_size]
         attn_size = jnp.concatenate(both, axis=1)
+    # All sizes are 1: every token mixes all patches, so patches cannot be counted.
     return TokenState(
         x=x,
         size=jnp.ones(x.shape[:2], jnp.float32),
@@ -235,11 +217,9 @@ def _apply_mixing(state, result):
 
 
 def mean_by(weight, coordinates):
-    """Weighted means of coordinates; plain means where all weights are 0.
+    """Average coordinates [B, n, 2] by weights [B, m, n] >= 0. -> [B, m, 2].
 
-    weight: [B, m, n], 0 or more
-    coordinates: [B, n, 2]
-    Returns [B, m, 2].
+    A row of zero weights gives the plain mean.
     """
     total = jnp.sum(weight, axis=-1, keepdims=True)
     weight = jnp.where(total > 0, weight, 1.0)
@@ -248,10 +228,7 @@ def mean_by(weight, coordinates):
 
 
 def _apply_masking(state, result):
-    """The TokenState after a Masking: as many tokens, or one more.
-
-    The coordinates of that token are the mean of those that this step masks.
-    """
+    """Apply a Masking: no token leaves, and `append` adds a token at the end."""
     before = state.mask
     coordinates = state.coordinates
     state = state.replace(mask=result.keep, grid=None)
@@ -260,6 +237,7 @@ def _apply_masking(state, result):
     if coordinates is not None:
         if before is None:
             before = 1.0
+        # The appended token lies in the middle of the tokens masked by this step.
         gone = before - result.keep
         gone = jax.lax.stop_gradient(gone * state.image(state.size))
         middle = mean_by(gone[:, None], coordinates)
@@ -280,21 +258,21 @@ def _apply_masking(state, result):
 
 
 def sum_by_slot(values, dest, n_out):
-    """Sum of the values that go to each slot. [B, n] -> [B, n_out]."""
+    """Sum values per slot by comparing destinations. [B, n] -> [B, n_out]."""
     belongs = is_in_slot(dest, n_out)
     terms = jnp.where(belongs, values[:, None, :], 0)
     return jnp.sum(terms, axis=-1)
 
 
 def _live(mask, result):
-    """The mask of slots: live if one of their tokens is. [B, n] -> [B, n_out]."""
+    """Mask slots: a slot with a live token is live. [B, n] -> [B, n_out]."""
     belongs = is_in_slot(result.dest, result.n_out)
     masks_in_slot = jnp.where(belongs, mask[:, None, :], 0)
     return jnp.max(masks_in_slot, axis=-1)
 
 
 def _shares(result, size):
-    """Factor of each token in the sum of its slot, [B, n] float32; None: all are 1."""
+    """Token factors in the slot sums, [B, n] float32; None: all factors are 1."""
     no_merges = result.index is not None and not result.index.absorbed.shape[1]
     if no_merges and result.weight is None and result.mean:
         return None
@@ -307,7 +285,6 @@ def _shares(result, size):
 
 
 def _moved(x, weight, total, result):
-    """`_move_by_index` of an Assignment; without an index a matrix product."""
     if result.index is not None:
         return _move_by_index(x, weight, total, result.index, result.dest, result.mean)
     belongs = is_in_slot(result.dest, result.n_out)
@@ -315,7 +292,7 @@ def _moved(x, weight, total, result):
 
 
 def _mixed(x, matrix):
-    """The prefix of x, and sums of its image tokens by a matrix [B, n_out, n]."""
+    """Keep the prefix of x and mix its image tokens by a matrix [B, n_out, n]."""
     prefix = x.shape[1] - matrix.shape[2]
     image = x[:, prefix:].astype(jnp.float32)
     mixed = jnp.einsum("bon,bnd->bod", matrix, image, precision="highest")
@@ -323,22 +300,19 @@ def _mixed(x, matrix):
     return jnp.concatenate(both, axis=1)
 
 
-# Its backward pass is written by hand, as another gather: JAX would differentiate a
-# gather into a scatter-add, which is slow, and on GPUs not deterministic.
+# The handwritten backward pass is another gather. JAX would differentiate a gather into
+# a scatter-add, which is slow, and not deterministic on GPUs.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _move_by_index(x, weight, total, index, dest, mean):
-    """Move tokens to their slots, in one pass over x.
-
-    A slot of one token reads a row of x. A slot that absorbs others reads a row of a
-    small array [B, m, D] of weighted sums.
+    """Move tokens to their slots, in one pass over x. -> [B, prefix + n_out, D].
 
     x: [B, prefix + n, D]
-    weight: [B, n], weights of the tokens; None: all are 1
-    total: [B, n_out], by which sums are divided; None: the weights are shares already
-    index, dest: the SlotIndex, and the slot of each token [B, n]
-    mean: whether slots hold means, so that a token alone in its slot stays as it is
-    Returns [B, prefix + n_out, D].
+    weight: [B, n], token weights; None: all weights are 1
+    total: [B, n_out], divisors of the sums; None: weights are shares already
+    mean: whether slots hold means; a token alone in its slot then stays unchanged
     """
+    # A slot with one token reads a row of x. A slot that absorbs tokens reads a row
+    # of `rows`, a small array [B, m, D] of weighted sums.
     prefix = x.shape[1] - dest.shape[1]
     slot = jnp.arange(prefix + index.keep.shape[1], dtype=jnp.int32)[None]
     front = ((0, 0), (prefix, 0))
@@ -355,7 +329,6 @@ def _move_by_index(x, weight, total, index, dest, mean):
     rows = _group_rows(x, weight, total, index, prefix)
     grouped = is_in_slot(index.groups, index.keep.shape[1])  # [B, n_out, m]
     group = jnp.arange(rows.shape[1], dtype=jnp.int32)[None, None, :]
-    # The group of each slot, and whether it has one.
     group, has_group = largest_and_any(jnp.where(grouped, group, 0), grouped)
     together = gather_rows(rows.astype(x.dtype), jnp.pad(group, front))
     has_group = jnp.pad(has_group, front)
@@ -363,13 +336,11 @@ def _move_by_index(x, weight, total, index, dest, mean):
 
 
 def _group_rows(x, weight, total, index, prefix):
-    """Weighted sums of the tokens of each group, [B, m, D] float32.
-
-    Up to FEW absorbed tokens are gathered for each group and summed, because a matrix
-    product would need copies. For more tokens the product is cheaper, as the sums grow
-    with the square of their number.
-    """
+    """Weighted token sums per group, [B, m, D] float32."""
     absorbs = index.groups[:, :, None] == index.target[:, None, :]  # [B, m, e]
+    # Up to FEW absorbed tokens are gathered for every group and summed: a matrix
+    # product would need copies. For more tokens the product is cheaper, because the
+    # sums grow with the square of the token count.
     if index.absorbed.shape[1] > FEW:
         return _group_product(x, weight, total, index, prefix, absorbs)
     absorbed = jnp.where(absorbs, index.absorbed[:, None, :], 0)
@@ -401,17 +372,15 @@ def _group_product(x, weight, total, index, prefix, absorbs):
 
 
 def _weights_of(weight, tokens):
-    """The weights of tokens, of which None are all 1, as float32."""
     if weight is None:
         return jnp.ones(tokens.shape, jnp.float32)
     return gather_rows(weight, tokens)
 
 
 def largest_and_any(values, flags):
-    """(the largest value, whether any flag is True) along the last axis, in one pass.
+    """Reduce int32 values >= 0 by max and flags by any, along the last axis, at once.
 
-    values: int32, 0 or more
-    flags: bool of the same shape
+    Returns (largest value, whether any flag is True).
     """
 
     def join(a, b):
@@ -424,7 +393,6 @@ def largest_and_any(values, flags):
 
 
 def _move_forward(x, weight, total, index, dest, mean):
-    """The result of `_move_by_index`, and what its backward pass reads."""
     moved = _move_by_index(x, weight, total, index, dest, mean)
     share = weight
     if total is not None:
@@ -434,10 +402,7 @@ def _move_forward(x, weight, total, index, dest, mean):
 
 
 def _move_backward(mean, saved, gradient):
-    """Gradients of x and weight: each token reads the gradient of its slot.
-
-    With a `total` the weights are sizes, which get no gradient.
-    """
+    """Gradients of x and weight: every token reads its slot's gradient."""
     x, share, total, dest = saved
     prefix = x.shape[1] - dest.shape[1]
     front = ((0, 0), (prefix, 0))
@@ -450,6 +415,7 @@ def _move_backward(mean, saved, gradient):
         return rows, None, None, None, None
     rows = rows.astype(jnp.float32)
     d_share = None
+    # With `total`, the weights are sizes, which get no gradient.
     if total is None:
         d_share = jnp.sum(rows * x.astype(jnp.float32), axis=-1)
         d_share = d_share[:, prefix:]
@@ -463,16 +429,14 @@ _move_by_index = node(_move_by_index)
 
 
 def to_nearest_slot(x, result):
-    """The slot of every token; a dropped token gets the slot of the most similar one.
+    """Find every token's slot; a dropped token gets its most similar kept token's slot.
 
-    Similarity is the cosine; of equally similar tokens the first counts.
-
-    x: [B, n, D], the tokens before the step
+    x: [B, n, D], tokens before the step, compared by cosine; ties go to the first token
     result: an Assignment
     Returns [B, n] int.
     """
     dropped = result.dest == DROPPED
-    leaving = result.dest.shape[1] - result.n_out  # as many as can be dropped
+    leaving = result.dest.shape[1] - result.n_out  # the most tokens that can be dropped
     if not leaving:
         return result.dest
     number = place_among(dropped)

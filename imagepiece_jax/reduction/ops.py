@@ -1,7 +1,7 @@
-"""Array functions that all reductions share: ranking, choosing and comparing tokens.
+"""Shared array functions of reductions: ranking, choosing and comparing tokens.
 
-Nothing here sorts, scatters or accumulates along an axis. Ranks are found by counting
-comparisons, because that is one kernel on a GPU, where starting kernels costs most.
+Nothing here sorts, scatters or accumulates along an axis. Ranks are counted
+comparisons: one kernel on a GPU, where starting kernels costs most.
 """
 
 import contextlib
@@ -14,19 +14,19 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from imagepiece_jax.common.nodes import node
 
-# Numbers of all tokens up to which fewer kernels are worth more bytes, by an estimate:
-# those of 55 images in DeiT-S, of 14 in So400m.
+# Up to this many array elements (55 images of DeiT-S, 14 of So400m), fewer kernels are
+# worth more bytes; an estimate.
 FEW_NUMBERS = 2**22
 _fast = contextvars.ContextVar("fast", default=False)
 
 
 @contextlib.contextmanager
 def fast(wanted=True):
-    """Trace reductions in fewer and cheaper kernels of a GPU while entered, if wanted.
+    """Trace reductions with fewer, cheaper GPU kernels in this context, if wanted.
 
-    Products have operands of two bytes where these are exact, and float32 sums; sums
-    may have another order. Tokens leave as they do outside, but for near ties.
+    The same tokens leave, except at near ties: summation order may differ.
     """
+    # Products take two-byte operands where these are exact, and sum in float32.
     token = _fast.set(wanted)
     try:
         yield
@@ -35,20 +35,18 @@ def fast(wanted=True):
 
 
 def is_fast(x):
-    """Whether `fast` is entered, and tokens x have numbers of two bytes."""
+    """Whether `fast` is entered and tokens x have a two-byte dtype."""
     return _fast.get() and x.dtype.itemsize == 2
 
 
 def is_short(x):
-    """Whether `is_fast`, and a GPU needs longer to start kernels than to move x."""
+    """Whether `is_fast` and starting GPU kernels takes longer than moving x."""
     return is_fast(x) and x.size <= FEW_NUMBERS
 
 
 def order_key(score):
-    """int32 keys that compare as the floats `score` do; a NaN is the lowest.
-
-    Integers compare in one operation, floats with ties and NaN in several.
-    """
+    """Map float scores to int32 keys with the same order; NaN becomes the lowest."""
+    # Integers compare in one operation, floats with ties and NaN in several.
     score = score.astype(jnp.float32)
     bits = jax.lax.bitcast_convert_type(score, jnp.int32)
     infinity = 0x7F800000
@@ -60,10 +58,9 @@ def order_key(score):
 
 @node
 def rank(score):
-    """Place of each token in the order of falling scores, ties to the lower index.
+    """Rank tokens by falling score, ties to the lower index. -> [B, n] int32.
 
-    score: [B, n] float, where a NaN counts as minus infinity, or keys of `order_key`
-    Returns [B, n] int32.
+    score: [B, n] float, where NaN counts as minus infinity, or `order_key` keys
     """
     chex.assert_rank(score, 2)
     key = score
@@ -77,7 +74,7 @@ def rank(score):
 
 
 def _indices(values):
-    """Indices of both tokens of every pair. [B, n] -> [B, n, n] int32 twice."""
+    """Indices of both tokens in every pair. [B, n] -> [B, n, n] int32 twice."""
     shape = values.shape + values.shape[-1:]
     mine = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
     other = jax.lax.broadcasted_iota(jnp.int32, shape, 2)
@@ -86,14 +83,10 @@ def _indices(values):
 
 @node
 def place_among(keep):
-    """Place of each kept token among the kept ones, negative for other tokens.
-
-    keep: [B, n] bool
-    Returns [B, n] int32.
-    """
+    """Number kept tokens from 0; other tokens are negative. [B, n] -> [B, n] int32."""
     chex.assert_rank(keep, 2)
     mine, other = _indices(keep)
-    # A token that is not kept adds a penalty to its own sum, in the same pass.
+    # A dropped token adds a penalty to its own sum, in the same pass.
     leaves = (other == mine) & ~keep[:, None, :]
     penalty = jnp.where(leaves, -keep.shape[1], 0)
     earlier = keep[:, None, :] & (other < mine)
@@ -102,12 +95,7 @@ def place_among(keep):
 
 
 def place_or(keep, otherwise):
-    """`place_among` of kept tokens, and `otherwise` of others, in one pass.
-
-    keep: [B, n] bool
-    otherwise: [B, n] int32
-    Returns [B, n] int32.
-    """
+    """`place_among` for kept tokens, `otherwise` [B, n] for the rest, in one pass."""
     mine, other = _indices(keep)
     earlier = keep[:, None, :] & (other < mine)
     once = jnp.where(other == 0, otherwise[:, :, None], 0)
@@ -117,7 +105,7 @@ def place_or(keep, otherwise):
 
 @node
 def count_before(keep):
-    """Number of kept tokens before each token. [B, n] bool -> [B, n] int32."""
+    """Count kept tokens before every token. [B, n] bool -> [B, n] int32."""
     chex.assert_rank(keep, 2)
     mine, other = _indices(keep)
     earlier = keep[:, None, :] & (other < mine)
@@ -126,13 +114,11 @@ def count_before(keep):
 
 @node
 def invert(position, wanted):
-    """The index at which `position` has each wanted value.
+    """Find the index of every wanted value in `position` [B, n]. -> [B, m] int32.
 
-    A value that is nowhere gives 0. A value at several indices gives their sum.
+    A missing value gives 0. A repeated value gives the sum of its indices.
 
-    position: [B, n] int
     wanted: [m] values, or a number m for the values 0..m-1
-    Returns [B, m] int32.
     """
     chex.assert_rank(position, 2)
     if isinstance(wanted, int):
@@ -148,13 +134,11 @@ def invert(position, wanted):
 
 @node
 def pick(position, length, *values):
-    """The values at `invert(position, length)`, in one pass.
+    """Gather several values [B, n] int32 at `invert(position, length)`, in one pass.
 
-    position: [B, n] int, as for `invert`
-    values: [B, n] int32 each
-    Returns [B, length] int32 for each of the values.
+    Returns a tuple of [B, length] int32.
     """
-    # Without this barrier XLA computes all positions anew for each wanted one.
+    # Without this barrier XLA recomputes all positions for every wanted index.
     position = jax.lax.optimization_barrier(position)
     wanted = jnp.arange(length, dtype=jnp.int32)[None, :, None]
     holds = position[:, None, :] == wanted
@@ -164,7 +148,7 @@ def pick(position, length, *values):
 
 @node
 def sums(values, axis):
-    """Sums of several arrays along an axis, in one pass over all of them."""
+    """Sum several arrays along an axis, in one pass."""
 
     def add(a, b):
         return tuple(x + y for x, y in zip(a, b, strict=True))
@@ -174,11 +158,9 @@ def sums(values, axis):
 
 
 def largest(key, order, payload):
-    """(largest key, its order, its payload) of each row, in one pass.
+    """Find (largest key, its order, its payload) per row, in one pass.
 
-    key: [..., n] int32, of which the largest is wanted
-    order: [..., n] int32; of equal keys the one with the smallest order counts
-    payload: [..., n] int32
+    All are int32 [..., n]. Of equal keys, the smallest order wins.
     """
     lowest = jnp.int32(-(2**31))
     last = jnp.int32(2**31 - 1)
@@ -187,11 +169,10 @@ def largest(key, order, payload):
 
 
 def most_alike(similarity, payload):
-    """(highest similarity, its payload) of each row, in one pass.
+    """Find (highest similarity, its payload) per row, in one pass. -> [B, a] twice.
 
-    similarity: [B, a, t] float32, above -3; a NaN never counts
-    payload: [B, t] int32, 0 or more; of equal similarities the smallest counts
-    Returns [B, a] twice.
+    similarity: [B, a, t] float32, above -3; NaN never wins
+    payload: [B, t] int32 >= 0; of equal similarities, the smallest payload wins
     """
     payload = jnp.broadcast_to(payload[:, None, :], similarity.shape)
     similarity = jnp.where(jnp.isnan(similarity), -3.0, similarity)
@@ -200,16 +181,13 @@ def most_alike(similarity, payload):
 
 
 def _larger(a, b):
-    """Of two tuples the one that begins with more; of equal ones, then with less."""
+    """Choose the tuple with the larger first entry; on a tie, the smaller second."""
     a_wins = (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] < b[1]))
     return tuple(jnp.where(a_wins, x, y) for x, y in zip(a, b, strict=True))
 
 
 def smallest(values, k):
-    """Whether each value is among the k smallest of its row, ties to the lower index.
-
-    It takes k passes.
-    """
+    """Mark the k smallest values per row, ties to the lower index, in k passes."""
     index = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
     marked = jnp.zeros(values.shape, bool)
     for _ in range(min(k, values.shape[-1])):
@@ -220,12 +198,12 @@ def smallest(values, k):
 
 
 def squared_distances(x):
-    """Squared distances of all pairs of tokens. [B, n, D] float32 -> [B, n, n].
+    """Squared distances of all token pairs. [B, n, D] float32 -> [B, n, n].
 
-    Squares of differences are summed, because |a|^2 + |b|^2 - 2 a.b is noise for nearly
-    equal tokens. XLA stores no array of differences while they are used only once.
-    Distances beyond float32 count as its largest number.
+    Distances beyond float32 become its largest number.
     """
+    # Squares of differences are summed, because |a|^2 + |b|^2 - 2 a.b is noise for
+    # nearly equal tokens. XLA stores no differences as long as they are used only once.
     difference = x[:, :, None] - x[:, None]
     squares = jnp.sum(difference**2, axis=-1)
     largest_float = jnp.finfo(jnp.float32).max
@@ -233,7 +211,7 @@ def squared_distances(x):
 
 
 def alternate(first, second):
-    """Interleave [B, ceil(n / 2)] and [B, n // 2] -> [B, n], `first` at even places."""
+    """Interleave `first` [B, ceil(n/2)] (even places) and `second`. -> [B, n]."""
     batch, half = first.shape
     n = half + second.shape[1]
     missing = half - second.shape[1]
@@ -244,14 +222,12 @@ def alternate(first, second):
 
 @node
 def gather_rows(x, index):
-    """The rows of each image at an index.
+    """Gather rows of x [B, n, ...] at an index [B, ...] in [0, n), image by image.
 
-    x: [B, n, ...]
-    index: [B, ...] in [0, n)
-    Returns the shape of the index, followed by that of a row.
+    Returns [*index.shape, *x.shape[2:]].
     """
     batch, n = x.shape[:2]
-    # Rows of one matrix: pairs of (image, row) would be one more array in memory.
+    # One matrix of all rows: pairs (image, row) would be one more array in memory.
     start = n * jnp.arange(batch, dtype=index.dtype)
     index = index + start.reshape(batch, *(1,) * (index.ndim - 1))
     flat = x.reshape(batch * n, *x.shape[2:])
@@ -261,12 +237,13 @@ def gather_rows(x, index):
 def cosine(a, b=None, eps=1e-6):
     """Cosine similarities in float32. [B, n, d], [B, m, d] -> [B, n, m].
 
-    b: None: all pairs of `a`, by one product that has squared lengths on its diagonal.
-        Numbers of two bytes are then operands as they are, and their products exact
+    b: None: all pairs of `a`
     """
     chex.assert_rank(a, 3)
     if b is not None:
         return products(unit(a, eps), unit(b, eps))
+    # One product has squared lengths on its diagonal. Two-byte values are operands
+    # without conversion, because their products are exact in float32.
     precision = "highest" if a.dtype.itemsize > 2 else None
     product = jnp.einsum(
         "bnd,bmd->bnm", a, a, precision=precision, preferred_element_type=jnp.float32
@@ -278,7 +255,7 @@ def cosine(a, b=None, eps=1e-6):
 
 
 def products(a, b):
-    """Products of all rows, in float32. [B, n, d], [B, m, d] -> [B, n, m]."""
+    """Dot products of all row pairs, in float32. [B, n, d], [B, m, d] -> [B, n, m]."""
     a = a.astype(jnp.float32)
     b = b.astype(jnp.float32)
     return jnp.einsum("bnd,bmd->bnm", a, b, precision="highest")
@@ -286,24 +263,24 @@ def products(a, b):
 
 @node
 def unit(x, eps=1e-6):
-    """Vectors of the last axis, scaled to length 1, in float32."""
+    """Scale vectors along the last axis to length 1, in float32."""
     x = x.astype(jnp.float32)
     squares = jnp.sum(x * x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(squares + eps)
 
 
 def lengths(x):
-    """Lengths of vectors of the last axis, in float32, also with a gradient at 0."""
+    """Vector lengths along the last axis, in float32, with a finite gradient at 0."""
     x = x.astype(jnp.float32)
     squares = jnp.sum(x**2, axis=-1)
     return jnp.sqrt(squares + 1e-12)
 
 
 def shift_shares(change, live=None):
-    """How far a layer moves each token, as shares that add up to 1. -> [B, n] float32.
+    """Measure token changes by a layer, as shares with sum 1. -> [B, n] float32.
 
-    change: [B, n, D], what the layer adds to the tokens
-    live: [B, n], 1 for the tokens that count and 0 for others; None: all count
+    change: [B, n, D], added to the tokens by the layer
+    live: [B, n], 1 for live tokens and 0 for masked tokens; None: all live
     Source: Choi et al. 2025 (Representation Shift, by the L2 distance).
     """
     moved = lengths(change)
@@ -315,14 +292,11 @@ def shift_shares(change, live=None):
 
 @node
 def class_attention(query, key, key_bias=None):
-    """Attention of the class token to every token, mean over heads.
+    """Class token attention to all N tokens, prefix included. -> [B, N] float32.
 
-    The softmax is over all N tokens, the prefix included.
-
-    query: [B, H, d] of the class token
+    query: [B, H, d]; attention is averaged over heads
     key: [B, N, H, d]
-    key_bias: [B, N], which is added to the logits
-    Returns [B, N] float32.
+    key_bias: [B, N], added to the logits
     """
     in_one_kernel = is_fast(key)
     query = query.astype(jnp.float32)
@@ -333,14 +307,14 @@ def class_attention(query, key, key_bias=None):
         return attention_row(logits, key_bias)
     if key_bias is not None:
         logits = logits + key_bias[:, :, None]
-    # A GPU computes all of a softmax in one kernel where the tokens are innermost.
+    # A GPU computes a whole softmax in one kernel if tokens are the innermost axis.
     by_head = logits.transpose(0, 2, 1)
     by_head = with_layout_constraint(by_head, Layout((0, 1, 2)))
     return jnp.mean(jax.nn.softmax(by_head, axis=-1), axis=1)
 
 
 def attention_row(logits, key_bias=None):
-    """Attention of one query, mean over heads. [B, N, H], [B, N] float32 -> [B, N]."""
+    """One query's attention, mean over heads. [B, N, H], [B, N] float32 -> [B, N]."""
     if key_bias is not None:
         logits = logits + key_bias[:, :, None]
     total = log_sum_exp(logits)[:, None, :]
@@ -351,7 +325,7 @@ def attention_row(logits, key_bias=None):
 @jax.custom_jvp
 def log_sum_exp(logits):
     """log(sum(exp(logits))) over axis 1, in one pass. [B, N, H] float32 -> [B, H]."""
-    # -1e30 in place of minus infinity, whose difference with itself is NaN.
+    # -1e30 replaces minus infinity: -inf - (-inf) is NaN.
     logits = jnp.maximum(logits, -1e30)
 
     def join(a, b):
@@ -379,16 +353,14 @@ log_sum_exp = node(log_sum_exp)
 
 
 def uniqueness(key, margin, live=None):
-    """How unlike the others each token is, as shares that add up to 1.
-
-    That is 1 - E by PiToMe's energy E, the mean of ELU(cosine - margin) over all
-    tokens. E is at most 1, and high for a token that is like many others.
+    """Score tokens by 1 - energy (PiToMe), as shares with sum 1. -> [B, n] float32.
 
     key: [B, n, d], means over heads
-    live: [B, n], 1 for the tokens that count and 0 for others; None: all count
-    Returns [B, n] float32.
+    live: [B, n], 1 for live tokens and 0 for masked tokens; None: all live
     Source: Tran et al. 2024, section 3.2.
     """
+    # Energy is the mean of ELU(cosine - margin) over all tokens: at most 1, and high
+    # for a token similar to many tokens.
     alike = jax.nn.elu(cosine(key, key) - margin)
     if live is None:
         live = jnp.ones(key.shape[:2], jnp.float32)

@@ -1,4 +1,4 @@
-"""Which token holds each patch, followed through the results of a model's steps."""
+"""Track every patch's token through a model's steps."""
 
 import itertools
 from typing import NamedTuple
@@ -13,11 +13,11 @@ from imagepiece_jax.reduction.state import DROPPED, Assignment, Mixing
 
 
 def patch_slots(results, batch: int, patches: int) -> list:
-    """The image token that holds each patch, before the first step and after each.
+    """Find every patch's image token, before the first step and after every step.
 
     results: `Outputs.results`
-    Returns a list of [batch, patches] int32, DROPPED for patches that no token holds.
-        From the first Mixing or Masking on, its entries are None.
+    Returns a list of [batch, patches] int32, DROPPED for patches without a token. From
+        the first Mixing or Masking on, entries are None.
     """
     hard = itertools.takewhile(lambda each: isinstance(each, Assignment), results)
     slots = [path.slot for path in follow([*hard])]
@@ -28,27 +28,27 @@ def patch_slots(results, batch: int, patches: int) -> list:
 
 
 class PatchPath(NamedTuple):
-    """Where each patch is after some steps, and where its feature comes from.
+    """Positions of all patches after some steps, and sources of their features.
 
-    After a Mixing a path starts anew from the new tokens.
+    After a Mixing, a path starts again from the new tokens.
     """
 
-    # [B, n] int: the token that holds each patch, or DROPPED; None before any step
+    # [B, n] int: the patch's token, or DROPPED; None before any step
     slot: jax.Array | None = None
-    # [B, n] int: the token whose feature each patch takes, even if it was dropped
+    # [B, n] int: the source token of the patch's feature, also for a dropped patch
     read: jax.Array | None = None
-    # [B, n, D]: the last feature of each patch's token before it was dropped; None: not
-    # requested
+    # [B, n, D]: the last feature of the patch's token before the token was dropped;
+    # None: not requested
     last: jax.Array | None = None
-    # (the path before a Mixing, the Mixing, the tokens before it); None: no Mixing yet
+    # (path before a Mixing, the Mixing, tokens before the Mixing); None: no Mixing yet
     mixed: tuple["PatchPath", Mixing, jax.Array] | None = None
 
 
 def follow(results, taps=None, fill=None) -> list[PatchPath]:
-    """The PatchPath before the first step, and the PatchPath after each step.
+    """Compute the PatchPaths before the first step and after every step.
 
-    results, taps: those of `Outputs`; taps are needed for a Mixing, and for `fill`
-    fill: what dropped patches get, as in `inference.features`; None: nothing
+    results, taps: from `Outputs`; a Mixing and `fill` need taps
+    fill: feature of a dropped patch, see `inference.features`; None: no feature
     """
     paths = [PatchPath()]
     for index, result in enumerate(results):
@@ -58,7 +58,6 @@ def follow(results, taps=None, fill=None) -> list[PatchPath]:
 
 
 def _followed(path, result, x, fill):
-    """The PatchPath after one more step, whose tokens were `x`."""
     if isinstance(result, Mixing):
         return PatchPath(mixed=(path, result, x))
     slot = compose(result.dest, path.slot)
@@ -66,7 +65,7 @@ def _followed(path, result, x, fill):
         read = compose(to_nearest_slot(x, result), path.read)
         return path._replace(slot=slot, read=read)
     last = None
-    # Behind a Mixing a patch has a part of every token, also of those dropped since.
+    # After a Mixing, a patch has a part of every token, dropped tokens included.
     if fill == "last" or path.mixed:
         last = rows_of(x, path.slot)
         if path.slot is not None:
@@ -75,22 +74,21 @@ def _followed(path, result, x, fill):
 
 
 def rows_of(values, slot):
-    """The rows of values [B, n, ..] at `slot`; all rows where that is None."""
+    """Gather rows of values [B, n, ..] at `slot`; None: return all rows."""
     if slot is None:
         return values
     return gather_rows(values, jnp.maximum(slot, 0))
 
 
 def compose(outer, inner):
-    """Two slot maps, one after the other: outer[inner], where DROPPED stays DROPPED.
+    """Compose two slot maps: outer[inner], [B, m] int. DROPPED stays DROPPED.
 
     outer: [B, n] int
     inner: [B, m] int in [0, n), or DROPPED; None: the identity
-    Returns [B, m] int.
     """
     if inner is None:
         return outer
     chex.assert_rank([outer, inner], 2)
-    # Minus one would wrap to the last slot: guard the gather, then mask.
+    # DROPPED (-1) would read the last slot: clip the index, then mask the result.
     out = gather_rows(jnp.asarray(outer), jnp.maximum(inner, 0))
     return jnp.where(inner == DROPPED, DROPPED, out)

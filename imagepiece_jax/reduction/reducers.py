@@ -1,7 +1,7 @@
-"""Reducers that several methods use, and functions that make Assignments.
+"""Shared reducers, and functions that make Assignments.
 
-A reducer reads `ReducerInputs` and `StepCounts`, and returns which tokens leave or
-merge: as an `Assignment`, a `Mixing`, or in masked training a `Masking`.
+A reducer reads `ReducerInputs` and `StepCounts`. It returns an `Assignment`, a
+`Mixing`, or in masked training a `Masking`.
 """
 
 import dataclasses
@@ -16,57 +16,61 @@ from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex
 
-METRICS = ("key", "query", "value", "token")  # what a reducer may compare
-# Scores that rank tokens: {name: the field of ReducerInputs that it reads}. "auto"
-# reads class attention; `Method.for_model` replaces it in models without class token.
+METRICS = ("key", "query", "value", "token")  # features by which tokens are compared
+# Scores that rank tokens: {name: field of ReducerInputs}. "auto" reads class attention;
+# `Method.for_model` replaces it in models without class token.
 SCORES = {
     "auto": "cls_attn",
+    # attention from the class token
     "class": "cls_attn",
+    # mean attention received by the token
     "received": "attn_columns",
+    # dissimilarity to the rest of the tokens (PiToMe, Tran et al. 2024)
     "energy": "key",
+    # change of the token by attention (Representation Shift, Choi et al. 2025)
     "shift": "shift",
+    # attention from the probe in the model's attention pool
     "probe": "probe",
 }
 
 
 class Reducer:
-    """Base of all reducers: frozen dataclasses, or Flax modules where they learn.
+    """Base of reducers, called as reducer(taps, counts, train).
 
-    Called as reducer(taps, counts, train).
+    Subclasses are frozen dataclasses, or Flax modules if they learn.
     """
 
-    # The fields of ReducerInputs that the reducer reads: metric, key, cls_attn,
-    # attn_columns, shift, probe and rng are there only where it names them.
+    # Fields of ReducerInputs read by the reducer. The fields metric, key, cls_attn,
+    # attn_columns, shift, probe and rng may be None unless named here.
     needs: ClassVar[frozenset[str]] = frozenset()
-    # The feature to compare, one of METRICS; None: the reducer compares none.
+    # the feature to compare, one of METRICS; None: no comparison
     metric = None
 
     @property
     def reads(self) -> frozenset[str]:
-        """The scores and projections that attention has to compute for this reducer."""
+        """Scores and projections for attention to compute for this reducer."""
         names = self.needs & {"cls_attn", "attn_columns", "shift", "key"}
         if "metric" in self.needs and self.metric != "token":
             names |= {self.metric}
         return frozenset(names)
 
     def extra_macs(self, n_in: int, embed_dim: int, num_heads: int) -> int:
-        """MACs of the reducer itself, for one image of `n_in` image tokens."""
+        """MACs of the reducer itself, for one image with `n_in` image tokens."""
         return 0
 
     def draws(self, counts, train: bool) -> bool:
-        """Whether the reducer draws random numbers, by its `rng`, in this call."""
+        """Whether this call draws random numbers from `rng`."""
         return "rng" in self.needs
 
     def check_fits(self, grid: tuple[int, int] | None, counts: StepCounts):
-        """Check that the reducer can reduce these tokens.
+        """Raise InputError if the reducer cannot reduce these tokens.
 
-        grid: (height, width); None where an earlier reduction left no grid
-        counts: the numbers of the step
+        grid: (height, width); None after an earlier reduction
         """
 
 
 class MaskingReducer(Reducer):
-    """Base of reducers that draw a random mask in plans that remove no tokens."""
+    """Base of reducers that draw a random mask where the plan removes no tokens."""
 
     needs = frozenset({"rng"})
 
@@ -78,13 +82,7 @@ class MaskingReducer(Reducer):
 class Ranking(Reducer):
     """Base of reducers that rank tokens by a score, one of SCORES.
 
-    "class": the attention of the class token.
-    "received": the mean attention that a token receives.
-    "energy": how unlike the others a token is (PiToMe, Tran et al. 2024).
-    "shift": how far attention moves a token (Representation Shift, Choi et al. 2025).
-    "probe": the attention of the probe in the model's attention pool.
-
-    Scores are positive and add up to at most 1; important tokens have high ones.
+    Scores are positive and add up to at most 1; a high score marks an important token.
     """
 
     score: str = dataclasses.field(default="auto", kw_only=True)
@@ -97,10 +95,9 @@ class Ranking(Reducer):
         return frozenset(names)
 
     def scores(self, taps, counts):
-        """The scores [B, n] float32.
+        """Compute scores [B, n] float32; a masked token's score is infinite.
 
-        Masked tokens have infinity: what merges the lowest never takes them. So the
-        highest are not to be kept in masked training.
+        Do not keep the highest scores in masked training: masked tokens would stay.
         """
         score = getattr(taps, SCORES[self.score])
         if self.score == "energy":
@@ -111,17 +108,16 @@ class Ranking(Reducer):
             score = ops.uniqueness(score, margin, live)
         if taps.mask is None:
             return score
+        # Infinite scores keep masked tokens out of merges of the lowest-scored tokens.
         return jnp.where(taps.mask > 0.5, score, jnp.inf)
 
 
 @dataclasses.dataclass(frozen=True)
 class TopK(Ranking):
-    """Keep the tokens of the highest scores, in spatial order.
+    """Keep the highest-scored tokens, in spatial order."""
 
-    fuse: whether the last of the `n_out` tokens is the sum of the others, weighted by
-        their scores, as in EViT (Liang et al. 2022); its gradient reaches the scores
-    """
-
+    # whether the last output token is the score-weighted sum of the leaving tokens, as
+    # in EViT (Liang et al. 2022); its gradient reaches the scores
     fuse: bool = False
 
     def __call__(self, taps, counts, train=False):
@@ -134,12 +130,11 @@ class TopK(Ranking):
 
 @dataclasses.dataclass(frozen=True)
 class Bipartite(Reducer):
-    """Merge the most similar pairs between every other token and the rest (ToMe).
+    """Merge the most similar pairs between two sides (ToMe, Bolya et al. 2023, sec. 3).
 
-    The tokens at even positions, prefix included, are side A, the others side B; the
-    tokens of A whose best partner in B is most similar are merged into it. The prefix
-    takes no part. The slots are the rest of A, then B, so that the next split by
-    position mixes the two (Bolya et al. 2023, section 3).
+    Side A holds the tokens at even positions, counted with the prefix; side B holds the
+    rest. The most similar tokens of A merge into their best partners in B. The prefix
+    does not merge.
     """
 
     metric: str = "key"
@@ -148,7 +143,7 @@ class Bipartite(Reducer):
     def __call__(self, taps, counts, train=False):
         merges = counts.n_in - counts.n_out
         prefix = taps.num_prefix
-        # Number of the first image token on side A: positions count the prefix, too.
+        # Index of the first image token on side A: positions count the prefix, too.
         first = prefix % 2
         sources = jnp.arange(first, counts.n_in, 2, dtype=jnp.int32)[None]
         targets = jnp.arange(1 - first, counts.n_in, 2, dtype=jnp.int32)[None]
@@ -160,13 +155,14 @@ class Bipartite(Reducer):
             alike = ops.cosine(metric)[:, -counts.n_in :, -counts.n_in :]
             similarity = alike[:, first::2, 1 - first :: 2]
         else:
-            # Scaled to length 1 as one array: for a GPU a kernel, of two sides several.
+            # Scaling all tokens at once is one GPU kernel; two sides need several.
             metric = ops.unit(metric)
             similarity = ops.products(metric[:, first::2], metric[:, 1 - first :: 2])
         best, partner = find_partners(similarity, targets)
         order = ops.rank(best)  # [B, |A|]
         leaves = order < merges
-        # Slots of the tokens of A that stay, and which tokens of A these are.
+        # Slots of A's staying tokens, and their numbers on side A. Slots are the rest
+        # of A, then B, so the next split by position mixes the two sides.
         rest = sources.shape[1] - merges
         if prefix:  # in their order
             slot_of_staying = ops.place_among(~leaves)
@@ -174,7 +170,7 @@ class Bipartite(Reducer):
         else:  # by falling similarity
             slot_of_staying = order - merges
             staying = ops.invert(order, merges + np.arange(rest))
-        # A token's number on side B is half its index; `//` is nine operations.
+        # A token's number on side B is half its index. `//` would be nine operations.
         slot_of = rest + jax.lax.div(partner, jnp.int32(2))
         sources = jnp.broadcast_to(sources, (order.shape[0], sources.size))
         targets = jnp.broadcast_to(targets, (order.shape[0], targets.size))
@@ -197,10 +193,7 @@ class Bipartite(Reducer):
 
 
 def keep_highest(score, n_out):
-    """The Assignment that keeps the `n_out` tokens of the highest scores [B, n].
-
-    They keep their spatial order.
-    """
+    """Assign slots to the `n_out` highest scores [B, n], in spatial order."""
     slot = ops.place_among(ops.rank(score) < n_out)
     dest = jnp.maximum(slot, DROPPED)
     index = SlotIndex.one_each(ops.invert(slot, n_out))
@@ -208,10 +201,10 @@ def keep_highest(score, n_out):
 
 
 def keep_and_sum(keep, weight, n_out):
-    """The Assignment that keeps some tokens and sums up all others.
+    """Keep `n_out - 1` tokens in spatial order; the last slot sums the leaving tokens.
 
-    keep: [B, n] bool, True for `n_out - 1` tokens, which keep their spatial order
-    weight: [B, n], weights of the others in their sum, which is the last slot
+    keep: [B, n] bool
+    weight: [B, n], weights in the sum
     """
     dest = jnp.where(keep, ops.count_before(keep), n_out - 1)
     weight = jnp.where(keep, 1.0, weight)
@@ -227,11 +220,11 @@ def keep_and_sum(keep, weight, n_out):
 
 @node
 def find_partners(similarity, tokens):
-    """The most similar token for each row; the first of equally similar ones.
+    """Find every row's most similar token; ties go to the first token.
 
-    similarity: [B, a, t], of `a` tokens to `tokens`
+    similarity: [B, a, t], from `a` tokens to `tokens`
     tokens: [B or 1, t] int32
-    Returns ([B, a] `ops.order_key` of the highest similarity, [B, a] that token).
+    Returns (`ops.order_key` of the highest similarity [B, a], token [B, a]).
     """
     order = jax.lax.broadcasted_iota(jnp.int32, similarity.shape, 2)
     tokens = jnp.broadcast_to(tokens[:, None, :], similarity.shape)
@@ -240,20 +233,19 @@ def find_partners(similarity, tokens):
 
 
 def merge_in_place(absorbed, partners, counts):
-    """The Assignment in which some tokens merge into partners; others keep their order.
+    """Merge `absorbed` tokens into staying `partners`; the token order is kept.
 
-    absorbed: [B, r] int32, the tokens that leave, each once
-    partners: [B, r] int32, the tokens that they merge into, which stay
+    absorbed, partners: [B, r] int32; no token may be absorbed twice
     """
     token = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
 
     def before(tokens):
-        """Whether each absorbed token is before each token. [B, m] -> [B, m, r]."""
+        """Mark absorbed tokens before every token. [B, m] -> [B, m, r] int32."""
         earlier = absorbed[:, None, :] < tokens[:, :, None]
         return earlier.astype(jnp.int32)
 
-    # The slot of a token that stays is its index less the absorbed tokens before it.
-    # These are counted before each partner, and before each absorbed token.
+    # A staying token's slot is its index minus the number of absorbed tokens before it.
+    # Absorbed tokens are counted before all partners, and before all absorbed tokens.
     counts_before = ops.sums((before(partners), before(absorbed)), axis=2)
     before_partner, before_absorbed = counts_before
     target = partners - before_partner
@@ -262,8 +254,8 @@ def merge_in_place(absorbed, partners, counts):
     joined = jnp.where(leaves, target[:, None, :], DROPPED)
     joined = jnp.max(joined, axis=-1)
     slot_of_staying = token - jnp.sum(before(token), axis=-1, dtype=jnp.int32)
-    # Slot s keeps token s + m with m absorbed tokens before it, which are those that
-    # have at most s staying tokens before them.
+    # Slot s keeps token s + m, where m counts the absorbed tokens before it. An
+    # absorbed token counts if at most s staying tokens are before it.
     slot = jnp.arange(counts.n_out, dtype=jnp.int32)[None]
     skipped = staying_before[:, None, :] <= slot[:, :, None]
     keep = slot + jnp.sum(skipped, axis=-1, dtype=jnp.int32)
@@ -273,12 +265,10 @@ def merge_in_place(absorbed, partners, counts):
 
 
 def keep_and_join(keep, absorbed, target, n):
-    """The Assignment in which slots keep one token each and absorb others.
+    """Keep one token per slot, let slots absorb tokens, and drop the rest.
 
-    All other tokens are dropped.
-
-    keep: [B, n_out] int32, the tokens that slots keep, in the order of the slots
-    absorbed, target: [B, e] int32, further tokens, each once, and the slots they join
+    keep: [B, n_out] int32, in slot order
+    absorbed, target: [B, e] int32, absorbed tokens (no token twice) and their slots
     n: number of tokens before the step
     """
     n_out = keep.shape[1]
@@ -295,12 +285,12 @@ def keep_and_join(keep, absorbed, target, n):
 
 
 def join_most_similar(metric, sources, targets, joining=None):
-    """Pairs of sources and their most similar targets, the first of equal ones.
+    """Pair sources with their most similar targets; ties go to the first target.
 
-    metric: [B, n, d], the feature that is compared
+    metric: [B, n, d], the feature to compare
     sources, targets: [B, a] and [B, t] int32, tokens
-    joining: number of sources to pair, those with the highest similarity; None: all
-    Returns (sources, their targets), [B, r] int32 each.
+    joining: number of sources to pair, most similar first; None: all sources
+    Returns (sources, targets), both [B, r] int32.
     """
     sides = (ops.gather_rows(metric, side) for side in (sources, targets))
     similarity = ops.cosine(*sides)

@@ -1,7 +1,7 @@
-"""A reduction as one record: a method, and how attention weighs sizes beside it.
+"""Reductions as records: a method, and whether attention is proportional.
 
-Callers, configs and files write it as one text: METHOD:FIELD=VALUE:FIELD=VALUE, such as
-"evit:keep_rate=0.7:blocks=(3,6,9)", or a share of the dense model's MACs such as 0.5.
+A reduction's text is METHOD:FIELD=VALUE:FIELD=VALUE, such as
+"evit:keep_rate=0.7:blocks=(3,6,9)", or a share of the dense model's MACs, such as 0.5.
 """
 
 import ast
@@ -15,22 +15,19 @@ from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.method import Method
 
-# What `ast.literal_eval` raises for a text that is no literal.
+# errors of `ast.literal_eval` for a text that is not a literal
 NOT_LITERAL = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reduction:
-    """What removes tokens from a model; equal ones compute the same.
+    """A model's token reduction; equal reductions compute the same.
 
-    `str` is the text that `read` takes.
-
-    method: a plain Method, which has only a cost, stands for the one that is
-        recommended for a model
-    prop_attn: whether attention is proportional; None: the default of method and model
+    `str(reduction)` is a text for `Reduction.read`.
     """
 
-    method: Method
+    method: Method  # plain Method: placeholder for the method recommended for a model
+    # whether attention is proportional; None: the default of method and model
     prop_attn: bool | None = None
 
     def __post_init__(self):
@@ -38,14 +35,13 @@ class Reduction:
 
     @classmethod
     def read(cls, value: "ReductionLike", prop_attn: bool | None = None) -> Self:
-        """The reduction that a caller, a config or a file gives.
+        """Read the reduction given by a caller, a config or a file.
 
-        value: a share of the dense model's MACs, which the recommended method gets; a
-            text, "tome", "tome:r=8", "tome:macs=0.5" or "0.5", whose values are Python
-            literals and words without quotes; a Method; a Reduction; None: the dense
-            model
-        prop_attn: the value that a model's config has; the reduction may have it, too
-        Raises InputError for anything else, and for two values of prop_attn.
+        value: a share of the dense model's MACs for the recommended method; a text,
+            "tome", "tome:r=8", "tome:macs=0.5" or "0.5", with Python literals and
+            unquoted words as field values; a Method; a Reduction; None: the dense model
+        prop_attn: from the model's config; the reduction may not contradict it
+        Raises InputError for an invalid value, and for two values of prop_attn.
         """
         if value is None:
             found = DENSE
@@ -73,7 +69,7 @@ class Reduction:
 
     @classmethod
     def _of_text(cls, text):
-        """The reduction of a text. Raises InputError for one that cannot be read."""
+        """Parse a reduction's text. Raises InputError for an invalid text."""
         name, *parts = [part.strip() for part in text.split(":")]
         kind = Method
         fields = {}
@@ -124,7 +120,6 @@ class Reduction:
 
     @property
     def name(self) -> str:
-        """The name of the method."""
         return methods.name_of(self.method)
 
 
@@ -133,7 +128,7 @@ DENSE = Reduction(METHODS["none"]())
 
 
 def _literal(text):
-    """The Python literal that a text is, with a tuple for a list; else the text."""
+    """Parse a Python literal, lists as tuples; return any other text unchanged."""
     try:
         value = ast.literal_eval(text)
     except NOT_LITERAL:

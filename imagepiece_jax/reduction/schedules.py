@@ -1,8 +1,8 @@
-"""Schedules: how many image tokens are left after each block, in plain Python.
+"""Schedules: shares of image tokens left after the blocks, in plain Python.
 
 A schedule has a shape and a ratio: 0 keeps all tokens, 1 as few as the shape allows.
-`models.reduction_plan` finds the ratio for a cost. The tokens of each step, by counts
-or by the rules of fields such as `keep_rate`, are in `block_plan`.
+`models.reduction_plan` finds the ratio for a cost, and `block_plan` counts a step's
+tokens.
 """
 
 import functools
@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
 
-# Image tokens after each block of a model of 12 blocks and PATCHES patches.
+# The two lists below hold image tokens after the blocks of a model with 12 blocks and
+# PATCHES patches.
 PATCHES = 196
 # ImagePiece: keep .8, merge .08, schedule B. Source: spec of the AAAI 2025 paper.
 IMAGEPIECE = (180, 165, 132, 121, 111, 89, 81, 74, 60, 60, 60, 60)
@@ -23,17 +24,17 @@ DIFFRATE = (196, 195, 189, 171, 153, 124, 106, 95, 83, 77, 69, 2)
 
 
 def constant(depth, ratio, start=0):
-    """Share left after each block, if each from `start` on loses the same number."""
+    """Shares after the blocks; every block from `start` on loses an equal number."""
     return [1 - ratio * max(0, block + 1 - start) for block in range(depth)]
 
 
 def proportional(depth, ratio, start=0):
-    """Share left after each block, if each from `start` on loses the same share."""
+    """Shares after the blocks; every block from `start` on loses an equal share."""
     return [(1 - ratio) ** max(0, block + 1 - start) for block in range(depth)]
 
 
 def stages(depth, ratio, *blocks):
-    """Share left after each block, if each of `blocks` loses the same share."""
+    """Shares after the blocks; every block in `blocks` loses an equal share."""
     blocks = blocks or (3, 6, 9)
     shares = []
     for block in range(depth):
@@ -43,7 +44,7 @@ def stages(depth, ratio, *blocks):
 
 
 def late(depth, ratio, power=2.0):
-    """Share left after each block, if the lost share rises as (block / depth)^power.
+    """Shares after the blocks; the lost share is ratio * ((block + 1) / depth)^power.
 
     power: above 0; with 1 every block loses an equal share of the initial tokens
     Source: Later Is Better, 2026, arXiv 2610.07758.
@@ -52,10 +53,9 @@ def late(depth, ratio, power=2.0):
 
 
 def powered_shares(shares: Sequence[float], ratio: float) -> list[float]:
-    """The shares of a schedule at another ratio, from 0 to 1.
+    """Raise shares to the power ratio / (1 - ratio), for a ratio from 0 to 1.
 
-    At 0 all tokens stay, and at 0.5 the given shares. At 1 a share below 1 becomes 0.
-    Each share is raised to the power ratio / (1 - ratio).
+    At 0 all tokens stay, at 0.5 shares are unchanged, at 1 a share below 1 becomes 0.
     """
     if ratio >= 1:
         return [float(share == 1) for share in shares]
@@ -64,11 +64,10 @@ def powered_shares(shares: Sequence[float], ratio: float) -> list[float]:
 
 
 def stretched(counts, depth, ratio):
-    """Shares after each of `depth` blocks, by the counts of a model of 12 blocks.
+    """Stretch the counts of a model with PATCHES patches to shares for `depth` blocks.
 
-    counts: its image tokens after each block, of PATCHES at first; interpolated for
-        another depth
-    ratio: 0.5 gives the counts' own shares, others a power of them
+    counts: image tokens after the blocks, interpolated for another depth
+    ratio: see `powered_shares`
     """
     points = [PATCHES, *counts]
     shares = []
@@ -81,7 +80,7 @@ def stretched(counts, depth, ratio):
     return powered_shares(shares, ratio)
 
 
-# {name: function (depth, ratio, *numbers) -> share that stays after each block}
+# {name: function (depth, ratio, *numbers) -> shares of tokens after the blocks}
 SHAPES: dict[str, Callable[..., list[float]]] = {
     "constant": constant,
     "proportional": proportional,
@@ -90,9 +89,9 @@ SHAPES: dict[str, Callable[..., list[float]]] = {
     "diffrate": functools.partial(stretched, DIFFRATE),
     "late": late,
 }
-# How many numbers a schedule's text may have; "stages" may have any, others none.
+# Most numbers in a schedule's text: any number for "stages", 0 if not listed.
 MAX_NUMBERS = {"constant": 1, "proportional": 1, "late": 1}
-POWERED = "late"  # the schedule whose number is a power; those of others are blocks
+POWERED = "late"  # the number of this schedule is a power, not a block
 ALLOWED = (
     f"{', '.join(SHAPES)}, with numbers such as proportional-1 (from block 1), "
     "stages-3-6-9 (blocks that rise) and late-2 (a power above 0), or a list of whole "
@@ -101,9 +100,9 @@ ALLOWED = (
 
 
 def split_text(text: str) -> tuple[str, tuple[float, ...]]:
-    """(name of the shape, its numbers) from text such as "stages-3-6-9".
+    """Split a schedule's text such as "stages-3-6-9" into (name, numbers).
 
-    Raises InputError for a text that names no schedule.
+    Raises InputError for an invalid schedule.
     """
     name, *texts = text.split("-")
     form = "[0-9]+"
@@ -123,13 +122,12 @@ def split_text(text: str) -> tuple[str, tuple[float, ...]]:
 
 
 def counts_of(text: str, depth: int, patches: int, ratio: float) -> tuple[int, ...]:
-    """Number of image tokens after each block by a schedule, at least one.
+    """Compute image token counts after the blocks, at least 1, from a schedule.
 
     text: a schedule, such as "stages-3-6-9"
-    depth: number of blocks of the model
     patches: number of image tokens before the first block
-    ratio: from 0, where all tokens stay, to 1
-    Raises InputError for a block that a model of `depth` blocks does not have.
+    ratio: from 0 (all tokens stay) to 1
+    Raises InputError for a block outside the model.
     """
     name, numbers = split_text(text)
     for block in numbers:
@@ -142,15 +140,12 @@ def counts_of(text: str, depth: int, patches: int, ratio: float) -> tuple[int, .
 
 
 def rounded(number: float) -> int:
-    """The nearest whole number; of a half the higher, whatever binary rounding does."""
+    """Round to the nearest whole number, halves up, immune to binary rounding."""
     return math.floor(number + 0.5 + 1e-9)
 
 
 def check_counts(value: str | tuple[int, ...]) -> None:
-    """Check that it is a schedule's text, or counts that do not rise.
-
-    value: of the field `counts`
-    """
+    """Raise InputError unless `value` is a schedule's text, or non-rising counts."""
     if isinstance(value, str):
         split_text(value)
         return

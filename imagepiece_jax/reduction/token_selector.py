@@ -1,6 +1,6 @@
-"""Learned token selection: a network of scores, random masks and losses.
+"""Learned token selection: a scoring network, random masks and losses.
 
-Training removes no tokens: attention reads a mask that is drawn from the scores.
+Training removes no tokens: attention reads a mask drawn from the scores.
 """
 
 import jax
@@ -18,10 +18,10 @@ EPS = 1e-6
 
 
 class KeepScores(nn.Module):
-    """A network for the log probabilities that a token is kept (0) or dropped (1).
+    """Log probabilities of keeping (0) and dropping (1) a token.
 
-    It keeps half of a token's features, replaces the other half by their mean over the
-    live tokens, and ends in three layers (DynamicViT, Rao et al. 2021, section 3.2).
+    Half the features stay local, the other half is averaged over live tokens; three
+    layers follow (DynamicViT, Rao et al. 2021, section 3.2).
     """
 
     @nn.compact
@@ -34,7 +34,7 @@ class KeepScores(nn.Module):
             return nn.Dense(width, kernel_init=INIT, dtype=dtype, name=name)
 
         norm = nn.LayerNorm(1e-5, dtype, use_fast_variance=False, name="norm")
-        # Flax adds float32 to bfloat16, which a user's setting may forbid.
+        # Flax adds float32 to bfloat16, but a user's setting may forbid promotion.
         with jax.numpy_dtype_promotion("standard"):
             x = norm(x)
         hidden = nn.gelu(dense(dim, "embed")(x), approximate=False)
@@ -45,7 +45,7 @@ class KeepScores(nn.Module):
             live = jnp.ones(x.shape[:2], jnp.float32)
         ones = (1,) * (x.ndim - 2)
         live = live.reshape(live.shape + ones).astype(jnp.float32)
-        # EPS makes the mean 0, and not 0 / 0, where no token is live.
+        # Without live tokens, EPS makes the mean 0 instead of 0 / 0.
         total = jnp.sum(live, axis=1, keepdims=True) + EPS
         mean = jnp.sum(live * common, axis=1, keepdims=True) / total
         mean = jnp.broadcast_to(mean.astype(dtype), common.shape)
@@ -56,44 +56,41 @@ class KeepScores(nn.Module):
 
 
 def keep_macs(n, dim):
-    """MACs of `KeepScores` on `n` tokens of width `dim`."""
+    """MACs of `KeepScores` for `n` tokens of width `dim`."""
     half = dim // 2
     quarter = dim // 4
     return n * (dim * dim + dim * half + half * quarter + 2 * quarter)
 
 
 def noise(keys, shape):
-    """Gumbel(0, 1) noise from a key for each image. [B] keys -> [B, *shape]."""
+    """Draw Gumbel(0, 1) noise with one key per image. [B] keys -> [B, *shape]."""
     return jax.vmap(lambda key: gumbel(key, shape))(keys)
 
 
 def straight_through(value, slope):
-    """Exactly `value`, but with the gradient of `slope`; float32 of one shape."""
+    """Return exactly `value`, with the gradient of `slope`; float32 of one shape."""
     return jax.lax.stop_gradient(value) + (slope - jax.lax.stop_gradient(slope))
 
 
 def draw_mask(scores, mask, rng):
-    """Draw which tokens stay live, by Gumbel noise on their scores.
+    """Draw a mask of live tokens by Gumbel noise. -> [B, n] float32, exactly 0 or 1.
 
-    The gradient is that of the softmax with temperature 1.
-
-    scores: [B, n, 2], log probabilities of being kept and of being dropped
-    mask: [B, n], 1 for tokens that are live so far; None: all are
+    scores: [B, n, 2], log probabilities of keeping and dropping
+    mask: [B, n], 1 for tokens live so far; None: all live
     rng: [B] keys
-    Returns [B, n] float32, exactly 0 or 1.
     """
     noisy = scores + noise(rng, scores.shape[1:])
     hard = (noisy[..., 0] >= noisy[..., 1]).astype(jnp.float32)
+    # The gradient is the gradient of a softmax with temperature 1.
     keep = straight_through(hard, jax.nn.softmax(noisy)[..., 0])
     return keep if mask is None else keep * mask
 
 
 def ratio_loss(shares, targets):
-    """Mean squared distance of the shares of live tokens from their targets.
+    """Mean squared distance between live token shares and targets; 0 without steps.
 
-    shares: arrays of any shape, one for each step
-    targets: numbers, one for each step
-    Returns the mean over the steps; 0 without any.
+    shares: one array of any shape per step
+    targets: one number per step
     """
     errors = []
     for share, target in zip(shares, targets, strict=True):
@@ -110,12 +107,12 @@ def kl_divergence(student, teacher):
 
 
 def token_loss(outputs, teacher_outputs):
-    """Mean squared distance of the student's live tokens from the teacher's.
+    """Mean squared distance between student and teacher tokens after the final norm.
 
-    Tokens are compared after the final norm. The teacher's tokens are merged and
-    dropped as the student's are. Tokens that the student appended are left out. The
-    loss is 0 where no token is live.
+    Only live tokens count. The loss is 0 without live tokens.
     """
+    # The student's merges and drops are applied to the teacher's tokens. Appended
+    # student tokens are left out.
     state = start(teacher_outputs.tokens, teacher_outputs.state.num_prefix)
     for result in outputs.results:
         if isinstance(result, Assignment):
@@ -137,7 +134,7 @@ def token_loss(outputs, teacher_outputs):
 
 
 def check_teacher(outputs, teacher_outputs):
-    """Check that a teacher has the same patches, width and classes."""
+    """Raise InputError unless patches, width and classes equal the student's."""
     student = _sizes_in_words(outputs)
     teacher = _sizes_in_words(teacher_outputs)
     if teacher != student:
@@ -145,9 +142,8 @@ def check_teacher(outputs, teacher_outputs):
 
 
 def _sizes_in_words(outputs):
-    """The patches, width and classes of the model of these outputs, in words."""
     patches = outputs.tokens.shape[1] - outputs.state.num_prefix
-    if outputs.taps:  # of the first step, which saw all patches
+    if outputs.taps:  # the first step saw all patches
         patches = outputs.taps[0].x.shape[1]
     width = outputs.tokens.shape[-1]
     classes = outputs.logits.shape[-1]

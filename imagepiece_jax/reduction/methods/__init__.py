@@ -1,4 +1,4 @@
-"""The methods by name: a new one is a file in this folder and a line in `METHODS`."""
+"""Methods by name. To add a method, add a file here and a line in `METHODS`."""
 
 import collections
 import importlib
@@ -8,12 +8,9 @@ from imagepiece_jax.reduction.methods.method import Method
 
 
 class _Methods(collections.UserDict):
-    """{name of a method: its class}; the class is in the file with the method's name.
+    """{method name: class}; the file with the method's name holds the class."""
 
-    A class is imported when it is first used, so that a program loads only the method
-    that it runs.
-    """
-
+    # Classes are imported on first use: a program loads only the method it runs.
     def __getitem__(self, name) -> type[Method]:
         kind = self.data[name]
         if isinstance(kind, str):
@@ -55,8 +52,8 @@ METHODS = _Methods(
 
 
 def name_of(method: Method) -> str:
-    """The name of a method; that of its class for one that is not in METHODS."""
+    """Name of a method in METHODS; otherwise its class name."""
     kind = type(method)
-    METHODS.get(kind.__module__.rpartition(".")[2])  # imports this class alone
+    METHODS.get(kind.__module__.rpartition(".")[2])  # imports only this class
     names = (name for name, value in METHODS.data.items() if value is kind)
     return next(names, kind.__name__)

@@ -1,6 +1,6 @@
 """ATC: agglomerative clustering of tokens (Haurum et al., ECCV 2024).
 
-The two most similar clusters merge, again and again, until enough tokens have left.
+The two most similar clusters merge repeatedly, until enough tokens have left.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ from imagepiece_jax.reduction.ops import cosine, count_before, gather_rows
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.state import Assignment
 
-# {name: distance of a joined cluster to all others, by the distances a and b of its two
-# parts [B, n], and by the numbers m and n of tokens in these [B, 1]}
+# {name: function (a, b, m, n) -> distances of a joined cluster}; a and b are the
+# distances of its two parts [B, n], m and n the token counts of the parts [B, 1].
 LINKAGES = {
     "single": lambda a, b, m, n: jnp.minimum(a, b),
     "complete": lambda a, b, m, n: jnp.maximum(a, b),
@@ -24,21 +24,21 @@ LINKAGES = {
 
 
 def agglomerate(distance, merges, linkage):
-    """Join the two closest clusters `merges` times; of equal distances the first.
+    """Join the two closest clusters `merges` times; ties go to the first pair.
 
-    distance: [B, n, n], distances of tokens, symmetric
+    distance: [B, n, n], symmetric
     linkage: one of LINKAGES
-    Returns [B, n] int32: for each token the first token of its cluster.
+    Returns [B, n] int32: the first token of every token's cluster.
     """
     batch, n, _ = distance.shape
     tokens = jnp.arange(n, dtype=jnp.int32)[None]
     join = LINKAGES[linkage]
 
     def step(_, state):
-        """Join two clusters; a cluster has the row and column of its first token."""
+        # A cluster is stored in the row and column of its first token.
         distance, first, size = state
         pair = jnp.argmin(distance.reshape(batch, -1), axis=-1).astype(jnp.int32)
-        # Clusters a and b join: b, whose first token comes later, becomes a part of a.
+        # Cluster b, the cluster with the later first token, becomes a part of a.
         a = pair[:, None] // n
         b = pair[:, None] % n
         is_a = tokens == a
@@ -71,10 +71,10 @@ def agglomerate(distance, merges, linkage):
 
 @dataclasses.dataclass(frozen=True)
 class Agglomeration(Reducer):
-    """Clusters tokens by cosine distance, and replaces each cluster by its mean."""
+    """Cluster tokens by cosine distance, and replace clusters by their means."""
 
-    # the distance of two clusters: that of their nearest members ("single"), of their
-    # farthest ("complete"), or the mean over all pairs of members ("average")
+    # The distance of two clusters is the distance of their nearest members ("single")
+    # or farthest members ("complete"), or the mean over all pairs ("average").
     linkage: str = "complete"
     metric: str = "key"
     size_weighting: bool = True  # whether means are over patches, not over tokens
@@ -95,14 +95,12 @@ class Agglomeration(Reducer):
 
 @dataclasses.dataclass(frozen=True)
 class ATC(InStages):
-    """At the s-th of `blocks`, n0 tokens become n0 * keep_rate**s clusters.
+    """At the s-th of `blocks`, replace n0 tokens by n0 * keep_rate**s clusters."""
 
-    Its authors weight by size where they use proportional attention.
-    """
-
+    # The authors weight by size where they use proportional attention.
     default_prop_attn = True
 
-    linkage: str = "complete"  # distance of two clusters, one of LINKAGES
+    linkage: str = "complete"  # distance between clusters, one of LINKAGES
     metric: str = "key"
     size_weighting: bool = True  # whether means are over patches, not tokens
 

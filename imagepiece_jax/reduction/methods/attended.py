@@ -1,6 +1,6 @@
-"""The most attended tokens stay, and each other joins the most similar of them.
+"""Attended: the most attended tokens stay, and absorb the tokens similar to them.
 
-DiffRate's selector without its pruning and its searched list: Chen et al., ICCV 2023.
+This is DiffRate's selector without pruning and searched lists (Chen et al., ICCV 2023).
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from imagepiece_jax.reduction.methods.method import InStages
 
 @dataclasses.dataclass(frozen=True)
 class Attended(InStages):
-    """At each of `blocks` a share of the tokens stays, and the others merge into it."""
+    """At every block in `blocks`, keep a share of the tokens and merge the rest."""
 
     default_prop_attn = True
 

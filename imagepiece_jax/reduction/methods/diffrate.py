@@ -1,4 +1,4 @@
-"""DiffRate: prune and merge by numbers found in a search (Chen et al., ICCV 2023)."""
+"""DiffRate: prune and merge by searched token counts (Chen et al., ICCV 2023)."""
 
 import dataclasses
 import functools
@@ -25,35 +25,33 @@ from imagepiece_jax.reduction.reducers import Ranking, find_partners
 from imagepiece_jax.reduction.schedules import powered_shares, rounded, stretched
 from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex
 
-# The published schedules of models of 197 tokens: {model: {GMACs: the tokens that each
-# block keeps after pruning, and after merging, class token included}}.
-# Source: compression_rate.json of the authors' code, OpenGVLab/DiffRate.
+# Published schedules for models with 197 tokens: {model: {GMACs: (counts after pruning,
+# counts after merging)}}, one count per block, class token included.
+# Source: compression_rate.json in the authors' code, OpenGVLab/DiffRate.
 TABLE = pathlib.Path(__file__).with_suffix(".json")
-ALL = sys.maxsize  # as the number of tokens to keep: none is dropped
+ALL = sys.maxsize  # number of tokens to keep: all, so no token is dropped
 BY_WIDTH = {192: "deit_ti", 384: "deit_s", 768: "deit_b"}
-# GMACs of the schedules whose accuracies the authors report; for DeiT-Ti of as large a
-# share.
+# GMACs of the schedules with accuracies reported by the authors; for DeiT-Ti, a
+# schedule with an equal share of the MACs.
 DEFAULT = {"deit_ti": 0.8, "deit_s": 2.9, "deit_b": 11.5, "mae_b": 11.5}
 
 
 @functools.cache
 def published(model):
-    """The schedules of a model: {GMACs: (counts after pruning, after merging)}."""
+    """Load a model's schedules: {GMACs: (counts after pruning, after merging)}."""
     lists = json.loads(TABLE.read_text("utf-8"))[model]
     return {float(gmacs): tuple(map(tuple, pair)) for gmacs, pair in lists.items()}
 
 
 def _fitted(kept, model):
-    """A published list of counts, stretched to a model of other sizes."""
+    """Stretch a published count list to a model with another depth or patch count."""
     shares = stretched([tokens - 1 for tokens in kept], model.depth, ratio=0.5)
     return _with_class_token(shares, model.patches)
 
 
 def _with_class_token(shares, patches):
-    """Counts of tokens by shares of the image tokens, class token included.
-
-    At least one image token stays.
-    """
+    """Turn image token shares into counts, class token included."""
+    # At least one image token stays beside the class token.
     counts = [1 + rounded(patches * share) for share in shares]
     return tuple(max(2, count) for count in counts)
 
@@ -70,14 +68,13 @@ class AtMost(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class PruneAndMerge(Ranking):
-    """Keeps the `kept` tokens of the highest scores, drops the rest, then merges.
+    """Keep the `kept` highest-scored tokens, drop the rest, then merge to the counts.
 
-    Of the tokens that are kept, those of the lowest scores merge into the most similar
-    others, until as many are left as the step's counts say. Features are plain means. A
-    token that merges adds its attention size times its cosine to its partner.
+    The lowest-scored kept tokens merge into the most similar staying tokens. Features
+    are plain means.
     """
 
-    kept: int  # number of tokens that are not dropped
+    kept: int  # number of tokens before merging
 
     def __call__(self, taps, counts, train=False):
         n = counts.n_in
@@ -85,7 +82,7 @@ class PruneAndMerge(Ranking):
         x, score = jax.lax.stop_gradient((taps.x, self.scores(taps, counts)))
         order = rank(score)
         tokens = invert(order, min(max(self.kept, n_out), n))
-        if tokens.shape[1] == n_out:  # nothing merges, and arrays would be empty
+        if tokens.shape[1] == n_out:  # no token merges, so arrays would be empty
             dest = jnp.where(order < n_out, order, DROPPED)
             index = SlotIndex.one_each(tokens)
             sizes = taps.attn_size
@@ -98,9 +95,11 @@ class PruneAndMerge(Ranking):
         slots = jnp.arange(n_out, dtype=jnp.int32)[None]
         _, target = find_partners(alike, slots)
         stays = order < n_out
-        # Index of each token among those that join; another token reads any of these.
+        # Index among the joining tokens; clipped, so that a staying or dropped token
+        # reads any row.
         index = jnp.clip(order - n_out, 0, joining.shape[1] - 1)
         dest = jnp.where(stays, order, gather_rows(target, index))
+        # A joining token adds its attention size times its cosine to its partner.
         best = gather_rows(jnp.max(alike, axis=-1), index)
         factor = jnp.where(stays, 1.0, best)
         dropped = order >= tokens.shape[1]
@@ -112,14 +111,14 @@ class PruneAndMerge(Ranking):
         )
 
     def _of_all_pairs(self, taps, order, counts):
-        """The Assignment by the similarities of all pairs, without gathering tokens.
+        """Make the Assignment from all pairs' similarities, without gathering tokens.
 
-        order: [B, n], places of the tokens by falling score
+        order: [B, n], ranks by falling score
         """
         n = counts.n_in
         x = taps.x if taps.all_x is None else taps.all_x
         alike = cosine(jax.lax.stop_gradient(x))[:, -n:, -n:]
-        # A token that stays is its own partner, whose slot is then found in this pass.
+        # A staying token is its own partner, so the same pass finds its slot.
         itself = jnp.eye(n, dtype=bool)[None]
         stays = order < counts.n_out
         alike = jnp.where(itself, 2.0, alike)
@@ -135,18 +134,15 @@ class PruneAndMerge(Ranking):
 
 @dataclasses.dataclass(frozen=True)
 class DiffRate(Method):
-    """Each block prunes to a number of tokens, and then merges to another.
-
-    MAE-B's schedules are for models with its name, or whose head reads the mean.
-    """
+    """In every block, prune to a first token count, then merge to a second."""
 
     default_prop_attn = True
     amounts = ("target", "prune", "merge")
 
-    # GMACs of a published schedule for the model's size; None: those of `DEFAULT`
+    # GMACs of a published schedule for the model's size; None: by `DEFAULT`
     target: float | None = None
-    # instead of a published schedule: tokens after pruning, and after merging, in each
-    # block, class token included
+    # instead of a published schedule: token counts after pruning, and after merging,
+    # per block, class token included
     prune: tuple[int, ...] | None = None
     merge: tuple[int, ...] | None = None
     score: str = "auto"
@@ -168,16 +164,18 @@ class DiffRate(Method):
                 raise InputError(f"merge has {merged} tokens where prune has {pruned}")
 
     def for_model(self, model):
-        """The method with the published lists of the model's size.
+        """Set the published lists for the model's size.
 
-        With `macs` a model of another size gets the stretched lists of the nearest
-        width. Raises InputError for such a model without `macs`.
+        With `macs`, a model of another size gets stretched lists of the nearest width.
+        Raises InputError for another size without `macs`.
         """
         method = super().for_model(model)
         if self.counts is not None or self.prune is not None:
             return method
         width = min(BY_WIDTH, key=lambda width: abs(width - model.embed_dim))
         name = BY_WIDTH[width]
+        # MAE-B's schedules need ".mae" in the model's name, or a head that reads the
+        # mean.
         mae = model.pool == "mean" or ".mae" in (model.name or "")
         if name == "deit_b" and mae:
             name = "mae_b"
@@ -195,13 +193,13 @@ class DiffRate(Method):
             listed = ", ".join(map(str, lists))
             raise InputError(f"target is {target}; {name} has {listed}")
         prune, merge = lists[target]
-        if not has_list:  # only their shape counts, as `macs` scales them
+        if not has_list:  # only the lists' shape counts, because `macs` scales them
             prune = _fitted(prune, model)
             merge = _fitted(merge, model)
         return dataclasses.replace(method, prune=prune, merge=merge)
 
     def scaled(self, ratio, depth, patches):
-        """The method with the shares in both lists to a power."""
+        # The shares in both lists are raised to a power.
 
         def powered(kept):
             shares = [(tokens - 1) / patches for tokens in kept]
@@ -212,7 +210,7 @@ class DiffRate(Method):
         return dataclasses.replace(self, prune=prune, merge=merge)
 
     def step_at(self, block, depth, tokens):
-        """A Step that drops no token: all that leave merge into the most attended."""
+        # No token is dropped: leaving tokens merge into the most attended tokens.
         return Step(block, PruneAndMerge(ALL, score=self.score), AtMost(0))
 
     def steps(self, depth):
@@ -224,7 +222,7 @@ class DiffRate(Method):
         lists = zip(self.prune, self.merge, strict=True)
         steps = []
         for block, (after_pruning, after_merging) in enumerate(lists):
-            # They count the tokens that are left, with the class token.
+            # The lists count the class token.
             reducer = PruneAndMerge(after_pruning - 1, score=self.score)
             steps.append(Step(block, reducer, AtMost(after_merging - 1)))
         return tuple(steps)

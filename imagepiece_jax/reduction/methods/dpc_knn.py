@@ -1,6 +1,6 @@
 """DPC-KNN: cluster tokens around density peaks (Zeng et al., TCFormer, CVPR 2022).
 
-As in the comparison of Haurum et al. 2023, "Which tokens to use?".
+The variant follows the comparison by Haurum et al. 2023, "Which tokens to use?".
 """
 
 import dataclasses
@@ -16,19 +16,17 @@ from imagepiece_jax.reduction.state import Assignment
 
 
 def density_peaks(x, neighbors, n_out):
-    """The cluster of each token; clusters are in the order of their centers.
+    """Cluster tokens x [B, n, D] float32; clusters in the order of their centers.
 
-    The density of a token is exp(- mean squared distance to its nearest tokens).
-    Centers are the `n_out` tokens with the highest product of density and distance to
-    the nearest token of a higher density.
-
-    x: [B, n, D] float32
-    neighbors: number of nearest tokens, the token itself among them
-    Returns [B, n] int32.
+    neighbors: number of nearest tokens, the token itself included
+    Returns cluster numbers, [B, n] int32.
     """
+    # A token's density is exp(- mean squared distance to its nearest tokens). Centers
+    # are the `n_out` tokens with the highest product of density and distance to the
+    # nearest denser token.
     squares = ops.squared_distances(x) / x.shape[-1]
     near = ops.smallest(squares, neighbors)
-    # The logarithm of the density, which would be 0 for all tokens far apart.
+    # The density's logarithm: the density itself would be 0 for all distant tokens.
     density = -jnp.sum(jnp.where(near, squares, 0), axis=-1) / neighbors
     distance = jnp.sqrt(squares)
     denser = density[:, None, :] > density[:, :, None]
@@ -45,9 +43,9 @@ def density_peaks(x, neighbors, n_out):
 
 @dataclasses.dataclass(frozen=True)
 class DensityPeaks(Reducer):
-    """Clusters tokens around density peaks, and replaces each cluster by its mean."""
+    """Cluster tokens around density peaks, and replace clusters by their means."""
 
-    neighbors: int = 5  # as `density_peaks` takes it
+    neighbors: int = 5  # see `density_peaks`
 
     def __call__(self, taps, counts, train=False):
         x = jax.lax.stop_gradient(taps.x).astype(jnp.float32)
@@ -58,9 +56,9 @@ class DensityPeaks(Reducer):
 
 @dataclasses.dataclass(frozen=True)
 class DpcKnn(InStages):
-    """Before the s-th of `blocks`, n0 tokens become n0 * keep_rate**s clusters."""
+    """Before the s-th of `blocks`, replace n0 tokens by n0 * keep_rate**s clusters."""
 
-    neighbors: int = 5  # tokens in a density, the token itself included
+    neighbors: int = 5  # tokens per density, the token itself included
 
     def __post_init__(self):
         super().__post_init__()

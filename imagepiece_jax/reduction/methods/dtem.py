@@ -1,6 +1,6 @@
 """DTEM: merge tokens by a learned embedding (Lee & Hong, NeurIPS 2024).
 
-Training merges tokens only partly and removes none, so that choices have a gradient.
+Training merges tokens only partly and removes no token, so choices have a gradient.
 """
 
 import dataclasses
@@ -17,21 +17,19 @@ from imagepiece_jax.reduction.methods.method import ParamGroup, Removal
 from imagepiece_jax.reduction.reducers import Bipartite, Reducer
 from imagepiece_jax.reduction.state import Mixing
 
-NEIGHBORS = 3  # number of partners over which training may spread a token
+NEIGHBORS = 3  # most partners that share a token in training
 TEMPERATURE = 0.1  # of the soft choice; the authors divide similarities by it twice
-TINY = 1e-12  # attention size of a token that is merged away, so that it has a log
+TINY = 1e-12  # attention size of a token merged away; 0 would have no logarithm
 
 
 def soft_top(similarity, merges):
-    """Choose `merges` rows softly, and columns for each of them.
+    """Choose `merges` rows of `similarity` [B, a, b] softly, and columns in the rows.
 
-    There are `merges` draws. Each is a softmax over the NEIGHBORS largest entries of
-    all rows, in which rows count less the more of them is chosen already.
-
-    similarity: [B, a, b]
-    Returns [B, a, b]: how much of each row is chosen, by column; at most 1 in a row.
+    Returns [B, a, b]: chosen amounts, with a sum of at most 1 per row.
     Source: Lee & Hong 2024, section 3.2.
     """
+    # Every draw is a softmax over the NEIGHBORS largest entries of all rows. The more
+    # of a row is chosen already, the less the row counts.
     near = ops.smallest(-jax.lax.stop_gradient(similarity), NEIGHBORS)
     logits = jnp.where(near, similarity, 0) / (TEMPERATURE * TEMPERATURE)
 
@@ -41,7 +39,7 @@ def soft_top(similarity, merges):
         share = jax.nn.softmax(entries.reshape(len(entries), -1))
         share = share.reshape(entries.shape)
         drawn = jnp.sum(share, axis=-1)
-        left = jnp.maximum(1 - drawn, 2.0**-23)  # so that it has a log
+        left = jnp.maximum(1 - drawn, 2.0**-23)  # 0 would have no logarithm
         discount = discount + jnp.log(left) / TEMPERATURE
         return (chosen + share, discount), None
 
@@ -53,15 +51,15 @@ def soft_top(similarity, merges):
 
 
 def soft_merge(similarity, size, live, merges):
-    """The soft merges as a Mixing, whose tokens are in the order of falling size.
+    """Merge tokens softly, as a Mixing.
 
-    Of the first `live` tokens, those at even places are spread over those at odd
-    places, and lose as much of their size.
+    Among the first `live` tokens, even tokens spread over odd tokens, and lose the
+    spread share of their size. These tokens then stand in the order of falling size.
 
-    similarity: [B, a, b], of the tokens at even places to those at odd places
+    similarity: [B, a, b], from tokens at even places to tokens at odd places
     size: [B, n], attention sizes
-    live: number of tokens that evaluation would have here
-    merges: number of them that evaluation would merge
+    live: token count in evaluation at this step
+    merges: number of merges in evaluation
     """
     n = size.shape[1]
     spread = soft_top(similarity, merges)  # [B, a, b]
@@ -69,19 +67,20 @@ def soft_merge(similarity, size, live, merges):
     odd_size = size[:, 1:live:2]
     moved = spread * even_size[:, :, None]
     grown = odd_size + jnp.sum(moved, axis=1)
-    left = 1 - jnp.sum(spread, axis=-1)  # share of its size that an even token keeps
+    left = 1 - jnp.sum(spread, axis=-1)  # share of its size kept by an even token
     excess = jnp.clip(left, 0, 1) - left
     clipped = left + jax.lax.stop_gradient(excess)  # with the gradient of `left`
-    # A token at an odd place becomes the mean, by size, of itself and of what is spread
-    # over it. First the weights of the latter, at odd rows and even columns.
+    # A token at an odd place becomes the size-weighted mean of itself and its received
+    # shares. First the weights of the shares, at odd rows and even columns.
     safe = jnp.maximum(grown, TINY)
     to_odd = moved.transpose(0, 2, 1) / safe[:, :, None]  # [B, b, a]
     rest = n - live
     odd = live % 2
-    rows = (1, rest + odd, 1)  # in front of them, behind them and between two
+    rows = (1, rest + odd, 1)  # padding before, after and between rows
     columns = (0, rest + 1 - odd, 1)
     matrix = jax.lax.pad(to_odd, jnp.float32(0), ((0, 0, 0), rows, columns))
-    # Then the weights of the tokens themselves: all others keep their features.
+    # Then the weights of the tokens themselves: all except odd tokens keep their
+    # features.
     scale = ops.alternate(jnp.ones_like(even_size), odd_size / safe)
     scale = jnp.pad(scale, ((0, 0), (0, rest)), constant_values=1.0)
     scale = scale[:, :, None]
@@ -95,15 +94,15 @@ def soft_merge(similarity, size, live, merges):
 
 
 def _reordered(rows, order, whole, live):
-    """The rows at `order`, followed by the rows of `whole` from `live` on."""
+    """Gather rows at `order`, and append the rows of `whole` from `live` on."""
     ordered = ops.gather_rows(rows, order)
     return jnp.concatenate([ordered, whole[:, live:]], axis=1)
 
 
 class Embedding(nn.Module, Reducer):
-    """Merges tokens as ToMe does, by a learned embedding of attention's input.
+    """Merge like ToMe, by a learned embedding of attention's input.
 
-    In masked training it merges softly. The input gets no gradient from the embedding.
+    Masked training merges softly. The input gets no gradient from the embedding.
     """
 
     metric = "input"
@@ -130,7 +129,7 @@ class Embedding(nn.Module, Reducer):
 
 
 def embedding_width(embed_dim, num_heads):
-    """Width of the embedding: that of a head, or twice that for widths from 1,024."""
+    """Embedding width: a head's width, doubled for models from width 1,024."""
     if embed_dim >= 1024:
         return 2 * embed_dim // num_heads
     return embed_dim // num_heads
@@ -138,11 +137,11 @@ def embedding_width(embed_dim, num_heads):
 
 @dataclasses.dataclass(frozen=True)
 class DTEM(Removal):
-    """Every block merges `r` tokens away, at most half of its image tokens."""
+    """Merge `r` tokens away in every block, at most half the image tokens."""
 
     amounts = ("r",)
 
-    r: int = 16  # number of tokens that a block merges away
+    r: int = 16  # number of tokens merged away per block
 
     def __post_init__(self):
         super().__post_init__()
@@ -156,7 +155,7 @@ class DTEM(Removal):
         return tuple(steps)
 
     def param_groups(self, path):
-        """Only the embeddings are trained."""
+        # Only the embeddings are trained.
         if path.startswith("reducer_"):
             return ParamGroup()
         return ParamGroup(frozen_epochs=math.inf)

@@ -27,10 +27,7 @@ from imagepiece_jax.reduction.token_selector import (
 
 
 class KeepPredictor(nn.Module, MaskingReducer):
-    """Keeps the tokens of the highest learned scores.
-
-    In masked training it masks tokens by a random draw.
-    """
+    """Keep the tokens with the highest learned scores; masked training draws a mask."""
 
     @nn.compact
     def __call__(self, taps, counts, train=False):
@@ -50,16 +47,16 @@ class LearnedSelection(Method):
 
     needs_teacher = True
 
-    # Weights of loss terms, where cross entropy has the weight 1:
-    # shares of live tokens compared with their targets
+    # Weights of loss terms; cross entropy has the weight 1:
+    # live token shares against their targets
     ratio_weight: float = of_training(2.0)
-    # logits compared with the teacher's
+    # logits against the teacher's logits
     kl_weight: float = of_training(0.5)
-    # live tokens after the final norm compared with the teacher's
+    # live tokens after the final norm against the teacher's tokens
     token_weight: float = of_training(0.5)
-    # learning rate of the backbone / that of the selectors
+    # learning rate of the backbone / learning rate of the selectors
     backbone_lr: float = of_training(0.01)
-    # number of first epochs in which only the selectors learn
+    # number of first epochs that train only the selectors
     frozen_epochs: float = of_training(5.0)
 
     def __post_init__(self):
@@ -69,10 +66,10 @@ class LearnedSelection(Method):
         check_range("backbone_lr", self.backbone_lr, 0, 1)
 
     def loss(self, outputs, teacher_outputs, plan):
-        """{name: loss term}, as means over the images of this device.
+        """Compute {name: loss term}, as means over this device's images.
 
-        plan: the plan of masked training
-        Raises InputError for a teacher of other tokens, width or classes.
+        plan: for masked training
+        Raises InputError if the teacher's patches, width or classes differ.
         """
         token_selector.check_teacher(outputs, teacher_outputs)
         masks = [r.keep for r in outputs.results if isinstance(r, Masking)]
@@ -86,11 +83,11 @@ class LearnedSelection(Method):
         }
 
     def live_shares(self, masks):
-        """Shares of live tokens in each image: an array [B] for each masking step."""
+        """Live token shares per image: one array [B] per masking step."""
         return [jnp.mean(mask, axis=1) for mask in masks]
 
     def target_shares(self, plan):
-        """Shares of the initial tokens that evaluation keeps at the masking steps."""
+        """Shares of initial tokens kept in evaluation, per masking step."""
         layers = [layer for layer in plan if layer.counts]
         shares = []
         for layer in layers:
@@ -100,21 +97,17 @@ class LearnedSelection(Method):
                 shares.append(step.rule.rate)
                 continue
             tokens = step.tokens
-            if step.rule.packages:  # packages are not among the tokens that stay
+            if step.rule.packages:  # a package is not a staying token
                 tokens -= stage
             shares.append(tokens / layers[0].counts.n_in)
         return shares
 
     def backbone_rate(self, lr, peak):
-        """Learning rate of the backbone under the schedule's `lr`."""
         return self.backbone_lr * lr
 
     def param_groups(self, path):
-        """How each parameter is trained.
-
-        Selectors have the schedule's learning rate. The backbone learns slower, after
-        the frozen epochs. Prefix tokens and positions are not trained.
-        """
+        # Selectors have the scheduled learning rate. The backbone learns slower, after
+        # the frozen epochs. Prefix tokens and positions are not trained.
         name = path.split("/")[0]
         if name.startswith("reducer_"):
             return ParamGroup()
@@ -125,7 +118,7 @@ class LearnedSelection(Method):
 
 @dataclasses.dataclass(frozen=True)
 class DynamicViT(InStages, LearnedSelection):
-    """Before the s-th of `blocks`, int(n0 * keep_rate**s) of n0 image tokens stay."""
+    """Before the s-th of `blocks`, keep floor(n0 * keep_rate**s) of n0 image tokens."""
 
     def steps(self, depth):
         return self.stages(KeepPredictor(), site="pre", when_masked=0)

@@ -1,4 +1,4 @@
-"""EViT: keep what the class token attends to (Liang et al., ICLR 2022)."""
+"""EViT: keep the tokens most attended by the class token (Liang et al., ICLR 2022)."""
 
 import dataclasses
 import math
@@ -12,12 +12,12 @@ from imagepiece_jax.reduction.reducers import TopK
 
 @dataclasses.dataclass(frozen=True)
 class EViT(InStages):
-    """At each of `blocks`, the ceil(keep_rate * n) most attended image tokens stay."""
+    """At every block in `blocks`, keep the ceil(keep_rate * n) most attended tokens."""
 
-    # whether one more token is the sum of the others, weighted by their scores
+    # whether one more token is the score-weighted sum of the leaving tokens
     fuse_token: bool = False
     score: str = "auto"
-    # number of first epochs that keep all tokens, and of those until keep_rate
+    # number of first epochs with all tokens, then of epochs until keep_rate is reached
     rate_warmup_start: float = of_training(0.0)
     rate_warmup_epochs: float = of_training(0.0)
 
@@ -38,11 +38,9 @@ class EViT(InStages):
         return tuple(Step(block, reducer, rule) for block in self.blocks)
 
     def rate_at(self, epoch):
-        """The keep rate in an epoch: 1 at first, then falling to keep_rate by a cosine.
-
-        EViT's authors change it in every step (start 10, 100 epochs). Once an epoch
-        there are fewer programs to compile.
-        """
+        # The rate is 1 at first, then falls to keep_rate by a cosine. EViT's authors
+        # change it in every step (start 10, 100 epochs). A change per epoch needs fewer
+        # compiled programs.
         start = self.rate_warmup_start
         length = self.rate_warmup_epochs
         if length == 0 or epoch >= start + length:

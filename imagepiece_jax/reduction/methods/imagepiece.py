@@ -21,20 +21,19 @@ from imagepiece_jax.reduction.reducers import (
 
 @dataclasses.dataclass(frozen=True)
 class Retokenize(Ranking):
-    """Merges unimportant tokens into similar ones (ImagePiece, step II).
+    """Merge unimportant tokens into similar tokens (ImagePiece, step II).
 
-    The candidates are the tokens of the lowest scores; the paper's score is class
-    attention. By falling score they alternate between two sides, A and B. The tokens of
-    side A with the most similar partners on side B merge into these. All other tokens
-    keep their order.
+    Candidates are the lowest-scored tokens (by class attention in the paper). By
+    falling score, candidates alternate between sides A and B. The most similar tokens
+    of A merge into their partners in B. The token order is kept.
     """
 
-    parity: int = 0  # which of the first two candidates is on side A
+    parity: int = 0  # index of the first candidate on side A, 0 or 1
     metric: str = "key"  # the feature to compare: "key", "query", "value" or "token"
     size_weighting: bool = True  # merged tokens are means over patches, not tokens
 
     def check_fits(self, grid, counts):
-        """Check that at most half of the candidates merge."""
+        # At most half the candidates can merge.
         candidates = counts.candidates
         if candidates is None:
             raise InputError("Retokenize needs a rule with candidates, such as Merge")
@@ -63,9 +62,8 @@ class Retokenize(Ranking):
         return result.replace(by_size=self.size_weighting)
 
     def similarity(self, taps, candidates, size_a):
-        """Similarity of the first `size_a` candidates, side A, to the others, side B.
+        """Compare side A, the first `size_a` of `candidates` [B, c], with side B.
 
-        candidates: [B, c], tokens
         Returns [B, size_a, c - size_a].
         """
         metric = gather_rows(jax.lax.stop_gradient(taps.metric), candidates)
@@ -74,16 +72,16 @@ class Retokenize(Ranking):
 
 @dataclasses.dataclass(frozen=True)
 class ImagePiece(Method):
-    """Steps that merge the least attended tokens, and steps that prune them."""
+    """Merge the least attended tokens in some blocks, and prune them in others."""
 
     amounts = ("keep_rate", "merge_ratio")
 
-    keep_rate: float = 0.8  # share of image tokens that a prune step keeps
-    merge_ratio: float = 0.08  # share of tokens that a merge step merges away
-    candidate_ratio: float = 0.3  # share of tokens, the least attended, to merge
+    keep_rate: float = 0.8  # share of image tokens kept by a prune step
+    merge_ratio: float = 0.08  # share of tokens merged away by a merge step
+    candidate_ratio: float = 0.3  # share of least attended image tokens that may merge
     merge_blocks: tuple[int, ...] | None = None  # None: 0 1 3 4 6 7 of 12
     prune_blocks: tuple[int, ...] | None = None  # None: 2 5 8 of 12
-    parity: int = 0  # which of the first two candidates may leave, 0 or 1
+    parity: int = 0  # index of the first candidate that may leave, 0 or 1
     metric: str = "key"
     size_weighting: bool = True  # merged tokens are means over patches
     score: str = "auto"
@@ -99,10 +97,8 @@ class ImagePiece(Method):
         check_choice("size_weighting", self.size_weighting, (True, False))
 
     def scaled(self, ratio, depth, patches):
-        """The method with both rates scaled in proportion; without pruning only one.
-
-        With ratio 1 the larger of 1 - keep_rate and merge_ratio becomes 1.
-        """
+        # Both rates are scaled in proportion: with ratio 1 the larger of 1 - keep_rate
+        # and merge_ratio becomes 1. Without prune blocks, only merge_ratio changes.
         drop = 1 - self.keep_rate
         merge = self.merge_ratio
         if self.prune_blocks == ():
@@ -123,22 +119,22 @@ class ImagePiece(Method):
         return tuple(sorted(steps, key=lambda step: step.block))
 
     def merge_step(self, block: int) -> Step:
-        """A Step that merges unimportant tokens."""
         switches = (self.parity, self.metric, self.size_weighting)
         reducer = Retokenize(*switches, score=self.score)
         return Step(block, reducer, Merge(self.merge_ratio, self.candidate_ratio))
 
     def prune_step(self, block: int) -> Step:
-        """A Step that prunes tokens; combinations with other methods override it."""
+        """Make a Step that prunes tokens; combinations of methods override this."""
         return Step(block, TopK(score=self.score), Keep(self.keep_rate))
 
     def scheduled_blocks(self, depth):
-        """(merge blocks, prune blocks) of the paper.
+        """List the paper's (merge blocks, prune blocks) for a depth.
 
-        They repeat merge, merge, prune depth // 4 times, and leave the last blocks
-        alone. The paper's layer numbers are counted from 1, by which its speeds can be
-        explained (docs/tables/imagepiece.md).
+        Raises InputError for a depth below 4.
         """
+        # Merge, merge, prune, repeated depth // 4 times; the last blocks stay dense. We
+        # read the paper's layer numbers as counted from 1: its speeds agree with this
+        # (docs/tables/imagepiece.md).
         cycles = depth // 4
         if cycles == 0:
             raise InputError(

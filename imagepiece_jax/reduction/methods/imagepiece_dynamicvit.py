@@ -1,8 +1,8 @@
-"""ImagePiece + DynamicViT: ImagePiece's steps, where a learned score decides.
+"""ImagePiece + DynamicViT: ImagePiece's steps, pruned by a learned score.
 
-Training in the mode "mask" masks tokens at the prune steps and removes none, as
-DynamicViT does. In the mode "topk" it removes as many tokens as evaluation does, by
-scores with noise, and is faster.
+Training in the mode "mask" masks tokens at the prune steps and prunes no token, like
+DynamicViT. Training in the mode "topk" removes the same number of tokens as evaluation,
+by noisy scores, and is faster.
 """
 
 import dataclasses
@@ -22,11 +22,7 @@ from imagepiece_jax.reduction.reducers import keep_highest
 
 
 class NoisyTopK(KeepPredictor):
-    """Keeps the tokens of the highest learned scores, with Gumbel noise in training.
-
-    In training a token that stays is multiplied by 1, whose gradient is that of its
-    probability to be kept.
-    """
+    """Keep tokens with the highest learned scores, with Gumbel noise in training."""
 
     @nn.compact
     def __call__(self, taps, counts, train=False):
@@ -34,6 +30,8 @@ class NoisyTopK(KeepPredictor):
         if not train:
             return keep_highest(score, counts.n_out)
         noisy = score + token_selector.noise(taps.rng, score.shape[1:])
+        # A staying token is multiplied by 1, with the gradient of its probability to
+        # be kept, so the scores learn.
         factor = token_selector.straight_through(jnp.ones_like(score), jnp.exp(score))
         chosen = keep_highest(jax.lax.stop_gradient(noisy), counts.n_out)
         return chosen.replace(weight=factor, mean=False)
@@ -45,16 +43,16 @@ class NoisyTopK(KeepPredictor):
 
 @dataclasses.dataclass(frozen=True)
 class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
-    """ImagePiece's steps, of which those that prune rank by a learned score."""
+    """ImagePiece's steps, with prune steps that rank by a learned score."""
 
-    mode: str = "mask"  # whether training masks or removes ("topk")
+    mode: str = "mask"  # training masks tokens ("mask") or removes tokens ("topk")
 
     def __post_init__(self):
         super().__post_init__()
         check_choice("mode", self.mode, ("mask", "topk"))
 
     def prune_step(self, block):
-        """A Step that prunes by a learned score, or in the mode "mask" only masks."""
+        # In the mode "mask", masked training removes no token at this step.
         reducer = NoisyTopK()
         when_masked = None
         if self.mode == "mask":
@@ -64,7 +62,7 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
         return Step(block, reducer, rule, when_masked=when_masked)
 
     def target_shares(self, plan):
-        """The share that evaluation keeps at each masking step, without its merges."""
+        # Shares kept in evaluation by the prune steps alone; merges do not count.
         shares = []
         for layer in plan:
             evaluation = layer.counts and layer.counts.evaluation

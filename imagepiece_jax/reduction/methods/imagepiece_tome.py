@@ -1,4 +1,4 @@
-"""ImagePiece + ToMe: ImagePiece's steps, with ToMe's merge where it prunes."""
+"""ImagePiece + ToMe: ImagePiece's steps, with ToMe's merge instead of pruning."""
 
 import dataclasses
 
@@ -9,9 +9,9 @@ from imagepiece_jax.reduction.reducers import Bipartite
 
 @dataclasses.dataclass(frozen=True)
 class ImagePieceToMe(ImagePiece):
-    """ImagePiece's steps, of which those that prune merge to the same count as in ToMe.
+    """ImagePiece's steps; prune steps become ToMe merges to the same count.
 
-    Such a merge removes at most half of the tokens.
+    A ToMe merge removes at most half the tokens.
     """
 
     def prune_step(self, block):

@@ -1,6 +1,6 @@
 """MCTF: fuse tokens by several criteria at once (Lee et al., CVPR 2024).
 
-The authors' training, with a second pass at a random reduction, is not part of this.
+The authors' training, with a second pass at a random reduction, is not included.
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ from imagepiece_jax.reduction.methods.method import Removal, check_each
 from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, place_among, rank
 from imagepiece_jax.reduction.reducers import Ranking, find_partners, keep_and_join
 
-FEWEST = 10  # so many tokens always stay, class token included
+FEWEST = 10  # tokens that always stay, class token included
 
 
 @dataclasses.dataclass(frozen=True)
 class FuseAway(AtMostHalf):
-    """`r` tokens leave, or that share of them; at most half, and FEWEST tokens stay."""
+    """`r` tokens leave, or the share `r` < 1; at most half, and FEWEST tokens stay."""
 
     r: float  # a number of tokens, or below 1 a share
 
@@ -34,16 +34,12 @@ class FuseAway(AtMostHalf):
 
 @dataclasses.dataclass(frozen=True)
 class Fusion(Ranking):
-    """Fuses pairs of a token at an even and one at an odd position, in two halves.
+    """Fuse tokens at even and odd positions, in two halves.
 
-    First, half of the tokens that leave are even ones, which join their best odd
-    partners. Then the other half are odd tokens, with all that has joined them, which
-    join the best of the even tokens that are left.
-
-    The best partner has the highest product of similarity, 1 / score and 1 / size, each
-    with the exponent 1 / its temperature. Slots are the even tokens that stay, then the
-    odd ones by the falling value of their best. Features and rows of the attention map
-    are weighted by score times size.
+    First, even tokens join their best odd partners. Then odd tokens, with all tokens
+    they absorbed, join the best remaining even tokens. A partner's value is the product
+    of similarity, 1 / score and 1 / size, with exponents 1 / temperature. Features and
+    attention map rows are weighted by score times size.
     """
 
     similarity: float = 1.0  # temperature
@@ -60,13 +56,13 @@ class Fusion(Ranking):
         )
         tiny = jnp.finfo(jnp.float32).tiny
         received = jnp.maximum(received, tiny)
-        # Numbers of the first image tokens at an even and at an odd position: positions
+        # Indices of the first image tokens at an even and at an odd position. Positions
         # count the prefix, too.
         even = taps.num_prefix % 2
         odd = 1 - even
         affinity = self.affinity(x, 1 / received, 1 / size)
         even_to_odd = affinity[:, even::2, odd::2]
-        # First, half of those that leave: tokens at even positions join odd ones.
+        # The first half of the leaving tokens: even tokens join odd tokens.
         leaving_even = merges // 2
         best, partner = find_partners(even_to_odd, _places(even_to_odd.shape[2]))
         order = rank(best)
@@ -74,23 +70,25 @@ class Fusion(Ranking):
         joined = gather_rows(partner, joining)
         slot_of_even = place_among(order >= leaving_even)
         staying = invert(slot_of_even, order.shape[1] - leaving_even)
-        # Then the other half: odd tokens join the even ones that are left.
+        # The second half: odd tokens join the remaining even tokens.
         odd_to_even = gather_rows(even_to_odd, staying).transpose(0, 2, 1)
         best, partner = find_partners(odd_to_even, _places(odd_to_even.shape[2]))
         order = rank(best)
         leaving_odd = merges - leaving_even
         leaves = order < leaving_odd
-        # Slots of the odd tokens: those that stay come after the even ones that stay.
+        # Slots of the odd tokens: staying odd tokens come after staying even tokens.
         slot_of_staying = staying.shape[1] - leaving_odd + order
         slot = jnp.where(leaves, partner, slot_of_staying)
         ranked_odd = invert(order, order.shape[1])
         joining_odd = ranked_odd[:, :leaving_odd]
         staying_odd = ranked_odd[:, leaving_odd:]
+        # Slots: staying even tokens, then odd tokens by the falling value of their best
+        # partners.
         keep = [even + 2 * staying, odd + 2 * staying_odd]
         keep = jnp.concatenate(keep, axis=1)
         absorbed = [even + 2 * joining, odd + 2 * joining_odd]
         absorbed = jnp.concatenate(absorbed, axis=1)
-        # An even token goes to the slot of the odd one that it has joined.
+        # An even token goes to the slot of its odd partner.
         target = [gather_rows(slot, joined), gather_rows(slot, joining_odd)]
         target = jnp.concatenate(target, axis=1)
         weight = received * size / jnp.max(size, axis=1, keepdims=True)
@@ -98,7 +96,7 @@ class Fusion(Ranking):
         return keep_and_join(keep, absorbed, target, n).replace(weight=weight)
 
     def affinity(self, x, inattention, smallness):
-        """How well two tokens fuse. [B, n, D], [B, n] twice -> [B, n, n]."""
+        """Fusion values of all token pairs. [B, n, D], [B, n] twice -> [B, n, n]."""
         affinity = ((cosine(x, x) + 1) / 2) ** (1 / self.similarity)
         criteria = ((inattention, self.attention), (smallness, self.sizes))
         for value, temperature in criteria:
@@ -109,26 +107,22 @@ class Fusion(Ranking):
 
 
 def _places(length):
-    """Whole numbers from 0, [1, length] int32: a constant of the program."""
+    """Whole numbers from 0, [1, length] int32, as a constant in the program."""
     return jnp.asarray(np.arange(length, dtype=np.int32))[None]
 
 
 @dataclasses.dataclass(frozen=True)
 class MCTF(Removal):
-    """Each of `blocks` fuses `r` tokens away, or that share of them.
-
-    With the score "received" tokens fuse inside attention, whose whole map is computed;
-    with another score they fuse after attention. Each criterion of `Fusion` has the
-    exponent 1 / its temperature.
-    """
+    """Fuse `r` tokens away (r < 1: this share) in every block in `blocks`."""
 
     amounts = ("r", "blocks")
 
-    # number of tokens that a block loses, or below 1 their share
+    # number of tokens lost per block; below 1: their share
     r: float = 16
-    blocks: tuple[int, ...] | None = None  # None: all but the first
+    blocks: tuple[int, ...] | None = None  # None: all blocks except the first
+    # Temperatures of the criteria; a criterion's exponent is 1 / temperature.
     similarity: float = 1.0  # temperature: similar tokens fuse
-    attention: float = 20.0  # temperature: little attended tokens fuse
+    attention: float = 20.0  # temperature: tokens with little attention fuse
     sizes: float = 40.0  # temperature: small tokens fuse
     score: str = "received"
 
@@ -152,7 +146,7 @@ class MCTF(Removal):
         return [int(block in chosen) for block in range(depth)]
 
     def chosen_blocks(self, depth):
-        """The blocks that fuse tokens. Raises InputError for one beyond the model."""
+        """List the fusing blocks. Raises InputError for a block outside the model."""
         if self.blocks is None:
             return range(1, depth)
         check_each("blocks", self.blocks, least=0, most=depth - 1)
@@ -166,6 +160,8 @@ class MCTF(Removal):
             score=self.score,
         )
         rule = FuseAway(self.r)
+        # With the score "received", tokens fuse inside attention, and the whole
+        # attention map is computed. With another score, tokens fuse after attention.
         site = "attention" if self.score == "received" else "mid"
         blocks = self.chosen_blocks(depth)
         return tuple(Step(block, reducer, rule, site=site) for block in blocks)

@@ -1,4 +1,8 @@
-"""The base of all methods: their fields, their steps, and what training needs."""
+"""Base classes of methods: fields, steps, and hooks for training.
+
+`Method` is the base. `InStages` keeps a share of the tokens at some blocks, and
+`Removal` removes a number of tokens in every block.
+"""
 
 import dataclasses
 import functools
@@ -25,16 +29,14 @@ from imagepiece_jax.reduction.reducers import METRICS, SCORES
 
 
 def of_training(default: float) -> Any:
-    """A field that only training reads: methods that differ in it are equal."""
+    """Declare a field that only training reads; equality ignores it."""
     return dataclasses.field(default=default, compare=False)
 
 
 def check_each(name: str, values: Any, **bounds: Any) -> None:
-    """Check that a value is a tuple of whole numbers within bounds.
+    """Raise InputError unless a value is a tuple of whole numbers within bounds.
 
-    name: what the sentence calls the value
-    bounds: as `check_range` takes them
-    Raises InputError otherwise.
+    bounds: keywords of `check_range`
     """
     if not isinstance(values, tuple):
         raise InputError(f"{name} is {values!r}; it must be a tuple such as (3, 6, 9)")
@@ -44,66 +46,69 @@ def check_each(name: str, values: Any, **bounds: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ParamGroup:
-    """How a parameter is trained."""
+    """Training settings for a group of parameters."""
 
-    # function (rate of the schedule, its peak rate) -> rate; None: the schedule's
+    # function (scheduled rate, peak rate) -> rate; None: the scheduled rate
     lr: Callable[[Any, float], Any] | None = None
     frozen_epochs: float = 0.0  # first epochs without updates; may be infinite
 
     @property
     def is_frozen(self) -> bool:
-        """Whether the parameter is never updated."""
         return self.frozen_epochs == float("inf")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
-    """The facts about a model on which defaults of a method may depend."""
+    """Model facts for method defaults."""
 
     depth: int  # number of blocks
     embed_dim: int
     patches: int  # number of image tokens before the first block
     class_token: bool = True
-    pool: str = "token"  # what the head reads: "token", "mean" or "map"
+    pool: str = "token"  # read by the head: "token", "mean" or "map"
     classes: int = 1000  # 0: the model has no head
     name: str | None = None  # name of a public model
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A method of token reduction; its fields are those of a reduction's text.
+    """A token reduction method; a reduction's text sets its fields.
 
-    Each field has a default. Fields that only training reads have compare=False. The
-    field `score` is one of `reducers.SCORES`, which docs/tables/scores.md compares, and
-    `metric`, by which tokens are compared, one of METRICS. A method with a training of
-    its own overrides some of the class attributes by a value or a function. A plain
-    Method has a cost, and stands for the method that is recommended for a model.
+    `Method(macs=0.5)` is a placeholder: `recommended` replaces it by the method chosen
+    for the model.
     """
 
-    # names of the fields that say how many tokens stay, and at which blocks
+    # In subclasses every field has a default. Training-only fields have compare=False.
+    # A field `score` is one of `reducers.SCORES` (compared in docs/tables/scores.md). A
+    # field `metric` is one of METRICS, the feature by which tokens are compared.
+    #
+    # Methods with their own training override some class attributes below by a value
+    # or a function.
+
+    # names of the fields that set token counts and blocks
     amounts: ClassVar[tuple[str, ...]] = ()
-    # the one of them that is found for a cost, and has no effect beside `macs`
+    # the field among `amounts` set by the search for a cost; unused beside `macs`
     ratio_field: ClassVar[str | None] = None
     needs_teacher: ClassVar[bool] = False  # whether training needs a frozen dense model
-    # whether attention is proportional, where nothing says it
+    # whether attention is proportional, if neither reduction nor model sets it
     default_prop_attn: ClassVar[bool] = False
     # function (outputs, teacher_outputs, plan) -> {name: further loss term}
     loss: ClassVar[Callable[..., dict[str, Any]] | None] = None
     # function (path such as "blocks_3/attn/q/kernel") -> ParamGroup
     param_groups: ClassVar[Callable[[str], ParamGroup] | None] = None
-    # function (epoch) -> keep rate in that epoch
+    # function (epoch) -> keep rate in this epoch
     rate_at: ClassVar[Callable[[int], float] | None] = None
 
     _: dataclasses.KW_ONLY
-    # Cost as a share of the dense model's MACs. `models.reduction_plan` finds the
-    # ratio of the schedule, in `counts` or the method's own, whose cost is nearest.
+    # Cost as a share of the dense model's MACs. `models.reduction_plan` finds the ratio
+    # with the nearest cost, for the schedule in `counts` or the method's own schedule.
     macs: float | None = None
-    # Number of image tokens after each block, or a schedule, which needs `macs`.
+    # Image token counts after the blocks, or a schedule, which needs `macs`.
     counts: str | tuple[int, ...] | None = None
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            # Lists have no hash, and NumPy's numbers another text.
+            # Lists have no hash, and NumPy numbers print differently.
             value = as_tuple(getattr(self, field.name))
             object.__setattr__(self, field.name, value)
         if hasattr(self, "score"):
@@ -126,7 +131,7 @@ class Method:
             )
 
     def _check_default(self, name, other):
-        """Check that a field is not given beside `other`, which says the same."""
+        """Raise InputError if a field is set beside `other`, which sets the same."""
         value = getattr(self, name)
         if value != getattr(type(self), name):
             raise InputError(
@@ -135,17 +140,16 @@ class Method:
             )
 
     def steps(self, depth: int) -> Sequence[Step]:
-        """The Steps in a model of `depth` blocks, by the method's own fields."""
+        """Make the Steps for a model with `depth` blocks from the method's fields."""
         raise NotImplementedError
 
     def step_at(self, block: int, depth: int, tokens: int) -> Step:
-        """The Step at a block where the field `counts` leaves `tokens` image tokens.
+        """Make the Step for a block where `counts` leaves `tokens` image tokens.
 
-        It is the method's own at that block. Only subclasses whose reducers are made
-        for one number of tokens, such as TokenLearner, read `tokens`.
-
-        Raises Unreachable for a block at which the method removes no tokens.
+        Raises Unreachable for a block without a step of the method.
         """
+        # By default this is the method's own step at the block. Only subclasses with
+        # reducers for a fixed token count, such as TokenLearner, read `tokens`.
         own = {"counts": None, "macs": None}
         if hasattr(self, "blocks"):
             own["blocks"] = (block,)
@@ -160,11 +164,9 @@ class Method:
         )
 
     def at_ratio(self, ratio: float, depth: int, patches: int) -> "Method":
-        """The method with another ratio of its schedule, for a search by cost.
+        """Scale the schedule in `counts` if there is one, else the method's own fields.
 
-        Its schedule is the one that `counts` names, else its own fields (`scaled`).
-
-        ratio: from 0, where all tokens stay, to 1, where as few stay as can
+        ratio: from 0 (all tokens stay) to 1 (as few as possible), for a search by cost
         """
         free = dataclasses.replace(self, macs=None, counts=None)
         if self.counts is None:
@@ -173,13 +175,10 @@ class Method:
         return free.within_reach(counts, depth, patches)
 
     def scaled(self, ratio: float, depth: int, patches: int) -> "Method":
-        """The method with other fields of its own, which keep fewer tokens or more.
-
-        ratio: as for `at_ratio`
-        """
+        """Scale the method's own fields to keep fewer or more tokens, by `ratio`."""
         if hasattr(self, "keep_rate"):
             return dataclasses.replace(self, keep_rate=round(1 - ratio, 6))
-        plan = self.plan(depth, patches)  # without prefix: tokens are the image's
+        plan = self.plan(depth, patches)  # no prefix, so counts are image tokens
         shares = [block.mlp_tokens / patches for block in plan]
         counts = []
         for share in schedules.powered_shares(shares, ratio):
@@ -187,7 +186,7 @@ class Method:
         return self.within_reach(counts, depth, patches)
 
     def within_reach(self, counts: Sequence[int], depth: int, patches: int) -> "Method":
-        """The method with `counts`, or more tokens where its steps must leave more."""
+        """Set `counts`, raised where the method's steps must leave more tokens."""
         reached = []
         n = patches
         stage = 1
@@ -205,11 +204,11 @@ class Method:
     def plan(
         self, depth: int, patches: int, prefix: int = 0, masked: bool = False
     ) -> tuple[BlockPlan, ...]:
-        """The plan of a model, by `counts` or by the method's own fields.
+        """Plan a model's blocks by `counts`, or by the method's own fields.
 
         patches: number of image tokens before the first block
-        prefix, masked: as for `block_plan.build`
-        Raises InputError for counts that the method or the model cannot have.
+        prefix, masked: see `block_plan.build`
+        Raises InputError for counts outside the reach of method or model.
         """
         if self.counts is None:
             return build(depth, patches, self.steps(depth), prefix, masked)
@@ -235,10 +234,9 @@ class Method:
         return build(depth, patches, steps, prefix, masked)
 
     def for_model(self, model: ModelFacts) -> "Method":
-        """The method with fields that fit a model.
+        """Fit fields to a model: the score "auto" becomes "class" or "received".
 
-        The score "auto" becomes "class" or "received". With `macs`, default blocks,
-        which are for a depth of 12, move to the same shares of a smaller depth.
+        With `macs`, default blocks move to the same shares of a smaller depth.
         """
         changes = {}
         if getattr(self, "score", None) == "auto":
@@ -250,11 +248,10 @@ class Method:
         return dataclasses.replace(self, **changes)
 
     def _blocks_for(self, depth):
-        """The default blocks at the same shares of a smaller depth; None: no change.
-
-        Blocks do not change where they are not the defaults, where they fit the depth,
-        and where two of them would be the same.
-        """
+        """Move default blocks to the same shares of a smaller depth, or return None."""
+        # Default blocks are for a depth of 12. Blocks stay if they are not the
+        # defaults, or fit the depth. They also stay if two blocks would coincide, or
+        # the first would be block 0.
         defaults = getattr(type(self), "blocks", None)
         if not defaults or self.blocks != defaults or max(defaults) < depth:
             return None
@@ -266,13 +263,13 @@ class Method:
 
 @functools.lru_cache(maxsize=256)
 def _steps_of(method, depth):
-    """The method's own Steps, kept because `step_at` asks for them at every block."""
+    """`method.steps(depth)`, cached because `step_at` asks for them at every block."""
     return method.steps(depth)
 
 
 @dataclasses.dataclass(frozen=True)
 class InStages(Method):
-    """Base of methods that keep a share of the tokens at each of some blocks."""
+    """Base of methods that keep the share `keep_rate` of the tokens at some blocks."""
 
     amounts = ("keep_rate", "blocks")
     ratio_field = "keep_rate"
@@ -286,7 +283,7 @@ class InStages(Method):
         check_each("blocks", self.blocks)
 
     def stages(self, reducer, **where: Any) -> tuple[Step, ...]:
-        """Steps that leave the share keep_rate**s of the tokens at the s-th block.
+        """Make Steps that leave keep_rate**s of the initial tokens at the s-th block.
 
         where: further fields of the Steps
         """
@@ -298,20 +295,18 @@ class InStages(Method):
 
 
 class Removal(Method):
-    """Base of methods whose blocks lose `r` tokens each."""
+    """Base of methods that remove `r` tokens per block."""
 
     default_prop_attn = True
     ratio_field = "r"
 
     def removed(self, depth: int) -> Sequence[int]:
-        """Number of tokens that each block should lose."""
+        """Token counts to remove, per block."""
         return (self.r,) * depth
 
     def scaled(self, ratio, depth, patches):
-        """The method with another ratio, and the same proportions between blocks.
-
-        With ratio 1 the block that loses most would lose all tokens.
-        """
+        # Proportions between blocks stay. With ratio 1 the block with the largest count
+        # would lose all tokens.
         removed = self.removed(depth)
         if not any(removed):
             removed = (1,) * depth

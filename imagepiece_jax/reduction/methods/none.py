@@ -16,7 +16,7 @@ class NoReduction(Method):
             raise InputError(f"macs is {self.macs}, but none removes no tokens")
 
     def within_reach(self, counts, depth, patches):
-        return self  # all tokens are the fewest that it can leave
+        return self  # no step can remove tokens
 
     def steps(self, depth):
         return ()

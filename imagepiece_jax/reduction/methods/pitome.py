@@ -1,4 +1,4 @@
-"""PiToMe: merge tokens that are like many others (Tran et al., NeurIPS 2024)."""
+"""PiToMe: merge tokens similar to many tokens (Tran et al., NeurIPS 2024)."""
 
 import dataclasses
 import math
@@ -15,16 +15,14 @@ from imagepiece_jax.reduction.reducers import Ranking, join_most_similar, merge_
 
 @dataclasses.dataclass(frozen=True)
 class ByEnergy(Ranking):
-    """Merges tokens of high energy, which are like many others, in pairs.
+    """Merge high-energy tokens, which are similar to many tokens, in pairs.
 
-    In the order of falling energy, tokens alternate between two sides, A and B. Tokens
-    of side A merge into the most similar ones of side B.
-
-    protect: whether only the tokens of the highest energies are compared, twice as many
-        as merge, so that all of side A merge. Else all tokens are compared, and those
-        of side A merge that are most similar to their partners.
+    By falling energy, tokens alternate between sides A and B. Tokens of A merge into
+    the most similar tokens of B.
     """
 
+    # True: compare only the tokens with the highest energies, twice as many as merge,
+    # so all of side A merges. False: compare all tokens; the most similar pairs merge.
     protect: bool
     metric: str = "key"
     score: str = dataclasses.field(default="energy", kw_only=True)
@@ -47,17 +45,17 @@ class ByEnergy(Ranking):
 
 @dataclasses.dataclass(frozen=True)
 class PiToMe(Method):
-    """Every block keeps ceil(keep_rate * n) of its n image tokens, at least half.
+    """Keep ceil(keep_rate * n) of n image tokens in every block, at least half.
 
     The first half of the blocks compares all tokens. The second half compares only
-    tokens of high energy, which protects the others.
+    high-energy tokens, which protects the rest.
     """
 
     amounts = ("keep_rate",)
     ratio_field = "keep_rate"
 
     keep_rate: float = 0.9125  # of the image tokens, in every block
-    metric: str = "key"  # compares tokens; energies are always of keys
+    metric: str = "key"  # for pairs; energies always compare keys
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Random: keep tokens by chance, the floor that every other choice must beat."""
+"""Random: keep tokens by chance, the baseline for all methods."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from imagepiece_jax.reduction.reducers import Reducer, keep_highest
 class Draw(Reducer):
     """Keep `n_out` tokens drawn uniformly without replacement, in spatial order.
 
-    The draw of an image is a function of its key: of seed, step (or image) and block.
+    An image's draw is a function of its key: of seed, step (or image) and block.
     """
 
     needs = frozenset({"rng"})
@@ -28,7 +28,7 @@ class Draw(Reducer):
 
 @dataclasses.dataclass(frozen=True)
 class Random(InStages):
-    """At each of `blocks` keep ceil(keep_rate * n) tokens: EViT's counts."""
+    """At every block in `blocks`, keep ceil(keep_rate * n) tokens: EViT's counts."""
 
     def steps(self, depth):
         rule = Keep(self.keep_rate)

@@ -1,7 +1,7 @@
-"""SPViT: heads vote which tokens stay; the others become one package (ECCV 2022).
+"""SPViT: heads vote for staying tokens; the rest becomes a package (ECCV 2022).
 
-A package is the mean of the tokens that a step drops, weighted by their probability of
-being kept (Kong et al.). Packages are never dropped.
+A package is the mean of a step's dropped tokens, weighted by their probability of being
+kept (Kong et al.). Packages are never dropped.
 """
 
 import dataclasses
@@ -23,22 +23,22 @@ from imagepiece_jax.reduction.state import Masking
 
 
 class Selector(nn.Module, MaskingReducer):
-    """Keeps the tokens that heads score highest; the last token packs the others.
+    """Keep the tokens scored highest by the heads; the last token packs the rest.
 
-    In masked training, tokens are masked by a random draw, and the package is appended.
+    Masked training draws a random mask, and appends the package.
     """
 
     @nn.compact
     def __call__(self, taps, counts, train=False):
         batch, n, dim = taps.x.shape
         heads = taps.x.reshape(batch, n, taps.num_heads, dim // taps.num_heads)
-        # Log probabilities by the features of each head, [B, n, H, 2].
+        # Log probabilities from the heads' features, [B, n, H, 2].
         scores = token_selector.KeepScores(name="scores")(heads, taps.mask)
         vote = self._votes(heads)[..., None]
         probability = jnp.sum(vote * jnp.exp(scores), axis=2)[..., 0]
-        packages = counts.stage - 1  # those of earlier steps are the last tokens
+        packages = counts.stage - 1  # packages of earlier steps are the last tokens
         is_package = (jnp.arange(n) >= n - packages)[None]
-        if counts.n_out < counts.n_in:  # else masked training, which removes none
+        if counts.n_out < counts.n_in:  # else masked training, where no token leaves
             score = jnp.where(is_package, jnp.inf, probability)
             keep = rank(score) < counts.n_out - 1
             weight = package_weights(probability, ~keep)
@@ -55,14 +55,14 @@ class Selector(nn.Module, MaskingReducer):
         return Masking(keep, append=package)
 
     def _votes(self, heads):
-        """How much each head counts, by its mean feature: [B, n, H], with the sum 1."""
+        """Head weights from the heads' mean features: [B, n, H], with sum 1."""
         count = heads.shape[2]
         dense = functools.partial(nn.Dense, kernel_init=token_selector.INIT)
         votes = jnp.mean(heads, axis=-1, dtype=jnp.float32)
         votes = dense(max(1, count // 2), name="vote_in")(votes)
         votes = nn.gelu(votes, approximate=False)
         votes = dense(count, name="vote_out")(votes)
-        # sigmoid(v) / sum sigmoid(v) of votes v, also where all of them underflow
+        # sigmoid(v) / sum sigmoid(v) of votes v, even where all sigmoids underflow
         return jax.nn.softmax(jax.nn.log_sigmoid(votes))
 
     @nn.nowrap
@@ -73,24 +73,24 @@ class Selector(nn.Module, MaskingReducer):
 
 
 def package_weights(probability, dropped):
-    """Weights of the package's mean, [B, n] float32; all 0 if no token is dropped.
+    """Weights of a package's mean, [B, n] float32; all 0 if no token is dropped.
 
-    probability: [B, n], probability of each token to be kept
-    dropped: [B, n], 1 or True for tokens that are dropped
+    probability: [B, n], probability of being kept
+    dropped: [B, n], 1 or True for dropped tokens
     """
     weight = probability * dropped.astype(jnp.float32)
     total = jnp.sum(weight, axis=1, keepdims=True)
-    # Where none is dropped the divisor is 1: with EPS the gradient would be a million.
+    # Without dropped tokens the divisor is 1: with EPS the gradient would be a million.
     return weight / jnp.where(total > 0, total + token_selector.EPS, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class SPViT(LearnedSelection):
-    """Before each of `blocks` a share of the initial tokens stays, and a package."""
+    """Before every block in `blocks`, keep a share of the tokens, and add a package."""
 
     amounts = ("keep_rates", "blocks")
 
-    # Shares of the initial tokens that stay, one for each of `blocks`.
+    # shares of the initial tokens that stay, one per entry of `blocks`
     keep_rates: tuple[float, ...] = (0.617, 0.369, 0.137)
     blocks: tuple[int, ...] = (3, 6, 9)
 
@@ -115,7 +115,7 @@ class SPViT(LearnedSelection):
             )
 
     def scaled(self, ratio, depth, patches):
-        """The method with all shares multiplied by one factor, and at most 1."""
+        # All shares get a common factor, and are at most 1.
         least = min(share for share in self.keep_rates if share)
         scale = (1 - ratio) / least
         rates = [min(1.0, scale * share) for share in self.keep_rates]
@@ -133,14 +133,11 @@ class SPViT(LearnedSelection):
         return Step(block, Selector(), rule, site="pre", when_masked=1)
 
     def live_shares(self, masks):
-        """The share of live tokens in this device's batch, at each masking step.
-
-        The share is over all images, of which some may keep more tokens than others.
-        Packages do not count.
-        """
+        # Shares are means over this device's whole batch, because images may keep
+        # different numbers of tokens. Packages do not count.
         patches = masks[0].shape[1]
         return [jnp.mean(mask[:, :patches]) for mask in masks]
 
     def backbone_rate(self, lr, peak):
-        """The backbone's learning rate: at most `backbone_lr` times the peak rate."""
+        # The rate is capped at `backbone_lr` times the peak rate.
         return jnp.minimum(self.backbone_lr * peak, lr)

@@ -1,6 +1,6 @@
-"""ToFu: prune in early blocks, fuse in late ones (Kim et al., WACV 2024).
+"""ToFu: prune in early blocks, fuse in late blocks (Kim et al., WACV 2024).
 
-As in PiToMe's public code, pruning ends in the middle of the model.
+Pruning ends in the middle of the model, as in PiToMe's public code.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex
 
 @dataclasses.dataclass(frozen=True)
 class MergeAway(AtMostHalf):
-    """floor((1 - rate) (n + 1)) tokens leave, at most half; 1 is the class token."""
+    """floor((1 - rate) (n + 1)) tokens leave, at most half; + 1 is the class token."""
 
     rate: float
 
@@ -27,7 +27,7 @@ class MergeAway(AtMostHalf):
 
 
 class Discard(Bipartite):
-    """Drops the tokens that ToMe would merge."""
+    """Drop the tokens merged by ToMe."""
 
     def __call__(self, taps, counts, train=False):
         merged = super().__call__(taps, counts, train)
@@ -35,10 +35,7 @@ class Discard(Bipartite):
 
 
 def without_joined(merged, keep, counts):
-    """An Assignment of which only some tokens stay, one a slot; others are dropped.
-
-    keep: [B, n_out] int32, the tokens that stay, in the order of the slots
-    """
+    """Turn merges into drops: slot s keeps only token keep[:, s], int32."""
     itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
     stays = jnp.any(keep[:, :, None] == itself[:, None, :], axis=1)
     dest = jnp.where(stays, merged.dest, DROPPED)
@@ -47,26 +44,23 @@ def without_joined(merged, keep, counts):
 
 @dataclasses.dataclass(frozen=True)
 class Fuse(Bipartite):
-    """Merges as ToMe does, but into plain means whose length is scaled.
-
-    The scale of a group is the greatest length of its tokens, divided by the length of
-    the token that the group merges into.
-    """
+    """Merge the tokens merged by ToMe, but into plain means scaled per group."""
 
     def __call__(self, taps, counts, train=False):
         merged = super().__call__(taps, counts, train)
-        # Sums over [B, n_out, n] in place of gathers, whose gradients would be
-        # scatters.
+        # Sums over [B, n_out, n] replace gathers: a gather's gradient is a scatter.
         slots = jnp.arange(counts.n_out, dtype=jnp.int32)[None, :, None]
         tokens = jnp.arange(counts.n_in, dtype=jnp.int32)[None, None, :]
         belongs = merged.dest[:, None, :] == slots
         destination = merged.index.keep[..., None]
         x = _safe_to_square(taps.x)
+        # A group's scale is the greatest length of its tokens, divided by the length of
+        # the token kept by the slot.
         length = lengths(x)[:, None, :]
         members = jnp.sum(belongs, axis=-1)
         greatest = jnp.max(jnp.where(belongs, length, 0), axis=-1)
         divisor = jnp.sum(jnp.where(destination == tokens, length, 0), axis=-1)
-        # With these weights the sum of a group's tokens is their scaled mean.
+        # With these weights, a group's weighted sum is its scaled mean.
         weight = greatest / divisor / members.astype(jnp.float32)
         weight = weight[:, :, None]
         weight = jnp.sum(jnp.where(belongs, weight, 0), axis=1)
@@ -74,10 +68,8 @@ class Fuse(Bipartite):
 
 
 def _safe_to_square(x):
-    """Tokens [B, n, D], divided by a number so that their squares fit into float32.
-
-    Only ratios of their lengths are used, which stay the same.
-    """
+    """Divide large tokens [B, n, D] per image, so that squares fit into float32."""
+    # The caller uses only ratios of lengths, which stay the same.
     x = x.astype(jnp.float32)
     size = jnp.abs(jax.lax.stop_gradient(x))
     largest = jnp.max(size, axis=(1, 2), keepdims=True)
@@ -86,9 +78,9 @@ def _safe_to_square(x):
 
 @dataclasses.dataclass(frozen=True)
 class ToFu(Method):
-    """Every block loses floor((1 - keep_rate) N) of its N tokens, at most half.
+    """Remove floor((1 - keep_rate) N) of N tokens in every block, at most half.
 
-    Blocks up to the middle of the model drop tokens, later ones fuse them.
+    Blocks up to the middle of the model drop tokens; later blocks fuse tokens.
     """
 
     amounts = ("keep_rate",)

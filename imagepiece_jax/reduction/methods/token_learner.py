@@ -15,10 +15,7 @@ from imagepiece_jax.reduction.state import Mixing
 
 
 class Scores(nn.Module):
-    """An MLP that gives each token a score for each of the S new tokens.
-
-    [B, n, D] -> [B, n, S] float32
-    """
+    """MLP scores for the S new tokens. [B, n, D] -> [B, n, S] float32."""
 
     num_tokens: int
     bottleneck_dim: int = 64
@@ -34,10 +31,7 @@ class Scores(nn.Module):
 
 
 class MlpLearner(nn.Module, Reducer):
-    """Version 1.1: each new token is a weighted mean of all tokens.
-
-    The weights are the softmax of its scores over the tokens.
-    """
+    """Version 1.1: new tokens are means of all tokens, weighted by softmax scores."""
 
     num_tokens: int
     bottleneck_dim: int = 64
@@ -49,20 +43,19 @@ class MlpLearner(nn.Module, Reducer):
 
     @nn.nowrap
     def extra_macs(self, n_in, embed_dim, num_heads):
-        """Scores of `n_in` tokens, and the weighted means."""
         scores = self.bottleneck_dim * (embed_dim + self.num_tokens)
         return n_in * (scores + self.num_tokens * embed_dim)
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenLearner(Method):
-    """Before `block`, `num_tokens` learned tokens replace all image tokens."""
+    """Before `block`, replace all image tokens by `num_tokens` learned tokens."""
 
     amounts = ("num_tokens", "block")
     ratio_field = "block"
 
     num_tokens: int = 16
-    block: int = 7  # the first block that sees the new tokens
+    block: int = 7  # the first block with the new tokens
     bottleneck_dim: int = 64  # width of the scoring MLP
 
     def __post_init__(self):
@@ -72,15 +65,12 @@ class TokenLearner(Method):
         check_range("bottleneck_dim", self.bottleneck_dim, 1, whole=True)
 
     def scaled(self, ratio, depth, patches):
-        """The method at an earlier block.
-
-        For a ratio between those of two blocks there are more new tokens, so that
-        the cost is in between, too.
-        """
+        # A larger ratio moves the step to an earlier block. A ratio between two blocks'
+        # ratios gives more new tokens, for a cost in between.
         fractional = max(1.0, (1 - ratio) * depth)
         block = min(depth - 1, int(fractional))
         fraction = min(1.0, fractional - block)
-        # So many more new tokens cost as much as one more block with all patches.
+        # This many more new tokens cost as much as one more block with all patches.
         tokens_for_a_block = (patches - self.num_tokens) / (depth - block)
         tokens = self.num_tokens + rounded(fraction * tokens_for_a_block)
         return dataclasses.replace(self, block=block, num_tokens=tokens)

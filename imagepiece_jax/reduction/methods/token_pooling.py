@@ -1,7 +1,4 @@
-"""Token Pooling: replace tokens by clusters of them (Marin et al., WACV 2023).
-
-Clusters are found by distances of the tokens themselves.
-"""
+"""Token Pooling: cluster tokens by their own distances (Marin et al., WACV 2023)."""
 
 import dataclasses
 
@@ -17,12 +14,11 @@ from imagepiece_jax.reduction.state import Assignment
 
 @dataclasses.dataclass(frozen=True)
 class KMedoids(Ranking):
-    """Clusters tokens, and replaces each cluster by its medoid.
+    """Cluster tokens, and replace clusters by their medoids.
 
-    A medoid is the member with the least weighted distance to the others; slots are in
-    the order of the medoids. The first medoids are the most significant tokens. The
-    significance of a token is its score, by default the attention that it receives in
-    the block before.
+    A medoid is the member with the least score-weighted distance to its cluster. The
+    first medoids are the highest-scored tokens. The default score is the attention
+    received in the block before.
     """
 
     iterations: int = 3
@@ -32,7 +28,7 @@ class KMedoids(Ranking):
         x = jax.lax.stop_gradient(taps.x).astype(jnp.float32)
         score = jax.lax.stop_gradient(self.scores(taps, counts))
         is_medoid = rank(score) < counts.n_out
-        # Scores can underflow to 0, and then all costs would be tied.
+        # A score can underflow to 0. Zero scores would tie all costs.
         tiny = jnp.finfo(jnp.float32).tiny
         weight = jnp.where(score > tiny, score, tiny)
         distance = jnp.sqrt(squared_distances(x))
@@ -43,13 +39,14 @@ class KMedoids(Ranking):
             nearest = jnp.argmin(to_medoids, axis=-1)
             owner = jnp.where(is_medoid, itself[None], nearest)
             together = owner[:, :, None] == owner[:, None, :]
-            # Weighted distance of each token to the members of its cluster.
+            # Weighted distance from every token to its cluster's members.
             cost = jnp.where(together, weight[:, None, :] * distance, 0)
             cost = cost.sum(axis=-1)
             mine = cost[:, :, None]
             other = cost[:, None, :]
             better = (other < mine) | ((other == mine) & earlier)
             is_medoid = ~jnp.any(together & better, axis=-1)
+        # Slots are in the order of the medoids.
         slot = jnp.where(is_medoid, count_before(is_medoid), 0)
         dest = jnp.where(together, slot[:, None, :], 0)
         dest = dest.sum(axis=-1, dtype=jnp.int32)
@@ -59,10 +56,10 @@ class KMedoids(Ranking):
 
 @dataclasses.dataclass(frozen=True)
 class TokenPooling(InStages):
-    """Before the s-th of `blocks`, n0 tokens become n0 * keep_rate**s clusters."""
+    """Before the s-th of `blocks`, replace n0 tokens by n0 * keep_rate**s medoids."""
 
-    score: str = "received"  # the significance of tokens
-    iterations: int = 3  # of the clustering
+    score: str = "received"  # weighs distances and chooses the first medoids
+    iterations: int = 3  # clustering rounds
 
     def __post_init__(self):
         super().__post_init__()

@@ -10,16 +10,16 @@ from imagepiece_jax.reduction.reducers import Bipartite
 
 @dataclasses.dataclass(frozen=True)
 class ToMe(Removal):
-    """Every block merges `r` tokens away, at most half of its image tokens.
+    """Merge `r` tokens away in every block, at most half the image tokens.
 
     `reducers.Bipartite` finds the pairs.
     """
 
     amounts = ("r", "inflection")
 
-    r: int = 13  # number of tokens that a block merges away, on average
-    # slope over the blocks: with -1 from 2 r in the first to 0 in the last, with 1 from
-    # 0 to 2 r
+    r: int = 13  # number of tokens merged away per block, on average
+    # Slope over the blocks: -1 falls from 2 r in the first block to 0 in the last, and
+    # 1 rises from 0 to 2 r.
     inflection: float = 0.0
     metric: str = "key"
 
@@ -29,7 +29,6 @@ class ToMe(Removal):
         check_range("inflection", self.inflection, -1, 1)
 
     def removed(self, depth):
-        """Number of tokens that each block should merge away, a tuple."""
         first = int(self.r * (1 - self.inflection))
         last = 2 * self.r - first
         rise = last - first
