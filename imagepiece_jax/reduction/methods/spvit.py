@@ -116,7 +116,7 @@ class SPViT(LearnedSelection):
 
     def scaled(self, ratio, depth, patches):
         # All shares get a common factor, and are at most 1.
-        least = min(share for share in self.keep_rates if share)
+        least = min((share for share in self.keep_rates if share), default=1.0)
         scale = (1 - ratio) / least
         rates = [min(1.0, scale * share) for share in self.keep_rates]
         rates = tuple(round(rate, 6) for rate in rates)
