@@ -206,7 +206,9 @@ def right_of(vit, source: Source) -> str:
     """Which images of a source have the right first class, as bits in base64."""
     labels = source.labels[source.indices]
     right = np.zeros(len(source), bool)
-    batches = evaluation_batches(source, vit.preprocessing, 50)
+    # The photographs are stored in the model's size: they are used as they are.
+    whole = dataclasses.replace(vit.preprocessing, resize="none")
+    batches = evaluation_batches(source, whole, 50)
     for batch, answers in DenseTeacher(vit).answered(batches):
         is_image = batch["mask"]  # and not padding
         first = np.argmax(parallel.local(answers)["logits"], axis=-1)[is_image]
