@@ -70,8 +70,8 @@ def write_features(
     if logits and not vit.model.config.num_classes:
         raise InputError("logits is for weights with a head")
     xla_options.check_dtype(vit.model.execution.dtype.name)
-    wanted = {"logits": logits, "patches": patches}
-    names = ("pooled", *filter(wanted.get, wanted))
+    optional = {"logits": logits, "patches": patches}
+    names = ("pooled", *filter(optional.get, optional))
     paths = _of_one_line([os.fspath(image) for image in images])
     if not paths:
         raise InputError("images is empty")
@@ -90,9 +90,9 @@ def write_features(
             batch_size=max(1, size),
             strict=False,
         )
-        there = count - len(missing)
+        existing_rows = count - len(missing)
         with (
-            ProgressBar("features", count, there) as progress,
+            ProgressBar("features", count, existing_rows) as progress,
             contextlib.closing(batches.read(threads)) as reader,
         ):
             if files.leaving:
@@ -100,8 +100,8 @@ def write_features(
                     f"note: {files.leaving} rows leave, as their photographs are not "
                     "named or gone"
                 )
-            if there:
-                progress.say(f"{there} of {count} rows are there")
+            if existing_rows:
+                progress.say(f"{existing_rows} of {count} rows are there")
             elif any(layer.step for layer in run.model.plan):
                 progress.say(_comparison(vit, run, photographs, size, threads))
             for batch, result in _one_behind(run, reader):
@@ -114,11 +114,11 @@ def write_features(
 def _of_one_line(paths):
     """Drop paths with a line break, with a note."""
     # Readers of paths.txt may split at more than "\n": Python splits at U+2028, too.
-    others = [path for path in paths if path.splitlines() != [path]]
-    if others:
+    multiline_paths = [path for path in paths if path.splitlines() != [path]]
+    if multiline_paths:
         log.warning(
-            f"note: names with a line break are left out: {len(others)} of "
-            f"{len(paths)}, such as {others[0]!r}"
+            f"note: names with a line break are left out: {len(multiline_paths)} of "
+            f"{len(paths)}, such as {multiline_paths[0]!r}"
         )
     return [path for path in paths if path.splitlines() == [path]]
 
@@ -142,9 +142,9 @@ class Extractor:
             model, vit.variables, dtype=model.execution.dtype.name, pixels=pixels
         )
         run = functools.partial(_arrays, model, tuple(names))
-        one = jax.ShapeDtypeStruct((1, *vit.preprocessing.shape, 3), jnp.uint8)
-        found = jax.eval_shape(run, weights, one)
-        self.shapes = {name: found[name].shape[1:] for name in names}
+        image = jax.ShapeDtypeStruct((1, *vit.preprocessing.shape, 3), jnp.uint8)
+        outputs = jax.eval_shape(run, weights, image)
+        self.shapes = {name: outputs[name].shape[1:] for name in names}
         self.model = model
         self._step = parallel.pmap(run, program="features")
         self._weights = parallel.replicate(weights)
@@ -159,12 +159,12 @@ def _arrays(model, names, variables, images):
     outputs = model.apply(
         variables, as_normalized(images, model.config.mean, model.config.std)
     )
-    found = {"pooled": outputs.pooled, "logits": outputs.logits}
+    arrays = {"pooled": outputs.pooled, "logits": outputs.logits}
     if "patches" in names:
         grid = patch_grid(images.shape[1:3], model.config.patch_size, cut=True)
         norm = final_norm(model, variables)
-        found["patches"] = feature_map(outputs, grid, norm=norm)
-    return {name: found[name] for name in names}
+        arrays["patches"] = feature_map(outputs, grid, norm=norm)
+    return {name: arrays[name] for name in names}
 
 
 def _comparison(vit, run, photographs, size, threads):
@@ -172,20 +172,20 @@ def _comparison(vit, run, photographs, size, threads):
 
     run: the Extractor of `vit`
     """
-    few = photographs.spread(COMPARED)
+    sample = photographs.spread(COMPARED)
     dense = Extractor(vit.with_reduction(None), ["pooled"])
     batches = Batches(
-        source=few, transform=vit.preprocessing, batch_size=size, strict=False
+        source=sample, transform=vit.preprocessing, batch_size=size, strict=False
     )
     cosines = []
     for batch in batches.read(threads):
-        ours = _unit_vectors(run(batch["image"][0]))
-        theirs = _unit_vectors(dense(batch["image"][0]))
-        of_batch = np.sum(ours * theirs, axis=1)
+        vectors = _unit_vectors(run(batch["image"][0]))
+        dense_vectors = _unit_vectors(dense(batch["image"][0]))
+        of_batch = np.sum(vectors * dense_vectors, axis=1)
         for row in np.flatnonzero(batch["mask"][0]):
-            cosines.append((of_batch[row], few.name(batch["index"][0, row])))
+            cosines.append((of_batch[row], sample.name(batch["index"][0, row])))
     if not cosines:
-        return f"none of {len(few)} photographs can be compared with the dense model"
+        return f"none of {len(sample)} photographs can be compared with the dense model"
     worst, name = min(cosines)
     mean = np.mean([cosine for cosine, _ in cosines])
     return (
@@ -233,9 +233,9 @@ def _append(files, source, batch, result, progress):
         progress.say(f"{names[row]} {reason}: its row is NaN")
         for values in rows.values():
             values[row] = np.nan
-    places = source.indices[indices]
+    file_indices = source.indices[indices]
     records = []
-    for row, place in enumerate(places.tolist()):
-        records.append(source.records.pop(place)._replace(reason=reasons.get(row)))
-    files.append(places, rows, records)
+    for row, file_index in enumerate(file_indices.tolist()):
+        records.append(source.records.pop(file_index)._replace(reason=reasons.get(row)))
+    files.append(file_indices, rows, records)
     progress.update(len(names))

@@ -82,11 +82,11 @@ class FeatureFolder:
         self._lines = []  # FileRecords that are not yet in files.jsonl
         self._counted = time.monotonic()
         # A killed process may have left temporary files.
-        for left in [*path.glob(".*.tmp"), *self._new.glob(".*.tmp")]:
-            if left.is_dir():
-                shutil.rmtree(left)
+        for leftover in [*path.glob(".*.tmp"), *self._new.glob(".*.tmp")]:
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
             else:
-                left.unlink()
+                leftover.unlink()
         self._replace_earlier()  # finish what a killed process had started
         self._earlier, records = self._rows_in(path)
         _, new_records = self._rows_in(self._new)
@@ -101,9 +101,9 @@ class FeatureFolder:
         info = _info(folder)
         if not info:
             return {}, []
-        if found := differences(self._made_by, info[RECORD]):
-            problem = sentence(found, f"{self.path} was started with")
-            raise InputError(f"{found[0][0]} {problem}; give another folder")
+        if mismatches := differences(self._made_by, info[RECORD]):
+            problem = sentence(mismatches, f"{self.path} was started with")
+            raise InputError(f"{mismatches[0][0]} {problem}; give another folder")
         try:
             *lines, _ = (folder / FILES).read_bytes().split(b"\n")
             arrays = {
@@ -150,11 +150,11 @@ class FeatureFolder:
             return row, record._replace(digest=of_row.digest, reason=of_row.reason)
 
         with ThreadPool(THREADS) as pool:
-            found = pool.map(find, self._paths)
-        self._rows = np.array([row for row, _ in found], np.int64)
-        self._records = [record for _, record in found]
+            results = pool.map(find, self._paths)
+        self._rows = np.array([row for row, _ in results], np.int64)
+        self._records = [record for _, record in results]
         self.missing = np.flatnonzero(self._rows < 0)
-        kept = {row for row, _ in found if 0 <= row < self._first}
+        kept = {row for row, _ in results if 0 <= row < self._first}
         self.leaving = self._first - len(kept)
 
     def _prepare(self, records):
@@ -189,11 +189,11 @@ class FeatureFolder:
     @property
     def damaged(self) -> list[tuple[int, str, str]]:
         """List (row, path, reason) for photographs without features."""
-        found = []
+        entries = []
         for row, record in enumerate(self._records):
             if record and record.reason:
-                found.append((row, self._paths[row], record.reason))
-        return found
+                entries.append((row, self._paths[row], record.reason))
+        return entries
 
     def append(
         self,
@@ -209,9 +209,9 @@ class FeatureFolder:
         for name in self._shapes:
             with open(self._new / f"{name}.npy", "ab") as file:
                 file.write(arrays[name].tobytes())
-        for place, record in zip(places, records, strict=True):
-            self._rows[place] = self._end
-            self._records[place] = record
+        for index, record in zip(places, records, strict=True):
+            self._rows[index] = self._end
+            self._records[index] = record
             self._end += 1
         self._lines += records
         if time.monotonic() > self._counted + INTERVAL:
@@ -287,11 +287,11 @@ def check_folder(path: pathlib.Path):
     """Check that a folder holds features, or nothing."""
     # Without an info.json, even files with our names count as somebody else's.
     folders = [path, path / NEW, path / COMPLETE]
-    ours = {files.LOCK}
+    names = {files.LOCK}
     if any([_info(folder) for folder in folders]):
-        ours |= {INFO, PATHS, DAMAGED, FILES, NEW, COMPLETE}
-        ours |= {f"{name}.npy" for name in ARRAYS}
-    files.check_own("folder", path, "features", lambda file: file.name in ours)
+        names |= {INFO, PATHS, DAMAGED, FILES, NEW, COMPLETE}
+        names |= {f"{name}.npy" for name in ARRAYS}
+    files.check_own("folder", path, "features", lambda file: file.name in names)
 
 
 def _info(folder):

@@ -116,11 +116,11 @@ def _in_batches(vit, files, options):
     count = len(files)
     # Copies of the last file fill the last batch, so that one program serves all.
     files = [*files, *files[-1:] * (-count % BATCH)]
-    found = []
+    batches = []
     for start in range(0, count, BATCH):
         batch = features(vit, files[start : start + BATCH], **options)
-        found.append(jax.device_get(batch))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *found)
+        batches.append(jax.device_get(batch))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *batches)
 
 
 @functools.partial(

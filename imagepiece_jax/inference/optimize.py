@@ -94,11 +94,11 @@ class Program:
             long as a full batch
         Raises InputError for other shapes and dtypes.
         """
-        own = self.images
+        spec = self.images
         images = native(images)
-        if images.shape != own.shape or images.dtype != own.dtype:
-            floats = own.dtype != jnp.uint8
-            check_images(images, own.shape[1:3], floats, pixels=True)
+        if images.shape != spec.shape or images.dtype != spec.dtype:
+            floats = spec.dtype != jnp.uint8
+            check_images(images, spec.shape[1:3], floats, pixels=True)
         count = images.shape[0]
         if count > self.batch_size:
             raise InputError(
@@ -114,14 +114,14 @@ class Program:
         # NumPy pads without compiling a program for every image count.
         if missing and on_host:
             images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-        is_own = images.shape == own.shape and images.dtype == own.dtype
+        fits = images.shape == spec.shape and images.dtype == spec.dtype
         copies = contextlib.nullcontext()
-        if is_own and on_host:
+        if fits and on_host:
             # The executable copies the images itself, in a fifth of device_put's time.
             copies = jax.transfer_guard_host_to_device("allow")
-        elif not is_own or images.devices() != {self.device}:
+        elif not fits or images.devices() != {self.device}:
             images = jax.device_put(images, self.device)
-            images = _fitted(images, self.batch_size, own.dtype, self.model.config)
+            images = _fitted(images, self.batch_size, spec.dtype, self.model.config)
         with copies:
             results = self.compiled(self.arguments, images)
         if missing:
@@ -179,14 +179,14 @@ def _device(value):
     """Find the jax.Device for a device or a platform name."""
     if isinstance(value, jax.Device):
         return value
-    platform, _, number = str(value).lower().partition(":")
+    platform, _, index = str(value).lower().partition(":")
     with contextlib.suppress(RuntimeError, IndexError, ValueError):
-        return jax.local_devices(backend=platform or "none")[int(number or 0)]
+        return jax.local_devices(backend=platform or "none")[int(index or 0)]
     devices = *jax.local_devices(), *jax.devices("cpu")
-    here = sorted({device.platform for device in devices})
+    platforms = sorted({device.platform for device in devices})
     raise InputError(
         f"device is {value!r}; it must be a jax.Device, or a platform of this process: "
-        f"{', '.join(here)}"
+        f"{', '.join(platforms)}"
     )
 
 
@@ -353,9 +353,9 @@ def takes_direction(model, sizes=None):
 def check_gelu(model, gelu):
     """Refuse an unknown GELU, and any exchange from or to QuickGELU."""
     check_choice("gelu", gelu, (None, *GELUS))
-    own = model.config.arch.gelu
-    if gelu not in (None, own) and QUICK in (gelu, own):
-        raise InputError(f"gelu is {gelu!r}, but the model's GELU is {own!r}")
+    model_gelu = model.config.arch.gelu
+    if gelu not in (None, model_gelu) and QUICK in (gelu, model_gelu):
+        raise InputError(f"gelu is {gelu!r}, but the model's GELU is {model_gelu!r}")
 
 
 def in_two_bytes_on_gpu(model, device):
@@ -369,9 +369,9 @@ def default_gelu(model, device):
     # its own, which takes a fifth of a dense model's time. In 16-bit dtypes "tanh"
     # changes the dense model less than bfloat16 does (docs/tables/forms); float32 stays
     # exact.
-    form = model.config.arch.gelu
-    is_exact = form == "exact" and model.config.arch.has_gelu
-    return "tanh" if is_exact and in_two_bytes_on_gpu(model, device) else form
+    gelu = model.config.arch.gelu
+    is_exact = gelu == "exact" and model.config.arch.has_gelu
+    return "tanh" if is_exact and in_two_bytes_on_gpu(model, device) else gelu
 
 
 def default_reductions(model, device):

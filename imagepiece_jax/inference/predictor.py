@@ -143,7 +143,7 @@ class Predictor:
         decoded = self._decoded(images)
         while part := list(itertools.islice(decoded, self.sizes[-1])):
             results = [_result(future) for future in part]
-            pixels = [each for each in results if isinstance(each, np.ndarray)]
+            pixels = [image for image in results if isinstance(image, np.ndarray)]
             rows = iter(())
             if pixels:
                 rows = iter(self._logits(pixels))

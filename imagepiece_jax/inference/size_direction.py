@@ -66,21 +66,21 @@ def directions(vit: Pretrained, images: np.ndarray | None = None) -> np.ndarray:
     """
     if images is None:
         # A full crop, whatever preprocessing the model expects.
-        whole = Preprocessing(vit.image_size, crop=1.0)
-        images = pictures.as_batch(sorted(PHOTOGRAPHS.glob("*.jpg")), whole)
+        preprocessing = Preprocessing(vit.image_size, crop=1.0)
+        images = pictures.as_batch(sorted(PHOTOGRAPHS.glob("*.jpg")), preprocessing)
     dense = vit.model_with(None).with_execution(attention_impl="xla", dtype="float32")
     with working("finding the directions of sizes"):
         # An explicit copy, which a user's transfer guard allows.
         moments = _moments(dense)(*jax.device_put((vit.variables, images)))
         moments = jax.device_get(moments)
-    found = []
+    vectors = []
     for index, (of_queries, of_keys) in enumerate(moments):
         if not np.all(np.isfinite(of_queries)) or not np.all(np.isfinite(of_keys)):
             raise InputError(
                 f"variables: queries or keys of block {index} are no numbers"
             )
-        found.append(least_used(of_queries, of_keys))
-    return np.asarray(found, np.float32)
+        vectors.append(least_used(of_queries, of_keys))
+    return np.asarray(vectors, np.float32)
 
 
 @functools.lru_cache(maxsize=2)
@@ -88,20 +88,20 @@ def _moments(model):
     """Compile (variables, images) -> [(C_q, C_k) per block], [H, d, d] float32."""
 
     def moments(variables, images):
-        found = []
+        block_moments = []
 
         def noting(call, args, kwargs, context):
             result = call(*args, **kwargs)
             is_attention = isinstance(context.module, Attention)
             if is_attention and context.method_name == "project":
                 prefix = int(model.config.arch.class_token)
-                found.append(second_moments(result.query, result.key, prefix))
+                block_moments.append(second_moments(result.query, result.key, prefix))
             return result
 
         images = as_normalized(images, model.config.mean, model.config.std)
         with nn.intercept_methods(noting), jax.default_matmul_precision("highest"):
             model.apply(variables, images)
-        return found
+        return block_moments
 
     return jax.jit(moments)
 
@@ -117,8 +117,8 @@ def second_moments(query, key, class_token):
     batch, tokens = query.shape[:2]
     weight = jnp.full(tokens, 1 / tokens)
     if class_token:
-        others = (1 - CLASS_SHARE) / (tokens - 1)
-        weight = jnp.full(tokens, others).at[0].set(CLASS_SHARE)
+        token_weight = (1 - CLASS_SHARE) / (tokens - 1)
+        weight = jnp.full(tokens, token_weight).at[0].set(CLASS_SHARE)
     of_queries = jnp.einsum("bnhd,bnhe,n->hde", query, query, weight) / batch
     # A vector shared by all keys of an image shifts the logits of a query alike, which
     # the softmax ignores. So the keys' covariance counts, not their second moment.
@@ -147,12 +147,12 @@ def least_used(of_queries: np.ndarray, of_keys: np.ndarray) -> np.ndarray:
         np.linalg.eigh(of_queries)[1][..., :1],
         np.linalg.eigh(of_keys)[1][..., :1],
     ]
-    found = np.swapaxes(np.concatenate(starts, axis=-1), -1, -2)
-    found = _turned(found, of_queries, of_keys, FIRST_TURNS)
-    lost = _along(found, of_queries) * _along(found, of_keys)
+    vectors = np.swapaxes(np.concatenate(starts, axis=-1), -1, -2)
+    vectors = _turned(vectors, of_queries, of_keys, FIRST_TURNS)
+    lost = _along(vectors, of_queries) * _along(vectors, of_keys)
     best = np.argmin(lost, axis=-1)[..., None, None]
-    found = np.take_along_axis(found, best, axis=-2)
-    return _turned(found, of_queries, of_keys, TURNS)[..., 0, :]
+    vectors = np.take_along_axis(vectors, best, axis=-2)
+    return _turned(vectors, of_queries, of_keys, TURNS)[..., 0, :]
 
 
 def _turned(vectors, of_queries, of_keys, turns):

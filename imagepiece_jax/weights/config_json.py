@@ -86,9 +86,9 @@ def parse(
     if OURS in config:
         return guarded(file, _parse_ours, config)
     if "architecture" in config:
-        found, names, size = guarded(file, timm_config.parse_timm, config)
+        vit_config, names, size = guarded(file, timm_config.parse_timm, config)
         license = config.get("pretrained_cfg", config).get("license")
-        return WeightsInfo(found, names, license, trained_size=size)
+        return WeightsInfo(vit_config, names, license, trained_size=size)
     if not images and not images_known:
         raise InputError(
             f"folder {folder} has no {PREPROCESSOR}, so nothing says how images are "
@@ -98,8 +98,8 @@ def parse(
     parse_images = transformers_config.parse_images
     images = guarded(folder / PREPROCESSOR, parse_images, images, kind)
     parse_transformers = transformers_config.parse_transformers
-    found, names, head = guarded(file, parse_transformers, config, images)
-    return WeightsInfo(found, names, of_head=head)
+    vit_config, names, head = guarded(file, parse_transformers, config, images)
+    return WeightsInfo(vit_config, names, of_head=head)
 
 
 def guarded(file, call, *content):
@@ -133,31 +133,32 @@ def config_fields(vit: Pretrained) -> dict[str, Any]:
         optional["untrained"] = vit.untrained_parts
     if vit.recovery:
         optional["recovery"] = {
-            "variants": [cost.record for cost in vit.recovery.variants]
+            "variants": [variant.record for variant in vit.recovery.variants]
         }
     if vit.class_names:
         optional["class_names"] = vit.class_names
     if vit.source.license:
         optional["license"] = vit.source.license
-    ours = {
+    record = {
         "format": FORMAT,
         "config": dataclasses.asdict(model.config),
         "reduction": str(reduction),
         "dtype": model.execution.dtype.name,
         **optional,
     }
-    return {"architecture": OURS} | timm_config.describe_timm(vit) | {OURS: ours}
+    return {"architecture": OURS} | timm_config.describe_timm(vit) | {OURS: record}
 
 
 def _parse_ours(file):
     """Parse our own part of a file (`config_fields`)."""
-    ours = as_tuple(file[OURS])
-    if ours.get("format") != FORMAT:
+    record = as_tuple(file[OURS])
+    if record.get("format") != FORMAT:
         raise InputError(
-            f"{OURS}.format is {ours.get('format')}; this version reads {FORMAT}: load "
-            "the model with the version that wrote it, or save it again with this one"
+            f"{OURS}.format is {record.get('format')}; this version reads {FORMAT}: "
+            "load the model with the version that wrote it, or save it again with this "
+            "one"
         )
-    fields = dict(ours["config"])
+    fields = dict(record["config"])
     fields["preprocessing"] = _of_record(Preprocessing, fields["preprocessing"])
     arch = dict(fields["arch"])
     if arch["rotary"]:
@@ -166,25 +167,26 @@ def _parse_ours(file):
     config = _of_record(ViTConfig, fields)
     _check_same(config, file)
     recovery = None
-    if "recovery" in ours:
-        costs = [
-            _of_record(RecoveredVariant, cost) for cost in ours["recovery"]["variants"]
+    if "recovery" in record:
+        variants = [
+            _of_record(RecoveredVariant, variant)
+            for variant in record["recovery"]["variants"]
         ]
-        recovery = Recovery(tuple(costs))
-    names = ours.get("class_names")
+        recovery = Recovery(tuple(variants))
+    names = record.get("class_names")
     if names is not None:
         names = checked_names(names, config.num_classes)
-    if ours["reduction"] is None:  # Reduction.read(None) would be the dense model
+    if record["reduction"] is None:  # Reduction.read(None) would be the dense model
         raise InputError(f"{OURS}.reduction is None")
     return WeightsInfo(
         config,
         class_names=names,
-        license=ours.get("license"),
-        reduction=Reduction.read(ours["reduction"]),
-        dtype=checked_dtype(ours["dtype"]),
-        untrained=tuple(map(str, ours.get("untrained", ()))),
+        license=record.get("license"),
+        reduction=Reduction.read(record["reduction"]),
+        dtype=checked_dtype(record["dtype"]),
+        untrained=tuple(map(str, record.get("untrained", ()))),
         recovery=recovery,
-        digest=ours.get("digest"),
+        digest=record.get("digest"),
     )
 
 
@@ -200,9 +202,9 @@ def _check_same(config, file):
     """Refuse a file whose timm part and own part disagree about the images."""
     # `save` writes both parts for one model, so somebody has edited one part.
     images = as_tuple(file.get("pretrained_cfg", {}))
-    own = {"mean": config.mean, "std": config.std}
-    own["input_size"] = (3, *sides(config.image_size))
-    for field, value in own.items():
+    fields = {"mean": config.mean, "std": config.std}
+    fields["input_size"] = (3, *sides(config.image_size))
+    for field, value in fields.items():
         if images.get(field, value) != value:
             raise InputError(
                 f"pretrained_cfg.{field} is {images[field]}, but {OURS}.config says "

@@ -109,10 +109,10 @@ class _Repository:
         for name in names:
             if file := self.get(name):
                 return file
-        place = self._text
+        source = self._text
         if self._unreachable:
-            place += ": the hub cannot be reached, and its cache"
-        raise InputError(f"{place} has none of {', '.join(names)}")
+            source += ": the hub cannot be reached, and its cache"
+        raise InputError(f"{source} has none of {', '.join(names)}")
 
     def optional(self, name):
         """Fetch a file if the repository has it; return its path or None.

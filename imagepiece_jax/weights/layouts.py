@@ -50,9 +50,9 @@ class Layout:
             return None
         start = ""
         timm_name = None
-        if in_tower and (number := re.match(self.blocks, inside)):
-            start = f"blocks.{number[1] or SCANNED}."
-            inside = inside[number.end() :]
+        if in_tower and (match := re.match(self.blocks, inside)):
+            start = f"blocks.{match[1] or SCANNED}."
+            inside = inside[match.end() :]
             timm_name = _renamed(inside, self.inner)
         elif in_tower:
             timm_name = _renamed(inside, self.outer)
@@ -68,10 +68,10 @@ class Layout:
 
 def _renamed(name, table):
     """Translate a name by a table of tensors and modules; None if it is not listed."""
-    for pattern, ours in table.items():
+    for pattern, template in table.items():
         pattern = rf"(?:{pattern})(?P<leaf>.\w+)?".replace(".", r"\.")
         if match := re.fullmatch(pattern, name):
-            return match.expand(ours) + (match["leaf"] or "")
+            return match.expand(template) + (match["leaf"] or "")
     return None
 
 
@@ -422,8 +422,8 @@ def _layout(tensors):
             return layout, prefixes[0]
     if any(re.match(TIMM_NAMES, name) for name in tensors):
         return TIMM, ""
-    found = ", ".join([*tensors][:SHOWN_NAMES])
-    raise InputError(f"it has tensors, such as {found}, of no vision transformer here")
+    names = ", ".join([*tensors][:SHOWN_NAMES])
+    raise InputError(f"it has tensors, such as {names}, of no vision transformer here")
 
 
 def _unscanned(name, tensor):
@@ -496,8 +496,10 @@ def _stack(tensors):
             letters = "kv"
         if letter not in letters:
             continue
-        parts = {each: f"{module}.{each}.{leaf}" for each in letters}
-        lacking = [each for each in letters if parts[each] not in tensors]
+        parts = {projection: f"{module}.{projection}.{leaf}" for projection in letters}
+        lacking = [
+            projection for projection in letters if parts[projection] not in tensors
+        ]
         if lacking == ["k"] and leaf == "bias" and letters == "qkv":
             tensors[f"{module}.q_bias"] = tensors.pop(parts["q"])
             tensors[f"{module}.v_bias"] = tensors.pop(parts["v"])
@@ -560,13 +562,13 @@ def _split(tensors):
         if not has_gate and not packed:
             continue
         for leaf in ("weight", "bias"):
-            other = tensors.pop(f"{module}.fc1.{leaf}", None)
-            if other is None:
+            tensor = tensors.pop(f"{module}.fc1.{leaf}", None)
+            if tensor is None:
                 continue
             if not has_gate:  # packed: the gate is the first half (DINOv2's SwiGLUFFN)
-                gate, other = _parts(f"{module}.fc1.{leaf}", other, 2)
+                gate, tensor = _parts(f"{module}.fc1.{leaf}", tensor, 2)
                 tensors[f"{module}.fc1_g.{leaf}"] = gate
-            tensors[f"{module}.fc1_x.{leaf}"] = other
+            tensors[f"{module}.fc1_x.{leaf}"] = tensor
 
 
 def _add_positions(tensors):

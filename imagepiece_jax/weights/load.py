@@ -91,44 +91,44 @@ def load(
     if isinstance(weights, Mapping):
         if config is None:
             raise InputError("config is missing: a state dict does not say its model")
-        found = Location(None, location.STATE_DICT, tensors=weights)
+        source = Location(None, location.STATE_DICT, tensors=weights)
     else:
-        found = location.find(weights, may_be_broken=config is not None)
-    if found.kind == location.RUN:
+        source = location.find(weights, may_be_broken=config is not None)
+    if source.kind == location.RUN:
         checkpoint = checkpoint or "best"
         check_choice("checkpoint", checkpoint, KINDS)
     elif checkpoint in KINDS:
-        raise InputError(f"checkpoint is {checkpoint!r}, but {found.place} is no run")
-    described = weights_info(found, config)
-    tensors, recovered = _read(found, described, checkpoint, averaged)
-    trained = of_tensors(found, described, tensors)
+        raise InputError(f"checkpoint is {checkpoint!r}, but {source.place} is no run")
+    described = weights_info(source, config)
+    tensors, recovered = _read(source, described, checkpoint, averaged)
+    trained = of_tensors(source, described, tensors)
     if image_size is None and described.trained_size is not None:
         image_size = described.config.image_size
-    wanted = trained
+    vit_config = trained
     if image_size is not None:
-        wanted = wanted.at_size(image_size)
+        vit_config = vit_config.at_size(image_size)
     if crop is not None:
-        wanted = wanted.with_preprocessing(crop=crop)
+        vit_config = vit_config.with_preprocessing(crop=crop)
     new_head = num_classes not in (None, trained.num_classes)
     if new_head:
         head = {"num_classes": num_classes, "problem_type": SINGLE_LABEL}
-        wanted = dataclasses.replace(wanted, **head)
+        vit_config = dataclasses.replace(vit_config, **head)
     elif class_names is None and trained.num_classes:
         class_names = described.class_names
         # Without a file that states classes, only a public name tells their names.
         if not described.stated and class_names is None:
             classes = trained.num_classes
             class_names = registry.published_class_names(trained.name, classes)
-    execution = execution_of(wanted, dtype or described.dtype, attention)
+    execution = execution_of(vit_config, dtype or described.dtype, attention)
     as_trained = reduction == TRAINED
-    asked = Reduction.read(described.reduction if as_trained else reduction)
+    chosen_reduction = Reduction.read(described.reduction if as_trained else reduction)
     try:
-        model = build_model(wanted, asked, execution)
+        model = build_model(vit_config, chosen_reduction, execution)
     except InputError as error:
         if not as_trained:  # the caller's mistake, not the file's
             raise
-        raise InputError(f"{found.place}: {error}") from error
-    reduction_plan.print_reduction(asked, model)
+        raise InputError(f"{source.place}: {error}") from error
+    reduction_plan.print_reduction(chosen_reduction, model)
     dense, learned = timm_tensors.apart(tensors)
     drawn = tuple([f"{part.replace('_', '.')}." for part in described.untrained])
     learned = {k: v for k, v in learned.items() if not k.startswith(drawn)}
@@ -136,38 +136,38 @@ def load(
     # A saved folder may hold selectors for several reductions.
     if seed is not None:
         tensors, selectors = timm_tensors.own_selectors(
-            model, dense | learned, found.place, None
+            model, dense | learned, source.place, None
         )
         fresh = (*fresh, *selectors)
     elif not as_trained or described.digest is not None:
-        tensors, _ = timm_tensors.own_selectors(model, tensors, found.place)
-    if sides(wanted.image_size) != sides(trained.image_size):
-        tensors = resize_positions.fit(tensors, wanted, trained.image_size)
+        tensors, _ = timm_tensors.own_selectors(model, tensors, source.place)
+    if sides(vit_config.image_size) != sides(trained.image_size):
+        tensors = resize_positions.fit(tensors, vit_config, trained.image_size)
     variables, drawn = timm_tensors.model_variables(
-        model, tensors, found.place, fresh=fresh, seed=seed or 0
+        model, tensors, source.place, fresh=fresh, seed=seed or 0
     )
     for part in variables["params"]:
         if part not in drawn and matches(part, described.untrained):
             drawn.append(part)
     trained_with = described.reduction
     # A file alone does not tell how the weights were trained.
-    if found.kind in (location.FILE, location.STATE_DICT):
+    if source.kind in (location.FILE, location.STATE_DICT):
         trained_with = None
     vit = Pretrained(
         model,
         variables,
         class_names=class_names,
-        recovery=_recovery(found, described, recovered, variables, (*fresh, *drawn)),
+        recovery=_recovery(source, described, recovered, variables, (*fresh, *drawn)),
         source=WeightsSource(
-            path=found.path,
-            kind=found.kind,
-            name=found.name or wanted.name or "",
+            path=source.path,
+            kind=source.kind,
+            name=source.name or vit_config.name or "",
             license=described.license,
             image_size=trained.image_size,
             reduction=trained_with,
             checkpoint=checkpoint,
             averaged=averaged,
-            run=found.config if found.kind == location.RUN else None,
+            run=source.config if source.kind == location.RUN else None,
             untrained=digests(variables, drawn),
         ),
         selectors=learned,
@@ -193,12 +193,12 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
         raise InputError(f"config is {name!r}, no name and no file; {names}")
     folder, file = os.path.split(name)
     if file not in (CONFIG, OPEN_CLIP):
-        found = location.find(name)
+        source = location.find(name)
     elif hub.is_id(name):
-        found = location.find(folder)
+        source = location.find(folder)
     else:
-        found = location.of_config(name)
-    return weights_info(found).config
+        source = location.of_config(name)
+    return weights_info(source).config
 
 
 def weights_info(found: Location, config=None) -> WeightsInfo:
@@ -331,18 +331,18 @@ def _recovery(found, described, recovered, variables, drawn):
     if described.recovery is None:
         return None
     file = f"weights file {found.path / RECOVERED}"
-    costs = []
-    for index, cost in enumerate(described.recovery.variants):
+    variants = []
+    for index, variant in enumerate(described.recovery.variants):
         start = f"{index}."
         tensors = {}
         for name, tensor in recovered.items():
             if name.startswith(start):
                 tensors[name.removeprefix(start)] = tensor
-        if not tensors and cost.changed:
-            raise InputError(f"{file} has no numbers for {cost.form}")
+        if not tensors and variant.changed:
+            raise InputError(f"{file} has no numbers for {variant.form}")
         try:
-            numbers = timm_tensors.numbers_from_timm(tensors, variables, drawn)
+            params = timm_tensors.numbers_from_timm(tensors, variables, drawn)
         except InputError as error:
             raise InputError(f"{file}: {error}") from error
-        costs.append(dataclasses.replace(cost, numbers=numbers))
-    return Recovery(tuple(costs))
+        variants.append(dataclasses.replace(variant, numbers=params))
+    return Recovery(tuple(variants))

@@ -151,5 +151,5 @@ def _weights_names(names):
     for name in WEIGHTS:
         if name in names:
             return [name]
-    others = names - {*BESIDE}
-    return sorted(name for name in others if pathlib.Path(name).suffix in ENDINGS)
+    candidates = names - {*BESIDE}
+    return sorted(name for name in candidates if pathlib.Path(name).suffix in ENDINGS)

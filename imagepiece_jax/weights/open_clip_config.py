@@ -122,12 +122,12 @@ def _check_only(path, options, known):
 def _gelu(act, quick):
     """Choose the GELU variant from `act_kwargs` and `quick_gelu`."""
     approximate = act.get("approximate", "none")
-    forms = {"none": "exact", "tanh": "tanh"}
+    gelus = {"none": "exact", "tanh": "tanh"}
     if quick:
-        forms = {"none": "quick"}
+        gelus = {"none": "quick"}
     _check_only("vision_cfg.act_kwargs", act, "approximate")
-    check_choice("vision_cfg.act_kwargs.approximate", approximate, forms)
-    return forms[approximate]
+    check_choice("vision_cfg.act_kwargs.approximate", approximate, gelus)
+    return gelus[approximate]
 
 
 def _of_timm(vision, model, images):

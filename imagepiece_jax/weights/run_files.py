@@ -47,9 +47,9 @@ def check_normalization(
     facts: stored beside a checkpoint's arrays; {}: unknown
     """
     for field, trained in (facts.get("normalization") or {}).items():
-        now = [*values[field]]
-        if now != trained:
+        value = [*values[field]]
+        if value != trained:
             raise InputError(
-                f"{pathlib.Path(folder) / CONFIG}: model.{field} is {now}, but the run "
-                f"was trained with {trained}"
+                f"{pathlib.Path(folder) / CONFIG}: model.{field} is {value}, but the "
+                f"run was trained with {trained}"
             )

@@ -67,21 +67,21 @@ def read_checkpoint(
     start = f"{AVERAGES}/" if averaged else ""
 
     def choose(_, table):
-        names = tuple(f"{start}{name}/" for name in COLLECTIONS)
-        wanted = [name for name in table if name.startswith(names)]
-        if wanted or not averaged:
-            return wanted
+        prefixes = tuple(f"{start}{name}/" for name in COLLECTIONS)
+        names = [name for name in table if name.startswith(prefixes)]
+        if names or not averaged:
+            return names
         raise InputError(
             f"run {folder} has no averaged weights, as its ema_decay was 0"
         )
 
-    places = folder / CHECKPOINTS
-    written = [kind for kind in KINDS if checksums.steps(places / kind)]
+    checkpoints = folder / CHECKPOINTS
+    written = [kind for kind in KINDS if checksums.steps(checkpoints / kind)]
     if written and checkpoint not in written:
         raise InputError(
             f"run {folder} has no {checkpoint!r} checkpoint yet, but {written[0]!r}"
         )
-    arrays, facts, _ = checksums.read_newest(places / checkpoint, choose)
+    arrays, facts, _ = checksums.read_newest(checkpoints / checkpoint, choose)
     arrays = {name.removeprefix(start): array for name, array in arrays.items()}
     tensors = timm_tensors.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))
     return tensors, facts

@@ -52,8 +52,8 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
         raise InputError("the model is in the form of optimize")
     check_variables(vit.model, vit.dense_variables)
     tensors = timm_tensors.to_timm(vit.dense_variables)
-    dense, own = timm_tensors.apart(tensors)
-    learned = timm_tensors.merged_selectors(vit.selectors, own)
+    dense, selectors = timm_tensors.apart(tensors)
+    learned = timm_tensors.merged_selectors(vit.selectors, selectors)
     described = config_json.config_fields(vit)
     dense = layouts.as_timm(dense, vit.config.arch, described["architecture"])
     recovered = _recovered(vit.recovery)
@@ -61,10 +61,10 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
         [layouts.with_timm_names(dense) | learned, recovered]
     )
     # A config may hold NumPy scalars, which JSON cannot write: they become Python's.
-    text = json.dumps(described, indent=2, default=lambda v: v.item())
+    text = json.dumps(described, indent=2, default=lambda scalar: scalar.item())
     config = json.loads(text)
     vit.warn_of_untrained()
-    _check_round_trip(vit.model, dense | own, config)
+    _check_round_trip(vit.model, dense | selectors, config)
     with replacing_folder(folder) as new:
         _write(new / DENSE_PART, dense)
         if learned:
@@ -78,10 +78,10 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
 def _recovered(recovery):
     """Collect a Recovery's parameters as {"INDEX.NAME": tensor}, by variant."""
     tensors = {}
-    for number, cost in enumerate(recovery.variants if recovery else ()):
-        params = traverse_util.unflatten_dict(cost.numbers, sep="/")
+    for index, variant in enumerate(recovery.variants if recovery else ()):
+        params = traverse_util.unflatten_dict(variant.numbers, sep="/")
         for name, tensor in timm_tensors.to_timm({"params": params}).items():
-            tensors[f"{number}.{name}"] = tensor
+            tensors[f"{index}.{name}"] = tensor
     return tensors
 
 
@@ -97,12 +97,12 @@ def _write(file, tensors):
 def checked_folder(folder):
     """Return the folder's path after checking that saving destroys no other file."""
     folder = pathlib.Path(os.path.expanduser(folder))
-    own = (LOCK,)
+    names = (LOCK,)
     # A missing or foreign config.json is no error: `check_own` decides.
     with contextlib.suppress(InputError, OSError):
         if OURS in read_json(folder / CONFIG):
-            own += FILES
-    check_own("folder", folder, "a saved model", lambda file: file.name in own)
+            names += FILES
+    check_own("folder", folder, "a saved model", lambda file: file.name in names)
     if folder.exists() and folder.samefile(os.curdir):
         raise InputError(f"folder {folder} is the working directory")
     return folder

@@ -113,11 +113,11 @@ def _read_safetensors(path, select):
 
 def parts(path: pathlib.Path) -> dict[str, str]:
     """Read the index of .safetensors or .bin in parts: {tensor name: file name}."""
-    places = read_json(path)["weight_map"]
-    for part in places.values():
+    part_of = read_json(path)["weight_map"]
+    for part in part_of.values():
         if pathlib.PurePath(str(part)).name != part:
             raise InputError(f"{path} names the part {part!r}, which is not beside it")
-    return places
+    return part_of
 
 
 def _read_parts(path, select):

@@ -163,7 +163,7 @@ def with_arguments(config: ViTConfig, arguments: Mapping[str, Any]) -> ViTConfig
     eva = registry.timm_class(name) == "Eva"
     gated = config.arch.mlp == "swiglu"
     usual = registry.timm_arguments(name)
-    given = dict(usual)
+    all_arguments = dict(usual)
     sizes = {}
     parts = {}
     for field, value in arguments.items():
@@ -180,23 +180,25 @@ def with_arguments(config: ViTConfig, arguments: Mapping[str, Any]) -> ViTConfig
             check_choice(path, value, NORMS)
             parts["norm_eps"] = NORMS[value]
         elif field in PARTS and field in usual:
-            given[field] = value
+            all_arguments[field] = value
         elif field not in usual or value != usual[field]:
             raise InputError(f"{path} is {value!r}, which no model here has")
-    check_choice("model_args.global_pool", given["global_pool"], POOLS)
+    check_choice("model_args.global_pool", all_arguments["global_pool"], POOLS)
     width = sizes.get("embed_dim", config.embed_dim)
-    hidden = int(width * given["mlp_ratio"])
+    hidden = int(width * all_arguments["mlp_ratio"])
     if gated and not eva:  # mlp_ratio counts both halves of the packed layer
         hidden //= 2
     if gated:
-        hidden += -hidden % (given.get("swiglu_align_to") or 1)
-    given = {RENAMED.get(field, field): value for field, value in given.items()}
-    parts |= _parts(given, eva, config.arch)
+        hidden += -hidden % (all_arguments.get("swiglu_align_to") or 1)
+    all_arguments = {
+        RENAMED.get(field, field): value for field, value in all_arguments.items()
+    }
+    parts |= _parts(all_arguments, eva, config.arch)
     if parts["pool"] == "map":
-        heads = given.get("attn_pool_num_heads") or 0
+        heads = all_arguments.get("attn_pool_num_heads") or 0
         if heads == sizes.get("num_heads", config.num_heads):
             heads = 0
-        of_pool = int(width * (given.get("attn_pool_mlp_ratio") or 0)) or hidden
+        of_pool = int(width * (all_arguments.get("attn_pool_mlp_ratio") or 0)) or hidden
         ratio = None if of_pool == hidden else of_pool / width
         parts |= {"pool_heads": heads, "pool_mlp_ratio": ratio}
     arch = dataclasses.replace(config.arch, **parts)
@@ -258,9 +260,9 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
         return {}
     optional = {}
     if images.resizes:
-        way = images.as_json
-        optional = {"crop_pct": way["crop"], "crop_mode": way["crop_mode"]}
-        optional["interpolation"] = way["interpolation"]
+        fields = images.as_json
+        optional = {"crop_pct": fields["crop"], "crop_mode": fields["crop_mode"]}
+        optional["interpolation"] = fields["interpolation"]
     if vit.source.license:
         optional["license"] = vit.source.license
     heads = "head"
@@ -297,7 +299,7 @@ def _architecture(config: ViTConfig) -> dict[str, Any]:
     The architecture is a public model with equal parts and sizes, preferably with the
     same image size.
     """
-    same = []
+    candidates = []
     for name, row in registry.public_models().items():
         # Two parts are not compared: position resizing, which is over, and a GELU that
         # "act_layer" sets.
@@ -308,10 +310,10 @@ def _architecture(config: ViTConfig) -> dict[str, Any]:
         for tag in row["weights"]:
             known = registry.config(f"{name}.{tag}")
             if config.stem == "patch" and _sizes_and_parts(known, ignored) == ours:
-                same.append((known.image_size != config.image_size, name))
-    if not same:
+                candidates.append((known.image_size != config.image_size, name))
+    if not candidates:
         return {}
-    _, name = min(same, key=lambda each: each[0])
+    _, name = min(candidates, key=lambda candidate: candidate[0])
     arguments = {"img_size": config.image_size}
     if config.arch.mlp != "swiglu" and registry.timm_class(name) != "Eva":
         gelus = {ours: theirs for theirs, ours in TIMM_GELUS.items()}

@@ -70,10 +70,10 @@ def read_torch(path, select):
 
 def _read_old_torch(file, select):
     """Like `read_torch`, for a file from before PyTorch 1.6."""
-    places = {}
+    offsets = {}
 
     def stored(storage):
-        file.seek(places[storage.key])
+        file.seek(offsets[storage.key])
         return file.read(storage.bytes)
 
     _StateDictUnpickler(file, stored).load()  # the version of the format
@@ -88,7 +88,7 @@ def _read_old_torch(file, select):
         if size != storage.size:
             sizes = f"{size} elements, needed {storage.size}"
             raise pickle.UnpicklingError(f"storage {key} has {sizes}")
-        places[key] = file.tell()
+        offsets[key] = file.tell()
         file.seek(storage.bytes, io.SEEK_CUR)
     return read_all(select(content))
 
@@ -189,13 +189,13 @@ class _StateDictUnpickler(pickle.Unpickler):
         tuples = type(shape) is type(strides) is tuple
         if type(storage) is not _Storage or not tuples:
             raise pickle.UnpicklingError("a tensor without storage, shape or strides")
-        numbers = (offset, *shape, *strides)
-        if {type(number) for number in numbers} != {int}:
+        values = (offset, *shape, *strides)
+        if {type(value) for value in values} != {int}:
             raise pickle.UnpicklingError("a tensor of offsets that are no integers")
         count = math.prod(shape)
         last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
         # Without this check as_strided would read foreign memory.
-        inside = min(numbers) >= 0 and count <= storage.size
+        inside = min(values) >= 0 and count <= storage.size
         if not inside or (count and last >= storage.size):
             raise pickle.UnpicklingError(f"tensor of shape {shape} leaves its storage")
         return LazyTensor(

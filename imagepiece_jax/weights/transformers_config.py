@@ -196,7 +196,7 @@ def parse_transformers(
         resize=model.resize,
     )
     width = fields["hidden_size"]
-    found = ViTConfig(
+    vit_config = ViTConfig(
         embed_dim=width,
         depth=fields["num_hidden_layers"],
         num_heads=fields["num_attention_heads"],
@@ -208,8 +208,8 @@ def parse_transformers(
         **vars(normalization),
     )
     if classify:
-        found = dataclasses.replace(found, **head)
-    return found, class_names.shortened(_names(labels)), head
+        vit_config = dataclasses.replace(vit_config, **head)
+    return vit_config, class_names.shortened(_names(labels)), head
 
 
 def _of_tower(config):
@@ -336,9 +336,9 @@ def _names(labels):
     """Turn id2label into a tuple of names; None for transformers' placeholders."""
     if not labels:
         return None
-    numbers = range(len(labels))
-    names = tuple([labels.get(str(i)) for i in numbers])
-    placeholders = tuple([f"LABEL_{i}" for i in numbers])
+    indices = range(len(labels))
+    names = tuple([labels.get(str(i)) for i in indices])
+    placeholders = tuple([f"LABEL_{i}" for i in indices])
     return None if names == placeholders else names
 
 
@@ -356,14 +356,14 @@ def _resized(size, default_to_square):
     """Read a processor's size: (pixels, whether both sides are resized to them)."""
     if not isinstance(size, Mapping):
         return _square(size), default_to_square or not isinstance(size, int)
-    given = {name: value for name, value in size.items() if value is not None}
-    if {*given} == {"shortest_edge"}:
-        return _square(given["shortest_edge"]), False
-    if {*given} != {"height", "width"}:
+    fields = {name: value for name, value in size.items() if value is not None}
+    if {*fields} == {"shortest_edge"}:
+        return _square(fields["shortest_edge"]), False
+    if {*fields} != {"height", "width"}:
         raise InputError(
             f"size is {size}; it must be a shortest_edge alone, or a height and a width"
         )
-    return _square(given), True
+    return _square(fields), True
 
 
 def _channels(values):
