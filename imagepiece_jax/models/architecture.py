@@ -105,8 +105,8 @@ class Architecture:
     def difference(self, other: "Architecture") -> dict[str, Any]:
         """The parts that differ from `other`, with a Rotary as a dict."""
         parts = dataclasses.asdict(self)
-        others = dataclasses.asdict(other)
-        return {name: part for name, part in parts.items() if part != others[name]}
+        other_parts = dataclasses.asdict(other)
+        return {name: part for name, part in parts.items() if part != other_parts[name]}
 
     def check_parts(self) -> None:
         if self.pool == "token" and not self.class_token:

@@ -132,10 +132,10 @@ def _with_rows_of_bias(query, key, value, key_bias):
     # the bias UNSEEN, so no token attends to them (PERFORMANCE.md, "Sizes in a
     # direction").
     if tokens % 2:
-        whole = tokens + -tokens % ALIGNED
-        key = _pad(key, whole)
-        value = _pad(value, whole)
-        ends = ((0, 0), (0, whole - tokens))
+        length = tokens + -tokens % ALIGNED
+        key = _pad(key, length)
+        value = _pad(value, length)
+        ends = ((0, 0), (0, length - tokens))
         key_bias = jnp.pad(key_bias, ends, constant_values=UNSEEN)
     bias = key_bias[:, None, None, :].astype(query.dtype)
     rows = (query.shape[0], 1, query.shape[1], key.shape[1])

@@ -75,8 +75,8 @@ class BlockReduction:
     def _rng(self, batch):
         """This block's random keys [batch]; fixed keys if the model call has none."""
         if self.keys is None:
-            places = jnp.arange(batch)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(root_key(0), places)
+            indices = jnp.arange(batch)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(root_key(0), indices)
         else:
             keys = self.keys["reducer"]
         return jax.vmap(jax.random.fold_in, (0, None))(keys, self.block)

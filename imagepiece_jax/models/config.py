@@ -58,9 +58,9 @@ class ViTConfig:
         check_choice("stem", self.stem, STEMS)
         check_choice("problem_type", self.problem_type, PROBLEMS)
         check_choice("prop_attn", self.prop_attn, (None, True, False))
-        images = Normalization(self.mean, self.std)
-        object.__setattr__(self, "mean", images.mean)
-        object.__setattr__(self, "std", images.std)
+        normalization = Normalization(self.mean, self.std)
+        object.__setattr__(self, "mean", normalization.mean)
+        object.__setattr__(self, "std", normalization.std)
         self._check_parts()
 
     def _check_parts(self):

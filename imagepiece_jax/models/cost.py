@@ -22,13 +22,13 @@ def cost_summary(model, others):
     others: dense models; the first is the table's reference
     """
     table = cost_table(model, others[0])
-    others = [other for other in dict.fromkeys(others) if other != model]
-    ours = model_macs(model) / 1e9
-    line = f"{ours:#.4g} GMACs an image"
-    for other in others:
-        macs = model_macs(other) / 1e9
-        line += f"; dense {macs:#.4g} with a {other.config.stem} stem, "
-        line += f"{macs / ours:.2f} times as many"
+    others = [dense for dense in dict.fromkeys(others) if dense != model]
+    gmacs = model_macs(model) / 1e9
+    line = f"{gmacs:#.4g} GMACs an image"
+    for dense in others:
+        dense_gmacs = model_macs(dense) / 1e9
+        line += f"; dense {dense_gmacs:#.4g} with a {dense.config.stem} stem, "
+        line += f"{dense_gmacs / gmacs:.2f} times as many"
     lines = [table, line]
     dead = dead_macs(model) / 1e9
     if dead:
@@ -49,7 +49,7 @@ def cost_table(model, dense):
     dense_macs = _part_macs(dense)
     parameters = _part_parameters(model)
     rows = [("", "attention", "MLP", "MMACs", "dense", "parameters", "image tokens")]
-    for name, layer, ours, theirs, count in zip(
+    for name, layer, part_macs, dense_part_macs, count in zip(
         names,
         layers,
         [*macs, sum(macs)],
@@ -57,12 +57,12 @@ def cost_table(model, dense):
         [*parameters, sum(parameters)],
         strict=True,
     ):
-        cost = (f"{ours / 1e6:.1f}", f"{theirs / 1e6:.1f}", f"{count:,}")
+        cells = (f"{part_macs / 1e6:.1f}", f"{dense_part_macs / 1e6:.1f}", f"{count:,}")
         if layer is None:
-            rows.append((name, "", "", *cost, ""))
+            rows.append((name, "", "", *cells, ""))
         else:
             tokens = (layer.attn_tokens, layer.mlp_tokens)
-            rows.append((name, *tokens, *cost, action(layer)))
+            rows.append((name, *tokens, *cells, action(layer)))
     return text_table(rows)
 
 
@@ -73,9 +73,9 @@ def action(layer):
     n_in = layer.counts.n_in
     leaving = n_in - layer.counts.n_out
     name = type(layer.step.reducer).__name__
-    places = {"pre": " before the block", "attention": " inside attention"}
-    place = places.get(layer.step.site, "")
-    return f"{name}: {n_in} - {leaving}{place}"
+    sites = {"pre": " before the block", "attention": " inside attention"}
+    site = sites.get(layer.step.site, "")
+    return f"{name}: {n_in} - {leaving}{site}"
 
 
 def model_macs(model):

@@ -109,7 +109,7 @@ def config_of_run(run: Mapping[str, Any]) -> ViTConfig:
             f"model.name is empty, and so is model.{lacking[0]}; a model needs a name, "
             f"or {', '.join(SIZES[:-1])}"
         )
-    images = {"mean": MEAN, "std": STD}
-    config = ViTConfig(**images | fields, arch=DEIT.with_parts(parts))
+    normalization = {"mean": MEAN, "std": STD}
+    config = ViTConfig(**normalization | fields, arch=DEIT.with_parts(parts))
     patch_grid(config.image_size, config.patch_size)
     return config

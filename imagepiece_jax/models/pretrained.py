@@ -138,10 +138,10 @@ class Pretrained:
 
     def _variables_of(self, model):
         """`dense_variables` with the values recovered for a ViT's reduction, if any."""
-        cost = self.recovery and self.recovery.of(model)
-        if cost is None:
+        variant = self.recovery and self.recovery.of(model)
+        if variant is None:
             return self.dense_variables
-        params = with_numbers(self.dense_variables["params"], cost.numbers)
+        params = with_numbers(self.dense_variables["params"], variant.numbers)
         return {**self.dense_variables, "params": params}
 
     @functools.cached_property
@@ -152,9 +152,9 @@ class Pretrained:
         leaves = flat_params(self.dense_variables["params"])
         replaced = {}
         parts = [self.variables, replaced]
-        for cost in self.recovery.variants:
-            replaced |= {path: leaves[path] for path in cost.numbers}
-            parts += [cost.numbers, np.frombuffer(cost.form.encode(), np.uint8)]
+        for variant in self.recovery.variants:
+            replaced |= {path: leaves[path] for path in variant.numbers}
+            parts += [variant.numbers, np.frombuffer(variant.form.encode(), np.uint8)]
         return digest(parts)[:16]
 
     @functools.cached_property
@@ -197,8 +197,8 @@ class Pretrained:
         """The recovered variant in use; None: the model has its dense parameters."""
         if self.recovery is None:
             return None
-        cost = self.recovery.of(self.model)
-        return cost if cost and cost.numbers else None
+        variant = self.recovery.of(self.model)
+        return variant if variant and variant.numbers else None
 
     def with_variables(self, variables: Mapping[str, Any]) -> "Pretrained":
         """The same model with new variables, for example trained further."""
@@ -220,10 +220,10 @@ class Pretrained:
         if "pos_embed" not in fresh:
             config = model.config.with_arch(resize=self.config.arch.resize)
             tensors = resize_positions.fit(tensors, config, self.image_size)
-        place = self.source.place
-        tensors, fresh = timm_tensors.own_selectors(model, tensors, place, fresh)
+        origin = self.source.place
+        tensors, fresh = timm_tensors.own_selectors(model, tensors, origin, fresh)
         variables, _ = timm_tensors.model_variables(
-            model, tensors, place, fresh=fresh, seed=seed
+            model, tensors, origin, fresh=fresh, seed=seed
         )
         return variables
 
@@ -319,8 +319,10 @@ class Pretrained:
 
     def analyzed(self, dtype: str | None = "float32") -> "Pretrained":
         """The same model with default execution, except dtype and attention kernel."""
-        own = self.model.execution
-        execution = execution_of(self.config, dtype or own.dtype.name, own.attention)
+        model_execution = self.model.execution
+        execution = execution_of(
+            self.config, dtype or model_execution.dtype.name, model_execution.attention
+        )
         return dataclasses.replace(self, model=self.model.clone(execution=execution))
 
     def model_with(self, reduction: ReductionLike) -> ViT:
@@ -346,8 +348,8 @@ class Pretrained:
                 lines.append(f"reduction {self.reduction} (trained with {before})")
         trained_size = source.image_size or self.image_size
         if sides(self.image_size) != sides(trained_size):
-            ours = size_text(self.image_size)
-            lines.append(f"size {ours} (trained with {size_text(trained_size)})")
+            size = size_text(self.image_size)
+            lines.append(f"size {size} (trained with {size_text(trained_size)})")
         return lines
 
     @property
@@ -357,8 +359,8 @@ class Pretrained:
             return self.selectors
         # The model's selectors may have been trained after `self.selectors` was set.
         selectors = timm_tensors.selectors_of(self.dense_variables)
-        own = timm_tensors.to_timm({"params": selectors})
-        return timm_tensors.merged_selectors(self.selectors, own)
+        tensors = timm_tensors.to_timm({"params": selectors})
+        return timm_tensors.merged_selectors(self.selectors, tensors)
 
     def with_model(self, model: ViT, seed: int | None = None) -> "Pretrained":
         """The same weights in another ViT, with resized position embeddings.

@@ -57,36 +57,36 @@ def as_json(value: Any) -> Any:
     if isinstance(value, frozenset | set):
         return sorted(map(as_json, value))
     if isinstance(value, tuple | list):
-        return [as_json(each) for each in value]
+        return [as_json(item) for item in value]
     if isinstance(value, Mapping):
-        return {str(name): as_json(each) for name, each in value.items()}
+        return {str(name): as_json(item) for name, item in value.items()}
     if not dataclasses.is_dataclass(value):
         raise TypeError(f"{value!r} has no form in a record")
-    found = {"is": type(value).__name__}
+    record = {"is": type(value).__name__}
     for field in dataclasses.fields(value):
         if isinstance(value, nn.Module) and field.name in OF_FLAX:
             continue
-        own = getattr(value, field.name)
-        if field.compare and own not in (None, (), frozenset()):
-            found[field.name] = as_json(own)
-    return found
+        field_value = getattr(value, field.name)
+        if field.compare and field_value not in (None, (), frozenset()):
+            record[field.name] = as_json(field_value)
+    return record
 
 
 def differences(
     ours: Mapping[str, Any], theirs: Mapping[str, Any]
 ) -> list[tuple[str, Any, Any]]:
     """List (field, our value, their value) for every difference between records."""
-    found = []
+    entries = []
     for name in ours | theirs:
-        value = ours.get(name)
-        other = theirs.get(name)
-        if value == other:
+        our_value = ours.get(name)
+        their_value = theirs.get(name)
+        if our_value == their_value:
             continue
-        if isinstance(value, Mapping) and isinstance(other, Mapping):
-            found += differences(value, other)
+        if isinstance(our_value, Mapping) and isinstance(their_value, Mapping):
+            entries += differences(our_value, their_value)
         else:
-            found.append((name, value, other))
-    return found
+            entries.append((name, our_value, their_value))
+    return entries
 
 
 def sentence(found: list[tuple[str, Any, Any]], place: str) -> str:
@@ -94,8 +94,8 @@ def sentence(found: list[tuple[str, Any, Any]], place: str) -> str:
 
     place: the other record's owner and a verb, such as "vectors was started with"
     """
-    (_, value, other), *more = found
-    text = f"is {_short(value)}, but {place} {_short(other)}"
+    (_, our_value, their_value), *more = found
+    text = f"is {_short(our_value)}, but {place} {_short(their_value)}"
     if more:
         names = [name for name, *_ in more[: MAX_NAMED - 1]]
         text += f" (also different: {', '.join(names)})"

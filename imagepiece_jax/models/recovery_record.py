@@ -123,9 +123,9 @@ class Recovery:
 
     def of(self, model) -> RecoveredVariant | None:
         """The variant with a model's reduction, image size and depth, or None."""
-        for cost in self.variants:
-            if cost.fits(model):
-                return cost
+        for variant in self.variants:
+            if variant.fits(model):
+                return variant
         return None
 
     def merged(self, other: "Recovery | None") -> "Recovery":
@@ -134,15 +134,15 @@ class Recovery:
         # training found nothing better.
         if other is None:
             return self
-        earlier = {cost.form: cost for cost in other.variants}
-        costs = []
-        for cost in self.variants:
-            before = earlier.pop(cost.form, None)
-            if before and before.numbers and not cost.numbers:
-                cost = before
-            costs.append(cost)
-        costs += earlier.values()
-        return Recovery(tuple(costs))
+        earlier = {variant.form: variant for variant in other.variants}
+        variants = []
+        for variant in self.variants:
+            before = earlier.pop(variant.form, None)
+            if before and before.numbers and not variant.numbers:
+                variant = before
+            variants.append(variant)
+        variants += earlier.values()
+        return Recovery(tuple(variants))
 
 
 def flat_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:

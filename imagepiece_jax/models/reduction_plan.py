@@ -27,9 +27,9 @@ def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
     Raises InputError for a reduction that does not fit the model.
     """
     config = model.config
-    found = at_cost(reduction, model)
+    fitted_reduction = at_cost(reduction, model)
     try:
-        method = found.method.for_model(model.facts_for_methods())
+        method = fitted_reduction.method.for_model(model.facts_for_methods())
         patches = math.prod(config.grid)
         plan = method.plan(model.depth, patches, config.arch.prefix, masked)
         contract.check_plan(plan, config.arch, config.grid)
@@ -40,13 +40,13 @@ def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
     default = config.prop_attn
     if default is None:
         default = method.default_prop_attn
-    prop_attn = found.prop_attn
+    prop_attn = fitted_reduction.prop_attn
     if prop_attn is None:
         prop_attn = default
     # A default is not stored, so explicit and implicit defaults give one Reduction.
     if prop_attn == default:
-        found = dataclasses.replace(found, prop_attn=None)
-    return model.clone(plan=plan, prop_attn=prop_attn, reduction=found)
+        fitted_reduction = dataclasses.replace(fitted_reduction, prop_attn=None)
+    return model.clone(plan=plan, prop_attn=prop_attn, reduction=fitted_reduction)
 
 
 def at_cost(
@@ -69,10 +69,10 @@ def at_cost(
         ratio = _nearest_ratio(fitted, model.clone(parent=None), tolerance)
     except InputError as error:
         raise InputError(f"reduction {reduction}: {error}") from error
-    found = fitted.at_ratio(ratio, model.depth, math.prod(model.config.grid))
-    if hasattr(found, "score"):  # "auto" stays "auto", which fits any model
-        found = dataclasses.replace(found, score=method.score)
-    return dataclasses.replace(reduction, method=found)
+    reduced = fitted.at_ratio(ratio, model.depth, math.prod(model.config.grid))
+    if hasattr(reduced, "score"):  # "auto" stays "auto", which fits any model
+        reduced = dataclasses.replace(reduced, score=method.score)
+    return dataclasses.replace(reduction, method=reduced)
 
 
 def print_reduction(reduction: Reduction, model: ViT) -> None:
@@ -104,7 +104,7 @@ def _nearest_ratio(method, model, tolerance):
 
     Raises InputError if the nearest cost misses by more than the tolerance.
     """
-    tried = []
+    trials = []
     depth = model.depth
     patches = math.prod(model.config.grid)
 
@@ -112,7 +112,7 @@ def _nearest_ratio(method, model, tolerance):
         reduced = method.at_ratio(ratio, depth, patches)
         plan = reduced.plan(depth, patches, model.config.arch.prefix)
         share = share_of_dense(model.clone(plan=plan))
-        tried.append((abs(share - method.macs), share, ratio))
+        trials.append((abs(share - method.macs), share, ratio))
         return share
 
     share_at(0.0)
@@ -131,7 +131,7 @@ def _nearest_ratio(method, model, tolerance):
         except Unreachable as unreachable:  # the ratio counts as reducing enough
             error = unreachable
         high = middle
-    miss, share, ratio = min(tried, key=lambda trial: trial[0])
+    miss, share, ratio = min(trials, key=lambda trial: trial[0])
     if miss <= tolerance:
         return ratio
     if error:

@@ -75,14 +75,14 @@ def config(name: str) -> ViTConfig:
     weights = _weights(name)
     if not weights:
         raise InputError(f"{name!r} is no model's name; {names_for(name)}")
-    images = next(iter(weights.values()))
-    if any(_agreed(other) != _agreed(images) for other in weights.values()):
+    published = next(iter(weights.values()))
+    if any(_agreed(other) != _agreed(published) for other in weights.values()):
         tags = ", ".join(f"{name}.{tag}" for tag in weights)
         raise InputError(
             f"{name!r} stands for weights that differ in normalization, crop or GELU; "
             f"a tag says which: {tags}"
         )
-    facts = images | {"preprocessing": Preprocessing(**images["preprocessing"])}
+    facts = published | {"preprocessing": Preprocessing(**published["preprocessing"])}
     parts = {part: facts.pop(part) for part in ("gelu", "resize") if part in facts}
     if "." not in name:
         facts.pop("prop_attn", None)  # only some of the weights have it

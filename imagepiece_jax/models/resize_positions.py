@@ -70,12 +70,12 @@ def resize(grid: np.ndarray, new: tuple[int, int], how: str) -> np.ndarray:
 
 def _bicubic(old, new, offset):
     """PyTorch's bicubic interpolation weights along one axis, [new, old]."""
-    place = (np.arange(new) + 0.5) * old / (new + offset) - 0.5
-    first = np.floor(place).astype(int)
+    coordinate = (np.arange(new) + 0.5) * old / (new + offset) - 0.5
+    first = np.floor(coordinate).astype(int)
     weights = np.zeros((new, old))
     a = -0.75
     for step in (-1, 0, 1, 2):
-        distance = np.abs(place - first - step)
+        distance = np.abs(coordinate - first - step)
         near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
         far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
         column = np.clip(first + step, 0, old - 1)
@@ -86,6 +86,6 @@ def _bicubic(old, new, offset):
 
 def _linear(old, new):
     """Linear interpolation weights with fixed end points, [new, old]."""
-    place = np.linspace(0, old - 1, new)
-    distance = np.abs(place[:, None] - np.arange(old))
+    coordinate = np.linspace(0, old - 1, new)
+    distance = np.abs(coordinate[:, None] - np.arange(old))
     return np.maximum(0, 1 - distance).astype(np.float32)

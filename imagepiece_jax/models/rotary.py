@@ -51,17 +51,17 @@ class Rotary:
 
     def coordinates(self, grid: tuple[int, int]) -> np.ndarray:
         """(y, x) of all patches in a grid (height, width), [n, 2] float32."""
-        sides = []
+        coordinates = []
         for axis, side in enumerate(grid):
-            place = np.arange(side)
+            coordinate = np.arange(side)
             if self.origin == "center":
-                place = 2 * (place + 0.5) / side - 1
+                coordinate = 2 * (coordinate + 0.5) / side - 1
             else:
-                place = place + self.start
+                coordinate = coordinate + self.start
                 if self.reference is not None:
-                    place = place / side * self.reference[axis]
-            sides.append(place)
-        grid = np.meshgrid(*sides, indexing="ij")
+                    coordinate = coordinate / side * self.reference[axis]
+            coordinates.append(coordinate)
+        grid = np.meshgrid(*coordinates, indexing="ij")
         return np.stack(grid, axis=-1).reshape(-1, 2).astype(np.float32)
 
     def rotations(self, coordinates: jax.Array, width: int, prefix: int = 0):

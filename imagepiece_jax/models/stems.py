@@ -176,9 +176,9 @@ def join_pixels(kernel, bias, pixels):
     width, _, _, channels = kernel.shape
     results = pixels // 2
     wide = jnp.zeros((results, width, 3, 3 * pixels, channels), kernel.dtype)
-    for place in range(results):
-        first = pixels - 1 + 2 * place
-        wide = wide.at[place, :, :, first : first + 3].set(kernel)
+    for index in range(results):
+        first = pixels - 1 + 2 * index
+        wide = wide.at[index, :, :, first : first + 3].set(kernel)
     wide = wide.reshape(results * width, 3, 3, pixels * channels)
     return wide, jnp.tile(bias, results)
 

@@ -106,8 +106,10 @@ def own_selectors(
     selectors = selectors_of(variable_shapes(model))
     starts = tuple([f"{name.replace('_', '.')}." for name in selectors])
     dense, learned = apart(tensors)
-    own = {name: v for name, v in learned.items() if name.startswith(starts)}
-    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    selector_tensors = {
+        name: v for name, v in learned.items() if name.startswith(starts)
+    }
+    shapes = {name: tuple(tensor.shape) for name, tensor in selector_tensors.items()}
     lacking = []
     for selector, start in zip(selectors, starts, strict=True):
         present = {name: shapes[name] for name in shapes if name.startswith(start)}
@@ -122,7 +124,7 @@ def own_selectors(
                 selector,
                 (SELECTOR,),
             )
-    return dense | own, (*fresh,)
+    return dense | selector_tensors, (*fresh,)
 
 
 def apart(tensors):
@@ -196,15 +198,15 @@ def numbers_from_timm(
     Raises StateDictMismatch if a given tensor does not fit.
     """
     leaves = traverse_util.flatten_dict({"params": like["params"]}, sep="/")
-    given = {}
+    subset = {}
     for key, entry in _entries(leaves).items():
         if entry.name in tensors and not matches(entry.path, fresh):
-            given[key] = leaves[key]
+            subset[key] = leaves[key]
     if "pos_embed" in tensors:
         positions = tensors["pos_embed"]
-        given["params/pos_embed"] = jax.ShapeDtypeStruct(positions.shape, jnp.float32)
-    found = from_timm(tensors, traverse_util.unflatten_dict(given, sep="/"), fresh)
-    return traverse_util.flatten_dict(found.get("params", {}), sep="/")
+        subset["params/pos_embed"] = jax.ShapeDtypeStruct(positions.shape, jnp.float32)
+    variables = from_timm(tensors, traverse_util.unflatten_dict(subset, sep="/"), fresh)
+    return traverse_util.flatten_dict(variables.get("params", {}), sep="/")
 
 
 def to_timm(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -323,13 +325,17 @@ def _size_difference(state_dict, needed):
         width = shapes.get("blocks.0.norm1.weight", ())[:1]
         return (len(blocks), *width)
 
-    found = size({name: tensor.shape for name, tensor in state_dict.items()})
-    wanted = size({entry.name: entry.shape for entry in needed})
-    if found == wanted or len(found) != len(wanted) or not found[0]:
+    tensor_size = size({name: tensor.shape for name, tensor in state_dict.items()})
+    model_size = size({entry.name: entry.shape for entry in needed})
+    if (
+        tensor_size == model_size
+        or len(tensor_size) != len(model_size)
+        or not tensor_size[0]
+    ):
         return None
     return (
-        f"a model of depth {found[0]} and width {found[-1]}, but this model has depth "
-        f"{wanted[0]} and width {wanted[-1]}"
+        f"a model of depth {tensor_size[0]} and width {tensor_size[-1]}, but this "
+        f"model has depth {model_size[0]} and width {model_size[-1]}"
     )
 
 

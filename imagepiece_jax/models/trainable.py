@@ -15,16 +15,16 @@ def trained_part(params: Mapping[str, Any], part: str) -> Mapping[str, Any]:
     if part == "all":
         return params
     is_norm = "scale" in params
-    found = {}
+    trained = {}
     for name, value in params.items():
         is_bias = name in ("bias", "gamma")
         if isinstance(value, Mapping):
-            found[name] = trained_part(value, part)
+            trained[name] = trained_part(value, part)
         elif is_norm or (part == "biases" and is_bias):
-            found[name] = value
+            trained[name] = value
         else:
-            found[name] = None
-    return found
+            trained[name] = None
+    return trained
 
 
 def with_trained(params: Mapping[str, Any], trained: Any) -> Mapping[str, Any]:

@@ -41,16 +41,16 @@ def variable_shapes(model):
     # Every learned reducer is traced on its own.
     one_block = model.with_execution(axis_name=None)
     one_block = one_block.clone(plan=(BlockPlan(0, 0),), prop_attn=False)
-    of_one_block = _shapes(one_block)
+    block_shapes = _shapes(one_block)
     shapes = {}
-    for collection, values in of_one_block.items():
+    for collection, values in block_shapes.items():
         shapes[collection] = {}
         for name, part in values.items():
             names = [name]
             if name == "blocks_0":
                 names = [f"blocks_{i}" for i in range(model.depth)]
-            for each in names:
-                shapes[collection][each] = _copied(part)
+            for copy_name in names:
+                shapes[collection][copy_name] = _copied(part)
     learned = {}
     for index, layer in enumerate(model.plan):
         if not layer.step or not isinstance(layer.step.reducer, nn.Module):

@@ -102,30 +102,30 @@ def recover(
             raise InputError("steps and minutes are given; one of them says how long")
     recipe = Recipe(parameters, STEPS if steps is None else steps, batch_size, seed)
     dense = vit.with_reduction(None)
-    forms = forms_of(vit, dense)
+    students = forms_of(vit, dense)
     # Images are checked before anything is compiled.
     parts = divided(as_source(images), recipe.batch_size)
     batches = evaluation_batches(parts.held_out, vit.preprocessing, recipe.batch_size)
     # Progress counts steps, or seconds of a time limit.
-    total = len(forms) * recipe.steps
+    total = len(students) * recipe.steps
     if minutes is not None:
         total = max(1, round(60 * minutes))
-    costs = []
+    variants = []
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(signals.stopping(NOTHING_BETTER))
         teacher = DenseTeacher(dense)
         answered = teacher.answered(batches)
         progress = None
-        for index, form in enumerate(forms):
+        for index, student in enumerate(students):
             end = None
             if minutes is not None:
                 # The costs that remain share the time that remains equally.
-                now = time.monotonic()
-                end = now + (began + 60 * minutes - now) / (len(forms) - index)
-            fit = Fit(form, recipe, teacher)
+                start = time.monotonic()
+                end = start + (began + 60 * minutes - start) / (len(students) - index)
+            fit = Fit(student, recipe, teacher)
             run = RecoveryRun(fit, parts, answered, stop, end)
             run.compile()
-            if end is not None and time.monotonic() > end and not costs:
+            if end is not None and time.monotonic() > end and not variants:
                 raise InputError(
                     f"minutes is {minutes:g}, which ended before the first step; "
                     "reading and compiling take longer"
@@ -137,16 +137,16 @@ def recover(
                 progress = ProgressBar("recover", total, done=shown)
                 stack.enter_context(progress)
             run.train(progress, shown)
-            cost = run.cost(dense)
+            variant = run.cost(dense)
             # After a stop a variant without gain is left out, unless it is the first.
-            if cost.changed or not (stop.requested and costs):
-                costs.append(cost)
+            if variant.changed or not (stop.requested and variants):
+                variants.append(variant)
             if stop.requested:
                 break
     if stop.requested and stop.defers:  # else the signal's handler has logged it
-        kept = any(cost.changed for cost in costs)
+        kept = any(variant.changed for variant in variants)
         log.warning("stopped: the weights so far are kept" if kept else NOTHING_BETTER)
-    recovery = Recovery(tuple(costs)).merged(vit.recovery)
+    recovery = Recovery(tuple(variants)).merged(vit.recovery)
     return dataclasses.replace(vit, recovery=recovery)
 
 
@@ -238,10 +238,10 @@ class RecoveryRun:
         steps = MANY if self.end else self.fit.recipe.steps
         with contextlib.closing(self.crops(steps).read(THREADS)) as reader:
             for batch in reader:
-                # The rate at the middle of the step.
-                rate = self.rate * schedule(min(1.0, self.share(ahead=0.5)))
+                # The learning rate at the middle of the step.
+                lr = self.rate * schedule(min(1.0, self.share(ahead=0.5)))
                 # Waiting for the loss gives true step times and a prompt Ctrl-C.
-                loss = np.asarray(self.fit.take_step(batch["image"][:, 0], rate))
+                loss = np.asarray(self.fit.take_step(batch["image"][:, 0], lr))
                 self.stop.defers = True  # from here on there is a result to keep
                 self.steps_done += 1
                 self.seconds_of_step = time.monotonic() - began
@@ -286,15 +286,15 @@ class RecoveryRun:
 
     def cost(self, dense: Pretrained) -> RecoveredVariant:
         """Describe the result; `dense` is the teacher."""
-        form = self.fit.vit
+        vit = self.fit.vit
         change = mean_difference(self.after["distance"], self.before["distance"])
-        numbers = {}
-        if form.recovered:  # keep the values of its last recovery
-            numbers = form.recovered.numbers
+        values = {}
+        if vit.recovered:  # keep the values of its last recovery
+            values = vit.recovered.numbers
         if self.trained is not None:
-            numbers = {**numbers, **flat_params(self.trained)}
+            values = {**values, **flat_params(self.trained)}
         return RecoveredVariant(
-            reduction=form.reduction,
+            reduction=vit.reduction,
             images=len(self.images.learned),
             held_out=len(self.images.held_out),
             scenes=self.images.num_scenes,
@@ -310,11 +310,11 @@ class RecoveryRun:
             curve=tuple(self.curve),
             stopped=self.stop.requested,
             changed=self.trained is not None,
-            image_size=form.image_size,
-            depth=form.model.depth,
+            image_size=vit.image_size,
+            depth=vit.model.depth,
             weights=dense.source.name or None,
-            share=form.gmacs / dense.gmacs,
-            numbers=numbers,
+            share=vit.gmacs / dense.gmacs,
+            numbers=values,
         )
 
 

@@ -74,10 +74,10 @@ def held_out_scenes(scenes: np.ndarray, count: int) -> np.ndarray:
     if 2 * sizes[is_small].sum() < len(scenes):
         return np.zeros(0, int)
     # A third of the scenes, or MIN_HELD_OUT, is enough for the interval.
-    by_place = np.sort(first[is_small])
+    indices = np.sort(first[is_small])
     sizes = np.bincount(scenes)
-    for number in range(min(MIN_HELD_OUT, len(by_place) // 3), len(by_place) + 1):
-        chosen = scenes[by_place[evenly_spaced(len(by_place), number)]]
+    for number in range(min(MIN_HELD_OUT, len(indices) // 3), len(indices) + 1):
+        chosen = scenes[indices[evenly_spaced(len(indices), number)]]
         if sizes[chosen].sum() >= count:
             break
     return chosen
@@ -115,8 +115,8 @@ def evaluation_batches(
         batch_size=batch_size,
         placement=parallel.placement(),
     )
-    found = []
+    parts = []
     for batch in batches.read(THREADS):
         part = {name: batch[name] for name in ("image", "index")}
-        found.append({**part, "mask": batch["mask"] == 1})
-    return found
+        parts.append({**part, "mask": batch["mask"] == 1})
+    return parts

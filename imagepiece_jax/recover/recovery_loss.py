@@ -27,20 +27,20 @@ def answers(model: ViT, variables, images, read: tuple[str, ...]):
         model = model.clone(config=model.config.with_arch(pool=pool))
     model = model.with_execution(head_only="patches" not in read)
     outputs, states = with_states(model, variables, images)
-    found = {"logits": outputs.logits}
+    answer = {"logits": outputs.logits}
     if "class_tokens" in read:
         rows = [state.x[:, 0].astype(jnp.float32) for state in states]
-        found["class_tokens"] = jnp.stack(rows, axis=1)
+        answer["class_tokens"] = jnp.stack(rows, axis=1)
     if "patches" in read:
         tokens = outputs.tokens[:, model.config.arch.prefix :]
         slot = follow(outputs.results)[-1].slot
-        found["patches"] = rows_of(tokens, slot)
-        gone = jnp.zeros(found["patches"].shape[:2], bool)
+        answer["patches"] = rows_of(tokens, slot)
+        dropped = jnp.zeros(answer["patches"].shape[:2], bool)
         if slot is None:
-            found["kept"] = ~gone
+            answer["kept"] = ~dropped
         else:
-            found["kept"] = slot != DROPPED
-    return {name: jnp.asarray(found[name], jnp.float32) for name in found}
+            answer["kept"] = slot != DROPPED
+    return {name: jnp.asarray(answer[name], jnp.float32) for name in answer}
 
 
 def binary_kl_divergence(student, teacher):
@@ -48,9 +48,9 @@ def binary_kl_divergence(student, teacher):
     total = 0.0
     # Both outcomes of every class: 1 - sigmoid(x) is sigmoid(-x).
     for sign in (1, -1):
-        ours = jax.nn.log_sigmoid(sign * student)
-        theirs = jax.nn.log_sigmoid(sign * teacher)
-        total += jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
+        log_student = jax.nn.log_sigmoid(sign * student)
+        log_teacher = jax.nn.log_sigmoid(sign * teacher)
+        total += jnp.sum(jnp.exp(log_teacher) * (log_teacher - log_student), axis=-1)
     return total
 
 
@@ -73,8 +73,8 @@ def relative_change(student, teacher, kept=None):
     if kept is None:
         return jnp.mean(share, axis=1)
     # At least 1: an image without kept features gives 0, not NaN.
-    number = jnp.maximum(jnp.sum(kept, axis=1), 1)
-    return jnp.sum(share * kept, axis=1) / number
+    count = jnp.maximum(jnp.sum(kept, axis=1), 1)
+    return jnp.sum(share * kept, axis=1) / count
 
 
 # output kind: (the distance's name in reports, function (student, teacher) -> distance,

@@ -79,10 +79,10 @@ class DenseTeacher:
 
     def answered(self, batches: Iterable[dict[str, np.ndarray]]) -> list[tuple]:
         """Pair all `evaluation_batches` with the teacher's answers."""
-        found = []
+        pairs = []
         for batch in batches:
-            found.append((batch, self._answer(self.variables, batch["image"])))
-        return found
+            pairs.append((batch, self._answer(self.variables, batch["image"])))
+        return pairs
 
     def answers_to(self, variables, images):
         """Return the teacher's answers to normalized images."""
