@@ -88,8 +88,8 @@ class Batches:
         if self.seed is None:
             self.fields = ("label", "mask", "index")
             self.consequence = "it is left out of the evaluation"
-            one = dataclasses.replace(self.placement, accumulation=1)
-            positions = one.positions(self.batch_size)[:, 0]
+            placement = dataclasses.replace(self.placement, accumulation=1)
+            positions = placement.positions(self.batch_size)[:, 0]
             in_a_pass = math.ceil(len(self.source) / self.batch_size)
         else:
             self.fields = ("label",)
@@ -123,12 +123,12 @@ class Batches:
         positions = self._positions[self._slots[part]].tolist()
         pixels = allocate((len(positions), *self.transform.shape, 3))
         samples = []
-        place = None
+        epoch_index = None
         for target, position in zip(pixels, positions, strict=True):
-            before = place
-            place = self._place(step, position)
-            if place != before:
-                image, sample = self._read(*place)
+            before = epoch_index
+            epoch_index = self._place(step, position)
+            if epoch_index != before:
+                image, sample = self._read(*epoch_index)
             else:  # a copy: its damaged files are recorded already
                 sample = sample._replace(damaged=[])
             try:
@@ -247,13 +247,13 @@ class Reader:
     def _record(self, parts):
         batches = self._batches
         for sample in itertools.chain(*[part.samples for part in parts]):
-            known = batches.source.unreadable
+            unreadable = batches.source.unreadable
             if not batches.strict:
-                known |= {error.name: error.reason for error in sample.damaged}
+                unreadable |= {error.name: error.reason for error in sample.damaged}
             elif sample.damaged:
                 self._damaged += sample.damaged
                 total = len(batches.source)
-                record_unreadable(known, self._damaged, total, batches.consequence)
+                record_unreadable(unreadable, self._damaged, total, batches.consequence)
             if sample.mask:
                 self._damaged = []
 

@@ -47,8 +47,8 @@ def _names_of_ids():
 
 def described(name: str) -> str:
     """Class name for people: "n01440764 (tench)" for a WordNet ID."""
-    known = _names_of_ids().get(name)
-    return f"{name} ({known})" if known else name
+    class_name = _names_of_ids().get(name)
+    return f"{name} ({class_name})" if class_name else name
 
 
 def shortened(names: Names | None) -> Names | None:
@@ -56,11 +56,13 @@ def shortened(names: Names | None) -> Names | None:
     if names is None or len(names) != len(imagenet_names()):
         return names
     short = imagenet_names()
-    for name, known, (synset, words) in zip(names, short, imagenet_rows(), strict=True):
+    for name, short_name, (synset, words) in zip(
+        names, short, imagenet_rows(), strict=True
+    ):
         # In ImageNet's map a class has its WordNet ID, its name, or some lemmas.
-        same = {synset, known, *words.split(", ")}
+        synonyms = {synset, short_name, *words.split(", ")}
         name = HUB_NAMES.get(name, name)
-        if same.isdisjoint([name, *str(name).split(", ")]):
+        if synonyms.isdisjoint([name, *str(name).split(", ")]):
             return names
     return short
 
@@ -109,10 +111,10 @@ def check_classes(weights: Names | None, place: str, names: Names | None, data: 
     place, data: for errors, a path, or a field and its value
     """
     pairs = zip(weights or (), names or (), strict=False)
-    for label, (name, ours) in enumerate(pairs):
-        if None not in (name, ours) and canonical(name) != canonical(ours):
+    for label, (name, data_name) in enumerate(pairs):
+        if None not in (name, data_name) and canonical(name) != canonical(data_name):
             raise InputError(
-                f"{place}: class {label} is {name!r}, but {ours!r} in {data}"
+                f"{place}: class {label} is {name!r}, but {data_name!r} in {data}"
             )
 
 

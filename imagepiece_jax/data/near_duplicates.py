@@ -77,12 +77,12 @@ def likeness(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
     highest = np.full(len(forms), -1.0)
     shifts = range(-SHIFT, SHIFT + 1)
     for down, right in itertools.product(shifts, shifts):
-        ours = _part(forms, down, right)
-        theirs = _part(others, -down, -right)
-        size = np.sqrt(np.sum(ours**2, 1) * np.sum(theirs**2, 1))
+        part = _part(forms, down, right)
+        other_part = _part(others, -down, -right)
+        size = np.sqrt(np.sum(part**2, 1) * np.sum(other_part**2, 1))
         # Parts of nearly one color are no evidence.
-        size = np.maximum(size, ours.shape[1] / 4)
-        highest = np.maximum(highest, np.sum(ours * theirs, 1) / size)
+        size = np.maximum(size, part.shape[1] / 4)
+        highest = np.maximum(highest, np.sum(part * other_part, 1) / size)
     return highest
 
 
@@ -123,12 +123,12 @@ def scenes(forms: np.ndarray) -> np.ndarray:
 
 def _alike(forms, ones, others, least):
     """Pairs (ones, others) with a likeness above `least`. -> [pairs, 2]."""
-    found = [np.zeros((0, 2), int)]
+    alike_pairs = [np.zeros((0, 2), int)]
     for start in range(0, len(ones), ROWS):
         pairs = np.stack([ones[start : start + ROWS], others[start : start + ROWS]], 1)
         alike = likeness(forms[pairs[:, 0]], forms[pairs[:, 1]]) > least
-        found.append(pairs[alike])
-    return np.concatenate(found)
+        alike_pairs.append(pairs[alike])
+    return np.concatenate(alike_pairs)
 
 
 def readable_scenes(source: Source) -> tuple[Source, np.ndarray]:
@@ -150,16 +150,16 @@ def readable_scenes(source: Source) -> tuple[Source, np.ndarray]:
         else:
             forms.append(form)
             indices.append(index)
-    found = scenes(np.reshape(forms, (-1, SIDE**2)))
-    return (source if len(indices) == total else source.subset(indices)), found
+    scene_numbers = scenes(np.reshape(forms, (-1, SIDE**2)))
+    return (source if len(indices) == total else source.subset(indices)), scene_numbers
 
 
 def _in_threads(call, items, what):
     """Yield (item, call(item)) in order; `what` names the work in progress lines."""
     pool = concurrent.futures.ThreadPoolExecutor(cores())
     try:
-        found = pool.map(call, items)
+        results = pool.map(call, items)
         for item in counted(items, what):
-            yield item, next(found)
+            yield item, next(results)
     finally:
         pool.shutdown(cancel_futures=True)

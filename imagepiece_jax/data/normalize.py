@@ -105,10 +105,10 @@ def check_images(images, image_size=None, floats: bool = True, pixels: bool = Fa
     size = image_size and sides(image_size)
     is_batch = len(shape) == 4 and shape[0] > 0 and shape[3] == 3
     if not is_batch or (size and shape[1:3] != size):
-        some = size_text(size) if size else "any size"
+        expected = size_text(size) if size else "any size"
         raise InputError(
             f"images is of shape {shape}; it must be [B, H, W, 3], one or more images "
-            f"of {some}"
+            f"of {expected}"
         )
 
 
@@ -154,6 +154,6 @@ def warn_of_range(images, mean, std, stacklevel: int = 2) -> bool:
 def _on_host(images):
     """Whether an array is in this process's memory."""
     if isinstance(images, jax.Array) and not isinstance(images, jax.core.Tracer):
-        here = images.is_fully_addressable  # not spread over processes
-        return here and all(device.platform == "cpu" for device in images.devices())
+        is_local = images.is_fully_addressable  # not spread over processes
+        return is_local and all(device.platform == "cpu" for device in images.devices())
     return isinstance(images, np.ndarray)

@@ -130,10 +130,10 @@ def find_images(words: Sequence[PATH], split: str | None = None) -> list[str]:
         if os.path.isdir(path):
             if split == "train":
                 path = train_folder(path)
-            found = list_images(path)
-            if note := left_out_note(path, found.left_out):
+            listing = list_images(path)
+            if note := left_out_note(path, listing.left_out):
                 notes.info(f"note: {note}")
-            files += [os.path.join(path, image) for image in found.images]
+            files += [os.path.join(path, image) for image in listing.images]
         elif not os.path.exists(path):
             raise InputError(f"images: {word} does not exist")
         elif str(path).lower().endswith(".txt"):

@@ -131,8 +131,8 @@ class Source(abc.ABC):
 
     def inventory(self, places: np.ndarray) -> Iterator[bytes]:
         """Yield bytes that identify the images at `places`; no image is opened."""
-        for place in places.tolist():
-            _, label, name = self.stored(place)
+        for store_index in places.tolist():
+            _, label, name = self.stored(store_index)
             yield f"{name} {label}".encode(errors="surrogateescape")
 
     def try_first(self, transform, **options):
@@ -155,12 +155,12 @@ class Source(abc.ABC):
 
     def subset(self, indices: Sequence[int]) -> "Source":
         """Take the images at `indices`, in that order."""
-        part = copy.copy(self)
+        subset = copy.copy(self)
         for name in ("digest", "whole_digest"):
-            part.__dict__.pop(name, None)
-        part.indices = np.asarray(self.indices)[np.asarray(indices, np.int64)]
-        part.unreadable = {}
-        return part
+            subset.__dict__.pop(name, None)
+        subset.indices = np.asarray(self.indices)[np.asarray(indices, np.int64)]
+        subset.unreadable = {}
+        return subset
 
     @property
     def part(self) -> dict[str, str]:
@@ -266,8 +266,8 @@ def find_splits(names: Collection[str], data: str) -> dict[str, str]:
     if len(validation) > 1:
         names = " and ".join(validation)
         raise InputError(f"{data} has two validation splits, {names}")
-    found = {"train": ["train"], "val": validation or ["test"]}
-    return {split: name for split, (name,) in found.items() if name in names}
+    candidates = {"train": ["train"], "val": validation or ["test"]}
+    return {split: name for split, (name,) in candidates.items() if name in names}
 
 
 def check_num_classes(num_classes, classes, data):

@@ -108,10 +108,10 @@ class Processes:
         worker = self._workers[number % len(self._workers)]
         while number not in self._arrived:
             try:
-                other, shape, result = pickle.load(worker.results)
+                result_number, shape, result = pickle.load(worker.results)
             except (EOFError, OSError, pickle.UnpicklingError):
                 raise worker.death() from None
-            self._arrived[other] = shape, result
+            self._arrived[result_number] = shape, result
         shape, result = self._arrived.pop(number)
         if shape is None:
             raise result

@@ -130,11 +130,11 @@ def model_step(
         products = precision or jax.config.jax_default_matmul_precision
         with jax.default_matmul_precision(products):
             outputs = model.apply(variables, images, keys=keys)
-        each = _score(outputs.logits, batch["label"], classes)
-        sums = parallel.total(_sums(each, batch["mask"]))
+        per_image = _score(outputs.logits, batch["label"], classes)
+        sums = parallel.total(_sums(per_image, batch["mask"]))
         if measure is not None:
-            each |= measure(outputs, batch)
-        return sums, each
+            per_image |= measure(outputs, batch)
+        return sums, per_image
 
     return parallel.pmap(step, program="evaluation")
 
@@ -144,14 +144,14 @@ def program_step(program: Callable[[np.ndarray], jax.Array]):
 
     @jax.jit
     def score(logits, label, mask):
-        each = _score(logits, label)
-        sums = _sums(each, mask)
-        return jax.tree.map(lambda x: x[None], (sums, each))  # a device axis
+        per_image = _score(logits, label)
+        sums = _sums(per_image, mask)
+        return jax.tree.map(lambda x: x[None], (sums, per_image))  # a device axis
 
     def step(_, batch):
         logits = program(batch["image"][0])  # on one device, with its weights inside
-        given = jax.device_put((batch["label"][0], batch["mask"][0]))
-        return score(logits, *given)
+        label_and_mask = jax.device_put((batch["label"][0], batch["mask"][0]))
+        return score(logits, *label_and_mask)
 
     return step
 
@@ -216,8 +216,8 @@ def evaluate_program(
     exact = model.with_execution(dtype=jnp.dtype("float32"), attention_impl="xla")
     step = model_step(exact, seed, precision="highest")
     before = evaluate(step, parallel.replicate(variables), batches())
-    parts = batches(batch_size=program.batch_size, placement=Placement())
-    after = evaluate(program_step(program), None, parts)
+    program_batches = batches(batch_size=program.batch_size, placement=Placement())
+    after = evaluate(program_step(program), None, program_batches)
     change = statistics.paired_difference(after.each["right"], before.each["right"])
 
     def described(result, form, reductions):

@@ -144,10 +144,10 @@ def rows_of(
         rows.append(Row(f"image_size={size}", resized, DENSE, is_smaller=True))
     seen = {(vit.image_size, DENSE): "dense"}
     for row in rows:
-        what = row.weights.vit.image_size, row.reduction
-        if what in seen:
-            raise InputError(f"{row.name} is {seen[what]} again; a row is there once")
-        seen[what] = row.name
+        key = row.weights.vit.image_size, row.reduction
+        if key in seen:
+            raise InputError(f"{row.name} is {seen[key]} again; a row is there once")
+        seen[key] = row.name
     return rows
 
 
@@ -170,24 +170,24 @@ def comparisons(
     smaller: names of rows with smaller images
     Returns {(row, other row): comparison}.
     """
-    rights = {name: _right(each) for name, each in figures.items()}
-    found = {}
+    rights = {name: _right(record) for name, record in figures.items()}
+    results = {}
     for name, right in rights.items():
         if name == "dense":
             continue
-        others = ["dense"] if name in smaller else ["dense", *smaller]
-        for other in others:
-            gained, lost = statistics.discordant(right, rights[other])
-            found[name, other] = {
-                "points": statistics.paired_difference(right, rights[other]),
+        bases = ["dense"] if name in smaller else ["dense", *smaller]
+        for base in bases:
+            gained, lost = statistics.discordant(right, rights[base])
+            results[name, base] = {
+                "points": statistics.paired_difference(right, rights[base]),
                 "gained": gained,
                 "lost": lost,
-                "p": statistics.mcnemar(right, rights[other]),
+                "p": statistics.mcnemar(right, rights[base]),
             }
-    corrected = statistics.holm([each["p"] for each in found.values()])
-    for each, p in zip(found.values(), corrected, strict=True):
-        each["holm"] = p
-    return found
+    corrected = statistics.holm([record["p"] for record in results.values()])
+    for record, p in zip(results.values(), corrected, strict=True):
+        record["holm"] = p
+    return results
 
 
 def _right(figures):
@@ -201,8 +201,10 @@ def _right(figures):
 def on_smaller_images(measured: MeasuredWeights, size: int) -> MeasuredWeights:
     """The dense weights on images of `size` pixels a side."""
     if size >= min(sides(measured.vit.image_size)):
-        own = size_text(measured.vit.image_size)
-        raise InputError(f"image_sizes has {size}; the model's own images are {own}")
+        model_size = size_text(measured.vit.image_size)
+        raise InputError(
+            f"image_sizes has {size}; the model's own images are {model_size}"
+        )
 
     def alter(images, batch, model):
         # The dense model's normalized images, by antialiased bicubic weights.
@@ -225,8 +227,10 @@ def on_smaller_images(measured: MeasuredWeights, size: int) -> MeasuredWeights:
 
 def check_folder(folder: str | os.PathLike):
     """Check that a folder is empty or holds comparisons."""
-    own = rf"compare(-[0-9a-f]{{8}})?\.(md|png)|{re.escape(result_cache.FILE)}|{LOCK}"
-    check_own("out", folder, "a comparison", lambda file: re.fullmatch(own, file.name))
+    regex = rf"compare(-[0-9a-f]{{8}})?\.(md|png)|{re.escape(result_cache.FILE)}|{LOCK}"
+    check_own(
+        "out", folder, "a comparison", lambda file: re.fullmatch(regex, file.name)
+    )
 
 
 def files(
@@ -276,21 +280,21 @@ def table(report: Report) -> str:
     dense = report.figures["dense"]
     vit = report.weights.vit
     lines = []
-    for name, found in report.figures.items():
+    for name, figures in report.figures.items():
         line = [
             f"`{name}`",
-            statistics.format_estimate(statistics.accuracy(_right(found))),
+            statistics.format_estimate(statistics.accuracy(_right(figures))),
         ]
-        for other in ("dense", *smaller):
-            line.append(difference(report.comparisons.get((name, other))))
-        line += [f"{found['acc5']:.1f}", found["tokens"], f"{found['gmacs']:.3f}"]
-        line.append(f"{found['gmacs'] / dense['gmacs']:.2f}")
+        for base in ("dense", *smaller):
+            line.append(difference(report.comparisons.get((name, base))))
+        line += [f"{figures['acc5']:.1f}", figures["tokens"], f"{figures['gmacs']:.3f}"]
+        line.append(f"{figures['gmacs'] / dense['gmacs']:.2f}")
         lines.append(line)
     for row, line in zip(report.rows, lines[1:], strict=True):
-        cost = None
+        variant = None
         if vit.recovery and not row.is_smaller:
-            cost = vit.recovery.of(vit.model_with(row.reduction))
-        if cost and cost.numbers:
+            variant = vit.recovery.of(vit.model_with(row.reduction))
+        if variant and variant.numbers:
             line[0] += " (recovered)"
     return markdown_table(head, lines)
 
@@ -311,16 +315,16 @@ def draw_plot(path: str | os.PathLike, report: Report):
     curves = {}
     for row in report.rows:
         name = "smaller images" if row.is_smaller else row.reduction.name
-        found = report.figures[row.name]
+        figures = report.figures[row.name]
         change = report.comparisons[row.name, "dense"]["points"]
-        acc1 = statistics.accuracy(_right(found)).value
+        acc1 = statistics.accuracy(_right(figures)).value
         # The band is the interval of the paired difference to the dense model.
         band = [
             acc1,
             acc1 + change.low - change.value,
             acc1 + change.high - change.value,
         ]
-        curves.setdefault(name, []).append((found["gmacs"], band))
+        curves.setdefault(name, []).append((figures["gmacs"], band))
     dense = statistics.accuracy(_right(report.figures["dense"])).value
     plotting.draw_curves(
         path,

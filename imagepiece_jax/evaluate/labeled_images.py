@@ -149,18 +149,18 @@ def labeled_images(
 def _notes(vit, name, every, source):
     """Check classes; note facts about labels and sizes in `source`, part of `every`."""
     check_classes(vit.class_names, vit.source.place, source.class_names, name)
-    found = []
+    texts = []
     if source.split:
-        found.append(f"{source.split} of {name} is measured on")
+        texts.append(f"{source.split} of {name} is measured on")
     if source.part:
-        found.append(f"{len(source)} of {len(every)} images are taken, evenly spaced")
+        texts.append(f"{len(source)} of {len(every)} images are taken, evenly spaced")
     present = len(source.present_labels)
     if present < source.num_classes:
         having = "1 class has" if present == 1 else f"{present:,} classes have"
         of_all = f"the model chooses among all {source.num_classes:,}"
-        found.append(f"{having} images, and {of_all}")
+        texts.append(f"{having} images, and {of_all}")
     if name.startswith("csv:") and every.labels.min() == 1:
         # With labels from 1 the accuracy would be 0.
-        found.append(f"no label of {name} is 0, the lowest is 1; labels count from 0")
-    found.append(vit.preprocessing.note(source.some_sizes(), len(source)))
-    return [note for note in found if note]
+        texts.append(f"no label of {name} is 0, the lowest is 1; labels count from 0")
+    texts.append(vit.preprocessing.note(source.some_sizes(), len(source)))
+    return [note for note in texts if note]

@@ -36,14 +36,14 @@ def read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
         *lines, _ = pathlib.Path(path).read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    found = []
+    objects = []
     for number, line in enumerate(lines, start=1):
         try:
-            found.append(dict(json.loads(line)))
+            objects.append(dict(json.loads(line)))
         except (TypeError, ValueError) as error:
             text = f"{path}: line {number} is no JSON object ({error})"
             raise InputError(text) from error
-    return found
+    return objects
 
 
 class ResultCache(contextlib.ExitStack):
@@ -153,8 +153,8 @@ class MeasuredWeights:
 
         setting = self.setting("accuracy", reduction)
         count = amount(setting["images"], "image")
-        what = f"{self.name or reduction}, {count}"
-        return self.cache.result(setting, measure, what)
+        subject = f"{self.name or reduction}, {count}"
+        return self.cache.result(setting, measure, subject)
 
     def setting(self, kind: str, reduction: Reduction) -> dict[str, Any]:
         """Everything that decides a result, as JSON values."""

@@ -99,8 +99,8 @@ def format_estimate(
     """Format as "84.9 [82.5, 87.0]", with "+" if `signs`; "" for None and NaN."""
     if estimate is None or math.isnan(estimate.value):
         return ""
-    form = f"+.{digits}f" if signs else f".{digits}f"
-    value, low, high = (format(number, form) for number in estimate)
+    spec = f"+.{digits}f" if signs else f".{digits}f"
+    value, low, high = (format(number, spec) for number in estimate)
     return f"{value} [{low}, {high}]"
 
 

@@ -223,9 +223,9 @@ class RunConfig:
             return self
         with _in_config():
             reduction = reduction_plan.at_cost(self.reduction, self.create_dense())
-        found = dataclasses.replace(self, reduction=reduction)
-        reduction_plan.print_reduction(self.reduction, found.create_model())
-        return found
+        run = dataclasses.replace(self, reduction=reduction)
+        reduction_plan.print_reduction(self.reduction, run.create_model())
+        return run
 
     def with_images_of(self, config: "ViTConfig") -> "RunConfig":
         """Fill empty normalization and crop fields from the model `config`."""

@@ -40,8 +40,8 @@ class Evaluation:
             except Interrupted:
                 return run.progress
         figures, *averages = [result.figures for result in results]
-        for found in averages:
-            for name, value in found.items():
+        for ema_figures in averages:
+            for name, value in ema_figures.items():
                 if name not in OF_A_PASS:
                     figures[f"ema_{name}"] = value
         log.evaluation(run.step, figures)

@@ -150,14 +150,14 @@ def check_unstored(
         if field == "gelu" and not ours.arch.has_gelu:
             continue
         group = "config.model"
-        one = ours
-        other = theirs
+        our_fields = ours
+        their_fields = theirs
         if field in PARTS:
             group = "config.model.arch"
-            one = ours.arch
-            other = theirs.arch
-        value = getattr(one, field)
-        trained = getattr(other, field)
+            our_fields = ours.arch
+            their_fields = theirs.arch
+        value = getattr(our_fields, field)
+        trained = getattr(their_fields, field)
         if not _equal(value, trained):
             raise InputError(
                 f"{group}.{field} is {value!r}, but {place} was trained with "

@@ -250,13 +250,15 @@ class RunLog(contextlib.ExitStack):
 
     def _print_line(self, step, values):
         images = (self._length.steps - step) * self._config.optim.batch_size
-        rate = values["throughput"]
+        throughput = values["throughput"]
         text = f"step {step} of {self._length.steps}, epoch {values['epoch']:.2f}: "
         text += f"loss {values['loss']:.3f}, acc1 {values['acc1']:.1f} %, "
         text += f"lr {values['lr']:.2e}"
-        if not math.isnan(rate):
-            text += f", {rate:,.0f} img/s, waits {100 * values['input_wait']:.0f} %, "
-            text += f"{in_words(images / rate)} left"
+        if not math.isnan(throughput):
+            text += (
+                f", {throughput:,.0f} img/s, waits {100 * values['input_wait']:.0f} %, "
+            )
+            text += f"{in_words(images / throughput)} left"
         if values["skipped"]:
             text += f", skipped {values['skipped']}"
         say(text)

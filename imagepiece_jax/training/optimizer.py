@@ -31,15 +31,17 @@ def create_optimizer(optim: OptimConfig, steps_per_epoch: int, param_groups=None
             f"config.warmup_epochs is {optim.warmup_epochs}; it must be at most "
             f"config.epochs, {optim.epochs}"
         )
-    rate = functools.partial(
+    lr_schedule = functools.partial(
         learning_rate, optim=optim, steps_per_epoch=steps_per_epoch
     )
-    optimizer = adamw(optim, rate)
+    optimizer = adamw(optim, lr_schedule)
     if param_groups is not None:
         # Frozen parameters leave the clipping. Groups scale the finished update.
-        groups = scale_by_group(param_groups, rate, optim.peak_lr, steps_per_epoch)
+        groups = scale_by_group(
+            param_groups, lr_schedule, optim.peak_lr, steps_per_epoch
+        )
         optimizer = optax.chain(without_frozen(optimizer, param_groups), groups)
-    return rate, optimizer
+    return lr_schedule, optimizer
 
 
 def learning_rate(step, optim: OptimConfig, steps_per_epoch: int):

@@ -23,13 +23,13 @@ def macs_by_epoch(run: RunConfig) -> list[int]:
     """Forward-pass MACs per image, in every epoch; keep rates may differ."""
     # MACs differ between epochs only by the keep rate.
     rate_at = run.reduction.method.rate_at
-    by_rate = {}
+    macs_by_rate = {}
     macs = []
     for epoch in range(run.optim.epochs):
-        rate = rate_at(epoch) if rate_at else None
-        if rate not in by_rate:
-            by_rate[rate] = model_macs(run.create_train_model(epoch))
-        macs.append(by_rate[rate])
+        keep_rate = rate_at(epoch) if rate_at else None
+        if keep_rate not in macs_by_rate:
+            macs_by_rate[keep_rate] = model_macs(run.create_train_model(epoch))
+        macs.append(macs_by_rate[keep_rate])
     return macs
 
 
@@ -91,14 +91,14 @@ def data_text(config, data):
     classes = f"{config.num_classes} classes"
     if names is not None:
         classes += ": " + ", ".join(map(str, names[:LISTED_CLASSES]))
-    train, test = (s.split and f" ({s.split})" for s in (data.train, data.test))
+    train, val = (s.split and f" ({s.split})" for s in (data.train, data.test))
     if data.test.split == "test":
         classes += "; test chooses nothing, so the last checkpoint is the best"
     optim = config.optim
     warmup = optimizer.warmup_steps(optim, data.length.steps_per_epoch)
     return (
         f"data: {config.data.name}, {len(data.train):,} training images{train}, "
-        f"{len(data.test):,} test images{test}, {classes}{note}\n"
+        f"{len(data.test):,} test images{val}, {classes}{note}\n"
         f"learning rate: {optim.peak_lr:.4g} after a warm-up of {warmup} of "
         f"{data.length.steps} steps"
     )
@@ -125,14 +125,14 @@ def _history(workdir, batch_size):
     """Table rows from the log: time, skipped steps."""
     lines = read_metrics(workdir)
     train = [line for line in lines if line["kind"] == "train"]
-    rates = [line["throughput"] for line in train if line["throughput"]]
-    if not rates:  # no step was timed
+    throughputs = [line["throughput"] for line in train if line["throughput"]]
+    if not throughputs:  # no step was timed
         return
-    rate = statistics.median(rates)
+    throughput = statistics.median(throughputs)
     steps = train[-1]["step"]
-    spent = in_words(steps * batch_size / rate)
+    spent = in_words(steps * batch_size / throughput)
     text = f"{spent} of training, without compiling and evaluations"
-    yield "time", f"{text}; {rate:,.0f} images a second (median)"
+    yield "time", f"{text}; {throughput:,.0f} images a second (median)"
     skipped = sum(line["skipped"] for line in train)
     if skipped:
         yield "skipped", f"{skipped} of {steps} steps, which were not finite"

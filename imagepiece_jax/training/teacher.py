@@ -47,19 +47,19 @@ class Teacher:
     def prepared(self, images):
         """Resize and normalize images [B, H, W, 3] for this model."""
         batch, *size, channels = images.shape
-        wanted = sides(self.model.config.image_size)
+        teacher_size = sides(self.model.config.image_size)
         # Bicubic and antialiased like Pillow, but from values that are not rounded.
-        if tuple(size) != wanted:
-            images = jax.image.resize(images, (batch, *wanted, channels), "cubic")
-        ours = (self.mean, self.std)
-        theirs = (self.model.config.mean, self.model.config.std)
-        if not np.allclose(ours, theirs, rtol=1e-6, atol=0):
+        if tuple(size) != teacher_size:
+            images = jax.image.resize(images, (batch, *teacher_size, channels), "cubic")
+        student_stats = (self.mean, self.std)
+        teacher_stats = (self.model.config.mean, self.model.config.std)
+        if not np.allclose(student_stats, teacher_stats, rtol=1e-6, atol=0):
             shape = (1, 1, 1, channels)
-            values = (np.reshape(v, shape) for v in (*ours, *theirs))
-            mean, std, own_mean, own_std = values
+            values = (np.reshape(v, shape) for v in (*student_stats, *teacher_stats))
+            mean, std, teacher_mean, teacher_std = values
             # From the student's normalization to the teacher's in one multiply-add.
-            scale = std / own_std
-            shift = (mean - own_mean) / own_std
+            scale = std / teacher_std
+            shift = (mean - teacher_mean) / teacher_std
             images = images * jnp.float32(scale) + jnp.float32(shift)
         return images
 

@@ -258,8 +258,8 @@ def updated(state, grads, batch_stats, finite, optimizer, run):
     params = optax.apply_updates(state.params, updates)
     average = state.ema
     if average is not None:
-        new = {"params": params, "batch_stats": batch_stats}
-        average = ema(average, new, run.ema_decay)
+        variables = {"params": params, "batch_stats": batch_stats}
+        average = ema(average, variables, run.ema_decay)
     return state.replace(
         step=state.step + 1,
         params=optax.tree.where(finite, params, state.params),

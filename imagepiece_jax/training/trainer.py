@@ -95,8 +95,8 @@ class RunPlan:
         epochs = self.epoch(step - 1), self.epoch(step)
         if epochs[0] == epochs[1]:
             return False
-        before, now = map(self.config.create_train_model, epochs)
-        return step_counts(before) != step_counts(now)
+        model_before, model = map(self.config.create_train_model, epochs)
+        return step_counts(model_before) != step_counts(model)
 
 
 def plan_run(
@@ -119,10 +119,12 @@ def plan_run(
         data = RunData(config, placement, dry_run)
         steps_per_epoch = data.length.steps_per_epoch
         groups = config.reduction.method.param_groups
-        rate, transformation = optimizer.create_optimizer(
+        lr_schedule, transformation = optimizer.create_optimizer(
             config.optim, steps_per_epoch, groups
         )
-    return RunPlan(workdir, config, model, dense, data, rate, transformation, initial)
+    return RunPlan(
+        workdir, config, model, dense, data, lr_schedule, transformation, initial
+    )
 
 
 @dataclasses.dataclass
@@ -196,8 +198,8 @@ def _begun(plan, keeper):
     initial = plan.initial
     names = plan.data.train.class_names
     initial.check_classes(names, keeper.resumed)
-    teacher, frozen = create_teacher(config, plan.dense, initial)
-    taught_by = teacher and teacher.record(frozen)
+    teacher, teacher_variables = create_teacher(config, plan.dense, initial)
+    taught_by = teacher and teacher.record(teacher_variables)
     new_state = functools.partial(
         init_state,
         optimizer=plan.optimizer,
@@ -213,11 +215,11 @@ def _begun(plan, keeper):
     kinds = sorted({device.device_kind for device in jax.devices()})
     devices = f"{parallel.device_count()} ({', '.join(kinds)})"
     say(f"devices: {devices}; processes: {jax.process_count()}")
-    state, progress, step = keeper.begin(state, frozen, names, taught_by)
+    state, progress, step = keeper.begin(state, teacher_variables, names, taught_by)
     if keeper.resumed and plan.loss is not loss_of:
         say(f"step {step}, with the loss {getattr(plan.loss, '__name__', plan.loss)}")
-    state, frozen = parallel.replicate((state, frozen))
-    return Run(plan, keeper, state, teacher, frozen, progress, step)
+    state, teacher_variables = parallel.replicate((state, teacher_variables))
+    return Run(plan, keeper, state, teacher, teacher_variables, progress, step)
 
 
 def train(run: Run) -> None:

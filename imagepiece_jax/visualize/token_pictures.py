@@ -83,9 +83,9 @@ def mean_colors(image, source, grid):
     height, width = image.shape[:2]
     h, w = grid
     patches = image.reshape(h, height // h, w, width // w, 3).astype(np.float64)
-    same = _same_token(source)
-    sums = same @ patches.mean(axis=(1, 3)).reshape(-1, 3)
-    means = sums / same.sum(axis=1, keepdims=True)
+    same_token = _same_token(source)
+    sums = same_token @ patches.mean(axis=(1, 3)).reshape(-1, 3)
+    means = sums / same_token.sum(axis=1, keepdims=True)
     return means.reshape(h, w, 3).astype(np.float32)
 
 
@@ -191,9 +191,9 @@ def _border(slots, width):
     """Pixels at most `width` from another group in their row or column."""
     border = np.zeros(slots.shape, bool)
     # A transpose turns columns into rows, in the same memory.
-    for found, values in ((border, slots), (border.T, slots.T)):
+    for edges, values in ((border, slots), (border.T, slots.T)):
         for distance in range(1, width + 1):
             differ = values[distance:] != values[:-distance]
-            found[distance:] |= differ
-            found[:-distance] |= differ
+            edges[distance:] |= differ
+            edges[:-distance] |= differ
     return border

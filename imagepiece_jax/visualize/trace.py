@@ -61,12 +61,12 @@ def trace(
         top = logits.argmax(axis=-1).astype(np.int32)
         confidence = probabilities(logits, problem_type).max(axis=-1)
     stages = []
-    after_each = iter(slots)
+    sources = iter(slots)
     for block, layer in enumerate(model.plan):
         if not layer.counts:
             continue
         count = layer.counts.n_out
-        source = next(after_each, None)
+        source = next(sources, None)
         # A soft reduction's tokens overlap; later tokens have no place in the image.
         if source is None:
             stages.append(Stage(block, layer.step.site, count))
@@ -89,8 +89,8 @@ def _in_batches(model, variables, images):
     parts = []
     for start in counted(range(0, len(images), BATCH), "batches of images traced"):
         part = images[start : start + BATCH]
-        missing = min(BATCH, len(images)) - len(part)
-        part = np.concatenate([part, np.repeat(part[:1], missing, axis=0)])
+        padding = min(BATCH, len(images)) - len(part)
+        part = np.concatenate([part, np.repeat(part[:1], padding, axis=0)])
         parts.append(jax.device_get(_run(variables, jax.device_put(part), model)))
     together = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
     return jax.tree.map(lambda rows: rows[: len(images)], together)
@@ -107,7 +107,7 @@ def _run(variables, images, model):
         patch_grid(images.shape[1:3], model.config.patch_size, cut=True)
     )
     _, *slots = patch_slots(outputs.results, len(images), patches)
-    return [each for each in slots if each is not None], outputs.logits
+    return [source for source in slots if source is not None], outputs.logits
 
 
 def write_traces(folder, names, methods, traces):

@@ -251,9 +251,9 @@ def matrices(op, magnitude, sign, height, width):
         "TranslateY": (unit, zero, zero, zero, unit, move * height),
     }
     matrix = jnp.stack([unit, zero, zero, zero, unit, zero], axis=-1)
-    for name, new in results.items():
+    for name, coefficients in results.items():
         chosen = (op == OPS.index(name))[:, None]
-        matrix = jnp.where(chosen, jnp.stack(new, axis=-1), matrix)
+        matrix = jnp.where(chosen, jnp.stack(coefficients, axis=-1), matrix)
     return matrix
 
 

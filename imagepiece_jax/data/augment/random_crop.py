@@ -119,11 +119,11 @@ def _filter_by_scale(scale):
     wide = max(scale, 1.0)
     count = math.ceil(2 * wide)
     x = np.linspace(0, 2 * wide + 2, 50 * count)  # both sides are even functions
-    wanted = _cubic(x / wide, _PILLOW) / wide
+    target = _cubic(x / wide, _PILLOW) / wide
     kernels = [_cubic(x, _OPENCV)]
     for k in range(1, count + 1):
         kernels.append(_cubic(x - k, _OPENCV) + _cubic(x + k, _OPENCV))
-    half, *_ = np.linalg.lstsq(np.stack(kernels, axis=1), wanted)
+    half, *_ = np.linalg.lstsq(np.stack(kernels, axis=1), target)
     weights = np.concatenate([half[:0:-1], half])
     return (weights / weights.sum()).astype(np.float32)
 

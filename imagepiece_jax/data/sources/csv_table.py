@@ -48,11 +48,11 @@ def open_csv(
             label = _label(path, row, num_classes)
         rows[index] = row._replace(label=label)
     _check_repeated(rows, path)
-    own = [row for row in rows if row.split == splits.get(split)]
-    if not own:
+    split_rows = [row for row in rows if row.split == splits.get(split)]
+    if not split_rows:
         raise InputError(f"{path} has no row with split {split!r}")
-    files = [_stored_name(path, row) for row in own]
-    labels = [row.label for row in own]
+    files = [_stored_name(path, row) for row in split_rows]
+    labels = [row.label for row in split_rows]
     absent = {*range(num_classes or 0)} - {*labels}
     if absent and split == "train":
         raise InputError(
@@ -86,11 +86,13 @@ def _read_rows(path, split, labeled):
                 raise InputError(
                     "it has more fields than columns; quote text with a comma"
                 )
-            own = fields.get("split", split).strip()
-            check_choice("split", own, SPLIT_NAMES)
+            row_split = fields.get("split", split).strip()
+            check_choice("split", row_split, SPLIT_NAMES)
             name = normalized(fields.get("class", "").strip())
             label = fields.get("label")
-            rows.append(_Row(table.line_num, own, fields["filename"], label, name))
+            rows.append(
+                _Row(table.line_num, row_split, fields["filename"], label, name)
+            )
     except (InputError, csv.Error) as error:
         raise InputError(f"{path} line {table.line_num}: {error}") from error
     return rows
@@ -113,8 +115,8 @@ def _label(path, row, num_classes):
 
 def _stored_name(path, row):
     """A row's file name, in the Unicode form of the file on disk."""
-    for form in (str, normalized, functools.partial(unicodedata.normalize, "NFD")):
-        file = form(row.file)
+    for normalize in (str, normalized, functools.partial(unicodedata.normalize, "NFD")):
+        file = normalize(row.file)
         if os.path.isfile(os.path.join(os.path.dirname(path), file)):
             return file
     raise InputError(
@@ -128,14 +130,14 @@ def _check_repeated(rows, path):
     first_rows = {}  # {file: first row}
     for row in rows:
         first = first_rows.setdefault(normalized(os.path.normpath(row.file)), row)
-        same = first.label == row.label
-        if first is row or (first.split == row.split == "train" and same):
+        same_label = first.label == row.label
+        if first is row or (first.split == row.split == "train" and same_label):
             continue
         why = "a test image must count once"
         if first.split != row.split:
-            both = " and ".join(sorted([first.split, row.split]))
-            why = f"an image must not be in both {both}"
-        elif not same:
+            split_names = " and ".join(sorted([first.split, row.split]))
+            why = f"an image must not be in both {split_names}"
+        elif not same_label:
             why = f"its labels differ, {first.label} and {row.label}"
         raise InputError(
             f"{path} line {row.line} names {row.file!r} again (line {first.line}); "

@@ -55,14 +55,14 @@ def list_images(root: str | os.PathLike, inside: str = "") -> Listing:
             continue
         seen.add(real)
         try:
-            folders, images, others = _entries(path)
+            folders, images, left_out = _entries(path)
         except OSError:
             if folder == start:
                 raise
             # First, because a note names only the first path left out.
             listing.left_out.insert(0, os.path.normpath(folder))
             continue
-        for names, paths in ((images, listing.images), (others, listing.left_out)):
+        for names, paths in ((images, listing.images), (left_out, listing.left_out)):
             paths += [os.path.normpath(os.path.join(folder, name)) for name in names]
         waiting += [os.path.join(folder, name) for name in reversed(folders)]
     if not listing.images:
@@ -77,10 +77,10 @@ def _entries(folder):
     """Sorted names in a folder: (folders, images, other names)."""
     folders = []
     images = []
-    others = []
+    left_out = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            names = others
+            names = left_out
             name = entry.name.lower()
             if not name.startswith(".") and name not in SYSTEM_NAMES:
                 if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
@@ -88,7 +88,7 @@ def _entries(folder):
                 elif name.endswith(EXTENSIONS) and _is_file(entry):
                     names = images
             names.append(entry.name)
-    return sorted(folders), sorted(images), sorted(others)
+    return sorted(folders), sorted(images), sorted(left_out)
 
 
 def _is_file(entry):
@@ -103,12 +103,12 @@ def left_out_note(root: str | os.PathLike, left_out: list[str]) -> str | None:
     if not left_out:
         return None
     first = os.path.join(root, left_out[0])
-    others = len(left_out) - 1
-    left = f"{first} is"
-    if others:
-        left = f"{first} and {others} more are"
+    count = len(left_out) - 1
+    text = f"{first} is"
+    if count:
+        text = f"{first} and {count} more are"
     return (
-        f"{left} left out: hidden or of a system, unreadable folders, or files without "
+        f"{text} left out: hidden or of a system, unreadable folders, or files without "
         f"an ending such as {SOME_EXTENSIONS}"
     )
 
@@ -121,11 +121,11 @@ def split_folders(folder: str | os.PathLike, labeled: bool = False) -> dict[str,
     """
     folders, images, _ = _entries(folder)
     splits = find_splits(folders, f"folder {folder}")
-    others = {*folders} - {*SPLIT_NAMES}
+    other_folders = {*folders} - {*SPLIT_NAMES}
     alike = {*filter(LOOKS_LIKE_A_SPLIT.fullmatch, folders)}
     # A folder such as "evaluation" may be the validation split: test only stands in.
     is_whole = len(splits) == 2 and splits["val"] != "test"
-    may_be_missed = not is_whole and len(alike) > 1 and bool(alike & others)
+    may_be_missed = not is_whole and len(alike) > 1 and bool(alike & other_folders)
     if not splits and not may_be_missed:
         return {}
     with_images = {name for name in folders if _has_images(folder, name)}
@@ -139,7 +139,7 @@ def split_folders(folder: str | os.PathLike, labeled: bool = False) -> dict[str,
     # Classes may be called train or test, too. Such a folder has images itself or is
     # the only split, and another folder or `folder` itself has images.
     is_class = len(splits) == 1 or with_images.intersection(splits.values())
-    if is_class and (with_images & others or (images and not labeled)):
+    if is_class and (with_images & other_folders or (images and not labeled)):
         return {}
     return splits
 
@@ -155,16 +155,16 @@ def _has_images(folder, name):
 def train_folder(folder: str | os.PathLike) -> str | os.PathLike:
     """Find the folder to learn from: train, or `folder` itself without splits."""
     folders, _, _ = _entries(folder)
-    there = " and ".join(name for name in SPLIT_NAMES if name in folders)
+    names = " and ".join(name for name in SPLIT_NAMES if name in folders)
     splits = split_folders(folder)
-    if not there:
+    if not names:
         return folder
     if not splits:
-        notes.info(f"note: {folder} holds {there} as classes; all are learned from")
+        notes.info(f"note: {folder} holds {names} as classes; all are learned from")
         return folder
     if "train" not in splits:
-        raise InputError(f"{folder} holds {there}; give the folder to learn from")
-    notes.info(f"note: {folder} holds {there}; train is learned from")
+        raise InputError(f"{folder} holds {names}; give the folder to learn from")
+    notes.info(f"note: {folder} holds {names}; train is learned from")
     return os.path.join(folder, "train")
 
 
@@ -173,7 +173,7 @@ def open_folder(root, split, num_classes, names_of_model):
 
     Arguments and errors are as for `open_source`.
     """
-    place = f"folder {root}"
+    data = f"folder {root}"
     splits = split_folders(root, labeled=True)
     inside = splits.get(split, split)
     if split == "val" and not splits:
@@ -181,17 +181,17 @@ def open_folder(root, split, num_classes, names_of_model):
     folders, left_out = _classes(root, inside)
     in_order = folders  # label order
     if len(splits) == 2:
-        _check_splits(place, root, splits)
+        _check_splits(data, root, splits)
         in_order, _ = _classes(root, splits["train"])
     if split == "train":  # test images may lack classes
-        check_num_classes(num_classes, len(folders), place)
+        check_num_classes(num_classes, len(folders), data)
     num_classes = num_classes or len(folders)
     if names_of_model is None:
         names_of_model = [*map(_shown, in_order)]
-        check_num_classes(num_classes, len(in_order), place)
-        if two := class_names.two_orders(names_of_model):
+        check_num_classes(num_classes, len(in_order), data)
+        if pair := class_names.two_orders(names_of_model):
             raise InputError(
-                f"{place} has class {two[0]!r} before {two[1]!r} as text; write the "
+                f"{data} has class {pair[0]!r} before {pair[1]!r} as text; write the "
                 "numbers with zeros in front, or load the model with class_names="
             )
     label_of = class_names.labels_by_name(names_of_model)
@@ -203,18 +203,18 @@ def open_folder(root, split, num_classes, names_of_model):
         label = label_of.get(class_names.canonical(name))
         if label is None:
             raise InputError(
-                f"{place} has class {name!r}, which is not the name of one of the "
+                f"{data} has class {name!r}, which is not the name of one of the "
                 f"model's {num_classes} classes; rename the folder, or load the model "
                 "with class_names="
             )
         if names.setdefault(label, name) != name:
             raise InputError(
-                f"{place} has class {label} twice, as {names[label]!r} and {name!r}"
+                f"{data} has class {label} twice, as {names[label]!r} and {name!r}"
             )
-        found = list_images(root, os.path.join(inside, folder))
-        files += found.images
-        labels += [label] * len(found.images)
-        left_out += found.left_out
+        listing = list_images(root, os.path.join(inside, folder))
+        files += listing.images
+        labels += [label] * len(listing.images)
+        left_out += listing.left_out
     if note := left_out_note(root, left_out):
         log.warning(note)
     names = tuple(map(names.get, range(num_classes)))

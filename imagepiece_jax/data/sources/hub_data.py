@@ -18,8 +18,8 @@ from imagepiece_jax.errors import InputError
 
 def open_hub_data(path, split, num_classes, labeled=True):
     """Open a split of hf:PATH; arguments and errors as for `open_source`."""
-    place = f"hf:{path}"
-    extras.check(place, "datasets")
+    data = f"hf:{path}"
+    extras.check(data, "datasets")
     import datasets  # slow to import, and only this source needs it
 
     # Errors for a broken file, or for several sets, are not OSErrors.
@@ -28,11 +28,11 @@ def open_hub_data(path, split, num_classes, labeled=True):
         # Written once to the cache, as a file that processes map into memory.
         splits = datasets.load_dataset(os.path.expanduser(path))
     except mistakes as error:
-        raise InputError(f"{place} cannot be opened: {one_line(error)}") from error
-    name = find_splits(splits, place).get(split)
+        raise InputError(f"{data} cannot be opened: {one_line(error)}") from error
+    name = find_splits(splits, data).get(split)
     if name is None:
         raise InputError(
-            f"{place} has the splits {', '.join(splits)}; names of splits are "
+            f"{data} has the splits {', '.join(splits)}; names of splits are "
             f"{', '.join(SPLIT_NAMES)}"
         )
     columns = ["image", "label"][: 1 + labeled]
@@ -41,24 +41,24 @@ def open_hub_data(path, split, num_classes, labeled=True):
         rows = rows.cast_column("image", datasets.Image(decode=False))
     except mistakes as error:
         missing = " and ".join(columns)
-        raise InputError(f"{place} has no {missing} ({one_line(error)})") from error
+        raise InputError(f"{data} has no {missing} ({one_line(error)})") from error
     if not labeled:
-        return HubSource(rows, f"{place}/{name}", np.full(len(rows), -1), 0)
+        return HubSource(rows, f"{data}/{name}", np.full(len(rows), -1), 0)
     labels = rows.select_columns("label").with_format("numpy")[:]["label"]
     if labels.dtype.kind not in "iu" or labels.ndim != 1:  # also if some are missing
-        raise InputError(f"{place} has labels that are no whole numbers")
+        raise InputError(f"{data} has labels that are no whole numbers")
     names = None
     classes = num_classes or int(labels.max()) + 1
     if isinstance(rows.features["label"], datasets.ClassLabel):
         names = shortened(tuple(rows.features["label"].names))
         classes = len(names)
-    check_num_classes(num_classes, classes, place)
+    check_num_classes(num_classes, classes, data)
     if labels.min() < 0 or labels.max() >= classes:
         raise InputError(
-            f"{place} has labels from {labels.min()} to {labels.max()}; they must be "
+            f"{data} has labels from {labels.min()} to {labels.max()}; they must be "
             f"from 0 to {classes - 1}"
         )
-    source = HubSource(rows, f"{place}/{name}", labels, classes, names)
+    source = HubSource(rows, f"{data}/{name}", labels, classes, names)
     source.split = name
     return source
 

@@ -58,19 +58,21 @@ class RunProgress:
         # The checkpoint may not know its normalization.
         before = RunProgress(**saved | {"normalization": self.normalization})
         for fact in ("images", "digest"):
-            both = getattr(self, fact), getattr(before, fact)
-            for split, now, then in zip(("training", "test"), *both, strict=True):
-                if now != then:
+            values = getattr(self, fact), getattr(before, fact)
+            for split, value, old_value in zip(
+                ("training", "test"), *values, strict=True
+            ):
+                if value != old_value:
                     raise InputError(
                         f"config.data.name is {data}, whose {split} set has {fact} "
-                        f"{now}, but the run in {workdir} began with {then}; choose "
-                        "another workdir"
+                        f"{value}, but the run in {workdir} began with {old_value}; "
+                        "choose another workdir"
                     )
-        if found := differences(self.teacher or {}, before.teacher or {}):
+        if changes := differences(self.teacher or {}, before.teacher or {}):
             raise InputError(
                 "config.teacher.weights is another teacher than the run in "
-                f"{workdir} began with, whose {found[0][0]} {sentence(found, 'was')}; "
-                "choose another workdir"
+                f"{workdir} began with, whose {changes[0][0]} "
+                f"{sentence(changes, 'was')}; choose another workdir"
             )
         return before
 
@@ -141,17 +143,17 @@ class Checkpoints:
         Raises InputError if the step does not fit, or there is no step.
         """
         self.wait()
-        wanted = _leaves_by_name(abstract_state)
-        choose = functools.partial(_checked_table, wanted)
+        abstract_leaves = _leaves_by_name(abstract_state)
+        choose = functools.partial(_checked_table, abstract_leaves)
         # Process 0 decides: a network file system may show processes different files.
-        found = None
+        checkpoint = None
         if parallel.is_main():
-            found = checksums.read_newest(self._root / "latest", choose)
-        step = parallel.from_main(lambda: found[2])
-        if found is None:  # another process reads the same step
-            found = checksums.read_newest(self._root / "latest", choose, [step])
-        arrays, meta, _ = found
-        leaves = [arrays[name] for name in wanted]
+            checkpoint = checksums.read_newest(self._root / "latest", choose)
+        step = parallel.from_main(lambda: checkpoint[2])
+        if checkpoint is None:  # another process reads the same step
+            checkpoint = checksums.read_newest(self._root / "latest", choose, [step])
+        arrays, meta, _ = checkpoint
+        leaves = [arrays[name] for name in abstract_leaves]
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
         return state, meta, step
 
@@ -190,11 +192,11 @@ class Checkpoints:
 def _checked_table(wanted, folder, table):
     """Return a checkpoint's array table; raise InputError where `wanted` differs."""
     needed = {name: f"{x.dtype} {[*x.shape]}" for name, x in wanted.items()}
-    found = {name: f"{dtype} {shape}" for name, (dtype, shape, _) in table.items()}
-    for name, ours, theirs in differences(needed, found):
+    stored = {name: f"{dtype} {shape}" for name, (dtype, shape, _) in table.items()}
+    for name, expected, actual in differences(needed, stored):
         raise InputError(
-            f"{folder}: {name} is {theirs or 'missing'}, but {ours or 'missing'} in "
-            "the model of this config"
+            f"{folder}: {name} is {actual or 'missing'}, but {expected or 'missing'} "
+            "in the model of this config"
         )
     return table
 

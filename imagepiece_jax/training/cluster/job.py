@@ -104,7 +104,7 @@ def _loss_in_one_sentence():
 def _initialize(coordinator, num_processes, process_id):
     """Connect to the coordinator; return False without other processes."""
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM
-    given = (coordinator, num_processes, process_id) != (None, None, None)
+    has_flags = (coordinator, num_processes, process_id) != (None, None, None)
     if coordinator:
         print(f"waiting for all processes at {coordinator}", file=sys.stderr)
     try:
@@ -114,12 +114,12 @@ def _initialize(coordinator, num_processes, process_id):
             process_id,
             # The flags decide, not the scheduler, which would give this process a
             # single GPU.
-            cluster_detection_method="deactivate" if given else None,
+            cluster_detection_method="deactivate" if has_flags else None,
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=SHUTDOWN,
         )
     except (ValueError, IndexError) as error:
-        if not given and "coordinator_address" in str(error):  # no scheduler
+        if not has_flags and "coordinator_address" in str(error):  # no scheduler
             return False
         raise InputError(
             f"the processes cannot meet ({error}); coordinator, HOST:PORT of process "
@@ -149,15 +149,15 @@ def check_gpus():
     # of eight GPUs, and only the clock would tell.
     host = socket.gethostname()
     tasks = parallel.exchange(host).count(host)
-    used = tasks * jax.local_device_count()
+    gpus = tasks * jax.local_device_count()
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = glob.glob("/dev/nvidia[0-9]*")
     if names is not None:
         visible = [name for name in names.split(",") if name]
     with parallel.shared_errors():
-        if jax.default_backend() == "gpu" and len(visible) > used:
+        if jax.default_backend() == "gpu" and len(visible) > gpus:
             raise InputError(
-                f"{host} has {len(visible)} GPUs, and its tasks use {used}; start one "
+                f"{host} has {len(visible)} GPUs, and its tasks use {gpus}; start one "
                 "task a GPU, or num_processes=1 for one process with all of them"
             )
 

@@ -116,15 +116,15 @@ def check_config(workdir, config: dict):
         raise InputError(f"{workdir} holds a run without {CONFIG}; {OTHER}")
     if not begun:  # another config can start here without spoiling anything
         return
-    old = _flat(_read_config(path))
+    old_fields = _flat(_read_config(path))
     # Through JSON, so that tuples are lists.
-    new = _flat(json.loads(json.dumps(config)))
-    for name, now, before in differences(new, old):
+    new_fields = _flat(json.loads(json.dumps(config)))
+    for name, value, old_value in differences(new_fields, old_fields):
         if name not in MAY_CHANGE:
             raise InputError(
-                f"config.{name} is {now or NO_FIELD}, but {before or NO_FIELD} in the "
-                f"run in {workdir}; change it back, or {OTHER}, which may start from "
-                f"this one's weights: --config.init.weights={workdir}"
+                f"config.{name} is {value or NO_FIELD}, but {old_value or NO_FIELD} in "
+                f"the run in {workdir}; change it back, or {OTHER}, which may start "
+                f"from this one's weights: --config.init.weights={workdir}"
             )
 
 
