@@ -1,0 +1,115 @@
+"""Pictures of the pages show the stored figures, and no older ones."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests import markdown
+
+pytest.importorskip("matplotlib")
+
+from experiments import figures
+
+TABLES = markdown.ROOT / "docs/tables"
+
+
+def read_lines(name):
+    text = (TABLES / name).read_text("utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def recovery_points():
+    points = {"before": [], "after": []}
+    for line in read_lines("recovery.jsonl"):
+        name = line["cell"]
+        is_earlier = name.split("-")[-1] in ("trials", "batch32", "500steps")
+        if not is_earlier and line["measure"] == "KL":
+            points[name] = line["curve"]
+            points[f"_{name}, before"] = [[0, line["before"]]]
+            points[f"_{name}, after"] = [[line["steps"], line["after"]]]
+    return points
+
+
+def search_points():
+    kept = {}
+    for run in read_lines("neighbors/runs.jsonl"):
+        images, setting = run["name"].split(", ", 1)
+        if images == "photographs":
+            kept[setting] = 10 * np.mean([int(text) for text in run["shared"].split()])
+    times = {}
+    for row in json.loads((TABLES / "neighbors/times.json").read_text())["rows"]:
+        if row["runtime"] == "onnxruntime":
+            times[row["setting"]] = row["ms"][0]
+    points = {"full: recovered": [], "dense": [[times["dense"], kept["dense"]]]}
+    for control in ("JPEG 75", "mirrored"):
+        points[f"_{control}"] = [[0, kept[control]], [1, kept[control]]]
+    fusion = "mctf:macs={}:score=auto:attention=40{}"
+    for name, settings in (
+        ("ToMe", ["reduction=0.5", "reduction=0.6", "tome:macs=0.7"]),
+        ("fusion", [fusion.format(share, "") for share in (0.5, 0.6, 0.75)]),
+        ("fusion in 4 blocks", [fusion.format(0.6, ":blocks=(3,6,9)")]),
+        ("smaller image", ["image_size=168", "image_size=182"]),
+    ):
+        points[name] = [[times[setting], kept[setting]] for setting in settings]
+        for setting in settings:
+            after = f"recovered {setting}"
+            if after in kept:
+                points[f"_{after}"] = [[times[setting], kept[after]]]
+    return points
+
+
+def comparison_points():
+    points = {}
+    rows = json.loads((TABLES / "results.json").read_text("utf-8"))["readme"]
+    for row in rows:
+        name = "reduction"
+        if row["typed"].startswith("image"):
+            name = "smaller image, pixels"
+        for field, text in (("lost", "off the shelf"), ("recovered", "recovered")):
+            curve = points.setdefault(f"{name}, {text}", [])
+            curve.append([row["cpu"][0], row[field][0]])
+    return points
+
+
+STORED = {
+    "recovery": recovery_points,
+    "search": search_points,
+    "comparison": comparison_points,
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_every_point_is_a_stored_figure(name):
+    (axes,) = figures.draw_all()[name].axes
+    drawn = {line.get_label(): line.get_xydata() for line in axes.lines}
+    stored = STORED[name]()
+    assert drawn.keys() == stored.keys()
+    for label, points in stored.items():
+        np.testing.assert_allclose(drawn[label], np.reshape(points, (-1, 2)), 1e-9)
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_page_shows_the_picture_of_today(name):
+    """python -m experiments.figures draws it again."""
+    path = markdown.ROOT / f"docs/{name}.svg"
+    assert path.stat().st_size < 100_000
+    assert f"]({name}.svg)" in markdown.section(f"docs/{name}.md")
+    assert figures.digest(figures.draw_all()[name]) in path.read_text("utf-8")
+
+
+def test_another_figure_is_another_picture():
+    stored = figures.results.read_results().readme
+    before = figures.digest(figures.draw_comparison(stored))
+    changed = json.loads(json.dumps(stored))
+    changed[2]["recovered"][0] += 0.001
+    assert figures.digest(figures.draw_comparison(changed)) != before
+
+
+def test_a_picture_is_the_same_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "DOCS", tmp_path)
+    figures.main()
+    first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    figures.main()
+    assert first == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(first) == len(STORED)
