@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax.common import extras
+from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.machine import cores
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.export.program_facts import FACTS, facts_file, read_facts
+from imagepiece_jax.export.program_facts import FACTS, facts_file
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import build_model
@@ -79,10 +80,12 @@ def open_file(path: str | os.PathLike) -> OnnxProgram:
 
     path = pathlib.Path(path).expanduser()
     path.stat()  # FileNotFoundError for the file itself
-    facts = read_facts(path)
+    file = facts_file(path)
+    facts = read_json(file) if file.exists() else {}
     if not FACTS <= {*facts}:
-        name = facts_file(path).name
-        raise InputError(f"{KIND} {path} lacks the {name} that export writes beside it")
+        raise InputError(
+            f"{KIND} {path} lacks the {file.name} that export writes beside it"
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cores()
     providers = onnxruntime.get_available_providers()
@@ -91,11 +94,13 @@ def open_file(path: str | os.PathLike) -> OnnxProgram:
     except Exception as error:  # onnxruntime's errors share no class
         reason = str(error).partition("\n")[0]
         raise InputError(f"{KIND} {path}: {reason}") from error
-    return guarded(facts_file(path), _program, path, facts, session)
+    return guarded(file, _program, path, facts, session)
 
 
 def _program(path, facts, session):
     fields = _without_names(facts["model"])
+    if "preprocessing" not in fields:
+        raise InputError("is of an earlier version; export the model again")
     arch = Architecture(**fields.pop("arch"))
     images = dict(facts["preprocessing"])
     images.pop("resized", None)  # for readers: no field of Preprocessing

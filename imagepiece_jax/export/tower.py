@@ -58,6 +58,12 @@ def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
     Raises InputError for images that the layout's JSON cannot describe, and for weights
         without an image vector.
     """
+    if is_classifier(vit) and layout != "transformers":
+        raise InputError(
+            f"layout is {layout!r}, which searches by vectors, but the head of these "
+            f"weights has {vit.config.num_classes} classes; num_classes=0 "
+            "(--num-classes 0) leaves it out"
+        )
     prepared = vit.preprocessing
     height, width = prepared.shape
     if height != width:
@@ -74,12 +80,6 @@ def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
         raise InputError("pool is 'none', so the model has no vector of an image")
     if pixels and layout != "immich":
         raise InputError(f"pixels is for immich; {layout} normalizes images itself")
-    if is_classifier(vit) and layout != "transformers":
-        raise InputError(
-            f"layout is {layout!r}, which searches by vectors, but the head of these "
-            f"weights has {vit.config.num_classes} classes; num_classes=0 "
-            "(--num-classes 0) leaves it out"
-        )
     if layout == "immich":
         return TowerOutputs(vit, "image", ["embedding"], pixels)
     names = ["last_hidden_state", "pooler_output"]

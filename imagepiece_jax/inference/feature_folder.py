@@ -288,6 +288,9 @@ def check_folder(path: pathlib.Path):
     # Without an info.json, even files with our names count as somebody else's.
     folders = [path, path / NEW, path / COMPLETE]
     names = {files.LOCK}
+    new = path / NEW
+    if new.is_dir() and all(file.name.endswith(".tmp") for file in new.iterdir()):
+        names.add(NEW)  # a killed process left it, before its info.json
     if any([_info(folder) for folder in folders]):
         names |= {INFO, PATHS, DAMAGED, FILES, NEW, COMPLETE}
         names |= {f"{name}.npy" for name in ARRAYS}

@@ -20,7 +20,7 @@ import numpy as np
 
 from imagepiece_jax.common import signals
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.common.progress import ProgressBar
+from imagepiece_jax.common.progress import ProgressBar, in_words
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.statistics import mean_difference
@@ -127,8 +127,8 @@ def recover(
             run.compile()
             if end is not None and time.monotonic() > end and not variants:
                 raise InputError(
-                    f"minutes is {minutes:g}, which ended before the first step; "
-                    "reading and compiling take longer"
+                    f"minutes is {minutes:g}, but reading and compiling took "
+                    f"{in_words(time.monotonic() - began)}; give more minutes, or steps"
                 )
             shown = index * recipe.steps
             if minutes is not None:

@@ -261,10 +261,11 @@ def train(run: Run) -> None:
                         parallel.forget_programs()
                     program = run.compiled_step(plan.epoch(step))
 
+            # `record` ends a run that skips too many steps.
             with log.dispatch(step):
                 run.state, metrics = program(run.state, batch, run.frozen)
             run.step = step
-            log.record(step, metrics)  # ends a run that skips too many steps
+            log.record(step, metrics)
 
             if length.due(step):
                 run.progress = evaluation.after_step()
