@@ -155,8 +155,8 @@ def _parse_ours(file):
     if record.get("format") != FORMAT:
         raise InputError(
             f"{OURS}.format is {record.get('format')}; this version reads {FORMAT}: "
-            "load the model with the version that wrote it, or save it again with this "
-            "one"
+            "load it with the version that wrote it, or save the original weights "
+            "again with this one"
         )
     fields = dict(record["config"])
     fields["preprocessing"] = _of_record(Preprocessing, fields["preprocessing"])
