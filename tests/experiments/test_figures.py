@@ -86,7 +86,8 @@ def test_every_point_is_a_stored_figure(name):
     stored = STORED[name]()
     assert drawn.keys() == stored.keys()
     for label, points in stored.items():
-        np.testing.assert_allclose(drawn[label], np.reshape(points, (-1, 2)), 1e-9)
+        points = np.reshape(points, (-1, 2))
+        np.testing.assert_allclose(drawn[label], points, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", STORED)
