@@ -87,6 +87,11 @@ def test_the_new_method_joins_tokens_to_those_of_largest_norm():
         best = (unit @ unit[longest].T).argmax(axis=1)
         others = np.setdiff1d(np.arange(16), longest)
         np.testing.assert_array_equal(dest[others], best[others])
+    own = space["JoinByNorm"]()
+    counts = block_plan.StepCounts(n_in=16, n_out=8)
+    decide_alone = tiny.compiled(lambda taps: own(taps, counts).dest)
+    taps = ReducerInputs(x=images.reshape(2, 16, 12), size=np.ones((2, 16), np.float32))
+    assert {*np.ravel(decide_alone(taps))} == {*range(8)}
 
 
 def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():

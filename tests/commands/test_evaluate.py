@@ -122,6 +122,24 @@ def test_evaluate_takes_images_spread_over_the_set(tmp_path, logits, words, imag
     assert_by_hand(result, logits[taken], image_set[2][taken])
 
 
+def test_evaluate_leaves_a_corrupt_image_out_and_names_it(
+    tmp_path, logits, words, image_set, caplog
+):
+    folder, _, labels = image_set
+    damaged = folder / "77.png"
+    full = damaged.read_bytes()
+    damaged.write_bytes(full[:100])
+    try:
+        ended, result = evaluated(tmp_path, *words)
+    finally:
+        damaged.write_bytes(full)
+    rest = np.arange(150) != 77
+    assert_by_hand(result, logits[rest], labels[rest])
+    assert result["unreadable"] == 1
+    assert "unreadable images left out: 1" in ended.out
+    assert f"{damaged} cannot be read" in caplog.text
+
+
 def test_evaluate_compares_the_optimized_program(tmp_path, logits, words, image_set):
     """Both rows by hand, and the difference between them."""
     words += ["--dtype=float32", "--optimized", "--gelu=tanh"]

@@ -187,6 +187,16 @@ def test_a_damaged_description_is_refused(tmp_path, name):
         assert "m.onnx.json" in sentence(call(main, file, *words))
 
 
+def test_a_description_of_an_earlier_version_asks_for_another_export(tmp_path):
+    pytest.importorskip("onnxruntime")
+    vit = tiny.pretrained(num_classes=10, image_size=16, depth=1)
+    file = imagepiece_jax.export(vit, tmp_path / "m.onnx")
+    facts = json.loads((tmp_path / "m.onnx.json").read_text())
+    del facts["model"]["preprocessing"]
+    (tmp_path / "m.onnx.json").write_text(json.dumps(facts))
+    assert "export the model again" in sentence(call(evaluate.main, file, "digits"))
+
+
 def test_a_file_is_not_loaded(tmp_path):
     file = tmp_path / "half.onnx"
     file.touch()

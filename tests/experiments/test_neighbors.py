@@ -88,13 +88,14 @@ CHANGES = {"saved as": "JPEG 75", "shifted": "shifted 4 pixels", "mirrored": "mi
 
 def test_the_page_of_search_has_figures_of_the_study():
     """Its rows name changes of photographs in words."""
-    kept, _, classes, *_ = markdown.tables((FOLDER / "README.md").read_text())
+    kept, _, classes, *_, times = markdown.tables((FOLDER / "README.md").read_text())
     by_setting = {row["setting"].strip("`"): row for row in kept}
     points = {row["setting"].strip("`"): row["points"] for row in classes}
+    speeds = {row["setting"]: row["onnxruntime"] for row in times}
     (rows,) = [
         table
         for table in markdown.tables(markdown.section("docs/search.md"))
-        if "mixed, %" in table[0]
+        if "kept, %" in table[0]
     ]
     assert len(rows) >= 8
     for row in rows:
@@ -106,5 +107,9 @@ def test_the_page_of_search_has_figures_of_the_study():
         elif ", recovered" in name:
             setting, how = name.split(", ")
             name = f"{how} {setting}"
+        assert by_setting[name]["kept, %, photographs"].split(" ")[0] == row["kept, %"]
         assert by_setting[name]["mixed, %"].split(" ")[0] == row["mixed, %"]
         assert row["of its class, points"] == points.get(name, "").split(" ")[0]
+        if row["times as fast"]:
+            setting, *_ = row["setting"].replace("`", "").split(", ")
+            assert f" ({row['times as fast']} [" in speeds[setting]

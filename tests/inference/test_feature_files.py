@@ -539,3 +539,14 @@ def test_a_list_of_paths_stands_for_its_lines(tmp_path, monkeypatch):
     for words in (["photos", "no.csv"], [], [""]):
         with refused("images"):
             pictures.find_images(words)
+
+
+def test_a_first_run_that_was_killed_before_its_record_goes_on(tmp_path):
+    """It left an empty `.new`; one with foreign files is not ours."""
+    (tmp_path / ".new").mkdir()
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".new" / ".info.json.1.tmp").touch()
+    feature_folder.check_folder(tmp_path)
+    (tmp_path / ".new" / "notes.txt").touch()
+    with refused("holds .new"):
+        feature_folder.check_folder(tmp_path)
