@@ -16,7 +16,6 @@ from ml_collections import ConfigDict, config_flags
 
 from configs import base
 from imagepiece_jax import cli
-from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights import run_files
 
@@ -90,7 +89,7 @@ def with_own_config(argv):
     file = pathlib.Path(workdir[1], run_files.CONFIG)
     if not file.is_file():
         return argv
-    run_files.check_format(read_json(file))
+    run_files.read_config(file)
     reader = pathlib.Path(__file__).resolve().parent / "configs" / "_run.py"
     return [argv[0], f"--config={reader}:{workdir[1]}", *argv[1:]]
 

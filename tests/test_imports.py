@@ -48,7 +48,7 @@ PLAIN_PYTHON = FLOOR_OF["reduction.block_plan"]
 ONLY = {  # of the package, of all that stands above them
     "cli": ("errors", "common"),
     "__main__": ("errors", "common", "cli"),
-    "train": ("cli", "errors", "common", "weights", "training"),
+    "train": ("cli", "errors", "weights", "training"),
 }
 
 

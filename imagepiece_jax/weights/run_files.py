@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from imagepiece_jax.common.files import read_json
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.errors import InputError
 
@@ -13,6 +14,13 @@ FORMAT = 1  # of CONFIG; other formats are refused
 CLASSES = "classes.json"  # class names by label, if the data have names
 CHECKPOINTS = "checkpoints"  # the folder of weights
 KINDS = ("latest", "best")  # kinds of checkpoints
+
+
+def read_config(file: pathlib.Path) -> dict[str, Any]:
+    """Read the config of a run, in this version's format."""
+    config = read_json(file)
+    check_format(config)
+    return config
 
 
 def check_format(config: Mapping[str, Any]) -> None:
