@@ -239,8 +239,8 @@ def _config_of_file(found):
         if name is not None:
             return registry.config(name)
     remedy = (
-        "config=NAME (--config NAME), such as deit_ti, says which model it is, and "
-        "save keeps that beside the weights"
+        "load(.., config=NAME) or --config NAME, such as deit_ti, says which model it "
+        "is, and save keeps that beside the weights"
     )
     if (found.path.parent / CONFIG).is_file():
         remedy = f"its folder, {found.path.parent}, has a {CONFIG}, so load that"
