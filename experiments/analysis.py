@@ -78,7 +78,7 @@ def attentive_ratios(paper, vit, reduction):
         ratios = {}
         for before, here in after:
             merged = merges.merged_slots(outputs.results[before.place])
-            attention = outputs.taps[here.place].cls_attn
+            attention = outputs.reducer_inputs[here.place].cls_attn
             n = here.counts.n_in
             upper = n - floor(share * n)
             own = upper if here.merges else here.counts.n_out
@@ -141,8 +141,8 @@ def first_and_last(paper, vit, reduction):
     def read(outputs, batch):
         found = {}
         for end, site in ends.items():
-            taps = outputs.taps[site.place]
-            found[end] = merges.pair_similarity(taps, outputs.results[site.place])
+            inputs = outputs.reducer_inputs[site.place]
+            found[end] = merges.pair_similarity(inputs, outputs.results[site.place])
         return found
 
     def summarize(arrays):
@@ -219,7 +219,7 @@ def attended_shares(paper, vit, reduction):
 
     def read(outputs, batch):
         result = outputs.results[site.place]
-        attention = outputs.taps[site.place].cls_attn
+        attention = outputs.reducer_inputs[site.place].cls_attn
         shares = {}
         for kind, both in KINDS.items():
             members = merges.taking_part(result, site.counts.n_in, both)
@@ -271,10 +271,10 @@ def first_merge(paper, vit, reduction):
 
     def read(outputs, batch):
         result = outputs.results[site.place]
-        taps = outputs.taps[site.place]
+        inputs = outputs.reducer_inputs[site.place]
         return {
-            "pairs": merges.pair_similarity(taps, result),
-            "candidates": merges.candidate_similarity(taps, site.counts),
+            "pairs": merges.pair_similarity(inputs, result),
+            "candidates": merges.candidate_similarity(inputs, site.counts),
             "distance": merges.pair_distance(result, width),
         }
 

@@ -1,7 +1,7 @@
 """Measures of the merges inside a forward pass: pairs, their likeness, attention.
 
-Pure functions of `Outputs.results` and `Outputs.taps`, one value an image. Tokens are
-image tokens; steps are counted among those that change something.
+Pure functions of `Outputs.results` and `Outputs.reducer_inputs`, one value an image.
+Tokens are image tokens; steps are counted among those that change something.
 """
 
 import dataclasses
@@ -34,8 +34,8 @@ class Observed(Reducer):
     def metric(self):
         return self.reducer.metric or "key"
 
-    def __call__(self, taps, counts, train=False):
-        return self.reducer(taps, counts, train)
+    def __call__(self, inputs, counts, train=False):
+        return self.reducer(inputs, counts, train)
 
 
 def observed(model):
@@ -90,23 +90,23 @@ def pairs(result) -> tuple[jax.Array, jax.Array]:
     return index.absorbed, jnp.take_along_axis(index.keep, index.target, axis=1)
 
 
-def pair_similarity(taps, result) -> jax.Array:
+def pair_similarity(inputs, result) -> jax.Array:
     """Mean cosine similarity of the pairs that were merged. [B]."""
     left, partner = pairs(result)
-    ours = unit(gather_rows(taps.metric, left))
-    theirs = unit(gather_rows(taps.metric, partner))
+    ours = unit(gather_rows(inputs.metric, left))
+    theirs = unit(gather_rows(inputs.metric, partner))
     cosines = jnp.sum(ours * theirs, axis=-1)
     return jnp.mean(cosines, axis=1)
 
 
-def candidate_similarity(taps, counts) -> jax.Array:
+def candidate_similarity(inputs, counts) -> jax.Array:
     """Mean cosine similarity over all pairs that ImagePiece could have merged. [B].
 
     The candidates are its least attended tokens, split into two sides by attention.
     """
-    order = jnp.argsort(rank(taps.cls_attn), axis=1)
+    order = jnp.argsort(rank(inputs.cls_attn), axis=1)
     first = counts.n_in - counts.candidates
-    rows = gather_rows(taps.metric, order[:, first:])
+    rows = gather_rows(inputs.metric, order[:, first:])
     cosines = cosine(rows[:, 0::2], rows[:, 1::2])
     return jnp.mean(cosines, axis=(1, 2))
 

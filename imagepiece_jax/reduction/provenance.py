@@ -44,15 +44,15 @@ class PatchPath(NamedTuple):
     mixed: tuple["PatchPath", Mixing, jax.Array] | None = None
 
 
-def follow(results, taps=None, fill=None) -> list[PatchPath]:
+def follow(results, reducer_inputs=None, fill=None) -> list[PatchPath]:
     """Compute the PatchPaths before the first step and after every step.
 
-    results, taps: from `Outputs`; a Mixing and `fill` need taps
+    results, reducer_inputs: from `Outputs`; a Mixing and `fill` need reducer_inputs
     fill: feature of a dropped patch, see `inference.features`; None: no feature
     """
     paths = [PatchPath()]
     for index, result in enumerate(results):
-        x = taps[index].x if taps else None
+        x = reducer_inputs[index].x if reducer_inputs else None
         paths.append(_followed(paths[-1], result, x, fill))
     return paths
 

@@ -35,7 +35,7 @@ SCORES = {
 
 
 class Reducer:
-    """Base of reducers, called as reducer(taps, counts, train).
+    """Base of reducers, called as reducer(inputs, counts, train).
 
     Subclasses are frozen dataclasses, or Flax modules if they learn.
     """
@@ -94,22 +94,22 @@ class Ranking(Reducer):
             names.add("metric")
         return frozenset(names)
 
-    def scores(self, taps, counts):
+    def scores(self, inputs, counts):
         """Compute scores [B, n] float32; a masked token's score is infinite.
 
         Do not keep the highest scores in masked training: masked tokens would stay.
         """
-        score = getattr(taps, SCORES[self.score])
+        score = getattr(inputs, SCORES[self.score])
         if self.score == "energy":
             live = None
-            if taps.mask is not None:
-                live = (taps.mask > 0.5).astype(jnp.float32)
+            if inputs.mask is not None:
+                live = (inputs.mask > 0.5).astype(jnp.float32)
             margin = 0.75 * (1 - counts.progress)  # falls with the depth
             score = ops.uniqueness(score, margin, live)
-        if taps.mask is None:
+        if inputs.mask is None:
             return score
         # Infinite scores keep masked tokens out of merges of the lowest-scored tokens.
-        return jnp.where(taps.mask > 0.5, score, jnp.inf)
+        return jnp.where(inputs.mask > 0.5, score, jnp.inf)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +120,8 @@ class TopK(Ranking):
     # in EViT (Liang et al. 2022); its gradient reaches the scores
     fuse: bool = False
 
-    def __call__(self, taps, counts, train=False):
-        score = self.scores(taps, counts)
+    def __call__(self, inputs, counts, train=False):
+        score = self.scores(inputs, counts)
         if not self.fuse:
             return keep_highest(score, counts.n_out)
         keep = ops.rank(score) < counts.n_out - 1
@@ -140,18 +140,18 @@ class Bipartite(Reducer):
     metric: str = "key"
     needs = frozenset({"metric"})
 
-    def __call__(self, taps, counts, train=False):
+    def __call__(self, inputs, counts, train=False):
         merges = counts.n_in - counts.n_out
-        prefix = taps.num_prefix
+        prefix = inputs.num_prefix
         # Index of the first image token on side A: positions count the prefix, too.
         first = prefix % 2
         sources = jnp.arange(first, counts.n_in, 2, dtype=jnp.int32)[None]
         targets = jnp.arange(1 - first, counts.n_in, 2, dtype=jnp.int32)[None]
-        metric = jax.lax.stop_gradient(taps.metric)
-        short = ops.is_short(taps.x)
+        metric = jax.lax.stop_gradient(inputs.metric)
+        short = ops.is_short(inputs.x)
         if short:
-            if self.metric == "key" and taps.all_keys is not None:
-                metric = taps.all_keys
+            if self.metric == "key" and inputs.all_keys is not None:
+                metric = inputs.all_keys
             alike = ops.cosine(metric)[:, -counts.n_in :, -counts.n_in :]
             similarity = alike[:, first::2, 1 - first :: 2]
         else:

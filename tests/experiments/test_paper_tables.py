@@ -62,7 +62,7 @@ def slow_ratio(outputs, place, after, count):
     """Mean share, token by token, of merged tokens among the `kept` most attended."""
     shares = []
     dest = np.asarray(outputs.results[place].dest)
-    attention = np.asarray(outputs.taps[after].cls_attn)
+    attention = np.asarray(outputs.reducer_inputs[after].cls_attn)
     for slots, scores in zip(dest, attention, strict=True):
         merged = [s for s in set(slots) if (slots == s).sum() > 1]
         order = sorted(range(len(scores)), key=lambda t: (-scores[t], t))

@@ -109,19 +109,19 @@ class Embedding(nn.Module, Reducer):
     needs = frozenset({"metric"})
 
     @nn.compact
-    def __call__(self, taps, counts, train=False):
-        x = jax.lax.stop_gradient(taps.metric).astype(jnp.float32)
-        width = embedding_width(x.shape[-1], taps.num_heads)
+    def __call__(self, inputs, counts, train=False):
+        x = jax.lax.stop_gradient(inputs.metric).astype(jnp.float32)
+        width = embedding_width(x.shape[-1], inputs.num_heads)
         embedding = nn.Dense(width, name="embed")(x)
         if counts.evaluation is None:
-            return Bipartite()(taps.replace(metric=embedding), counts)
+            return Bipartite()(inputs.replace(metric=embedding), counts)
         live = counts.evaluation.n_in
         merges = live - counts.evaluation.n_out
         embedding = embedding[:, :live]
         even = embedding[:, 0::2]
         odd = embedding[:, 1::2]
         similarity = ops.cosine(even, odd, eps=1e-12)
-        return soft_merge(similarity, taps.attn_size, live, merges)
+        return soft_merge(similarity, inputs.attn_size, live, merges)
 
     @nn.nowrap
     def extra_macs(self, n_in, embed_dim, num_heads):

@@ -48,17 +48,17 @@ class Fusion(Ranking):
     score: str = dataclasses.field(default="received", kw_only=True)
     metric = "token"
 
-    def __call__(self, taps, counts, train=False):
+    def __call__(self, inputs, counts, train=False):
         n = counts.n_in
         merges = counts.n_in - counts.n_out
         x, received, size = jax.lax.stop_gradient(
-            (taps.metric, self.scores(taps, counts), taps.attn_size)
+            (inputs.metric, self.scores(inputs, counts), inputs.attn_size)
         )
         tiny = jnp.finfo(jnp.float32).tiny
         received = jnp.maximum(received, tiny)
         # Indices of the first image tokens at an even and at an odd position. Positions
         # count the prefix, too.
-        even = taps.num_prefix % 2
+        even = inputs.num_prefix % 2
         odd = 1 - even
         affinity = self.affinity(x, 1 / received, 1 / size)
         even_to_odd = affinity[:, even::2, odd::2]
