@@ -248,8 +248,8 @@ def measured(cell: Cell, paths: dict[str, str], images: dict[str, Source]) -> di
         vit, images[cell.images], seed=cell.seed, minutes=MINUTES.get(cell.model)
     )
     minutes = (time.monotonic() - began) / 60
-    (cost,) = better.recovery.variants
-    record = cost.record
+    (variant,) = better.recovery.variants
+    record = variant.record
     answers = {}
     if cell.images in FOLDS:
         models = {"dense": vit.with_reduction(None), "before": vit, "after": better}
@@ -258,10 +258,11 @@ def measured(cell: Cell, paths: dict[str, str], images: dict[str, Source]) -> di
     else:
         judges = {name: judged(vit, better, images[name]) for name in JUDGED}
         answers["elsewhere"] = judges
-    fields = ("measure", "before", "after", "interval", "steps", "rate", "changed")
+    fields = ("measure", "before", "after", "interval", "steps", "changed")
     return {
         **cell._asdict(),
         **{name: record[name] for name in (*fields, "held_out", "curve")},
+        "rate": record["lr"],
         **answers,
         "minutes": round(minutes, 1),
         "revision": git_revision(),

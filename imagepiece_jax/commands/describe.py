@@ -32,8 +32,8 @@ def main(model: Model):
         print(f"{what} {variant}")
     own = recovery.of(vit)
     if own is None:
-        print("its numbers are the dense model's")
+        print("its values are the dense model's")
     elif own.changed:
-        print(f"its numbers are those of {own.form}")
+        print(f"its values are those of {own.name}")
     else:
-        print("its numbers are those from before the recovery")
+        print("its values are those from before the recovery")

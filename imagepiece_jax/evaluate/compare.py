@@ -294,7 +294,7 @@ def table(report: Report) -> str:
         variant = None
         if vit.recovery and not row.is_smaller:
             variant = vit.recovery.of(vit.model_with(row.reduction))
-        if variant and variant.numbers:
+        if variant and variant.values:
             line[0] += " (recovered)"
     return markdown_table(head, lines)
 

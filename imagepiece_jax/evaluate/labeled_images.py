@@ -69,7 +69,7 @@ class LabeledImages:
                 "reduction": source.reduction and str(source.reduction),
                 "image_size": source.image_size or vit.image_size,
             },
-            "recovered": vit.recovered and vit.recovered.form,
+            "recovered": vit.recovered and vit.recovered.name,
             "reduction": str(vit.reduction),
             "gmacs": vit.gmacs,
             "unreadable": len(self.source.unreadable),

@@ -186,7 +186,7 @@ def check_fit(state_dict, like, fresh=()):
     return needed
 
 
-def numbers_from_timm(
+def values_from_timm(
     tensors: Mapping[str, np.ndarray],
     like: Mapping[str, Any],
     fresh: Iterable[str] = (),

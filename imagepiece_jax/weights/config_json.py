@@ -193,7 +193,7 @@ def _parse_ours(file):
 def _of_record(kind, fields):
     """Make a dataclass from a record, which must hold every field, without defaults."""
     for field in dataclasses.fields(kind):
-        if field.name not in (*fields, "numbers"):
+        if field.name not in (*fields, "values"):
             raise KeyError(field.name)
     return kind(**fields)
 

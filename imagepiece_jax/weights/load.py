@@ -174,7 +174,7 @@ def load(
     )
     if num_classes is not None or seed is not None:
         vit.warn_of_untrained()
-    vit.say_dense_numbers()
+    vit.say_dense_values()
     return vit
 
 
@@ -339,10 +339,10 @@ def _recovery(found, described, recovered, variables, drawn):
             if name.startswith(start):
                 tensors[name.removeprefix(start)] = tensor
         if not tensors and variant.changed:
-            raise InputError(f"{file} has no numbers for {variant.form}")
+            raise InputError(f"{file} has no values for {variant.name}")
         try:
-            params = timm_tensors.numbers_from_timm(tensors, variables, drawn)
+            params = timm_tensors.values_from_timm(tensors, variables, drawn)
         except InputError as error:
             raise InputError(f"{file}: {error}") from error
-        variants.append(dataclasses.replace(variant, numbers=params))
+        variants.append(dataclasses.replace(variant, values=params))
     return Recovery(tuple(variants))
