@@ -131,7 +131,7 @@ class Data:
 
     data: Annotated[str | None, Positional, arg(metavar="DATA")] = None
     """A folder with a folder of images for each class, csv:FILE, hf:OWNER/NAME,
-    imagenet2012 or digits; without it, what a run was tested on."""
+    imagenet2012 or digits; without it, the run's validation data."""
 
     data_dir: str | None = None
     """Folder of imagenet2012's files."""

@@ -89,7 +89,7 @@ class LabeledImages:
 
 
 def data_name(vit: Pretrained, data: str | None = None) -> str:
-    """Full name of `data`; without it, the name of the run's test data."""
+    """Full name of `data`; without it, the name of the run's validation data."""
     run = vit.source.run or {}
     name = registry.full_name(data or run.get("data", {}).get("name", ""))
     if not name:
@@ -106,7 +106,7 @@ def labeled_images(
 ) -> LabeledImages:
     """Open the images to evaluate a model on; notes on both are logged.
 
-    data: as for `open_source`; None: the run's test data
+    data: as for `open_source`; None: the run's validation data
     data_dir: for imagenet2012; None: the run's
     numbers: limit, batch_size, workers and threads of LabeledImages; None: the run's or
         the default

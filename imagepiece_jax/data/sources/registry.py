@@ -32,16 +32,16 @@ def open_source(
     hf:OWNER/NAME   columns image and label of a data set on the Hugging Face hub, or
                     hf:FOLDER with its parquet files
     digits          1,797 handwritten digits, 16x16, inside the package
-    folder:PATH     PATH/train/CLASS/..., PATH/val/CLASS/..., or to test PATH/CLASS/...
-                    alone; see `class_names`
+    folder:PATH     PATH/train/CLASS/..., PATH/val/CLASS/..., or PATH/CLASS/... for
+                    validation alone; see `class_names`
     csv:FILE        see `open_csv`; paths relative to FILE
     PATH            an existing folder or .csv file, without the word before it
 
     split: "train" or "val"
     num_classes: None: as many as the data have
     class_names: a model's class names by label. A folder is named after a class or its
-        WordNet ID; test folders may cover some classes. None: labels follow all
-        folders, sorted as text
+        WordNet ID; validation folders may cover some classes. None: labels follow
+        all folders, sorted as text
     labeled: False: csv: and hf: need no labels, and none are read
     Raises InputError for an unknown name, for missing, empty or unreadable files, for
         labels that do not fit `num_classes`, and for folders without `class_names`

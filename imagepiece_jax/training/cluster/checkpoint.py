@@ -30,7 +30,7 @@ KEEP = 2  # newest steps per kind that stay: the second serves if the newest is 
 class RunProgress:
     """Checkpoint facts besides the state, as JSON values: images, evaluations."""
 
-    images: list[int]  # number of training images, number of test images
+    images: list[int]  # number of training images, number of validation images
     digest: list[str]  # content digests of both
     # step and accuracy of the best evaluation
     best: dict = dataclasses.field(default_factory=lambda: {"acc1": -1.0, "step": 0})
@@ -60,7 +60,7 @@ class RunProgress:
         for fact in ("images", "digest"):
             values = getattr(self, fact), getattr(before, fact)
             for split, value, old_value in zip(
-                ("training", "test"), *values, strict=True
+                ("training", "validation"), *values, strict=True
             ):
                 if value != old_value:
                     raise InputError(
