@@ -77,8 +77,8 @@ def attentive_ratios(paper, vit, reduction):
     def read(outputs, batch):
         ratios = {}
         for before, here in after:
-            merged = merges.merged_slots(outputs.results[before.place])
-            attention = outputs.reducer_inputs[here.place].cls_attn
+            merged = merges.merged_slots(outputs.results[before.step])
+            attention = outputs.reducer_inputs[here.step].cls_attn
             n = here.counts.n_in
             upper = n - floor(share * n)
             own = upper if here.merges else here.counts.n_out
@@ -141,8 +141,8 @@ def first_and_last(paper, vit, reduction):
     def read(outputs, batch):
         found = {}
         for end, site in ends.items():
-            inputs = outputs.reducer_inputs[site.place]
-            found[end] = merges.pair_similarity(inputs, outputs.results[site.place])
+            inputs = outputs.reducer_inputs[site.step]
+            found[end] = merges.pair_similarity(inputs, outputs.results[site.step])
         return found
 
     def summarize(arrays):
@@ -218,8 +218,8 @@ def attended_shares(paper, vit, reduction):
     site, *_ = merging_sites(vit, reduction)
 
     def read(outputs, batch):
-        result = outputs.results[site.place]
-        attention = outputs.reducer_inputs[site.place].cls_attn
+        result = outputs.results[site.step]
+        attention = outputs.reducer_inputs[site.step].cls_attn
         shares = {}
         for kind, both in KINDS.items():
             members = merges.taking_part(result, site.counts.n_in, both)
@@ -270,8 +270,8 @@ def first_merge(paper, vit, reduction):
     width = side // patch
 
     def read(outputs, batch):
-        result = outputs.results[site.place]
-        inputs = outputs.reducer_inputs[site.place]
+        result = outputs.results[site.step]
+        inputs = outputs.reducer_inputs[site.step]
         return {
             "pairs": merges.pair_similarity(inputs, result),
             "candidates": merges.candidate_similarity(inputs, site.counts),

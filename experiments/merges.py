@@ -66,10 +66,10 @@ def observed(model):
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """One reduction of a plan: its block, its place in `Outputs.results`, its kind."""
+    """One reduction of a plan: its block, its step in `Outputs.results`, its kind."""
 
     block: int
-    place: int
+    step: int
     merges: bool
     counts: Any
 

@@ -143,7 +143,7 @@ def reader(
     variables = parallel.replicate(vit.variables)
 
     def answer(images):
-        return accuracy.evaluate(step, variables, images).each
+        return accuracy.evaluate(step, variables, images).per_image
 
     return answer
 

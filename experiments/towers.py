@@ -88,7 +88,7 @@ def measure(towers: dict[str, Pretrained]) -> list[dict]:
             for name, file in files.items():
                 image = np.zeros((1, 3, *towers[name].preprocessing.shape), np.float32)
                 jobs[name] = timer.TimedCall(open_file(str(file), image))
-            seconds = timer.measure(jobs, RULES, rest=lambda: time.sleep(0.1))
+            seconds = timer.measure(jobs, RULES, pause=lambda: time.sleep(0.1))
             for name, each in seconds.items():
                 ratios = timer.speedups(seconds[DENSE], each)
                 rows.append(

@@ -44,8 +44,8 @@ def main(
     sizes = several("batch_size", batch_size)
     rules = Rules(warmup, repeats, seconds)
     if json:
-        read = runs.own_files(model.weights)
-        check_writable("json", json, [".json", ".jsonl"], read)
+        input_files = runs.own_files(model.weights)
+        check_writable("json", json, [".json", ".jsonl"], input_files)
     texts = several("reductions", reductions)
     vit = model.exported()
     if vit is not None:
@@ -53,7 +53,7 @@ def main(
             raise InputError(
                 "reductions, gelu and mode are for weights, not for a file"
             )
-        forms = {vit.source.name: vit}
+        models = {vit.source.name: vit}
         sizes = sizes or [vit.batch_size or 1]
         dtype = vit.model.execution.dtype.name
     else:
@@ -62,7 +62,7 @@ def main(
             vit = model.load(seed=0)  # seeds selectors, whose values do not matter
         else:
             vit = workloads.with_random_weights(named)
-        forms = suite.forms(vit, texts, model.reduction or "as it is")
+        models = suite.forms(vit, texts, model.reduction or "as it is")
         dtype = model.dtype or xla_options.fast_dtype()
-    groups = suite.groups(forms, sizes or [256], dtype, mode, gelu)
+    groups = suite.groups(models, sizes or [256], dtype, mode, gelu)
     suite.run_all(groups, rules, json)

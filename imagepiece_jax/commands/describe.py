@@ -23,13 +23,13 @@ def main(model: Model):
     # papers use the patch stem.
     patch_stem = dataclasses.replace(vit.config, stem="patch")
     configs = (vit.config, patch_stem)
-    others = [build_model(config, execution=vit.execution) for config in configs]
-    print(cost.cost_summary(vit, others))
+    dense_models = [build_model(config, execution=vit.execution) for config in configs]
+    print(cost.cost_summary(vit, dense_models))
     if not recovery:
         return
     for variant in recovery.variants:
-        what = "recovered for" if variant.changed else "no better for"
-        print(f"{what} {variant}")
+        outcome = "recovered for" if variant.changed else "no better for"
+        print(f"{outcome} {variant}")
     own = recovery.of(vit)
     if own is None:
         print("its values are the dense model's")

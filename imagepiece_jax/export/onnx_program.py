@@ -55,8 +55,8 @@ class OnnxProgram(Pretrained):
         """Logits of images. uint8 [B, H, W, 3] -> [B, classes]."""
         names = [output.name for output in self.session.get_outputs()]
         if "logits" not in names:
-            place = self.source.place
-            raise InputError(f"{place} returns {', '.join(names)}, and no logits")
+            title = self.source.title
+            raise InputError(f"{title} returns {', '.join(names)}, and no logits")
         count = len(pixels)
         size = self.batch_size or count
         rows = []

@@ -57,7 +57,7 @@ class WeightsSource:
         return self.run["seed"] if self.run else 0
 
     @property
-    def place(self) -> str:
+    def title(self) -> str:
         """The weights' name in messages, such as "run runs/a"."""
         if self.path is None:
             return f"the {self.kind}"
@@ -220,7 +220,7 @@ class Pretrained:
         if "pos_embed" not in fresh:
             config = model.config.with_arch(resize=self.config.arch.resize)
             tensors = resize_positions.fit(tensors, config, self.image_size)
-        origin = self.source.place
+        origin = self.source.title
         tensors, fresh = timm_tensors.own_selectors(model, tensors, origin, fresh)
         variables, _ = timm_tensors.model_variables(
             model, tensors, origin, fresh=fresh, seed=seed
@@ -379,14 +379,14 @@ class Pretrained:
             params = resize_positions.fit(params, model.config, trained_size)
         learned = self._learned
         drawn = () if seed is None else None
-        tensors, fresh = timm_tensors.own_selectors(model, learned, source.place, drawn)
+        tensors, fresh = timm_tensors.own_selectors(model, learned, source.title, drawn)
         variables, drawn = timm_tensors.model_variables(
             model,
             tensors,
-            source.place,
+            source.title,
             fresh=fresh,
             seed=seed or 0,
-            given={**self.dense_variables, "params": params},
+            known={**self.dense_variables, "params": params},
         )
         untrained = {**source.untrained, **digests(variables, drawn)}
         vit = dataclasses.replace(

@@ -110,14 +110,14 @@ def _apply_by_product(state, result):
             attn_size = jnp.pad(result.attn_size, front, constant_values=1.0)
         values.append(jnp.where(belongs, attn_size[:, None, :], 0))
     # One pass computes all sums per slot, in the kernel that writes the matrix.
-    total, *attn_size = (each[:, :count] for each in sums(values, axis=2))
+    total, *attn_size = (slot_sums[:, :count] for slot_sums in sums(values, axis=2))
     parts = [weight.astype(x.dtype)]
     # Whole numbers up to `exact` fit into the tokens' dtype. A larger size needs two
     # operands: the rounded size and the rest.
     exact = 2 / jnp.finfo(x.dtype).eps
     if result.by_size and (state.patches is None or state.patches > exact):
-        rest = weight - parts[0].astype(jnp.float32)
-        parts.append(rest.astype(x.dtype))
+        rounding = weight - parts[0].astype(jnp.float32)
+        parts.append(rounding.astype(x.dtype))
     rows = jnp.einsum(
         "bpsn,bnd->bpsd",
         jnp.stack(parts, axis=1),

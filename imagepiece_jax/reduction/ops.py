@@ -21,13 +21,13 @@ _fast = contextvars.ContextVar("fast", default=False)
 
 
 @contextlib.contextmanager
-def fast(wanted=True):
+def fast(enabled=True):
     """Trace reductions with fewer, cheaper GPU kernels in this context, if wanted.
 
     The same tokens leave, except at near ties: summation order may differ.
     """
     # Products take two-byte operands where these are exact, and sum in float32.
-    token = _fast.set(wanted)
+    token = _fast.set(enabled)
     try:
         yield
     finally:
@@ -113,23 +113,23 @@ def count_before(keep):
 
 
 @node
-def invert(position, wanted):
+def invert(position, values):
     """Find the index of every wanted value in `position` [B, n]. -> [B, m] int32.
 
     A missing value gives 0. A repeated value gives the sum of its indices.
 
-    wanted: [m] values, or a number m for the values 0..m-1
+    values: [m] values, or a number m for the values 0..m-1
     """
     chex.assert_rank(position, 2)
-    if isinstance(wanted, int):
-        wanted = jnp.arange(wanted)
+    if isinstance(values, int):
+        values = jnp.arange(values)
     else:
-        wanted = jnp.asarray(wanted)
+        values = jnp.asarray(values)
     index = jnp.arange(position.shape[1], dtype=jnp.int32)[None, None, :]
     position = position[:, None, :]
-    wanted = wanted.astype(jnp.int32)[None, :, None]
-    taken = jnp.where(position == wanted, index, 0)
-    return jnp.sum(taken, axis=-1, dtype=jnp.int32)
+    values = values.astype(jnp.int32)[None, :, None]
+    indices = jnp.where(position == values, index, 0)
+    return jnp.sum(indices, axis=-1, dtype=jnp.int32)
 
 
 @node
@@ -140,10 +140,10 @@ def pick(position, length, *values):
     """
     # Without this barrier XLA recomputes all positions for every wanted index.
     position = jax.lax.optimization_barrier(position)
-    wanted = jnp.arange(length, dtype=jnp.int32)[None, :, None]
-    holds = position[:, None, :] == wanted
-    taken = tuple(jnp.where(holds, value[:, None, :], 0) for value in values)
-    return sums(taken, axis=2)
+    ranks = jnp.arange(length, dtype=jnp.int32)[None, :, None]
+    holds = position[:, None, :] == ranks
+    picked = tuple(jnp.where(holds, value[:, None, :], 0) for value in values)
+    return sums(picked, axis=2)
 
 
 @node
@@ -191,8 +191,8 @@ def smallest(values, k):
     index = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
     marked = jnp.zeros(values.shape, bool)
     for _ in range(min(k, values.shape[-1])):
-        rest = jnp.where(marked, jnp.inf, values)
-        nearest = jnp.argmin(rest, axis=-1).astype(jnp.int32)
+        unmarked = jnp.where(marked, jnp.inf, values)
+        nearest = jnp.argmin(unmarked, axis=-1).astype(jnp.int32)
         marked |= index == nearest[..., None]
     return marked
 

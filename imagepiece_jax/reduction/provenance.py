@@ -19,7 +19,7 @@ def patch_slots(results, batch: int, patches: int) -> list:
     Returns a list of [batch, patches] int32, DROPPED for patches without a token. From
         the first Mixing or Masking on, entries are None.
     """
-    hard = itertools.takewhile(lambda each: isinstance(each, Assignment), results)
+    hard = itertools.takewhile(lambda result: isinstance(result, Assignment), results)
     slots = [path.slot for path in follow([*hard])]
     every_patch = jnp.arange(patches, dtype=jnp.int32)
     slots[0] = jnp.broadcast_to(every_patch, (batch, patches))

@@ -163,19 +163,19 @@ class Bipartite(Reducer):
         leaves = order < merges
         # Slots of A's staying tokens, and their numbers on side A. Slots are the rest
         # of A, then B, so the next split by position mixes the two sides.
-        rest = sources.shape[1] - merges
+        n_staying = sources.shape[1] - merges
         if prefix:  # in their order
             slot_of_staying = ops.place_among(~leaves)
-            staying = ops.invert(slot_of_staying, rest)
+            staying = ops.invert(slot_of_staying, n_staying)
         else:  # by falling similarity
             slot_of_staying = order - merges
-            staying = ops.invert(order, merges + np.arange(rest))
+            staying = ops.invert(order, merges + np.arange(n_staying))
         # A token's number on side B is half its index. `//` would be nine operations.
-        slot_of = rest + jax.lax.div(partner, jnp.int32(2))
+        slot_of = n_staying + jax.lax.div(partner, jnp.int32(2))
         sources = jnp.broadcast_to(sources, (order.shape[0], sources.size))
         targets = jnp.broadcast_to(targets, (order.shape[0], targets.size))
         slots_a = jnp.where(leaves, slot_of, slot_of_staying)
-        slots_b = rest + targets // 2
+        slots_b = n_staying + targets // 2
         absorbed, partner, target = ops.pick(order, merges, sources, partner, slot_of)
         keep = jnp.concatenate([first + 2 * staying, targets], axis=1)
         index = SlotIndex(keep, absorbed, target, partner)

@@ -96,7 +96,7 @@ def test_ratios_of_merged_tokens_are_those_of_a_slow_count(study, pretrained, ob
         figures = found[str(block)]
         assert figures["rule"].startswith(rule)
         for name, count in (("own", own), ("candidates", upper)):
-            slow = slow_ratio(outputs, before.place, here.place, count)
+            slow = slow_ratio(outputs, before.step, here.step, count)
             assert figures[name][0] == pytest.approx(slow, rel=1e-5)
 
 

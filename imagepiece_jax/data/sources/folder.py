@@ -244,7 +244,7 @@ def _classes(root, inside):
     return names, [os.path.join(inside, name) for name in sum(loose, [])]
 
 
-def _check_splits(place, root, splits):
+def _check_splits(data, root, splits):
     """Check that train and val have equal classes and share no folder."""
     names = []
     folders = []
@@ -254,9 +254,9 @@ def _check_splits(place, root, splits):
         paths = [os.path.join(root, inside, name) for name in classes]
         folders.append({*map(os.path.realpath, paths)})
     if set.intersection(*folders):
-        raise InputError(f"{place} has the same images in train and val, by a link")
+        raise InputError(f"{data} has the same images in train and val, by a link")
     if names[0] != names[1]:
         raise InputError(
-            f"{place} has class {min(names[0] ^ names[1])!r} in only one of train and "
+            f"{data} has class {min(names[0] ^ names[1])!r} in only one of train and "
             f"{splits['val']}"
         )

@@ -49,17 +49,17 @@ def open_source(
     """
     check_choice("split", split, SPLITS)
     name = full_name(name)
-    kind, _, path = name.partition(":")
+    prefix, _, path = name.partition(":")
     path = os.path.expanduser(path)
     if name == "imagenet2012":
         return open_imagenet(split, num_classes, data_dir)
     if name == "digits":
         return open_digits(split, num_classes)
-    if kind == "hf" and path:
+    if prefix == "hf" and path:
         return open_hub_data(path, split, num_classes, labeled)
-    if kind == "folder" and path:
+    if prefix == "folder" and path:
         return open_folder(path, split, num_classes, class_names)
-    if kind == "csv" and path:
+    if prefix == "csv" and path:
         return open_csv(path, split, num_classes, labeled)
     raise InputError(
         f"name is {name!r}; it must be {', '.join(NAMES)}, or an existing folder or "
@@ -87,5 +87,5 @@ def full_name(name: str) -> str:
 
 def short_name(name: str) -> str:
     """Data set name without this machine's folders: "csv:photos/labels.csv"."""
-    kind, colon, path = name.partition(":")
-    return kind + colon + "/".join(pathlib.Path(path).parts[-2:])
+    prefix, colon, path = name.partition(":")
+    return prefix + colon + "/".join(pathlib.Path(path).parts[-2:])

@@ -74,15 +74,15 @@ def soft_merge(similarity, size, live, merges):
     # shares. First the weights of the shares, at odd rows and even columns.
     safe = jnp.maximum(grown, TINY)
     to_odd = moved.transpose(0, 2, 1) / safe[:, :, None]  # [B, b, a]
-    rest = n - live
+    dead = n - live
     odd = live % 2
-    rows = (1, rest + odd, 1)  # padding before, after and between rows
-    columns = (0, rest + 1 - odd, 1)
+    rows = (1, dead + odd, 1)  # padding before, after and between rows
+    columns = (0, dead + 1 - odd, 1)
     matrix = jax.lax.pad(to_odd, jnp.float32(0), ((0, 0, 0), rows, columns))
     # Then the weights of the tokens themselves: all except odd tokens keep their
     # features.
     scale = ops.alternate(jnp.ones_like(even_size), odd_size / safe)
-    scale = jnp.pad(scale, ((0, 0), (0, rest)), constant_values=1.0)
+    scale = jnp.pad(scale, ((0, 0), (0, dead)), constant_values=1.0)
     scale = scale[:, :, None]
     matrix = matrix + scale * jnp.eye(n, dtype=jnp.float32)[None]
     sizes = ops.alternate(even_size * clipped, grown)

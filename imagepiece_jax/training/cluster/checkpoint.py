@@ -189,9 +189,9 @@ class Checkpoints:
             ) from error
 
 
-def _checked_table(wanted, folder, table):
-    """Return a checkpoint's array table; raise InputError where `wanted` differs."""
-    needed = {name: f"{x.dtype} {[*x.shape]}" for name, x in wanted.items()}
+def _checked_table(abstract, folder, table):
+    """Return a checkpoint's array table; raise InputError where `abstract` differs."""
+    needed = {name: f"{x.dtype} {[*x.shape]}" for name, x in abstract.items()}
     stored = {name: f"{dtype} {shape}" for name, (dtype, shape, _) in table.items()}
     for name, expected, actual in differences(needed, stored):
         raise InputError(

@@ -49,7 +49,7 @@ def refused(path, message, split="val", num_classes=None):
 
 
 def test_no_image_is_in_both_splits(images):
-    """Training may see one more often; without splits there are only validation images."""
+    """Training may repeat an image; without splits all images are for validation."""
     path = written(images, "a,0,train b,1,val c,1,train d,0,val e,1,train")
     assert levels(path, "train") == [0, 20, 40]
     assert levels(path, "val") == [10, 30]
