@@ -361,13 +361,13 @@ def listed(counts: np.ndarray) -> str:
 
 def sets(photographs: str, imagenette: str) -> dict[str, Source]:
     """The images that are measured, those with labels, and those that recover."""
-    spaced = as_source(photographs).spread(PHOTOGRAPHS)
+    spaced = as_source(photographs).evenly_spaced(PHOTOGRAPHS)
     even = spaced.subset(range(0, len(spaced), 2))
     odd = spaced.subset(range(1, len(spaced), 2))
     return {
         "photographs": even,
         MEAN: even,
-        "learned": odd.spread(LEARNED),
+        "learned": odd.evenly_spaced(LEARNED),
         "imagenette": as_source(f"{imagenette}/val"),
         "labeled": as_source(f"{imagenette}/train"),
     }

@@ -274,13 +274,13 @@ def images_of(assets: pathlib.Path, imagenette: pathlib.Path) -> dict[str, Sourc
     photographs = as_source(assets / "data/nips2017_224_jpg/images")
     odd = photographs.subset(range(1, len(photographs), 2))
     even = photographs.subset(range(0, len(photographs), 2))
-    found = {"learned": odd.spread(LEARNED), "A": even, "B": odd}
+    found = {"learned": odd.evenly_spaced(LEARNED), "A": even, "B": odd}
     table = assets / "data/nips2017_224_jpg/labels.csv"
     if table.exists():
         found["labeled"] = open_csv(table, "val")
-    found["photographs"] = even.spread(JUDGED["photographs"])
+    found["photographs"] = even.evenly_spaced(JUDGED["photographs"])
     tests = as_source(imagenette)
-    found["imagenette"] = tests.spread(JUDGED["imagenette"])
+    found["imagenette"] = tests.evenly_spaced(JUDGED["imagenette"])
     others = np.setdiff1d(tests.indices, found["imagenette"].indices)
     paths = [tests.name(index) for index in others]
     learned = found["learned"]

@@ -33,7 +33,7 @@ COLUMNS = {
 }
 
 
-def forms(
+def variants(
     vit: Pretrained, reductions: Sequence[str], own: str = "as it is"
 ) -> dict[str, Pretrained]:
     """A model's variants by name: dense, its own reduction, then `reductions`.
@@ -76,7 +76,7 @@ def groups(
 
 def run_all(
     groups: Sequence[Mapping[str, Case]],
-    rules: timer.Rules,
+    rules: timer.TimingRules,
     file: str | None = None,
     others: Callable[[list[Case]], Mapping[str, Workload]] | None = None,
 ):

@@ -56,7 +56,7 @@ class Case:
     mode: str  # "inference" or "train"
     batch_size: int
     dtype: str
-    gelu: str | None = None  # GELU's form, as in `optimize`
+    gelu: str | None = None  # GELU variant, as in `optimize`
     run: RunConfig | None = None  # in mode train
 
     def __post_init__(self):

@@ -25,7 +25,7 @@ def main(
 
     Args:
         optimized: Compare the optimized program with the float32 model.
-        gelu: GELU's form in the optimized program.
+        gelu: The GELU variant in the optimized program.
         json: A file to write the results to.
     """
     from imagepiece_jax.evaluate import accuracy, statistics

@@ -35,7 +35,7 @@ def main(
 
     Args:
         batch_size: Images per call; any number if unset.
-        gelu: GELU's form in the program; the model's if unset.
+        gelu: The GELU variant in the program; the model's if unset.
         pixels: Take uint8 images and normalize them inside the program.
         output: The program's outputs.
         layout: Write the folder that this program loads.

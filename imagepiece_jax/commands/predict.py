@@ -26,7 +26,7 @@ def main(
     Args:
         labels: Class names for weights without class names.
         top: Classes per image; if unset 5, or all if there are fewer.
-        gelu: GELU's form in the optimized program.
+        gelu: The GELU variant in the optimized program.
         json: A file to write the predictions to.
     """
     from imagepiece_jax.data import pictures

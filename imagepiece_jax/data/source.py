@@ -147,7 +147,7 @@ class Source(abc.ABC):
                 raise InputError(f"{image.name}: {error}") from error
             return
 
-    def spread(self, count: int | None) -> "Source":
+    def evenly_spaced(self, count: int | None) -> "Source":
         """Take `count` evenly spaced images; all if count is None or not smaller."""
         if count is None or count >= len(self):
             return self

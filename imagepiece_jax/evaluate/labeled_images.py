@@ -135,7 +135,7 @@ def labeled_images(
         data_dir=data_dir or of_run.get("dir") or None,
         class_names=vit.class_names,
     )
-    source = every.spread(typed.get("limit"))
+    source = every.evenly_spaced(typed.get("limit"))
     for note in _notes(vit, name, every, source):
         notes.info(f"note: {note}")
     return LabeledImages(

@@ -14,10 +14,10 @@ from imagepiece_jax.common.nodes import node
 from imagepiece_jax.reduction.ops import (
     cosine,
     gather_rows,
+    index_among,
     invert,
     is_fast,
     is_short,
-    place_among,
     sums,
 )
 from imagepiece_jax.reduction.state import (
@@ -439,7 +439,7 @@ def to_nearest_slot(x, result):
     leaving = result.dest.shape[1] - result.n_out  # the most tokens that can be dropped
     if not leaving:
         return result.dest
-    number = place_among(dropped)
+    number = index_among(dropped)
     rows = gather_rows(x, invert(number, leaving))
     alike = jnp.where(dropped[:, None, :], -2.0, cosine(rows, x))
     nearest = jnp.argmax(alike, axis=-1)

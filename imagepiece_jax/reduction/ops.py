@@ -82,7 +82,7 @@ def _indices(values):
 
 
 @node
-def place_among(keep):
+def index_among(keep):
     """Number kept tokens from 0; other tokens are negative. [B, n] -> [B, n] int32."""
     chex.assert_rank(keep, 2)
     mine, other = _indices(keep)
@@ -94,8 +94,8 @@ def place_among(keep):
     return jnp.sum(terms, axis=-1, dtype=jnp.int32)
 
 
-def place_or(keep, otherwise):
-    """`place_among` for kept tokens, `otherwise` [B, n] for the rest, in one pass."""
+def index_or(keep, otherwise):
+    """`index_among` for kept tokens, `otherwise` [B, n] for the rest, in one pass."""
     mine, other = _indices(keep)
     earlier = keep[:, None, :] & (other < mine)
     once = jnp.where(other == 0, otherwise[:, :, None], 0)

@@ -165,7 +165,7 @@ class Bipartite(Reducer):
         # of A, then B, so the next split by position mixes the two sides.
         n_staying = sources.shape[1] - merges
         if prefix:  # in their order
-            slot_of_staying = ops.place_among(~leaves)
+            slot_of_staying = ops.index_among(~leaves)
             staying = ops.invert(slot_of_staying, n_staying)
         else:  # by falling similarity
             slot_of_staying = order - merges
@@ -186,7 +186,7 @@ class Bipartite(Reducer):
         dest = by_token(slots_a, slots_b)
         if short and prefix:
             keeps_order = by_token(~leaves, jnp.zeros_like(slots_b, bool))
-            dest = ops.place_or(keeps_order, by_token(slot_of, slots_b))
+            dest = ops.index_or(keeps_order, by_token(slot_of, slots_b))
         elif short:
             dest = jax.lax.optimization_barrier(dest)
         return Assignment(dest, index=index, n_out=counts.n_out)
@@ -194,7 +194,7 @@ class Bipartite(Reducer):
 
 def keep_highest(score, n_out):
     """Assign slots to the `n_out` highest scores [B, n], in spatial order."""
-    slot = ops.place_among(ops.rank(score) < n_out)
+    slot = ops.index_among(ops.rank(score) < n_out)
     dest = jnp.maximum(slot, DROPPED)
     index = SlotIndex.one_each(ops.invert(slot, n_out))
     return Assignment(dest, index=index, n_out=n_out)
@@ -208,8 +208,8 @@ def keep_and_sum(keep, weight, n_out):
     """
     dest = jnp.where(keep, ops.count_before(keep), n_out - 1)
     weight = jnp.where(keep, 1.0, weight)
-    staying = ops.invert(ops.place_among(keep), n_out - 1)
-    leaving = ops.invert(ops.place_among(~keep), keep.shape[1] - n_out + 1)
+    staying = ops.invert(ops.index_among(keep), n_out - 1)
+    leaving = ops.invert(ops.index_among(~keep), keep.shape[1] - n_out + 1)
     first = leaving[:, :1]
     absorbed = leaving[:, 1:]
     target = jnp.full_like(absorbed, n_out - 1)

@@ -430,10 +430,10 @@ NUMBERS = np.arange(11, 23, dtype=np.int32).reshape(2, 6)
     "fn",
     [
         lambda x: ops.pick(ops.rank(x), 3, NUMBERS)[0],
-        lambda x: ops.pick(ops.place_among(x > 0), 6, NUMBERS)[0],  # fewer are kept
+        lambda x: ops.pick(ops.index_among(x > 0), 6, NUMBERS)[0],  # fewer are kept
         lambda x: ops.invert(ops.rank(x), np.array([1, 3])),
-        lambda x: ops.invert(ops.place_among(x > 0), 6),
-        lambda x: ops.invert(ops.place_among(ops.rank(x) < 4), 4),
+        lambda x: ops.invert(ops.index_among(x > 0), 6),
+        lambda x: ops.invert(ops.index_among(ops.rank(x) < 4), 4),
     ],
 )
 def test_tokens_are_picked_as_by_jax(fn):

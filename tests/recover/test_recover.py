@@ -671,7 +671,7 @@ def test_a_file_that_is_named_twice_is_not_both_learned_and_held_out(
         table.write_text("\n".join(["filename,label,split", *rows]))
         images = f"csv:{table}"
     if kind == "limited":
-        images = as_source(images).spread(2 * count - 1)
+        images = as_source(images).evenly_spaced(2 * count - 1)
     parts = divided(monkeypatch, vit, images)
     names = []
     for part in parts:

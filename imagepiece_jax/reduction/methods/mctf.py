@@ -12,7 +12,7 @@ import numpy as np
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.reduction.block_plan import AtMostHalf, Step, floor
 from imagepiece_jax.reduction.methods.method import Removal, check_each
-from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, place_among, rank
+from imagepiece_jax.reduction.ops import cosine, gather_rows, index_among, invert, rank
 from imagepiece_jax.reduction.reducers import Ranking, find_partners, keep_and_join
 
 FEWEST = 10  # tokens that always stay, class token included
@@ -68,7 +68,7 @@ class Fusion(Ranking):
         order = rank(best)
         joining = invert(order, leaving_even)
         joined = gather_rows(partner, joining)
-        slot_of_even = place_among(order >= leaving_even)
+        slot_of_even = index_among(order >= leaving_even)
         staying = invert(slot_of_even, order.shape[1] - leaving_even)
         # The second half: odd tokens join the remaining even tokens.
         odd_to_even = gather_rows(even_to_odd, staying).transpose(0, 2, 1)
