@@ -88,14 +88,14 @@ def attentive_ratios(paper, vit, reduction):
         return ratios
 
     def summarize(arrays):
-        found = {}
+        by_block = {}
         for _, here in after:
             figures = {}
             for name in ("own", "candidates"):
                 figures[name] = intervals.mean(arrays[f"{here.block} {name}"])
             figures["rule"] = "(a) above the candidates" if here.merges else "(b) kept"
-            found[str(here.block)] = figures
-        return found
+            by_block[str(here.block)] = figures
+        return by_block
 
     return paper.inside("reassess", vit, reduction, read, summarize)
 
@@ -139,11 +139,13 @@ def first_and_last(paper, vit, reduction):
     ends = {"first": merging[0], "last": merging[-1]}
 
     def read(outputs, batch):
-        found = {}
+        similarities = {}
         for end, site in ends.items():
             inputs = outputs.reducer_inputs[site.step]
-            found[end] = merges.pair_similarity(inputs, outputs.results[site.step])
-        return found
+            similarities[end] = merges.pair_similarity(
+                inputs, outputs.results[site.step]
+            )
+        return similarities
 
     def summarize(arrays):
         values = {end: arrays[end].astype(np.float64) for end in ENDS}

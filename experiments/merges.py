@@ -76,12 +76,12 @@ class Site:
 
 def sites(model) -> list[Site]:
     """All Sites of `model`'s plan, in order."""
-    found = []
+    all_sites = []
     for block, layer in enumerate(model.plan):
         if layer.counts:
             merges = isinstance(layer.step.rule, AtMostHalf)
-            found.append(Site(block, len(found), merges, layer.counts))
-    return found
+            all_sites.append(Site(block, len(all_sites), merges, layer.counts))
+    return all_sites
 
 
 def pairs(result) -> tuple[jax.Array, jax.Array]:
@@ -132,8 +132,8 @@ def merged_slots(result) -> jax.Array:
 
 def holds(indices, n: int) -> jax.Array:
     """Which of n places are among the indices [B, r]. [B, n] bool."""
-    place = jnp.arange(n)[None, :, None]
-    return jnp.any(indices[:, None, :] == place, axis=2)
+    index = jnp.arange(n)[None, :, None]
+    return jnp.any(indices[:, None, :] == index, axis=2)
 
 
 def attentive_share(merged, cls_attn, count: int) -> jax.Array:

@@ -177,8 +177,8 @@ class Clock:
     def __call__(self, vit: Pretrained, reduction: ReductionLike) -> dict[str, float]:
         """`timer.figures` relative to the dense model; "dense_ms" is its time."""
         jobs = {}
-        for name, each in (("dense", DENSE), ("reduced", reduction)):
-            variant = vit.with_reduction(each, seed=0)
+        for name, reduction_of_model in (("dense", DENSE), ("reduced", reduction)):
+            variant = vit.with_reduction(reduction_of_model, seed=0)
             fast = optimize.optimize(
                 variant,
                 batch_size=self.batch_size,
@@ -210,8 +210,8 @@ class StudyImages:
     def batch_size(self) -> int:
         """At most all images, rounded up to whole devices."""
         devices = len(parallel.local_devices())
-        wanted = min(self.most, max(len(self), 1))
-        return -(-wanted // devices) * devices
+        count = min(self.most, max(len(self), 1))
+        return -(-count // devices) * devices
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -323,8 +323,8 @@ class Study:
             "reduction": self.weights(vit).text(reduction),
             **self.clock.setting(vit),
         }
-        what = f"the speed of {reduction}"
-        return self.cache.result(setting, lambda: self.clock(vit, reduction), what)
+        task = f"the speed of {reduction}"
+        return self.cache.result(setting, lambda: self.clock(vit, reduction), task)
 
     def inside(
         self,
@@ -348,8 +348,8 @@ class Study:
 
         weights = self.weights(vit)
         reduction = Reduction.read(reduction)
-        what = f"inside {reduction}, {len(self.images)} images"
-        return weights.cache.result(weights.setting(kind, reduction), measure, what)
+        task = f"inside {reduction}, {len(self.images)} images"
+        return weights.cache.result(weights.setting(kind, reduction), measure, task)
 
     # The pages
 
@@ -386,7 +386,7 @@ def selected(name: str, small: bool) -> list[str]:
     Raises InputError for a name that is not there, or has no form with `small`.
     """
     check_choice("NAME", name, (*TABLES, ALL))
-    trained = [each for each in TABLES if each not in WITHOUT_TRAINING]
+    trained = [table for table in TABLES if table not in WITHOUT_TRAINING]
     if small and name in WITHOUT_TRAINING:
         raise InputError(f"small has no form of {name}")
     if name != ALL:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.common.nodes import node
+from imagepiece_jax.common.nodes import onnx_op
 
 INIT = nn.initializers.normal(0.02, jnp.float32)
 QUICK = 1.702  # QuickGELU's factor
@@ -147,7 +147,7 @@ def _gelu_backward(variant, x, gradient):
 
 
 gelu.defvjp(lambda x, variant: (gelu(x, variant), x), _gelu_backward)
-gelu = node(gelu)
+gelu = onnx_op(gelu)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -207,4 +207,4 @@ def _norm_backward(dtype, eps, saved, gradient):
 
 
 layer_norm.defvjp(_norm_forward, _norm_backward)
-layer_norm = node(layer_norm)
+layer_norm = onnx_op(layer_norm)

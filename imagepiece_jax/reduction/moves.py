@@ -10,7 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.common.nodes import node
+from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.reduction.ops import (
     cosine,
     gather_rows,
@@ -425,7 +425,7 @@ def _move_backward(mean, saved, gradient):
 
 
 _move_by_index.defvjp(_move_forward, _move_backward)
-_move_by_index = node(_move_by_index)
+_move_by_index = onnx_op(_move_by_index)
 
 
 def to_nearest_slot(x, result):

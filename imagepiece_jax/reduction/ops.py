@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from imagepiece_jax.common.nodes import node
+from imagepiece_jax.common.nodes import onnx_op
 
 # Up to this many array elements (55 images of DeiT-S, 14 of So400m), fewer kernels are
 # worth more bytes; an estimate.
@@ -56,7 +56,7 @@ def order_key(score):
     return jnp.where(magnitude > infinity, -infinity, key)
 
 
-@node
+@onnx_op
 def rank(score):
     """Rank tokens by falling score, ties to the lower index. -> [B, n] int32.
 
@@ -81,7 +81,7 @@ def _indices(values):
     return mine, other
 
 
-@node
+@onnx_op
 def index_among(keep):
     """Number kept tokens from 0; other tokens are negative. [B, n] -> [B, n] int32."""
     chex.assert_rank(keep, 2)
@@ -103,7 +103,7 @@ def index_or(keep, otherwise):
     return jnp.sum(terms, axis=-1, dtype=jnp.int32)
 
 
-@node
+@onnx_op
 def count_before(keep):
     """Count kept tokens before every token. [B, n] bool -> [B, n] int32."""
     chex.assert_rank(keep, 2)
@@ -112,7 +112,7 @@ def count_before(keep):
     return jnp.sum(earlier, axis=-1, dtype=jnp.int32)
 
 
-@node
+@onnx_op
 def invert(position, values):
     """Find the index of every wanted value in `position` [B, n]. -> [B, m] int32.
 
@@ -132,7 +132,7 @@ def invert(position, values):
     return jnp.sum(indices, axis=-1, dtype=jnp.int32)
 
 
-@node
+@onnx_op
 def pick(position, length, *values):
     """Gather several values [B, n] int32 at `invert(position, length)`, in one pass.
 
@@ -146,7 +146,7 @@ def pick(position, length, *values):
     return sums(picked, axis=2)
 
 
-@node
+@onnx_op
 def sums(values, axis):
     """Sum several arrays along an axis, in one pass."""
 
@@ -220,7 +220,7 @@ def alternate(first, second):
     return pairs.reshape(batch, 2 * half)[:, :n]
 
 
-@node
+@onnx_op
 def gather_rows(x, index):
     """Gather rows of x [B, n, ...] at an index [B, ...] in [0, n), image by image.
 
@@ -261,7 +261,7 @@ def products(a, b):
     return jnp.einsum("bnd,bmd->bnm", a, b, precision="highest")
 
 
-@node
+@onnx_op
 def unit(x, eps=1e-6):
     """Scale vectors along the last axis to length 1, in float32."""
     x = x.astype(jnp.float32)
@@ -290,7 +290,7 @@ def shift_shares(change, live=None):
     return moved / jnp.maximum(total, 1e-6)
 
 
-@node
+@onnx_op
 def class_attention(query, key, key_bias=None):
     """Class token attention to all N tokens, prefix included. -> [B, N] float32.
 
@@ -349,7 +349,7 @@ def _log_sum_exp_jvp(primals, tangents):
     return out, jnp.sum(weights * tangent, axis=1)
 
 
-log_sum_exp = node(log_sum_exp)
+log_sum_exp = onnx_op(log_sum_exp)
 
 
 def uniqueness(key, margin, live=None):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.common.nodes import node
+from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex
@@ -218,7 +218,7 @@ def keep_and_sum(keep, weight, n_out):
     return Assignment(dest, weight, index=index, n_out=n_out, mean=False)
 
 
-@node
+@onnx_op
 def find_partners(similarity, tokens):
     """Find every row's most similar token; ties go to the first token.
 

@@ -399,7 +399,7 @@ def test_rewritten_nodes_give_the_same(fn, shapes):
         np.testing.assert_allclose(each, want, rtol=1e-5, atol=1e-6)
 
 
-MARKED = nodes.node(lambda: None).__code__
+MARKED = nodes.onnx_op(lambda: None).__code__
 
 
 @pytest.mark.parametrize("room", [layers, attention, ops, moves, reducers])
