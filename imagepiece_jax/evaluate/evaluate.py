@@ -63,7 +63,7 @@ def evaluate(
         step = accuracy.program_step(lambda pixels: jax.device_put(vit(pixels)))
         batches = images.batches(placement=Placement())
         figures = accuracy.evaluate(step, None, batches).figures
-        return figures | images.facts(vit) | {"recovered": vit.recovered_form}
+        return figures | images.facts(vit) | {"recovered": vit.recovered_name}
     if not optimized:
         step = accuracy.model_step(vit.model)
         variables = parallel.replicate(vit.variables)

@@ -129,9 +129,9 @@ class Program:
         return results
 
     def __repr__(self):
-        return f"<Program: {self.describe()}>"
+        return f"<Program: {self.summary()}>"
 
-    def describe(self) -> str:
+    def summary(self) -> str:
         """Describe the model, its cost and its compilation in a few lines."""
         batch, *size, _ = self.images.shape
         dtype = self.images.dtype

@@ -33,9 +33,8 @@ class Length:
     def due(self, step: int) -> bool:
         """Whether an evaluation follows `step`; after the last step always."""
         epoch, remainder = divmod(step, self.steps_per_epoch)
-        return step == self.steps or (
-            not remainder and epoch % self.eval_every_epochs == 0
-        )
+        is_last = step == self.steps
+        return is_last or (not remainder and epoch % self.eval_every_epochs == 0)
 
 
 def length(run: RunConfig, images: int) -> Length:
