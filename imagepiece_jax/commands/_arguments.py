@@ -166,5 +166,8 @@ class Images:
         if not sets:
             return None
         if len(self.images) > 1:
-            raise InputError(f"images has {sets[0]}, which is a data set, and others")
+            raise InputError(
+                f"images has {sets[0]}, a data set, and other words; give "
+                "the data set alone"
+            )
         return registry.open_source(sets[0], split, **options)

@@ -63,7 +63,7 @@ def main(
     )
     table = folder / feature_folder.DAMAGED
     if written.damaged == written.shapes["pooled"][0]:
-        raise RunError(f"no photograph has a row of numbers; {table} says why")
+        raise RunError(f"no photograph has a feature row; {table} says why")
     for name, shape in written.shapes.items():
         size = " x ".join([f"{side}" for side in shape])
         print(f"{folder / name}.npy: {size} {storage}")

@@ -38,7 +38,7 @@ def main(
 
     texts = several("reductions", reductions)
     if texts and weights.reduction is not None:
-        text = f"reduction is {weights.reduction}; all that are drawn are in reductions"
+        text = f"reduction is {weights.reduction}; give it in reductions"
         raise InputError(text)
     drawn = several("blocks", blocks)
     extras.check("a figure", "matplotlib")

@@ -93,7 +93,7 @@ def data_name(vit: Pretrained, data: str | None = None) -> str:
     run = vit.source.run or {}
     name = registry.full_name(data or run.get("data", {}).get("name", ""))
     if not name:
-        raise InputError("data is missing; only a run has data of its own")
+        raise InputError("data is missing; only a run names its own data")
     return name
 
 

@@ -41,7 +41,7 @@ def read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
         try:
             objects.append(dict(json.loads(line)))
         except (TypeError, ValueError) as error:
-            text = f"{path}: line {number} is no JSON object ({error})"
+            text = f"{path}: line {number} is not a JSON object ({error})"
             raise InputError(text) from error
     return objects
 

@@ -97,8 +97,8 @@ def write_features(
         ):
             if files.leaving:
                 log.warning(
-                    f"note: {files.leaving} rows leave, as their photographs are not "
-                    "named or gone"
+                    f"note: {files.leaving} rows are removed, because their "
+                    "photographs are gone or not named"
                 )
             if existing_rows:
                 progress.say(f"{existing_rows} of {count} rows are there")

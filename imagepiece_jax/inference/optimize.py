@@ -269,7 +269,9 @@ def compiler(
     dtype = dtype or xla_options.fast_dtype(device)
     xla_options.check_dtype(dtype, device.platform)
     if reductions == "fast" and jnp.dtype(dtype).itemsize > 2:
-        raise InputError(f"reductions is 'fast', but layers are {dtype}")
+        raise InputError(
+            f"reductions is 'fast', which needs 2-byte layers, but dtype is {dtype}"
+        )
     options = {**xla_options.options(device.platform), **(compiler_options or {})}
     model = model.with_execution(dtype=jnp.dtype(dtype))
     model = for_device(model, device, attention)

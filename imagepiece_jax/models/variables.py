@@ -114,7 +114,7 @@ def check_variables(model, variables):
         got = present.get(name, "missing")
         expected = needed.get(name, "missing")
         if got != expected:
-            raise InputError(f"variables: {name} is {got}, and in the model {expected}")
+            raise InputError(f"variables: {name} is {got}, but {expected} in the model")
 
 
 def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> None:

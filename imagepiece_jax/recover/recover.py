@@ -99,7 +99,7 @@ def recover(
     if minutes is not None:
         check_range("minutes", minutes, above=0)
         if steps is not None:
-            raise InputError("steps and minutes are given; one of them says how long")
+            raise InputError("steps and minutes are both given; give one")
     recipe = Recipe(parameters, STEPS if steps is None else steps, batch_size, seed)
     dense = vit.with_reduction(None)
     students = reduced_models(vit, dense)
@@ -153,11 +153,13 @@ def recover(
 def check_recoverable(vit: Pretrained):
     """Raise InputError for a model that `recover` does not take."""
     if vit.model.has_selectors:
-        raise InputError(f"{vit.label} has selectors, which training must learn")
+        raise InputError(f"{vit.label} has selectors, which only training can learn")
     reduction = vit.reduction
     # A dense model may name proportional attention, which changes nothing.
     if is_dense(vit) and reduction is not None and reduction.name != DENSE.name:
-        raise InputError(f"reduction {reduction} leaves all tokens: nothing to recover")
+        raise InputError(
+            f"reduction {reduction} keeps all tokens, so there is nothing to recover"
+        )
     check_variables(vit.model, vit.variables)
 
 

@@ -107,8 +107,8 @@ def loss_of(student, teacher, targets, run, model, step):
         for name in of_method:
             if name in terms:  # one would replace the other
                 raise InputError(
-                    f"reduction {run.reduction} has a loss term {name!r}, as "
-                    "distillation has"
+                    f"reduction {run.reduction} and distillation both have a loss term "
+                    f"{name!r}"
                 )
         terms |= of_method
     return sum(terms.values(), loss), terms
@@ -317,7 +317,8 @@ def _check_terms(terms):
     for name in terms:
         if name in FIGURES:
             raise InputError(
-                f"loss returns a term {name!r}, which is another figure of a step"
+                f"loss returns a term {name!r}, but a step already has a figure of "
+                "this name"
             )
 
 

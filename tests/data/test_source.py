@@ -183,7 +183,7 @@ def test_a_link_makes_no_second_split(folder, link):
     shutil.rmtree(folder / "val" / link)
     (folder / "val" / link).symlink_to(folder / "train" / link)
     for split in ("train", "val"):
-        with pytest.raises(InputError, match="the same images in train and val"):
+        with pytest.raises(InputError, match="train and val to the same images"):
             open_source(f"folder:{folder}", split)
 
 

@@ -32,7 +32,7 @@ def open_hub_data(path, split, num_classes, labeled=True):
     name = find_splits(splits, data).get(split)
     if name is None:
         raise InputError(
-            f"{data} has the splits {', '.join(splits)}; names of splits are "
+            f"{data} has the splits {', '.join(splits)}; a split must be named "
             f"{', '.join(SPLIT_NAMES)}"
         )
     columns = ["image", "label"][: 1 + labeled]
@@ -46,7 +46,7 @@ def open_hub_data(path, split, num_classes, labeled=True):
         return HubSource(rows, f"{data}/{name}", np.full(len(rows), -1), 0)
     labels = rows.select_columns("label").with_format("numpy")[:]["label"]
     if labels.dtype.kind not in "iu" or labels.ndim != 1:  # also if some are missing
-        raise InputError(f"{data} has labels that are no whole numbers")
+        raise InputError(f"{data} has labels that are not whole numbers")
     names = None
     classes = num_classes or int(labels.max()) + 1
     if isinstance(rows.features["label"], datasets.ClassLabel):

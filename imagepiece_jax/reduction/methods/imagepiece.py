@@ -40,8 +40,8 @@ class Retokenize(Ranking):
         merges = counts.n_in - counts.n_out
         if not 0 <= merges <= candidates // 2:
             raise InputError(
-                f"Retokenize merges {merges} of {candidates} candidates; it can merge "
-                "half of them"
+                f"Retokenize merges {merges} of {candidates} candidates; at most half "
+                "can merge"
             )
 
     def __call__(self, inputs, counts, train=False):
