@@ -221,5 +221,5 @@ def test_files_of_the_run_that_is_read_are_not_replaced(tmp_path):
     table = tmp_path / "labels.json"
     table.touch()
     check_writable("json", table, [".json"], own_files(tmp_path))
-    with pytest.raises(InputError, match="labels.json is read"):
+    with pytest.raises(InputError, match="labels.json is an input"):
         check_writable("json", table, [".json"], own_files(tmp_path, f"csv:{table}"))

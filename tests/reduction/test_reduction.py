@@ -82,7 +82,7 @@ def test_equal_reductions_compute_the_same():
         ("evit:keep_rate=0.6:counts=(9,9)", "counts also decides the token counts"),
         ("evit:blocks=3", "must be a tuple"),
         ("evit:counts=late-2", "needs macs"),
-        ("evit:counts=(9,9):macs=.5", "must not"),
+        ("evit:counts=(9,9):macs=.5", "excludes macs"),
         ("50%", "a share of the MACs"),
         (50, "at most 1"),
         (float("nan"), "a number"),

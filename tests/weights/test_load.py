@@ -282,7 +282,7 @@ def test_the_file_that_is_named_is_read(saved, tmp_path):
 
 def test_a_folder_of_weights_may_lack_a_config(file):
     """Which the caller then has to say."""
-    with refused(f"folder {file.parent} has no config.json, nor"):
+    with refused(f"folder {file.parent} has no config.json and no"):
         imagepiece_jax.load(file.parent)
     assert imagepiece_jax.load(file.parent, config=CONFIG).model == MODEL
 
