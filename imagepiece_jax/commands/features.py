@@ -32,7 +32,7 @@ def main(
         out: The folder to write, or to complete.
         patches: Also write a feature for every patch.
         logits: Also write the head's outputs: CLIP's vectors beside its texts'.
-        storage: Number type in the files.
+        storage: Data type in the files.
         batch_size: Photographs per device at a time.
         threads: Decoding threads; if unset one per core, at most 16.
         limit: Images to take, evenly spaced.

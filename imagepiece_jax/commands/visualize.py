@@ -20,7 +20,7 @@ def main(
     reductions: tuple[str, ...] | None = None,
     blocks: tuple[int, ...] | None = None,
 ) -> int:
-    """Draw images' tokens after every block that reduces them, and a page of all.
+    """Draw images' tokens after every reducing block, and a page of all drawings.
 
     IMAGE may be digits, imagenet2012, hf:OWNER/NAME or csv:FILE: 8 of its images are
     drawn. provenance.json has the slot of every patch. An unreadable image is named on
