@@ -166,6 +166,21 @@ def test_folders_of_other_names_are_refused(tmp_path, folders, model, message):
         open_val(tmp_path, folders, num_classes=len(model), class_names=model)
 
 
+@pytest.mark.parametrize(
+    "folders, model",
+    [
+        (("caf\u00e9", "cafe\u0301"), None),
+        (("n01440764", "tench"), None),
+        (("ant",), ("ant", "bee", "ant")),
+    ],
+)
+def test_a_name_of_two_classes_is_refused(tmp_path, folders, model):
+    """Folders whose names differ only in their form, or a model's equal names."""
+    num_classes = len(model or folders)
+    with pytest.raises(InputError, match="two classes have this name"):
+        open_val(tmp_path, folders, num_classes=num_classes, class_names=model)
+
+
 @pytest.mark.parametrize("names", [["01", "02", "10"], ["a9", "b10"]])
 def test_folders_sort_as_text(tmp_path, names):
     """Where no model has names for them."""

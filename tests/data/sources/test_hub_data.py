@@ -119,6 +119,17 @@ def test_labels_are_numbers_and_may_be_left_out(folder):
         open_source(f"hf:{folder}", "train")
 
 
+@pytest.mark.parametrize("labeled", [True, False])
+def test_a_split_without_rows_is_refused(folder, monkeypatch, labeled):
+    """`datasets` refuses some empty files itself."""
+    splits = datasets.load_dataset(str(folder))
+    splits["validation"] = splits["validation"].select([])
+    monkeypatch.setattr(datasets, "load_dataset", lambda path: splits)
+    with pytest.raises(InputError, match="no row with split"):
+        open_source(f"hf:{folder}", "val", labeled=labeled)
+    assert len(open_source(f"hf:{folder}", "train", labeled=labeled)) == 40
+
+
 def test_other_classes_and_columns_are_refused(folder):
     with pytest.raises(InputError, match="num_classes is 4, but hf:.* has 3"):
         open_source(f"hf:{folder}", "train", num_classes=4)
