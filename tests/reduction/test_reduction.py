@@ -72,6 +72,8 @@ def test_equal_reductions_compute_the_same():
     [
         ("", "begin with a method: none, imagepiece"),
         ("resnet", "begin with a method"),
+        ("tomme:r=8", "did you mean 'tome'"),
+        ("image_piece", "did you mean 'imagepiece'"),
         ("tome:r=8:r=9", "'r=9' must be FIELD=VALUE, once"),
         (
             "tome:keep_rate=.5",
