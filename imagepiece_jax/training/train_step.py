@@ -1,8 +1,8 @@
 """One training step: a function of state and batch, inside `pmap`.
 
 `train_step` averages gradients (`accumulated`, `micro_batch_gradient`), counts the step
-(`counted_in_window`) and updates the state (`updated`). docs/tour.md, "Fork the
-trainer", replaces its loss, `loss_of`.
+(`counted_in_window`) and updates the state (`updated`). docs/own_trainer.md replaces
+its loss, `loss_of`.
 """
 
 import functools
