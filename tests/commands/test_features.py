@@ -43,7 +43,7 @@ def test_vectors_of_a_folder_with_a_reduction(folder, tmp_path, monkeypatch):
     ]
     again = call(features.main, *words, evit).ok()
     assert again.out == ended.out
-    assert "3 of 3 rows are there" in again.err
+    assert "3 of 3 rows exist" in again.err
 
 
 def test_damaged_images_alone_are_a_failure(folder, tmp_path):
