@@ -1,7 +1,6 @@
 """Decoding against Pillow, and the record of files that do not decode."""
 
 import io
-import pickle
 import random
 import struct
 import zlib
@@ -272,9 +271,3 @@ def test_large_photographs_are_read_without_a_word_of_pillow(tmp_path):
     program += "from imagepiece_jax.data.decode import decode\n"
     program += f"print(decode({str(tmp_path / 'a.png')!r}, 'a').shape)"
     assert start("-c", program).quiet().out == "(4, 6, 3)\n"
-
-
-def test_unreadable_image_survives_pickling():
-    error = pickle.loads(pickle.dumps(UnreadableImage("a.jpg", "torn")))
-    assert (error.name, error.reason) == ("a.jpg", "torn")
-    assert str(error) == "a.jpg cannot be read (torn)"
