@@ -29,11 +29,6 @@ class Filled:
         return [part.pixels.copy() for part in parts]
 
 
-class Failing(Filled):
-    def read_part(self, number, allocate):
-        raise ValueError(f"of its own {number}")
-
-
 def train(source, stop, **options):
     """Iterator over `stop` batches of 40 images that are made in three repeats."""
     transform = train_transform(24)

@@ -25,7 +25,6 @@ from imagepiece_jax.errors import InputError
 from tests.data.noise import Noise, global_batches, same, train, train_batches, values
 from tests.refused import refused
 
-
 repeated = functools.partial(train, repeats=3)
 
 

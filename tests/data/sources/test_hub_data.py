@@ -16,6 +16,7 @@ from imagepiece_jax.data.sources.hub_data import HubSource  # noqa: E402
 from imagepiece_jax.data.sources.registry import open_source  # noqa: E402
 from imagepiece_jax.data.worker_pool import read_ahead  # noqa: E402
 from imagepiece_jax.errors import InputError  # noqa: E402
+from tests.pictures import write_plain  # noqa: E402
 
 CLASSES = datasets.ClassLabel(names=["ant", "bee", "cat"])
 EACH = {"train": range(40), "validation": range(40, 56), "test": range(56, 60)}
@@ -85,15 +86,6 @@ def test_splits_have_the_names_of_the_hub(folder):
         open_source(f"hf:{folder}", "val")
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation", "dev", "test"])
-def test_validation_has_four_names_and_test_stands_in(tmp_path, name):
-    for split in ("train", name):
-        write(tmp_path, split, range(4))
-    # `datasets` itself calls files of the other names validation.
-    expected = "test" if name == "test" else "validation"
-    assert open_source(f"hf:{tmp_path}", "val").split == expected
-
-
 def test_who_does_not_look_at_labels_needs_none(folder):
     write(folder, "train", range(3), datasets.Value("int64"), [-1, -1, None])
     source = open_source(f"hf:{folder}", "train", labeled=False)
@@ -136,9 +128,8 @@ def test_rows_without_an_image_are_unreadable_ones(tmp_path):
     columns = {"image": images, "label": [0, 1, 2]}
     features = datasets.Features({"image": datasets.Image(), "label": CLASSES})
     rows = datasets.Dataset.from_dict(columns, features)
-    source = HubSource(
-        rows.cast_column("image", datasets.Image(decode=False)), "hf:a", [0, 1, 2], 3
-    )
+    rows = rows.cast_column("image", datasets.Image(decode=False))
+    source = HubSource(rows, "hf:a", [0, 1, 2], 3)
     for index in range(3):
         assert str(source[index].damage).startswith(f"hf:a/{index} cannot be read")
     assert source.some_sizes() == []
@@ -183,15 +174,12 @@ def test_the_digest_tells_other_rows(folder, tmp_path):
 def test_image_files_of_equal_sizes_differ_in_a_digest(tmp_path):
     """By their names, and by what they hold; also where no file is in a column."""
     folder = tmp_path / "set"
-    for name, number in (("a", 1), ("b", 2)):
-        (folder / "train" / name).mkdir(parents=True)
-        path = folder / "train" / name / f"{name}.bmp"
-        Image.new("RGB", (8, 8), (number,) * 3).save(path)
+    write_plain(folder, "train/a/a.bmp", "train/b/b.bmp")
     before = open_source(f"hf:{folder}", "train")
     digests = [before.digest, before.whole_digest]
     (folder / "train" / "a" / "a.bmp").rename(folder / "train" / "a" / "c.bmp")
     renamed = open_source(f"hf:{folder}", "train")
     digests += [renamed.digest, renamed.whole_digest]
-    Image.new("RGB", (8, 8), (3,) * 3).save(folder / "train" / "b" / "b.bmp")
+    write_plain(folder, "train/b/b.bmp", color=(3, 3, 3))
     replaced = open_source(f"hf:{folder}", "train")
     assert len({*digests, replaced.whole_digest}) == 3  # all images are read by both
