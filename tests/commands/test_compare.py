@@ -79,13 +79,6 @@ def test_the_table_of_another_model_stays(weights, tmp_path):
     assert str(report) == table
 
 
-def test_a_folder_of_other_files_is_refused_from_python_too(tmp_path):
-    (tmp_path / "notes.txt").touch()
-    vit = tiny.pretrained(num_classes=10, image_size=16, depth=1)
-    with refused("notes.txt"):
-        imagepiece_jax.compare(vit, "digits", out=tmp_path)
-
-
 def test_a_plot_needs_matplotlib_before_anything_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
     vit = tiny.pretrained(num_classes=10, image_size=16, depth=1)

@@ -144,7 +144,3 @@ def test_a_large_image_size_is_noted(shown, caplog, size, noted):
     vit = imagepiece_jax.Pretrained(model, {"params": {}})
     features.note_cost(vit)
     assert ("--image-size 224" in caplog.text) == noted
-
-
-def test_vit_mini_takes_its_own_images():
-    assert imagepiece_jax.create_model("vit_mini").config.tokens == 65

@@ -60,19 +60,28 @@ ONCE = dict(stop=46)  # two steps into the second epoch
 COPIES = dict(size=96, stop=4, repeats=3)  # three chunks on one process
 
 
-@pytest.mark.parametrize("bad", [(), (4, 5, 17)])
-@pytest.mark.parametrize("options", [ONCE, COPIES], ids=["once", "copies"])
+BAD = (4, 5, 17)
+
+
+@functools.cache
+def alone(copies):
+    """The batches of one device."""
+    return global_batches([train(Noise(350, BAD), **(COPIES if copies else ONCE))])
+
+
+@pytest.mark.parametrize("copies", [False, True])
 @pytest.mark.parametrize(
     "processes, devices, accumulation", [(1, 8, 1), (2, 1, 1), (2, 2, 2), (1, 1, 4)]
 )
 def test_devices_hosts_and_accumulation_do_not_matter(
-    processes, devices, accumulation, options, bad
+    processes, devices, accumulation, copies
 ):
+    options = COPIES if copies else ONCE
     parts = []
     for process in range(processes):
         placement = Placement(process, processes, devices, accumulation)
-        parts.append(train(Noise(350, bad), placement=placement, **options))
-    same(global_batches(parts), global_batches([train(Noise(350, bad), **options)]))
+        parts.append(train(Noise(350, BAD), placement=placement, **options))
+    same(global_batches(parts), alone(copies))
 
 
 @pytest.mark.parametrize("threads", [1, 3])

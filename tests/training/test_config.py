@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from configs import deit_s_evit
 from imagepiece_jax.data.preprocessing import IN_CONFIG, Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import MEAN, STD
@@ -104,3 +105,16 @@ def test_a_name_says_normalization_but_no_crop():
     model = RunConfig.from_config(configured(fields)).model
     assert (model.mean, model.std) == ((0.5,) * 3, (0.5,) * 3)
     assert model.preprocessing == Preprocessing(224)
+
+
+def test_the_model_of_an_epoch_has_that_epochs_rate():
+    config = deit_s_evit.get_config("deit_ti")
+
+    def last_tokens(epoch):
+        model = RunConfig.from_config(config).create_train_model(epoch)
+        return model.plan[-1].mlp_tokens
+
+    # 196 * .85 = 166.6, 167 * .85 = 141.95, 142 * .85 = 120.7, each rounded up.
+    assert [last_tokens(epoch) for epoch in (0, 60, 110)] == [197, 122, 69]
+    config.reduction = "evit"
+    assert last_tokens(0) == 69

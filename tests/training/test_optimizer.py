@@ -1,8 +1,9 @@
-"""Learning rate against DeiT's published table, AdamW against a slow NumPy one."""
+"""Rates by DeiT's published table, AdamW by a slow NumPy one, a method's groups."""
 
 import dataclasses
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +12,15 @@ import pytest
 from flax import traverse_util
 
 from configs import base
+from imagepiece_jax.reduction.methods.method import ParamGroup
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.optimizer import (
     adamw,
+    create_optimizer,
     decay_mask,
     ema,
     learning_rate,
+    scale_by_group,
     warmup_steps,
 )
 from tests.models import tiny
@@ -149,3 +153,57 @@ def test_ema_by_hand_leaves_what_is_the_same():
     assert_close(got["norm"]["mean"], [0.19], units=8)  # 1 - .9^2
     x = jnp.asarray(np.random.default_rng(0).normal(size=1000).astype(np.float32))
     assert (ema({"x": x}, {"x": x}, 0.99996)["x"] == x).all()
+
+
+PARAMS = {
+    "head": {"kernel": jnp.ones((2, 2))},
+    "reducer_3": {"kernel": jnp.ones((2, 2))},
+    "cls_token": jnp.ones((1, 1, 2)),
+}
+
+
+def group_of(path):
+    """The predictor at the schedule's rate, the backbone slower and later."""
+    if path.startswith("reducer"):
+        return None
+    if path == "cls_token":
+        return ParamGroup(frozen_epochs=math.inf)
+    return ParamGroup(lr=lambda lr, peak: jnp.minimum(0.25 * peak, lr), frozen_epochs=2)
+
+
+def half(step):
+    return 0.5 + 0.0 * step
+
+
+def test_groups_scale_the_updates_of_the_optimizer():
+    """Two steps an epoch, frozen for two epochs: updates from step 4 on."""
+    groups = scale_by_group(group_of, half, peak=1.0, steps_per_epoch=2)
+    tx = optax.chain(optax.sgd(half), groups)
+    state = tx.init(PARAMS)
+    grads = jax.tree.map(jnp.ones_like, PARAMS)
+    moved = []
+    for _ in range(6):
+        updates, state = tx.update(grads, state, PARAMS)
+        first = (jax.tree.leaves(updates[name])[0].ravel()[0] for name in PARAMS)
+        moved.append([*map(float, first)])
+    head, reducer, token = np.transpose(moved)
+    assert (reducer == -0.5).all()
+    assert (token == 0.0).all()
+    assert head.tolist() == [0.0] * 4 + [-0.25] * 2
+
+
+def test_clipping_does_not_count_what_never_moves():
+    optim = dataclasses.replace(DEIT, clip_grad_norm=1.0)
+    _, tx = create_optimizer(optim, 2, group_of)
+    moved = []
+    for frozen in (0.0, 1000.0):
+        params = PARAMS
+        state = tx.init(params)
+        for size in (1.0, 2.0, 0.1):
+            grads = jax.tree.map(lambda x, size=size: jnp.full_like(x, size), PARAMS)
+            grads["cls_token"] *= frozen
+            updates, state = tx.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        moved.append(params)
+    chex.assert_trees_all_equal(*moved)
+    assert (moved[0]["reducer_3"]["kernel"] < 1.0).all()

@@ -3,21 +3,20 @@
 import functools
 import itertools
 import json
+import os
 import re
 import shutil
 
 import pytest
-from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.config import MEAN
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints, RunProgress
-from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import read_metrics
-from imagepiece_jax.training.report import macs_by_epoch
 from tests import runs
 from tests.data.test_worker_pool import shared_memory, workers
+from tests.pictures import write_plain
 from tests.rounding import assert_close
 
 pytestmark = pytest.mark.usefixtures("quickly_begun")
@@ -108,17 +107,6 @@ def test_a_finished_run_stays_as_it_is(finished, capsys):
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == times
 
 
-def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, capsys):
-    config = configured(**PLAIN, **NO_REDUCTION)
-    runs.train(config, tmp_path / "run", dry_run=True)
-    printed = capsys.readouterr().out
-    macs = macs_by_epoch(RunConfig.from_config(config))[0]
-    flop = 10 * 256 * 3 * macs * 2  # forward, and twice as much backward
-    assert f"10 steps: 2 epochs of 5, {flop / 1e18:#.3g} EFLOP (" in printed
-    assert f"learning rate: {configured().lr * 256 / 512:.4g} after a" in printed
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.fixture(scope="module")
 def stopped(finished, tmp_path_factory):
     """A run from the finished one's weights, whose first step throws them far off."""
@@ -165,21 +153,23 @@ def test_the_best_is_the_first_of_the_highest():
     assert progress.best == {"acc1": 55, "step": 3}
 
 
+def on_shades(folder, *splits, **fields):
+    """A config for images of two classes, every one as likely of either."""
+    for split, name, shade in itertools.product(splits, "ab", range(8)):
+        file = f"set/{split}/{name}/{shade}.bmp"
+        write_plain(folder, file, color=(shade,) * 3)
+    fields |= {"data.name": f"folder:{folder}/set", "num_classes": 2}
+    fields |= {"batch_size": 8, "eval_batch_size": 16}
+    return configured(runs.DENSE, PLAIN, **fields)
+
+
 def test_a_test_split_chooses_no_step(tmp_path, capsys):
     """The last step is the best where a set has no validation split."""
     progress = RunProgress([], [])
     for step, accuracy in enumerate((50, 55, 40), start=1):
         progress = progress.with_evaluation(step, {"acc1": accuracy}, chooses=False)
     assert progress.best == {"acc1": 40, "step": 3}
-    for split in ("train", "test"):
-        for name, shade in itertools.product("ab", range(8)):
-            path = tmp_path / "set" / split / name / f"{shade}.bmp"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Every image is as likely of either class: 50 % whatever is learned.
-            Image.new("RGB", (16, 16), (shade,) * 3).save(path)
-    fields = {"data.name": f"folder:{tmp_path}/set", "num_classes": 2, "epochs": 2}
-    fields |= {"batch_size": 8, "eval_batch_size": 16}
-    runs.train(configured(runs.DENSE, PLAIN, **fields), tmp_path / "run")
+    runs.train(on_shades(tmp_path, "train", "test", epochs=2), tmp_path / "run")
     steps = [path.name for path in (tmp_path / "run/checkpoints/best").glob("[0-9]*")]
     assert steps == ["4"]
     assert "(test)" in capsys.readouterr().out
@@ -187,13 +177,7 @@ def test_a_test_split_chooses_no_step(tmp_path, capsys):
 
 def test_a_run_is_not_resumed_with_other_images(tmp_path):
     """As many of them, of the same names."""
-    for split, name, shade in itertools.product(("train", "val"), "ab", range(8)):
-        path = tmp_path / "set" / split / name / f"{shade}.bmp"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (16, 16), (shade,) * 3).save(path)
-    fields = {"data.name": f"folder:{tmp_path}/set", "num_classes": 2, "epochs": 1}
-    fields |= {"batch_size": 8, "eval_batch_size": 16}
-    config = configured(runs.DENSE, PLAIN, **fields)
+    config = on_shades(tmp_path, "train", "val", epochs=1)
     workdir = tmp_path / "run"
     runs.train(config, workdir)
     shutil.copytree(tmp_path / "set", tmp_path / "copy")
@@ -212,20 +196,17 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path):
 @pytest.mark.slow
 def test_a_training_that_stops_for_damaged_images_ends_as_documented(tmp_path):
     """Every tenth image is torn; processes read ahead while steps run and end."""
-    Image.new("RGB", (16, 16)).save(tmp_path / "whole.jpg")
-    full = (tmp_path / "whole.jpg").read_bytes()
     for split, count in (("train", 400), ("val", 40)):
         for i in range(count):
-            path = tmp_path / "set" / split / "ab"[i % 2] / f"{i}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torn = split == "train" and i % 10 == 0
-            path.write_bytes(full[:200] if torn else full)
+            file = f"set/{split}/{'ab'[i % 2]}/{i}.jpg"
+            write_plain(tmp_path, file)
+            if split == "train" and i % 10 == 0:
+                os.truncate(tmp_path / file, 200)
     fields = {"data.name": f"folder:{tmp_path}/set", "batch_size": 16}
     fields |= {"num_classes": 2, "data.workers": 2, "data.threads": 2}
     config = configured(PLAIN, NO_REDUCTION, **fields)
-    with pytest.raises(
-        InputError, match="^5 of 400 images cannot be read, more than 1%; the"
-    ):
+    said = "^5 of 400 images cannot be read, more than 1%; the"
+    with pytest.raises(InputError, match=said):
         runs.train(config, tmp_path / "run")
     assert read_metrics(tmp_path / "run")  # of steps before
     assert not workers() and not shared_memory()
