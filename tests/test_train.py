@@ -104,11 +104,12 @@ def test_names_without_quotes_are_read_as_they_are_meant(typed, words):
 def test_the_dry_run_of_readme_needs_no_data(tmp_path):
     """Its line, of one block and small images, which compile in seconds."""
     (line,) = re.findall(r"^python (train.py .* --dry_run)$", README.read_text(), re.M)
-    fields = {"model.depth": 1, "image_size": 32, "remat": False, "batch_size": 8}
-    fields |= {"reduction": "none"}
+    fields = {"model.depth": 1, "model.embed_dim": 16, "model.num_heads": 2}
+    fields |= {"image_size": 32, "remat": False, "batch_size": 8, "reduction": "none"}
+    fields |= {"augment.layers": 0, "augment.erase_prob": 0.0, "mixup": 0.0}
     words = [f"--config.{name}={value}" for name, value in fields.items()]
     words = [*line.split(), *words, "--workdir", tmp_path / "run"]
-    ended = start(*words, TFDS_DATA_DIR=str(tmp_path))
+    ended = start(*words, imported=True, TFDS_DATA_DIR=str(tmp_path))
     assert ended.status == 0, ended.err
     assert "1,281,167 training images, 50,000 test images" in ended.out
     for said in ("memory on each", "EFLOP (", "learning rate: ", " steps: "):

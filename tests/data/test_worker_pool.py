@@ -1,12 +1,12 @@
 """Prefetching: the same arrays with any workers, and a clean end in every case."""
 
 import collections
+import contextlib
 import itertools
 import os
 import pathlib
 import re
 import signal
-import subprocess
 import sys
 import time
 import types
@@ -21,10 +21,11 @@ from imagepiece_jax.data.worker_pool import read_ahead
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import RunData
+from tests import forked
 from tests.data import noise
 from tests.data.noise import Noise, same, train_transform
 from tests.data.tasks import Filled, train
-from tests.runs import ROOT, configured
+from tests.runs import configured
 
 
 @pytest.fixture(autouse=True)
@@ -129,37 +130,36 @@ def test_an_error_in_a_process_is_the_same_as_in_this_one():
     assert not workers()
 
 
+@contextlib.contextmanager
 def reading_forever(*words):
-    """`tasks.read_forever` in a session of its own, after its first batch."""
-    running = subprocess.Popen(
-        [sys.executable, "-m", "tests.data.tasks", *words],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert running.stdout.readline() == "\n"
-    return running
+    """`tasks.read_forever` in a process after its first batch, and its output."""
+    reader, writer = map(open, os.pipe(), "rw")
+    with reader:
+        with writer:
+            command = [sys.executable, "-m", "tests.data.tasks", *words]
+            running = forked.Process(command, stdout=writer, stderr=writer)
+        try:
+            assert reader.readline() == "\n"
+            yield running, reader
+        finally:
+            running.kill()
 
 
 @pytest.mark.slow
 def test_processes_end_with_a_run_that_is_killed():
-    running = reading_forever()
-    started = workers_of(running.pid)
-    assert len(started) == 2
-    assert shared_memory(running.pid)
-    with running:
+    with reading_forever() as (running, _):
+        started = workers_of(running.pid)
+        assert len(started) == 2 and shared_memory(running.pid)
         running.kill()
+        running.wait(timeout=20)
     assert end(started)
 
 
 @pytest.mark.slow
 def test_an_iterator_that_is_never_closed_does_not_disturb_the_end():
-    running = reading_forever("leave")
-    with running:
-        assert running.communicate(timeout=20) == ("", "")
-    assert running.returncode == 7
+    with reading_forever("leave") as (running, output):
+        assert running.wait(timeout=20) == 7
+        assert output.read() == ""
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import os
+import pathlib
 import re
 import shutil
 
@@ -22,13 +23,18 @@ from tests.rounding import assert_close
 pytestmark = pytest.mark.usefixtures("quickly_begun")
 
 # 1,438 digits of 16 patches, 256 a step: 5 steps an epoch.
-PLAIN = {"model.depth": 1, "model.stem": "patch"}  # compiles fast
-NO_REDUCTION = {"reduction": "imagepiece:merge_blocks=():prune_blocks=()"}
+PLAIN = {"model.depth": 1, "reduction": "none"}
 FIELDS = runs.SMALL | {"batch_size": 256, "eval_batch_size": 359}
 FIELDS |= {"epochs": 2, "warmup_epochs": 0.0, "model.patch_size": 4}
-
-
+FIELDS |= {"model.stem": "patch"}  # compiles fast
 configured = functools.partial(runs.configured, FIELDS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once():
+    with pytest.MonkeyPatch.context() as patch:
+        runs.compile_once(patch)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -116,14 +122,12 @@ def stopped(finished, tmp_path_factory):
     fields |= {"init.weights": str(start)}
     errors = []
     lines = []
-    with pytest.MonkeyPatch.context() as patch:
-        runs.compile_once(patch)
-        for _ in range(2):  # the second time from where the first was stopped
-            with pytest.raises(RunError) as error:
-                runs.train(configured(**fields), workdir)
-            errors.append(str(error.value))
-            lines.append(read_metrics(workdir))
-            shutil.rmtree(start, ignore_errors=True)  # a resumed run needs it no more
+    for _ in range(2):  # the second time from where the first was stopped
+        with pytest.raises(RunError) as error:
+            runs.train(configured(**fields), workdir)
+        errors.append(str(error.value))
+        lines.append(read_metrics(workdir))
+        shutil.rmtree(start, ignore_errors=True)  # a resumed run needs it no more
     return workdir, errors, lines
 
 
@@ -153,38 +157,41 @@ def test_the_best_is_the_first_of_the_highest():
     assert progress.best == {"acc1": 55, "step": 3}
 
 
-def on_shades(folder, *splits, **fields):
-    """A config for images of two classes, every one as likely of either."""
-    for split, name, shade in itertools.product(splits, "ab", range(8)):
-        file = f"set/{split}/{name}/{shade}.bmp"
-        write_plain(folder, file, color=(shade,) * 3)
-    fields |= {"data.name": f"folder:{folder}/set", "num_classes": 2}
-    fields |= {"batch_size": 8, "eval_batch_size": 16}
-    return configured(runs.DENSE, PLAIN, **fields)
+@pytest.fixture(scope="module")
+def shades(tmp_path_factory):
+    """Writes a set of these splits, and makes a config: both classes are as likely."""
+    folder = tmp_path_factory.mktemp("shades") / "set"
+
+    def config(*splits):
+        shutil.rmtree(folder, ignore_errors=True)
+        for split, name, shade in itertools.product(splits, "ab", range(8)):
+            write_plain(folder, f"{split}/{name}/{shade}.bmp", color=(shade,) * 3)
+        fields = {"data.name": f"folder:{folder}", "num_classes": 2}
+        fields |= {"batch_size": 8, "eval_batch_size": 16}
+        return configured(runs.DENSE, PLAIN, **fields)
+
+    return config
 
 
-def test_a_test_split_chooses_no_step(tmp_path, capsys):
+def test_a_test_split_chooses_no_step(tmp_path, shades, capsys):
     """The last step is the best where a set has no validation split."""
     progress = RunProgress([], [])
     for step, accuracy in enumerate((50, 55, 40), start=1):
         progress = progress.with_evaluation(step, {"acc1": accuracy}, chooses=False)
     assert progress.best == {"acc1": 40, "step": 3}
-    runs.train(on_shades(tmp_path, "train", "test", epochs=2), tmp_path / "run")
+    runs.train(shades("train", "test"), tmp_path / "run")
     steps = [path.name for path in (tmp_path / "run/checkpoints/best").glob("[0-9]*")]
     assert steps == ["4"]
     assert "(test)" in capsys.readouterr().out
 
 
-def test_a_run_is_not_resumed_with_other_images(tmp_path):
+def test_a_run_is_not_resumed_with_other_images(tmp_path, shades):
     """As many of them, of the same names."""
-    config = on_shades(tmp_path, "train", "val", epochs=1)
+    config = shades("train", "val")
     workdir = tmp_path / "run"
     runs.train(config, workdir)
-    shutil.copytree(tmp_path / "set", tmp_path / "copy")
-    shutil.rmtree(tmp_path / "set")
-    (tmp_path / "copy").rename(tmp_path / "set")  # brought anew
-    runs.train(config, workdir)
-    val = tmp_path / "set" / "val" / "b"
+    runs.train(shades("train", "val"), workdir)  # brought anew
+    val = pathlib.Path(config.data.name.removeprefix("folder:")) / "val" / "b"
     shutil.copy(val / "0.bmp", val / "1.bmp")
     there = {path: path.read_bytes() for path in workdir.glob("*.json")}
     message = r"folder:.*set, whose test set has digest \w{16}, but the run in"
@@ -204,7 +211,7 @@ def test_a_training_that_stops_for_damaged_images_ends_as_documented(tmp_path):
                 os.truncate(tmp_path / file, 200)
     fields = {"data.name": f"folder:{tmp_path}/set", "batch_size": 16}
     fields |= {"num_classes": 2, "data.workers": 2, "data.threads": 2}
-    config = configured(PLAIN, NO_REDUCTION, **fields)
+    config = configured(PLAIN, **fields)
     said = "^5 of 400 images cannot be read, more than 1%; the"
     with pytest.raises(InputError, match=said):
         runs.train(config, tmp_path / "run")
