@@ -21,6 +21,7 @@ from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.report import training_flop
+from tests.data.augment.test_randaugment import tables
 from tests.runs import ROOT
 
 # What config_flags reads a file by on Python 3.11.
@@ -206,13 +207,9 @@ def test_recipe_of_90_epochs():
     assert not model.config.arch.class_token
     # There Posterize keeps four bits at the highest magnitude; here it would keep none.
     magnitude = jnp.full(1, changed["augment.magnitude"])
-    table = randaugment.tables(
-        jnp.zeros((1, 2, 2, 3), jnp.uint8),
-        jnp.array([randaugment.OPS.index("Posterize")]),
-        magnitude,
-        jnp.ones(1),
-    )
-    assert table.max() > 0
+    op = jnp.array([randaugment.OPS.index("Posterize")])
+    pixels = jnp.zeros((1, 2, 2, 3), jnp.uint8)
+    assert tables(pixels, op, magnitude, jnp.ones(1)).max() > 0
 
 
 # Rao et al. 2021 and Kong et al. 2022: what their published training sets otherwise.

@@ -15,7 +15,7 @@ from tests.command import call, sentence, start
 from tests.models import tiny
 from tests.pictures import write_csv
 
-REDUCTION = "imagepiece:merge_blocks=(0,):prune_blocks=(1,)"
+REDUCTION = "evit:keep_rate=0.5:blocks=(0,)"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,7 +29,7 @@ def _one_program():
 @pytest.fixture(scope="module")
 def vit():
     """The tiny model with weights that tell classes apart by chance alone."""
-    return tiny.pretrained(REDUCTION, num_classes=10, image_size=16, depth=2)
+    return tiny.pretrained(REDUCTION, num_classes=10, image_size=16, depth=1)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,8 @@ def test_describe_of_a_name_and_of_weights(weights):
     assert "dense 4.599 with a patch stem, 1.91 times" in ended.out
     ended = call(describe.main, weights).quiet()
     _, *rows = ended.out.splitlines()
-    names = ["stem", "block", "block", "head", "total"]
-    assert [row.split()[0] for row in rows[:5]] == names
+    names = ["stem", "block", "head", "total"]
+    assert [row.split()[0] for row in rows[:4]] == names
 
 
 def test_a_file_is_described_by_the_config_beside_others(vit, weights, tmp_path):
@@ -59,7 +59,7 @@ def image_set(tmp_path_factory):
     """150 images of 16x16 as PNG with a CSV file: (folder, pixels, labels)."""
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (150, 16, 16, 3), dtype=np.uint8)
+    pixels = rng.integers(0, 256, (150, 16, 16, 3), np.uint8)
     labels = rng.integers(0, 10, 150)
     write_csv(folder, pixels, labels)
     return folder, pixels, labels

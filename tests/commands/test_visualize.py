@@ -55,7 +55,7 @@ def test_what_is_drawn_is_said_once(tmp_path, weights, folder):
 
 
 def test_images_of_a_data_set_are_drawn(tmp_path):
-    vit = tiny.pretrained("tome:r=3", num_classes=10, image_size=16, depth=2)
+    vit = tiny.pretrained("tome:r=3", num_classes=10, image_size=16, depth=1)
     weights = imagepiece_jax.save(vit, tmp_path / "w")
     call(visualize.main, weights, "digits", "--out", tmp_path / "page").ok()
     assert len([*(tmp_path / "page" / "figures").iterdir()]) == visualize.DRAWN
