@@ -48,7 +48,6 @@ def commands():
 
 
 def read(name, *argument):
-    """The config of a file of configs/."""
     return importlib.import_module(f"configs.{name}").get_config(*argument)
 
 
@@ -256,7 +255,6 @@ def test_recipe_of_masked_training(size, method, changes):
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("deit")])
 def test_only_what_a_paper_trains_otherwise_leaves_the_recipe(configs, name):
-    """From scratch: DeiT's recipe, field by field."""
     config = configs[name]
     recipe = dict(fields(base.get_config()))
     if config.init.fresh or "finetune" in name:

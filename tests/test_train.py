@@ -57,7 +57,6 @@ def test_help_and_a_mistyped_flag_import_no_jax():
 
 
 def test_a_run_is_resumed_by_its_folder(tmp_path, monkeypatch):
-    """Its config.json is the config; a typed field is one of it."""
     fields = {"epochs": 7, "model.mean": (0.1, 0.2, 0.3), "model.std": (1.0, 1.0, 1.0)}
     fields |= {"init.fresh": ("head",), "init.weights": "w.npz"}
     config = RunConfig.from_config(runs.configured({}, fields))
@@ -102,7 +101,6 @@ def test_names_without_quotes_are_read_as_they_are_meant(typed, words):
 
 
 def test_the_dry_run_of_readme_needs_no_data(tmp_path):
-    """Its line, of one block and small images, which compile in seconds."""
     (line,) = re.findall(r"^python (train.py .* --dry_run)$", README.read_text(), re.M)
     fields = {"model.depth": 1, "model.embed_dim": 16, "model.num_heads": 2}
     fields |= {"image_size": 32, "remat": False, "batch_size": 8, "reduction": "none"}

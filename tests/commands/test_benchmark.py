@@ -54,7 +54,6 @@ def test_the_table_is_printed(measured):
 
 
 def test_costs_are_those_of_the_methods(measured):
-    """Of an untrained selector, too."""
     found = rows(measured[1])[:3]
     assert found[0]["ratio"] == found[0]["mac_ratio"] == 1
     gmacs = [row["gmacs"] for row in found]

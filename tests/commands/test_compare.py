@@ -49,7 +49,6 @@ def test_rows_table_and_plot(weights, tmp_path):
 
 
 def test_the_table_of_another_model_stays(weights, tmp_path):
-    """The function returns what the command prints, and says where it is."""
     out = tmp_path / "out"
     words = ["digits", "--limit=30", "--reductions=tome:r=2", "--out", out]
     first = call(compare.main, weights, *words).ok()

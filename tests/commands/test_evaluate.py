@@ -20,7 +20,6 @@ REDUCTION = "evit:keep_rate=0.5:blocks=(0,)"
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_program():
-    """Evaluations of one model and batch size share a program."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(accuracy, "model_step", functools.cache(accuracy.model_step))
         yield
@@ -28,7 +27,6 @@ def _one_program():
 
 @pytest.fixture(scope="module")
 def vit():
-    """The tiny model with weights that tell classes apart by chance alone."""
     return tiny.pretrained(REDUCTION, num_classes=10, image_size=16, depth=1)
 
 
@@ -67,13 +65,11 @@ def image_set(tmp_path_factory):
 
 @pytest.fixture
 def words(weights, image_set):
-    """To evaluate them on those images, in batches of 64."""
     data = f"csv:{image_set[0]}/set.csv"
     return [weights, data, "--batch-size=64", "--workers=0"]
 
 
 def evaluated(tmp_path, *words):
-    """(what was printed, what the JSON file holds)."""
     out = tmp_path / "result.json"
     ended = call(evaluate.main, *words, "--json", out).ok()
     assert sorted(tmp_path.glob("result*")) == [out]  # written whole, nothing beside it
@@ -91,7 +87,6 @@ def logits(vit, image_set):
 
 
 def by_hand(logits, labels):
-    """acc1, acc5 and loss in NumPy."""
     own = logits[np.arange(len(labels)), labels][:, None]
     place = (logits > own).sum(axis=1)
     losses = np.log(np.exp(logits).sum(axis=1)) - own[:, 0]
@@ -116,7 +111,6 @@ def test_evaluate_counts_every_image_once(tmp_path, logits, words, image_set):
 
 
 def test_evaluate_takes_images_spread_over_the_set(tmp_path, logits, words, image_set):
-    """The second batch of 70 is padded."""
     _, result = evaluated(tmp_path, *words, "--limit=70")
     taken = [round(149 * place / 69) for place in range(70)]
     assert_by_hand(result, logits[taken], image_set[2][taken])
@@ -141,7 +135,6 @@ def test_evaluate_leaves_a_corrupt_image_out_and_names_it(
 
 
 def test_evaluate_compares_the_optimized_program(tmp_path, logits, words, image_set):
-    """Both rows by hand, and the difference between them."""
     words += ["--dtype=float32", "--optimized", "--gelu=tanh"]
     ended, result = evaluated(tmp_path, *words)
     acc1, acc5, loss = by_hand(logits, image_set[2])

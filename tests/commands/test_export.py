@@ -78,7 +78,6 @@ def test_the_file_computes_the_logits_of_the_model(vit, weights, tmp_path):
 def test_large_weights_are_beside_an_onnx_file_and_named(
     weights, tmp_path, monkeypatch
 ):
-    """Those of an earlier export are removed, whatever takes their place."""
     pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
     out = tmp_path / "model.onnx"
@@ -114,7 +113,6 @@ def test_only_an_earlier_export_is_replaced(vit, tmp_path, name, text):
 
 @pytest.mark.parametrize("fields", [{}, {"pixels": True, "batch_size": 7}])
 def test_a_file_is_evaluated_as_its_model(tmp_path, fields):
-    """In batches that the file takes; its speed is measured, too."""
     pytest.importorskip("onnxruntime")
     vit = tiny.pretrained("tome:r=3", num_classes=10, image_size=16, depth=2)
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx", **fields)

@@ -55,7 +55,6 @@ def test_damaged_images_alone_are_a_failure(folder, tmp_path):
 
 
 def test_the_words_of_load(folder, tmp_path, monkeypatch):
-    """Sizes, crop and type are those of the model."""
     monkeypatch.chdir(folder)
     Image.new("RGB", (80, 60), "red").save(tmp_path / "a.png")
     words = ["weights", tmp_path / "a.png", "--image-size=40", "--crop=0.5"]
@@ -71,7 +70,6 @@ def test_the_words_of_load(folder, tmp_path, monkeypatch):
 def test_the_lines_of_the_page_find_the_photograph_itself(
     folder, tmp_path, monkeypatch, capsys
 ):
-    """And a damaged one last."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").symlink_to(folder / "photos")
     words = [f"{folder}/weights", "photos", "--out=vectors"]

@@ -57,7 +57,6 @@ def panda(tmp_path_factory):
 
 
 def test_public_weights_name_their_classes(panda, tmp_path, monkeypatch):
-    """In predictions, on the page of tokens, in a saved folder and beside a program."""
     monkeypatch.chdir(panda)
     words = ["test_vit.npz", "a.png"]
     ended = call(predict.main, *words, f"--json={tmp_path}/p.json")

@@ -91,7 +91,6 @@ runpy.run_module("imagepiece_jax", run_name="__main__", alter_sys=True)
 def test_a_signal_leaves_the_best_or_nothing(
     words, tmp_path, signum, step, said, written
 ):
-    """While the first step compiles, and when there is something to lose."""
     ended = start("-c", SIGNALED, signum, step, *words, "--seed=5", imported=True)
     assert ended.status == 128 + signum
     assert ended.err.splitlines()[-1] == said
@@ -114,7 +113,6 @@ def test_what_cannot_be_written_is_said_before_the_work(words, tmp_path, monkeyp
 
 
 def test_two_processes_do_not_recover_into_one_folder(words, tmp_path, monkeypatch):
-    """The second ends before it reads weights; a lock that was left is no file."""
     out = tmp_path / "out"
     with locked("out", out), monkeypatch.context() as patch:
         patch.setattr(imagepiece_jax, "load", None)

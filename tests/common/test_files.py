@@ -112,7 +112,6 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path):
 
 
 def put(folder, text):
-    """Replace a folder by one with a file."""
     with replacing_folder(folder) as new:
         (new / "file").write_text(text)
 
@@ -128,7 +127,6 @@ def texts(folder):
 def test_a_folder_that_cannot_be_replaced_is_put_back(
     tmp_path, monkeypatch, error, failing
 ):
-    """A failure in the first or in the second rename."""
     path = tmp_path / "model"
     rename = os.rename
     calls = []

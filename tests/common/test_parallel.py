@@ -138,7 +138,6 @@ def check_process(process, port):
 
 
 def check_highest(process):
-    """One process asks for 15 in its second call: both know after their third."""
     highest = parallel.max_over_processes()
     asked = [highest(15 if process == 1 and call >= 2 else 0) for call in range(1, 5)]
     assert asked == [0, 0, 15, 15]

@@ -57,8 +57,6 @@ def settings(names):
 
 
 def drawn(positions):
-    """Draws of each kind for samples, and one for their batch."""
-
     def of_sample(key):
         keys = jax.random.split(key, 4)
         return {
@@ -161,7 +159,6 @@ def test_no_setting_changes_fresh_variables():
 
 
 def test_all_draws_are_made_here():
-    """Other files only split keys, and fold numbers into them."""
     allowed = {"split", "fold_in"}
     package = pathlib.Path(imagepiece_jax.__file__).parent
     for file in package.rglob("*.py"):

@@ -61,7 +61,6 @@ def train(*args, **options):
 
 
 def values(batches, field="label"):
-    """A field of all images of batches, one after the other."""
     return np.concatenate([batch[field].ravel() for batch in batches]).tolist()
 
 
@@ -99,7 +98,6 @@ def global_batches(parts):
 
 
 def same(one, two):
-    """The same batches, bit for bit."""
     assert len(one) == len(two)
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()

@@ -175,7 +175,6 @@ def test_evaluation_sees_every_image_exactly_once(length, processes, devices):
 
 
 def test_training_puts_the_next_readable_image_in_place():
-    """From the start of the order where it ends."""
     order = epoch_order(3, 0, 400).tolist()
     expected = order[:16]
     expected[2] = expected[3] = order[4]
@@ -274,7 +273,6 @@ def test_steps_have_the_images_of_deit_s_sampler(length, workers):
 
 
 def test_copies_are_neighbors_with_draws_of_their_own():
-    """They continue in the next step and end with the epoch."""
     batch = repeated(Noise(20), 1, 12)[0]
     labels = batch["label"][0, 0]
     images = batch["image"][0, 0]

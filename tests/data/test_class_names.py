@@ -122,7 +122,6 @@ def test_a_wordnet_id_and_its_name_are_the_same_class():
 
 
 def test_other_classes_are_not_evaluated(run, tmp_path):
-    """The same number of classes, and so the same shapes; in a folder that is saved."""
     path = imagepiece_jax.save(imagepiece_jax.load(run), tmp_path / "saved")
     write_plain(tmp_path, "0.png", "1.png")
     (tmp_path / "set.csv").write_text(
@@ -157,7 +156,6 @@ def open_val(root, names, **options):
     ],
 )
 def test_folders_have_the_labels_of_their_names(tmp_path, folders, model):
-    """Those of some classes are enough."""
     source = open_val(tmp_path, folders, num_classes=3, class_names=model)
     assert source.num_classes == 3
     assert source.class_names == (folders[1], None, "ant")
@@ -173,7 +171,6 @@ def test_folders_have_the_labels_of_their_names(tmp_path, folders, model):
     ],
 )
 def test_folders_of_other_names_are_refused(tmp_path, folders, model, message):
-    """Neither their number nor their order makes them classes of a model."""
     with pytest.raises(InputError, match=message):
         open_val(tmp_path, folders, num_classes=len(model), class_names=model)
 

@@ -109,7 +109,6 @@ ORDERS = {"<": b"II*\0", ">": b"MM\0*"}
 
 
 def exif_block(fields, order="<", count=None):
-    """EXIF of (tag, type, count of values, 4 bytes); `count` of fields, if a lie."""
     table = struct.pack(f"{order}H", len(fields) if count is None else count)
     for tag, kind, values, content in fields:
         table += struct.pack(f"{order}HHI", tag, kind, values) + content
@@ -117,7 +116,6 @@ def exif_block(fields, order="<", count=None):
 
 
 def photograph(block):
-    """`PHOTOGRAPH` with a block of EXIF."""
     segment = b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block
     return PHOTOGRAPH[:2] + segment + PHOTOGRAPH[2:]
 
@@ -138,7 +136,6 @@ STORED_PIXELS = decode(PHOTOGRAPH, "x")
 
 
 def random_block(draw, orientation):
-    """EXIF with an orientation among fields of anything, in any order."""
     order = draw.choice("<>")
     kind = draw.choice("HHI" if orientation > 255 else "BHHHI")
     fields = [stated(orientation, order, kind)]
@@ -167,7 +164,6 @@ def test_the_orientation_of_random_exif_is_found():
 
 
 def test_orientations_that_only_pillow_reads():
-    """In XMP, and in the text that ImageMagick writes into a PNG."""
     image = Image.fromarray(LANDSCAPE)
     texts = PngImagePlugin.PngInfo()
     packet = b'<x tiff:Orientation="6"/>'
@@ -221,7 +217,6 @@ def test_numbers_without_a_known_range_are_refused(values):
 
 
 def large_jpeg():
-    """It says of itself that it has 65,500 x 65,500 pixels."""
     data = bytearray(encoded(plain("RGB", (1, 2, 3)), "JPEG"))
     size = data.index(b"\xff\xc0") + 5  # start of frame: length, precision, then it
     data[size : size + 4] = b"\xff\xdc\xff\xdc"
@@ -229,7 +224,6 @@ def large_jpeg():
 
 
 def large_png(width, height):
-    """It says its size in the header."""
     data = bytearray(encoded(plain("L", 7), "PNG"))
     header = b"IHDR" + struct.pack(">II", width, height) + bytes(data[24:29])
     data[12:33] = header + struct.pack(">I", zlib.crc32(header))

@@ -18,7 +18,6 @@ def pictures(count):
 
 
 def encoded(image, kind, **options):
-    """An image after a file of some kind."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     with Image.open(file) as again:

@@ -19,7 +19,6 @@ from tests.refused import refused
 
 
 def labels_of(source):
-    """The labels of all images, as they are read."""
     return [source[index].label for index in range(len(source))]
 
 
@@ -124,7 +123,6 @@ def test_folder_reads_classes_in_order_of_their_names(folder):
 
 
 def test_test_images_may_be_folders_of_classes_alone(folder):
-    """As ImageNet's are unpacked; named by the folder, with or without its kind."""
     within = open_source(f"folder:{folder}", "val", num_classes=2)
     for name in (f"folder:{folder}/val", f"{folder}/val", f"{folder}/val/"):
         alone = open_source(name, "val", num_classes=2)
@@ -257,7 +255,6 @@ def longer(path):
     ],
 )
 def test_the_digest_tells_other_images(folder, tmp_path_factory, change):
-    """By name, size or content; neither by place nor by time."""
     copy = tmp_path_factory.mktemp("copy") / "set"
     shutil.copytree(folder, copy)
     source = open_source(f"folder:{folder}", "train")
@@ -268,7 +265,6 @@ def test_the_digest_tells_other_images(folder, tmp_path_factory, change):
 
 
 def test_the_digest_tells_other_labels(table):
-    """Of files, and of images in memory."""
     first = open_source("digits", "val")
     second = open_source("digits", "val")
     assert first.digest == second.digest != open_source("digits", "train").digest
@@ -321,7 +317,6 @@ def test_a_part_is_spread_over_the_source(folder, tmp_path):
 
 
 def test_images_of_equal_sizes_differ_in_a_whole_digest(tmp_path):
-    """Also those that are not among the 64 of the short one."""
     pixels = np.random.default_rng(0).integers(0, 256, (101, 8, 8, 3), np.uint8)
     paths = [tmp_path / f"{number:03}.bmp" for number in range(100)]
     for path, image in zip(paths, pixels, strict=False):

@@ -41,7 +41,6 @@ def proc(pid, name=""):
 
 
 def workers_of(pid):
-    """Worker processes below process `pid`."""
     path = proc(pid, f"task/{pid}/children")
     return {int(child) for child in path.read_text().split() if is_worker(child)}
 
@@ -63,7 +62,6 @@ def shared_memory(pid="self"):
 
 
 def end(pids, seconds=10):
-    """Whether these processes are gone, or soon will be."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if not any(proc(pid).exists() for pid in pids):
@@ -235,7 +233,6 @@ def test_slots_are_used_in_turn_and_never_while_they_are_read(count, threads):
 
 
 def with_free(monkeypatch, free):
-    """So many bytes are free in shared memory."""
     usage = types.SimpleNamespace(free=free)
     monkeypatch.setattr(worker_pool.shutil, "disk_usage", lambda folder: usage)
 

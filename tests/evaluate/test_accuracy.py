@@ -20,7 +20,6 @@ correct_at = tiny.compiled(accuracy.correct_at, static_argnums=2)
 
 @pytest.mark.parametrize("k", [1, 5])
 def test_correct_at_agrees_with_sorting(k):
-    """A NaN is never right."""
     rng = np.random.default_rng(k)
     logits = rng.integers(0, 4, size=(200, 7)).astype(np.float32)  # many ties
     labels = rng.integers(0, 7, size=200)
@@ -121,7 +120,6 @@ def test_only_the_given_classes_are_answers():
 
 
 def test_a_program_has_the_same_answers():
-    """Logits of a program, not of a model."""
     step = accuracy.program_step(lambda images: jnp.asarray(TABLE)[:2])
     _, each = step(None, batch([0, 0], [5, 6]))
     assert each["right"].tolist() == [[False, True]]
@@ -142,7 +140,6 @@ def test_each_image_is_in_the_order_of_the_set():
 
 
 def random_pass(model, images, order, batch_size):
-    """Result of a pass over `images` in this order, all batches by one trace."""
     chex.clear_trace_counter()
     variables = parallel.replicate(tiny.variables(model))
     batches = []
@@ -202,7 +199,6 @@ def test_throughput_leaves_the_first_batch_out(monkeypatch):
 
 
 def test_several_sets_of_variables_share_one_pass():
-    """Each gets its own result; every batch is read once. Scale -1 turns ranks over."""
     batches = [batch([0, 1, 1], [0, 6, 0]), batch([1, 0], [0, 0])]
     step = step_of(TABLE)
     models = [variables_of(scale) for scale in (1, -1)]

@@ -98,14 +98,12 @@ def test_folders_of_something_else_are_refused(tmp_path):
 
 @pytest.fixture
 def on_digits(tmp_path):
-    """Makes MeasuredWeights of tiny weights on digits."""
     with contextlib.closing(ResultCache(tmp_path / "out")) as cache:
         images = tiny_paper.images()
         yield lambda weights: MeasuredWeights(weights, images, cache)
 
 
 def test_a_recovered_model_is_compared_with_the_dense_one(tmp_path, on_digits):
-    """The one that it was made from; rows say which forms were recovered."""
     public = tiny_paper.pretrained(tmp_path, depth=2)
     made = on_digits(recoveries.recovered(public, costs=("tome:r=16",)))
     rows = compare.rows_of(made, ["tome:r=16", "tome:r=1"])

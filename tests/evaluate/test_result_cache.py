@@ -11,8 +11,6 @@ SETTING = {"kind": "accuracy", "reduction": "evit:keep_rate=0.7"}
 
 
 class Count:
-    """A measurement that counts its calls."""
-
     calls = 0
 
     def __call__(self):
@@ -66,7 +64,6 @@ def test_a_line_is_torn_anywhere(tmp_path, left):
 
 
 def test_folders_that_cannot_be_used_are_refused(tmp_path):
-    """With a line that is no result, or used by another process."""
     damaged = tmp_path / "damaged" / FILE
     damaged.parent.mkdir()
     used = ResultCache(tmp_path / "used")

@@ -39,12 +39,10 @@ def initial(config, workdir="no_such_run"):
 
 
 def started(config):
-    """The variables that the run of a config starts from."""
     return initial(config).variables(model_of(config))
 
 
 def taught(config):
-    """The variables of the teacher of a run."""
     run = RunConfig.from_config(config)
     _, variables = create_teacher(run, run.create_dense(), initial(config))
     return variables
@@ -86,13 +84,11 @@ FOLDER = {"model.depth": 2}  # what the recovered weights have
 
 
 def reducing(reduction, **fields):
-    """A config with this reduction."""
     return configured(FOLDER, reduction=reduction, **fields)
 
 
 @pytest.fixture(scope="module")
 def recovered(tmp_path_factory):
-    """The folder of weights that were recovered for TOME."""
     config = reducing(TOME)
     vit = Pretrained(model_of(config), drawn(config))
     folder = tmp_path_factory.mktemp("recovered") / "m"
@@ -104,7 +100,6 @@ def scales(variables):
 
 
 def test_a_run_starts_with_what_was_recovered_for_its_form(recovered):
-    """And in another with the dense model's numbers."""
     weights = {"init.weights": str(recovered)}
     vit = imagepiece_jax.load(recovered)
     dense = scales(imagepiece_jax.load(recovered, reduction="none").variables)
@@ -157,7 +152,6 @@ OWN |= {"model.mean": HALF, "model.std": HALF}
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """A folder of weights that say what no tensor shows: OWN."""
     path = tmp_path_factory.mktemp("own") / "w"
     write(path, configured(OWN))
     return path

@@ -28,7 +28,6 @@ def make(workdir, step=0, saved=None, steps=40, **fields):
 
 
 def numbers(loss=0.5, skipped=0, samples=128.0, norm=2.0):
-    """Metrics as a step gives them, over a window of two steps."""
     window = {"loss": 64.0, "acc1": 32.0, "acc5": 96.0, "samples": samples}
     metrics = {
         "loss": loss,
@@ -58,14 +57,12 @@ def begin(tmp_path):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A list of the time in seconds."""
     now = [100.0]
     monkeypatch.setattr(logging.time, "perf_counter", lambda: now[0])
     return now
 
 
 def batches(clock, count, seconds):
-    """Numbers of batches that take so long to read."""
     for number in range(count):
         clock[0] += seconds
         yield number
@@ -225,7 +222,6 @@ def test_resumed_run_leaves_the_file_of_an_uninterrupted_one(tmp_path):
     "torn", ['{"kind": "tr', '{"kind": "train", "step": 2', "\0\0", None]
 )
 def test_torn_last_line_is_dropped(tmp_path, torn):
-    """But for one that only lacks its end."""
     write_run(tmp_path, [10])
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text() + torn if torn else path.read_text().rstrip("\n"))

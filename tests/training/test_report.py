@@ -44,7 +44,6 @@ def test_results_cost_and_contents_of_the_folder(tmp_path):
 
 
 def test_time_and_rate_are_those_of_the_log(tmp_path):
-    """22 steps of 64 images at a median of 12.8 images a second."""
     write_rates(tmp_path, (1, None, 0), (10, 64.0, 0), (20, 6.4, 3), (22, 12.8, 1))
     table = rows(tmp_path)
     assert table["time"] == (

@@ -53,7 +53,6 @@ HARD = (1.8423495823898222, 1.676727373207566)  # classes 2 and 1 of the teacher
 
 
 def soft_oracle(student, teacher, t):
-    """Image by image and class by class, in float64."""
     total = []
     for z, y in zip(log_softmax(student / t), log_softmax(teacher / t), strict=True):
         total.append(sum(np.exp(b) * (b - a) for a, b in zip(z, y, strict=True)))
@@ -120,7 +119,6 @@ OTHER = DENSE | {"depth": 2, "embed_dim": 12, "image_size": 12, "patch_size": 4}
 
 @functools.cache
 def other_teacher():
-    """A larger model of other images, and its variables."""
     model = create_model(config("vit_mini", mean=HALF, std=HALF, **OTHER))
     variables = fill(variable_shapes(model), seed=3)
     return teacher.Teacher(model, MEAN, STD), variables
@@ -136,7 +134,6 @@ def distilling(distill, optimizer=None, **fields):
 
 
 def ours(images):
-    """The images in the student's normalization."""
     return jnp.asarray((images / 255 - np.array(MEAN)) / np.array(STD), jnp.float32)
 
 
@@ -166,7 +163,6 @@ def test_the_teacher_sees_its_own_size_and_normalization():
 
 
 def test_the_loss_of_a_step():
-    """From pixels, by NumPy but for the two forward passes."""
     distill = DistillConfig(kind="soft", temperature=2.0, weight=0.25)
     step, state, frozen = distilling(distill)
     one = batch(0)

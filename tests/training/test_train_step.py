@@ -34,7 +34,6 @@ DENSE = dict(image_size=SIZE, num_classes=CLASSES, depth=1, embed_dim=8, num_hea
 
 
 def configured(**fields):
-    """The RunConfig of configs/base.py with these fields."""
     config = base.get_config()
     config.update_from_flattened_dict(fields)
     return RunConfig.from_config(config)
@@ -52,7 +51,6 @@ def rate(step):
 
 
 def with_loss(recipe, loss):
-    """The same RunConfig with a method that has this loss."""
     method = copy.copy(recipe.reduction.method)
     object.__setattr__(method, "loss", loss)
     reduction = dataclasses.replace(recipe.reduction, method=method)
@@ -123,8 +121,6 @@ def test_the_window_starts_anew_after_each_logged_step():
 
 
 def test_a_loss_of_ones_own_gets_the_number_of_the_step():
-    """From 0, and the same in all micro-batches."""
-
     def rising(student, teacher, targets, run, model, step):
         outputs, _ = student
         loss = step * jnp.mean(soft_cross_entropy(outputs.logits, targets))
@@ -180,7 +176,6 @@ def test_images_are_normalized_as_the_model_says():
 
 
 def test_micro_batches_give_the_gradient_of_the_batch():
-    """The same eight images at once, or as four micro-batches; they draw the same."""
     states = []
     for micro in (1, 4):
         step, state = make(depth=2, drop_path_rate=0.5)

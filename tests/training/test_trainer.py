@@ -100,7 +100,6 @@ def test_a_run_whose_config_has_another_normalization_is_refused(finished, tmp_p
 
 
 def test_a_finished_run_stays_as_it_is(finished, capsys):
-    """It is not trained again, and another config is refused."""
     workdir, last = finished
     before = (workdir / "metrics.jsonl").read_bytes()
     assert runs.train(configured(profile=True), workdir) == last
@@ -186,7 +185,6 @@ def test_a_test_split_chooses_no_step(tmp_path, shades, capsys):
 
 
 def test_a_run_is_not_resumed_with_other_images(tmp_path, shades):
-    """As many of them, of the same names."""
     config = shades("train", "val")
     workdir = tmp_path / "run"
     runs.train(config, workdir)

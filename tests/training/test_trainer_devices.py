@@ -27,7 +27,6 @@ FIELDS = runs.DENSE | {
 
 @pytest.fixture
 def some_digits(tmp_path):
-    """CSV file of 320 digits to train with, and 16 more."""
     source = registry.open_source("digits", "train")
     rows = ["filename,label,split"]
     for index in range(336):

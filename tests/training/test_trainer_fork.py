@@ -16,7 +16,6 @@ FIELDS |= {"model.depth": 1, "model.stem": "patch", "checkpoint_every_steps": 2}
 
 
 def train(workdir):
-    """(lines of metrics, arrays of the newest checkpoint) after the page's script."""
     config = RunConfig.from_config(runs.configured(FIELDS))
     test_readme.run(TOUR, "import dataclasses", {"config": config})
     return runs.computed(workdir), runs.stored(workdir, "latest")
@@ -24,7 +23,6 @@ def train(workdir):
 
 @pytest.mark.usefixtures("quickly_begun")
 def test_the_tour_trains_with_a_loss_of_ones_own(tmp_path, monkeypatch, capsys):
-    """It is what the page says, and a run that lost its last step resumes with it."""
     monkeypatch.chdir(tmp_path)
     workdir = tmp_path / "runs" / "focal"
     lines, arrays = train(workdir)

@@ -37,7 +37,6 @@ def boxes(prob=1.0, side=224):
 
 
 def test_steps_come_in_the_recipe_s_order(monkeypatch):
-    """RandAugment, normalize, erase; each from keys of its own."""
     seen = []
 
     def watch(module, name, key_at=None):

@@ -81,7 +81,6 @@ def test_random_resized_crop_shows_the_box_it_drew():
 
 
 def test_without_opencv_a_crop_is_pillows(monkeypatch):
-    """As on a plain installation, where `recover` crops."""
     monkeypatch.setattr(random_crop, "cv2", None)
     image = rng().integers(0, 256, (40, 60, 3), np.uint8)
     wanted = Image.fromarray(image).resize((30, 20), Image.Resampling.BICUBIC)

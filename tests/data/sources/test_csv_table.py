@@ -48,7 +48,6 @@ def refused(path, message, split="val", num_classes=None):
 
 
 def test_no_image_is_in_both_splits(images):
-    """Training may see one more often; without splits there are only test images."""
     path = written(images, "a,0,train b,1,val c,1,train d,0,val e,1,train")
     assert levels(path, "train") == [0, 20, 40]
     assert levels(path, "val") == [10, 30]
@@ -132,7 +131,6 @@ def test_blanks_line_ends_commas_and_byte_order_mark_change_nothing(images):
 
 
 def test_a_test_split_is_measured_on_where_there_is_no_other(images):
-    """Its labels are not looked at where there is one."""
     for name in ("val", "valid", "validation", "dev"):
         path = written(images, f"a,0,train b,-1,test c,0,{name}")
         assert levels(path, "train") == [0]

@@ -64,7 +64,6 @@ def test_pipes_and_sockets_are_no_images(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_read_is_left_out(tmp_path, monkeypatch):
-    """As a class it is an error."""
     write_plain(tmp_path, "val/ant/a.jpg", "val/bee/b.jpg")
     scandir = os.scandir
 

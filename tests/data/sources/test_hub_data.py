@@ -73,7 +73,6 @@ def test_rows_are_read_in_their_order_by_this_process_and_by_others(folder):
 
 
 def test_splits_have_the_names_of_the_hub(folder):
-    """validation comes before test, which may have no labels."""
     write(folder, "test", EACH["test"], labels=[-1] * 4)
     assert len(open_source(f"hf:{folder}", "val")) == 16
     os.unlink(folder / "validation-00000-of-00001.parquet")
@@ -123,7 +122,6 @@ def test_other_classes_and_columns_are_refused(folder):
 
 
 def test_rows_without_an_image_are_unreadable_ones(tmp_path):
-    """No image, no file of it, and an empty one."""
     images = [None, {"bytes": None, "path": "gone.png"}, {"bytes": b"", "path": None}]
     columns = {"image": images, "label": [0, 1, 2]}
     features = datasets.Features({"image": datasets.Image(), "label": CLASSES})
@@ -154,7 +152,6 @@ def test_what_is_no_set_of_images_is_one_sentence(tmp_path, columns, said):
 
 
 def test_the_digest_tells_other_rows(folder, tmp_path):
-    """By label, size or content; not by place."""
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
 
@@ -172,7 +169,6 @@ def test_the_digest_tells_other_rows(folder, tmp_path):
 
 
 def test_image_files_of_equal_sizes_differ_in_a_digest(tmp_path):
-    """By their names, and by what they hold; also where no file is in a column."""
     folder = tmp_path / "set"
     write_plain(folder, "train/a/a.bmp", "train/b/b.bmp")
     before = open_source(f"hf:{folder}", "train")

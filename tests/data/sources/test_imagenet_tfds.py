@@ -121,7 +121,6 @@ def test_the_limit_of_open_files_is_raised(imagenet):
 
 
 def test_what_is_not_prepared_says_how_to(imagenet, tmp_path):
-    """Nothing, torn files, and TFDS's usual format, which has no order by index."""
     torn = tmp_path / "torn"
     shutil.copytree(imagenet, torn)
     for shard in torn.glob("imagenet2012/*/*train*"):
@@ -161,7 +160,6 @@ def test_the_digest_tells_other_records(imagenet, tmp_path):
 
 
 def tar(files):
-    """The bytes of a tar of {name: bytes}."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         for name, data in files.items():

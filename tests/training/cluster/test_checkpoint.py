@@ -39,7 +39,6 @@ def data_files(workdir, step):
 
 
 def assert_restored(checkpoints, step):
-    """The newest step is this one of `saved`."""
     state, meta, found = checkpoints.restore(abstract(make_state()))
     assert (found, meta) == (step, {"epoch": step / 2})
     assert_same(state, make_state(step))
@@ -194,7 +193,6 @@ def written(folder, step):
 
 
 def test_facts_are_replaced_and_the_state_stays(workdir):
-    """A kill in between loses neither."""
     files = written(workdir, 2)
     checkpoints = Checkpoints(workdir)
     checkpoints.replace_facts(2, make_state(2), {"epoch": 5.0})

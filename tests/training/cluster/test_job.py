@@ -34,7 +34,6 @@ FACTS = "print(jax.process_count(), jax.config.read('jax_cuda_visible_devices'))
 
 
 def run(script, **variables):
-    """`script` in a process of its own, whose environment has these variables too."""
     return start("-c", HEAD + script, imported=True, **variables)
 
 
@@ -58,7 +57,6 @@ def test_with_flags_a_process_has_all_gpus():
 
 
 def test_flags_that_do_not_fit_together_are_refused():
-    """In a process of their own, as JAX has done nothing there."""
     cases = [(None, 2, 0), ("gpu1", 2, 0), ("gpu1:1", None, None), ("a:1", 2, 2)]
     done = run(
         f"for arguments in {cases}:\n"

@@ -36,7 +36,6 @@ def test_an_ignored_signal_stays_ignored():
 
 
 def test_outside_the_main_thread_no_signal_is_heard():
-    """Even where all of them are ignored."""
     before = {s: signal.signal(s, signal.SIG_IGN) for s in SIGNALS}
 
     def requested():
@@ -62,7 +61,6 @@ def test_work_is_abandoned_between_two_items():
 
 
 def test_all_processes_stop_at_the_same_call():
-    """A process without a signal gets that of another, and keeps it."""
     answers = iter([0, signal.SIGTERM])
     with StopRequest(agree=lambda own: next(answers)) as request:
         assert [request.requested() for _ in range(3)] == [0, 15, 15]

@@ -53,7 +53,6 @@ def test_config_and_versions_are_written(tmp_path):
 
 
 def test_the_same_config_is_resumed_and_every_start_is_kept(tmp_path, monkeypatch):
-    """Fields of one host and of the log may change."""
     record_start(tmp_path, CONFIG)
     monkeypatch.setattr("sys.argv", ["again"])
     again = changed(data={"workers": 8, "name": "folder:moved"})
