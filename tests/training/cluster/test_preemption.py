@@ -96,7 +96,6 @@ def test_what_cannot_answer_ends_at_once(where, signum):
 @pytest.mark.slow
 @pytest.mark.usefixtures("quickly_begun")
 def test_sigterm_in_the_first_compile_ends_at_once(tmp_path):
-    """Ctrl-C in a step, and SIGTERM in an evaluation: see test_resume."""
     run = tiny_runs.TinyRun(tmp_path / "run", tmp_path / "cache")
     run.start()
     run.until(run.begun)
