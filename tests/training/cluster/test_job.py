@@ -5,7 +5,6 @@ SLURM's variables are those in the manual of srun ("OUTPUT ENVIRONMENT VARIABLES
 
 import os
 import signal
-import socket
 import sys
 import time
 import types
@@ -13,10 +12,10 @@ import types
 import jax
 import pytest
 
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.cluster.job import check_device_counts, check_gpus, is_loss
 from tests import forked
 from tests.command import start
+from tests.refused import refused
 
 SLURM = {
     "SLURM_JOB_ID": "4711",
@@ -44,16 +43,13 @@ def test_without_a_scheduler_or_with_one_process_nothing_is_joined():
         assert done.out == "False\n", done.err
 
 
-def test_jax_finds_the_tasks_of_srun_and_gives_each_one_gpu():
-    port = f"os.environ['JAX_COORDINATOR_PORT'] = '{forked.free_port()}'"
-    done = run(f"{port}\nwith joined_cluster(): {FACTS}", **SLURM)
-    assert done.out.split() == ["1", "0"], done.err
-
-
-def test_with_flags_a_process_has_all_gpus():
-    address = f"127.0.0.1:{forked.free_port()}"
-    done = run(f"with joined_cluster({address!r}, 1, 0): {FACTS}", **SLURM)
-    assert done.out.split() == ["1", "all"], done.err
+def test_srun_gives_each_task_one_gpu_and_flags_give_all():
+    port = forked.free_port()
+    of_srun = f"os.environ['JAX_COORDINATOR_PORT'] = '{port}'\nwith joined_cluster()"
+    by_flags = f"with joined_cluster('127.0.0.1:{port}', 1, 0)"
+    for joined, gpus in ((of_srun, "0"), (by_flags, "all")):
+        done = run(f"{joined}: {FACTS}", **SLURM)
+        assert done.out.split() == ["1", gpus], done.err
 
 
 def test_flags_that_do_not_fit_together_are_refused():
@@ -70,17 +66,17 @@ def test_flags_that_do_not_fit_together_are_refused():
 
 
 @pytest.mark.parametrize(
-    "visible, refused", [("0,1", True), ("0", False), (None, False)]
+    "visible, is_refused", [("0,1", True), ("0", False), (None, False)]
 )
-def test_gpus_that_no_task_uses_are_refused(visible, refused, monkeypatch):
+def test_gpus_that_no_task_uses_are_refused(visible, is_refused, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    if not refused:
+    if not is_refused:
         return check_gpus()
-    with pytest.raises(InputError, match="has 2 GPUs, and its tasks use 1; start one"):
+    with refused("has 2 GPUs, and its tasks use 1; start one"):
         check_gpus()
 
 
@@ -88,8 +84,7 @@ def test_processes_with_unequally_many_devices_are_refused(monkeypatch):
     owners = [0, 0, 1, 2, 2]
     devices = [types.SimpleNamespace(process_index=owner) for owner in owners]
     monkeypatch.setattr(jax, "devices", lambda: devices)
-    said = "^the number of devices is 1 on process 1, but 2 on process 0; all processes"
-    with pytest.raises(InputError, match=said):
+    with refused("the number of devices is 1 on process 1, but 2 on process 0; all"):
         check_device_counts()
     del devices[1], devices[-1]
     check_device_counts()
@@ -99,8 +94,7 @@ def test_processes_with_unequally_many_devices_are_refused(monkeypatch):
 @pytest.mark.parametrize("process, signum", [(0, signal.SIGINT), (1, signal.SIGTERM)])
 def test_a_process_that_waits_for_the_others_ends_at_a_signal(process, signum):
     """JAX waits in C++, where Python's own handlers do not run."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
+    address = f"127.0.0.1:{forked.free_port()}"
     reader, writer = map(open, os.pipe(), "rw")
     with reader:
         with writer:
@@ -121,13 +115,10 @@ def test_a_process_that_waits_for_the_others_ends_at_a_signal(process, signum):
     assert (status, err) == (-signum, "")
 
 
-JOINED = "with joined_cluster({address!r}, 1, 0):\n    {work}"
-
-
 def joined_alone(work):
     """How a process ends that does this work, joined with no other."""
     address = f"127.0.0.1:{forked.free_port()}"
-    done = run(JOINED.format(address=address, work=work))
+    done = run(f"with joined_cluster({address!r}, 1, 0):\n    {work}")
     first, err = done.err.split("\n", 1)
     assert first == f"waiting for all processes at {address}"
     return done.status, err
