@@ -54,27 +54,6 @@ def crop_of(facts):
     return {name: value for name, value in facts.items() if name not in sizes}
 
 
-def test_the_file_computes_the_logits_of_the_model(vit, weights, tmp_path):
-    runtime = pytest.importorskip("onnxruntime")
-    out = tmp_path / "model.onnx"
-    call(export.main, weights, out).ok()
-    noise = np.asarray(tiny.images(3))
-    want = np.asarray(tiny.jit(vit.model.apply)(vit.variables, noise).logits)
-    session = runtime.InferenceSession(out)
-    for count in (3, 1):
-        (found,) = session.run(None, {"images": noise[:count]})
-        np.testing.assert_allclose(found, want[:count], atol=1e-5)
-    facts = json.loads((tmp_path / "model.onnx.json").read_text())
-    assert facts["input"]["shape"] == ["batch", tiny.SIDE, tiny.SIDE, 3]
-    assert (facts["input"]["name"], facts["input"]["dtype"]) == ("images", "float32")
-    assert facts["output"]["shape"] == ["batch", tiny.CLASSES]
-    assert facts["classes"] == tiny.CLASSES
-    assert facts["normalization"]["mean"] == list(MEAN)
-    assert facts["normalization"]["std"] == list(STD)
-    assert facts["method"].startswith(REDUCTION)
-    assert facts["gmacs"] == pytest.approx(vit.gmacs)
-
-
 def test_large_weights_are_beside_an_onnx_file_and_named(
     weights, tmp_path, monkeypatch
 ):
@@ -118,6 +97,14 @@ def test_a_file_is_evaluated_as_its_model(tmp_path, fields):
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx", **fields)
     words = ["digits", "--limit=40", "--workers=0", "--json", tmp_path / "a.json"]
     call(evaluate.main, file, *words).ok()
+    facts = program_facts.read_facts(file)
+    size = fields.get("batch_size", "batch")
+    dtype = "uint8" if fields else "float32"
+    entry = {"name": "images", "shape": [size, 16, 16, 3], "dtype": dtype}
+    assert (facts["input"], facts["output"]["shape"]) == (entry, [size, 10])
+    assert facts["gmacs"] == pytest.approx(vit.gmacs)
+    if not fields:
+        assert facts["normalization"] == {"mean": list(MEAN), "std": list(STD)}
     found = json.loads((tmp_path / "a.json").read_text())
     own = imagepiece_jax.evaluate(vit, "digits", limit=40, workers=0)
     assert found["acc1"] == own["acc1"]

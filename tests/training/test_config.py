@@ -5,7 +5,6 @@ import pytest
 
 from configs import deit_s_evit
 from imagepiece_jax.data.preprocessing import IN_CONFIG, Preprocessing
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.training.config import RunConfig
@@ -38,8 +37,7 @@ WRONG = {  # a value for each kind of check
 @pytest.mark.parametrize("field, value", WRONG.items())
 def test_a_value_out_of_range_is_named(field, value):
     config = configured(**{field: value})
-    leaf = field.rpartition(".")[2]
-    with pytest.raises(InputError, match=f"^config.*{leaf} "):
+    with refused("config", f"{field.rpartition('.')[2]} "):
         RunConfig.from_config(config)
 
 
@@ -60,13 +58,10 @@ def test_models_of_a_config():
     run = RunConfig.from_config(configured(fields))
     model = run.create_model(axis_name="devices")
     assert [layer.attn_tokens for layer in model.plan] == [65, 59, 54, 44, 40, 36]
-    config = model.config
-    assert (config.stem, config.num_classes, config.embed_dim) == ("conv", 10, 64)
+    assert [layer.mlp_tokens for layer in run.create_dense().plan] == [65] * 6
     execution = model.execution
     assert (execution.drop_path_rate, execution.axis_name) == (0.2, "devices")
     assert execution.dtype == np.dtype("bfloat16")
-    dense = run.create_dense()
-    assert [layer.mlp_tokens for layer in dense.plan] == [65] * 6
 
 
 OWN = {"mean": (0.4,) * 3, "std": (0.2,) * 3}  # of images, other than ImageNet's
@@ -89,12 +84,10 @@ def test_images_are_those_of_a_model_where_the_config_leaves_them_empty():
     assert images_of(RunConfig.from_config(run.to_dict())) == OWN | SHOWN
     stated = {"model.mean": (0.1,) * 3, "model.std": (0.3,) * 3, "data.eval_crop": 0.8}
     run = RunConfig.from_config(configured(fields | stated)).with_images_of(theirs)
-    found = images_of(run)
-    assert (found["mean"], found["std"]) == ((0.1,) * 3, (0.3,) * 3)
-    assert (found["crop"], found["crop_mode"]) == (0.8, "center")
-    squashed = RunConfig.from_config(
-        configured(fields | {"data.eval_crop_mode": "squash"})
-    )
+    wanted = {"mean": (0.1,) * 3, "std": (0.3,) * 3, "crop": 0.8, "crop_mode": "center"}
+    assert images_of(run).items() >= wanted.items()
+    fields["data.eval_crop_mode"] = "squash"
+    squashed = RunConfig.from_config(configured(fields))
     with refused("eval_crop_mode is 'squash', but config.data.eval_crop is empty"):
         squashed.with_images_of(theirs)
 
