@@ -11,6 +11,7 @@ from PIL import Image, PngImagePlugin
 
 from imagepiece_jax.data.decode import UnreadableImage, decode, rgb, size
 from tests.command import start
+from tests.runs import ROOT
 
 
 def encoded(image, format, **options):
@@ -34,20 +35,14 @@ def paletted(color):
 @pytest.mark.parametrize(
     "image, expected",
     [
-        (plain("RGB", (200, 30, 90)), (200, 30, 90)),
         (plain("RGBA", (200, 30, 90, 0)), (200, 30, 90)),
-        (plain("LA", (50, 128)), (50, 50, 50)),
         (plain("1", 1), (255, 255, 255)),
-        (plain("I;16", 0x4D10), (0x4D, 0x4D, 0x4D)),
         (paletted((10, 200, 30)), (10, 200, 30)),
     ],
-    ids=lambda image: getattr(image, "mode", None),
 )
-def test_every_color_mode_of_a_file_becomes_rgb(image, expected):
+def test_colors_of_a_file_become_rgb(image, expected):
     pixels = decode(encoded(image, "PNG"), "x")
-    assert pixels.shape == (4, 6, 3)
-    assert pixels.dtype == np.uint8
-    assert (pixels == expected).all()
+    assert (pixels == np.full((4, 6, 3), expected)).all()
 
 
 @pytest.mark.parametrize(
@@ -178,6 +173,8 @@ def test_orientations_that_only_pillow_reads():
 
 
 GRAY = np.uint16([[0, 1000], [40000, 65535]])
+BYTES = Image.fromarray(np.uint8(GRAY >> 8))
+MODES = ("P", "LA", "CMYK", "YCbCr")
 
 
 @pytest.mark.parametrize(
@@ -188,18 +185,14 @@ GRAY = np.uint16([[0, 1000], [40000, 65535]])
         Image.fromarray(GRAY.astype(np.int32)),
         Image.fromarray(np.float32(GRAY >> 8)),
         Image.fromarray(np.int32(GRAY >> 8)),
-        Image.fromarray(np.uint8(GRAY >> 8)).convert("P"),
-        Image.fromarray(np.uint8(GRAY >> 8)).convert("LA"),
-        Image.fromarray(np.uint8(GRAY >> 8)).convert("LA").convert("La"),
-        Image.fromarray(np.uint8(GRAY >> 8)).convert("RGBA").convert("RGBa"),
-        Image.fromarray(np.uint8(GRAY >> 8)).convert("CMYK"),
-        Image.fromarray(np.uint8(GRAY >> 8)).convert("YCbCr"),
+        BYTES.convert("LA").convert("La"),
+        BYTES.convert("RGBA").convert("RGBa"),
+        *map(BYTES.convert, MODES),
     ],
     ids=lambda image: image.mode,
 )
 def test_every_mode_of_pillow_has_its_eight_bits(image):
     pixels = rgb(image)
-    assert pixels.shape == (2, 2, 3)
     assert pixels.dtype == np.uint8
     assert pixels.tolist() == np.repeat((GRAY >> 8)[..., None], 3, axis=2).tolist()
 
@@ -260,8 +253,7 @@ def test_damage_and_too_many_pixels_are_an_unreadable_image(tmp_path, data, reas
 
 def test_large_photographs_are_read_without_a_word_of_pillow(tmp_path):
     """Its limit is made small here: from half of it on it warns."""
-    plain("RGB", (200, 30, 90)).save(tmp_path / "a.png")
+    plain("L", 7).save(tmp_path / "a.png")
     program = "from PIL import Image; Image.MAX_IMAGE_PIXELS = 20\n"
-    program += "from imagepiece_jax.data.decode import decode\n"
-    program += f"print(decode({str(tmp_path / 'a.png')!r}, 'a').shape)"
-    assert start("-c", program).quiet().out == "(4, 6, 3)\n"
+    program += "from imagepiece_jax.data.decode import decode; decode('a.png', 'a')"
+    start("-c", program, cwd=tmp_path, PYTHONPATH=str(ROOT)).quiet()

@@ -60,9 +60,7 @@ def test_flags_that_do_not_fit_together_are_refused():
         "        with joined_cluster(*arguments): pass\n"
         "    except InputError as error: print(error)"
     )
-    said = done.out.splitlines()
-    assert len(said) == 4, done.err
-    assert all("are needed together" in line for line in said)
+    assert done.out.count("are needed together") == 4, done.err
 
 
 @pytest.mark.parametrize(
@@ -115,38 +113,27 @@ def test_a_process_that_waits_for_the_others_ends_at_a_signal(process, signum):
     assert (status, err) == (-signum, "")
 
 
-def joined_alone(work):
-    """How a process ends that does this work, joined with no other."""
+LOST = "error: another process of this run has ended"
+# What happens to a process that has joined, and how the lines end that it leaves.
+ENDS = {
+    # As JAX's abort, where a heartbeat stays away.
+    "thread = threading.Thread(target=os.abort); thread.start(); thread.join()": [LOST],
+    "raise ValueError('Gloo AllGather failed')": ["Gloo AllGather failed", LOST],
+    # What is registered first runs last: JAX, which aborts when others are lost.
+    "atexit.register(os.abort); atexit.register(os.write, 2, b'a long report');"
+    "raise SystemExit('error: disk is full')": ["error: disk is full"],
+}
+
+
+@pytest.mark.parametrize("work", ENDS)
+def test_a_process_ends_with_its_own_error_or_that_another_is_lost(work):
     address = f"127.0.0.1:{forked.free_port()}"
     done = run(f"with joined_cluster({address!r}, 1, 0):\n    {work}")
-    first, err = done.err.split("\n", 1)
+    first, *lines = done.err.splitlines()
     assert first == f"waiting for all processes at {address}"
-    return done.status, err
-
-
-def test_an_abort_in_a_thread_ends_with_the_sentence():
-    """As JAX's, where a heartbeat stays away."""
-    work = "thread = threading.Thread(target=os.abort); thread.start(); thread.join()"
-    status, err = joined_alone(work)
-    assert status == 1
-    assert err.startswith("error: another process of this run has ended")
-    assert err.count("\n") == 1
-
-
-def test_a_loss_in_an_exchange_ends_with_the_sentence():
-    """JAX raises a ValueError there."""
-    status, err = joined_alone("raise ValueError('Gloo AllGather failed')")
-    assert status == 1
-    first, second, end = err.split("\n")
-    assert first == "Gloo AllGather failed" and not end
-    assert second.startswith("error: another process of this run has ended")
-
-
-def test_a_process_that_fails_reports_only_its_own_error():
-    """What is registered first runs last: JAX, which aborts when others are lost."""
-    work = "atexit.register(os.abort); atexit.register(os.write, 2, b'a long report');"
-    status, err = joined_alone(f"{work} raise SystemExit('error: disk is full')")
-    assert (status, err) == (1, "error: disk is full\n")
+    assert done.status == 1
+    for line, said in zip(lines, ENDS[work], strict=True):
+        assert line.startswith(said)
 
 
 @pytest.mark.parametrize(

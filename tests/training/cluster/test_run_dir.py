@@ -45,7 +45,7 @@ def started(workdir, config=CONFIG):
     (workdir / "checkpoints" / "latest" / "5").mkdir(parents=True, exist_ok=True)
 
 
-def test_config_and_versions_are_written(tmp_path):
+def test_the_same_config_is_resumed_and_every_start_is_kept(tmp_path, monkeypatch):
     workdir = tmp_path / "new" / "run"
     record_start(workdir, CONFIG)
     assert read(workdir / "config.json") == json.loads(json.dumps(CONFIG))
@@ -53,17 +53,14 @@ def test_config_and_versions_are_written(tmp_path):
     assert start["libraries"]["jax"] == jax.__version__
     assert start["git"] == git_revision()
     assert {"time", "command", "python", "devices"} <= set(start)
-    assert sorted(p.name for p in workdir.iterdir()) == ["config.json", "run.json"]
-
-
-def test_the_same_config_is_resumed_and_every_start_is_kept(tmp_path, monkeypatch):
-    record_start(tmp_path, CONFIG)
+    assert {p.name for p in workdir.iterdir()} == {"config.json", "run.json"}
     monkeypatch.setattr("sys.argv", ["again"])
+    # Fields of one host and of the log may change.
     again = changed(data={"workers": 8, "name": "folder:moved"})
-    record_start(tmp_path, json.loads(json.dumps(again)))
-    _, start = read(tmp_path / "run.json")["starts"]
-    assert start["command"] == ["again"]
-    assert read(tmp_path / "config.json")["data"]["workers"] == 8
+    record_start(workdir, json.loads(json.dumps(again)))
+    first, second = read(workdir / "run.json")["starts"]
+    assert (first, second["command"]) == (start, ["again"])
+    assert read(workdir / "config.json")["data"]["workers"] == 8
 
 
 @pytest.mark.parametrize(
@@ -122,35 +119,31 @@ def test_a_start_that_took_no_step_does_not_block_the_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, message",
+    "text, said",
     [(None, "a run without config.json; choose"), ("{", "config.json is not JSON")],
 )
-def test_a_run_without_its_config_is_refused(tmp_path, text, message):
+def test_a_run_without_its_config_is_refused(tmp_path, text, said):
     started(tmp_path)
     (tmp_path / "config.json").unlink()
     if text:
         (tmp_path / "config.json").write_text(text)
-    with refused(message):
+    with refused(said):
         record_start(tmp_path, CONFIG)
 
 
 @pytest.mark.parametrize(
-    "file, content, said",
+    "file, damage, said",
     [
-        ("config.json", {"model": 3}, "config: "),
-        ("classes.json", 3, "not iterable"),
-        ("run.json", {}, None),
+        ("config.json", lambda config: config | {"model": 3}, "config: "),
+        ("classes.json", lambda config: 3, "not iterable"),
     ],
 )
-def test_a_damaged_file_of_a_run_is_named(tmp_path, file, content, said):
+def test_a_damaged_file_of_a_run_is_named(tmp_path, file, damage, said):
     config = RunConfig.from_config(runs.configured()).to_dict()
     started(tmp_path, config)
-    if file == "config.json":
-        content = config | content
-    (tmp_path / file).write_text(json.dumps(content))
-    if said is None:  # it is begun anew
-        record_start(tmp_path, config)
-        return
+    (tmp_path / "run.json").write_text("{}")  # which is begun anew
+    record_start(tmp_path, config)
+    (tmp_path / file).write_text(json.dumps(damage(config)))
     with refused(f"{file}: ", said):
         read_earlier(tmp_path)
 
