@@ -176,11 +176,9 @@ def test_tfds_prepares_imagenets_tars(tmp_path):
     classes = {}
     for label, wnid in enumerate(("n01440764", "n01443537")):
         classes[f"{wnid}.tar"] = tar({f"{wnid}_7.JPEG": jpeg(label)})
-    train = tmp_path / "ILSVRC2012_img_train.tar"
-    train.write_bytes(tar(classes))
     tests = {f"ILSVRC2012_val_0000000{i}.JPEG": jpeg(10 + i) for i in range(1, 5)}
-    val = tmp_path / "ILSVRC2012_img_val.tar"
-    val.write_bytes(tar(tests))
+    for split, files in (("train", classes), ("val", tests)):
+        (tmp_path / f"ILSVRC2012_img_{split}.tar").write_bytes(tar(files))
     command = [TFDS, "build", "imagenet2012", "--file_format=array_record"]
     command += [f"--manual_dir={tmp_path}", f"--data_dir={tmp_path}/out"]
     subprocess.run(command, check=True)
