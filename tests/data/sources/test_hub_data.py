@@ -37,12 +37,10 @@ def png(number):
 
 def write(folder, split, numbers, kind=CLASSES, labels=None):
     """A parquet file of images whose gray level is 4 * number."""
-    features = {"image": datasets.Image(), "label": kind}
-    columns = {
-        "image": [{"bytes": png(number), "path": None} for number in numbers],
-        "label": labels or [number % 3 for number in numbers],
-    }
-    rows = datasets.Dataset.from_dict(columns, datasets.Features(features))
+    features = datasets.Features({"image": datasets.Image(), "label": kind})
+    images = [{"bytes": png(number), "path": None} for number in numbers]
+    labels = labels or [number % 3 for number in numbers]
+    rows = datasets.Dataset.from_dict({"image": images, "label": labels}, features)
     rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")
 
 
