@@ -14,6 +14,7 @@ from imagepiece_jax.data.source import FileSource
 from imagepiece_jax.data.sources.digits import read_digits
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
+from tests.data.test_preprocessing import filtered
 from tests.pictures import write_plain
 from tests.refused import refused
 
@@ -81,27 +82,12 @@ def test_digits_are_those_of_scikit_learn_enlarged_bicubically():
     source = open_source("digits", "val", num_classes=10)
     index = int(source.name(0).removeprefix("digits/"))
     small = np.round(pixels[index] * 255 / 16)
-    truth = doubled_rows(doubled_rows(small.T).T)  # Pillow too: columns, then rows
+    truth = filtered(filtered(small.T, 16).T, 16)  # Pillow too: columns, then rows
     image, label, *_ = source[0]
     assert image.shape == (16, 16, 3)
     assert image.dtype == np.uint8
     assert label == labels[index]
-    for channel in range(3):
-        assert np.abs(image[:, :, channel] - truth).max() <= 1
-
-
-def doubled_rows(image):
-    """Twice as many rows, each 1/4 of an old row beside one: Keys' cubic, a = -1/2."""
-    weights = np.array([0.8671875, 0.2265625, -0.0703125, -0.0234375])
-    out = np.zeros((16, image.shape[1]))
-    for y in range(16):
-        near = y // 2
-        step = -1 if y % 2 == 0 else 1
-        rows = near + step * np.array([0, 1, -1, 2])
-        inside = (rows >= 0) & (rows < 8)
-        taps = weights[inside]
-        out[y] = taps @ image[rows[inside]] / taps.sum()
-    return np.clip(np.round(out), 0, 255)
+    assert np.abs(image - truth[..., None]).max() <= 1
 
 
 def test_folder_reads_classes_in_order_of_their_names(folder):
@@ -114,9 +100,7 @@ def test_folder_reads_classes_in_order_of_their_names(folder):
     assert source.name(4) == str(folder / "train" / "zebra" / "1.PNG")
     (folder / "train" / "ant" / "1.PNG").write_bytes(b"torn")
     damaged = source[1]
-    assert not damaged.readable
-    assert damaged.name in str(damaged.damage)
-    assert damaged.name.endswith("1.PNG")
+    assert not damaged.readable and damaged.name in str(damaged.damage)
     assert source[2].label == 0
     (folder / "train").rename(folder / "elsewhere")
     assert len(open_source(f"folder:{folder}", "val", num_classes=2)) == 2
@@ -148,9 +132,7 @@ def test_csv_reads_rows_in_order_and_sources_name_their_classes(table):
 
 def test_folder_names_that_are_not_utf8_can_be_printed(tmp_path):
     for name in (b"a", b"caf\xe9"):
-        os.makedirs(os.fsencode(tmp_path / "val") + b"/" + name)
-        with open(os.fsencode(tmp_path / "val") + b"/" + name + b"/0.png", "wb"):
-            pass
+        write_plain(tmp_path, f"val/{os.fsdecode(name)}/0.png")
     source = open_source(f"folder:{tmp_path}", "val")
     assert source.class_names == ("a", "caf\ufffd")
     assert os.path.isfile(source.name(1))
@@ -203,14 +185,8 @@ def test_images_of_a_class_may_be_in_sub_folders(folder):
         write_plain(folder / "val" / "zebra", place, color=(1, 2, 3))
     (folder / "val" / "zebra" / "b" / "again").symlink_to(folder / "val" / "zebra")
     source = open_source(f"folder:{folder}", "val")
-    assert names_of(source, f"{folder}/val/") == [
-        "ant/0.png",
-        "zebra/0.png",
-        "zebra/5.jpg/6.png",
-        "zebra/a/1.png",
-        "zebra/b/2.png",
-        "zebra/b/deep/3.png",
-    ]
+    names = ["0.png", "5.jpg/6.png", "a/1.png", "b/2.png", "b/deep/3.png"]
+    assert names_of(source, f"{folder}/val/zebra/")[1:] == names
     assert source.labels.tolist() == [0, 1, 1, 1, 1, 1]
     assert source[2].pixels[0, 0].tolist() == [1, 2, 3]
 
@@ -219,14 +195,14 @@ NAMES = ("mnist", "folder:", "hf:", "csv", "digits:x", "")
 
 
 @pytest.mark.parametrize(
-    "name, split, num_classes, field, value",
+    "name, split, num_classes, field",
     [
-        *((name, "val", 2, "name", name) for name in NAMES),
-        ("digits", "test", 10, "split", "test"),
-        ("imagenet2012", "val", 10, "num_classes", 10),
+        *((name, "val", 2, "name") for name in NAMES),
+        ("digits", "test", 10, "split"),
+        ("imagenet2012", "val", 10, "num_classes"),
     ],
 )
-def test_what_there_is_not(name, split, num_classes, field, value):
+def test_what_there_is_not(name, split, num_classes, field):
     with refused(field):
         open_source(name, split, num_classes=num_classes)
 

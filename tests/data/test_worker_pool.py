@@ -164,15 +164,9 @@ def test_an_iterator_that_is_never_closed_does_not_disturb_the_end():
 def test_evaluations_between_steps_change_no_batch():
     """While readers of the training wait, an evaluation has as many of its own."""
     sources = [Noise(300, {7, 20}), Noise(100, {4}, size=40)]
-    training = Batches(
-        source=sources[0],
-        transform=train_transform(24),
-        batch_size=40,
-        seed=3,
-        steps=range(2, 13),
-        repeats=3,
-    )
-    evaluation = Batches(source=sources[1], transform=Preprocessing(48), batch_size=40)
+    options = {"transform": train_transform(24), "seed": 3, "repeats": 3}
+    training = Batches(sources[0], batch_size=40, steps=range(2, 13), **options)
+    evaluation = Batches(sources[1], Preprocessing(48), batch_size=40)
     reader = read_ahead(training, 2, threads=2)
     evaluated = []
     trained = [next(reader)]
@@ -210,10 +204,8 @@ def own_memory():
 @pytest.mark.slow
 def test_memory_does_not_grow():
     """Batches have 5 MB: one kept in each epoch would be 75 MB more at the end."""
-    source = Noise(64, size=64)
-    batches = noise.train_batches(
-        source, 10_000, 64, train_transform(160), workers=2, threads=2
-    )
+    options = {"transform": train_transform(160), "workers": 2, "threads": 2}
+    batches = noise.train_batches(Noise(64, size=64), 10_000, 64, **options)
     epochs = [own_memory() for _, _ in zip(range(40), batches, strict=False)]
     batches.close()
     assert epochs[0] > 20
