@@ -165,8 +165,9 @@ def test_evaluations_between_steps_change_no_batch():
     """While readers of the training wait, an evaluation has as many of its own."""
     sources = [Noise(300, {7, 20}), Noise(100, {4}, size=40)]
     options = {"transform": train_transform(24), "seed": 3, "repeats": 3}
-    training = Batches(sources[0], batch_size=40, steps=range(2, 13), **options)
-    evaluation = Batches(sources[1], Preprocessing(48), batch_size=40)
+    options |= {"batch_size": 40, "steps": range(2, 13)}
+    training = Batches(source=sources[0], **options)
+    evaluation = Batches(source=sources[1], transform=Preprocessing(48), batch_size=40)
     reader = read_ahead(training, 2, threads=2)
     evaluated = []
     trained = [next(reader)]
