@@ -36,8 +36,10 @@ def rows(folder):
     return [json.loads(line) for line in (folder / "a.json").read_text().splitlines()]
 
 
-def test_every_figure_is_a_json_line(measured):
-    found = rows(measured[1])
+def test_every_figure_is_printed_and_a_json_line(measured):
+    out, folder = measured
+    assert [line.split()[0] for line in out.splitlines()[-3:]] == [*NAMES]
+    found = rows(folder)
     cases = itertools.product((4, 2), NAMES)
     assert [(row["batch_size"], row["config"]) for row in found] == list(cases)
     for row in found:
@@ -46,11 +48,6 @@ def test_every_figure_is_a_json_line(measured):
         assert row["gelu"] == "tanh"
         assert row["peak_memory"] > 0
         assert row["throughput"] == pytest.approx(row["batch_size"] / row["ms"] * 1e3)
-
-
-def test_the_table_is_printed(measured):
-    out, _ = measured
-    assert [line.split()[0] for line in out.splitlines()[-3:]] == [*NAMES]
 
 
 def test_costs_are_those_of_the_methods(measured):

@@ -47,13 +47,6 @@ def test_a_folder_of_images_under_two_methods(tmp_path, weights, folder):
     assert all(f'"figures/{file}"' in page for file in figures)
 
 
-def test_what_is_drawn_is_said_once(tmp_path, weights, folder):
-    words = ("--reduction", ".5", "--reductions", "tome:r=4")
-    ended = call(visualize.main, weights, folder, "--out", tmp_path / "out", *words)
-    assert ended.status == 2
-    assert "reduction is .5; all that are drawn are in reductions" in ended.err
-
-
 def test_images_of_a_data_set_are_drawn(tmp_path):
     vit = tiny.pretrained("tome:r=3", num_classes=10, image_size=16, depth=1)
     weights = imagepiece_jax.save(vit, tmp_path / "w")
