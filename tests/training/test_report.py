@@ -84,16 +84,14 @@ def test_flop_of_a_run_is_that_of_every_epoch_and_of_the_teacher():
 
 @pytest.mark.parametrize("on", [{"mixup": 0.8}, {"cutmix": 1.0}])
 def test_mixing_needs_pairs(on):
-    placement = Placement(accumulation=2)
-    fields = {"batch_size": 6, "grad_accum_steps": 2}
+    def check(**fields):
+        config = runs.configured(batch_size=6, grad_accum_steps=2, **fields)
+        data.check_training(RunConfig.from_config(config), Placement(accumulation=2))
+
     with refused("config.batch_size is 6, which makes micro-batches of 3"):
-        data.check_training(
-            RunConfig.from_config(runs.configured(fields, on)), placement
-        )
-    for off in ({}, on | {"mixup_prob": 0.0}):
-        data.check_training(
-            RunConfig.from_config(runs.configured(fields, off)), placement
-        )
+        check(**on)
+    check()
+    check(**on, mixup_prob=0.0)
 
 
 def test_a_dry_run_counts_imagenet_without_its_files(tmp_path):
@@ -109,10 +107,7 @@ def test_a_dry_run_counts_imagenet_without_its_files(tmp_path):
     assert found.image_counts == [1_281_167, 50_000]
     assert found.length.steps_per_epoch == 1_281_167 // run.optim.batch_size
     assert "not read: train and test" in report.data_text(run, found)
-    for fields in (
-        {"dry_run": False},
-        {"num_classes": 10},
-        {"data.name": "folder:nowhere"},
-    ):
+    other = {"data.name": "folder:nowhere"}
+    for fields in ({"dry_run": False}, {"num_classes": 10}, other):
         with pytest.raises((InputError, FileNotFoundError)):
             plan(**fields)
