@@ -104,7 +104,7 @@ def test_the_dry_run_of_readme_needs_no_data(tmp_path):
     (line,) = re.findall(r"^python (train.py .* --dry_run)$", README.read_text(), re.M)
     fields = {"model.depth": 1, "model.embed_dim": 16, "model.num_heads": 2}
     fields |= {"image_size": 32, "remat": False, "batch_size": 8, "reduction": "none"}
-    fields |= {"augment.layers": 0, "augment.erase_prob": 0.0, "mixup": 0.0}
+    fields |= {"augment.layers": 0, "augment.erase_prob": 0.0, "model.stem": "patch"}
     words = [f"--config.{name}={value}" for name, value in fields.items()]
     words = [*line.split(), *words, "--workdir", tmp_path / "run"]
     ended = start(*words, imported=True, TFDS_DATA_DIR=str(tmp_path))
