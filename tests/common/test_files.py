@@ -62,14 +62,24 @@ def test_a_killed_process_keeps_nobody_out(tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
+def put(folder, text):
+    with replacing_folder(folder) as new:
+        (new / "file").write_text(text)
+
+
+def texts(folder):
+    """{file: text} below a folder, hidden ones too."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_text() for path in files}
+
+
 def test_a_write_that_stops_halfway_leaves_the_old_file_alone(tmp_path):
     path = tmp_path / "file"
     replace_file(path, b"old")
     with pytest.raises(KeyboardInterrupt), replacing(path) as new:
         new.write_bytes(b"ne")
         raise KeyboardInterrupt
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
+    assert texts(tmp_path) == {"file": "old"}
 
 
 def test_a_file_is_on_disk_before_it_takes_the_place_of_the_old_one(
@@ -87,8 +97,7 @@ def test_a_file_is_on_disk_before_it_takes_the_place_of_the_old_one(
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(RunError, match=r"file cannot be written \(disk is full\)"):
         replace_file(path, b"newer")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
+    assert texts(tmp_path) == {"file": "old"}
 
 
 @pytest.mark.parametrize("call", ["chmod", "fsync"])
@@ -97,10 +106,8 @@ def test_a_mount_without_a_call_is_written(tmp_path, monkeypatch, call, code):
     error = OSError(code, os.strerror(code))
     monkeypatch.setattr(os, call, mock.Mock(side_effect=error))
     replace_file(tmp_path / "file", b"whole")
-    assert (tmp_path / "file").read_bytes() == b"whole"
-    with replacing_folder(tmp_path / "folder") as new:
-        (new / "file").write_bytes(b"whole")
-    assert (tmp_path / "folder" / "file").read_bytes() == b"whole"
+    put(tmp_path / "folder", "whole")
+    assert texts(tmp_path) == {"file": "whole", "folder/file": "whole"}
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
@@ -108,19 +115,7 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path):
     with replacing(path) as new:  # while another process does the same
         replace_file(path, "theirs")
         new.write_text("ours")
-    assert path.read_text() == "ours"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def put(folder, text):
-    with replacing_folder(folder) as new:
-        (new / "file").write_text(text)
-
-
-def texts(folder):
-    """{file: text} below a folder, hidden ones too."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): path.read_text() for path in files}
+    assert texts(tmp_path) == {"file": "ours"}
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "bad"), KeyboardInterrupt()])
