@@ -17,7 +17,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.data.sources import registry
-from imagepiece_jax.errors import InputError, RunError, Stopped
+from imagepiece_jax.errors import RunError, Stopped
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.config import MEAN
 from imagepiece_jax.models.pretrained import Pretrained
@@ -74,11 +74,9 @@ def test_metrics_have_every_step_and_both_evaluations(finished):
 def test_run_leaves_config_versions_classes_and_checkpoints(finished):
     workdir, _ = finished
     saved = json.loads((workdir / "config.json").read_text())
-    assert saved["model"]["mean"] == list(MEAN)
-    assert saved["batch_size"] == 256
+    assert (saved["model"]["mean"], saved["batch_size"]) == (list(MEAN), 256)
     assert saved["reduction"].startswith("imagepiece")
-    start = json.loads((workdir / "run.json").read_text())["starts"][0]
-    assert {"git", "python", "libraries", "devices"} <= set(start)
+    assert len(json.loads((workdir / "run.json").read_text())["starts"]) == 1
     assert Checkpoints(workdir).latest_step() == 10
     assert list((workdir / "profile").rglob("*.trace.json.gz"))
     digits = [str(digit) for digit in range(10)]
@@ -89,11 +87,9 @@ def test_run_leaves_config_versions_classes_and_checkpoints(finished):
 def test_a_run_with_other_classes_is_not_resumed(finished, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     names = json.loads((workdir / "classes.json").read_text())
-    names[3] = "drei"
-    names[4] = "vier"
+    names[3:5] = "drei", "vier"
     (workdir / "classes.json").write_text(json.dumps(names))
-    message = rf"^{workdir}: class 3 is 'drei', but '3' in .*; choose another workdir"
-    with pytest.raises(InputError, match=message):
+    with refused(f"{workdir}: class 3 is 'drei', but '3' in ", "another workdir"):
         runs.train(configured(profile=True), workdir)
 
 
@@ -117,42 +113,33 @@ def test_a_finished_run_stays_as_it_is(finished, capsys):
     assert "this run is complete: 10 steps" in capsys.readouterr().out
     assert (workdir / "metrics.jsonl").read_bytes() == before
     times = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
-    longer = "config.epochs is 99, but 2 in the run in .*; change it back, or choose"
-    with pytest.raises(InputError, match=longer):
+    with refused(
+        "config.epochs is 99, but 2 in the run in ", "change it back, or choose"
+    ):
         runs.train(configured(epochs=99), workdir)
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == times
 
 
-@pytest.fixture(scope="module")
-def stopped(finished, tmp_path_factory):
-    """A run from the finished one's weights, whose first step throws them far off."""
-    workdir = tmp_path_factory.mktemp("stopped")
-    start = shutil.copytree(finished[0], tmp_path_factory.mktemp("start") / "run")
+def test_steps_that_are_not_finite_stop_the_run_and_stop_it_again(finished, tmp_path):
+    """From the finished run's weights, which the first step throws far off."""
+    start = shutil.copytree(finished[0], tmp_path / "start")
+    workdir = tmp_path / "run"
     fields = {"lr": 1e30, "checkpoint_every_steps": 1, "max_skipped_steps": 2}
-    fields |= {"init.weights": str(start)}
-    errors = []
-    lines = []
-    for _ in range(2):  # the second time from where the first was stopped
-        with pytest.raises(RunError) as error:
-            runs.train(configured(**fields), workdir)
-        errors.append(str(error.value))
-        lines.append(read_metrics(workdir))
-        shutil.rmtree(start, ignore_errors=True)  # a resumed run needs it no more
-    return workdir, errors, lines
-
-
-def test_steps_that_are_not_finite_stop_the_run_and_stop_it_again(stopped):
-    workdir, errors, lines = stopped
-    message = r"(loss|grad_norm) is nan at step (\d+), as in 3 steps in a row: .* kept"
-    step = int(re.match(message, errors[0])[2])
-    assert errors[1] == errors[0]
+    config = configured(fields, **{"init.weights": str(start)})
+    message = r"^(loss|grad_norm) is nan at step \d+, as in 3 steps in a row: .* kept"
+    with pytest.raises(RunError, match=message) as error:
+        runs.train(config, workdir)
+    step = int(re.search(r"\d+", str(error.value))[0])
     # The last step has no line and no checkpoint: what is kept is as good as before.
     assert Checkpoints(workdir).latest_step() == step - 1
-    steps = runs.lines(workdir, "train")
-    assert [line["skipped"] for line in steps] == [0] * (step - 3) + [1, 1]
-    nothing = [line["loss"] is None is line["acc1"] for line in steps]
+    lines = runs.lines(workdir, "train")
+    assert [line["skipped"] for line in lines] == [0] * (step - 3) + [1, 1]
+    nothing = [line["loss"] is None is line["acc1"] for line in lines]
     assert nothing == [False] * (step - 3) + [True] * 2
-    assert lines[1] == lines[0]
+    shutil.rmtree(start)  # a resumed run needs it no more
+    with pytest.raises(RunError, match=f"^{re.escape(str(error.value))}$"):
+        runs.train(config, workdir)
+    assert runs.lines(workdir, "train") == lines
 
 
 def test_the_best_is_the_first_of_the_highest():
@@ -203,8 +190,7 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path, shades):
     val = pathlib.Path(config.data.name.removeprefix("folder:")) / "val" / "b"
     shutil.copy(val / "0.bmp", val / "1.bmp")
     there = {path: path.read_bytes() for path in workdir.glob("*.json")}
-    message = r"folder:.*set, whose test set has digest \w{16}, but the run in"
-    with pytest.raises(InputError, match=message):
+    with refused("folder:", "set, whose test set has digest ", ", but the run in"):
         runs.train(config, workdir)
     assert there == {path: path.read_bytes() for path in workdir.glob("*.json")}
 
@@ -221,8 +207,7 @@ def test_a_training_that_stops_for_damaged_images_ends_as_documented(tmp_path):
     fields = {"data.name": f"folder:{tmp_path}/set", "batch_size": 16}
     fields |= {"num_classes": 2, "data.workers": 2, "data.threads": 2}
     config = configured(PLAIN, **fields)
-    said = "^5 of 400 images cannot be read, more than 1%; the"
-    with pytest.raises(InputError, match=said):
+    with refused("5 of 400 images cannot be read, more than 1%; the"):
         runs.train(config, tmp_path / "run")
     assert read_metrics(tmp_path / "run")  # of steps before
     assert not workers() and not shared_memory()
