@@ -62,14 +62,14 @@ def test_no_image_is_in_both_splits(images):
     refused(path, "has no training image with label 2; .* 5 classes", "train", 5)
 
 
+NO_LABELS = ("1_0", "²", "٣", "+1", "1e0", "1.0", "-1", "5", "", "1" * 10)
+
+
 @pytest.mark.parametrize(
     "columns, rows, field, value",
     [
         *((SPLIT, f"b,0,{split}", "split", split) for split in ("tests", "", "Train")),
-        *(
-            (NO_SPLIT, f"b,{label}", "label", label)
-            for label in ("1_0", "²", "٣", "+1", "1e0", "1.0", "-1", "5", "", "1" * 10)
-        ),
+        *((NO_SPLIT, f"b,{label}", "label", label) for label in NO_LABELS),
         (NO_SPLIT, "b", "label", ""),
         (NO_SPLIT, "g,0", "filename", "images/g.png"),
         (NO_SPLIT, "folder,0", "filename", "images/folder.png"),
