@@ -266,8 +266,9 @@ def test_the_digest_is_of_a_parts_images_and_of_few_of_a_large_set(folder):
     source.stored = lambda place: read.append(place) or stored(place)
     assert len(source.digest) == 16
     assert len(read) == 64
-    assert (min(read), max(read)) == (0, 999)
-    assert set(np.diff(sorted(read))) <= {15, 16}
+    read.sort()  # threads read in any order
+    assert (read[0], read[-1]) == (0, 999)
+    assert set(np.diff(read)) <= {15, 16}
 
 
 def test_a_part_is_spread_over_the_source(folder, tmp_path):
