@@ -108,17 +108,6 @@ def test_seed_step_and_position_change_the_draws():
     assert len({image.tobytes() for image in batch}) == 8
 
 
-def test_no_threads_means_the_calling_thread():
-    source = Noise(8)
-    seen = set()
-    stored = source.stored
-    source.stored = lambda at: seen.add(threading.current_thread()) or stored(at)
-    train(source, stop=1)
-    assert seen == {threading.current_thread()}
-    train(source, stop=2, threads=2)
-    assert len(seen) > 1
-
-
 @pytest.mark.parametrize("finish", ["close", "exhaust", "fail"])
 def test_threads_end_with_the_iterator(finish):
     before = set(threading.enumerate())

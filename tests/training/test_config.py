@@ -1,6 +1,5 @@
 """The config of a run: values out of range are refused, and what is made of it."""
 
-import numpy as np
 import pytest
 
 from configs import deit_s_evit
@@ -51,17 +50,6 @@ def test_a_config_of_a_run_has_its_format_counts_and_normalization():
     again = RunConfig.from_config(written)
     assert again == run
     assert again.create_model() == run.create_model()
-
-
-def test_models_of_a_config():
-    fields = {"model.drop_path_rate": 0.2, "model.dtype": "bfloat16"}
-    run = RunConfig.from_config(configured(fields))
-    model = run.create_model(axis_name="devices")
-    assert [layer.attn_tokens for layer in model.plan] == [65, 59, 54, 44, 40, 36]
-    assert [layer.mlp_tokens for layer in run.create_dense().plan] == [65] * 6
-    execution = model.execution
-    assert (execution.drop_path_rate, execution.axis_name) == (0.2, "devices")
-    assert execution.dtype == np.dtype("bfloat16")
 
 
 OWN = {"mean": (0.4,) * 3, "std": (0.2,) * 3}  # of images, other than ImageNet's
