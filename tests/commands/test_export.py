@@ -16,42 +16,30 @@ from tests.models import tiny
 from tests.refused import refused
 
 NEEDED = ("input", "preprocessing", "model")  # among the facts
-REDUCTION = "imagepiece:merge_blocks=(0,):prune_blocks=(1,)"
 
 
 @pytest.fixture(scope="module")
-def vit():
-    return tiny.pretrained(REDUCTION, depth=2, stem="conv")
-
-
-@pytest.fixture(scope="module")
-def weights(vit, tmp_path_factory):
+def weights(tmp_path_factory):
+    vit = tiny.pretrained("evit:keep_rate=0.6:blocks=(0,)", depth=1)
     return imagepiece_jax.save(vit, tmp_path_factory.mktemp("weights") / "w")
 
 
-@pytest.mark.parametrize(
-    "problem_type, activation",
-    [
-        ("single_label_classification", "softmax"),
-        ("multi_label_classification", "sigmoid"),
-        ("regression", None),
-    ],
-)
+ACTIVATIONS = [("single_label_classification", "softmax"), ("regression", None)]
+ACTIVATIONS += [("multi_label_classification", "sigmoid")]
+
+
+@pytest.mark.parametrize("problem_type, activation", ACTIVATIONS)
 def test_the_facts_say_what_images_and_logits_are(problem_type, activation):
     vit = tiny.pretrained(depth=1)
     prepared = Preprocessing(tiny.SIDE, crop=0.9, rule="transformers")
     vit = tiny.of_problem(vit, problem_type).with_preprocessing(**vars(prepared))
     images = program_facts.exported_images(vit)
     facts = program_facts.program_facts(vit, images)
-    assert facts["problem_type"] == problem_type
-    assert facts["activation"] == activation
-    assert Preprocessing(20, **crop_of(facts["preprocessing"])) == prepared
-    assert facts["preprocessing"]["resized"] == [22, 22]
-
-
-def crop_of(facts):
-    sizes = ("image_size", "resized")
-    return {name: value for name, value in facts.items() if name not in sizes}
+    assert (facts["problem_type"], facts["activation"]) == (problem_type, activation)
+    crop = dict(facts["preprocessing"])
+    del crop["image_size"]
+    assert crop.pop("resized") == [22, 22]
+    assert Preprocessing(20, **crop) == prepared
 
 
 def test_large_weights_are_beside_an_onnx_file_and_named(
@@ -83,10 +71,10 @@ def test_large_weights_are_beside_an_onnx_file_and_named(
 @pytest.mark.parametrize(
     "name, text", [("m.onnx", "mine"), ("m.onnx.json", '{"input": "mine"}')]
 )
-def test_only_an_earlier_export_is_replaced(vit, tmp_path, name, text):
+def test_only_an_earlier_export_is_replaced(weights, tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with refused(name, "already exists, and export did not write it"):
-        imagepiece_jax.export(vit, tmp_path / "m.onnx")
+        imagepiece_jax.export(imagepiece_jax.load(weights), tmp_path / "m.onnx")
     assert [file.read_text() for file in tmp_path.iterdir()] == [text]
 
 
