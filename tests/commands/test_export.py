@@ -92,7 +92,8 @@ def test_a_file_is_evaluated_as_its_model(tmp_path, fields):
     assert (facts["input"], facts["output"]["shape"]) == (entry, [size, 10])
     assert facts["gmacs"] == pytest.approx(vit.gmacs)
     if not fields:
-        assert facts["normalization"] == {"mean": list(MEAN), "std": list(STD)}
+        wanted = {"mean": list(MEAN), "std": list(STD)}
+        assert facts["normalization"].items() >= wanted.items()
     found = json.loads((tmp_path / "a.json").read_text())
     own = imagepiece_jax.evaluate(vit, "digits", limit=40, workers=0)
     assert found["acc1"] == own["acc1"]
