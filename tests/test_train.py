@@ -109,7 +109,7 @@ def test_the_dry_run_of_readme_needs_no_data(tmp_path):
     words = [*line.split(), *words, "--workdir", tmp_path / "run"]
     ended = start(*words, imported=True, TFDS_DATA_DIR=str(tmp_path))
     assert ended.status == 0, ended.err
-    assert "1,281,167 training images, 50,000 test images" in ended.out
+    assert "1,281,167 training images, 50,000 validation images" in ended.out
     for said in ("memory on each", "EFLOP (", "learning rate: ", " steps: "):
         assert said in ended.out
     assert not (tmp_path / "run").exists()

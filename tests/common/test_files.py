@@ -210,6 +210,6 @@ def test_files_of_the_run_that_is_read_are_not_replaced(tmp_path):
     table = tmp_path / "labels.json"
     check_writable("json", table, [".json"], own_files(tmp_path))
     for name in (*names, "labels.json"):
-        with refused("json ", f"{name} is read by this"):
+        with refused("json ", f"{name} is an input of this"):
             own = own_files(tmp_path, f"csv:{table}")
             check_writable("json", tmp_path / name, [".json"], own)

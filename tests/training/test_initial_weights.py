@@ -88,7 +88,7 @@ reducing = functools.partial(configured, {"model.depth": 2, "reduction": TOME})
 def recovered(tmp_path_factory):
     vit = Pretrained(model_of(reducing()), drawn(reducing()))
     folder = tmp_path_factory.mktemp("recovered") / "m"
-    return save(recoveries.recovered(vit, costs=(TOME,)), folder)
+    return save(recoveries.recovered(vit, reductions=(TOME,)), folder)
 
 
 def scales(variables):

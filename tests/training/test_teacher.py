@@ -212,5 +212,5 @@ def test_any_teacher_brings_its_size_and_images(tmp_path):
     assert found.model.config.image_size == 16
     images = jax.ShapeDtypeStruct((2, 16, 16, 3), "float32")
     assert jax.eval_shape(found.apply, variables, images).logits.shape == (2, 10)
-    with refused("has 9 classes; it must have the 10 of"):
+    with refused("has 9 classes, but the student has 10"):
         teacher_of(**soft, **{"teacher.weights": f"{tmp_path}/nine"})

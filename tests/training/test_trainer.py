@@ -190,7 +190,9 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path, shades):
     val = pathlib.Path(config.data.name.removeprefix("folder:")) / "val" / "b"
     shutil.copy(val / "0.bmp", val / "1.bmp")
     there = {path: path.read_bytes() for path in workdir.glob("*.json")}
-    with refused("folder:", "set, whose test set has digest ", ", but the run in"):
+    with refused(
+        "folder:", "set, whose validation set has digest ", ", but the run in"
+    ):
         runs.train(config, workdir)
     assert there == {path: path.read_bytes() for path in workdir.glob("*.json")}
 
@@ -275,21 +277,21 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     assert runs.computed(again) == runs.computed(tmp_path)
 
 
-TOUR = test_readme.DOCS / "tour.md"
+PAGE = test_readme.DOCS / "own_trainer.md"
 # 1,438 digits, 479 a step: three steps.
 FOCAL = SHORT | {"batch_size": 479, "epochs": 1, "checkpoint_every_steps": 2}
 
 
-def train_as_toured(workdir):
+def train_by_page(workdir):
     config = RunConfig.from_config(runs.configured(FOCAL))
-    test_readme.run(TOUR, "import dataclasses", {"config": config})
+    test_readme.run(PAGE, "import dataclasses", {"config": config})
     return runs.computed(workdir), runs.stored(workdir, "latest")
 
 
-def test_the_tour_trains_with_a_loss_of_ones_own(tmp_path, monkeypatch, capsys):
+def test_the_page_trains_with_a_loss_of_ones_own(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     workdir = tmp_path / "runs" / "focal"
-    lines, arrays = train_as_toured(workdir)
+    lines, arrays = train_by_page(workdir)
     steps = [line for line in lines if line["kind"] == "train"]
     assert [line["step"] for line in steps] == [1, 2, 3]
     # Weights that know nothing give each of 10 classes the probability 1/2.
@@ -301,7 +303,7 @@ def test_the_tour_trains_with_a_loss_of_ones_own(tmp_path, monkeypatch, capsys):
     for kind in ("latest", "best"):
         shutil.rmtree(workdir / "checkpoints" / kind / "3")
     assert "with the loss" not in capsys.readouterr().out
-    resumed, again = train_as_toured(workdir)
+    resumed, again = train_by_page(workdir)
     assert "with the loss focal" in capsys.readouterr().out
     assert resumed == lines
     assert_same(again, arrays)

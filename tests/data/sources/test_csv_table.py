@@ -90,7 +90,7 @@ def test_a_field_that_does_not_fit(images, columns, rows, field, value):
     [
         ("a,0,train a,0,val", "must not be in both train and val"),
         ("a,0,val b,0,train ../images/a,0,train", "must not be in both train"),
-        ("a,0,train b,0,val b,0,val", "a test image must count once"),
+        ("a,0,train b,0,val b,0,val", "a validation image must count once"),
         ("a,0,train c,0,val a,1,train", "its labels differ, 0 and 1"),
     ],
 )

@@ -144,7 +144,7 @@ def test_only_train_is_learned_from(tmp_path, others, capsys):
     write_plain(tmp_path, "train/a/1.jpg", *(f"{name}/a/2.jpg" for name in others))
     source = as_source(tmp_path)
     assert (len(source), source.name(0)) == (1, f"{tmp_path}/train/a/1.jpg")
-    assert "train is learned from" in capsys.readouterr().out
+    assert "images in train are used" in capsys.readouterr().out
     (tmp_path / "train").rename(tmp_path / "apart")
     if others != ("more",):
         with pytest.raises(InputError, match="learn"):
