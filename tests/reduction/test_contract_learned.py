@@ -17,9 +17,7 @@ from imagepiece_jax.reduction.methods import METHODS
 from tests.models import masked, tiny
 from tests.models.test_vit_families import few
 
-MORE = {
-    "imagepiece_dynamicvit topk": {"mode": "topk"},
-}
+MORE = {"imagepiece_dynamicvit topk": {"mode": "topk"}}
 
 
 def model_of(name, **options):
@@ -40,11 +38,7 @@ def learns(name):
 
 
 LEARNED = [*filter(learns, [*METHODS, *MORE])]
-
-
-def test_those_that_learn_are_found():
-    learned = {"dynamicvit", "spvit", "token_learner", "imagepiece_dynamicvit"}
-    assert learned <= {*LEARNED}
+assert len(LEARNED) >= 5
 
 
 @pytest.mark.parametrize("name", LEARNED)
