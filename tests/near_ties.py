@@ -23,6 +23,12 @@ from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 
 EPS = float(np.finfo(np.float32).eps)
 EXP = 2  # ulp: the error of CUDA's expf over its full range, by its documentation
+REDUCERS = {
+    "prune": reducers.TopK(),
+    "bipartite": reducers.Bipartite(),
+    "join": PruneAndMerge(ALL),
+    "retokenize": Retokenize(),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +36,7 @@ class OneReduction:
     """The reduction of one block by a rule: "prune", "retokenize", "bipartite", "join".
 
     All inputs are (query, key [B, N, H, d], x [B, N, D], size [B, N]).
+    fast: in the form that `optimize(reductions="fast")` takes
     """
 
     rule: str
@@ -37,9 +44,9 @@ class OneReduction:
     candidates: int = 0
     num_prefix: int = 1
     prop_attn: bool = False
-    parity: int = 0
-    size_weighting: bool = True
+    fast: bool = False
 
+    @jax.jit(static_argnums=0)
     def __call__(self, query, key, x, size):
         """Return (x, size, dest) of class attention, a reducer and `apply`."""
         prefix = self.num_prefix
@@ -52,8 +59,11 @@ class OneReduction:
             num_prefix=prefix,
             all_x=x,
         )
-        result = self._reducer()(taps, self._counts(x))
-        state = moves.apply(TokenState(x=x, size=size, num_prefix=prefix), result)
+        counts = StepCounts(taps.x.shape[1], self.n_out, candidates=self.candidates)
+        reducer = REDUCERS[self.rule]
+        with ops.fast(self.fast):
+            result = reducer(taps, counts)
+            state = moves.apply(TokenState(x=x, size=size, num_prefix=prefix), result)
         return state.x, state.size, result.dest
 
     def scores(self, query, key, size):
@@ -64,19 +74,6 @@ class OneReduction:
     def metric(self, key):
         """Return the features that are compared, [B, n, d] float32."""
         return jnp.mean(key[:, self.num_prefix :], axis=2, dtype=jnp.float32)
-
-    def _counts(self, x):
-        n = x.shape[1] - self.num_prefix
-        return StepCounts(n_in=n, n_out=self.n_out, candidates=self.candidates)
-
-    def _reducer(self):
-        if self.rule == "prune":
-            return reducers.TopK()
-        if self.rule == "bipartite":
-            return reducers.Bipartite()
-        if self.rule == "join":
-            return PruneAndMerge(ALL)
-        return Retokenize(parity=self.parity, size_weighting=self.size_weighting)
 
     def gap(self, query, key, x, size):
         """Return the smallest gap that one image's decision depends on.
@@ -104,34 +101,17 @@ class OneReduction:
             split = ranked[n - self.candidates :]
             border = ranked[n - self.candidates - 1 :]
             gaps += [*_steps(scores[border], ties[border])]
-            parity = self.parity
+            parity = 0
         sides = split[parity::2], split[1 - parity :: 2]
         metric = self.metric(key)
         rounding = cosine_rounding(key[:, self.num_prefix :])
         return min(gaps + _partner_gaps(metric, rounding, sides, n - self.n_out))
 
 
-@dataclasses.dataclass(frozen=True)
-class Fast(OneReduction):
-    """A OneReduction in the form that `optimize(reductions="fast")` takes."""
-
-    @classmethod
-    def form_of(cls, reduction: OneReduction) -> "Fast":
-        """The fast form of another one."""
-        return cls(**dataclasses.asdict(reduction))
-
-    def __call__(self, *arrays):
-        with ops.fast():
-            return super().__call__(*arrays)
-
-
 def _partner_gaps(features, rounding, sides, absorbed):
-    """Gaps of the decisions of tokens of one side that join similar ones of another.
+    """Gaps of the decisions which `absorbed` tokens of one side join which of another.
 
-    features: [1, n, d], what is compared
-    rounding: [n], as of `cosine_rounding`
-    sides: the tokens of each side
-    absorbed: how many of the first side join
+    features: [1, n, d], what is compared; rounding: [n], as of `cosine_rounding`
     """
     cosines = np.asarray(ops.cosine(*(features[:, side] for side in sides)))[0]
     ties = rounding[sides[0]][:, None] + rounding[sides[1]]
@@ -181,7 +161,7 @@ def cosine_rounding(key):
 
 @dataclasses.dataclass
 class Comparison:
-    """Decisions compared on many images."""
+    """Decisions of the usual and the fast form compared on many images."""
 
     images: int = 0
     # Of decisions that differ; rounding explains a gap of 1.
@@ -196,13 +176,11 @@ class Comparison:
         near = all(gap <= 1 for gap in self.gaps)
         return near and 100 * len(self.gaps) < self.images and self.error <= 2
 
-    def add(self, reduction, other, arrays):
-        """Compare a OneReduction with another way on one batch, image by image.
-
-        other: likewise a hashable function of the arrays
-        """
-        ours = [np.asarray(a) for a in answers(reduction, *arrays)]
-        theirs = [np.asarray(a) for a in answers(other, *arrays)]
+    def add(self, reduction, arrays):
+        """Compare both forms of a OneReduction on one batch, image by image."""
+        ours = [np.asarray(a) for a in reduction(*arrays)]
+        fast = dataclasses.replace(reduction, fast=True)
+        theirs = [np.asarray(a) for a in fast(*arrays)]
         same = np.all(ours[2] == theirs[2], axis=1)
         same &= np.all(ours[1] == theirs[1], axis=1)
         for i in np.flatnonzero(~same):
@@ -214,6 +192,13 @@ class Comparison:
             b = np.asarray(theirs[0][same], np.float64)
             self.error = max(self.error, np.abs(a - b).max() / np.abs(a).max() / place)
         self.images += len(same)
+
+
+def assert_agrees(reduction, arrays):
+    """Both forms of a OneReduction decide alike but for near ties."""
+    comparison = Comparison()
+    comparison.add(reduction, arrays)
+    assert comparison.agrees, comparison
 
 
 def reductions(n):
@@ -263,12 +248,6 @@ def random_inputs(seed, batch, n, heads, width, dtype):
     x = jax.random.normal(keys[2], (batch, n + 1, heads * width), dtype)
     size = jax.random.randint(keys[3], (batch, n + 1), 1, 5).astype("float32")
     return query, key, x, size
-
-
-@jax.jit(static_argnums=0)
-def answers(reduction, *arrays):
-    """What a function of the arrays computes: (x, size, dest)."""
-    return reduction(*arrays)
 
 
 def _steps(values, rounding):

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import DEIT, Architecture
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.rotary import Rotary
 from tests.models import make, tiny
+from tests.refused import refused
 
 
 def test_fields_override_what_the_name_stands_for():
@@ -48,9 +48,8 @@ WRONG = [  # (fields, what the sentence has)
 
 @pytest.mark.parametrize("fields, said", WRONG)
 def test_a_wrong_field_is_named_with_its_value(fields, said):
-    with pytest.raises(InputError) as error:
+    with refused(said):
         tiny.model(**fields)
-    assert said in str(error.value)
 
 
 def test_a_model_without_a_name_is_made_of_its_fields():

@@ -1,5 +1,7 @@
 """Reductions in the form that is fast on GPUs, against their usual form."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +18,8 @@ from tests import compiling
 from tests.models import tiny
 from tests.near_ties import (
     Comparison,
-    Fast,
     OneReduction,
+    assert_agrees,
     model_inputs,
     random_inputs,
     reductions,
@@ -37,26 +39,20 @@ def inputs(images, dtype):
 
 @pytest.mark.parametrize("reduction", ALL, ids=lambda r: f"{r.rule}{r.n_out}")
 def test_tokens_leave_as_usual_but_for_near_ties(reduction):
-    comparison = Comparison()
-    comparison.add(reduction, Fast.form_of(reduction), inputs(128, "bfloat16"))
-    assert comparison.agrees, comparison
+    assert_agrees(reduction, inputs(128, "bfloat16"))
 
 
 @pytest.mark.parametrize("reduction", ALL[1:], ids=lambda r: f"{r.rule}{r.n_out}")
 def test_many_images_are_decided_as_usual(reduction, monkeypatch):
     """Where a GPU needs longer to move tokens than to start kernels."""
     monkeypatch.setattr(ops, "FEW_NUMBERS", 0)
-    comparison = Comparison()
-    comparison.add(reduction, Fast.form_of(reduction), inputs(64, "bfloat16"))
-    assert comparison.agrees, comparison
+    assert_agrees(reduction, inputs(64, "bfloat16"))
 
 
 @pytest.mark.parametrize("prefix", [0, 2])
 def test_pairs_of_tokens_with_another_prefix(prefix):
     reduction = OneReduction("bipartite", N + 1 - prefix - 13, num_prefix=prefix)
-    comparison = Comparison()
-    comparison.add(reduction, Fast.form_of(reduction), inputs(64, "bfloat16"))
-    assert comparison.agrees, comparison
+    assert_agrees(reduction, inputs(64, "bfloat16"))
 
 
 @pytest.mark.parametrize("reduction", ["tome:r=3", "diffrate:macs=0.6"])
@@ -77,18 +73,14 @@ def test_a_gpu_decides_as_usual_but_for_near_ties(reduction):
     """The first step of DeiT-S."""
     if jax.default_backend() != "gpu":
         pytest.skip("no GPU here")
-    comparison = Comparison()
-    arrays = random_inputs(1, 256, 196, 6, 64, "bfloat16")
-    comparison.add(reduction, Fast.form_of(reduction), arrays)
-    assert comparison.agrees, comparison
+    assert_agrees(reduction, random_inputs(1, 256, 196, 6, 64, "bfloat16"))
 
 
 @pytest.mark.parametrize("reduction", ALL, ids=lambda r: f"{r.rule}{r.n_out}")
 def test_programs_in_float32_stay_as_they_are(reduction):
+    fast = dataclasses.replace(reduction, fast=True)
     arrays = inputs(1, "float32")
-    usual, other = (
-        jax.make_jaxpr(r)(*arrays) for r in (reduction, Fast.form_of(reduction))
-    )
+    usual, other = (jax.make_jaxpr(form)(*arrays) for form in (reduction, fast))
     assert str(usual) == str(other)
 
 
@@ -130,6 +122,6 @@ def test_photographs_are_decided_as_usual(assets, monkeypatch):
     for arrays in found:
         n = arrays[2].shape[1] - 1
         reduction = OneReduction("join", n // 2, prop_attn=True)
-        comparison.add(reduction, Fast.form_of(reduction), arrays)
+        comparison.add(reduction, arrays)
     assert comparison.images == 36
     assert all(gap <= 1 for gap in comparison.gaps), comparison

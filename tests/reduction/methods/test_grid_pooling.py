@@ -32,7 +32,6 @@ def pooled(x, grid, size, prefix=1):
 
 
 def test_two_by_two_patches_by_hand():
-    """Rows 1 2 3 4 / 5 6 7 8 / ...: the first cell is 1 2 5 6, whose mean is 3.5."""
     x = np.arange(17, dtype=np.float32)[None, :, None]  # class token 0, then 1..16
     got, slots = pooled(x, (4, 4), 2)
     assert got.x[0, :, 0].tolist() == [0, 3.5, 5.5, 11.5, 13.5]

@@ -78,15 +78,12 @@ def test_parameters_and_where_they_start():
 def test_in_a_model_it_takes_the_place_of_all_tokens(class_token):
     model = tiny.model("token_learner:num_tokens=4:block=1", class_token=class_token)
     variables = tiny.variables(model)
-    assert set(variables["params"]) >= {"reducer_1", "blocks_1"}
     out = tiny.compiled(model.apply)(variables, tiny.images())
     state = out.state
     (result,) = out.results
     (taps,) = out.taps
     chex.assert_shape(state.x, (3, class_token + 4, tiny.WIDTH))
-    assert (np.asarray(state.size) == 1).all()
     learner = model.plan[1].step.reducer
     params = variables["params"]["reducer_1"]
     learned = weigh(learner, params, taps.x)
     np.testing.assert_allclose(result.matrix, learned, atol=1e-6)
-    assert np.isfinite(out.logits).all()
