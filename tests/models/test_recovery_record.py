@@ -10,11 +10,12 @@ import safetensors.numpy
 from flax import traverse_util
 
 import imagepiece_jax
-from imagepiece_jax.errors import InputError
+from imagepiece_jax import load
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.recovery_record import Recovery
 from tests.models import recoveries, tiny
 from tests.models.recoveries import TOME
+from tests.refused import refused
 
 LARGER = 2 * tiny.SIDE
 MORE = "tome:r=6"
@@ -35,10 +36,6 @@ def vit(public):
 @pytest.fixture(scope="module")
 def folder(vit, tmp_path_factory):
     return imagepiece_jax.save(vit, tmp_path_factory.mktemp("recovered") / "m")
-
-
-def load(path, **options):
-    return imagepiece_jax.load(path, **options)
 
 
 def leaves_of(vit):
@@ -64,18 +61,15 @@ def test_the_dense_model_stays_what_it_was(public, vit, folder, tmp_path):
     """To the bit, with or without a way by a reduction, and by a folder."""
     original = imagepiece_jax.save(public, tmp_path / "public")
     again = imagepiece_jax.save(load(folder, reduction=MORE), tmp_path / "again")
-    dense = {
-        "itself": vit,
-        "back": vit.with_reduction(TOME).with_reduction(None),
-        "loaded": load(folder, reduction="none"),
-        "saved with another": load(again, reduction="none"),
-        "the file alone": load(
-            folder / "model.safetensors", config=tiny.model().config
-        ),
-    }
-    for name, each in dense.items():
-        chex.assert_trees_all_equal(each.variables, public.variables)
-        assert each.label == "none", name
+    for dense in (
+        vit,
+        vit.with_reduction(TOME).with_reduction(None),
+        load(folder, reduction="none"),
+        load(again, reduction="none"),
+        load(folder / "model.safetensors", config=tiny.model().config),
+    ):
+        chex.assert_trees_all_equal(dense.variables, public.variables)
+        assert dense.label == "none"
     tensors = safetensors.numpy.load_file(original / "model.safetensors")
     ours = safetensors.numpy.load_file(folder / "model.safetensors")
     chex.assert_trees_all_equal(ours, tensors)
@@ -136,7 +130,6 @@ def test_parameters_that_somebody_trained_since_are_no_recovered_ones(vit):
 
 
 def test_another_model_by_hand_has_its_own_numbers(public, vit):
-    """Of one form's variables and another's model, of either set and the dense one."""
     form = vit.with_reduction(TOME)
     for reduction in (MORE, None):
         other = vit.with_reduction(reduction)
@@ -159,9 +152,7 @@ def test_nothing_that_came_back_is_the_dense_model(public, tmp_path):
 def test_a_folder_without_its_numbers_is_refused(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "recovered.safetensors").unlink()
-    with pytest.raises(
-        InputError, match=r"recovered\.safetensors.*no numbers for tome"
-    ):
+    with refused("recovered.safetensors", "no numbers for tome"):
         load(copy)
 
 
@@ -178,25 +169,25 @@ def test_all_parameters_may_be_recovered_and_positions_follow_the_size(tmp_path)
         assert has_numbers(form, numbers)
         larger = form.at_size(LARGER)
         original = public.at_size(LARGER)
+        back = larger.with_reduction(None)
         chex.assert_trees_all_equal(larger.variables, original.variables)
-        chex.assert_trees_all_equal(
-            larger.with_reduction(None).variables, original.variables
-        )
+        chex.assert_trees_all_equal(back.variables, original.variables)
     loaded = load(tmp_path / "m", reduction=tiny.EVIT, image_size=LARGER)
     chex.assert_trees_all_equal(loaded.variables, larger.variables)
 
 
 @pytest.mark.parametrize(
-    "interval, words",
-    [((-0.15, -0.1), None), ((-0.2, 0.1), "within noise")],
+    "field, value, words",
+    [
+        ("interval", (-0.15, -0.1), []),
+        ("interval", (-0.2, 0.1), ["within noise"]),
+        ("scenes", 0, ["too good"]),  # images are alike
+        ("scenes", 5, ["scenes"]),
+        ("scenes", 16, []),
+        ("scenes", None, []),
+    ],
 )
-def test_a_change_that_may_be_none_is_called_noise(interval, words):
-    said = str(recoveries.cost_of(tiny.pretrained("tome:r=3"), interval=interval))
-    assert ("within noise" in said) == bool(words)
-
-
-def test_a_report_says_where_its_images_are_alike_or_few_scenes():
-    vit = tiny.pretrained("tome:r=3")
-    for scenes, words in ((0, ["too good"]), (5, ["scenes"]), (16, []), (None, [])):
-        said = str(recoveries.cost_of(vit, scenes=scenes))
-        assert [word for word in ("too good", "scenes") if word in said] == words
+def test_a_report_says_what_makes_it_doubtful(field, value, words):
+    said = str(recoveries.cost_of(tiny.pretrained("tome:r=3"), **{field: value}))
+    doubts = ("within noise", "too good", "scenes")
+    assert [doubt for doubt in doubts if doubt in said] == words

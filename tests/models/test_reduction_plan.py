@@ -41,11 +41,8 @@ def at_cost(reduction, model=None):
     model = model or dense()
     found = plans.at_cost(Reduction.read(reduction), model)
     reduced = with_plan(model, found)
-    return (
-        found,
-        share_of_dense(reduced),
-        [layer.mlp_tokens - 1 for layer in reduced.plan],
-    )
+    left = [layer.mlp_tokens - 1 for layer in reduced.plan]
+    return found, share_of_dense(reduced), left
 
 
 @pytest.mark.parametrize("name, counts", sorted({*FOLLOWED}))
@@ -86,7 +83,6 @@ def test_mistakes(fields, said):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_cost_that_is_out_of_reach_is_refused(name):
-    """Whatever check of the method ends the search."""
     reduction = f"{name}:macs=1e-4"
     with pytest.raises(InputError, match=f"^reduction {name}:macs=0.0001"):
         at_cost(reduction)

@@ -86,17 +86,6 @@ def turned(family, head, place):
 
 
 @pytest.mark.parametrize("family", ARCHS)
-def test_those_of_a_grid_are_those_of_its_coordinates(family):
-    rotary = ARCHS[family].rotary
-    places = np.asarray(rotary.coordinates((2, 3)))[None]
-    of_grid = tiny.compiled(lambda: rotary.grid_rotations((2, 3), 8, 2))()
-    of_places = tiny.compiled(lambda places: rotary.rotations(places, 8, 2))(places)
-    for got, want in zip(of_grid, of_places, strict=True):
-        assert got.shape == (1, 8, 1, 4)
-        np.testing.assert_allclose(got, want, atol=1e-6)
-
-
-@pytest.mark.parametrize("family", ARCHS)
 def test_patches_are_turned_and_the_prefix_is_not(family):
     rotary = ARCHS[family].rotary
     rng = np.random.default_rng(0)
@@ -117,11 +106,8 @@ def test_patches_are_turned_and_the_prefix_is_not(family):
 
 
 def test_the_other_order_of_axes_turns_by_x_first():
-    @tiny.compiled
-    def cosines(places):
-        return [Rotary(axes=axes).rotations(places, 8)[0] for axes in ("yx", "xy")]
-
-    by_y, by_x = cosines(np.float32([[[3, 7]]]))
+    places = np.float32([[[3, 7]]])
+    by_y, by_x = (Rotary(axes=xy).rotations(places, 8)[0] for xy in ("yx", "xy"))
     np.testing.assert_array_equal(by_y, by_x[..., [2, 3, 0, 1]])
     assert by_y.ravel()[0] == pytest.approx(math.cos(3))
 

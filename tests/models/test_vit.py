@@ -12,7 +12,6 @@ from flax import traverse_util
 from imagepiece_jax.models import vit
 from tests import oracles
 from tests.models import slow_deit, tiny
-from tests.refused import refused
 from tests.rounding import assert_close
 
 
@@ -21,8 +20,7 @@ def forward(model):
     return tiny.compiled(model.apply)
 
 
-def close(got, want, units=128):
-    assert_close(got, want, units)
+close = functools.partial(assert_close, units=128)
 
 
 def slow_outputs(model, variables, images, results=(), scale=None, prop_attn=False):
@@ -162,13 +160,6 @@ def test_drop_path_drops_linearly_more_with_depth():
         np.testing.assert_allclose(both, (1 - rate) ** 2, atol=0.035)
 
 
-def test_drop_path_without_keys_says_what_is_missing():
-    model = tiny.model(drop_path_rate=0.5)
-    variables = tiny.variables(model)
-    with pytest.raises(ValueError, match=r"keys=.*drop_path.* is missing"):
-        model.apply(variables, tiny.images(1), train=True)
-
-
 def test_training_scales_both_branches_of_every_block():
     model = tiny.model(drop_path_rate=0.5)
     images = tiny.images()
@@ -186,6 +177,8 @@ def test_drop_path_is_for_training():
     model = tiny.model(drop_path_rate=0.5)
     images = tiny.images()
     shapes = tiny.shapes(model)
+    with pytest.raises(ValueError, match=r"keys=.*drop_path.* is missing"):
+        jax.eval_shape(functools.partial(model.apply, train=True), shapes, images)
     keys = {"drop_path": sample_keys(3)}
     with_keys = functools.partial(model.apply, train=False, keys=keys)
     evaluated = str(jax.make_jaxpr(with_keys)(shapes, images))
@@ -193,37 +186,26 @@ def test_drop_path_is_for_training():
     assert evaluated == str(jax.make_jaxpr(never)(shapes, images))
 
 
-def without_branches(model):
-    """Variables of which no branch reads its tokens: it adds its last bias."""
-    variables = tiny.variables(model)
-    for name, block in variables["params"].items():
-        if name.startswith("blocks_"):
-            for layer in (block["attn"]["proj"], block["mlp"]["fc2"]):
-                layer["kernel"] = np.zeros_like(layer["kernel"])
-    return variables
-
-
-def test_images_of_another_size_than_the_positions():
-    model = tiny.model()
-    images = jax.ShapeDtypeStruct((1, 20, 24, 3), jnp.float32)
-    with refused("images", "but the model has positions for 25"):
-        jax.eval_shape(model.apply, tiny.shapes(model), images)
+def is_added(model, variables, layers, added):
+    """The biases of `layers` are what is `added` to the tokens."""
+    run = forward(model)
+    x = run(variables, tiny.images()).state.x
+    for layer in layers:
+        layer["bias"] = np.zeros_like(layer["bias"])
+    before = run(variables, tiny.images()).state.x
+    close(x - before, np.broadcast_to(added, x.shape))
 
 
 def test_each_branch_has_a_layer_scale_of_its_own():
     model = tiny.model(arch={"layer_scale": True}, depth=1)
-    variables = without_branches(model)
+    variables = tiny.variables(model)
     block = variables["params"]["blocks_0"]
-    attended = block["attn"]["proj"]
-    computed = block["mlp"]["fc2"]
-    added = block["ls1"]["gamma"] * attended["bias"]
-    added = added + block["ls2"]["gamma"] * computed["bias"]
-    run = forward(model)
-    x = run(variables, tiny.images()).state.x
-    for layer in (attended, computed):
-        layer["bias"] = np.zeros_like(layer["bias"])
-    before = run(variables, tiny.images()).state.x
-    close(x - before, np.broadcast_to(added, x.shape))
+    layers = block["attn"]["proj"], block["mlp"]["fc2"]
+    for layer in layers:  # a branch adds its last bias, whatever it reads
+        layer["kernel"] = np.zeros_like(layer["kernel"])
+    factors = block["ls1"]["gamma"], block["ls2"]["gamma"]
+    added = sum(f * layer["bias"] for f, layer in zip(factors, layers, strict=True))
+    is_added(model, variables, layers, added)
 
 
 def test_norms_behind_the_branches():
@@ -232,15 +214,10 @@ def test_norms_behind_the_branches():
     model = tiny.model(reduction, arch={"post_norm": True}, depth=1)
     variables = tiny.variables(model)
     block = variables["params"]["blocks_0"]
-    for norm in ("norm1", "norm2"):
-        block[norm]["scale"] = np.zeros_like(block[norm]["scale"])
-    run = forward(model)
-    x = run(variables, tiny.images()).state.x
-    added = block["norm1"]["bias"] + block["norm2"]["bias"]
-    for norm in ("norm1", "norm2"):
-        block[norm]["bias"] = np.zeros_like(block[norm]["bias"])
-    before = run(variables, tiny.images()).state.x
-    close(x - before, np.broadcast_to(added, x.shape))
+    norms = block["norm1"], block["norm2"]
+    for norm in norms:
+        norm["scale"] = np.zeros_like(norm["scale"])
+    is_added(model, variables, norms, norms[0]["bias"] + norms[1]["bias"])
 
 
 def test_without_a_pool_all_tokens_come_out():
