@@ -7,6 +7,7 @@ import pathlib
 
 import jax
 import numpy as np
+import torch
 
 from imagepiece_jax.models import resize_positions, timm_tensors
 from imagepiece_jax.models.create import create_model
@@ -26,6 +27,12 @@ def record(**row):
 def noise(*shape, seed=0):
     """Images of float32 noise."""
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def torched(run, images):
+    """Outputs of a function of torch for images [B, H, W, 3]."""
+    with torch.no_grad():
+        return run(torch.from_numpy(images).permute(0, 3, 1, 2))
 
 
 def computed(model, variables, images):

@@ -7,14 +7,13 @@ magnitude. Float32, with products of the highest precision.
 
 import numpy as np
 import pytest
+import timm
+import torch
 
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.weights import layouts
 from tests.models import make
 from tests.parity.record import apart, noise, outputs, record
-
-torch = pytest.importorskip("torch")
-timm = pytest.importorskip("timm")
 
 # Family: (weights by timm's name, fields that differ from theirs). Where one size is
 # beyond a test's memory, width is whole and depth is not.

@@ -5,18 +5,16 @@ labels among them.
 """
 
 import pytest
+import timm
+import torch
 from PIL import Image
+from timm.data import create_transform
+from timm.utils import accuracy
 
-torch = pytest.importorskip("torch")
-timm = pytest.importorskip("timm")
-
-from timm.data import create_transform  # noqa: E402
-from timm.utils import accuracy  # noqa: E402
-
-import imagepiece_jax  # noqa: E402
-from imagepiece_jax.common import parallel  # noqa: E402
-from imagepiece_jax.evaluate.accuracy import evaluate, model_step  # noqa: E402
-from imagepiece_jax.evaluate.labeled_images import labeled_images  # noqa: E402
+import imagepiece_jax
+from imagepiece_jax.common import parallel
+from imagepiece_jax.evaluate.accuracy import evaluate, model_step
+from imagepiece_jax.evaluate.labeled_images import labeled_images
 
 LABELS = {  # ImageNet's, by WordNet ID
     "n01440764": 0,

@@ -5,24 +5,20 @@ their own image processor; float32 with the highest precision of products.
 """
 
 import pytest
+import timm
+import transformers
+from timm.models import _hub
 
 import imagepiece_jax
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.problem_type import PROBLEMS
-from imagepiece_jax.weights import transformers_config
-
-for package in ("torch", "timm", "transformers"):
-    pytest.importorskip(package)
-
-import timm  # noqa: E402
-import transformers  # noqa: E402
-from timm.models import _hub  # noqa: E402
-
-from tests.models import make, tiny  # noqa: E402
-from tests.parity.record import apart, computed, noise  # noqa: E402
-from tools import originals  # noqa: E402
-from tools.originals import CLASSES, config  # noqa: E402
+from imagepiece_jax.weights import timm_config, transformers_config
+from tests.models import make, tiny
+from tests.parity.record import apart, computed, noise, torched
+from tests.parity.test_config_fields import IDLE
+from tools import originals
+from tools.originals import CLASSES, config
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, when it saves
 LABELS = {i: f"class {i}" for i in range(CLASSES)}
@@ -42,105 +38,107 @@ def embedding(model, x):
     return model.visual_projection(model.vision_model(x).pooler_output)
 
 
-# model, its outputs, its image processor and what that says
+def made(name, **fields):
+    """A model of transformers, whose idle fields are far from their defaults."""
+    kind = getattr(transformers, name)
+    usual = kind.config_class().to_dict()
+    idle = {field: value for field, value in IDLE.items() if field in usual}
+    found = config(kind.config_class, **idle | fields)
+    assert {field: getattr(found, field) for field in idle} == idle
+    return kind(found)
+
+
+EDGE = {"shortest_edge": 20}
+MULTI = {"id2label": LABELS, "problem_type": "multi_label_classification"}
+GATED = {"num_register_tokens": 2, "use_gated_mlp": True, "hidden_act": "silu"}
+SQUASHED = (1.0, "squash", "bicubic")
+# {model: itself, its outputs, its image processor, whose fields, and what they say}
 MODELS = {
-    "vit": lambda: (
-        transformers.ViTForImageClassification(
-            config(transformers.ViTConfig, id2label=LABELS, hidden_act="gelu_new")
+    "vit": (
+        lambda: made(
+            "ViTForImageClassification",
+            **{"id2label": LABELS, "hidden_act": "gelu_new", "qkv_bias": False},
         ),
-        originals.logits,
-        transformers.ViTImageProcessor(size=SQUARE),
-        {"crop": 1.0, "crop_mode": "squash", "interpolation": "bilinear"},
+        *(originals.logits, "ViT", {}, (1.0, "squash", "bilinear")),
     ),
-    "deit": lambda: (
-        transformers.DeiTForImageClassificationWithTeacher(
-            config(transformers.DeiTConfig, id2label=LABELS, layer_norm_eps=EPS)
+    "deit": (
+        lambda: made(
+            "DeiTForImageClassificationWithTeacher",
+            **{"id2label": LABELS, "layer_norm_eps": EPS},
         ),
-        originals.logits,
-        transformers.DeiTImageProcessor(
-            size={"height": 20, "width": 20}, crop_size=SQUARE
-        ),
-        {"crop": 0.8, "crop_mode": "squash", "interpolation": "bicubic"},
+        *(originals.logits, "DeiT", {"size": {"height": 20, "width": 20}}),
+        (0.8, "squash", "bicubic"),
     ),
-    "dinov2": lambda: (
-        transformers.Dinov2Model(
-            config(transformers.Dinov2Config, use_swiglu_ffn=True, layer_norm_eps=EPS)
-        ),
-        originals.pooler,
-        transformers.BitImageProcessor(size={"shortest_edge": 20}, crop_size=SQUARE),
-        {"crop": 0.8, "crop_mode": "center", "interpolation": "bicubic"},
+    "dinov2": (
+        lambda: made("Dinov2Model", use_swiglu_ffn=True, layer_norm_eps=EPS),
+        *(originals.pooler, "Bit", {"size": EDGE}, (0.8, "center", "bicubic")),
     ),
-    "dinov2_with_registers": lambda: (
-        transformers.Dinov2WithRegistersModel(
-            config(transformers.Dinov2WithRegistersConfig, hidden_act="quick_gelu")
-        ),
-        originals.pooler,
-        transformers.BitImageProcessor(
-            size={"shortest_edge": 20}, crop_size=SQUARE, resample=2
-        ),
-        {"crop": 0.8, "crop_mode": "center", "interpolation": "bilinear"},
+    "dinov2_with_registers": (
+        lambda: made("Dinov2WithRegistersModel", hidden_act="quick_gelu"),
+        *(originals.pooler, "Bit", {"size": EDGE, "resample": 2}),
+        (0.8, "center", "bilinear"),
     ),
-    "clip": lambda: (
-        transformers.CLIPModel(clip()),
-        embedding,
-        transformers.CLIPImageProcessor(
-            size={"shortest_edge": originals.SIDE}, crop_size=SQUARE
-        ),
-        {"crop": 1.0, "crop_mode": "center", "interpolation": "bicubic"},
+    "no registers": (
+        lambda: made("Dinov2WithRegistersModel", num_register_tokens=0),
+        *(originals.pooler, "Bit", {"size": EDGE}, (0.8, "center", "bicubic")),
     ),
-    "clip_vision_model": lambda: (
-        transformers.CLIPVisionModel(originals.clip_config()),
-        originals.pooler,
-        transformers.CLIPImageProcessor(
-            size={"shortest_edge": originals.SIDE}, crop_size=SQUARE
-        ),
-        {"crop": 1.0, "crop_mode": "center", "interpolation": "bicubic"},
+    "clip": (
+        lambda: transformers.CLIPModel(clip()),
+        *(embedding, "CLIP", {"size": EDGE}, (0.8, "center", "bicubic")),
     ),
-    "dinov3_vit": lambda: (
-        transformers.DINOv3ViTModel(
-            config(
-                transformers.DINOv3ViTConfig,
-                num_register_tokens=2,
-                use_gated_mlp=True,
-                hidden_act="silu",
-                rope_theta=50.0,
-            )
-        ),
-        originals.pooler,
-        transformers.DINOv3ViTImageProcessor(size=SQUARE),
-        {"crop": 1.0, "crop_mode": "squash", "interpolation": "bilinear"},
+    "clip_vision_model": (
+        lambda: made("CLIPVisionModel"),
+        *(originals.pooler, "CLIP", {"size": EDGE}, (0.8, "center", "bicubic")),
     ),
-    "siglip": lambda: (
-        transformers.SiglipModel(originals.siglip_config()),
+    "dinov3_vit": (
+        lambda: made("DINOv3ViTModel", rope_theta=50.0, **GATED),
+        *(originals.pooler, "DINOv3ViT", {}, (1.0, "squash", "bilinear")),
+    ),
+    "dinov3_vit, bias": (
+        lambda: made("DINOv3ViTModel", key_bias=True),
+        *(originals.pooler, "DINOv3ViT", {}, (1.0, "squash", "bilinear")),
+    ),
+    "siglip": (
+        lambda: transformers.SiglipModel(originals.siglip_config()),
         lambda model, x: model.vision_model(x).pooler_output,
-        transformers.SiglipImageProcessor(size=SQUARE),
-        {"crop": 1.0, "crop_mode": "squash", "interpolation": "bicubic"},
+        *("Siglip", {}, SQUASHED),
+    ),
+    "siglip_vision_model": (
+        lambda: made("SiglipVisionModel"),
+        *(originals.pooler, "Siglip", {}, SQUASHED),
+    ),
+    "siglip, classes": (
+        lambda: transformers.SiglipForImageClassification(
+            originals.siglip_config(**MULTI)
+        ),
+        *(originals.logits, "Siglip", {}, SQUASHED),
     ),
 }
 
-MODELS["siglip, classes"] = lambda: (
-    transformers.SiglipForImageClassification(
-        originals.siglip_config(
-            id2label=LABELS, problem_type="multi_label_classification"
-        )
-    ),
-    originals.logits,
-    *MODELS["siglip"]()[2:],
-)
+
+def saved(name, path):
+    """(model, its outputs, its image processor) of MODELS, which both are saved."""
+    make, forward, kind, fields, _ = MODELS[name]
+    model = originals.randomize(make())
+    model.save_pretrained(path)
+    kind = getattr(transformers, f"{kind}ImageProcessor")
+    processor = kind(**{"size": SQUARE, "crop_size": SQUARE} | fields)
+    processor.save_pretrained(path)
+    return model, forward, processor
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_transformers_folder(tmp_path, name):
-    model, forward, processor, prepared = MODELS[name]()
-    theirs = originals.run(lambda x: forward(originals.randomize(model), x))
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
+    model, forward, processor = saved(name, tmp_path)
+    theirs = originals.run(lambda x: forward(model, x))
     vit = imagepiece_jax.load(tmp_path)
     ours = computed(*tiny.pair(vit), originals.images()).logits
     assert apart(ours, theirs) < 1e-5
     assert vit.config.mean == pytest.approx(processor.image_mean)
     assert vit.config.std == pytest.approx(processor.image_std)
-    wanted = Preprocessing(originals.SIDE, rule="transformers", **prepared)
+    crop, mode, interpolation = MODELS[name][-1]
+    images = {"crop": crop, "crop_mode": mode, "interpolation": interpolation}
+    wanted = Preprocessing(originals.SIDE, rule="transformers", **images)
     assert vit.preprocessing == wanted
     labels = name in ("vit", "deit", "siglip, classes")
     assert vit.config.problem_type == (model.config.problem_type or PROBLEMS[0])
@@ -171,8 +169,7 @@ def saved_by_timm(path, name, **arguments):
     """(model, images, logits) of a random model of timm, which it saves for the hub."""
     model = originals.randomize(timm.create_model(name, **arguments))
     images = noise(2, *model.patch_embed.img_size, 3)
-    with originals.torch.no_grad():
-        theirs = model(originals.torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    theirs = torched(model, images).numpy()
     labels = [f"class {i}" for i in range(model.num_classes)]
     _hub.save_for_hf(model, path, {"label_names": labels}, safe_serialization=True)
     return model, images, theirs
@@ -187,7 +184,13 @@ def agrees(path, images, theirs, **fields):
 
 # Sizes that compile in a second, and what else a model is made with.
 TINY = {"depth": 2, "embed_dim": 24, "num_heads": 3, "num_classes": 5, "img_size": 32}
+IDLE_TIMM = {name: 0.3 for name in timm_config.IDLE if name.endswith("_rate")}
+IDLE_TIMM |= {"weight_init": "jax", "fix_init": True, "qk_norm": False}
+# None is the class's own GELU and norm, not the architecture's.
+IDLE_TIMM |= {"act_layer": None, "norm_layer": None}
 ARGUMENTS = {
+    "idle": ("vit_tiny_patch16_224", IDLE_TIMM),
+    "idle, CLIP": ("vit_base_patch16_clip_224", IDLE_TIMM),
     # A VisionTransformer with norms of EVA-02's.
     "BEiT-3, map": ("beit3_base_patch16_224", {"global_pool": "map", "reg_tokens": 2}),
     "BEiT-3, GELU": (
@@ -250,14 +253,11 @@ def test_a_folder_of_a_model_with_arguments(tmp_path, case):
 
 @pytest.mark.parametrize("name", TIMM)
 def test_timms_folder(tmp_path, name):
-    """As timm saves a model for the hub, with the arguments that it was made with."""
     model, images, theirs = saved_by_timm(tmp_path, name, **TIMM[name])
     found = agrees(tmp_path, images, theirs)
     cfg = model.pretrained_cfg
-    assert (found.model.config.mean, found.model.config.std) == (
-        tuple(cfg["mean"]),
-        tuple(cfg["std"]),
-    )
+    assert found.config.mean == tuple(cfg["mean"])
+    assert found.config.std == tuple(cfg["std"])
     prepared = found.preprocessing
     assert (prepared.crop, prepared.image_size) == (cfg["crop_pct"], images.shape[1])
     assert prepared.interpolation == cfg["interpolation"]

@@ -2,22 +2,17 @@
 
 import jax
 import pytest
+import timm
+import torch
 
 from imagepiece_jax.inference.features import features
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.create import create_model
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from tests.models import make
-
-for package in ("torch", "timm", "transformers"):
-    pytest.importorskip(package)
-
-import timm  # noqa: E402
-import torch  # noqa: E402
-
-from imagepiece_jax.models.pretrained import Pretrained  # noqa: E402
-from tests.parity.record import apart, noise  # noqa: E402
-from tools import originals  # noqa: E402
+from tests.parity.record import apart, noise
+from tools import originals
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 NAMES = (

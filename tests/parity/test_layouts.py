@@ -10,18 +10,13 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 
 import imagepiece_jax
 from imagepiece_jax.weights import layouts
+from tests.models import tiny
 from tests.parity.record import apart, computed, record
-
-for package in ("torch", "timm", "transformers"):
-    pytest.importorskip(package)
-
-import torch  # noqa: E402
-
-from tests.models import tiny  # noqa: E402
-from tools import fixtures, originals  # noqa: E402
+from tools import fixtures, originals
 
 # Of transformers and its own packages, when it is imported and when it saves.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -5,15 +5,14 @@ import json
 
 import jax
 import numpy as np
+import open_clip
 import pytest
+import torch
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights import open_clip_config as ours
-
-torch = pytest.importorskip("torch")
-open_clip = pytest.importorskip("open_clip")
-originals = pytest.importorskip("tools.originals")
+from tools import originals
 
 TEXT = dict(context_length=8, vocab_size=20, width=16, heads=2, layers=1)
 VISION = dict(image_size=16, layers=2, width=32, head_dim=16, patch_size=4)

@@ -9,24 +9,19 @@ import json
 
 import numpy as np
 import pytest
+import timm
+import torch
+import transformers
 from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from timm.layers import SwiGLUPacked
+from timm.models import _hub, eva
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-
-for package in ("torch", "timm", "transformers"):
-    pytest.importorskip(package)
-
-import timm  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from timm.data import create_transform, resolve_model_data_config  # noqa: E402
-from timm.layers import SwiGLUPacked  # noqa: E402
-from timm.models import _hub, eva  # noqa: E402
-
-from tests.models import tiny  # noqa: E402
-from tests.parity.record import apart, computed, noise  # noqa: E402
-from tools import originals  # noqa: E402
+from tests.models import tiny
+from tests.parity.record import apart, computed, noise, torched
+from tools import originals
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, when it saves
 TINY = {"depth": 2, "embed_dim": 48, "num_heads": 4, "img_size": 28}
@@ -35,12 +30,6 @@ SMALL |= dict(intermediate_size=64, image_size=32, patch_size=8)
 LABELS = {0: "cat", 1: "dog", 2: "grass"}
 SQUARE = {"height": 32, "width": 32}
 MULTI = "multi_label_classification"
-
-
-def torched(model, images):
-    """A torch model's outputs of images [B, H, W, 3]."""
-    with torch.no_grad():
-        return model(torch.from_numpy(images).permute(0, 3, 1, 2))
 
 
 def ours(vit, images):

@@ -7,7 +7,12 @@ import random
 
 import numpy as np
 import pytest
+import timm
+import transformers
 from PIL import Image
+from timm.data import create_transform
+from transformers.image_processing_utils import get_size_dict
+from transformers.models.auto import image_processing_auto
 
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.preprocessing import Preprocessing
@@ -15,15 +20,6 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.weights import config_json, transformers_config
 from tests.parity.names import public_weights
-
-for package in ("torch", "timm", "transformers"):
-    pytest.importorskip(package)
-
-import timm  # noqa: E402
-import transformers  # noqa: E402
-from timm.data import create_transform  # noqa: E402
-from transformers.image_processing_utils import get_size_dict  # noqa: E402
-from transformers.models.auto import image_processing_auto  # noqa: E402
 
 SHAPES = ((61, 43), (37, 37), (40, 901), (64, 117))
 

@@ -5,6 +5,8 @@ Weights are random, of a magnitude that lets no fault hide (tools/fixtures.py).
 
 import numpy as np
 import pytest
+import timm
+import torch
 
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.models import create, registry
@@ -13,10 +15,7 @@ from imagepiece_jax.weights import config_json, layouts
 from tests.models import make
 from tests.parity.record import apart, noise, outputs, record
 from tests.weights.test_layouts_rope import eva, own
-
-torch = pytest.importorskip("torch")
-timm = pytest.importorskip("timm")
-fixtures = pytest.importorskip("tools.fixtures")
+from tools import fixtures
 
 ALLOWED = 1e-4  # of the largest value
 # Models by timm's names, and images that are not of their published size.

@@ -3,6 +3,9 @@
 import jax
 import numpy as np
 import pytest
+import timm
+import torch
+from timm.data import resolve_model_data_config
 
 import imagepiece_jax
 from imagepiece_jax.common.image_size import sides
@@ -12,13 +15,6 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from tests.models import make, recoveries, tiny
 from tests.parity.record import apart, computed, noise
-
-for package in ("torch", "timm"):
-    pytest.importorskip(package)
-
-import timm  # noqa: E402
-import torch  # noqa: E402
-from timm.data import resolve_model_data_config  # noqa: E402
 
 NAMES = ("test_vit.r160_in1k", "test_vit2.r160_in1k", "test_vit3.r160_in1k")
 

@@ -3,17 +3,12 @@
 import jax
 import numpy as np
 import pytest
+import torch
+import transformers
 from PIL import Image
 
 import imagepiece_jax
-
-for package in ("torch", "transformers"):
-    pytest.importorskip(package)
-
-import torch  # noqa: E402
-import transformers  # noqa: E402
-
-from tests.parity.record import apart  # noqa: E402
+from tests.parity.record import apart
 
 CLOSE = 1e-4  # of the largest value
 SIDE = 518  # the family's crop
