@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 from PIL import Image
 
 from imagepiece_jax.models import resize_positions, timm_tensors
@@ -31,37 +30,6 @@ def with_reducers(tree):
         layer = {"kernel": np.full((6, 3), block, np.float32)}
         params[f"reducer_{block}"] = {"Dense_0": layer, "scale": np.float32(block)}
     return {**tree, "params": params}
-
-
-def test_layout_against_pytorch_definitions():
-    """Linear is [out, in], convolution OIHW, qkv stacked; names as timm writes them."""
-    state_dict = timm_tensors.to_timm(variables())
-    rng = np.random.default_rng(1)
-    state_dict = {k: rng.normal(size=v.shape) for k, v in state_dict.items()}
-    like = jax.eval_shape(lambda: variables())
-    params = timm_tensors.from_timm(state_dict, like)["params"]
-    x = rng.normal(size=6)
-    attention = params["blocks_1"]["attn"]
-    weight = state_dict[f"blocks.1.attn.qkv.{'weight'}"]
-    bias = state_dict[f"blocks.1.attn.qkv.{'bias'}"]
-    qkv = weight @ x + bias
-    for i, name in enumerate("qkv"):
-        found = x @ attention[name]["kernel"] + attention[name]["bias"]
-        np.testing.assert_allclose(found, qkv[6 * i : 6 * i + 6], rtol=1e-5, atol=1e-5)
-    for name in ("fc1", "fc2"):
-        weight = state_dict[f"blocks.0.mlp.{name}.weight"]
-        assert weight.shape == ((24, 6) if name == "fc1" else (6, 24))
-        kernel = params["blocks_0"]["mlp"][name]["kernel"]
-        np.testing.assert_array_equal(kernel, weight.T.astype(np.float32))
-    kernel = params["patch_embed"]["proj"]["kernel"]
-    weight = state_dict["patch_embed.proj.weight"]
-    for y, x, color, out in np.ndindex(4, 4, 3, 6):
-        assert kernel[y, x, color, out] == np.float32(weight[out, color, y, x])
-    for ours, name in (("norm", "norm"), ("blocks_1/norm2", "blocks.1.norm2")):
-        found = traverse_util.flatten_dict(params, sep="/")[f"{ours}/scale"]
-        expected = state_dict[f"{name}.weight"].astype(np.float32)
-        np.testing.assert_array_equal(found, expected)
-    assert jax.tree.all(jax.tree.map(lambda leaf: leaf.dtype == np.float32, params))
 
 
 @pytest.mark.parametrize("stem", ["patch", "conv"])

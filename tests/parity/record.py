@@ -7,7 +7,6 @@ import pathlib
 
 import jax
 import numpy as np
-import torch
 
 from imagepiece_jax.models import resize_positions, timm_tensors
 from imagepiece_jax.models.create import create_model
@@ -31,6 +30,8 @@ def noise(*shape, seed=0):
 
 def torched(run, images):
     """Outputs of a function of torch for images [B, H, W, 3]."""
+    import torch  # which not all have who ask how far arrays are apart
+
     with torch.no_grad():
         return run(torch.from_numpy(images).permute(0, 3, 1, 2))
 

@@ -69,6 +69,18 @@ MODELS = {
         *(originals.logits, "DeiT", {"size": {"height": 20, "width": 20}}),
         (0.8, "squash", "bicubic"),
     ),
+    "vit, features": (
+        lambda: made("ViTModel"),
+        *(originals.first_token, "ViT", {}, (1.0, "squash", "bilinear")),
+    ),
+    "deit, features": (
+        lambda: made("DeiTModel"),
+        *(originals.first_token, "DeiT", {}, (1.0, "squash", "bicubic")),
+    ),
+    "deit, one head": (  # which reads the class token alone
+        lambda: made("DeiTForImageClassification", id2label=LABELS),
+        *(originals.logits, "DeiT", {}, (1.0, "squash", "bicubic")),
+    ),
     "dinov2": (
         lambda: made("Dinov2Model", use_swiglu_ffn=True, layer_norm_eps=EPS),
         *(originals.pooler, "Bit", {"size": EDGE}, (0.8, "center", "bicubic")),
@@ -140,7 +152,7 @@ def test_transformers_folder(tmp_path, name):
     images = {"crop": crop, "crop_mode": mode, "interpolation": interpolation}
     wanted = Preprocessing(originals.SIDE, rule="transformers", **images)
     assert vit.preprocessing == wanted
-    labels = name in ("vit", "deit", "siglip, classes")
+    labels = name in ("vit", "deit", "deit, one head", "siglip, classes")
     assert vit.config.problem_type == (model.config.problem_type or PROBLEMS[0])
     assert vit.class_names == (tuple(LABELS.values()) if labels else None)
 

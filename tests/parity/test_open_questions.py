@@ -123,32 +123,6 @@ def test_a_timm_wrapper_without_a_head(tmp_path):
     assert apart(ours(vit, images).pooled, theirs) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["ViT", "DeiT"])
-def test_pooled_is_the_first_hidden_state(tmp_path, kind):
-    config = getattr(transformers, f"{kind}Config")(**SMALL)
-    model = originals.randomize(getattr(transformers, f"{kind}Model")(config))
-    model.save_pretrained(tmp_path)
-    processor = getattr(transformers, f"{kind}ImageProcessor")
-    processor(size=SQUARE, crop_size=SQUARE).save_pretrained(tmp_path)
-    images = noise(2, 32, 32, 3)
-    theirs = torched(lambda x: model(x).last_hidden_state[:, 0], images)
-    vit = imagepiece_jax.load(tmp_path)
-    assert apart(ours(vit, images).pooled, theirs) < 1e-5
-
-
-def test_a_distilled_deit_with_one_head(tmp_path):
-    """DeiTForImageClassification reads the class token alone."""
-    config = transformers.DeiTConfig(**SMALL, id2label=LABELS)
-    model = originals.randomize(transformers.DeiTForImageClassification(config))
-    model.save_pretrained(tmp_path)
-    processor = transformers.DeiTImageProcessor(size=SQUARE, crop_size=SQUARE)
-    processor.save_pretrained(tmp_path)
-    images = noise(2, 32, 32, 3)
-    theirs = torched(lambda x: model(x).logits, images)
-    vit = imagepiece_jax.load(tmp_path)
-    assert apart(ours(vit, images).logits, theirs) < 1e-5
-
-
 @pytest.mark.parametrize(
     "name, arguments",
     [
