@@ -80,12 +80,10 @@ class First(Reducer):
 
 def test_a_model_attends_by_attention_sizes():
     """A token that they count as none is as good as dropped, for all the others."""
-    model = tiny.model(prop_attn=True)
+    model = tiny.model(prop_attn=True, depth=2)
     variables = tiny.variables(model)
-    found = []
-    for reducer, left in ((First(True), 20), (First(False), 19), (First(False), 20)):
-        steps = [Step(0, reducer, Fixed(left))]
-        plan = block_plan.build(tiny.DEPTH, tiny.TOKENS, steps)
-        found.append(tiny.jit(model.clone(plan=plan).apply)(variables, tiny.images()))
-    np.testing.assert_allclose(found[0].logits, found[1].logits, atol=1e-5)
-    assert np.abs(found[0].logits - found[2].logits).max() > 1e-3
+    logits = []
+    for reducer, left in ((First(True), 20), (First(False), 19)):
+        plan = block_plan.build(2, tiny.TOKENS, [Step(0, reducer, Fixed(left))])
+        logits.append(tiny.logits(model.clone(plan=plan))(variables, tiny.images()))
+    np.testing.assert_allclose(*logits, atol=1e-5)

@@ -55,10 +55,10 @@ def test_pairs_of_tokens_with_another_prefix(prefix):
     assert_agrees(reduction, inputs(64, "bfloat16"))
 
 
-@pytest.mark.parametrize("reduction", ["tome:r=3", "diffrate:macs=0.6"])
-def test_a_model_with_sizes_in_a_direction_answers_as_usual(reduction):
-    """By its mean keys, which products of all tokens read with the prefix."""
-    vit = tiny.pretrained(reduction)
+def test_a_model_with_sizes_in_a_direction_answers_as_usual():
+    """By class attention and mean keys, which products read with the prefix."""
+    fields = "merge_ratio=0.06:merge_blocks=(0,1):prune_blocks=(2,):prop_attn=True"
+    vit = tiny.pretrained(f"imagepiece_tome:{fields}")
     options = {"dtype": "bfloat16", "sizes": "direction", "batch_size": 4}
     exact, fast = (
         np.asarray(optimize(vit, reductions=form, **options)(tiny.images(4)))
