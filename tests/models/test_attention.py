@@ -214,23 +214,17 @@ def test_jax_refuses_odd_lengths_of_cudnn_in_training(monkeypatch):
     """Where it no longer does, padding can go: see Odd lengths in PERFORMANCE.md."""
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91300)
 
-    def loss(query):
-        out = attend(query, query, query, backend="cudnn")
-        return jnp.sum(out, dtype=jnp.float32)
+    padded = functools.partial(attend, backend="cudnn")
+    plain = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
 
-    def refused(query):
-        out = jax.nn.dot_product_attention(query, query, query, implementation="cudnn")
-        return jnp.sum(out, dtype=jnp.float32)
+    def trace(attention):
+        query = jax.ShapeDtypeStruct((2, 7, 3, 64), jnp.bfloat16)
+        grad = jax.grad(lambda x: attention(x, x, x).sum(dtype=jnp.float32))
+        jax.jit(grad).trace(query)
 
-    def trace(fn, length):
-        query = jax.ShapeDtypeStruct((2, length, 3, 64), jnp.bfloat16)
-        return jax.jit(fn).trace(query)
-
-    trace(loss, 7)
-    trace(jax.grad(loss), 8)
-    trace(jax.grad(loss), 7)
+    trace(padded)
     with pytest.raises(NotImplementedError, match="sequence length Q 7, KV 7"):
-        trace(jax.grad(refused), 7)
+        trace(plain)
 
 
 def device(platform, capability=None):

@@ -63,9 +63,7 @@ def test_names_go_back_to_timm(fixture):
     for name in (DINOV3, EVA02):
         model, variables, _ = made(name, fixture)
         back = layouts.as_timm(
-            timm_tensors.to_timm(variables),
-            model.config.arch,
-            name.partition(".")[0],
+            timm_tensors.to_timm(variables), model.config.arch, name.partition(".")[0]
         )
         want = tensors_of(name, fixture)
         assert back.keys() == want.keys()

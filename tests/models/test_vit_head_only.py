@@ -29,10 +29,7 @@ FUSED = tiny.changed(tiny.FUSED, blocks=(0, 1))
 CASES = {
     "dense": (None, {"arch": EVERY_PART, "embed_dim": 36, "depth": 1}),
     "dropped behind": (FUSED, {"depth": 2}),
-    "fused inside": (
-        "mctf:r=7:blocks=(0,)",
-        {"arch": {"dist_token": True}, "depth": 1},
-    ),
+    "fused inside": ("mctf:r=7:blocks=(0,)", {"dist_token": True, "depth": 1}),
 }
 
 

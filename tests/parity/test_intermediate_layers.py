@@ -44,10 +44,7 @@ def test_layers_are_those_of_timm(name):
     for norm in (True, False):
         with jax.default_matmul_precision("highest"), torch.no_grad():
             found = features(
-                Pretrained(ours, variables),
-                images,
-                layers=LAYERS,
-                norm=norm,
+                Pretrained(ours, variables), images, layers=LAYERS, norm=norm
             )
             expected = theirs.get_intermediate_layers(
                 turned, n=LAYERS, reshape=True, return_prefix_tokens=True, norm=norm

@@ -61,10 +61,7 @@ def test_a_head_has_its_labels_wherever_the_config_is_from(
 ):
     """transformers names a classifier only where it saves the model itself."""
     config = transformers.ViTConfig(
-        **SMALL,
-        id2label=LABELS,
-        problem_type=problem_type,
-        architectures=architectures,
+        **SMALL, id2label=LABELS, problem_type=problem_type, architectures=architectures
     )
     model = originals.randomize(transformers.ViTForImageClassification(config))
     processor = transformers.ViTImageProcessor(size=SQUARE)

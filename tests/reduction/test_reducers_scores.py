@@ -103,8 +103,7 @@ def pool_weights(pool, x, sizes=1.0):
 
 
 @pytest.mark.parametrize(
-    "registers, include, prop_attn",
-    [(2, False, True), (2, True, False)],
+    "registers, include, prop_attn", [(2, False, True), (2, True, False)]
 )
 def test_the_probe_is_that_of_the_head_on_tokens_of_the_block(
     registers, include, prop_attn
@@ -188,10 +187,7 @@ def test_tokens_are_ranked_by_what_there_is(arch, name):
 
 @pytest.mark.parametrize(
     "arch, score, text",
-    [
-        (SIGLIP, "class", "no class token"),
-        (None, "probe", "no attention-pooling head"),
-    ],
+    [(SIGLIP, "class", "no class token"), (None, "probe", "no attention-pooling head")],
 )
 def test_a_score_that_the_model_cannot_have_is_refused(arch, score, text):
     with refused("score", text):

@@ -73,10 +73,7 @@ def test_equal_reductions_compute_the_same():
         ("", "begin with a method: none, imagepiece"),
         ("resnet", "begin with a method"),
         ("tome:r=8:r=9", "'r=9' must be FIELD=VALUE, once"),
-        (
-            "tome:keep_rate=.5",
-            "'keep_rate' must be a field of tome: macs, counts, ",
-        ),
+        ("tome:keep_rate=.5", "'keep_rate' must be a field of tome: macs, counts, "),
         ("tome:r={}", "a whole number"),
         ("tome:prop_attn=1", "one of None, True, False"),
         ("evit:keep_rate=0.6:counts=(9,9)", "counts says how many tokens stay"),

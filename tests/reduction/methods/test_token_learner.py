@@ -44,8 +44,7 @@ def slow_scores(x, params):
 
 # one token; fewer tokens than are learned; as many; more
 @pytest.mark.parametrize(
-    "n, dtype",
-    [(1, "bfloat16"), (3, "float32"), (5, "bfloat16"), (11, "float32")],
+    "n, dtype", [(1, "bfloat16"), (3, "float32"), (5, "bfloat16"), (11, "float32")]
 )
 def test_weights_are_a_softmax_over_tokens_of_the_scores(n, dtype):
     learner = MlpLearner(num_tokens=5, bottleneck_dim=4)
