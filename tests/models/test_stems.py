@@ -27,18 +27,6 @@ def random_images(batch, side, seed=0):
     return noise.astype(np.float32)
 
 
-def test_patch_stem_equals_a_slow_convolution():
-    stem = PatchStem(embed_dim=5, patch_size=4)
-    images = random_images(2, 12)
-    variables = tiny.fill(tiny.shapes(stem, 12))
-    proj = variables["params"]["proj"]
-    out = tiny.jit(stem.apply)(variables, images)
-    chex.assert_shape(out, (2, 3, 3, 5))
-    for image, got in zip(images, out, strict=True):
-        want = oracles.convolution(image, proj["kernel"], 4, 0) + proj["bias"]
-        np.testing.assert_allclose(got, want, atol=1e-5)
-
-
 @pytest.mark.parametrize("side", [8, 12])
 def test_conv_stem_equals_slow_convolutions(side):
     """Padding is one pixel on both sides, so an even side reads its first border."""

@@ -3,8 +3,8 @@
 The pairs of `RUN` are computed: each method on one family, five of them on each family
 that differs from DeiT in its prefix or pooling. What a step does to the prefix, and
 where patches end, is read off the numbers. All methods are traced on the family without
-a prefix, and in test_rotary on one with three; so is masked training. Of other families
-the blocks alone differ, which no reducer sees: two methods are traced.
+a prefix, and in test_rotary on one with three. Of other families the blocks alone
+differ, which no reducer sees: two methods are traced.
 """
 
 import functools
@@ -19,7 +19,7 @@ from imagepiece_jax.models.block import BlockReduction
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.state import Mixing
 from tests import oracles
-from tests.models import masked, tiny
+from tests.models import tiny
 
 FAMILIES = {
     "deit": Architecture(),
@@ -147,21 +147,3 @@ def test_the_prefix_is_protected_and_every_patch_is_accounted_for(name, family):
         counted = oracles.count_sources(source[image], size.shape[1])
         np.testing.assert_array_equal(size[image], counted)
         assert size[image].sum() + (source[image] < 0).sum() == tiny.TOKENS
-
-
-@pytest.mark.parametrize(
-    "name, family",
-    [("dynamicvit", "siglip"), ("spvit", "dinov2"), ("imagepiece_dynamicvit", "mae")],
-)
-def test_masked_training_keeps_all_tokens(name, family):
-    model = model_of(name, family, masked=True)
-    images = jax.ShapeDtypeStruct(IMAGES, np.float32)
-    keys = masked.keys(2)
-    run = functools.partial(model.apply, train=True, keys=keys)
-    out = jax.eval_shape(run, tiny.shapes(model), images)
-    merged = 2 * ("imagepiece" in name)
-    packed = name == "spvit"
-    left = tiny.TOKENS - merged + packed
-    assert out.logits.shape == (2, tiny.CLASSES)
-    assert out.tokens.shape == (2, PREFIX[family] + left, tiny.WIDTH)
-    assert out.state.mask.shape == (2, left)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.reduction import moves
-from imagepiece_jax.reduction.state import DROPPED, Assignment, TokenState
+from imagepiece_jax.reduction.state import DROPPED, Assignment, Masking, TokenState
 from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import FORMS, apply, index_of, move
@@ -129,6 +129,17 @@ def test_a_slot_is_live_if_any_of_its_tokens_is(form):
     dest = np.int32([[0, 0, 1, 2, 1, DROPPED]])
     moved = apply(state, Assignment(dest=dest, n_out=3), form=form)
     assert moved.mask.tolist() == [[1, 0, 1]]
+
+
+def test_a_package_travels_at_the_end_and_is_live():
+    state, _ = make(5, 5)
+    package = np.float32([[7, 8, 9, 10]] * 3)
+    keep = np.float32([[1, 0, 1, 1, 0]] * 3)
+    moved = apply(state, Masking(keep, append=package))
+    np.testing.assert_array_equal(moved.x[:, :-1], state.x)
+    np.testing.assert_array_equal(moved.x[:, -1], package)
+    assert moved.size[:, -1].tolist() == [1] * 3
+    assert moved.mask.tolist() == [[1, 0, 1, 1, 0, 1]] * 3
 
 
 @functools.partial(tiny.compiled, static_argnames="form")

@@ -1,16 +1,10 @@
 """Attention sizes beside the sizes, and maps of attention, merged as tokens are."""
 
-import dataclasses
-
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction import block_plan
-from imagepiece_jax.reduction.block_plan import Fixed, Step
 from imagepiece_jax.reduction.moves import merge_map
-from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.state import DROPPED, Assignment
+from imagepiece_jax.reduction.state import Assignment
 from tests.models import tiny
 from tests.reduction.steps import FORMS, apply
 from tests.reduction.test_moves import expected, make
@@ -62,28 +56,3 @@ def test_a_map_of_attention_is_merged_by_rows_and_columns(weighted):
                 block = weights[image, head][np.ix_(rows, columns)].sum(axis=1)
                 want = (share[rows] * block).sum() / share[rows].sum()
                 assert got[image, head, i, j] == pytest.approx(want, rel=1e-5)
-
-
-@dataclasses.dataclass(frozen=True)
-class First(Reducer):
-    """Keeps the first tokens; `ignored`: attention counts the last of them as none."""
-
-    ignored: bool
-
-    def __call__(self, taps, counts, train=False):
-        token = jnp.arange(counts.n_in)[None]
-        dest = jnp.where(token < counts.n_out, token, DROPPED)
-        size = taps.size * (token != counts.n_out - 1) if self.ignored else None
-        dest = jnp.broadcast_to(dest, taps.size.shape)
-        return Assignment(dest=dest, attn_size=size, n_out=counts.n_out)
-
-
-def test_a_model_attends_by_attention_sizes():
-    """A token that they count as none is as good as dropped, for all the others."""
-    model = tiny.model(prop_attn=True, depth=2)
-    variables = tiny.variables(model)
-    logits = []
-    for reducer, left in ((First(True), 20), (First(False), 19)):
-        plan = block_plan.build(2, tiny.TOKENS, [Step(0, reducer, Fixed(left))])
-        logits.append(tiny.logits(model.clone(plan=plan))(variables, tiny.images()))
-    np.testing.assert_allclose(*logits, atol=1e-5)

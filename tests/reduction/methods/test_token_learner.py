@@ -1,6 +1,5 @@
 """TokenLearner against its authors' definitions."""
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,18 +70,3 @@ def test_parameters_and_where_they_start():
         limit = np.sqrt(6 / sum(kernel.shape))  # Xavier, uniform
         assert 0.9 * limit < np.abs(kernel).max() <= limit
         assert not params["scores"][name]["bias"].any()
-
-
-@pytest.mark.parametrize("class_token", [False, True])
-def test_in_a_model_it_takes_the_place_of_all_tokens(class_token):
-    model = tiny.model("token_learner:num_tokens=4:block=1", class_token=class_token)
-    variables = tiny.variables(model)
-    out = tiny.compiled(model.apply)(variables, tiny.images())
-    state = out.state
-    (result,) = out.results
-    (taps,) = out.taps
-    chex.assert_shape(state.x, (3, class_token + 4, tiny.WIDTH))
-    learner = model.plan[1].step.reducer
-    params = variables["params"]["reducer_1"]
-    learned = weigh(learner, params, taps.x)
-    np.testing.assert_allclose(result.matrix, learned, atol=1e-6)

@@ -149,16 +149,12 @@ def test_the_gradient_is_that_of_a_gather():
     assert not to_weight.any()
 
 
-@pytest.mark.parametrize(
-    "score, tap", [("class", "cls_attn"), ("received", "attn_columns")]
-)
-def test_a_model_clusters_by_what_the_block_before_attends_to(score, tap):
-    reduction = "token_pooling:blocks=(1,2):keep_rate=0.6"
-    model = tiny.model(f"{reduction}:score={score}")
+def test_a_model_clusters_by_what_the_block_before_attends_to():
+    model = tiny.model("token_pooling:blocks=(1,2):keep_rate=0.6:score=received")
     out = tiny.compiled(model.apply)(tiny.variables(model), tiny.images())
     assert [layer.attn_tokens for layer in model.plan] == [26, 16, 10]
     for taps, result, n_out in zip(out.taps, out.results, (15, 9), strict=True):
-        weight = np.asarray(getattr(taps, tap))
+        weight = np.asarray(taps.attn_columns)
         # All columns but the class token's own.
         assert (weight.sum(axis=1) < 1).all()
         assert (weight.sum(axis=1) > 0.5).all()
