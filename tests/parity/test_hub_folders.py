@@ -106,8 +106,12 @@ MODELS = {
         lambda: made("DINOv3ViTModel", rope_theta=50.0, **GATED),
         *(originals.pooler, "DINOv3ViT", {}, (1.0, "squash", "bilinear")),
     ),
+    "dinov3_vit, one bias": (
+        lambda: made("DINOv3ViTModel", query_bias=False, value_bias=False),
+        *(originals.pooler, "DINOv3ViT", {}, (1.0, "squash", "bilinear")),
+    ),
     "dinov3_vit, bias": (
-        lambda: made("DINOv3ViTModel", key_bias=True),
+        lambda: made("DINOv3ViTModel", key_bias=True, num_register_tokens=0),
         *(originals.pooler, "DINOv3ViT", {}, (1.0, "squash", "bilinear")),
     ),
     "siglip": (

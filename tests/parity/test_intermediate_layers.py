@@ -1,9 +1,10 @@
 """Intermediate layers, pooled vectors and non-square images against timm's models."""
 
+import functools
+
 import jax
 import pytest
 import timm
-import torch
 
 from imagepiece_jax.inference.features import features
 from imagepiece_jax.models import registry, timm_tensors
@@ -11,7 +12,7 @@ from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from tests.models import make
-from tests.parity.record import apart, noise
+from tests.parity.record import apart, noise, torched
 from tools import originals
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -40,17 +41,16 @@ def test_layers_are_those_of_timm(name):
     tensors = {key: value.numpy() for key, value in theirs.state_dict().items()}
     variables = timm_tensors.from_timm(tensors, variable_shapes(ours))
     images = noise(2, *size, 3)
-    turned = torch.from_numpy(images.transpose(0, 3, 1, 2))
+    tokens = torched(theirs.forward_features, images)
+    head = functools.partial(theirs.forward_head, pre_logits=True)
+    pooled = torched(lambda x: head(theirs.forward_features(x)), images)
+    read = functools.partial(theirs.get_intermediate_layers, n=LAYERS, reshape=True)
     for norm in (True, False):
-        with jax.default_matmul_precision("highest"), torch.no_grad():
-            found = features(
-                Pretrained(ours, variables), images, layers=LAYERS, norm=norm
-            )
-            expected = theirs.get_intermediate_layers(
-                turned, n=LAYERS, reshape=True, return_prefix_tokens=True, norm=norm
-            )
-            tokens = theirs.forward_features(turned)
-            pooled = theirs.forward_head(tokens, pre_logits=True)
+        layers = functools.partial(read, return_prefix_tokens=True, norm=norm)
+        expected = torched(layers, images)
+        with jax.default_matmul_precision("highest"):
+            vit = Pretrained(ours, variables)
+            found = features(vit, images, layers=LAYERS, norm=norm)
         prefix = theirs.num_prefix_tokens
         for layer, other in zip(found.layers, expected, strict=True):
             patches, front = other if prefix else (other, tokens[:, :0])

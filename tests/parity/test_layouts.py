@@ -48,19 +48,6 @@ def test_other_names_of_the_same_checkpoint_give_the_same(original):
             np.testing.assert_array_equal(tensor, expected[name], err_msg=name)
 
 
-def test_parts_that_transformers_saves_are_read(tmp_path):
-    import transformers
-
-    found = originals.config(transformers.ViTConfig)
-    model = originals.randomize(transformers.ViTModel(found))
-    model.save_pretrained(tmp_path, max_shard_size="10KB")
-    assert len([*tmp_path.glob("model-*.safetensors")]) > 2
-    whole = layouts.with_timm_names(originals.saved(model))
-    parts = layouts.read_weights(tmp_path / "model.safetensors.index.json")
-    assert parts.keys() == whole.keys()
-    assert all((parts[name] == whole[name]).all() for name in whole)
-
-
 @pytest.mark.parametrize("wrapper", ["model", "teacher", None])
 def test_what_torch_saves_is_read(wrapper, tmp_path):
     tensors = {k: torch.from_numpy(v) for k, v in originals.mae().tensors.items()}

@@ -128,17 +128,6 @@ def test_transformers_processors(tmp_path, name):
     assert config.std == pytest.approx(np.broadcast_to(processor.image_std, 3))
 
 
-def test_transformers_processors_on_pillow():
-    """Bit for bit where Pillow, too, resizes rows first, as all versions do here."""
-    processor = transformers.CLIPImageProcessorPil(**PROCESSORS["CLIP"])
-    file = json.loads(processor.to_json_string())
-    found = config_json.parse({"model_type": "clip"}, file)
-    for shape in ((61, 99), (40, 47), (32, 35), (37, 37)):
-        ours = of_size(found.config, SIDE)(noise(*shape))
-        wanted = pixels(processor, noise(*shape))
-        np.testing.assert_allclose(ours, wanted, atol=1e-3)
-
-
 @pytest.mark.parametrize("name", transformers_config.PROCESSORS)
 def test_what_a_processor_leaves_out_is_as_in_transformers(name):
     processor = getattr(transformers, f"{name}ImageProcessor")()

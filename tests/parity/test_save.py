@@ -14,7 +14,7 @@ from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from tests.models import make, recoveries, tiny
-from tests.parity.record import apart, computed, noise
+from tests.parity.record import apart, computed, noise, torched
 
 NAMES = ("test_vit.r160_in1k", "test_vit2.r160_in1k", "test_vit3.r160_in1k")
 
@@ -24,8 +24,7 @@ def agrees(folder, vit):
     imagepiece_jax.save(vit, folder)
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     images = noise(2, *sides(vit.image_size), 3)
-    with torch.no_grad():
-        wanted = theirs(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    wanted = torched(theirs, images)
     norms = [m for m in theirs.modules() if isinstance(m, torch.nn.LayerNorm)]
     assert {norm.eps for norm in norms} == {max(vit.model.config.arch.norm_eps, 1e-6)}
     dense = tiny.pair(imagepiece_jax.load(folder, reduction="none"))
