@@ -98,7 +98,6 @@ def test_the_class_row_has_the_gradient_of_a_softmax():
 @pytest.mark.parametrize("length, biased", [(1, True), (2, False), (7, True)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_columns_and_the_class_row_are_float32(length, biased, dtype):
-    """Logits of bfloat16 would be wrong by some 2**-8 of a weight."""
     query, key, _ = (a.astype(jnp.dtype(dtype)) for a in random_qkv(length))
     bias = random_bias(length) if biased else None
     _, weights = slow_attention(query, key, key, bias)
@@ -152,7 +151,6 @@ spoilt.defvjp(lambda keys: (keys, None), lambda _, g: (g.at[:, -1].set(jnp.nan),
 def test_gradients_pad_odd_lengths_and_change_nothing(
     cudnn_calls, length, biased, train
 ):
-    """Output, taps and all gradients are those of XLA's attention, without padding."""
     layer = tiny.attention(15, 3, biased, attention_impl="cudnn")
     rng = np.random.default_rng(0)
     x, probe = rng.normal(size=(2, 2, length, 15)).astype(np.float32)
@@ -323,7 +321,6 @@ def test_the_tap_has_image_columns_of_all_live_queries(prefix, masked):
 
 @pytest.mark.parametrize("length, biased", [(1, True), (2, False), (7, True)])
 def test_masked_attention_equals_the_oracle(length, biased):
-    """In the second image all are live, in the last none."""
     query, key, value = random_qkv(length, batch=3)
     bias = random_bias(length, 3) if biased else np.zeros((3, length), np.float32)
     mask = np.random.default_rng(1).integers(2, size=(3, length)).astype(np.float32)
@@ -339,7 +336,6 @@ def test_masked_attention_equals_the_oracle(length, biased):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_all_masked_and_far_apart_stays_finite(dtype):
-    """Logits of thousands, nothing live: values and all gradients are numbers."""
     heads = np.stack(random_qkv(5)) * 60
     mask = np.zeros((2, 5), np.float32)
     heads = heads.astype(jnp.dtype(dtype))

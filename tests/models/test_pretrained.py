@@ -31,7 +31,6 @@ def test_a_model_that_someone_made_has_defaults(dense):
 
 
 def test_the_same_weights_at_another_size(tmp_path, dense):
-    """As `load` resizes the positions of a file."""
     size = (12, 24)
     file = tiny.write(tmp_path / "w.npz", dense.variables)
     loaded = imagepiece_jax.load(file, **GIVEN)
@@ -111,7 +110,6 @@ def test_the_same_weights_with_another_reduction(dense):
 
 
 def test_learned_selectors_stay_with_the_weights(tmp_path, dense):
-    """Fresh ones are asked for by a seed, and said to be untrained."""
     with refused("the model", "has no reducer_1, a selector that"):
         dense.with_reduction(DYNAMICVIT)
     fresh = dense.with_reduction(DYNAMICVIT, seed=1)

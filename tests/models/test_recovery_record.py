@@ -49,7 +49,6 @@ def has_numbers(vit, numbers):
 
 
 def test_a_recovered_folder_without_its_head(folder):
-    """Whose bias is among what was learned."""
     whole = load(folder, reduction=TOME)
     found = load(folder, reduction=TOME, num_classes=0)
     body = {k: v for k, v in leaves_of(whole).items() if not k.startswith("head")}
@@ -58,7 +57,6 @@ def test_a_recovered_folder_without_its_head(folder):
 
 
 def test_the_dense_model_stays_what_it_was(public, vit, folder, tmp_path):
-    """To the bit, with or without a way by a reduction, and by a folder."""
     original = imagepiece_jax.save(public, tmp_path / "public")
     again = imagepiece_jax.save(load(folder, reduction=MORE), tmp_path / "again")
     for dense in (
@@ -95,7 +93,6 @@ def test_the_dense_variables_of_a_form_are_the_public_ones(public, vit, folder):
 
 
 def test_another_form_has_the_numbers_of_the_dense_model(public, vit, folder, capsys):
-    """It is said in a line. The dense model, and a form that learned, say nothing."""
     said = "tome:r=5: not recovered, so it has the dense model's numbers"
     five = "tome:r=5"
     for make in (vit.with_reduction, lambda five: load(folder, reduction=five)):
@@ -157,7 +154,6 @@ def test_a_folder_without_its_numbers_is_refused(folder, tmp_path):
 
 
 def test_all_parameters_may_be_recovered_and_positions_follow_the_size(tmp_path):
-    """As `recover(parameters="all")` has it: numbers with positions among them."""
     public = tiny.pretrained(num_classes=3)
     leaves = leaves_of(public)
     numbers = {path: np.asarray(leaf) + 1 for path, leaf in leaves.items()}

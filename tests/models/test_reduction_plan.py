@@ -115,7 +115,6 @@ def test_an_amount_that_a_cost_replaces_changes_nothing_and_is_refused(name):
 
 
 def test_unusual_models():
-    """All of the dense model's, one block, another grid, and lists as JSON has them."""
     for full in (1, "1", "tome:macs=1.0"):
         _, share, left = at_cost(full)
         assert share == 1

@@ -81,7 +81,6 @@ def test_with_few_macs_every_block_but_the_first_removes_the_same_share():
 
 
 def test_it_is_kept_as_the_method_and_its_counts(tmp_path, capsys):
-    """By a Pretrained, its folder, and what is loaded from there; said each time."""
     arch = {"arch": {"pool": "token"}}
     dense = tiny.pretrained(**arch)
     vit = dense.with_reduction(0.7)

@@ -156,7 +156,6 @@ def test_soft_tokens_and_packages_stand_where_their_weights_are():
     ],
 )
 def test_every_token_has_coordinates(name, masked):
-    """Every method runs, and a block after a step, which turns what it has left."""
     depth, reduction, left = few(name)
     made = model("dinov3", reduction, masked=masked, depth=max(depth, 2))
     state = jax.eval_shape(made.apply, tiny.shapes(made), tiny.images(2)).state
@@ -185,7 +184,6 @@ def captured(made, variables, images):
 
 @pytest.mark.parametrize("family, reduction", REDUCED)
 def test_each_block_attends_by_where_its_tokens_stand(family, reduction):
-    """Attention, its class row and similarity, in NumPy from the projections."""
     made = model(family, reduction)
     images = tiny.images(1)
     variables = tiny.variables(made)

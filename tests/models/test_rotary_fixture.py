@@ -59,7 +59,6 @@ def test_logits_and_features_are_timms(fixture, name):
 
 
 def test_names_go_back_to_timm(fixture):
-    """Bit for bit, the projections apart and the norms in their places."""
     for name in (DINOV3, EVA02):
         model, variables, _ = made(name, fixture)
         back = layouts.as_timm(

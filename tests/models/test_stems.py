@@ -82,7 +82,6 @@ def test_a_convolution_that_joins_pixels_computes_the_same(pixels):
     [(384, 16, (48, 96, 192, 384)), (64, 2, (64,)), (64, 8, (16, 32, 64))],
 )
 def test_a_patch_of_two_to_the_k_takes_k_convolutions(embed_dim, patch_size, widths):
-    """test_registry has parameters of whole models."""
     assert conv_stem_widths(embed_dim, patch_size) == widths
 
 
@@ -132,7 +131,6 @@ def test_training_uses_the_batch_and_moves_the_running_statistics_a_tenth():
 
 
 def test_two_devices_normalize_by_the_whole_batch():
-    """Outputs, statistics and gradients of 2 x 4 images are those of 8 images."""
     images = random_images(2 * SLOT, 8)
     probe = random_images(2 * SLOT, 4, seed=1).reshape(2 * SLOT, 2, 2, 12)
     whole = ConvStem(embed_dim=12, patch_size=4)

@@ -125,7 +125,6 @@ def misfit(state_dict, like=None, fresh=()):
 
 
 def test_remedy_names_every_part_that_differs():
-    """All at once, with what was fresh already; nothing where it is no help."""
     state_dict = timm_tensors.to_timm(variables(classes=7))
     like = with_reducers(variables(stem="conv"))
     remedy = ("reducer_1", "head", "patch_embed", "reducer")

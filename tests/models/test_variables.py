@@ -25,7 +25,6 @@ assert LEARNED
     ],
 )
 def test_shapes_are_those_of_what_is_drawn(reduction, options):
-    """One block is traced for all, and each reducer that learns."""
     model = tiny.model(reduction, **options)
     images = jax.ShapeDtypeStruct((1, tiny.SIDE, tiny.SIDE, 3), "float32")
     drawn = jax.eval_shape(model.init, jax.random.key(0), images)

@@ -52,7 +52,6 @@ def slow_outputs(model, variables, images, results=(), scale=None, prop_attn=Fal
     ids=["dense", "key", "token", "fused"],
 )
 def test_it_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_attn):
-    """Attention's bias, what reducers read, features, sizes, the patches' map."""
     model = tiny.model(reduction, prop_attn=prop_attn)
     variables = tiny.variables(model)
     images = tiny.images(2)
@@ -270,7 +269,6 @@ def test_every_key_and_every_block_draws_its_own(kept):
 
 @pytest.mark.parametrize("train, count", [(True, 2 * tiny.DEPTH), (False, 0)])
 def test_only_training_computes_twice(train, count):
-    """Attention and MLP of each of the three blocks are marked, in training alone."""
     model = tiny.model().with_execution(remat=True)
 
     def loss(params):

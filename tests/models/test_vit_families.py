@@ -99,7 +99,6 @@ TRACED -= {*RUN}
 
 @pytest.mark.parametrize("name, family", sorted(TRACED))
 def test_every_method_runs_on_every_family(name, family):
-    """With all shapes that its plan tells."""
     model = model_of(name, family)
     images = jax.ShapeDtypeStruct(IMAGES, np.float32)
     out = jax.eval_shape(model.apply, tiny.shapes(model), images)

@@ -133,7 +133,6 @@ def test_it_is_left_out_where_logits_are_wanted_and_nothing_else_measured():
     "method, left_out", [("none", True), ("dynamicvit:blocks=(1,)", False)]
 )
 def test_training_leaves_it_out_unless_a_loss_may_read_tokens(method, left_out):
-    """Of the student and of its teacher, forward and backward."""
     config = quickstart.get_config()
     config.model.depth = 2
     config.grad_accum_steps = 1

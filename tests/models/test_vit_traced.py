@@ -45,7 +45,6 @@ IDENTITY = tiny.changed(tiny.IMAGEPIECE, keep_rate=1.0, merge_ratio=0.0)
     ],
 )
 def test_a_method_that_reduces_nothing_is_the_dense_program(reduction, options):
-    """One program has one result, bit for bit; outputs and gradients alike."""
     reduced, dense = (tiny.model(each, **options) for each in (reduction, None))
     assert text(program(reduced)) == text(program(dense))
 

@@ -28,7 +28,6 @@ LAYERS = [0, 2]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_layers_are_those_of_timm(name):
-    """Normed or not, patches and prefix apart, on images twice as wide as high."""
     arch = registry.config(name).arch
     patch = registry.config(name).patch_size
     size = (3 * patch, 6 * patch)

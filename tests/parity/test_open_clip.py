@@ -112,7 +112,6 @@ def test_fields_that_no_model_here_has(vision, field):
 
 
 def test_every_field_of_a_tower_is_known():
-    """A new one of a later OpenCLIP is read, idle or refused."""
     known = {*ours.DEFAULTS, *ours.ABSENT, *ours.IDLE}
     theirs = {f.name: f.default for f in dataclasses.fields(open_clip.CLIPVisionCfg)}
     assert {*theirs} == known

@@ -112,7 +112,6 @@ def pixels(processor, image):
 
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_transformers_processors(tmp_path, name):
-    """As AutoImageProcessor reads their file, on torchvision, its default."""
     made = getattr(transformers, f"{name}ImageProcessor")(**PROCESSORS[name])
     made.save_pretrained(tmp_path)
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)

@@ -51,7 +51,6 @@ def arrays(model):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_and_features_are_timms(name):
-    """Their names go there and back, too."""
     size = MODELS[name] or registry.config(name).image_size
     theirs = timm.create_model(
         name, pretrained=False, **{"img_size": size} if MODELS[name] else {}

@@ -57,7 +57,6 @@ def test_timm_computes_the_same(tmp_path, name, fields):
 
 
 def test_timm_reads_a_recovered_folder_as_its_dense_model(tmp_path):
-    """To the bit, whatever form was saved."""
     public = made("test_vit").with_reduction(None)
     vit = recoveries.recovered(public, costs=("tome:r=3",))
     forms = {"dense": vit, "reduced": vit.with_reduction("tome:r=3")}
@@ -73,7 +72,6 @@ def test_timm_reads_a_recovered_folder_as_its_dense_model(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_public_architectures(tmp_path, name):
-    """With their own images; another kind of GELU is an argument."""
     assert registry.config(name).arch.gelu == "exact"
     vit = made(name, num_classes=3, image_size=64, gelu="quick")
     theirs = agrees(tmp_path / "m", vit)
@@ -87,5 +85,4 @@ def test_public_architectures(tmp_path, name):
     "name", ["eva02_tiny_patch14_224", "vit_small_patch16_dinov3_qkvb"]
 )
 def test_models_with_rotary_positions(tmp_path, name):
-    """By the names of timm's class Eva."""
     agrees(tmp_path / "m", made(name, num_classes=3, image_size=112))

@@ -82,7 +82,6 @@ def test_a_graph_has_the_outputs_of_transformers(tmp_path, name):
 
 
 def test_a_folder_that_save_wrote_has_a_config_of_transformers(tmp_path):
-    """Its own config.json has the same name and other fields."""
     saved("dinov2", tmp_path / "model")
     vit = imagepiece_jax.load(tmp_path / "model")
     again = imagepiece_jax.load(imagepiece_jax.save(vit, tmp_path / "saved"))
@@ -93,7 +92,6 @@ def test_a_folder_that_save_wrote_has_a_config_of_transformers(tmp_path):
 
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
 def test_a_tower_of_open_clip(tmp_path, mode):
-    """From files to vectors, with a mean, a filter and a mode that no default has."""
     content, model = test_open_clip.made({}, {"quick_gelu": True})
     test_open_clip.saved(tmp_path / "clip", content, model)
     file = tmp_path / "clip" / "open_clip_config.json"

@@ -79,7 +79,6 @@ def ones(*shape):
     ],
 )
 def test_what_breaks_the_contract_is_named(result, said):
-    """`result` is a reducer's result, or makes one."""
     result = result() if callable(result) else result
     with pytest.raises(InputError, match=said):
         contract.check(result, COUNTS)

@@ -235,7 +235,6 @@ class MethodsTest(chex.TestCase):
     @chex.variants(with_jit=True)
     @parameterized.named_parameters(*CASES)
     def test_promises_hold_after_every_step(self, name, method):
-        """Plan and state agree, no slot is empty, sizes count, the prefix rests."""
         plan = plan_of(name, method)
         x = random_tokens()
         states, results, _ = self.walk(name, method)

@@ -74,7 +74,6 @@ MOVES = [  # n, n_out, options of `make`
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("n, n_out, options", MOVES)
 def test_apply_equals_the_oracle(n, n_out, options, form):
-    """Bfloat16 is rounded once; the prefix is never touched."""
     state, assignment = make(n, n_out, **options)
     got = apply(state, assignment, form=form)
     assert (got.x.dtype, got.size.dtype) == (state.x.dtype, jnp.float32)

@@ -13,7 +13,6 @@ from tests.rounding import assert_close
 
 @pytest.mark.parametrize("form", FORMS)
 def test_attention_sizes_add_up_beside_the_sizes(form):
-    """Those that a reducer gives, then each token's own; a slot's stay positive."""
     state, assignment = make(7, 3)
     given = np.linspace(-0.5, 2.5, 21, dtype=np.float32).reshape(3, 7)
     given[1] = -1

@@ -201,7 +201,6 @@ def test_merging_decides_without_gradient(reducer, candidates):
     ],
 )
 def test_bad_numbers_still_fill_every_slot(reducer, counts):
-    """NaN scores count as minus infinity; NaN metrics lose no slot, either."""
     scores, metric = images(12)
     for bad_scores, bad_metric in (
         (np.full((8, 12), np.nan), metric),

@@ -55,7 +55,6 @@ def test_the_text_of_a_share_is_read_as_the_same(share):
 
 
 def test_equal_reductions_compute_the_same():
-    """Whatever fields of training they have."""
     short = Reduction.read("evit")
     assert short == Reduction.read("evit:blocks=(3, 6, 9):rate_warmup_epochs=9")
     assert short == Reduction.read("evit : keep_rate=.7 : blocks=[3,6,9]")

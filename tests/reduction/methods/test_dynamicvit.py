@@ -26,7 +26,6 @@ def training():
 
 @pytest.mark.parametrize("prefix", [1, 0])
 def test_to_mask_is_to_remove(prefix):
-    """Logits and live tokens equal those of a model that never had the others."""
     model, variables = student(class_token=bool(prefix))
     variables = masked.lean(variables, 1.0)
     images = tiny.images(1)

@@ -76,7 +76,6 @@ def test_cells_equal_the_slow_truth(grid, size, prefix, dtype):
     [(4, (9, 3), "there are 9 x 3 patches"), (2, None, "tokens are reduced before")],
 )
 def test_a_grid_that_is_smaller_or_gone_is_refused(size, grid, said):
-    """By the reducer, for images of other sizes."""
     taps = taps_of((9, 3)).replace(grid=grid)
     with pytest.raises(InputError, match=said):
         Cells(size)(taps, StepCounts(n_in=27, n_out=size * size))

@@ -38,7 +38,6 @@ def test_merges_look_at_as_many_candidates_as_in_evaluation():
 
 
 def test_masked_tokens_are_never_merged(with_masks):
-    """The last merge moves live tokens alone; a slot with a live token is live."""
     _, run = with_masks
     out = run(masked.keys())
     first, second, third = out.results

@@ -21,7 +21,6 @@ LISTS = {"prune": "merge", "merge": "prune", "keep_rates": "blocks"}  # and thei
 
 @pytest.mark.parametrize("name, field", FIELDS)
 def test_every_field_is_checked(name, field):
-    """By the method, or by what it makes of itself for a model."""
     with pytest.raises(InputError) as error:
         facts = ModelFacts(depth=12, embed_dim=384, patches=196)
         METHODS[name](**{field: {}}).for_model(facts).plan(12, 196)
@@ -91,7 +90,6 @@ def test_two_of_a_method_have_equal_steps(name):
     ],
 )
 def test_what_a_model_does_not_have_is_refused(text, said):
-    """Before anything runs."""
     with refused(said):
         tiny.model(text)
 

@@ -92,7 +92,6 @@ WEIGHT = np.float32([[1, 5, 1, 1, 2]])
 
 @pytest.mark.parametrize("iterations", [1, 7])
 def test_by_hand(iterations):
-    """Clusters 0 1 2 and 10 11; nothing changes after the first iteration."""
     dest, rows, sizes = pool(LINE, WEIGHT, 2, iterations)
     assert (dest.tolist(), sizes.tolist()) == ([[0, 0, 0, 1, 1]], [[3, 2]])
     assert rows[..., 0].tolist() == [[1, 11]]
