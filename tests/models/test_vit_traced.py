@@ -17,7 +17,6 @@ from tests.models.test_vit_families import FAMILIES
 from tests.models.traced_programs import (
     REDUCED,
     SMALL,
-    attention_weights,
     equations,
     program,
     replace_core,
@@ -84,13 +83,6 @@ def test_no_sort_scatter_attention_matrix_or_one_hot_product(without_core, name,
     found = unwanted(model, train=train)
     assert bool(found) == (name in EXPECTED), found
     assert all(line.startswith(EXPECTED[name]) for line in found), found
-
-
-@pytest.mark.parametrize("name", ["dynamicvit", "spvit", "imagepiece_dynamicvit"])
-def test_training_with_masks_builds_them(without_core, name):
-    """Each image has its own mask, which the fused core does not take."""
-    model = tiny.model(SMALL[name], masked=True)
-    assert attention_weights(model, backward=False) != []
 
 
 # A pass is an operation that ends a fusion, on a GPU a kernel of its own, or nearly so.

@@ -118,12 +118,6 @@ def unwanted(model, **options):
     return found
 
 
-def attention_weights(model, **options):
-    """Arrays of weights of one token for another by head, as a list of sentences."""
-    found = unwanted(model, **options)
-    return [line for line in found if line.startswith("attention weights")]
-
-
 def moves_tokens(left, right, counts):
     """Whether one operand holds all tokens of an image and the other a map of them."""
 

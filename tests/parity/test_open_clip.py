@@ -86,15 +86,6 @@ def test_a_folder_of_open_clip(tmp_path, case):
     assert_agrees(vit, images, theirs)
 
 
-def test_a_file_is_loaded_with_the_config_of_its_folder(tmp_path):
-    """pool_type and quick_gelu are in no tensor."""
-    config, model = made(*CASES["mean"])
-    images, theirs = saved(tmp_path / "clip", config, model)
-    path = (tmp_path / "clip" / "open_clip_pytorch_model.bin").rename(tmp_path / "w.pt")
-    vit = imagepiece_jax.load(path, config=tmp_path / "clip" / "open_clip_config.json")
-    assert_agrees(vit, images, theirs)
-
-
 @pytest.mark.parametrize(
     "vision, field",
     [

@@ -14,7 +14,7 @@ import pytest
 from imagepiece_jax.reduction import moves, ops
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
-from imagepiece_jax.reduction.reducers import Bipartite, TopK, find_partners
+from imagepiece_jax.reduction.reducers import TopK, find_partners
 from imagepiece_jax.reduction.state import DROPPED, ReducerInputs, start
 from tests import oracles
 from tests.models import tiny
@@ -127,8 +127,8 @@ def truth(reducer, counts, scores, similarity):
     if reducer == TopK():
         return oracles.top_k(scores, counts.n_out)
     if reducer == TopK(fuse=True):
-        nothing = np.zeros((len(scores), 1))
-        return oracles.evit_fuse(nothing, scores, counts.n_out - 1)[1]
+        dest = oracles.top_k(scores, counts.n_out - 1)
+        return np.where(dest == DROPPED, counts.n_out - 1, dest)
     merges = counts.n_in - counts.n_out
     return oracles.retokenize(
         scores, similarity, counts.candidates, merges, parity=reducer.parity
@@ -168,27 +168,6 @@ def test_fusing_passes_gradient_to_the_attention():
         dropped = oracles.rank_by_score(scores[image]) >= 4
         want = np.where(dropped, np.asarray(state.x)[image, 1:].sum(axis=-1), 0)
         assert_close(slope[image], want)
-
-
-@pytest.mark.parametrize("reducer, candidates", [(Retokenize(), 8), (Bipartite(), 0)])
-def test_merging_decides_without_gradient(reducer, candidates):
-    """No score and no metric has a slope; one of c in a mean moves the sum by 1 / c."""
-    rng = np.random.default_rng(0)
-    scores = rng.random((2, 9), np.float32)
-    metric = rng.normal(size=(2, 9, 4))
-    x = np.float32(rng.normal(size=(2, 10, 4)))
-    counts = StepCounts(n_in=9, n_out=6, candidates=candidates)
-
-    def loss(scores, metric, x):
-        result = reducer(make_taps(scores, metric), counts)
-        return moves.apply(start(x), result).x.sum(), result.dest
-
-    run = tiny.compiled(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
-    (*slopes, of_x), dest = run(scores, metric, x)
-    assert not any(slope.any() for slope in slopes)
-    for image in range(2):
-        want = 1 / np.bincount(dest[image])[dest[image]]
-        assert_close(of_x[image, 1:].T, np.tile(want, (4, 1)), units=8)
 
 
 @pytest.mark.parametrize(
