@@ -19,7 +19,7 @@ from imagepiece_jax.models.attention import (
     weighted_sum,
 )
 from imagepiece_jax.reduction.ops import class_attention
-from imagepiece_jax.reduction.state import TokenState, start
+from imagepiece_jax.reduction.state import TokenState
 from tests import compiling, oracles, oracles_learned
 from tests.models import tiny
 from tests.refused import refused
@@ -243,16 +243,27 @@ def test_auto_takes_cudnn_where_it_runs(monkeypatch, found, dtype, head_dim, lac
         resolve_backend("cudnn", dtype, head_dim)
 
 
-def test_only_what_is_needed_is_tapped():
-    module = tiny.attention(12, 3)
-    x = np.zeros((2, 7, 12), np.float32)
-    state = jax.eval_shape(start, x)
-    variables = jax.eval_shape(module.init, jax.random.key(0), x, state)
+X = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
 
+
+def attention(num_prefix=1):
+    """(Attention of width 12, its variables, the state of the seven tokens X)."""
+    module = tiny.attention(12, 3)
+    state = TokenState(x=X, size=np.ones((2, 7), np.float32), num_prefix=num_prefix)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), X, state)
+    return module, tiny.fill(shapes), state
+
+
+def projected(variables, name):
+    layer = variables["params"][name]
+    return (X.astype(float) @ layer["kernel"] + layer["bias"]).reshape(2, 7, 3, 4)
+
+
+def test_only_what_is_needed_is_tapped():
     def shapes(*reads, num_prefix=1):
-        state = TokenState(x=x, size=x[..., 0], num_prefix=num_prefix)
+        module, variables, state = attention(num_prefix)
         call = functools.partial(module.apply, reads=reads)
-        _, scores = jax.eval_shape(call, variables, x, state)
+        _, scores = jax.eval_shape(call, variables, X, state)
         return {name: score.shape for name, score in scores.items()}
 
     assert shapes() == {}
@@ -263,14 +274,10 @@ def test_only_what_is_needed_is_tapped():
 
 @pytest.mark.parametrize("metric", ["query", "key", "value"])
 def test_the_metric_is_the_mean_over_heads_of_one_projection(metric):
-    module = tiny.attention(12, 3)
-    x = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
-    state = TokenState(x=x, size=np.ones((2, 7), np.float32))
-    variables = tiny.fill(jax.eval_shape(module.init, jax.random.key(0), x, state))
+    module, variables, state = attention()
     apply = functools.partial(module.apply, reads={metric})
-    _, scores = tiny.compiled(apply)(variables, x, state)
-    layer = variables["params"][metric[0]]
-    want = (x.astype(float) @ layer["kernel"] + layer["bias"]).reshape(2, 7, 3, 4)
+    _, scores = tiny.compiled(apply)(variables, X, state)
+    want = projected(variables, metric[0])
     assert scores[metric].dtype == jnp.float32
     np.testing.assert_allclose(scores[metric], want[:, 1:].mean(axis=2), atol=2e-6)
 
@@ -278,27 +285,16 @@ def test_the_metric_is_the_mean_over_heads_of_one_projection(metric):
 @pytest.mark.parametrize("prefix, masked", [(0, False), (1, True), (2, True)])
 def test_the_tap_has_image_columns_of_all_live_queries(prefix, masked):
     """The prefix reads as well; masked tokens neither read nor are read."""
-    module = tiny.attention(12, 3)
-    x = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
+    module, variables, state = attention(prefix)
     mask = np.float32([[1, 1, 0, 1, 1, 0, 1] if masked else [1] * 7, [1] * 7])
-
-    @tiny.compiled
-    def tap(variables, x):
-        state = start(x, prefix)
-        if masked:
-            state = state.replace(mask=mask[:, prefix:])
-        _, scores = module.apply(variables, x, state, {"attn_columns"})
-        return scores["attn_columns"]
-
-    state = jax.eval_shape(lambda x: start(x, prefix), x)
-    variables = tiny.fill(jax.eval_shape(module.init, jax.random.key(0), x, state))
-    query, key = (
-        (x.astype(float) @ layer["kernel"] + layer["bias"]).reshape(2, 7, 3, 4)
-        for layer in (variables["params"][name] for name in "qk")
-    )
+    if masked:
+        state = state.replace(mask=mask[:, prefix:])
+    run = tiny.compiled(functools.partial(module.apply, reads={"attn_columns"}))
+    _, scores = run(variables, X, state)
+    query, key = (projected(variables, name) for name in "qk")
     _, weights = slow_attention(query, key, key, np.where(mask, 0, -1e9))
     want = np.einsum("bq,bhqk->bk", mask, weights) / 3 / mask.sum(axis=1)[:, None]
-    got = tap(variables, x)
+    got = scores["attn_columns"]
     np.testing.assert_allclose(got, want[:, prefix:], rtol=1e-4, atol=1e-5)
 
 

@@ -1,6 +1,7 @@
 """Recovered models: which numbers a form has, in memory and in folders."""
 
 import dataclasses
+import functools
 import shutil
 
 import chex
@@ -48,14 +49,6 @@ def has_numbers(vit, numbers):
     return all(np.array_equal(leaves[path], value) for path, value in numbers.items())
 
 
-def test_a_recovered_folder_without_its_head(folder):
-    whole = load(folder, reduction=TOME)
-    found = load(folder, reduction=TOME, num_classes=0)
-    body = {k: v for k, v in leaves_of(whole).items() if not k.startswith("head")}
-    assert leaves_of(found).keys() == body.keys()
-    assert has_numbers(found, body)
-
-
 def test_the_dense_model_stays_what_it_was(public, vit, folder, tmp_path):
     original = imagepiece_jax.save(public, tmp_path / "public")
     again = imagepiece_jax.save(load(folder, reduction=MORE), tmp_path / "again")
@@ -73,30 +66,37 @@ def test_the_dense_model_stays_what_it_was(public, vit, folder, tmp_path):
     chex.assert_trees_all_equal(ours, tensors)
 
 
-@pytest.mark.parametrize("place, reduction", [(0, TOME), (1, MORE)])
-def test_a_form_has_the_numbers_of_its_cost(vit, folder, capsys, place, reduction):
-    expected = recoveries.numbers(tiny.pretrained(), place)
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_form_has_the_numbers_of_its_cost(public, vit, folder, capsys, number):
+    expected = recoveries.numbers(public, number)
+    reduction = COSTS[number]
     forms = [vit.with_reduction(reduction), load(folder, reduction=reduction)]
-    forms.append(vit.with_reduction([MORE, TOME][place]).with_reduction(reduction))
+    forms.append(vit.with_reduction(COSTS[1 - number]).with_reduction(reduction))
     for form in forms:
         assert has_numbers(form, expected)
         assert form.label == f"{reduction} (recovered)"
+        chex.assert_trees_all_equal(form.dense_variables, public.variables)
+        other = form.with_model(public.model)
+        chex.assert_trees_all_equal(other.variables, public.variables)
     assert not capsys.readouterr().err
 
 
-def test_the_dense_variables_of_a_form_are_the_public_ones(public, vit, folder):
-    for form in (vit.with_reduction(TOME), load(folder, reduction=TOME)):
-        chex.assert_trees_all_equal(form.dense_variables, public.variables)
-        assert not has_numbers(public, form.recovered.numbers)
-        other = form.with_model(public.model)
-        chex.assert_trees_all_equal(other.variables, public.variables)
+@pytest.mark.filterwarnings("ignore:.*drawn from a seed")
+@pytest.mark.parametrize("classes", [0, 3])
+def test_another_head_or_none_takes_what_fits(public, folder, classes):
+    form = load(folder, reduction=TOME, num_classes=classes)
+    expected = recoveries.numbers(public)
+    body = {k: v for k, v in expected.items() if not k.startswith("head")}
+    assert has_numbers(form, body)
+    biases = [v.shape for k, v in leaves_of(form).items() if k == "head/bias"]
+    assert biases == [(3,)] * bool(classes)
 
 
 def test_another_form_has_the_numbers_of_the_dense_model(public, vit, folder, capsys):
     said = "tome:r=5: not recovered, so it has the dense model's numbers"
     five = "tome:r=5"
-    for make in (vit.with_reduction, lambda five: load(folder, reduction=five)):
-        form = make(five)
+    for make in (vit.with_reduction, functools.partial(load, folder)):
+        form = make(reduction=five)
         assert capsys.readouterr().err.splitlines() == [said]
         chex.assert_trees_all_equal(form.variables, public.variables)
         assert form.label == "tome:r=5"
@@ -104,15 +104,6 @@ def test_another_form_has_the_numbers_of_the_dense_model(public, vit, folder, ca
         vit.with_reduction(reduction)
     load(folder)
     assert not capsys.readouterr().err
-
-
-def test_another_head_takes_what_fits(public, folder):
-    expected = recoveries.numbers(public)
-    with pytest.warns(UserWarning, match="drawn"):
-        other = load(folder, reduction=TOME, num_classes=3)
-    body = {k: v for k, v in expected.items() if not k.startswith("head")}
-    assert has_numbers(other, body)
-    assert leaves_of(other)["head/bias"].shape == (3,)
 
 
 def test_parameters_that_somebody_trained_since_are_no_recovered_ones(vit):

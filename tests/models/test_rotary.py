@@ -207,13 +207,15 @@ def test_each_block_attends_by_where_its_tokens_stand(family, reduction):
             for head in range(HEADS):
                 for heads in (query, key):
                     heads[token, head] = turned(family, heads[token, head], place)
-        logits = np.einsum("qhd,khd->hqk", query, key) / math.sqrt(8)
+        bias = 0.0
         if made.prop_attn:
-            logits += np.log([1] * prefix + [len(g) for g in groups])
-        weights = oracles.softmax(logits)
-        mixed = np.einsum("hqk,khd->qhd", weights, value).reshape(-1, WIDTH)
+            bias = np.log([1] * prefix + [len(group) for group in groups])
+        mixed, weights = oracles.attention(query, key, value, bias)
+        mixed = mixed.reshape(-1, WIDTH)
         params = variables["params"][f"blocks_{block}"]["attn"]
-        want = project(mixed, params)
+        if "norm" in params:
+            mixed = oracles.layer_norm(mixed, params["norm"])
+        want = oracles.dense(mixed, params["proj"])
         got = inside["__call__"][0][0][0]
         np.testing.assert_allclose(got, want, atol=2e-5)
         if site == "mid":
@@ -228,13 +230,6 @@ def test_each_block_attends_by_where_its_tokens_stand(family, reduction):
     np.testing.assert_allclose(out.state.coordinates[0], places, atol=1e-5)
     assert len(places) < GRID**2
     assert not decided
-
-
-def project(x, params):
-    """What the heads gave, normed where there is a norm, projected."""
-    if "norm" in params:
-        x = oracles.layer_norm(x, params["norm"])
-    return oracles.dense(x, params["proj"])
 
 
 def after(result, taps, groups, places, grid):
