@@ -4,6 +4,8 @@ Models of tools/originals, reduced in width and depth, saved by their own packag
 their own image processor; float32 with the highest precision of products.
 """
 
+import functools
+
 import pytest
 import timm
 import transformers
@@ -48,86 +50,56 @@ def made(name, **fields):
     return kind(found)
 
 
-EDGE = {"shortest_edge": 20}
+LOGITS = originals.logits
+POOLED = originals.pooler
+FIRST = originals.first_token
 MULTI = {"id2label": LABELS, "problem_type": "multi_label_classification"}
 GATED = {"num_register_tokens": 2, "use_gated_mlp": True, "hidden_act": "silu"}
-SQUASHED = (1.0, "squash", "bicubic")
-# {model: itself, its outputs, its image processor, whose fields, and what they say}
+# Fields of an image processor, and the crop, its mode and the filter that they say.
+LINEAR = {}, (1.0, "squash", "bilinear")
+CUBIC = {}, (1.0, "squash", "bicubic")
+RESIZED = {"size": {"height": 20, "width": 20}}, (0.8, "squash", "bicubic")
+CROPPED = {"size": {"shortest_edge": 20}}, (0.8, "center", "bicubic")
+BY_LINEAR = CROPPED[0] | {"resample": 2}, (0.8, "center", "bilinear")
+CLASSIFIER = "ForImageClassification"
+of = functools.partial(functools.partial, made)
+VIT = of(f"ViT{CLASSIFIER}", id2label=LABELS, hidden_act="gelu_new", qkv_bias=False)
+DEIT = of(f"DeiT{CLASSIFIER}WithTeacher", id2label=LABELS, layer_norm_eps=EPS)
+DINOV2 = of("Dinov2Model", use_swiglu_ffn=True, layer_norm_eps=EPS)
+REGISTERS = "Dinov2WithRegistersModel"
+DINOV3 = "DINOv3ViTModel"
+# {name: model, its outputs, its image processor}
 MODELS = {
-    "vit": (
-        lambda: made(
-            "ViTForImageClassification",
-            **{"id2label": LABELS, "hidden_act": "gelu_new", "qkv_bias": False},
-        ),
-        *(originals.logits, "ViT", {}, (1.0, "squash", "bilinear")),
+    "vit": (VIT, LOGITS, "ViT", *LINEAR),
+    "deit": (DEIT, LOGITS, "DeiT", *RESIZED),
+    "vit, features": (of("ViTModel"), FIRST, "ViT", *LINEAR),
+    "deit, features": (of("DeiTModel"), FIRST, "DeiT", *CUBIC),
+    # It reads the class token alone.
+    "deit, head": (of(f"DeiT{CLASSIFIER}", id2label=LABELS), LOGITS, "DeiT", *CUBIC),
+    "dinov2": (DINOV2, POOLED, "Bit", *CROPPED),
+    "registers": (of(REGISTERS, hidden_act="quick_gelu"), POOLED, "Bit", *BY_LINEAR),
+    "no registers": (of(REGISTERS, num_register_tokens=0), POOLED, "Bit", *CROPPED),
+    "clip": (lambda: transformers.CLIPModel(clip()), embedding, "CLIP", *CROPPED),
+    "clip_vision": (of("CLIPVisionModel"), POOLED, "CLIP", *CROPPED),
+    "dinov3": (of(DINOV3, rope_theta=50.0, **GATED), POOLED, "DINOv3ViT", *LINEAR),
+    "dinov3, one bias": (
+        of(DINOV3, query_bias=False, value_bias=False),
+        *(POOLED, "DINOv3ViT", *LINEAR),
     ),
-    "deit": (
-        lambda: made(
-            "DeiTForImageClassificationWithTeacher",
-            **{"id2label": LABELS, "layer_norm_eps": EPS},
-        ),
-        *(originals.logits, "DeiT", {"size": {"height": 20, "width": 20}}),
-        (0.8, "squash", "bicubic"),
-    ),
-    "vit, features": (
-        lambda: made("ViTModel"),
-        *(originals.first_token, "ViT", {}, (1.0, "squash", "bilinear")),
-    ),
-    "deit, features": (
-        lambda: made("DeiTModel"),
-        *(originals.first_token, "DeiT", {}, (1.0, "squash", "bicubic")),
-    ),
-    "deit, one head": (  # which reads the class token alone
-        lambda: made("DeiTForImageClassification", id2label=LABELS),
-        *(originals.logits, "DeiT", {}, (1.0, "squash", "bicubic")),
-    ),
-    "dinov2": (
-        lambda: made("Dinov2Model", use_swiglu_ffn=True, layer_norm_eps=EPS),
-        *(originals.pooler, "Bit", {"size": EDGE}, (0.8, "center", "bicubic")),
-    ),
-    "dinov2_with_registers": (
-        lambda: made("Dinov2WithRegistersModel", hidden_act="quick_gelu"),
-        *(originals.pooler, "Bit", {"size": EDGE, "resample": 2}),
-        (0.8, "center", "bilinear"),
-    ),
-    "no registers": (
-        lambda: made("Dinov2WithRegistersModel", num_register_tokens=0),
-        *(originals.pooler, "Bit", {"size": EDGE}, (0.8, "center", "bicubic")),
-    ),
-    "clip": (
-        lambda: transformers.CLIPModel(clip()),
-        *(embedding, "CLIP", {"size": EDGE}, (0.8, "center", "bicubic")),
-    ),
-    "clip_vision_model": (
-        lambda: made("CLIPVisionModel"),
-        *(originals.pooler, "CLIP", {"size": EDGE}, (0.8, "center", "bicubic")),
-    ),
-    "dinov3_vit": (
-        lambda: made("DINOv3ViTModel", rope_theta=50.0, **GATED),
-        *(originals.pooler, "DINOv3ViT", {}, (1.0, "squash", "bilinear")),
-    ),
-    "dinov3_vit, one bias": (
-        lambda: made("DINOv3ViTModel", query_bias=False, value_bias=False),
-        *(originals.pooler, "DINOv3ViT", {}, (1.0, "squash", "bilinear")),
-    ),
-    "dinov3_vit, bias": (
-        lambda: made("DINOv3ViTModel", key_bias=True, num_register_tokens=0),
-        *(originals.pooler, "DINOv3ViT", {}, (1.0, "squash", "bilinear")),
+    "dinov3, bias": (
+        of(DINOV3, key_bias=True, num_register_tokens=0),
+        *(POOLED, "DINOv3ViT", *LINEAR),
     ),
     "siglip": (
         lambda: transformers.SiglipModel(originals.siglip_config()),
-        lambda model, x: model.vision_model(x).pooler_output,
-        *("Siglip", {}, SQUASHED),
+        *(lambda model, x: POOLED(model.vision_model, x), "Siglip", *CUBIC),
     ),
-    "siglip_vision_model": (
-        lambda: made("SiglipVisionModel"),
-        *(originals.pooler, "Siglip", {}, SQUASHED),
-    ),
-    "siglip, classes": (
+    "siglip_vision": (of("SiglipVisionModel"), POOLED, "Siglip", *CUBIC),
+    "siglip, head": (
         lambda: transformers.SiglipForImageClassification(
             originals.siglip_config(**MULTI)
         ),
-        *(originals.logits, "Siglip", {}, SQUASHED),
+        *(LOGITS, "Siglip", *CUBIC),
     ),
 }
 
@@ -156,7 +128,7 @@ def test_transformers_folder(tmp_path, name):
     images = {"crop": crop, "crop_mode": mode, "interpolation": interpolation}
     wanted = Preprocessing(originals.SIDE, rule="transformers", **images)
     assert vit.preprocessing == wanted
-    labels = name in ("vit", "deit", "deit, one head", "siglip, classes")
+    labels = name in ("vit", "deit", "deit, head", "siglip, head")
     assert vit.config.problem_type == (model.config.problem_type or PROBLEMS[0])
     assert vit.class_names == (tuple(LABELS.values()) if labels else None)
 
@@ -172,12 +144,8 @@ TIMM = {
     "test_vit.r160_in1k": {},
     "test_vit2.r160_in1k": {"num_classes": 3},
     "test_vit3.r160_in1k": {"img_size": 64, "act_layer": "quick_gelu"},
-    "vit_tiny_patch16_224.augreg_in21k_ft_in1k": {
-        "depth": 2,
-        "embed_dim": 24,
-        "img_size": 32,
-        "reg_tokens": 2,
-    },
+    "vit_tiny_patch16_224.augreg_in21k_ft_in1k": {"img_size": 32, "reg_tokens": 2}
+    | {"depth": 2, "embed_dim": 24},
 }
 
 
@@ -204,65 +172,40 @@ IDLE_TIMM = {name: 0.3 for name in timm_config.IDLE if name.endswith("_rate")}
 IDLE_TIMM |= {"weight_init": "jax", "fix_init": True, "qk_norm": False}
 # None is the class's own GELU and norm, not the architecture's.
 IDLE_TIMM |= {"act_layer": None, "norm_layer": None}
-ARGUMENTS = {
-    "idle": ("vit_tiny_patch16_224", IDLE_TIMM),
-    "idle, CLIP": ("vit_base_patch16_clip_224", IDLE_TIMM),
+PLAIN = "vit_tiny_patch16_224"
+BEIT3 = "beit3_base_patch16_224"
+EVA02 = "eva02_tiny_patch14_224"
+PARTS = dict(class_token=True, num_reg_tokens=2, no_embed_class=True, use_fc_norm=False)
+ARGUMENTS = [
+    (PLAIN, IDLE_TIMM),
+    ("vit_base_patch16_clip_224", IDLE_TIMM),
     # A VisionTransformer with norms of EVA-02's.
-    "BEiT-3, map": ("beit3_base_patch16_224", {"global_pool": "map", "reg_tokens": 2}),
-    "BEiT-3, GELU": (
-        "beit3_base_patch16_224",
-        {"act_layer": "quick_gelu", "qkv_bias": False, "init_values": 0.1},
-    ),
-    "norms of EVA-02": (
-        "vit_tiny_patch16_224",
-        {"scale_attn_norm": True, "scale_mlp_norm": True},
-    ),
-    # Its pool has an MLP of another ratio than its blocks.
-    "Perception Encoder": (
-        "vit_pe_core_gigantic_patch14_448",
-        {"img_size": 28, "embed_dim": 48},
-    ),
-    "pool of another ratio": (
-        "vit_pe_core_base_patch16_224",
-        {"mlp_ratio": 3.0, "embed_dim": 48},
-    ),
-    # Its code says itself that the mean has no norm behind it.
-    "LingBot, mean": ("vit_small_patch16_lingbot", {"global_pool": "avg"}),
-    "rotary, mean": ("vit_small_patch16_rope_224", {"global_pool": "avg"}),
-    "Eva, arguments": (
-        "eva02_tiny_patch14_224",
-        {"img_size": 28, "embed_dim": 48, "class_token": True, "num_reg_tokens": 2}
-        | {"no_embed_class": True, "use_fc_norm": False, "qkv_bias": False},
-    ),
-    "map, class token": ("vit_tiny_patch16_224", {"global_pool": "map"}),
-    "map, registers": (
-        "vit_base_patch16_siglip_224",
-        {"reg_tokens": 3, "no_embed_class": True},
-    ),
-    "map, prefix": (
-        "vit_tiny_patch16_224",
-        {"global_pool": "map", "pool_include_prefix": True, "reg_tokens": 2},
-    ),
-    "map, public registers": ("vit_so150m_patch16_reg4_map_256", {}),
-    "mean, prefix": (
-        "vit_tiny_patch16_224",
-        {"global_pool": "avg", "pool_include_prefix": True, "fc_norm": False},
-    ),
-    "map of EVA": ("eva02_tiny_patch14_224", {"global_pool": "map", "img_size": 28}),
-    "silu": ("vit_giant_patch14_dinov2", {"act_layer": "silu", "img_size": 28}),
-    "mlp of So400m": ("vit_so400m_patch14_siglip_224", {"img_size": 28}),
+    (BEIT3, dict(global_pool="map", reg_tokens=2)),
+    (BEIT3, dict(act_layer="quick_gelu", qkv_bias=False, init_values=0.1)),
+    (PLAIN, dict(scale_attn_norm=True, scale_mlp_norm=True)),
+    # Their pools have an MLP of another ratio than their blocks.
+    ("vit_pe_core_gigantic_patch14_448", dict(img_size=28, embed_dim=48)),
+    ("vit_pe_core_base_patch16_224", dict(mlp_ratio=3.0, embed_dim=48)),
+    # Their code says itself that the mean has no norm behind it.
+    ("vit_small_patch16_lingbot", dict(global_pool="avg")),
+    ("vit_small_patch16_rope_224", dict(global_pool="avg")),
+    (EVA02, PARTS | dict(img_size=28, embed_dim=48, qkv_bias=False)),
+    (PLAIN, dict(global_pool="map")),
+    ("vit_base_patch16_siglip_224", dict(reg_tokens=3, no_embed_class=True)),
+    (PLAIN, dict(global_pool="map", pool_include_prefix=True, reg_tokens=2)),
+    ("vit_so150m_patch16_reg4_map_256", {}),
+    (PLAIN, dict(global_pool="avg", pool_include_prefix=True, fc_norm=False)),
+    (EVA02, dict(global_pool="map", img_size=28)),
+    ("vit_giant_patch14_dinov2", dict(act_layer="silu", img_size=28)),
+    ("vit_so400m_patch14_siglip_224", dict(img_size=28)),
     # Published with QuickGELU, and with GELU by tanh: timm's constructor has neither.
-    "tag of CLIP": (
-        "vit_base_patch16_clip_224.openai",
-        {"num_classes": 512, "global_pool": "avg"},
-    ),
-    "tag of SigLIP": ("vit_base_patch16_siglip_224.webli", {"num_classes": 0}),
-}
+    ("vit_base_patch16_clip_224.openai", dict(num_classes=512, global_pool="avg")),
+    ("vit_base_patch16_siglip_224.webli", dict(num_classes=0)),
+]
 
 
-@pytest.mark.parametrize("case", ARGUMENTS)
-def test_a_folder_of_a_model_with_arguments(tmp_path, case):
-    name, arguments = ARGUMENTS[case]
+@pytest.mark.parametrize("name, arguments", ARGUMENTS)
+def test_a_folder_of_a_model_with_arguments(tmp_path, name, arguments):
     _, *expected = saved_by_timm(tmp_path, name, **TINY | arguments)
     agrees(tmp_path, *expected)
 
