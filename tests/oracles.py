@@ -148,8 +148,7 @@ def last_values(values, steps):
     Arguments as for `nearest_values`.
     """
     out = []
-    for patch in range(patches_of(values, steps)):
-        token = patch
+    for token in range(len(steps[0][1] if steps else values)):
         for x, dest in steps:
             if dest[token] == DROPPED:
                 out.append(x[token])
@@ -160,14 +159,6 @@ def last_values(values, steps):
     return np.stack(out)
 
 
-def patches_of(values, steps):
-    """Number of patches: of tokens before the first step."""
-    if not steps:
-        return len(values)
-    _, dest = steps[0]
-    return len(dest)
-
-
 def nearest_values(values, steps):
     """Every patch's value where a dropped token goes with the kept one most like it.
 
@@ -175,8 +166,7 @@ def nearest_values(values, steps):
     before it, dest [n] -> [n0, D]. Patch by patch, from the first step to the last.
     """
     out = []
-    for patch in range(patches_of(values, steps)):
-        token = patch
+    for token in range(len(steps[0][1] if steps else values)):
         for x, dest in steps:
             if dest[token] == DROPPED:
                 alike = cosine(x[token : token + 1], x)[0]

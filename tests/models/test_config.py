@@ -53,24 +53,26 @@ def test_a_model_without_a_name_is_made_of_its_fields():
     assert make.config(None, arch=plain, **size).arch == turned
 
 
-def test_proportional_attention_is_as_the_method_is_meant_unless_it_is_said():
-    def used(name, **options):
-        return create_model(make.config("deit_ti", **options), name).prop_attn
-
-    assert used("tome")
-    assert not used("none")
-    assert not used("tome", prop_attn=False)
-    assert used("evit", prop_attn=True)
-    assert not used(UNWEIGHTED)
-    assert not used(UNWEIGHTED, prop_attn=True)
+MAE = "vit_base_patch16_224.mae"
 
 
-@pytest.mark.parametrize("given, used", [(None, False), (True, True), (False, False)])
-def test_mae_is_merged_without_proportional_attention(given, used):
-    """Off the shelf, as ToMe's authors use it; other weights of its shape are not."""
+@pytest.mark.parametrize(
+    "name, reduction, given, used",
+    [
+        ("deit_ti", "tome", None, True),
+        ("deit_ti", "none", None, False),
+        ("deit_ti", "tome", False, False),
+        ("deit_ti", "evit", True, True),
+        ("deit_ti", UNWEIGHTED, None, False),
+        ("deit_ti", UNWEIGHTED, True, False),
+        # MAE off the shelf, as ToMe's authors use it; other weights of its shape not.
+        (MAE, "tome", None, False),
+        (MAE, "tome", True, True),
+        ("deit_base_patch16_224", "tome", None, True),
+        ("vit_base_patch16_224.dino", "tome", None, True),
+    ],
+)
+def test_attention_is_proportional_as_is_meant_or_said(name, reduction, given, used):
     options = {} if given is None else {"prop_attn": given}
-    mae = make.config("vit_base_patch16_224.mae", **options)
-    assert create_model(mae, "tome:r=8").prop_attn is used
-    for name in ("deit_base_patch16_224", "vit_base_patch16_224.dino"):
-        other = create_model(make.config(name, **options), "tome:r=8")
-        assert other.prop_attn is (given is not False)
+    model = create_model(make.config(name, **options), reduction)
+    assert model.prop_attn is used

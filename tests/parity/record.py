@@ -10,6 +10,7 @@ import numpy as np
 
 from imagepiece_jax.models import resize_positions, timm_tensors
 from imagepiece_jax.models.create import create_model
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 
 PACKAGES = ("jax", "timm", "torch", "transformers")
@@ -36,10 +37,10 @@ def torched(run, images):
         return run(torch.from_numpy(images).permute(0, 3, 1, 2))
 
 
-def computed(model, variables, images):
-    """Outputs of a model, with products of the highest precision."""
+def computed(vit, images):
+    """Outputs of a Pretrained, with products of the highest precision."""
     with jax.default_matmul_precision("highest"):
-        return jax.jit(model.apply)(variables, images)
+        return jax.jit(vit.model.apply)(vit.variables, images)
 
 
 def outputs(model, tensors, images):
@@ -48,7 +49,7 @@ def outputs(model, tensors, images):
     model = create_model(model.config.at_size(images.shape[1:3]))
     tensors = resize_positions.fit(tensors, model.config, trained_size)
     variables = timm_tensors.from_timm(tensors, variable_shapes(model))
-    return computed(model, variables, images)
+    return computed(Pretrained(model, variables), images)
 
 
 def apart(found, wanted):

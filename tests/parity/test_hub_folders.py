@@ -16,7 +16,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.problem_type import PROBLEMS
 from imagepiece_jax.weights import timm_config, transformers_config
-from tests.models import make, tiny
+from tests.models import make
 from tests.parity.record import apart, computed, noise, torched
 from tests.parity.test_config_fields import IDLE
 from tools import originals
@@ -120,7 +120,7 @@ def test_transformers_folder(tmp_path, name):
     model, forward, processor = saved(name, tmp_path)
     theirs = originals.run(lambda x: forward(model, x))
     vit = imagepiece_jax.load(tmp_path)
-    ours = computed(*tiny.pair(vit), originals.images()).logits
+    ours = computed(vit, originals.images()).logits
     assert apart(ours, theirs) < 1e-5
     assert vit.config.mean == pytest.approx(processor.image_mean)
     assert vit.config.std == pytest.approx(processor.image_std)
@@ -162,7 +162,7 @@ def saved_by_timm(path, name, **arguments):
 def agrees(path, images, theirs, **fields):
     """The model that `load` makes, which computes the same."""
     vit = imagepiece_jax.load(path, **fields)
-    assert apart(computed(*tiny.pair(vit), images).logits, theirs) < 1e-5
+    assert apart(computed(vit, images).logits, theirs) < 1e-5
     return vit
 
 

@@ -19,7 +19,6 @@ from timm.models import _hub, eva
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from tests.models import tiny
 from tests.parity.record import apart, computed, noise, torched
 from tools import originals
 
@@ -30,10 +29,6 @@ SMALL |= dict(intermediate_size=64, image_size=32, patch_size=8)
 LABELS = {0: "cat", 1: "dog", 2: "grass"}
 SQUARE = {"height": 32, "width": 32}
 MULTI = "multi_label_classification"
-
-
-def ours(vit, images):
-    return computed(*tiny.pair(vit), images)
 
 
 def picture(height, width):
@@ -71,7 +66,7 @@ def test_a_head_has_its_labels_wherever_the_config_is_from(
     image = picture(32, 32)
     theirs = scores(tmp_path, image, image_processor=processor)
     vit = imagepiece_jax.load(tmp_path)
-    found = vit.probabilities(ours(vit, prepared(vit, image)).logits)[0]
+    found = vit.probabilities(computed(vit, prepared(vit, image)).logits)[0]
     assert vit.class_names == (*LABELS.values(),)
     np.testing.assert_allclose(found, theirs, atol=1e-3)
     torch.save(model.vit.state_dict(), tmp_path / "pytorch_model.bin")
@@ -96,7 +91,7 @@ def test_what_the_head_of_a_timm_wrapper_means(tmp_path, problem_type):
     image = picture(50, 40)
     theirs = scores(tmp_path, image)
     vit = imagepiece_jax.load(tmp_path)
-    logits = ours(vit, prepared(vit, image)).logits
+    logits = computed(vit, prepared(vit, image)).logits
     if problem_type == "regression":
         np.testing.assert_allclose(logits[0], theirs, rtol=1e-3, atol=1e-3)
         with pytest.raises(InputError):
@@ -117,7 +112,7 @@ def test_a_timm_wrapper_without_a_head(tmp_path):
     images = noise(2, 160, 160, 3)
     theirs = torched(lambda x: model(x).pooler_output, images)
     vit = imagepiece_jax.load(tmp_path / "wrapper")
-    assert apart(ours(vit, images).pooled, theirs) < 1e-5
+    assert apart(computed(vit, images).pooled, theirs) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -140,7 +135,7 @@ def test_images_of_a_model_of_flexible_size(tmp_path, name, arguments):
         theirs = again(transform(image)[None])
     vit = imagepiece_jax.load(tmp_path)
     assert (vit.image_size, vit.source.image_size) == (96, 64)
-    assert apart(ours(vit, prepared(vit, image)).logits, theirs) < 1e-5
+    assert apart(computed(vit, prepared(vit, image)).logits, theirs) < 1e-5
     assert imagepiece_jax.load(tmp_path, image_size=32).image_size == 32
 
 
@@ -159,7 +154,7 @@ def test_a_gated_mlp_that_no_config_names(tmp_path):
     config = imagepiece_jax.read_config(tmp_path).with_arch(mlp="swiglu")
     vit = imagepiece_jax.load(tmp_path, config=config)
     pixels = noise(2, 28, 28, 3)
-    assert apart(ours(vit, pixels).pooled, torched(model, pixels)) < 1e-5
+    assert apart(computed(vit, pixels).pooled, torched(model, pixels)) < 1e-5
 
 
 def authors(model, renamed):
@@ -199,7 +194,7 @@ def test_eva02s_pretrained_file(tmp_path, lm_head):
     torch.save({"model": file}, tmp_path / "w.pt")
     vit = imagepiece_jax.load(tmp_path / "w.pt", config=small_config(name, model))
     images = noise(2, 28, 28, 3)
-    assert apart(ours(vit, images).pooled, torched(model, images)) < 1e-5
+    assert apart(computed(vit, images).pooled, torched(model, images)) < 1e-5
 
 
 def test_dinov3s_biases_that_are_zero(tmp_path):
@@ -216,4 +211,4 @@ def test_dinov3s_biases_that_are_zero(tmp_path):
     torch.save(file, tmp_path / "w.pth")
     vit = imagepiece_jax.load(tmp_path / "w.pth", config=small_config(name, model))
     images = noise(2, 32, 32, 3)
-    assert apart(ours(vit, images).pooled, torched(model, images)) < 1e-5
+    assert apart(computed(vit, images).pooled, torched(model, images)) < 1e-5

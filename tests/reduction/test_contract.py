@@ -39,13 +39,9 @@ def assignment(*rows, **fields):
 
 
 def indexed(**fields):
-    """Makes the right Assignment with these fields of its index changed."""
-
-    def make():
-        index = index_of(tokens(RIGHT), 4)
-        return assignment(RIGHT, index=index.replace(**fields))
-
-    return make
+    """The right Assignment with these fields of its index changed."""
+    index = index_of(tokens(RIGHT), 4)
+    return assignment(RIGHT, index=index.replace(**fields))
 
 
 def merged(absorbed, partners):
