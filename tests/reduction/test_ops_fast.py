@@ -7,24 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.data.pictures import as_batch
-from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.reduction import moves, ops
 from imagepiece_jax.reduction.state import Assignment, SlotIndex, TokenState
-from imagepiece_jax.weights.load import load
 from tests import compiling
 from tests.models import tiny
-from tests.near_ties import (
-    Comparison,
-    OneReduction,
-    assert_agrees,
-    model_inputs,
-    random_inputs,
-    reductions,
-)
-from tests.shallow import deit_ti
+from tests.near_ties import OneReduction, assert_agrees, random_inputs, reductions
 
 N = 60
 HEADS = 2
@@ -106,22 +94,3 @@ def test_sizes_of_many_digits_count_in_full(dtype):
     assert 0 < mean < 1e-3
     unit = float(jnp.finfo(dtype).eps) * mean
     np.testing.assert_allclose(np.float32(moved.x[0, 1]), mean, rtol=0, atol=unit)
-
-
-@pytest.mark.slow
-def test_photographs_are_decided_as_usual(assets, monkeypatch):
-    """By queries, keys and tokens of DeiT-Ti's second to fourth block."""
-    deit_ti(monkeypatch, 4)
-    vit = load(assets / "weights/deit_tiny_patch16_224.npz", 0.5)
-    folder = assets / "data/nips2017_224_jpg/images"
-    pixels = as_batch(sorted(folder.iterdir())[:12], Preprocessing(224, crop=1.0))
-    model = vit.model.with_execution(dtype=jnp.dtype("bfloat16"))
-    images = normalize(jnp.asarray(pixels), model.config.mean, model.config.std)
-    found = jax.jit(lambda v, x: model_inputs(model, v, x))(vit.variables, images)
-    comparison = Comparison()
-    for arrays in found:
-        n = arrays[2].shape[1] - 1
-        reduction = OneReduction("join", n // 2, prop_attn=True)
-        comparison.add(reduction, arrays)
-    assert comparison.images == 36
-    assert all(gap <= 1 for gap in comparison.gaps), comparison
