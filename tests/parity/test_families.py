@@ -14,6 +14,7 @@ from imagepiece_jax.models.create import create_model
 from imagepiece_jax.weights import layouts
 from tests.models import make
 from tests.parity.record import apart, noise, outputs, record, torched
+from tools import originals
 
 # Family: (weights by timm's name, fields that differ from theirs). Where one size is
 # beyond a test's memory, width is whole and depth is not.
@@ -77,7 +78,7 @@ def test_logits_and_tokens_are_timms(family):
         timm.create_model(name, pretrained=False, num_classes=7, **options, **fields)
     )
     images = noise(2, side, side, 3)
-    tensors = {name: leaf.numpy() for name, leaf in theirs.state_dict().items()}
+    tensors = originals.memory(theirs)
     found = outputs(ours, layouts.with_timm_names(tensors), images)
     distances = [
         apart(found.logits, torched(theirs, images)),

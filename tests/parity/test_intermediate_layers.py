@@ -37,7 +37,7 @@ def test_layers_are_those_of_timm(name):
     ).eval()
     originals.randomize(theirs)
     ours = create_model(make.config(name, image_size=size, num_classes=5, **SMALL))
-    tensors = {key: value.numpy() for key, value in theirs.state_dict().items()}
+    tensors = originals.memory(theirs)
     variables = timm_tensors.from_timm(tensors, variable_shapes(ours))
     images = noise(2, *size, 3)
     tokens = torched(theirs.forward_features, images)

@@ -15,7 +15,7 @@ from imagepiece_jax.weights import layouts
 from tests.models import make
 from tests.parity.record import apart, noise, outputs, record, torched
 from tests.weights.test_layouts_rope import eva, own
-from tools import fixtures
+from tools import fixtures, originals
 
 ALLOWED = 1e-4  # of the largest value
 # Models by timm's names, and images that are not of their published size.
@@ -45,10 +45,6 @@ FAMILIES = {  # by a part of their names
 }
 
 
-def arrays(model):
-    return {k: v.numpy() for k, v in model.state_dict().items()}
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_and_features_are_timms(name):
     size = MODELS[name] or registry.config(name).image_size
@@ -57,7 +53,7 @@ def test_logits_and_features_are_timms(name):
     )
     fixtures.randomize(theirs.eval())
     ours = create_model(make.config(name, image_size=size))
-    raw = arrays(theirs)
+    raw = originals.memory(theirs)
     tensors = layouts.with_timm_names(raw)
     pixels = noise(2, *sides(size), 3)
     features = torched(theirs.forward_features, pixels)
@@ -84,7 +80,7 @@ def test_learned_and_rotary_positions_are_resized_as_timm_does(new):
     name = "eva02_tiny_patch14_336.mim_in22k_ft_in1k"
     theirs = timm.create_model(name, pretrained=False)
     fixtures.randomize(theirs.eval())
-    tensors = layouts.with_timm_names(arrays(theirs))
+    tensors = layouts.with_timm_names(originals.memory(theirs))
     theirs.set_input_size(new)
     pixels = noise(2, *new, 3)
     out = outputs(create_model(make.config(name, image_size=new)), tensors, pixels)
@@ -104,7 +100,7 @@ def test_names_of_their_own_code_are_read_as_timm_reads_them(name, renamed):
     size = {"embed_dim": 24, "depth": 2, "num_heads": 2}
     model = timm.create_model(name, pretrained=False, **size)
     fixtures.randomize(model)
-    theirs = renamed(arrays(model))
+    theirs = renamed(originals.memory(model))
     tensors = {k: torch.from_numpy(v) for k, v in theirs.items()}
     by_timm = timm.models.eva.checkpoint_filter_fn(tensors, model)
     assert by_timm.keys() == model.state_dict().keys()
