@@ -16,8 +16,6 @@ import pytest
 from absl.testing import parameterized
 from flax import linen as nn
 
-from imagepiece_jax.inference.features import feature_map
-from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.reduction import contract, moves, provenance
 from imagepiece_jax.reduction.block_plan import build
 from imagepiece_jax.reduction.methods import METHODS
@@ -72,10 +70,6 @@ def cases(names):
 
 
 CASES = cases(METHODS)
-# What patches are filled with is made of results, by code that methods
-# share: each once, and EViT also where a token is added, and where none is left.
-HARD = [case for case in CASES if case[1] not in SOFT]
-PAINTED = [case for case in HARD if case[0] == case[1] or case[1] == "evit"]
 GRID = (5, 5)
 D = 8
 N0 = GRID[0] * GRID[1]
@@ -162,19 +156,6 @@ def taps_of(layer, state, keys, grid=None):
     )
 
 
-def filled(states, results):
-    """A value for every patch, [B, n0, D], by each way to fill dropped ones."""
-    last = states[-1]
-    taps = tuple(
-        ReducerInputs(state.x[:, 1:], state.size[:, 1:]) for state in states[:-1]
-    )
-    outputs = Outputs(None, None, last.x, last, tuple(results), taps)
-    found = {}
-    for fill in ("last", "nearest"):
-        found[fill] = feature_map(outputs, GRID, fill).reshape(-1, N0, D)
-    return found
-
-
 def random_tokens(dtype="float32", seed=0):
     """Three images of N0 tokens behind a class token. -> [3, 1 + N0, D]."""
     return np.random.default_rng(seed).normal(size=(3, 1 + N0, D)).astype(dtype)
@@ -182,13 +163,11 @@ def random_tokens(dtype="float32", seed=0):
 
 @functools.cache
 def program(name, method):
-    """`walk` of a case, and `filled` of PAINTED, which takes as long; traced once."""
+    """`walk` of a case, which is traced once."""
     plan = plan_of(name, method)
-    fill = any(case[1:] == (name, method) for case in PAINTED)
 
     def run(x, keys):
-        states, results = walk(plan, x, keys=keys)
-        return states, results, filled(states, results) if fill else {}
+        return walk(plan, x, keys=keys)
 
     chex.clear_trace_counter()  # it counts by source line: the other cases' traces too
     return chex.assert_max_traces(run, n=1)
@@ -215,7 +194,7 @@ def first_step(name, method):
     keys = image_keys(3)
     taps = taps_of(layer, start(x), keys_of(keys, block), GRID)
     run = functools.partial(decide, layer.step.reducer, counts=layer.counts)
-    _, (result, *_), _ = jax.jit(program(name, method))(x, keys)
+    _, (result, *_) = jax.jit(program(name, method))(x, keys)
     return run, taps, jax.tree.map(np.asarray, result)
 
 
@@ -238,7 +217,7 @@ class MethodsTest(chex.TestCase):
     def test_promises_hold_after_every_step(self, name, method):
         plan = plan_of(name, method)
         x = random_tokens()
-        states, results, _ = self.walk(name, method)
+        states, results = self.walk(name, method)
         contract.check_results(plan, results)
         counts = [layer.counts for layer in plan if layer.counts]
         assert bool(counts) == (name != "none")
@@ -262,8 +241,8 @@ class MethodsTest(chex.TestCase):
     @chex.variants(with_jit=True)
     @parameterized.named_parameters(*ANYWHERE)
     def test_a_permutation_of_patches_moves_groups_and_nothing_else(self, name, method):
-        (*_, plain), results, _ = self.walk(name, method)
-        (*_, moved), others, _ = self.walk(name, method, permuted(random_tokens()))
+        (*_, plain), results = self.walk(name, method)
+        (*_, moved), others = self.walk(name, method, permuted(random_tokens()))
         if name in SOFT:
             assert np.abs(plain.x - moved.x).max() < 1e-5
             return
@@ -279,24 +258,11 @@ class MethodsTest(chex.TestCase):
             chex.assert_trees_all_close(*pair, rtol=1e-4, atol=1e-5)
 
     @chex.variants(with_jit=True)
-    @parameterized.named_parameters(*PAINTED)
-    def test_a_patch_can_be_given_a_value(self, name, method):
-        """Its token's when it was last there ("last"), or the nearest kept token's."""
-        states, results, got = self.walk(name, method)
-        for image in range(3):
-            *arriving, last = (state.x[image, 1:] for state in states)
-            slots = [result.dest[image] for result in results]
-            steps = [*zip(arriving, slots, strict=True)]
-            for fill in ("last", "nearest"):
-                want = getattr(oracles, f"{fill}_values")(last, steps)
-                np.testing.assert_array_equal(got[fill][image], want)
-
-    @chex.variants(with_jit=True)
     @parameterized.named_parameters(*DEFAULTS)
     def test_large_tokens_stay_finite(self, name, method):
         """Though their squares overflow, as those of an image times 1e30 do."""
         x = random_tokens()
-        states, _, _ = self.walk(name, method, x=x * np.float32(1e30))
+        states, _ = self.walk(name, method, x=x * np.float32(1e30))
         limit = 2.1 * 1e30 * np.linalg.norm(x, axis=-1).max()
         assert all(np.abs(state.x).max() < limit for state in states)
 

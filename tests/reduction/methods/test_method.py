@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
@@ -92,10 +91,3 @@ def test_two_of_a_method_have_equal_steps(name):
 def test_what_a_model_does_not_have_is_refused(text, said):
     with refused(said):
         tiny.model(text)
-
-
-def test_numbers_of_numpy_and_lists_are_the_same_method():
-    given = METHODS["evit"](keep_rate=np.float32(0.5), blocks=list(np.arange(3)))
-    assert given == METHODS["evit"](keep_rate=0.5, blocks=(0, 1, 2))
-    given = METHODS["tome"](r=np.int64(5), inflection=np.float64(0.5))
-    assert given == METHODS["tome"](r=5, inflection=0.5)

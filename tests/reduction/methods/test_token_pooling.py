@@ -4,7 +4,6 @@ import functools
 import math
 
 import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -134,18 +133,6 @@ def test_small_differences_beside_a_large_offset_are_seen():
     x, weight = random_tokens(20)
     both = (pool(x, factor * weight, 6) for factor in (1, 2.0**-90))
     chex.assert_trees_all_equal(*both)
-
-
-def test_the_gradient_is_that_of_a_gather():
-
-    def loss(x, weight):
-        taps = ReducerInputs(x=x, size=jnp.ones((1, 5)), attn_columns=weight)
-        state = moves.apply(start(x, 0), KMedoids()(taps, StepCounts(5, 2)))
-        return 3 * state.x[0, 0, 0] + 5 * state.x[0, 1, 0]
-
-    to_x, to_weight = tiny.compiled(jax.grad(loss, (0, 1)))(LINE, WEIGHT)
-    assert to_x[0, :, 0].tolist() == [0, 3, 0, 0, 5]
-    assert not to_weight.any()
 
 
 def test_a_model_clusters_by_what_the_block_before_attends_to():
