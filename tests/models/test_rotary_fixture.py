@@ -2,6 +2,7 @@
 
 import pathlib
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -65,6 +66,5 @@ def test_names_go_back_to_timm(fixture):
             timm_tensors.to_timm(variables), model.config.arch, name.partition(".")[0]
         )
         want = tensors_of(name, fixture)
-        assert back.keys() == want.keys()
-        for key, tensor in want.items():
-            np.testing.assert_array_equal(back[key], tensor.astype(np.float32))
+        want = {key: tensor.astype(np.float32) for key, tensor in want.items()}
+        chex.assert_trees_all_equal(back, want)

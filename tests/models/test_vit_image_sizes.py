@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference.features import features
@@ -69,19 +68,6 @@ def test_a_crop_that_is_no_square_is_cut_out_of_the_center(size, resized):
         at = ((new - side) / 2 + np.arange(side) + 0.5) * old / new - 0.5
         seen = out[:, 20, 0] if axis == 0 else out[20, :, 1]
         assert np.abs(seen - 2 * at)[2:-2].max() <= 1
-
-
-def test_so400m_at_384_pixels_has_27_by_27_positions():
-    """As published: 384 = 27 * 14 + 6."""
-    name = "vit_so400m_patch14_siglip_384.webli"
-    model = create_model(make.config(name, depth=1))
-    shapes = variable_shapes(model)
-    assert shapes["params"]["pos_embed"].shape == (1, 27 * 27, 1152)
-    assert model.plan[0].attn_tokens == 27 * 27
-    assert patch_grid(384, model.config.patch_size, cut=True) == (27, 27)
-    for size in (386, (384, 392)):
-        with refused("image_size"):
-            model.config.at_size(size)
 
 
 @pytest.mark.parametrize("folded", [False, True])

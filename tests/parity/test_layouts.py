@@ -7,6 +7,7 @@ width and depth. Skipped where torch, timm or transformers are absent.
 import dataclasses
 import json
 
+import chex
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -40,10 +41,7 @@ def test_the_same_numbers_come_out(original, tmp_path, request):
 def test_other_names_of_the_same_checkpoint_give_the_same(original):
     expected = layouts.with_timm_names(original.tensors)
     for tensors in original.also:
-        found = layouts.with_timm_names(tensors)
-        assert found.keys() == expected.keys()
-        for name, tensor in found.items():
-            np.testing.assert_array_equal(tensor, expected[name], err_msg=name)
+        chex.assert_trees_all_equal(layouts.with_timm_names(tensors), expected)
 
 
 @pytest.mark.parametrize("wrapper", ["model", "teacher", None])

@@ -3,7 +3,7 @@
 Weights are random, of a magnitude that lets no fault hide (tools/fixtures.py).
 """
 
-import numpy as np
+import chex
 import pytest
 import timm
 import torch
@@ -71,8 +71,7 @@ def test_logits_and_features_are_timms(name):
     )
     assert max(distances.values()) < ALLOWED / 10
     back = layouts.as_timm(tensors, ours.config.arch, name.partition(".")[0])
-    assert back.keys() == raw.keys()
-    assert all(np.array_equal(back[key], raw[key]) for key in raw)
+    chex.assert_trees_all_equal(back, raw)
 
 
 @pytest.mark.parametrize("new", [(224, 224), (280, 168)])
@@ -106,5 +105,4 @@ def test_names_of_their_own_code_are_read_as_timm_reads_them(name, renamed):
     assert by_timm.keys() == model.state_dict().keys()
     want = layouts.with_timm_names({k: v.numpy() for k, v in by_timm.items()})
     got = layouts.with_timm_names({f"module.{k}": v for k, v in theirs.items()})
-    assert got.keys() == want.keys()
-    assert all(np.array_equal(got[key], want[key]) for key in want)
+    chex.assert_trees_all_equal(got, want)

@@ -73,15 +73,6 @@ def step(rule, block=0, site="mid"):
     return Step(block=block, reducer=Reducer(), rule=rule, site=site)
 
 
-def test_build_puts_mid_steps_between_attention_and_mlp():
-    steps = [step(Keep(0.7), block=4), step(Keep(0.7), block=1)]
-    plan = build(depth=6, n0=196, steps=steps)
-    tokens = [(layer.attn_tokens, layer.mlp_tokens) for layer in plan]
-    later = [(139, 139)] * 2 + [(139, 98), (98, 98)]
-    assert tokens == [(197, 197), (197, 139), *later]
-    assert [layer.step for layer in plan if layer.step] == steps[::-1]
-
-
 def test_build_puts_pre_steps_before_the_block_whatever_the_prefix():
     plan = build(depth=3, n0=196, steps=[step(Keep(0.7), block=1, site="pre")])
     tokens = [(layer.attn_tokens, layer.mlp_tokens) for layer in plan]

@@ -14,7 +14,7 @@ import pytest
 from imagepiece_jax.reduction import moves, ops
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
-from imagepiece_jax.reduction.reducers import TopK, find_partners
+from imagepiece_jax.reduction.reducers import Bipartite, TopK, find_partners
 from imagepiece_jax.reduction.state import DROPPED, ReducerInputs, start
 from tests import oracles
 from tests.models import tiny
@@ -177,6 +177,7 @@ def test_fusing_passes_gradient_to_the_attention():
         (TopK(fuse=True), StepCounts(n_in=12, n_out=8)),
         (Retokenize(), StepCounts(n_in=12, n_out=9, candidates=7)),
         (Retokenize(parity=1), StepCounts(n_in=12, n_out=9, candidates=7)),
+        (Bipartite(), StepCounts(n_in=12, n_out=9)),
     ],
 )
 def test_bad_numbers_still_fill_every_slot(reducer, counts):
@@ -185,6 +186,7 @@ def test_bad_numbers_still_fill_every_slot(reducer, counts):
         (np.full((8, 12), np.nan), metric),
         (scores, np.full_like(metric, np.nan)),
         (scores, np.zeros_like(metric)),
+        (scores, np.where(metric > 0, np.inf, metric)),
         (np.full((8, 12), -np.inf), np.where(metric > 0, np.nan, metric)),
     ):
         result = decide(reducer, make_taps(bad_scores, bad_metric), counts)

@@ -81,20 +81,6 @@ def test_groups_and_their_order_equal_the_slow_truth(n, num_prefix):
             np.testing.assert_array_equal(dest, want, err_msg=f"r {r} image {image}")
 
 
-@pytest.mark.parametrize("num_prefix", [0, 1])
-def test_a_metric_that_is_not_finite_still_fills_every_slot(num_prefix):
-    metric = metrics(12)
-    metric[0] = np.nan
-    metric[1, 5] = np.nan
-    metric[2, ::2] = np.inf
-    metric[3] = 0.0
-    counts = removing(3, 12 - num_prefix)
-    for dest in np.asarray(
-        decide(Bipartite(), taps_of(metric, num_prefix), counts).dest
-    ):
-        assert set(dest.tolist()) == set(range(counts.n_out))
-
-
 @pytest.mark.parametrize(
     "depth, r, inflection, published",
     [
@@ -111,9 +97,3 @@ def test_schedules_of_its_authors(depth, r, inflection, published):
     if isinstance(published, str):
         published = [int(number) for number in published.split()]
     assert list(ToMe(r=r, inflection=inflection).removed(depth)) == published
-
-
-def test_blocks_that_lose_no_token_reduce_nothing():
-    plan = ToMe(counts=(16, 13, 13, 13)).plan(4, 16, prefix=1)
-    assert [layer.mlp_tokens for layer in plan] == [17, 14, 14, 14]
-    assert [layer.counts is None for layer in plan] == [1, 0, 1, 1]
