@@ -38,7 +38,9 @@ def forward(params, image, *, heads, patch, moves=None, prop_attn=False, scale=N
         out, seen = _attention(normed, block["attn"], heads, size if prop_attn else 1.0)
         x = seen.x = x + factors[0] * out
         if moves and i in moves:
-            x, size = _move(x, size, moves[i])
+            moved, sizes = oracles.apply_map(x[1:], size[1:], *moves[i])
+            x = np.concatenate([x[:1], moved])
+            size = np.concatenate([size[:1], sizes])
         hidden = dense(layer_norm(x, block["norm2"]), block["mlp"]["fc1"])
         x = x + factors[1] * dense(gelu(hidden), block["mlp"]["fc2"])
         blocks.append(seen)
@@ -61,8 +63,3 @@ def _attention(x, params, heads, size):
     query, key, value = (dense(x, params[name]).reshape(shape) for name in "qkv")
     out, weights = oracles.attention(query, key, value, np.log(size))
     return dense(out.reshape(x.shape), params["proj"]), Seen(weights[:, 0], key, x)
-
-
-def _move(x, size, move):
-    moved, sizes = oracles.apply_map(x[1:], size[1:], *move)
-    return np.concatenate([x[:1], moved]), np.concatenate([size[:1], sizes])

@@ -32,6 +32,7 @@ WRONG = [  # (fields, what the sentence has)
     ({"arch": {"dist_token": True, "pool": "mean"}}, "pool is 'mean'"),
     ({"arch": {"rotary": {"origin": "centre"}}}, "origin is 'centre'"),
     ({"arch": {"rotary": {"reference": 5}}}, "reference is 5"),
+    ({"arch": {"rotary": {}}}, "num_heads"),  # 10 channels have no whole planes
 ]
 
 

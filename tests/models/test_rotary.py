@@ -19,7 +19,6 @@ from tests import oracles
 from tests.models import tiny
 from tests.models.test_vit_families import few
 from tests.reduction.steps import apply
-from tests.refused import refused
 from tests.rounding import assert_close
 
 DINOV3 = Architecture(
@@ -243,11 +242,6 @@ def after(result, taps, groups, places, grid):
             joined[slot] += group
     # A token stands at the mean of its patches.
     return joined, np.array([np.mean(grid[group], axis=0) for group in joined])
-
-
-def test_heads_without_whole_planes_are_named():
-    with refused("num_heads"):
-        tiny.model(arch=DINOV3)
 
 
 @pytest.mark.parametrize(
