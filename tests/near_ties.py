@@ -50,7 +50,7 @@ class OneReduction:
     def __call__(self, query, key, x, size):
         """Return (x, size, dest) of class attention, a reducer and `apply`."""
         prefix = self.num_prefix
-        taps = ReducerInputs(
+        inputs = ReducerInputs(
             x=x[:, prefix:],
             size=size[:, prefix:],
             attn_size=size[:, prefix:],
@@ -59,10 +59,10 @@ class OneReduction:
             num_prefix=prefix,
             all_x=x,
         )
-        counts = StepCounts(taps.x.shape[1], self.n_out, candidates=self.candidates)
+        counts = StepCounts(inputs.x.shape[1], self.n_out, candidates=self.candidates)
         reducer = REDUCERS[self.rule]
         with ops.fast(self.fast):
-            result = reducer(taps, counts)
+            result = reducer(inputs, counts)
             state = moves.apply(TokenState(x=x, size=size, num_prefix=prefix), result)
         return state.x, state.size, result.dest
 

@@ -1,4 +1,4 @@
-"""Attention against its definition, for every kernel and every tap."""
+"""Attention against its definition, for every kernel and every reducer input."""
 
 import functools
 import itertools

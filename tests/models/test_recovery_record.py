@@ -1,4 +1,4 @@
-"""Recovered models: which numbers a form has, in memory and in folders."""
+"""Recovered models: which values a form has, in memory and in folders."""
 
 import dataclasses
 import functools
@@ -31,7 +31,7 @@ def public():
 @pytest.fixture(scope="module")
 def vit(public):
     """A dense model that was recovered at two costs."""
-    return recoveries.recovered(public, costs=COSTS)
+    return recoveries.recovered(public, reductions=COSTS)
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,10 @@ def leaves_of(vit):
     return traverse_util.flatten_dict(vit.variables["params"], sep="/")
 
 
-def has_numbers(vit, numbers):
-    """Whether the leaves of these numbers are them, to the bit."""
+def has_values(vit, values):
+    """Whether the leaves of these values are them, to the bit."""
     leaves = leaves_of(vit)
-    return all(np.array_equal(leaves[path], value) for path, value in numbers.items())
+    return all(np.array_equal(leaves[path], value) for path, value in values.items())
 
 
 def test_the_dense_model_stays_what_it_was(public, vit, folder, tmp_path):
@@ -67,13 +67,13 @@ def test_the_dense_model_stays_what_it_was(public, vit, folder, tmp_path):
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_form_has_the_numbers_of_its_cost(public, vit, folder, capsys, number):
-    expected = recoveries.numbers(public, number)
+def test_a_form_has_the_values_of_its_cost(public, vit, folder, capsys, number):
+    expected = recoveries.values(public, number)
     reduction = COSTS[number]
     forms = [vit.with_reduction(reduction), load(folder, reduction=reduction)]
     forms.append(vit.with_reduction(COSTS[1 - number]).with_reduction(reduction))
     for form in forms:
-        assert has_numbers(form, expected)
+        assert has_values(form, expected)
         assert form.label == f"{reduction} (recovered)"
         chex.assert_trees_all_equal(form.dense_variables, public.variables)
         other = form.with_model(public.model)
@@ -85,15 +85,15 @@ def test_a_form_has_the_numbers_of_its_cost(public, vit, folder, capsys, number)
 @pytest.mark.parametrize("classes", [0, 3])
 def test_another_head_or_none_takes_what_fits(public, folder, classes):
     form = load(folder, reduction=TOME, num_classes=classes)
-    expected = recoveries.numbers(public)
+    expected = recoveries.values(public)
     body = {k: v for k, v in expected.items() if not k.startswith("head")}
-    assert has_numbers(form, body)
+    assert has_values(form, body)
     biases = [v.shape for k, v in leaves_of(form).items() if k == "head/bias"]
     assert biases == [(3,)] * bool(classes)
 
 
-def test_another_form_has_the_numbers_of_the_dense_model(public, vit, folder, capsys):
-    said = "tome:r=5: not recovered, so it has the dense model's numbers"
+def test_another_form_has_the_values_of_the_dense_model(public, vit, folder, capsys):
+    said = "tome:r=5: not recovered, so it has the dense model's values"
     five = "tome:r=5"
     for make in (vit.with_reduction, functools.partial(load, folder)):
         form = make(reduction=five)
@@ -117,7 +117,7 @@ def test_parameters_that_somebody_trained_since_are_no_recovered_ones(vit):
     assert dataclasses.replace(form, class_names=None).recovery is form.recovery
 
 
-def test_another_model_by_hand_has_its_own_numbers(public, vit):
+def test_another_model_by_hand_has_its_own_values(public, vit):
     form = vit.with_reduction(TOME)
     for reduction in (MORE, None):
         other = vit.with_reduction(reduction)
@@ -137,23 +137,23 @@ def test_nothing_that_came_back_is_the_dense_model(public, tmp_path):
     assert not (tmp_path / "m" / "recovered.safetensors").exists()
 
 
-def test_a_folder_without_its_numbers_is_refused(folder, tmp_path):
+def test_a_folder_without_its_values_is_refused(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "recovered.safetensors").unlink()
-    with refused("recovered.safetensors", "no numbers for tome"):
+    with refused("recovered.safetensors", "no values for tome"):
         load(copy)
 
 
 def test_all_parameters_may_be_recovered_and_positions_follow_the_size(tmp_path):
     public = tiny.pretrained(num_classes=3)
     leaves = leaves_of(public)
-    numbers = {path: np.asarray(leaf) + 1 for path, leaf in leaves.items()}
-    cost = recoveries.cost_of(public.with_reduction(tiny.EVIT), numbers=numbers)
+    values = {path: np.asarray(leaf) + 1 for path, leaf in leaves.items()}
+    cost = recoveries.variant_of(public.with_reduction(tiny.EVIT), values=values)
     vit = dataclasses.replace(public, recovery=Recovery((cost,)))
     again = load(imagepiece_jax.save(vit, tmp_path / "m"))
     for each in (vit, again):
         form = each.with_reduction(tiny.EVIT)
-        assert has_numbers(form, numbers)
+        assert has_values(form, values)
         larger = form.at_size(LARGER)
         original = public.at_size(LARGER)
         back = larger.with_reduction(None)
@@ -175,6 +175,6 @@ def test_all_parameters_may_be_recovered_and_positions_follow_the_size(tmp_path)
     ],
 )
 def test_a_report_says_what_makes_it_doubtful(field, value, words):
-    said = str(recoveries.cost_of(tiny.pretrained("tome:r=3"), **{field: value}))
+    said = str(recoveries.variant_of(tiny.pretrained("tome:r=3"), **{field: value}))
     doubts = ("within noise", "too good", "scenes")
     assert [doubt for doubt in doubts if doubt in said] == words

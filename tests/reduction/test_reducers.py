@@ -22,7 +22,7 @@ from tests.reduction.steps import FORMS, apply, decide, vectors
 from tests.rounding import assert_close
 
 
-def make_taps(scores, metric):
+def make_inputs(scores, metric):
     """The inputs of a batch: scores [B, n], metric [B, n, d], which is x, too."""
     ones = np.ones(np.shape(scores), np.float32)
     metric = jnp.float32(metric)
@@ -67,7 +67,7 @@ ATTENTION = [0.20, 0.05, 0.15, 0.02, 0.12, 0.04, 0.10, 0.03, 0.01, 0.18]
 )
 def test_imagepiece_merges_as_computed_by_hand(candidates, merges, values, sizes, form):
     counts = StepCounts(n_in=10, n_out=10 - merges, candidates=candidates)
-    result = decide(Retokenize(), make_taps([ATTENTION], [CIRCLE]), counts)
+    result = decide(Retokenize(), make_inputs([ATTENTION], [CIRCLE]), counts)
     # The class token is -1, then token i is i.
     x = np.arange(-1.0, 10.0, dtype=np.float32)[None, :, None]
     got = apply(start(x), result, form=form)
@@ -80,14 +80,14 @@ def test_imagepiece_merges_as_computed_by_hand(candidates, merges, values, sizes
     np.testing.assert_array_equal(result.dest[0], dest)
     assert result.by_size
     equal = Retokenize(size_weighting=False)
-    assert not decide(equal, make_taps([ATTENTION], [CIRCLE]), counts).by_size
+    assert not decide(equal, make_inputs([ATTENTION], [CIRCLE]), counts).by_size
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("fuse", [False, True])
 def test_evit_fuses_as_computed_by_hand(fuse, form):
-    taps = make_taps([[0.10, 0.05, 0.30, 0.15, 0.20]], np.ones((1, 5, 1)))
-    result = decide(TopK(fuse=fuse), taps, StepCounts(n_in=5, n_out=3 + fuse))
+    inputs = make_inputs([[0.10, 0.05, 0.30, 0.15, 0.20]], np.ones((1, 5, 1)))
+    result = decide(TopK(fuse=fuse), inputs, StepCounts(n_in=5, n_out=3 + fuse))
     slot = 3 if fuse else DROPPED
     assert result.dest.tolist() == [[slot, slot, 0, 1, 2]]
     x = np.arange(0.0, 6.0, dtype=np.float32)[None, :, None]  # class token 0, then 1..5
@@ -102,10 +102,10 @@ MERGES = [("0", "0.3", "all"), ("0.5", "0.6", "candidates"), ("1", "1", "all")]
 
 
 @functools.partial(tiny.compiled, static_argnums=1)
-def decide_all(taps, work):
+def decide_all(inputs, work):
     """Similarities of all tokens, and all decisions at one n, as one program."""
-    similarity = ops.cosine(taps.metric, taps.metric)
-    return similarity, [reducer(taps, counts) for reducer, counts in work]
+    similarity = ops.cosine(inputs.metric, inputs.metric)
+    return similarity, [reducer(inputs, counts) for reducer, counts in work]
 
 
 def work_at(n):
@@ -138,9 +138,9 @@ def truth(reducer, counts, scores, similarity):
 @pytest.mark.parametrize("n", (1, 2, 3, 5, 8, 18, 19, 64))
 def test_decisions_equal_the_oracle(n):
     scores, metric = images(n, seed=n)
-    taps = make_taps(scores, metric)
+    inputs = make_inputs(scores, metric)
     work = work_at(n)
-    similarity, results = decide_all(taps, work)
+    similarity, results = decide_all(inputs, work)
     assert bool(work) == (n > 1)  # a single token is left alone by every rule
     for (reducer, counts), result in zip(work, results, strict=True):
         assert result.n_out == counts.n_out
@@ -160,7 +160,7 @@ def test_fusing_passes_gradient_to_the_attention():
     counts = StepCounts(n_in=7, n_out=5)
 
     def loss(scores):
-        result = TopK(fuse=True)(make_taps(scores, state.x[:, 1:]), counts)
+        result = TopK(fuse=True)(make_inputs(scores, state.x[:, 1:]), counts)
         return moves.apply(state, result).x.sum()
 
     slope = tiny.compiled(jax.grad(loss))(scores)
@@ -189,7 +189,7 @@ def test_bad_numbers_still_fill_every_slot(reducer, counts):
         (scores, np.where(metric > 0, np.inf, metric)),
         (np.full((8, 12), -np.inf), np.where(metric > 0, np.nan, metric)),
     ):
-        result = decide(reducer, make_taps(bad_scores, bad_metric), counts)
+        result = decide(reducer, make_inputs(bad_scores, bad_metric), counts)
         assert filled(np.asarray(result.dest), counts.n_out)
 
 

@@ -113,9 +113,9 @@ def outputs(tokens, logits, results=(), mask=None, n0=None, prefix=1):
     tokens = jnp.asarray(tokens, jnp.float32)
     state = start(tokens, prefix).replace(mask=mask)
     first = jnp.zeros((len(tokens), n0 or tokens.shape[1] - prefix, tokens.shape[-1]))
-    taps = (ReducerInputs(x=first, size=first[..., 0]),) * len(results)
+    inputs = (ReducerInputs(x=first, size=first[..., 0]),) * len(results)
     logits = jnp.asarray(logits)
-    return Outputs(logits, None, tokens, state, results, taps)
+    return Outputs(logits, None, tokens, state, results, inputs)
 
 
 def test_the_teacher_has_no_gradient():

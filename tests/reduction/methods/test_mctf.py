@@ -26,8 +26,8 @@ def test_a_fusion_by_hand():
     row = row / row.sum()
     weights = np.broadcast_to(row[None, None, None, :], (1, 1, 8, 8))
     image = size[:, 1:]
-    taps = ReducerInputs(x[:, 1:], image, image, x[:, 1:], attn_columns=row[None, 1:])
-    result = decide(Fusion(), taps, StepCounts(n_in=7, n_out=4))
+    inputs = ReducerInputs(x[:, 1:], image, image, x[:, 1:], attn_columns=row[None, 1:])
+    result = decide(Fusion(), inputs, StepCounts(n_in=7, n_out=4))
     # {2, 3}, {4, 5, 6}, {1}, {7}
     assert result.dest.tolist() == [[2, 0, 0, 1, 1, 1, 3]]
     after = apply(TokenState(x, size), result)

@@ -24,9 +24,9 @@ def run(selector, counts, x, mask=None):
     """(parameters, result) of a selector with random parameters."""
     keys = jax.random.split(jax.random.key(0), len(x))
     size = np.ones(x.shape[:2], np.float32)
-    taps = ReducerInputs(x=x, size=size, mask=mask, rng=keys, num_heads=HEADS)
-    variables = random_variables(selector, taps, counts)
-    return variables["params"], apply_learned(selector, variables, taps, counts)
+    inputs = ReducerInputs(x=x, size=size, mask=mask, rng=keys, num_heads=HEADS)
+    variables = random_variables(selector, inputs, counts)
+    return variables["params"], apply_learned(selector, variables, inputs, counts)
 
 
 def test_nothing_dropped_is_a_package_of_zeros_with_a_tame_gradient():
@@ -107,10 +107,10 @@ def test_votes_that_underflow_still_count():
     @tiny.compiled
     @jax.value_and_grad
     def total(x):
-        taps = ReducerInputs(x=x, size=size, num_heads=HEADS)
+        inputs = ReducerInputs(x=x, size=size, num_heads=HEADS)
         selector = Selector()
         counts = StepCounts(n_in=5, n_out=3)
-        return jnp.sum(selector.apply({"params": parameters}, taps, counts).weight)
+        return jnp.sum(selector.apply({"params": parameters}, inputs, counts).weight)
 
     value, slope = total(x)
     assert np.isfinite(value)

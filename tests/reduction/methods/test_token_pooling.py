@@ -23,8 +23,8 @@ def pool(x, weight, n_out, iterations=3, prefix=0):
     """dest, tokens and sizes after a reduction. x [B, prefix + n, D]."""
     image = x[:, prefix:]
     size = jnp.ones(image.shape[:2], jnp.float32)
-    taps = ReducerInputs(x=image, size=size, attn_columns=weight)
-    result = KMedoids(iterations=iterations)(taps, StepCounts(image.shape[1], n_out))
+    inputs = ReducerInputs(x=image, size=size, attn_columns=weight)
+    result = KMedoids(iterations=iterations)(inputs, StepCounts(image.shape[1], n_out))
     state = moves.apply(start(x, prefix), result)
     return result.dest, state.x, state.size
 
@@ -139,11 +139,13 @@ def test_a_model_clusters_by_what_the_block_before_attends_to():
     model = tiny.model("token_pooling:blocks=(1,2):keep_rate=0.6:score=received")
     out = tiny.compiled(model.apply)(tiny.variables(model), tiny.images())
     assert [layer.attn_tokens for layer in model.plan] == [26, 16, 10]
-    for taps, result, n_out in zip(out.taps, out.results, (15, 9), strict=True):
-        weight = np.asarray(taps.attn_columns)
+    for inputs, result, n_out in zip(
+        out.reducer_inputs, out.results, (15, 9), strict=True
+    ):
+        weight = np.asarray(inputs.attn_columns)
         # All columns but the class token's own.
         assert (weight.sum(axis=1) < 1).all()
         assert (weight.sum(axis=1) > 0.5).all()
         for image in range(3):
-            _, dest = slow_kmedoids(np.asarray(taps.x[image]), weight[image], n_out)
+            _, dest = slow_kmedoids(np.asarray(inputs.x[image]), weight[image], n_out)
             np.testing.assert_array_equal(result.dest[image], dest)
