@@ -44,7 +44,6 @@ def leaves_of(vit):
 
 
 def has_values(vit, values):
-    """Whether the leaves of these values are them, to the bit."""
     leaves = leaves_of(vit)
     return all(np.array_equal(leaves[path], value) for path, value in values.items())
 

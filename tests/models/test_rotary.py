@@ -232,7 +232,6 @@ def test_each_block_attends_by_where_its_tokens_stand(family, reduction):
 
 
 def after(result, inputs, groups, places, grid):
-    """Groups of patches and places of the tokens after a step."""
     if isinstance(result, Mixing):
         matrix = result.matrix[0].astype(float)
         return None, matrix @ places / matrix.sum(axis=1, keepdims=True)

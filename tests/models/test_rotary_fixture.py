@@ -33,7 +33,6 @@ def tensors_of(name, fixture):
 
 
 def made(name, fixture):
-    """(model, variables, image) of the fixture."""
     tensors = tensors_of(name, fixture)
     ratio = tensors["blocks.0.mlp.fc2.weight"].shape[1] / SIZE["embed_dim"]
     model = create_model(make.config(name, image_size=IMAGE, mlp_ratio=ratio, **SIZE))

@@ -116,7 +116,6 @@ def test_convolutions_start_uniform_within_one_over_the_root_of_their_fan_in():
 
 
 def train(stem, variables, images):
-    """(output, new statistics) of a training pass."""
     out, changed = stem.apply(variables, images, True, mutable=["batch_stats"])
     return out, changed["batch_stats"]
 

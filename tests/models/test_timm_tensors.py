@@ -16,7 +16,6 @@ from tests.rounding import assert_close
 
 
 def variables(width=6, tokens=9, classes=5, stem="patch", seed=0):
-    """Random variables of a model of two blocks."""
     size = {"embed_dim": width, "num_heads": 1, "depth": 2, "num_classes": classes}
     side = 4 * math.isqrt(tokens)
     model = tiny.model(image_size=side, stem=stem, **size)
@@ -116,7 +115,6 @@ def test_what_does_not_fit_is_named(tensor, value, text):
 
 
 def misfit(state_dict, like=None, fresh=()):
-    """The StateDictMismatch of tensors that do not fit."""
     with pytest.raises(timm_tensors.StateDictMismatch) as caught:
         timm_tensors.from_timm(state_dict, like or variables(), fresh)
     return caught.value

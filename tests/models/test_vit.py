@@ -16,7 +16,6 @@ from tests.rounding import assert_close
 
 
 def forward(model):
-    """Compiled (variables, images) -> Outputs."""
     return tiny.compiled(model.apply)
 
 
@@ -180,28 +179,6 @@ def test_drop_path_is_for_training():
     assert evaluated == str(jax.make_jaxpr(never)(shapes, images))
 
 
-def is_added(model, variables, layers, added):
-    """The biases of `layers` are what is `added` to the tokens."""
-    run = forward(model)
-    x = run(variables, tiny.images()).state.x
-    for layer in layers:
-        layer["bias"] = np.zeros_like(layer["bias"])
-    before = run(variables, tiny.images()).state.x
-    close(x - before, np.broadcast_to(added, x.shape))
-
-
-def test_each_branch_has_a_layer_scale_of_its_own():
-    model = tiny.model(arch={"layer_scale": True}, depth=1)
-    variables = tiny.variables(model)
-    block = variables["params"]["blocks_0"]
-    layers = block["attn"]["proj"], block["mlp"]["fc2"]
-    for layer in layers:  # a branch adds its last bias, whatever it reads
-        layer["kernel"] = np.zeros_like(layer["kernel"])
-    factors = block["ls1"]["gamma"], block["ls2"]["gamma"]
-    added = sum(f * layer["bias"] for f, layer in zip(factors, layers, strict=True))
-    is_added(model, variables, layers, added)
-
-
 def test_norms_behind_the_branches():
     """With a factor of 0 they give their biases, which are added, whatever they get."""
     reduction = tiny.changed(tiny.EVIT, blocks=(0,))
@@ -211,7 +188,13 @@ def test_norms_behind_the_branches():
     norms = block["norm1"], block["norm2"]
     for norm in norms:
         norm["scale"] = np.zeros_like(norm["scale"])
-    is_added(model, variables, norms, norms[0]["bias"] + norms[1]["bias"])
+    run = forward(model)
+    x = run(variables, tiny.images()).state.x
+    added = norms[0]["bias"] + norms[1]["bias"]
+    for norm in norms:
+        norm["bias"] = np.zeros_like(norm["bias"])
+    before = run(variables, tiny.images()).state.x
+    close(x - before, np.broadcast_to(added, x.shape))
 
 
 def test_without_a_pool_all_tokens_come_out():

@@ -57,7 +57,6 @@ def test_training_alone_changes_the_conv_stem_alone():
 
 
 def text(jaxpr):
-    """The jaxpr in words, without the addresses of functions."""
     return re.sub(r"0x[0-9a-f]+", "", str(jaxpr))
 
 

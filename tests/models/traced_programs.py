@@ -44,7 +44,6 @@ def program(model, train=True, backward=True):
 
 
 def equations(jaxpr):
-    """All equations, those of inner jaxprs too."""
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         yield equation
         inner = jax.tree.leaves(

@@ -4,7 +4,6 @@ from imagepiece_jax.models.registry import public_models
 
 
 def public_weights():
-    """The names of all public weights."""
     names = []
     for model, row in public_models().items():
         names += [f"{model}.{tag}" for tag in row["weights"]]

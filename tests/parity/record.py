@@ -25,7 +25,6 @@ def record(**row):
 
 
 def noise(*shape, seed=0):
-    """Images of float32 noise."""
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 

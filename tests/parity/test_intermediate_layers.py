@@ -60,6 +60,5 @@ def test_layers_are_those_of_timm(name):
 
 
 def close(ours, theirs):
-    """Within 1e-4 of the largest value, of the same shape."""
     assert not theirs.numel() or apart(ours, theirs) < 1e-4
     assert ours.shape == theirs.shape

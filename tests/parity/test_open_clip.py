@@ -46,7 +46,6 @@ CASES = {
 
 
 def made(vision, model):
-    """(config, model of OpenCLIP) of fields that differ from the usual ones."""
     trunk = "timm_model_name" in vision
     fields = {"image_size": 224, **vision} if trunk else {**VISION, **vision}
     # A trunk without a projection has its own width.

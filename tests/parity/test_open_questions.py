@@ -37,13 +37,11 @@ def picture(height, width):
 
 
 def prepared(vit, image):
-    """A picture as `vit` reads it, normalized."""
     pixels = vit.preprocessing(np.asarray(image))[None]
     return imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
 
 
 def scores(folder, image, **fields):
-    """transformers' scores of LABELS."""
     pipe = transformers.pipeline("image-classification", model=str(folder), **fields)
     by_name = {row["label"]: row["score"] for row in pipe(image)}
     return [by_name[name] for name in LABELS.values()]

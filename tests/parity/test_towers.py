@@ -23,7 +23,6 @@ PROCESSOR = transformers.CLIPImageProcessor(
 
 
 def outputs(model, x):
-    """Those of the image tower."""
     if not hasattr(model, "text_model"):
         return model(x)
     found = model.vision_model(x)

@@ -101,16 +101,12 @@ def test_shapes_and_types_need_no_values(result, n_out, said):
 
 @dataclasses.dataclass(frozen=True)
 class Fewer(Reducer):
-    """Leaves one token less than it should."""
-
     def __call__(self, inputs, counts, train=False):
         return keep_highest(inputs.x[..., 0], counts.n_out - 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaving(Rule):
-    """It gives any count."""
-
     count: object
     among: int | None = None
 
@@ -122,7 +118,6 @@ class Leaving(Rule):
 
 
 def made(steps):
-    """A method whose steps are `steps`."""
     named = {"steps": lambda method, depth: steps}
     return dataclasses.dataclass(frozen=True)(type("Mine", (Method,), named))
 

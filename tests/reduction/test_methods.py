@@ -134,12 +134,10 @@ def slots_of(results):
 
 
 def keys_of(keys, block):
-    """Those of the images at a block."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys, block)
 
 
 def inputs_of(layer, state, keys, grid=None):
-    """What the reducer of a layer may read."""
     x = state.x[:, 1:]
     scores = jax.nn.softmax(4 * x[..., 0].astype(jnp.float32))
     return ReducerInputs(
@@ -163,7 +161,6 @@ def random_tokens(dtype="float32", seed=0):
 
 @functools.cache
 def program(name, method):
-    """`walk` of a case, which is traced once."""
     plan = plan_of(name, method)
 
     def run(x, keys):
@@ -182,7 +179,6 @@ ORDER = np.random.default_rng(1).permutation(N0)
 
 
 def permuted(x):
-    """Tokens with their patches in ORDER."""
     return np.concatenate([x[:, :1], x[:, 1:][:, ORDER]], axis=1)
 
 

@@ -143,8 +143,6 @@ def test_a_package_travels_at_the_end_and_is_live():
 
 @functools.partial(tiny.compiled, static_argnames="form")
 def gradients(state, assignment, probe, form):
-    """Gradients of sum(tokens * probe): of x and, where there is one, of weight."""
-
     def loss(x, weight):
         moved = move(state.replace(x=x), assignment.replace(weight=weight), form)
         return jnp.sum(moved.x.astype(jnp.float32) * probe)

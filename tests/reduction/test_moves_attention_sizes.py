@@ -19,10 +19,9 @@ def test_attention_sizes_add_up_beside_the_sizes(form):
     got = apply(state, assignment.replace(attn_size=given), form=form)
     x, size = expected(state, assignment)
     want = np.full((3, 3), np.finfo(np.float32).tiny)
-    for image in range(3):
-        for slot in range(3):
-            total = sum(given[image][np.asarray(assignment.dest[image]) == slot])
-            want[image, slot] = max(total, want[image, slot])
+    for image, slot in np.ndindex(3, 3):
+        total = given[image][assignment.dest[image] == slot].sum()
+        want[image, slot] = max(total, want[image, slot])
     assert_close(got.effective_size[:, 1:], want, units=8)
     assert (got.effective_size > 0).all()
     np.testing.assert_array_equal(got.effective_size[:, :1], state.size[:, :1])

@@ -47,7 +47,6 @@ def images(n, seed=0):
 
 
 def filled(dest, n_out):
-    """Whether every row of `dest` uses each slot 0..n_out - 1."""
     return all(set(row.tolist()) - {DROPPED} == set(range(n_out)) for row in dest)
 
 
@@ -123,7 +122,6 @@ def work_at(n):
 
 
 def truth(reducer, counts, scores, similarity):
-    """The oracle's slot map of one image."""
     if reducer == TopK():
         return oracles.top_k(scores, counts.n_out)
     if reducer == TopK(fuse=True):

@@ -66,7 +66,6 @@ def run(arch, reduction, **options):
 
 
 def scores_of(layer, inputs):
-    """Those by which a layer's step ranks tokens."""
     reducer = layer.step.reducer
     counts = layer.counts
     return tiny.compiled(lambda inputs: reducer.scores(inputs, counts))(inputs)

@@ -14,7 +14,6 @@ FIELDS = "dynamicvit:keep_rate=0.6:blocks=(1,2)"  # 25, 15, 9
 
 
 def student(blocks=(1, 2), **options):
-    """(training model, variables) of the tiny DynamicViT."""
     model = tiny.model(tiny.changed(FIELDS, blocks=blocks), masked=True, **options)
     return model, tiny.variables(model)
 

@@ -25,7 +25,6 @@ def weigh(learner, params, x):
 
 
 def parameters(learner, x):
-    """Random values for all parameters of a learner."""
     counts = StepCounts(x.shape[1], learner.num_tokens)
     return random_variables(learner, inputs_of(x), counts)["params"]
 

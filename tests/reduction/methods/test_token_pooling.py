@@ -79,7 +79,6 @@ def check(x, weight, n_out, iterations=3, prefix=0):
 
 
 def random_tokens(n, width=5, batch=3, seed=0):
-    """Tokens and significances, float32."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(batch, n, width)).astype(np.float32)
     return x, rng.uniform(0.1, 3, size=(batch, n)).astype(np.float32)

@@ -18,7 +18,6 @@ from tests.rounding import assert_close
 
 @functools.partial(tiny.compiled, static_argnums=1)
 def decide_all(inputs, work):
-    """The results for several counts, as one program."""
     return [Bipartite()(inputs, counts) for counts in work]
 
 
