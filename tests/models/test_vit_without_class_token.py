@@ -1,5 +1,6 @@
 """Models without class token: the head reads the mean over patches."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -35,6 +36,6 @@ def test_merged_tokens_count_by_their_patches(reduction):
     assert (size.sum(axis=1) == tiny.TOKENS).all()
     pooled = np.einsum("bn,bnd->bd", size, out.tokens) / tiny.TOKENS
     close(out.logits, read(pooled))
-    spread = rows_of(out.tokens, tiny.slots(out))
+    spread = rows_of(jnp.asarray(out.tokens), tiny.slots(out))
     close(out.logits, read(np.asarray(spread).mean(axis=1)))
     assert np.abs(out.logits - read(out.tokens.mean(axis=1))).max() > 0.01
