@@ -11,6 +11,7 @@ import numpy as np
 from imagepiece_jax.models import resize_positions, timm_tensors
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.registry import public_models
 from imagepiece_jax.models.variables import variable_shapes
 
 PACKAGES = ("jax", "timm", "torch", "transformers")
@@ -22,6 +23,14 @@ def record(**row):
         row |= {package: importlib.metadata.version(package) for package in PACKAGES}
         with pathlib.Path(path).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def public_weights():
+    """The names of all public weights."""
+    names = []
+    for model, row in public_models().items():
+        names += [f"{model}.{tag}" for tag in row["weights"]]
+    return names
 
 
 def noise(*shape, seed=0):
