@@ -155,11 +155,11 @@ def test_soft_tokens_and_packages_stand_where_their_weights_are():
     ],
 )
 def test_every_token_has_coordinates(name, masked):
-    depth, reduction, left = few(name)
+    depth, reduction, _ = few(name)
     made = model("dinov3", reduction, masked=masked, depth=max(depth, 2))
     state = jax.eval_shape(made.apply, tiny.shapes(made), tiny.images(2)).state
     assert state.coordinates.shape == (2, state.x.shape[1] - 3, 2)
-    assert masked or depth == 1 or state.x.shape == (2, 3 + left, WIDTH)
+    assert state.x.shape == (2, made.plan[-1].mlp_tokens, WIDTH)
     assert start(np.zeros((1, 2, 3)), 1).coordinates is None  # of other models
 
 

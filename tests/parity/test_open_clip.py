@@ -14,7 +14,7 @@ from tests.refused import refused
 from tools import originals
 
 TEXT = dict(context_length=8, vocab_size=20, width=16, heads=2, layers=1)
-VISION = dict(image_size=16, layers=2, width=32, head_dim=16, patch_size=4)
+VISION = dict(image_size=16, layers=2, width=32, head_width=16, patch_size=4)
 CASES = {
     "class": ({}, {}),
     "mean behind": ({"pool_type": "avg", "final_ln_after_pool": True}, {}),
