@@ -77,7 +77,7 @@ def apply(state, result):
 
 def _is_one_product(state, result):
     means = result.mean and state.mask is None
-    # Whole and Boolean weights are exact in two bytes.
+    # Float weights would be rounded to two bytes; sizes and booleans are exact.
     exact = result.weight is None or result.weight.dtype == bool
     if not means or not exact or not is_fast(state.x):
         return False
