@@ -18,8 +18,6 @@ from jax.numpy import broadcast_shapes
 if TYPE_CHECKING:
     from onnx import GraphProto
 
-SHORT_AXIS = 16  # axes up to this length, such as heads, are summed by `_sum_of_parts`
-
 
 def stored_dtype(dtype) -> np.dtype:
     """Dtype in the graph for a JAX dtype: integers except uint8 become int64."""
@@ -325,19 +323,8 @@ class Graph:
         for axis in axes:
             kept_shape[axis] = 1
         rest = [side for i, side in enumerate(value.shape) if i not in axes]
-        if kind == "ReduceSum" and len(axes) == 1 and axes[0] < value.ndim - 1:
-            if value.shape[axes[0]] in range(2, SHORT_AXIS + 1):
-                total = self._sum_of_parts(value, *axes, kept_shape)
-                return total if keep else self.reshape(total, rest)
         shape = kept_shape if keep else rest
         return self.op(kind, [value, axes], shape, value.dtype, keepdims=int(keep))
-
-    def _sum_of_parts(self, value, axis, shape):
-        """ReduceSum over a short axis by Split and Sum, which is faster in OpenVINO."""
-        count = value.shape[axis]
-        parts = [(shape, value.dtype)] * count
-        parts = self.ops("Split", [value], parts, axis=axis, num_outputs=count)
-        return self.op("Sum", parts, shape, value.dtype)
 
 
 def _as_value(given, dtype=None):
