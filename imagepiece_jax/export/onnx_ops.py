@@ -5,11 +5,15 @@ docstring describes the computation.
 """
 
 import numpy as np
+from jax.numpy import broadcast_shapes
 
 from imagepiece_jax.export.onnx_graph import Note, Value
 from imagepiece_jax.models.layers import QUICK
 
 OPS = {}  # {name of a marked function: function (graph, *its arguments)}
+# Functions whose constants may have one row for all images. Other functions get all
+# operands with the shapes of JAX.
+BROADCASTS = {"find_partners", "gather_rows", "pick"}
 
 
 def translates(fn):
@@ -208,25 +212,26 @@ def sums(graph, values, axis):
 
 @translates
 def find_partners(graph, similarity, tokens):
-    batch, a, t = similarity.shape
-    # TopK gives value and index. OpenVINO 2026.4 takes six times as long for ArgMax.
-    best, index = _top(graph, similarity, 1, largest=True)
-    best = graph.reshape(best, (batch, a))
-    index = graph.reshape(index, (batch, a))
-    if tokens.array is not None:
-        (tokens,) = tokens.array
-        row = graph.op("Gather", [tokens, index], (batch, a), tokens.dtype)
-        return [best, row]
-    tokens = graph.expand(tokens, (batch, t))
+    batch, a, _ = similarity.shape
+    best = graph.reduce("ReduceMax", similarity, (2,))
+    options = {"axis": 2, "keepdims": 0}
+    index = graph.op("ArgMax", [similarity], (batch, a), np.int64, **options)
     return [best, gather_rows(graph, tokens, index)]
 
 
 @translates
 def gather_rows(graph, x, index):
-    if x.array is not None and np.array_equal(x.array, [range(x.shape[1])]):
-        return graph.cast(index, x.dtype)  # x is 0, 1, 2, ..
-    shape = (*index.shape, *x.shape[2:])
     index = graph.cast(index, np.int64)
+    if x.array is not None and x.shape[0] == 1:  # the same rows for all images
+        if np.array_equal(x.array, [range(x.shape[1])]):
+            return graph.cast(index, x.dtype)
+        (rows,) = x.array
+        shape = (*index.shape, *rows.shape[1:])
+        return graph.op("Gather", [rows, index], shape, x.dtype, axis=0)
+    (batch,) = broadcast_shapes(x.shape[:1], index.shape[:1])
+    x = graph.expand(x, (batch, *x.shape[1:]))
+    index = graph.expand(index, (batch, *index.shape[1:]))
+    shape = (*index.shape, *x.shape[2:])
     if x.ndim == index.ndim == 2:
         return graph.op("GatherElements", [x, index], shape, x.dtype, axis=1)
     index = graph.reshape(index, (*index.shape, 1))

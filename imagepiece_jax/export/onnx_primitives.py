@@ -16,7 +16,7 @@ from jax.numpy import broadcast_shapes
 from imagepiece_jax.common import nodes
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.export.onnx_graph import Graph, Note, Value, is_open
-from imagepiece_jax.export.onnx_ops import OPS
+from imagepiece_jax.export.onnx_ops import BROADCASTS, OPS
 
 
 def walk(graph: Graph, closed, inputs: Sequence[Value]) -> list[Value]:
@@ -41,7 +41,8 @@ def _equation(graph, equation, values):
     name = equation.primitive.name
     params = equation.params
     if name == nodes.PRIMITIVE:
-        values = _expanded(graph, equation, values)
+        if params["name"] not in BROADCASTS:
+            values = _expanded(graph, equation, values)
         name, args, options = nodes.call(equation, values)
         return _listed(OPS[name](graph, *args, **options))
     if name in CALLS:
