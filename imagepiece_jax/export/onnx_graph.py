@@ -283,6 +283,9 @@ class Graph:
         shape = broadcast_shapes(*[value.shape for value in inputs])
         if dtype is None:
             dtype = inputs[0].dtype
+        neutral = {"Add": 0, "Div": 1, "Mul": 1, "Pow": 1}.get(kind)
+        if neutral is not None and np.array_equal(inputs[1].array, neutral):
+            return inputs[0]
         value, *others = sorted(inputs, key=lambda value: value.array is not None)
         source, order = self.untransposed(value)
         constant = all(other.array is not None for other in others)

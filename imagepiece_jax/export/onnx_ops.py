@@ -45,16 +45,22 @@ def gelu(graph, x, form="exact"):
 
 @translates
 def attend(graph, query, key, value, key_bias=None, *, backend="xla", length=None):
-    weights = _weights(graph, query, key, key_bias)
+    weights = attention_map(graph, query, key, key_bias)
     graph.notes[key.name] = Note(attention=(query, key_bias, weights))
+    return _weighted_sum(graph, weights, value)
+
+
+def _weighted_sum(graph, weights, value):
     value = graph.transpose(value, (0, 2, 1, 3))
     shape = (*weights.shape[:3], value.shape[3])
     out = graph.op("MatMul", [weights, value], shape, value.dtype)
     return graph.transpose(out, (0, 2, 1, 3))
 
 
-def _weights(graph, query, key, key_bias):
-    """Attention weights. [B, N, H, d], [B, M, H, d], [B, M] -> [B, H, N, M]."""
+@translates
+def attention_map(graph, query, key, key_bias=None, mask=None, eps=1e-6):
+    if mask is not None:
+        return None
     query = graph.elementwise("Mul", query, query.shape[-1] ** -0.5)
     query = graph.transpose(query, (0, 2, 1, 3))
     key = graph.transpose(key, (0, 2, 3, 1))
@@ -84,7 +90,7 @@ def class_attention(graph, query, key, key_bias=None):
             limits = (batch, heads, 1, all_weights.shape[3])
             weights = graph.slice(all_weights, (0, 0, 0, 0), limits)
     if weights is None:
-        weights = _weights(graph, row, key, key_bias)
+        weights = attention_map(graph, row, key, key_bias)
     mean = graph.reduce("ReduceMean", weights, (1,))
     return graph.reshape(mean, (batch, key.shape[1]))
 
@@ -239,56 +245,104 @@ def gather_rows(graph, x, index):
 
 
 @translates
-def _move_by_index(graph, x, weight, total, index, dest, mean):
+def merge(graph, x, size, result):
     """Kept rows, plus a matrix product of the absorbed rows."""
-    n_out = index.keep.shape[1]
+    index = result.index
+    if index is None:
+        return None
+    batch, n_out = index.keep.shape
     absorbs = index.absorbed.shape[1]
-    batch = x.shape[0]
-    prefix = x.shape[1] - dest.shape[1]
-    row = _after_prefix(graph, np.arange(prefix), _shifted(graph, index.keep, prefix))
-    kept = gather_rows(graph, x, row)
-    plain = weight is None and total is None
-    if plain or (mean and not absorbs):
-        return kept
-
-    def shares(tokens, slots=None):
-        weights = 1.0
-        if weight is not None:
-            weights = gather_rows(graph, weight, tokens)
-        if total is None:
-            return weights
-        sums = total
-        if slots is not None:
-            sums = gather_rows(graph, total, slots)
-        return graph.elementwise("Div", weights, sums)
-
-    factor = _after_prefix(graph, np.ones(prefix), shares(index.keep))
-    factor = graph.reshape(factor, (*factor.shape, 1))
-    kept = graph.elementwise("Mul", kept, graph.cast(factor, x.dtype))
-    if not absorbs:
-        return kept
-    share = shares(index.absorbed, index.target)
-    moved = gather_rows(graph, x, _shifted(graph, index.absorbed, prefix))
-    share = graph.reshape(share, (*share.shape, 1))
-    moved = graph.elementwise("Mul", moved, graph.cast(share, x.dtype))
-    target = graph.reshape(index.target, (batch, 1, index.target.shape[1]))
+    prefix = x.shape[1] - result.dest.shape[1]
+    keep = _after_prefix(graph, index.keep, prefix)
+    absorbed = graph.elementwise("Add", index.absorbed, prefix)
+    target = graph.reshape(index.target, (batch, 1, absorbs))
     # The prefix has negative slots, so no token joins it.
     slot = np.arange(-prefix, n_out)[None, :, None]
     joins = graph.elementwise("Equal", slot, target, dtype=bool)
-    joins = graph.cast(joins, x.dtype)
-    added = graph.op("MatMul", [joins, moved], kept.shape, x.dtype)
-    return graph.elementwise("Add", kept, added)
+
+    def terms(values=None):
+        """Terms of every slot's sum, and the sums; no values are ones.
+
+        Returns kept values [B, slots, 1], absorbed values [B, slots, e], and sums.
+        """
+        kept = Value.constant(np.float32(1))
+        if values is not None:
+            values = graph.reshape(values, (*values.shape, 1))
+            kept = gather_rows(graph, values, keep)
+        if not absorbs:
+            return kept, None, kept
+        added = graph.cast(joins, np.float32)
+        if values is not None:
+            added = graph.reshape(
+                gather_rows(graph, values, absorbed), (batch, 1, absorbs)
+            )
+            operands = [joins, added, np.float32(0)]
+            added = graph.op("Where", operands, joins.shape, np.float32)
+        total = graph.reduce("ReduceSum", added, (2,), keep=True)
+        return kept, added, graph.elementwise("Add", kept, total)
+
+    factor, shares, total = terms(size)
+    sizes = graph.reshape(total, keep.shape)
+    kept = gather_rows(graph, x, keep)
+    if result.mean and not absorbs:
+        return [kept, sizes]
+    if result.weight is not None:
+        operands = [result.weight, [0, prefix, 0, 0], np.float32(1)]
+        weight = graph.op("Pad", operands, size.shape, np.float32)
+        factor, shares, total = terms(weight)
+    elif not result.by_size:
+        factor, shares, total = terms()
+    if result.mean:
+        factor = graph.elementwise("Div", factor, total)
+        shares = graph.elementwise("Div", shares, total)
+    kept = graph.elementwise("Mul", kept, factor)
+    if not absorbs:
+        return [kept, sizes]
+    absorbed = gather_rows(graph, x, absorbed)
+    added = graph.op("MatMul", [shares, absorbed], kept.shape, x.dtype)
+    return [graph.elementwise("Add", kept, added), sizes]
 
 
-def _after_prefix(graph, front, values):
-    """Put the prefix's values in front of every image: [p], [B, n] -> [B, p + n]."""
-    if not len(front):
-        return values
-    batch, count = values.shape
-    rows = graph.expand(Value.constant(front[None], values.dtype), (batch, len(front)))
-    shape = (batch, len(front) + count)
-    return graph.op("Concat", [rows, values], shape, values.dtype, axis=1)
+@translates
+def attend_merged(graph, weights, value, result, size):
+    """Attend to every token's slot, then merge the results like features."""
+    # A merged map's columns are sums of columns, and its rows means of rows.
+    index = result.index
+    if index is None:
+        return None
+    batch, heads, queries, tokens = weights.shape
+    n_out = index.keep.shape[1]
+    prefix = value.shape[1] - n_out
+    width = heads * value.shape[3]
+    rows = graph.reshape(value, (batch, prefix + n_out, width))
+    slot = graph.cast(result.dest, np.int64)
+    if n_out + index.absorbed.shape[1] == slot.shape[1]:  # no token is dropped
+        slots = graph.expand(Value.constant([range(n_out)], np.int64), index.keep.shape)
+        slots = graph.op("Concat", [slots, index.target], slot.shape, np.int64, axis=1)
+        order = [index.keep, index.absorbed]
+        order = graph.op("Concat", order, slot.shape, np.int64, axis=1)
+        _, places = _top(graph, order, slot.shape[1], largest=False)
+        slot = gather_rows(graph, slots, places)
+    else:  # a dropped token's row is 0, behind all slots
+        dropped = graph.elementwise("Less", slot, 0, dtype=bool)
+        slot = graph.op("Where", [dropped, n_out, slot], slot.shape, np.int64)
+        operands = [rows, [0, 0, 0, 0, 1, 0], np.float32(0)]
+        shape = (batch, prefix + n_out + 1, width)
+        rows = graph.op("Pad", operands, shape, rows.dtype)
+    rows = gather_rows(graph, rows, _after_prefix(graph, slot, prefix))
+    value = graph.reshape(rows, (batch, tokens, heads, value.shape[3]))
+    out = _weighted_sum(graph, weights, value)
+    if queries == tokens:
+        rows, _ = merge(graph, graph.reshape(out, rows.shape), size, result)
+        out = graph.reshape(rows, (batch, prefix + n_out, heads, value.shape[3]))
+    return out
 
 
-def _shifted(graph, index, by):
-    return graph.elementwise("Add", graph.cast(index, np.int64), by)
+def _after_prefix(graph, index, prefix):
+    """Indices of image tokens behind the prefix's. [B, n] -> [B, prefix + n]."""
+    if not prefix:
+        return index
+    batch, count = index.shape
+    front = graph.expand(Value.constant([range(prefix)], np.int64), (batch, prefix))
+    parts = [front, graph.elementwise("Add", index, prefix)]
+    return graph.op("Concat", parts, (batch, prefix + count), np.int64, axis=1)

@@ -44,7 +44,10 @@ def _equation(graph, equation, values):
         if params["name"] not in BROADCASTS:
             values = _expanded(graph, equation, values)
         name, args, options = nodes.call(equation, values)
-        return _listed(OPS[name](graph, *args, **options))
+        results = OPS[name](graph, *args, **options)
+        if results is None:  # no operators for these arguments
+            return walk(graph, params["jaxpr"], values)
+        return _listed(results)
     if name in CALLS:
         return walk(graph, params[CALLS[name]], values)
     shapes = _shapes([*equation.invars, *equation.outvars])

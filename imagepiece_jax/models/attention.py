@@ -15,6 +15,7 @@ from imagepiece_jax.common.nodes import node
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import Execution, ViTConfig
 from imagepiece_jax.models.layers import LayerNorm, dense, padded_from
+from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.ops import class_attention, is_fast
 
 BACKENDS = ("auto", "xla", "cudnn")
@@ -148,6 +149,20 @@ def weighted_sum(weights, value):
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
+@node
+def attend_merged(weights, value, result, size):
+    """Sum values by an attention map that is merged like tokens. -> [B, Q, H, d].
+
+    weights: [B, H, N, N], attention before the merge, or only the prefix rows
+    value: [B, N_out, H, d], after the merge
+    size: [B, N], token sizes before the merge
+    """
+    prefix = size.shape[1] - result.dest.shape[1]
+    merged = moves.merge_map(weights, result, size[:, prefix:])
+    return weighted_sum(merged, value)
+
+
+@node
 def attention_map(query, key, key_bias=None, mask=None, eps=1e-6):
     """Attention weights from the first Q tokens to all N, [B, H, Q, N] float32.
 
