@@ -12,7 +12,14 @@ import numpy as np
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.reduction.block_plan import AtMostHalf, Step, floor
 from imagepiece_jax.reduction.methods.method import Removal, check_each
-from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, place_among, rank
+from imagepiece_jax.reduction.ops import (
+    gather_rows,
+    invert,
+    place_among,
+    products,
+    rank,
+    unit,
+)
 from imagepiece_jax.reduction.reducers import Ranking, find_partners, keep_and_join
 
 FEWEST = 10  # tokens that always stay, class token included
@@ -60,8 +67,7 @@ class Fusion(Ranking):
         # count the prefix, too.
         even = taps.num_prefix % 2
         odd = 1 - even
-        affinity = self.affinity(x, 1 / received, 1 / size)
-        even_to_odd = affinity[:, even::2, odd::2]
+        even_to_odd = self.affinity(x, received, size, even)
         # The first half of the leaving tokens: even tokens join odd tokens.
         leaving_even = merges // 2
         best, partner = find_partners(even_to_odd, _places(even_to_odd.shape[2]))
@@ -95,15 +101,20 @@ class Fusion(Ranking):
         weight = jnp.maximum(weight, tiny)
         return keep_and_join(keep, absorbed, target, n).replace(weight=weight)
 
-    def affinity(self, x, inattention, smallness):
-        """Fusion values of all token pairs. [B, n, D], [B, n] twice -> [B, n, n]."""
-        affinity = ((cosine(x, x) + 1) / 2) ** (1 / self.similarity)
-        criteria = ((inattention, self.attention), (smallness, self.sizes))
-        for value, temperature in criteria:
-            value = value / jnp.max(value, axis=1, keepdims=True)
-            product = value[:, :, None] * value[:, None, :]
-            affinity *= product ** (1 / temperature)
-        return affinity
+    def affinity(self, x, received, size, even):
+        """Fusion values of even and odd tokens, to the power of `similarity`.
+
+        [B, n, D], [B, n] twice -> [B, n_even, n_odd]
+        """
+        # The order of pairs is kept. A power of a product is a product of powers, so
+        # only vectors are raised to powers.
+        factor = 1.0
+        for value, temperature in ((received, self.attention), (size, self.sizes)):
+            least = jnp.min(value, axis=1, keepdims=True)
+            factor *= (least / value) ** (self.similarity / temperature)
+        x = unit(x)
+        alike = products(x[:, even::2], x[:, 1 - even :: 2])
+        return (alike + 1) * factor[:, even::2, None] * factor[:, None, 1 - even :: 2]
 
 
 def _places(length):
