@@ -18,6 +18,13 @@ from jax.numpy import broadcast_shapes
 if TYPE_CHECKING:
     from onnx import GraphProto
 
+# Operators of a constant and a number, computed during the export
+NUMPY = {
+    "Add": np.add,
+    "Mul": np.multiply,
+    "Div": lambda a, b: (a / b).astype(a.dtype),
+}
+
 
 def stored_dtype(dtype) -> np.dtype:
     """Dtype in the graph for a JAX dtype: integers except uint8 become int64."""
@@ -249,6 +256,16 @@ class Graph:
             return Value.constant(np.broadcast_to(value.array, shape))
         return self.op("Expand", [value, self._sides(shape)], shape, value.dtype)
 
+    def unexpanded(self, value):
+        """The source of a broadcast Value; any other Value is its own source."""
+        kind, operands, _ = self._made[value.name]
+        return operands[0] if kind == "Expand" else value
+
+    def concat(self, values, axis):
+        shape = list(values[0].shape)
+        shape[axis] = sum(value.shape[axis] for value in values)
+        return self.op("Concat", values, shape, values[0].dtype, axis=axis)
+
     def output(self, value, shape):
         """Make a Value a graph output: broadcast, and made by a node."""
         value = self.expand(value, shape)
@@ -283,9 +300,12 @@ class Graph:
         shape = broadcast_shapes(*[value.shape for value in inputs])
         if dtype is None:
             dtype = inputs[0].dtype
-        neutral = {"Add": 0, "Div": 1, "Mul": 1, "Pow": 1}.get(kind)
-        if neutral is not None and np.array_equal(inputs[1].array, neutral):
-            return inputs[0]
+        if kind in ("Add", "Mul") and inputs[0].array is not None:
+            inputs = inputs[::-1]
+        if len(inputs) == 2 and inputs[1].array is not None and inputs[1].ndim == 0:
+            shorter = self._with_number(kind, inputs[0], inputs[1].array)
+            if shorter:
+                return shorter
         value, *others = sorted(inputs, key=lambda value: value.array is not None)
         source, order = self.untransposed(value)
         constant = all(other.array is not None for other in others)
@@ -299,6 +319,22 @@ class Graph:
             out = self.elementwise(kind, *before, dtype=dtype, **attributes)
             return self.transpose(out, order)
         return self.op(kind, inputs, shape, dtype, **attributes)
+
+    def _with_number(self, kind, value, number):
+        """The result of a Value and a number without a node of its own, or None."""
+        if number == {"Add": 0, "Div": 1, "Mul": 1, "Pow": 1}.get(kind):
+            return value
+        before, operands, options = self._made[value.name]
+        if before == "Gather" and operands[0].array is not None and kind in NUMPY:
+            operands = [NUMPY[kind](operands[0].array, number), operands[1]]
+            return self.op(before, operands, value.shape, value.dtype, **options)
+        if before == "ReduceSum" and kind == "Div":
+            source, axes = operands
+            if number == math.prod(source.shape[axis] for axis in axes.array):
+                return self.reduce(
+                    "ReduceMean", source, axes.array, options["keepdims"]
+                )
+        return None
 
     def cast(self, value, dtype):
         from onnx import helper

@@ -5,15 +5,11 @@ docstring describes the computation.
 """
 
 import numpy as np
-from jax.numpy import broadcast_shapes
 
 from imagepiece_jax.export.onnx_graph import Note, Value
 from imagepiece_jax.models.layers import QUICK
 
 OPS = {}  # {name of a marked function: function (graph, *its arguments)}
-# Functions whose constants may have one row for all images. Other functions get all
-# operands with the shapes of JAX.
-BROADCASTS = {"find_partners", "gather_rows", "pick"}
 
 
 def translates(fn):
@@ -228,16 +224,12 @@ def find_partners(graph, similarity, tokens):
 @translates
 def gather_rows(graph, x, index):
     index = graph.cast(index, np.int64)
-    if x.array is not None and x.shape[0] == 1:  # the same rows for all images
-        if np.array_equal(x.array, [range(x.shape[1])]):
-            return graph.cast(index, x.dtype)
-        (rows,) = x.array
-        shape = (*index.shape, *rows.shape[1:])
-        return graph.op("Gather", [rows, index], shape, x.dtype, axis=0)
-    (batch,) = broadcast_shapes(x.shape[:1], index.shape[:1])
-    x = graph.expand(x, (batch, *x.shape[1:]))
-    index = graph.expand(index, (batch, *index.shape[1:]))
     shape = (*index.shape, *x.shape[2:])
+    rows = graph.unexpanded(x).array
+    if rows is not None and (rows == rows[:1]).all():  # the same rows for all images
+        if np.array_equal(rows[0], range(x.shape[1])):
+            return graph.cast(index, x.dtype)
+        return graph.op("Gather", [rows[0], index], shape, x.dtype, axis=0)
     if x.ndim == index.ndim == 2:
         return graph.op("GatherElements", [x, index], shape, x.dtype, axis=1)
     index = graph.reshape(index, (*index.shape, 1))
@@ -253,19 +245,14 @@ def merge(graph, x, size, result):
     batch, n_out = index.keep.shape
     absorbs = index.absorbed.shape[1]
     prefix = x.shape[1] - result.dest.shape[1]
-    keep = _after_prefix(graph, index.keep, prefix)
-    absorbed = graph.elementwise("Add", index.absorbed, prefix)
-    target = graph.reshape(index.target, (batch, 1, absorbs))
-    # The prefix has negative slots, so no token joins it.
-    slot = np.arange(-prefix, n_out)[None, :, None]
+    keep, absorbed, target = _with_prefix(graph, index, prefix)
+    slot = np.arange(prefix + n_out)[None, :, None]
+    target = graph.reshape(target, (batch, 1, absorbs))
     joins = graph.elementwise("Equal", slot, target, dtype=bool)
 
     def terms(values=None):
-        """Terms of every slot's sum, and the sums; no values are ones.
-
-        Returns kept values [B, slots, 1], absorbed values [B, slots, e], and sums.
-        """
-        kept = Value.constant(np.float32(1))
+        """Kept values [B, s, 1], absorbed values [B, s, e], sums [B, s, 1]."""
+        kept = Value.constant(np.float32(1))  # no values: ones
         if values is not None:
             values = graph.reshape(values, (*values.shape, 1))
             kept = gather_rows(graph, values, keep)
@@ -273,9 +260,8 @@ def merge(graph, x, size, result):
             return kept, None, kept
         added = graph.cast(joins, np.float32)
         if values is not None:
-            added = graph.reshape(
-                gather_rows(graph, values, absorbed), (batch, 1, absorbs)
-            )
+            added = gather_rows(graph, values, absorbed)
+            added = graph.reshape(added, (batch, 1, absorbs))
             operands = [joins, added, np.float32(0)]
             added = graph.op("Where", operands, joins.shape, np.float32)
         total = graph.reduce("ReduceSum", added, (2,), keep=True)
@@ -305,44 +291,33 @@ def merge(graph, x, size, result):
 
 @translates
 def attend_merged(graph, weights, value, result, size):
-    """Attend to every token's slot, then merge the results like features."""
-    # A merged map's columns are sums of columns, and its rows means of rows.
-    index = result.index
-    if index is None:
-        return None
+    """Attend to the values of the tokens' slots, then merge the outputs like tokens."""
+    # A merged map has sums of columns, and means of rows.
     batch, heads, queries, tokens = weights.shape
-    n_out = index.keep.shape[1]
-    prefix = value.shape[1] - n_out
-    width = heads * value.shape[3]
-    rows = graph.reshape(value, (batch, prefix + n_out, width))
-    slot = graph.cast(result.dest, np.int64)
-    if n_out + index.absorbed.shape[1] == slot.shape[1]:  # no token is dropped
-        slots = graph.expand(Value.constant([range(n_out)], np.int64), index.keep.shape)
-        slots = graph.op("Concat", [slots, index.target], slot.shape, np.int64, axis=1)
-        order = [index.keep, index.absorbed]
-        order = graph.op("Concat", order, slot.shape, np.int64, axis=1)
-        _, places = _top(graph, order, slot.shape[1], largest=False)
-        slot = gather_rows(graph, slots, places)
-    else:  # a dropped token's row is 0, behind all slots
-        dropped = graph.elementwise("Less", slot, 0, dtype=bool)
-        slot = graph.op("Where", [dropped, n_out, slot], slot.shape, np.int64)
-        operands = [rows, [0, 0, 0, 0, 1, 0], np.float32(0)]
-        shape = (batch, prefix + n_out + 1, width)
-        rows = graph.op("Pad", operands, shape, rows.dtype)
-    rows = gather_rows(graph, rows, _after_prefix(graph, slot, prefix))
-    value = graph.reshape(rows, (batch, tokens, heads, value.shape[3]))
-    out = _weighted_sum(graph, weights, value)
-    if queries == tokens:
-        rows, _ = merge(graph, graph.reshape(out, rows.shape), size, result)
-        out = graph.reshape(rows, (batch, prefix + n_out, heads, value.shape[3]))
-    return out
+    slots = value.shape[1]
+    index = result.index
+    if index is None or slots + index.absorbed.shape[1] < tokens:  # some are dropped
+        return None
+    keep, absorbed, target = _with_prefix(graph, index, tokens - result.dest.shape[1])
+    _, places = _top(graph, graph.concat([keep, absorbed], 1), tokens, largest=False)
+    slot = graph.expand(Value.constant([range(slots)], np.int64), keep.shape)
+    slot = gather_rows(graph, graph.concat([slot, target], 1), places)
+    rows = graph.reshape(value, (batch, slots, heads * value.shape[3]))
+    rows = gather_rows(graph, rows, slot)
+    heads = (heads, value.shape[3])
+    out = _weighted_sum(graph, weights, graph.reshape(rows, (batch, tokens, *heads)))
+    if queries < tokens:
+        return out
+    rows, _ = merge(graph, graph.reshape(out, rows.shape), size, result)
+    return graph.reshape(rows, (batch, slots, *heads))
 
 
-def _after_prefix(graph, index, prefix):
-    """Indices of image tokens behind the prefix's. [B, n] -> [B, prefix + n]."""
-    if not prefix:
-        return index
-    batch, count = index.shape
-    front = graph.expand(Value.constant([range(prefix)], np.int64), (batch, prefix))
-    parts = [front, graph.elementwise("Add", index, prefix)]
-    return graph.op("Concat", parts, (batch, prefix + count), np.int64, axis=1)
+def _with_prefix(graph, index, prefix):
+    """(keep, absorbed, target) of an index, counting the prefix, which stays."""
+    indices = (index.keep, index.absorbed, index.target)
+    keep, absorbed, target = (graph.elementwise("Add", i, prefix) for i in indices)
+    if prefix:
+        front = Value.constant([range(prefix)], np.int64)
+        front = graph.expand(front, (keep.shape[0], prefix))
+        keep = graph.concat([front, keep], 1)
+    return keep, absorbed, target

@@ -16,7 +16,7 @@ from jax.numpy import broadcast_shapes
 from imagepiece_jax.common import nodes
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.export.onnx_graph import Graph, Note, Value, is_open
-from imagepiece_jax.export.onnx_ops import BROADCASTS, OPS
+from imagepiece_jax.export.onnx_ops import OPS
 
 
 def walk(graph: Graph, closed, inputs: Sequence[Value]) -> list[Value]:
@@ -41,8 +41,7 @@ def _equation(graph, equation, values):
     name = equation.primitive.name
     params = equation.params
     if name == nodes.PRIMITIVE:
-        if params["name"] not in BROADCASTS:
-            values = _expanded(graph, equation, values)
+        values = _expanded(graph, equation, values)
         name, args, options = nodes.call(equation, values)
         results = OPS[name](graph, *args, **options)
         if results is None:  # no operators for these arguments
@@ -278,20 +277,17 @@ def _transpose(graph, equation, x):
 
 @primitive("concatenate", expand=True)
 def _concatenate(graph, equation, *values):
-    (out,) = equation.outvars
-    axis = int(equation.params["dimension"])
-    return graph.op("Concat", values, out.aval.shape, out.aval.dtype, axis=axis)
+    return graph.concat(values, int(equation.params["dimension"]))
 
 
 @primitive("stack", expand=True)
 def _stack(graph, equation, *values):
-    (out,) = equation.outvars
     axis = int(equation.params["axis"])
     parts = []
     for value in values:
         sides = (*value.shape[:axis], 1, *value.shape[axis:])
         parts.append(graph.reshape(value, sides))
-    return graph.op("Concat", parts, out.aval.shape, out.aval.dtype, axis=axis)
+    return graph.concat(parts, axis)
 
 
 @primitive("pad", expand=True)
