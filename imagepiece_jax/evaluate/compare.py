@@ -146,7 +146,9 @@ def rows_of(
     for row in rows:
         key = row.weights.vit.image_size, row.reduction
         if key in seen:
-            raise InputError(f"{row.name} is {seen[key]} again; a row is there once")
+            raise InputError(
+                f"{row.name} is the same model as {seen[key]}; give every model once"
+            )
         seen[key] = row.name
     return rows
 
@@ -203,7 +205,8 @@ def on_smaller_images(measured: MeasuredWeights, size: int) -> MeasuredWeights:
     if size >= min(sides(measured.vit.image_size)):
         model_size = size_text(measured.vit.image_size)
         raise InputError(
-            f"image_sizes has {size}; the model's own images are {model_size}"
+            f"image_sizes has {size}; sizes must be below the model's image_size, "
+            f"{model_size}"
         )
 
     def alter(images, batch, model):
@@ -294,17 +297,17 @@ def table(report: Report) -> str:
         variant = None
         if vit.recovery and not row.is_smaller:
             variant = vit.recovery.of(vit.model_with(row.reduction))
-        if variant and variant.numbers:
+        if variant and variant.values:
             line[0] += " (recovered)"
     return markdown_table(head, lines)
 
 
-def difference(found: Mapping[str, Any] | None) -> str:
+def difference(estimate: Mapping[str, Any] | None) -> str:
     """Format a comparison: "-1.8 [-3.0, -0.6], p = .023"; p only if SIGNIFICANT."""
-    if found is None:
+    if estimate is None:
         return ""
-    text = statistics.format_estimate(found["points"], signs=True)
-    p = found["holm"]
+    text = statistics.format_estimate(estimate["points"], signs=True)
+    p = estimate["holm"]
     if p < 0.001:
         return f"{text}, p < .001"
     return f"{text}, p = {p:.3f}".replace("= 0.", "= .") if p < SIGNIFICANT else text

@@ -41,7 +41,7 @@ def export(
 
     out: an .onnx file. Only an earlier export is replaced. With a `layout`, a folder.
     batch_size: images per call; None: any number
-    gelu: GELU's form, as in `optimize`; None: the model's
+    gelu: the GELU variant, as in `optimize`; None: the model's
     pixels: uint8 images, normalized by the program; else float32
     output: "logits" (pooled vectors of a model without classes), "features" (the
         outputs of `features`) or "patches" (only a feature per patch)
@@ -62,7 +62,7 @@ def export(
     if layout is None:
         outputs = ProgramOutputs(vit, output)
     elif output != "logits":
-        raise InputError(f"output is {output!r}; a layout has outputs of its own")
+        raise InputError(f"output is {output!r}; the layout decides the outputs")
     else:
         out = tower.graph_file(folder, layout, vit)
         outputs = tower.outputs(vit, layout, pixels)

@@ -97,8 +97,8 @@ def write_features(
         ):
             if files.leaving:
                 log.warning(
-                    f"note: {files.leaving} rows leave, as their photographs are not "
-                    "named or gone"
+                    f"note: {files.leaving} rows are removed, because their "
+                    "photographs are gone or not named"
                 )
             if existing_rows:
                 progress.say(f"{existing_rows} of {count} rows are there")
@@ -172,7 +172,7 @@ def _comparison(vit, run, photographs, size, threads):
 
     run: the Extractor of `vit`
     """
-    sample = photographs.spread(COMPARED)
+    sample = photographs.evenly_spaced(COMPARED)
     dense = Extractor(vit.with_reduction(None), ["pooled"])
     batches = Batches(
         source=sample, transform=vit.preprocessing, batch_size=size, strict=False

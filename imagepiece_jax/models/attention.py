@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.initializers import zeros
 
-from imagepiece_jax.common.nodes import node
+from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import Execution, ViTConfig
 from imagepiece_jax.models.layers import LayerNorm, dense, padded_from
@@ -66,7 +66,7 @@ def padded_length(length, backend):
     return length
 
 
-@node
+@onnx_op
 def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
     """Compute softmax(q k^T / sqrt(d) + key_bias) v. -> [B, Q, H, d].
 
@@ -149,7 +149,7 @@ def weighted_sum(weights, value):
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
-@node
+@onnx_op
 def attend_merged(weights, value, result, size):
     """Sum values by an attention map that is merged like tokens. -> [B, Q, H, d].
 
@@ -162,7 +162,7 @@ def attend_merged(weights, value, result, size):
     return weighted_sum(merged, value)
 
 
-@node
+@onnx_op
 def attention_map(query, key, key_bias=None, mask=None, eps=1e-6):
     """Attention weights from the first Q tokens to all N, [B, H, Q, N] float32.
 

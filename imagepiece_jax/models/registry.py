@@ -74,13 +74,13 @@ def config(name: str) -> ViTConfig:
         return MODELS[name]
     weights = _weights(name)
     if not weights:
-        raise InputError(f"{name!r} is no model's name; {names_for(name)}")
+        raise InputError(f"{name!r} is not a model name; {names_for(name)}")
     published = next(iter(weights.values()))
     if any(_agreed(other) != _agreed(published) for other in weights.values()):
         tags = ", ".join(f"{name}.{tag}" for tag in weights)
         raise InputError(
-            f"{name!r} stands for weights that differ in normalization, crop or GELU; "
-            f"a tag says which: {tags}"
+            f"{name!r} has weights with different normalization, crop or GELU; name "
+            f"one of them: {tags}"
         )
     facts = published | {"preprocessing": Preprocessing(**published["preprocessing"])}
     parts = {part: facts.pop(part) for part in ("gelu", "resize") if part in facts}

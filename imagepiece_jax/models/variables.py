@@ -75,11 +75,11 @@ def _reducer_shapes(model, layer):
     counts = layer.counts or StepCounts(patches, patches)
 
     def init(key):
-        taps = contract.random_taps(
+        inputs = contract.random_inputs(
             reducer, counts.n_in, model.config.embed_dim, model.config.num_heads
         )
         # Some reducers read the grid. Variables do not depend on its shape.
-        return reducer.init(key, taps.replace(grid=(1, counts.n_in)), counts)
+        return reducer.init(key, inputs.replace(grid=(1, counts.n_in)), counts)
 
     return jax.eval_shape(init, _key())
 
@@ -114,7 +114,7 @@ def check_variables(model, variables):
         got = present.get(name, "missing")
         expected = needed.get(name, "missing")
         if got != expected:
-            raise InputError(f"variables: {name} is {got}, and in the model {expected}")
+            raise InputError(f"variables: {name} is {got}, but {expected} in the model")
 
 
 def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> None:

@@ -1,8 +1,8 @@
 """One training step: a function of state and batch, inside `pmap`.
 
 `train_step` averages gradients (`accumulated`, `micro_batch_gradient`), counts the step
-(`counted_in_window`) and updates the state (`updated`). docs/tour.md, "Fork the
-trainer", replaces its loss, `loss_of`.
+(`counted_in_window`) and updates the state (`updated`). docs/own_trainer.md replaces
+its loss, `loss_of`.
 """
 
 import functools
@@ -107,8 +107,8 @@ def loss_of(student, teacher, targets, run, model, step):
         for name in of_method:
             if name in terms:  # one would replace the other
                 raise InputError(
-                    f"reduction {run.reduction} has a loss term {name!r}, as "
-                    "distillation has"
+                    f"reduction {run.reduction} and distillation both have a loss term "
+                    f"{name!r}"
                 )
         terms |= of_method
     return sum(terms.values(), loss), terms
@@ -122,7 +122,7 @@ def train_step(
     run,
     model,
     optimizer,
-    rate,
+    lr_schedule,
     teacher_model=None,
     loss=loss_of,
 ):
@@ -136,7 +136,7 @@ def train_step(
     teacher: frozen variables of `teacher_model`, or None; it gets the student's
         augmented and mixed images
     model: from `RunConfig.create_train_model`
-    rate: function step -> learning rate, here only for the metrics
+    lr_schedule: function step -> learning rate, here only for the metrics
     loss: `loss_of`, or a function with its arguments and results
     Returns (state, metrics). Metrics of the global batch: loss, grad_norm, lr, terms,
         `skipped` (skipped steps in a row, this step included), and `window` (sums over
@@ -165,7 +165,7 @@ def train_step(
     mean_loss = sums["loss"] / sums["samples"]
     grad_norm = global_norm(grads)
     finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
-    learning_rate = rate(state.step)
+    learning_rate = lr_schedule(state.step)
     # Before the update, which raises `state.step`.
     state = counted_in_window(state, sums, finite, run.log_every_steps)
     metrics = {
@@ -317,7 +317,8 @@ def _check_terms(terms):
     for name in terms:
         if name in FIGURES:
             raise InputError(
-                f"loss returns a term {name!r}, which is another figure of a step"
+                f"loss returns a term {name!r}, but a step already has a figure of "
+                "this name"
             )
 
 

@@ -52,9 +52,9 @@ class Location:
         return hub.repository_at(self.path) or self.path.name
 
     @property
-    def place(self) -> str:
+    def title(self) -> str:
         """The path in error messages: "run runs/a", "folder hf://OWNER/NAME"."""
-        return WeightsSource(path=self.path, kind=self.kind, name=self.name).place
+        return WeightsSource(path=self.path, kind=self.kind, name=self.name).title
 
     def weights_file(self) -> pathlib.Path:
         """Find a folder's single weights file."""
@@ -86,8 +86,8 @@ def find(path: str | os.PathLike, may_be_broken: bool = False) -> Location:
         return _in_folder(path, may_be_broken)
     if path.suffix.lower() == ".onnx":
         raise InputError(
-            f"weights is '{path}', an exported program: evaluate, benchmark and "
-            "onnxruntime run it; load takes the weights that it was made of"
+            f"weights is '{path}', an exported program; evaluate, benchmark and "
+            "onnxruntime run it, but load needs the original weights"
         )
     return Location(path, FILE)
 

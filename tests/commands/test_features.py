@@ -50,7 +50,7 @@ def test_damaged_images_alone_are_a_failure(folder, tmp_path):
     words = [folder / "weights", folder / "photos/b.png", f"--out={tmp_path}/out"]
     ended = call(features.main, *words)
     assert ended.status == 1
-    assert f"error: no photograph has a row of numbers; {tmp_path}" in ended.err
+    assert f"error: no photograph has a feature row; {tmp_path}" in ended.err
     assert (tmp_path / "out/damaged.csv").exists()
 
 

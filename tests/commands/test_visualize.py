@@ -54,7 +54,7 @@ def test_what_is_drawn_is_said_once(tmp_path, weights, folder):
     words = ("--reduction", ".5", "--reductions", "tome:r=4")
     ended = call(visualize.main, weights, folder, "--out", tmp_path / "out", *words)
     assert ended.status == 2
-    assert "reduction is .5; all that are drawn are in reductions" in ended.err
+    assert "reduction is .5; give it in reductions" in ended.err
 
 
 def test_a_folder_stands_for_what_is_read_of_it(tmp_path, capsys):

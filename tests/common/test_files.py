@@ -216,10 +216,10 @@ def test_files_of_the_run_that_is_read_are_not_replaced(tmp_path):
     names = ("config.json", "classes.json", "run.json", "preprocessor_config.json")
     for name in names:
         (tmp_path / name).write_text("{}")
-        with pytest.raises(InputError, match=f"json .*{name} is read by this"):
+        with pytest.raises(InputError, match=f"json .*{name} is an input of this"):
             check_writable("json", tmp_path / name, [".json"], own_files(tmp_path))
     table = tmp_path / "labels.json"
     table.touch()
     check_writable("json", table, [".json"], own_files(tmp_path))
-    with pytest.raises(InputError, match="labels.json is read"):
+    with pytest.raises(InputError, match="labels.json is an input"):
         check_writable("json", table, [".json"], own_files(tmp_path, f"csv:{table}"))

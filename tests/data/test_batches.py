@@ -217,7 +217,7 @@ def test_twenty_unreadable_images_in_a_row_stop_the_run():
     """Rows do not run on from one evaluation to the next."""
     order = epoch_order(3, 0, 4000).tolist()
     assert len(train(Noise(4000, order[10:29]), stop=4)) == 4
-    message = rf"^{order[10]}\.jpg .*, as the first of 20 images in a row"
+    message = rf"^{order[10]}\.jpg .*; none of 20 images in a row"
     with pytest.raises(InputError, match=message):
         train(Noise(4000, order[10:30]), stop=4)
     assert len(evaluate(Noise(4000, range(10, 29), size=8))) == 500

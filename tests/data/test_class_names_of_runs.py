@@ -101,7 +101,7 @@ def test_other_classes_are_not_evaluated(run, tmp_path):
     path = imagepiece_jax.save(imagepiece_jax.load(run), tmp_path / "saved")
     images = folder(tmp_path / "set", "ant", "wasp")
     said = sentence(call(evaluate.main, str(path), str(images), "--workers=0"))
-    assert "class 'wasp', which is not the name of" in said
+    assert "class 'wasp', but no class of" in said
     words = "filename,label,class\nset/val/ant/0.png,0,ant\nset/val/wasp/0.png,1,wasp\n"
     (tmp_path / "set.csv").write_text(words)
     data = f"csv:{tmp_path}/set.csv"

@@ -279,5 +279,5 @@ def test_training_and_an_evaluation_have_room_together(monkeypatch, tmp_path):
     monkeypatch.setattr(worker_pool.shutil, "disk_usage", lambda _: usage(needed))
     data.check_space()
     monkeypatch.setattr(worker_pool.shutil, "disk_usage", lambda _: usage(needed - 1))
-    with pytest.raises(InputError, match="9 MB free, but reading in .* needs 9 MB"):
+    with pytest.raises(InputError, match="9 MB free, but .* need 9 MB"):
         data.check_space()

@@ -124,13 +124,13 @@ def outputs(tokens, logits, results=(), mask=None, n0=None, prefix=1):
     tokens = jnp.asarray(tokens, jnp.float32)
     state = start(tokens, prefix).replace(mask=mask)
     first = jnp.zeros((len(tokens), n0 or tokens.shape[1] - prefix, tokens.shape[-1]))
-    taps = (ReducerInputs(x=first, size=first[..., 0]),) * len(results)
+    inputs = (ReducerInputs(x=first, size=first[..., 0]),) * len(results)
     return types.SimpleNamespace(
         tokens=tokens,
         logits=jnp.asarray(logits),
         state=state,
         results=results,
-        taps=taps,
+        reducer_inputs=inputs,
     )
 
 
@@ -220,6 +220,6 @@ def test_a_teacher_that_does_not_fit_is_described(tokens, width, classes):
     student = outputs(numbers(2, 5, 3), numbers(2, 5))
     teacher = outputs(numbers(2, tokens, width), numbers(2, classes))
     found = f"{tokens - 1} patches, width {width} and {classes} classes"
-    said = f"{found}; it must be of 4 patches, width 3 and 5 classes"
+    said = f"{found}, but it must have 4 patches, width 3 and 5 classes"
     with pytest.raises(InputError, match=said):
         token_selector.check_teacher(student, teacher)

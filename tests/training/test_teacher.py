@@ -255,5 +255,5 @@ def test_any_teacher_brings_its_size_and_images(weights):
     config = configured(
         **{"distill.kind": "soft", "teacher.weights": f"{weights}/nine"}
     )
-    with pytest.raises(InputError, match="has 9 classes; it must have the 10 of"):
+    with pytest.raises(InputError, match="has 9 classes, but the student has 10"):
         teacher_of(config)

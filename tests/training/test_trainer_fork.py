@@ -1,4 +1,4 @@
-"""A trainer with a loss of one's own, as docs/tour.md makes it."""
+"""A trainer with a loss of one's own, as docs/own_trainer.md makes it."""
 
 import math
 import shutil
@@ -9,7 +9,7 @@ from imagepiece_jax.training.config import RunConfig
 from tests import runs, test_readme
 from tests.training.states import assert_same
 
-TOUR = test_readme.DOCS / "tour.md"
+PAGE = test_readme.DOCS / "own_trainer.md"
 # 1,438 digits, 479 a step: three steps.
 FIELDS = runs.DENSE | {"batch_size": 479, "epochs": 1, "warmup_epochs": 0.0}
 FIELDS |= {"model.depth": 1, "model.stem": "patch", "checkpoint_every_steps": 2}
@@ -18,12 +18,12 @@ FIELDS |= {"model.depth": 1, "model.stem": "patch", "checkpoint_every_steps": 2}
 def train(workdir):
     """(lines of metrics, arrays of the newest checkpoint) after the page's script."""
     config = RunConfig.from_config(runs.configured(FIELDS))
-    test_readme.run(TOUR, "import dataclasses", {"config": config})
+    test_readme.run(PAGE, "import dataclasses", {"config": config})
     return runs.computed(workdir), runs.stored(workdir, "latest")
 
 
 @pytest.mark.usefixtures("quickly_begun")
-def test_the_tour_trains_with_a_loss_of_ones_own(tmp_path, monkeypatch, capsys):
+def test_the_page_trains_with_a_loss_of_ones_own(tmp_path, monkeypatch, capsys):
     """It is what the page says, and a run that lost its last step resumes with it."""
     monkeypatch.chdir(tmp_path)
     workdir = tmp_path / "runs" / "focal"

@@ -69,7 +69,7 @@ def lay_out(cache, files, commit=COMMIT, ref="main", name="org/name"):
 def test_a_cached_id_loads_without_a_network(cache, files, variables):
     snapshot = lay_out(cache, files)
     vit = imagepiece_jax.load("hf://org/name")
-    assert vit.source.place == "folder hf://org/name"  # not that of the cache
+    assert vit.source.title == "folder hf://org/name"  # not that of the cache
     found, values = tiny.pair(vit)
     assert same(values, variables)
     assert (found.config.num_classes, found.config.std) == (7, STD)
@@ -115,9 +115,9 @@ def test_a_cache_that_does_not_say_whether_there_is_a_file(cache, files):
     snapshot = lay_out(cache, files)
     with pytest.raises(InputError) as error:
         hub.fetched("hf://org/name")
-    lacking = f"its cache does not say whether there is a {file}"
+    lacking = f"the cache does not say whether {file}"
     assert lacking in str(error.value)
-    assert str(error.value).endswith(f"its folder, {snapshot}")
+    assert str(error.value).endswith(f"load the folder {snapshot}")
     mark = cache / "models--org--name" / ".no_exist" / COMMIT / file
     mark.parent.mkdir(parents=True)
     (mark.parent / "processor_config.json").touch()

@@ -32,8 +32,8 @@ def open_csv(
 
     Columns are `filename`, relative to the file's folder; `label`, an integer from 0;
     optionally `split`, one of `SPLIT_NAMES`; and optionally `class`, the label's name.
-    Without `split` every row is a test image. Rows of both splits are checked, but only
-    this split's files are looked up.
+    Without `split` every row is a validation image. Rows of both splits are checked,
+    but only this split's files are looked up.
 
     num_classes: classes of a model, all of which need training images; None: as many as
         the labels of both splits need
@@ -56,8 +56,8 @@ def open_csv(
     absent = {*range(num_classes or 0)} - {*labels}
     if absent and split == "train":
         raise InputError(
-            f"{path} has no training image with label {min(absent)}; each of the "
-            f"{num_classes} classes needs some"
+            f"{path} has no training image with label {min(absent)}; all {num_classes} "
+            "classes need training images"
         )
     num_classes = num_classes or 1 + max([row.label for row in rows])
     class_names = None
@@ -120,8 +120,8 @@ def _stored_name(path, row):
         if os.path.isfile(os.path.join(os.path.dirname(path), file)):
             return file
     raise InputError(
-        f"{path} line {row.line}: filename is {row.file!r}, which is not a file in the "
-        "folder of the table"
+        f"{path} line {row.line}: filename is {row.file!r}, but the table's folder has "
+        "no such file"
     )
 
 
@@ -133,7 +133,7 @@ def _check_repeated(rows, path):
         same_label = first.label == row.label
         if first is row or (first.split == row.split == "train" and same_label):
             continue
-        why = "a test image must count once"
+        why = "a validation image must count once"
         if first.split != row.split:
             split_names = " and ".join(sorted([first.split, row.split]))
             why = f"an image must not be in both {split_names}"
@@ -155,6 +155,6 @@ def _class_names(rows, path):
         if name and names.setdefault(row.label, name) != name:
             raise InputError(
                 f"{path} line {row.line}: class is {name!r} for label {row.label}, "
-                f"which has the name {names[row.label]!r} already"
+                f"which already has the name {names[row.label]!r}"
             )
     return names

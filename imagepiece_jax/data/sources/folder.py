@@ -67,8 +67,8 @@ def list_images(root: str | os.PathLike, inside: str = "") -> Listing:
         waiting += [os.path.join(folder, name) for name in reversed(folders)]
     if not listing.images:
         raise InputError(
-            f"folder {pathlib.Path(root, inside)} holds no images, files with endings "
-            f"such as {SOME_EXTENSIONS}"
+            f"folder {pathlib.Path(root, inside)} holds no images (files ending in "
+            f"{SOME_EXTENSIONS})"
         )
     return listing
 
@@ -160,16 +160,20 @@ def train_folder(folder: str | os.PathLike) -> str | os.PathLike:
     if not names:
         return folder
     if not splits:
-        notes.info(f"note: {folder} holds {names} as classes; all are learned from")
+        notes.info(
+            f"note: {folder} holds {names} as classes; all images are training images"
+        )
         return folder
     if "train" not in splits:
-        raise InputError(f"{folder} holds {names}; give the folder to learn from")
-    notes.info(f"note: {folder} holds {names}; train is learned from")
+        raise InputError(
+            f"{folder} holds {names}; give the folder with the training images"
+        )
+    notes.info(f"note: {folder} holds {names}; the images in train are used")
     return os.path.join(folder, "train")
 
 
 def open_folder(root, split, num_classes, names_of_model):
-    """Open folder:ROOT: ROOT/train/CLASS and ROOT/val/CLASS, or to test ROOT/CLASS.
+    """Open folder:ROOT: ROOT/train/CLASS and ROOT/val/CLASS, or ROOT/CLASS for "val".
 
     Arguments and errors are as for `open_source`.
     """
@@ -177,13 +181,13 @@ def open_folder(root, split, num_classes, names_of_model):
     splits = split_folders(root, labeled=True)
     inside = splits.get(split, split)
     if split == "val" and not splits:
-        inside = ""  # class folders of test images lie in the root itself
+        inside = ""  # class folders of validation images lie in the root itself
     folders, left_out = _classes(root, inside)
     in_order = folders  # label order
     if len(splits) == 2:
         _check_splits(data, root, splits)
         in_order, _ = _classes(root, splits["train"])
-    if split == "train":  # test images may lack classes
+    if split == "train":  # validation images may lack classes
         check_num_classes(num_classes, len(folders), data)
     num_classes = num_classes or len(folders)
     if names_of_model is None:
@@ -191,8 +195,8 @@ def open_folder(root, split, num_classes, names_of_model):
         check_num_classes(num_classes, len(in_order), data)
         if pair := class_names.two_orders(names_of_model):
             raise InputError(
-                f"{data} has class {pair[0]!r} before {pair[1]!r} as text; write the "
-                "numbers with zeros in front, or load the model with class_names="
+                f"{data} has class {pair[0]!r} before {pair[1]!r} as text; pad the "
+                "numbers with zeros, or load the model with class_names="
             )
     label_of = class_names.labels_by_name(names_of_model)
     files = []
@@ -203,9 +207,8 @@ def open_folder(root, split, num_classes, names_of_model):
         label = label_of.get(class_names.canonical(name))
         if label is None:
             raise InputError(
-                f"{data} has class {name!r}, which is not the name of one of the "
-                f"model's {num_classes} classes; rename the folder, or load the model "
-                "with class_names="
+                f"{data} has class {name!r}, but no class of the model's {num_classes} "
+                "has this name; rename the folder, or load the model with class_names="
             )
         if names.setdefault(label, name) != name:
             raise InputError(
@@ -238,13 +241,11 @@ def _classes(root, inside):
         )
     names, *loose = _entries(folder)
     if not names:
-        raise InputError(
-            f"folder {folder} has no folders of classes, each with its images"
-        )
+        raise InputError(f"folder {folder} has no class folders with images")
     return names, [os.path.join(inside, name) for name in sum(loose, [])]
 
 
-def _check_splits(place, root, splits):
+def _check_splits(data, root, splits):
     """Check that train and val have equal classes and share no folder."""
     names = []
     folders = []
@@ -254,9 +255,9 @@ def _check_splits(place, root, splits):
         paths = [os.path.join(root, inside, name) for name in classes]
         folders.append({*map(os.path.realpath, paths)})
     if set.intersection(*folders):
-        raise InputError(f"{place} has the same images in train and val, by a link")
+        raise InputError(f"{data} links train and val to the same images")
     if names[0] != names[1]:
         raise InputError(
-            f"{place} has class {min(names[0] ^ names[1])!r} in only one of train and "
+            f"{data} has class {min(names[0] ^ names[1])!r} in only one of train and "
             f"{splits['val']}"
         )

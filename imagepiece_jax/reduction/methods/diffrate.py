@@ -76,19 +76,19 @@ class PruneAndMerge(Ranking):
 
     kept: int  # number of tokens before merging
 
-    def __call__(self, taps, counts, train=False):
+    def __call__(self, inputs, counts, train=False):
         n = counts.n_in
         n_out = counts.n_out
-        x, score = jax.lax.stop_gradient((taps.x, self.scores(taps, counts)))
+        x, score = jax.lax.stop_gradient((inputs.x, self.scores(inputs, counts)))
         order = rank(score)
         tokens = invert(order, min(max(self.kept, n_out), n))
         if tokens.shape[1] == n_out:  # no token merges, so arrays would be empty
             dest = jnp.where(order < n_out, order, DROPPED)
             index = SlotIndex.one_each(tokens)
-            sizes = taps.attn_size
+            sizes = inputs.attn_size
             return Assignment(dest, attn_size=sizes, index=index, n_out=n_out)
         if is_fast(x):
-            return self._of_all_pairs(taps, order, counts)
+            return self._of_all_pairs(inputs, order, counts)
         keep = tokens[:, :n_out]
         joining = tokens[:, n_out:]
         alike = cosine(gather_rows(x, joining), gather_rows(x, keep))
@@ -104,19 +104,19 @@ class PruneAndMerge(Ranking):
         factor = jnp.where(stays, 1.0, best)
         dropped = order >= tokens.shape[1]
         dest = jnp.where(dropped, DROPPED, dest)
-        sizes = jnp.where(dropped, 0.0, taps.attn_size * factor)
+        sizes = jnp.where(dropped, 0.0, inputs.attn_size * factor)
         index = SlotIndex(keep, joining, target, gather_rows(keep, target))
         return Assignment(
             dest, attn_size=sizes, index=index, n_out=n_out, by_size=False
         )
 
-    def _of_all_pairs(self, taps, order, counts):
+    def _of_all_pairs(self, inputs, order, counts):
         """Make the Assignment from all pairs' similarities, without gathering tokens.
 
         order: [B, n], ranks by falling score
         """
         n = counts.n_in
-        x = taps.x if taps.all_x is None else taps.all_x
+        x = inputs.x if inputs.all_x is None else inputs.all_x
         alike = cosine(jax.lax.stop_gradient(x))[:, -n:, -n:]
         # A staying token is its own partner, so the same pass finds its slot.
         itself = jnp.eye(n, dtype=bool)[None]
@@ -124,7 +124,7 @@ class PruneAndMerge(Ranking):
         alike = jnp.where(itself, 2.0, alike)
         alike = jnp.where(stays[:, None, :], alike, -2.0)
         best, dest = most_alike(alike, order)
-        sizes = taps.attn_size * jnp.where(best == 2.0, 1.0, best)
+        sizes = inputs.attn_size * jnp.where(best == 2.0, 1.0, best)
         if self.kept < n:
             dropped = order >= max(self.kept, counts.n_out)
             dest = jnp.where(dropped, DROPPED, dest)
@@ -153,7 +153,7 @@ class DiffRate(Method):
             check_range("target", self.target, 0)
         if (self.prune is None) != (self.merge is None):
             raise InputError(
-                f"prune is {self.prune} and merge is {self.merge}: both or neither"
+                f"prune is {self.prune} and merge is {self.merge}; give both or neither"
             )
         if self.prune is None:
             return
@@ -161,7 +161,9 @@ class DiffRate(Method):
         check_each("merge", self.merge, least=2)
         for pruned, merged in zip(self.prune, self.merge, strict=False):
             if merged > pruned:
-                raise InputError(f"merge has {merged} tokens where prune has {pruned}")
+                raise InputError(
+                    f"merge has {merged} tokens, more than the {pruned} of prune"
+                )
 
     def for_model(self, model):
         """Set the published lists for the model's size.
@@ -184,8 +186,8 @@ class DiffRate(Method):
         if not has_list and self.macs is None:
             raise InputError(
                 f"diffrate has no schedule for {model.depth} blocks of width "
-                f"{model.embed_dim} and {model.patches} patches, but for DeiT-Ti, S, B "
-                "and MAE-B with 196 patches; prune and merge, or macs, must say one"
+                f"{model.embed_dim} and {model.patches} patches, only for DeiT-Ti, S, "
+                "B and MAE-B with 196 patches; give macs, or prune and merge"
             )
         target = DEFAULT[name] if self.target is None else self.target
         lists = published(name)

@@ -149,7 +149,7 @@ def test_only_train_is_learned_from(tmp_path, others, capsys):
     assert [source.name(index) for index in range(len(source))] == [
         f"{tmp_path}/train/a/1.jpg"
     ]
-    assert "train is learned from" in capsys.readouterr().out
+    assert "images in train are used" in capsys.readouterr().out
     (tmp_path / "train").rename(tmp_path / "apart")
     if others != ("more",):
         with pytest.raises(InputError, match="learn"):

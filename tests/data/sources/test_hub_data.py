@@ -115,7 +115,7 @@ def test_labels_are_numbers_and_may_be_left_out(folder):
     with pytest.raises(InputError, match="to 2; they must be from 0 to 1"):
         open_source(f"hf:{folder}", "val", num_classes=2)
     write(folder, "train", range(2), datasets.Value("int64"), [0, None])
-    with pytest.raises(InputError, match="labels that are no whole numbers"):
+    with pytest.raises(InputError, match="labels that are not whole numbers"):
         open_source(f"hf:{folder}", "train")
 
 
@@ -149,7 +149,7 @@ def test_rows_without_an_image_are_unreadable_ones(tmp_path):
     "columns, said",
     [
         ({"image": [1, 2], "label": [0, 1]}, "no image"),
-        ({"image": [None, None], "label": [[0], [1]]}, "labels that are no whole"),
+        ({"image": [None, None], "label": [[0], [1]]}, "labels that are not whole"),
         (None, "cannot be opened: .*arquet"),
     ],
 )
@@ -176,8 +176,8 @@ def test_the_digest_tells_other_rows(folder, tmp_path):
     labels = digest(copy)
     write(copy, "train", [*range(39), 63])
     assert len({first, labels, digest(copy)}) == 3
-    part = open_source(f"hf:{folder}", "train").spread(9)
-    assert part.digest not in (first, part.spread(8).digest)
+    part = open_source(f"hf:{folder}", "train").evenly_spaced(9)
+    assert part.digest not in (first, part.evenly_spaced(8).digest)
 
 
 def test_image_files_of_equal_sizes_differ_in_a_digest(tmp_path):

@@ -110,9 +110,9 @@ def half_removed(workdir):
 
 
 DAMAGES = {
-    flip_bit: r"\S+ is not what was written \(checksum\)|its state cannot be read",
+    flip_bit: r"\S+ does not fit its checksum|its state cannot be read",
     truncate: "its state cannot be read",
-    change_meta: "its metadata is not what was written",
+    change_meta: "its metadata does not fit",
     half_removed: "its meta cannot be read",
 }
 
