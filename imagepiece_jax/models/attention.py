@@ -151,11 +151,9 @@ def weighted_sum(weights, value):
 
 @onnx_op
 def attend_merged(weights, value, result, size):
-    """Sum values by an attention map that is merged like tokens. -> [B, Q, H, d].
+    """Sum merged tokens' values [B, N_out, H, d] by an attention map merged like them.
 
-    weights: [B, H, N, N], attention before the merge, or only the prefix rows
-    value: [B, N_out, H, d], after the merge
-    size: [B, N], token sizes before the merge
+    weights, size: [B, H, N, N] (or only the prefix rows) and [B, N], before the merge
     """
     prefix = size.shape[1] - result.dest.shape[1]
     merged = moves.merge_map(weights, result, size[:, prefix:])
