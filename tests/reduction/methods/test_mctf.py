@@ -59,6 +59,23 @@ def test_another_score_takes_the_place_of_attention():
     assert "attn_columns" not in step.reducer.reads
 
 
+@pytest.mark.parametrize("even", [0, 1])
+@pytest.mark.parametrize("similarity", [1.0, 0.1, 1e6])
+def test_fusion_values_are_products_of_the_criteria(similarity, even):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(9, 4)).astype(np.float32)
+    received = rng.dirichlet(np.ones(9)).astype(np.float32)
+    size = rng.integers(1, 9, 9).astype(np.float32)
+    want = ((oracles.cosine(x, x) + 1) / 2) ** (1 / similarity)
+    for value, temperature in ((received, 2.0), (size, 3.0)):
+        small = value.min() / value.astype(float)
+        want = want * np.outer(small, small) ** (1 / temperature)
+    fusion = Fusion(similarity, 2.0, 3.0)
+    arrays = (x[None], received[None], size[None])
+    got = tiny.compiled(fusion.affinity, static_argnums=3)(*arrays, even)
+    assert_close(got[0], want[even::2, 1 - even :: 2], units=256)
+
+
 def test_values_and_residual_are_those_of_the_fused_tokens():
     """One block, against its own parts: attention's map, values, projection and MLP."""
     model = tiny.model("mctf:r=7:blocks=(0,)", depth=1)
