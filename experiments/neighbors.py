@@ -5,7 +5,7 @@ python -m experiments neighbors --weights FOLDER --photographs FOLDER
 python -m experiments neighbors --weights FOLDER --out FOLDER --time
 python -m experiments neighbors --out FOLDER --tables
 
-docs/tables/neighbors/declared.md declares it. A cell is a set of images and a setting,
+docs/results/neighbors/declared.md declares it. A cell is a set of images and a setting,
 and writes a line of FOLDER/runs.jsonl; the same command goes on with the cells that
 have none. --vectors keeps the vectors of each, and the recovered models, in a folder
 for the encoder and its images. --time measures milliseconds an image, into
@@ -33,7 +33,7 @@ from imagepiece_jax.evaluate.result_cache import decode_bits, encode_bits
 from imagepiece_jax.evaluate.statistics import format_estimate
 from imagepiece_jax.models.variables import digest
 
-FOLDER = pathlib.Path("docs/tables/neighbors")
+FOLDER = pathlib.Path("docs/results/neighbors")
 
 SIDE = 224
 PHOTOGRAPHS = 1000  # evenly spaced: the even ones are measured, and odd ones recover

@@ -1,4 +1,4 @@
-"""docs/tables/parity.md, from what parity tests measured: python -m tools.model_table
+"""docs/results/parity.md, from what parity tests measured: python -m tools.model_table
 
 Reads tests/fixtures/parity.jsonl, which the tests write:
 
@@ -20,7 +20,7 @@ from imagepiece_jax.reduction import contract, reducers
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MEASURED = ROOT / "tests" / "fixtures" / "parity.jsonl"
 WHOLE = ROOT / "tests" / "fixtures" / "whole_models.json"
-OUT = ROOT / "docs" / "tables" / "parity.md"
+OUT = ROOT / "docs" / "results" / "parity.md"
 PACKAGES = ("jax", "timm", "transformers", "torch")
 FAMILIES = ["family", "model by timm's name", "scores of tokens", "parameters"]
 FAMILIES += ["logits", "tokens"]

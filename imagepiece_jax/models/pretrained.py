@@ -239,8 +239,8 @@ class Pretrained:
     @functools.cached_property
     def untrained_parts(self) -> tuple[str, ...]:
         """Names of untrained parts, such as "head"."""
-        params = self.variables["params"]
         drawn = self.source.untrained.items()
+        params = self.variables["params"] if drawn else {}
         return tuple(k for k, v in drawn if k in params and digest(params[k]) == v)
 
     @property

@@ -3,7 +3,6 @@
 tools/public_models.py writes the JSON.
 """
 
-import difflib
 import functools
 import json
 import os
@@ -11,6 +10,7 @@ import pathlib
 import re
 from typing import Any
 
+from imagepiece_jax.common.checks import most_similar
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
@@ -113,8 +113,7 @@ def names_for(name: str) -> str:
     tags = public_models().get(base, {"weights": {}})["weights"]
     if tags:
         return f"with a tag it is one of {', '.join(f'{base}.{tag}' for tag in tags)}"
-    known = [*MODELS, *public_models()]
-    for similar in difflib.get_close_matches(base, known, 1, cutoff=0.8):
+    if similar := most_similar(base, [*MODELS, *public_models()]):
         return f"did you mean {similar!r}?"
     return NAMES
 

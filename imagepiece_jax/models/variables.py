@@ -135,6 +135,7 @@ def matches(path: str, names: Iterable[str]) -> bool:
 
 def digest(tree):
     """SHA-256 of a tree's paths and array bytes, as hex digits."""
+    # Shapes and dtypes are left out: published results and saved folders hold digests.
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         total.update(jax.tree_util.keystr(path).encode())

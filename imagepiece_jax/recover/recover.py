@@ -43,7 +43,7 @@ from imagepiece_jax.reduction.reduction import DENSE
 
 # Costs at which a dense model is recovered, as shares of its MACs. With one set of
 # values for all three costs, outputs are 1.1 to 1.3 times as far from the dense model
-# (docs/tables/recover_sharp).
+# (docs/results/recover_sharp).
 COSTS = (0.6, 0.5, 0.4)
 WARM_UP = 0.05  # share of training with a rising learning rate
 # Training has diverged if its distance, at share CHECK of the training, is above
@@ -210,7 +210,6 @@ class RecoveryRun:
         for batch in self.crops(1).read():
             self.fit.take_step(batch["image"][:, 0], 0.0).block_until_ready()
         self.measure()  # it is compiled already: only its time counts
-        del self.curve[1:]
 
     def train(self, progress: ProgressBar, shown: int):
         """Train until an attempt does not diverge; keep its weights if better."""
@@ -281,7 +280,8 @@ class RecoveryRun:
         for name, values in measured.items():
             means[name] = np.bincount(scenes, values) / counts
         self.seconds_of_measure = time.monotonic() - began
-        if not dense:
+        is_new = self.steps_done > 0 or not self.curve
+        if is_new and not dense:
             self.curve.append((self.steps_done, mean(means)))
             log.info("recover: step %s, %.4f", *self.curve[-1])
         return means

@@ -204,7 +204,13 @@ def open_folder(root, split, num_classes, names_of_model):
     names = {}  # {label: folder name}
     for folder in folders:
         name = _shown(folder)
-        label = label_of.get(class_names.canonical(name))
+        key = class_names.canonical(name)
+        label = label_of.get(key)
+        if label is None and key in label_of:
+            raise InputError(
+                f"{data} has class {name!r}, but two classes have this name, in "
+                f"Unicode's composed form {ascii(key)}; rename one of them"
+            )
         if label is None:
             raise InputError(
                 f"{data} has class {name!r}, but no class of the model's {num_classes} "

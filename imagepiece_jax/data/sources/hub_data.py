@@ -35,6 +35,8 @@ def open_hub_data(path, split, num_classes, labeled=True):
             f"{data} has the splits {', '.join(splits)}; a split must be named "
             f"{', '.join(SPLIT_NAMES)}"
         )
+    if not len(splits[name]):
+        raise InputError(f"{data} has no row with split {name!r}")
     columns = ["image", "label"][: 1 + labeled]
     try:
         rows = splits[name].select_columns(columns)
@@ -78,9 +80,8 @@ class HubSource(Source):
         self.labels = np.asarray(labels, np.int32)
 
     def stored(self, store_index):
-        image = self._rows[store_index]["image"] or {
-            "bytes": b""
-        }  # a row may lack an image
+        # A row may lack an image.
+        image = self._rows[store_index]["image"] or {"bytes": b""}
         data = image["bytes"]
         if data is None:  # a repository of image files
             data = image["path"] or b""  # empty bytes do not decode

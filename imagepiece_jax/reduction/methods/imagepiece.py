@@ -134,7 +134,7 @@ class ImagePiece(Method):
         """
         # Merge, merge, prune, repeated depth // 4 times; the last blocks stay dense. We
         # read the paper's layer numbers as counted from 1: its speeds agree with this
-        # (docs/tables/imagepiece.md).
+        # (docs/results/imagepiece.md).
         cycles = depth // 4
         if cycles == 0:
             raise InputError(

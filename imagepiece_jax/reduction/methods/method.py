@@ -79,8 +79,8 @@ class Method:
     """
 
     # In subclasses every field has a default. Training-only fields have compare=False.
-    # A field `score` is one of `reducers.SCORES` (compared in docs/tables/scores.md). A
-    # field `metric` is one of METRICS, the feature by which tokens are compared.
+    # A field `score` is one of `reducers.SCORES` (compared in docs/results/scores.md).
+    # A field `metric` is one of METRICS, the feature by which tokens are compared.
     #
     # Methods with their own training override some class attributes below by a value
     # or a function.
