@@ -56,6 +56,19 @@ def content(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
+def arrays(folder):
+    """{name: all rows} of a folder."""
+    return {name: np.load(folder / f"{name}.npy") for name in ARRAYS}
+
+
+def close(folder, other):
+    """Arrays of two folders are equal but for rounding: batches have other sizes."""
+    for (name, ours), theirs in zip(
+        arrays(folder).items(), arrays(other).values(), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-3, err_msg=name)
+
+
 def test_rows_are_the_features_of_the_lines_of_paths(vit, photographs, written):
     folder, result = written
     assert (folder / "paths.txt").read_text().splitlines() == photographs
@@ -63,11 +76,8 @@ def test_rows_are_the_features_of_the_lines_of_paths(vit, photographs, written):
     images = [photographs[row] for row in readable]
     want = imagepiece_jax.features(vit, images)._asdict()
     pixels = np.stack([vit.preprocessing(np.array(Image.open(i))) for i in images])
-    normalized = imagepiece_jax.normalize(
-        pixels, vit.model.config.mean, vit.model.config.std
-    )
-    model = vit.model
-    want["logits"] = tiny.logits(model)(vit.variables, normalized)
+    normalized = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
+    want["logits"] = tiny.logits(vit.model)(vit.variables, normalized)
     assert [*result.shapes] == [*ARRAYS]
     for name in ARRAYS:
         rows = np.load(folder / f"{name}.npy", mmap_mode="r")
@@ -167,7 +177,6 @@ def computed(monkeypatch):
 def test_a_killed_process_is_gone_on_with(
     vit, photographs, written, tmp_path, computed, rows
 ):
-    """With the rows that were counted, damaged ones included."""
     whole, result = written
     unfinished(whole, tmp_path / "killed", rows)
     again = write_features(vit, photographs, tmp_path / "killed", **OPTIONS)
@@ -177,11 +186,11 @@ def test_a_killed_process_is_gone_on_with(
     for name, expected in content(whole).items():
         if not name.endswith(".npy"):
             assert killed[name] == expected
-    for name in ARRAYS:  # batches have other sizes: rounding
-        ours = np.load(tmp_path / "killed" / f"{name}.npy")
-        theirs = np.load(whole / f"{name}.npy")
+    for ours, theirs in zip(
+        arrays(tmp_path / "killed").values(), arrays(whole).values(), strict=True
+    ):
         np.testing.assert_array_equal(ours[:rows], theirs[:rows])
-        np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-3)
+    close(tmp_path / "killed", whole)
 
 
 def test_what_a_killed_process_lacks_may_be_gone(
@@ -200,11 +209,17 @@ def test_what_a_killed_process_lacks_may_be_gone(
 
 @pytest.fixture
 def collection(tmp_path, photographs):
-    """A folder with copies of six of the photographs, of which one is damaged."""
+    """A folder with copies of six of the photographs, of which one is damaged.
+
+    Two have the same number of bytes.
+    """
     folder = tmp_path / "collection"
     folder.mkdir()
     for path in photographs[:6]:
         shutil.copy(path, folder)
+    for path in ("00.png", "01.png"):
+        with Image.open(folder / path) as image:
+            image.save(folder / path, "BMP")
     return folder
 
 
@@ -215,50 +230,43 @@ def replace_and_keep_times(path, other):
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def replace_by_equal_size(folder):
-    """Two files of equal sizes in bytes change places."""
-    paths = [folder / "00.png", folder / "01.png"]
-    pixels = np.random.default_rng(1).integers(
-        0, 256, (2, tiny.SIDE, tiny.SIDE, 3), np.uint8
-    )
-    images = [Image.fromarray(each) for each in pixels]
-    for path, image in zip(paths, images, strict=True):
-        image.save(path, "BMP")
+def all_at_once(folder, others):
+    (folder / "00.png").unlink()
+    shutil.copy(others[0], folder / "03.png")
+    shutil.copy(others[1], folder / "-.png")
 
 
-def moved(folder):
+def moved(folder, others):
     (folder / "inside").mkdir()
     (folder / "00.png").rename(folder / "inside" / "later.png")
+
+
+def swapped(folder, others):
+    first, second = (folder / name for name in ("00.png", "01.png"))
+    both = first.read_bytes(), second.read_bytes()
+    assert len(both[0]) == len(both[1])
+    second.write_bytes(both[0])
+    first.write_bytes(both[1])
 
 
 # {change: (function of a folder and photographs that are not in it, rows to compute)}
 CHANGES = {
     "nothing": (lambda folder, others: None, 0),
-    "new first": (lambda folder, others: shutil.copy(others[0], folder / "-.png"), 1),
     "new last": (lambda folder, others: shutil.copy(others[0], folder), 1),
-    "gone": (lambda folder, others: (folder / "00.png").unlink(), 0),
-    "replaced": (lambda folder, others: shutil.copy(others[0], folder / "03.png"), 1),
     "times kept": (
         lambda folder, others: replace_and_keep_times(folder / "03.png", others[0]),
         1,
     ),
     "touched": (lambda folder, others: os.utime(folder / "03.png", (1, 1)), 0),
-    "moved": (lambda folder, others: moved(folder), 0),
+    "moved": (moved, 0),
+    "swapped": (swapped, 0),
     "mended": (lambda folder, others: shutil.copy(others[0], folder / "05.png"), 1),
     "damaged": (lambda folder, others: (folder / "02.png").write_bytes(b"?"), 1),
-    "another order": (
-        lambda folder, others: (folder / "00.png").rename(folder / "99.png"),
-        0,
-    ),
-    "all at once": (
-        lambda folder, others: (
-            (folder / "00.png").unlink(),
-            shutil.copy(others[0], folder / "03.png"),
-            shutil.copy(others[1], folder / "-.png"),
-        ),
-        2,
-    ),
+    "all at once": (all_at_once, 2),
 }
+
+
+# {change: (function of a folder and photographs that are not in it, rows to compute)}
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -273,7 +281,7 @@ def test_a_collection_that_changes(
     out = tmp_path / "out"
     write_features(vit, pictures.find_images([collection]), out, **OPTIONS)
     before = content(out)
-    rows = {name: np.load(out / f"{name}.npy").copy() for name in ARRAYS}
+    rows = arrays(out)
     digests = {}
     for row, line in enumerate((out / "files.jsonl").read_text().splitlines()):
         digests[json.loads(line)[4]] = row
@@ -287,35 +295,13 @@ def test_a_collection_that_changes(
         assert content(out)[name] == content(tmp_path / "fresh")[name]
     lines = (out / "files.jsonl").read_text().splitlines()
     kept = [digests.get(json.loads(line)[4], -1) for line in lines]
-    for name in ARRAYS:
-        ours = np.load(out / f"{name}.npy")
-        want = np.load(tmp_path / "fresh" / f"{name}.npy")
-        np.testing.assert_allclose(ours, want, rtol=2e-3, atol=2e-3)
+    close(out, tmp_path / "fresh")
+    for name, ours in arrays(out).items():
         for row, earlier in enumerate(kept):
             if earlier >= 0:
                 np.testing.assert_array_equal(ours[row], rows[name][earlier])
     if change == "nothing":
         assert content(out) == before
-
-
-def test_files_of_equal_sizes_are_told_apart(vit, collection, tmp_path, computed):
-    replace_by_equal_size(collection)
-    paths = pictures.find_images([collection])
-    write_features(vit, paths, tmp_path / "out", **OPTIONS)
-    first, second = paths[:2]
-    both = []
-    for path in (first, second):
-        with open(path, "rb") as file:
-            both.append(file.read())
-    assert len(both[0]) == len(both[1]) and both[0] != both[1]
-    before = np.load(tmp_path / "out" / "pooled.npy").copy()
-    for path, data in zip((second, first), both, strict=True):
-        with open(path, "wb") as file:
-            file.write(data)
-    write_features(vit, paths, tmp_path / "out", **OPTIONS)
-    assert computed[-1] == 0
-    after = np.load(tmp_path / "out" / "pooled.npy")
-    np.testing.assert_array_equal(after[:2], before[1::-1])
 
 
 @pytest.mark.parametrize("form", ["relative", "link", "dots"])
@@ -327,9 +313,7 @@ def test_a_path_is_the_file_that_it_names(
     (tmp_path / "link").symlink_to(collection)
     words = {"relative": "collection", "link": tmp_path / "link"}
     words["dots"] = f"{collection}/../collection/"
-    monkeypatch.setattr(
-        "imagepiece_jax.inference.feature_folder.read", lambda path: 1 / 0
-    )
+    monkeypatch.setattr(feature_folder, "read", lambda path: 1 / 0)
     paths = pictures.find_images([words[form]])
     write_features(vit, paths, tmp_path / "out")
     assert computed[-1] == 0
@@ -382,10 +366,7 @@ def test_a_kill_while_rows_are_replaced(
         np.testing.assert_array_equal(np.load(out / "pooled.npy"), old)
     write_features(vit, paths, out, **OPTIONS)
     write_features(vit, paths, tmp_path / "fresh", **OPTIONS)
-    for name in ARRAYS:
-        ours = np.load(out / f"{name}.npy")
-        want = np.load(tmp_path / "fresh" / f"{name}.npy")
-        np.testing.assert_allclose(ours, want, rtol=2e-3, atol=2e-3)
+    close(out, tmp_path / "fresh")
     assert (out / "paths.txt").read_text().splitlines() == paths
     assert not [*out.glob(".[!l]*")]
 
@@ -420,64 +401,47 @@ def test_rows_are_counted_as_they_are_written(vit, photographs, tmp_path, monkey
     assert counted == [4, 8, 16, 22]
 
 
-@pytest.mark.parametrize("change", ["cut", "longer", "other", "empty", "removed"])
+DAMAGES = {
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-1]),
+    "longer": lambda file: file.write_bytes(file.read_bytes() + b"0"),
+    "other": lambda file: np.save(file, np.zeros((COUNT, 10), np.float16).T),
+    "empty": lambda file: file.write_bytes(b""),
+    "removed": lambda file: file.unlink(),
+}
+
+
+@pytest.mark.parametrize("change", DAMAGES)
 def test_rows_that_are_not_there_are_computed_again(
     vit, photographs, written, tmp_path, change
 ):
     folder = tmp_path / "changed"
     shutil.copytree(written[0], folder)
-    file = folder / "logits.npy"
-    whole = file.read_bytes()
-    if change == "cut":
-        file.write_bytes(whole[:-1])
-    elif change == "longer":
-        file.write_bytes(whole + b"0")
-    elif change == "other":
-        np.save(file, np.zeros((COUNT, 10), np.float16).T)
-    elif change == "empty":
-        file.write_bytes(b"")
-    else:
-        file.unlink()
+    DAMAGES[change](folder / "logits.npy")
     assert write_features(vit, photographs, folder, **OPTIONS) == written[1]
     again = content(folder)
     wanted = content(written[0])
     for name in ("paths.txt", "info.json", "damaged.csv"):
         assert again[name] == wanted[name]
-    for name in ARRAYS:  # batches start at another row: rounding
-        rows = np.load(folder / f"{name}.npy")
-        want = np.load(written[0] / f"{name}.npy")
-        np.testing.assert_allclose(rows, want, rtol=2e-3, atol=2e-3)
+    close(folder, written[0])
 
 
-@pytest.mark.parametrize("line", [b"", b"[]", b"{", b"5", b'[["a"], 1, 2, 3, "d"]'])
+@pytest.mark.parametrize("line", [None, b"", b"[]", b'[["a"], 1, 2, 3, "d"]'])
 def test_a_record_that_was_edited_is_no_row(
     vit, photographs, written, tmp_path, computed, line
 ):
-    """Its photograph is computed, and no other row moves."""
+    """Its photograph is computed, and no other row moves. None: the line is gone."""
     folder = tmp_path / "edited"
     shutil.copytree(written[0], folder)
     lines = (folder / "files.jsonl").read_bytes().split(b"\n")
-    lines[3] = line
+    lines[3:4] = [] if line is None else [line]
     (folder / "files.jsonl").write_bytes(b"\n".join(lines))
     assert write_features(vit, photographs, folder, **OPTIONS) == written[1]
     assert computed[-1] == 1
-    for name in ARRAYS:
-        rows = np.load(folder / f"{name}.npy")
-        want = np.load(written[0] / f"{name}.npy")
+    close(folder, written[0])
+    for rows, want in zip(
+        arrays(folder).values(), arrays(written[0]).values(), strict=True
+    ):
         np.testing.assert_array_equal(np.delete(rows, 3, 0), np.delete(want, 3, 0))
-        np.testing.assert_allclose(rows, want, rtol=2e-3, atol=2e-3)
-
-
-def test_a_record_that_was_removed_moves_no_row(vit, photographs, written, tmp_path):
-    folder = tmp_path / "edited"
-    shutil.copytree(written[0], folder)
-    lines = (folder / "files.jsonl").read_bytes().splitlines(keepends=True)
-    (folder / "files.jsonl").write_bytes(b"".join(lines[:3] + lines[4:]))
-    write_features(vit, photographs, folder, **OPTIONS)
-    for name in ARRAYS:
-        rows = np.load(folder / f"{name}.npy")
-        want = np.load(written[0] / f"{name}.npy")
-        np.testing.assert_allclose(rows, want, rtol=2e-3, atol=2e-3)
 
 
 def test_two_devices_write_the_same(vit, photographs, written, tmp_path, monkeypatch):
@@ -487,11 +451,8 @@ def test_two_devices_write_the_same(vit, photographs, written, tmp_path, monkeyp
     monkeypatch.setattr(parallel, "device_count", lambda: 2)
     options = OPTIONS | {"batch_size": 2, "storage": "float32"}
     write_features(vit, photographs, tmp_path / "two", **options)
-    for name in ARRAYS:
-        ours = np.load(tmp_path / "two" / f"{name}.npy")
-        theirs = np.load(written[0] / f"{name}.npy")
-        assert ours.dtype == np.float32
-        np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-3)
+    close(tmp_path / "two", written[0])
+    assert arrays(tmp_path / "two")["patches"].dtype == np.float32
 
 
 def test_folders_that_are_not_its_own(vit, photographs, tmp_path):
@@ -528,15 +489,12 @@ def test_what_is_no_number_of_its_type_is_named(vit, photographs, tmp_path):
 
 def test_a_list_of_paths_stands_for_its_lines(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos" / "inside").mkdir(parents=True)
-    for name in ("b.jpg", "a.png", "inside/c.webp", "notes.txt"):
-        (tmp_path / "photos" / name).touch()
-    (tmp_path / "list.txt").write_bytes(b"photos/a.png\r\n\n\xff.jpg\na\rb\n")
-    in_folder = ["photos/a.png", "photos/b.jpg", "photos/inside/c.webp"]
-    assert pictures.find_images(["photos"]) == in_folder
-    found = pictures.find_images(["list.txt", "photos/b.jpg"])
-    assert found == ["photos/a.png", "\udcff.jpg", "a\rb", "photos/b.jpg"]
-    for words in (["photos", "no.csv"], [], [""]):
+    for name in ("a.png", "b.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_bytes(b"a.png\r\n\n\xff.jpg\na\rb\n")
+    found = pictures.find_images(["list.txt", "b.jpg"])
+    assert found == ["a.png", "\udcff.jpg", "a\rb", "b.jpg"]
+    for words in (["b.jpg", "no.csv"], [], [""]):
         with refused("images"):
             pictures.find_images(words)
 

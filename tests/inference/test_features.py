@@ -172,12 +172,6 @@ def test_photographs_are_taken_as_a_predictor_takes_them(tmp_path):
     assert warned[0].filename == __file__
 
 
-@pytest.mark.parametrize("block", [99, -1, 0.5])
-def test_layers_are_blocks_of_the_model(block):
-    with refused("layers", block):
-        features.features(tiny.pretrained(), tiny.images(1), layers=[block])
-
-
 def test_a_folder_and_many_files_are_computed_in_batches(tmp_path, monkeypatch):
     """Two at a time, of which the last has one image of the five twice."""
     vit = tiny.pretrained("tome:r=4", depth=1)
@@ -206,6 +200,7 @@ def test_a_folder_and_many_files_are_computed_in_batches(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "images, said",
     [
+        ([], "images is empty"),
         ([pathlib.Path("a.png")], "a.png cannot be read (no known image format)"),
         (["."], "cannot be read (Is a directory)"),
         (".", "a.png cannot be read"),
@@ -250,8 +245,3 @@ def test_the_example_of_the_docs_runs(tmp_path, monkeypatch, assets):
     query = space["features"][0, 7, 7]
     cosine = nearest @ query / np.linalg.norm(nearest) / np.linalg.norm(query)
     assert cosine == pytest.approx(float(space["cosines"].max()), abs=1e-5)
-
-
-def test_no_images_are_refused():
-    with refused("images is empty"):
-        features.features(tiny.pretrained(), [])

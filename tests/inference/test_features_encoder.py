@@ -102,7 +102,8 @@ def test_a_pooled_vector_is_what_the_head_reads():
     "option, value",
     [
         ("layers", 4),
-        ("fill", "mean"),
+        ("layers", [-1]),
+        ("layers", [0.5]),
         ("images", np.zeros((1, 20, 20, 3), np.int32)),
         ("images", np.zeros((1, 20, 24, 3))),
     ],

@@ -41,12 +41,8 @@ def results_of(method, model):
     return run
 
 
-def heads_of(model, variables, images):
-    return tiny.compiled(results_of("project", model))(variables, images)
-
-
-def scores_of(model, variables, images):
-    return tiny.compiled(results_of("scores", model))(variables, images)
+def compiled_results(method, model, variables, images):
+    return tiny.compiled(results_of(method, model))(variables, images)
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +66,20 @@ def photographs(vit):
     return np.stack([np.asarray(Image.fromarray(each).resize(size)) for each in small])
 
 
-def test_logits_lose_the_direction_and_gain_the_log_of_the_size(vit):
-    """Against NumPy, in the first block that meets sizes; those before it are exact."""
+@pytest.fixture(scope="module")
+def given(vit):
+    """(directions, model, variables, images): the model without the directions."""
     images = photographs(vit)
     u = size_direction.directions(vit, images)
     model, variables = size_direction.folded(vit.model, vit.variables, u)
-    images = normalize(images, vit.model.config.mean, vit.model.config.std)
-    plain = heads_of(vit.model, vit.variables, images)
-    folded = heads_of(model, variables, images)
+    return u, model, variables, normalize(images, vit.config.mean, vit.config.std)
+
+
+def test_logits_lose_the_direction_and_gain_the_log_of_the_size(vit, given):
+    """Against NumPy, in the first block that meets sizes; those before it are exact."""
+    u, model, variables, images = given
+    plain = compiled_results("project", vit.model, vit.variables, images)
+    folded = compiled_results("project", model, variables, images)
     first = size_direction.sized_blocks(vit.model)[0]
     for name in ("query", "key"):
         before = getattr(plain[first - 1], name)
@@ -97,22 +99,18 @@ def test_logits_lose_the_direction_and_gain_the_log_of_the_size(vit):
     np.testing.assert_allclose(got / np.sqrt(key.shape[-1]), wanted, atol=2e-5)
 
 
-def test_reducers_compare_keys_as_they_were(vit):
+def test_reducers_compare_keys_as_they_were(vit, given):
     """The mean over heads, with neither a direction given up nor sizes."""
-    images = photographs(vit)
-    u = size_direction.directions(vit, images)
-    model, variables = size_direction.folded(vit.model, vit.variables, u)
-    images = normalize(images, vit.model.config.mean, vit.model.config.std)
-    reads = vit.model.plan[0].reads
-    assert reads == {"key"}
-    plain = scores_of(vit.model, vit.variables, images)
-    folded = scores_of(model, variables, images)
+    _, model, variables, images = given
+    assert vit.model.plan[0].reads == {"key"}
+    plain = compiled_results("scores", vit.model, vit.variables, images)
+    folded = compiled_results("scores", model, variables, images)
     assert len(plain) == vit.model.depth
     np.testing.assert_allclose(folded[0]["key"], plain[0]["key"], atol=1e-5)
     # Behind the first sizes, of the tokens that the block has got.
-    given = heads_of(model, variables, images)[1]
+    second = compiled_results("project", model, variables, images)[1]
     attention = vit.variables["params"]["blocks_1"]["attn"]["k"]
-    x = np.asarray(given.unrotated["input"], np.float64)
+    x = np.asarray(second.unrotated["input"], np.float64)
     key = x @ np.asarray(attention["kernel"], np.float64) + attention["bias"]
     key = key.reshape(*x.shape[:2], vit.model.config.num_heads, -1)
     wanted = key.mean(axis=2)[:, 1:]
@@ -167,7 +165,7 @@ def test_a_program_says_how_it_takes_sizes(vit):
     u = size_direction.directions(vit)
     model, variables = size_direction.folded(vit.model, vit.variables, u)
     images = photographs(vit)
-    pixels = normalize(images, vit.model.config.mean, vit.model.config.std)
+    pixels = normalize(images, vit.config.mean, vit.config.std)
     wanted = tiny.logits(model)(variables, pixels)
     np.testing.assert_allclose(program(images), wanted, atol=2e-5)
 
@@ -220,7 +218,7 @@ def test_weights_that_are_no_numbers_find_no_directions(vit):
 
 
 def test_eight_photographs_come_with_the_package(vit):
-    files = sorted(size_direction.PHOTOGRAPHS.glob("*.jpg"))
+    files = [*size_direction.PHOTOGRAPHS.glob("*.jpg")]
     assert len(files) == 8
     credits = (size_direction.PHOTOGRAPHS / "CREDITS.txt").read_text()
     assert all(file.name in credits for file in files)
@@ -243,7 +241,7 @@ def test_deit_hardly_notices(assets):
     """
     vit = load(assets / "weights/deit_tiny_patch16_224.pth")
     pixels = odd_photographs(assets, 4)
-    images = normalize(pixels, vit.model.config.mean, vit.model.config.std)
+    images = normalize(pixels, vit.config.mean, vit.config.std)
     every = range(vit.model.depth)
     u = size_direction.directions(vit)
     model, variables = size_direction.folded(vit.model, vit.variables, u, every)

@@ -1,5 +1,6 @@
 """Models of weights files and runs, and configs that contradict them."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -9,12 +10,12 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.reduction.reduction import DENSE
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights import layouts, load, location
@@ -30,6 +31,9 @@ SIZE |= {"image_size": tiny.SIDE, "num_classes": tiny.CLASSES}
 CONFIG = make.config("vit_mini", **SIZE)
 MODEL = imagepiece_jax.create_model(CONFIG)
 SEVERAL = "deit3_small_patch16_224"
+IMAGES = {"input_size": [3, 8, 8], "mean": HALF, "std": HALF}
+TIMM = {"architecture": "vit_tiny_patch16_224", "num_classes": 3}
+TIMM = json.dumps(TIMM | {"pretrained_cfg": IMAGES})
 TAGS = f"{SEVERAL}.fb_in1k, {SEVERAL}.fb_in22k_ft_in1k"
 
 
@@ -96,17 +100,26 @@ def test_a_config_goes_over_that_of_a_folder(saved):
     assert (vit.image_size, vit.source.image_size) == (32, tiny.SIDE)
 
 
-@pytest.mark.filterwarnings("ignore:.*is left out, as config says")
-@pytest.mark.parametrize("broken", [None, "{ broken"])
-def test_a_given_config_has_its_tensors_classes_and_size(saved, tmp_path, broken):
+@pytest.mark.parametrize(
+    "content", [TIMM, "{ broken", '{"imagepiece_jax": {"format": 2}}']
+)
+def test_a_given_config_has_the_sizes_and_classes_of_the_tensors(
+    saved, file, variables, tmp_path, content
+):
     """Also in a folder that has a config.json, whatever that says."""
     folder = shutil.copytree(saved, tmp_path / "m")
-    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 3}
-    config["pretrained_cfg"] = {"input_size": [3, 8, 8], "mean": HALF, "std": HALF}
-    (folder / "config.json").write_text(broken or json.dumps(config))
+    (folder / "config.json").write_text(content)
     given = dataclasses.replace(CONFIG.at_size(2 * tiny.SIDE), num_classes=9)
-    for weights in (folder, folder / "model.safetensors"):
-        assert imagepiece_jax.load(weights, config=given).config == CONFIG
+    said = contextlib.nullcontext()
+    if content != TIMM:
+        said = pytest.warns(UserWarning, match="config.json.*is left out, as config")
+    with said:
+        for weights in (file, folder, folder / "model.safetensors"):
+            vit = imagepiece_jax.load(weights, config=given)
+            assert vit.model == MODEL
+            assert same(vit.variables, variables)
+        larger = imagepiece_jax.load(folder, config=given, image_size=32)
+    assert (larger.image_size, larger.source.image_size) == (32, tiny.SIDE)
 
 
 @pytest.mark.parametrize(
@@ -123,15 +136,6 @@ def test_tensors_that_are_not_the_configs_are_named(file, changes, theirs, ours)
     config = make.config("vit_mini", **SIZE | changes)
     with refused(f"weights file {file}", theirs, ours):
         imagepiece_jax.load(file, config=config)
-
-
-def test_a_file_says_its_size_and_its_classes_itself(file):
-    other = dataclasses.replace(CONFIG.at_size(40), num_classes=1000)
-    vit = imagepiece_jax.load(file, config=other)
-    assert vit.config == CONFIG
-    assert vit.preprocessing.image_size == tiny.SIDE
-    large = imagepiece_jax.load(file, config=other, image_size=32)
-    assert (large.image_size, large.source.image_size) == (32, tiny.SIDE)
 
 
 @pytest.mark.parametrize(
@@ -173,24 +177,6 @@ def test_positions_with_those_of_the_prefix_or_without(
 
 
 @pytest.mark.parametrize(
-    "name, classes", [("test_vit", 1000), ("test_vit.r160_in1k", 7)]
-)
-def test_imagenets_classes_are_of_weights_with_as_many(tmp_path, name, classes):
-    made = create_model(make.config(name, num_classes=classes))
-    path = tiny.write(tmp_path / f"{name}.npz", tiny.variables(made))
-    names = class_names.imagenet_names() if classes == 1000 else None
-    vit = imagepiece_jax.load(path)
-    assert (vit.config.num_classes, vit.class_names) == (classes, names)
-
-
-def test_a_run_has_its_normalization_and_the_sizes_of_its_name(tmp_path):
-    run = run_folder(tmp_path / "run", **{"model.mean": HALF, "model.std": HALF})
-    found = load.read_config(run)
-    assert (found.mean, found.std) == (HALF, HALF)
-    assert found.num_heads == 4  # of vit_mini, which its config only names
-
-
-@pytest.mark.parametrize(
     "field, value",
     [
         ("model.num_heads", 0),
@@ -202,12 +188,6 @@ def test_a_wrong_field_of_a_run_is_one_of_its_config(tmp_path, field, value):
     run = run_folder(tmp_path / "run", **{field: value})
     _, _, name = field.replace("eval_", "").rpartition(".")
     with refused(name, f"{run / 'config.json'}: "):
-        imagepiece_jax.load(run)
-
-
-def test_a_run_without_a_checkpoint(tmp_path):
-    run = run_folder(tmp_path / "run")
-    with pytest.raises(InputError, match="checkpoint"):
         imagepiece_jax.load(run)
 
 
@@ -243,21 +223,10 @@ NEITHER = "config.json is neither that of a run nor of published weights"
     ],
 )
 def test_a_folder_without_a_config(tmp_path, content, problem):
-    """Weights beside a broken config are no matter."""
     (tmp_path / "config.json").write_bytes(content)
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(InputError, match=f"{tmp_path}/?{problem}"):
         imagepiece_jax.load(tmp_path)
-
-
-@pytest.mark.parametrize("content", ["{", '{"imagepiece_jax": {"format": 2}}'])
-def test_a_given_config_stands_in_for_a_broken_one(saved, variables, tmp_path, content):
-    folder = shutil.copytree(saved, tmp_path / "w")
-    (folder / "config.json").write_text(content)
-    with pytest.warns(UserWarning, match="config.json.*; it is left out, as config"):
-        vit = imagepiece_jax.load(folder, config=CONFIG)
-    assert vit.model == MODEL
-    assert same(vit.variables, variables)
 
 
 @pytest.mark.parametrize("name", ["preprocessor_config.json", "a.png", "w.npz"])
@@ -285,21 +254,19 @@ def test_a_folder_of_weights_may_lack_a_config(file):
 
 def test_a_run_loads_with_its_selectors_or_without(tmp_path):
     """Its best checkpoint alone is there."""
-    fields = {
-        "seed": 7,
-        "model.stem": "conv",
-        "model.mean": MEAN,
-        "model.std": STD,
-    }
+    fields = {"seed": 7, "model.stem": "conv", "model.mean": HALF, "model.std": HALF}
     config = runs.configured(runs.DENSE, fields)
     config.reduction = "token_learner:num_tokens=8:block=1"
     run = RunConfig.from_config(config)
     (tmp_path / "config.json").write_text(json.dumps(run.to_dict()))
     model = run.create_model()
     variables = tiny.fill(variable_shapes(model))
+    with refused("checkpoint"):
+        imagepiece_jax.load(tmp_path)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, variables, {}, "best")
     vit = imagepiece_jax.load(tmp_path)
+    assert (vit.config.mean, vit.config.std) == (HALF, HALF)
     assert vit.source.seed == 7
     assert vit.source.place == f"run {tmp_path}"
     assert vit.model == model
@@ -385,5 +352,38 @@ def test_none_is_the_dense_model_of_load_and_of_with_reduction(tmp_path):
     for reduction, name in ((None, "none"), ("none", "none"), ("trained", "tome")):
         assert imagepiece_jax.load(saved, reduction).reduction.name == name
     vit = imagepiece_jax.load(saved)
-    assert vit.reduction.name == "tome"
     assert vit.with_reduction(None).model == imagepiece_jax.load(saved, None).model
+
+
+def test_selectors_of_other_shapes_than_those_of_the_weights_are_fresh(tmp_path):
+    """Those that fit are used: see tests/models/test_pretrained.py."""
+    dynamicvit = "dynamicvit:blocks=(1,)"
+    learned = tiny.variables(create_model(CONFIG, dynamicvit), seed=3)
+    path = tiny.write(tmp_path / "vit_mini.npz", learned)
+    both = {"spvit:blocks=(1,):keep_rates=(0.5,)": True, dynamicvit: False}
+    dense = imagepiece_jax.load(path, "none", config=CONFIG)
+    for reduction, lacking in both.items():
+        found = dense.with_reduction(reduction, seed=0)
+        assert found.untrained == lacking
+        for other, fresh in both.items():
+            assert found.with_reduction(other, seed=0).untrained == fresh
+
+
+def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
+    def described(**changes):
+        run = run_folder(tmp_path / str(len(changes)), **changes)
+        config = json.loads((run / "config.json").read_text())
+        model = RunConfig.from_config(config).create_model()
+        with Checkpoints(run) as checkpoints:
+            checkpoints.save(1, tiny.fill(variable_shapes(model)), {}, "best")
+        return imagepiece_jax.load(run).analyzed()
+
+    usual = described()
+    other = described(reduction="imagepiece:prop_attn=True")
+    own = RunConfig.from_config(runs.configured()).create_model()
+    assert usual.model == own.with_execution(drop_path_rate=0.0)
+    assert other.model.prop_attn is True
+    given = runs.configured().reduction
+    assert usual.use(given) == "as trained"
+    assert usual.use(f"{given}:keep_rate=0.5") == "off-the-shelf"
+    assert other.use(given) == usual.use(DENSE) == "off-the-shelf"

@@ -1,7 +1,7 @@
 """Published weights: outputs and accuracy that others measured.
 
-Reference outputs are timm's for the dense DeiT-Ti and the authors' own code's for EViT,
-float32 on a CPU.
+Reference outputs are timm's for the dense DeiT-Ti, the authors' own code's for EViT
+and transformers' for DINOv2-S, float32 on a CPU.
 """
 
 import functools
@@ -10,6 +10,7 @@ import os
 import sys
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from imagepiece_jax.models.create import create_model
 from imagepiece_jax.reduction.state import DROPPED
 from tests import forked
 from tests.models import tiny
+from tests.parity.record import apart
 
 pytestmark = pytest.mark.slow
 
@@ -149,3 +151,19 @@ def test_dropping_has_the_accuracy_that_was_measured_first(assets, tmp_path):
     result = evaluated(assets, tmp_path / "out.json", reduction)
     assert (result["images"], result["acc1"]) == (200, pytest.approx(100 * 159 / 200))
     assert round(result["gmacs"], 3) == 0.754
+
+
+def test_features_of_dinov2_are_transformers(assets):
+    path = assets / "fixtures/dinov2_small_transformers.npz"
+    if not path.exists():
+        pytest.skip(f"{path} is missing")
+    theirs = dict(np.load(path))
+    vit = imagepiece_jax.load(assets / "weights/dinov2_small", image_size=224)
+    options = {"layers": [5], "norm": False, "reshape": False}
+    with jax.default_matmul_precision("highest"):
+        maps = imagepiece_jax.features(vit, theirs["pixels"], **options)
+    for name, features in (("last_hidden_state", maps), ("block_6", maps.layers[0])):
+        tokens = np.concatenate([features.prefix, features.patches], axis=1)
+        assert apart(tokens[: len(theirs[name])], theirs[name]) < 1e-4
+    assert apart(maps.patches, theirs["last_hidden_state"][:, 1:]) < 1e-4
+    assert apart(maps.pooled, theirs["pooler_output"]) < 1e-4
