@@ -1,13 +1,13 @@
-"""docs/api.md has every public name, and no argument that is none."""
+"""docs/api.md has every public name; the package is imported piece by piece."""
 
 import ast
-import dataclasses
 import inspect
 import re
 
 import pytest
 
 import imagepiece_jax
+from imagepiece_jax.inference import predictor
 from tests.command import start
 from tests.models import tiny
 from tests.runs import ROOT
@@ -31,22 +31,6 @@ def test_signatures_have_arguments_that_exist_and_their_defaults():
         for argument, default in named:
             if default and not default.isupper():  # of a constant
                 assert ast.literal_eval(default) == parameters[argument].default, name
-
-
-def test_a_config_is_read_from_a_name_or_a_folder_and_makes_the_model(tmp_path):
-    config = imagepiece_jax.read_config("deit_ti")
-    assert isinstance(config, imagepiece_jax.ViTConfig)
-    narrow = dataclasses.replace(config, embed_dim=48)
-    assert imagepiece_jax.create_model(narrow).config == narrow
-    assert imagepiece_jax.create_model("deit_ti").config == config
-    vit = tiny.pretrained()
-    folder = imagepiece_jax.save(vit, tmp_path / "saved")
-    for path in (folder, str(folder), folder / "config.json"):
-        assert imagepiece_jax.read_config(path) == vit.config
-    with pytest.raises(
-        imagepiece_jax.InputError, match="config is 'resnet50', no name"
-    ):
-        imagepiece_jax.read_config("resnet50")
 
 
 def test_rooms_do_not_hide_functions_of_their_names():
@@ -87,6 +71,26 @@ def test_library_calls_print_nothing_unless_asked(tmp_path, asked):
 
 @pytest.mark.parametrize("name", ["optimize", "Predictor"])
 def test_a_wrong_option_is_a_type_error(name):
-    function = getattr(imagepiece_jax, name)
     with pytest.raises(TypeError, match="zebra"):
-        function(tiny.pretrained(), batch_size=1, zebra=1)
+        getattr(imagepiece_jax, name)(tiny.pretrained(), batch_size=1, zebra=1)
+
+
+IMPORTED = """
+import sys, imagepiece_jax as i
+loaded = lambda *names: print(*(name in sys.modules for name in names))
+assert set(i.__all__) <= set(dir(i))
+loaded("jax")
+i.create_model
+loaded("jax", "orbax", "ml_collections")
+i.create_model("deit_ti", reduction="tome")
+methods = "imagepiece_jax.reduction.methods."
+loaded(methods + "tome", methods + "atc")
+"""
+
+
+def test_the_package_imports_nothing_until_it_is_used():
+    ended = start("-c", IMPORTED, PYTHONPATH=str(ROOT))
+    assert (ended.out, ended.err) == ("False\nTrue False False\nTrue False\n", "")
+    assert imagepiece_jax.Predictor is predictor.Predictor
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        _ = imagepiece_jax.lode

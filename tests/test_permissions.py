@@ -6,16 +6,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import imagepiece_jax
 from imagepiece_jax.common import files
 from imagepiece_jax.common.orbax_files import StepWriter
-from tests.models import recoveries
 
 UMASK = 0o027  # of no system by default: files are 0640 and folders 0750
-
-
-def saved(folder):
-    imagepiece_jax.save(recoveries.recovered(), folder / "recovered")
 
 
 def checkpoints(folder):
@@ -35,7 +29,6 @@ def a_library_that_chooses(folder):
 
 
 WRITERS = {
-    "save": saved,
     "library": a_library_that_chooses,
     "checkpoints": checkpoints,
 }

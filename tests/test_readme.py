@@ -32,6 +32,7 @@ from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights import hub
 from tests.command import call
 from tests.models import make, tiny
+from tests.pictures import noise, write_images
 from tests.rounding import assert_close
 from tests.shallow import deit_ti
 
@@ -237,32 +238,20 @@ def test_a_photograph_has_its_class_without_this_package(folder, assets):
         assert abs(space["odds"].max() - found.probability) < 1e-4
 
 
-@pytest.fixture
-def exported(tmp_path, monkeypatch):
-    """model.onnx of a model with ToMe where the reader is, and images for it."""
-    pytest.importorskip("onnx")
+def test_the_recipe_of_int8_runs(tmp_path, monkeypatch):
+    """Weights are int8, and images that were not calibrated with have like logits."""
+    onnx = pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
     graph = onnx_model(tiny.pretrained("tome:r=5"))
     (tmp_path / "model.onnx").write_bytes(graph.SerializeToString())
-    rng = np.random.default_rng(0)
-    return rng.normal(size=(16, tiny.SIDE, tiny.SIDE, 3)).astype(np.float32)
-
-
-def float_logits(images):
-    runtime = pytest.importorskip("onnxruntime")
-    session = runtime.InferenceSession("model.onnx")
-    return session.run(None, {"images": images})[0]
-
-
-def test_the_recipe_of_int8_runs(exported):
-    """Weights are int8, and images that were not calibrated with have like logits."""
-    wanted = float_logits(exported[8:])
+    images = np.asarray(tiny.images(16))
+    session = onnxruntime.InferenceSession("model.onnx")
+    (wanted,) = session.run(None, {"images": images[8:]})
     start = "import numpy as np\nimport onnxruntime\nfrom onnxruntime"
-    space = run(DOCS / "int8.md", start, {"images": exported[:8]})
-    logits = space["session"].run(None, {"images": exported[8:]})[0]
+    space = run(DOCS / "int8.md", start, {"images": images[:8]})
+    (logits,) = space["session"].run(None, {"images": images[8:]})
     assert 0 < np.abs(logits - wanted).max() < 0.1 * np.ptp(wanted)
-    import onnx
-
     graph = onnx.load("model_int8.onnx").graph
     kinds = [tensor.data_type for tensor in graph.initializer if len(tensor.dims) > 1]
     assert kinds.count(onnx.TensorProto.INT8) == 6 * tiny.DEPTH + 2  # stem and head
@@ -308,11 +297,7 @@ def downloaded(tmp_path, monkeypatch, assets, hub_of_pages):
 
 def test_the_first_lines_run_without_the_hub(downloaded, monkeypatch, capsys):
     """With few photographs, and a step of recovery instead of 250."""
-    (downloaded / "photos").mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(24):
-        pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)
-        Image.fromarray(pixels).save(downloaded / "photos" / f"{number}.png")
+    write_images(downloaded / "photos", noise(24, 64, 64))
     quick = functools.partial(imagepiece_jax.recover, steps=1, batch_size=8)
     monkeypatch.setattr(imagepiece_jax, "recover", quick)
     space = run(README, "import imagepiece_jax\n", {})
@@ -332,13 +317,8 @@ def test_the_block_of_commands_runs_as_pasted(downloaded, monkeypatch):
     """Its four commands, on a few images, a step, and the photograph of the package."""
     pytest.importorskip("onnx")
     pytest.importorskip("matplotlib")
-    rng = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for number in range(32):
-            folder = downloaded / "imagenette2-160" / split / "n01440764"
-            folder.mkdir(parents=True, exist_ok=True)
-            pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)
-            Image.fromarray(pixels).save(folder / f"{number}.png")
+    for split, images in zip(("train", "val"), noise(2, 32, 64, 64), strict=True):
+        write_images(downloaded / "imagenette2-160" / split / "n01440764", images)
     (downloaded / "imagepiece_jax").symlink_to(ROOT / "imagepiece_jax")
     text = README.read_text("utf-8")
     lines = re.findall(r"^imagepiece (\w+) (.*)$", text, re.MULTILINE)

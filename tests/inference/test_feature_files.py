@@ -18,6 +18,7 @@ from imagepiece_jax.data import pictures
 from imagepiece_jax.inference import feature_files, feature_folder, optimize
 from imagepiece_jax.inference.feature_files import write_features
 from tests.models import tiny
+from tests.pictures import noise, write_images
 from tests.refused import refused
 
 COUNT = 22  # photographs, in batches of 4
@@ -35,10 +36,7 @@ def vit():
 def photographs(tmp_path_factory):
     """Paths of images of noise, of which three are damaged."""
     folder = tmp_path_factory.mktemp("photographs")
-    rng = np.random.default_rng(0)
-    for number in range(COUNT):
-        pixels = rng.integers(0, 256, (tiny.SIDE, tiny.SIDE, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:02}.png")
+    write_images(folder, noise(COUNT, tiny.SIDE, tiny.SIDE))
     for number in DAMAGED:
         (folder / f"{number:02}.png").write_bytes(b"nothing %d" % number)
     return pictures.find_images([folder])
@@ -111,9 +109,7 @@ def test_vectors_are_compared_with_the_dense_model_s(
 def test_a_stem_may_join_pixels_as_on_gpus(monkeypatch, dtype, most):
     """What its first convolution adds are the same products, and zeros."""
     vit = tiny.pretrained(tiny.EVIT, stem="conv").analyzed(dtype)
-    pixels = np.random.default_rng(0).integers(
-        0, 256, (4, *[tiny.SIDE] * 2, 3), np.uint8
-    )
+    pixels = noise(4, tiny.SIDE, tiny.SIDE)
     found = []
     for joined in (1, vit.model.config.patch_size):
         monkeypatch.setattr(optimize, "joined_pixels", lambda *_, n=joined: n)

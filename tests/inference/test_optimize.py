@@ -206,7 +206,7 @@ def test_a_program_is_described(program):
 @pytest.mark.parametrize(
     "option, value, said",
     [
-        ("batch_size", None, ""),
+        *(("batch_size", size, "") for size in (None, 0)),
         ("dtype", "int8", ""),
         ("dtype", "float16", ""),
         ("gelu", "quick", "but the model's GELU is 'exact'"),

@@ -20,6 +20,7 @@ from imagepiece_jax.recover import recover, recovery_images, recovery_step
 from tests import forked, programs, runs
 from tests.models import recoveries, tiny
 from tests.oracles import softmax
+from tests.pictures import write_images
 from tests.refused import refused
 from tests.rounding import assert_close
 
@@ -38,14 +39,6 @@ def reduced(reduction=DROPPING, **options):
 def noise(count=48, side=SIDE, seed=0):
     draw = np.random.default_rng(seed)
     return draw.integers(0, 256, (count, side, side, 3), np.uint8)
-
-
-def write(folder, images):
-    """Their files, 00.png, 01.png, .. of a folder."""
-    paths = [folder / f"{number:02}.png" for number in range(len(images))]
-    for path, pixels in zip(paths, images, strict=True):
-        Image.fromarray(pixels).save(path)
-    return paths
 
 
 @pytest.fixture(scope="module")
@@ -363,7 +356,7 @@ def slow(monkeypatch, clock, name, seconds, first=None):
 
 
 def test_damaged_images_are_left_out(vit, tmp_path, monkeypatch):
-    first, *_ = write(tmp_path, noise(49))
+    first, *_ = write_images(tmp_path, noise(49))
     first.write_bytes(b"no image")
     learned, held_out = divided(monkeypatch, vit, tmp_path)
     assert (len(learned), len(held_out)) == (32, 16)
@@ -564,18 +557,19 @@ def test_images_that_are_all_alike_are_learned_from(vit, caplog):
 
 
 MISTAKES = [
-    ({"images": noise(23)}, "images", 23),
-    ({"images": np.float32(noise())}, "images", "float32 [48, 20, 20, 3]"),
-    ({"images": noise(1)[0]}, "images", 1),
-    ({"steps": 3, "minutes": 1.0}, "minutes", None),
-    ({"parameters": "weights"}, "parameters", "weights"),
-    ({"batch_size": 0}, "batch_size", 0),
-    ({"steps": 0}, "steps", 0),
+    ({"images": noise(23)}, "images"),
+    ({"images": []}, "images"),
+    ({"images": np.float32(noise())}, "images"),
+    ({"images": noise(1)[0]}, "images"),
+    ({"steps": 3, "minutes": 1.0}, "minutes"),
+    ({"parameters": "weights"}, "parameters"),
+    ({"batch_size": 0}, "batch_size"),
+    ({"steps": 0}, "steps"),
 ]
 
 
-@pytest.mark.parametrize("given, subject, value", MISTAKES)
-def test_mistakes_are_refused(vit, monkeypatch, given, subject, value):
+@pytest.mark.parametrize("given, subject", MISTAKES)
+def test_mistakes_are_refused(vit, monkeypatch, given, subject):
     monkeypatch.setattr(recover, "Fit", None)  # nothing is compiled before
     with refused(subject):
         recovered(vit, **given)
@@ -599,7 +593,7 @@ def test_a_dense_model_may_say_that_its_attention_is_proportional():
 
 
 def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
-    files = write(tmp_path, noise(3))
+    files = write_images(tmp_path, noise(3))
     sources = [as_source(tmp_path), as_source(files)]
     sources += [as_source([*noise(3)]), as_source(noise(3))]
     sources += [as_source(map(Image.open, files)), as_source(jax.numpy.array(noise(3)))]
@@ -616,7 +610,7 @@ def test_a_file_that_is_named_twice_is_not_both_learned_and_held_out(
     vit, tmp_path, monkeypatch, kind
 ):
     count = 30
-    write(tmp_path, noise(count))
+    write_images(tmp_path, noise(count))
     images = [tmp_path, tmp_path / ".." / tmp_path.name]
     if kind == "csv":
         rows = [f"{number % count:02}.png,0,train" for number in range(2 * count)]

@@ -76,6 +76,8 @@ def test_a_file_has_a_public_name_or_a_config_or_is_refused(file, tmp_path):
             imagepiece_jax.load(tmp_path / f"{SEVERAL}.npz", config=config)
     with refused("config is 'deit_tinny', no name and no file; did you mean"):
         imagepiece_jax.load(file, config="deit_tinny")
+    with refused("class_names"):
+        imagepiece_jax.load(file, config=CONFIG, class_names="0123456")
     with refused(f"config is '{SEVERAL}.augreg', no name and no file", TAGS):
         imagepiece_jax.load(file, config=f"{SEVERAL}.augreg")
 

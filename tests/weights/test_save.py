@@ -342,7 +342,8 @@ def test_files_of_others_in_a_saved_folder_stay(tmp_path):
 
 def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
     """Who works there would see an empty folder, the one that was there before."""
-    for folder in (tmp_path, imagepiece_jax.save(made(), tmp_path / "m")):
+    (tmp_path / "new").mkdir()
+    for folder in (tmp_path / "new", imagepiece_jax.save(made(), tmp_path / "m")):
         monkeypatch.chdir(folder)
         with refused("is the working directory"):
             imagepiece_jax.save(made(), ".")
