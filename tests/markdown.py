@@ -4,7 +4,6 @@ from tests.runs import ROOT
 
 
 def cells(line):
-    """The cells of a row."""
     return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
 

@@ -17,7 +17,6 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (4, *[tiny.SIDE] * 2, 3), np.
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """The folder of an encoder that reads the mean."""
     encoder = tiny.pretrained(num_classes=0, class_token=False, depth=2)
     return imagepiece_jax.save(encoder, tmp_path_factory.mktemp("encoder") / "weights")
 

@@ -49,9 +49,8 @@ def test_a_mistyped_flag_imports_no_jax(command):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Weights, and photographs, of 16 pixels a side."""
     folder = tmp_path_factory.mktemp("examples")
-    vit = tiny.pretrained(num_classes=10, image_size=16)
+    vit = tiny.pretrained(num_classes=10, image_size=16, depth=2)
     imagepiece_jax.save(vit, folder / "weights")
     write_images(folder / "photos", noise(3, 16, 16))
     return folder

@@ -80,7 +80,6 @@ MISTAKES = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Weights of ten classes and of none, and images of their size."""
     folder = tmp_path_factory.mktemp("mistakes")
     vit = tiny.pretrained(num_classes=10, image_size=16)
     imagepiece_jax.save(vit, folder / "weights")
@@ -101,7 +100,6 @@ def folder(tmp_path_factory):
 
 
 def contents(folder):
-    """{file: its bytes}, and folders."""
     found = {}
     for path in sorted(folder.rglob("*")):
         found[path] = path.read_bytes() if path.is_file() else None

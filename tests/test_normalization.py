@@ -81,7 +81,6 @@ def folder(model, variables, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(model, variables, folder):
-    """mean -> (logits, mean loss) of the images, normalized by NumPy."""
     pixels = np.load(folder / "pixels.npy")
     labels = np.arange(40) % 10
 

@@ -44,7 +44,6 @@ SOURCES = (".py", ".json", ".txt", ".gz")
 
 
 def requirements(name):
-    """Lines of a requirements file without comments."""
     lines = (line.partition("#")[0] for line in (ROOT / name).read_text().splitlines())
     return [line.strip() for line in lines if line.strip()]
 

@@ -28,10 +28,7 @@ def a_library_that_chooses(folder):
         safetensors.numpy.save_file(tensors, new / "file")
 
 
-WRITERS = {
-    "library": a_library_that_chooses,
-    "checkpoints": checkpoints,
-}
+WRITERS = {"library": a_library_that_chooses, "checkpoints": checkpoints}
 
 
 @pytest.fixture

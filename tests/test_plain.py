@@ -54,7 +54,6 @@ def test_a_command_on_weights_needs_no_configs():
 
 @pytest.fixture
 def without(monkeypatch):
-    """A function that makes a package unimportable."""
     return lambda module: monkeypatch.setitem(sys.modules, module, None)
 
 

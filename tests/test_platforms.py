@@ -21,7 +21,6 @@ def gpu(capability="9.0", **attributes):
 
 
 def test_the_benchmarked_device(monkeypatch):
-    """Its name, dtype and queued calls."""
     assert xla_options.fast_dtype() == "float32"
     assert timer.TimedCall(None).ahead == 0
     assert f"{device.cores()} cores" in device.name()
@@ -34,7 +33,6 @@ def test_the_benchmarked_device(monkeypatch):
 
 @pytest.mark.parametrize("dtype, named", [("float32", False), ("bfloat16", True)])
 def test_a_speed_is_that_of_what_the_device_takes(monkeypatch, dtype, named):
-    """The form of GELU, and the sizes of fused attention."""
     vit = tiny.pretrained(dtype=dtype, embed_dim=24)
     here = Clock().setting(vit)
     assert not {"gelu", "sizes"} & here.keys()

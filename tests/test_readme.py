@@ -259,7 +259,6 @@ def test_the_recipe_of_int8_runs(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """Folders of the hub by id, with small models and random weights."""
     parent = tmp_path_factory.mktemp("hub")
     folders = {}
     for name in (
@@ -333,7 +332,6 @@ def test_the_block_of_commands_runs_as_pasted(downloaded, monkeypatch):
 
 
 def test_the_lines_with_the_hub_run(hub_of_pages, capsys):
-    """On a small model in place of the hub's."""
     space = run(
         DOCS / "features.md",
         "import numpy as np\nfrom PIL",
@@ -345,7 +343,6 @@ def test_the_lines_with_the_hub_run(hub_of_pages, capsys):
 
 
 def test_the_examples_of_configs_run(tmp_path, monkeypatch):
-    """On a model of one block in place of the public one."""
     name = "vit_small_patch16_224.augreg_in21k_ft_in1k"
     monkeypatch.setitem(registry.public_models()[name.partition(".")[0]], "depth", 1)
     monkeypatch.setattr(registry, "config", registry.config.__wrapped__)

@@ -134,7 +134,6 @@ def measured(vit, tmp_path):
 
 
 def is_measured(weights):
-    """Whether the accuracy of the weights as they are has been measured."""
     measured = []
     setting = weights.setting("accuracy", weights.vit.reduction)
     weights.cache.result(setting, lambda: measured.append(1) or {})

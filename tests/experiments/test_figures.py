@@ -79,24 +79,25 @@ STORED = {
 }
 
 
+@pytest.fixture(scope="module")
+def drawings():
+    return figures.draw_all()
+
+
 @pytest.mark.parametrize("name", STORED)
-def test_every_point_is_a_stored_figure(name):
-    (axes,) = figures.draw_all()[name].axes
+def test_a_page_shows_the_stored_figures(name, drawings):
+    """python -m experiments.figures draws the picture again."""
+    (axes,) = drawings[name].axes
     drawn = {line.get_label(): line.get_xydata() for line in axes.lines}
     stored = STORED[name]()
     assert drawn.keys() == stored.keys()
     for label, points in stored.items():
         points = np.reshape(points, (-1, 2))
         np.testing.assert_allclose(drawn[label], points, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("name", STORED)
-def test_a_page_shows_the_picture_of_today(name):
-    """python -m experiments.figures draws it again."""
     path = markdown.ROOT / f"docs/{name}.svg"
     assert path.stat().st_size < 100_000
     assert f"]({name}.svg)" in markdown.section(f"docs/{name}.md")
-    assert figures.digest(figures.draw_all()[name]) in path.read_text("utf-8")
+    assert figures.digest(drawings[name]) in path.read_text("utf-8")
 
 
 def test_another_figure_is_another_picture():

@@ -101,12 +101,6 @@ def test_all_pairs_of_candidates_by_hand():
     assert_close(similarity(TEN, TEN_COUNTS), expected)
 
 
-def test_merged_slots_by_hand(retokenized):
-    """Tokens 0 1 2 4 7 8 9 are left; 1, 7 and 8 have swallowed one each."""
-    expected = [[False, True, False, False, True, True, False]]
-    assert retokenized["slots"].tolist() == expected
-
-
 def test_distance_of_pairs_by_hand(retokenized):
     """On rows of four: 6 (1,2) to 8 (2,0), 5 (1,1) to 7 (1,3), 3 (0,3) to 1 (0,1)."""
     assert_close(retokenized["distance"], [(np.sqrt(5) + 2 + 2) / 3], units=4)

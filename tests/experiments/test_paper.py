@@ -11,7 +11,6 @@ from tests.experiments import tiny_paper
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    """Flags that fit the tiny weights."""
     weights = tiny_paper.pretrained(tmp_path_factory.mktemp("weights"))
     folder = tmp_path_factory.mktemp("saved") / "weights"
     imagepiece_jax.save(weights, folder)

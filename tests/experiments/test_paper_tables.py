@@ -72,7 +72,6 @@ def slow_ratio(outputs, place, after, count):
 
 @pytest.fixture(scope="module")
 def observed(study, pretrained):
-    """ImagePiece's model and its outputs for all images."""
     reduction = "imagepiece"
     model = merges.observed(pretrained.model_with(reduction))
     variables = pretrained.variables
@@ -100,11 +99,7 @@ def test_ratios_of_merged_tokens_are_those_of_a_slow_count(study, pretrained, ob
             assert figures[name][0] == pytest.approx(slow, rel=1e-5)
 
 
-ROWS = (
-    DENSE,
-    TableRow("ToMe", TOME),
-    TableRow("ImagePiece", "imagepiece", "conv"),
-)
+ROWS = (DENSE, TableRow("ToMe", TOME), TableRow("ImagePiece", "imagepiece", "conv"))
 
 
 def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(study):
@@ -124,7 +119,6 @@ def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(study):
 
 @pytest.mark.slow
 def test_runs_of_several_seeds_are_paired_with_their_own_dense(tmp_path):
-    """Two dense models and two with ToMe's reduction, seeds 0 and 1."""
     dense = [tiny_paper.pretrained(tmp_path, seed, depth=2) for seed in (0, 1)]
     reduced = [vit.with_reduction(TOME) for vit in dense]
     runs = TrainedRuns((*dense, *reduced))

@@ -21,6 +21,7 @@ from imagepiece_jax.reduction.state import (
     start,
 )
 from tests.models import tiny
+from tests.pictures import noise, write_images
 from tests.refused import refused
 from tests.rounding import assert_close
 from tests.runs import ROOT
@@ -92,18 +93,8 @@ def test_dropped_patches_are_filled(fill, lost):
     assert first_channel(feature_map(outputs, GRID, fill)) == expected
 
 
-def test_a_dropped_patch_follows_the_token_nearest_to_it_the_first_of_equals():
-    """0 is like 1, which is dropped later, then like 3; 5 is like 4, merged with 2."""
-    degrees = np.radians([0, 10, 90, 30, 160, 155])
-    patches = np.stack([np.cos(degrees), np.sin(degrees)], axis=1)
-    first = slots(-1, 0, 1, 2, 1, -1)
-    second = slots(-1, 0, 1)
-    outputs = outputs_of(state_of(patches), (first, 0), (second, 0))
-    features = feature_map(outputs, GRID)[0].reshape(6, 2)
-    merged = (patches[2] + patches[4]) / 2
-    kept = patches[3]
-    expected = [kept, kept, merged, kept, merged, merged]
-    assert_close(features, expected, units=8)
+def test_a_dropped_patch_follows_the_first_of_equally_near_tokens():
+    """test_features_encoder has an oracle of the nearest."""
     patches = [[1.0, 0], [2, 2], [3, 3], [0, 4], [1, 1], [5, 5]]
     outputs = outputs_of(state_of(patches), (slots(0, 1, 2, 3, -1, -1), 0))
     features = feature_map(outputs, GRID, "nearest")[0].reshape(6, 2)
@@ -129,42 +120,44 @@ def test_learned_tokens_are_spread_by_their_weights_of_each_patch():
 
 
 @pytest.mark.parametrize(
-    "options, state, steps, field, value",
+    "fill, state, results, said",
     [
-        ({"fill": "mean"}, {}, {}, "fill", "mean"),
-        ({"fill": "class"}, {"num_prefix": 0}, {}, "fill", "class"),
-        ({}, {"mask": jnp.ones((1, 6))}, {}, "outputs", None),
-        ({}, {}, {"results": (Masking(np.ones((1, 6))),)}, "outputs", None),
+        ("mean", {}, (), "fill"),
+        ("class", {"num_prefix": 0}, (), "fill"),
+        ("last", {"mask": jnp.ones((1, 6))}, (), "outputs"),
+        (
+            "last",
+            {},
+            (Masking(np.ones((1, 6))),),
+            "outputs are those of masked training",
+        ),
     ],
 )
-def test_impossible_maps_are_refused(options, state, steps, field, value):
-    """Such as those of masked training."""
+def test_impossible_maps_are_refused(fill, state, results, said):
     outputs = outputs_of(state_of(PATCHES))
-    if steps:
-        taps = ReducerInputs(outputs.state.x[:, 1:], outputs.state.size[:, 1:])
-        outputs = outputs.replace(taps=(taps,), **steps)
-    outputs = outputs.replace(state=outputs.state.replace(**state))
-    text = "outputs are those of masked training" if steps else ""
-    with refused(field, text):
-        features.feature_map(outputs, **{"grid": GRID} | options)
+    taps = ReducerInputs(outputs.state.x[:, 1:], outputs.state.size[:, 1:])
+    taps = (taps,) * len(results)
+    state = outputs.state.replace(**state)
+    outputs = outputs.replace(state=state, results=results, taps=taps)
+    with refused(said):
+        features.feature_map(outputs, GRID, fill)
 
 
 def test_photographs_are_taken_as_a_predictor_takes_them(tmp_path):
-    """Paths, bytes and PIL images of any size, one or several, turned and cropped."""
     vit = tiny.pretrained(depth=1).with_preprocessing(crop=0.8)
-    noise = np.random.default_rng(0).integers(0, 256, (2, 30, 44, 3), np.uint8)
-    photographs = [Image.fromarray(image) for image in noise]
+    images = noise(2, 30, 44)
+    photographs = [Image.fromarray(image) for image in images]
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6  # to be turned by 90 degrees clockwise
     photographs[0].save(tmp_path / "turned.png", exif=exif)
-    turned = noise[0].swapaxes(0, 1)[:, ::-1]
-    pixels = np.stack([vit.preprocessing(turned), vit.preprocessing(noise[1])])
+    turned = images[0].swapaxes(0, 1)[:, ::-1]
+    pixels = np.stack([vit.preprocessing(turned), vit.preprocessing(images[1])])
     wanted = features.features(vit, pixels).patches
     path = tmp_path / "turned.png"
-    for several in ([path, photographs[1]], iter([path, noise[1]])):
+    for several in ([path, photographs[1]], iter([path, images[1]])):
         found = features.features(vit, several).patches
         np.testing.assert_array_equal(found, wanted)
-    for one in (photographs[1], noise[1], jnp.asarray(noise[1])):
+    for one in (photographs[1], images[1], jnp.asarray(images[1])):
         found = features.features(vit, one).patches
         np.testing.assert_allclose(found, wanted[1:], rtol=1e-5, atol=1e-5)
     with pytest.warns(UserWarning, match="images are far from 0") as warned:
@@ -175,9 +168,8 @@ def test_photographs_are_taken_as_a_predictor_takes_them(tmp_path):
 def test_a_folder_and_many_files_are_computed_in_batches(tmp_path, monkeypatch):
     """Two at a time, of which the last has one image of the five twice."""
     vit = tiny.pretrained("tome:r=4", depth=1)
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 20, 20, 3), np.uint8)
-    for number, image in enumerate(pixels):
-        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    pixels = noise(5, 20, 20)
+    write_images(tmp_path, pixels)
     options = {"layers": np.array([0])}
     wanted = features.features(vit, pixels, **options)
     whole = features.features(vit, tmp_path, layers=1)
@@ -230,7 +222,6 @@ def test_weights_on_the_device_outlive_a_trace_and_are_not_changed_behind_them()
 
 @pytest.mark.slow
 def test_the_example_of_the_docs_runs(tmp_path, monkeypatch, assets):
-    """With four blocks of the public weights, in the folder of the reader."""
     deit_ti(monkeypatch, 4)
     weights = assets / "weights" / "deit_tiny_patch16_224.pth"
     (tmp_path / weights.name).symlink_to(weights)

@@ -22,7 +22,6 @@ def close(got, want):
 
 
 def test_a_layer_is_what_a_shorter_model_ends_with():
-    """One of a block, which is the first of two."""
     vit = tiny.pretrained(arch=DINOV2, depth=2)
     images = tiny.images(2)
     found = features(vit, images, layers=(1, 0))
@@ -42,14 +41,12 @@ def test_a_layer_is_what_a_shorter_model_ends_with():
 
 @pytest.fixture(scope="module")
 def reduced():
-    """(a model that merges and drops, its Outputs)."""
     vit = tiny.pretrained(PIECE, depth=2)
     return vit, tiny.compiled(vit.model.apply)(vit.variables, tiny.images(2))
 
 
 @pytest.mark.parametrize("fill", ["nearest", "last"])
 def test_after_a_reduction_every_patch_has_the_feature_of_its_token(reduced, fill):
-    """By the map from patches to tokens."""
     vit, out = reduced
     found = features(vit, tiny.images(2), fill=fill, layers=[0, 1])
     source = np.asarray(tiny.slots(out))

@@ -14,6 +14,7 @@ from imagepiece_jax.inference import predictor as api
 from imagepiece_jax.models.config import MEAN, STD
 from tests.models import recoveries, tiny
 from tests.oracles import softmax
+from tests.pictures import noise, write_images
 from tests.refused import refused
 from tests.rounding import assert_close
 
@@ -29,8 +30,7 @@ def trained():
 
 @pytest.fixture(scope="module")
 def pictures():
-    shape = (3, tiny.SIDE, tiny.SIDE, 3)
-    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    return noise(3, tiny.SIDE, tiny.SIDE)
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +81,9 @@ def test_generators_and_arrays_of_several(predictor, pictures, tmp_path):
 
 
 def test_a_folder_stands_for_all_of_its_images(predictor, pictures, tmp_path, capsys):
-    """Those of sub-folders come last, and other files are said to be left out."""
-    (tmp_path / "val").mkdir()
-    for number, name in enumerate(("b.png", "val/a.png", "a.png")):
-        Image.fromarray(pictures[number]).save(tmp_path / name)
+    write_images(tmp_path, pictures)
     (tmp_path / "notes.txt").write_text("no image")
-    want = [predictor(pictures[number]) for number in (2, 0, 1)]
+    want = predictor(pictures)
     for folder in (tmp_path, str(tmp_path)):
         assert all(map(close, predictor(folder), want))
         assert len([*predictor.stream(folder)]) == 3
@@ -100,9 +97,7 @@ def test_images_are_read_when_they_are_given(predictor, pictures, tmp_path):
     """A camera fills one buffer again and again, and files are closed."""
     want = predictor(pictures)
     buffer = np.empty_like(pictures[0])
-    names = [tmp_path / f"{i}.png" for i in range(len(pictures))]
-    for name, picture in zip(names, pictures, strict=True):
-        Image.fromarray(picture).save(name)
+    names = write_images(tmp_path, pictures)
 
     def frames():
         for picture in [*pictures] * 2:
@@ -195,7 +190,7 @@ def test_images_are_cropped_as_the_weights_say(trained, traced_once):
     vit = trained.with_preprocessing(**prepared)
     options = {"batch_size": 1, "top": 7} | QUICK
     predict = imagepiece_jax.Predictor(vit, **options)
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
+    pixels = noise(40, 30)
     small = Image.fromarray(pixels).resize((tiny.SIDE,) * 2, Image.Resampling.BILINEAR)
     assert predict(pixels) == predict(np.asarray(small))
 

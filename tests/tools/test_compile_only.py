@@ -69,7 +69,6 @@ def test_a_training_step_is_compiled_whole(compiled):
 
 
 def test_what_is_compiled_is_the_function(monkeypatch):
-    """Here for this computer, in place of the described GPU."""
     monkeypatch.setattr(compile_only, "device", lambda: jax.devices("cpu")[0])
     monkeypatch.setattr(compile_only, "lower", lambda traced: traced.lower())
     monkeypatch.setattr(compile_only.xla_options, "options", lambda platform: {})

@@ -16,7 +16,6 @@ def random_image(height, width, seed=0):
 
 
 def random_source(patches, slots, seed=0):
-    """Every slot filled, some patches dropped."""
     rng = np.random.default_rng(seed)
     rest = rng.integers(DROPPED, slots, patches - slots)
     return rng.permutation(np.concatenate([np.arange(slots), rest]))

@@ -17,7 +17,6 @@ def images():
 
 
 def twice(row):
-    """The same for both images."""
     return np.stack([np.asarray(row)] * 2)
 
 

@@ -150,7 +150,6 @@ def test_the_arguments_of_timms_class_make_its_parts(name):
 
 
 def test_names_from_before_timm_0_9():
-    """The tag that timm has for one says which weights it named."""
     images = {"input_size": [3, 224, 224], **HALF}
     former = {"architecture": "vit_small_patch16_224_dino", "num_classes": 0} | images
     found = config_json.parse(former, {}).config
@@ -232,7 +231,10 @@ DISTILLED = "deit_tiny_distilled_patch16_224"
         ),
         # timm would put another function into a gate, has another head to distill,
         # and computes with neither.
-        *((GATED, {"act_layer": x}, {"resize": "antialias"}) for x in ("silu", "swish")),
+        *(
+            (GATED, {"act_layer": x}, {"resize": "antialias"})
+            for x in ("silu", "swish")
+        ),
         (DISTILLED, {"fc_norm": False}, {}),
         # Its name says that the mean has no norm behind it.
         ("vit_base_patch16_gap_224", {"final_norm": False}, {"final_norm": False}),
@@ -292,7 +294,6 @@ SQUARE = {"size": {"height": 224, "width": 224}}
 
 
 def transformers(config, images=SQUARE):
-    """The ViTConfig of a config.json and a preprocessor_config.json."""
     return config_json.parse(config, images).config
 
 
@@ -489,7 +490,6 @@ def test_options_of_open_clip_that_no_model_has(field, value):
 
 
 def test_a_file_is_named(tmp_path):
-    """test_load has files that are no JSON."""
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
     (tmp_path / "preprocessor_config.json").write_text('{"size": 224}')
     with refused(f"{tmp_path / 'config.json'}: model_type is "):

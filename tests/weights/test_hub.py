@@ -29,7 +29,6 @@ def variables():
 
 @pytest.fixture(scope="module")
 def files(variables):
-    """The files of a repository, as bytes by name."""
     weights = safetensors.numpy.save(timm_tensors.to_timm(variables))
     config = json.dumps(TIMM).encode()
     return {"config.json": config, "model.safetensors": weights, "README.md": b"#"}
@@ -52,7 +51,6 @@ def cache(tmp_path, monkeypatch):
 
 
 def lay_out(cache, files, commit=COMMIT, ref="main", name="org/name"):
-    """Files of a commit as huggingface_hub keeps them: blobs, refs and snapshots."""
     folder = cache / f"models--{name.replace('/', '--')}"
     snapshot = folder / "snapshots" / commit
     for part in (snapshot, folder / "blobs", folder / "refs"):
@@ -183,7 +181,6 @@ def online(cache, files, monkeypatch):
 
 
 def cached(cache):
-    """Names of the files in the snapshots of a cache."""
     return {path.name for path in cache.glob("models--*/snapshots/*/*")}
 
 

@@ -128,7 +128,6 @@ def test_a_value_that_is_not_finite_is_an_error_at_load(tmp_path, part, image_si
 
 
 def small(*names):
-    """Tensors whose shapes do not matter."""
     return {name: np.zeros((4, 4), np.float32) for name in names}
 
 
@@ -147,10 +146,7 @@ SCALAR = {"patch_embed.proj.weight": np.zeros(3), "cls_token": np.array(1.0)}
 @pytest.mark.parametrize(
     "tensors, problem",
     [
-        (
-            small("a", "b.c", "d", "e"),
-            "it has tensors, such as a, b.c, d, of",
-        ),
+        (small("a", "b.c", "d", "e"), "it has tensors, such as a, b.c, d, of"),
         (small(f"swin.{PATCHES}", SWIN), f"tensor {SWIN} has no place in transformers"),
         (small("img/embedding/kernel", LLM), f"tensor {LLM} has no place in"),
         (

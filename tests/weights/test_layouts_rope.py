@@ -94,7 +94,6 @@ def transformers(tensors, keys=None, inside=""):
 
 
 def eva(tensors):
-    """EVA-02's file, with the angles of the grid in every block."""
     angles = {f"{at}rope.freqs_cos": np.ones(4) for at in ("", "blocks.0.attn.")}
     return renamed(tensors, EVA) | angles
 
@@ -160,7 +159,6 @@ def test_a_bias_of_keys_that_is_nothing_is_none(fixture, keys, mask):
 
 
 def test_keys_of_all_blocks_have_a_bias_or_none(fixture):
-    """In the first block here it is zero."""
     tensors = own(fixture[DINOV3], mask=None)
     tensors["blocks.0.attn.qkv.bias"][WIDTH : 2 * WIDTH] = 0
     found = layouts.with_timm_names(tensors)

@@ -44,13 +44,11 @@ def variables():
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory, variables):
-    """A weights file without a public name."""
     return tiny.write(tmp_path_factory.mktemp("weights") / "w.npz", variables)
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, file):
-    """The folder of the same model."""
     vit = imagepiece_jax.load(file, config=CONFIG)
     return imagepiece_jax.save(vit, tmp_path_factory.mktemp("saved") / "m")
 
@@ -93,7 +91,6 @@ def test_a_config_is_one_or_its_name_or_its_file(file, saved, variables):
 
 
 def test_a_config_goes_over_that_of_a_folder(saved):
-    """Which has the classes, the reduction and the rest."""
     config = load.read_config(saved)
     assert config == CONFIG
     config = dataclasses.replace(config.with_arch(gelu="tanh"), mean=HALF)
@@ -239,7 +236,6 @@ def test_a_config_is_in_a_file_of_its_name(tmp_path, name):
 
 
 def test_the_file_that_is_named_is_read(saved, tmp_path):
-    """A folder of OpenCLIP may have a config.json, too."""
     shutil.copy(saved / "config.json", tmp_path)
     (tmp_path / "open_clip_config.json").write_text("{}")
     assert load.read_config(tmp_path / "config.json") == CONFIG
@@ -248,14 +244,12 @@ def test_the_file_that_is_named_is_read(saved, tmp_path):
 
 
 def test_a_folder_of_weights_may_lack_a_config(file):
-    """Which the caller then has to say."""
     with refused(f"folder {file.parent} has no config.json, nor"):
         imagepiece_jax.load(file.parent)
     assert imagepiece_jax.load(file.parent, config=CONFIG).model == MODEL
 
 
 def test_a_run_loads_with_its_selectors_or_without(tmp_path):
-    """Its best checkpoint alone is there."""
     fields = {"seed": 7, "model.stem": "conv", "model.mean": HALF, "model.std": HALF}
     config = runs.configured(runs.DENSE, fields)
     config.reduction = "token_learner:num_tokens=8:block=1"
@@ -358,7 +352,6 @@ def test_none_is_the_dense_model_of_load_and_of_with_reduction(tmp_path):
 
 
 def test_selectors_of_other_shapes_than_those_of_the_weights_are_fresh(tmp_path):
-    """Those that fit are used: see tests/models/test_pretrained.py."""
     dynamicvit = "dynamicvit:blocks=(1,)"
     learned = tiny.variables(create_model(CONFIG, dynamicvit), seed=3)
     path = tiny.write(tmp_path / "vit_mini.npz", learned)

@@ -26,7 +26,6 @@ SPELLINGS = (TINY, f"{TINY}.fb_in1k", f"{TINY}-a1311bcf", "deit_ti")
 
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory):
-    """DeiT-Ti of one block, from a file."""
     folder = tmp_path_factory.mktemp("weights")
     path = tiny.write(folder / "w.npz", tiny.variables(create_model(CONFIG)))
     return imagepiece_jax.load(path, config=CONFIG)
@@ -87,7 +86,6 @@ def test_a_saved_folder_is_cropped_as_it_was(tmp_path, vit, chosen):
 
 
 def test_a_run_takes_the_whole_way_of_its_weights_or_has_its_own(vit):
-    """What a config with a crop of its own leaves open is as in any config."""
     config = CONFIG.with_preprocessing(
         crop=0.95, crop_mode="squash", interpolation="bilinear"
     )

@@ -41,7 +41,6 @@ def variables(assets):
 
 @pytest.fixture(scope="module")
 def reference(assets):
-    """timm's outputs for four images, as arrays by name."""
     with np.load(assets / "fixtures/deit_tiny_timm.npz") as file:
         return types.SimpleNamespace(**file)
 
@@ -118,7 +117,6 @@ def test_evit_keeps_the_tokens_that_its_authors_keep(evit, image):
 
 
 def evaluated(assets, out, *words):
-    """What the command measures on 200 images, compiled in full."""
     data = assets / "data/nips2017_224_jpg/labels.csv"
     ended = forked.run(
         [

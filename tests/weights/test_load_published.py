@@ -66,7 +66,6 @@ def tensors(variables):
 
 
 def folder(path, config, tensors, **files):
-    """A folder with this config.json, model.safetensors and other JSON files."""
     path.mkdir(exist_ok=True)
     for name, content in {"config": config, **files}.items():
         (path / f"{name}.json").write_text(json.dumps(content))
@@ -111,7 +110,6 @@ def test_transformers_folder_has_what_no_name_says(tmp_path, model, tensors):
 
 
 def test_one_file_of_several_is_taken(tmp_path, variables, tensors):
-    """.safetensors before PyTorch's, the usual names before others."""
     folder(tmp_path, TIMM, None)
     np.savez(tmp_path / "tuned.npz", **tensors)
     assert same(imagepiece_jax.load(tmp_path).variables, variables)

@@ -114,7 +114,6 @@ def test_a_folder_holds_the_dense_part_by_timms_names_and_the_rest_beside_it(tmp
 
 
 def described(name, class_names=None, reduction=None, **fields):
-    """The config.json of a public model, without its weights."""
     model = create_model(make.config(name, **fields), reduction)
     return config_json.config_fields(Pretrained(model, {"params": {}}, class_names))
 
@@ -256,7 +255,6 @@ def test_a_value_of_another_type_is_refused(field, value):
 
 
 def learned(seed):
-    """A dense model with a selector that was trained for DYNAMICVIT."""
     vit = made(reduction=DYNAMICVIT)
     filled = tiny.fill(variable_shapes(vit.model), seed)
     return vit.with_variables(filled)
@@ -308,7 +306,6 @@ def test_selectors_of_other_reductions_stay(tmp_path):
 
 
 def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path):
-    """And stays where the disk is full. tests/common/test_files has other failures."""
     vit = made(reduction=DYNAMICVIT)
     other = made()
     path = imagepiece_jax.save(vit, tmp_path / "m")
@@ -330,7 +327,6 @@ def test_what_is_no_folder_to_save_in(tmp_path, file):
 
 
 def test_files_of_others_in_a_saved_folder_stay(tmp_path):
-    """And a file is no folder."""
     folder = imagepiece_jax.save(made(), tmp_path / "m")
     (folder / "notes.tmp").touch()
     with refused("notes.tmp"):
@@ -350,7 +346,6 @@ def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
 
 
 def test_the_license_of_timms_config_stays(tmp_path):
-    """timm reads it of a public model, and `load` of any other."""
     vit = made()
     config = described("test_vit")
     del config["imagepiece_jax"]
@@ -394,7 +389,6 @@ def test_selectors_that_were_drawn_stay_untrained(tmp_path):
 
 
 def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
-    """Said by load, optimize and save, in repr, and by the folder."""
     file = tiny.write(tmp_path / "w.npz", tiny.pretrained().variables)
     fields = {"config": tiny.model().config, "num_classes": 4}
     with untrained() as said:

@@ -139,7 +139,6 @@ def test_indexes_of_something_else(tmp_path, part):
 
 
 def called(*arguments):
-    """Opcodes of a tensor that is built of these."""
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + b"".join(arguments) + b"tR"
 
 
@@ -150,7 +149,6 @@ def pth(content, **options):
 
 
 def holding(content):
-    """A writer of these bytes."""
     return lambda path: path.write_bytes(content)
 
 

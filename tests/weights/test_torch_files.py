@@ -59,7 +59,6 @@ def test_pth_views_of_one_storage(tmp_path):
 
 @pytest.mark.parametrize("types", [("Long", "Float"), ("Float", "Long")])
 def test_pth_one_storage_under_two_types(tmp_path, types):
-    """Each tensor has the type that it names, and ends where the bytes end."""
     stored = np.arange(4, dtype="<f4")
     long = tensor("0", 2, (2,), (1,), storage="LongStorage")
     views = {"Long": (long, stored.view("<i8")), "Float": (ONE, stored)}
