@@ -97,7 +97,7 @@ def test_programs_are_kept(tmp_path):
     home = tmp_path / "cache"
     script.write_text(KEEPS)
     variables = {name: os.environ[name] for name in os.environ if "JAX" not in name}
-    variables |= {"PYTHONPATH": os.getcwd(), "XDG_CACHE_HOME": str(home)}
+    variables |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(home)}
     variables["JAX_PLATFORMS"] = "cpu"
     command = [sys.executable, script]
     ended = subprocess.run(command, env=variables, capture_output=True, text=True)

@@ -53,8 +53,7 @@ FOLDERS += ("imagepiece_jax/reduction/methods", "tests/commands")
 
 def block(page, start):
     """The Python block of a page that starts with `start`."""
-    text = page.read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
     return next(code for code in blocks if code.startswith(start))
 
 
@@ -65,9 +64,7 @@ def run(page, start, space):
 
 
 def test_the_new_method_joins_tokens_to_those_of_largest_norm():
-    page = DOCS / "methods.md"
-    start = "# imagepiece_jax/reduction/methods/"
-    space = run(page, start, {})
+    space = run(DOCS / "methods.md", "# imagepiece_jax/reduction/methods/", {})
     steps = space["NormMerge"](keep_rate=0.5, blocks=(1,)).steps(4)
     plan = block_plan.build(4, 16, steps)
     assert [layer.mlp_tokens for layer in plan] == [17, 9, 9, 9]
@@ -260,15 +257,13 @@ def test_the_recipe_of_int8_runs(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     parent = tmp_path_factory.mktemp("hub")
+    names = ["vit_base_patch16_clip_224.openai_ft_in1k"]  # of docs/models.md
+    names.append("vit_small_patch14_reg4_dinov2.lvd142m")
     folders = {}
-    for name in (
-        "vit_base_patch16_clip_224.openai_ft_in1k",  # of docs/models.md
-        "vit_small_patch14_reg4_dinov2.lvd142m",
-    ):
+    for name in names:
         model = create_model(make.config(name, depth=2, embed_dim=24, num_heads=2))
         vit = imagepiece_jax.Pretrained(model, tiny.variables(model))
-        folder = folders[f"hf://timm/{name}"] = parent / name
-        imagepiece_jax.save(vit, folder)
+        folders[f"hf://timm/{name}"] = imagepiece_jax.save(vit, parent / name)
     return folders
 
 
@@ -332,11 +327,8 @@ def test_the_block_of_commands_runs_as_pasted(downloaded, monkeypatch):
 
 
 def test_the_lines_with_the_hub_run(hub_of_pages, capsys):
-    space = run(
-        DOCS / "features.md",
-        "import numpy as np\nfrom PIL",
-        {"imagepiece_jax": imagepiece_jax},
-    )
+    space = {"imagepiece_jax": imagepiece_jax}
+    run(DOCS / "features.md", "import numpy as np\nfrom PIL", space)
     name = space["dinov2"].removeprefix("hf://timm/")
     assert space["vit"].config.arch == registry.config(name).arch
     assert capsys.readouterr().out == "(1, 24) (1, 16, 16, 24)\n"
@@ -349,12 +341,11 @@ def test_the_examples_of_configs_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     variables = tiny.variables(create_model(name))
     tiny.write("my.npz", variables)
-    start = "import dataclasses\n\nvit = "
-    space = run(DOCS / "models.md", start, {"imagepiece_jax": imagepiece_jax})
-    assert space["vit"].config.name == name
-    assert space["vit"].config.arch.gelu == "tanh"
-    assert space["vit"].config.mean == MEAN
-    chex.assert_trees_all_equal(space["vit"].variables, variables)
+    space = {"imagepiece_jax": imagepiece_jax}
+    vit = run(DOCS / "models.md", "import dataclasses\n\nvit = ", space)["vit"]
+    assert (vit.config.name, vit.config.mean) == (name, MEAN)
+    assert vit.config.arch.gelu == "tanh"
+    chex.assert_trees_all_equal(vit.variables, variables)
 
 
 def test_the_page_of_models_runs(hub_of_pages, tmp_path):
@@ -367,13 +358,12 @@ def test_the_page_of_models_runs(hub_of_pages, tmp_path):
     run(DOCS / "models.md", "from flax import nnx\n", space)
     vit = space["vit"]
     net = space["net"]
-    model = vit.model
     variables = vit.variables
     assert vit.image_size == (224, 280)
     assert vit.reduction.name == "tome"
     assert (tmp_path / "dinov2_tome" / "model.safetensors").is_file()
     images = jax.random.normal(jax.random.key(0), space["images"].shape)
-    wanted = jax.jit(model.apply)(variables, images).pooled
+    wanted = jax.jit(vit.model.apply)(variables, images).pooled
     embed = nnx.jit(lambda net, images: net(images).pooled)
     assert_close(embed(net, images), wanted)
     assert_close(space["pooled"](variables["params"], images), wanted)

@@ -66,21 +66,13 @@ def vit():
     return made.with_variables(tiny.variables(made.model))
 
 
-@pytest.mark.parametrize(
-    "whole",
-    [
-        tiny.model(tiny.EVIT),
-        tiny.model(tiny.EVIT).config,
-        Execution(),
-        tiny.model(tiny.EVIT).plan[1],
-        tiny.model(tiny.EVIT).plan[1].step,
-        tiny.model(tiny.EVIT).plan[1].step.reducer,
-        tiny.model(tiny.EVIT).plan[1].counts,
-        Architecture(),
-        Rotary(),
-    ],
-    ids=lambda whole: type(whole).__name__,
-)
+MODEL = tiny.model(tiny.EVIT)
+LAYER = MODEL.plan[1]
+PARTS = [LAYER, LAYER.step, LAYER.step.reducer, LAYER.counts]
+PARTS += [MODEL, MODEL.config, Execution(), Architecture(), Rotary()]
+
+
+@pytest.mark.parametrize("whole", PARTS, ids=lambda whole: type(whole).__name__)
 def test_every_field_is_in_a_record(whole):
     found = as_json(whole)
     of_flax = ("parent", "name") if isinstance(whole, nn.Module) else ()

@@ -106,12 +106,3 @@ def test_another_figure_is_another_picture():
     changed = json.loads(json.dumps(stored))
     changed[2]["recovered"][0] += 0.001
     assert figures.digest(figures.draw_comparison(changed)) != before
-
-
-def test_a_picture_is_the_same_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "DOCS", tmp_path)
-    figures.main()
-    first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    figures.main()
-    assert first == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert len(first) == len(STORED)

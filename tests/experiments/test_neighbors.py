@@ -1,11 +1,12 @@
 """Neighbors of reduced encoders: by hand, and the figures of the pages."""
 
+import json
+
 import numpy as np
 import pytest
 
 from experiments import neighbors
 from tests import markdown
-from tests.experiments import lines
 
 FOLDER = markdown.ROOT / neighbors.FOLDER
 
@@ -75,7 +76,8 @@ def test_changes_of_an_image():
 def test_the_page_is_made_from_the_lines():
     page = (FOLDER / "README.md").read_text("utf-8")
     assert page == neighbors.page(FOLDER)
-    run = lines.read(FOLDER)["photographs, reduction=0.6"]
+    runs = map(json.loads, (FOLDER / "runs.jsonl").read_text("utf-8").splitlines())
+    (run,) = [run for run in runs if run["name"] == "photographs, reduction=0.6"]
     kept = np.array([int(text) for text in run["shared"].split()])
     rows, *_ = markdown.tables(page)
     (row,) = [row for row in rows if row["setting"] == "`reduction=0.6`"]

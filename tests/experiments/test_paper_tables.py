@@ -70,19 +70,12 @@ def slow_ratio(outputs, place, after, count):
     return 100 * np.mean(shares)
 
 
-@pytest.fixture(scope="module")
-def observed(study, pretrained):
-    reduction = "imagepiece"
-    model = merges.observed(pretrained.model_with(reduction))
-    variables = pretrained.variables
+@pytest.mark.slow
+def test_ratios_of_merged_tokens_are_those_of_a_slow_count(study, pretrained):
+    model = merges.observed(pretrained.model_with("imagepiece"))
     batches = [batch["image"] for batch in study.images.batches()]
     pixels = normalize(np.concatenate(batches, axis=1)[0], MEAN, STD)
-    return model, jax.jit(model.apply)(variables, pixels)
-
-
-@pytest.mark.slow
-def test_ratios_of_merged_tokens_are_those_of_a_slow_count(study, pretrained, observed):
-    model, outputs = observed
+    outputs = jax.jit(model.apply)(pretrained.variables, pixels)
     found = analysis.attentive_ratios(study, pretrained, "imagepiece")
     assert list(found) == ["1", "2"]
     sites = {site.block: site for site in merges.sites(model)}
@@ -125,10 +118,10 @@ def test_runs_of_several_seeds_are_paired_with_their_own_dense(tmp_path):
     with tiny_paper.study(tmp_path / "out", models=runs) as several:
         found = paper_tables.measure(several, (TableRow("ToMe", TOME),))["ToMe"]
     assert len(found.results) == len(found.bases) == 2
-    means = [
-        np.mean([r.right for r in results]) for results in (found.results, found.bases)
-    ]
-    assert found.difference.value == pytest.approx(100 * (means[0] - means[1]))
+    ours, theirs = (
+        np.mean([r.right for r in each]) for each in (found.results, found.bases)
+    )
+    assert found.difference.value == pytest.approx(100 * (ours - theirs))
 
 
 def test_tokens_left_are_the_published_ones():

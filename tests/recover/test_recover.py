@@ -12,7 +12,6 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.data.pictures import as_source
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models import recovery_record
 from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
@@ -72,18 +71,14 @@ def test_only_what_is_chosen_is_trained(which):
 
 def test_a_step_is_relative_to_the_size_of_a_parameter():
     draw = np.random.default_rng(0)
-    kernel = draw.normal(0, 0.1, (16, 5))
-    size = np.sqrt(np.mean(kernel**2))
-    step = recovery_step.step_size("kernel", kernel)
-    assert step == pytest.approx(size / 4, rel=1e-5)
-    scale = draw.normal(2, 0.5, 8)
-    size = np.sqrt(np.mean(scale**2))
-    assert recovery_step.step_size("scale", scale) == pytest.approx(size, rel=1e-5)
     assert recovery_step.step_size("bias", np.zeros(8)) == pytest.approx(0.05)
-    positions = draw.normal(0, 2, (1, 17, 8))
-    size = np.sqrt(np.mean(positions**2))
-    step = recovery_step.step_size("pos_embed", positions)
-    assert step == pytest.approx(size, rel=1e-5)
+    for name, share, values in (
+        ("kernel", 1 / 4, draw.normal(0, 0.1, (16, 5))),
+        ("scale", 1, draw.normal(2, 0.5, 8)),
+        ("pos_embed", 1, draw.normal(0, 2, (1, 17, 8))),
+    ):
+        step = share * np.sqrt(np.mean(values**2))
+        assert recovery_step.step_size(name, values) == pytest.approx(step, rel=1e-5)
 
 
 def test_the_first_step_is_that_of_its_size_against_the_gradient(vit):
@@ -102,6 +97,13 @@ def recovered(vit, images=None, **fields):
     images = noise() if images is None else images
     options = {"steps": 8, "batch_size": 8, **fields}
     return imagepiece_jax.recover(vit, images, **options)
+
+
+def logits_of(vit):
+    """A model's logits of the images that are held out of `noise`, float64."""
+    images = noise()[np.linspace(0, 47, 16).round().astype(int)]
+    images = imagepiece_jax.normalize(images, vit.config.mean, vit.config.std)
+    return tiny.logits(vit.model)(vit.variables, images).astype(float)
 
 
 @pytest.fixture(scope="module")
@@ -128,18 +130,10 @@ def test_the_loss_falls_and_the_model_stays_the_same_model(vit, better):
 
 def test_the_report_has_the_figures_of_the_images_held_out(vit, better):
     (report,) = better.recovery.variants
-    images = noise()
-    places = np.linspace(0, 47, 16).round().astype(int)
     assert (report.images, report.held_out, report.steps) == (32, 16, 40)
-    held = imagepiece_jax.normalize(
-        images[places], vit.model.config.mean, vit.model.config.std
-    )
-    dense = vit.with_reduction(None)
-    logits = {}
-    for name, each in (("dense", dense), ("before", vit), ("after", better)):
-        logits[name] = tiny.logits(each.model)(each.variables, held).astype(float)
-    before = kl(logits["dense"], logits["before"])
-    after = kl(logits["dense"], logits["after"])
+    dense = logits_of(vit.with_reduction(None))
+    logits = [logits_of(vit), logits_of(better)]
+    before, after = (kl(dense, each) for each in logits)
     steps = [step for step, _ in report.curve]
     assert steps == [0, 4, 40]
     means = [value for _, value in report.curve]
@@ -149,11 +143,8 @@ def test_the_report_has_the_figures_of_the_images_held_out(vit, better):
     assert report.after == pytest.approx(after.mean(), rel=1e-4)
     change = statistics.mean_difference(after, before)
     assert report.interval == pytest.approx(change[1:], abs=1e-4 * before.mean())
-    same = {}
-    for name in ("before", "after"):
-        first = logits[name].argmax(-1) == logits["dense"].argmax(-1)
-        same[name] = 100 * first.mean()
-    assert report.agreement == pytest.approx((same["before"], same["after"]))
+    same = [100 * np.mean(each.argmax(-1) == dense.argmax(-1)) for each in logits]
+    assert report.agreement == pytest.approx(same)
     assert (report.scenes, report.rate) == (16, pytest.approx(0.002 * 0.5**0.5))
 
 
@@ -161,11 +152,11 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(vit):
     first = recovered(vit)
     second = recovered(vit)
     chex.assert_trees_all_equal(first.variables, second.variables)
-    curves = []
-    for each in (first, second, recovered(vit, seed=1)):
-        curves.append(each.recovery.variants[0].curve)
-    assert curves[0] == curves[1]
-    assert curves[0] != curves[2]
+    one, two, other = (
+        each.recovery.variants[0].curve
+        for each in (first, second, recovered(vit, seed=1))
+    )
+    assert one == two != other
 
 
 def small_recovery():
@@ -292,9 +283,8 @@ def test_ctrl_c_leaves_the_weights_so_far(vit, monkeypatch, caplog):
     stopped = recovered(vit, steps=40)
     assert signal.getsignal(signal.SIGINT) is before
     (report,) = stopped.recovery.variants
-    assert report.stopped
+    assert report.stopped and report.changed
     assert report.steps == 29  # without the one that compiles
-    assert report.changed
     assert report.after < report.before
     assert report.curve[-1] == (29, report.after)
     assert "so far are kept" in caplog.text
@@ -312,8 +302,7 @@ def test_ctrl_c_before_anything_is_better_leaves_the_weights(vit, monkeypatch, c
     interrupt(monkeypatch, 10)
     stopped = recovered(vit, steps=40)
     (report,) = stopped.recovery.variants
-    assert report.stopped
-    assert not report.changed
+    assert report.stopped and not report.changed
     chex.assert_trees_all_equal(stopped.variables, vit.variables)
     assert caplog.text.count(recover.NOTHING_BETTER) == 1
 
@@ -430,23 +419,15 @@ def test_a_dense_model_learns_three_costs(public):
     chex.assert_trees_all_equal(of_dense.variables, public.variables)
     costs = of_dense.recovery.variants
     assert [round(cost.share, 1) for cost in costs] == [0.6, 0.5, 0.4]
-    places = np.linspace(0, 47, 16).round().astype(int)
-    images = noise()[places]
-    held = imagepiece_jax.normalize(
-        images, public.model.config.mean, public.model.config.std
-    )
-    teacher = tiny.logits(public.model)(public.variables, held).astype(float)
+    teacher = logits_of(public)
     for cost in costs:
         assert cost.steps == 8
         assert cost.changed
         form = of_dense.with_reduction(cost.reduction)
         assert form.recovered is cost
-        for variables, figure in (
-            (public.variables, cost.before),
-            (form.variables, cost.after),
-        ):
-            logits = tiny.logits(form.model)(variables, held).astype(float)
-            judged = kl(teacher, logits).mean()
+        plain = public.with_reduction(cost.reduction)
+        for each, figure in ((plain, cost.before), (form, cost.after)):
+            judged = kl(teacher, logits_of(each)).mean()
             assert figure == pytest.approx(judged, rel=1e-4)
     assert str(of_dense.recovery).splitlines() == [*map(str, costs)]
     # Each as if it were learned alone.
@@ -613,27 +594,27 @@ def test_a_file_that_is_named_twice_is_not_both_learned_and_held_out(
     if kind == "limited":
         images = as_source(images).spread(2 * count - 1)
     parts = divided(monkeypatch, vit, images)
-    names = []
-    for part in parts:
-        paths = [part.name(index) for index in range(len(part))]
-        names.append({path.rpartition("/")[2] for path in paths})
-    assert not names[0] & names[1]
-    assert len(names[0] | names[1]) == count
+    learned, held_out = ({name[-6:] for name in names_of(part)} for part in parts)
+    assert not learned & held_out
+    assert len(learned | held_out) == count
+
+
+def names_of(source):
+    return [source.name(index) for index in range(len(source))]
 
 
 def divided(monkeypatch, vit, images):
     """The images that `recover` learns from, and those that it holds out."""
-    parts = []
     divide = recover.divided
 
     def divided_only(*args):
-        parts.append(divide(*args))
-        raise InputError("nothing is trained")
+        raise LookupError(divide(*args))
 
     monkeypatch.setattr(recover, "divided", divided_only)
-    with pytest.raises(InputError, match="nothing is trained"):
+    with pytest.raises(LookupError) as stopped:
         imagepiece_jax.recover(vit, images, batch_size=8)
-    return parts[0].learned, parts[0].held_out
+    (parts,) = stopped.value.args
+    return parts.learned, parts.held_out
 
 
 def test_copies_of_held_out_images_are_not_learned_from(vit, tmp_path, monkeypatch):
@@ -645,12 +626,11 @@ def test_copies_of_held_out_images_are_not_learned_from(vit, tmp_path, monkeypat
         picture.save(tmp_path / f"{number:02}.jpg", quality=60)
         picture.resize((40, 40)).save(tmp_path / f"{number:02}-small.webp")
     parts = divided(monkeypatch, vit, tmp_path)
-    pictures = []
-    for part in parts:
-        names = [part.name(index).rpartition("/")[2] for index in range(len(part))]
-        pictures.append({name[:2] for name in names})
-    assert not pictures[0] & pictures[1]
-    assert len(pictures[0] | pictures[1]) == 30
+    learned, held_out = (
+        {name.rpartition("/")[2][:2] for name in names_of(part)} for part in parts
+    )
+    assert not learned & held_out
+    assert len(learned | held_out) == 30
     assert sum(map(len, parts)) == 120
 
 

@@ -30,11 +30,6 @@ WEIGHTS = "weights/deit_tiny_patch16_224"
 
 
 @pytest.fixture(scope="module")
-def model():
-    return create_model("deit_ti", attention="xla")
-
-
-@pytest.fixture(scope="module")
 def variables(assets):
     return imagepiece_jax.load(assets / f"{WEIGHTS}.npz").variables
 
@@ -50,29 +45,22 @@ def images(reference):
     return normalize(jnp.asarray(reference.images_uint8), MEAN, STD)
 
 
-@pytest.fixture(scope="module")
-def passed(model, variables, images):
-    """(Outputs, what every layer put out, by path) of the dense model."""
+def test_patch_projection_embeddings_and_logits(reference, variables, images):
+    model = create_model("deit_ti", attention="xla")
 
-    def wanted(_, method):
+    def is_read(_, method):
         return method in ("__call__", "_embed")
 
-    run = functools.partial(
-        model.apply, capture_intermediates=wanted, mutable=["intermediates"]
-    )
-    outputs, seen = tiny.compiled(run)(variables, images)
-    return outputs, seen["intermediates"]
-
-
-def test_patch_projection_embeddings_and_logits(passed, reference, variables):
-    _, seen = passed
+    options = {"capture_intermediates": is_read, "mutable": ["intermediates"]}
+    run = tiny.compiled(functools.partial(model.apply, **options))
+    outputs, seen = run(variables, images)
+    seen = seen["intermediates"]
     (patches,) = seen["patch_embed"]["__call__"]
     patches = patches.reshape(4, 196, 192)
     np.testing.assert_allclose(patches[:1], reference.patch_embed, atol=1e-4)
     (state,) = seen["_embed"]
     assert state.grid == (14, 14)
     np.testing.assert_allclose(state.x[:2], reference.embeddings, atol=1e-4)
-    outputs, _ = passed
     np.testing.assert_allclose(outputs.tokens[:, 0], reference.prelogits, atol=1e-4)
     np.testing.assert_allclose(outputs.logits, reference.logits, atol=1e-4)
 
