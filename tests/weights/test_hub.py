@@ -15,6 +15,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.weights import hub, load
 from tests.models import tiny
+from tests.refused import refused
 from tests.weights import hub_stand_in
 from tests.weights.test_load_published import HF, STD, TIMM, same
 
@@ -85,7 +86,7 @@ def test_a_revision_is_another_commit(cache, files, variables):
         assert hub.fetched(f"hf://org/name@{revision}") == snapshot
         values = imagepiece_jax.load(f"hf://org/name@{revision}").variables
         assert not same(values, variables)
-    with pytest.raises(InputError, match="@v2: the hub cannot be reached, and its cac"):
+    with refused("@v2: the hub cannot be reached, and its cache"):
         hub.fetched("hf://org/name@v2")
 
 
@@ -102,7 +103,7 @@ def test_files_that_are_gone_are_fetched_again(cache, files):
 
 
 def test_an_id_that_the_hub_does_not_take(cache):
-    with pytest.raises(InputError, match="^hf://a--b/c: "):
+    with refused("hf://a--b/c: "):
         imagepiece_jax.load("hf://a--b/c")
 
 
@@ -111,11 +112,8 @@ def test_a_cache_that_does_not_say_whether_there_is_a_file(cache, files):
     file = "preprocessor_config.json"
     files = {**files, "config.json": json.dumps(HF).encode()}
     snapshot = lay_out(cache, files)
-    with pytest.raises(InputError) as error:
+    with refused(f"does not say whether there is a {file}", f"its folder, {snapshot}"):
         hub.fetched("hf://org/name")
-    lacking = f"its cache does not say whether there is a {file}"
-    assert lacking in str(error.value)
-    assert str(error.value).endswith(f"its folder, {snapshot}")
     mark = cache / "models--org--name" / ".no_exist" / COMMIT / file
     mark.parent.mkdir(parents=True)
     (mark.parent / "processor_config.json").touch()
@@ -206,9 +204,8 @@ def test_transformers_models_come_with_their_processors(online, cache):
 
 
 def test_what_the_hub_does_not_have(online):
-    lacking = "model.safetensors"
-    del online.files[lacking]
-    with pytest.raises(InputError, match=f"^hf://org/name has none of {lacking}, "):
+    del online.files["model.safetensors"]
+    with refused("hf://org/name has none of model.safetensors, "):
         imagepiece_jax.load("hf://org/name")
     for name in ("org/other", "org/name@v9"):  # in the words of huggingface_hub
         with pytest.raises(OSError, match="404 Client Error"):

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 import imagepiece_jax
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.errors import RunError
 from imagepiece_jax.inference.optimize import prepare
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
@@ -118,19 +118,15 @@ def described(name, class_names=None, reduction=None, **fields):
     return config_json.config_fields(Pretrained(model, {"params": {}}, class_names))
 
 
-@pytest.mark.parametrize(
-    "name, wanted",
-    [
-        ("vit_small_patch14_reg4_dinov2.lvd142m", "vit_small_patch14_reg4_dinov2"),
-        ("test_vit3.r160_in1k", "test_vit3"),
-        ("vit_base_patch16_clip_224.openai", "vit_base_patch16_clip_224"),
-    ],
-)
-def test_a_public_model_keeps_its_architecture(name, wanted):
+PUBLIC = ["vit_small_patch14_reg4_dinov2.lvd142m", "test_vit3.r160_in1k"]
+
+
+@pytest.mark.parametrize("name", [*PUBLIC, "vit_base_patch16_clip_224.openai"])
+def test_a_public_model_keeps_its_architecture(name):
     """And the kind of GELU, which timm's architecture of that name may not have."""
     config = registry.config(name)
     found = described(name)
-    assert found["architecture"] == wanted
+    assert found["architecture"] == name.partition(".")[0]
     gelu = {"exact": "gelu", "quick": "quick_gelu"}[config.arch.gelu]
     size = {"img_size": config.image_size}
     assert found["model_args"] == {"act_layer": gelu} | size
@@ -233,25 +229,17 @@ def test_a_record_lacks_no_field(group, kind):
             config_json.parse(changed, {})
 
 
-@pytest.mark.parametrize(
-    "field, value",
-    [
-        ("dtype", 1),
-        ("dtype", "x"),
-        ("dtype", []),
-        ("class_names", 3),
-        ("class_names", ["a"]),
-        ("reduction", None),
-        ("untrained", 3),
-        ("config", {}),
-        ("config", 3),
-    ],
-)
-def test_a_value_of_another_type_is_refused(field, value):
+WRONG = {"dtype": (1, "x", []), "class_names": (3, ["a"]), "reduction": [None]}
+WRONG |= {"untrained": [3], "config": ({}, 3)}
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_a_value_of_another_type_is_refused(field):
     config = json.loads(json.dumps(config_json.config_fields(made())))
-    config["imagepiece_jax"][field] = value
-    with pytest.raises(InputError, match="config.json"):
-        config_json.parse(config, {})
+    for value in WRONG[field]:
+        config["imagepiece_jax"][field] = value
+        with refused("config.json"):
+            config_json.parse(config, {})
 
 
 def learned(seed):
@@ -309,8 +297,7 @@ def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path):
     vit = made(reduction=DYNAMICVIT)
     other = made()
     path = imagepiece_jax.save(vit, tmp_path / "m")
-    message = f"{path} cannot be written .*File too large"
-    with full_disk(), pytest.raises(RunError, match=message):
+    with full_disk(), pytest.raises(RunError, match=f"{path} cannot be written"):
         imagepiece_jax.save(other, path)
     assert imagepiece_jax.load(path).model == vit.model
     imagepiece_jax.save(other, path)
@@ -382,8 +369,7 @@ def test_selectors_that_were_drawn_stay_untrained(tmp_path):
         imagepiece_jax.save(vit, tmp_path / "m")
     loaded = imagepiece_jax.load(tmp_path / "m")
     assert loaded.untrained
-    assert loaded.label == vit.label
-    assert tiny.pair(loaded)[0] == vit.model
+    assert (loaded.label, loaded.model) == (vit.label, vit.model)
     assert not loaded.with_reduction(None).untrained
     assert not imagepiece_jax.load(tmp_path / "m", reduction="none").untrained
 

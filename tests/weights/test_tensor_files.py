@@ -200,10 +200,7 @@ IMPOSSIBLE = [  # tensors of a storage of four floats, and what is wrong with th
     (ONE + mapping(read=b"ccollections\nOrderedDict\n") + b"b", ""),
 ]
 REFUSED = [  # name, writer, part of the sentence
-    *(
-        ("a.pth", pth(mapping(a=tensor)), f"is damaged.*({problem})")
-        for tensor, problem in IMPOSSIBLE
-    ),
+    *(("a.pth", pth(mapping(a=x)), f"is damaged.*({said})") for x, said in IMPOSSIBLE),
     ("a.pth", claiming(80), "is damaged"),
     ("a.pth", pth(mapping(a=TOUCH)), r"asks for os\.system"),
     ("a.pth", pth(mapping(a=UNTYPED)), "asks for .*; save model.state_dict"),
