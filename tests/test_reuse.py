@@ -170,7 +170,7 @@ def test_the_facts_in_a_checkpoint(tmp_path, fields):
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory):
+def student(quickly_begun, tmp_path_factory):
     """(its config, the folder of a run of it, its teacher, a Pretrained)."""
     folder = tmp_path_factory.mktemp("student")
     fields = {"distill.kind": "soft", "teacher.weights": str(folder / "teacher")}

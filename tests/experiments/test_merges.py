@@ -11,19 +11,16 @@ from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.state import ReducerInputs
 from tests.models import tiny
+from tests.reduction.steps import vectors
 from tests.rounding import assert_close
 
 
 def taps(degrees, attention):
     """Tokens whose keys are unit vectors at these angles. One image."""
-    angle = np.deg2rad(np.asarray(degrees, np.float32))[None]
-    n = angle.shape[1]
-    return ReducerInputs(
-        x=np.ones((1, n, 2), np.float32),
-        size=np.ones((1, n), np.float32),
-        metric=np.stack([np.cos(angle), np.sin(angle)], axis=-1),
-        cls_attn=np.asarray([attention], np.float32),
-    )
+    metric = vectors(degrees)
+    scores = np.asarray([attention], np.float32)
+    size = np.ones_like(scores)
+    return ReducerInputs(x=metric, size=size, metric=metric, cls_attn=scores)
 
 
 def drawn(n=19, batch=3, seed=0):
