@@ -1,4 +1,4 @@
-"""Feature maps of patches against maps worked out by hand."""
+"""Features: maps of patches by hand, pooled vectors and layers of whole models."""
 
 import pathlib
 import types
@@ -11,6 +11,8 @@ import pytest
 from PIL import ExifTags, Image
 
 from imagepiece_jax.inference import features
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.state import (
@@ -20,6 +22,7 @@ from imagepiece_jax.reduction.state import (
     ReducerInputs,
     start,
 )
+from tests import oracles
 from tests.models import tiny
 from tests.pictures import noise, write_images
 from tests.refused import refused
@@ -27,6 +30,10 @@ from tests.rounding import assert_close
 from tests.runs import ROOT
 from tests.shallow import deit_ti
 
+DINOV2 = Architecture(registers=2, prefix_positions=False, layer_scale=True)
+TOME = "tome:r=4"  # 25 image tokens, 21, 17, 13
+# Drops 5 tokens of 25 at block 1; merges some at block 0.
+PIECE = tiny.changed(tiny.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,))
 # Compiled as a whole: one by one, its operations take longer.
 feature_map = tiny.jit(features.feature_map, static_argnums=(1, 2, 3))
 GRID = (2, 3)
@@ -94,7 +101,7 @@ def test_dropped_patches_are_filled(fill, lost):
 
 
 def test_a_dropped_patch_follows_the_first_of_equally_near_tokens():
-    """test_features_encoder has an oracle of the nearest."""
+    """An oracle has the nearest, below."""
     patches = [[1.0, 0], [2, 2], [3, 3], [0, 4], [1, 1], [5, 5]]
     outputs = outputs_of(state_of(patches), (slots(0, 1, 2, 3, -1, -1), 0))
     features = feature_map(outputs, GRID, "nearest")[0].reshape(6, 2)
@@ -218,6 +225,100 @@ def test_weights_on_the_device_outlive_a_trace_and_are_not_changed_behind_them()
     )
     with pytest.raises(ValueError, match="read-only"):
         jax.tree.leaves(variables)[0][...] = 0
+
+
+def close(got, want):
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_is_what_a_shorter_model_ends_with():
+    vit = tiny.pretrained(arch=DINOV2, depth=2)
+    images = tiny.images(2)
+    found = features.features(vit, images, layers=(1, 0))
+    assert len(found.layers) == 2
+    assert found.pooled.shape == (2, tiny.WIDTH)
+    for depth, layer in zip((2, 1), found.layers, strict=True):
+        short = tiny.model(arch=DINOV2, depth=depth)
+        out = tiny.compiled(short.apply)(vit.variables, images)
+        chex.assert_shape(layer.patches, (2, 5, 5, tiny.WIDTH))
+        close(layer.patches.reshape(2, 25, -1), out.tokens[:, 3:])
+        close(layer.prefix, out.tokens[:, :3])
+        assert not layer.dropped.any()
+    close(found.pooled, found.prefix[:, 0])
+    for one, other in zip(found[1:4], found.layers[0], strict=True):
+        close(one, other)
+
+
+@pytest.fixture(scope="module")
+def reduced():
+    vit = tiny.pretrained(PIECE, depth=2)
+    return vit, tiny.compiled(vit.model.apply)(vit.variables, tiny.images(2))
+
+
+@pytest.mark.parametrize("fill", ["nearest", "last"])
+def test_after_a_reduction_every_patch_has_the_feature_of_its_token(reduced, fill):
+    vit, out = reduced
+    found = features.features(vit, tiny.images(2), fill=fill, layers=[0, 1])
+    source = np.asarray(tiny.slots(out))
+    assert 0 < (source == -1).sum() < source.size
+    np.testing.assert_array_equal(found.dropped.reshape(2, 25), source == -1)
+    norm = vit.variables["params"]["norm"]
+    for image in range(2):
+        values = out.tokens[image, 1:]
+        steps = []
+        normed = []
+        for taps, result in zip(out.taps, out.results, strict=True):
+            x = taps.x[image]
+            steps.append((x, result.dest[image]))
+            normed.append((oracles.layer_norm(x, norm), result.dest[image]))
+        want = {
+            "nearest": oracles.nearest_values(values, steps),
+            "last": oracles.last_values(values, normed),
+        }
+        close(found.patches[image].reshape(25, -1), want[fill])
+    early, late = found.layers
+    assert not early.dropped.any()  # what is merged is not gone
+    np.testing.assert_array_equal(late.dropped, found.dropped)
+    close(late.patches, found.patches)
+    close(late.prefix, found.prefix)
+
+
+def test_layers_without_norm_are_the_residual_stream():
+    """By the model's own epsilon, which counts where features are small."""
+    vit = tiny.pretrained(TOME, arch=Architecture(norm_eps=0.5), depth=2)
+    found = features.features(vit, tiny.images(2), layers=1, reshape=False, norm=False)
+    (plain,) = found.layers
+    params = vit.variables["params"]["norm"]
+    for one, other in zip(plain[:2], (found.patches, found.prefix), strict=True):
+        close(oracles.layer_norm(one, params, 0.5), other)
+    chex.assert_shape(found.patches, (2, 25, tiny.WIDTH))
+    chex.assert_shape(found.dropped, (2, 25))
+
+
+def test_a_pooled_vector_is_what_the_head_reads():
+    arch = Architecture(class_token=False, pool="mean", final_norm=False, fc_norm=True)
+    vit = tiny.pretrained(TOME, arch=arch, depth=1, image_size=(12, 20))
+    found = features.features(vit, tiny.images(2, side=(12, 20)))
+    chex.assert_shape(found.patches, (2, 3, 5, tiny.WIDTH))
+    chex.assert_shape(found.prefix, (2, 0, tiny.WIDTH))
+    mean = np.asarray(found.patches, float).mean(axis=(1, 2))
+    close(found.pooled, oracles.layer_norm(mean, vit.variables["params"]["fc_norm"]))
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("layers", 4),
+        ("layers", [-1]),
+        ("layers", [0.5]),
+        ("images", np.zeros((1, 20, 20, 3), np.int32)),
+        ("images", np.zeros((1, 20, 24, 3))),
+    ],
+)
+def test_what_does_not_fit_is_refused(option, value):
+    vit = Pretrained(tiny.model(TOME), {"params": {}})
+    with refused(option):
+        features.features(vit, **{"images": tiny.images(1), option: value})
 
 
 @pytest.mark.slow
