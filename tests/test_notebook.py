@@ -40,9 +40,7 @@ def wording(text):
 
 # Random weights are said to be such.
 @pytest.mark.filterwarnings("ignore:the head has no bias")
-def test_its_cells_run_in_their_order_and_show_what_is_stored(
-    tmp_path, monkeypatch, capsys
-):
+def test_its_cells_run_and_show_what_is_stored(tmp_path, monkeypatch, capsys):
     """On trained weights where tests have them, else on random ones."""
     deit_ti(monkeypatch, DEPTH)
     monkeypatch.chdir(tmp_path)

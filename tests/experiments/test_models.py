@@ -53,9 +53,7 @@ def finetuner(tmp_path, config):
     return Finetuner(config, given, "digits", tmp_path / "small", [0, 1])
 
 
-def test_matching_leaves_the_reference_and_the_dense_model_alone(
-    tmp_path, config, trained
-):
+def test_matching_leaves_the_reference_and_dense_alone(tmp_path, config, trained):
     maker = finetuner(tmp_path, config)
     for reduction in (None, models.REFERENCE):
         maker.find(reduction, "patch", False)

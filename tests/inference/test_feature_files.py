@@ -60,10 +60,20 @@ def photographs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def written(vit, photographs, tmp_path_factory):
+def write(vit, photographs):
+    """`write_features` of a folder, with OPTIONS."""
+
+    def write(folder, paths=photographs, **options):
+        return write_features(vit, paths, folder, **OPTIONS | options)
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def written(write, tmp_path_factory):
     """(a complete folder, what `write_features` returned)."""
     folder = tmp_path_factory.mktemp("features") / "whole"
-    return folder, write_features(vit, photographs, folder, **OPTIONS)
+    return folder, write(folder)
 
 
 def content(folder):
@@ -101,10 +111,10 @@ def test_rows_are_the_features_of_the_lines_of_paths(vit, photographs, written):
         assert np.isnan(rows[[*DAMAGED]]).all()
 
 
-def test_vectors_are_compared_with_the_dense_model_s(
-    vit, photographs, tmp_path, capsys
+def test_vectors_are_compared_with_dense_ones(
+    write, tmp_path, vit, photographs, capsys
 ):
-    write_features(vit, photographs, tmp_path / "f")
+    write(tmp_path / "f")
     said = "".join(capsys.readouterr())
     pattern = r"of (\d+) photographs: mean ([\d.]+), worst ([\d.]+) \((.*)\)"
     ((count, mean, worst, path),) = re.findall(pattern, said)
@@ -185,12 +195,10 @@ def computed(monkeypatch):
 
 
 @pytest.mark.parametrize("rows", [0, 4, 20])
-def test_a_killed_process_is_gone_on_with(
-    vit, photographs, written, tmp_path, computed, rows
-):
+def test_a_killed_process_is_gone_on_with(write, written, tmp_path, computed, rows):
     whole, result = written
     unfinished(whole, tmp_path / "killed", rows)
-    again = write_features(vit, photographs, tmp_path / "killed", **OPTIONS)
+    again = write(tmp_path / "killed")
     assert again == result
     assert computed[-1] == COUNT - rows
     killed = content(tmp_path / "killed")
@@ -204,13 +212,13 @@ def test_a_killed_process_is_gone_on_with(
     close(tmp_path / "killed", whole)
 
 
-def test_what_a_killed_process_lacks_may_be_gone(
-    vit, photographs, written, tmp_path, computed
+def test_what_a_kill_left_out_may_be_gone(
+    write, photographs, written, tmp_path, computed
 ):
     folder = tmp_path / "killed"
     unfinished(written[0], folder, 4)
     for _ in range(2):
-        result = write_features(vit, photographs[:4], folder, **OPTIONS)
+        result = write(folder, photographs[:4])
         assert result.shapes["pooled"][0] == 4
     assert computed[-2:] == [0, 0]
     rows = np.load(folder / "pooled.npy")
@@ -280,8 +288,8 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_collection_that_changes(
-    vit, photographs, collection, tmp_path, computed, change
+def test_a_changed_collection(
+    write, photographs, collection, tmp_path, computed, change
 ):
     """Its rows are those of a new folder, of which only those that lack are computed.
 
@@ -289,7 +297,7 @@ def test_a_collection_that_changes(
     """
     act, lacking = CHANGES[change]
     out = tmp_path / "out"
-    write_features(vit, pictures.find_images([collection]), out, **OPTIONS)
+    write(out, pictures.find_images([collection]))
     before = content(out)
     rows = arrays(out)
     digests = {}
@@ -297,9 +305,9 @@ def test_a_collection_that_changes(
         digests[json.loads(line)[4]] = row
     act(collection, photographs[6:])
     paths = pictures.find_images([collection])
-    result = write_features(vit, paths, out, **OPTIONS)
+    result = write(out, paths)
     assert computed[-1] == lacking
-    afresh = write_features(vit, paths, tmp_path / "fresh", **OPTIONS)
+    afresh = write(tmp_path / "fresh", paths)
     assert result == afresh
     for name in ("paths.txt", "damaged.csv", "info.json", "files.jsonl"):
         assert content(out)[name] == content(tmp_path / "fresh")[name]
@@ -315,28 +323,26 @@ def test_a_collection_that_changes(
 
 
 @pytest.mark.parametrize("form", ["relative", "link", "dots"])
-def test_a_path_is_the_file_that_it_names(
-    vit, collection, tmp_path, computed, monkeypatch, form
-):
-    write_features(vit, pictures.find_images([collection]), tmp_path / "out")
+def test_a_path_is_its_file(write, collection, tmp_path, computed, monkeypatch, form):
+    write(tmp_path / "out", pictures.find_images([collection]))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(collection)
     words = {"relative": "collection", "link": tmp_path / "link"}
     words["dots"] = f"{collection}/../collection/"
     monkeypatch.setattr(feature_folder, "read", lambda path: 1 / 0)
     paths = pictures.find_images([words[form]])
-    write_features(vit, paths, tmp_path / "out")
+    write(tmp_path / "out", paths)
     assert computed[-1] == 0
     assert (tmp_path / "out" / "paths.txt").read_text().splitlines() == paths
 
 
-def test_rows_that_leave_are_counted(vit, collection, tmp_path, capsys):
+def test_rows_that_leave_are_counted(write, collection, tmp_path, capsys):
     paths = pictures.find_images([collection])
-    write_features(vit, [*map(pathlib.Path, paths)], tmp_path / "out")
+    write(tmp_path / "out", [*map(pathlib.Path, paths)])
     capsys.readouterr()
-    write_features(vit, paths[:2], tmp_path / "out")
+    write(tmp_path / "out", paths[:2])
     assert "4 rows leave" in capsys.readouterr().err
-    write_features(vit, paths[:2], tmp_path / "out")
+    write(tmp_path / "out", paths[:2])
     assert "leave" not in capsys.readouterr().err
 
 
@@ -345,12 +351,12 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("call", range(0, 15, 3))
-def test_a_kill_while_rows_are_replaced(
-    vit, photographs, collection, tmp_path, monkeypatch, computed, call
+def test_a_kill_while_replacing(
+    write, photographs, collection, tmp_path, monkeypatch, call
 ):
-    """At every rename: either set is whole, or paths.txt is absent; then it goes on."""
+    """Either set is whole, or paths.txt is absent; then it goes on."""
     out = tmp_path / "out"
-    write_features(vit, pictures.find_images([collection]), out, **OPTIONS)
+    write(out, pictures.find_images([collection]))
     old = np.load(out / "pooled.npy").copy()
     old_paths = (out / "paths.txt").read_bytes()
     (collection / "00.png").unlink()
@@ -371,28 +377,28 @@ def test_a_kill_while_rows_are_replaced(
         for name in ("rename", "replace"):
             patch.setattr(os, name, killing(getattr(os, name)))
         with pytest.raises(Killed):
-            write_features(vit, paths, out, **OPTIONS)
+            write(out, paths)
     if (out / "paths.txt").exists() and (out / "paths.txt").read_bytes() == old_paths:
         np.testing.assert_array_equal(np.load(out / "pooled.npy"), old)
-    write_features(vit, paths, out, **OPTIONS)
-    write_features(vit, paths, tmp_path / "fresh", **OPTIONS)
+    write(out, paths)
+    write(tmp_path / "fresh", paths)
     close(out, tmp_path / "fresh")
     assert (out / "paths.txt").read_text().splitlines() == paths
     assert not [*out.glob(".[!l]*")]
 
 
-def test_a_name_with_a_line_break_is_left_out(vit, collection, tmp_path, capsys):
+def test_a_name_with_a_line_break_is_left_out(write, collection, tmp_path, capsys):
     (collection / "00.png").rename(collection / "0\n0.png")
     (collection / "01.png").rename(collection / "0\u20281.png")
     paths = pictures.find_images([collection])
-    result = write_features(vit, paths, tmp_path / "out")
+    result = write(tmp_path / "out", paths)
     assert result.shapes["pooled"][0] == 4
     assert repr(str(collection / "0\n0.png")) in capsys.readouterr().err
     with refused("images is empty"):
-        write_features(vit, [path for path in paths if "\n" in path], tmp_path / "no")
+        write(tmp_path / "no", [path for path in paths if "\n" in path])
 
 
-def test_rows_are_counted_as_they_are_written(vit, photographs, tmp_path, monkeypatch):
+def test_rows_are_counted_as_they_are_written(write, tmp_path, monkeypatch):
     monkeypatch.setattr(feature_folder, "INTERVAL", 0.0)
     counted = []
     append = feature_folder.FeatureFolder.append
@@ -405,8 +411,8 @@ def test_rows_are_counted_as_they_are_written(vit, photographs, tmp_path, monkey
 
     monkeypatch.setattr(feature_folder.FeatureFolder, "append", failing)
     with pytest.raises(KeyboardInterrupt):
-        write_features(vit, photographs, tmp_path / "f", batch_size=4)
-    write_features(vit, photographs, tmp_path / "f", batch_size=8)
+        write(tmp_path / "f", batch_size=4)
+    write(tmp_path / "f", batch_size=8)
     assert counted == [4, 8, 16, 22]
 
 
@@ -420,13 +426,11 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("change", DAMAGES)
-def test_rows_that_are_not_there_are_computed_again(
-    vit, photographs, written, tmp_path, change
-):
+def test_rows_that_are_not_there_are_computed_again(write, written, tmp_path, change):
     folder = tmp_path / "changed"
     shutil.copytree(written[0], folder)
     DAMAGES[change](folder / "logits.npy")
-    assert write_features(vit, photographs, folder, **OPTIONS) == written[1]
+    assert write(folder) == written[1]
     again = content(folder)
     wanted = content(written[0])
     for name in ("paths.txt", "info.json", "damaged.csv"):
@@ -435,16 +439,14 @@ def test_rows_that_are_not_there_are_computed_again(
 
 
 @pytest.mark.parametrize("line", [None, b"", b"[]", b'[["a"], 1, 2, 3, "d"]'])
-def test_a_record_that_was_edited_is_no_row(
-    vit, photographs, written, tmp_path, computed, line
-):
+def test_a_record_that_was_edited_is_no_row(write, written, tmp_path, computed, line):
     """Its photograph is computed, and no other row moves. None: the line is gone."""
     folder = tmp_path / "edited"
     shutil.copytree(written[0], folder)
     lines = (folder / "files.jsonl").read_bytes().split(b"\n")
     lines[3:4] = [] if line is None else [line]
     (folder / "files.jsonl").write_bytes(b"\n".join(lines))
-    assert write_features(vit, photographs, folder, **OPTIONS) == written[1]
+    assert write(folder) == written[1]
     assert computed[-1] == 1
     close(folder, written[0])
     for rows, want in zip(
@@ -453,21 +455,20 @@ def test_a_record_that_was_edited_is_no_row(
         np.testing.assert_array_equal(np.delete(rows, 3, 0), np.delete(want, 3, 0))
 
 
-def test_two_devices_write_the_same(vit, photographs, written, tmp_path, monkeypatch):
+def test_two_devices_write_the_same(write, written, tmp_path, monkeypatch):
     devices = jax.local_devices()[:2]
     assert len(devices) == 2
     monkeypatch.setattr(parallel, "local_devices", lambda process=None: devices)
     monkeypatch.setattr(parallel, "device_count", lambda: 2)
-    options = OPTIONS | {"batch_size": 2, "storage": "float32"}
-    write_features(vit, photographs, tmp_path / "two", **options)
+    write(tmp_path / "two", batch_size=2, storage="float32")
     close(tmp_path / "two", written[0])
     assert arrays(tmp_path / "two")["patches"].dtype == np.float32
 
 
-def test_folders_that_are_not_its_own(vit, photographs, tmp_path):
+def test_folders_that_are_not_its_own(write, tmp_path):
     def check(*texts):
         with refused(*texts):
-            write_features(vit, photographs, tmp_path)
+            write(tmp_path)
 
     (tmp_path / "notes.txt").touch()
     check("folder", f"{tmp_path} holds notes.txt")

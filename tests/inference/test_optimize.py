@@ -82,7 +82,7 @@ def test_a_smaller_batch_gives_its_own_logits(program, logits):
 
 
 @pytest.mark.parametrize("batch_size, small", [(1, 2**16), (1, 400), (9, 2**16)])
-def test_small_arrays_are_inside_at_small_batches(
+def test_small_batches_have_small_arrays_inside(
     trained, batch_size, small, monkeypatch
 ):
     """Then no call passes them, not even as constants that JAX makes arguments."""
@@ -156,9 +156,7 @@ def test_gpus_take_tanh_for_exact_in_two_bytes(platform, dtype, arch, form):
         ("cpu", "bfloat16", "conv", 16, 1),
     ],
 )
-def test_gpus_join_the_pixels_of_a_patch_in_two_bytes(
-    platform, dtype, stem, patch_size, pixels
-):
+def test_gpus_join_pixels_in_two_bytes(platform, dtype, stem, patch_size, pixels):
     device = types.SimpleNamespace(platform=platform)
     config = types.SimpleNamespace(stem=stem, patch_size=patch_size)
     model = types.SimpleNamespace(config=config, execution=Execution(dtype=dtype))

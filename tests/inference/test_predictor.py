@@ -39,9 +39,7 @@ def predictor(trained):
     return imagepiece_jax.Predictor(trained, **options)
 
 
-def test_predictions_of_arrays_pictures_and_files(
-    trained, predictor, pictures, tmp_path
-):
+def test_predictions_of_arrays_and_files(trained, predictor, pictures, tmp_path):
     """Three images in batches of two: probabilities by hand, most probable first."""
     Image.fromarray(pictures[2]).save(tmp_path / "2.png")
     images = [pictures[0], Image.fromarray(pictures[1]), tmp_path / "2.png"]

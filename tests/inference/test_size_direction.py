@@ -180,9 +180,7 @@ def test_a_program_says_how_it_takes_sizes(vit):
         (None, "direction", "xla", False),  # a dense model stays as it is
     ],
 )
-def test_a_direction_is_taken_where_attention_is_fused(
-    reduction, asked, backend, taken
-):
+def test_a_direction_is_taken_by_fused_attention(reduction, asked, backend, taken):
     model = tiny.model(reduction).with_execution(attention_impl=backend)
     assert takes_direction(model, asked) is taken
 

@@ -16,9 +16,7 @@ RUNS.append(("features", signal.SIGINT, 3))
 @pytest.mark.slow
 @pytest.mark.usefixtures("quickly_begun")
 @pytest.mark.parametrize("name, signum, count", RUNS)
-def test_a_signal_and_the_same_command_again(
-    tmp_path, monkeypatch, name, signum, count
-):
+def test_a_signal_and_the_command_again(tmp_path, monkeypatch, name, signum, count):
     monkeypatch.setattr(subprocess, "Popen", forked.Process)
     monkeypatch.setattr(drill, "SIGNALS", (signum,))
     programs.of_processes(tmp_path / "cache")

@@ -78,9 +78,7 @@ def same(one, other):
     return jax.tree.all(jax.tree.map(np.array_equal, one, other))
 
 
-def test_timms_folder_is_the_model_that_its_config_says(
-    tmp_path, model, variables, tensors
-):
+def test_timms_folder_is_the_model_of_its_config(tmp_path, model, variables, tensors):
     path = folder(tmp_path / "a", TIMM, tensors)
     found = imagepiece_jax.load(path)
     own = dataclasses.replace(model.config, name=TIMM["architecture"])
