@@ -35,7 +35,7 @@ def main(
 
     Args:
         batch_size: Images per call; any number if unset.
-        gelu: GELU's form in the program; the model's if unset.
+        gelu: The GELU variant in the program; the model's if unset.
         pixels: Take uint8 images and normalize them inside the program.
         output: The program's outputs.
         layout: Write the folder that this program loads.
@@ -59,7 +59,7 @@ def main(
     files = [file]
     if "external_data" in facts:
         files.append(file.with_name(facts["external_data"]))
-    size = sum(each.stat().st_size for each in files)
+    size = sum(path.stat().st_size for path in files)
     print(
         f"{' and '.join(map(str, files))}: {size / 1e6:.1f} MB, {facts['dtype']}, "
         f"{facts['gmacs']:.3f} GMACs an image, ONNX opset {facts['opset']}; "

@@ -36,7 +36,7 @@ class OnnxProgram(Pretrained):
     input_dtype: str
     batch_size: int | None  # images per call; None: any number
     channels_first: bool
-    recovered_form: str | None  # the recovered variant with the file's values
+    recovered_name: str | None  # the recovered variant with the file's values
 
     def prepared(self, pixels: np.ndarray) -> np.ndarray:
         """Prepare uint8 [B, H, W, 3] as the file's input."""
@@ -55,8 +55,8 @@ class OnnxProgram(Pretrained):
         """Logits of images. uint8 [B, H, W, 3] -> [B, classes]."""
         names = [output.name for output in self.session.get_outputs()]
         if "logits" not in names:
-            place = self.source.place
-            raise InputError(f"{place} returns {', '.join(names)}, and no logits")
+            title = self.source.title
+            raise InputError(f"{title} returns {', '.join(names)}, and no logits")
         count = len(pixels)
         size = self.batch_size or count
         rows = []
@@ -117,7 +117,7 @@ def _program(path, facts, session):
         input_dtype=facts["input"]["dtype"],
         batch_size=batch_size if isinstance(batch_size, int) else None,
         channels_first=channels == 3,
-        recovered_form=facts["recovered"],
+        recovered_name=facts["recovered"],
     )
 
 

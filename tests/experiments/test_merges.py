@@ -15,7 +15,7 @@ from tests.reduction.steps import vectors
 from tests.rounding import assert_close
 
 
-def taps(degrees, attention):
+def inputs(degrees, attention):
     """Tokens whose keys are unit vectors at these angles. One image."""
     metric = vectors(degrees)
     scores = np.asarray([attention], np.float32)
@@ -61,7 +61,7 @@ run = tiny.compiled(_run, static_argnums=(0, 1))
 
 
 # Ten tokens, six candidates in the order 6 1 5 7 3 8, split into A = 6 5 3, B = 1 7 8.
-TEN = taps(
+TEN = inputs(
     [5, 30, 80, 33, 60, 70, 20, 75, 28, 0],
     [0.20, 0.05, 0.15, 0.02, 0.12, 0.04, 0.10, 0.03, 0.01, 0.18],
 )

@@ -51,13 +51,13 @@ def state_of(patches):
 def outputs_of(state, *steps):
     """Outputs after `steps`: (result, what the network adds to every token then)."""
     results = []
-    taps = []
+    inputs = []
     for result, more in steps:
-        taps.append(ReducerInputs(state.x[:, 1:], state.size[:, 1:]))
+        inputs.append(ReducerInputs(state.x[:, 1:], state.size[:, 1:]))
         results.append(result)
         state = moves.apply(state, result)
         state = state.replace(x=state.x + more)
-    return Outputs(None, None, state.x, state, tuple(results), tuple(taps))
+    return Outputs(None, None, state.x, state, tuple(results), tuple(inputs))
 
 
 def slots(*dest, **options):
@@ -142,10 +142,10 @@ def test_learned_tokens_are_spread_by_their_weights_of_each_patch():
 )
 def test_impossible_maps_are_refused(fill, state, results, said):
     outputs = outputs_of(state_of(PATCHES))
-    taps = ReducerInputs(outputs.state.x[:, 1:], outputs.state.size[:, 1:])
-    taps = (taps,) * len(results)
+    inputs = ReducerInputs(outputs.state.x[:, 1:], outputs.state.size[:, 1:])
     state = outputs.state.replace(**state)
-    outputs = outputs.replace(state=state, results=results, taps=taps)
+    inputs = (inputs,) * len(results)
+    outputs = outputs.replace(state=state, results=results, reducer_inputs=inputs)
     with refused(said):
         features.feature_map(outputs, GRID, fill)
 
@@ -267,8 +267,8 @@ def test_after_a_reduction_every_patch_has_the_feature_of_its_token(reduced, fil
         values = out.tokens[image, 1:]
         steps = []
         normed = []
-        for taps, result in zip(out.taps, out.results, strict=True):
-            x = taps.x[image]
+        for inputs, result in zip(out.reducer_inputs, out.results, strict=True):
+            x = inputs.x[image]
             steps.append((x, result.dest[image]))
             normed.append((oracles.layer_norm(x, norm), result.dest[image]))
         want = {

@@ -145,7 +145,7 @@ def test_the_report_has_the_figures_of_the_images_held_out(vit, better):
     assert report.interval == pytest.approx(change[1:], abs=1e-4 * before.mean())
     same = [100 * np.mean(each.argmax(-1) == dense.argmax(-1)) for each in logits]
     assert report.agreement == pytest.approx(same)
-    assert (report.scenes, report.rate) == (16, pytest.approx(0.002 * 0.5**0.5))
+    assert (report.scenes, report.lr) == (16, pytest.approx(0.002 * 0.5**0.5))
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(vit):
@@ -202,7 +202,7 @@ def test_other_processes_and_devices_recover_the_same(tmp_path):
 @pytest.fixture
 def useless(monkeypatch):
     """Every learning rate is far too high."""
-    monkeypatch.setattr(recovery_step, "RATE", 1e6)
+    monkeypatch.setattr(recovery_step, "LR", 1e6)
 
 
 @pytest.mark.usefixtures("useless")
@@ -222,7 +222,7 @@ def test_the_rate_rises_shortly_and_falls_to_0(vit, monkeypatch):
     assert len(rates) == 1 + 80
     assert rates[0] == 0  # the one that compiles
     highest = 0.002 * 0.5**0.5
-    assert report.rate == pytest.approx(highest)
+    assert report.lr == pytest.approx(highest)
     shares = (np.arange(80) + 0.5) / 80
     expected = highest * (1 + np.cos(np.pi * shares)) / 2
     expected[:4] *= shares[:4] / 0.05
@@ -251,13 +251,13 @@ def test_training_that_diverges_starts_again(vit, monkeypatch, caplog, kind, res
     monkeypatch.setattr(recovery_step.Fit, "measure", worse)
     found = recovered(vit, steps=40)
     (report,) = found.recovery.variants
-    assert report.rate == pytest.approx(0.002 * 0.5**0.5 / 4**restarts)
+    assert report.lr == pytest.approx(0.002 * 0.5**0.5 / 4**restarts)
     assert report.steps == 40
     spent = {"nan": 3 * restarts, "twice": 4}[kind]
     assert len(taken) == 1 + spent + 40
     assert caplog.text.count("diverged") == 1
     monkeypatch.undo()
-    monkeypatch.setattr(recovery_step, "RATE", 0.002 / 4**restarts)
+    monkeypatch.setattr(recovery_step, "LR", 0.002 / 4**restarts)
     chex.assert_trees_all_equal(recovered(vit, steps=40).variables, found.variables)
 
 
@@ -308,8 +308,8 @@ def test_ctrl_c_before_anything_is_better_leaves_the_weights(vit, monkeypatch, c
 
 
 def test_a_dense_model_learns_on_from_the_costs_that_it_has():
-    better = recoveries.recovered(tiny.pretrained(None), costs=(0.5,))
-    forms = recover.forms_of(better, better.with_reduction(None))
+    better = recoveries.recovered(tiny.pretrained(None), reductions=(0.5,))
+    forms = recover.reduced_models(better, better.with_reduction(None))
     assert [form.recovered is None for form in forms] == [True, False, True]
 
 
@@ -328,7 +328,7 @@ def test_minutes_are_all_of_the_time(vit, monkeypatch, step, measure):
         assert report.seconds > 140
     assert report.curve[-1][0] == report.steps == len(taken) - 1
     if step == 1.0:
-        assert taken[-1][1] < 1e-3 * report.rate
+        assert taken[-1][1] < 1e-3 * report.lr
 
 
 def slow(monkeypatch, clock, name, seconds, first=None):
@@ -358,7 +358,7 @@ def test_a_recovered_model_learns_another_cost_and_its_own_again(vit, better):
     alone = recovered(vit.with_reduction(merging), steps=24)
     chex.assert_trees_all_equal(other.variables, alone.variables)
     assert other.recovery.variants[0].curve == alone.recovery.variants[0].curve
-    names = [cost.reduction.name for cost in other.recovery.variants]
+    names = [variant.reduction.name for variant in other.recovery.variants]
     assert names == ["tome", "evit"]
     own = other.with_reduction(DROPPING)
     chex.assert_trees_all_equal(own.variables, better.variables)
@@ -392,19 +392,19 @@ def test_what_was_recovered_stays_where_nothing_is_better(vit, better):
     chex.assert_trees_all_equal(own.variables, better.variables)
 
 
-@pytest.mark.parametrize("rate", [1e6, recovery_step.RATE])
-def test_fewer_parameters_learned_again_leave_the_others(vit, monkeypatch, rate):
+@pytest.mark.parametrize("lr", [1e6, recovery_step.LR])
+def test_fewer_parameters_learned_again_leave_the_others(vit, monkeypatch, lr):
     """Whether the second training is kept or not."""
     first = recovered(vit)
-    before = first.recovery.variants[0].numbers
-    monkeypatch.setattr(recovery_step, "RATE", rate)
+    before = first.recovery.variants[0].values
+    monkeypatch.setattr(recovery_step, "LR", lr)
     again = recovered(first, steps=40, parameters="norms", seed=1)
     (report,) = again.recovery.variants
-    assert report.changed == (rate < 1)
-    assert report.numbers.keys() == before.keys()
+    assert report.changed == (lr < 1)
+    assert report.values.keys() == before.keys()
     for path, value in before.items():
         if not report.changed or "norm" not in path:
-            np.testing.assert_array_equal(report.numbers[path], value)
+            np.testing.assert_array_equal(report.values[path], value)
     chex.assert_trees_all_equal(again.with_reduction(None).variables, vit.variables)
 
 
@@ -417,22 +417,22 @@ def test_a_dense_model_learns_three_costs(public):
     of_dense = recovered(public)
     assert of_dense.label == "none"
     chex.assert_trees_all_equal(of_dense.variables, public.variables)
-    costs = of_dense.recovery.variants
-    assert [round(cost.share, 1) for cost in costs] == [0.6, 0.5, 0.4]
+    variants = of_dense.recovery.variants
+    assert [round(variant.share, 1) for variant in variants] == [0.6, 0.5, 0.4]
     teacher = logits_of(public)
-    for cost in costs:
-        assert cost.steps == 8
-        assert cost.changed
-        form = of_dense.with_reduction(cost.reduction)
-        assert form.recovered is cost
-        plain = public.with_reduction(cost.reduction)
-        for each, figure in ((plain, cost.before), (form, cost.after)):
+    for variant in variants:
+        assert variant.steps == 8
+        assert variant.changed
+        form = of_dense.with_reduction(variant.reduction)
+        assert form.recovered is variant
+        plain = public.with_reduction(variant.reduction)
+        for each, figure in ((plain, variant.before), (form, variant.after)):
             judged = kl(teacher, logits_of(each)).mean()
             assert figure == pytest.approx(judged, rel=1e-4)
-    assert str(of_dense.recovery).splitlines() == [*map(str, costs)]
+    assert str(of_dense.recovery).splitlines() == [*map(str, variants)]
     # Each as if it were learned alone.
-    alone = recovered(public.with_reduction(costs[1].reduction))
-    half = of_dense.with_reduction(costs[1].reduction)
+    alone = recovered(public.with_reduction(variants[1].reduction))
+    half = of_dense.with_reduction(variants[1].reduction)
     chex.assert_trees_all_equal(half.variables, alone.variables)
 
 
@@ -441,17 +441,17 @@ def test_ctrl_c_keeps_the_costs_that_are_done(public, monkeypatch, caplog, step)
     """Of the first and the second, in which nothing was better yet; none follows."""
     take_step = recovery_step.Fit.take_step
 
-    def first_alone(self, pixels, rate):
+    def first_alone(self, pixels, lr):
         if len(taken) > 9:  # of the second cost no number moves
-            rate = 0.0
-        return take_step(self, pixels, rate)
+            lr = 0.0
+        return take_step(self, pixels, lr)
 
     monkeypatch.setattr(recovery_step.Fit, "take_step", first_alone)
     taken = interrupt(monkeypatch, step)
     stopped = recovered(public)
     assert len(taken) == step
-    costs = stopped.recovery.variants
-    assert [cost.changed for cost in costs] == [True]
+    variants = stopped.recovery.variants
+    assert [variant.changed for variant in variants] == [True]
     assert "so far are kept" in caplog.text
 
 
@@ -590,7 +590,7 @@ def test_a_file_named_twice_is_learned_or_held_out(vit, tmp_path, monkeypatch, k
         table.write_text("\n".join(["filename,label,split", *rows]))
         images = f"csv:{table}"
     if kind == "limited":
-        images = as_source(images).spread(2 * count - 1)
+        images = as_source(images).evenly_spaced(2 * count - 1)
     parts = divided(monkeypatch, vit, images)
     learned, held_out = ({name[-6:] for name in names_of(part)} for part in parts)
     assert not learned & held_out

@@ -244,7 +244,7 @@ def test_a_run_loads_with_its_selectors_or_without(tmp_path):
         checkpoints.save(1, variables, {}, "best")
     vit = imagepiece_jax.load(tmp_path)
     assert (vit.config.mean, vit.config.std) == (HALF, HALF)
-    assert (vit.source.seed, vit.source.place) == (7, f"run {tmp_path}")
+    assert (vit.source.seed, vit.source.title) == (7, f"run {tmp_path}")
     assert vit.model == model
     assert same(vit.variables, variables)
     assert set(variables) == {"params", "batch_stats"}

@@ -251,7 +251,7 @@ def learned(seed):
 def recovered_of(seed):
     vit = made()
     vit = vit.with_variables(tiny.variables(vit.model, seed=seed))
-    return recovered(vit, costs=(f"tome:r={seed}",))
+    return recovered(vit, reductions=(f"tome:r={seed}",))
 
 
 @pytest.mark.parametrize(
