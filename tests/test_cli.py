@@ -140,5 +140,4 @@ cli.run(main, compiles=False)
 
 
 def test_a_command_warns_once_of_one_thing():
-    ended = start("-c", TWICE, PYTHONWARNINGS="").ok()
-    assert ended.err == "warning: of this\n"
+    assert start("-c", TWICE, PYTHONWARNINGS="").ok().err == "warning: of this\n"

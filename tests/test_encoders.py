@@ -37,8 +37,7 @@ def test_predict_gives_pooled_vectors(saved, tmp_path):
     assert f"0.png: a vector of {tiny.WIDTH} features" in said
     found = json.loads(out.read_text())
     vectors = [found[str(file)]["pooled"] for file in files]
-    want = pooled(saved, "tome:r=4")
-    np.testing.assert_allclose(vectors, want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(vectors, pooled(saved, "tome:r=4"), rtol=1e-4, atol=1e-5)
 
 
 def test_export_names_the_output(saved, tmp_path):

@@ -61,8 +61,7 @@ def folder(tmp_path_factory):
 def test_the_example_of_a_command_runs(name, folder, monkeypatch):
     monkeypatch.chdir(folder)
     main = importlib.import_module(f"imagepiece_jax.commands.{name}").main
-    example = rf"Example: imagepiece {name}(.*)"
-    (line,) = re.findall(example, main.__doc__)
+    (line,) = re.findall(rf"Example: imagepiece {name}(.*)", main.__doc__)
     words = line.split()
     if name == "benchmark":
         simplify(monkeypatch)

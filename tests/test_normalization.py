@@ -123,8 +123,7 @@ def test_a_run_is_loaded_and_predicted_with_as_it_was_trained(folder, expected):
     assert vit.model.plan[0].mlp_tokens == own.plan[0].mlp_tokens < 5
     predictor = imagepiece_jax.Predictor(vit, top=10, batch_size=40, **quick)
     logits = expected["halves"][0]
-    found = np.asarray(predictor.program(pixels))
-    np.testing.assert_allclose(found, logits, atol=1e-4)
+    np.testing.assert_allclose(np.asarray(predictor.program(pixels)), logits, atol=1e-4)
     shares = softmax(logits[0])
     best = predictor(pixels[0])
     assert [p.index for p in best] == np.argsort(-shares).tolist()

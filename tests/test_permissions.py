@@ -46,5 +46,4 @@ def test_the_umask_decides(name, umask, tmp_path):
     found = {str(path.relative_to(folder)): path for path in folder.rglob("*")}
     assert any(path.is_file() for path in found.values())
     modes = {name: path.stat().st_mode & 0o777 for name, path in found.items()}
-    usual = {name: 0o750 if found[name].is_dir() else 0o640 for name in found}
-    assert modes == usual
+    assert modes == {name: 0o750 if found[name].is_dir() else 0o640 for name in found}

@@ -48,8 +48,7 @@ HIDING += "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True
 
 def test_a_command_on_weights_needs_no_configs():
     words = ["predict", "none.npz", __file__]
-    said = sentence(start("-c", HIDING, "imagepiece_jax", *words))
-    assert "none.npz" in said
+    assert "none.npz" in sentence(start("-c", HIDING, "imagepiece_jax", *words))
 
 
 @pytest.fixture

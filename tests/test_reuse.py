@@ -176,8 +176,7 @@ def student(quickly_begun, tmp_path_factory):
     fields = {"distill.kind": "soft", "teacher.weights": str(folder / "teacher")}
     fields |= {"epochs": 1, "warmup_epochs": 0.0, "batch_size": 256, "model.depth": 1}
     config = runs.configured(runs.DENSE | {"model.stem": "patch"}, fields)
-    run = RunConfig.from_config(config)
-    model = run.create_dense()
+    model = RunConfig.from_config(config).create_dense()
     teacher = imagepiece_jax.Pretrained(model, tiny.fill(tiny.shapes(model)))
     imagepiece_jax.save(teacher, folder / "teacher")
     runs.train(config, folder / "run")

@@ -78,8 +78,7 @@ def test_a_warm_call_copies_nothing_unasked(name, made, caplog):
 def test_weights_are_beside_images_of_other_devices():
     devices = jax.local_devices(backend="cpu")[:2]
     mesh = jax.sharding.Mesh(np.array(devices), ("images",))
-    spec = jax.sharding.PartitionSpec("images")
-    sharding = jax.sharding.NamedSharding(mesh, spec)
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("images"))
     vit = tiny.pretrained(depth=1)
     images = jax.device_put(tiny.images(2), sharding)
     expected = imagepiece_jax.features(vit, np.asarray(images)).pooled

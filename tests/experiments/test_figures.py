@@ -61,8 +61,7 @@ def search_points():
 
 def comparison_points():
     points = {}
-    rows = json.loads((TABLES / "results.json").read_text("utf-8"))["readme"]
-    for row in rows:
+    for row in json.loads((TABLES / "results.json").read_text("utf-8"))["readme"]:
         name = "reduction"
         if row["typed"].startswith("image"):
             name = "smaller image, pixels"

@@ -22,8 +22,7 @@ def test_squares_depend_on_seed_and_image():
     for other in (corners_of(INDEX, 50, 2, 224), np.roll(every, 1, axis=1)):
         assert (other != every).any()
     for count in MASKS:  # more squares are the fewer and others
-        fewer = corners_of(INDEX, count, 1, 224)
-        assert (fewer == every[..., :count, :]).all()
+        assert (corners_of(INDEX, count, 1, 224) == every[..., :count, :]).all()
 
 
 def test_squares_lie_anywhere_inside():
@@ -34,8 +33,7 @@ def test_squares_lie_anywhere_inside():
 
 
 def test_cover_is_a_slow_loop_over_squares():
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(2, 40, 40, 3)).astype(np.float32)
+    images = np.random.default_rng(0).normal(size=(2, 40, 40, 3)).astype(np.float32)
     corners = np.array([[[0, 24], [10, 3]], [[24, 24], [-SIDE, -SIDE]]], np.int32)
     batch = {"corners": jnp.asarray(corners), "index": jnp.asarray([4, 9])}
     found = np.asarray(cover(jnp.asarray(images), batch, None))
@@ -85,8 +83,7 @@ def test_all_methods_get_the_same_masks(tmp_path):
     weights.with_reduction = lambda reduction, seed: mock.Mock(
         untrained_kinds=["selectors"] * reduction.startswith("dynamicvit")
     )
-    models = OffTheShelf(weights)
-    masking.masking(Fading(models=models, images=Twenty(), out=tmp_path))
+    masking.masking(Fading(models=OffTheShelf(weights), images=Twenty(), out=tmp_path))
     by_method = {}
     for name, *masks in CALLS:
         by_method.setdefault(name, []).append(masks)

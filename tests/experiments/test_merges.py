@@ -94,8 +94,7 @@ def test_all_pairs_of_candidates_by_hand():
     places = itertools.product((6, 5, 3), (1, 7, 8))
     pairs = [cosine(degrees[a] - degrees[b]) for a, b in places]
     similarity = tiny.compiled(merges.candidate_similarity, static_argnums=1)
-    expected = [np.mean(pairs)]
-    assert_close(similarity(TEN, TEN_COUNTS), expected)
+    assert_close(similarity(TEN, TEN_COUNTS), [np.mean(pairs)])
 
 
 def test_distance_of_pairs_by_hand(retokenized):
@@ -124,8 +123,7 @@ def test_pairs_are_those_of_the_slot_map(reducer, counts):
         filled = np.bincount(dest[image], minlength=counts.n_out)
         assert slots[image].tolist() == (filled > 1).tolist()
         assert members[True][image].tolist() == (filled[dest[image]] > 1).tolist()
-        gone = np.flatnonzero(members[False][image])
-        assert gone.tolist() == sorted(left[image])
+        assert np.flatnonzero(members[False][image]).tolist() == sorted(left[image])
 
 
 def test_attentive_share_by_hand():

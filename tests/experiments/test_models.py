@@ -67,8 +67,7 @@ def test_matching_leaves_the_reference_and_dense_alone(tmp_path, config, trained
     fitted = Reduction.read(trained[list(trained)[-1]].reduction).method
     assert fitted.keep_rate != Reduction.read(EVIT).method.keep_rate
     assert fitted.blocks == (1,)
-    matched = maker.match(Reduction.read(EVIT))
-    assert fitted.keep_rate == matched.method.keep_rate
+    assert fitted.keep_rate == maker.match(Reduction.read(EVIT)).method.keep_rate
     cost = maker.pretrained.gmacs_with
     assert cost(fitted) == pytest.approx(cost(models.REFERENCE), rel=0.1)
 

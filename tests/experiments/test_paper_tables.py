@@ -106,15 +106,13 @@ def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(study):
     assert imagepiece.count("not measured") == 6
     assert "| none |" in imagepiece
     assert "within noise" in tome and "within noise" not in dense
-    notes = paper_tables.facts(study, found)
-    assert "| no model of | ImagePiece |" in notes
+    assert "| no model of | ImagePiece |" in paper_tables.facts(study, found)
 
 
 @pytest.mark.slow
 def test_runs_of_several_seeds_are_paired_with_their_own_dense(tmp_path):
     dense = [tiny_paper.pretrained(tmp_path, seed, depth=2) for seed in (0, 1)]
-    reduced = [vit.with_reduction(TOME) for vit in dense]
-    runs = TrainedRuns((*dense, *reduced))
+    runs = TrainedRuns((*dense, *[vit.with_reduction(TOME) for vit in dense]))
     with tiny_paper.study(tmp_path / "out", models=runs) as several:
         found = paper_tables.measure(several, (TableRow("ToMe", TOME),))["ToMe"]
     assert len(found.results) == len(found.bases) == 2

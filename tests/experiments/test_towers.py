@@ -9,8 +9,7 @@ from tests.models import tiny
 
 def test_forms_take_turns_in_each_runtime(monkeypatch):
     pytest.importorskip("openvino")
-    rules = TimingRules(warmup=1, repeats=2, seconds=0.0)
-    monkeypatch.setattr(towers, "RULES", rules)
+    monkeypatch.setattr(towers, "RULES", TimingRules(warmup=1, repeats=2, seconds=0.0))
     forms = {
         towers.DENSE: tiny.pretrained(None, num_classes=0),
         "0.5": tiny.pretrained("tome:macs=0.5", num_classes=0),

@@ -198,8 +198,7 @@ def computed(monkeypatch):
 def test_a_killed_process_is_gone_on_with(write, written, tmp_path, computed, rows):
     whole, result = written
     unfinished(whole, tmp_path / "killed", rows)
-    again = write(tmp_path / "killed")
-    assert again == result
+    assert write(tmp_path / "killed") == result
     assert computed[-1] == COUNT - rows
     killed = content(tmp_path / "killed")
     for name, expected in content(whole).items():
@@ -218,8 +217,7 @@ def test_what_a_kill_left_out_may_be_gone(
     folder = tmp_path / "killed"
     unfinished(written[0], folder, 4)
     for _ in range(2):
-        result = write(folder, photographs[:4])
-        assert result.shapes["pooled"][0] == 4
+        assert write(folder, photographs[:4]).shapes["pooled"][0] == 4
     assert computed[-2:] == [0, 0]
     rows = np.load(folder / "pooled.npy")
     np.testing.assert_array_equal(rows, np.load(written[0] / "pooled.npy")[:4])
@@ -307,8 +305,7 @@ def test_a_changed_collection(
     paths = pictures.find_images([collection])
     result = write(out, paths)
     assert computed[-1] == lacking
-    afresh = write(tmp_path / "fresh", paths)
-    assert result == afresh
+    assert result == write(tmp_path / "fresh", paths)
     for name in ("paths.txt", "damaged.csv", "info.json", "files.jsonl"):
         assert content(out)[name] == content(tmp_path / "fresh")[name]
     lines = (out / "files.jsonl").read_text().splitlines()
@@ -391,8 +388,7 @@ def test_a_name_with_a_line_break_is_left_out(write, collection, tmp_path, capsy
     (collection / "00.png").rename(collection / "0\n0.png")
     (collection / "01.png").rename(collection / "0\u20281.png")
     paths = pictures.find_images([collection])
-    result = write(tmp_path / "out", paths)
-    assert result.shapes["pooled"][0] == 4
+    assert write(tmp_path / "out", paths).shapes["pooled"][0] == 4
     assert repr(str(collection / "0\n0.png")) in capsys.readouterr().err
     with refused("images is empty"):
         write(tmp_path / "no", [path for path in paths if "\n" in path])
@@ -490,8 +486,7 @@ def test_what_is_no_number_of_its_type_is_named(vit, photographs, tmp_path):
     params = vit.variables["params"]
     norm = jax.tree.map(lambda leaf: 1e6 * leaf, params["norm"])
     large = imagepiece_jax.Pretrained(vit.model, {"params": params | {"norm": norm}})
-    result = write_features(large, photographs[:4], tmp_path / "f")
-    assert result.damaged == 4
+    assert write_features(large, photographs[:4], tmp_path / "f").damaged == 4
     assert np.isnan(np.load(tmp_path / "f" / "pooled.npy")).all()
     assert "float16" in (tmp_path / "f" / "damaged.csv").read_text()
 

@@ -73,8 +73,7 @@ def first_channel(features):
 def test_merged_patches_share_their_mean_and_fused_ones_the_fused_token():
     """1 and 3 become 2; then that token of two patches and 5 become (2 * 2 + 5) / 3."""
     first = slots(0, 1, 0, 2, 3, 4)
-    second = slots(0, 1, 2, 0, 3)
-    outputs = outputs_of(state_of(PATCHES), (first, 0), (second, 0))
+    outputs = outputs_of(state_of(PATCHES), (first, 0), (slots(0, 1, 2, 0, 3), 0))
     assert first_channel(feature_map(outputs, GRID)) == [[3, 2, 3], [4, 3, 6]]
     # EViT's: the last slot is a sum by weights, here a quarter of 2 and of 6.
     weight = jnp.asarray([[1, 0.25, 1, 1, 1, 0.25]])
@@ -94,8 +93,7 @@ def test_merged_patches_share_their_mean_and_fused_ones_the_fused_token():
 )
 def test_dropped_patches_are_filled(fill, lost):
     first = slots(0, -1, 1, 2, 3, 4)
-    second = slots(0, 1, 2, -1, 3)
-    outputs = outputs_of(state_of(PATCHES), (first, 0.5), (second, 0.25))
+    outputs = outputs_of(state_of(PATCHES), (first, 0.5), (slots(0, 1, 2, -1, 3), 0.25))
     expected = [[1.75, lost[0], 3.75], [4.75, lost[1], 6.75]]
     assert first_channel(feature_map(outputs, GRID, fill)) == expected
 
@@ -118,8 +116,7 @@ def test_learned_tokens_are_spread_by_their_weights_of_each_patch():
     assert_close(got, [[12, 18, 21], [24, 15, 0]], units=8)
     matrix = jnp.asarray([[[0.5, 0.25, 0.25, 0, 0], [0, 0, 0, 0.5, 0.5]]])
     drop = slots(0, -1, 1, 2, 3, 4)
-    mix = Mixing(matrix)
-    outputs = outputs_of(state_of(PATCHES), (drop, 0), (mix, 0))
+    outputs = outputs_of(state_of(PATCHES), (drop, 0), (Mixing(matrix), 0))
     got = first_channel(feature_map(outputs, GRID, "last"))
     low = 1 / 2 + 3 / 4 + 4 / 4
     high = 5 / 2 + 6 / 2
@@ -179,8 +176,7 @@ def test_a_folder_and_many_files_are_computed_in_batches(tmp_path, monkeypatch):
     write_images(tmp_path, pixels)
     options = {"layers": np.array([0])}
     wanted = features.features(vit, pixels, **options)
-    whole = features.features(vit, tmp_path, layers=1)
-    chex.assert_trees_all_equal(whole, wanted)
+    chex.assert_trees_all_equal(features.features(vit, tmp_path, layers=1), wanted)
     monkeypatch.setattr(features, "BATCH", 2)
     sizes = set()
     extract = features._extract

@@ -45,16 +45,14 @@ def test_predictions_of_arrays_and_files(trained, predictor, pictures, tmp_path)
     images = [pictures[0], Image.fromarray(pictures[1]), tmp_path / "2.png"]
     normalized = (pictures / 255 - np.array(MEAN)) / np.array(STD)
     run = tiny.compiled(trained.model.apply)
-    logits = np.float64(run(trained.variables, np.float32(normalized)).logits)
-    odds = softmax(logits)
+    odds = softmax(np.float64(run(trained.variables, np.float32(normalized)).logits))
     found = predictor(images)
     assert len(found) == 3
     for row, got in zip(odds, found, strict=True):
         order = np.argsort(-row)[:3]
         assert [p.index for p in got] == order.tolist()
         assert [p.label for p in got] == [NAMES[i] for i in order]
-        probabilities = np.array([p.probability for p in got])
-        assert_close(probabilities, row[order], units=128)
+        assert_close(np.array([p.probability for p in got]), row[order], units=128)
     assert close(predictor(images[0]), found[0])
     assert predictor([]) == []
 
@@ -70,8 +68,7 @@ def close(found, wanted):
 def test_generators_and_arrays_of_several(predictor, pictures, tmp_path):
     want = predictor(pictures)
     assert all(map(close, predictor(image for image in pictures), want))
-    endless = itertools.cycle(pictures)
-    taken = list(itertools.islice(predictor.stream(endless), 7))
+    taken = list(itertools.islice(predictor.stream(itertools.cycle(pictures)), 7))
     assert all(map(close, taken, [want[i % 3] for i in range(7)]))
     Image.fromarray(pictures[0]).save(tmp_path / "0.png")
     (found,) = predictor.stream(str(tmp_path / "0.png"))
@@ -195,8 +192,7 @@ def test_images_are_cropped_as_the_weights_say(trained, traced_once):
 
 def test_several_labels_have_a_probability_each(trained, predictor, pictures):
     """The sigmoid of each logit, in the order of a softmax."""
-    kind = "multi_label_classification"
-    vit = tiny.of_problem(trained, kind)
+    vit = tiny.of_problem(trained, "multi_label_classification")
     several = imagepiece_jax.Predictor(vit, top=tiny.CLASSES, batch_size=1, **QUICK)
     normalized = (pictures[:1] / 255 - np.array(MEAN)) / np.array(STD)
     run = tiny.compiled(trained.model.apply)
@@ -233,8 +229,7 @@ def test_a_projection_is_no_classifier(trained):
     """CLIP's head has no bias: zeros here."""
     params = trained.variables["params"]
     head = params["head"] | {"bias": 0 * params["head"]["bias"]}
-    variables = {"params": params | {"head": head}}
-    projecting = trained.with_variables(variables)
+    projecting = trained.with_variables({"params": params | {"head": head}})
     with pytest.warns(UserWarning, match="no bias, .* so its outputs are no classes"):
         imagepiece_jax.Predictor(projecting)
     imagepiece_jax.Predictor(projecting, labels=NAMES)

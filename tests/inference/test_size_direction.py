@@ -60,8 +60,7 @@ def moments_compiled_once():
 
 def photographs(vit):
     """Two uint8 images of the model's size, of smooth random colors."""
-    rng = np.random.default_rng(3)
-    small = rng.integers(0, 256, (2, 4, 4, 3), np.uint8)
+    small = np.random.default_rng(3).integers(0, 256, (2, 4, 4, 3), np.uint8)
     size = (vit.image_size, vit.image_size)
     return np.stack([np.asarray(Image.fromarray(each).resize(size)) for each in small])
 
@@ -113,8 +112,7 @@ def test_reducers_compare_keys_as_they_were(vit, given):
     x = np.asarray(second.unrotated["input"], np.float64)
     key = x @ np.asarray(attention["kernel"], np.float64) + attention["bias"]
     key = key.reshape(*x.shape[:2], vit.model.config.num_heads, -1)
-    wanted = key.mean(axis=2)[:, 1:]
-    np.testing.assert_allclose(folded[1]["key"], wanted, atol=1e-5)
+    np.testing.assert_allclose(folded[1]["key"], key.mean(axis=2)[:, 1:], atol=1e-5)
 
 
 def test_the_least_used_direction_is_the_best_of_all():
@@ -148,8 +146,7 @@ def test_the_least_used_direction_is_the_best_of_all():
 )
 def test_sized_blocks_are_those_whose_attention_has_a_bias(name):
     assert name in METHODS
-    reduction = tiny.changed(tiny.small(name), prop_attn=True)
-    model = tiny.model(reduction)
+    model = tiny.model(tiny.changed(tiny.small(name), prop_attn=True))
     variables = tiny.shapes(model)
     images = jax.ShapeDtypeStruct((1, tiny.SIDE, tiny.SIDE, 3), jnp.float32)
     heads = jax.eval_shape(results_of("project", model), variables, images)
@@ -187,10 +184,8 @@ def test_a_direction_is_taken_by_fused_attention(reduction, asked, backend, take
 
 def test_what_turns_directions_keeps_the_bias():
     rotary = tiny.pretrained(TOME, arch={"rotary": {}}, embed_dim=24)
-    queries = tiny.pretrained(f"{TOME}:metric=query")
-    for vit in (rotary, queries):
-        fused = vit.model.with_execution(attention_impl="cudnn")
-        assert not takes_direction(fused)
+    for vit in (rotary, tiny.pretrained(f"{TOME}:metric=query")):
+        assert not takes_direction(vit.model.with_execution(attention_impl="cudnn"))
         with refused("sizes"):
             optimize(vit, 2, sizes="direction")
 
@@ -238,12 +233,10 @@ def test_deit_hardly_notices(assets):
     The direction is given up in all blocks, without sizes.
     """
     vit = load(assets / "weights/deit_tiny_patch16_224.pth")
-    pixels = odd_photographs(assets, 4)
-    images = normalize(pixels, vit.config.mean, vit.config.std)
+    images = normalize(odd_photographs(assets, 4), vit.config.mean, vit.config.std)
     every = range(vit.model.depth)
     u = size_direction.directions(vit)
     model, variables = size_direction.folded(vit.model, vit.variables, u, every)
     dense = jax.nn.log_softmax(tiny.logits(vit.model)(vit.variables, images))
     folded = jax.nn.log_softmax(tiny.logits(model)(variables, images))
-    divergence = jnp.mean(jnp.sum(jnp.exp(dense) * (dense - folded), -1))
-    assert 1e-6 < divergence < 5e-4
+    assert 1e-6 < jnp.mean(jnp.sum(jnp.exp(dense) * (dense - folded), -1)) < 5e-4

@@ -64,8 +64,7 @@ def test_only_what_is_chosen_is_trained(which):
     every = recovery_record.flat_params(params).keys()
     norms = {name for name in every if "norm" in name}
     others = {name for name in every if name.endswith(("bias", "gamma"))}
-    expected = {"all": every, "biases": norms | others, "norms": norms}
-    assert names == expected[which]
+    assert names == {"all": every, "biases": norms | others, "norms": norms}[which]
     chex.assert_trees_all_equal(with_trained(params, part), params)
 
 
@@ -134,8 +133,7 @@ def test_the_report_has_the_figures_of_the_images_held_out(vit, better):
     dense = logits_of(vit.with_reduction(None))
     logits = [logits_of(vit), logits_of(better)]
     before, after = (kl(dense, each) for each in logits)
-    steps = [step for step, _ in report.curve]
-    assert steps == [0, 4, 40]
+    assert [step for step, _ in report.curve] == [0, 4, 40]
     means = [value for _, value in report.curve]
     assert means[0] == report.before == report.off_the_shelf
     assert means[-1] == report.after
@@ -253,8 +251,7 @@ def test_training_that_diverges_starts_again(vit, monkeypatch, caplog, kind, res
     (report,) = found.recovery.variants
     assert report.lr == pytest.approx(0.002 * 0.5**0.5 / 4**restarts)
     assert report.steps == 40
-    spent = {"nan": 3 * restarts, "twice": 4}[kind]
-    assert len(taken) == 1 + spent + 40
+    assert len(taken) == 1 + {"nan": 3 * restarts, "twice": 4}[kind] + 40
     assert caplog.text.count("diverged") == 1
     monkeypatch.undo()
     monkeypatch.setattr(recovery_step, "LR", 0.002 / 4**restarts)
@@ -386,8 +383,7 @@ def test_what_was_recovered_stays_where_nothing_is_better(vit, better):
     chex.assert_trees_all_equal(again.with_reduction(None).variables, vit.variables)
     of_dense = recovered(better.with_reduction(None), steps=1)
     assert len(of_dense.recovery.variants) == 4
-    said = str(of_dense.recovery)
-    assert said.count(recovery_record.NOTHING_LOWER) == 3
+    assert str(of_dense.recovery).count(recovery_record.NOTHING_LOWER) == 3
     own = of_dense.with_reduction(DROPPING)
     chex.assert_trees_all_equal(own.variables, better.variables)
 
@@ -468,8 +464,7 @@ def test_progress_has_one_total_for_all_costs(public, monkeypatch):
     recovered(public)
     (bar,) = {bar for bar, _, _ in shown}
     assert bar.total == 24
-    steps = [n for _, n, _ in shown]
-    assert steps == [1, 2, 3, 4, *range(1, 25)]
+    assert [n for _, n, _ in shown] == [1, 2, 3, 4, *range(1, 25)]
     assert shown[0][2] == 2  # one compiled
 
 

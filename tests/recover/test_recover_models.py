@@ -118,8 +118,7 @@ def slow_terms(vit, outputs, student, teacher, image):
     tokens = None
     if vit.model.config.arch.class_token:
         pairs = zip(student["blocks"], teacher["blocks"], strict=True)
-        shares = [slow_change(a[image][0], b[image][0]) for a, b in pairs]
-        tokens = np.mean(shares)
+        tokens = np.mean([slow_change(a[image][0], b[image][0]) for a, b in pairs])
     changes = []
     for patch, slot in enumerate(student["slots"][image]):
         if slot >= 0:
@@ -183,8 +182,7 @@ def test_loss_and_measure_are_those_of_the_oracle(name):
 
 def test_a_head_without_bias_has_classes_where_they_have_names():
     vit = pretrained("CLIP")
-    names = tuple("abcdefg")
-    named = dataclasses.replace(vit, class_names=names)
+    named = dataclasses.replace(vit, class_names=tuple("abcdefg"))
     assert recovery_loss.outputs_of(named) == "softmax"
 
 

@@ -45,8 +45,7 @@ def compiled(monkeypatch):
 
 def test_a_row_for_each_config(compiled):
     configs = [("one", config()), ("two", config(stem="patch"))]
-    text = compile_only.report(configs, 6, kernels=True)
-    _, table, *listed = text.split("\n\n")
+    _, table, *listed = compile_only.report(configs, 6, kernels=True).split("\n\n")
     assert [lines.splitlines()[0] for lines in listed] == ["one", "two"]
     assert [len(lines.splitlines()) for lines in listed] == [2, 4]
     _, one, two = (line.split() for line in table.splitlines())

@@ -125,6 +125,5 @@ from tools import gpu_speed, torch_baselines
 @pytest.mark.slow  # imports JAX anew
 def test_it_starts_where_only_jax_is_installed():
     """And no library that reads configs or data sets."""
-    code = ALONE.replace("NAMES", repr(ABSENT))
-    ended = start("-c", code)
+    ended = start("-c", ALONE.replace("NAMES", repr(ABSENT)))
     assert ended.status == 0, ended

@@ -8,8 +8,7 @@ from tools import model_table
 
 
 def test_the_page_is_that_of_the_stored_measurements():
-    lines = model_table.MEASURED.read_text("utf-8").splitlines()
-    rows = [*map(json.loads, lines)]
+    rows = [*map(json.loads, model_table.MEASURED.read_text("utf-8").splitlines())]
     largest = json.loads(model_table.WHOLE.read_text())
     page = ROOT / "docs" / "tables" / "parity.md"
     assert page.read_text("utf-8") == model_table.page(rows, largest)

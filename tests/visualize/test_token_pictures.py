@@ -145,5 +145,4 @@ def test_values_are_painted_over_the_gray_image():
             continue
         lightness.append((value, pixels[0, 0].sum()))
         assert (pixels == pixels[0, 0]).all()
-    ordered = [sum_ for _, sum_ in sorted(lightness)]
-    assert (np.diff(ordered) > 0).all()
+    assert (np.diff([sum_ for _, sum_ in sorted(lightness)]) > 0).all()

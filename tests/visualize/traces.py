@@ -22,8 +22,7 @@ def twice(row):
 
 def _trace(stages, tokens):
     top = np.array([3, 4], np.int32)
-    confidence = np.array([0.25, 0.5], np.float32)
-    return Trace(GRID, stages, tokens, top, confidence)
+    return Trace(GRID, stages, tokens, top, np.array([0.25, 0.5], np.float32))
 
 
 def hard():

@@ -137,8 +137,7 @@ def test_a_plain_mlp_has_no_gate_and_no_registers_are_no_tensor(fixture):
 def test_a_bias_of_keys_without_a_mask_stays(fixture, tmp_path):
     tensors = own(fixture[DINOV3], mask=None)
     found = layouts.with_timm_names(tensors)
-    wanted = layouts.with_timm_names(transformers(fixture[DINOV3], keys=7.0))
-    check_same(found, wanted)
+    check_same(found, layouts.with_timm_names(transformers(fixture[DINOV3], keys=7.0)))
     check_same(found, layouts.with_timm_names(own(fixture[DINOV3], mask=(1, 1, 1))))
     thirds = np.split(found["blocks.1.attn.qkv.bias"], 3)
     assert set(thirds[1]) == {7.0}

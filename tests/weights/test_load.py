@@ -162,8 +162,7 @@ def test_positions_with_those_of_the_prefix_or_without(tmp_path, included, side)
     config = make.config("vit_mini", **SIZE | changes)
     made = create_model(config)
     path = tiny.write(tmp_path / "w.npz", tiny.variables(made))
-    shape = timm_tensors.timm_shapes(variable_shapes(made))["pos_embed"]
-    assert shape == (1, 16, 64)
+    assert timm_tensors.timm_shapes(variable_shapes(made))["pos_embed"] == (1, 16, 64)
     assert imagepiece_jax.load(path, config=config.at_size(32)).config == config
 
 

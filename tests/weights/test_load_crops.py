@@ -58,8 +58,7 @@ def test_a_model_is_cropped_as_its_config_says(vit):
     squashed = Preprocessing(384, 0.95, "squash", "bicubic")
     assert registry.config(SQUASHED).preprocessing == squashed
     assert vit.preprocessing == Preprocessing(SIDE, crop=0.9)
-    own = Pretrained(vit.model, vit.variables)
-    assert own.preprocessing == vit.preprocessing
+    assert Pretrained(vit.model, vit.variables).preprocessing == vit.preprocessing
     path = vit.source.path
     assert imagepiece_jax.load(path, config=CONFIG, crop=0.8).preprocessing.crop == 0.8
 

@@ -155,8 +155,7 @@ def test_a_new_head_is_that_of_a_training(tmp_path, variables, tensors):
         named = imagepiece_jax.load(path, num_classes=3, class_names=["a", "b", "c"])
     assert not same(other, values)
     assert named.class_names == ("a", "b", "c")
-    bare = imagepiece_jax.load(path, num_classes=0)
-    assert "head" not in bare.variables["params"]
+    assert "head" not in imagepiece_jax.load(path, num_classes=0).variables["params"]
     own = imagepiece_jax.load(path, num_classes=tiny.CLASSES)
     assert own.class_names == tuple(NAMES)
     assert same(own.variables, variables)

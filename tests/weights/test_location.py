@@ -76,6 +76,5 @@ IDS = ["hf://name", "hf://org/name/file", "hf://org/name@", pathlib.Path("hf://o
 @pytest.mark.parametrize("path", [*IDS, "w.pth"])
 def test_what_is_neither_an_id_nor_a_path(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    said = "no such file or folder" if path == "w.pth" else "hf://OWNER/NAME"
-    with refused(said):
+    with refused("no such file or folder" if path == "w.pth" else "hf://OWNER/NAME"):
         imagepiece_jax.load(path)

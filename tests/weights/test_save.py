@@ -77,8 +77,7 @@ def made(
     """A Pretrained of `fields`, with random variables, on images of 16 x 16 pixels."""
     usual = {"image_size": 16, "num_classes": 7, **SIZE, "arch": Architecture()}
     model = create_model(make.config(None, **usual | fields), reduction, dtype=dtype)
-    variables = tiny.fill(variable_shapes(model))
-    vit = Pretrained(model, variables, class_names)
+    vit = Pretrained(model, tiny.fill(variable_shapes(model)), class_names)
     return vit.with_preprocessing(**preprocessing or {})
 
 
@@ -128,8 +127,7 @@ def test_a_public_model_keeps_its_architecture(name):
     found = described(name)
     assert found["architecture"] == name.partition(".")[0]
     gelu = {"exact": "gelu", "quick": "quick_gelu"}[config.arch.gelu]
-    size = {"img_size": config.image_size}
-    assert found["model_args"] == {"act_layer": gelu} | size
+    assert found["model_args"] == {"act_layer": gelu} | {"img_size": config.image_size}
 
 
 def test_what_timm_reads_of_a_public_model():
@@ -161,8 +159,7 @@ def test_a_loaded_model_may_get_another_reduction(tmp_path):
     assert found.model.prop_attn
     assert "reducer_1" not in found.variables["params"]
     imagepiece_jax.save(found, tmp_path / "tome")
-    dense = imagepiece_jax.load(tmp_path / "tome", reduction="none").model
-    assert not dense.prop_attn
+    assert not imagepiece_jax.load(tmp_path / "tome", reduction="none").model.prop_attn
     with untrained():
         fresh, values = tiny.pair(imagepiece_jax.load(path, num_classes=3))
     assert fresh.config.num_classes == 3
@@ -244,8 +241,7 @@ def test_a_value_of_another_type_is_refused(field):
 
 def learned(seed):
     vit = made(reduction=DYNAMICVIT)
-    filled = tiny.fill(variable_shapes(vit.model), seed)
-    return vit.with_variables(filled)
+    return vit.with_variables(tiny.fill(variable_shapes(vit.model), seed))
 
 
 def recovered_of(seed):
