@@ -88,9 +88,8 @@ def test_the_new_method_joins_tokens_to_those_of_largest_norm():
     own = space["JoinByNorm"]()
     counts = block_plan.StepCounts(n_in=16, n_out=8)
     decide_alone = tiny.compiled(lambda inputs: own(inputs, counts).dest)
-    inputs = ReducerInputs(
-        x=images.reshape(2, 16, 12), size=np.ones((2, 16), np.float32)
-    )
+    size = np.ones((2, 16), np.float32)
+    inputs = ReducerInputs(x=images.reshape(2, 16, 12), size=size)
     assert {*np.ravel(decide_alone(inputs))} == {*range(8)}
 
 
@@ -104,9 +103,8 @@ def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
     x = np.random.default_rng(0).normal(size=(3, 10, 8)).astype(np.float32)
     inputs = ReducerInputs(x=x, size=np.ones((3, 10), np.float32), cls_attn=x[..., 0])
     counts = block_plan.StepCounts(n_in=10, n_out=4)
-    decide = tiny.compiled(
-        lambda inputs: space["PruneAndMerge"](keep=7)(inputs, counts)
-    )
+    own = space["PruneAndMerge"](keep=7)
+    decide = tiny.compiled(lambda inputs: own(inputs, counts))
     for dest, tokens_of in zip(decide(inputs).dest, x, strict=True):
         assert (dest == DROPPED).sum() == 3
         assert set(dest) == {-1, 0, 1, 2, 3}
@@ -284,9 +282,7 @@ def hub_of_pages(published, tmp_path, monkeypatch):
 def downloaded(tmp_path, monkeypatch, assets, hub_of_pages):
     """The file that README names, of two blocks, and no hub to ask."""
     name = "deit_tiny_patch16_224-a1311bcf.pth"
-    assert (
-        f"curl -LO https://dl.fbaipublicfiles.com/deit/{name}\n" in README.read_text()
-    )
+    assert f"https://dl.fbaipublicfiles.com/deit/{name}\n" in README.read_text()
     (tmp_path / name).symlink_to(assets / "weights" / "deit_tiny_patch16_224.pth")
     deit_ti(monkeypatch, 2)
     monkeypatch.setattr(hub, "fetched", None)

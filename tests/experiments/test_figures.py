@@ -71,11 +71,8 @@ def comparison_points():
     return points
 
 
-STORED = {
-    "recovery": recovery_points,
-    "search": search_points,
-    "comparison": comparison_points,
-}
+STORED = {"recovery": recovery_points, "search": search_points}
+STORED["comparison"] = comparison_points
 
 
 @pytest.fixture(scope="module")

@@ -40,9 +40,7 @@ PERCENTS = (15, 70)
 def _run(reducer, counts, tokens):
     """A matching and all that is derived from it, compiled at once, which is quick."""
     result = reducer(tokens, counts)
-    members = {
-        both: merges.taking_part(result, counts.n_in, both) for both in (False, True)
-    }
+    members = {x: merges.taking_part(result, counts.n_in, x) for x in (False, True)}
     return {
         "dest": result.dest,
         "pairs": merges.pairs(result),

@@ -112,9 +112,8 @@ def slow_change(ours, theirs):
 
 def slow_terms(vit, outputs, student, teacher, image):
     """(distance of outputs, of class tokens or None, of patches) of one image."""
-    distance = slow_distance(
-        outputs, student["logits"][image], teacher["logits"][image]
-    )
+    logits = [each["logits"][image] for each in (student, teacher)]
+    distance = slow_distance(outputs, *logits)
     tokens = None
     if vit.model.config.arch.class_token:
         pairs = zip(student["blocks"], teacher["blocks"], strict=True)

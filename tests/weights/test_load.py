@@ -63,9 +63,7 @@ def run_folder(path, **fields):
 
 
 def test_a_file_has_a_public_name_or_a_config_or_is_refused(file, tmp_path):
-    said = (
-        f"weights file {file} has no config.json, nor the name of a public model; load"
-    )
+    said = f"weights file {file} has no config.json, nor the name of a public model"
     with refused(said):
         imagepiece_jax.load(file)
     for config in (None, SEVERAL):

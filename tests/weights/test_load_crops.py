@@ -85,9 +85,8 @@ def test_a_saved_folder_is_cropped_as_it_was(tmp_path, vit, chosen):
 
 
 def test_a_run_takes_the_whole_way_of_its_weights_or_has_its_own(vit):
-    config = CONFIG.with_preprocessing(
-        crop=0.95, crop_mode="squash", interpolation="bilinear"
-    )
+    fields = {"crop": 0.95, "crop_mode": "squash", "interpolation": "bilinear"}
+    config = CONFIG.with_preprocessing(**fields)
     other = imagepiece_jax.load(vit.source.path, config=config)
     assert in_training(other) == config.preprocessing
     assert in_training(other, eval_crop=0.8) == Preprocessing(SIDE, crop=0.8)
