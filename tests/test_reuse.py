@@ -19,7 +19,6 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import Execution
 from imagepiece_jax.models.record import as_json
 from imagepiece_jax.models.rotary import Rotary
-from imagepiece_jax.training.cluster.checkpoint import RunProgress
 from imagepiece_jax.training.config import RunConfig
 from tests import runs
 from tests.models import tiny
@@ -145,28 +144,6 @@ def test_a_line_of_compare(vit, measured, name):
     other = dataclasses.replace(measured, **changes)
     assert is_measured(measured)
     assert not is_measured(other)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"images": [7, 2]},
-        {"digest": ["a", "c"]},
-        {"normalization": {"mean": [*HALF], "std": [*HALF]}},
-        {"teacher": {"weights": "2", "model": {"gelu": "exact"}}},
-        {"teacher": None},
-    ],
-    ids=lambda fields: str([*fields.values()][0]),
-)
-def test_the_facts_in_a_checkpoint(tmp_path, fields):
-    facts = {"images": [8, 2], "digest": ["a", "b"]}
-    facts["normalization"] = {"mean": [0.4] * 3, "std": [0.2] * 3}
-    facts["teacher"] = {"weights": "1", "model": {"gelu": "exact"}}
-    before = RunProgress(**facts)
-    assert before.resumed(dataclasses.asdict(before), "digits", tmp_path) == before
-    now = RunProgress(**facts | fields)
-    with pytest.raises(InputError):
-        now.resumed(dataclasses.asdict(before), "digits", tmp_path)
 
 
 @pytest.fixture(scope="module")
