@@ -127,33 +127,26 @@ class Hub(http.server.BaseHTTPRequestHandler):
     files = {}
     requests = []
 
-    def do_HEAD(self):
-        self._answer(False)
-
     def do_GET(self):
-        self._answer(True)
-
-    def _answer(self, body):
         *_, owner, name, _, revision, file = self.path.split("/")
         self.requests.append((self.command, file, revision))
-        content = self.files.get(file)
-        problem = "EntryNotFound" if content is None else None
-        if revision not in ("main", COMMIT):
-            problem = "RevisionNotFound"
+        content = self.files.get(file, b"")
+        headers = {"X-Repo-Commit": COMMIT, "Content-Length": len(content)}
+        headers["ETag"] = f'"{hashlib.sha256(content).hexdigest()}"'
         if (owner, name) != ("org", "name"):
-            problem = "RepoNotFound"
-        self.send_response(404 if problem else 200)
-        self.send_header("X-Repo-Commit", COMMIT)
-        if problem:
-            self.send_header("X-Error-Code", problem)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-        self.send_header("Content-Length", str(len(content)))
+            headers["X-Error-Code"] = "RepoNotFound"
+        elif revision not in ("main", COMMIT):
+            headers["X-Error-Code"] = "RevisionNotFound"
+        elif not content:
+            headers["X-Error-Code"] = "EntryNotFound"
+        self.send_response(404 if "X-Error-Code" in headers else 200)
+        for header, value in headers.items():
+            self.send_header(header, str(value))
         self.end_headers()
-        if body:
+        if self.command == "GET":
             self.wfile.write(content)
+
+    do_HEAD = do_GET
 
     def log_message(self, *_):
         pass
