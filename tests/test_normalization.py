@@ -26,7 +26,6 @@ from tests.oracles import log_softmax, softmax
 from tests.pictures import write_csv
 
 HALF = (0.5, 0.5, 0.5)
-HALVES = {"mean": HALF, "std": HALF}
 # Some reduction, for runs.
 FIELDS = {
     "model.stem": "patch",
@@ -62,7 +61,7 @@ def folder(model, variables, tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("normalization")
     tiny.write(folder / "w.npz", variables)
-    settled = config(**{f"model.{name}": value for name, value in HALVES.items()})
+    settled = config(**{"model.mean": HALF, "model.std": HALF})
     own = RunConfig.from_config(settled).create_dense()
     save(Pretrained(model, variables), folder / "w")
     save(Pretrained(own, variables), folder / "own")
