@@ -12,7 +12,6 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.create import create_model
 from tests.models import make, tiny
 
-
 GPU = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H200")
 GPU.compute_capability = "9.0"
 
