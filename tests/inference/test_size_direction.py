@@ -220,12 +220,6 @@ def test_eight_photographs_come_with_the_package(vit):
     np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
 
 
-def odd_photographs(assets, count):
-    folder = assets / "data/nips2017_224_jpg/images"
-    files = sorted(folder.glob("*.jpg"))[1 : 2 * count : 2]
-    return np.stack([np.asarray(Image.open(file)) for file in files])
-
-
 @pytest.mark.slow
 def test_deit_hardly_notices(assets):
     """KL of the dense model to itself, on photographs that did not find directions.
@@ -233,7 +227,9 @@ def test_deit_hardly_notices(assets):
     The direction is given up in all blocks, without sizes.
     """
     vit = load(assets / "weights/deit_tiny_patch16_224.pth")
-    images = normalize(odd_photographs(assets, 4), vit.config.mean, vit.config.std)
+    files = sorted((assets / "data/nips2017_224_jpg/images").glob("*.jpg"))[1:8:2]
+    pixels = np.stack([np.asarray(Image.open(file)) for file in files])
+    images = normalize(pixels, vit.config.mean, vit.config.std)
     every = range(vit.model.depth)
     u = size_direction.directions(vit)
     model, variables = size_direction.folded(vit.model, vit.variables, u, every)
