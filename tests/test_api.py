@@ -33,32 +33,6 @@ def test_signatures_have_arguments_that_exist_and_their_defaults():
                 assert ast.literal_eval(default) == parameters[argument].default, name
 
 
-QUIET = """
-import numpy as np
-import imagepiece_jax
-from tests.models import tiny
-vit = tiny.pretrained(depth=2).with_reduction("tome:macs=0.7")
-pixels = np.random.default_rng(0).integers(0, 256, (40, 20, 20, 3), np.uint8)
-vit = imagepiece_jax.recover(vit, pixels, steps=1)
-imagepiece_jax.save(vit, {folder!r})
-imagepiece_jax.load({folder!r}, 0.8)
-imagepiece_jax.features(vit, pixels[:2])
-imagepiece_jax.Predictor(vit)(pixels[:2])
-import logging, sys
-print("asked", file=sys.stderr)
-logging.basicConfig(level=logging.INFO)
-imagepiece_jax.load({folder!r}, 0.8)
-"""
-
-
-def test_library_calls_print_nothing_unless_asked(tmp_path):
-    ended = start("-c", QUIET.format(folder=str(tmp_path / "saved")), imported=True)
-    assert (ended.status, ended.out) == (0, ""), ended.err
-    before, asked, after = ended.err.partition("asked\n")
-    assert (before, bool(asked)) == ("", True)
-    assert "of the MACs" in after
-
-
 @pytest.mark.parametrize("name", ["optimize", "Predictor"])
 def test_a_wrong_option_is_a_type_error(name):
     with pytest.raises(TypeError, match="zebra"):

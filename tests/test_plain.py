@@ -35,7 +35,10 @@ def test_the_small_set_is_what_the_public_functions_import():
 
 @pytest.mark.slow
 def test_the_first_example_and_public_functions_need_the_small_set_alone():
+    """And print nothing unless asked."""
     ended = start("-m", "tests.plain", "--hide", XLA_FLAGS=compiling.QUICK).ok()
+    before, _, after = ended.err.partition("asked\n")
+    assert before == "" and "of the MACs" in after
     found = json.loads(ended.out)
     assert found["reduction"].startswith("attended:")
     assert found["steps"] == 1
