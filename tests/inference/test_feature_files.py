@@ -336,7 +336,7 @@ def test_rows_that_leave_are_counted(write, collection, tmp_path, capsys):
     write(tmp_path / "out", [*map(pathlib.Path, paths)])
     capsys.readouterr()
     write(tmp_path / "out", paths[:2])
-    assert "4 rows leave" in capsys.readouterr().err
+    assert "4 rows are removed" in capsys.readouterr().err
     write(tmp_path / "out", paths[:2])
     assert "leave" not in capsys.readouterr().err
 

@@ -133,7 +133,7 @@ def test_learned_tokens_are_spread_by_their_weights_of_each_patch():
             "last",
             {},
             (Masking(np.ones((1, 6))),),
-            "outputs are those of masked training",
+            "outputs come from masked training",
         ),
     ],
 )

@@ -469,7 +469,7 @@ def test_what_no_model_here_has(config, processor, field):
 def test_a_config_without_a_field_or_with_another_type():
     eps = VIT | {"layer_norm_eps": 10**309}  # beyond all floats
     configs = {"has no model_type": {}, "has no input_size": timm(pretrained_cfg={})}
-    configs["has a field that no model has: int too"] = eps
+    configs["has an unknown field: int too"] = eps
     for problem, config in configs.items():
         with refused(f"config.json {problem}"):
             config_json.parse(config, SQUARE)

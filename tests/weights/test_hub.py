@@ -112,7 +112,7 @@ def test_a_cache_that_does_not_say_whether_there_is_a_file(cache, files):
     file = "preprocessor_config.json"
     files = {**files, "config.json": json.dumps(HF).encode()}
     snapshot = lay_out(cache, files)
-    with refused(f"does not say whether there is a {file}", f"its folder, {snapshot}"):
+    with refused(f"does not say whether {file}", f"load the folder {snapshot}"):
         hub.fetched("hf://org/name")
     mark = cache / "models--org--name" / ".no_exist" / COMMIT / file
     mark.parent.mkdir(parents=True)

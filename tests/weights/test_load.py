@@ -63,18 +63,18 @@ def run_folder(path, **fields):
 
 
 def test_a_file_has_a_public_name_or_a_config_or_is_refused(file, tmp_path):
-    said = f"weights file {file} has no config.json, nor the name of a public model"
+    said = f"weights file {file} has no config.json and no public model"
     with refused(said):
         imagepiece_jax.load(file)
     for config in (None, SEVERAL):
-        with refused(f"'{SEVERAL}' stands for weights that differ in", TAGS):
+        with refused(f"'{SEVERAL}' has weights with different", TAGS):
             (tmp_path / f"{SEVERAL}.npz").touch()
             imagepiece_jax.load(tmp_path / f"{SEVERAL}.npz", config=config)
-    with refused("config is 'deit_tinny', no name and no file; did you mean"):
+    with refused("config is 'deit_tinny', which is neither", "did you mean"):
         imagepiece_jax.load(file, config="deit_tinny")
     with refused("class_names"):
         imagepiece_jax.load(file, config=CONFIG, class_names="0123456")
-    with refused(f"config is '{SEVERAL}.augreg', no name and no file", TAGS):
+    with refused(f"config is '{SEVERAL}.augreg', which is neither", TAGS):
         imagepiece_jax.load(file, config=f"{SEVERAL}.augreg")
 
 
@@ -109,7 +109,9 @@ def test_a_given_config_has_its_tensors_sizes(
     given = dataclasses.replace(CONFIG.at_size(2 * tiny.SIDE), num_classes=9)
     said = contextlib.nullcontext()
     if content != TIMM:
-        said = pytest.warns(UserWarning, match="config.json.*is left out, as config")
+        said = pytest.warns(
+            UserWarning, match="config.json.*is ignored, because config"
+        )
     with said:
         for weights in (file, folder, folder / "model.safetensors"):
             vit = imagepiece_jax.load(weights, config=given)
@@ -202,7 +204,7 @@ def test_a_folder_without_a_config(tmp_path):
     for content, problem in (
         (b"\xff", "not JSON"),
         (b"[]", "holds a list"),
-        (b'{"peft_type": "LORA"}', "neither that of a run nor of published weights"),
+        (b'{"peft_type": "LORA"}', "neither a run nor published weights"),
     ):
         (tmp_path / "config.json").write_bytes(content)
         with refused(tmp_path, "config.json", problem):
@@ -222,7 +224,7 @@ def test_the_file_that_is_named_is_read(saved, tmp_path):
 
 
 def test_a_folder_of_weights_may_lack_a_config(file):
-    with refused(f"folder {file.parent} has no config.json, nor"):
+    with refused(f"folder {file.parent} has no config.json"):
         imagepiece_jax.load(file.parent)
     assert imagepiece_jax.load(file.parent, config=CONFIG).model == MODEL
 
