@@ -76,9 +76,11 @@ def test_generators_and_arrays_of_several(predictor, pictures, tmp_path):
 
 
 def test_a_folder_stands_for_all_of_its_images(predictor, pictures, tmp_path, capsys):
-    write_images(tmp_path, pictures)
+    _, second, _ = write_images(tmp_path, pictures)
+    (tmp_path / "a").mkdir()
+    second.rename(tmp_path / "a" / "last.png")
     (tmp_path / "notes.txt").write_text("no image")
-    want = predictor(pictures)
+    want = predictor(pictures[[0, 2, 1]])
     for folder in (tmp_path, str(tmp_path)):
         assert all(map(close, predictor(folder), want))
         assert len([*predictor.stream(folder)]) == 3
