@@ -129,12 +129,7 @@ def test_learned_tokens_are_spread_by_their_weights_of_each_patch():
         ("mean", {}, (), "fill"),
         ("class", {"num_prefix": 0}, (), "fill"),
         ("last", {"mask": jnp.ones((1, 6))}, (), "outputs"),
-        (
-            "last",
-            {},
-            (Masking(np.ones((1, 6))),),
-            "outputs come from masked training",
-        ),
+        ("last", {}, (Masking(np.ones((1, 6))),), "outputs come from masked training"),
     ],
 )
 def test_impossible_maps_are_refused(fill, state, results, said):
