@@ -23,6 +23,12 @@ from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 
 EPS = float(np.finfo(np.float32).eps)
 EXP = 2  # ulp: the error of CUDA's expf over its full range, by its documentation
+REDUCERS = {
+    "prune": reducers.TopK(),
+    "bipartite": reducers.Bipartite(),
+    "join": PruneAndMerge(ALL),
+    "retokenize": Retokenize(),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +36,7 @@ class OneReduction:
     """The reduction of one block by a rule: "prune", "retokenize", "bipartite", "join".
 
     All inputs are (query, key [B, N, H, d], x [B, N, D], size [B, N]).
+    fast: in the form that `optimize(reductions="fast")` takes
     """
 
     rule: str
@@ -37,13 +44,13 @@ class OneReduction:
     candidates: int = 0
     num_prefix: int = 1
     prop_attn: bool = False
-    parity: int = 0
-    size_weighting: bool = True
+    fast: bool = False
 
+    @jax.jit(static_argnums=0)
     def __call__(self, query, key, x, size):
         """Return (x, size, dest) of class attention, a reducer and `apply`."""
         prefix = self.num_prefix
-        reducer_inputs = ReducerInputs(
+        inputs = ReducerInputs(
             x=x[:, prefix:],
             size=size[:, prefix:],
             attn_size=size[:, prefix:],
@@ -52,8 +59,11 @@ class OneReduction:
             num_prefix=prefix,
             all_x=x,
         )
-        result = self._reducer()(reducer_inputs, self._counts(x))
-        state = moves.apply(TokenState(x=x, size=size, num_prefix=prefix), result)
+        counts = StepCounts(inputs.x.shape[1], self.n_out, candidates=self.candidates)
+        reducer = REDUCERS[self.rule]
+        with ops.fast(self.fast):
+            result = reducer(inputs, counts)
+            state = moves.apply(TokenState(x=x, size=size, num_prefix=prefix), result)
         return state.x, state.size, result.dest
 
     def scores(self, query, key, size):
@@ -64,19 +74,6 @@ class OneReduction:
     def metric(self, key):
         """Return the features that are compared, [B, n, d] float32."""
         return jnp.mean(key[:, self.num_prefix :], axis=2, dtype=jnp.float32)
-
-    def _counts(self, x):
-        n = x.shape[1] - self.num_prefix
-        return StepCounts(n_in=n, n_out=self.n_out, candidates=self.candidates)
-
-    def _reducer(self):
-        if self.rule == "prune":
-            return reducers.TopK()
-        if self.rule == "bipartite":
-            return reducers.Bipartite()
-        if self.rule == "join":
-            return PruneAndMerge(ALL)
-        return Retokenize(parity=self.parity, size_weighting=self.size_weighting)
 
     def gap(self, query, key, x, size):
         """Return the smallest gap that one image's decision depends on.
@@ -104,34 +101,17 @@ class OneReduction:
             split = ranked[n - self.candidates :]
             border = ranked[n - self.candidates - 1 :]
             gaps += [*_steps(scores[border], ties[border])]
-            parity = self.parity
+            parity = 0
         sides = split[parity::2], split[1 - parity :: 2]
         metric = self.metric(key)
         rounding = cosine_rounding(key[:, self.num_prefix :])
         return min(gaps + _partner_gaps(metric, rounding, sides, n - self.n_out))
 
 
-@dataclasses.dataclass(frozen=True)
-class Fast(OneReduction):
-    """A OneReduction in the form that `optimize(reductions="fast")` takes."""
-
-    @classmethod
-    def form_of(cls, reduction: OneReduction) -> "Fast":
-        """The fast form of another one."""
-        return cls(**dataclasses.asdict(reduction))
-
-    def __call__(self, *arrays):
-        with ops.fast():
-            return super().__call__(*arrays)
-
-
 def _partner_gaps(features, rounding, sides, absorbed):
-    """Gaps of the decisions of tokens of one side that join similar ones of another.
+    """Gaps of the decisions which `absorbed` tokens of one side join which of another.
 
-    features: [1, n, d], what is compared
-    rounding: [n], as of `cosine_rounding`
-    sides: the tokens of each side
-    absorbed: how many of the first side join
+    features: [1, n, d], what is compared; rounding: [n], as of `cosine_rounding`
     """
     cosines = np.asarray(ops.cosine(*(features[:, side] for side in sides)))[0]
     ties = rounding[sides[0]][:, None] + rounding[sides[1]]
@@ -179,41 +159,26 @@ def cosine_rounding(key):
     return EPS * (np.sqrt(width) + np.sqrt(heads) * lost)
 
 
-@dataclasses.dataclass
-class Comparison:
-    """Decisions compared on many images."""
+def assert_agrees(reduction, arrays):
+    """Both forms of a OneReduction decide one batch alike but for near ties.
 
-    images: int = 0
-    # Of decisions that differ; rounding explains a gap of 1.
-    gaps: list[float] = dataclasses.field(default_factory=list)
-    # The largest of the other images' outputs, in units of the type's last place at the
-    # largest number.
-    error: float = 0.0
-
-    @property
-    def agrees(self):
-        """Whether under 1 % differ, all near ties, and outputs agree up to rounding."""
-        near = all(gap <= 1 for gap in self.gaps)
-        return near and 100 * len(self.gaps) < self.images and self.error <= 2
-
-    def add(self, reduction, other, arrays):
-        """Compare a OneReduction with another way on one batch, image by image.
-
-        other: likewise a hashable function of the arrays
-        """
-        ours = [np.asarray(a) for a in answers(reduction, *arrays)]
-        theirs = [np.asarray(a) for a in answers(other, *arrays)]
-        same = np.all(ours[2] == theirs[2], axis=1)
-        same &= np.all(ours[1] == theirs[1], axis=1)
-        for i in np.flatnonzero(~same):
-            image = (array[i : i + 1] for array in arrays)
-            self.gaps.append(float(reduction.gap(*image)))
-        place = float(jnp.finfo(ours[0].dtype).eps)
-        if same.any():
-            a = np.asarray(ours[0][same], np.float64)
-            b = np.asarray(theirs[0][same], np.float64)
-            self.error = max(self.error, np.abs(a - b).max() / np.abs(a).max() / place)
-        self.images += len(same)
+    Under 1 % of the images differ, all within what rounding explains; the outputs of
+    the others are equal up to two units in the last place of their largest number.
+    """
+    ours = [np.asarray(a) for a in reduction(*arrays)]
+    fast = dataclasses.replace(reduction, fast=True)
+    theirs = [np.asarray(a) for a in fast(*arrays)]
+    same = np.all(ours[2] == theirs[2], axis=1)
+    same &= np.all(ours[1] == theirs[1], axis=1)
+    gaps = [
+        float(reduction.gap(*(array[i : i + 1] for array in arrays)))
+        for i in np.flatnonzero(~same)
+    ]
+    assert all(gap <= 1 for gap in gaps), gaps
+    assert 100 * len(gaps) < len(same)
+    a, b = (np.asarray(x[same], np.float64) for x in (ours[0], theirs[0]))
+    place = float(jnp.finfo(ours[0].dtype).eps)
+    assert np.abs(a - b).max() <= 2 * place * np.abs(a).max()
 
 
 def reductions(n):
@@ -224,35 +189,8 @@ def reductions(n):
         OneReduction("prune", int(0.7 * n)),
         OneReduction("retokenize", n - merges, candidates),
         OneReduction("bipartite", n - min(13, n // 2)),
-        OneReduction("join", n // 2),
+        OneReduction("join", n // 2, prop_attn=True),
     )
-
-
-def model_inputs(model, variables, images):
-    """Return [(query, key, x, size)] of blocks that reduce after their attention.
-
-    images: [B, S, S, 3], normalized; query, key [B, N, H, d], x [B, N, D], size [B, N].
-    """
-
-    def wanted(module, method):
-        projects = method == "__call__" and module.name in ("q", "k")
-        return projects or method == "attend"
-
-    outputs, captured = model.apply(
-        variables, images, capture_intermediates=wanted, mutable=["intermediates"]
-    )
-    reducing = [i for i, layer in enumerate(model.plan) if layer.counts]
-    inputs = []
-    for block, reducer_inputs in zip(reducing, outputs.reducer_inputs, strict=True):
-        if model.plan[block].step.site != "mid":
-            continue
-        inside = captured["intermediates"][f"blocks_{block}"]
-        (x, _), *_ = inside["attend"]
-        heads = (*x.shape[:2], model.config.num_heads, -1)
-        query, key = (inside["attn"][name]["__call__"][0] for name in "qk")
-        size = jnp.pad(reducer_inputs.size, ((0, 0), (1, 0)), constant_values=1.0)
-        inputs.append((query.reshape(heads), key.reshape(heads), x, size))
-    return inputs
 
 
 def random_inputs(seed, batch, n, heads, width, dtype):
@@ -263,12 +201,6 @@ def random_inputs(seed, batch, n, heads, width, dtype):
     x = jax.random.normal(keys[2], (batch, n + 1, heads * width), dtype)
     size = jax.random.randint(keys[3], (batch, n + 1), 1, 5).astype("float32")
     return query, key, x, size
-
-
-@jax.jit(static_argnums=0)
-def answers(reduction, *arrays):
-    """What a function of the arrays computes: (x, size, dest)."""
-    return reduction(*arrays)
 
 
 def _steps(values, rounding):

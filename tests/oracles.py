@@ -58,23 +58,6 @@ def top_k(scores, k):
     return dest
 
 
-def evit_fuse(x, scores, k):
-    """EViT: the `k` best tokens, then the score-weighted sum of the others.
-
-    x [n, D], scores [n] -> tokens [k + 1, D], dest [n] where the fused slot is k.
-    """
-    x = np.asarray(x, float)
-    kept = sorted(by_score(scores)[:k])
-    fused = np.zeros(x.shape[1])
-    dest = np.full(len(scores), k)
-    for token in range(len(scores)):
-        if token in kept:
-            dest[token] = kept.index(token)
-        else:
-            fused += float(scores[token]) * x[token]
-    return np.stack([*x[kept], fused]), dest
-
-
 def cosine(a, b, eps=1e-6):
     """Cosine of all pairs of rows, `eps` inside the roots. [n, d], [m, d] -> [n, m]."""
     a = np.asarray(a, float)
@@ -92,9 +75,9 @@ def retokenize(scores, similarity, candidates, merges, order="descending", parit
     """ImagePiece's merge. scores [n], similarity [n, n] -> dest [n], slots in order.
 
     The last `candidates` tokens by score stand in a line, most attentive first
-    (order="ascending": least attentive first); every other one, from `parity` on, is in
-    A, the rest in B. The `merges` of A that resemble their nearest B most join it.
-    Ties: the earlier in the line wins.
+    (order="ascending": least); every other one, from `parity` on, is in A, the rest in
+    B. The `merges` of A that resemble their nearest B most join it. Of ties the earlier
+    in the line wins.
     """
     n = len(scores)
     line = by_score(scores)[n - candidates :]
@@ -165,8 +148,7 @@ def last_values(values, steps):
     Arguments as for `nearest_values`.
     """
     out = []
-    for patch in range(patches_of(values, steps)):
-        token = patch
+    for token in range(len(steps[0][1] if steps else values)):
         for x, dest in steps:
             if dest[token] == DROPPED:
                 out.append(x[token])
@@ -177,14 +159,6 @@ def last_values(values, steps):
     return np.stack(out)
 
 
-def patches_of(values, steps):
-    """Number of patches: of tokens before the first step."""
-    if not steps:
-        return len(values)
-    _, dest = steps[0]
-    return len(dest)
-
-
 def nearest_values(values, steps):
     """Every patch's value where a dropped token goes with the kept one most like it.
 
@@ -192,8 +166,7 @@ def nearest_values(values, steps):
     before it, dest [n] -> [n0, D]. Patch by patch, from the first step to the last.
     """
     out = []
-    for patch in range(patches_of(values, steps)):
-        token = patch
+    for token in range(len(steps[0][1] if steps else values)):
         for x, dest in steps:
             if dest[token] == DROPPED:
                 alike = cosine(x[token : token + 1], x)[0]
@@ -235,6 +208,14 @@ def softmax(logits):
     """Over the last axis, which is that of classes or keys."""
     powers = np.exp(logits - np.max(logits, axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def attention(query, key, value, bias=0.0):
+    """One image's, [N, H, d] each, bias [N] of the logits. -> [N, H, d], [H, N, N]."""
+    query, key, value = (np.asarray(a, float) for a in (query, key, value))
+    logits = np.einsum("qhd,khd->hqk", query, key) / math.sqrt(query.shape[2])
+    weights = softmax(logits + np.asarray(bias, float))
+    return np.einsum("hqk,khd->qhd", weights, value), weights
 
 
 def log_softmax(logits):

@@ -1,16 +1,10 @@
-"""Photographs, and their augmentation by Pillow and slow NumPy.
-
-Nothing here shares code with what it checks; arguments are numbers worked out by hand.
-"""
+"""Photographs, and the boxes of random erasing by its reference's loop."""
 
 import math
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance, ImageOps
-
-BICUBIC = Image.Resampling.BICUBIC
-AFFINE = Image.Transform.AFFINE
+from PIL import Image
 
 
 def photographs(count, height, width):
@@ -26,41 +20,6 @@ def photographs(count, height, width):
                     pieces.append(small[top : top + height, left : left + width])
     chosen = np.linspace(0, len(pieces) - 1, count).astype(int)
     return np.stack([pieces[i] for i in chosen])
-
-
-def at_nine(picture, name, sign):
-    """RandAugment's operation `name` on a Pillow image at magnitude 9."""
-    up = sign > 0
-    factor = 1.81 if up else 0.19  # 1 +- .9 * .9
-    width, height = picture.size
-    moved = {
-        "ShearX": (1, 0.27 * sign, 0, 0, 1, 0),
-        "ShearY": (1, 0, 0, 0.27 * sign, 1, 0),
-        "TranslateX": (1, 0, 0.405 * sign * width, 0, 1, 0),
-        "TranslateY": (1, 0, 0, 0, 1, 0.405 * sign * height),
-    }
-    if name in moved:
-        gray = (124, 116, 104)
-        return picture.transform(picture.size, AFFINE, moved[name], BICUBIC, 1, gray)
-    if name == "Rotate":
-        return picture.rotate(27 * sign, BICUBIC, fillcolor=(124, 116, 104))
-    if name in ("Color", "Contrast", "Brightness", "Sharpness"):
-        return getattr(ImageEnhance, name)(picture).enhance(factor)
-    return {
-        "AutoContrast": lambda: ImageOps.autocontrast(picture),
-        "Equalize": lambda: ImageOps.equalize(picture),
-        "Invert": lambda: ImageOps.invert(picture),
-        "Posterize": lambda: ImageOps.posterize(picture, 1),
-        "Solarize": lambda: ImageOps.solarize(picture, 26),
-        "SolarizeAdd": lambda: solarize_add(picture, 99),
-    }[name]()
-
-
-def solarize_add(picture, added):
-    """The darker half of the values grows by `added`."""
-    values = np.asarray(picture).astype(int)
-    values[values < 128] = np.minimum(values[values < 128] + added, 255)
-    return Image.fromarray(values.astype(np.uint8))
 
 
 def erased_boxes(rng, count, side):

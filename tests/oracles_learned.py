@@ -67,16 +67,16 @@ def package(probability, dropped, x):
     return total / (share + 1e-6)
 
 
-def masked_attention(q, k, v, mask, eps=1e-6):
+def masked_attention(q, k, v, mask, bias, eps=1e-6):
     """Attention in which masked tokens are seen by themselves alone.
 
-    q, k, v [N, H, d], mask [N] -> [N, H, d].
+    q, k, v [N, H, d], mask [N], bias [N] of the logits -> [N, H, d].
     """
     n, heads, width = q.shape
     out = np.zeros(v.shape)
     for h in range(heads):
         for i in range(n):
-            logits = [q[i, h] @ k[j, h] / math.sqrt(width) for j in range(n)]
+            logits = [q[i, h] @ k[j, h] / math.sqrt(width) + bias[j] for j in range(n)]
             odds = [math.exp(value - max(logits)) for value in logits]
             odds = [o if i == j else o * mask[j] for j, o in enumerate(odds)]
             for j in range(n):

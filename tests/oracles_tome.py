@@ -47,10 +47,3 @@ def slots(groups, num_prefix):
     for place, group in enumerate(groups):
         slot |= {i: place for i in group}
     return np.array([slot[i] for i in range(num_prefix, len(slot))]) - num_prefix
-
-
-def merges(depth, r, inflection):
-    """Linear from r (1 - inflection) in the first block to its mirror in the last."""
-    low = int(r * (1 - inflection))
-    high = 2 * r - low
-    return [int(low + i * (high - low) / (depth - 1)) for i in range(depth)]

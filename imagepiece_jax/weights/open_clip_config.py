@@ -16,7 +16,7 @@ from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.weights import timm_config
 
 Fields = Mapping[str, Any]  # of a JSON file
-DEFAULTS = dict(layers=12, width=768, head_dim=64, mlp_ratio=4.0, patch_size=16)
+DEFAULTS = dict(layers=12, width=768, head_width=64, mlp_ratio=4.0, patch_size=16)
 DEFAULTS |= dict(image_size=224, pool_type="tok", final_ln_after_pool=False)
 DEFAULTS |= dict(act_kwargs=None, norm_kwargs=None, timm_model_name=None)
 DEFAULTS |= dict(timm_pool="avg", timm_proj="linear", no_ln_pre=False)
@@ -103,7 +103,7 @@ def _of_tower(vision, model, images):
     return ViTConfig(
         embed_dim=width,
         depth=depth,
-        num_heads=width // vision["head_dim"],
+        num_heads=width // vision["head_width"],
         patch_size=vision["patch_size"],
         mlp_ratio=int(width * vision["mlp_ratio"]) / width,
         arch=arch,

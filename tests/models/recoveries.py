@@ -29,7 +29,6 @@ FIGURES = {
 
 
 def variant_of(vit, changed=True, **fields):
-    """The figures of a form."""
     fields = {
         "reduction": vit.reduction,
         "image_size": vit.image_size,

@@ -5,12 +5,11 @@ moves are made here, so that the numbers around them can be compared.
 """
 
 import dataclasses
-import math
 
 import numpy as np
 
 from tests import oracles
-from tests.oracles import dense, gelu, layer_norm, softmax
+from tests.oracles import dense, gelu, layer_norm
 
 
 @dataclasses.dataclass
@@ -39,7 +38,9 @@ def forward(params, image, *, heads, patch, moves=None, prop_attn=False, scale=N
         out, seen = _attention(normed, block["attn"], heads, size if prop_attn else 1.0)
         x = seen.x = x + factors[0] * out
         if moves and i in moves:
-            x, size = _move(x, size, moves[i])
+            moved, sizes = oracles.apply_map(x[1:], size[1:], *moves[i])
+            x = np.concatenate([x[:1], moved])
+            size = np.concatenate([size[:1], sizes])
         hidden = dense(layer_norm(x, block["norm2"]), block["mlp"]["fc1"])
         x = x + factors[1] * dense(gelu(hidden), block["mlp"]["fc2"])
         blocks.append(seen)
@@ -60,17 +61,5 @@ def _embed(params, image, patch):
 def _attention(x, params, heads, size):
     shape = len(x), heads, x.shape[1] // heads
     query, key, value = (dense(x, params[name]).reshape(shape) for name in "qkv")
-    outs = []
-    rows = []
-    for h in range(heads):
-        logits = query[:, h] @ key[:, h].T / math.sqrt(shape[2]) + np.log(size)
-        weights = softmax(logits)
-        outs.append(weights @ value[:, h])
-        rows.append(weights[0])
-    out = dense(np.concatenate(outs, axis=1), params["proj"])
-    return out, Seen(np.stack(rows), key, x)
-
-
-def _move(x, size, move):
-    moved, sizes = oracles.apply_map(x[1:], size[1:], *move)
-    return np.concatenate([x[:1], moved]), np.concatenate([size[:1], sizes])
+    out, weights = oracles.attention(query, key, value, np.log(size))
+    return dense(out.reshape(x.shape), params["proj"]), Seen(weights[:, 0], key, x)

@@ -1,6 +1,7 @@
 """Attention against its definition, for every kernel and every reducer input."""
 
 import functools
+import itertools
 import types
 
 import chex
@@ -18,7 +19,7 @@ from imagepiece_jax.models.attention import (
     weighted_sum,
 )
 from imagepiece_jax.reduction.ops import class_attention
-from imagepiece_jax.reduction.state import TokenState, start
+from imagepiece_jax.reduction.state import TokenState
 from tests import compiling, oracles, oracles_learned
 from tests.models import tiny
 from tests.refused import refused
@@ -30,8 +31,8 @@ class_row = tiny.compiled(class_attention)
 columns = tiny.compiled(attention_columns)
 
 
-def masked_attend(query, key, value, mask, **options):
-    return weighted_sum(attention_map(query, key, mask=mask, **options), value)
+def masked_attend(query, key, value, mask, key_bias=None):
+    return weighted_sum(attention_map(query, key, key_bias, mask), value)
 
 
 attend_masked = tiny.compiled(masked_attend)
@@ -50,21 +51,11 @@ def random_bias(length, batch=2):
 
 
 def slow_attention(query, key, value, bias=None):
-    """float64 loops over images and heads -> (output, weights [B, H, N, N])."""
-    query = np.asarray(query, float)
-    key = np.asarray(key, float)
-    value = np.asarray(value, float)
-    batch, length, heads, width = query.shape
-    out = np.zeros(query.shape)
-    weights = np.zeros((batch, heads, length, length))
-    for b in range(batch):
-        for h in range(heads):
-            logits = query[b, :, h] @ key[b, :, h].T / np.sqrt(width)
-            if bias is not None:
-                logits = logits + np.asarray(bias[b], float)[None]
-            weights[b, h] = oracles.softmax(logits)
-            out[b, :, h] = weights[b, h] @ value[b, :, h]
-    return out, weights
+    """float64 -> (output, weights [B, H, N, N])."""
+    bias = np.zeros(query.shape[:2]) if bias is None else bias
+    images = zip(query, key, value, bias, strict=True)
+    out, weights = zip(*itertools.starmap(oracles.attention, images), strict=True)
+    return np.stack(out), np.stack(weights)
 
 
 @pytest.mark.parametrize("length, biased", [(1, True), (2, False), (7, True)])
@@ -98,7 +89,6 @@ def test_the_class_row_has_the_gradient_of_a_softmax():
 @pytest.mark.parametrize("length, biased", [(1, True), (2, False), (7, True)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_columns_and_the_class_row_are_float32(length, biased, dtype):
-    """Logits of bfloat16 would be wrong by some 2**-8 of a weight."""
     query, key, _ = (a.astype(jnp.dtype(dtype)) for a in random_qkv(length))
     bias = random_bias(length) if biased else None
     _, weights = slow_attention(query, key, key, bias)
@@ -114,7 +104,7 @@ def test_columns_and_the_class_row_are_float32(length, biased, dtype):
 
 @pytest.fixture
 def cudnn_calls(monkeypatch):
-    """Calls that would have gone to cuDNN: (queries, keys, type of bias, masked?)."""
+    """Calls that would have gone to cuDNN: (queries, keys, bias, masked?)."""
     calls = []
     plain = jax.nn.dot_product_attention
 
@@ -122,11 +112,10 @@ def cudnn_calls(monkeypatch):
         if implementation == "xla":
             return plain(query, key, value, bias=bias, implementation="xla", **options)
         assert implementation == "cudnn"
-        kind = None if bias is None else bias.dtype
         if bias is not None:  # cuDNN refuses one row for all queries
             assert bias.shape == (len(query), 1, query.shape[1], key.shape[1])
         masked = options.get("key_value_seq_lengths") is not None
-        calls.append((query.shape[1], key.shape[1], kind, masked))
+        calls.append((query.shape[1], key.shape[1], bias, masked))
         if masked:
             key = spoilt(key)
             value = spoilt(value)
@@ -152,7 +141,6 @@ spoilt.defvjp(lambda keys: (keys, None), lambda _, g: (g.at[:, -1].set(jnp.nan),
 def test_gradients_pad_odd_lengths_and_change_nothing(
     cudnn_calls, length, biased, train
 ):
-    """Output, scores and gradients are those of XLA's attention, without padding."""
     layer = tiny.attention(15, 3, biased, attention_impl="cudnn")
     rng = np.random.default_rng(0)
     x, probe = rng.normal(size=(2, 2, length, 15)).astype(np.float32)
@@ -177,64 +165,47 @@ def test_gradients_pad_odd_lengths_and_change_nothing(
     assert masked == (called != length)
 
 
-@pytest.mark.parametrize("length, keys", [(7, 8), (9, 16), (6, 6), (12, 12)])
-def test_inference_aligns_the_bias_of_odd_lengths(cudnn_calls, length, keys):
+@pytest.mark.parametrize(
+    "length, keys, biased", [(7, 8, True), (9, 16, True), (6, 6, True), (7, 7, False)]
+)
+def test_inference_aligns_the_bias_of_odd_lengths(cudnn_calls, length, keys, biased):
     """The output is XLA's; a bias of even lengths is as fast without padding."""
     qkv = random_qkv(length)
-    bias = random_bias(length)
+    bias = random_bias(length) if biased else None
     out = tiny.compiled(functools.partial(attend, backend="cudnn"))(*qkv, bias)
-    (called,) = cudnn_calls
-    assert called == (length, keys, jnp.float32, False)
+    ((*lengths, given, masked),) = cudnn_calls
+    assert (lengths, given is not None, masked) == ([length, keys], biased, False)
     assert_close(out, attend_jit(*qkv, bias))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_the_bias_of_padding_is_finite(monkeypatch, dtype):
+def test_the_bias_of_padding_is_finite(cudnn_calls, dtype):
     """A kernel that subtracts infinities would give NaN."""
     if dtype == "float16":
         compiling.needs_float16()
-    calls = []
-
-    def stand_in(query, key, value, *, bias, implementation):
-        calls.append(bias)
-        return query
-
-    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
-    qkv = [a.astype(dtype) for a in random_qkv(7)]
-    attend(*qkv, random_bias(7), backend="cudnn")
-    (bias,) = calls
+    attend(*(a.astype(dtype) for a in random_qkv(7)), random_bias(7), backend="cudnn")
+    ((_, _, bias, _),) = cudnn_calls
     assert bias.dtype == dtype
     assert np.isfinite(np.asarray(bias, np.float32)).all()
     unseen = np.exp(np.asarray(bias[..., 7:], np.float32))
     np.testing.assert_array_equal(unseen, 0)
 
 
-def test_inference_without_sizes_pads_nothing(cudnn_calls):
-    jax.eval_shape(functools.partial(attend, backend="cudnn"), *random_qkv(7))
-    assert cudnn_calls == [(7, 7, None, False)]
-
-
 def test_jax_refuses_odd_lengths_of_cudnn_in_training(monkeypatch):
     """Where it no longer does, padding can go: see Odd lengths in PERFORMANCE.md."""
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91300)
 
-    def loss(query):
-        out = attend(query, query, query, backend="cudnn")
-        return jnp.sum(out, dtype=jnp.float32)
+    padded = functools.partial(attend, backend="cudnn")
+    plain = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
 
-    def refused(query):
-        out = jax.nn.dot_product_attention(query, query, query, implementation="cudnn")
-        return jnp.sum(out, dtype=jnp.float32)
+    def trace(attention):
+        query = jax.ShapeDtypeStruct((2, 7, 3, 64), jnp.bfloat16)
+        grad = jax.grad(lambda x: attention(x, x, x).sum(dtype=jnp.float32))
+        jax.jit(grad).trace(query)
 
-    def trace(fn, length):
-        query = jax.ShapeDtypeStruct((2, length, 3, 64), jnp.bfloat16)
-        return jax.jit(fn).trace(query)
-
-    trace(loss, 7)
-    trace(jax.grad(loss), 8)
-    trace(jax.grad(loss), 7)
+    trace(padded)
     with pytest.raises(NotImplementedError, match="sequence length Q 7, KV 7"):
-        trace(jax.grad(refused), 7)
+        trace(plain)
 
 
 def device(platform, capability=None):
@@ -272,16 +243,27 @@ def test_auto_takes_cudnn_where_it_runs(monkeypatch, found, dtype, head_dim, lac
         resolve_backend("cudnn", dtype, head_dim)
 
 
-def test_only_what_is_needed_is_tapped():
-    module = tiny.attention(12, 3)
-    x = np.zeros((2, 7, 12), np.float32)
-    state = jax.eval_shape(start, x)
-    variables = jax.eval_shape(module.init, jax.random.key(0), x, state)
+X = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
 
+
+def attention(num_prefix=1):
+    """(Attention of width 12, its variables, the state of the seven tokens X)."""
+    module = tiny.attention(12, 3)
+    state = TokenState(x=X, size=np.ones((2, 7), np.float32), num_prefix=num_prefix)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), X, state)
+    return module, tiny.fill(shapes), state
+
+
+def projected(variables, name):
+    layer = variables["params"][name]
+    return (X.astype(float) @ layer["kernel"] + layer["bias"]).reshape(2, 7, 3, 4)
+
+
+def test_only_what_is_needed_is_tapped():
     def shapes(*reads, num_prefix=1):
-        state = TokenState(x=x, size=x[..., 0], num_prefix=num_prefix)
+        module, variables, state = attention(num_prefix)
         call = functools.partial(module.apply, reads=reads)
-        _, scores = jax.eval_shape(call, variables, x, state)
+        _, scores = jax.eval_shape(call, variables, X, state)
         return {name: score.shape for name, score in scores.items()}
 
     assert shapes() == {}
@@ -292,14 +274,10 @@ def test_only_what_is_needed_is_tapped():
 
 @pytest.mark.parametrize("metric", ["query", "key", "value"])
 def test_the_metric_is_the_mean_over_heads_of_one_projection(metric):
-    module = tiny.attention(12, 3)
-    x = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
-    state = TokenState(x=x, size=np.ones((2, 7), np.float32))
-    variables = tiny.fill(jax.eval_shape(module.init, jax.random.key(0), x, state))
+    module, variables, state = attention()
     apply = functools.partial(module.apply, reads={metric})
-    _, scores = tiny.compiled(apply)(variables, x, state)
-    layer = variables["params"][metric[0]]
-    want = (x.astype(float) @ layer["kernel"] + layer["bias"]).reshape(2, 7, 3, 4)
+    _, scores = tiny.compiled(apply)(variables, X, state)
+    want = projected(variables, metric[0])
     assert scores[metric].dtype == jnp.float32
     np.testing.assert_allclose(scores[metric], want[:, 1:].mean(axis=2), atol=2e-6)
 
@@ -307,75 +285,36 @@ def test_the_metric_is_the_mean_over_heads_of_one_projection(metric):
 @pytest.mark.parametrize("prefix, masked", [(0, False), (1, True), (2, True)])
 def test_the_tap_has_image_columns_of_all_live_queries(prefix, masked):
     """The prefix reads as well; masked tokens neither read nor are read."""
-    module = tiny.attention(12, 3)
-    x = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
+    module, variables, state = attention(prefix)
     mask = np.float32([[1, 1, 0, 1, 1, 0, 1] if masked else [1] * 7, [1] * 7])
-
-    @tiny.compiled
-    def read(variables, x):
-        state = start(x, prefix)
-        if masked:
-            state = state.replace(mask=mask[:, prefix:])
-        _, scores = module.apply(variables, x, state, {"attn_columns"})
-        return scores["attn_columns"]
-
-    state = jax.eval_shape(lambda x: start(x, prefix), x)
-    variables = tiny.fill(jax.eval_shape(module.init, jax.random.key(0), x, state))
-    query, key = (
-        (x.astype(float) @ layer["kernel"] + layer["bias"]).reshape(2, 7, 3, 4)
-        for layer in (variables["params"][name] for name in "qk")
-    )
+    if masked:
+        state = state.replace(mask=mask[:, prefix:])
+    run = tiny.compiled(functools.partial(module.apply, reads={"attn_columns"}))
+    _, scores = run(variables, X, state)
+    query, key = (projected(variables, name) for name in "qk")
     _, weights = slow_attention(query, key, key, np.where(mask, 0, -1e9))
     want = np.einsum("bq,bhqk->bk", mask, weights) / 3 / mask.sum(axis=1)[:, None]
-    got = read(variables, x)
+    got = scores["attn_columns"]
     np.testing.assert_allclose(got, want[:, prefix:], rtol=1e-4, atol=1e-5)
 
 
-def shares(logits, mask, **options):
-    """Attention weights of one head whose logits are given. [N, N] -> [N, N]."""
-    n = len(logits)
-    query = np.float32(logits)[None, :, None] * np.float32(n**0.5)
-    each = np.eye(n, dtype=np.float32)[None, :, None]  # key and value j: unit vectors
-    return attend_masked(query, each, each, np.float32(mask)[None], **options)[0, :, 0]
-
-
-LOGITS = [[1, 2, 0], [0, 0, 0], [3, 1, 2]]
-
-
-def test_rows_by_hand():
-    """The middle token is masked: it still sees itself, and all others alike."""
-    first, second, third = shares(LOGITS, [1, 0, 1])
-    np.testing.assert_allclose(first[[0, 2]], [0.731058, 0.268942], atol=4e-6)
-    assert_close(second, [1 / 3] * 3, units=34)
-    np.testing.assert_allclose(third[[2, 0]], [0.268941, 0.731058], atol=4e-6)
-    # What eps / N leaves to the masked one: eps / 3 / 0.503215 and eps / 3 / 1.367879.
-    masked = [first[1], third[1]]
-    np.testing.assert_allclose(masked, [6.62e-7, 2.44e-7], rtol=0, atol=1e-9)  # digits
-    # Proportional attention: log 3 on a key is the key three times.
-    thrice = np.float32([[np.log(3.0), 0.0, 0.0]])
-    row = shares(LOGITS, [1, 1, 1], key_bias=thrice)[0]
-    weights = np.array([3 * np.e, np.e**2, 1])
-    assert_close(row, weights / weights.sum())
-
-
-@pytest.mark.parametrize("length", [1, 2, 7])
-def test_masked_attention_equals_the_oracle(length):
-    """In the second image all are live, in the last none."""
+@pytest.mark.parametrize("length, biased", [(1, True), (2, False), (7, True)])
+def test_masked_attention_equals_the_oracle(length, biased):
     query, key, value = random_qkv(length, batch=3)
+    bias = random_bias(length, 3) if biased else np.zeros((3, length), np.float32)
     mask = np.random.default_rng(1).integers(2, size=(3, length)).astype(np.float32)
     mask[1:] = np.float32([[1], [0]])
-    got = attend_masked(query, key, value, mask)
-    first = attend_masked(query[:, :1], key, value, mask)
+    got = attend_masked(query, key, value, mask, key_bias=bias)
+    first = attend_masked(query[:, :1], key, value, mask, key_bias=bias)
     for image in range(3):
         arrays = (np.asarray(a[image], float) for a in (query, key, value))
-        want = oracles_learned.masked_attention(*arrays, mask[image])
+        want = oracles_learned.masked_attention(*arrays, mask[image], bias[image])
         np.testing.assert_allclose(got[image], want, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(first[image], want[:1], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_all_masked_and_far_apart_stays_finite(dtype):
-    """Logits of thousands, nothing live: values and all gradients are numbers."""
     heads = np.stack(random_qkv(5)) * 60
     mask = np.zeros((2, 5), np.float32)
     heads = heads.astype(jnp.dtype(dtype))
@@ -387,21 +326,3 @@ def test_all_masked_and_far_apart_stays_finite(dtype):
 
     run = tiny.compiled(jax.value_and_grad(total, argnums=(0, 1)))
     chex.assert_tree_all_finite(run(heads, mask))
-
-
-def test_the_mask_has_a_gradient():
-    """A live token that more is seen of moves the output: by finite differences."""
-    query, key, value = random_qkv(4)
-    mask = np.float32([[1, 0.5, 1, 0], [1, 1, 0, 1]])
-
-    def total(mask):
-        return jnp.sum(jnp.sin(masked_attend(query, key, value, mask)))
-
-    run = tiny.compiled(total)
-    slope = tiny.compiled(jax.grad(total))(mask)
-    for token in range(4):
-        step = np.zeros((2, 4), np.float32)
-        step[:, token] = 1e-2
-        wanted = (run(mask + step) - run(mask - step)) / 2e-2
-        np.testing.assert_allclose(slope[:, token].sum(), wanted, rtol=1e-3, atol=2e-3)
-    assert (np.abs(slope) > 1e-3).any(axis=1).all()

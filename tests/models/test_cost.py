@@ -12,9 +12,9 @@ import pytest
 from configs import quickstart
 from experiments import controls
 from imagepiece_jax.models import cost
-from imagepiece_jax.models.cost import block_macs, model_macs
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.create import create_model
-from imagepiece_jax.reduction.block_plan import BlockPlan, Keep, Step, build
+from imagepiece_jax.reduction.block_plan import Keep, Step, build
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.training.config import RunConfig
 from tests.models import make, tiny
@@ -36,13 +36,6 @@ def test_published_tokens_and_macs(row):
     macs = model_macs(model)
     assert macs == pytest.approx(row["macs"], rel=row.get("rel", 0))
     assert type(macs) is int
-
-
-def test_block_macs_by_hand():
-    """D = 4: projections 4 * 3 * 16 + attention 2 * 9 * 4 + MLP 8 * 2 * 16."""
-    layer = BlockPlan(attn_tokens=3, mlp_tokens=2)
-    assert block_macs(tiny.vit((), 4, 1), layer) == 192 + 72 + 256
-    assert block_macs(tiny.vit((), 4, 1, mlp_ratio=2.0), layer) == 192 + 72 + 128
 
 
 def test_steps_cost_and_are_listed_where_they_change_something():

@@ -78,7 +78,6 @@ def test_layer_norm_is_flaxs_and_so_is_its_gradient(shape, eps):
 
 
 def test_layer_norm_of_bfloat16_works_in_float32():
-    """Rounded are the input, the gradient and the results, and nothing between."""
     x = (draw(4, 33) + 20).astype(jnp.bfloat16)
     scale = 1 + 0.3 * draw(33, seed=2)
     bias = draw(33, seed=3)
@@ -106,7 +105,6 @@ def test_layer_norm_of_bfloat16_works_in_float32():
 
 
 def test_what_comes_back_to_padding_is_dropped():
-    """Also what is not a number, where a kernel wrote nothing."""
     x = draw(2, 4, 3)
     gradient = draw(2, 4, 3, seed=1)
     gradient[:, 3] = np.nan

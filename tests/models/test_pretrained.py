@@ -20,7 +20,7 @@ def dense():
 
 def test_a_model_that_someone_made_has_defaults(dense):
     assert dense.label == str(dense.reduction) == "none"
-    assert dense.preprocessing == Preprocessing(tiny.SIDE) == Preprocessing(20)
+    assert dense.preprocessing == Preprocessing(tiny.SIDE)
     assert (dense.class_names, dense.source.path) == (None, None)
     early = tiny.pretrained("token_learner:block=0")
     vit = Pretrained(early.model, early.variables)
@@ -31,7 +31,6 @@ def test_a_model_that_someone_made_has_defaults(dense):
 
 
 def test_the_same_weights_at_another_size(tmp_path, dense):
-    """As `load` resizes the positions of a file."""
     size = (12, 24)
     file = tiny.write(tmp_path / "w.npz", dense.variables)
     loaded = imagepiece_jax.load(file, **GIVEN)
@@ -43,19 +42,15 @@ def test_the_same_weights_at_another_size(tmp_path, dense):
         assert found.model == wanted.model
         assert found.image_size == size
         assert same(found.variables, wanted.variables)
-        for vit in (found, wanted):
-            assert vit.source.image_size == tiny.SIDE
+        assert found.source.image_size == tiny.SIDE
         assert found.digest == wanted.digest != loaded.digest
     assert same(loaded.at_size(tiny.SIDE).variables, loaded.variables)
 
 
 def test_positions_are_resized_once(tmp_path, dense):
-    """From those that were trained, and by nobody else's in between."""
     file = tiny.write(tmp_path / "w.npz", dense.variables)
-    for larger in (
-        dense.at_size(28),
-        imagepiece_jax.load(file, image_size=28, **GIVEN),
-    ):
+    loaded = imagepiece_jax.load(file, image_size=28, **GIVEN)
+    for larger in (dense.at_size(28), loaded):
         with refused("positions", f"resized from {tiny.SIDE}x{tiny.SIDE} already"):
             larger.at_size(40)
 
@@ -77,9 +72,6 @@ def test_counts_of_one_size_are_refused_at_another(dense, tmp_path):
     imagepiece_jax.save(own, tmp_path / "saved")
     with refused("counts", str(tmp_path / "saved")):
         imagepiece_jax.load(tmp_path / "saved", image_size=8 * tiny.SIDE)
-
-
-UNWEIGHTED = tiny.changed(TOME, prop_attn=False)
 
 
 def test_metadata_that_do_not_fit_the_model(dense):
@@ -105,9 +97,10 @@ def test_the_same_weights_with_another_reduction(dense):
     assert tome.label == str(tome.reduction) == TOME
     assert tome.gmacs < dense.gmacs
     assert str(dense.reduction) == "none"  # which is not changed
-    plain = dense.with_reduction(UNWEIGHTED)
+    unweighted = tiny.changed(TOME, prop_attn=False)
+    plain = dense.with_reduction(unweighted)
     assert not plain.model.prop_attn
-    assert str(plain.reduction) == UNWEIGHTED
+    assert str(plain.reduction) == unweighted
     again = dense.with_reduction(plain.reduction)  # as it was, whoever set it
     assert again.model == plain.model
     assert again.reduction == plain.reduction
@@ -117,7 +110,6 @@ def test_the_same_weights_with_another_reduction(dense):
 
 
 def test_learned_selectors_stay_with_the_weights(tmp_path, dense):
-    """Fresh ones are asked for by a seed, and said to be untrained."""
     with refused("the model", "has no reducer_1, the selector"):
         dense.with_reduction(DYNAMICVIT)
     fresh = dense.with_reduction(DYNAMICVIT, seed=1)

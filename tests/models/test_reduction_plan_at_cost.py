@@ -24,17 +24,11 @@ def image_tokens(model):
 def test_half_of_deit_by_hand(capsys):
     """Counts of 196 k, 196 k^2 and 196 k^3 tokens, rounded down, for k = .51.
 
-    A block of n tokens and the class token, of width 192, has 12 (192 n')^2 / n' for
-    its matrices and 2 n'^2 192 for its maps, with n' = n + 1: MACs of 197, 100, 51 and
-    27 tokens in the blocks between the three that reduce, whose attention still has
-    the tokens before.
+    The attention of the three blocks that reduce still has the tokens before.
     """
     model = create_model("deit_ti", 0.5)
-    first = int(196 * 0.51001**1)
-    second = int(196 * 0.51001**2)
-    third = int(196 * 0.51001**3)
-    assert (first, second, third) == (99, 50, 26)
-    counts = [196] * 3 + [first] * 3 + [second] * 3 + [third] * 3
+    assert [int(196 * 0.51001**k) for k in (1, 2, 3)] == [99, 50, 26]
+    counts = [196] * 3 + [99] * 3 + [50] * 3 + [26] * 3
     assert image_tokens(model) == counts
 
     def block(before, after):
@@ -87,7 +81,6 @@ def test_with_few_macs_every_block_but_the_first_removes_the_same_share():
 
 
 def test_it_is_kept_as_the_method_and_its_counts(tmp_path, capsys):
-    """By a Pretrained, its folder, and what is loaded from there; said each time."""
     arch = {"arch": {"pool": "token"}}
     dense = tiny.pretrained(**arch)
     vit = dense.with_reduction(0.7)

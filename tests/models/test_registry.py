@@ -33,15 +33,15 @@ def test_an_unknown_model_is_answered_with_the_list():
 
 
 @pytest.mark.parametrize(
-    "name, include", [("vit_so150m_patch16_reg4_map_256", False), ("test_vit3", True)]
+    "name, includes_prefix, heads",
+    [
+        ("vit_so150m_patch16_reg4_map_256", False, 0),
+        ("test_vit3", True, 0),
+        ("vit_pe_core_tiny_patch16_384.fb", True, 8),
+        ("vit_pe_core_gigantic_patch14_448.fb", False, 8),
+    ],
 )
-def test_whether_a_pool_reads_registers_is_a_fact_of_the_model(name, include):
+def test_what_a_pool_reads_and_by_how_many_heads(name, includes_prefix, heads):
     arch = registry.config(name).arch
-    assert (arch.pool, arch.pool_include_prefix) == ("map", include)
-
-
-def test_perception_encoders_pool_has_heads_of_its_own():
-    for size, heads in (("tiny_patch16_384", 3), ("gigantic_patch14_448", 16)):
-        found = registry.config(f"vit_pe_core_{size}.fb")
-        assert found.num_heads == heads
-        assert (found.arch.pool, found.arch.pool_heads) == ("map", 8)
+    assert arch.pool == "map"
+    assert (arch.pool_include_prefix, arch.pool_heads) == (includes_prefix, heads)

@@ -19,7 +19,6 @@ from tests import oracles
 from tests.models import tiny
 from tests.models.test_vit_families import few
 from tests.reduction.steps import apply
-from tests.refused import refused
 from tests.rounding import assert_close
 
 DINOV3 = Architecture(
@@ -86,17 +85,6 @@ def turned(family, head, place):
 
 
 @pytest.mark.parametrize("family", ARCHS)
-def test_those_of_a_grid_are_those_of_its_coordinates(family):
-    rotary = ARCHS[family].rotary
-    places = np.asarray(rotary.coordinates((2, 3)))[None]
-    of_grid = tiny.compiled(lambda: rotary.grid_rotations((2, 3), 8, 2))()
-    of_places = tiny.compiled(lambda places: rotary.rotations(places, 8, 2))(places)
-    for got, want in zip(of_grid, of_places, strict=True):
-        assert got.shape == (1, 8, 1, 4)
-        np.testing.assert_allclose(got, want, atol=1e-6)
-
-
-@pytest.mark.parametrize("family", ARCHS)
 def test_patches_are_turned_and_the_prefix_is_not(family):
     rotary = ARCHS[family].rotary
     rng = np.random.default_rng(0)
@@ -117,11 +105,8 @@ def test_patches_are_turned_and_the_prefix_is_not(family):
 
 
 def test_the_other_order_of_axes_turns_by_x_first():
-    @tiny.compiled
-    def cosines(places):
-        return [Rotary(axes=axes).rotations(places, 8)[0] for axes in ("yx", "xy")]
-
-    by_y, by_x = cosines(np.float32([[[3, 7]]]))
+    places = np.float32([[[3, 7]]])
+    by_y, by_x = (Rotary(axes=xy).rotations(places, 8)[0] for xy in ("yx", "xy"))
     np.testing.assert_array_equal(by_y, by_x[..., [2, 3, 0, 1]])
     assert by_y.ravel()[0] == pytest.approx(math.cos(3))
 
@@ -170,11 +155,11 @@ def test_soft_tokens_and_packages_stand_where_their_weights_are():
     ],
 )
 def test_every_token_has_coordinates(name, masked):
-    """Every method runs, and a block after a step, which turns what it has left."""
     depth, reduction, _ = few(name)
     made = model("dinov3", reduction, masked=masked, depth=max(depth, 2))
     state = jax.eval_shape(made.apply, tiny.shapes(made), tiny.images(2)).state
     assert state.coordinates.shape == (2, state.x.shape[1] - 3, 2)
+    assert state.x.shape == (2, made.plan[-1].mlp_tokens, WIDTH)
     assert start(np.zeros((1, 2, 3)), 1).coordinates is None  # of other models
 
 
@@ -198,7 +183,6 @@ def captured(made, variables, images):
 
 @pytest.mark.parametrize("family, reduction", REDUCED)
 def test_each_block_attends_by_where_its_tokens_stand(family, reduction):
-    """Attention, its class row and similarity, in NumPy from the projections."""
     made = model(family, reduction)
     images = tiny.images(1)
     variables = tiny.variables(made)
@@ -222,13 +206,15 @@ def test_each_block_attends_by_where_its_tokens_stand(family, reduction):
             for head in range(HEADS):
                 for heads in (query, key):
                     heads[token, head] = turned(family, heads[token, head], place)
-        logits = np.einsum("qhd,khd->hqk", query, key) / math.sqrt(8)
+        bias = 0.0
         if made.prop_attn:
-            logits += np.log([1] * prefix + [len(g) for g in groups])
-        weights = oracles.softmax(logits)
-        mixed = np.einsum("hqk,khd->qhd", weights, value).reshape(-1, WIDTH)
+            bias = np.log([1] * prefix + [len(group) for group in groups])
+        mixed, weights = oracles.attention(query, key, value, bias)
+        mixed = mixed.reshape(-1, WIDTH)
         params = variables["params"][f"blocks_{block}"]["attn"]
-        want = project(mixed, params)
+        if "norm" in params:
+            mixed = oracles.layer_norm(mixed, params["norm"])
+        want = oracles.dense(mixed, params["proj"])
         got = inside["__call__"][0][0][0]
         np.testing.assert_allclose(got, want, atol=2e-5)
         if site == "mid":
@@ -245,15 +231,7 @@ def test_each_block_attends_by_where_its_tokens_stand(family, reduction):
     assert not decided
 
 
-def project(x, params):
-    """What the heads gave, normed where there is a norm, projected."""
-    if "norm" in params:
-        x = oracles.layer_norm(x, params["norm"])
-    return oracles.dense(x, params["proj"])
-
-
 def after(result, inputs, groups, places, grid):
-    """Groups of patches and places of the tokens after a step."""
     if isinstance(result, Mixing):
         matrix = result.matrix[0].astype(float)
         return None, matrix @ places / matrix.sum(axis=1, keepdims=True)
@@ -263,11 +241,6 @@ def after(result, inputs, groups, places, grid):
             joined[slot] += group
     # A token stands at the mean of its patches.
     return joined, np.array([np.mean(grid[group], axis=0) for group in joined])
-
-
-def test_heads_without_whole_planes_are_named():
-    with refused("num_heads"):
-        tiny.model(arch=DINOV3)
 
 
 @pytest.mark.parametrize(

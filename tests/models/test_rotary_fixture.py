@@ -2,6 +2,7 @@
 
 import pathlib
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -32,7 +33,6 @@ def tensors_of(name, fixture):
 
 
 def made(name, fixture):
-    """(model, variables, image) of the fixture."""
     tensors = tensors_of(name, fixture)
     ratio = tensors["blocks.0.mlp.fc2.weight"].shape[1] / SIZE["embed_dim"]
     model = create_model(make.config(name, image_size=IMAGE, mlp_ratio=ratio, **SIZE))
@@ -59,15 +59,11 @@ def test_logits_and_features_are_timms(fixture, name):
 
 
 def test_names_go_back_to_timm(fixture):
-    """Bit for bit, the projections apart and the norms in their places."""
     for name in (DINOV3, EVA02):
         model, variables, _ = made(name, fixture)
         back = layouts.as_timm(
-            timm_tensors.to_timm(variables),
-            model.config.arch,
-            name.partition(".")[0],
+            timm_tensors.to_timm(variables), model.config.arch, name.partition(".")[0]
         )
         want = tensors_of(name, fixture)
-        assert back.keys() == want.keys()
-        for key, tensor in want.items():
-            np.testing.assert_array_equal(back[key], tensor.astype(np.float32))
+        want = {key: tensor.astype(np.float32) for key, tensor in want.items()}
+        chex.assert_trees_all_equal(back, want)

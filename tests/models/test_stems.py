@@ -27,40 +27,40 @@ def random_images(batch, side, seed=0):
     return noise.astype(np.float32)
 
 
-def test_patch_stem_equals_a_slow_convolution():
-    stem = PatchStem(embed_dim=5, patch_size=4)
-    images = random_images(2, 12)
-    variables = tiny.fill(tiny.shapes(stem, 12))
-    proj = variables["params"]["proj"]
-    out = tiny.jit(stem.apply)(variables, images)
-    chex.assert_shape(out, (2, 3, 3, 5))
-    for image, got in zip(images, out, strict=True):
-        want = oracles.convolution(image, proj["kernel"], 4, 0) + proj["bias"]
-        np.testing.assert_allclose(got, want, atol=1e-5)
+def slow_stem(variables, images, train):
+    """(output, new statistics) of a ConvStem by loops, in float64."""
+    params = variables["params"]
+    statistics = {}
+    x = images
+    for name, old in variables["batch_stats"].items():
+        kernel = params[name.replace("norm", "conv")]["kernel"]
+        x = np.stack([oracles.convolution(image, kernel, 2, 1) for image in x])
+        mean = np.float64(old["mean"])
+        var = np.float64(old["var"])
+        if train:
+            mean = x.mean(axis=(0, 1, 2))
+            var = x.var(axis=(0, 1, 2))
+            batch = {"mean": mean, "var": var}
+            statistics[name] = {k: 0.9 * old[k] + 0.1 * v for k, v in batch.items()}
+        norm = params[name]
+        x = (x - mean) / np.sqrt(var + 1e-5) * norm["scale"] + norm["bias"]
+        x = np.maximum(x, 0)
+    return x @ params["proj"]["kernel"][0, 0] + params["proj"]["bias"], statistics
 
 
-@pytest.mark.parametrize("side", [8, 12])
-def test_conv_stem_equals_slow_convolutions(side):
+@pytest.mark.parametrize("side, is_train", [(8, False), (12, False), (8, True)])
+def test_conv_stem_equals_slow_convolutions(side, is_train):
     """Padding is one pixel on both sides, so an even side reads its first border."""
     stem = ConvStem(embed_dim=6, patch_size=4)
-    images = random_images(2, side)
+    images = random_images(3, side)
     variables = tiny.fill(tiny.shapes(stem, side))
-    params = variables["params"]
-    running = variables["batch_stats"]
-    out = tiny.jit(stem.apply)(variables, images)
-    for image, got in zip(images, out, strict=True):
-        x = image
-        for i in range(2):
-            scale = params[f"norm_{i}"]["scale"]
-            bias = params[f"norm_{i}"]["bias"]
-            mean = running[f"norm_{i}"]["mean"]
-            var = running[f"norm_{i}"]["var"]
-            x = oracles.convolution(x, params[f"conv_{i}"]["kernel"], 2, 1)
-            x = (x - mean) / np.sqrt(np.asarray(var, float) + 1e-5) * scale + bias
-            x = np.maximum(x, 0)
-        proj = params["proj"]
-        want = oracles.convolution(x, proj["kernel"], 1, 0) + proj["bias"]
-        np.testing.assert_allclose(got, want, atol=2e-5)
+    if is_train:
+        out, new = tiny.jit(functools.partial(train, stem))(variables, images)
+    else:
+        out, new = tiny.jit(stem.apply)(variables, images), {}
+    want, statistics = slow_stem(variables, images, is_train)
+    np.testing.assert_allclose(out, want, atol=2e-5)
+    chex.assert_trees_all_close(dict(new), statistics, rtol=1e-5, atol=1e-6)
 
 
 def test_a_folded_stem_computes_the_same_however_small_a_variance_is():
@@ -94,7 +94,6 @@ def test_a_convolution_that_joins_pixels_computes_the_same(pixels):
     [(384, 16, (48, 96, 192, 384)), (64, 2, (64,)), (64, 8, (16, 32, 64))],
 )
 def test_a_patch_of_two_to_the_k_takes_k_convolutions(embed_dim, patch_size, widths):
-    """test_registry has parameters of whole models."""
     assert conv_stem_widths(embed_dim, patch_size) == widths
 
 
@@ -117,34 +116,11 @@ def test_convolutions_start_uniform_within_one_over_the_root_of_their_fan_in():
 
 
 def train(stem, variables, images):
-    """(output, new statistics) of a training pass."""
     out, changed = stem.apply(variables, images, True, mutable=["batch_stats"])
     return out, changed["batch_stats"]
 
 
-def test_training_uses_the_batch_and_moves_the_running_statistics_a_tenth():
-    stem = ConvStem(embed_dim=6, patch_size=2)
-    images = random_images(3, 8)
-    variables = tiny.fill(tiny.shapes(stem, 8))
-    params = variables["params"]
-    old = variables["batch_stats"]["norm_0"]
-    out, new = tiny.jit(functools.partial(train, stem))(variables, images)
-    kernel = params["conv_0"]["kernel"]
-    x = np.stack([oracles.convolution(image, kernel, 2, 1) for image in images])
-    mean = x.mean(axis=(0, 1, 2))
-    var = x.var(axis=(0, 1, 2))
-    for name, value in (("mean", mean), ("var", var)):
-        want = 0.9 * old[name] + 0.1 * value
-        np.testing.assert_allclose(new["norm_0"][name], want, rtol=1e-5, atol=1e-6)
-    scale = params["norm_0"]["scale"]
-    bias = params["norm_0"]["bias"]
-    x = np.maximum((x - mean) / np.sqrt(var + 1e-5) * scale + bias, 0)
-    want = x @ np.asarray(params["proj"]["kernel"][0, 0]) + params["proj"]["bias"]
-    np.testing.assert_allclose(out, want, atol=2e-5)
-
-
 def test_two_devices_normalize_by_the_whole_batch():
-    """Outputs, statistics and gradients of 2 x 4 images are those of 8 images."""
     images = random_images(2 * SLOT, 8)
     probe = random_images(2 * SLOT, 4, seed=1).reshape(2 * SLOT, 2, 2, 12)
     whole = ConvStem(embed_dim=12, patch_size=4)

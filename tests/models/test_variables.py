@@ -8,40 +8,26 @@ from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny
 from tests.models.test_vit_families import FAMILIES
 
-
-@pytest.mark.parametrize(
-    "family, reduction",
-    [
-        ("deit", None),
-        ("dinov2", tiny.EVIT),
-        ("siglip", "dtem:counts=(22,22,22)"),
-    ],
-)
-def test_shapes_are_those_of_what_is_drawn(family, reduction):
-    """One block is traced for all."""
-    model = tiny.model(reduction, arch=FAMILIES[family], depth=3, stem="conv")
-    images = jax.ShapeDtypeStruct((1, tiny.SIDE, tiny.SIDE, 3), "float32")
-    drawn = jax.eval_shape(model.init, jax.random.key(0), images)
-    assert variable_shapes(model) == drawn
-
-
+BFLOAT16 = {"dtype": "bfloat16"}
 LEARNED = [name for name in METHODS if tiny.model(tiny.small(name)).has_selectors]
-OTHERS = [
-    "dynamicvit:keep_rate=1.0:blocks=(1,)",  # none leaves
-]
+assert LEARNED
 
 
 @pytest.mark.parametrize(
-    "reduction, masked",
+    "reduction, options",
     [
-        *((tiny.small(name), False) for name in LEARNED),
-        *((reduction, False) for reduction in OTHERS),
-        (tiny.small("spvit"), True),
+        (None, {"stem": "conv"}),
+        (tiny.EVIT, {"arch": FAMILIES["dinov2"], "stem": "conv"}),
+        ("dtem:counts=(22,22,22)", {"arch": FAMILIES["siglip"], "stem": "conv"}),
+        *((tiny.small(name), BFLOAT16) for name in LEARNED),
+        ("dynamicvit:keep_rate=1.0:blocks=(1,)", BFLOAT16),  # none leaves
+        (tiny.small("spvit"), BFLOAT16 | {"masked": True}),
     ],
 )
-def test_what_a_method_learns_is_what_is_drawn(reduction, masked):
-    model = tiny.model(reduction, masked=masked, dtype="bfloat16")
+def test_shapes_are_those_of_what_is_drawn(reduction, options):
+    model = tiny.model(reduction, **options)
     images = jax.ShapeDtypeStruct((1, tiny.SIDE, tiny.SIDE, 3), "float32")
     drawn = jax.eval_shape(model.init, jax.random.key(0), images)
     assert variable_shapes(model) == drawn
-    assert any(part.startswith("reducer") for part in drawn["params"])
+    drawn_reducers = any(part.startswith("reducer") for part in drawn["params"])
+    assert drawn_reducers == model.has_selectors

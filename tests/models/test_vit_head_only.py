@@ -26,12 +26,10 @@ from tests.models.traced_programs import equations
 EVERY_PART = {"dist_token": True, "registers": 2, "layer_scale": True, "mlp": "swiglu"}
 EVERY_PART |= {"rotary": {"temperature": 100.0}, "attn_norm": True, "mlp_norm": True}
 FUSED = tiny.changed(tiny.FUSED, blocks=(0, 1))
-TOME = "tome:counts=(25,21)"
-MCTF = "mctf:r=7:blocks=(1,)"
 CASES = {
-    "dense": (None, {"arch": EVERY_PART, "embed_dim": 36}),
-    "dropped behind": (FUSED, {}),
-    "fused inside": (MCTF, {"arch": {"dist_token": True}}),
+    "dense": (None, {"arch": EVERY_PART, "embed_dim": 36, "depth": 1}),
+    "dropped behind": (FUSED, {"depth": 2}),
+    "fused inside": ("mctf:r=7:blocks=(0,)", {"dist_token": True, "depth": 1}),
 }
 
 
@@ -58,7 +56,7 @@ def attend(query, key, value, key_bias=None, **_):
 def test_logits_and_gradients_are_those_of_the_full_model(case):
     """With drop path, rematerialized; what nothing reads has a gradient of zero."""
     reduction, options = CASES[case]
-    full = tiny.model(reduction, depth=2, drop_path_rate=0.5, **options)
+    full = tiny.model(reduction, drop_path_rate=0.5, **options)
     variables = tiny.variables(full)
     draw = jax.random.split(jax.random.key(1), 3)
     keys = {"drop_path": draw, "reducer": draw}
@@ -83,21 +81,18 @@ def test_logits_and_gradients_are_those_of_the_full_model(case):
     chex.assert_trees_all_close(fewer, gradients, rtol=1e-12, atol=1e-12 * size)
 
 
-@pytest.mark.parametrize(
-    "arch", [{"pool": "mean"}, {"pool": "map"}], ids=["mean", "map"]
-)
-def test_heads_that_read_patches_read_all(arch):
-    model = tiny.model(TOME, arch=arch, depth=2)
+@pytest.mark.parametrize("pool", ["mean", "map"])
+def test_heads_that_read_patches_read_all(pool):
+    model = tiny.model("tome:counts=(25,21)", arch={"pool": pool}, depth=2)
     inputs = tiny.shapes(model), tiny.images()
     less = jax.make_jaxpr(model.with_execution(head_only=True).apply)(*inputs)
     assert str(less) == str(jax.make_jaxpr(model.apply)(*inputs))
     assert cost.dead_macs(model) == 0
 
 
-@pytest.mark.parametrize("reduction", [TOME, MCTF], ids=["tome", "mctf"])
-def test_the_compiled_program_has_fewer_operations(reduction):
+def test_the_compiled_program_has_fewer_operations():
     """By two a MAC, and those of norms, softmax and GELU."""
-    model = tiny.model(reduction, depth=2, embed_dim=96)
+    model = tiny.model("mctf:r=7:blocks=(1,)", depth=2, embed_dim=96)
 
     def flops(model):
         run = jax.jit(lambda *arguments: model.apply(*arguments).logits)
@@ -119,33 +114,25 @@ def mlp_rows(fn, *arguments, hidden=4 * tiny.WIDTH, **options):
     return [shape[0] for shape in shapes if len(shape) == 2 and shape[1] == hidden]
 
 
-# Two images of 26 tokens.
-ALL = [52, 52, 52]
-HEAD = [52, 52, 2]
-
-
 def test_it_is_left_out_where_logits_are_wanted_and_nothing_else_measured():
+    """Of two images of 26 tokens."""
     model = tiny.model()
-    images = tiny.images(2)
+    shapes = tiny.shapes(model)
     run = optimize.forward_logits(model)
-    assert mlp_rows(run, tiny.shapes(model), images) == HEAD
-    model = tiny.model()
-    batch = {
-        "image": np.zeros((2, tiny.SIDE, tiny.SIDE, 3), np.uint8),
-        **dict.fromkeys(("label", "mask", "index"), np.zeros(2, np.int32)),
-    }
-    for measure, rows in ((None, HEAD), (lambda outputs, batch: {}, ALL)):
+    assert mlp_rows(run, shapes, tiny.images(2)) == [52, 52, 2]
+    batch = dict.fromkeys(("label", "mask", "index"), np.zeros(2, np.int32))
+    batch["image"] = np.zeros((2, tiny.SIDE, tiny.SIDE, 3), np.uint8)
+    for measure, last in ((None, 2), (lambda outputs, batch: {}, 52)):
         with mock.patch.object(parallel, "pmap", lambda step, program: step):
             step = accuracy.model_step(model, measure=measure)
-        shapes = tiny.shapes(model)
-        assert mlp_rows(step, shapes, batch, axis_env=[(parallel.AXIS, 1)]) == rows
+        rows = mlp_rows(step, shapes, batch, axis_env=[(parallel.AXIS, 1)])
+        assert rows == [52, 52, last]
 
 
 @pytest.mark.parametrize(
     "method, left_out", [("none", True), ("dynamicvit:blocks=(1,)", False)]
 )
 def test_training_leaves_it_out_unless_a_loss_may_read_tokens(method, left_out):
-    """Of the student and of its teacher, forward and backward."""
     config = quickstart.get_config()
     config.model.depth = 2
     config.grad_accum_steps = 1

@@ -13,16 +13,7 @@ from imagepiece_jax.reduction.methods import METHODS
 from tests.models import masked, tiny
 from tests.models.test_rotary import ARCHS
 from tests.models.test_vit_families import FAMILIES, few
-from tests.models.traced_programs import REDUCED, found_in_64_bits
-
-
-def small(name):
-    """(reduction, blocks) of a method, or of `REDUCED`: as few as have its steps."""
-    if name in REDUCED:
-        return REDUCED[name], tiny.DEPTH
-    depth, reduction, _ = few(name)
-    return reduction, depth
-
+from tests.models.traced_programs import found_in_64_bits
 
 PARTS = {"conv": {"stem": "conv"}, "drop": {"drop_path_rate": 0.3}}
 PARTS |= {name: {"arch": arch} for name, arch in FAMILIES.items()}
@@ -54,10 +45,10 @@ def gradient(model, train=True, batch=2):
     return traced(params, rest, tiny.images(batch))
 
 
-@pytest.mark.parametrize("name", {**METHODS, **REDUCED})
+@pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_traced_with_the_same_types(name):
     """Trained in bfloat16 with its own loss, and evaluated where training masks."""
-    fields, depth = small(name)
+    depth, fields, _ = few(name)
     trained = tiny.model(fields, depth=depth, masked=True, dtype="bfloat16")
     assert found_in_64_bits(gradient(trained)) == []
     if trained.has_selectors:

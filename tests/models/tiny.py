@@ -107,7 +107,6 @@ def small(name):
 
 
 def changed(reduction, **fields):
-    """A reduction's text with other fields."""
     reduction = Reduction.read(reduction)
     prop_attn = fields.pop("prop_attn", reduction.prop_attn)
     method = dataclasses.replace(reduction.method, **fields)
@@ -122,7 +121,6 @@ def vit(plan, embed_dim, num_heads, **fields):
 
 
 def attention(width, heads, prop_attn=False, **execution):
-    """An Attention; `execution` has fields of an Execution."""
     sizes = {"embed_dim": width, "num_heads": heads, "depth": 1, "patch_size": 16}
     return Attention(config(None, **sizes), Execution(**execution), prop_attn)
 
@@ -171,7 +169,6 @@ def fill(shapes, seed=0):
 
 
 def variables(vit, seed=0):
-    """Random values for every variable of a model."""
     return fill(shapes(vit), seed)
 
 
@@ -211,12 +208,10 @@ def write(path, variables):
 
 
 def pair(vit):
-    """(model, variables) of a Pretrained."""
     return vit.model, vit.variables
 
 
 def count(tree):
-    """Numbers in all leaves together."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 

@@ -44,7 +44,6 @@ def program(model, train=True, backward=True):
 
 
 def equations(jaxpr):
-    """All equations, those of inner jaxprs too."""
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         yield equation
         inner = jax.tree.leaves(
@@ -116,12 +115,6 @@ def unwanted(model, **options):
             and len([n for n in shape if n in counts]) > 1
         ]
     return found
-
-
-def attention_weights(model, **options):
-    """Arrays of weights of one token for another by head, as a list of sentences."""
-    found = unwanted(model, **options)
-    return [line for line in found if line.startswith("attention weights")]
 
 
 def moves_tokens(left, right, counts):

@@ -10,6 +10,8 @@ import numpy as np
 
 from imagepiece_jax.models import resize_positions, timm_tensors
 from imagepiece_jax.models.create import create_model
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.registry import public_models
 from imagepiece_jax.models.variables import variable_shapes
 
 PACKAGES = ("jax", "timm", "torch", "transformers")
@@ -23,15 +25,30 @@ def record(**row):
             file.write(json.dumps(row) + "\n")
 
 
+def public_weights():
+    """The names of all public weights."""
+    names = []
+    for model, row in public_models().items():
+        names += [f"{model}.{tag}" for tag in row["weights"]]
+    return names
+
+
 def noise(*shape, seed=0):
-    """Images of float32 noise."""
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def computed(model, variables, images):
-    """Outputs of a model, with products of the highest precision."""
+def torched(run, images):
+    """Outputs of a function of torch for images [B, H, W, 3]."""
+    import torch  # which not all have who ask how far arrays are apart
+
+    with torch.no_grad():
+        return run(torch.from_numpy(images).permute(0, 3, 1, 2))
+
+
+def computed(vit, images):
+    """Outputs of a Pretrained, with products of the highest precision."""
     with jax.default_matmul_precision("highest"):
-        return jax.jit(model.apply)(variables, images)
+        return jax.jit(vit.model.apply)(vit.variables, images)
 
 
 def outputs(model, tensors, images):
@@ -40,7 +57,7 @@ def outputs(model, tensors, images):
     model = create_model(model.config.at_size(images.shape[1:3]))
     tensors = resize_positions.fit(tensors, model.config, trained_size)
     variables = timm_tensors.from_timm(tensors, variable_shapes(model))
-    return computed(model, variables, images)
+    return computed(Pretrained(model, variables), images)
 
 
 def apart(found, wanted):

@@ -2,12 +2,11 @@
 
 import pytest
 from PIL import Image
+from timm.data.readers import reader_image_folder as readers
+from torchvision import datasets
 
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
-
-datasets = pytest.importorskip("torchvision.datasets")
-readers = pytest.importorskip("timm.data.readers.reader_image_folder")
 
 
 def write(root, *files):

@@ -8,8 +8,10 @@ import dataclasses
 import inspect
 
 import pytest
+import transformers
+from timm.models import eva, vision_transformer
+from timm.models._pretrained import PretrainedCfg
 
-import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.weights import config_json, timm_config
@@ -19,23 +21,12 @@ from imagepiece_jax.weights.transformers_config import (
     QUANTIZED,
 )
 
-for package in ("torch", "timm", "transformers"):
-    pytest.importorskip(package)
-
-import timm  # noqa: E402
-import transformers  # noqa: E402
-from timm.models import _hub, eva, vision_transformer  # noqa: E402
-from timm.models._pretrained import PretrainedCfg  # noqa: E402
-
-from tests.models import tiny  # noqa: E402
-from tests.parity.record import apart, computed, noise  # noqa: E402
-from tools import originals  # noqa: E402
-
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, when it saves
 
 # Fields of every configuration class: which head there is and what its logits mean.
 READ = {"architectures", "model_type", "id2label", "problem_type", *QUANTIZED}
-# Fields that change no output in evaluation, with another value than the default.
+# Fields that change no output in evaluation, with another value than the default:
+# models of test_hub_folders have all of them.
 IDLE = {
     "hidden_dropout_prob": 0.3,
     "attention_probs_dropout_prob": 0.3,
@@ -83,50 +74,6 @@ def test_every_field_of_transformers_is_known(kind):
     assert theirs <= known, theirs - known
 
 
-# Model type: class of the model, of its config and of its image processor; its outputs.
-CLASSES = {
-    "vit": ("ViTForImageClassification", "ViT", "ViT", originals.logits),
-    "deit": ("DeiTForImageClassificationWithTeacher", "DeiT", "DeiT", originals.logits),
-    "dinov2": ("Dinov2Model", "Dinov2", "Bit", originals.pooler),
-    "dinov2_with_registers": (
-        *("Dinov2WithRegistersModel", "Dinov2WithRegisters", "Bit", originals.pooler),
-    ),
-    "clip_vision_model": ("CLIPVisionModel", "CLIPVision", "CLIP", originals.pooler),
-    "siglip_vision_model": (
-        *("SiglipVisionModel", "SiglipVision", "Siglip", originals.pooler),
-    ),
-    "dinov3_vit": ("DINOv3ViTModel", "DINOv3ViT", "DINOv3ViT", originals.pooler),
-}
-SQUARE = {"height": originals.SIDE, "width": originals.SIDE}
-
-
-@pytest.mark.parametrize(
-    "kind, fields",
-    [
-        *((kind, {}) for kind in CLASSES),
-        ("vit", {"qkv_bias": False}),
-        ("dinov2_with_registers", {"num_register_tokens": 0}),
-        ("dinov3_vit", {"key_bias": True}),
-    ],
-)
-def test_idle_fields_of_transformers_change_nothing(tmp_path, kind, fields):
-    """All at once, each far from its default, beside fields that change the parts."""
-    of_model, of_config, of_processor, forward = CLASSES[kind]
-    usual = transformers.AutoConfig.for_model(kind).to_dict()
-    idle = {name: value for name, value in IDLE.items() if name in usual}
-    kind = getattr(transformers, f"{of_config}Config")
-    made = originals.config(kind, **idle | fields)
-    assert {name: getattr(made, name) for name in idle} == idle
-    model = originals.randomize(getattr(transformers, of_model)(made))
-    theirs = originals.run(lambda x: forward(model, x))
-    model.save_pretrained(tmp_path)
-    processor = getattr(transformers, f"{of_processor}ImageProcessor")
-    processor(size=SQUARE, crop_size=SQUARE).save_pretrained(tmp_path)
-    vit = imagepiece_jax.load(tmp_path)
-    ours = computed(*tiny.pair(vit), originals.images()).logits
-    assert apart(ours, theirs) < 1e-5
-
-
 # Arguments of timm's classes that no file may change.
 FIXED = {"embed_layer", "block_fn", "mlp_layer", "attn_layer", "qk_norm", "proj_bias"}
 FIXED |= {"dynamic_img_pad", "pos_embed", "embed_norm_layer", "num_kv_heads"}
@@ -163,30 +110,6 @@ def timm_file(name, **arguments):
     images = {"input_size": [3, size, size], "mean": [0.5] * 3, "std": [0.5] * 3}
     config = {"architecture": name, "num_classes": 5, "model_args": arguments}
     return config | {"pretrained_cfg": images}
-
-
-# Arguments of training and of other sizes, with values that are not their defaults.
-IDLE_TIMM = dict.fromkeys(
-    [name for name in timm_config.IDLE if name.endswith("_rate")], 0.3
-)
-IDLE_TIMM |= {"weight_init": "jax", "fix_init": True, "dynamic_img_size": True}
-IDLE_TIMM |= {"qk_norm": False, "act_layer": None, "norm_layer": None}
-SIZES = {"depth": 2, "embed_dim": 24, "num_heads": 3, "num_classes": 5, "img_size": 32}
-
-
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch16_clip_224"])
-def test_idle_arguments_of_timm_change_nothing(tmp_path, name):
-    """And None is the class's own GELU and norm, not the architecture's."""
-    made = timm.create_model(name, **SIZES | IDLE_TIMM)
-    model = originals.randomize(made)
-    images = noise(2, 32, 32, 3)
-    with originals.torch.no_grad():
-        theirs = model(originals.torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
-    _hub.save_for_hf(model, tmp_path, safe_serialization=True)
-    # timm evaluates a model of flexible size at its architecture's usual one.
-    assert imagepiece_jax.load(tmp_path).image_size == 224
-    vit = imagepiece_jax.load(tmp_path, image_size=32)
-    assert apart(computed(*tiny.pair(vit), images).logits, theirs) < 1e-5
 
 
 READ_CFG = {"architecture", "tag", "input_size", "fixed_input_size", "interpolation"}

@@ -4,25 +4,23 @@ Models of tools/originals, reduced in width and depth, saved by their own packag
 their own image processor; float32 with the highest precision of products.
 """
 
+import functools
+
 import pytest
+import timm
+import transformers
+from timm.models import _hub
 
 import imagepiece_jax
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.problem_type import PROBLEMS
-from imagepiece_jax.weights import transformers_config
-
-for package in ("torch", "timm", "transformers"):
-    pytest.importorskip(package)
-
-import timm  # noqa: E402
-import transformers  # noqa: E402
-from timm.models import _hub  # noqa: E402
-
-from tests.models import make, tiny  # noqa: E402
-from tests.parity.record import apart, computed, noise  # noqa: E402
-from tools import originals  # noqa: E402
-from tools.originals import CLASSES, config  # noqa: E402
+from imagepiece_jax.weights import timm_config, transformers_config
+from tests.models import make
+from tests.parity.record import apart, computed, noise, torched
+from tests.parity.test_config_fields import IDLE
+from tools import originals
+from tools.originals import CLASSES, config
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, when it saves
 LABELS = {i: f"class {i}" for i in range(CLASSES)}
@@ -42,107 +40,95 @@ def embedding(model, x):
     return model.visual_projection(model.vision_model(x).pooler_output)
 
 
-# model, its outputs, its image processor and what that says
+def made(name, **fields):
+    """A model of transformers, whose idle fields are far from their defaults."""
+    kind = getattr(transformers, name)
+    usual = kind.config_class().to_dict()
+    idle = {field: value for field, value in IDLE.items() if field in usual}
+    found = config(kind.config_class, **idle | fields)
+    assert {field: getattr(found, field) for field in idle} == idle
+    return kind(found)
+
+
+LOGITS = originals.logits
+POOLED = originals.pooler
+FIRST = originals.first_token
+MULTI = {"id2label": LABELS, "problem_type": "multi_label_classification"}
+GATED = {"num_register_tokens": 2, "use_gated_mlp": True, "hidden_act": "silu"}
+# Fields of an image processor, and the crop, its mode and the filter that they say.
+LINEAR = {}, (1.0, "squash", "bilinear")
+CUBIC = {}, (1.0, "squash", "bicubic")
+RESIZED = {"size": {"height": 20, "width": 20}}, (0.8, "squash", "bicubic")
+CROPPED = {"size": {"shortest_edge": 20}}, (0.8, "center", "bicubic")
+BY_LINEAR = CROPPED[0] | {"resample": 2}, (0.8, "center", "bilinear")
+CLASSIFIER = "ForImageClassification"
+of = functools.partial(functools.partial, made)
+VIT = of(f"ViT{CLASSIFIER}", id2label=LABELS, hidden_act="gelu_new", qkv_bias=False)
+DEIT = of(f"DeiT{CLASSIFIER}WithTeacher", id2label=LABELS, layer_norm_eps=EPS)
+DINOV2 = of("Dinov2Model", use_swiglu_ffn=True, layer_norm_eps=EPS)
+REGISTERS = "Dinov2WithRegistersModel"
+DINOV3 = "DINOv3ViTModel"
+# {name: model, its outputs, its image processor}
 MODELS = {
-    "vit": lambda: (
-        transformers.ViTForImageClassification(
-            config(transformers.ViTConfig, id2label=LABELS, hidden_act="gelu_new")
-        ),
-        originals.logits,
-        transformers.ViTImageProcessor(size=SQUARE),
-        {"crop": 1.0, "crop_mode": "squash", "interpolation": "bilinear"},
+    "vit": (VIT, LOGITS, "ViT", *LINEAR),
+    "deit": (DEIT, LOGITS, "DeiT", *RESIZED),
+    "vit, features": (of("ViTModel"), FIRST, "ViT", *LINEAR),
+    "deit, features": (of("DeiTModel"), FIRST, "DeiT", *CUBIC),
+    # It reads the class token alone.
+    "deit, head": (of(f"DeiT{CLASSIFIER}", id2label=LABELS), LOGITS, "DeiT", *CUBIC),
+    "dinov2": (DINOV2, POOLED, "Bit", *CROPPED),
+    "registers": (of(REGISTERS, hidden_act="quick_gelu"), POOLED, "Bit", *BY_LINEAR),
+    "no registers": (of(REGISTERS, num_register_tokens=0), POOLED, "Bit", *CROPPED),
+    "clip": (lambda: transformers.CLIPModel(clip()), embedding, "CLIP", *CROPPED),
+    "clip_vision": (of("CLIPVisionModel"), POOLED, "CLIP", *CROPPED),
+    "dinov3": (of(DINOV3, rope_theta=50.0, **GATED), POOLED, "DINOv3ViT", *LINEAR),
+    "dinov3, one bias": (
+        of(DINOV3, query_bias=False, value_bias=False),
+        *(POOLED, "DINOv3ViT", *LINEAR),
     ),
-    "deit": lambda: (
-        transformers.DeiTForImageClassificationWithTeacher(
-            config(transformers.DeiTConfig, id2label=LABELS, layer_norm_eps=EPS)
-        ),
-        originals.logits,
-        transformers.DeiTImageProcessor(
-            size={"height": 20, "width": 20}, crop_size=SQUARE
-        ),
-        {"crop": 0.8, "crop_mode": "squash", "interpolation": "bicubic"},
+    "dinov3, bias": (
+        of(DINOV3, key_bias=True, num_register_tokens=0),
+        *(POOLED, "DINOv3ViT", *LINEAR),
     ),
-    "dinov2": lambda: (
-        transformers.Dinov2Model(
-            config(transformers.Dinov2Config, use_swiglu_ffn=True, layer_norm_eps=EPS)
-        ),
-        originals.pooler,
-        transformers.BitImageProcessor(size={"shortest_edge": 20}, crop_size=SQUARE),
-        {"crop": 0.8, "crop_mode": "center", "interpolation": "bicubic"},
+    "siglip": (
+        lambda: transformers.SiglipModel(originals.siglip_config()),
+        *(lambda model, x: POOLED(model.vision_model, x), "Siglip", *CUBIC),
     ),
-    "dinov2_with_registers": lambda: (
-        transformers.Dinov2WithRegistersModel(
-            config(transformers.Dinov2WithRegistersConfig, hidden_act="quick_gelu")
+    "siglip_vision": (of("SiglipVisionModel"), POOLED, "Siglip", *CUBIC),
+    "siglip, head": (
+        lambda: transformers.SiglipForImageClassification(
+            originals.siglip_config(**MULTI)
         ),
-        originals.pooler,
-        transformers.BitImageProcessor(
-            size={"shortest_edge": 20}, crop_size=SQUARE, resample=2
-        ),
-        {"crop": 0.8, "crop_mode": "center", "interpolation": "bilinear"},
-    ),
-    "clip": lambda: (
-        transformers.CLIPModel(clip()),
-        embedding,
-        transformers.CLIPImageProcessor(
-            size={"shortest_edge": originals.SIDE}, crop_size=SQUARE
-        ),
-        {"crop": 1.0, "crop_mode": "center", "interpolation": "bicubic"},
-    ),
-    "clip_vision_model": lambda: (
-        transformers.CLIPVisionModel(originals.clip_config()),
-        originals.pooler,
-        transformers.CLIPImageProcessor(
-            size={"shortest_edge": originals.SIDE}, crop_size=SQUARE
-        ),
-        {"crop": 1.0, "crop_mode": "center", "interpolation": "bicubic"},
-    ),
-    "dinov3_vit": lambda: (
-        transformers.DINOv3ViTModel(
-            config(
-                transformers.DINOv3ViTConfig,
-                num_register_tokens=2,
-                use_gated_mlp=True,
-                hidden_act="silu",
-                rope_theta=50.0,
-            )
-        ),
-        originals.pooler,
-        transformers.DINOv3ViTImageProcessor(size=SQUARE),
-        {"crop": 1.0, "crop_mode": "squash", "interpolation": "bilinear"},
-    ),
-    "siglip": lambda: (
-        transformers.SiglipModel(originals.siglip_config()),
-        lambda model, x: model.vision_model(x).pooler_output,
-        transformers.SiglipImageProcessor(size=SQUARE),
-        {"crop": 1.0, "crop_mode": "squash", "interpolation": "bicubic"},
+        *(LOGITS, "Siglip", *CUBIC),
     ),
 }
 
-MODELS["siglip, classes"] = lambda: (
-    transformers.SiglipForImageClassification(
-        originals.siglip_config(
-            id2label=LABELS, problem_type="multi_label_classification"
-        )
-    ),
-    originals.logits,
-    *MODELS["siglip"]()[2:],
-)
+
+def saved(name, path):
+    """(model, its outputs, its image processor) of MODELS, which both are saved."""
+    make, forward, kind, fields, _ = MODELS[name]
+    model = originals.randomize(make())
+    model.save_pretrained(path)
+    kind = getattr(transformers, f"{kind}ImageProcessor")
+    processor = kind(**{"size": SQUARE, "crop_size": SQUARE} | fields)
+    processor.save_pretrained(path)
+    return model, forward, processor
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_transformers_folder(tmp_path, name):
-    model, forward, processor, prepared = MODELS[name]()
-    theirs = originals.run(lambda x: forward(originals.randomize(model), x))
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
+    model, forward, processor = saved(name, tmp_path)
+    theirs = originals.run(lambda x: forward(model, x))
     vit = imagepiece_jax.load(tmp_path)
-    ours = computed(*tiny.pair(vit), originals.images()).logits
+    ours = computed(vit, originals.images()).logits
     assert apart(ours, theirs) < 1e-5
     assert vit.config.mean == pytest.approx(processor.image_mean)
     assert vit.config.std == pytest.approx(processor.image_std)
-    wanted = Preprocessing(originals.SIDE, rule="transformers", **prepared)
+    crop, mode, interpolation = MODELS[name][-1]
+    images = {"crop": crop, "crop_mode": mode, "interpolation": interpolation}
+    wanted = Preprocessing(originals.SIDE, rule="transformers", **images)
     assert vit.preprocessing == wanted
-    labels = name in ("vit", "deit", "siglip, classes")
+    labels = name in ("vit", "deit", "deit, head", "siglip, head")
     assert vit.config.problem_type == (model.config.problem_type or PROBLEMS[0])
     assert vit.class_names == (tuple(LABELS.values()) if labels else None)
 
@@ -158,12 +144,8 @@ TIMM = {
     "test_vit.r160_in1k": {},
     "test_vit2.r160_in1k": {"num_classes": 3},
     "test_vit3.r160_in1k": {"img_size": 64, "act_layer": "quick_gelu"},
-    "vit_tiny_patch16_224.augreg_in21k_ft_in1k": {
-        "depth": 2,
-        "embed_dim": 24,
-        "img_size": 32,
-        "reg_tokens": 2,
-    },
+    "vit_tiny_patch16_224.augreg_in21k_ft_in1k": {"img_size": 32, "reg_tokens": 2}
+    | {"depth": 2, "embed_dim": 24},
 }
 
 
@@ -171,8 +153,7 @@ def saved_by_timm(path, name, **arguments):
     """(model, images, logits) of a random model of timm, which it saves for the hub."""
     model = originals.randomize(timm.create_model(name, **arguments))
     images = noise(2, *model.patch_embed.img_size, 3)
-    with originals.torch.no_grad():
-        theirs = model(originals.torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    theirs = torched(model, images).numpy()
     labels = [f"class {i}" for i in range(model.num_classes)]
     _hub.save_for_hf(model, path, {"label_names": labels}, safe_serialization=True)
     return model, images, theirs
@@ -181,83 +162,61 @@ def saved_by_timm(path, name, **arguments):
 def agrees(path, images, theirs, **fields):
     """The model that `load` makes, which computes the same."""
     vit = imagepiece_jax.load(path, **fields)
-    assert apart(computed(*tiny.pair(vit), images).logits, theirs) < 1e-5
+    assert apart(computed(vit, images).logits, theirs) < 1e-5
     return vit
 
 
 # Sizes that compile in a second, and what else a model is made with.
 TINY = {"depth": 2, "embed_dim": 24, "num_heads": 3, "num_classes": 5, "img_size": 32}
-ARGUMENTS = {
+IDLE_TIMM = {name: 0.3 for name in timm_config.IDLE if name.endswith("_rate")}
+IDLE_TIMM |= {"weight_init": "jax", "fix_init": True, "qk_norm": False}
+# None is the class's own GELU and norm, not the architecture's.
+IDLE_TIMM |= {"act_layer": None, "norm_layer": None}
+PLAIN = "vit_tiny_patch16_224"
+BEIT3 = "beit3_base_patch16_224"
+EVA02 = "eva02_tiny_patch14_224"
+PARTS = dict(class_token=True, num_reg_tokens=2, no_embed_class=True, use_fc_norm=False)
+ARGUMENTS = [
+    (PLAIN, IDLE_TIMM),
+    ("vit_base_patch16_clip_224", IDLE_TIMM),
     # A VisionTransformer with norms of EVA-02's.
-    "BEiT-3, map": ("beit3_base_patch16_224", {"global_pool": "map", "reg_tokens": 2}),
-    "BEiT-3, GELU": (
-        "beit3_base_patch16_224",
-        {"act_layer": "quick_gelu", "qkv_bias": False, "init_values": 0.1},
-    ),
-    "norms of EVA-02": (
-        "vit_tiny_patch16_224",
-        {"scale_attn_norm": True, "scale_mlp_norm": True},
-    ),
-    # Its pool has an MLP of another ratio than its blocks.
-    "Perception Encoder": (
-        "vit_pe_core_gigantic_patch14_448",
-        {"img_size": 28, "embed_dim": 48},
-    ),
-    "pool of another ratio": (
-        "vit_pe_core_base_patch16_224",
-        {"mlp_ratio": 3.0, "embed_dim": 48},
-    ),
-    # Its code says itself that the mean has no norm behind it.
-    "LingBot, mean": ("vit_small_patch16_lingbot", {"global_pool": "avg"}),
-    "rotary, mean": ("vit_small_patch16_rope_224", {"global_pool": "avg"}),
-    "Eva, arguments": (
-        "eva02_tiny_patch14_224",
-        {"img_size": 28, "embed_dim": 48, "class_token": True, "num_reg_tokens": 2}
-        | {"no_embed_class": True, "use_fc_norm": False, "qkv_bias": False},
-    ),
-    "map, class token": ("vit_tiny_patch16_224", {"global_pool": "map"}),
-    "map, registers": (
-        "vit_base_patch16_siglip_224",
-        {"reg_tokens": 3, "no_embed_class": True},
-    ),
-    "map, prefix": (
-        "vit_tiny_patch16_224",
-        {"global_pool": "map", "pool_include_prefix": True, "reg_tokens": 2},
-    ),
-    "map, public registers": ("vit_so150m_patch16_reg4_map_256", {}),
-    "mean, prefix": (
-        "vit_tiny_patch16_224",
-        {"global_pool": "avg", "pool_include_prefix": True, "fc_norm": False},
-    ),
-    "map of EVA": ("eva02_tiny_patch14_224", {"global_pool": "map", "img_size": 28}),
-    "silu": ("vit_giant_patch14_dinov2", {"act_layer": "silu", "img_size": 28}),
-    "mlp of So400m": ("vit_so400m_patch14_siglip_224", {"img_size": 28}),
+    (BEIT3, dict(global_pool="map", reg_tokens=2)),
+    (BEIT3, dict(act_layer="quick_gelu", qkv_bias=False, init_values=0.1)),
+    (PLAIN, dict(scale_attn_norm=True, scale_mlp_norm=True)),
+    # Their pools have an MLP of another ratio than their blocks.
+    ("vit_pe_core_gigantic_patch14_448", dict(img_size=28, embed_dim=48)),
+    ("vit_pe_core_base_patch16_224", dict(mlp_ratio=3.0, embed_dim=48)),
+    # Their code says itself that the mean has no norm behind it.
+    ("vit_small_patch16_lingbot", dict(global_pool="avg")),
+    ("vit_small_patch16_rope_224", dict(global_pool="avg")),
+    (EVA02, PARTS | dict(img_size=28, embed_dim=48, qkv_bias=False)),
+    (PLAIN, dict(global_pool="map")),
+    ("vit_base_patch16_siglip_224", dict(reg_tokens=3, no_embed_class=True)),
+    (PLAIN, dict(global_pool="map", pool_include_prefix=True, reg_tokens=2)),
+    ("vit_so150m_patch16_reg4_map_256", {}),
+    (PLAIN, dict(global_pool="avg", pool_include_prefix=True, fc_norm=False)),
+    (EVA02, dict(global_pool="map", img_size=28)),
+    ("vit_giant_patch14_dinov2", dict(act_layer="silu", img_size=28)),
+    ("vit_so400m_patch14_siglip_224", dict(img_size=28)),
     # Published with QuickGELU, and with GELU by tanh: timm's constructor has neither.
-    "tag of CLIP": (
-        "vit_base_patch16_clip_224.openai",
-        {"num_classes": 512, "global_pool": "avg"},
-    ),
-    "tag of SigLIP": ("vit_base_patch16_siglip_224.webli", {"num_classes": 0}),
-}
+    ("vit_base_patch16_clip_224.openai", dict(num_classes=512, global_pool="avg")),
+    ("vit_base_patch16_siglip_224.webli", dict(num_classes=0)),
+]
 
 
-@pytest.mark.parametrize("case", ARGUMENTS)
-def test_a_folder_of_a_model_with_arguments(tmp_path, case):
-    name, arguments = ARGUMENTS[case]
+@pytest.mark.parametrize("name, arguments", ARGUMENTS)
+def test_a_folder_of_a_model_with_arguments(tmp_path, name, arguments):
     _, *expected = saved_by_timm(tmp_path, name, **TINY | arguments)
     agrees(tmp_path, *expected)
 
 
 @pytest.mark.parametrize("name", TIMM)
 def test_timms_folder(tmp_path, name):
-    """As timm saves a model for the hub, with the arguments that it was made with."""
     model, images, theirs = saved_by_timm(tmp_path, name, **TIMM[name])
     found = agrees(tmp_path, images, theirs)
     cfg = model.pretrained_cfg
-    assert (found.model.config.mean, found.model.config.std) == (
-        tuple(cfg["mean"]),
-        tuple(cfg["std"]),
-    )
+    assert found.config.mean == tuple(cfg["mean"])
+    assert found.config.std == tuple(cfg["std"])
     prepared = found.preprocessing
     assert (prepared.crop, prepared.image_size) == (cfg["crop_pct"], images.shape[1])
     assert prepared.interpolation == cfg["interpolation"]

@@ -1,23 +1,19 @@
 """Intermediate layers, pooled vectors and non-square images against timm's models."""
 
+import functools
+
 import jax
 import pytest
+import timm
 
 from imagepiece_jax.inference.features import features
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.create import create_model
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from tests.models import make
-
-for package in ("torch", "timm", "transformers"):
-    pytest.importorskip(package)
-
-import timm  # noqa: E402
-import torch  # noqa: E402
-
-from imagepiece_jax.models.pretrained import Pretrained  # noqa: E402
-from tests.parity.record import apart, noise  # noqa: E402
-from tools import originals  # noqa: E402
+from tests.parity.record import apart, noise, torched
+from tools import originals
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 NAMES = (
@@ -32,7 +28,6 @@ LAYERS = [0, 2]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_layers_are_those_of_timm(name):
-    """Normed or not, patches and prefix apart, on images twice as wide as high."""
     arch = registry.config(name).arch
     patch = registry.config(name).patch_size
     size = (3 * patch, 6 * patch)
@@ -42,23 +37,19 @@ def test_layers_are_those_of_timm(name):
     ).eval()
     originals.randomize(theirs)
     ours = create_model(make.config(name, image_size=size, num_classes=5, **SMALL))
-    tensors = {key: value.numpy() for key, value in theirs.state_dict().items()}
+    tensors = originals.memory(theirs)
     variables = timm_tensors.from_timm(tensors, variable_shapes(ours))
     images = noise(2, *size, 3)
-    turned = torch.from_numpy(images.transpose(0, 3, 1, 2))
+    tokens = torched(theirs.forward_features, images)
+    head = functools.partial(theirs.forward_head, pre_logits=True)
+    pooled = torched(lambda x: head(theirs.forward_features(x)), images)
+    read = functools.partial(theirs.get_intermediate_layers, n=LAYERS, reshape=True)
     for norm in (True, False):
-        with jax.default_matmul_precision("highest"), torch.no_grad():
-            found = features(
-                Pretrained(ours, variables),
-                images,
-                layers=LAYERS,
-                norm=norm,
-            )
-            expected = theirs.get_intermediate_layers(
-                turned, n=LAYERS, reshape=True, return_prefix_tokens=True, norm=norm
-            )
-            tokens = theirs.forward_features(turned)
-            pooled = theirs.forward_head(tokens, pre_logits=True)
+        layers = functools.partial(read, return_prefix_tokens=True, norm=norm)
+        expected = torched(layers, images)
+        with jax.default_matmul_precision("highest"):
+            vit = Pretrained(ours, variables)
+            found = features(vit, images, layers=LAYERS, norm=norm)
         prefix = theirs.num_prefix_tokens
         for layer, other in zip(found.layers, expected, strict=True):
             patches, front = other if prefix else (other, tokens[:, :0])
@@ -69,6 +60,5 @@ def test_layers_are_those_of_timm(name):
 
 
 def close(ours, theirs):
-    """Within 1e-4 of the largest value, of the same shape."""
     assert not theirs.numel() or apart(ours, theirs) < 1e-4
     assert ours.shape == theirs.shape

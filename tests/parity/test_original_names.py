@@ -2,12 +2,10 @@
 
 import pathlib
 
-import pytest
+import timm
 
 from imagepiece_jax.models import registry
-from tests.parity.names import public_weights
-
-timm = pytest.importorskip("timm")
+from tests.parity.record import public_weights
 
 
 def addresses():

@@ -7,23 +7,19 @@ import random
 
 import numpy as np
 import pytest
+import timm
+import transformers
 from PIL import Image
+from timm.data import create_transform
+from transformers.image_processing_utils import get_size_dict
+from transformers.models.auto import image_processing_auto
 
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.weights import config_json, transformers_config
-from tests.parity.names import public_weights
-
-for package in ("torch", "timm", "transformers"):
-    pytest.importorskip(package)
-
-import timm  # noqa: E402
-import transformers  # noqa: E402
-from timm.data import create_transform  # noqa: E402
-from transformers.image_processing_utils import get_size_dict  # noqa: E402
-from transformers.models.auto import image_processing_auto  # noqa: E402
+from tests.parity.record import public_weights
 
 SHAPES = ((61, 43), (37, 37), (40, 901), (64, 117))
 
@@ -116,7 +112,6 @@ def pixels(processor, image):
 
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_transformers_processors(tmp_path, name):
-    """As AutoImageProcessor reads their file, on torchvision, its default."""
     made = getattr(transformers, f"{name}ImageProcessor")(**PROCESSORS[name])
     made.save_pretrained(tmp_path)
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
@@ -130,17 +125,6 @@ def test_transformers_processors(tmp_path, name):
         np.testing.assert_allclose(ours(image), wanted, atol=ROUNDING, rtol=0)
     assert config.mean == pytest.approx(np.broadcast_to(processor.image_mean, 3))
     assert config.std == pytest.approx(np.broadcast_to(processor.image_std, 3))
-
-
-def test_transformers_processors_on_pillow():
-    """Bit for bit where Pillow, too, resizes rows first, as all versions do here."""
-    processor = transformers.CLIPImageProcessorPil(**PROCESSORS["CLIP"])
-    file = json.loads(processor.to_json_string())
-    found = config_json.parse({"model_type": "clip"}, file)
-    for shape in ((61, 99), (40, 47), (32, 35), (37, 37)):
-        ours = of_size(found.config, SIDE)(noise(*shape))
-        wanted = pixels(processor, noise(*shape))
-        np.testing.assert_allclose(ours, wanted, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", transformers_config.PROCESSORS)

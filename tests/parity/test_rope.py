@@ -1,22 +1,21 @@
-"""DINOv3, EVA02 and their kin at full width against timm and transformers.
+"""DINOv3, EVA02 and their kin at full width against timm.
 
 Weights are random, of a magnitude that lets no fault hide (tools/fixtures.py).
 """
 
-import numpy as np
+import chex
 import pytest
+import timm
+import torch
 
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.models import create, registry
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
-from imagepiece_jax.weights import config_json, layouts
+from imagepiece_jax.weights import layouts
 from tests.models import make
-from tests.parity.record import apart, noise, outputs, record
+from tests.parity.record import apart, noise, outputs, record, torched
 from tests.weights.test_layouts_rope import eva, own
-
-torch = pytest.importorskip("torch")
-timm = pytest.importorskip("timm")
-fixtures = pytest.importorskip("tools.fixtures")
+from tools import fixtures, originals
 
 ALLOWED = 1e-4  # of the largest value
 # Models by timm's names, and images that are not of their published size.
@@ -46,29 +45,19 @@ FAMILIES = {  # by a part of their names
 }
 
 
-def arrays(model):
-    return {k: v.numpy() for k, v in model.state_dict().items()}
-
-
-def torched(pixels):
-    return torch.from_numpy(pixels.transpose(0, 3, 1, 2))
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_and_features_are_timms(name):
-    """Their names go there and back, too."""
     size = MODELS[name] or registry.config(name).image_size
     theirs = timm.create_model(
         name, pretrained=False, **{"img_size": size} if MODELS[name] else {}
     )
     fixtures.randomize(theirs.eval())
     ours = create_model(make.config(name, image_size=size))
-    raw = arrays(theirs)
+    raw = originals.memory(theirs)
     tensors = layouts.with_timm_names(raw)
     pixels = noise(2, *sides(size), 3)
-    with torch.no_grad():
-        features = theirs.forward_features(torched(pixels))
-        logits = theirs.forward_head(features)
+    features = torched(theirs.forward_features, pixels)
+    logits = torched(theirs, pixels)
     out = outputs(ours, tensors, pixels)
     distances = {
         "logits": apart(out.logits, logits),
@@ -82,8 +71,7 @@ def test_logits_and_features_are_timms(name):
     )
     assert max(distances.values()) < ALLOWED / 10
     back = layouts.as_timm(tensors, ours.config.arch, name.partition(".")[0])
-    assert back.keys() == raw.keys()
-    assert all(np.array_equal(back[key], raw[key]) for key in raw)
+    chex.assert_trees_all_equal(back, raw)
 
 
 @pytest.mark.parametrize("new", [(224, 224), (280, 168)])
@@ -91,12 +79,11 @@ def test_learned_and_rotary_positions_are_resized_as_timm_does(new):
     name = "eva02_tiny_patch14_336.mim_in22k_ft_in1k"
     theirs = timm.create_model(name, pretrained=False)
     fixtures.randomize(theirs.eval())
-    tensors = layouts.with_timm_names(arrays(theirs))
+    tensors = layouts.with_timm_names(originals.memory(theirs))
     theirs.set_input_size(new)
     pixels = noise(2, *new, 3)
     out = outputs(create_model(make.config(name, image_size=new)), tensors, pixels)
-    with torch.no_grad():
-        assert apart(out.logits, theirs(torched(pixels))) < ALLOWED
+    assert apart(out.logits, torched(theirs, pixels)) < ALLOWED
 
 
 @pytest.mark.parametrize(
@@ -112,47 +99,10 @@ def test_names_of_their_own_code_are_read_as_timm_reads_them(name, renamed):
     size = {"embed_dim": 24, "depth": 2, "num_heads": 2}
     model = timm.create_model(name, pretrained=False, **size)
     fixtures.randomize(model)
-    theirs = renamed(arrays(model))
-    torched = {k: torch.from_numpy(v) for k, v in theirs.items()}
-    by_timm = timm.models.eva.checkpoint_filter_fn(torched, model)
+    theirs = renamed(originals.memory(model))
+    tensors = {k: torch.from_numpy(v) for k, v in theirs.items()}
+    by_timm = timm.models.eva.checkpoint_filter_fn(tensors, model)
     assert by_timm.keys() == model.state_dict().keys()
     want = layouts.with_timm_names({k: v.numpy() for k, v in by_timm.items()})
     got = layouts.with_timm_names({f"module.{k}": v for k, v in theirs.items()})
-    assert got.keys() == want.keys()
-    assert all(np.array_equal(got[key], want[key]) for key in want)
-
-
-HUGGING_FACE = {
-    "hidden_size": 96,
-    "intermediate_size": 256,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 3,
-    "num_register_tokens": 4,
-    "image_size": 64,
-    "patch_size": 8,
-}
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"use_gated_mlp": True, "hidden_act": "silu"},
-        {"query_bias": False, "value_bias": False},
-        {"key_bias": True, "num_register_tokens": 0},
-    ],
-    ids=["gelu", "gated", "without bias", "key bias"],
-)
-def test_logits_and_features_are_those_of_transformers(fields):
-    transformers = pytest.importorskip("transformers")
-    config = transformers.DINOv3ViTConfig(**HUGGING_FACE | fields)
-    theirs = transformers.DINOv3ViTModel(config).eval()
-    fixtures.randomize(theirs)
-    pixels = noise(2, 48, 64, 3)
-    with torch.no_grad():
-        want = theirs(torched(pixels))
-    read = config_json.parse(config.to_dict(), {"do_rescale": True}).config
-    ours = create.create_model(read, image_size=(48, 64))
-    out = outputs(ours, layouts.with_timm_names(arrays(theirs)), pixels)
-    assert apart(out.tokens, want.last_hidden_state) < ALLOWED / 10
-    assert apart(out.pooled, want.pooler_output) < ALLOWED / 10
+    chex.assert_trees_all_equal(got, want)

@@ -1,8 +1,12 @@
 """Saved models in timm: the dense part computes the same there."""
 
+import chex
 import jax
 import numpy as np
 import pytest
+import timm
+import torch
+from timm.data import resolve_model_data_config
 
 import imagepiece_jax
 from imagepiece_jax.common.image_size import sides
@@ -11,14 +15,8 @@ from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from tests.models import make, recoveries, tiny
-from tests.parity.record import apart, computed, noise
-
-for package in ("torch", "timm"):
-    pytest.importorskip(package)
-
-import timm  # noqa: E402
-import torch  # noqa: E402
-from timm.data import resolve_model_data_config  # noqa: E402
+from tests.parity.record import apart, computed, noise, torched
+from tools import originals
 
 NAMES = ("test_vit.r160_in1k", "test_vit2.r160_in1k", "test_vit3.r160_in1k")
 
@@ -28,12 +26,11 @@ def agrees(folder, vit):
     imagepiece_jax.save(vit, folder)
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     images = noise(2, *sides(vit.image_size), 3)
-    with torch.no_grad():
-        wanted = theirs(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    wanted = torched(theirs, images)
     norms = [m for m in theirs.modules() if isinstance(m, torch.nn.LayerNorm)]
     assert {norm.eps for norm in norms} == {max(vit.model.config.arch.norm_eps, 1e-6)}
-    dense = tiny.pair(imagepiece_jax.load(folder, reduction="none"))
-    assert apart(computed(*dense, images).logits, wanted) < 1e-5
+    dense = imagepiece_jax.load(folder, reduction="none")
+    assert apart(computed(dense, images).logits, wanted) < 1e-5
     return theirs
 
 
@@ -62,23 +59,19 @@ def test_timm_computes_the_same(tmp_path, name, fields):
 
 
 def test_timm_reads_a_recovered_folder_as_its_dense_model(tmp_path):
-    """To the bit, whatever form was saved."""
     public = made("test_vit").with_reduction(None)
     vit = recoveries.recovered(public, reductions=("tome:r=3",))
-    forms = {"dense": vit, "reduced": vit.with_reduction("tome:r=3")}
-    read = {}
-    for name, form in {"public": public, **forms}.items():
+    forms = {"public": public, "dense": vit, "reduced": vit.with_reduction("tome:r=3")}
+    read = []
+    for name, form in forms.items():
         folder = imagepiece_jax.save(form, tmp_path / name)
         theirs = timm.create_model(f"local-dir:{folder}", pretrained=True)
-        read[name] = theirs.state_dict()
-    for name in forms:
-        for key, tensor in read["public"].items():
-            assert torch.equal(read[name][key], tensor), key
+        read.append(originals.memory(theirs))
+    chex.assert_trees_all_equal(*read)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_public_architectures(tmp_path, name):
-    """With their own images; another kind of GELU is an argument."""
     assert registry.config(name).arch.gelu == "exact"
     vit = made(name, num_classes=3, image_size=64, gelu="quick")
     theirs = agrees(tmp_path / "m", vit)
@@ -92,5 +85,4 @@ def test_public_architectures(tmp_path, name):
     "name", ["eva02_tiny_patch14_224", "vit_small_patch16_dinov3_qkvb"]
 )
 def test_models_with_rotary_positions(tmp_path, name):
-    """By the names of timm's class Eva."""
     agrees(tmp_path / "m", made(name, num_classes=3, image_size=112))

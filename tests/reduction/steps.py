@@ -49,7 +49,6 @@ decide = tiny.compiled(
 
 
 def reducers(plan):
-    """The reducers of a plan's steps."""
     return [layer.step.reducer for layer in plan if layer.counts]
 
 
@@ -64,13 +63,11 @@ def shortest(plan):
 
 
 def random_variables(reducer, inputs, counts, seed=0):
-    """Random values for all variables of a reducer that learns."""
     init = functools.partial(reducer.init, counts=counts)
     return tiny.fill(jax.eval_shape(init, jax.random.key(0), inputs), seed)
 
 
 def apply_learned(reducer, variables, inputs, counts):
-    """Result of a reducer that learns."""
     run = functools.partial(reducer.apply, counts=counts)
     return tiny.compiled(run)(variables, inputs)
 

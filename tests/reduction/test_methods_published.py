@@ -79,13 +79,6 @@ def case(request, given):
     return types.SimpleNamespace(**named), model, outputs, slots
 
 
-def test_token_counts_of_another_rate_are_its_authors(given):
-    """With 16 a block the last ones run out of tokens, with 13 none does."""
-    model = create_model("deit_ti", "dtem:r=13")
-    counts = [layer.mlp_tokens for layer in model.plan]
-    assert counts == given[0]["dtem_13_tokens"].tolist()
-
-
 def test_token_counts_and_logits_are_its_authors(case):
     theirs, model, outputs, _ = case
     assert [layer.mlp_tokens for layer in model.plan] == theirs.tokens.tolist()

@@ -1,16 +1,10 @@
 """Attention sizes beside the sizes, and maps of attention, merged as tokens are."""
 
-import dataclasses
-
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction import block_plan
-from imagepiece_jax.reduction.block_plan import Fixed, Step
 from imagepiece_jax.reduction.moves import merge_map
-from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.state import DROPPED, Assignment
+from imagepiece_jax.reduction.state import Assignment
 from tests.models import tiny
 from tests.reduction.steps import FORMS, apply
 from tests.reduction.test_moves import expected, make
@@ -19,17 +13,15 @@ from tests.rounding import assert_close
 
 @pytest.mark.parametrize("form", FORMS)
 def test_attention_sizes_add_up_beside_the_sizes(form):
-    """Those that a reducer gives, then each token's own; a slot's stay positive."""
     state, assignment = make(7, 3)
     given = np.linspace(-0.5, 2.5, 21, dtype=np.float32).reshape(3, 7)
     given[1] = -1
     got = apply(state, assignment.replace(attn_size=given), form=form)
     x, size = expected(state, assignment)
     want = np.full((3, 3), np.finfo(np.float32).tiny)
-    for image in range(3):
-        for slot in range(3):
-            total = sum(given[image][np.asarray(assignment.dest[image]) == slot])
-            want[image, slot] = max(total, want[image, slot])
+    for image, slot in np.ndindex(3, 3):
+        total = given[image][assignment.dest[image] == slot].sum()
+        want[image, slot] = max(total, want[image, slot])
     assert_close(got.effective_size[:, 1:], want, units=8)
     assert (got.effective_size > 0).all()
     np.testing.assert_array_equal(got.effective_size[:, :1], state.size[:, :1])
@@ -62,30 +54,3 @@ def test_a_map_of_attention_is_merged_by_rows_and_columns(weighted):
                 block = weights[image, head][np.ix_(rows, columns)].sum(axis=1)
                 want = (share[rows] * block).sum() / share[rows].sum()
                 assert got[image, head, i, j] == pytest.approx(want, rel=1e-5)
-
-
-@dataclasses.dataclass(frozen=True)
-class First(Reducer):
-    """Keeps the first tokens; `ignored`: attention counts the last of them as none."""
-
-    ignored: bool
-
-    def __call__(self, inputs, counts, train=False):
-        token = jnp.arange(counts.n_in)[None]
-        dest = jnp.where(token < counts.n_out, token, DROPPED)
-        size = inputs.size * (token != counts.n_out - 1) if self.ignored else None
-        dest = jnp.broadcast_to(dest, inputs.size.shape)
-        return Assignment(dest=dest, attn_size=size, n_out=counts.n_out)
-
-
-def test_a_model_attends_by_attention_sizes():
-    """A token that they count as none is as good as dropped, for all the others."""
-    model = tiny.model(prop_attn=True)
-    variables = tiny.variables(model)
-    found = []
-    for reducer, left in ((First(True), 20), (First(False), 19), (First(False), 20)):
-        steps = [Step(0, reducer, Fixed(left))]
-        plan = block_plan.build(tiny.DEPTH, tiny.TOKENS, steps)
-        found.append(tiny.jit(model.clone(plan=plan).apply)(variables, tiny.images()))
-    np.testing.assert_allclose(found[0].logits, found[1].logits, atol=1e-5)
-    assert np.abs(found[0].logits - found[2].logits).max() > 1e-3

@@ -1,5 +1,6 @@
 """Reductions in the form that is fast on GPUs, against their usual form."""
 
+import dataclasses
 import re
 
 import jax
@@ -7,24 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.data.pictures import as_batch
-from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.reduction import moves, ops
 from imagepiece_jax.reduction.state import Assignment, SlotIndex, TokenState
-from imagepiece_jax.weights.load import load
 from tests import compiling
 from tests.models import tiny
-from tests.near_ties import (
-    Comparison,
-    Fast,
-    OneReduction,
-    model_inputs,
-    random_inputs,
-    reductions,
-)
-from tests.shallow import deit_ti
+from tests.near_ties import OneReduction, assert_agrees, random_inputs, reductions
 
 N = 60
 HEADS = 2
@@ -39,32 +28,26 @@ def inputs(images, dtype):
 
 @pytest.mark.parametrize("reduction", ALL, ids=lambda r: f"{r.rule}{r.n_out}")
 def test_tokens_leave_as_usual_but_for_near_ties(reduction):
-    comparison = Comparison()
-    comparison.add(reduction, Fast.form_of(reduction), inputs(128, "bfloat16"))
-    assert comparison.agrees, comparison
+    assert_agrees(reduction, inputs(128, "bfloat16"))
 
 
 @pytest.mark.parametrize("reduction", ALL[1:], ids=lambda r: f"{r.rule}{r.n_out}")
 def test_many_images_are_decided_as_usual(reduction, monkeypatch):
     """Where a GPU needs longer to move tokens than to start kernels."""
     monkeypatch.setattr(ops, "FEW_NUMBERS", 0)
-    comparison = Comparison()
-    comparison.add(reduction, Fast.form_of(reduction), inputs(64, "bfloat16"))
-    assert comparison.agrees, comparison
+    assert_agrees(reduction, inputs(64, "bfloat16"))
 
 
 @pytest.mark.parametrize("prefix", [0, 2])
 def test_pairs_of_tokens_with_another_prefix(prefix):
     reduction = OneReduction("bipartite", N + 1 - prefix - 13, num_prefix=prefix)
-    comparison = Comparison()
-    comparison.add(reduction, Fast.form_of(reduction), inputs(64, "bfloat16"))
-    assert comparison.agrees, comparison
+    assert_agrees(reduction, inputs(64, "bfloat16"))
 
 
-@pytest.mark.parametrize("reduction", ["tome:r=3", "diffrate:macs=0.6"])
-def test_a_model_with_sizes_in_a_direction_answers_as_usual(reduction):
-    """By its mean keys, which products of all tokens read with the prefix."""
-    vit = tiny.pretrained(reduction)
+def test_a_model_with_sizes_in_a_direction_answers_as_usual():
+    """By class attention and mean keys, which products read with the prefix."""
+    fields = "merge_ratio=0.06:merge_blocks=(0,1):prune_blocks=(2,):prop_attn=True"
+    vit = tiny.pretrained(f"imagepiece_tome:{fields}")
     options = {"dtype": "bfloat16", "sizes": "direction", "batch_size": 4}
     exact, fast = (
         np.asarray(optimize(vit, reductions=form, **options)(tiny.images(4)))
@@ -79,18 +62,14 @@ def test_a_gpu_decides_as_usual_but_for_near_ties(reduction):
     """The first step of DeiT-S."""
     if jax.default_backend() != "gpu":
         pytest.skip("no GPU here")
-    comparison = Comparison()
-    arrays = random_inputs(1, 256, 196, 6, 64, "bfloat16")
-    comparison.add(reduction, Fast.form_of(reduction), arrays)
-    assert comparison.agrees, comparison
+    assert_agrees(reduction, random_inputs(1, 256, 196, 6, 64, "bfloat16"))
 
 
 @pytest.mark.parametrize("reduction", ALL, ids=lambda r: f"{r.rule}{r.n_out}")
 def test_programs_in_float32_stay_as_they_are(reduction):
+    fast = dataclasses.replace(reduction, fast=True)
     arrays = inputs(1, "float32")
-    usual, other = (
-        jax.make_jaxpr(r)(*arrays) for r in (reduction, Fast.form_of(reduction))
-    )
+    usual, other = (jax.make_jaxpr(form)(*arrays) for form in (reduction, fast))
     assert str(usual) == str(other)
 
 
@@ -150,22 +129,3 @@ def test_clusters_move_by_one_product_of_two_bytes(chosen):
             np.asarray(moved.x[image, 1 + slot], float), mean, rtol=2**-8, atol=1e-6
         )
         assert moved.size[image, 1 + slot] == size[image, members].sum()
-
-
-@pytest.mark.slow
-def test_photographs_are_decided_as_usual(assets, monkeypatch):
-    """By queries, keys and tokens of DeiT-Ti's second to fourth block."""
-    deit_ti(monkeypatch, 4)
-    vit = load(assets / "weights/deit_tiny_patch16_224.npz", 0.5)
-    folder = assets / "data/nips2017_224_jpg/images"
-    pixels = as_batch(sorted(folder.iterdir())[:12], Preprocessing(224, crop=1.0))
-    model = vit.model.with_execution(dtype=jnp.dtype("bfloat16"))
-    images = normalize(jnp.asarray(pixels), model.config.mean, model.config.std)
-    found = jax.jit(lambda v, x: model_inputs(model, v, x))(vit.variables, images)
-    comparison = Comparison()
-    for arrays in found:
-        n = arrays[2].shape[1] - 1
-        reduction = OneReduction("join", n // 2, prop_attn=True)
-        comparison.add(reduction, Fast.form_of(reduction), arrays)
-    assert comparison.images == 36
-    assert all(gap <= 1 for gap in comparison.gaps), comparison

@@ -5,7 +5,6 @@ sides; metrics with ties are scaled unit vectors, whose products have one roundi
 """
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -16,34 +15,18 @@ from imagepiece_jax.reduction import moves, ops
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.reducers import Bipartite, TopK, find_partners
-from imagepiece_jax.reduction.state import DROPPED, ReducerInputs, TokenState, start
+from imagepiece_jax.reduction.state import DROPPED, ReducerInputs, start
 from tests import oracles
 from tests.models import tiny
-from tests.reduction.steps import FORMS, apply, decide, move, vectors
+from tests.reduction.steps import FORMS, apply, decide, vectors
 from tests.rounding import assert_close
 
 
-@functools.partial(tiny.compiled, static_argnums=(0, 3))
-def reduced(reducer, state, inputs, counts):
-    """(result of a reducer, state after it by each form of the move)."""
-    result = reducer(inputs, counts)
-    return result, [move(state, result, form) for form in FORMS]
-
-
-def make_inputs(scores, metric, x=None, size=None, dtype=jnp.float32):
-    """The inputs of a batch: scores [B, n], metric [B, n, d]; x defaults to it."""
-    return ReducerInputs(
-        x=_as(metric if x is None else x, dtype),
-        size=np.ones(np.shape(scores), np.float32) if size is None else size,
-        metric=_as(metric, dtype),
-        cls_attn=_as(scores, np.float32),
-    )
-
-
-def _as(values, dtype):
-    """`values` of this type: NumPy's, where they are not traced."""
-    values = values if isinstance(values, jax.Array) else np.asarray(values)
-    return values.astype(jnp.dtype(dtype))
+def make_inputs(scores, metric):
+    """The inputs of a batch: scores [B, n], metric [B, n, d], which is x, too."""
+    ones = np.ones(np.shape(scores), np.float32)
+    metric = jnp.float32(metric)
+    return ReducerInputs(metric, ones, metric=metric, cls_attn=jnp.float32(scores))
 
 
 def images(n, seed=0):
@@ -64,7 +47,6 @@ def images(n, seed=0):
 
 
 def filled(dest, n_out):
-    """Whether every row of `dest` uses each slot 0..n_out - 1."""
     return all(set(row.tolist()) - {DROPPED} == set(range(n_out)) for row in dest)
 
 
@@ -85,9 +67,8 @@ ATTENTION = [0.20, 0.05, 0.15, 0.02, 0.12, 0.04, 0.10, 0.03, 0.01, 0.18]
 def test_imagepiece_merges_as_computed_by_hand(candidates, merges, values, sizes, form):
     counts = StepCounts(n_in=10, n_out=10 - merges, candidates=candidates)
     result = decide(Retokenize(), make_inputs([ATTENTION], [CIRCLE]), counts)
-    x = np.arange(-1.0, 10.0, dtype=np.float32)[
-        None, :, None
-    ]  # class token -1, then token i is i
+    # The class token is -1, then token i is i.
+    x = np.arange(-1.0, 10.0, dtype=np.float32)[None, :, None]
     got = apply(start(x), result, form=form)
     assert_close(got.x[0, :, 0], [-1, *values], units=8)
     assert got.size[0].tolist() == [1, *sizes]
@@ -96,12 +77,14 @@ def test_imagepiece_merges_as_computed_by_hand(candidates, merges, values, sizes
         np.float32(ATTENTION), oracles.cosine(CIRCLE, CIRCLE), candidates, merges
     )
     np.testing.assert_array_equal(result.dest[0], dest)
+    assert result.by_size
+    equal = Retokenize(size_weighting=False)
+    assert not decide(equal, make_inputs([ATTENTION], [CIRCLE]), counts).by_size
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("fuse", [False, True])
 def test_evit_fuses_as_computed_by_hand(fuse, form):
-    """Or prunes."""
     inputs = make_inputs([[0.10, 0.05, 0.30, 0.15, 0.20]], np.ones((1, 5, 1)))
     result = decide(TopK(fuse=fuse), inputs, StepCounts(n_in=5, n_out=3 + fuse))
     slot = 3 if fuse else DROPPED
@@ -139,27 +122,18 @@ def work_at(n):
 
 
 def truth(reducer, counts, scores, similarity):
-    """The oracle's slot map of one image."""
     if reducer == TopK():
         return oracles.top_k(scores, counts.n_out)
     if reducer == TopK(fuse=True):
-        nothing = np.zeros((len(scores), 1))
-        return oracles.evit_fuse(nothing, scores, counts.n_out - 1)[1]
+        dest = oracles.top_k(scores, counts.n_out - 1)
+        return np.where(dest == DROPPED, counts.n_out - 1, dest)
     merges = counts.n_in - counts.n_out
     return oracles.retokenize(
         scores, similarity, counts.candidates, merges, parity=reducer.parity
     )
 
 
-FULL = (1, 2, 5, 19, 64)
-# Every n up to 8, and larger ones of all remainders by 4.
-SIZES = [
-    n if n in FULL else pytest.param(n, marks=pytest.mark.slow)
-    for n in (*range(1, 9), 13, 18, 19, 20, 64)
-]
-
-
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("n", (1, 2, 3, 5, 8, 18, 19, 64))
 def test_decisions_equal_the_oracle(n):
     scores, metric = images(n, seed=n)
     inputs = make_inputs(scores, metric)
@@ -174,36 +148,6 @@ def test_decisions_equal_the_oracle(n):
             want = truth(reducer, counts, scores[image], similarity[image])
             case = f"{reducer} {counts} image {image}"
             np.testing.assert_array_equal(dest, want, err_msg=case)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("size_weighting", [True, False])
-def test_merged_tokens_equal_the_oracle(size_weighting, dtype):
-    """Tokens and sizes after a merge, over patches or over tokens."""
-    rng = np.random.default_rng(0)
-    scores, metric = images(19)
-    x = rng.normal(size=(8, 20, 5)).astype(dtype)
-    state = TokenState(x=x, size=np.float32(rng.integers(1, 9, (8, 20))))
-    counts = StepCounts(n_in=19, n_out=14, candidates=11)
-    inputs = make_inputs(scores, metric, state.x[:, 1:], state.size[:, 1:], dtype)
-    result, both = reduced(
-        Retokenize(size_weighting=size_weighting), state, inputs, counts
-    )
-    tolerance = 1e-5 if dtype == "float32" else 2**-8
-    for got, image in itertools.product(both, range(8)):
-        assert got.x.dtype == dtype
-        x, size = oracles.apply_map(
-            np.asarray(state.x[image, 1:], float),
-            state.size[image, 1:],
-            np.asarray(result.dest[image]),
-            None if size_weighting else np.ones(19),
-        )
-        moved = np.asarray(got.x[image, 1:], float)
-        np.testing.assert_allclose(moved, x, rtol=tolerance, atol=1e-6)
-        np.testing.assert_array_equal(got.size[image, 1:], size)
-    for got in both:
-        np.testing.assert_array_equal(got.x[:, 0], state.x[:, 0])
-        assert (got.size.sum(axis=1) == state.size.sum(axis=1)).all()
 
 
 def test_fusing_passes_gradient_to_the_attention():
@@ -224,27 +168,6 @@ def test_fusing_passes_gradient_to_the_attention():
         assert_close(slope[image], want)
 
 
-@pytest.mark.parametrize("reducer, candidates", [(Retokenize(), 8), (Bipartite(), 0)])
-def test_merging_decides_without_gradient(reducer, candidates):
-    """No score and no metric has a slope; one of c in a mean moves the sum by 1 / c."""
-    rng = np.random.default_rng(0)
-    scores = rng.random((2, 9), np.float32)
-    metric = rng.normal(size=(2, 9, 4))
-    x = np.float32(rng.normal(size=(2, 10, 4)))
-    counts = StepCounts(n_in=9, n_out=6, candidates=candidates)
-
-    def loss(scores, metric, x):
-        result = reducer(make_inputs(scores, metric), counts)
-        return moves.apply(start(x), result).x.sum(), result.dest
-
-    run = tiny.compiled(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
-    (*slopes, of_x), dest = run(scores, metric, x)
-    assert not any(slope.any() for slope in slopes)
-    for image in range(2):
-        want = 1 / np.bincount(dest[image])[dest[image]]
-        assert_close(of_x[image, 1:].T, np.tile(want, (4, 1)), units=8)
-
-
 @pytest.mark.parametrize(
     "reducer, counts",
     [
@@ -252,15 +175,16 @@ def test_merging_decides_without_gradient(reducer, candidates):
         (TopK(fuse=True), StepCounts(n_in=12, n_out=8)),
         (Retokenize(), StepCounts(n_in=12, n_out=9, candidates=7)),
         (Retokenize(parity=1), StepCounts(n_in=12, n_out=9, candidates=7)),
+        (Bipartite(), StepCounts(n_in=12, n_out=9)),
     ],
 )
 def test_bad_numbers_still_fill_every_slot(reducer, counts):
-    """NaN scores count as minus infinity; NaN metrics lose no slot, either."""
     scores, metric = images(12)
     for bad_scores, bad_metric in (
         (np.full((8, 12), np.nan), metric),
         (scores, np.full_like(metric, np.nan)),
         (scores, np.zeros_like(metric)),
+        (scores, np.where(metric > 0, np.inf, metric)),
         (np.full((8, 12), -np.inf), np.where(metric > 0, np.nan, metric)),
     ):
         result = decide(reducer, make_inputs(bad_scores, bad_metric), counts)

@@ -55,7 +55,6 @@ def test_the_text_of_a_share_is_read_as_the_same(share):
 
 
 def test_equal_reductions_compute_the_same():
-    """Whatever fields of training they have."""
     short = Reduction.read("evit")
     assert short == Reduction.read("evit:blocks=(3, 6, 9):rate_warmup_epochs=9")
     assert short == Reduction.read("evit : keep_rate=.7 : blocks=[3,6,9]")
@@ -75,10 +74,7 @@ def test_equal_reductions_compute_the_same():
         ("tomme:r=8", "did you mean 'tome'"),
         ("image_piece", "did you mean 'imagepiece'"),
         ("tome:r=8:r=9", "'r=9' must be FIELD=VALUE, once"),
-        (
-            "tome:keep_rate=.5",
-            "'keep_rate' must be a field of tome: macs, counts, ",
-        ),
+        ("tome:keep_rate=.5", "'keep_rate' must be a field of tome: macs, counts, "),
         ("tome:r={}", "a whole number"),
         ("tome:prop_attn=1", "one of None, True, False"),
         ("evit:keep_rate=0.6:counts=(9,9)", "counts also decides the token counts"),
@@ -92,9 +88,8 @@ def test_equal_reductions_compute_the_same():
     ],
 )
 def test_what_is_no_reduction_is_refused(value, said):
-    with pytest.raises(InputError) as error:
+    with refused(said):
         Reduction.read(value)
-    assert said in str(error.value)
 
 
 def test_a_reduction_has_one_prop_attn():

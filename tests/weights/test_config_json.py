@@ -160,6 +160,12 @@ def test_names_from_before_timm_0_9():
         config_json.parse(tuned | {"architecture": "vit_base_patch16_of_nobody"}, {})
 
 
+def test_heads_of_open_clip_are_as_wide_as_it_says():
+    vision = {"layers": 1, "width": 160, "head_width": 80}
+    found = parse_open_clip({"model_cfg": {"embed_dim": 5, "vision_cfg": vision}})
+    assert found.num_heads == 2
+
+
 @pytest.mark.parametrize("proj", [None, ""])
 @pytest.mark.parametrize("size", [32, [32, 48]])
 def test_a_trunk_of_open_clip(proj, size):

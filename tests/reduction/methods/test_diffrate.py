@@ -21,7 +21,6 @@ MAE = {8.7: 8710439424, 10.0: 10002465792, 10.4: 10417958400, 11.5: 11516556288}
     "name, arch", [("vit_base_patch16_224.mae", None), ("deit_b", MEAN)]
 )
 def test_the_schedule_of_mae(name, arch, target):
-    """By name, and where the head reads the mean over patches."""
     reduction = f"diffrate:target={target}"
     model = create_model(make.config(name, arch=arch, num_classes=1000), reduction)
     _, merge = published("mae_b")[target]

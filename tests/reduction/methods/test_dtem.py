@@ -18,50 +18,42 @@ from tests.models import make, tiny
 from tests.reduction.test_methods_published import embedding
 
 
-@pytest.fixture(scope="module")
-def unit(assets):
-    """One soft merge as its authors' code computes it: 7 of 9 tokens live, 2 merge."""
+@pytest.mark.slow
+def test_a_soft_merge_and_its_gradient_are_its_authors(assets):
+    """As their code computes one merge: 7 of 9 tokens live, 2 merge."""
     with np.load(assets / "fixtures/deit_tiny_methods2.npz") as file:
         names = [name for name in file if name.startswith("dtem_unit_")]
-        return {name.removeprefix("dtem_unit_"): file[name] for name in names}
-
-
-def merged(metric, unit):
-    """(similarity, choice, tokens, sizes), the class token left out."""
+        unit = {name.removeprefix("dtem_unit_"): file[name] for name in names}
     live = int(unit["n"]) - 1
     r = int(unit["r"])
-    metric = metric[:, :live]
-    similarity = cosine(metric[:, 0::2], metric[:, 1::2], eps=1e-12)
-    mixing = dtem.soft_merge(similarity, jnp.asarray(unit["size"][:, 1:]), live, r)
-    x = mixing.matrix @ jnp.asarray(unit["x"][:, 1:])
-    return similarity, dtem.soft_top(similarity, r), x, mixing.attn_size
+    # The class token is left out.
+    x, size, w = (jnp.asarray(unit[name][:, 1:]) for name in ("x", "size", "w"))
 
+    @tiny.compiled
+    @functools.partial(jax.grad, has_aux=True)
+    def run(metric):
+        metric = metric[:, :live]
+        similarity = cosine(metric[:, 0::2], metric[:, 1::2], eps=1e-12)
+        mixing = dtem.soft_merge(similarity, size, live, r)
+        moved = mixing.matrix @ x
+        loss = jnp.sum(moved * w) + jnp.sum(mixing.attn_size * jnp.arange(1, 9)[None])
+        top = dtem.soft_top(similarity, r)
+        return loss, (similarity, top, moved, mixing.attn_size)
 
-@pytest.mark.slow
-def test_a_soft_merge_is_its_authors(unit):
-    found = tiny.compiled(lambda metric: merged(metric, unit))(unit["metric"][:, 1:])
+    slope, found = run(unit["metric"][:, 1:])
     wanted = unit["scores"], unit["assign"], unit["x_out"], unit["size_out"]
     for got, want in zip(found, wanted, strict=True):
         want = want if want.shape == got.shape else want[:, 1:]
         np.testing.assert_allclose(got, want, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_its_gradient_is_its_authors(unit):
-    def loss(metric):
-        *_, x, size = merged(metric, unit)
-        return jnp.sum(x * unit["w"][:, 1:]) + jnp.sum(size * jnp.arange(1, 9)[None])
-
-    got = tiny.compiled(jax.grad(loss))(unit["metric"][:, 1:])
     want = unit["grad_metric"][:, 1:]
     # Of 1 / 0.01 times cosines that float32 holds to 1e-7.
-    np.testing.assert_allclose(got, want, atol=2e-3 * np.abs(want).max())
+    np.testing.assert_allclose(slope, want, atol=2e-3 * np.abs(want).max())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", [0, 5])
-def test_a_training_step_is_its_authors(assets, block):
+def test_a_training_step_is_its_authors(assets):
     """Logits, loss and gradients of W and b, merging softly in one block."""
+    block = 5
     theirs = np.load(assets / "fixtures/deit_tiny_methods2.npz")
     theirs = {
         name.removeprefix(f"dtem_trainb{block}_"): theirs[name]

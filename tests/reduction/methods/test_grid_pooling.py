@@ -32,7 +32,6 @@ def pooled(x, grid, size, prefix=1):
 
 
 def test_two_by_two_patches_by_hand():
-    """Rows 1 2 3 4 / 5 6 7 8 / ...: the first cell is 1 2 5 6, whose mean is 3.5."""
     x = np.arange(17, dtype=np.float32)[None, :, None]  # class token 0, then 1..16
     got, slots = pooled(x, (4, 4), 2)
     assert got.x[0, :, 0].tolist() == [0, 3.5, 5.5, 11.5, 13.5]
@@ -77,7 +76,6 @@ def test_cells_equal_the_slow_truth(grid, size, prefix, dtype):
     [(4, (9, 3), "have 9 x 3 patches"), (2, None, "before reduces tokens")],
 )
 def test_a_grid_that_is_smaller_or_gone_is_refused(size, grid, said):
-    """By the reducer, for images of other sizes."""
     inputs = inputs_of((9, 3)).replace(grid=grid)
     with pytest.raises(InputError, match=said):
         Cells(size)(inputs, StepCounts(n_in=27, n_out=size * size))

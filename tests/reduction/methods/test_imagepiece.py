@@ -27,16 +27,6 @@ def test_it_merges_twice_and_prunes_once_a_cycle(depth, merge, prune):
     build(depth, 196, found)
 
 
-def test_named_blocks_override_the_schedule():
-    fields = {"merge_blocks": (1,), "prune_blocks": (0, 2), "merge_ratio": 0.15}
-    found = ImagePiece(keep_rate=0.6, **fields).steps(3)
-    assert [(step.block, step.rule) for step in found] == [
-        (0, Keep(0.6)),
-        (1, Merge(0.15, 0.3)),
-        (2, Keep(0.6)),
-    ]
-
-
 def test_its_schedule_is_a_path_from_dense_through_its_own_rates():
     path = [ImagePiece().scaled(i / 100, 12, 196) for i in range(101)]
     rates = [(method.keep_rate, method.merge_ratio) for method in path]

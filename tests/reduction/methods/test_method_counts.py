@@ -33,7 +33,6 @@ def numbers(text):
     ],
 )
 def test_tokens_by_hand(text, site, tokens):
-    """A step before a block changes what its attention reads, another what its MLP."""
     plan = build(12, 196, Reduction.read(text).method.steps(12))
     assert [layer.mlp_tokens for layer in plan] == numbers(tokens)
     arriving = [197, *numbers(tokens)[:-1]]

@@ -15,7 +15,6 @@ from tests.rounding import assert_close
     [(False, 0, [{2, 3}, {4, 5}]), (True, 2 / 3, [{1, 2, 3}])],
 )
 def test_the_halves_by_hand(protect, progress, together):
-    """With margins of 3/4 and 1/4."""
     key = vectors([0, 8, 20, 24, 90, 96, 150, 200])
     x = np.arange(1, 9, dtype=np.float32)[None, :, None]
     size = np.ones((1, 8), np.float32)

@@ -10,7 +10,7 @@ from imagepiece_jax.reduction.methods.spvit import Selector, SPViT, package_weig
 from imagepiece_jax.reduction.moves import apply
 from imagepiece_jax.reduction.state import Assignment, Masking, ReducerInputs, start
 from tests import oracles, oracles_learned
-from tests.models import masked, tiny
+from tests.models import tiny
 from tests.reduction.steps import apply_learned, random_variables
 from tests.reduction.test_token_selector import numbers, outputs
 
@@ -115,26 +115,6 @@ def test_votes_that_underflow_still_count():
     value, slope = total(x)
     assert np.isfinite(value)
     assert np.isfinite(slope).all()
-
-
-def test_packages_travel_at_the_end():
-    """Evaluation removes tokens; training keeps all and grows by the packages."""
-    model = tiny.model(FIELDS, masked=False)
-    trained = tiny.model(FIELDS, masked=True)
-    variables = tiny.variables(model)
-    images = tiny.images()
-    small = jax.eval_shape(model.apply, variables, images)
-    assert small.state.x.shape == (3, 1 + 7 + 2, tiny.WIDTH)
-    assert all((inputs.num_heads == tiny.HEADS) for inputs in small.reducer_inputs)
-    out = masked.train(trained)(variables, images, masked.keys())
-    assert out.state.x.shape == (3, 1 + tiny.TOKENS + 2, tiny.WIDTH)
-    first, second = out.results
-    np.testing.assert_array_equal(
-        out.reducer_inputs[1].x.shape, (3, tiny.TOKENS + 1, tiny.WIDTH)
-    )
-    np.testing.assert_array_equal(second.keep[:, tiny.TOKENS :], 1)
-    np.testing.assert_array_equal(out.state.mask[:, :-1], second.keep)
-    np.testing.assert_array_equal(out.state.mask[:, -1], 1)
 
 
 def test_the_ratio_is_of_the_whole_batch_without_packages():

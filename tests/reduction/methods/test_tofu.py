@@ -16,10 +16,7 @@ def test_up_to_the_middle_block_it_drops():
 
 @pytest.mark.parametrize(
     "reducer, third, fifth",
-    [
-        (Discard(), (1, 1), (0, 2)),
-        (Fuse(), (7.0711, 1.4142), (0, 12)),
-    ],
+    [(Discard(), (1, 1), (0, 2)), (Fuse(), (7.0711, 1.4142), (0, 12))],
 )
 def test_tokens_by_hand(reducer, third, fifth):
     """Token 4 leaves for 3, and 6 for 5."""
