@@ -98,8 +98,16 @@ def test_dropped_patches_are_filled(fill, lost):
     assert first_channel(feature_map(outputs, GRID, fill)) == expected
 
 
-def test_a_dropped_patch_follows_the_first_of_equally_near_tokens():
-    """An oracle has the nearest, below."""
+def test_a_dropped_patch_follows_the_token_nearest_to_it_the_first_of_equals():
+    """0 is like 1, which is dropped later, then like 3; 5 is like 4, merged with 2."""
+    degrees = np.radians([0, 10, 90, 30, 160, 155])
+    patches = np.stack([np.cos(degrees), np.sin(degrees)], axis=1)
+    steps = (slots(-1, 0, 1, 2, 1, -1), 0), (slots(-1, 0, 1), 0)
+    outputs = outputs_of(state_of(patches), *steps)
+    features = feature_map(outputs, GRID)[0].reshape(6, 2)
+    merged = (patches[2] + patches[4]) / 2
+    kept = patches[3]
+    assert_close(features, [kept, kept, merged, kept, merged, merged], units=8)
     patches = [[1.0, 0], [2, 2], [3, 3], [0, 4], [1, 1], [5, 5]]
     outputs = outputs_of(state_of(patches), (slots(0, 1, 2, 3, -1, -1), 0))
     features = feature_map(outputs, GRID, "nearest")[0].reshape(6, 2)
