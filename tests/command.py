@@ -38,7 +38,6 @@ class Ended(NamedTuple):
     err: str
 
     def ok(self):
-        """Itself, of a command that ended well."""
         assert self.status == 0, self
         return self
 
@@ -100,7 +99,6 @@ def start(*words, cwd=ROOT, imported=False, **environment):
 
 
 def sentence(ended):
-    """The one line of a command that found a mistake, which exits with status 2."""
     assert ended.status == 2, ended
     assert len(ended.lines) == 1 and ended.lines[0].startswith("error: "), ended.err
     return ended.lines[0].removeprefix("error: ")

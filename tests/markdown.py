@@ -4,7 +4,6 @@ from tests.runs import ROOT
 
 
 def cells(line):
-    """The cells of a row."""
     return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
 
@@ -37,12 +36,3 @@ def section(page, heading=""):
         text = text.partition(f"\n## {heading}")[2].partition("\n## ")[0]
     assert text, (page, heading)
     return text
-
-
-def cell(page, heading, row, column):
-    """The cell of `column` in the one row that has the cells `row`, {column: cell}."""
-    found = []
-    for table in tables(section(page, heading)):
-        found += table
-    (cell,) = {each[column] for each in found if row.items() <= each.items()}
-    return cell

@@ -4,6 +4,20 @@ import numpy as np
 from PIL import Image
 
 
+def write_images(folder, images):
+    """Write 00.png, 01.png, .. into a folder, which is made; their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{number:02}.png" for number in range(len(images))]
+    for path, pixels in zip(paths, images, strict=True):
+        Image.fromarray(pixels).save(path)
+    return paths
+
+
+def noise(*shape):
+    """Images of uint8 noise, [*shape, 3]."""
+    return np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+
+
 def write_csv(folder, pixels, labels, inside=""):
     """The name "csv:FILE" of a set: images `inside`0.png, .. and labels in set.csv.
 
@@ -28,9 +42,8 @@ def write_plain(folder, *names, color=(0, 0, 0), side=16):
 
 def write_damaged(folder, side):
     """The new folder of two images, a.png and c.png, and of b.png, which is none."""
-    folder.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
-    for name, image in zip("ac", pixels, strict=True):
-        Image.fromarray(image).save(folder / f"{name}.png")
+    first, second = write_images(folder, noise(2, side, side))
+    first.rename(folder / "a.png")
+    second.rename(folder / "c.png")
     (folder / "b.png").write_bytes(b"no image")
     return folder

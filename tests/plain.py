@@ -8,6 +8,7 @@ an installation unimportable. It prints what was predicted, as JSON.
 
 import contextlib
 import json
+import logging
 import os
 import pathlib
 import re
@@ -56,6 +57,9 @@ def main():
     with folder, contextlib.chdir(folder.name):
         space = first_example()
         small = functions()
+        print("asked", file=sys.stderr)
+        logging.basicConfig(level=logging.INFO)
+        imagepiece_jax.load("saved", 0.8)
     print(json.dumps({"reduction": str(space["vit"].reduction), **small}))
 
 
@@ -93,6 +97,7 @@ def functions():
     program = imagepiece_jax.optimize(vit, batch_size=2, pixels=True)
     better = imagepiece_jax.recover(vit, pixels, steps=1, batch_size=8)
     maps = imagepiece_jax.features(vit, pixels[:2])
+    imagepiece_jax.Predictor(vit)(pixels[:2])
     return {
         "logits": np.asarray(program(pixels[:2])).shape,
         "patches": np.asarray(maps.patches).shape,

@@ -18,11 +18,7 @@ from tests.runs import ROOT
         (InputError("lr is -1"), 2, "error: lr is -1"),
         (RunError("loss is nan"), 1, "error: loss is nan"),
         (MemoryError("5 TiB"), 1, "error: 5 TiB"),
-        (
-            FileNotFoundError(2, "No such file", "a"),
-            1,
-            "error: No such file: 'a'",
-        ),
+        (FileNotFoundError(2, "No such file", "a"), 1, "error: No such file: 'a'"),
         # To be stopped is no error.
         (Stopped(15, 7), 143, "stopped at step 7; the same command resumes from there"),
     ],
@@ -101,7 +97,7 @@ def test_programs_are_kept(tmp_path):
     home = tmp_path / "cache"
     script.write_text(KEEPS)
     variables = {name: os.environ[name] for name in os.environ if "JAX" not in name}
-    variables |= {"PYTHONPATH": os.getcwd(), "XDG_CACHE_HOME": str(home)}
+    variables |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(home)}
     variables["JAX_PLATFORMS"] = "cpu"
     command = [sys.executable, script]
     ended = subprocess.run(command, env=variables, capture_output=True, text=True)
@@ -144,5 +140,4 @@ cli.run(main, compiles=False)
 
 
 def test_a_command_warns_once_of_one_thing():
-    ended = start("-c", TWICE, PYTHONWARNINGS="").ok()
-    assert ended.err == "warning: of this\n"
+    assert start("-c", TWICE, PYTHONWARNINGS="").ok().err == "warning: of this\n"

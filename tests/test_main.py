@@ -5,15 +5,14 @@ import json
 import re
 import tomllib
 
-import numpy as np
 import pytest
-from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax import __main__ as entry
 from tests.benchmark.small import SMALL, simplify
 from tests.command import call, sentence, start
 from tests.models import tiny
+from tests.pictures import noise, write_images
 from tests.runs import ROOT
 
 COMMANDS = ["benchmark", "compare", "describe", "doctor", "evaluate", "export"]
@@ -50,15 +49,10 @@ def test_a_mistyped_flag_imports_no_jax(command):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Weights, and photographs, of 16 pixels a side."""
     folder = tmp_path_factory.mktemp("examples")
-    vit = tiny.pretrained(num_classes=10, image_size=16)
+    vit = tiny.pretrained(num_classes=10, image_size=16, depth=2)
     imagepiece_jax.save(vit, folder / "weights")
-    (folder / "photos").mkdir()
-    draw = np.random.default_rng(0)
-    for name in "abc":
-        pixels = draw.integers(0, 256, (16, 16, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / "photos" / f"{name}.png")
+    write_images(folder / "photos", noise(3, 16, 16))
     return folder
 
 
@@ -67,8 +61,7 @@ def folder(tmp_path_factory):
 def test_the_example_of_a_command_runs(name, folder, monkeypatch):
     monkeypatch.chdir(folder)
     main = importlib.import_module(f"imagepiece_jax.commands.{name}").main
-    example = rf"Example: imagepiece {name}(.*)"
-    (line,) = re.findall(example, main.__doc__)
+    (line,) = re.findall(rf"Example: imagepiece {name}(.*)", main.__doc__)
     words = line.split()
     if name == "benchmark":
         simplify(monkeypatch)

@@ -26,7 +26,6 @@ from tests.oracles import log_softmax, softmax
 from tests.pictures import write_csv
 
 HALF = (0.5, 0.5, 0.5)
-HALVES = {"mean": HALF, "std": HALF}
 # Some reduction, for runs.
 FIELDS = {
     "model.stem": "patch",
@@ -62,19 +61,17 @@ def folder(model, variables, tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("normalization")
     tiny.write(folder / "w.npz", variables)
-    settled = config(**{f"model.{name}": value for name, value in HALVES.items()})
+    settled = config(**{"model.mean": HALF, "model.std": HALF})
     own = RunConfig.from_config(settled).create_dense()
     save(Pretrained(model, variables), folder / "w")
     save(Pretrained(own, variables), folder / "own")
     settled.data.name = f"csv:{folder}/set.csv"
     (folder / "run").mkdir()
-    (folder / "run" / "config.json").write_text(
-        json.dumps(RunConfig.from_config(settled).to_dict())
-    )
-    checkpoints = Checkpoints(folder / "run")
-    checkpoints.save(1, variables, {}, "best")
-    checkpoints.save(1, variables, {})
-    checkpoints.close()
+    written = json.dumps(RunConfig.from_config(settled).to_dict())
+    (folder / "run" / "config.json").write_text(written)
+    with Checkpoints(folder / "run") as checkpoints:
+        checkpoints.save(1, variables, {}, "best")
+        checkpoints.save(1, variables, {})
     pixels = np.random.default_rng(0).integers(0, 99, (40, 16, 16, 3)).astype(np.uint8)
     np.save(folder / "pixels.npy", pixels)
     write_csv(folder, pixels, np.arange(40) % 10)
@@ -83,7 +80,6 @@ def folder(model, variables, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(model, variables, folder):
-    """mean -> (logits, mean loss) of the images, normalized by NumPy."""
     pixels = np.load(folder / "pixels.npy")
     labels = np.arange(40) % 10
 
@@ -120,17 +116,13 @@ def test_a_run_is_loaded_and_predicted_with_as_it_was_trained(folder, expected):
     pixels = np.load(folder / "pixels.npy")
     quick = {"dtype": "float32"}
     quick["compiler_options"] = {"xla_backend_optimization_level": 0}
-    run = imagepiece_jax.load(folder / "run", reduction="none").model
-    assert (run.config.mean, run.config.std) == (HALF, HALF)
-    full = imagepiece_jax.load(folder / "run").model
+    vit = imagepiece_jax.load(folder / "run")
+    assert (vit.config.mean, vit.config.std) == (HALF, HALF)
     own = RunConfig.from_config(config()).create_model()
-    assert full.plan[0].mlp_tokens == own.plan[0].mlp_tokens < 5
-    predictor = imagepiece_jax.Predictor(
-        imagepiece_jax.load(folder / "run"), top=10, batch_size=40, **quick
-    )
+    assert vit.model.plan[0].mlp_tokens == own.plan[0].mlp_tokens < 5
+    predictor = imagepiece_jax.Predictor(vit, top=10, batch_size=40, **quick)
     logits = expected["halves"][0]
-    found = np.asarray(predictor.program(pixels))
-    np.testing.assert_allclose(found, logits, atol=1e-4)
+    np.testing.assert_allclose(np.asarray(predictor.program(pixels)), logits, atol=1e-4)
     shares = softmax(logits[0])
     best = predictor(pixels[0])
     assert [p.index for p in best] == np.argsort(-shares).tolist()
@@ -148,14 +140,9 @@ def test_a_run_is_loaded_and_predicted_with_as_it_was_trained(folder, expected):
     ],
 )
 def test_a_new_run_settles_on_what_it_starts_from(tmp_path, folder, fields, mean):
-    """And a resumed one on its own, whose weights may be gone by then."""
+    """tests/training/test_initial_weights.py has a resumed one."""
     fields = {name: str(folder / path) for name, path in fields.items()}
     run = RunConfig.from_config(config(**fields))
     settled = InitialWeights(run, tmp_path).completed()
     assert settled.model.mean == mean
     assert (settled.model.std == HALF) == (mean == HALF)
-    (tmp_path / "config.json").write_text(json.dumps(settled.to_dict()))
-    (tmp_path / "checkpoints" / "latest" / "1").mkdir(parents=True)
-    run = RunConfig.from_config(config(**dict.fromkeys(fields, "gone")))
-    again = InitialWeights(run, tmp_path).completed()
-    assert again.model == settled.model

@@ -38,41 +38,26 @@ def wording(text):
     return re.sub(r"\d+(\.\d+)?", "0", text)
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The sizes of the figures that plt.show() shows in a notebook, as PNG."""
-    figures = []
+# Random weights are said to be such.
+@pytest.mark.filterwarnings("ignore:the head has no bias")
+def test_its_cells_run_and_show_what_is_stored(tmp_path, monkeypatch, capsys):
+    """On trained weights where tests have them, else on random ones."""
+    deit_ti(monkeypatch, DEPTH)
+    monkeypatch.chdir(tmp_path)
+    drawn = []  # sizes of figures as PNG
 
     def show():
         with io.BytesIO() as file:
             plt.gcf().savefig(file, bbox_inches="tight")
-            figures.append(len(file.getvalue()))
+            drawn.append(len(file.getvalue()))
         plt.close()
-
-    monkeypatch.setattr(plt, "show", show)
-    plt.switch_backend("agg")
-    return figures
-
-
-@pytest.fixture
-def shallow(tmp_path, monkeypatch):
-    """DeiT-Ti of DEPTH blocks, trained or not, and an empty folder to stand in."""
-    deit_ti(monkeypatch, DEPTH)
-    monkeypatch.chdir(tmp_path)
 
     def unreachable(text):
         raise InputError(f"{text}: the hub cannot be reached")
 
+    plt.switch_backend("agg")
+    monkeypatch.setattr(plt, "show", show)
     monkeypatch.setattr(hub, "repository_files", unreachable)
-    return tmp_path
-
-
-# Random weights are said to be such.
-@pytest.mark.filterwarnings("ignore:the head has no bias")
-def test_its_cells_run_in_their_order_and_show_what_is_stored(
-    shallow, monkeypatch, drawn, capsys
-):
-    """On trained weights where tests have them, else on random ones."""
     assets = pathlib.Path(os.environ.get("IMAGEPIECE_ASSETS", ROOT.parent / "shared"))
     monkeypatch.setenv("IMAGEPIECE_ASSETS", str(assets))
     recover = imagepiece_jax.recover
@@ -95,4 +80,4 @@ def test_its_cells_run_in_their_order_and_show_what_is_stored(
     assert said.startswith("trained" if trained else "random")
     assert f"{196 - 13 * DEPTH} tokens; the largest stand for" in said
     assert min(drawn) > 10_000  # bytes
-    assert not list(shallow.iterdir())
+    assert not list(tmp_path.iterdir())

@@ -13,11 +13,9 @@ import pytest
 import yaml
 
 import imagepiece_jax
-from imagepiece_jax.models.create import create_model
-from imagepiece_jax.models.variables import variable_shapes
 from tests import compiling
 from tests.command import start
-from tests.models import make, tiny
+from tests.models import tiny
 from tests.runs import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -44,7 +42,6 @@ SOURCES = (".py", ".json", ".txt", ".gz")
 
 
 def requirements(name):
-    """Lines of a requirements file without comments."""
     lines = (line.partition("#")[0] for line in (ROOT / name).read_text().splitlines())
     return [line.strip() for line in lines if line.strip()]
 
@@ -88,25 +85,19 @@ def test_versions_are_those_of_the_makefile_and_of_the_package():
     assert PROJECT["requires-python"] == ">=3.11,<3.15"
     assert "(3, 11) <= sys.version_info < (3, 15)" in (ROOT / "Makefile").read_text()
     version = imagepiece_jax.__version__
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["version"] == version
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
     assert f"Version {version}, " in (ROOT / "README.md").read_text("utf-8")
-
-
-def copy_source(folder):
-    """What a package is built from, copied because building writes beside it."""
-    for name in ("pyproject.toml", "README.md", "requirements.txt"):
-        shutil.copy(ROOT / name, folder)
-    for name in ("imagepiece_jax", "configs"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """A wheel of this source; skips where setuptools cannot be had."""
-    folder = tmp_path_factory.mktemp("source")
-    copy_source(folder)
+    folder = tmp_path_factory.mktemp("source")  # building writes beside it
+    for name in ("pyproject.toml", "README.md", "requirements.txt"):
+        shutil.copy(ROOT / name, folder)
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("imagepiece_jax", "configs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet"]
     command += ["--wheel-dir", folder / "wheels", folder]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -133,19 +124,10 @@ def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
     folder.mkdir()
     install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
     ended = start(*install, "--no-compile", "--target", site, wheel).ok()
-    fields = {"patch_size": 4, "embed_dim": 64, "depth": 1, "num_heads": 4}
-    model = create_model(
-        make.config("vit_mini", image_size=16, num_classes=10, mlp_ratio=1.0, **fields)
-    )
-    vit = imagepiece_jax.Pretrained(model, tiny.fill(variable_shapes(model), 0))
+    vit = tiny.pretrained(image_size=16, num_classes=10, depth=1)
     imagepiece_jax.save(vit, folder / "weights")
-
-    words = ["weights", "digits", "--crop=1", "--limit=16"]
-    ended = start(
-        *("-m", "imagepiece_jax", "evaluate", *words),
-        cwd=folder,
-        PYTHONPATH=str(site),
-        XLA_FLAGS=compiling.QUICK,
-    ).ok()
+    words = ["-m", "imagepiece_jax", "evaluate", "weights", "digits", "--limit=16"]
+    variables = {"PYTHONPATH": str(site), "XLA_FLAGS": compiling.QUICK}
+    ended = start(*words, "--crop=1", cwd=folder, **variables).ok()
     assert "images 16" in ended.out
     assert "experiments" not in os.listdir(site / "imagepiece_jax")

@@ -6,16 +6,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import imagepiece_jax
 from imagepiece_jax.common import files
 from imagepiece_jax.common.orbax_files import StepWriter
-from tests.models import recoveries
 
 UMASK = 0o027  # of no system by default: files are 0640 and folders 0750
-
-
-def saved(folder):
-    imagepiece_jax.save(recoveries.recovered(), folder / "recovered")
 
 
 def checkpoints(folder):
@@ -34,11 +28,7 @@ def a_library_that_chooses(folder):
         safetensors.numpy.save_file(tensors, new / "file")
 
 
-WRITERS = {
-    "save": saved,
-    "library": a_library_that_chooses,
-    "checkpoints": checkpoints,
-}
+WRITERS = {"library": a_library_that_chooses, "checkpoints": checkpoints}
 
 
 @pytest.fixture
@@ -56,5 +46,4 @@ def test_the_umask_decides(name, umask, tmp_path):
     found = {str(path.relative_to(folder)): path for path in folder.rglob("*")}
     assert any(path.is_file() for path in found.values())
     modes = {name: path.stat().st_mode & 0o777 for name, path in found.items()}
-    usual = {name: 0o750 if found[name].is_dir() else 0o640 for name in found}
-    assert modes == usual
+    assert modes == {name: 0o750 if found[name].is_dir() else 0o640 for name in found}

@@ -12,21 +12,15 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.create import create_model
 from tests.models import make, tiny
 
-
-def gpu(capability="9.0", **attributes):
-    """A device as JAX describes an NVIDIA GPU."""
-    found = {"platform": "gpu", "device_kind": "NVIDIA H200"}
-    found["compute_capability"] = capability
-    return types.SimpleNamespace(**found | attributes)
+GPU = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H200")
+GPU.compute_capability = "9.0"
 
 
 def test_the_benchmarked_device(monkeypatch):
-    """Its name, dtype and queued calls."""
     assert xla_options.fast_dtype() == "float32"
     assert timer.TimedCall(None).ahead == 0
     assert f"{device.cores()} cores" in device.name()
-    card = gpu()
-    monkeypatch.setattr(jax, "devices", lambda: [card])
+    monkeypatch.setattr(jax, "devices", lambda: [GPU])
     assert xla_options.fast_dtype() == "bfloat16"
     assert timer.TimedCall(None).ahead == 2
     assert device.name() == "NVIDIA H200"
@@ -34,11 +28,10 @@ def test_the_benchmarked_device(monkeypatch):
 
 @pytest.mark.parametrize("dtype, named", [("float32", False), ("bfloat16", True)])
 def test_a_speed_is_that_of_what_the_device_takes(monkeypatch, dtype, named):
-    """The form of GELU, and the sizes of fused attention."""
     vit = tiny.pretrained(dtype=dtype, embed_dim=24)
     here = Clock().setting(vit)
     assert not {"gelu", "sizes"} & here.keys()
-    monkeypatch.setattr(jax, "local_devices", lambda: [gpu()])
+    monkeypatch.setattr(jax, "local_devices", lambda: [GPU])
     there = Clock().setting(vit)
     forms = {"gelu": "tanh", "sizes": "direction"} if named else {}
     assert there == here | {"device": there["device"]} | forms

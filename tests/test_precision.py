@@ -57,13 +57,9 @@ def test_what_visualize_and_studies_show(weights, lowered):
     variant = load(weights).analyzed().with_reduction(SETTING)
     images = np.zeros((2, 16, 16, 3), np.uint8)
     trace(variant.model, variant.variables, images)
-    crop = Preprocessing(16, resize="none")
-    batches = Batches(
-        source=ArraySource(images),
-        transform=crop,
-        batch_size=2,
-        placement=parallel.placement(),
-    )
+    options = {"transform": Preprocessing(16, resize="none"), "batch_size": 2}
+    options["placement"] = parallel.placement()
+    batches = Batches(source=ArraySource(images), **options)
     answer = study.reader(variant, lambda outputs, batch: {"logits": outputs.logits})
     answer(batches.read(threads=1))
     assert list(precisions(lowered()).values()) == [FULL, FULL]

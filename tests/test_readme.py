@@ -32,6 +32,7 @@ from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights import hub
 from tests.command import call
 from tests.models import make, tiny
+from tests.pictures import noise, write_images
 from tests.rounding import assert_close
 from tests.shallow import deit_ti
 
@@ -52,8 +53,7 @@ FOLDERS += ("imagepiece_jax/reduction/methods", "tests/commands")
 
 def block(page, start):
     """The Python block of a page that starts with `start`."""
-    text = page.read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
     return next(code for code in blocks if code.startswith(start))
 
 
@@ -64,9 +64,7 @@ def run(page, start, space):
 
 
 def test_the_new_method_joins_tokens_to_those_of_largest_norm():
-    page = DOCS / "methods.md"
-    start = "# imagepiece_jax/reduction/methods/"
-    space = run(page, start, {})
+    space = run(DOCS / "methods.md", "# imagepiece_jax/reduction/methods/", {})
     steps = space["NormMerge"](keep_rate=0.5, blocks=(1,)).steps(4)
     plan = block_plan.build(4, 16, steps)
     assert [layer.mlp_tokens for layer in plan] == [17, 9, 9, 9]
@@ -90,9 +88,8 @@ def test_the_new_method_joins_tokens_to_those_of_largest_norm():
     own = space["JoinByNorm"]()
     counts = block_plan.StepCounts(n_in=16, n_out=8)
     decide_alone = tiny.compiled(lambda inputs: own(inputs, counts).dest)
-    inputs = ReducerInputs(
-        x=images.reshape(2, 16, 12), size=np.ones((2, 16), np.float32)
-    )
+    size = np.ones((2, 16), np.float32)
+    inputs = ReducerInputs(x=images.reshape(2, 16, 12), size=size)
     assert {*np.ravel(decide_alone(inputs))} == {*range(8)}
 
 
@@ -106,9 +103,8 @@ def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
     x = np.random.default_rng(0).normal(size=(3, 10, 8)).astype(np.float32)
     inputs = ReducerInputs(x=x, size=np.ones((3, 10), np.float32), cls_attn=x[..., 0])
     counts = block_plan.StepCounts(n_in=10, n_out=4)
-    decide = tiny.compiled(
-        lambda inputs: space["PruneAndMerge"](keep=7)(inputs, counts)
-    )
+    own = space["PruneAndMerge"](keep=7)
+    decide = tiny.compiled(lambda inputs: own(inputs, counts))
     for dest, tokens_of in zip(decide(inputs).dest, x, strict=True):
         assert (dest == DROPPED).sum() == 3
         assert set(dest) == {-1, 0, 1, 2, 3}
@@ -241,32 +237,20 @@ def test_a_photograph_has_its_class_without_this_package(folder, assets):
         assert abs(space["odds"].max() - found.probability) < 1e-4
 
 
-@pytest.fixture
-def exported(tmp_path, monkeypatch):
-    """model.onnx of a model with ToMe where the reader is, and images for it."""
-    pytest.importorskip("onnx")
+def test_the_recipe_of_int8_runs(tmp_path, monkeypatch):
+    """Weights are int8, and images that were not calibrated with have like logits."""
+    onnx = pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
     graph = onnx_model(tiny.pretrained("tome:r=5"))
     (tmp_path / "model.onnx").write_bytes(graph.SerializeToString())
-    rng = np.random.default_rng(0)
-    return rng.normal(size=(16, tiny.SIDE, tiny.SIDE, 3)).astype(np.float32)
-
-
-def float_logits(images):
-    runtime = pytest.importorskip("onnxruntime")
-    session = runtime.InferenceSession("model.onnx")
-    return session.run(None, {"images": images})[0]
-
-
-def test_the_recipe_of_int8_runs(exported):
-    """Weights are int8, and images that were not calibrated with have like logits."""
-    wanted = float_logits(exported[8:])
+    images = np.asarray(tiny.images(16))
+    session = onnxruntime.InferenceSession("model.onnx")
+    (wanted,) = session.run(None, {"images": images[8:]})
     start = "import numpy as np\nimport onnxruntime\nfrom onnxruntime"
-    space = run(DOCS / "int8.md", start, {"images": exported[:8]})
-    logits = space["session"].run(None, {"images": exported[8:]})[0]
+    space = run(DOCS / "int8.md", start, {"images": images[:8]})
+    (logits,) = space["session"].run(None, {"images": images[8:]})
     assert 0 < np.abs(logits - wanted).max() < 0.1 * np.ptp(wanted)
-    import onnx
-
     graph = onnx.load("model_int8.onnx").graph
     kinds = [tensor.data_type for tensor in graph.initializer if len(tensor.dims) > 1]
     assert kinds.count(onnx.TensorProto.INT8) == 6 * tiny.DEPTH + 2  # stem and head
@@ -274,17 +258,14 @@ def test_the_recipe_of_int8_runs(exported):
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """Folders of the hub by id, with small models and random weights."""
     parent = tmp_path_factory.mktemp("hub")
+    names = ["vit_base_patch16_clip_224.openai_ft_in1k"]  # of docs/models.md
+    names.append("vit_small_patch14_reg4_dinov2.lvd142m")
     folders = {}
-    for name in (
-        "vit_base_patch16_clip_224.openai_ft_in1k",  # of docs/models.md
-        "vit_small_patch14_reg4_dinov2.lvd142m",
-    ):
+    for name in names:
         model = create_model(make.config(name, depth=2, embed_dim=24, num_heads=2))
         vit = imagepiece_jax.Pretrained(model, tiny.variables(model))
-        folder = folders[f"hf://timm/{name}"] = parent / name
-        imagepiece_jax.save(vit, folder)
+        folders[f"hf://timm/{name}"] = imagepiece_jax.save(vit, parent / name)
     return folders
 
 
@@ -301,9 +282,7 @@ def hub_of_pages(published, tmp_path, monkeypatch):
 def downloaded(tmp_path, monkeypatch, assets, hub_of_pages):
     """The file that README names, of two blocks, and no hub to ask."""
     name = "deit_tiny_patch16_224-a1311bcf.pth"
-    assert (
-        f"curl -LO https://dl.fbaipublicfiles.com/deit/{name}\n" in README.read_text()
-    )
+    assert f"https://dl.fbaipublicfiles.com/deit/{name}\n" in README.read_text()
     (tmp_path / name).symlink_to(assets / "weights" / "deit_tiny_patch16_224.pth")
     deit_ti(monkeypatch, 2)
     monkeypatch.setattr(hub, "fetched", None)
@@ -312,11 +291,7 @@ def downloaded(tmp_path, monkeypatch, assets, hub_of_pages):
 
 def test_the_first_lines_run_without_the_hub(downloaded, monkeypatch, capsys):
     """With few photographs, and a step of recovery instead of 250."""
-    (downloaded / "photos").mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(24):
-        pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)
-        Image.fromarray(pixels).save(downloaded / "photos" / f"{number}.png")
+    write_images(downloaded / "photos", noise(24, 64, 64))
     quick = functools.partial(imagepiece_jax.recover, steps=1, batch_size=8)
     monkeypatch.setattr(imagepiece_jax, "recover", quick)
     space = run(README, "import imagepiece_jax\n", {})
@@ -336,13 +311,8 @@ def test_the_block_of_commands_runs_as_pasted(downloaded, monkeypatch):
     """Its four commands, on a few images, a step, and the photograph of the package."""
     pytest.importorskip("onnx")
     pytest.importorskip("matplotlib")
-    rng = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for number in range(32):
-            folder = downloaded / "imagenette2-160" / split / "n01440764"
-            folder.mkdir(parents=True, exist_ok=True)
-            pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)
-            Image.fromarray(pixels).save(folder / f"{number}.png")
+    for split, images in zip(("train", "val"), noise(2, 32, 64, 64), strict=True):
+        write_images(downloaded / "imagenette2-160" / split / "n01440764", images)
     (downloaded / "imagepiece_jax").symlink_to(ROOT / "imagepiece_jax")
     text = README.read_text("utf-8")
     lines = re.findall(r"^imagepiece (\w+) (.*)$", text, re.MULTILINE)
@@ -357,31 +327,25 @@ def test_the_block_of_commands_runs_as_pasted(downloaded, monkeypatch):
 
 
 def test_the_lines_with_the_hub_run(hub_of_pages, capsys):
-    """On a small model in place of the hub's."""
-    space = run(
-        DOCS / "features.md",
-        "import numpy as np\nfrom PIL",
-        {"imagepiece_jax": imagepiece_jax},
-    )
+    space = {"imagepiece_jax": imagepiece_jax}
+    run(DOCS / "features.md", "import numpy as np\nfrom PIL", space)
     name = space["dinov2"].removeprefix("hf://timm/")
     assert space["vit"].config.arch == registry.config(name).arch
     assert capsys.readouterr().out == "(1, 24) (1, 16, 16, 24)\n"
 
 
 def test_the_examples_of_configs_run(tmp_path, monkeypatch):
-    """On a model of one block in place of the public one."""
     name = "vit_small_patch16_224.augreg_in21k_ft_in1k"
     monkeypatch.setitem(registry.public_models()[name.partition(".")[0]], "depth", 1)
     monkeypatch.setattr(registry, "config", registry.config.__wrapped__)
     monkeypatch.chdir(tmp_path)
     variables = tiny.variables(create_model(name))
     tiny.write("my.npz", variables)
-    start = "import dataclasses\n\nvit = "
-    space = run(DOCS / "weight_files.md", start, {"imagepiece_jax": imagepiece_jax})
-    assert space["vit"].config.name == name
-    assert space["vit"].config.arch.gelu == "tanh"
-    assert space["vit"].config.mean == MEAN
-    chex.assert_trees_all_equal(space["vit"].variables, variables)
+    space = {"imagepiece_jax": imagepiece_jax}
+    vit = run(DOCS / "weight_files.md", "import dataclasses\n\nvit = ", space)["vit"]
+    assert (vit.config.name, vit.config.mean) == (name, MEAN)
+    assert vit.config.arch.gelu == "tanh"
+    chex.assert_trees_all_equal(vit.variables, variables)
 
 
 def test_the_page_of_models_runs(hub_of_pages, tmp_path):
@@ -394,13 +358,12 @@ def test_the_page_of_models_runs(hub_of_pages, tmp_path):
     run(DOCS / "models.md", "from flax import nnx\n", space)
     vit = space["vit"]
     net = space["net"]
-    model = vit.model
     variables = vit.variables
     assert vit.image_size == (224, 280)
     assert vit.reduction.name == "tome"
     assert (tmp_path / "dinov2_tome" / "model.safetensors").is_file()
     images = jax.random.normal(jax.random.key(0), space["images"].shape)
-    wanted = jax.jit(model.apply)(variables, images).pooled
+    wanted = jax.jit(vit.model.apply)(variables, images).pooled
     embed = nnx.jit(lambda net, images: net(images).pooled)
     assert_close(embed(net, images), wanted)
     assert_close(space["pooled"](variables["params"], images), wanted)

@@ -8,10 +8,8 @@ import copy
 import dataclasses
 
 import jax
-import numpy as np
 import pytest
 from flax import linen as nn
-from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
@@ -21,42 +19,22 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import Execution
 from imagepiece_jax.models.record import as_json
 from imagepiece_jax.models.rotary import Rotary
-from imagepiece_jax.training.cluster.checkpoint import RunProgress
 from imagepiece_jax.training.config import RunConfig
 from tests import runs
-from tests.models import recoveries, tiny
+from tests.models import tiny
+from tests.pictures import noise, write_images
 
 SIDE = 40  # of images that are resized, as larger ones than 32 pixels are
 HALF = (0.5, 0.5, 0.5)
 
 
-def of_config(**fields):
-    """A change of fields of the ViTConfig."""
-
-    def changed(vit):
-        config = dataclasses.replace(vit.config, **fields)
-        return dataclasses.replace(vit, model=vit.model.clone(config=config))
-
-    return changed
+def with_config(vit, config):
+    return dataclasses.replace(vit, model=vit.model.clone(config=config))
 
 
-def of_arch(**parts):
-    """A change of parts of the Architecture."""
-
-    def changed(vit):
-        config = vit.config.with_arch(**parts)
-        return dataclasses.replace(vit, model=vit.model.clone(config=config))
-
-    return changed
-
-
-def of_execution(**fields):
-    """A change of fields of the Execution."""
-
-    def changed(vit):
-        return dataclasses.replace(vit, model=vit.model.with_execution(**fields))
-
-    return changed
+def fused(vit):
+    model = vit.model.with_execution(attention_impl="cudnn")
+    return dataclasses.replace(vit, model=model)
 
 
 def other_weights(vit):
@@ -67,13 +45,13 @@ def other_weights(vit):
 
 MODELS = {
     "weights": other_weights,
-    "mean": of_config(mean=HALF),
+    "mean": lambda vit: with_config(vit, dataclasses.replace(vit.config, mean=HALF)),
     "dtype": lambda vit: vit.analyzed("bfloat16"),
-    "gelu": of_arch(gelu="tanh"),
+    "gelu": lambda vit: with_config(vit, vit.config.with_arch(gelu="tanh")),
     "image_size": lambda vit: vit.with_reduction(None).at_size(36),
     "counts": lambda vit: vit.with_reduction(tiny.changed(tiny.EVIT, keep_rate=0.61)),
 }
-OF_DEVICE = {"attention_impl": of_execution(attention_impl="cudnn")}
+OF_DEVICE = {"attention_impl": fused}
 IMAGES = {"crop": lambda vit: vit.with_preprocessing(crop=0.8)}
 OPTIONS = {"storage": "float32"}
 
@@ -87,21 +65,13 @@ def vit():
     return made.with_variables(tiny.variables(made.model))
 
 
-@pytest.mark.parametrize(
-    "whole",
-    [
-        tiny.model(tiny.EVIT),
-        tiny.model(tiny.EVIT).config,
-        Execution(),
-        tiny.model(tiny.EVIT).plan[1],
-        tiny.model(tiny.EVIT).plan[1].step,
-        tiny.model(tiny.EVIT).plan[1].step.reducer,
-        tiny.model(tiny.EVIT).plan[1].counts,
-        Architecture(),
-        Rotary(),
-    ],
-    ids=lambda whole: type(whole).__name__,
-)
+MODEL = tiny.model(tiny.EVIT)
+LAYER = MODEL.plan[1]
+PARTS = [LAYER, LAYER.step, LAYER.step.reducer, LAYER.counts]
+PARTS += [MODEL, MODEL.config, Execution(), Architecture(), Rotary()]
+
+
+@pytest.mark.parametrize("whole", PARTS, ids=lambda whole: type(whole).__name__)
 def test_every_field_is_in_a_record(whole):
     found = as_json(whole)
     of_flax = ("parent", "name") if isinstance(whole, nn.Module) else ()
@@ -115,11 +85,7 @@ def test_every_field_is_in_a_record(whole):
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photographs")
-    draw = np.random.default_rng(0)
-    for name in "abc":
-        pixels = draw.integers(0, 256, (50, 44, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{name}.png")
-    return [str(folder / f"{name}.png") for name in "abc"]
+    return [*map(str, write_images(folder, noise(3, 50, 44)))]
 
 
 @pytest.fixture(scope="module")
@@ -145,11 +111,6 @@ def test_a_folder_of_features(vit, photographs, vectors, name):
     assert content(vectors) == before
 
 
-def write(path, data):
-    with open(path, "wb") as file:
-        file.write(data)
-
-
 SETTING = {"data": "digits", "digest": "one", "images": 8, "limit": None, "crop": 0.9}
 OF_IMAGES = {"digest": "other", "limit": 5}
 
@@ -164,7 +125,6 @@ def measured(vit, tmp_path):
 
 
 def is_measured(weights):
-    """Whether the accuracy of the weights as they are has been measured."""
     measured = []
     setting = weights.setting("accuracy", weights.vit.reduction)
     weights.cache.result(setting, lambda: measured.append(1) or {})
@@ -193,49 +153,14 @@ def test_a_line_of_compare(vit, measured, name):
     assert not is_measured(other)
 
 
-def test_a_recovered_folder_whose_weights_were_replaced(tmp_path):
-    public = tiny.pretrained()
-    recovered = recoveries.recovered(public)
-    imagepiece_jax.save(recovered, tmp_path / "recovered")
-    imagepiece_jax.load(tmp_path / "recovered")
-    imagepiece_jax.save(other_weights(public), tmp_path / "other")
-    file = tmp_path / "recovered" / "model.safetensors"
-    file.write_bytes((tmp_path / "other" / file.name).read_bytes())
-    with pytest.raises(InputError, match="recovered.*another model"):
-        imagepiece_jax.load(tmp_path / "recovered")
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"images": [7, 2]},
-        {"digest": ["a", "c"]},
-        {"normalization": {"mean": [*HALF], "std": [*HALF]}},
-        {"teacher": {"weights": "2", "model": {"gelu": "exact"}}},
-        {"teacher": None},
-    ],
-    ids=lambda fields: str([*fields.values()][0]),
-)
-def test_the_facts_in_a_checkpoint(tmp_path, fields):
-    facts = {"images": [8, 2], "digest": ["a", "b"]}
-    facts["normalization"] = {"mean": [0.4] * 3, "std": [0.2] * 3}
-    facts["teacher"] = {"weights": "1", "model": {"gelu": "exact"}}
-    before = RunProgress(**facts)
-    assert before.resumed(dataclasses.asdict(before), "digits", tmp_path) == before
-    now = RunProgress(**facts | fields)
-    with pytest.raises(InputError):
-        now.resumed(dataclasses.asdict(before), "digits", tmp_path)
-
-
 @pytest.fixture(scope="module")
-def student(tmp_path_factory):
+def student(quickly_begun, tmp_path_factory):
     """(its config, the folder of a run of it, its teacher, a Pretrained)."""
     folder = tmp_path_factory.mktemp("student")
     fields = {"distill.kind": "soft", "teacher.weights": str(folder / "teacher")}
     fields |= {"epochs": 1, "warmup_epochs": 0.0, "batch_size": 256, "model.depth": 1}
     config = runs.configured(runs.DENSE | {"model.stem": "patch"}, fields)
-    run = RunConfig.from_config(config)
-    model = run.create_dense()
+    model = RunConfig.from_config(config).create_dense()
     teacher = imagepiece_jax.Pretrained(model, tiny.fill(tiny.shapes(model)))
     imagepiece_jax.save(teacher, folder / "teacher")
     runs.train(config, folder / "run")

@@ -28,7 +28,6 @@ ROWS |= {"mask": np.ones((1, 3), np.float32), "index": np.arange(3)[None]}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """What the calls are of, by name."""
     shapes = tiny.loaded("weights", REDUCTION, name="vit_mini", **FIELDS)
     vit = shapes.with_variables(tiny.variables(shapes.model))
     folder = tmp_path_factory.mktemp("transfers")
@@ -77,11 +76,9 @@ def test_a_warm_call_copies_nothing_unasked(name, made, caplog):
 
 
 def test_weights_are_beside_images_of_other_devices():
-    """Of all devices, each with a part."""
     devices = jax.local_devices(backend="cpu")[:2]
     mesh = jax.sharding.Mesh(np.array(devices), ("images",))
-    spec = jax.sharding.PartitionSpec("images")
-    sharding = jax.sharding.NamedSharding(mesh, spec)
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("images"))
     vit = tiny.pretrained(depth=1)
     images = jax.device_put(tiny.images(2), sharding)
     expected = imagepiece_jax.features(vit, np.asarray(images)).pooled

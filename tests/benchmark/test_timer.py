@@ -26,8 +26,7 @@ class Device:
         free = max(self.world.time, self.ends[-1] if self.ends else 0.0)
         self.numbers.append(number)
         self.ends.append(free + next(self.seconds))
-        running = len(self.ends) - len(self.waited)
-        self.unfinished = max(self.unfinished, running)
+        self.unfinished = max(self.unfinished, len(self.ends) - len(self.waited))
         return self.ends[-1]
 
     def wait(self, end):

@@ -47,14 +47,11 @@ def test_the_optimized_model_is_timed(vit):
 @pytest.mark.slow  # compiles a step of training
 def test_a_training_step_changes_the_state_and_counts_three_forward_passes():
     sizes = {"depth": 1, "patch_size": 4, "embed_dim": 8, "num_heads": 2}
-    model = create_model(
-        make.config("vit_mini", image_size=16, num_classes=10, **sizes)
-    )
+    sizes |= {"image_size": 16, "num_classes": 10}
+    model = create_model(make.config("vit_mini", **sizes))
     vit = workloads.with_random_weights(model).with_reduction("tome:r=2")
-    case = workloads.Case(vit, "train", 4, "float32")
-    work = case.workload()
+    work = workloads.Case(vit, "train", 4, "float32").workload()
     first, second = (work.job.call(number) for number in range(2))
     work.job.wait(second)
     assert first["loss"] != second["loss"]
-    forward = model_macs(vit.model)
-    assert (work.images, work.macs) == (4, 3 * 4 * forward)
+    assert (work.images, work.macs) == (4, 3 * 4 * model_macs(vit.model))

@@ -68,8 +68,7 @@ def test_dropping_drops_the_least_attended():
     np.put_along_axis(mask, lowest[:, :3], 0, axis=1)
     seen = seen.replace(mask=mask)
     dropped = np.nonzero(decide(reducer, seen, counts).dest == DROPPED)[1]
-    want = np.sort(lowest[:, 3:7])
-    np.testing.assert_array_equal(dropped.reshape(5, 4), want)
+    np.testing.assert_array_equal(dropped.reshape(5, 4), np.sort(lowest[:, 3:7]))
 
 
 @pytest.mark.parametrize("parity, candidates", [(0, 11), (1, 12)])
@@ -108,8 +107,7 @@ def test_a_share_of_the_candidates_is_exact(merge_ratio, candidate_ratio):
 def test_random_pairs_are_of_candidates_and_of_all_pairs_alike():
     n = 20
     images = 3000
-    method = controls.ImagePieceRandom(candidate_ratio=0.3)
-    reducer, counts = first_step(n, method)
+    reducer, counts = first_step(n, controls.ImagePieceRandom(candidate_ratio=0.3))
     seen = inputs(images, n)
     result = decide(reducer, seen, counts)
     left = np.asarray(result.index.absorbed)

@@ -1,6 +1,6 @@
 """Masks are the same for all models, lie inside the image, and only remove."""
 
-import types
+from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,21 +22,18 @@ def test_squares_depend_on_seed_and_image():
     for other in (corners_of(INDEX, 50, 2, 224), np.roll(every, 1, axis=1)):
         assert (other != every).any()
     for count in MASKS:  # more squares are the fewer and others
-        fewer = corners_of(INDEX, count, 1, 224)
-        assert (fewer == every[..., :count, :]).all()
+        assert (corners_of(INDEX, count, 1, 224) == every[..., :count, :]).all()
 
 
 def test_squares_lie_anywhere_inside():
     corners = corners_of(np.arange(400), 50, 0, 224)
-    assert corners.min() == 0
-    assert corners.max() == 224 - SIDE
+    assert (corners.min(), corners.max()) == (0, 224 - SIDE)
     counts = np.bincount(corners.ravel(), minlength=209)
     assert counts.min() > 0.6 * counts.mean()  # 40,000 draws of 209 places
 
 
 def test_cover_is_a_slow_loop_over_squares():
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(2, 40, 40, 3)).astype(np.float32)
+    images = np.random.default_rng(0).normal(size=(2, 40, 40, 3)).astype(np.float32)
     corners = np.array([[[0, 24], [10, 3]], [[24, 24], [-SIDE, -SIDE]]], np.int32)
     batch = {"corners": jnp.asarray(corners), "index": jnp.asarray([4, 9])}
     found = np.asarray(cover(jnp.asarray(images), batch, None))
@@ -75,25 +72,21 @@ class Fading(Study):
         count = 0
         if images is not None:
             (batch,) = images.batches()
-            CALLS.append(
-                (reduction.partition(":")[0], images.setting, batch["corners"])
-            )
+            name = reduction.partition(":")[0]
+            CALLS.append((name, str(images.setting), batch["corners"].tobytes()))
             count = images.setting["masks"]
         return Answers({}, np.arange(20) < 18 - count // 5)
 
 
 def test_all_methods_get_the_same_masks(tmp_path):
-    weights = types.SimpleNamespace(
-        model=types.SimpleNamespace(config=types.SimpleNamespace(stem="patch")),
-        with_reduction=lambda reduction, seed: types.SimpleNamespace(
-            untrained_kinds=["selectors"] * reduction.startswith("dynamicvit")
-        ),
+    weights = mock.Mock(**{"model.config.stem": "patch"})
+    weights.with_reduction = lambda reduction, seed: mock.Mock(
+        untrained_kinds=["selectors"] * reduction.startswith("dynamicvit")
     )
-    models = OffTheShelf(weights)
-    masking.masking(Fading(models=models, images=Twenty(), out=tmp_path))
+    masking.masking(Fading(models=OffTheShelf(weights), images=Twenty(), out=tmp_path))
     by_method = {}
-    for name, setting, corners in CALLS:
-        by_method.setdefault(name, []).append((str(setting), corners.tobytes()))
+    for name, *masks in CALLS:
+        by_method.setdefault(name, []).append(masks)
     dense = by_method.pop(DENSE.reduction)
     assert len(dense) == 18
     assert set(by_method) == {"evit", "tome", "imagepiece"}

@@ -53,9 +53,7 @@ def finetuner(tmp_path, config):
     return Finetuner(config, given, "digits", tmp_path / "small", [0, 1])
 
 
-def test_matching_leaves_the_reference_and_the_dense_model_alone(
-    tmp_path, config, trained
-):
+def test_matching_leaves_the_reference_and_dense_alone(tmp_path, config, trained):
     maker = finetuner(tmp_path, config)
     for reduction in (None, models.REFERENCE):
         maker.find(reduction, "patch", False)
@@ -69,8 +67,7 @@ def test_matching_leaves_the_reference_and_the_dense_model_alone(
     fitted = Reduction.read(trained[list(trained)[-1]].reduction).method
     assert fitted.keep_rate != Reduction.read(EVIT).method.keep_rate
     assert fitted.blocks == (1,)
-    matched = maker.match(Reduction.read(EVIT))
-    assert fitted.keep_rate == matched.method.keep_rate
+    assert fitted.keep_rate == maker.match(Reduction.read(EVIT)).method.keep_rate
     cost = maker.pretrained.gmacs_with
     assert cost(fitted) == pytest.approx(cost(models.REFERENCE), rel=0.1)
 
@@ -83,23 +80,16 @@ def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, trained):
     maker.seeds = [0]
     maker.find("tome:r=4:prop_attn=False", "conv", True)
     start, learned, conv_start, tome = trained.values()
-    assert start.reduction == "none"
-    assert start.init.fresh == ()
+    assert (start.reduction, start.init.fresh, start.seed) == ("none", (), 1)
     assert start.init.weights == str(maker.pretrained.source.path)
-    assert start.seed == 1
-    assert (
-        learned.init.weights
-        == learned.teacher.weights
-        == str(tmp_path / "small" / "start_patch_seed1")
-    )
+    teacher = str(tmp_path / "small" / "start_patch_seed1")
+    assert learned.init.weights == learned.teacher.weights == teacher
     assert learned.init.fresh == ("reducer",)
     method = Reduction.read(learned.reduction).method
-    assert method.backbone_lr == 1.0
-    assert method.frozen_epochs == 0.0
+    assert (method.backbone_lr, method.frozen_epochs) == (1.0, 0.0)
     assert conv_start.init.fresh == ("patch_embed",)
     assert tome.reduction == "tome:r=4:prop_attn=False"
-    assert tome.init.fresh == ()
-    assert tome.teacher.weights == ""
+    assert (tome.init.fresh, tome.teacher.weights) == ((), "")
     assert tome.eval_every_epochs == tome.epochs
 
 
@@ -115,6 +105,7 @@ def test_the_head_is_fresh_where_a_class_has_another_name(tmp_path, config, trai
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quickly_begun")
 def test_methods_are_trained_once_and_compared(tmp_path, config, capfd, monkeypatch):
     runs.compile_once(monkeypatch)
     config.model.depth = 1

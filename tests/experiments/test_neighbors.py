@@ -1,11 +1,12 @@
 """Neighbors of reduced encoders: by hand, and the figures of the pages."""
 
+import json
+
 import numpy as np
 import pytest
 
 from experiments import neighbors
 from tests import markdown
-from tests.experiments import lines
 
 FOLDER = markdown.ROOT / neighbors.FOLDER
 
@@ -29,8 +30,7 @@ def test_neighbors_are_those_of_a_slow_search(monkeypatch):
         lists.append(slow)
     want = [len({*a} & {*b}) for a, b in zip(*lists, strict=True)]
     assert 0 < sum(want) < 36
-    got = neighbors.shared(*map(np.array, lists))
-    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(neighbors.shared(*map(np.array, lists)), want)
 
 
 def test_new_queries_in_an_old_index(monkeypatch):
@@ -61,21 +61,20 @@ def test_changes_of_an_image():
     shifted = neighbors.shifted(smooth)
     np.testing.assert_array_equal(shifted[4:, 4:], smooth[:-4, :-4])
     np.testing.assert_array_equal(shifted[:4, 4:], smooth[-4:, :-4])
-    cropped = neighbors.cropped(smooth)
-    assert cropped.shape == smooth.shape
+    assert neighbors.cropped(smooth).shape == smooth.shape
     # The center stays where it is, and a point beside it moves outward.
     wide = np.zeros((40, 60, 3), np.uint8)
     wide[:, 48:50] = 255
     bright = neighbors.cropped(wide)[20, :, 0].argmax()
     assert bright == pytest.approx(30 + (49 - 30) / 0.9, abs=1)
-    error = np.abs(neighbors.compressed(smooth).astype(float) - smooth).mean()
-    assert 0 < error < 30
+    assert 0 < np.abs(neighbors.compressed(smooth).astype(float) - smooth).mean() < 30
 
 
 def test_the_page_is_made_from_the_lines():
     page = (FOLDER / "README.md").read_text("utf-8")
     assert page == neighbors.page(FOLDER)
-    run = lines.read(FOLDER)["photographs, reduction=0.6"]
+    runs = map(json.loads, (FOLDER / "runs.jsonl").read_text("utf-8").splitlines())
+    (run,) = [run for run in runs if run["name"] == "photographs, reduction=0.6"]
     kept = np.array([int(text) for text in run["shared"].split()])
     rows, *_ = markdown.tables(page)
     (row,) = [row for row in rows if row["setting"] == "`reduction=0.6`"]

@@ -27,8 +27,7 @@ class Monotone(Study):
     """A study of DeiT-Ti that is right on IMAGES * (GMACs / 1.3) ** 0.25 images."""
 
     def evaluate(self, vit, reduction, images=None):
-        model = vit.model_with(reduction)
-        figures = plan_facts(model) | {"untrained_selectors": False}
+        figures = plan_facts(vit.model_with(reduction)) | {"untrained_selectors": False}
         share = (figures["gmacs"] / 1.3) ** 0.25
         return Answers(figures, np.arange(IMAGES) < round(IMAGES * share))
 
@@ -83,8 +82,7 @@ def test_hyperspeed_compares_curves_where_all_have_points(study):
     text = (study.out / "hyperspeed.md").read_text()
     assert "mean acc1 from 0.483 to 0.650 GMACs" in text
     # One curve of accuracy by MACs: the means differ by how straight lines cut it.
-    span = np.linspace(0.483, 0.650, 1001)
-    mean = 100 * np.mean((span / 1.3) ** 0.25)
+    mean = 100 * np.mean((np.linspace(0.483, 0.650, 1001) / 1.3) ** 0.25)
     found = lines(study, "hyperspeed")
     names = [name for name in hyperspeed.SWEEPS if name != "ImagePiece"]
     for name in (*names, "ImagePiece, patch stem"):
@@ -106,6 +104,5 @@ def test_area_is_that_of_many_points():
     order = np.argsort(x)
     low = sorted(x)[1] + 0.01
     high = sorted(x)[5]
-    at = np.linspace(low, high, 200_001)
-    brute = np.interp(at, x[order], y[order]).mean()
+    brute = np.interp(np.linspace(low, high, 200_001), x[order], y[order]).mean()
     assert hyperspeed.area(x, y, low, high) == pytest.approx(brute, abs=1e-5)

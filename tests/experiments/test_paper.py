@@ -11,7 +11,6 @@ from tests.experiments import tiny_paper
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    """Flags that fit the tiny weights."""
     weights = tiny_paper.pretrained(tmp_path_factory.mktemp("weights"))
     folder = tmp_path_factory.mktemp("saved") / "weights"
     imagepiece_jax.save(weights, folder)
@@ -41,8 +40,7 @@ def test_all_names_what_it_leaves_out_and_measures_nothing_twice(tmp_path, words
     names = ("overlap", "combos")
     results = tmp_path / FILE
     with pytest.MonkeyPatch.context() as patch:
-        some = {name: paper.TABLES[name] for name in names}
-        patch.setattr(paper, "TABLES", some)
+        patch.setattr(paper, "TABLES", {name: paper.TABLES[name] for name in names})
         first = call(paper.main, "all", *words, "--out", tmp_path)
         before = results.read_text()
         second = call(paper.main, *words, "all", "--out", tmp_path)

@@ -70,20 +70,12 @@ def slow_ratio(outputs, place, after, count):
     return 100 * np.mean(shares)
 
 
-@pytest.fixture(scope="module")
-def observed(study, pretrained):
-    """ImagePiece's model and its outputs for all images."""
-    reduction = "imagepiece"
-    model = merges.observed(pretrained.model_with(reduction))
-    variables = pretrained.variables
+@pytest.mark.slow
+def test_ratios_of_merged_tokens_are_those_of_a_slow_count(study, pretrained):
+    model = merges.observed(pretrained.model_with("imagepiece"))
     batches = [batch["image"] for batch in study.images.batches()]
     pixels = normalize(np.concatenate(batches, axis=1)[0], MEAN, STD)
-    return model, jax.jit(model.apply)(variables, pixels)
-
-
-@pytest.mark.slow
-def test_ratios_of_merged_tokens_are_those_of_a_slow_count(study, pretrained, observed):
-    model, outputs = observed
+    outputs = jax.jit(model.apply)(pretrained.variables, pixels)
     found = analysis.attentive_ratios(study, pretrained, "imagepiece")
     assert list(found) == ["1", "2"]
     sites = {site.block: site for site in merges.sites(model)}
@@ -100,11 +92,7 @@ def test_ratios_of_merged_tokens_are_those_of_a_slow_count(study, pretrained, ob
             assert figures[name][0] == pytest.approx(slow, rel=1e-5)
 
 
-ROWS = (
-    DENSE,
-    TableRow("ToMe", TOME),
-    TableRow("ImagePiece", "imagepiece", "conv"),
-)
+ROWS = (DENSE, TableRow("ToMe", TOME), TableRow("ImagePiece", "imagepiece", "conv"))
 
 
 def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(study):
@@ -118,23 +106,20 @@ def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(study):
     assert imagepiece.count("not measured") == 6
     assert "| none |" in imagepiece
     assert "within noise" in tome and "within noise" not in dense
-    notes = paper_tables.facts(study, found)
-    assert "| no model of | ImagePiece |" in notes
+    assert "| no model of | ImagePiece |" in paper_tables.facts(study, found)
 
 
 @pytest.mark.slow
 def test_runs_of_several_seeds_are_paired_with_their_own_dense(tmp_path):
-    """Two dense models and two with ToMe's reduction, seeds 0 and 1."""
     dense = [tiny_paper.pretrained(tmp_path, seed, depth=2) for seed in (0, 1)]
-    reduced = [vit.with_reduction(TOME) for vit in dense]
-    runs = TrainedRuns((*dense, *reduced))
+    runs = TrainedRuns((*dense, *[vit.with_reduction(TOME) for vit in dense]))
     with tiny_paper.study(tmp_path / "out", models=runs) as several:
         found = paper_tables.measure(several, (TableRow("ToMe", TOME),))["ToMe"]
     assert len(found.results) == len(found.bases) == 2
-    means = [
-        np.mean([r.right for r in results]) for results in (found.results, found.bases)
-    ]
-    assert found.difference.value == pytest.approx(100 * (means[0] - means[1]))
+    ours, theirs = (
+        np.mean([r.right for r in each]) for each in (found.results, found.bases)
+    )
+    assert found.difference.value == pytest.approx(100 * (ours - theirs))
 
 
 def test_tokens_left_are_the_published_ones():

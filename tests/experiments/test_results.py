@@ -72,7 +72,6 @@ def test_rows_name_their_sources_and_have_the_accuracy_of_their_bits(stored):
 
 
 def test_the_page_of_comparison_has_figures_of_the_results():
-    """Points and times of the recovered models, and of DeiT-S on an H200."""
     rows, *_ = markdown.tables(markdown.section("docs/comparison.md", "By time"))
     page = "docs/results/comparison.md"
     recovered, *_ = markdown.tables(markdown.section(page, "Recovered"))

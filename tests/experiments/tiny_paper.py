@@ -39,7 +39,6 @@ def pretrained(folder, seed=0, **fields):
 
 
 def images(count=24):
-    """Some of the digits that training never sees."""
     source = open_source("digits", "val", num_classes=10).evenly_spaced(count)
     crop = {"resize": "none"}
     return StudyImages(source=source, name="digits", image_size=16, most=12, crop=crop)

@@ -1,4 +1,4 @@
-"""Feature maps of patches against maps worked out by hand."""
+"""Features: maps of patches by hand, pooled vectors and layers of whole models."""
 
 import pathlib
 import types
@@ -11,6 +11,8 @@ import pytest
 from PIL import ExifTags, Image
 
 from imagepiece_jax.inference import features
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.state import (
@@ -20,12 +22,18 @@ from imagepiece_jax.reduction.state import (
     ReducerInputs,
     start,
 )
+from tests import oracles
 from tests.models import tiny
+from tests.pictures import noise, write_images
 from tests.refused import refused
 from tests.rounding import assert_close
 from tests.runs import ROOT
 from tests.shallow import deit_ti
 
+DINOV2 = Architecture(registers=2, prefix_positions=False, layer_scale=True)
+TOME = "tome:r=4"  # 25 image tokens, 21, 17, 13
+# Drops 5 tokens of 25 at block 1; merges some at block 0.
+PIECE = tiny.changed(tiny.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,))
 # Compiled as a whole: one by one, its operations take longer.
 feature_map = tiny.jit(features.feature_map, static_argnums=(1, 2, 3))
 GRID = (2, 3)
@@ -65,8 +73,7 @@ def first_channel(features):
 def test_merged_patches_share_their_mean_and_fused_ones_the_fused_token():
     """1 and 3 become 2; then that token of two patches and 5 become (2 * 2 + 5) / 3."""
     first = slots(0, 1, 0, 2, 3, 4)
-    second = slots(0, 1, 2, 0, 3)
-    outputs = outputs_of(state_of(PATCHES), (first, 0), (second, 0))
+    outputs = outputs_of(state_of(PATCHES), (first, 0), (slots(0, 1, 2, 0, 3), 0))
     assert first_channel(feature_map(outputs, GRID)) == [[3, 2, 3], [4, 3, 6]]
     # EViT's: the last slot is a sum by weights, here a quarter of 2 and of 6.
     weight = jnp.asarray([[1, 0.25, 1, 1, 1, 0.25]])
@@ -86,8 +93,7 @@ def test_merged_patches_share_their_mean_and_fused_ones_the_fused_token():
 )
 def test_dropped_patches_are_filled(fill, lost):
     first = slots(0, -1, 1, 2, 3, 4)
-    second = slots(0, 1, 2, -1, 3)
-    outputs = outputs_of(state_of(PATCHES), (first, 0.5), (second, 0.25))
+    outputs = outputs_of(state_of(PATCHES), (first, 0.5), (slots(0, 1, 2, -1, 3), 0.25))
     expected = [[1.75, lost[0], 3.75], [4.75, lost[1], 6.75]]
     assert first_channel(feature_map(outputs, GRID, fill)) == expected
 
@@ -96,14 +102,12 @@ def test_a_dropped_patch_follows_the_token_nearest_to_it_the_first_of_equals():
     """0 is like 1, which is dropped later, then like 3; 5 is like 4, merged with 2."""
     degrees = np.radians([0, 10, 90, 30, 160, 155])
     patches = np.stack([np.cos(degrees), np.sin(degrees)], axis=1)
-    first = slots(-1, 0, 1, 2, 1, -1)
-    second = slots(-1, 0, 1)
-    outputs = outputs_of(state_of(patches), (first, 0), (second, 0))
+    steps = (slots(-1, 0, 1, 2, 1, -1), 0), (slots(-1, 0, 1), 0)
+    outputs = outputs_of(state_of(patches), *steps)
     features = feature_map(outputs, GRID)[0].reshape(6, 2)
     merged = (patches[2] + patches[4]) / 2
     kept = patches[3]
-    expected = [kept, kept, merged, kept, merged, merged]
-    assert_close(features, expected, units=8)
+    assert_close(features, [kept, kept, merged, kept, merged, merged], units=8)
     patches = [[1.0, 0], [2, 2], [3, 3], [0, 4], [1, 1], [5, 5]]
     outputs = outputs_of(state_of(patches), (slots(0, 1, 2, 3, -1, -1), 0))
     features = feature_map(outputs, GRID, "nearest")[0].reshape(6, 2)
@@ -120,8 +124,7 @@ def test_learned_tokens_are_spread_by_their_weights_of_each_patch():
     assert_close(got, [[12, 18, 21], [24, 15, 0]], units=8)
     matrix = jnp.asarray([[[0.5, 0.25, 0.25, 0, 0], [0, 0, 0, 0.5, 0.5]]])
     drop = slots(0, -1, 1, 2, 3, 4)
-    mix = Mixing(matrix)
-    outputs = outputs_of(state_of(PATCHES), (drop, 0), (mix, 0))
+    outputs = outputs_of(state_of(PATCHES), (drop, 0), (Mixing(matrix), 0))
     got = first_channel(feature_map(outputs, GRID, "last"))
     low = 1 / 2 + 3 / 4 + 4 / 4
     high = 5 / 2 + 6 / 2
@@ -129,42 +132,39 @@ def test_learned_tokens_are_spread_by_their_weights_of_each_patch():
 
 
 @pytest.mark.parametrize(
-    "options, state, steps, field, value",
+    "fill, state, results, said",
     [
-        ({"fill": "mean"}, {}, {}, "fill", "mean"),
-        ({"fill": "class"}, {"num_prefix": 0}, {}, "fill", "class"),
-        ({}, {"mask": jnp.ones((1, 6))}, {}, "outputs", None),
-        ({}, {}, {"results": (Masking(np.ones((1, 6))),)}, "outputs", None),
+        ("mean", {}, (), "fill"),
+        ("class", {"num_prefix": 0}, (), "fill"),
+        ("last", {"mask": jnp.ones((1, 6))}, (), "outputs"),
+        ("last", {}, (Masking(np.ones((1, 6))),), "outputs come from masked training"),
     ],
 )
-def test_impossible_maps_are_refused(options, state, steps, field, value):
-    """Such as those of masked training."""
+def test_impossible_maps_are_refused(fill, state, results, said):
     outputs = outputs_of(state_of(PATCHES))
-    if steps:
-        inputs = ReducerInputs(outputs.state.x[:, 1:], outputs.state.size[:, 1:])
-        outputs = outputs.replace(reducer_inputs=(inputs,), **steps)
-    outputs = outputs.replace(state=outputs.state.replace(**state))
-    text = "outputs come from masked training" if steps else ""
-    with refused(field, text):
-        features.feature_map(outputs, **{"grid": GRID} | options)
+    inputs = ReducerInputs(outputs.state.x[:, 1:], outputs.state.size[:, 1:])
+    state = outputs.state.replace(**state)
+    inputs = (inputs,) * len(results)
+    outputs = outputs.replace(state=state, results=results, reducer_inputs=inputs)
+    with refused(said):
+        features.feature_map(outputs, GRID, fill)
 
 
 def test_photographs_are_taken_as_a_predictor_takes_them(tmp_path):
-    """Paths, bytes and PIL images of any size, one or several, turned and cropped."""
     vit = tiny.pretrained(depth=1).with_preprocessing(crop=0.8)
-    noise = np.random.default_rng(0).integers(0, 256, (2, 30, 44, 3), np.uint8)
-    photographs = [Image.fromarray(image) for image in noise]
+    images = noise(2, 30, 44)
+    photographs = [Image.fromarray(image) for image in images]
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6  # to be turned by 90 degrees clockwise
     photographs[0].save(tmp_path / "turned.png", exif=exif)
-    turned = noise[0].swapaxes(0, 1)[:, ::-1]
-    pixels = np.stack([vit.preprocessing(turned), vit.preprocessing(noise[1])])
+    turned = images[0].swapaxes(0, 1)[:, ::-1]
+    pixels = np.stack([vit.preprocessing(turned), vit.preprocessing(images[1])])
     wanted = features.features(vit, pixels).patches
     path = tmp_path / "turned.png"
-    for several in ([path, photographs[1]], iter([path, noise[1]])):
+    for several in ([path, photographs[1]], iter([path, images[1]])):
         found = features.features(vit, several).patches
         np.testing.assert_array_equal(found, wanted)
-    for one in (photographs[1], noise[1], jnp.asarray(noise[1])):
+    for one in (photographs[1], images[1], jnp.asarray(images[1])):
         found = features.features(vit, one).patches
         np.testing.assert_allclose(found, wanted[1:], rtol=1e-5, atol=1e-5)
     with pytest.warns(UserWarning, match="images are far from 0") as warned:
@@ -172,22 +172,14 @@ def test_photographs_are_taken_as_a_predictor_takes_them(tmp_path):
     assert warned[0].filename == __file__
 
 
-@pytest.mark.parametrize("block", [99, -1, 0.5])
-def test_layers_are_blocks_of_the_model(block):
-    with refused("layers", block):
-        features.features(tiny.pretrained(), tiny.images(1), layers=[block])
-
-
 def test_a_folder_and_many_files_are_computed_in_batches(tmp_path, monkeypatch):
     """Two at a time, of which the last has one image of the five twice."""
     vit = tiny.pretrained("tome:r=4", depth=1)
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 20, 20, 3), np.uint8)
-    for number, image in enumerate(pixels):
-        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    pixels = noise(5, 20, 20)
+    write_images(tmp_path, pixels)
     options = {"layers": np.array([0])}
     wanted = features.features(vit, pixels, **options)
-    whole = features.features(vit, tmp_path, layers=1)
-    chex.assert_trees_all_equal(whole, wanted)
+    chex.assert_trees_all_equal(features.features(vit, tmp_path, layers=1), wanted)
     monkeypatch.setattr(features, "BATCH", 2)
     sizes = set()
     extract = features._extract
@@ -206,6 +198,7 @@ def test_a_folder_and_many_files_are_computed_in_batches(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "images, said",
     [
+        ([], "images is empty"),
         ([pathlib.Path("a.png")], "a.png cannot be read (no known image format)"),
         (["."], "cannot be read (Is a directory)"),
         (".", "a.png cannot be read"),
@@ -233,9 +226,102 @@ def test_weights_on_the_device_outlive_a_trace_and_are_not_changed_behind_them()
         jax.tree.leaves(variables)[0][...] = 0
 
 
+def close(got, want):
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_is_what_a_shorter_model_ends_with():
+    vit = tiny.pretrained(arch=DINOV2, depth=2)
+    images = tiny.images(2)
+    found = features.features(vit, images, layers=(1, 0))
+    assert len(found.layers) == 2
+    assert found.pooled.shape == (2, tiny.WIDTH)
+    for depth, layer in zip((2, 1), found.layers, strict=True):
+        short = tiny.model(arch=DINOV2, depth=depth)
+        out = tiny.compiled(short.apply)(vit.variables, images)
+        chex.assert_shape(layer.patches, (2, 5, 5, tiny.WIDTH))
+        close(layer.patches.reshape(2, 25, -1), out.tokens[:, 3:])
+        close(layer.prefix, out.tokens[:, :3])
+        assert not layer.dropped.any()
+    close(found.pooled, found.prefix[:, 0])
+    for one, other in zip(found[1:4], found.layers[0], strict=True):
+        close(one, other)
+
+
+@pytest.fixture(scope="module")
+def reduced():
+    vit = tiny.pretrained(PIECE, depth=2)
+    return vit, tiny.compiled(vit.model.apply)(vit.variables, tiny.images(2))
+
+
+@pytest.mark.parametrize("fill", ["nearest", "last"])
+def test_after_a_reduction_every_patch_has_the_feature_of_its_token(reduced, fill):
+    vit, out = reduced
+    found = features.features(vit, tiny.images(2), fill=fill, layers=[0, 1])
+    source = np.asarray(tiny.slots(out))
+    assert 0 < (source == -1).sum() < source.size
+    np.testing.assert_array_equal(found.dropped.reshape(2, 25), source == -1)
+    norm = vit.variables["params"]["norm"]
+    for image in range(2):
+        values = out.tokens[image, 1:]
+        steps = []
+        normed = []
+        for inputs, result in zip(out.reducer_inputs, out.results, strict=True):
+            x = inputs.x[image]
+            steps.append((x, result.dest[image]))
+            normed.append((oracles.layer_norm(x, norm), result.dest[image]))
+        want = {
+            "nearest": oracles.nearest_values(values, steps),
+            "last": oracles.last_values(values, normed),
+        }
+        close(found.patches[image].reshape(25, -1), want[fill])
+    early, late = found.layers
+    assert not early.dropped.any()  # what is merged is not gone
+    np.testing.assert_array_equal(late.dropped, found.dropped)
+    close(late.patches, found.patches)
+    close(late.prefix, found.prefix)
+
+
+def test_layers_without_norm_are_the_residual_stream():
+    """By the model's own epsilon, which counts where features are small."""
+    vit = tiny.pretrained(TOME, arch=Architecture(norm_eps=0.5), depth=2)
+    found = features.features(vit, tiny.images(2), layers=1, reshape=False, norm=False)
+    (plain,) = found.layers
+    params = vit.variables["params"]["norm"]
+    for one, other in zip(plain[:2], (found.patches, found.prefix), strict=True):
+        close(oracles.layer_norm(one, params, 0.5), other)
+    chex.assert_shape(found.patches, (2, 25, tiny.WIDTH))
+    chex.assert_shape(found.dropped, (2, 25))
+
+
+def test_a_pooled_vector_is_what_the_head_reads():
+    arch = Architecture(class_token=False, pool="mean", final_norm=False, fc_norm=True)
+    vit = tiny.pretrained(TOME, arch=arch, depth=1, image_size=(12, 20))
+    found = features.features(vit, tiny.images(2, side=(12, 20)))
+    chex.assert_shape(found.patches, (2, 3, 5, tiny.WIDTH))
+    chex.assert_shape(found.prefix, (2, 0, tiny.WIDTH))
+    mean = np.asarray(found.patches, float).mean(axis=(1, 2))
+    close(found.pooled, oracles.layer_norm(mean, vit.variables["params"]["fc_norm"]))
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("layers", 4),
+        ("layers", [-1]),
+        ("layers", [0.5]),
+        ("images", np.zeros((1, 20, 20, 3), np.int32)),
+        ("images", np.zeros((1, 20, 24, 3))),
+    ],
+)
+def test_what_does_not_fit_is_refused(option, value):
+    vit = Pretrained(tiny.model(TOME), {"params": {}})
+    with refused(option):
+        features.features(vit, **{"images": tiny.images(1), option: value})
+
+
 @pytest.mark.slow
 def test_the_example_of_the_docs_runs(tmp_path, monkeypatch, assets):
-    """With four blocks of the public weights, in the folder of the reader."""
     deit_ti(monkeypatch, 4)
     weights = assets / "weights" / "deit_tiny_patch16_224.pth"
     (tmp_path / weights.name).symlink_to(weights)
@@ -250,8 +336,3 @@ def test_the_example_of_the_docs_runs(tmp_path, monkeypatch, assets):
     query = space["features"][0, 7, 7]
     cosine = nearest @ query / np.linalg.norm(nearest) / np.linalg.norm(query)
     assert cosine == pytest.approx(float(space["cosines"].max()), abs=1e-5)
-
-
-def test_no_images_are_refused():
-    with refused("images is empty"):
-        features.features(tiny.pretrained(), [])

@@ -66,15 +66,11 @@ def test_fast_reductions_are_of_programs_in_two_bytes():
     for dtype, differs in (("bfloat16", True), ("float32", False)):
         model = tiny.model(reduction, dtype=dtype)
         arguments = tiny.shapes(model), tiny.images(2)
-        exact, fast = (
-            str(
-                jax.make_jaxpr(optimize.forward_logits(model, reductions=form))(
-                    *arguments
-                )
-            )
-            for form in optimize.REDUCTIONS
-        )
-        assert (exact != fast) is differs
+        programs = set()
+        for form in optimize.REDUCTIONS:
+            forward = optimize.forward_logits(model, reductions=form)
+            programs.add(str(jax.make_jaxpr(forward)(*arguments)))
+        assert (len(programs) > 1) is differs
 
 
 def test_a_smaller_batch_gives_its_own_logits(program, logits):
@@ -86,7 +82,7 @@ def test_a_smaller_batch_gives_its_own_logits(program, logits):
 
 
 @pytest.mark.parametrize("batch_size, small", [(1, 2**16), (1, 400), (9, 2**16)])
-def test_small_arrays_are_inside_at_small_batches(
+def test_small_batches_have_small_arrays_inside(
     trained, batch_size, small, monkeypatch
 ):
     """Then no call passes them, not even as constants that JAX makes arguments."""
@@ -107,9 +103,8 @@ def test_images_of_any_device(trained):
     found = fast(images)
     assert found.devices() == {second}
     np.testing.assert_array_equal(fast(jax.device_put(images, first)), found)
-    np.testing.assert_array_equal(
-        fast(images[..., ::-1]), fast(images[..., ::-1].copy())
-    )
+    turned = images[..., ::-1]
+    np.testing.assert_array_equal(fast(turned), fast(turned.copy()))
 
 
 def test_a_device_by_its_platform_and_its_fast_dtype(trained, program):
@@ -144,21 +139,12 @@ def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
     ],
 )
 def test_gpus_take_tanh_for_exact_in_two_bytes(platform, dtype, arch, form):
+    """And reduce by fewer kernels."""
     device = types.SimpleNamespace(platform=platform)
-    assert optimize.default_gelu(tiny.model(dtype=dtype, arch=arch), device) == form
-
-
-@pytest.mark.parametrize(
-    "platform, dtype, form",
-    [
-        ("gpu", "bfloat16", "fast"),
-        ("gpu", "float32", "exact"),
-        ("cpu", "bfloat16", "exact"),
-    ],
-)
-def test_gpus_reduce_by_fewer_kernels_in_two_bytes(platform, dtype, form):
-    device = types.SimpleNamespace(platform=platform)
-    assert optimize.default_reductions(tiny.model(dtype=dtype), device) == form
+    model = tiny.model(dtype=dtype, arch=arch)
+    assert optimize.default_gelu(model, device) == form
+    is_fast = (platform, dtype) == ("gpu", "bfloat16")
+    assert (optimize.default_reductions(model, device) == "fast") == is_fast
 
 
 @pytest.mark.parametrize(
@@ -170,9 +156,7 @@ def test_gpus_reduce_by_fewer_kernels_in_two_bytes(platform, dtype, form):
         ("cpu", "bfloat16", "conv", 16, 1),
     ],
 )
-def test_gpus_join_the_pixels_of_a_patch_in_two_bytes(
-    platform, dtype, stem, patch_size, pixels
-):
+def test_gpus_join_pixels_in_two_bytes(platform, dtype, stem, patch_size, pixels):
     device = types.SimpleNamespace(platform=platform)
     config = types.SimpleNamespace(stem=stem, patch_size=patch_size)
     model = types.SimpleNamespace(config=config, execution=Execution(dtype=dtype))
@@ -220,7 +204,7 @@ def test_a_program_is_described(program):
 @pytest.mark.parametrize(
     "option, value, said",
     [
-        ("batch_size", None, ""),
+        *(("batch_size", size, "") for size in (None, 0)),
         ("dtype", "int8", ""),
         ("dtype", "float16", ""),
         ("gelu", "quick", "but the model's GELU is 'exact'"),

@@ -14,6 +14,7 @@ from imagepiece_jax.inference import predictor as api
 from imagepiece_jax.models.config import MEAN, STD
 from tests.models import recoveries, tiny
 from tests.oracles import softmax
+from tests.pictures import noise, write_images
 from tests.refused import refused
 from tests.rounding import assert_close
 
@@ -29,8 +30,7 @@ def trained():
 
 @pytest.fixture(scope="module")
 def pictures():
-    shape = (3, tiny.SIDE, tiny.SIDE, 3)
-    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    return noise(3, tiny.SIDE, tiny.SIDE)
 
 
 @pytest.fixture(scope="module")
@@ -39,24 +39,20 @@ def predictor(trained):
     return imagepiece_jax.Predictor(trained, **options)
 
 
-def test_predictions_of_arrays_pictures_and_files(
-    trained, predictor, pictures, tmp_path
-):
+def test_predictions_of_arrays_and_files(trained, predictor, pictures, tmp_path):
     """Three images in batches of two: probabilities by hand, most probable first."""
     Image.fromarray(pictures[2]).save(tmp_path / "2.png")
     images = [pictures[0], Image.fromarray(pictures[1]), tmp_path / "2.png"]
     normalized = (pictures / 255 - np.array(MEAN)) / np.array(STD)
     run = tiny.compiled(trained.model.apply)
-    logits = np.float64(run(trained.variables, np.float32(normalized)).logits)
-    odds = softmax(logits)
+    odds = softmax(np.float64(run(trained.variables, np.float32(normalized)).logits))
     found = predictor(images)
     assert len(found) == 3
     for row, got in zip(odds, found, strict=True):
         order = np.argsort(-row)[:3]
         assert [p.index for p in got] == order.tolist()
         assert [p.label for p in got] == [NAMES[i] for i in order]
-        probabilities = np.array([p.probability for p in got])
-        assert_close(probabilities, row[order], units=128)
+        assert_close(np.array([p.probability for p in got]), row[order], units=128)
     assert close(predictor(images[0]), found[0])
     assert predictor([]) == []
 
@@ -72,8 +68,7 @@ def close(found, wanted):
 def test_generators_and_arrays_of_several(predictor, pictures, tmp_path):
     want = predictor(pictures)
     assert all(map(close, predictor(image for image in pictures), want))
-    endless = itertools.cycle(pictures)
-    taken = list(itertools.islice(predictor.stream(endless), 7))
+    taken = list(itertools.islice(predictor.stream(itertools.cycle(pictures)), 7))
     assert all(map(close, taken, [want[i % 3] for i in range(7)]))
     Image.fromarray(pictures[0]).save(tmp_path / "0.png")
     (found,) = predictor.stream(str(tmp_path / "0.png"))
@@ -81,12 +76,11 @@ def test_generators_and_arrays_of_several(predictor, pictures, tmp_path):
 
 
 def test_a_folder_stands_for_all_of_its_images(predictor, pictures, tmp_path, capsys):
-    """Those of sub-folders come last, and other files are said to be left out."""
-    (tmp_path / "val").mkdir()
-    for number, name in enumerate(("b.png", "val/a.png", "a.png")):
-        Image.fromarray(pictures[number]).save(tmp_path / name)
+    _, second, _ = write_images(tmp_path, pictures)
+    (tmp_path / "a").mkdir()
+    second.rename(tmp_path / "a" / "last.png")
     (tmp_path / "notes.txt").write_text("no image")
-    want = [predictor(pictures[number]) for number in (2, 0, 1)]
+    want = predictor(pictures[[0, 2, 1]])
     for folder in (tmp_path, str(tmp_path)):
         assert all(map(close, predictor(folder), want))
         assert len([*predictor.stream(folder)]) == 3
@@ -100,9 +94,7 @@ def test_images_are_read_when_they_are_given(predictor, pictures, tmp_path):
     """A camera fills one buffer again and again, and files are closed."""
     want = predictor(pictures)
     buffer = np.empty_like(pictures[0])
-    names = [tmp_path / f"{i}.png" for i in range(len(pictures))]
-    for name, picture in zip(names, pictures, strict=True):
-        Image.fromarray(picture).save(name)
+    names = write_images(tmp_path, pictures)
 
     def frames():
         for picture in [*pictures] * 2:
@@ -195,15 +187,14 @@ def test_images_are_cropped_as_the_weights_say(trained, traced_once):
     vit = trained.with_preprocessing(**prepared)
     options = {"batch_size": 1, "top": 7} | QUICK
     predict = imagepiece_jax.Predictor(vit, **options)
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
+    pixels = noise(40, 30)
     small = Image.fromarray(pixels).resize((tiny.SIDE,) * 2, Image.Resampling.BILINEAR)
     assert predict(pixels) == predict(np.asarray(small))
 
 
 def test_several_labels_have_a_probability_each(trained, predictor, pictures):
     """The sigmoid of each logit, in the order of a softmax."""
-    kind = "multi_label_classification"
-    vit = tiny.of_problem(trained, kind)
+    vit = tiny.of_problem(trained, "multi_label_classification")
     several = imagepiece_jax.Predictor(vit, top=tiny.CLASSES, batch_size=1, **QUICK)
     normalized = (pictures[:1] / 255 - np.array(MEAN)) / np.array(STD)
     run = tiny.compiled(trained.model.apply)
@@ -240,8 +231,7 @@ def test_a_projection_is_no_classifier(trained):
     """CLIP's head has no bias: zeros here."""
     params = trained.variables["params"]
     head = params["head"] | {"bias": 0 * params["head"]["bias"]}
-    variables = {"params": params | {"head": head}}
-    projecting = trained.with_variables(variables)
+    projecting = trained.with_variables({"params": params | {"head": head}})
     with pytest.warns(UserWarning, match="no bias, .* so its outputs are not classes"):
         imagepiece_jax.Predictor(projecting)
     imagepiece_jax.Predictor(projecting, labels=NAMES)

@@ -41,12 +41,8 @@ def results_of(method, model):
     return run
 
 
-def heads_of(model, variables, images):
-    return tiny.compiled(results_of("project", model))(variables, images)
-
-
-def scores_of(model, variables, images):
-    return tiny.compiled(results_of("scores", model))(variables, images)
+def compiled_results(method, model, variables, images):
+    return tiny.compiled(results_of(method, model))(variables, images)
 
 
 @pytest.fixture(scope="module")
@@ -64,20 +60,25 @@ def moments_compiled_once():
 
 def photographs(vit):
     """Two uint8 images of the model's size, of smooth random colors."""
-    rng = np.random.default_rng(3)
-    small = rng.integers(0, 256, (2, 4, 4, 3), np.uint8)
+    small = np.random.default_rng(3).integers(0, 256, (2, 4, 4, 3), np.uint8)
     size = (vit.image_size, vit.image_size)
     return np.stack([np.asarray(Image.fromarray(each).resize(size)) for each in small])
 
 
-def test_logits_lose_the_direction_and_gain_the_log_of_the_size(vit):
-    """Against NumPy, in the first block that meets sizes; those before it are exact."""
+@pytest.fixture(scope="module")
+def given(vit):
+    """(directions, model, variables, images): the model without the directions."""
     images = photographs(vit)
     u = size_direction.directions(vit, images)
     model, variables = size_direction.folded(vit.model, vit.variables, u)
-    images = normalize(images, vit.model.config.mean, vit.model.config.std)
-    plain = heads_of(vit.model, vit.variables, images)
-    folded = heads_of(model, variables, images)
+    return u, model, variables, normalize(images, vit.config.mean, vit.config.std)
+
+
+def test_logits_lose_the_direction_and_gain_the_log_of_the_size(vit, given):
+    """Against NumPy, in the first block that meets sizes; those before it are exact."""
+    u, model, variables, images = given
+    plain = compiled_results("project", vit.model, vit.variables, images)
+    folded = compiled_results("project", model, variables, images)
     first = size_direction.sized_blocks(vit.model)[0]
     for name in ("query", "key"):
         before = getattr(plain[first - 1], name)
@@ -97,26 +98,21 @@ def test_logits_lose_the_direction_and_gain_the_log_of_the_size(vit):
     np.testing.assert_allclose(got / np.sqrt(key.shape[-1]), wanted, atol=2e-5)
 
 
-def test_reducers_compare_keys_as_they_were(vit):
+def test_reducers_compare_keys_as_they_were(vit, given):
     """The mean over heads, with neither a direction given up nor sizes."""
-    images = photographs(vit)
-    u = size_direction.directions(vit, images)
-    model, variables = size_direction.folded(vit.model, vit.variables, u)
-    images = normalize(images, vit.model.config.mean, vit.model.config.std)
-    reads = vit.model.plan[0].reads
-    assert reads == {"key"}
-    plain = scores_of(vit.model, vit.variables, images)
-    folded = scores_of(model, variables, images)
+    _, model, variables, images = given
+    assert vit.model.plan[0].reads == {"key"}
+    plain = compiled_results("scores", vit.model, vit.variables, images)
+    folded = compiled_results("scores", model, variables, images)
     assert len(plain) == vit.model.depth
     np.testing.assert_allclose(folded[0]["key"], plain[0]["key"], atol=1e-5)
     # Behind the first sizes, of the tokens that the block has got.
-    given = heads_of(model, variables, images)[1]
+    second = compiled_results("project", model, variables, images)[1]
     attention = vit.variables["params"]["blocks_1"]["attn"]["k"]
-    x = np.asarray(given.unrotated["input"], np.float64)
+    x = np.asarray(second.unrotated["input"], np.float64)
     key = x @ np.asarray(attention["kernel"], np.float64) + attention["bias"]
     key = key.reshape(*x.shape[:2], vit.model.config.num_heads, -1)
-    wanted = key.mean(axis=2)[:, 1:]
-    np.testing.assert_allclose(folded[1]["key"], wanted, atol=1e-5)
+    np.testing.assert_allclose(folded[1]["key"], key.mean(axis=2)[:, 1:], atol=1e-5)
 
 
 def test_the_least_used_direction_is_the_best_of_all():
@@ -150,8 +146,7 @@ def test_the_least_used_direction_is_the_best_of_all():
 )
 def test_sized_blocks_are_those_whose_attention_has_a_bias(name):
     assert name in METHODS
-    reduction = tiny.changed(tiny.small(name), prop_attn=True)
-    model = tiny.model(reduction)
+    model = tiny.model(tiny.changed(tiny.small(name), prop_attn=True))
     variables = tiny.shapes(model)
     images = jax.ShapeDtypeStruct((1, tiny.SIDE, tiny.SIDE, 3), jnp.float32)
     heads = jax.eval_shape(results_of("project", model), variables, images)
@@ -167,7 +162,7 @@ def test_a_program_says_how_it_takes_sizes(vit):
     u = size_direction.directions(vit)
     model, variables = size_direction.folded(vit.model, vit.variables, u)
     images = photographs(vit)
-    pixels = normalize(images, vit.model.config.mean, vit.model.config.std)
+    pixels = normalize(images, vit.config.mean, vit.config.std)
     wanted = tiny.logits(model)(variables, pixels)
     np.testing.assert_allclose(program(images), wanted, atol=2e-5)
 
@@ -182,19 +177,15 @@ def test_a_program_says_how_it_takes_sizes(vit):
         (None, "direction", "xla", False),  # a dense model stays as it is
     ],
 )
-def test_a_direction_is_taken_where_attention_is_fused(
-    reduction, asked, backend, taken
-):
+def test_a_direction_is_taken_by_fused_attention(reduction, asked, backend, taken):
     model = tiny.model(reduction).with_execution(attention_impl=backend)
     assert takes_direction(model, asked) is taken
 
 
 def test_what_turns_directions_keeps_the_bias():
     rotary = tiny.pretrained(TOME, arch={"rotary": {}}, embed_dim=24)
-    queries = tiny.pretrained(f"{TOME}:metric=query")
-    for vit in (rotary, queries):
-        fused = vit.model.with_execution(attention_impl="cudnn")
-        assert not takes_direction(fused)
+    for vit in (rotary, tiny.pretrained(f"{TOME}:metric=query")):
+        assert not takes_direction(vit.model.with_execution(attention_impl="cudnn"))
         with refused("sizes"):
             optimize(vit, 2, sizes="direction")
 
@@ -220,19 +211,13 @@ def test_weights_that_are_no_numbers_find_no_directions(vit):
 
 
 def test_eight_photographs_come_with_the_package(vit):
-    files = sorted(size_direction.PHOTOGRAPHS.glob("*.jpg"))
+    files = [*size_direction.PHOTOGRAPHS.glob("*.jpg")]
     assert len(files) == 8
     credits = (size_direction.PHOTOGRAPHS / "CREDITS.txt").read_text()
     assert all(file.name in credits for file in files)
     found = size_direction.directions(vit)
     assert found.shape[0] == vit.model.depth
     np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
-
-
-def odd_photographs(assets, count):
-    folder = assets / "data/nips2017_224_jpg/images"
-    files = sorted(folder.glob("*.jpg"))[1 : 2 * count : 2]
-    return np.stack([np.asarray(Image.open(file)) for file in files])
 
 
 @pytest.mark.slow
@@ -242,12 +227,12 @@ def test_deit_hardly_notices(assets):
     The direction is given up in all blocks, without sizes.
     """
     vit = load(assets / "weights/deit_tiny_patch16_224.pth")
-    pixels = odd_photographs(assets, 4)
-    images = normalize(pixels, vit.model.config.mean, vit.model.config.std)
+    files = sorted((assets / "data/nips2017_224_jpg/images").glob("*.jpg"))[1:8:2]
+    pixels = np.stack([np.asarray(Image.open(file)) for file in files])
+    images = normalize(pixels, vit.config.mean, vit.config.std)
     every = range(vit.model.depth)
     u = size_direction.directions(vit)
     model, variables = size_direction.folded(vit.model, vit.variables, u, every)
     dense = jax.nn.log_softmax(tiny.logits(vit.model)(vit.variables, images))
     folded = jax.nn.log_softmax(tiny.logits(model)(variables, images))
-    divergence = jnp.mean(jnp.sum(jnp.exp(dense) * (dense - folded), -1))
-    assert 1e-6 < divergence < 5e-4
+    assert 1e-6 < jnp.mean(jnp.sum(jnp.exp(dense) * (dense - folded), -1)) < 5e-4

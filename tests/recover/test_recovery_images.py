@@ -14,14 +14,12 @@ def test_the_last_batch_of_an_evaluation_is_padded():
     pixels = np.random.default_rng(0).integers(0, 256, (11, 6, 6, 3), np.uint8)
     batches = evaluation_batches(ArraySource(pixels), Preprocessing(6), batch_size=8)
     images = np.concatenate([batch["image"][batch["mask"]] for batch in batches])
-    masks = [batch["mask"].sum() for batch in batches]
-    assert masks == [8, 3]
+    assert [batch["mask"].sum() for batch in batches] == [8, 3]
     assert sorted(map(bytes, images)) == sorted(map(bytes, pixels))
     assert batches[0]["image"].shape == batches[1]["image"].shape
     for batch in batches:
         own = batch["mask"]
-        named = pixels[batch["index"][own]]
-        np.testing.assert_array_equal(batch["image"][own], named)
+        np.testing.assert_array_equal(batch["image"][own], pixels[batch["index"][own]])
 
 
 def test_an_image_that_does_not_fit_is_named():

@@ -45,8 +45,7 @@ def compiled(monkeypatch):
 
 def test_a_row_for_each_config(compiled):
     configs = [("one", config()), ("two", config(stem="patch"))]
-    text = compile_only.report(configs, 6, kernels=True)
-    _, table, *listed = text.split("\n\n")
+    _, table, *listed = compile_only.report(configs, 6, kernels=True).split("\n\n")
     assert [lines.splitlines()[0] for lines in listed] == ["one", "two"]
     assert [len(lines.splitlines()) for lines in listed] == [2, 4]
     _, one, two = (line.split() for line in table.splitlines())
@@ -69,7 +68,6 @@ def test_a_training_step_is_compiled_whole(compiled):
 
 
 def test_what_is_compiled_is_the_function(monkeypatch):
-    """Here for this computer, in place of the described GPU."""
     monkeypatch.setattr(compile_only, "device", lambda: jax.devices("cpu")[0])
     monkeypatch.setattr(compile_only, "lower", lambda traced: traced.lower())
     monkeypatch.setattr(compile_only.xla_options, "options", lambda platform: {})

@@ -9,19 +9,14 @@ import pytest
 from tests import forked, programs
 from tools import drill
 
+RUNS = [("train", signal.SIGKILL, 3), ("train of two", signal.SIGTERM, 4)]
+RUNS.append(("features", signal.SIGINT, 3))
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name, signum, count",
-    [
-        ("train", signal.SIGKILL, 3),
-        ("train of two", signal.SIGTERM, 4),
-        ("features", signal.SIGINT, 3),
-    ],
-)
-def test_a_signal_and_the_same_command_again(
-    tmp_path, monkeypatch, name, signum, count
-):
+@pytest.mark.usefixtures("quickly_begun")
+@pytest.mark.parametrize("name, signum, count", RUNS)
+def test_a_signal_and_the_command_again(tmp_path, monkeypatch, name, signum, count):
     monkeypatch.setattr(subprocess, "Popen", forked.Process)
     monkeypatch.setattr(drill, "SIGNALS", (signum,))
     programs.of_processes(tmp_path / "cache")

@@ -57,9 +57,7 @@ def timed(monkeypatch):
 
 def test_commands_parse_and_a_failing_one_stops_no_other(tmp_path, timed):
     _, log = session(tmp_path, *map(str, range(1, 16)))
-    lines = re.findall(
-        r"^-m\t(?:imagepiece_jax\t|tools\.)(\S+)\t(.*)", log, re.MULTILINE
-    )
+    lines = re.findall(r"^-m\t(?:imagepiece_jax\t|tools\.)(\S+)\t(.*)", log, re.M)
     started = re.findall(r"^== part (\d+): /", log, re.MULTILINE)
     assert re.findall(r"^== part (\d+): exit 1 after", log, re.MULTILINE) == started
     assert len(set(started)) == 15

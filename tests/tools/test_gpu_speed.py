@@ -13,8 +13,8 @@ SMOKE = ["--smoke", "--warmup=2", "--repeats=2", "--seconds=0", "--cases=deit_ti
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Smoke models of six blocks and fewer patches: they compile in half the time."""
-    monkeypatch.setitem(gpu_speed.SMOKE, "depth", 6)
+    """Smoke models of three blocks and fewer patches, which compile fast."""
+    monkeypatch.setitem(gpu_speed.SMOKE, "depth", 3)
     case = dataclasses.replace(gpu_speed.CASES["deit_ti"], side=96)
     monkeypatch.setitem(gpu_speed.CASES, "deit_ti", case)
 
@@ -125,6 +125,5 @@ from tools import gpu_speed, torch_baselines
 @pytest.mark.slow  # imports JAX anew
 def test_it_starts_where_only_jax_is_installed():
     """And no library that reads configs or data sets."""
-    code = ALONE.replace("NAMES", repr(ABSENT))
-    ended = start("-c", code)
+    ended = start("-c", ALONE.replace("NAMES", repr(ABSENT)))
     assert ended.status == 0, ended

@@ -42,7 +42,6 @@ WORKSPACE = "%g = (f32[40,8]{1,0}, s8[4194304]{0}) custom-call(%x.1, %q.1), "
 
 
 def kernels(*lines):
-    """Those of a program whose entry has these lines."""
     return hlo.kernels(TEXT.replace("LINES", "\n".join(f"  {line}" for line in lines)))
 
 

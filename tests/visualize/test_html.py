@@ -12,8 +12,7 @@ NAMES = ["one.jpg", '<b>"two".jpg']
 
 def test_the_page_names_figures_and_likeliest_classes():
     """traces: class 3 of the first image, 4 of the second."""
-    names = ["a", "b", "c", "<cat>", None]
-    text = html.page(NAMES, *traces.methods(), "w.npz", names)
+    text = html.page(NAMES, *traces.methods(), "w.npz", ["a", "b", "c", "<cat>", None])
     assert text.count("dense: &lt;cat&gt;, 25 % sure") == 2  # caption and alt
     assert text.count("imagepiece: class 4, 50 % sure") == 2
     assert "<h2>&lt;b&gt;&quot;two&quot;.jpg</h2>" in text

@@ -16,7 +16,6 @@ def random_image(height, width, seed=0):
 
 
 def random_source(patches, slots, seed=0):
-    """Every slot filled, some patches dropped."""
     rng = np.random.default_rng(seed)
     rest = rng.integers(DROPPED, slots, patches - slots)
     return rng.permutation(np.concatenate([np.arange(slots), rest]))
@@ -146,5 +145,4 @@ def test_values_are_painted_over_the_gray_image():
             continue
         lightness.append((value, pixels[0, 0].sum()))
         assert (pixels == pixels[0, 0]).all()
-    ordered = [sum_ for _, sum_ in sorted(lightness)]
-    assert (np.diff(ordered) > 0).all()
+    assert (np.diff([sum_ for _, sum_ in sorted(lightness)]) > 0).all()

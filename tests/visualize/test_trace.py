@@ -26,7 +26,6 @@ def images():
 
 @pytest.fixture(scope="module")
 def imagepiece(images):
-    """(Trace in batches of two, outputs of all three at once)"""
     model = tiny.model(SHORT, depth=2)
     variables = tiny.variables(model)
     with pytest.MonkeyPatch.context() as patch:

@@ -17,14 +17,12 @@ def images():
 
 
 def twice(row):
-    """The same for both images."""
     return np.stack([np.asarray(row)] * 2)
 
 
 def _trace(stages, tokens):
     top = np.array([3, 4], np.int32)
-    confidence = np.array([0.25, 0.5], np.float32)
-    return Trace(GRID, stages, tokens, top, confidence)
+    return Trace(GRID, stages, tokens, top, np.array([0.25, 0.5], np.float32))
 
 
 def hard():

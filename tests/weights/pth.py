@@ -34,13 +34,11 @@ def tensor(key, count, shape, strides, offset=0, storage="FloatStorage"):
 
 
 def parameter(value):
-    start = b"ctorch._utils\n_rebuild_parameter\n("
-    return start + value + b"\x88" + ORDERED + b"tR"
+    return b"ctorch._utils\n_rebuild_parameter\n(" + value + b"\x88" + ORDERED + b"tR"
 
 
 def mapping(**items):
-    pairs = b"".join(text(name) + value for name, value in items.items())
-    return b"}(" + pairs + b"u"
+    return b"}(" + b"".join(text(name) + value for name, value in items.items()) + b"u"
 
 
 def write_pth(path, content, storages=None, compression=zipfile.ZIP_STORED, **extra):

@@ -17,7 +17,6 @@ import scipy.ndimage
 import imagepiece_jax
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.resize_positions import resize
@@ -56,15 +55,10 @@ def test_a_checkpoint_computes_what_its_project_does(name, tmp_path):
     assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
 
 
-@pytest.mark.parametrize(
-    "wrapped",
-    [
-        "module.model.{}",
-        "_orig_mod.module.net.{}",
-        "model._orig_mod.module.{}",
-        "_fsdp_wrapped_module.{}",
-    ],
-)
+WRAPPERS = ("module.model", "_orig_mod.module.net", "model._orig_mod.module")
+
+
+@pytest.mark.parametrize("wrapped", [*WRAPPERS, "_fsdp_wrapped_module"])
 @pytest.mark.parametrize("inside", ["", "_checkpoint_wrapped_module."])
 def test_wrappers_of_a_model_are_not_of_its_names(wrapped, inside):
     """In any order and number, and inside names; a classifier stands beside a tower."""
@@ -73,7 +67,7 @@ def test_wrappers_of_a_model_are_not_of_its_names(wrapped, inside):
     renamed = {}
     for name in tensors:
         of_block = name.replace(".layer.0.", f".layer.0.{inside}")
-        renamed[wrapped.format(of_block)] = tensors[name]
+        renamed[f"{wrapped}.{of_block}"] = tensors[name]
     assert len(renamed) == len(tensors)
     chex.assert_trees_all_equal(layouts.with_timm_names(renamed), expected)
 
@@ -84,15 +78,13 @@ def test_a_pooler_with_a_norm_is_of_another_model():
     tensors["vit.pooler.dense.weight"] = np.ones((24, 24))
     assert not any("pooler" in name for name in layouts.with_timm_names(tensors))
     tensors["vit.pooler.layernorm.weight"] = np.ones(24)
-    with pytest.raises(
-        InputError, match="tensor vit.pooler.layernorm.weight is not part"
-    ):
+    with refused("tensor vit.pooler.layernorm.weight is not part"):
         layouts.with_timm_names(tensors)
 
 
 def test_two_names_that_are_one_without_wrappers():
     names = ("blocks.0.norm1.weight", "blocks.0._orig_mod.norm1.weight")
-    with pytest.raises(InputError, match="are the same part, blocks.0.norm1.weight"):
+    with refused("are the same part, blocks.0.norm1.weight"):
         layouts.with_timm_names(dict.fromkeys(names, np.ones(3)))
 
 
@@ -125,69 +117,55 @@ def test_a_value_that_is_not_finite_is_an_error_at_load(tmp_path, part, image_si
     spoilt.reshape(-1)[-1] = np.nan
     np.savez(tmp_path / "w.npz", **tensors | {part: spoilt})
     given = {"config": about["config"], "image_size": image_size}
-    with pytest.raises(InputError, match=r"tensor \S+ has a value that is not finite"):
+    with refused("has a value that is not finite"):
         imagepiece_jax.load(tmp_path / "w.npz", **given)
 
 
 def small(*names):
-    """Tensors whose shapes do not matter."""
     return {name: np.zeros((4, 4), np.float32) for name in names}
 
 
 PATCHES = "embeddings.patch_embeddings.projection.weight"
+PROJ = "patch_embed.proj.weight"
 SWIN = "swin.encoder.layers.0.attn.weight"
 NORMS = [f"Transformer/encoderblock_0/LayerNorm_{i}/scale" for i in (1, 2)]
-SAME = " and ".join(NORMS)
-ATTENTION = "encoder.layer.0.attention.attention"
-OF_VISION = ("vision_model.embeddings.patch_embedding.weight",)
-OF_VISION += ("vision_model.embeddings.class_embedding", "classifier.weight")
+ATTENTION = [
+    f"encoder.layer.0.attention.attention.{x}.weight" for x in ("key", "query")
+]
+OF_VISION = [
+    f"vision_model.embeddings.{x}"
+    for x in ("patch_embedding.weight", "class_embedding")
+]
 LLM = "language_model.model.embed_tokens.weight"
 WIDE = {"classifier.weight": np.zeros((9, 8))}
-SCALAR = {"patch_embed.proj.weight": np.zeros(3), "cls_token": np.array(1.0)}
+SCALAR = {PROJ: np.zeros(3), "cls_token": np.array(1.0)}
 
 
 @pytest.mark.parametrize(
-    "tensors, problem",
+    "tensors, said",
     [
-        (
-            small("a", "b.c", "d", "e"),
-            "it has tensors of an unsupported model, such as a, b.c, d",
-        ),
+        (small("a", "b.c", "d", "e"), "an unsupported model, such as a, b.c, d"),
         (small(f"swin.{PATCHES}", SWIN), f"tensor {SWIN} is not part of transformers"),
         (small("img/embedding/kernel", LLM), f"tensor {LLM} is not part of"),
-        (
-            small("backbone.patch_embed.proj.weight", "decode_head.conv.weight"),
-            "tensor decode_head.conv.weight is not part of timm's models outside the "
-            "tower backbone",
-        ),
-        (
-            small("a.patch_embed.proj.weight", "b.patch_embed.proj.weight"),
-            "it holds 2 vision towers, a, b; it must hold one",
-        ),
+        (small(f"tower.{PROJ}", "head.conv.weight"), "head.conv.weight is not part of"),
+        (small(f"a.{PROJ}", f"b.{PROJ}"), "2 vision towers, a, b"),
         (
             small("embedding/kernel", "pre_logits/kernel"),
-            "tensor pre_logits.kernel is not part of Google's Flax files",
+            "pre_logits.kernel is not part",
         ),
-        (
-            small("embedding/kernel", *NORMS),
-            f"tensors {SAME} are the same part, blocks.0.norm2.scale",
-        ),
-        (
-            small(PATCHES, f"{ATTENTION}.key.weight", f"{ATTENTION}.query.weight"),
-            "it has blocks.0.attn.k.weight, but not blocks.0.attn.v.weight",
-        ),
-        (small(*OF_VISION), "its classifier reads the mean of the patches before"),
+        (small("embedding/kernel", *NORMS), "the same part, blocks.0.norm2.scale"),
+        (small(PATCHES, *ATTENTION), "blocks.0.attn.k.weight, but not blocks.0.attn.v"),
+        (small(*OF_VISION, "classifier.weight"), "classifier reads the mean"),
         (
             small(f"dinov2.{PATCHES}", "dinov2.layernorm.weight") | WIDE,
-            "tensor head.weight reads 8 values per image, but the tokens have 4",
+            "reads 8 values",
         ),
-        (SCALAR, "its tensors' shapes do not fit timm's models"),
+        (SCALAR, "do not fit"),
     ],
 )
-def test_what_is_no_vision_transformer_of_ours_is_refused(tensors, problem):
-    with pytest.raises(InputError) as error:
+def test_what_is_no_vision_transformer_of_ours_is_refused(tensors, said):
+    with refused(said):
         layouts.with_timm_names(tensors)
-    assert str(error.value).startswith(problem)
 
 
 def test_a_distillation_token_without_a_head_is_a_register(tmp_path):

@@ -4,7 +4,6 @@ timm's values stand here as its configs have them; tests/parity asks timm for al
 """
 
 import dataclasses
-import json
 
 import pytest
 
@@ -21,21 +20,18 @@ from tests.models import make, tiny
 SIDE = 48
 TINY = "deit_tiny_patch16_224"
 SQUASHED = "vit_base_patch32_clip_384.openai_ft_in12k_in1k"
-SMALL = {"depth": 1, "image_size": SIDE, "num_classes": 5}
-CONFIG = make.config(TINY, **SMALL)
+CONFIG = make.config(TINY, depth=1, image_size=SIDE, num_classes=5)
 SPELLINGS = (TINY, f"{TINY}.fb_in1k", f"{TINY}-a1311bcf", "deit_ti")
 
 
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory):
-    """DeiT-Ti of one block, from a file."""
     folder = tmp_path_factory.mktemp("weights")
-    variables = tiny.fill(tiny.shapes(create_model(make.config(TINY, **SMALL))))
-    path = tiny.write(folder / "w.npz", variables)
+    path = tiny.write(folder / "w.npz", tiny.variables(create_model(CONFIG)))
     return imagepiece_jax.load(path, config=CONFIG)
 
 
-def in_training(vit, workdir="nowhere", **data):
+def in_training(vit, **data):
     """Evaluation's images in a run of one block that starts from a Pretrained."""
     config = deit_s.get_config("deit_ti")
     config.model.depth = 1
@@ -43,7 +39,7 @@ def in_training(vit, workdir="nowhere", **data):
     config.num_classes = 5
     config.data.update(data)
     config.init.weights = "w.npz"
-    initial = InitialWeights(RunConfig.from_config(config), workdir)
+    initial = InitialWeights(RunConfig.from_config(config), "nowhere")
     initial.start = vit  # in place of the loaded weights
     return initial.completed().model.preprocessing
 
@@ -59,17 +55,12 @@ def test_one_file_has_one_crop_by_every_name(tmp_path, stem):
 
 
 def test_a_model_is_cropped_as_its_config_says(vit):
+    squashed = Preprocessing(384, 0.95, "squash", "bicubic")
+    assert registry.config(SQUASHED).preprocessing == squashed
     assert vit.preprocessing == Preprocessing(SIDE, crop=0.9)
-    own = Pretrained(vit.model, vit.variables)
-    assert own.preprocessing == vit.preprocessing
+    assert Pretrained(vit.model, vit.variables).preprocessing == vit.preprocessing
     path = vit.source.path
     assert imagepiece_jax.load(path, config=CONFIG, crop=0.8).preprocessing.crop == 0.8
-
-
-def test_all_of_the_way_is_the_names():
-    """Not the share alone."""
-    squashed = registry.config(SQUASHED).preprocessing
-    assert squashed == Preprocessing(384, 0.95, "squash", "bicubic")
 
 
 @pytest.mark.parametrize(
@@ -94,21 +85,8 @@ def test_a_saved_folder_is_cropped_as_it_was(tmp_path, vit, chosen):
 
 
 def test_a_run_takes_the_whole_way_of_its_weights_or_has_its_own(vit):
-    """What a config with a crop of its own leaves open is as in any config."""
-    config = CONFIG.with_preprocessing(
-        crop=0.95, crop_mode="squash", interpolation="bilinear"
-    )
+    fields = {"crop": 0.95, "crop_mode": "squash", "interpolation": "bilinear"}
+    config = CONFIG.with_preprocessing(**fields)
     other = imagepiece_jax.load(vit.source.path, config=config)
     assert in_training(other) == config.preprocessing
     assert in_training(other, eval_crop=0.8) == Preprocessing(SIDE, crop=0.8)
-
-
-@pytest.mark.parametrize("crop", [0.9, None])
-def test_a_resumed_run_keeps_its_crop(tmp_path, crop):
-    """Weights that it started from may be gone."""
-    config = deit_s.get_config("deit_ti")
-    config.data.eval_crop = crop
-    (tmp_path / "checkpoints" / "latest" / "1").mkdir(parents=True)
-    written = RunConfig.from_config(config).to_dict()
-    (tmp_path / "config.json").write_text(json.dumps(written))
-    assert in_training(None, tmp_path) == Preprocessing(SIDE, crop=crop)

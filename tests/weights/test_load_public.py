@@ -1,7 +1,7 @@
 """Published weights: outputs and accuracy that others measured.
 
-Reference outputs are timm's for the dense DeiT-Ti and the authors' own code's for EViT,
-float32 on a CPU.
+Reference outputs are timm's for the dense DeiT-Ti, the authors' own code's for EViT
+and transformers' for DINOv2-S, float32 on a CPU.
 """
 
 import functools
@@ -10,6 +10,7 @@ import os
 import sys
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,15 +22,11 @@ from imagepiece_jax.models.create import create_model
 from imagepiece_jax.reduction.state import DROPPED
 from tests import forked
 from tests.models import tiny
+from tests.parity.record import apart
 
 pytestmark = pytest.mark.slow
 
 WEIGHTS = "weights/deit_tiny_patch16_224"
-
-
-@pytest.fixture(scope="module")
-def model():
-    return create_model("deit_ti", attention="xla")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +36,6 @@ def variables(assets):
 
 @pytest.fixture(scope="module")
 def reference(assets):
-    """timm's outputs for four images, as arrays by name."""
     with np.load(assets / "fixtures/deit_tiny_timm.npz") as file:
         return types.SimpleNamespace(**file)
 
@@ -49,29 +45,22 @@ def images(reference):
     return normalize(jnp.asarray(reference.images_uint8), MEAN, STD)
 
 
-@pytest.fixture(scope="module")
-def passed(model, variables, images):
-    """(Outputs, what every layer put out, by path) of the dense model."""
+def test_patch_projection_embeddings_and_logits(reference, variables, images):
+    model = create_model("deit_ti", attention="xla")
 
-    def wanted(_, method):
+    def is_read(_, method):
         return method in ("__call__", "_embed")
 
-    run = functools.partial(
-        model.apply, capture_intermediates=wanted, mutable=["intermediates"]
-    )
-    outputs, seen = tiny.compiled(run)(variables, images)
-    return outputs, seen["intermediates"]
-
-
-def test_patch_projection_embeddings_and_logits(passed, reference, variables):
-    _, seen = passed
+    options = {"capture_intermediates": is_read, "mutable": ["intermediates"]}
+    run = tiny.compiled(functools.partial(model.apply, **options))
+    outputs, seen = run(variables, images)
+    seen = seen["intermediates"]
     (patches,) = seen["patch_embed"]["__call__"]
     patches = patches.reshape(4, 196, 192)
     np.testing.assert_allclose(patches[:1], reference.patch_embed, atol=1e-4)
     (state,) = seen["_embed"]
     assert state.grid == (14, 14)
     np.testing.assert_allclose(state.x[:2], reference.embeddings, atol=1e-4)
-    outputs, _ = passed
     np.testing.assert_allclose(outputs.tokens[:, 0], reference.prelogits, atol=1e-4)
     np.testing.assert_allclose(outputs.logits, reference.logits, atol=1e-4)
 
@@ -116,7 +105,6 @@ def test_evit_keeps_the_tokens_that_its_authors_keep(evit, image):
 
 
 def evaluated(assets, out, *words):
-    """What the command measures on 200 images, compiled in full."""
     data = assets / "data/nips2017_224_jpg/labels.csv"
     ended = forked.run(
         [
@@ -149,3 +137,19 @@ def test_dropping_has_the_accuracy_that_was_measured_first(assets, tmp_path):
     result = evaluated(assets, tmp_path / "out.json", reduction)
     assert (result["images"], result["acc1"]) == (200, pytest.approx(100 * 159 / 200))
     assert round(result["gmacs"], 3) == 0.754
+
+
+def test_features_of_dinov2_are_transformers(assets):
+    path = assets / "fixtures/dinov2_small_transformers.npz"
+    if not path.exists():
+        pytest.skip(f"{path} is missing")
+    theirs = dict(np.load(path))
+    vit = imagepiece_jax.load(assets / "weights/dinov2_small", image_size=224)
+    options = {"layers": [5], "norm": False, "reshape": False}
+    with jax.default_matmul_precision("highest"):
+        maps = imagepiece_jax.features(vit, theirs["pixels"], **options)
+    for name, features in (("last_hidden_state", maps), ("block_6", maps.layers[0])):
+        tokens = np.concatenate([features.prefix, features.patches], axis=1)
+        assert apart(tokens[: len(theirs[name])], theirs[name]) < 1e-4
+    assert apart(maps.patches, theirs["last_hidden_state"][:, 1:]) < 1e-4
+    assert apart(maps.pooled, theirs["pooler_output"]) < 1e-4

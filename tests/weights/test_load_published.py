@@ -66,7 +66,6 @@ def tensors(variables):
 
 
 def folder(path, config, tensors, **files):
-    """A folder with this config.json, model.safetensors and other JSON files."""
     path.mkdir(exist_ok=True)
     for name, content in {"config": config, **files}.items():
         (path / f"{name}.json").write_text(json.dumps(content))
@@ -79,9 +78,7 @@ def same(one, other):
     return jax.tree.all(jax.tree.map(np.array_equal, one, other))
 
 
-def test_timms_folder_is_the_model_that_its_config_says(
-    tmp_path, model, variables, tensors
-):
+def test_timms_folder_is_the_model_of_its_config(tmp_path, model, variables, tensors):
     path = folder(tmp_path / "a", TIMM, tensors)
     found = imagepiece_jax.load(path)
     own = dataclasses.replace(model.config, name=TIMM["architecture"])
@@ -111,7 +108,6 @@ def test_transformers_folder_has_what_no_name_says(tmp_path, model, tensors):
 
 
 def test_one_file_of_several_is_taken(tmp_path, variables, tensors):
-    """.safetensors before PyTorch's, the usual names before others."""
     folder(tmp_path, TIMM, None)
     np.savez(tmp_path / "tuned.npz", **tensors)
     assert same(imagepiece_jax.load(tmp_path).variables, variables)
@@ -159,8 +155,7 @@ def test_a_new_head_is_that_of_a_training(tmp_path, variables, tensors):
         named = imagepiece_jax.load(path, num_classes=3, class_names=["a", "b", "c"])
     assert not same(other, values)
     assert named.class_names == ("a", "b", "c")
-    bare = imagepiece_jax.load(path, num_classes=0)
-    assert "head" not in bare.variables["params"]
+    assert "head" not in imagepiece_jax.load(path, num_classes=0).variables["params"]
     own = imagepiece_jax.load(path, num_classes=tiny.CLASSES)
     assert own.class_names == tuple(NAMES)
     assert same(own.variables, variables)

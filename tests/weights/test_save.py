@@ -11,7 +11,7 @@ import safetensors.numpy
 
 import imagepiece_jax
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.errors import RunError
 from imagepiece_jax.inference.optimize import prepare
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
@@ -30,6 +30,7 @@ from tests.training.test_trainer_full_disk import full_disk
 from tests.weights.test_load_published import same
 
 SIZE = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+SQUASHED = {"crop": 0.9, "crop_mode": "squash", "interpolation": "bilinear"}
 DYNAMICVIT = "dynamicvit:blocks=(1,):keep_rate=0.6"
 CLIP = {"patch_bias": False, "pre_norm": True, "norm_eps": 1e-5, "gelu": "quick"}
 SIGLIP = {"class_token": False, "pool": "map", "gelu": "tanh"}
@@ -59,7 +60,9 @@ MODELS = {
     "conv stem": {"stem": "conv"},
     "dinov3": {"arch": DINOV3, "num_classes": 0},
     "eva02": {"arch": EVA02},
-    "selectors": {"reduction": DYNAMICVIT},
+    "selectors": {"reduction": DYNAMICVIT, "dtype": "bfloat16"},
+    "facts": {"class_names": ("a", None, *"cdefg"), "problem_type": PROBLEMS[1]}
+    | {"preprocessing": {**SQUASHED, "rule": "transformers"}},
     "prop_attn": {"reduction": "evit:blocks=(1,)", "prop_attn": True},
     "no pool": {"arch": Architecture(pool="none"), "num_classes": 0},
     "post_norm": {"arch": Architecture(post_norm=True)},
@@ -74,15 +77,8 @@ def made(
     """A Pretrained of `fields`, with random variables, on images of 16 x 16 pixels."""
     usual = {"image_size": 16, "num_classes": 7, **SIZE, "arch": Architecture()}
     model = create_model(make.config(None, **usual | fields), reduction, dtype=dtype)
-    variables = tiny.fill(variable_shapes(model))
-    vit = Pretrained(model, variables, class_names)
+    vit = Pretrained(model, tiny.fill(variable_shapes(model)), class_names)
     return vit.with_preprocessing(**preprocessing or {})
-
-
-def logits(vit):
-    side = vit.image_size
-    images = np.random.default_rng(0).normal(size=(2, side, side, 3))
-    return tiny.logits(vit.model)(vit.variables, images.astype(np.float32))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -90,11 +86,10 @@ def test_a_saved_model_loads_as_it_was(tmp_path, name):
     vit = made(**MODELS[name])
     assert imagepiece_jax.save(vit, tmp_path / "m") == tmp_path / "m"
     found = imagepiece_jax.load(tmp_path / "m")
-    assert found.model == vit.model
+    assert (found.model, found.reduction) == (vit.model, vit.reduction)
     assert same(found.variables, vit.variables)
     assert found.preprocessing == vit.preprocessing
-    if name == "selectors":
-        np.testing.assert_array_equal(logits(found), logits(vit))
+    assert found.class_names == vit.class_names
     # Saving what was loaded writes the same files.
     (tmp_path / "again").mkdir()
     again = imagepiece_jax.save(found, tmp_path / "again" / "m")
@@ -102,69 +97,39 @@ def test_a_saved_model_loads_as_it_was(tmp_path, name):
         assert file.read_bytes() == (again / file.name).read_bytes()
 
 
-def test_what_a_folder_holds(tmp_path):
-    """The dense part by timm's names alone; the rest beside it."""
-    names = ("a", None, "c", "d", "e", "f", "g")
-    prepared = {"crop": 0.9, "crop_mode": "squash", "interpolation": "bilinear"}
-    prepared["rule"] = "transformers"
-    fields = {"class_names": names, "preprocessing": prepared, "dtype": "bfloat16"}
-    fields["problem_type"] = PROBLEMS[1]
-    vit = made(reduction=DYNAMICVIT, **fields)
-    imagepiece_jax.save(vit, tmp_path / "m")
-    files = {file.name for file in (tmp_path / "m").iterdir()}
-    weights = "model.safetensors"
-    selectors = "selectors.safetensors"
-    assert files == {"config.json", weights, selectors}
-    dense = safetensors.numpy.load_file(tmp_path / "m" / weights)
-    learned = safetensors.numpy.load_file(tmp_path / "m" / selectors)
+def test_a_folder_holds_the_dense_part_by_timms_names_and_the_rest_beside_it(tmp_path):
+    vit = made(reduction=DYNAMICVIT)
+    folder = imagepiece_jax.save(vit, tmp_path / "m")
+    weights = {"model.safetensors", "selectors.safetensors"}
+    assert {file.name for file in folder.iterdir()} == weights | {"config.json"}
+    dense = {*safetensors.numpy.load_file(folder / "model.safetensors")}
+    learned = {*safetensors.numpy.load_file(folder / "selectors.safetensors")}
     assert not any("reducer" in name for name in dense)
-    assert all(name.startswith("reducer.1.") for name in learned)
-    assert learned
-    assert {**dense, **learned}.keys() == timm_tensors.to_timm(vit.variables).keys()
-    config = json.loads((tmp_path / "m" / "config.json").read_text())
-    assert config["architecture"] == "imagepiece_jax"  # timm has none of this width
-    stored = config["imagepiece_jax"]["config"]
-    assert stored["embed_dim"] == 32
-    assert stored["num_classes"] == 7
-    assert stored["preprocessing"]["rule"] == "transformers"
-    found = imagepiece_jax.load(tmp_path / "m")
-    assert (found.class_names, found.model.execution.dtype) == (
-        names,
-        vit.model.execution.dtype,
-    )
-    assert found.preprocessing == vit.preprocessing
-    assert found.reduction == vit.reduction
-    assert found.config.problem_type == PROBLEMS[1]
+    assert learned and all(name.startswith("reducer.1.") for name in learned)
+    assert dense | learned == timm_tensors.to_timm(vit.variables).keys()
 
 
 def described(name, class_names=None, reduction=None, **fields):
-    """The config.json of a public model, without its weights."""
     model = create_model(make.config(name, **fields), reduction)
     return config_json.config_fields(Pretrained(model, {"params": {}}, class_names))
 
 
-@pytest.mark.parametrize(
-    "name, wanted",
-    [
-        ("vit_small_patch14_reg4_dinov2.lvd142m", "vit_small_patch14_reg4_dinov2"),
-        ("test_vit3.r160_in1k", "test_vit3"),
-        ("vit_base_patch16_clip_224.openai", "vit_base_patch16_clip_224"),
-    ],
-)
-def test_a_public_model_keeps_its_architecture(name, wanted):
+PUBLIC = ["vit_small_patch14_reg4_dinov2.lvd142m", "test_vit3.r160_in1k"]
+
+
+@pytest.mark.parametrize("name", [*PUBLIC, "vit_base_patch16_clip_224.openai"])
+def test_a_public_model_keeps_its_architecture(name):
     """And the kind of GELU, which timm's architecture of that name may not have."""
     config = registry.config(name)
     found = described(name)
-    assert found["architecture"] == wanted
+    assert found["architecture"] == name.partition(".")[0]
     gelu = {"exact": "gelu", "quick": "quick_gelu"}[config.arch.gelu]
-    size = {"img_size": config.image_size}
-    assert found["model_args"] == {"act_layer": gelu} | size
+    assert found["model_args"] == {"act_layer": gelu} | {"img_size": config.image_size}
 
 
 def test_what_timm_reads_of_a_public_model():
     names = ("a", None, "c")
-    ways = {"crop": 0.9, "crop_mode": "squash", "interpolation": "bilinear"}
-    found = described("test_vit", names, image_size=64, num_classes=3, **ways)
+    found = described("test_vit", names, image_size=64, num_classes=3, **SQUASHED)
     assert found["architecture"] == "test_vit"
     assert found["num_classes"] == 3
     assert found["label_names"] == {"0": "a", "2": "c"}
@@ -191,8 +156,7 @@ def test_a_loaded_model_may_get_another_reduction(tmp_path):
     assert found.model.prop_attn
     assert "reducer_1" not in found.variables["params"]
     imagepiece_jax.save(found, tmp_path / "tome")
-    dense = imagepiece_jax.load(tmp_path / "tome", reduction="none").model
-    assert not dense.prop_attn
+    assert not imagepiece_jax.load(tmp_path / "tome", reduction="none").model.prop_attn
     with untrained():
         fresh, values = tiny.pair(imagepiece_jax.load(path, num_classes=3))
     assert fresh.config.num_classes == 3
@@ -203,30 +167,24 @@ def test_a_loaded_model_may_get_another_reduction(tmp_path):
         assert imagepiece_jax.load(tmp_path / "m", **fields).model.prop_attn is own
 
 
-def test_what_load_refuses_of_a_saved_folder(tmp_path):
-    path = imagepiece_jax.save(made(**MODELS["registers"]), tmp_path / "m")
-    with pytest.raises(InputError, match="has no reducer_"):
-        imagepiece_jax.load(path, reduction=DYNAMICVIT)
-    said = f"its folder, {path}, has a config.json"
-    with pytest.raises(InputError, match=said):
+def test_the_file_of_a_saved_folder_is_not_loaded_alone(tmp_path):
+    path = imagepiece_jax.save(made(), tmp_path / "m")
+    with refused(f"its folder, {path}, has a config.json"):
         imagepiece_jax.load(path / "model.safetensors")
 
 
 THREE = (0.1, 0.2, 0.3)
+CONFIG = "imagepiece_jax.config"
 
 
 @pytest.mark.parametrize(
     "changed, value, said",
     [
         ("imagepiece_jax.format", 3, "format is 3; this version reads 4"),
-        ("imagepiece_jax.config.foo", 3, "foo"),
-        ("imagepiece_jax.config.mean", THREE, "config says (0.1, 0.2, 0.3)"),
+        (f"{CONFIG}.foo", 3, "foo"),
+        (f"{CONFIG}.mean", THREE, "config says (0.1, 0.2, 0.3)"),
         ("pretrained_cfg.std", THREE, "pretrained_cfg.std is (0.1, 0.2, 0.3), but"),
-        (
-            "imagepiece_jax.config.preprocessing.image_size",
-            32,
-            "config says (3, 32, 32)",
-        ),
+        (f"{CONFIG}.preprocessing.image_size", 32, "config says (3, 32, 32)"),
         ("imagepiece_jax.reduction", "evit:keep_rate=2", "keep_rate is 2"),
     ],
 )
@@ -265,51 +223,38 @@ def test_a_record_lacks_no_field(group, kind):
             config_json.parse(changed, {})
 
 
-@pytest.mark.parametrize(
-    "field, value",
-    [
-        ("dtype", 1),
-        ("dtype", "x"),
-        ("dtype", []),
-        ("class_names", 3),
-        ("class_names", ["a"]),
-        ("reduction", None),
-        ("untrained", 3),
-        ("config", {}),
-        ("config", 3),
-    ],
-)
-def test_a_value_of_another_type_is_refused(field, value):
+WRONG = {"dtype": (1, "x", []), "class_names": (3, ["a"]), "reduction": [None]}
+WRONG |= {"untrained": [3], "config": ({}, 3)}
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_a_value_of_another_type_is_refused(field):
     config = json.loads(json.dumps(config_json.config_fields(made())))
-    config["imagepiece_jax"][field] = value
-    with pytest.raises(InputError, match="config.json"):
-        config_json.parse(config, {})
+    for value in WRONG[field]:
+        config["imagepiece_jax"][field] = value
+        with refused("config.json"):
+            config_json.parse(config, {})
 
 
 def learned(seed):
-    """A dense model with a selector that was trained for DYNAMICVIT."""
     vit = made(reduction=DYNAMICVIT)
-    filled = tiny.fill(variable_shapes(vit.model), seed)
-    return vit.with_variables(filled)
+    return vit.with_variables(tiny.fill(variable_shapes(vit.model), seed))
 
 
-def recovered_of(seed, reduction):
+def recovered_of(seed):
     vit = made()
     vit = vit.with_variables(tiny.variables(vit.model, seed=seed))
-    return recovered(vit, reductions=(reduction,))
+    return recovered(vit, reductions=(f"tome:r={seed}",))
 
 
 @pytest.mark.parametrize(
     "models, files",
     [
         (lambda: (learned(1), learned(2)), ("model", "selectors", "config")),
-        (
-            lambda: (recovered_of(1, "tome:r=2"), recovered_of(2, "tome:r=3")),
-            ("model", "recovered", "config"),
-        ),
+        (lambda: (recovered_of(1), recovered_of(2)), ("model", "recovered", "config")),
         # Files that another copy left behind.
         (lambda: (made(), learned(2)), ("selectors",)),
-        (lambda: (made(), recovered_of(2, "tome:r=2")), ("recovered",)),
+        (lambda: (made(), recovered_of(2)), ("recovered",)),
     ],
 )
 def test_files_of_two_models_are_refused(tmp_path, models, files):
@@ -342,12 +287,10 @@ def test_selectors_of_other_reductions_stay(tmp_path):
 
 
 def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path):
-    """And stays where the disk is full. tests/common/test_files has other failures."""
     vit = made(reduction=DYNAMICVIT)
     other = made()
     path = imagepiece_jax.save(vit, tmp_path / "m")
-    message = f"{path} cannot be written .*File too large"
-    with full_disk(), pytest.raises(RunError, match=message):
+    with full_disk(), pytest.raises(RunError, match=f"{path} cannot be written"):
         imagepiece_jax.save(other, path)
     assert imagepiece_jax.load(path).model == vit.model
     imagepiece_jax.save(other, path)
@@ -364,7 +307,6 @@ def test_what_is_no_folder_to_save_in(tmp_path, file):
 
 
 def test_files_of_others_in_a_saved_folder_stay(tmp_path):
-    """And a file is no folder."""
     folder = imagepiece_jax.save(made(), tmp_path / "m")
     (folder / "notes.tmp").touch()
     with refused("notes.tmp"):
@@ -376,17 +318,14 @@ def test_files_of_others_in_a_saved_folder_stay(tmp_path):
 
 def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
     """Who works there would see an empty folder, the one that was there before."""
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="is the working directory"):
-        imagepiece_jax.save(made(), tmp_path)
-    imagepiece_jax.save(made(), "m")
-    monkeypatch.chdir("m")
-    with pytest.raises(InputError, match="is the working directory"):
-        imagepiece_jax.save(made(), ".")
+    (tmp_path / "new").mkdir()
+    for folder in (tmp_path / "new", imagepiece_jax.save(made(), tmp_path / "m")):
+        monkeypatch.chdir(folder)
+        with refused("is the working directory"):
+            imagepiece_jax.save(made(), ".")
 
 
 def test_the_license_of_timms_config_stays(tmp_path):
-    """timm reads it of a public model, and `load` of any other."""
     vit = made()
     config = described("test_vit")
     del config["imagepiece_jax"]
@@ -423,17 +362,12 @@ def test_selectors_that_were_drawn_stay_untrained(tmp_path):
         imagepiece_jax.save(vit, tmp_path / "m")
     loaded = imagepiece_jax.load(tmp_path / "m")
     assert loaded.untrained
-    assert loaded.label == vit.label
-    assert tiny.pair(loaded)[0] == vit.model
-    dense = loaded.with_reduction(None)
-    assert not dense.untrained
-    with pytest.raises(InputError, match="has no reducer_1, the selector of this red"):
-        dense.with_reduction(DYNAMICVIT)
+    assert (loaded.label, loaded.model) == (vit.label, vit.model)
+    assert not loaded.with_reduction(None).untrained
     assert not imagepiece_jax.load(tmp_path / "m", reduction="none").untrained
 
 
 def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
-    """Said by load, optimize and save, in repr, and by the folder."""
     file = tiny.write(tmp_path / "w.npz", tiny.pretrained().variables)
     fields = {"config": tiny.model().config, "num_classes": 4}
     with untrained() as said:

@@ -59,7 +59,6 @@ def test_pth_views_of_one_storage(tmp_path):
 
 @pytest.mark.parametrize("types", [("Long", "Float"), ("Float", "Long")])
 def test_pth_one_storage_under_two_types(tmp_path, types):
-    """Each tensor has the type that it names, and ends where the bytes end."""
     stored = np.arange(4, dtype="<f4")
     long = tensor("0", 2, (2,), (1,), storage="LongStorage")
     views = {"Long": (long, stored.view("<i8")), "Float": (ONE, stored)}
@@ -70,8 +69,7 @@ def test_pth_one_storage_under_two_types(tmp_path, types):
 
 def test_files_of_pytorch_before_1_6(tmp_path):
     first = old_tensor("7", 4, (2, 2), (1, 2))
-    second = old_tensor("3", 5, (5,), (1,))
-    content = mapping(a=first, b=parameter(second))
+    content = mapping(a=first, b=parameter(old_tensor("3", 5, (5,), (1,))))
     path = tmp_path / "a.pth"
     path.write_bytes(old_torch(content, keys=("3", "7"), counts=(5, 4)))
     wanted = np.arange(4, dtype="<f4").reshape(2, 2).T
