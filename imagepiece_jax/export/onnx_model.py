@@ -8,12 +8,13 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common import nodes, signals
 from imagepiece_jax.common.files import replace_file, replacing
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.export.onnx_graph import Graph, Value
+from imagepiece_jax.export.onnx_graph import Graph, Value, stored_dtype
 from imagepiece_jax.export.onnx_primitives import walk
 from imagepiece_jax.export.program_facts import exported_images
 from imagepiece_jax.export.program_outputs import ProgramOutputs
@@ -39,8 +40,9 @@ def onnx_model(
 ) -> "ModelProto":
     """Build a model's ONNX graph, from images [batch, H, W, 3] to logits, both float32.
 
-    The graph has opset `OPSET`, float32 weights, and no Scatter, Loop, If or NonZero.
-    All shapes are fixed except the batch.
+    The graph has opset `OPSET`, and no Scatter, Loop, If or NonZero. All shapes are
+    fixed except the batch. Weights and layers have the model's dtype. In a 16-bit dtype
+    norms, softmax, the head, and scores and order of reductions stay float32.
 
     batch_size: images per call; None: any number
     pixels: uint8 images, normalized by the program; else float32
@@ -53,7 +55,8 @@ def onnx_model(
                 f"reduction is {vit.label}, which draws random numbers: it has no graph"
             )
     images = exported_images(vit, batch_size, pixels, wanted.channels_first)
-    fast, fixed = optimize.prepare(wanted.model, vit.variables, dtype="float32")
+    dtype = wanted.model.execution.dtype.name
+    fast, fixed = optimize.prepare(wanted.model, vit.variables, dtype=dtype)
     with nodes.marked():
         traced = jax.make_jaxpr(wanted.forward(fast))(fixed, images)
     entry = Value(images.shape, np.dtype(images.dtype), wanted.image)
@@ -68,8 +71,16 @@ def onnx_model(
     results = walk(graph, traced, [*weights, entry])
     named = {}
     for name, result, aval in zip(wanted.names, results, traced.out_avals, strict=True):
+        result = graph.cast(result, output_dtype(aval.dtype))
         named[name] = graph.output(result, aval.shape)
     return in_model(graph.finished(named))
+
+
+def output_dtype(dtype) -> np.dtype:
+    """Dtype of an output for a JAX dtype: floats are float32, as programs expect."""
+    if jnp.issubdtype(dtype, jnp.floating):
+        return np.dtype(np.float32)
+    return stored_dtype(dtype)
 
 
 def in_model(graph: "GraphProto") -> "ModelProto":

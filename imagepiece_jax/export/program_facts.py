@@ -34,6 +34,15 @@ def read_facts(out: str | os.PathLike) -> dict[str, Any]:
         return {}
 
 
+def files_of(out: str | os.PathLike) -> list[pathlib.Path]:
+    """The program's file, and the second file of a program with large weights."""
+    out = pathlib.Path(out)
+    files = [out]
+    if weights := read_facts(out).get("external_data"):
+        files.append(out.with_name(weights))
+    return files
+
+
 def exported_images(
     vit: Pretrained,
     batch_size: int | None = None,

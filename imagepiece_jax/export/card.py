@@ -1,0 +1,182 @@
+"""The card of an exported file: its cost and its outputs beside the dense file's.
+
+The dense file is an export of the same weights without reduction, in float32. Both run
+in onnxruntime on the CPU.
+"""
+
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from imagepiece_jax.benchmark import timer
+from imagepiece_jax.common import device
+from imagepiece_jax.common.progress import log, working
+from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.data.pictures import as_source, read_images
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate.compare_outputs import CONTROLS, cells, fidelity
+from imagepiece_jax.export.onnx_program import open_file
+from imagepiece_jax.export.program_facts import files_of
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.recover.recovery_images import divided
+
+NAME = "README.md"
+MARK = "<!-- Written by imagepiece export for"
+THREADS = 2
+RULES = timer.Rules(warmup=2, repeats=5, seconds=0.4)
+REST = 0.1  # seconds until onnxruntime's threads leave the cores
+IMAGES = 200  # the most images that calibrate, and the most that are compared
+ROWS = 8  # images per call, where outputs are compared
+# The output to compare is the first of these.
+OUTPUTS = ("logits", "embedding", "image_embeds", "pooler_output", "pooled", "patches")
+
+
+def check(folder: pathlib.Path):
+    """Check that the folder's README.md is missing or an earlier card."""
+    file = folder / NAME
+    if file.exists() and MARK not in file.read_text("utf-8", errors="replace"):
+        raise InputError(f"{file} already exists, and export did not write it")
+
+
+def remove(out: pathlib.Path, folder: pathlib.Path):
+    """Remove the card of an earlier file `out`, whose figures are no longer true."""
+    file = folder / NAME
+    if file.exists() and mark(out) in file.read_text("utf-8", errors="replace"):
+        file.unlink()
+
+
+def mark(out: pathlib.Path) -> str:
+    return f"{MARK} {out.name} -->"
+
+
+def divided_pixels(vit: Pretrained, images: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(images to calibrate with, images to compare), uint8 [images, H, W, 3].
+
+    They are divided as by `recover`, so the second part recovered nothing either.
+
+    images: as for `recover`
+    Raises InputError if images are too few, or all alike.
+    """
+    recovered = vit.recovered
+    parts = divided(as_source(images), recovered.batch_size if recovered else 1)
+    if not parts.num_scenes:
+        raise InputError(
+            "images are alike: those to compare would be those that calibrate; give "
+            "photographs of more scenes"
+        )
+    pixels = []
+    for source in (parts.learned, parts.held_out):
+        pixels.append(read_images(source.spread(IMAGES), vit.preprocessing)[0])
+    return tuple(pixels)
+
+
+def measured(
+    out: pathlib.Path, dense: pathlib.Path, pixels: np.ndarray, has_classes: bool
+) -> dict[str, Any]:
+    """Measure an exported file beside the dense file, as JSON values.
+
+    pixels: images to compare, uint8 [images, H, W, 3]
+    has_classes: whether the logits are of classes
+    """
+    files = {"file": out, "dense": dense}
+    programs = {name: open_file(file, THREADS) for name, file in files.items()}
+    size = programs["file"].batch_size or 1
+    jobs = {}
+    megabytes = {}
+    for name, program in programs.items():
+        images = next(program.parts(pixels[:size], size))
+        jobs[name] = timer.TimedCall(lambda _, run=program.run, of=images: run(of))
+        total = sum(file.stat().st_size for file in files_of(files[name]))
+        megabytes[name] = total / 1e6
+    with working("timing the file and the dense file, in turns"):
+        seconds = timer.measure(jobs, RULES, rest=lambda: time.sleep(REST))
+    ms = {}
+    for name, readings in seconds.items():
+        ms[name] = timer.spread([1000 * value / size for value in readings])
+    with working(f"comparing the outputs for {len(pixels)} images"):
+        base = outputs(programs["dense"], pixels)
+        own = outputs(programs["file"], pixels)
+        compared = {"file": fidelity(own, base, has_classes)}
+        for name, change in CONTROLS.items():
+            changed = outputs(programs["dense"], change(pixels))
+            compared[name] = fidelity(changed, base, has_classes)
+    broken = int(np.sum(~np.isfinite(own).all(1)))
+    if broken:
+        log.warning(
+            f"{out}: outputs are not finite for {broken} of {len(own)} images, as its "
+            "type does not hold the model's values"
+        )
+    return {
+        "images": len(pixels),
+        "machine": device.cpu_name(),
+        "threads": THREADS,
+        "batch_size": size,
+        "mac_share": programs["file"].gmacs / programs["dense"].gmacs,
+        "megabytes": megabytes,
+        "ms": ms,
+        "speedup": timer.spread(timer.speedups(seconds["dense"], seconds["file"])),
+        "fidelity": compared,
+    }
+
+
+def outputs(program, pixels):
+    """A file's logits or vectors, [images, D]."""
+    name = next(name for name in OUTPUTS if name in program.output_names)
+    return program.output(pixels, name, ROWS).reshape(len(pixels), -1)
+
+
+def table(out: pathlib.Path, facts: Mapping[str, Any]) -> str:
+    """Markdown table of a card: the dense file, the file, and the controls.
+
+    facts: the file's, with its card
+    """
+    card = facts["card"]
+    own = f"{out.name}, {facts['dtype']}"
+    rows = {"dense, float32": {"share of the MACs": "1.00"}, own: {}}
+    rows[own]["share of the MACs"] = f"{card['mac_share']:.2f}"
+    for row, name in zip(rows.values(), ("dense", "file"), strict=True):
+        median, low, high = card["ms"][name]
+        row["MB"] = f"{card['megabytes'][name]:.1f}"
+        row["ms an image"] = f"{median:.1f} [{low:.1f}, {high:.1f}]"
+    median, low, high = card["speedup"]
+    rows[own]["times as fast"] = f"{median:.2f} [{low:.2f}, {high:.2f}]"
+    rows[own] |= cells(card["fidelity"]["file"])
+    for name in CONTROLS:
+        rows[f"dense, images {name}"] = cells(card["fidelity"][name])
+    head = [*rows[own]]
+    lines = [[name, *map(row.get, head)] for name, row in rows.items()]
+    return markdown_table(["", *head], lines)
+
+
+def page(out: pathlib.Path, vit: Pretrained, facts: Mapping[str, Any]) -> str:
+    """The README.md: a model card of the Hugging Face hub."""
+    card = facts["card"]
+    task = "image-feature-extraction"
+    if facts["activation"]:
+        task = "image-classification"
+    head = ["---", f"pipeline_tag: {task}", "tags: [onnx, token-reduction]"]
+    if "/" in vit.source.name:
+        head.append(f"base_model: {vit.source.name}")
+    if vit.source.license:
+        head.append(f"license: {vit.source.license}")
+    name = vit.source.name or vit.config.name or "ViT"
+    lines = [
+        *head,
+        "---",
+        mark(out),
+        "",
+        f"# {name}, {vit.label}, {facts['dtype']}",
+        "",
+        table(out, facts),
+        "",
+        f"Measured in onnxruntime with {card['threads']} threads and batch size "
+        f"{card['batch_size']} on {card['machine']}. Files took turns; brackets at "
+        "times have the lowest and highest turn. Outputs are compared with the dense "
+        f"file's on {card['images']} images that did not calibrate; brackets there are "
+        "95 % intervals. The last two rows are the dense file's outputs for changed "
+        "images.",
+    ]
+    return "\n".join(lines) + "\n"
