@@ -19,12 +19,12 @@ from imagepiece_jax.data.pictures import as_source, read_images
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.compare_outputs import CONTROLS, cells, fidelity
 from imagepiece_jax.export.onnx_program import open_file
-from imagepiece_jax.export.program_facts import files_of
+from imagepiece_jax.export.program_facts import files_of, read_facts
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.recover.recovery_images import divided
 
 NAME = "README.md"
-MARK = "<!-- Written by imagepiece export for"
+MARK = "<!-- Written by imagepiece export: "
 THREADS = 2
 RULES = timer.Rules(warmup=2, repeats=5, seconds=0.4)
 REST = 0.1  # seconds until onnxruntime's threads leave the cores
@@ -34,30 +34,18 @@ ROWS = 8  # images per call, where outputs are compared
 OUTPUTS = ("logits", "embedding", "image_embeds", "pooler_output", "pooled", "patches")
 
 
-def check(folder: pathlib.Path):
-    """Check that the folder's README.md is missing or an earlier card."""
-    file = folder / NAME
-    if file.exists() and MARK not in file.read_text("utf-8", errors="replace"):
-        raise InputError(f"{file} already exists, and export did not write it")
+def is_card(file: pathlib.Path, of: str = "") -> bool:
+    """Whether a file is a card, or the card of the graph named `of`."""
+    return file.exists() and MARK + of in file.read_text("utf-8", errors="replace")
 
 
-def remove(out: pathlib.Path, folder: pathlib.Path):
-    """Remove the card of an earlier file `out`, whose figures are no longer true."""
-    file = folder / NAME
-    if file.exists() and mark(out) in file.read_text("utf-8", errors="replace"):
-        file.unlink()
-
-
-def mark(out: pathlib.Path) -> str:
-    return f"{MARK} {out.name} -->"
-
-
-def divided_pixels(vit: Pretrained, images: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(images to calibrate with, images to compare), uint8 [images, H, W, 3].
+def divided_pixels(vit: Pretrained, images: Any) -> tuple:
+    """Read images to calibrate with, and images to compare, as `read_images` does.
 
     They are divided as by `recover`, so the second part recovered nothing either.
 
     images: as for `recover`
+    Returns (pixels, file names) of both parts.
     Raises InputError if images are too few, or all alike.
     """
     recovered = vit.recovered
@@ -67,20 +55,19 @@ def divided_pixels(vit: Pretrained, images: Any) -> tuple[np.ndarray, np.ndarray
             "images are alike: those to compare would be those that calibrate; give "
             "photographs of more scenes"
         )
-    pixels = []
-    for source in (parts.learned, parts.held_out):
-        pixels.append(read_images(source.spread(IMAGES), vit.preprocessing)[0])
-    return tuple(pixels)
+    sources = (parts.learned.spread(IMAGES), parts.held_out.spread(IMAGES))
+    return tuple(read_images(source, vit.preprocessing) for source in sources)
 
 
 def measured(
-    out: pathlib.Path, dense: pathlib.Path, pixels: np.ndarray, has_classes: bool
+    out: pathlib.Path, dense: pathlib.Path, compared: tuple, has_classes: bool
 ) -> dict[str, Any]:
     """Measure an exported file beside the dense file, as JSON values.
 
-    pixels: images to compare, uint8 [images, H, W, 3]
+    compared: (pixels, names) from `divided_pixels`
     has_classes: whether the logits are of classes
     """
+    pixels, names = compared
     files = {"file": out, "dense": dense}
     programs = {name: open_file(file, THREADS) for name, file in files.items()}
     size = programs["file"].batch_size or 1
@@ -99,10 +86,10 @@ def measured(
     with working(f"comparing the outputs for {len(pixels)} images"):
         base = outputs(programs["dense"], pixels)
         own = outputs(programs["file"], pixels)
-        compared = {"file": fidelity(own, base, has_classes)}
+        figures = {"file": fidelity(own, base, has_classes)}
         for name, change in CONTROLS.items():
             changed = outputs(programs["dense"], change(pixels))
-            compared[name] = fidelity(changed, base, has_classes)
+            figures[name] = fidelity(changed, base, has_classes)
     broken = int(np.sum(~np.isfinite(own).all(1)))
     if broken:
         log.warning(
@@ -110,15 +97,15 @@ def measured(
             "type does not hold the model's values"
         )
     return {
-        "images": len(pixels),
+        "images": names,
         "machine": device.cpu_name(),
         "threads": THREADS,
         "batch_size": size,
-        "mac_share": programs["file"].gmacs / programs["dense"].gmacs,
+        "mac_share": read_facts(out)["gmacs"] / read_facts(dense)["gmacs"],
         "megabytes": megabytes,
         "ms": ms,
         "speedup": timer.spread(timer.speedups(seconds["dense"], seconds["file"])),
-        "fidelity": compared,
+        "fidelity": figures,
     }
 
 
@@ -166,17 +153,17 @@ def page(out: pathlib.Path, vit: Pretrained, facts: Mapping[str, Any]) -> str:
     lines = [
         *head,
         "---",
-        mark(out),
+        f"{MARK}{out.name} -->",
         "",
         f"# {name}, {vit.label}, {facts['dtype']}",
         "",
         table(out, facts),
         "",
-        f"Measured in onnxruntime with {card['threads']} threads and batch size "
-        f"{card['batch_size']} on {card['machine']}. Files took turns; brackets at "
-        "times have the lowest and highest turn. Outputs are compared with the dense "
-        f"file's on {card['images']} images that did not calibrate; brackets there are "
-        "95 % intervals. The last two rows are the dense file's outputs for changed "
+        f"Measured in onnxruntime on {card['machine']}: {card['threads']} threads, "
+        f"batch size {card['batch_size']}. Files took turns; brackets at times have "
+        "the lowest and highest turn. Outputs are compared with the dense file's on "
+        f"{len(card['images'])} images that did not calibrate; brackets have 95 % "
+        "intervals. The last two rows compare the dense file's outputs for changed "
         "images.",
     ]
     return "\n".join(lines) + "\n"

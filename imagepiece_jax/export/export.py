@@ -33,6 +33,7 @@ from imagepiece_jax.export.program_outputs import ProgramOutputs
 from imagepiece_jax.inference.optimize import check_gelu
 from imagepiece_jax.models.create import execution_of
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.record import as_json
 
 ENDING = ".onnx"
 
@@ -97,12 +98,16 @@ def export(
         out = tower.graph_file(folder, layout, vit, dtype)
         outputs = tower.outputs(vit, layout, pixels)
         # Saved models have JSON files of the same names, and an export without a layout
-        # may lie beside a saved model. Only an export for this layout is replaced, and
-        # completed by graphs in other dtypes.
+        # may lie beside a saved model. Only an export for this layout is replaced, or
+        # gets further dtypes of its model.
         earlier = False
         for other in tower.SUFFIX:
-            file = tower.graph_file(folder, layout, vit, other)
-            earlier |= program_facts.read_facts(file).get("layout") == layout
+            graph = tower.graph_file(folder, layout, vit, other)
+            facts = program_facts.read_facts(graph)
+            if facts.get("layout") == layout:
+                earlier = True
+                if graph != out and facts["model"] != as_json(vit.config):
+                    raise InputError(f"{graph} is of another model; choose a folder")
 
         def ours(file):
             # Ctrl-C may have left an empty folder.
@@ -110,10 +115,12 @@ def export(
             return earlier or (is_place and not any(file.iterdir()))
 
         check_own("out", folder, f"an export for {layout}", ours)
+    page = folder / card.NAME
     pictures = None
     if images is not None:
         extras.check("a card", "onnxruntime")
-        card.check(folder)
+        if page.exists() and not card.is_card(page):
+            raise InputError(f"{page} already exists, and export did not write it")
         pictures = card.divided_pixels(vit, images)
     out.parent.mkdir(parents=True, exist_ok=True)
     checked_file(out)
@@ -129,7 +136,7 @@ def export(
         with tempfile.TemporaryDirectory() as temporary:
             wide = onnx_program.open_file(again(vit, temporary))
             with working("calibrating int8"):
-                program = quantize.quantized(wide, pictures[0])
+                program = quantize.quantized(wide, pictures[0][0])
     else:
         with working("exporting the model"):
             program = onnx_model.onnx_model(
@@ -150,7 +157,8 @@ def export(
             facts["external_data"] = weights_file.name
         write_json(program_facts.facts_file(out), facts)
         onnx_model.remove_weights(out, earlier_weights, weights_file)
-        card.remove(out, folder)
+        if card.is_card(page, out.name):  # its figures are another file's from now on
+            page.unlink()
         if layout is not None:
             tower.write_configs(folder, vit, layout)
     if pictures is not None:
@@ -160,7 +168,7 @@ def export(
             facts["card"] = card.measured(out, dense, pictures[1], has_classes)
         with finishing():
             write_json(program_facts.facts_file(out), facts)
-            replace_file(folder / card.NAME, card.page(out, vit, facts))
+            replace_file(page, card.page(out, vit, facts))
     return out
 
 

@@ -45,23 +45,25 @@ def attend(graph, query, key, value, key_bias=None, *, backend="xla", length=Non
     graph.notes[key.name] = Note(attention=(query, key_bias, weights))
     value = graph.transpose(value, (0, 2, 1, 3))
     shape = (*weights.shape[:3], value.shape[3])
+    weights = graph.cast(weights, value.dtype)
     out = graph.op("MatMul", [weights, value], shape, value.dtype)
     return graph.transpose(out, (0, 2, 1, 3))
 
 
 def _weights(graph, query, key, key_bias):
-    """Attention weights. [B, N, H, d], [B, M, H, d], [B, M] -> [B, H, N, M]."""
+    """Attention weights, float32. [B, N, H, d], [B, M, H, d], [B, M] -> [B, H, N, M]."""
     query = graph.elementwise("Mul", query, query.shape[-1] ** -0.5)
     query = graph.transpose(query, (0, 2, 1, 3))
     key = graph.transpose(key, (0, 2, 3, 1))
     shape = (*query.shape[:3], key.shape[3])
     logits = graph.op("MatMul", [query, key], shape, query.dtype)
+    logits = graph.cast(logits, np.float32)
     if key_bias is not None:
         batch, tokens = key_bias.shape
-        bias = graph.cast(key_bias, query.dtype)
+        bias = graph.cast(key_bias, np.float32)
         bias = graph.reshape(bias, (batch, 1, 1, tokens))
         logits = graph.elementwise("Add", logits, bias)
-    return graph.op("Softmax", [logits], shape, query.dtype, axis=-1)
+    return graph.op("Softmax", [logits], shape, np.float32, axis=-1)
 
 
 @translates

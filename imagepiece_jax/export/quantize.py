@@ -2,6 +2,7 @@
 
 import pathlib
 import tempfile
+import types
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,47 +32,40 @@ def quantized(program: OnnxProgram, pixels: np.ndarray) -> "ModelProto":
 
     path = program.source.path
     model = onnx.load(path)
+    batches = ({program.input_name: images} for images in program.parts(pixels, 1))
+    calibration = types.SimpleNamespace(get_next=lambda: next(batches, None))
     add_pre_process_metadata(model)  # all shapes are known: nothing to preprocess
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder, "int8.onnx")
         quantization.quantize_static(
             model,
             file,
-            Calibration(program, pixels),
+            calibration,
             op_types_to_quantize=QUANTIZED,
-            nodes_to_exclude=deciding_nodes(model.graph),
+            nodes_to_quantize=weight_products(model.graph),
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             use_external_data_format=len(files_of(path)) > 1,
-            extra_options={"MatMulConstBOnly": True},
         )
         return onnx.load(file)
 
 
-class Calibration:
-    """Images as onnxruntime reads them to calibrate."""
+def weight_products(graph: "GraphProto") -> list[str]:
+    """Names of the products with weights on which the outputs' numbers depend.
 
-    def __init__(self, program: OnnxProgram, pixels: np.ndarray):
-        self.name = program.input_name
-        self.parts = program.parts(pixels, 1)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next batch by the input's name; None at the end."""
-        images = next(self.parts, None)
-        return None if images is None else {self.name: images}
-
-
-def deciding_nodes(graph: "GraphProto") -> list[str]:
-    """Names of nodes that only decide which tokens leave, such as a selector's."""
+    Others only decide which tokens leave, such as those of a selector.
+    """
+    weights = {tensor.name for tensor in graph.initializer}
     live = {output.name for output in graph.output}
     names = []
     for node in reversed(graph.node):
         outputs = node.output
         if node.op_type == "TopK":
-            outputs = node.output[:1]  # the values; the indices are decisions
-        if node.op_type not in DECISIONS and live & {*outputs}:
-            live |= {*node.input}
-        else:
+            outputs = node.output[:1]  # the values; the indices are a decision
+        if node.op_type in DECISIONS or not live & {*outputs}:
+            continue
+        live |= {*node.input}
+        if node.op_type in QUANTIZED and node.input[1] in weights:
             names.append(node.name)
     return names
