@@ -77,8 +77,8 @@ def attentive_ratios(paper, vit, reduction):
     def read(outputs, batch):
         ratios = {}
         for before, here in after:
-            merged = merges.merged_slots(outputs.results[before.place])
-            attention = outputs.taps[here.place].cls_attn
+            merged = merges.merged_slots(outputs.results[before.step])
+            attention = outputs.reducer_inputs[here.step].cls_attn
             n = here.counts.n_in
             upper = n - floor(share * n)
             own = upper if here.merges else here.counts.n_out
@@ -88,14 +88,14 @@ def attentive_ratios(paper, vit, reduction):
         return ratios
 
     def summarize(arrays):
-        found = {}
+        by_block = {}
         for _, here in after:
             figures = {}
             for name in ("own", "candidates"):
                 figures[name] = intervals.mean(arrays[f"{here.block} {name}"])
             figures["rule"] = "(a) above the candidates" if here.merges else "(b) kept"
-            found[str(here.block)] = figures
-        return found
+            by_block[str(here.block)] = figures
+        return by_block
 
     return paper.inside("reassess", vit, reduction, read, summarize)
 
@@ -139,11 +139,13 @@ def first_and_last(paper, vit, reduction):
     ends = {"first": merging[0], "last": merging[-1]}
 
     def read(outputs, batch):
-        found = {}
+        similarities = {}
         for end, site in ends.items():
-            taps = outputs.taps[site.place]
-            found[end] = merges.pair_similarity(taps, outputs.results[site.place])
-        return found
+            inputs = outputs.reducer_inputs[site.step]
+            similarities[end] = merges.pair_similarity(
+                inputs, outputs.results[site.step]
+            )
+        return similarities
 
     def summarize(arrays):
         values = {end: arrays[end].astype(np.float64) for end in ENDS}
@@ -218,8 +220,8 @@ def attended_shares(paper, vit, reduction):
     site, *_ = merging_sites(vit, reduction)
 
     def read(outputs, batch):
-        result = outputs.results[site.place]
-        attention = outputs.taps[site.place].cls_attn
+        result = outputs.results[site.step]
+        attention = outputs.reducer_inputs[site.step].cls_attn
         shares = {}
         for kind, both in KINDS.items():
             members = merges.taking_part(result, site.counts.n_in, both)
@@ -270,11 +272,11 @@ def first_merge(paper, vit, reduction):
     width = side // patch
 
     def read(outputs, batch):
-        result = outputs.results[site.place]
-        taps = outputs.taps[site.place]
+        result = outputs.results[site.step]
+        inputs = outputs.reducer_inputs[site.step]
         return {
-            "pairs": merges.pair_similarity(taps, result),
-            "candidates": merges.candidate_similarity(taps, site.counts),
+            "pairs": merges.pair_similarity(inputs, result),
+            "candidates": merges.candidate_similarity(inputs, site.counts),
             "distance": merges.pair_distance(result, width),
         }
 

@@ -34,9 +34,9 @@ class RandomPairs(Retokenize):
     def needs(self):
         return super().needs - {"metric"} | {"rng"}
 
-    def similarity(self, taps, candidates, size_a):
+    def similarity(self, inputs, candidates, size_a):
         shape = (size_a, candidates.shape[1] - size_a)
-        return jax.vmap(lambda key: uniform(key, shape))(taps.rng)
+        return jax.vmap(lambda key: uniform(key, shape))(inputs.rng)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +70,10 @@ class ImagePieceLater(ImagePiece):
 class Ascending(Retokenize):
     """The candidates alternate between the sides from the least attended on."""
 
-    def __call__(self, taps, counts, train=False):
+    def __call__(self, inputs, counts, train=False):
         last = counts.candidates - 1
         turned = Retokenize(**vars(self) | {"parity": (last - self.parity) % 2})
-        return turned(taps, counts, train)
+        return turned(inputs, counts, train)
 
 
 @dataclasses.dataclass(frozen=True)

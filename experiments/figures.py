@@ -54,10 +54,10 @@ def mark(axes, x, y, label: str, color: str, marker="o", full=True, line="none")
     axes.plot(x, y, label=label, mfc=color if full else "white", ms=7, **look)
 
 
-def note(axes, text: str, x: float, y: float, color: str, place):
-    """Write a text whose center is `place`, in 1/72 inch, from a point."""
+def note(axes, text: str, x: float, y: float, color: str, position):
+    """Write a text whose center is `position`, in 1/72 inch, from a point."""
     look = {"color": color, "ha": "center", "textcoords": "offset points"}
-    axes.annotate(text, (x, y), place, **look)
+    axes.annotate(text, (x, y), position, **look)
 
 
 def draw_recovery(lines):
@@ -85,12 +85,12 @@ def draw_search(runs, times):
         if cell.images == "photographs":
             kept[cell.setting] = neighbors.percents(runs, cell, "shared").mean()
     mark(axes, times["dense"], kept["dense"], "dense", "black", "*")
-    for name, texts, color, marker, place in FAMILIES:
+    for name, texts, color, marker, position in FAMILIES:
         x = [times[setting] for setting in texts]
         y = [kept[setting] for setting in texts]
         mark(axes, x, y, name, color, marker, full=False, line="-")
         for setting, text in texts.items():
-            note(axes, text, times[setting], kept[setting], color, place)
+            note(axes, text, times[setting], kept[setting], color, position)
             after = f"recovered {setting}"
             if after in kept:
                 mark(axes, times[setting], kept[after], f"_{after}", color, marker)
@@ -106,7 +106,7 @@ def draw_search(runs, times):
 def draw_comparison(rows):
     """Points lost over speed: reductions, and the dense model on smaller images."""
     figure, axes = draw_axes("times as fast as dense, on a CPU", "top-1 points lost")
-    for typed, name, color, marker, noted, place in (
+    for typed, name, color, marker, noted, position in (
         ("reduction=", "reduction", BLUE, "o", "recovered", (0, -16)),
         ("image_size=", "smaller image, pixels", ORANGE, "s", "lost", (0, 8)),
     ):
@@ -118,7 +118,7 @@ def draw_comparison(rows):
             mark(axes, x, y, f"{name}, {text}", color, marker, full=full, line="-")
         for row, right in zip(chosen, x, strict=True):
             size = row["typed"].removeprefix(typed)
-            note(axes, size, right, row[noted][0], color, place)
+            note(axes, size, right, row[noted][0], color, position)
     axes.set_ylim(-1, 13)
     axes.legend(loc="upper left")
     return figure

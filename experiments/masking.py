@@ -34,8 +34,8 @@ def masking(paper):
         for model in find(paper, row)[:1]:
             vit, reduction = model
             # Fresh selectors say nothing of the method.
-            found = vit.with_reduction(reduction, seed=0)
-            if "selectors" not in found.untrained_kinds:
+            variant = vit.with_reduction(reduction, seed=0)
+            if "selectors" not in variant.untrained_kinds:
                 rights[row] = [rights_of(paper, model, count) for count in COUNTS]
     lines = []
     series = {}
@@ -150,9 +150,9 @@ def corners_of(index, count: int, seed: int, side: int) -> np.ndarray:
 
 def cover(images: jax.Array, batch: dict, model) -> jax.Array:
     """Normalized images [m, S, S, 3], 0 in the squares of batch["corners"]."""
-    place = jnp.arange(images.shape[1])[None, None, None, :]
+    index = jnp.arange(images.shape[1])[None, None, None, :]
     corner = batch["corners"][..., None]  # [m, count, 2, 1]
-    within = (place >= corner) & (place < corner + SIDE)
+    within = (index >= corner) & (index < corner + SIDE)
     rows = within[:, :, 0, :, None]
     columns = within[:, :, 1, None, :]
     inside = jnp.any(rows & columns, axis=1)

@@ -1,7 +1,7 @@
 """Measures of the merges inside a forward pass: pairs, their likeness, attention.
 
-Pure functions of `Outputs.results` and `Outputs.taps`, one value an image. Tokens are
-image tokens; steps are counted among those that change something.
+Pure functions of `Outputs.results` and `Outputs.reducer_inputs`, one value an image.
+Tokens are image tokens; steps are counted among those that change something.
 """
 
 import dataclasses
@@ -34,8 +34,8 @@ class Observed(Reducer):
     def metric(self):
         return self.reducer.metric or "key"
 
-    def __call__(self, taps, counts, train=False):
-        return self.reducer(taps, counts, train)
+    def __call__(self, inputs, counts, train=False):
+        return self.reducer(inputs, counts, train)
 
 
 def observed(model):
@@ -66,22 +66,22 @@ def observed(model):
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """One reduction of a plan: its block, its place in `Outputs.results`, its kind."""
+    """One reduction of a plan: its block, its step in `Outputs.results`, its kind."""
 
     block: int
-    place: int
+    step: int
     merges: bool
     counts: Any
 
 
 def sites(model) -> list[Site]:
     """All Sites of `model`'s plan, in order."""
-    found = []
+    all_sites = []
     for block, layer in enumerate(model.plan):
         if layer.counts:
             merges = isinstance(layer.step.rule, AtMostHalf)
-            found.append(Site(block, len(found), merges, layer.counts))
-    return found
+            all_sites.append(Site(block, len(all_sites), merges, layer.counts))
+    return all_sites
 
 
 def pairs(result) -> tuple[jax.Array, jax.Array]:
@@ -90,23 +90,23 @@ def pairs(result) -> tuple[jax.Array, jax.Array]:
     return index.absorbed, jnp.take_along_axis(index.keep, index.target, axis=1)
 
 
-def pair_similarity(taps, result) -> jax.Array:
+def pair_similarity(inputs, result) -> jax.Array:
     """Mean cosine similarity of the pairs that were merged. [B]."""
     left, partner = pairs(result)
-    ours = unit(gather_rows(taps.metric, left))
-    theirs = unit(gather_rows(taps.metric, partner))
+    ours = unit(gather_rows(inputs.metric, left))
+    theirs = unit(gather_rows(inputs.metric, partner))
     cosines = jnp.sum(ours * theirs, axis=-1)
     return jnp.mean(cosines, axis=1)
 
 
-def candidate_similarity(taps, counts) -> jax.Array:
+def candidate_similarity(inputs, counts) -> jax.Array:
     """Mean cosine similarity over all pairs that ImagePiece could have merged. [B].
 
     The candidates are its least attended tokens, split into two sides by attention.
     """
-    order = jnp.argsort(rank(taps.cls_attn), axis=1)
+    order = jnp.argsort(rank(inputs.cls_attn), axis=1)
     first = counts.n_in - counts.candidates
-    rows = gather_rows(taps.metric, order[:, first:])
+    rows = gather_rows(inputs.metric, order[:, first:])
     cosines = cosine(rows[:, 0::2], rows[:, 1::2])
     return jnp.mean(cosines, axis=(1, 2))
 
@@ -132,8 +132,8 @@ def merged_slots(result) -> jax.Array:
 
 def holds(indices, n: int) -> jax.Array:
     """Which of n places are among the indices [B, r]. [B, n] bool."""
-    place = jnp.arange(n)[None, :, None]
-    return jnp.any(indices[:, None, :] == place, axis=2)
+    index = jnp.arange(n)[None, :, None]
+    return jnp.any(indices[:, None, :] == index, axis=2)
 
 
 def attentive_share(merged, cls_attn, count: int) -> jax.Array:

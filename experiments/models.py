@@ -94,12 +94,12 @@ class TrainedRuns(Models):
     note = "Trained models, each with the reduction it was trained with."
 
     def find(self, reduction, stem, by_stem):
-        wanted = Reduction.read(reduction)
-        found = []
+        trained_with = Reduction.read(reduction)
+        runs = []
         for run in self.weights:
-            if run.reduction == wanted and run.model.config.stem == stem:
-                found.append((run, run.reduction))
-        return found
+            if run.reduction == trained_with and run.model.config.stem == stem:
+                runs.append((run, run.reduction))
+        return runs
 
 
 def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Pretrained]:

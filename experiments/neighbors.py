@@ -233,21 +233,21 @@ def is_recovered(name: str) -> bool:
 
 def vectors(vit, source: Source, change) -> np.ndarray:
     """Pooled vectors of images, [images, D] float32."""
-    found = []
+    parts = []
     for start in counted(range(0, len(source), study.BATCH), "batches"):
         images = []
-        for place in range(start, min(start + study.BATCH, len(source))):
-            pixels = source[place].pixels
+        for index in range(start, min(start + study.BATCH, len(source))):
+            pixels = source[index].pixels
             changed = pixels if change is None else change(pixels)
             images.append(vit.preprocessing(changed))
         pooled = imagepiece_jax.features(vit, np.stack(images)).pooled
-        found.append(np.asarray(pooled, np.float32))
-    return np.concatenate(found)
+        parts.append(np.asarray(pooled, np.float32))
+    return np.concatenate(parts)
 
 
-def unit(found: np.ndarray) -> np.ndarray:
+def unit(values: np.ndarray) -> np.ndarray:
     """Vectors of length 1, of those that `features` stores."""
-    stored = found.astype(np.float16).astype(np.float32)
+    stored = values.astype(np.float16).astype(np.float32)
     return stored / np.linalg.norm(stored, axis=1, keepdims=True)
 
 
@@ -272,8 +272,8 @@ def voted(queries, labeled, labels: np.ndarray) -> np.ndarray:
     nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBORS]
     votes = np.zeros((len(queries), labels.max() + 1))
     rows = np.arange(len(queries))
-    for place in nearest.T:
-        votes[rows, labels[place]] += cosines[rows, place]
+    for column in nearest.T:
+        votes[rows, labels[column]] += cosines[rows, column]
     return votes.argmax(axis=1)
 
 
@@ -309,9 +309,9 @@ class Study:
             vit = self.model(setting)
             if images == MEAN:
                 vit = study.mean_pooled(vit)
-            found = vectors(vit, self.images[images], SETTINGS[setting].change)
+            values = vectors(vit, self.images[images], SETTINGS[setting].change)
             part = self.folder / "part.npy"
-            np.save(part, found)
+            np.save(part, values)
             part.replace(path)
         return np.load(path)
 
@@ -361,13 +361,13 @@ def listed(counts: np.ndarray) -> str:
 
 def sets(photographs: str, imagenette: str) -> dict[str, Source]:
     """The images that are measured, those with labels, and those that recover."""
-    spaced = as_source(photographs).spread(PHOTOGRAPHS)
+    spaced = as_source(photographs).evenly_spaced(PHOTOGRAPHS)
     even = spaced.subset(range(0, len(spaced), 2))
     odd = spaced.subset(range(1, len(spaced), 2))
     return {
         "photographs": even,
         MEAN: even,
-        "learned": odd.spread(LEARNED),
+        "learned": odd.evenly_spaced(LEARNED),
         "imagenette": as_source(f"{imagenette}/val"),
         "labeled": as_source(f"{imagenette}/train"),
     }

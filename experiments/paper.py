@@ -44,7 +44,7 @@ from experiments.models import (
 )
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark import timer
-from imagepiece_jax.benchmark.timer import Rules
+from imagepiece_jax.benchmark.timer import TimingRules
 from imagepiece_jax.benchmark.workloads import on_noise
 from imagepiece_jax.common import device, parallel, xla_options
 from imagepiece_jax.common.checks import check_choice
@@ -138,13 +138,13 @@ class Options:
     speed_batch_size: int = 64
     """Of speeds in tables."""
 
-    warmup: int = Rules.warmup
+    warmup: int = TimingRules.warmup
     """Calls of each program that are not timed, first."""
 
-    repeats: int = Rules.repeats
+    repeats: int = TimingRules.repeats
     """Rounds in which each is timed."""
 
-    seconds: float = Rules.seconds
+    seconds: float = TimingRules.seconds
     """That a program is timed in a round, at least."""
 
 
@@ -156,7 +156,7 @@ class Clock:
     """Measures the speed of a model with a reduction, in turns with the dense model."""
 
     batch_size: int = 64
-    rules: Rules = Rules()
+    rules: TimingRules = TimingRules()
 
     def setting(self, vit: Pretrained) -> dict:
         """Everything that decides a speed besides the model, as JSON values.
@@ -177,8 +177,8 @@ class Clock:
     def __call__(self, vit: Pretrained, reduction: ReductionLike) -> dict[str, float]:
         """`timer.figures` relative to the dense model; "dense_ms" is its time."""
         jobs = {}
-        for name, each in (("dense", DENSE), ("reduced", reduction)):
-            variant = vit.with_reduction(each, seed=0)
+        for name, reduction_of_model in (("dense", DENSE), ("reduced", reduction)):
+            variant = vit.with_reduction(reduction_of_model, seed=0)
             fast = optimize.optimize(
                 variant,
                 batch_size=self.batch_size,
@@ -191,7 +191,7 @@ class Clock:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Images:
+class StudyImages:
     """Images that models are compared on, with the fields of a `cache.Split`."""
 
     source: Any
@@ -210,8 +210,8 @@ class Images:
     def batch_size(self) -> int:
         """At most all images, rounded up to whole devices."""
         devices = len(parallel.local_devices())
-        wanted = min(self.most, max(len(self), 1))
-        return -(-wanted // devices) * devices
+        count = min(self.most, max(len(self), 1))
+        return -(-count // devices) * devices
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -279,7 +279,7 @@ class Study:
     """
 
     models: Models
-    images: Images
+    images: StudyImages
     out: pathlib.Path
     cache: ResultCache | None = None
     clock: Clock | None = None
@@ -323,8 +323,8 @@ class Study:
             "reduction": self.weights(vit).text(reduction),
             **self.clock.setting(vit),
         }
-        what = f"the speed of {reduction}"
-        return self.cache.result(setting, lambda: self.clock(vit, reduction), what)
+        task = f"the speed of {reduction}"
+        return self.cache.result(setting, lambda: self.clock(vit, reduction), task)
 
     def inside(
         self,
@@ -348,8 +348,8 @@ class Study:
 
         weights = self.weights(vit)
         reduction = Reduction.read(reduction)
-        what = f"inside {reduction}, {len(self.images)} images"
-        return weights.cache.result(weights.setting(kind, reduction), measure, what)
+        task = f"inside {reduction}, {len(self.images)} images"
+        return weights.cache.result(weights.setting(kind, reduction), measure, task)
 
     # The pages
 
@@ -386,7 +386,7 @@ def selected(name: str, small: bool) -> list[str]:
     Raises InputError for a name that is not there, or has no form with `small`.
     """
     check_choice("NAME", name, (*TABLES, ALL))
-    trained = [each for each in TABLES if each not in WITHOUT_TRAINING]
+    trained = [table for table in TABLES if table not in WITHOUT_TRAINING]
     if small and name in WITHOUT_TRAINING:
         raise InputError(f"small has no form of {name}")
     if name != ALL:
@@ -419,7 +419,7 @@ def opened_models(options: Options) -> Models:
     return Finetuner(recipe, vit, options.data, options.out / "small", seeds)
 
 
-def opened_images(models: Models, options: Options) -> Images:
+def opened_images(models: Models, options: Options) -> StudyImages:
     """The images that all models are compared on. Prints notes on their classes.
 
     Raises InputError where models or images have other classes than the first.
@@ -428,8 +428,8 @@ def opened_images(models: Models, options: Options) -> Images:
     name = options.data
     known = models.class_names
     every = open_source(name, "val", num_classes=classes, class_names=known)
-    images = Images(
-        source=every.spread(options.limit),
+    images = StudyImages(
+        source=every.evenly_spaced(options.limit),
         name=name,
         image_size=side,
         most=options.eval_batch_size,
@@ -482,7 +482,7 @@ def main(options: Options):
     images = opened_images(models, options)
     clock = None
     if not options.no_speed:
-        rules = Rules(options.warmup, options.repeats, options.seconds)
+        rules = TimingRules(options.warmup, options.repeats, options.seconds)
         clock = Clock(options.speed_batch_size, rules)
     out = options.out
     with ResultCache(out, versions=study.versions()) as cache:

@@ -95,7 +95,7 @@ class Measured:
     @property
     def rights(self) -> np.ndarray:
         """The images that were right. bool [seeds, images]."""
-        return np.stack([each.right for each in self.results])
+        return np.stack([result.right for result in self.results])
 
     @property
     def accuracy(self) -> statistics.Estimate:
@@ -106,7 +106,7 @@ class Measured:
         """Points to the dense model of the same seed; None where there is none."""
         if not self.bases:
             return None
-        bases = [each.right for each in self.bases]
+        bases = [result.right for result in self.bases]
         return intervals.difference(self.rights, bases)
 
     @property
@@ -136,8 +136,8 @@ def measure(paper, rows: tuple[TableRow, ...], by_stem: bool = False) -> Results
     for row in (DENSE, *rows):
         if row not in models:
             models[row] = find(paper, row, by_stem)
-    for found in models.values():
-        for vit, reduction in found:
+    for vits in models.values():
+        for vit, reduction in vits:
             vit.model_with(reduction)  # fail before anything is measured
     if not any(models.values()):
         paths = [str(vit.source.path) for vit in paper.models.weights]
@@ -146,10 +146,10 @@ def measure(paper, rows: tuple[TableRow, ...], by_stem: bool = False) -> Results
         allowed = "--weights of a row, --runs with trained ones, or --small"
         raise InputError(f"this table {problem}; allowed: {allowed}")
     results = {}
-    for row, found in models.items():
+    for row, vits in models.items():
         results[row.name] = None
-        if found:
-            results[row.name] = measure_row(paper, row, found, models[DENSE])
+        if vits:
+            results[row.name] = measure_row(paper, row, vits, models[DENSE])
     return results
 
 
@@ -192,7 +192,7 @@ def table(rows, results: Results, printed: Mapping, whose: str) -> str:
     """
     label = f"{whose}, {published.LABEL}"
     timed = any(speed for _, speed in printed.values())
-    several = any(each and len(each.results) > 1 for each in results.values())
+    several = any(entry and len(entry.results) > 1 for entry in results.values())
     head = ["model", f"acc1, % ({label})"]
     if timed:
         head.append(f"img/s, RTX 3090 ({label})")
@@ -268,8 +268,8 @@ def facts(paper, results: Results) -> str:
     lacking = [name for name, measured in results.items() if measured is None]
     if lacking:
         more["no model of"] = "; ".join(lacking)
-    measured = [each for each in results.values() if each is not None]
-    if any(each.facts["untrained_selectors"] for each in measured):
+    measured = [entry for entry in results.values() if entry is not None]
+    if any(entry.facts["untrained_selectors"] for entry in measured):
         more["untrained selectors"] = UNTRAINED
     return paper.facts(more)
 
@@ -308,7 +308,7 @@ def printed_for(results: Results, sizes: tuple[str, ...]) -> tuple[Mapping, str]
 
 def size_of(results: Results) -> str | None:
     """The models' size, such as "deit_s"; None for one that has no name."""
-    first = next(each for each in results.values() if each is not None)
+    first = next(entry for entry in results.values() if entry is not None)
     config = first.pretrained.config
     named = MODELS.get(config.name)
     if named is not None:

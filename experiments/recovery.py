@@ -162,20 +162,22 @@ def judged(vit, better, source: Source) -> dict[str, dict[str, float]]:
     def terms(variables, pixels, targets):
         images = teacher.normalized(pixels)
         own = recovery_loss.answers(vit.model, variables, images, read)
-        found = teacher.comparison.terms(own, targets)
-        found |= teacher.comparison.measure(own, targets)
+        distances = teacher.comparison.terms(own, targets)
+        distances |= teacher.comparison.measure(own, targets)
         if "patches" in read:
-            found["unreachable"] = unreachable(vit.model, variables, images, targets)
-        return found
+            distances["unreachable"] = unreachable(
+                vit.model, variables, images, targets
+            )
+        return distances
 
     program = parallel.pmap(terms)
     means = {}
-    for word, form in (("before", vit), ("after", better)):
-        student = parallel.replicate(form.variables)
+    for word, model in (("before", vit), ("after", better)):
+        student = parallel.replicate(model.variables)
         parts = []
         for batch, targets in answered:
-            found = parallel.local(program(student, batch["image"], targets))
-            parts.append({name: found[name][batch["mask"]] for name in found})
+            distances = parallel.local(program(student, batch["image"], targets))
+            parts.append({name: distances[name][batch["mask"]] for name in distances})
         means[word] = {}
         for name in parts[0]:
             values = np.concatenate([part[name] for part in parts])
@@ -248,8 +250,8 @@ def measured(cell: Cell, paths: dict[str, str], images: dict[str, Source]) -> di
         vit, images[cell.images], seed=cell.seed, minutes=MINUTES.get(cell.model)
     )
     minutes = (time.monotonic() - began) / 60
-    (cost,) = better.recovery.variants
-    record = cost.record
+    (variant,) = better.recovery.variants
+    record = variant.record
     answers = {}
     if cell.images in FOLDS:
         models = {"dense": vit.with_reduction(None), "before": vit, "after": better}
@@ -258,10 +260,11 @@ def measured(cell: Cell, paths: dict[str, str], images: dict[str, Source]) -> di
     else:
         judges = {name: judged(vit, better, images[name]) for name in JUDGED}
         answers["elsewhere"] = judges
-    fields = ("measure", "before", "after", "interval", "steps", "rate", "changed")
+    fields = ("measure", "before", "after", "interval", "steps", "changed")
     return {
         **cell._asdict(),
         **{name: record[name] for name in (*fields, "held_out", "curve")},
+        "rate": record["lr"],
         **answers,
         "minutes": round(minutes, 1),
         "revision": git_revision(),
@@ -273,19 +276,19 @@ def images_of(assets: pathlib.Path, imagenette: pathlib.Path) -> dict[str, Sourc
     photographs = as_source(assets / "data/nips2017_224_jpg/images")
     odd = photographs.subset(range(1, len(photographs), 2))
     even = photographs.subset(range(0, len(photographs), 2))
-    found = {"learned": odd.spread(LEARNED), "A": even, "B": odd}
+    sources = {"learned": odd.evenly_spaced(LEARNED), "A": even, "B": odd}
     table = assets / "data/nips2017_224_jpg/labels.csv"
     if table.exists():
-        found["labeled"] = open_csv(table, "val")
-    found["photographs"] = even.spread(JUDGED["photographs"])
+        sources["labeled"] = open_csv(table, "val")
+    sources["photographs"] = even.evenly_spaced(JUDGED["photographs"])
     tests = as_source(imagenette)
-    found["imagenette"] = tests.spread(JUDGED["imagenette"])
-    others = np.setdiff1d(tests.indices, found["imagenette"].indices)
+    sources["imagenette"] = tests.evenly_spaced(JUDGED["imagenette"])
+    others = np.setdiff1d(tests.indices, sources["imagenette"].indices)
     paths = [tests.name(index) for index in others]
-    learned = found["learned"]
+    learned = sources["learned"]
     paths += [learned.name(index) for index in range(len(learned))]
-    found["more"] = as_source(paths)
-    return found
+    sources["more"] = as_source(paths)
+    return sources
 
 
 def read_lines() -> dict[str, dict]:
@@ -320,7 +323,7 @@ def pairs_text(before: dict[str, float], after: dict[str, float]) -> str:
     """Distances before and after, in text; of an encoder also by vector and maps."""
     text = f"{before['distance']:.4f} -> {after['distance']:.4f}"
     if "patches" not in before:
-        shares = [f"{100 * each['agreement']:.1f}" for each in (before, after)]
+        shares = [f"{100 * record['agreement']:.1f}" for record in (before, after)]
         return f"{text}; {' -> '.join(shares)} %"
     for name, word in (("logits", "vector"), ("patches", "maps")):
         text += f"; {word} {before[name]:.4f} -> {after[name]:.4f}"

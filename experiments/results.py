@@ -97,12 +97,12 @@ def fixed_controls(results: Results) -> dict[float, dict[str, MethodResult]]:
 
 def by_share(rows, kind_of) -> dict[float, dict[str, MethodResult]]:
     """Rows by share, the largest first, and kind; those without either are left out."""
-    found = {}
+    rows_by_share = {}
     for row in sorted(rows, key=lambda row: -(row.share or 0)):
         kind = kind_of(row)
         if kind and row.share:
-            found.setdefault(row.share, {})[kind] = row
-    return found
+            rows_by_share.setdefault(row.share, {})[kind] = row
+    return rows_by_share
 
 
 def controls_table(
@@ -118,8 +118,8 @@ def controls_table(
     lines = []
     for share, variants in at.items():
         rows = {**variants, "evit": evit[share]}
-        for kind, found in rights.items():
-            found.append(results.bits(rows[kind]))
+        for kind, bits in rights.items():
+            bits.append(results.bits(rows[kind]))
         setting = {"merge_ratio": 0.08, **variants["merge"].setting}
         line = [f"{share:g}", f"{setting['keep_rate']:g}, {setting['merge_ratio']:g}"]
         for kind in SHOWN:

@@ -63,12 +63,12 @@ def run(
     measured.
     """
     with ResultCache(folder, name=FILE) as lines:
-        found = read_runs(folder)
+        measured = read_runs(folder)
         waiting = []
         for cell in cells:
-            if cell.name not in found:
+            if cell.name not in measured:
                 waiting.append(cell)
-            elif not identity.items() <= found[cell.name].items():
+            elif not identity.items() <= measured[cell.name].items():
                 problem = "is of other weights or images"
                 hint = "give another --out"
                 raise InputError(f"{folder}: {cell.name} {problem}; {hint}")
@@ -85,29 +85,29 @@ def run(
 def read_runs(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
     """The lines of a folder's cells, by name. Raises InputError for a name twice."""
     path = pathlib.Path(folder, FILE)
-    found = {}
+    lines = {}
     for entry in read_lines(path):
         name = entry["name"]
-        if name in found:
+        if name in lines:
             raise InputError(f"{path}: {name} has two lines; remove one")
-        found[name] = entry
-    return found
+        lines[name] = entry
+    return lines
 
 
 def read(cells: Iterable[Any], folder: str | os.PathLike) -> dict[Any, dict[str, Any]]:
     """The lines of the cells that have one."""
-    found = read_runs(folder)
-    return {cell: found[cell.name] for cell in cells if cell.name in found}
+    lines = read_runs(folder)
+    return {cell: lines[cell.name] for cell in cells if cell.name in lines}
 
 
 def versions() -> dict[str, str]:
     """Of the libraries, the processor and the code."""
-    found = {}
+    versions_by_name = {}
     for name in LIBRARIES:
-        found[name] = importlib.metadata.version(name)
-    found["device"] = device.name()
-    found["commit"] = git_revision()
-    return found
+        versions_by_name[name] = importlib.metadata.version(name)
+    versions_by_name["device"] = device.name()
+    versions_by_name["commit"] = git_revision()
+    return versions_by_name
 
 
 def mean_pooled(vit):
@@ -143,17 +143,17 @@ def reader(
     variables = parallel.replicate(vit.variables)
 
     def answer(images):
-        return accuracy.evaluate(step, variables, images).each
+        return accuracy.evaluate(step, variables, images).per_image
 
     return answer
 
 
-def unpacked_right(found: Mapping[str, Any]) -> np.ndarray:
+def unpacked_right(result: Mapping[str, Any]) -> np.ndarray:
     """Right answers [images] of a result."""
     try:
-        return decode_bits(found["right"], found["images"])
+        return decode_bits(result["right"], result["images"])
     except ValueError as error:
         raise InputError(
-            f"a result: right has {error}, but {found['images']} images"
+            f"a result: right has {error}, but {result['images']} images"
             "; remove its line, and it is measured again"
         ) from error

@@ -37,7 +37,7 @@ TOWERS = {  # {name: (the size by timm's name, pixels)}
 }
 RUNTIMES = ("onnxruntime", "OpenVINO")
 THREADS = 2
-RULES = timer.Rules(warmup=1, repeats=5, seconds=0.4)
+RULES = timer.TimingRules(warmup=1, repeats=5, seconds=0.4)
 
 
 def main(*, times: pathlib.Path, towers: tuple[str, ...] = tuple(TOWERS)):
@@ -67,11 +67,11 @@ def forms(name: str) -> dict[str, Pretrained]:
     size, side = TOWERS[name]
     config = registry.config(size)
     variables = fresh_variables(create_model(config, image_size=side), 0)
-    found = {}
+    models = {}
     for share, reduction in SHARES.items():
         model = create_model(config, reduction, image_size=side)
-        found[share] = Pretrained(model, variables)
-    return found
+        models[share] = Pretrained(model, variables)
+    return models
 
 
 def measure(towers: dict[str, Pretrained]) -> list[dict]:
@@ -80,24 +80,24 @@ def measure(towers: dict[str, Pretrained]) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         files = {}
         for name, vit in towers.items():
-            place = pathlib.Path(folder, str(len(files)))
-            files[name] = imagepiece_jax.export(vit, place, layout="immich")
+            path = pathlib.Path(folder, str(len(files)))
+            files[name] = imagepiece_jax.export(vit, path, layout="immich")
         openers = zip(RUNTIMES, (onnxruntime_call, openvino_call), strict=True)
         for runtime, open_file in openers:
             jobs = {}
             for name, file in files.items():
                 image = np.zeros((1, 3, *towers[name].preprocessing.shape), np.float32)
                 jobs[name] = timer.TimedCall(open_file(str(file), image))
-            seconds = timer.measure(jobs, RULES, rest=lambda: time.sleep(0.1))
-            for name, each in seconds.items():
-                ratios = timer.speedups(seconds[DENSE], each)
+            seconds = timer.measure(jobs, RULES, pause=lambda: time.sleep(0.1))
+            for name, readings in seconds.items():
+                ratios = timer.speedups(seconds[DENSE], readings)
                 rows.append(
                     {
                         "setting": name,
                         "runtime": runtime,
                         "gmacs": towers[name].gmacs,
                         "megabytes": megabytes(files[name].parent),
-                        "ms": timer.spread([1000 * value for value in each]),
+                        "ms": timer.spread([1000 * value for value in readings]),
                         "ratio": timer.spread(ratios),
                     }
                 )

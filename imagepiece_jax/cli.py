@@ -93,10 +93,10 @@ def open_streams():
             setattr(sys, name, open(number, mode, errors="backslashreplace"))
 
 
-def _end(status, said):
+def _end(status, message):
     """Print the last line on stderr, if it can be written, and leave."""
     with contextlib.suppress(OSError):  # no reader, or a full disk
-        print(said, file=sys.stderr, flush=True)
+        print(message, file=sys.stderr, flush=True)
     leave(status)
 
 

@@ -43,7 +43,7 @@ class OneReduction:
     def __call__(self, query, key, x, size):
         """Return (x, size, dest) of class attention, a reducer and `apply`."""
         prefix = self.num_prefix
-        taps = ReducerInputs(
+        reducer_inputs = ReducerInputs(
             x=x[:, prefix:],
             size=size[:, prefix:],
             attn_size=size[:, prefix:],
@@ -52,7 +52,7 @@ class OneReduction:
             num_prefix=prefix,
             all_x=x,
         )
-        result = self._reducer()(taps, self._counts(x))
+        result = self._reducer()(reducer_inputs, self._counts(x))
         state = moves.apply(TokenState(x=x, size=size, num_prefix=prefix), result)
         return state.x, state.size, result.dest
 
@@ -243,14 +243,14 @@ def model_inputs(model, variables, images):
     )
     reducing = [i for i, layer in enumerate(model.plan) if layer.counts]
     inputs = []
-    for block, taps in zip(reducing, outputs.taps, strict=True):
+    for block, reducer_inputs in zip(reducing, outputs.reducer_inputs, strict=True):
         if model.plan[block].step.site != "mid":
             continue
         inside = captured["intermediates"][f"blocks_{block}"]
         (x, _), *_ = inside["attend"]
         heads = (*x.shape[:2], model.config.num_heads, -1)
         query, key = (inside["attn"][name]["__call__"][0] for name in "qk")
-        size = jnp.pad(taps.size, ((0, 0), (1, 0)), constant_values=1.0)
+        size = jnp.pad(reducer_inputs.size, ((0, 0), (1, 0)), constant_values=1.0)
         inputs.append((query.reshape(heads), key.reshape(heads), x, size))
     return inputs
 

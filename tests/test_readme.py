@@ -77,7 +77,7 @@ def test_the_new_method_joins_tokens_to_those_of_largest_norm():
     @tiny.compiled
     def decide(variables, images):
         outputs = model.apply(variables, images)
-        return outputs.taps[0].x, outputs.results[0].dest
+        return outputs.reducer_inputs[0].x, outputs.results[0].dest
 
     for x, dest in zip(*decide(variables, images), strict=True):
         norm = np.linalg.norm(x, axis=-1)
@@ -89,9 +89,11 @@ def test_the_new_method_joins_tokens_to_those_of_largest_norm():
         np.testing.assert_array_equal(dest[others], best[others])
     own = space["JoinByNorm"]()
     counts = block_plan.StepCounts(n_in=16, n_out=8)
-    decide_alone = tiny.compiled(lambda taps: own(taps, counts).dest)
-    taps = ReducerInputs(x=images.reshape(2, 16, 12), size=np.ones((2, 16), np.float32))
-    assert {*np.ravel(decide_alone(taps))} == {*range(8)}
+    decide_alone = tiny.compiled(lambda inputs: own(inputs, counts).dest)
+    inputs = ReducerInputs(
+        x=images.reshape(2, 16, 12), size=np.ones((2, 16), np.float32)
+    )
+    assert {*np.ravel(decide_alone(inputs))} == {*range(8)}
 
 
 def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
@@ -102,10 +104,12 @@ def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
     start = "@dataclasses.dataclass(frozen=True)\nclass PruneAndMerge"
     run(DOCS / "reducers.md", start, space)
     x = np.random.default_rng(0).normal(size=(3, 10, 8)).astype(np.float32)
-    taps = ReducerInputs(x=x, size=np.ones((3, 10), np.float32), cls_attn=x[..., 0])
+    inputs = ReducerInputs(x=x, size=np.ones((3, 10), np.float32), cls_attn=x[..., 0])
     counts = block_plan.StepCounts(n_in=10, n_out=4)
-    decide = tiny.compiled(lambda taps: space["PruneAndMerge"](keep=7)(taps, counts))
-    for dest, tokens_of in zip(decide(taps).dest, x, strict=True):
+    decide = tiny.compiled(
+        lambda inputs: space["PruneAndMerge"](keep=7)(inputs, counts)
+    )
+    for dest, tokens_of in zip(decide(inputs).dest, x, strict=True):
         assert (dest == DROPPED).sum() == 3
         assert set(dest) == {-1, 0, 1, 2, 3}
         unit = tokens_of / np.linalg.norm(tokens_of, axis=1, keepdims=True)

@@ -113,6 +113,6 @@ def test_the_dry_run_of_readme_needs_no_data(tmp_path):
     words += ["--config.reduction=none", "--workdir", tmp_path / "run"]
     ended = start(*words, "--config.batch_size=8", TFDS_DATA_DIR=str(tmp_path))
     assert ended.status == 0, ended.err
-    assert "1,281,167 training images, 50,000 test images" in ended.out
+    assert "1,281,167 training images, 50,000 validation images" in ended.out
     assert "memory on each" in ended.out and "EFLOP" in ended.out
     assert not (tmp_path / "run").exists()

@@ -78,14 +78,14 @@ def main(
     read = {name: config_of(name) for name in configs}
     for config in read.values():
         config.model.dtype = dtype
-    for size, each in itertools.product(sorted(batch_size, reverse=True), mode):
-        print(report(read.items(), size, each, kernels, gelu))
+    for size, one_mode in itertools.product(sorted(batch_size, reverse=True), mode):
+        print(report(read.items(), size, one_mode, kernels, gelu))
 
 
 def config_of(name: str):
     """The config of a file of configs/, "deit_s:deit_ti" with its argument."""
     file, *argument = name.split(":", 1)
-    check_choice("configs", file, [found.name for found in iter_modules(CONFIGS)])
+    check_choice("configs", file, [module.name for module in iter_modules(CONFIGS)])
     return importlib.import_module(f"configs.{file}").get_config(*argument)
 
 
@@ -104,12 +104,15 @@ def report(configs, batch_size, mode="inference", kernels=False, gelu=None):
         config = config.copy_and_resolve_references()
         config.batch_size = batch_size
         options = {"gelu": gelu} if mode == "inference" else {}
-        found = hlo.kernels(PROGRAMS[mode](config, **options))
-        programs.append((name, found, _gmacs(config)))
+        kernels_of_program = hlo.kernels(PROGRAMS[mode](config, **options))
+        programs.append((name, kernels_of_program, _gmacs(config)))
     title = f"compiled for an NVIDIA H200, mode {mode}, batch size {batch_size}"
     parts = [title, _overview(programs)]
     if kernels:
-        parts += [f"{name}\n{_listed(found)}" for name, found, _ in programs]
+        parts += [
+            f"{name}\n{_listed(kernels_of_program)}"
+            for name, kernels_of_program, _ in programs
+        ]
     return "\n\n".join(parts)
 
 
@@ -118,16 +121,16 @@ def _overview(programs):
     counts = [collections.Counter(each.kind for each in row[1]) for row in programs]
     kinds = [kind for kind, _ in sum(counts, collections.Counter()).most_common()]
     rows = [("kernels", *kinds, "GMACs", "config")]
-    for (name, found, gmacs), by_kind in zip(programs, counts, strict=True):
+    for (name, kernels, gmacs), by_kind in zip(programs, counts, strict=True):
         cells = (by_kind[kind] for kind in kinds)
-        rows.append((len(found), *cells, f"{gmacs:.3f}", name))
+        rows.append((len(kernels), *cells, f"{gmacs:.3f}", name))
     return text_table(rows)
 
 
-def _listed(found):
+def _listed(kernels):
     """A line per kernel: kind, result, name and source."""
     lines = []
-    for number, kernel in enumerate(found):
+    for number, kernel in enumerate(kernels):
         where = kernel.source.rpartition("ViT/")[2]
         shape = f"{kernel.shape[:40]:40}"
         lines.append(f"{number:4} {kernel.kind:11} {shape}  {kernel.name}, {where}")
@@ -201,8 +204,8 @@ def train_text(config):
     fn = jax.shard_map(
         of_one, mesh=mesh, in_specs=specs, out_specs=everywhere, check_vma=False
     )
-    places = [jax.sharding.NamedSharding(mesh, spec) for spec in specs]
-    return compile_for(fn, state, batch, teacher, donate=(0,), places=places)
+    shardings = [jax.sharding.NamedSharding(mesh, spec) for spec in specs]
+    return compile_for(fn, state, batch, teacher, donate=(0,), shardings=shardings)
 
 
 PROGRAMS = {"inference": inference_text, "train": train_text}
@@ -238,29 +241,29 @@ def has_wheels():
     """Whether JAX's CUDA plugin is installed."""
     try:
         plugins = ("xla_cuda13", "xla_cuda12")
-        found = [importlib.util.find_spec(f"jax_plugins.{name}") for name in plugins]
+        specs = [importlib.util.find_spec(f"jax_plugins.{name}") for name in plugins]
     except ModuleNotFoundError:
         return False
-    return any(found)
+    return any(specs)
 
 
-def compile_for(fn, *args, donate=(), places=None):
+def compile_for(fn, *args, donate=(), shardings=None):
     """The text of `fn` compiled for an H200.
 
     args: pytrees of ShapeDtypeStructs
     donate: positions of `args` whose memory the results may reuse
-    places: a sharding for each of `args`; None: the described device
+    shardings: a sharding for each of `args`; None: the described device
     Raises InputError without JAX's CUDA wheels, RunError where XLA cannot compile it.
     """
-    if places is None:
-        places = [jax.sharding.SingleDeviceSharding(device())] * len(args)
+    if shardings is None:
+        shardings = [jax.sharding.SingleDeviceSharding(device())] * len(args)
 
-    def on_device(leaf, place):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+    def on_device(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     args = [
-        jax.tree.map(functools.partial(on_device, place=place), arg)
-        for arg, place in zip(args, places, strict=True)
+        jax.tree.map(functools.partial(on_device, sharding=sharding), arg)
+        for arg, sharding in zip(args, shardings, strict=True)
     ]
     traced = jax.jit(fn, donate_argnums=donate).trace(*args)
     try:

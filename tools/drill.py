@@ -178,12 +178,12 @@ class Run:
         """All that stands in the folder: {name: bytes}, times left out."""
         if "train.py" in self.command.words:
             return result_of_training(self.folder / "out")
-        found = {}
+        digests = {}
         for path in sorted(self.folder.rglob("*")):
             name = str(path.relative_to(self.folder))
             if path.is_file() and not path.name.startswith("."):
-                found[name] = re.sub(CLOCK, b"", path.read_bytes())
-        return found
+                digests[name] = re.sub(CLOCK, b"", path.read_bytes())
+        return digests
 
     def unfinished(self):
         """Names of what was being written."""

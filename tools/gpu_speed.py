@@ -157,13 +157,13 @@ class Options:
     beside: tuple[str, ...] = ()
     """timm's models, under torch.compile."""
 
-    warmup: int = timer.Rules.warmup
+    warmup: int = timer.TimingRules.warmup
     """Calls of each program that are not timed, first."""
 
-    repeats: int = timer.Rules.repeats
+    repeats: int = timer.TimingRules.repeats
     """Rounds in which each is timed."""
 
-    seconds: float = timer.Rules.seconds
+    seconds: float = timer.TimingRules.seconds
     """That a program is timed in a round, at least."""
 
     smoke: bool = False
@@ -203,7 +203,7 @@ def main(options: Options, *, times: str | None = None, show: str | None = None)
     if options.beside:
         torch_baselines.prepare(["timm"])
     dtype = options.dtype or xla_options.fast_dtype()
-    rules = timer.Rules(options.warmup, options.repeats, options.seconds)
+    rules = timer.TimingRules(options.warmup, options.repeats, options.seconds)
     shared = {"runtime": device.name(), "dtype": dtype, "versions": device.versions()}
     shared["flags"] = os.environ.get("XLA_FLAGS", "")  # of the whole process
     shared |= {"run": time.strftime("%Y-%m-%d %H:%M:%S"), **dataclasses.asdict(rules)}
@@ -242,7 +242,7 @@ def ways(case: Case) -> list[Way]:
     settings = OPTIONS.models or [
         name for name in MODELS if name not in (HALF, TOME_STAGES)
     ]
-    found = []
+    all_ways = []
     for name in dict.fromkeys([DENSE, *settings]):
         kinds = OPTIONS.size_forms
         model = case.create(name)
@@ -256,8 +256,8 @@ def ways(case: Case) -> list[Way]:
         forms = (OPTIONS.gelus or [None], kinds or [None], reductions or [None])
         forms += (OPTIONS.precisions, OPTIONS.xla)
         for parts in itertools.product(*forms):
-            found.append(Way(name, *parts))
-    return found
+            all_ways.append(Way(name, *parts))
+    return all_ways
 
 
 def measure(
@@ -279,14 +279,14 @@ def measure(
         yield timed_rows(timed, {"size": size, "batch": batch}, rules)
 
 
-def all_compiled(case: Case, batches, dtype: str, found: list[Way]) -> dict:
+def all_compiled(case: Case, batches, dtype: str, all_ways: list[Way]) -> dict:
     """The Program of each batch and Way."""
-    parts = [*itertools.product(batches, found)]
+    parts = [*itertools.product(batches, all_ways)]
     any_direction = mock.patch.object(size_direction, "directions", random_directions)
     threads = concurrent.futures.ThreadPoolExecutor(max(1, cores() // 2))
     with any_direction, threads:
         make = functools.partial(compiler_of, case, dtype)
-        compilers = dict(zip(found, threads.map(make, found), strict=True))
+        compilers = dict(zip(all_ways, threads.map(make, all_ways), strict=True))
         programs = threads.map(functools.partial(compiled, compilers), parts)
         return dict(zip(parts, programs, strict=True))
 
@@ -353,8 +353,8 @@ def random_directions(vit, images=None) -> np.ndarray:
     """In place of `size_direction.directions`: for a clock any will do."""
     model = vit.model
     shape = (model.depth, model.config.num_heads, model.config.head_dim)
-    found = np.random.default_rng(0).normal(size=shape)
-    return np.float32(found / np.linalg.norm(found, axis=-1, keepdims=True))
+    directions = np.random.default_rng(0).normal(size=shape)
+    return np.float32(directions / np.linalg.norm(directions, axis=-1, keepdims=True))
 
 
 def of_timm(case: Case, name: str, batch: int, dtype: str) -> Timed:
@@ -382,15 +382,15 @@ def of_timm(case: Case, name: str, batch: int, dtype: str) -> Timed:
 
 def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows with rates, and with ratios to the dense model."""
-    found = []
+    with_ratio = []
     for row in rows:
         dense = dense_of(row, rows)
         rates = [row["batch"] / second for second in row["turns"]]
         more = {"rate": timer.spread(rates), "ratio": ratio(row, dense)}
         if row["gmacs"] is not None:
             more["macs"] = dense["gmacs"] / row["gmacs"]
-        found.append(row | more)
-    return found
+        with_ratio.append(row | more)
+    return with_ratio
 
 
 def dense_of(row: Mapping, rows: Iterable[Mapping]) -> Mapping:
@@ -398,14 +398,14 @@ def dense_of(row: Mapping, rows: Iterable[Mapping]) -> Mapping:
 
     It has the first of the options of XLA that are listed, whatever those of the row.
     """
-    found = None
-    for each in rows:
-        ours = each["model"] == DENSE and each["library"] == OURS
-        if ours and each["precision"] == row["precision"]:
-            if each["gelu"] == row["gelu"]:
-                return each
-            found = found or each
-    return found
+    dense = None
+    for candidate in rows:
+        ours = candidate["model"] == DENSE and candidate["library"] == OURS
+        if ours and candidate["precision"] == row["precision"]:
+            if candidate["gelu"] == row["gelu"]:
+                return candidate
+            dense = dense or candidate
+    return dense
 
 
 def ratio(row: Mapping, other: Mapping, field: str = "turns") -> timer.Spread:
@@ -423,24 +423,24 @@ def read_rows(path) -> list[dict[str, Any]]:
 
 def groups(rows: Iterable[Mapping]) -> dict[tuple, list[Mapping]]:
     """The rows that took turns, by device, size, batch and run."""
-    found = {}
+    by_key = {}
     for row in rows:
         key = tuple(row[name] for name in ("runtime", "size", "batch", "run"))
-        found.setdefault(key, []).append(row)
-    return found
+        by_key.setdefault(key, []).append(row)
+    return by_key
 
 
 def tables(rows: Iterable[Mapping]) -> dict[str, str]:
     """All tables of rows, by their names; one that would be empty is left out."""
-    found = {}
+    texts = {}
     for (runtime, size, batch, run), group in groups(rows).items():
         title = f"{CASES[size].title}, {runtime}, batches of {batch}, {run}"
         title += "".join(f", {flag}" for flag in group[0].get("flags", "").split())
-        found[title] = f"{title}\n\n{table(group)}"
+        texts[title] = f"{title}\n\n{table(group)}"
     for name, made in (("timm", beside_timm), ("growth", growth)):
         if text := made(rows):
-            found[name] = text
-    return found
+            texts[name] = text
+    return texts
 
 
 def table(rows: Iterable[Mapping]) -> str:

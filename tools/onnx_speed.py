@@ -62,7 +62,7 @@ SIDES = {
 TIMM = {"deit_ti": "deit_tiny_patch16_224", "deit_s": "deit_small_patch16_224"}
 SIDE = 224
 RUNTIMES = ("onnxruntime", "OpenVINO", "JAX", "PyTorch")
-RULES = timer.Rules(warmup=3, repeats=7, seconds=0.4)
+RULES = timer.TimingRules(warmup=3, repeats=7, seconds=0.4)
 
 
 def main(
@@ -119,7 +119,7 @@ def measure(size, batch, models=()):
     if importlib.util.find_spec("timm") and not models:
         call = _timm(size, random_images(batch, SIDE))
         jobs["PyTorch", "dense"] = timer.TimedCall(call)
-    times = timer.measure(jobs, RULES, rest=lambda: time.sleep(0.1))
+    times = timer.measure(jobs, RULES, pause=lambda: time.sleep(0.1))
     rows = []
     for runtime, name in times:
         rates = timer.spread([batch / seconds for seconds in times[runtime, name]])

@@ -40,9 +40,9 @@ def main(
     batch_size: tuple[int, ...] = (256,),
     mode: Literal["inference", "train"] = "inference",
     plain: bool = False,
-    warmup: int = timer.Rules.warmup,
-    repeats: int = timer.Rules.repeats,
-    seconds: float = timer.Rules.seconds,
+    warmup: int = timer.TimingRules.warmup,
+    repeats: int = timer.TimingRules.repeats,
+    seconds: float = timer.TimingRules.seconds,
     json: str | None = None,
 ):
     """Time the model of a name, dense and with reductions, beside PyTorch's.
@@ -62,14 +62,14 @@ def main(
     named = model.named()
     if named is None:
         raise InputError(f"{model.weights} are weights; give the name of a model")
-    forms = suite.forms(ours.with_random_weights(named), reductions)
+    forms = suite.variants(ours.with_random_weights(named), reductions)
     dtype = model.dtype or xla_options.fast_dtype()
     groups = suite.groups(forms, batch_size, dtype, mode)
     if plain:
         for group in groups:
             for name, case in group.items():
                 group[name] = dataclasses.replace(case, run=plainer(case.run))
-    rules = timer.Rules(warmup, repeats, seconds)
+    rules = timer.TimingRules(warmup, repeats, seconds)
     suite.run_all(groups, rules, json, functools.partial(workloads, against))
 
 

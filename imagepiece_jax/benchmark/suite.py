@@ -33,7 +33,7 @@ COLUMNS = {
 }
 
 
-def forms(
+def variants(
     vit: Pretrained, reductions: Sequence[str], own: str = "as it is"
 ) -> dict[str, Pretrained]:
     """A model's variants by name: dense, its own reduction, then `reductions`.
@@ -41,14 +41,14 @@ def forms(
     own: name of the model's own reduction
     Raises InputError for a reduction that does not fit, or is repeated.
     """
-    found = {"dense": vit.with_reduction(None)}
+    models = {"dense": vit.with_reduction(None)}
     if vit.reduction != DENSE:
-        found[own] = vit
+        models[own] = vit
     for text in reductions:
-        if text in found:
+        if text in models:
             raise InputError(f"reductions has {text} twice")
-        found[text] = vit.with_reduction(text, seed=0)  # values do not change the time
-    return found
+        models[text] = vit.with_reduction(text, seed=0)  # values do not change the time
+    return models
 
 
 def groups(
@@ -64,19 +64,19 @@ def groups(
     dtype, mode, gelu: as in `Case`
     Raises InputError for mistakes that show without compiling.
     """
-    found = []
+    case_groups = []
     for batch_size in sorted({*batch_sizes}, reverse=True):
         check_range("batch_size", batch_size, 1, whole=True)
         group = {}
         for name, vit in vits.items():
             group[name] = Case(vit, mode, batch_size, dtype, gelu)
-        found.append(group)
-    return found
+        case_groups.append(group)
+    return case_groups
 
 
 def run_all(
     groups: Sequence[Mapping[str, Case]],
-    rules: timer.Rules,
+    rules: timer.TimingRules,
     file: str | None = None,
     others: Callable[[list[Case]], Mapping[str, Workload]] | None = None,
 ):
@@ -108,9 +108,9 @@ def run_all(
         with working(f"measuring {', '.join(jobs)}, in turns"):
             readings = timer.measure(jobs, rules)
         setting["batch_size"] = cases[0].batch_size
-        found = rows(programs, readings, setting)
-        print(f"\n{first.mode}\n{table(found)}", flush=True)
-        lines += [json.dumps(row) + "\n" for row in found]
+        group_rows = rows(programs, readings, setting)
+        print(f"\n{first.mode}\n{table(group_rows)}", flush=True)
+        lines += [json.dumps(row) + "\n" for row in group_rows]
         if file:
             replace_file(file, "".join(lines))
 
@@ -129,7 +129,7 @@ def rows(
     readings: seconds per call by name, from `timer.measure`
     setting: fields shared by all rows
     """
-    found = []
+    rows_of_group = []
     first = next(iter(programs))
     for name, work in programs.items():
         figures = timer.figures(readings[first], readings[name], work.images)
@@ -143,8 +143,8 @@ def rows(
             **setting,
             "seconds_a_call": readings[name],
         }
-        found.append(row)
-    return found
+        rows_of_group.append(row)
+    return rows_of_group
 
 
 def table(rows: Iterable[Mapping]) -> str:

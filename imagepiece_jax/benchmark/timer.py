@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 from imagepiece_jax.common.checks import check_range
 
-# JAX is imported where it is used: commands read Rules for their --help.
+# JAX is imported where it is used: commands read TimingRules for their --help.
 AHEAD = 2  # queued calls, so that a device never waits for its host
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
+class TimingRules:
     """How long to measure. The defaults suit published figures."""
 
     warmup: int = 20  # calls of every program before the timed calls
@@ -75,12 +75,15 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def measure(
-    jobs: dict[Any, TimedCall], rules: Rules, now=time.perf_counter, rest=lambda: None
+    jobs: dict[Any, TimedCall],
+    rules: TimingRules,
+    now=time.perf_counter,
+    pause=lambda: None,
 ) -> dict[Any, list[float]]:
     """Time jobs in turns: {name: seconds per call, one reading per repeat}.
 
     now: function that returns the time in seconds
-    rest: function called before every turn. It waits for another runtime's threads,
+    pause: function called before every turn. It waits for another runtime's threads,
         which keep a core busy for a while after their turn.
     """
     # Inputs rotate across turns, by the number of started calls.
@@ -108,7 +111,7 @@ def measure(
     # Speeds drift. In turns, drift affects all programs alike.
     for _ in range(rules.repeats):
         for name in jobs:
-            rest()
+            pause()
             readings[name].append(run(name, 1, rules.seconds))
     return readings
 

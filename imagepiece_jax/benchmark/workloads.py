@@ -56,7 +56,7 @@ class Case:
     mode: str  # "inference" or "train"
     batch_size: int
     dtype: str
-    gelu: str | None = None  # GELU's form, as in `optimize`
+    gelu: str | None = None  # GELU variant, as in `optimize`
     run: RunConfig | None = None  # in mode train
 
     def __post_init__(self):
@@ -64,7 +64,7 @@ class Case:
         size = self.batch_size
         optimize.check_gelu(vit.model, self.gelu)
         if isinstance(vit, OnnxProgram) and vit.batch_size not in (None, size):
-            takes = f"{vit.source.place} takes {vit.batch_size}"
+            takes = f"{vit.source.title} takes {vit.batch_size}"
             raise InputError(f"batch_size has {size}, but {takes}")
         if self.mode == "train" and self.run is None:
             run = training_run(vit, size, self.dtype)
@@ -177,7 +177,7 @@ def _noise(shape, dtype):
     @jax.jit
     def draw():
         keys = jax.random.split(root_key(0), INPUTS)
-        return [normal(each, shape, dtype=dtype) for each in keys]
+        return [normal(key, shape, dtype=dtype) for key in keys]
 
     return draw()
 
@@ -191,7 +191,9 @@ def training_step(run: RunConfig, adapt=lambda model: model):
     """
     method = run.reduction.method
     model = run.create_train_model(run.optim.epochs - 1, parallel.AXIS)
-    rate, optimizer = create_optimizer(run.optim, STEPS_PER_EPOCH, method.param_groups)
+    lr_schedule, optimizer = create_optimizer(
+        run.optim, STEPS_PER_EPOCH, method.param_groups
+    )
     teacher = None
     adapted_teacher = None
     if method.needs_teacher or run.distill.active:  # a teacher of the student's size
@@ -203,7 +205,7 @@ def training_step(run: RunConfig, adapt=lambda model: model):
         run=run,
         model=adapt(model),
         optimizer=optimizer,
-        rate=rate,
+        lr_schedule=lr_schedule,
         teacher_model=adapted_teacher,
     )
     first_state = functools.partial(
@@ -219,12 +221,12 @@ def random_variables(model):
     rng = np.random.default_rng(0)
     # A million numbers are drawn once, and every array takes them from a random offset:
     # drawing all numbers of a large model takes longer than timing it.
-    numbers = rng.normal(0.0, 0.02, 2**20).astype(np.float32)
+    pool = rng.normal(0.0, 0.02, 2**20).astype(np.float32)
 
     def draw(path, leaf):
         around = 1.0 if path[-1].key in ("scale", "var") else 0.0
-        first = rng.integers(len(numbers))
-        drawn = np.resize(np.roll(numbers, first), leaf.shape)
+        first = rng.integers(len(pool))
+        drawn = np.resize(np.roll(pool, first), leaf.shape)
         return (around + drawn).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, variable_shapes(model))

@@ -78,14 +78,16 @@ class Weights:
                 typed[name] = value
         return typed
 
-    def refuse(self, kind: str, allowed: Collection[str] = ()):
+    def refuse(self, description: str, allowed: Collection[str] = ()):
         """Raise InputError for a typed argument that is not in `allowed`.
 
-        kind: description of the weights in the error
+        description: description of the weights in the error
         """
         for name, value in self.typed().items():
             if name not in allowed:
-                raise InputError(f"{name} is {value}, but {self.weights} is {kind}")
+                raise InputError(
+                    f"{name} is {value}, but {self.weights} is {description}"
+                )
 
     def exported(self) -> "OnnxProgram | None":
         """Open an .onnx file; None if the argument is weights."""
@@ -131,7 +133,7 @@ class Data:
 
     data: Annotated[str | None, Positional, arg(metavar="DATA")] = None
     """A folder with a folder of images for each class, csv:FILE, hf:OWNER/NAME,
-    imagenet2012 or digits; without it, what a run was tested on."""
+    imagenet2012 or digits; without it, the run's validation data."""
 
     data_dir: str | None = None
     """Folder of imagenet2012's files."""

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from imagepiece_jax.benchmark.timer import Rules
+from imagepiece_jax.benchmark.timer import TimingRules
 from imagepiece_jax.commands._arguments import Model, several
 from imagepiece_jax.errors import InputError
 
@@ -14,9 +14,9 @@ def main(
     batch_size: tuple[int, ...] | None = None,
     mode: Literal["inference", "train"] = "inference",
     gelu: Literal["exact", "tanh"] | None = None,
-    warmup: int = Rules.warmup,
-    repeats: int = Rules.repeats,
-    seconds: float = Rules.seconds,
+    warmup: int = TimingRules.warmup,
+    repeats: int = TimingRules.repeats,
+    seconds: float = TimingRules.seconds,
     json: str | None = None,
 ):
     """Time the dense model and every reduction in turns, in one process.
@@ -30,7 +30,7 @@ def main(
         reductions: Shares of the dense model's MACs, or methods.
         batch_size: One or more; if unset 256, or an .onnx file's own size, or 1.
         mode: Forward passes, or training steps by DeiT's recipe, in a clone.
-        gelu: GELU's form in the optimized program.
+        gelu: The GELU variant in the optimized program.
         warmup: Untimed calls per program, first.
         repeats: Timed rounds.
         seconds: Least time per program and round.
@@ -42,10 +42,10 @@ def main(
     from imagepiece_jax.weights import runs
 
     sizes = several("batch_size", batch_size)
-    rules = Rules(warmup, repeats, seconds)
+    rules = TimingRules(warmup, repeats, seconds)
     if json:
-        read = runs.own_files(model.weights)
-        check_writable("json", json, [".json", ".jsonl"], read)
+        input_files = runs.own_files(model.weights)
+        check_writable("json", json, [".json", ".jsonl"], input_files)
     texts = several("reductions", reductions)
     vit = model.exported()
     if vit is not None:
@@ -53,7 +53,7 @@ def main(
             raise InputError(
                 "reductions, gelu and mode are for weights, not for a file"
             )
-        forms = {vit.source.name: vit}
+        models = {vit.source.name: vit}
         sizes = sizes or [vit.batch_size or 1]
         dtype = vit.model.execution.dtype.name
     else:
@@ -62,7 +62,7 @@ def main(
             vit = model.load(seed=0)  # seeds selectors, whose values do not matter
         else:
             vit = workloads.with_random_weights(named)
-        forms = suite.forms(vit, texts, model.reduction or "as it is")
+        models = suite.variants(vit, texts, model.reduction or "as it is")
         dtype = model.dtype or xla_options.fast_dtype()
-    groups = suite.groups(forms, sizes or [256], dtype, mode, gelu)
+    groups = suite.groups(models, sizes or [256], dtype, mode, gelu)
     suite.run_all(groups, rules, json)

@@ -23,17 +23,17 @@ def main(model: Model):
     # papers use the patch stem.
     patch_stem = dataclasses.replace(vit.config, stem="patch")
     configs = (vit.config, patch_stem)
-    others = [build_model(config, execution=vit.execution) for config in configs]
-    print(cost.cost_summary(vit, others))
+    dense_models = [build_model(config, execution=vit.execution) for config in configs]
+    print(cost.cost_summary(vit, dense_models))
     if not recovery:
         return
     for variant in recovery.variants:
-        what = "recovered for" if variant.changed else "no better for"
-        print(f"{what} {variant}")
+        outcome = "recovered for" if variant.changed else "no better for"
+        print(f"{outcome} {variant}")
     own = recovery.of(vit)
     if own is None:
-        print("its numbers are the dense model's")
+        print("its values are the dense model's")
     elif own.changed:
-        print(f"its numbers are those of {own.form}")
+        print(f"its values are those of {own.name}")
     else:
-        print("its numbers are those from before the recovery")
+        print("its values are those from before the recovery")

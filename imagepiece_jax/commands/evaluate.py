@@ -25,7 +25,7 @@ def main(
 
     Args:
         optimized: Compare the optimized program with the float32 model.
-        gelu: GELU's form in the optimized program.
+        gelu: The GELU variant in the optimized program.
         json: A file to write the results to.
     """
     from imagepiece_jax.evaluate import accuracy, statistics
@@ -35,8 +35,8 @@ def main(
 
     vit = weights.exported() or weights.load()
     if json is not None:
-        read = runs.own_files(weights.weights, data_name(vit, data.data))
-        check_writable("json", json, [".json"], read)
+        input_files = runs.own_files(weights.weights, data_name(vit, data.data))
+        check_writable("json", json, [".json"], input_files)
     how = [vit.preprocessing.text, *vit.differences_from_training()]
     if vit.source.averaged:
         how.insert(0, "averaged weights")
@@ -45,14 +45,14 @@ def main(
         print(*how, sep="  ")
         for name in ("reference", "optimized"):
             row = figures[name]
-            kind = f"{name}, {row['dtype']}, {row['gelu']} GELU, sizes as"
-            print(f"{kind} {row['sizes']}: {accuracy.line(row)}", flush=True)
+            variant = f"{name}, {row['dtype']}, {row['gelu']} GELU, sizes as"
+            print(f"{variant} {row['sizes']}: {accuracy.line(row)}", flush=True)
         change = statistics.Estimate(
             row["difference"], row["difference_low"], row["difference_high"]
         )
-        cost = statistics.format_difference(change, 2)
+        difference = statistics.format_difference(change, 2)
         count = amount(row["images"], "image")
-        print(f"the program's cost: acc1 {cost} (points, 95 %, paired, {count})")
+        print(f"the program's cost: acc1 {difference} (points, 95 %, paired, {count})")
     else:
         print(accuracy.line(figures, *how, f"gmacs {vit.gmacs:.3f}"))
     if unreadable := figures["unreadable"]:

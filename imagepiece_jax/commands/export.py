@@ -51,7 +51,7 @@ def main(
 
     Args:
         batch_size: Images per call; any number if unset.
-        gelu: GELU's form in the program; the model's if unset.
+        gelu: The GELU variant in the program; the model's if unset.
         pixels: Take uint8 images and normalize them inside the program.
         output: The program's outputs.
         layout: Write the folder that this program loads.
@@ -78,7 +78,7 @@ def main(
     )
     facts = read_facts(file)
     files = files_of(file)
-    size = sum(each.stat().st_size for each in files)
+    size = sum(path.stat().st_size for path in files)
     print(
         f"{' and '.join(map(str, files))}: {size / 1e6:.1f} MB, {facts['dtype']}, "
         f"{facts['gmacs']:.3f} GMACs an image, ONNX opset {facts['opset']}; "

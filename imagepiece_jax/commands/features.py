@@ -48,7 +48,7 @@ def main(
     if limit is not None:
         check_range("limit", limit, 1)
         limit = min(limit, len(files))
-        files = [files[place] for place in evenly_spaced(len(files), limit)]
+        files = [files[index] for index in evenly_spaced(len(files), limit)]
     vit = weights.load()
     note_cost(vit)
     written = feature_files.write_features(

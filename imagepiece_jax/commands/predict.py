@@ -26,7 +26,7 @@ def main(
     Args:
         labels: Class names for weights without class names.
         top: Classes per image; if unset 5, or all if there are fewer.
-        gelu: GELU's form in the optimized program.
+        gelu: The GELU variant in the optimized program.
         json: A file to write the predictions to.
     """
     from imagepiece_jax.data import pictures
@@ -35,8 +35,8 @@ def main(
 
     files = pictures.find_images(images.images)
     if json is not None:
-        read = [*files, *own_files(weights.weights)]
-        check_writable("json", json, [".json"], read)
+        input_files = [*files, *own_files(weights.weights)]
+        check_writable("json", json, [".json"], input_files)
     vit = weights.load()
     predict = Predictor(
         vit,
@@ -48,9 +48,9 @@ def main(
     )
     answers = {}
     unreadable = 0
-    for file, found in zip(files, predict.stream(files), strict=True):
-        answers[file], line = answered(file, found)
-        if isinstance(found, InputError):
+    for file, answer in zip(files, predict.stream(files), strict=True):
+        answers[file], line = answered(file, answer)
+        if isinstance(answer, InputError):
             unreadable += 1
             print(line, file=sys.stderr)
         else:
@@ -60,23 +60,25 @@ def main(
     return int(unreadable > 0)
 
 
-def answered(file, found):
+def answered(file, answer):
     """(JSON value, printed line) of an image.
 
-    found: its Predictions, an InputError, or vectors of a model without classes
+    answer: its Predictions, an InputError, or vectors of a model without classes
     """
     from imagepiece_jax.data import class_names
 
-    if isinstance(found, InputError):
-        return {"error": str(found)}, f"error: {found}"
-    if not isinstance(found, list):
-        kind = "a vector"
-        if found.ndim == 2:  # a model without a pool
-            kind = f"{len(found)} vectors"
-        line = f"{file}: {kind} of {found.shape[-1]} features"
-        return {"pooled": found.tolist()}, line
+    if isinstance(answer, InputError):
+        return {"error": str(answer)}, f"error: {answer}"
+    if not isinstance(answer, list):
+        vectors = "a vector"
+        if answer.ndim == 2:  # a model without a pool
+            vectors = f"{len(answer)} vectors"
+        line = f"{file}: {vectors} of {answer.shape[-1]} features"
+        return {"pooled": answer.tolist()}, line
     listed = []
-    for one in found:
-        label = class_names.described(one.label)
-        listed.append(f"{label} {100 * one.probability:.1f} %")
-    return [one._asdict() for one in found], f"{file}: {'; '.join(listed)}"
+    for prediction in answer:
+        label = class_names.described(prediction.label)
+        listed.append(f"{label} {100 * prediction.probability:.1f} %")
+    return [
+        prediction._asdict() for prediction in answer
+    ], f"{file}: {'; '.join(listed)}"

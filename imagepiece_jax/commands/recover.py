@@ -59,10 +59,12 @@ def main(
     recovery = recovered.recovery
     with finishing():  # a signal must not lose minutes of work
         print(recovery, flush=True)
-        if all(cost.stopped and not cost.changed for cost in recovery.variants):
+        if all(
+            variant.stopped and not variant.changed for variant in recovery.variants
+        ):
             print(f"nothing is written to {out}", file=sys.stderr)
             return
         save(recovered, out)
         print(f"saved in {out}", flush=True)
-        if not any(cost.changed for cost in recovery.variants):
+        if not any(variant.changed for variant in recovery.variants):
             print(f"note: nothing was better: {out} holds the model as it was")

@@ -46,7 +46,7 @@ def main(
     if source is None:
         source = pictures.photographs(pictures.find_images(images.images))
     else:
-        source = source.spread(DRAWN)
+        source = source.evenly_spaced(DRAWN)
     folder = pathlib.Path(out)
     html.check_folder(folder)
     with locked("out", folder):

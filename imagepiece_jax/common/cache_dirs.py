@@ -7,7 +7,7 @@ import platform
 import zlib
 
 
-def folder(kind: str) -> pathlib.Path:
+def folder(name: str) -> pathlib.Path:
     """Cache folder for one kind of compiled code, below $XDG_CACHE_HOME or ~/.cache.
 
     Raises OSError if there is neither.
@@ -17,7 +17,7 @@ def folder(kind: str) -> pathlib.Path:
         base = os.path.expanduser("~/.cache")
     if not os.path.isabs(base):
         raise FileNotFoundError(errno.ENOENT, "there is no home folder")
-    return pathlib.Path(base) / "imagepiece_jax" / kind
+    return pathlib.Path(base) / "imagepiece_jax" / name
 
 
 def processor() -> str:
@@ -43,9 +43,9 @@ def keep_programs() -> tuple[pathlib.Path | None, bool]:
         return None, False
     # One folder per kind of processor: machines may share a home folder, and JAX's file
     # names do not tell processors apart.
-    kind = zlib.crc32(processor().encode())
+    processor_hash = zlib.crc32(processor().encode())
     try:
-        programs = folder("programs") / f"{kind:08x}"
+        programs = folder("programs") / f"{processor_hash:08x}"
         is_new = not programs.exists()
         programs.mkdir(parents=True, exist_ok=True)
     except OSError:

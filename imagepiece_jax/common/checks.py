@@ -28,8 +28,8 @@ def check_range(
     """
     limits = {"at least": least, "above": above, "at most": most, "below": below}
     limits = {word: limit for word, limit in limits.items() if limit is not None}
-    kind = numbers.Integral if whole else numbers.Real
-    fits = isinstance(value, kind) and not isinstance(value, bool)
+    number_type = numbers.Integral if whole else numbers.Real
+    fits = isinstance(value, number_type) and not isinstance(value, bool)
     fits = fits and limits.get("at least", value) <= value
     fits = fits and limits.get("at most", value) >= value
     fits = fits and limits.get("above", -math.inf) < value  # False for a NaN
@@ -45,7 +45,7 @@ def check_range(
 def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:
     """Check that a value is in `allowed`. `name` is the value's name in the error."""
     # 1 == True, so equal values must also have the same type.
-    if any(value == each and type(value) is type(each) for each in allowed):
+    if any(value == choice and type(value) is type(choice) for choice in allowed):
         return
     words = ", ".join(map(repr, allowed))
     raise InputError(f"{name} is {value!r}; it must be one of {words}")
@@ -62,7 +62,7 @@ def as_tuple(value: Any) -> Any:
     NumPy scalars become Python numbers.
     """
     if isinstance(value, dict):
-        return {name: as_tuple(each) for name, each in value.items()}
+        return {name: as_tuple(entry) for name, entry in value.items()}
     # The type np.float32 has a `tolist`, too.
     if hasattr(value, "tolist") and not isinstance(value, type):
         value = value.tolist()

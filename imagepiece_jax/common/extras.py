@@ -30,10 +30,10 @@ EXTRAS = {
 
 
 @contextlib.contextmanager
-def needed(what: str):
+def needed(feature: str):
     """Turn a missing module into InputError, if an extra installs it.
 
-    what: the feature that needs the import, such as "a config file"
+    feature: the feature that needs the import, such as "a config file"
     """
     try:
         yield
@@ -41,22 +41,23 @@ def needed(what: str):
         name = str(error.name).partition(".")[0]
         if extra_of(name) is None:
             raise
-        raise missing(what, name) from error
+        raise missing(feature, name) from error
 
 
-def check(what: str, *modules: str):
-    """Raise InputError for the first missing module. `what` names the feature."""
+def check(feature: str, *modules: str):
+    """Raise InputError for the first missing module. `feature` names the feature."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
-            raise missing(what, module)
+            raise missing(feature, module)
 
 
-def missing(what: str, module: str) -> InputError:
+def missing(feature: str, module: str) -> InputError:
     """InputError for a missing module, with its install command."""
     extra = extra_of(module)
     library = EXTRAS[extra][module]
     return InputError(
-        f"{what} needs {library}, which is not installed; install it: {command(extra)}"
+        f"{feature} needs {library}, which is not installed; install it: "
+        f"{command(extra)}"
     )
 
 

@@ -263,10 +263,10 @@ def git_revision():
     None if git does not track the code, as in an installed package.
     """
     git = functools.partial(subprocess.run, capture_output=True, text=True, cwd=PACKAGE)
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    query = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         tracked = git(["git", "ls-files", "--error-unmatch", "errors.py"])
-        revision = git(describe)
+        revision = git(query)
     except OSError:  # git is not installed
         return None
     # An installed package may lie inside another repository, whose revision would say

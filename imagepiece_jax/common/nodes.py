@@ -1,8 +1,8 @@
 """Functions exported as single nodes of another runtime's graph.
 
 Another runtime has operators of its own for some functions. Inside `marked`, a function
-marked by `node` is traced as one `jax.lax.composite`, and an exporter translates it as
-a whole. Outside `marked`, the mark changes nothing.
+marked by `onnx_op` is traced as one `jax.lax.composite`, and an exporter translates it
+as a whole. Outside `marked`, the mark changes nothing.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ PRIMITIVE = "composite"  # the equation's primitive
 _marked = contextvars.ContextVar("marked", default=False)
 
 
-def node(fn):
+def onnx_op(fn):
     """Mark `fn`, a function of arrays, pytrees and static values, as a single node."""
 
     def whole(*arrays, arguments):

@@ -44,13 +44,13 @@ def show():
 
 
 @contextlib.contextmanager
-def working(what: str, enabled: bool = True):
-    """Log `what` is being done, once it has taken PATIENCE seconds.
+def working(task: str, enabled: bool = True):
+    """Log `task` is being done, once it has taken PATIENCE seconds.
 
-    what: a phrase such as "compiling the training step"
+    task: a phrase such as "compiling the training step"
     enabled: False in all but one of several processes
     """
-    timer = threading.Timer(PATIENCE, log.info, [f"{what} .."])
+    timer = threading.Timer(PATIENCE, log.info, [f"{task} .."])
     timer.daemon = True
     if enabled:
         timer.start()
@@ -60,12 +60,12 @@ def working(what: str, enabled: bool = True):
         timer.cancel()
 
 
-def counted(items: Sequence, what: str) -> Iterator[Any]:
+def counted(items: Sequence, task: str) -> Iterator[Any]:
     """Yield items and show a ProgressBar.
 
-    what: a phrase such as "drawing figures"
+    task: a phrase such as "drawing figures"
     """
-    with ProgressBar(what, len(items)) as progress:
+    with ProgressBar(task, len(items)) as progress:
         for item in items:
             yield item
             progress.update(1)
@@ -78,8 +78,8 @@ class ProgressBar(tqdm):
     done: items that an earlier process has done
     """
 
-    def __init__(self, what: str, total: int, done: int = 0):
-        self._what = what
+    def __init__(self, task: str, total: int, done: int = 0):
+        self._task = task
         self._done = done
         self._began = time.monotonic()
         self._next_line = self._began
@@ -87,7 +87,7 @@ class ProgressBar(tqdm):
         options = {"delay": PATIENCE, "leave": False, "disable": None}
         if not log.isEnabledFor(logging.INFO):
             options["disable"] = True
-        super().__init__(desc=what, total=total, initial=done, **options)
+        super().__init__(desc=task, total=total, initial=done, **options)
 
     def update(self, n: int = 1):
         """Count `n` more items as done."""
@@ -104,7 +104,7 @@ class ProgressBar(tqdm):
         self.n += n
         if now >= self._next_line and self.n < self.total:
             state = {"n": self.n, "total": self.total, "initial": self._done}
-            state |= {"elapsed": now - self._began, "prefix": self._what}
+            state |= {"elapsed": now - self._began, "prefix": self._task}
             self.say(self.format_meter(**state))
             self._next_line = now + INTERVAL
 

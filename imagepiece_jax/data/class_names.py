@@ -104,17 +104,20 @@ def _numbers(name):
     return [int(digits) for digits in DIGITS.findall(name)]
 
 
-def check_classes(weights: Names | None, place: str, names: Names | None, data: str):
+def check_classes(
+    weights: Names | None, weights_name: str, names: Names | None, data: str
+):
     """Compare the classes of weights and data by name; unnamed classes are skipped.
 
     weights, names: names by label, or None
-    place, data: for errors, a path, or a field and its value
+    weights_name, data: for messages, a path, or a field and its value
     """
     pairs = zip(weights or (), names or (), strict=False)
     for label, (name, data_name) in enumerate(pairs):
         if None not in (name, data_name) and canonical(name) != canonical(data_name):
             raise InputError(
-                f"{place}: class {label} is {name!r}, but {data_name!r} in {data}"
+                f"{weights_name}: class {label} is {name!r}, but {data_name!r} in "
+                f"{data}"
             )
 
 

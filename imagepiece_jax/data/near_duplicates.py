@@ -121,11 +121,11 @@ def scenes(forms: np.ndarray) -> np.ndarray:
     return csgraph.connected_components(graph, directed=False)[1]
 
 
-def _alike(forms, ones, others, least):
+def _alike(forms, rows, others, least):
     """Pairs (ones, others) with a likeness above `least`. -> [pairs, 2]."""
     alike_pairs = [np.zeros((0, 2), int)]
-    for start in range(0, len(ones), ROWS):
-        pairs = np.stack([ones[start : start + ROWS], others[start : start + ROWS]], 1)
+    for start in range(0, len(rows), ROWS):
+        pairs = np.stack([rows[start : start + ROWS], others[start : start + ROWS]], 1)
         alike = likeness(forms[pairs[:, 0]], forms[pairs[:, 1]]) > least
         alike_pairs.append(pairs[alike])
     return np.concatenate(alike_pairs)
@@ -143,23 +143,23 @@ def readable_scenes(source: Source) -> tuple[Source, np.ndarray]:
 
     forms = []
     indices = []
-    what = "looking through the images"
-    for index, form in _in_threads(form_or_error, range(total), what):
-        if isinstance(form, UnreadableImage):
-            log.warning("%s: it is left out", form)
+    task = "looking through the images"
+    for index, image_form in _in_threads(form_or_error, range(total), task):
+        if isinstance(image_form, UnreadableImage):
+            log.warning("%s: it is left out", image_form)
         else:
-            forms.append(form)
+            forms.append(image_form)
             indices.append(index)
     scene_numbers = scenes(np.reshape(forms, (-1, SIDE**2)))
     return (source if len(indices) == total else source.subset(indices)), scene_numbers
 
 
-def _in_threads(call, items, what):
-    """Yield (item, call(item)) in order; `what` names the work in progress lines."""
+def _in_threads(call, items, task):
+    """Yield (item, call(item)) in order; `task` names the work in progress lines."""
     pool = concurrent.futures.ThreadPoolExecutor(cores())
     try:
         results = pool.map(call, items)
-        for item in counted(items, what):
+        for item in counted(items, task):
             yield item, next(results)
     finally:
         pool.shutdown(cancel_futures=True)

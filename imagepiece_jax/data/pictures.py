@@ -81,12 +81,12 @@ def rgb(image) -> np.ndarray:
     shape = getattr(image, "shape", ())
     dtype = getattr(image, "dtype", None)
     if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != np.uint8:
-        kind = type(image).__name__
+        image_type = type(image).__name__
         if dtype is not None:
-            kind = f"{dtype} {list(shape)}"
+            image_type = f"{dtype} {list(shape)}"
         raise InputError(
-            f"images is {kind}; an image is a path, a PIL image or an array uint8 "
-            "[H, W, 3]"
+            f"images is {image_type}; an image is a path, a PIL image or an array "
+            "uint8 [H, W, 3]"
         )
     return np.array(image)  # a copy, because the caller may change the image later
 

@@ -61,8 +61,8 @@ class Source(abc.ABC):
         self.unreadable = {}
 
     @abc.abstractmethod
-    def stored(self, place: int) -> tuple[str | bytes | np.ndarray, int, str]:
-        """(path, bytes or pixels; label; name) of the image at store index `place`."""
+    def stored(self, store_index: int) -> tuple[str | bytes | np.ndarray, int, str]:
+        """(path, bytes or pixels; label; name) of the image at `store_index`."""
 
     def __len__(self) -> int:
         """Image count, damaged images included."""
@@ -129,9 +129,9 @@ class Source(abc.ABC):
                 total.update(part)
         return total.hexdigest()[:16]
 
-    def inventory(self, places: np.ndarray) -> Iterator[bytes]:
-        """Yield bytes that identify the images at `places`; no image is opened."""
-        for store_index in places.tolist():
+    def inventory(self, store_indices: np.ndarray) -> Iterator[bytes]:
+        """Yield bytes that identify the images, without opening an image."""
+        for store_index in store_indices.tolist():
             _, label, name = self.stored(store_index)
             yield f"{name} {label}".encode(errors="surrogateescape")
 
@@ -147,7 +147,7 @@ class Source(abc.ABC):
                 raise InputError(f"{image.name}: {error}") from error
             return
 
-    def spread(self, count: int | None) -> "Source":
+    def evenly_spaced(self, count: int | None) -> "Source":
         """Take `count` evenly spaced images; all if count is None or not smaller."""
         if count is None or count >= len(self):
             return self
@@ -212,14 +212,14 @@ class FileSource(Source):
         self.files = np.array([os.fsencode(file) for file in files])
         self.labels = np.asarray(labels, np.int32)
 
-    def stored(self, place):
-        path = os.path.join(self.root, os.fsdecode(self.files[place]))
-        return path, int(self.labels[place]), path
+    def stored(self, store_index):
+        path = os.path.join(self.root, os.fsdecode(self.files[store_index]))
+        return path, int(self.labels[store_index]), path
 
-    def inventory(self, places):
-        files = self.files[places]
+    def inventory(self, store_indices):
+        files = self.files[store_indices]
         yield b"\0".join(files.tolist())
-        yield self.labels[places].tobytes()
+        yield self.labels[store_indices].tobytes()
         paths = [os.path.join(os.fsencode(self.root), file) for file in files]
         yield file_sizes(paths).tobytes()
 
@@ -255,9 +255,9 @@ class ArraySource(Source):
         self.labels = np.asarray(labels, np.int32)
         self.names = names
 
-    def stored(self, place):
-        name = f"image {place}" if self.names is None else self.names[place]
-        return self.images[place], int(self.labels[place]), name
+    def stored(self, store_index):
+        name = f"image {store_index}" if self.names is None else self.names[store_index]
+        return self.images[store_index], int(self.labels[store_index]), name
 
 
 def find_splits(names: Collection[str], data: str) -> dict[str, str]:

@@ -32,12 +32,12 @@ class EvalResult:
     # Arrays with a row for every image read by this process, in the split's order:
     # index (in the split), right (the label has the highest logit), right5 (the label
     # is among the five highest), loss, and further measures of the step.
-    each: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
+    per_image: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
 
     @property
     def figures(self) -> dict[str, float]:
         """Numbers over the split, by name."""
-        return {k: value for k, value in vars(self).items() if k != "each"}
+        return {k: value for k, value in vars(self).items() if k != "per_image"}
 
 
 def line(figures: Mapping[str, float], *more: str) -> str:
@@ -79,12 +79,12 @@ def _score(logits, label, classes=None):
     }
 
 
-def _sums(each, mask):
+def _sums(per_image, mask):
     """Sums over one device's images, by figure name."""
     values = {
-        "acc1": each["right"],
-        "acc5": each["right5"],
-        "loss": each["loss"],
+        "acc1": per_image["right"],
+        "acc5": per_image["right5"],
+        "loss": per_image["loss"],
         "images": jnp.ones_like(mask),
     }
     sums = {}
@@ -178,9 +178,9 @@ def evaluate_each(
     images_before = 0.0
     pending = None
 
-    def add(places, results):
+    def add(positions, results):
         for of_model, result in zip(passes, results, strict=True):
-            of_model.add(places, *result)
+            of_model.add(positions, *result)
 
     for number, batch in enumerate(batches):
         if number == 1:  # wait for the first batch, then start the clock
@@ -191,8 +191,8 @@ def evaluate_each(
         results = [step(variables, batch) for variables in models]
         if pending is not None:  # one behind: the device works while the host reads
             add(*pending)
-        places = {name: np.array(batch[name]) for name in ("index", "mask")}
-        pending = places, results
+        positions = {name: np.array(batch[name]) for name in ("index", "mask")}
+        pending = positions, results
     add(*pending)
     seconds = time.perf_counter() - began
     return [of_model.result(images_before, seconds) for of_model in passes]
@@ -218,14 +218,16 @@ def evaluate_program(
     before = evaluate(step, parallel.replicate(variables), batches())
     program_batches = batches(batch_size=program.batch_size, placement=Placement())
     after = evaluate(program_step(program), None, program_batches)
-    change = statistics.paired_difference(after.each["right"], before.each["right"])
+    change = statistics.paired_difference(
+        after.per_image["right"], before.per_image["right"]
+    )
 
-    def described(result, form, reductions):
+    def described(result, variant, reductions):
         return {
             **result.figures,
-            "dtype": form.execution.dtype.name,
-            "gelu": form.config.arch.gelu,
-            "sizes": form.execution.size_encoding,
+            "dtype": variant.execution.dtype.name,
+            "gelu": variant.config.arch.gelu,
+            "sizes": variant.execution.size_encoding,
             "reductions": reductions,
         }
 
@@ -242,14 +244,14 @@ class _Pass:
         self.totals = dict.fromkeys(("loss", "acc1", "acc5", "images"), 0.0)
         self.parts = []
 
-    def add(self, places, sums, each):
+    def add(self, positions, sums, per_image):
         """Add a batch's results; places: its index and mask, by name."""
         sums = parallel.unreplicate(sums)
         for name in self.totals:
             self.totals[name] += float(sums[name])
-        real = np.ravel(places["mask"]) > 0
-        part = {"index": np.ravel(places["index"])[real]}
-        for name, values in parallel.local(each).items():
+        real = np.ravel(positions["mask"]) > 0
+        part = {"index": np.ravel(positions["index"])[real]}
+        for name, values in parallel.local(per_image).items():
             part[name] = values.reshape(-1, *values.shape[2:])[real]
         self.parts.append(part)
 
@@ -266,5 +268,5 @@ class _Pass:
             loss=self.totals["loss"] / images,
             images=int(self.totals["images"]),
             throughput=(self.totals["images"] - images_before) / seconds,
-            each={name: values[order] for name, values in joined.items()},
+            per_image={name: values[order] for name, values in joined.items()},
         )

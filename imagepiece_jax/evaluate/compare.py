@@ -294,17 +294,17 @@ def table(report: Report) -> str:
         variant = None
         if vit.recovery and not row.is_smaller:
             variant = vit.recovery.of(vit.model_with(row.reduction))
-        if variant and variant.numbers:
+        if variant and variant.values:
             line[0] += " (recovered)"
     return markdown_table(head, lines)
 
 
-def difference(found: Mapping[str, Any] | None) -> str:
+def difference(estimate: Mapping[str, Any] | None) -> str:
     """Format a comparison: "-1.8 [-3.0, -0.6], p = .023"; p only if SIGNIFICANT."""
-    if found is None:
+    if estimate is None:
         return ""
-    text = statistics.format_estimate(found["points"], signs=True)
-    p = found["holm"]
+    text = statistics.format_estimate(estimate["points"], signs=True)
+    p = estimate["holm"]
     if p < 0.001:
         return f"{text}, p < .001"
     return f"{text}, p = {p:.3f}".replace("= 0.", "= .") if p < SIGNIFICANT else text

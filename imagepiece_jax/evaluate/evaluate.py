@@ -31,7 +31,7 @@ def evaluate(
 
     model: a loaded model, or the path of an exported .onnx file, which onnxruntime runs
     data: a folder with a folder of images per class, csv:FILE, hf:OWNER/NAME,
-        imagenet2012 or digits; None: the run's test data
+        imagenet2012 or digits; None: the run's validation data
     optimized: compare the program of `optimize` with the float32 model
     gelu: for the optimized program
     data_dir: folder of imagenet2012's files
@@ -63,7 +63,7 @@ def evaluate(
         step = accuracy.program_step(lambda pixels: jax.device_put(vit(pixels)))
         batches = images.batches(placement=Placement())
         figures = accuracy.evaluate(step, None, batches).figures
-        return figures | images.facts(vit) | {"recovered": vit.recovered_form}
+        return figures | images.facts(vit) | {"recovered": vit.recovered_name}
     if not optimized:
         step = accuracy.model_step(vit.model)
         variables = parallel.replicate(vit.variables)

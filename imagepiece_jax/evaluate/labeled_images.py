@@ -69,7 +69,7 @@ class LabeledImages:
                 "reduction": source.reduction and str(source.reduction),
                 "image_size": source.image_size or vit.image_size,
             },
-            "recovered": vit.recovered and vit.recovered.form,
+            "recovered": vit.recovered and vit.recovered.name,
             "reduction": str(vit.reduction),
             "gmacs": vit.gmacs,
             "unreadable": len(self.source.unreadable),
@@ -89,7 +89,7 @@ class LabeledImages:
 
 
 def data_name(vit: Pretrained, data: str | None = None) -> str:
-    """Full name of `data`; without it, the name of the run's test data."""
+    """Full name of `data`; without it, the name of the run's validation data."""
     run = vit.source.run or {}
     name = registry.full_name(data or run.get("data", {}).get("name", ""))
     if not name:
@@ -102,24 +102,24 @@ def labeled_images(
     data: str | None = None,
     *,
     data_dir: str | os.PathLike | None = None,
-    **numbers: int | None,
+    **options: int | None,
 ) -> LabeledImages:
     """Open the images to evaluate a model on; notes on both are logged.
 
-    data: as for `open_source`; None: the run's test data
+    data: as for `open_source`; None: the run's validation data
     data_dir: for imagenet2012; None: the run's
-    numbers: limit, batch_size, workers and threads of LabeledImages; None: the run's or
+    options: limit, batch_size, workers and threads of LabeledImages; None: the run's or
         the default
     Raises InputError for weights without classes, and for images of other classes.
     """
-    path = vit.source.place
+    path = vit.source.title
     num_classes = vit.config.num_classes
     if not num_classes:
         raise InputError(
             f"{path} has no classes; train a head, or take vectors by `features`"
         )
     check_single_label(vit.config.problem_type, path, "accuracy")
-    typed = {name: value for name, value in numbers.items() if value is not None}
+    typed = {name: value for name, value in options.items() if value is not None}
     for name, value in typed.items():
         check_range(name, value, LEAST[name], whole=True)
     run = vit.source.run or {}
@@ -135,7 +135,7 @@ def labeled_images(
         data_dir=data_dir or of_run.get("dir") or None,
         class_names=vit.class_names,
     )
-    source = every.spread(typed.get("limit"))
+    source = every.evenly_spaced(typed.get("limit"))
     for note in _notes(vit, name, every, source):
         notes.info(f"note: {note}")
     return LabeledImages(
@@ -148,7 +148,7 @@ def labeled_images(
 
 def _notes(vit, name, every, source):
     """Check classes; note facts about labels and sizes in `source`, part of `every`."""
-    check_classes(vit.class_names, vit.source.place, source.class_names, name)
+    check_classes(vit.class_names, vit.source.title, source.class_names, name)
     texts = []
     if source.split:
         texts.append(f"{source.split} of {name} is measured on")

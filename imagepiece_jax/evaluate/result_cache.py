@@ -81,19 +81,19 @@ class ResultCache(contextlib.ExitStack):
             os.fsync(self._file.fileno())
 
     def result(
-        self, setting: dict, measure: Callable[[], dict], what: str = "a point"
+        self, setting: dict, measure: Callable[[], dict], task: str = "a point"
     ) -> dict:
         """Return a setting's stored result, or measure and store it.
 
         setting: everything that decides the result, as JSON values
         measure: returns a dict of JSON values
-        what: subject of the measurement, for the log
+        task: subject of the measurement, for the log
         """
         key = _key(setting)
         if key in self._results:
             return self._results[key]
         began = time.monotonic()
-        log.info(f"measuring {what} ..")
+        log.info(f"measuring {task} ..")
         try:
             result = measure()
         finally:
@@ -148,7 +148,7 @@ class MeasuredWeights:
                 **result.figures,
                 "untrained_selectors": "selectors" in vit.untrained_kinds,
                 **plan_facts(vit.model),
-                "right": encode_bits(result.each["right"]),
+                "right": encode_bits(result.per_image["right"]),
             }
 
         setting = self.setting("accuracy", reduction)
@@ -156,10 +156,10 @@ class MeasuredWeights:
         subject = f"{self.name or reduction}, {count}"
         return self.cache.result(setting, measure, subject)
 
-    def setting(self, kind: str, reduction: Reduction) -> dict[str, Any]:
+    def setting(self, task: str, reduction: Reduction) -> dict[str, Any]:
         """Everything that decides a result, as JSON values."""
         return {
-            "kind": kind,
+            "kind": task,
             **record_of(self.vit, self.vit.model_with(reduction)),
             "reduction": self.text(reduction),
             "use": self.vit.use(reduction),

@@ -26,7 +26,7 @@ from imagepiece_jax.recover.recovery_images import divided
 NAME = "README.md"
 MARK = "<!-- Written by imagepiece export: "
 THREADS = 2
-RULES = timer.Rules(warmup=2, repeats=5, seconds=0.4)
+RULES = timer.TimingRules(warmup=2, repeats=5, seconds=0.4)
 REST = 0.1  # seconds until onnxruntime's threads leave the cores
 IMAGES = 200  # the most images that calibrate, and the most that are compared
 ROWS = 8  # images per call, where outputs are compared
@@ -55,7 +55,10 @@ def divided_pixels(vit: Pretrained, images: Any) -> tuple:
             "images are alike: those to compare would be those that calibrate; give "
             "photographs of more scenes"
         )
-    sources = (parts.learned.spread(IMAGES), parts.held_out.spread(IMAGES))
+    sources = (
+        parts.learned.evenly_spaced(IMAGES),
+        parts.held_out.evenly_spaced(IMAGES),
+    )
     return tuple(read_images(source, vit.preprocessing) for source in sources)
 
 

@@ -59,7 +59,7 @@ def export(
     out: an .onnx file, or a folder, which gets a model.onnx. Only an earlier export is
         replaced. With a `layout`, always a folder.
     batch_size: images per call; None: any number
-    gelu: GELU's form, as in `optimize`; None: the model's
+    gelu: the GELU variant, as in `optimize`; None: the model's
     pixels: uint8 images, normalized by the program; else float32
     output: "logits" (pooled vectors of a model without classes), "features" (the
         outputs of `features`) or "patches" (only a feature per patch)

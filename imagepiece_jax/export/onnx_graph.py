@@ -65,8 +65,8 @@ class Note:
     # (sorted tokens, first, end): the Value says whether a token's rank is in
     # first..end-1. Comparisons and "not" write it; "not" and `invert` read it.
     ranks: tuple[Value, int, int] | None = None
-    # Whether a token is kept: the Value is its place among the kept tokens.
-    # `place_among` writes it, `invert` reads it.
+    # Whether a token is kept: the Value is its index among the kept tokens.
+    # `index_among` writes it, `invert` reads it.
     keep: Value | None = None
     # (queries, key bias, weights): attention of all tokens, with the Value as keys.
     # `attend` writes it, `class_attention` reads it.

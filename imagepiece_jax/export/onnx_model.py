@@ -48,18 +48,18 @@ def onnx_model(
     pixels: uint8 images, normalized by the program; else float32
     outputs: other inputs and outputs of the program. Integers are int64.
     """
-    wanted = outputs or ProgramOutputs(vit)
-    for layer in wanted.model.plan:
+    outputs = outputs or ProgramOutputs(vit)
+    for layer in outputs.model.plan:
         if layer.counts and layer.step.reducer.draws(layer.counts, train=False):
             raise InputError(
                 f"reduction is {vit.label}, which draws random numbers: it has no graph"
             )
-    images = exported_images(vit, batch_size, pixels, wanted.channels_first)
-    dtype = wanted.model.execution.dtype.name
-    fast, fixed = optimize.prepare(wanted.model, vit.variables, dtype=dtype)
+    images = exported_images(vit, batch_size, pixels, outputs.channels_first)
+    dtype = outputs.model.execution.dtype.name
+    fast, fixed = optimize.prepare(outputs.model, vit.variables, dtype=dtype)
     with nodes.marked():
-        traced = jax.make_jaxpr(wanted.forward(fast))(fixed, images)
-    entry = Value(images.shape, np.dtype(images.dtype), wanted.image)
+        traced = jax.make_jaxpr(outputs.forward(fast))(fixed, images)
+    entry = Value(images.shape, np.dtype(images.dtype), outputs.image)
     graph = Graph(entry)
     weights = []
     # Weights are named before the walk, so that initializers have the parameters'
@@ -70,7 +70,9 @@ def onnx_model(
         weights.append(weight)
     results = walk(graph, traced, [*weights, entry])
     named = {}
-    for name, result, aval in zip(wanted.names, results, traced.out_avals, strict=True):
+    for name, result, aval in zip(
+        outputs.names, results, traced.out_avals, strict=True
+    ):
         result = graph.cast(result, output_dtype(aval.dtype))
         named[name] = graph.output(result, aval.shape)
     return in_model(graph.finished(named))

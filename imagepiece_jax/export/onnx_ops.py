@@ -31,11 +31,11 @@ def layer_norm(graph, x, scale, bias, dtype, eps=1e-6):
 
 
 @translates
-def gelu(graph, x, form="exact"):
-    if form == "quick":
+def gelu(graph, x, variant="exact"):
+    if variant == "quick":
         share = graph.elementwise("Sigmoid", graph.elementwise("Mul", x, QUICK))
         return graph.elementwise("Mul", x, share)
-    kind = {"exact": "none", "tanh": "tanh"}[form]
+    kind = {"exact": "none", "tanh": "tanh"}[variant]
     return graph.elementwise("Gelu", x, approximate=kind)
 
 
@@ -51,7 +51,7 @@ def attend(graph, query, key, value, key_bias=None, *, backend="xla", length=Non
 
 
 def _weights(graph, query, key, key_bias):
-    """Attention weights, float32. [B, N, H, d], [B, M, H, d], [B, M] -> [B, H, N, M]."""
+    """Weights, float32. [B, N, H, d], [B, M, H, d], [B, M] -> [B, H, N, M]."""
     query = graph.elementwise("Mul", query, query.shape[-1] ** -0.5)
     query = graph.transpose(query, (0, 2, 1, 3))
     key = graph.transpose(key, (0, 2, 3, 1))
@@ -133,22 +133,22 @@ def count_before(graph, keep):
 
 
 @translates
-def place_among(graph, keep):
+def index_among(graph, keep):
     before = count_before(graph, keep)
     n = keep.shape[1]
-    # As in `ops.place_among`, the place of a dropped token is negative.
+    # As in `ops.index_among`, the index of a dropped token is negative.
     index = graph.op("Where", [keep, before, -n], keep.shape, np.int32)
     graph.notes[index.name] = Note(keep=keep)
     return index
 
 
 @translates
-def invert(graph, position, wanted):
+def invert(graph, position, values):
     keep = graph.notes[position.name].keep
-    if keep and isinstance(wanted, int):
-        return _kept_tokens(graph, keep, wanted)
+    if keep and isinstance(values, int):
+        return _kept_tokens(graph, keep, values)
     indices = Value.constant(np.arange(position.shape[1])[None])
-    return _picked(graph, position, wanted, indices)[0]
+    return _picked(graph, position, values, indices)[0]
 
 
 @translates
@@ -156,25 +156,25 @@ def pick(graph, position, length, *values):
     return _picked(graph, position, length, *values)
 
 
-def _picked(graph, position, wanted, *values):
+def _picked(graph, position, ranks, *values):
     """Pick the tokens' values at wanted positions, like `ops.pick`.
 
-    wanted: a number m for the positions 0..m-1, or an array of positions
+    ranks: a number m for the positions 0..m-1, or an array of positions
     """
     n = position.shape[1]
-    if isinstance(wanted, int):
-        wanted = Value.constant(np.arange(wanted))
+    if isinstance(ranks, int):
+        ranks = Value.constant(np.arange(ranks))
     # If `position` is known to be a rank, a Gather replaces the comparison of all
     # pairs.
     tokens = graph.notes[position.name].sorted_tokens
     if tokens:
-        ranks = graph.cast(wanted, np.int64)
-        shape = (position.shape[0], wanted.shape[-1])
+        ranks = graph.cast(ranks, np.int64)
+        shape = (position.shape[0], ranks.shape[-1])
         index = graph.op("Gather", [tokens, ranks], shape, np.int64, axis=1)
         return [gather_rows(graph, value, index) for value in values]
-    wanted = graph.reshape(wanted, (1, wanted.shape[-1], 1))
+    ranks = graph.reshape(ranks, (1, ranks.shape[-1], 1))
     position = graph.reshape(position, (position.shape[0], 1, n))
-    is_wanted = graph.elementwise("Equal", position, wanted, dtype=bool)
+    is_wanted = graph.elementwise("Equal", position, ranks, dtype=bool)
 
     def picked(value):
         value = graph.reshape(value, (value.shape[0], 1, n))

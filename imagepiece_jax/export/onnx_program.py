@@ -36,7 +36,7 @@ class OnnxProgram(Pretrained):
     input_dtype: str
     batch_size: int | None  # images per call; None: any number
     channels_first: bool
-    recovered_form: str | None  # the recovered variant with the file's values
+    recovered_name: str | None  # the recovered variant with the file's values
 
     def prepared(self, pixels: np.ndarray) -> np.ndarray:
         """Prepare uint8 [B, H, W, 3] as the file's input."""
@@ -59,8 +59,8 @@ class OnnxProgram(Pretrained):
         """Logits of images. uint8 [B, H, W, 3] -> [B, classes]."""
         names = self.output_names
         if "logits" not in names:
-            place = self.source.place
-            raise InputError(f"{place} returns {', '.join(names)}, and no logits")
+            title = self.source.title
+            raise InputError(f"{title} returns {', '.join(names)}, and no logits")
         return self.output(pixels, "logits")
 
     def output(
@@ -138,7 +138,7 @@ def _program(path, facts, session):
         input_dtype=facts["input"]["dtype"],
         batch_size=batch_size if isinstance(batch_size, int) else None,
         channels_first=channels == 3,
-        recovered_form=facts["recovered"],
+        recovered_name=facts["recovered"],
     )
 
 

@@ -114,7 +114,7 @@ def program_facts(
         "preprocessing": prepared,
         "model": as_json(config),
         "method": method,
-        "recovered": vit.recovered and vit.recovered.form,
+        "recovered": vit.recovered and vit.recovered.name,
         "dtype": model.execution.dtype.name,
         "gmacs": model_macs(model) / 1e9,
     }

@@ -49,8 +49,8 @@ class ProgramOutputs:
         run = features.forward_features(model)
 
         def arrays(variables, images):
-            found = run(variables, images)
-            return tuple(getattr(found, name) for name in self.names)
+            outputs = run(variables, images)
+            return tuple(getattr(outputs, name) for name in self.names)
 
         return arrays
 
@@ -87,13 +87,13 @@ class TowerOutputs(ProgramOutputs):
                 tokens = final_norm(model, variables)(tokens)
             vector = outputs.logits  # without a head, the pooled vector
             length = jnp.sqrt(jnp.sum(vector**2, axis=-1, keepdims=True))
-            found = {
+            arrays_by_name = {
                 "embedding": vector / length,
                 "image_embeds": vector,
                 "logits": vector,
                 "pooler_output": outputs.pooled,
                 "last_hidden_state": tokens,
             }
-            return tuple(found[name] for name in self.names)
+            return tuple(arrays_by_name[name] for name in self.names)
 
         return arrays

@@ -172,7 +172,7 @@ def _comparison(vit, run, photographs, size, threads):
 
     run: the Extractor of `vit`
     """
-    sample = photographs.spread(COMPARED)
+    sample = photographs.evenly_spaced(COMPARED)
     dense = Extractor(vit.with_reduction(None), ["pooled"])
     batches = Batches(
         source=sample, transform=vit.preprocessing, batch_size=size, strict=False

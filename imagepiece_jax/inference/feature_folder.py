@@ -197,19 +197,19 @@ class FeatureFolder:
 
     def append(
         self,
-        places: Sequence[int],
+        indices: Sequence[int],
         arrays: Mapping[str, np.ndarray],
         records: Sequence[FileRecord],
     ):
         """Append rows.
 
-        places: indices of the photographs, in the order of the rows
+        indices: indices of the photographs, in the order of the rows
         arrays: {name: rows}
         """
         for name in self._shapes:
             with open(self._new / f"{name}.npy", "ab") as file:
                 file.write(arrays[name].tobytes())
-        for index, record in zip(places, records, strict=True):
+        for index, record in zip(indices, records, strict=True):
             self._rows[index] = self._end
             self._records[index] = record
             self._end += 1

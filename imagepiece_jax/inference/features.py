@@ -146,7 +146,7 @@ def forward_features(model, blocks=(), norm=True, reshape=True, fill="nearest"):
         # Number of reduction steps up to every block: the index of its path in `paths`.
         steps = np.cumsum([bool(layer.counts) for layer in model.plan])
         check_outputs(outputs)
-        paths = follow(outputs.results, outputs.taps, fill)
+        paths = follow(outputs.results, outputs.reducer_inputs, fill)
 
         @functools.cache  # the last block may be among `blocks`, too
         def layer(block, norm):
@@ -186,7 +186,7 @@ def feature_map(
     """
     check_fill(fill, outputs.state.num_prefix)
     check_outputs(outputs)
-    path = follow(outputs.results, outputs.taps, fill)[-1]
+    path = follow(outputs.results, outputs.reducer_inputs, fill)[-1]
     _, values, _ = _mapped(outputs.state, path, fill, norm)
     return values.reshape(values.shape[0], *grid, values.shape[2])
 

@@ -69,7 +69,7 @@ def read(path: str) -> tuple[bytes, FileRecord]:
 class RecordedFiles(FileSource):
     """Upright image files without labels; reading a file keeps its FileRecord.
 
-    records: {place in the whole source: FileRecord} of the files read so far, shared
+    records: {store index: FileRecord} of the files read so far, shared
         with subsets
     """
 
@@ -77,12 +77,12 @@ class RecordedFiles(FileSource):
         super().__init__("", files, np.full(len(files), -1))
         self.records = {}
 
-    def stored(self, place):
-        path, label, name = super().stored(place)
+    def stored(self, store_index):
+        path, label, name = super().stored(store_index)
         try:
-            path, self.records[place] = read(path)
+            path, self.records[store_index] = read(path)
         except OSError:  # `decode` meets the error again and says the reason
-            self.records[place] = FileRecord(os.path.abspath(path), -1, -1, -1)
+            self.records[store_index] = FileRecord(os.path.abspath(path), -1, -1, -1)
         return path, label, name
 
     def name(self, index):

@@ -129,15 +129,15 @@ class Program:
         return results
 
     def __repr__(self):
-        return f"<Program: {self.describe()}>"
+        return f"<Program: {self.summary()}>"
 
-    def describe(self) -> str:
+    def summary(self) -> str:
         """Describe the model, its cost and its compilation in a few lines."""
         batch, *size, _ = self.images.shape
-        kind = self.images.dtype
+        dtype = self.images.dtype
         model = self.model
-        if kind == jnp.uint8:
-            kind = f"{kind} (less {model.config.mean}, over {model.config.std})"
+        if dtype == jnp.uint8:
+            dtype = f"{dtype} (less {model.config.mean}, over {model.config.std})"
         gelu = f"{model.config.arch.gelu} GELU"
         if not model.config.arch.has_gelu:
             gelu = "no GELU"
@@ -151,7 +151,8 @@ class Program:
         options = [f"{name}={value}" for name, value in self.options.items()]
         options = ", ".join(options) or "none"
         return (
-            f"{amount(batch, 'image')} of {size_text(size)}, {kind}, on {self.device}\n"
+            f"{amount(batch, 'image')} of {size_text(size)}, {dtype}, "
+            f"on {self.device}\n"
             f"{model.plan[0].attn_tokens} to {model.plan[-1].mlp_tokens} tokens, "
             f"{self.gmacs:.3f} GMACs an image, {self.dead_gmacs:.3f} of them not "
             "computed\n"
@@ -273,8 +274,8 @@ def compiler(
     model = model.with_execution(dtype=jnp.dtype(dtype))
     model = for_device(model, device, attention)
     if takes_direction(model, sizes):
-        found = size_direction.directions(vit)
-        model, variables = size_direction.folded(model, variables, found)
+        directions = size_direction.directions(vit)
+        model, variables = size_direction.folded(model, variables, directions)
     with jax.default_device(device):
         gelu = gelu or default_gelu(model, device)
         joined = joined_pixels(model, device)
@@ -302,9 +303,11 @@ def compiler(
         arguments = tuple(leaf for leaf in leaves if leaf.nbytes > inside)
 
         def logits(arguments, images):
-            rest = iter(arguments)
-            found = [leaf if leaf.nbytes <= inside else next(rest) for leaf in leaves]
-            return run(jax.tree.unflatten(tree, found), images)
+            passed = iter(arguments)
+            all_leaves = [
+                leaf if leaf.nbytes <= inside else next(passed) for leaf in leaves
+            ]
+            return run(jax.tree.unflatten(tree, all_leaves), images)
 
         with work:
             lowered = jax.jit(logits).lower(arguments, images)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.initializers import zeros
 
-from imagepiece_jax.common.nodes import node
+from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import Execution, ViTConfig
 from imagepiece_jax.models.layers import LayerNorm, dense, padded_from
@@ -65,7 +65,7 @@ def padded_length(length, backend):
     return length
 
 
-@node
+@onnx_op
 def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
     """Compute softmax(q k^T / sqrt(d) + key_bias) v. -> [B, Q, H, d].
 

@@ -35,19 +35,19 @@ class BlockReduction:
     def __call__(self, state, scores, train=False):
         """Reduce a state: (new state, (the reducer's result, its ReducerInputs))."""
         counts = self.layer.counts
-        taps = self._taps(state, scores, train)
-        result = self.reducer(taps, counts, train)
+        inputs = self._inputs(state, scores, train)
+        result = self.reducer(inputs, counts, train)
         try:
             contract.check_form(result, counts)
         except InputError as error:
             reducer = type(self.reducer).__name__
             raise InputError(f"block {self.block}, {reducer}: {error}") from error
-        return moves.apply(state, result), (result, taps)
+        return moves.apply(state, result), (result, inputs)
 
-    def _taps(self, state, scores, train):
+    def _inputs(self, state, scores, train):
         """Collect the reducer's inputs from a state and its scores."""
         reducer = self.reducer
-        taps = ReducerInputs(
+        inputs = ReducerInputs(
             x=state.image(state.x),
             size=state.image(state.size),
             attn_size=state.image(state.effective_size),
@@ -61,16 +61,16 @@ class BlockReduction:
             num_heads=self.num_heads,
         )
         if is_fast(state.x):
-            taps = taps.replace(all_x=state.x, all_keys=scores.get("all_keys"))
+            inputs = inputs.replace(all_x=state.x, all_keys=scores.get("all_keys"))
         if reducer.metric == "token":
-            taps = taps.replace(metric=taps.x)
+            inputs = inputs.replace(metric=inputs.x)
         if "key" in reducer.needs:
-            taps = taps.replace(key=scores["key"])
+            inputs = inputs.replace(key=scores["key"])
         if "probe" in reducer.needs:
-            taps = taps.replace(probe=self.probe(state))
+            inputs = inputs.replace(probe=self.probe(state))
         if reducer.draws(self.layer.counts, train):
-            taps = taps.replace(rng=self._rng(len(taps.x)))
-        return taps
+            inputs = inputs.replace(rng=self._rng(len(inputs.x)))
+        return inputs
 
     def _rng(self, batch):
         """This block's random keys [batch]; fixed keys if the model call has none."""
@@ -110,7 +110,7 @@ class Block(nn.Module):
     def __call__(
         self, state, scores, reduction=None, drop_path=(None, None), train=False
     ):
-        """Run the block: (state, scores, the reduction's (result, taps) or None).
+        """Run the block: (state, scores, the reduction's (result, inputs) or None).
 
         state, scores: TokenState and token scores from the block before
         reduction: a BlockReduction; None keeps all tokens

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.common.nodes import node
+from imagepiece_jax.common.nodes import onnx_op
 
 INIT = nn.initializers.normal(0.02, jnp.float32)
 QUICK = 1.702  # QuickGELU's factor
@@ -102,18 +102,18 @@ token_major.defvjp(lambda x: (x, None), _token_major_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gelu(x, form="exact"):
+def gelu(x, variant="exact"):
     """GELU, x Phi(x), elementwise (Hendrycks & Gimpel 2016, section 2).
 
-    form: "exact", or an approximate Phi: "tanh", 0.5 (1 + tanh u), or "quick",
+    variant: "exact", or an approximate Phi: "tanh", 0.5 (1 + tanh u), or "quick",
         sigmoid(1.702 x)
     """
     # Because the backward pass needs only x, a GPU can compute "tanh" in the kernel of
     # the matrix product before it.
-    if form == "tanh":
+    if variant == "tanh":
         return jax.nn.gelu(x, approximate=True)
     wide = x.astype(jnp.float32)
-    if form == "quick":
+    if variant == "quick":
         share = jax.nn.sigmoid(QUICK * wide)
     else:
         share = _share_below(wide)
@@ -126,17 +126,17 @@ def _share_below(x):
     return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
-def _gelu_backward(form, x, gradient):
+def _gelu_backward(variant, x, gradient):
     """The gradient of x: (Phi(x) + x Phi'(x)) times the result's gradient."""
     wide = x.astype(jnp.float32)
-    if form == "tanh":
+    if variant == "tanh":
         # x sigmoid(2 u) with u = c (x + 0.044715 x^3).
         c = math.sqrt(2 / math.pi)
         cubic = 0.044715
         share = jax.nn.sigmoid(2 * c * (wide + cubic * wide**3))
         slope = 2 * c * (1 + 3 * cubic * wide**2)
         derivative = share + wide * share * (1 - share) * slope
-    elif form == "quick":
+    elif variant == "quick":
         share = jax.nn.sigmoid(QUICK * wide)
         derivative = share + QUICK * wide * share * (1 - share)
     else:
@@ -146,8 +146,8 @@ def _gelu_backward(form, x, gradient):
     return (d_x.astype(x.dtype),)
 
 
-gelu.defvjp(lambda x, form: (gelu(x, form), x), _gelu_backward)
-gelu = node(gelu)
+gelu.defvjp(lambda x, variant: (gelu(x, variant), x), _gelu_backward)
+gelu = onnx_op(gelu)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -207,4 +207,4 @@ def _norm_backward(dtype, eps, saved, gradient):
 
 
 layer_norm.defvjp(_norm_forward, _norm_backward)
-layer_norm = node(layer_norm)
+layer_norm = onnx_op(layer_norm)

@@ -26,7 +26,7 @@ from imagepiece_jax.models.recovery_record import (
     RecoveredVariant,
     Recovery,
     flat_params,
-    with_numbers,
+    with_values,
 )
 from imagepiece_jax.models.variables import digest
 from imagepiece_jax.models.vit import ViT
@@ -57,7 +57,7 @@ class WeightsSource:
         return self.run["seed"] if self.run else 0
 
     @property
-    def place(self) -> str:
+    def title(self) -> str:
         """The weights' name in messages, such as "run runs/a"."""
         if self.path is None:
             return f"the {self.kind}"
@@ -141,7 +141,7 @@ class Pretrained:
         variant = self.recovery and self.recovery.of(model)
         if variant is None:
             return self.dense_variables
-        params = with_numbers(self.dense_variables["params"], variant.numbers)
+        params = with_values(self.dense_variables["params"], variant.values)
         return {**self.dense_variables, "params": params}
 
     @functools.cached_property
@@ -153,8 +153,8 @@ class Pretrained:
         replaced = {}
         parts = [self.variables, replaced]
         for variant in self.recovery.variants:
-            replaced |= {path: leaves[path] for path in variant.numbers}
-            parts += [variant.numbers, np.frombuffer(variant.form.encode(), np.uint8)]
+            replaced |= {path: leaves[path] for path in variant.values}
+            parts += [variant.values, np.frombuffer(variant.name.encode(), np.uint8)]
         return digest(parts)[:16]
 
     @functools.cached_property
@@ -198,7 +198,7 @@ class Pretrained:
         if self.recovery is None:
             return None
         variant = self.recovery.of(self.model)
-        return variant if variant and variant.numbers else None
+        return variant if variant and variant.values else None
 
     def with_variables(self, variables: Mapping[str, Any]) -> "Pretrained":
         """The same model with new variables, for example trained further."""
@@ -220,23 +220,21 @@ class Pretrained:
         if "pos_embed" not in fresh:
             config = model.config.with_arch(resize=self.config.arch.resize)
             tensors = resize_positions.fit(tensors, config, self.image_size)
-        origin = self.source.place
+        origin = self.source.title
         tensors, fresh = timm_tensors.own_selectors(model, tensors, origin, fresh)
         variables, _ = timm_tensors.model_variables(
             model, tensors, origin, fresh=fresh, seed=seed
         )
         return variables
 
-    def say_dense_numbers(self):
+    def say_dense_values(self):
         """Log that this reduced model was not recovered, if another variant was."""
         # Recovered values fit only their own variant.
         is_reduced = any(layer.counts for layer in self.model.plan)
         if self.recovery is None or not is_reduced or not parallel.is_main():
             return
         if self.recovery.of(self.model) is None:
-            log.info(
-                f"{self.label}: not recovered, so it has the dense model's numbers"
-            )
+            log.info(f"{self.label}: not recovered, so it has the dense model's values")
 
     @functools.cached_property
     def untrained_parts(self) -> tuple[str, ...]:
@@ -381,14 +379,14 @@ class Pretrained:
             params = resize_positions.fit(params, model.config, trained_size)
         learned = self._learned
         drawn = () if seed is None else None
-        tensors, fresh = timm_tensors.own_selectors(model, learned, source.place, drawn)
+        tensors, fresh = timm_tensors.own_selectors(model, learned, source.title, drawn)
         variables, drawn = timm_tensors.model_variables(
             model,
             tensors,
-            source.place,
+            source.title,
             fresh=fresh,
             seed=seed or 0,
-            given={**self.dense_variables, "params": params},
+            known={**self.dense_variables, "params": params},
         )
         untrained = {**source.untrained, **digests(variables, drawn)}
         vit = dataclasses.replace(
@@ -398,7 +396,7 @@ class Pretrained:
             selectors=learned,
             source=dataclasses.replace(source, untrained=untrained),
         )
-        vit.say_dense_numbers()
+        vit.say_dense_values()
         return vit
 
 

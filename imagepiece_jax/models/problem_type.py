@@ -26,10 +26,10 @@ def probabilities(logits: np.ndarray, problem_type: str = SINGLE_LABEL) -> np.nd
     Multi-label probabilities need not add up to 1.
     Raises InputError for "regression".
     """
-    kind = activation(problem_type, logits.shape[-1])
-    if kind == "sigmoid":
+    function = activation(problem_type, logits.shape[-1])
+    if function == "sigmoid":
         return 0.5 * (1 + np.tanh(logits / 2))
-    if kind is None:
+    if function is None:
         raise InputError(
             f"problem_type is {problem_type!r}, whose outputs are not probabilities; "
             "vit.model.apply(vit.variables, images).logits has its numbers"
@@ -38,13 +38,13 @@ def probabilities(logits: np.ndarray, problem_type: str = SINGLE_LABEL) -> np.nd
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def check_single_label(problem_type: str, place: str, reader: str) -> None:
+def check_single_label(problem_type: str, weights: str, reader: str) -> None:
     """Refuse weights for multi-label or regression problems.
 
     reader: the message's subject, such as "accuracy", which needs one label per image
     """
     if problem_type != SINGLE_LABEL:
         raise InputError(
-            f"{place}: problem_type is {problem_type!r}, but {reader} needs one label "
-            "per image"
+            f"{weights}: problem_type is {problem_type!r}, but {reader} needs one "
+            "label per image"
         )

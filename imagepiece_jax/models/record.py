@@ -89,13 +89,13 @@ def differences(
     return entries
 
 
-def sentence(found: list[tuple[str, Any, Any]], place: str) -> str:
+def sentence(entries: list[tuple[str, Any, Any]], owner: str) -> str:
     """Put the first difference into words, as a predicate of its field.
 
-    place: the other record's owner and a verb, such as "vectors was started with"
+    owner: the other record's owner and a verb, such as "vectors was started with"
     """
-    (_, our_value, their_value), *more = found
-    text = f"is {_short(our_value)}, but {place} {_short(their_value)}"
+    (_, our_value, their_value), *more = entries
+    text = f"is {_short(our_value)}, but {owner} {_short(their_value)}"
     if more:
         names = [name for name, *_ in more[: MAX_NAMED - 1]]
         text += f" (also different: {', '.join(names)})"

@@ -17,7 +17,7 @@ from imagepiece_jax.common.tables import amount
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
 NOTHING_LOWER = "nothing was better: try a smaller reduction, or more images or steps"
-Numbers = Mapping[str, np.ndarray]  # {path: value}, such as blocks_0/norm1/scale
+Values = Mapping[str, np.ndarray]  # {path: value}, such as blocks_0/norm1/scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class RecoveredVariant:
     changed: bool  # False: the last weights were no better than the start
     image_size: int | tuple[int, int]
     depth: int  # block count
-    rate: float | None = None  # peak learning rate, as a share of a parameter's size
+    lr: float | None = None  # peak learning rate, as a share of a parameter's size
     weights: str | None = None  # `WeightsSource.name` of the dense model
     share: float | None = None  # MACs / dense MACs
     # the measure with dense parameters; differs from `before` if this recovery
@@ -54,9 +54,7 @@ class RecoveredVariant:
     # held-out scenes; 0: similar images were in training, so measures may be too good
     scenes: int | None = None
     # learned values, in place of dense parameters; {}: nothing was better
-    numbers: Numbers = dataclasses.field(
-        default_factory=dict, compare=False, repr=False
-    )
+    values: Values = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self):
         # JSON turns tuples into lists.
@@ -67,13 +65,13 @@ class RecoveredVariant:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The fields as JSON values, without `numbers`."""
+        """The fields as JSON values, without `values`."""
         fields = {**vars(self), "reduction": str(self.reduction)}
-        del fields["numbers"]
+        del fields["values"]
         return fields
 
     @property
-    def form(self) -> str:
+    def name(self) -> str:
         """The variant's key and name: "tome:r=8, 12 blocks, .. pixels"."""
         size = size_text(self.image_size)
         return f"{self.reduction}, {self.depth} blocks, {size} pixels"
@@ -107,7 +105,7 @@ class RecoveredVariant:
             held_out = f"{self.held_out} images of {self.scenes} scenes held out"
         steps = amount(self.steps, "step")
         return (
-            f"{self.form}: {figures}; on {held_out}, "
+            f"{self.name}: {figures}; on {held_out}, "
             f"learned from {self.images} others, {steps} of {self.batch_size} images"
         )
 
@@ -134,11 +132,11 @@ class Recovery:
         # training found nothing better.
         if other is None:
             return self
-        earlier = {variant.form: variant for variant in other.variants}
+        earlier = {variant.name: variant for variant in other.variants}
         variants = []
         for variant in self.variants:
-            before = earlier.pop(variant.form, None)
-            if before and before.numbers and not variant.numbers:
+            before = earlier.pop(variant.name, None)
+            if before and before.values and not variant.values:
                 variant = before
             variants.append(variant)
         variants += earlier.values()
@@ -151,10 +149,10 @@ def flat_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {path: leaf for path, leaf in leaves.items() if leaf is not None}
 
 
-def with_numbers(params: Mapping[str, Any], numbers: Numbers) -> Mapping[str, Any]:
-    """Replace parameters by `numbers`; paths without a parameter are ignored."""
-    if not numbers:
+def with_values(params: Mapping[str, Any], values: Values) -> Mapping[str, Any]:
+    """Replace parameters by `values`; paths without a parameter are ignored."""
+    if not values:
         return params
     leaves = traverse_util.flatten_dict(params, sep="/")
-    present = {path: value for path, value in numbers.items() if path in leaves}
+    present = {path: value for path, value in values.items() if path in leaves}
     return traverse_util.unflatten_dict(leaves | present, sep="/")

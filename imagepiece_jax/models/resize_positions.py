@@ -36,9 +36,9 @@ def fit(
     if not patches or math.prod(old_grid) != patches or old_grid == config.grid:
         return tensors
     rows = np.asarray(embedding[0], np.float32)
-    front, rest = np.split(rows, [prefix])
-    rest = rest.reshape(*old_grid, -1)
-    resized = resize(rest, config.grid, arch.resize)
+    front, patch_rows = np.split(rows, [prefix])
+    patch_rows = patch_rows.reshape(*old_grid, -1)
+    resized = resize(patch_rows, config.grid, arch.resize)
     resized = resized.reshape(-1, config.embed_dim)
     rows = np.concatenate([front, resized])
     log.info("position embeddings resized to %dx%d", *config.grid)

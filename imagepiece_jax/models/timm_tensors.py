@@ -54,25 +54,25 @@ def model_variables(
     *,
     fresh: Iterable[str] = (),
     seed: int = 0,
-    given: Mapping[str, Any] | None = None,
+    known: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Make a model's variables from tensors, given variables and random values.
 
     tensors: {timm's name: array}
     source: the tensors' origin for messages, such as "run runs/a"
     fresh: parts to draw even if there are tensors, named as for `from_timm`
-    given: variables to use instead of tensors
+    known: variables to use instead of tensors
     Returns (variables, names of drawn parts); values from tensors are NumPy arrays.
     Raises StateDictMismatch if the tensors do not fit.
     """
-    given = given or {}
+    known = known or {}
     # `from_timm` passes fresh parts through: shapes, or given variables.
     like = {
-        collection: {**parts, **given.get(collection, {})}
+        collection: {**parts, **known.get(collection, {})}
         for collection, parts in variable_shapes(model).items()
     }
     try:
-        variables = from_timm(tensors, like, (*fresh, *given.get("params", {})))
+        variables = from_timm(tensors, like, (*fresh, *known.get("params", {})))
     except StateDictMismatch as error:
         raise StateDictMismatch(
             f"{source}: {error}", error.tensor, error.fresh
@@ -186,7 +186,7 @@ def check_fit(state_dict, like, fresh=()):
     return needed
 
 
-def numbers_from_timm(
+def values_from_timm(
     tensors: Mapping[str, np.ndarray],
     like: Mapping[str, Any],
     fresh: Iterable[str] = (),

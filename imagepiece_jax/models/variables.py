@@ -75,11 +75,11 @@ def _reducer_shapes(model, layer):
     counts = layer.counts or StepCounts(patches, patches)
 
     def init(key):
-        taps = contract.random_taps(
+        inputs = contract.random_inputs(
             reducer, counts.n_in, model.config.embed_dim, model.config.num_heads
         )
         # Some reducers read the grid. Variables do not depend on its shape.
-        return reducer.init(key, taps.replace(grid=(1, counts.n_in)), counts)
+        return reducer.init(key, inputs.replace(grid=(1, counts.n_in)), counts)
 
     return jax.eval_shape(init, _key())
 

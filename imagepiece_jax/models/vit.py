@@ -39,7 +39,9 @@ class Outputs:
     tokens: jax.Array  # [B, N, D], all tokens after the final norm
     state: TokenState  # all tokens before the final norm
     results: tuple  # the reducers' results, one per reducing step
-    taps: tuple[ReducerInputs, ...]  # the reducers' inputs, one per reducing step
+    reducer_inputs: tuple[
+        ReducerInputs, ...
+    ]  # the reducers' inputs, one per reducing step
     # logits of the class head and of the distillation head; () without a distillation
     # token
     head_logits: tuple[jax.Array, ...] = ()
@@ -130,7 +132,7 @@ class ViT(nn.Module):
         state = self._embed(images, train)
         scores = {}
         results = []
-        taps = []
+        reducer_inputs = []
         drop_path = self._drop_path(keys, train)
         norm = self._final_norm()
         pool = None
@@ -154,8 +156,8 @@ class ViT(nn.Module):
             if record:
                 result, read = record
                 results.append(result)
-                taps.append(read)
-        return self._classify(state, results, taps, norm, pool)
+                reducer_inputs.append(read)
+        return self._classify(state, results, reducer_inputs, norm, pool)
 
     def _final_norm(self):
         """The norm after the last block; the identity if the model has none."""
@@ -192,10 +194,10 @@ class ViT(nn.Module):
                 # The step reduces nothing in this plan, but its reducer has parameters:
                 # a call on random inputs creates them.
                 n = layer.mlp_tokens - self.config.arch.prefix
-                taps = contract.random_taps(
+                reducer_inputs = contract.random_inputs(
                     reducer, n, self.config.embed_dim, self.config.num_heads
                 )
-                reducer(taps, StepCounts(n, n))
+                reducer(reducer_inputs, StepCounts(n, n))
         if layer.counts is None:
             return None
         return BlockReduction(index, layer, reducer, self.config.num_heads, keys, probe)
@@ -215,7 +217,7 @@ class ViT(nn.Module):
             factors.append((scale[:, block, 0], scale[:, block, 1]))
         return factors
 
-    def _classify(self, state, results, taps, norm, pool):
+    def _classify(self, state, results, reducer_inputs, norm, pool):
         arch = self.config.arch
         x = state.x
         if arch.pool == "token":
@@ -250,7 +252,7 @@ class ViT(nn.Module):
             tokens=norm(x),
             state=state,
             results=tuple(results),
-            taps=tuple(taps),
+            reducer_inputs=tuple(reducer_inputs),
             head_logits=tuple(head_logits),
         )
 

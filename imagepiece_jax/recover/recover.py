@@ -102,7 +102,7 @@ def recover(
             raise InputError("steps and minutes are given; one of them says how long")
     recipe = Recipe(parameters, STEPS if steps is None else steps, batch_size, seed)
     dense = vit.with_reduction(None)
-    students = forms_of(vit, dense)
+    students = reduced_models(vit, dense)
     # Images are checked before anything is compiled.
     parts = divided(as_source(images), recipe.batch_size)
     batches = evaluation_batches(parts.held_out, vit.preprocessing, recipe.batch_size)
@@ -137,7 +137,7 @@ def recover(
                 progress = ProgressBar("recover", total, done=shown)
                 stack.enter_context(progress)
             run.train(progress, shown)
-            variant = run.cost(dense)
+            variant = run.variant(dense)
             # After a stop a variant without gain is left out, unless it is the first.
             if variant.changed or not (stop.requested and variants):
                 variants.append(variant)
@@ -166,7 +166,7 @@ def is_dense(vit: Pretrained) -> bool:
     return not any(layer.counts for layer in vit.model.plan)
 
 
-def forms_of(vit: Pretrained, dense: Pretrained) -> list[Pretrained]:
+def reduced_models(vit: Pretrained, dense: Pretrained) -> list[Pretrained]:
     """List the variants to train: a reduced model itself, or a dense model at COSTS.
 
     A variant starts from its last recovery, if it has one, else from the dense values.
@@ -193,7 +193,7 @@ class RecoveryRun:
         self.crops = functools.partial(
             random_crops, self.images.learned, self.fit.vit.image_size, self.fit.recipe
         )
-        self.rate = self.fit.recipe.rate  # the highest learning rate
+        self.lr = self.fit.recipe.lr  # the highest learning rate
         self.steps_done = 0
         self.seconds_of_step = 0.0
         self.curve = []  # (step, mean distance) per measure
@@ -213,7 +213,7 @@ class RecoveryRun:
     def train(self, progress: ProgressBar, shown: int):
         """Train until an attempt does not diverge; keep its weights if better."""
         for attempt in range(ATTEMPTS):
-            self.rate = self.fit.recipe.rate / 4**attempt
+            self.lr = self.fit.recipe.lr / 4**attempt
             if self.attempt(progress, shown) or self.stop.requested:
                 break
             if attempt == 0:
@@ -239,7 +239,7 @@ class RecoveryRun:
         with contextlib.closing(self.crops(steps).read(THREADS)) as reader:
             for batch in reader:
                 # The learning rate at the middle of the step.
-                lr = self.rate * schedule(min(1.0, self.share(ahead=0.5)))
+                lr = self.lr * schedule(min(1.0, self.share(ahead=0.5)))
                 # Waiting for the loss gives true step times and a prompt Ctrl-C.
                 loss = np.asarray(self.fit.take_step(batch["image"][:, 0], lr))
                 self.stop.defers = True  # from here on there is a result to keep
@@ -284,13 +284,13 @@ class RecoveryRun:
             log.info("recover: step %s, %.4f", *self.curve[-1])
         return means
 
-    def cost(self, dense: Pretrained) -> RecoveredVariant:
+    def variant(self, dense: Pretrained) -> RecoveredVariant:
         """Describe the result; `dense` is the teacher."""
         vit = self.fit.vit
         change = mean_difference(self.after["distance"], self.before["distance"])
         values = {}
         if vit.recovered:  # keep the values of its last recovery
-            values = vit.recovered.numbers
+            values = vit.recovered.values
         if self.trained is not None:
             values = {**values, **flat_params(self.trained)}
         return RecoveredVariant(
@@ -306,7 +306,7 @@ class RecoveryRun:
             after=mean(self.after),
             interval=(change.low, change.high),
             agreement=[100 * mean(m, "agreement") for m in (self.before, self.after)],
-            rate=self.rate,
+            lr=self.lr,
             curve=tuple(self.curve),
             stopped=self.stop.requested,
             changed=self.trained is not None,
@@ -314,7 +314,7 @@ class RecoveryRun:
             depth=vit.model.depth,
             weights=dense.source.name or None,
             share=vit.gmacs / dense.gmacs,
-            numbers=values,
+            values=values,
         )
 
 

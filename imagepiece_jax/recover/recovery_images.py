@@ -37,7 +37,7 @@ class Divided(NamedTuple):
 
 def divided(source: Source, batch_size: int) -> Divided:
     """Hold out whole scenes of the readable images, evenly spaced."""
-    few = source.spread(MAX_IMAGES)
+    few = source.evenly_spaced(MAX_IMAGES)
     if few is not source:
         counts = f"{len(few):,} of the {len(source):,} images"
         log.warning("%s are taken, evenly spaced", counts)

@@ -23,7 +23,7 @@ from imagepiece_jax.recover.recovery_loss import Comparison, answers
 SMALLEST = 0.05  # the least size of a parameter, for root mean squares near 0
 STEPS = 400  # steps per cost, if neither steps nor minutes are given
 BATCH_SIZE = 16
-RATE = 0.002  # highest learning rate at BATCH_SIZE images per step
+LR = 0.002  # highest learning rate at BATCH_SIZE images per step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Recipe:
         check_range("seed", self.seed, least=0, whole=True)
 
     @property
-    def rate(self) -> float:
+    def lr(self) -> float:
         """Highest learning rate, as a share of a parameter's size."""
-        return RATE * math.sqrt(self.batch_size / BATCH_SIZE)
+        return LR * math.sqrt(self.batch_size / BATCH_SIZE)
 
 
 class State(NamedTuple):
@@ -127,14 +127,14 @@ class Fit:
         """Copy the state to the host."""
         return jax.device_get(parallel.unreplicate(self.state))
 
-    def take_step(self, pixels, rate: float) -> jax.Array:
+    def take_step(self, pixels, lr: float) -> jax.Array:
         """Take a training step; return its loss, [devices], without waiting for it.
 
         pixels: uint8 [devices, m, H, W, 3]
-        rate: learning rate, multiplied by a parameter's `step_size`
+        lr: learning rate, multiplied by a parameter's `step_size`
         """
-        rate = parallel.replicate(np.float32(rate))
-        self.state, loss = self._step(self.state, self.variables_of_both, pixels, rate)
+        lr = parallel.replicate(np.float32(lr))
+        self.state, loss = self._step(self.state, self.variables_of_both, pixels, lr)
         return loss
 
     def measure(
@@ -162,7 +162,7 @@ class Fit:
         order = np.argsort(arrays["index"])
         return {name: values[order] for name, values in arrays.items()}
 
-    def _train_step(self, state, both, pixels, rate):
+    def _train_step(self, state, both, pixels, lr):
         """Take a step on one device: (next State, loss)."""
         student, teacher = both
         images = self.teacher.normalized(pixels)
@@ -177,7 +177,7 @@ class Fit:
         directions, moments = self.adam.update(gradient, state.moments)
 
         def update_of(path, value, direction):
-            return -rate * step_size(path[-1].key, value) * direction
+            return -lr * step_size(path[-1].key, value) * direction
 
         updates = jax.tree.map_with_path(update_of, state.trained, directions)
         return State(optax.apply_updates(state.trained, updates), moments), loss

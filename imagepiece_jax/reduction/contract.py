@@ -136,7 +136,7 @@ def check_results(plan, results):
             raise InputError(f"block {block}, {reducer}: {error}") from error
 
 
-def random_taps(reducer, n, embed_dim, num_heads):
+def random_inputs(reducer, n, embed_dim, num_heads):
     """Make random ReducerInputs: two images with `n` tokens."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, n, embed_dim)), jnp.float32)

@@ -10,14 +10,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.common.nodes import node
+from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.reduction.ops import (
     cosine,
     gather_rows,
+    index_among,
     invert,
     is_fast,
     is_short,
-    place_among,
     sums,
 )
 from imagepiece_jax.reduction.state import (
@@ -110,14 +110,14 @@ def _apply_by_product(state, result):
             attn_size = jnp.pad(result.attn_size, front, constant_values=1.0)
         values.append(jnp.where(belongs, attn_size[:, None, :], 0))
     # One pass computes all sums per slot, in the kernel that writes the matrix.
-    total, *attn_size = (each[:, :count] for each in sums(values, axis=2))
+    total, *attn_size = (slot_sums[:, :count] for slot_sums in sums(values, axis=2))
     parts = [weight.astype(x.dtype)]
     # Whole numbers up to `exact` fit into the tokens' dtype. A larger size needs two
     # operands: the rounded size and the rest.
     exact = 2 / jnp.finfo(x.dtype).eps
     if result.by_size and (state.patches is None or state.patches > exact):
-        rest = weight - parts[0].astype(jnp.float32)
-        parts.append(rest.astype(x.dtype))
+        rounding = weight - parts[0].astype(jnp.float32)
+        parts.append(rounding.astype(x.dtype))
     rows = jnp.einsum(
         "bpsn,bnd->bpsd",
         jnp.stack(parts, axis=1),
@@ -425,7 +425,7 @@ def _move_backward(mean, saved, gradient):
 
 
 _move_by_index.defvjp(_move_forward, _move_backward)
-_move_by_index = node(_move_by_index)
+_move_by_index = onnx_op(_move_by_index)
 
 
 def to_nearest_slot(x, result):
@@ -439,7 +439,7 @@ def to_nearest_slot(x, result):
     leaving = result.dest.shape[1] - result.n_out  # the most tokens that can be dropped
     if not leaving:
         return result.dest
-    number = place_among(dropped)
+    number = index_among(dropped)
     rows = gather_rows(x, invert(number, leaving))
     alike = jnp.where(dropped[:, None, :], -2.0, cosine(rows, x))
     nearest = jnp.argmax(alike, axis=-1)

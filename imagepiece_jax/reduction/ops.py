@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from imagepiece_jax.common.nodes import node
+from imagepiece_jax.common.nodes import onnx_op
 
 # Up to this many array elements (55 images of DeiT-S, 14 of So400m), fewer kernels are
 # worth more bytes; an estimate.
@@ -21,13 +21,13 @@ _fast = contextvars.ContextVar("fast", default=False)
 
 
 @contextlib.contextmanager
-def fast(wanted=True):
+def fast(enabled=True):
     """Trace reductions with fewer, cheaper GPU kernels in this context, if wanted.
 
     The same tokens leave, except at near ties: summation order may differ.
     """
     # Products take two-byte operands where these are exact, and sum in float32.
-    token = _fast.set(wanted)
+    token = _fast.set(enabled)
     try:
         yield
     finally:
@@ -56,7 +56,7 @@ def order_key(score):
     return jnp.where(magnitude > infinity, -infinity, key)
 
 
-@node
+@onnx_op
 def rank(score):
     """Rank tokens by falling score, ties to the lower index. -> [B, n] int32.
 
@@ -81,8 +81,8 @@ def _indices(values):
     return mine, other
 
 
-@node
-def place_among(keep):
+@onnx_op
+def index_among(keep):
     """Number kept tokens from 0; other tokens are negative. [B, n] -> [B, n] int32."""
     chex.assert_rank(keep, 2)
     mine, other = _indices(keep)
@@ -94,8 +94,8 @@ def place_among(keep):
     return jnp.sum(terms, axis=-1, dtype=jnp.int32)
 
 
-def place_or(keep, otherwise):
-    """`place_among` for kept tokens, `otherwise` [B, n] for the rest, in one pass."""
+def index_or(keep, otherwise):
+    """`index_among` for kept tokens, `otherwise` [B, n] for the rest, in one pass."""
     mine, other = _indices(keep)
     earlier = keep[:, None, :] & (other < mine)
     once = jnp.where(other == 0, otherwise[:, :, None], 0)
@@ -103,7 +103,7 @@ def place_or(keep, otherwise):
     return jnp.sum(terms, axis=-1, dtype=jnp.int32)
 
 
-@node
+@onnx_op
 def count_before(keep):
     """Count kept tokens before every token. [B, n] bool -> [B, n] int32."""
     chex.assert_rank(keep, 2)
@@ -112,27 +112,27 @@ def count_before(keep):
     return jnp.sum(earlier, axis=-1, dtype=jnp.int32)
 
 
-@node
-def invert(position, wanted):
+@onnx_op
+def invert(position, values):
     """Find the index of every wanted value in `position` [B, n]. -> [B, m] int32.
 
     A missing value gives 0. A repeated value gives the sum of its indices.
 
-    wanted: [m] values, or a number m for the values 0..m-1
+    values: [m] values, or a number m for the values 0..m-1
     """
     chex.assert_rank(position, 2)
-    if isinstance(wanted, int):
-        wanted = jnp.arange(wanted)
+    if isinstance(values, int):
+        values = jnp.arange(values)
     else:
-        wanted = jnp.asarray(wanted)
+        values = jnp.asarray(values)
     index = jnp.arange(position.shape[1], dtype=jnp.int32)[None, None, :]
     position = position[:, None, :]
-    wanted = wanted.astype(jnp.int32)[None, :, None]
-    taken = jnp.where(position == wanted, index, 0)
-    return jnp.sum(taken, axis=-1, dtype=jnp.int32)
+    values = values.astype(jnp.int32)[None, :, None]
+    indices = jnp.where(position == values, index, 0)
+    return jnp.sum(indices, axis=-1, dtype=jnp.int32)
 
 
-@node
+@onnx_op
 def pick(position, length, *values):
     """Gather several values [B, n] int32 at `invert(position, length)`, in one pass.
 
@@ -140,13 +140,13 @@ def pick(position, length, *values):
     """
     # Without this barrier XLA recomputes all positions for every wanted index.
     position = jax.lax.optimization_barrier(position)
-    wanted = jnp.arange(length, dtype=jnp.int32)[None, :, None]
-    holds = position[:, None, :] == wanted
-    taken = tuple(jnp.where(holds, value[:, None, :], 0) for value in values)
-    return sums(taken, axis=2)
+    ranks = jnp.arange(length, dtype=jnp.int32)[None, :, None]
+    holds = position[:, None, :] == ranks
+    picked = tuple(jnp.where(holds, value[:, None, :], 0) for value in values)
+    return sums(picked, axis=2)
 
 
-@node
+@onnx_op
 def sums(values, axis):
     """Sum several arrays along an axis, in one pass."""
 
@@ -191,8 +191,8 @@ def smallest(values, k):
     index = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
     marked = jnp.zeros(values.shape, bool)
     for _ in range(min(k, values.shape[-1])):
-        rest = jnp.where(marked, jnp.inf, values)
-        nearest = jnp.argmin(rest, axis=-1).astype(jnp.int32)
+        unmarked = jnp.where(marked, jnp.inf, values)
+        nearest = jnp.argmin(unmarked, axis=-1).astype(jnp.int32)
         marked |= index == nearest[..., None]
     return marked
 
@@ -220,7 +220,7 @@ def alternate(first, second):
     return pairs.reshape(batch, 2 * half)[:, :n]
 
 
-@node
+@onnx_op
 def gather_rows(x, index):
     """Gather rows of x [B, n, ...] at an index [B, ...] in [0, n), image by image.
 
@@ -261,7 +261,7 @@ def products(a, b):
     return jnp.einsum("bnd,bmd->bnm", a, b, precision="highest")
 
 
-@node
+@onnx_op
 def unit(x, eps=1e-6):
     """Scale vectors along the last axis to length 1, in float32."""
     x = x.astype(jnp.float32)
@@ -290,7 +290,7 @@ def shift_shares(change, live=None):
     return moved / jnp.maximum(total, 1e-6)
 
 
-@node
+@onnx_op
 def class_attention(query, key, key_bias=None):
     """Class token attention to all N tokens, prefix included. -> [B, N] float32.
 
@@ -349,7 +349,7 @@ def _log_sum_exp_jvp(primals, tangents):
     return out, jnp.sum(weights * tangent, axis=1)
 
 
-log_sum_exp = node(log_sum_exp)
+log_sum_exp = onnx_op(log_sum_exp)
 
 
 def uniqueness(key, margin, live=None):

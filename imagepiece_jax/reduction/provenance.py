@@ -19,7 +19,7 @@ def patch_slots(results, batch: int, patches: int) -> list:
     Returns a list of [batch, patches] int32, DROPPED for patches without a token. From
         the first Mixing or Masking on, entries are None.
     """
-    hard = itertools.takewhile(lambda each: isinstance(each, Assignment), results)
+    hard = itertools.takewhile(lambda result: isinstance(result, Assignment), results)
     slots = [path.slot for path in follow([*hard])]
     every_patch = jnp.arange(patches, dtype=jnp.int32)
     slots[0] = jnp.broadcast_to(every_patch, (batch, patches))
@@ -44,15 +44,15 @@ class PatchPath(NamedTuple):
     mixed: tuple["PatchPath", Mixing, jax.Array] | None = None
 
 
-def follow(results, taps=None, fill=None) -> list[PatchPath]:
+def follow(results, reducer_inputs=None, fill=None) -> list[PatchPath]:
     """Compute the PatchPaths before the first step and after every step.
 
-    results, taps: from `Outputs`; a Mixing and `fill` need taps
+    results, reducer_inputs: from `Outputs`; a Mixing and `fill` need reducer_inputs
     fill: feature of a dropped patch, see `inference.features`; None: no feature
     """
     paths = [PatchPath()]
     for index, result in enumerate(results):
-        x = taps[index].x if taps else None
+        x = reducer_inputs[index].x if reducer_inputs else None
         paths.append(_followed(paths[-1], result, x, fill))
     return paths
 

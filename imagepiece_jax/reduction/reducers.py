@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.common.nodes import node
+from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex
@@ -35,7 +35,7 @@ SCORES = {
 
 
 class Reducer:
-    """Base of reducers, called as reducer(taps, counts, train).
+    """Base of reducers, called as reducer(inputs, counts, train).
 
     Subclasses are frozen dataclasses, or Flax modules if they learn.
     """
@@ -94,22 +94,22 @@ class Ranking(Reducer):
             names.add("metric")
         return frozenset(names)
 
-    def scores(self, taps, counts):
+    def scores(self, inputs, counts):
         """Compute scores [B, n] float32; a masked token's score is infinite.
 
         Do not keep the highest scores in masked training: masked tokens would stay.
         """
-        score = getattr(taps, SCORES[self.score])
+        score = getattr(inputs, SCORES[self.score])
         if self.score == "energy":
             live = None
-            if taps.mask is not None:
-                live = (taps.mask > 0.5).astype(jnp.float32)
+            if inputs.mask is not None:
+                live = (inputs.mask > 0.5).astype(jnp.float32)
             margin = 0.75 * (1 - counts.progress)  # falls with the depth
             score = ops.uniqueness(score, margin, live)
-        if taps.mask is None:
+        if inputs.mask is None:
             return score
         # Infinite scores keep masked tokens out of merges of the lowest-scored tokens.
-        return jnp.where(taps.mask > 0.5, score, jnp.inf)
+        return jnp.where(inputs.mask > 0.5, score, jnp.inf)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +120,8 @@ class TopK(Ranking):
     # in EViT (Liang et al. 2022); its gradient reaches the scores
     fuse: bool = False
 
-    def __call__(self, taps, counts, train=False):
-        score = self.scores(taps, counts)
+    def __call__(self, inputs, counts, train=False):
+        score = self.scores(inputs, counts)
         if not self.fuse:
             return keep_highest(score, counts.n_out)
         keep = ops.rank(score) < counts.n_out - 1
@@ -140,18 +140,18 @@ class Bipartite(Reducer):
     metric: str = "key"
     needs = frozenset({"metric"})
 
-    def __call__(self, taps, counts, train=False):
+    def __call__(self, inputs, counts, train=False):
         merges = counts.n_in - counts.n_out
-        prefix = taps.num_prefix
+        prefix = inputs.num_prefix
         # Index of the first image token on side A: positions count the prefix, too.
         first = prefix % 2
         sources = jnp.arange(first, counts.n_in, 2, dtype=jnp.int32)[None]
         targets = jnp.arange(1 - first, counts.n_in, 2, dtype=jnp.int32)[None]
-        metric = jax.lax.stop_gradient(taps.metric)
-        short = ops.is_short(taps.x)
+        metric = jax.lax.stop_gradient(inputs.metric)
+        short = ops.is_short(inputs.x)
         if short:
-            if self.metric == "key" and taps.all_keys is not None:
-                metric = taps.all_keys
+            if self.metric == "key" and inputs.all_keys is not None:
+                metric = inputs.all_keys
             alike = ops.cosine(metric)[:, -counts.n_in :, -counts.n_in :]
             similarity = alike[:, first::2, 1 - first :: 2]
         else:
@@ -163,19 +163,19 @@ class Bipartite(Reducer):
         leaves = order < merges
         # Slots of A's staying tokens, and their numbers on side A. Slots are the rest
         # of A, then B, so the next split by position mixes the two sides.
-        rest = sources.shape[1] - merges
+        n_staying = sources.shape[1] - merges
         if prefix:  # in their order
-            slot_of_staying = ops.place_among(~leaves)
-            staying = ops.invert(slot_of_staying, rest)
+            slot_of_staying = ops.index_among(~leaves)
+            staying = ops.invert(slot_of_staying, n_staying)
         else:  # by falling similarity
             slot_of_staying = order - merges
-            staying = ops.invert(order, merges + np.arange(rest))
+            staying = ops.invert(order, merges + np.arange(n_staying))
         # A token's number on side B is half its index. `//` would be nine operations.
-        slot_of = rest + jax.lax.div(partner, jnp.int32(2))
+        slot_of = n_staying + jax.lax.div(partner, jnp.int32(2))
         sources = jnp.broadcast_to(sources, (order.shape[0], sources.size))
         targets = jnp.broadcast_to(targets, (order.shape[0], targets.size))
         slots_a = jnp.where(leaves, slot_of, slot_of_staying)
-        slots_b = rest + targets // 2
+        slots_b = n_staying + targets // 2
         absorbed, partner, target = ops.pick(order, merges, sources, partner, slot_of)
         keep = jnp.concatenate([first + 2 * staying, targets], axis=1)
         index = SlotIndex(keep, absorbed, target, partner)
@@ -186,7 +186,7 @@ class Bipartite(Reducer):
         dest = by_token(slots_a, slots_b)
         if short and prefix:
             keeps_order = by_token(~leaves, jnp.zeros_like(slots_b, bool))
-            dest = ops.place_or(keeps_order, by_token(slot_of, slots_b))
+            dest = ops.index_or(keeps_order, by_token(slot_of, slots_b))
         elif short:
             dest = jax.lax.optimization_barrier(dest)
         return Assignment(dest, index=index, n_out=counts.n_out)
@@ -194,7 +194,7 @@ class Bipartite(Reducer):
 
 def keep_highest(score, n_out):
     """Assign slots to the `n_out` highest scores [B, n], in spatial order."""
-    slot = ops.place_among(ops.rank(score) < n_out)
+    slot = ops.index_among(ops.rank(score) < n_out)
     dest = jnp.maximum(slot, DROPPED)
     index = SlotIndex.one_each(ops.invert(slot, n_out))
     return Assignment(dest, index=index, n_out=n_out)
@@ -208,8 +208,8 @@ def keep_and_sum(keep, weight, n_out):
     """
     dest = jnp.where(keep, ops.count_before(keep), n_out - 1)
     weight = jnp.where(keep, 1.0, weight)
-    staying = ops.invert(ops.place_among(keep), n_out - 1)
-    leaving = ops.invert(ops.place_among(~keep), keep.shape[1] - n_out + 1)
+    staying = ops.invert(ops.index_among(keep), n_out - 1)
+    leaving = ops.invert(ops.index_among(~keep), keep.shape[1] - n_out + 1)
     first = leaving[:, :1]
     absorbed = leaving[:, 1:]
     target = jnp.full_like(absorbed, n_out - 1)
@@ -218,7 +218,7 @@ def keep_and_sum(keep, weight, n_out):
     return Assignment(dest, weight, index=index, n_out=n_out, mean=False)
 
 
-@node
+@onnx_op
 def find_partners(similarity, tokens):
     """Find every row's most similar token; ties go to the first token.
 

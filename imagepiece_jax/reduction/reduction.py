@@ -44,28 +44,28 @@ class Reduction:
         Raises InputError for an invalid value, and for two values of prop_attn.
         """
         if value is None:
-            found = DENSE
+            reduction = DENSE
         elif isinstance(value, Reduction):
-            found = value
+            reduction = value
         elif isinstance(value, Method):
-            found = cls(value)
+            reduction = cls(value)
         elif isinstance(value, str):
-            found = cls._of_text(value)
+            reduction = cls._of_text(value)
         elif isinstance(value, numbers.Real):
             check_share("reduction", value)
-            found = cls(Method(macs=value))
+            reduction = cls(Method(macs=value))
         else:
             raise InputError(
                 f"reduction is {value!r}; it must be a share of the MACs such as 0.5, "
                 'or a text such as "evit:keep_rate=0.7"'
             )
-        if prop_attn is None or found.prop_attn == prop_attn:
-            return found
-        if found.prop_attn is not None:
+        if prop_attn is None or reduction.prop_attn == prop_attn:
+            return reduction
+        if reduction.prop_attn is not None:
             raise InputError(
-                f"reduction is {found}, but the model has prop_attn={prop_attn}"
+                f"reduction is {reduction}, but the model has prop_attn={prop_attn}"
             )
-        return dataclasses.replace(found, prop_attn=prop_attn)
+        return dataclasses.replace(reduction, prop_attn=prop_attn)
 
     @classmethod
     def _of_text(cls, text):

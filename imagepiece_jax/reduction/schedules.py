@@ -105,13 +105,13 @@ def split_text(text: str) -> tuple[str, tuple[float, ...]]:
     Raises InputError for an invalid schedule.
     """
     name, *texts = text.split("-")
-    form = "[0-9]+"
-    kind = int
+    pattern = "[0-9]+"
+    number_type = int
     if name == POWERED:
-        form = "[0-9]*[.]?[0-9]+(e[0-9]+)?"
-        kind = float
-    fits = name in SHAPES and all(re.fullmatch(form, each) for each in texts)
-    numbers = tuple(map(kind, texts)) if fits else ()
+        pattern = "[0-9]*[.]?[0-9]+(e[0-9]+)?"
+        number_type = float
+    fits = name in SHAPES and all(re.fullmatch(pattern, word) for word in texts)
+    numbers = tuple(map(number_type, texts)) if fits else ()
     if name == "stages":
         fits = fits and [*numbers] == sorted({*numbers})
     else:

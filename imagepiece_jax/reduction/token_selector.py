@@ -143,8 +143,8 @@ def check_teacher(outputs, teacher_outputs):
 
 def _sizes_in_words(outputs):
     patches = outputs.tokens.shape[1] - outputs.state.num_prefix
-    if outputs.taps:  # the first step saw all patches
-        patches = outputs.taps[0].x.shape[1]
+    if outputs.reducer_inputs:  # the first step saw all patches
+        patches = outputs.reducer_inputs[0].x.shape[1]
     width = outputs.tokens.shape[-1]
     classes = outputs.logits.shape[-1]
     return f"{patches} patches, width {width} and {classes} classes"

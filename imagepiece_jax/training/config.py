@@ -183,14 +183,14 @@ class RunConfig:
         for name in ("dtype", "attention", "drop_path_rate"):
             fields[name] = config["model"][name]
         fields |= {"optim": OptimConfig(**optim), "written": config}
-        for name, kind in (
+        for name, config_class in (
             ("data", DataConfig),
             ("augment", AugmentConfig),
             ("teacher", TeacherConfig),
             ("distill", DistillConfig),
             ("init", InitConfig),
         ):
-            fields[name] = kind(**fields[name])
+            fields[name] = config_class(**fields[name])
         with _in_config():
             fields["model"] = config_of_run(config)
             fields["reduction"] = Reduction.read(config["reduction"])

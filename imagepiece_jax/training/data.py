@@ -32,8 +32,9 @@ class Length:
 
     def due(self, step: int) -> bool:
         """Whether an evaluation follows `step`; after the last step always."""
-        epoch, rest = divmod(step, self.steps_per_epoch)
-        return step == self.steps or (not rest and epoch % self.eval_every_epochs == 0)
+        epoch, remainder = divmod(step, self.steps_per_epoch)
+        is_last = step == self.steps
+        return is_last or (not remainder and epoch % self.eval_every_epochs == 0)
 
 
 def length(run: RunConfig, images: int) -> Length:
@@ -79,9 +80,9 @@ def open_images(run: RunConfig, split: str, dry_run: bool = False) -> Source:
 class RunData:
     """A run's images, and this process's share of their batches.
 
-    train, test: the Source of training images, and of test images
+    train, val: the Sources of training and validation images
     training: function (steps) -> Batches for a range of steps
-    evaluation: Batches for one pass over the test images
+    evaluation: Batches for one pass over the validation images
     readers: (processes, threads per process) that read ahead; training and evaluation
         have their own
     Raises InputError if images do not fit the config, or the run cannot be trained on
@@ -93,15 +94,15 @@ class RunData:
         train_transform = run.data.train_transform(run.image_size)
         preprocessing = run.model.preprocessing
         self.train = open_images(run, "train", dry_run)
-        self.test = open_images(run, "val", dry_run)
+        self.val = open_images(run, "val", dry_run)
         data = run.data.name
         # Both splits must have the same classes, by name.
-        check_classes(self.train.class_names, data, self.test.class_names, data)
-        # At most the test set, as a multiple of the devices.
-        batch_size = placement.whole(min(run.eval_batch_size, len(self.test)))
+        check_classes(self.train.class_names, data, self.val.class_names, data)
+        # At most the validation set, as a multiple of the devices.
+        batch_size = placement.whole(min(run.eval_batch_size, len(self.val)))
         # An image size that does not fit shows here, not in the first step.
         self.train.try_first(train_transform, rng=np.random.default_rng(0))
-        self.test.try_first(preprocessing)
+        self.val.try_first(preprocessing)
         self.length = length(run, len(self.train))
         self.readers = run.data.workers, run.data.threads
         self.training = functools.partial(
@@ -114,7 +115,7 @@ class RunData:
             repeats=run.data.repeats,
         )
         self.evaluation = Batches(
-            source=self.test,
+            source=self.val,
             transform=preprocessing,
             batch_size=batch_size,
             placement=placement,
@@ -133,10 +134,10 @@ class RunData:
 
     @property
     def image_counts(self) -> list[int]:
-        """[number of training images, number of test images]."""
-        return [len(self.train), len(self.test)]
+        """[number of training images, number of validation images]."""
+        return [len(self.train), len(self.val)]
 
     def digest(self) -> list[str]:
         """Content digests of both splits; slow for files over a network."""
         with working("making a digest of the data"):
-            return [self.train.digest, self.test.digest]
+            return [self.train.digest, self.val.digest]

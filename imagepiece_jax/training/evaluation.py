@@ -47,5 +47,5 @@ class Evaluation:
         log.evaluation(run.step, figures)
         log.restart_clock()
         # A test split chooses no checkpoint.
-        chooses = self._data.test.split != "test"
+        chooses = self._data.val.split != "test"
         return run.progress.with_evaluation(run.step, figures, chooses)

@@ -136,12 +136,12 @@ def _dense_model(field, path):
 def fitted(vit: Pretrained, model, fresh=(), seed: int = 0) -> Mapping[str, Any]:
     """Variables of `model` with trained values; `fresh` parts are drawn instead."""
     variables = vit.variables_for(model, fresh, seed)
-    check_unstored(model.config, vit.config, vit.source.place, "head" in fresh)
+    check_unstored(model.config, vit.config, vit.source.title, "head" in fresh)
     return variables
 
 
 def check_unstored(
-    ours: ViTConfig, theirs: ViTConfig, place: str, new_head: bool = False
+    ours: ViTConfig, theirs: ViTConfig, weights: str, new_head: bool = False
 ):
     """Raise InputError for the first UNSTORED field with another trained value."""
     for field in UNSTORED:
@@ -160,13 +160,13 @@ def check_unstored(
         trained = getattr(their_fields, field)
         if not _equal(value, trained):
             raise InputError(
-                f"{group}.{field} is {value!r}, but {place} was trained with "
+                f"{group}.{field} is {value!r}, but {weights} was trained with "
                 f"{trained!r}"
             )
 
 
-def _equal(one, other):
+def _equal(ours, theirs):
     """Whether values are equal; numbers may differ by float32 rounding."""
-    if isinstance(one, tuple | float):
-        return np.allclose(one, other, rtol=1e-6, atol=0)
-    return one == other
+    if isinstance(ours, tuple | float):
+        return np.allclose(ours, theirs, rtol=1e-6, atol=0)
+    return ours == theirs

@@ -245,7 +245,9 @@ class RunLog(contextlib.ExitStack):
         """Write and print an evaluation after `step`."""
         epoch = step / self._length.steps_per_epoch
         self._writer.write_line("eval", step, epoch=epoch, **figures)
-        text = f"epoch {epoch:g}, step {step}: test accuracy {figures['acc1']:.2f} %"
+        text = (
+            f"epoch {epoch:g}, step {step}: validation accuracy {figures['acc1']:.2f} %"
+        )
         say(f"{text}, loss {figures['loss']:.3f}")
 
     def _print_line(self, step, values):

@@ -56,11 +56,11 @@ def learning_rate(step, optim: OptimConfig, steps_per_epoch: int):
     and 1 both run at `warmup_lr`.
     """
     # Whole epochs in integers: t is then exact where an epoch begins, on any device.
-    epoch, rest = jnp.divmod(jnp.asarray(step), steps_per_epoch)
+    epoch, remainder = jnp.divmod(jnp.asarray(step), steps_per_epoch)
     if optim.lr_offset:
         t = jnp.maximum(epoch - optim.lr_offset, 0).astype(jnp.float32)
     else:
-        t = epoch.astype(jnp.float32) + rest.astype(jnp.float32) / steps_per_epoch
+        t = epoch.astype(jnp.float32) + remainder.astype(jnp.float32) / steps_per_epoch
     # (1 + cos x) / 2 as cos(x / 2)^2: the sum would cancel in the last epochs.
     half_angle = jnp.pi / 2 * jnp.minimum(t / optim.epochs, 1.0)
     cosine = optim.min_lr + (optim.peak_lr - optim.min_lr) * jnp.cos(half_angle) ** 2
@@ -92,13 +92,13 @@ def decay_mask(params):
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def adamw(optim: OptimConfig, rate):
-    """AdamW after gradient clipping; `rate`: function step -> learning rate."""
+def adamw(optim: OptimConfig, lr_schedule):
+    """AdamW after gradient clipping; `lr_schedule`: function step -> learning rate."""
     # The decay is decoupled and multiplied by the rate, `p -= lr * weight_decay * p`,
     # as in torch. The paper multiplies by only the schedule's factor.
     b1, b2 = optim.betas
     optimizer = optax.adamw(
-        rate,
+        lr_schedule,
         b1=b1,
         b2=b2,
         eps=optim.eps,
@@ -129,11 +129,11 @@ def without_frozen(optimizer, group_of):
     return optax.GradientTransformation(optimizer.init, update)
 
 
-def scale_by_group(group_of, rate, peak, steps_per_epoch):
+def scale_by_group(group_of, lr_schedule, peak, steps_per_epoch):
     """Scale updates by their group's learning rate, as an optax transformation.
 
     group_of: as for `without_frozen`
-    rate: function step -> the schedule's rate
+    lr_schedule: function step -> the schedule's rate
     peak: the schedule's highest rate
     """
 
@@ -149,7 +149,9 @@ def scale_by_group(group_of, rate, peak, steps_per_epoch):
         scale = 1.0
         if group.lr is not None:
             # The schedule's rate may be 0.
-            scale = group.lr(rate(step), peak) / jnp.maximum(rate(step), 1e-30)
+            scale = group.lr(lr_schedule(step), peak) / jnp.maximum(
+                lr_schedule(step), 1e-30
+            )
         return jnp.where(thawed, scale, 0.0)
 
     def init(params):

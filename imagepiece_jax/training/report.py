@@ -82,7 +82,7 @@ def dry_run(run):
 def data_text(config, data):
     """Describe the data, and the learning rate after the warm-up."""
     absent = [
-        name for name in ("train", "test") if isinstance(vars(data)[name], Counted)
+        name for name in ("train", "val") if isinstance(vars(data)[name], Counted)
     ]
     note = ""
     if absent:
@@ -91,14 +91,14 @@ def data_text(config, data):
     classes = f"{config.num_classes} classes"
     if names is not None:
         classes += ": " + ", ".join(map(str, names[:LISTED_CLASSES]))
-    train, val = (s.split and f" ({s.split})" for s in (data.train, data.test))
-    if data.test.split == "test":
+    train, val = (s.split and f" ({s.split})" for s in (data.train, data.val))
+    if data.val.split == "test":
         classes += "; test chooses nothing, so the last checkpoint is the best"
     optim = config.optim
     warmup = optimizer.warmup_steps(optim, data.length.steps_per_epoch)
     return (
         f"data: {config.data.name}, {len(data.train):,} training images{train}, "
-        f"{len(data.test):,} test images{val}, {classes}{note}\n"
+        f"{len(data.val):,} validation images{val}, {classes}{note}\n"
         f"learning rate: {optim.peak_lr:.4g} after a warm-up of {warmup} of "
         f"{data.length.steps} steps"
     )

@@ -122,7 +122,7 @@ def train_step(
     run,
     model,
     optimizer,
-    rate,
+    lr_schedule,
     teacher_model=None,
     loss=loss_of,
 ):
@@ -136,7 +136,7 @@ def train_step(
     teacher: frozen variables of `teacher_model`, or None; it gets the student's
         augmented and mixed images
     model: from `RunConfig.create_train_model`
-    rate: function step -> learning rate, here only for the metrics
+    lr_schedule: function step -> learning rate, here only for the metrics
     loss: `loss_of`, or a function with its arguments and results
     Returns (state, metrics). Metrics of the global batch: loss, grad_norm, lr, terms,
         `skipped` (skipped steps in a row, this step included), and `window` (sums over
@@ -165,7 +165,7 @@ def train_step(
     mean_loss = sums["loss"] / sums["samples"]
     grad_norm = global_norm(grads)
     finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
-    learning_rate = rate(state.step)
+    learning_rate = lr_schedule(state.step)
     # Before the update, which raises `state.step`.
     state = counted_in_window(state, sums, finite, run.log_every_steps)
     metrics = {

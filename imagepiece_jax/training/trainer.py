@@ -79,7 +79,7 @@ class RunPlan:
     model: ViT  # in evaluation; training may mask tokens instead
     dense: ViT  # without reduction
     data: RunData
-    rate: Callable  # function step -> learning rate
+    lr_schedule: Callable  # function step -> learning rate
     optimizer: optax.GradientTransformation
     initial: InitialWeights
     # Micro-batch loss. config.json does not name it, so a resume cannot check it.
@@ -163,7 +163,7 @@ class Run:
             run=config,
             model=config.create_train_model(epoch, parallel.AXIS),
             optimizer=plan.optimizer,
-            rate=plan.rate,
+            lr_schedule=plan.lr_schedule,
             teacher_model=self.teacher,
             loss=plan.loss,
         )

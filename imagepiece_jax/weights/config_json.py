@@ -56,23 +56,23 @@ class WeightsInfo(NamedTuple):
     digest: str | None = None  # of all files saved together; None: not compared
 
 
-def read(found: Location, images_known: bool = False) -> WeightsInfo:
+def read(source: Location, images_known: bool = False) -> WeightsInfo:
     """Read a folder's config file and its image processor's config file.
 
     images_known: accept a folder without an image processor's file
     """
-    folder = found.path
-    if found.config is None:
-        read_json(found.config_file)  # raises the error in the file
-    if found.config_file.name == OPEN_CLIP:
+    folder = source.path
+    if source.config is None:
+        read_json(source.config_file)  # raises the error in the file
+    if source.config_file.name == OPEN_CLIP:
         parse_open_clip = open_clip_config.parse_open_clip
-        return WeightsInfo(guarded(found.config_file, parse_open_clip, found.config))
+        return WeightsInfo(guarded(source.config_file, parse_open_clip, source.config))
     images = {}
-    if PROCESSOR in found.names:
+    if PROCESSOR in source.names:
         images = read_json(folder / PROCESSOR).get("image_processor") or {}
-    if not images and PREPROCESSOR in found.names:
+    if not images and PREPROCESSOR in source.names:
         images = read_json(folder / PREPROCESSOR)
-    return parse(found.config, images, folder, images_known)
+    return parse(source.config, images, folder, images_known)
 
 
 def parse(
@@ -94,9 +94,9 @@ def parse(
             f"folder {folder} has no {PREPROCESSOR}, so nothing says how images are "
             "normalized; place it beside the weights, or give config="
         )
-    kind = guarded(file, transformers_config.kind_of, config)
+    model_type = guarded(file, transformers_config.kind_of, config)
     parse_images = transformers_config.parse_images
-    images = guarded(folder / PREPROCESSOR, parse_images, images, kind)
+    images = guarded(folder / PREPROCESSOR, parse_images, images, model_type)
     parse_transformers = transformers_config.parse_transformers
     vit_config, names, head = guarded(file, parse_transformers, config, images)
     return WeightsInfo(vit_config, names, of_head=head)
@@ -190,12 +190,12 @@ def _parse_ours(file):
     )
 
 
-def _of_record(kind, fields):
+def _of_record(record_class, fields):
     """Make a dataclass from a record, which must hold every field, without defaults."""
-    for field in dataclasses.fields(kind):
-        if field.name not in (*fields, "numbers"):
+    for field in dataclasses.fields(record_class):
+        if field.name not in (*fields, "values"):
             raise KeyError(field.name)
-    return kind(**fields)
+    return record_class(**fields)
 
 
 def _check_same(config, file):

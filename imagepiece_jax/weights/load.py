@@ -98,7 +98,7 @@ def load(
         checkpoint = checkpoint or "best"
         check_choice("checkpoint", checkpoint, KINDS)
     elif checkpoint in KINDS:
-        raise InputError(f"checkpoint is {checkpoint!r}, but {source.place} is no run")
+        raise InputError(f"checkpoint is {checkpoint!r}, but {source.title} is no run")
     described = weights_info(source, config)
     tensors, recovered = _read(source, described, checkpoint, averaged)
     trained = of_tensors(source, described, tensors)
@@ -127,7 +127,7 @@ def load(
     except InputError as error:
         if not as_trained:  # the caller's mistake, not the file's
             raise
-        raise InputError(f"{source.place}: {error}") from error
+        raise InputError(f"{source.title}: {error}") from error
     reduction_plan.print_reduction(chosen_reduction, model)
     dense, learned = timm_tensors.apart(tensors)
     drawn = tuple([f"{part.replace('_', '.')}." for part in described.untrained])
@@ -136,15 +136,15 @@ def load(
     # A saved folder may hold selectors for several reductions.
     if seed is not None:
         tensors, selectors = timm_tensors.own_selectors(
-            model, dense | learned, source.place, None
+            model, dense | learned, source.title, None
         )
         fresh = (*fresh, *selectors)
     elif not as_trained or described.digest is not None:
-        tensors, _ = timm_tensors.own_selectors(model, tensors, source.place)
+        tensors, _ = timm_tensors.own_selectors(model, tensors, source.title)
     if sides(vit_config.image_size) != sides(trained.image_size):
         tensors = resize_positions.fit(tensors, vit_config, trained.image_size)
     variables, drawn = timm_tensors.model_variables(
-        model, tensors, source.place, fresh=fresh, seed=seed or 0
+        model, tensors, source.title, fresh=fresh, seed=seed or 0
     )
     for part in variables["params"]:
         if part not in drawn and matches(part, described.untrained):
@@ -174,7 +174,7 @@ def load(
     )
     if num_classes is not None or seed is not None:
         vit.warn_of_untrained()
-    vit.say_dense_numbers()
+    vit.say_dense_values()
     return vit
 
 
@@ -201,83 +201,83 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
     return weights_info(source).config
 
 
-def weights_info(found: Location, config=None) -> WeightsInfo:
+def weights_info(source: Location, config=None) -> WeightsInfo:
     """Collect the facts about weights from their files and the caller's `config`.
 
     Raises InputError if nothing tells which model the weights are.
     """
     if config is not None and not isinstance(config, ViTConfig):
         config = read_config(config)
-    if found.kind == location.RUN:
-        described = runs.read(found)
-    elif found.config_file is not None:
-        described = _of_files(found, config)
+    if source.kind == location.RUN:
+        described = runs.read(source)
+    elif source.config_file is not None:
+        described = _of_files(source, config)
     else:
-        return WeightsInfo(config or _config_of_file(found), stated=False)
+        return WeightsInfo(config or _config_of_file(source), stated=False)
     if config is not None:
         described = described._replace(config=config, stated=False, trained_size=None)
     return described
 
 
-def _of_files(found, config):
+def _of_files(source, config):
     """Read the files beside a folder's weights."""
     # The caller's config replaces a config.json of `save` that is broken or from
     # another version, with a warning.
     try:
-        return config_json.read(found, config is not None)
+        return config_json.read(source, config is not None)
     except InputError as error:
-        if config is None or OURS not in (found.config or {OURS}):
+        if config is None or OURS not in (source.config or {OURS}):
             raise
         warn(f"{error}; it is left out, as config says what the model is")
         return WeightsInfo(config, stated=False)
 
 
-def _config_of_file(found):
+def _config_of_file(source):
     """Find the config by a file's own name, if it is the name of a public model."""
-    if found.kind == location.FILE:
-        name = registry.name_of_file(found.path)
+    if source.kind == location.FILE:
+        name = registry.name_of_file(source.path)
         if name is not None:
             return registry.config(name)
     remedy = (
         "load(.., config=NAME) or --config NAME, such as deit_ti, says which model it "
         "is, and save keeps that beside the weights"
     )
-    if (found.path.parent / CONFIG).is_file():
-        remedy = f"its folder, {found.path.parent}, has a {CONFIG}, so load that"
+    if (source.path.parent / CONFIG).is_file():
+        remedy = f"its folder, {source.path.parent}, has a {CONFIG}, so load that"
     raise InputError(
-        f"{found.place} has no {CONFIG}, nor the name of a public model; {remedy}"
+        f"{source.title} has no {CONFIG}, nor the name of a public model; {remedy}"
     )
 
 
-def _read(found, described, checkpoint, averaged):
+def _read(source, described, checkpoint, averaged):
     """Read (tensors by timm's names, tensors of recovered variants) at a Location."""
     config = described.config
-    if found.kind == location.RUN:
-        tensors, facts = runs.read_checkpoint(found.path, checkpoint, averaged)
-        check_normalization(found.path, vars(config), facts)
+    if source.kind == location.RUN:
+        tensors, facts = runs.read_checkpoint(source.path, checkpoint, averaged)
+        check_normalization(source.path, vars(config), facts)
         return tensors, {}
     if averaged:
         raise InputError(
-            f"averaged is for a run, but this is {found.place}; checkpoint is the key "
+            f"averaged is for a run, but this is {source.title}; checkpoint is the key "
             "of averages in a file"
         )
-    file = found.path or found.tensors
-    if found.kind == location.FOLDER:
-        file = found.weights_file()
+    file = source.path or source.tensors
+    if source.kind == location.FOLDER:
+        file = source.weights_file()
     tensors = layouts.read_weights(file, checkpoint, config)
-    beside = [name for name in BESIDE if name in found.names]
-    read = {name: read_state_dict(found.path / name) for name in beside}
+    beside = [name for name in BESIDE if name in source.names]
+    read = {name: read_state_dict(source.path / name) for name in beside}
     tensors |= read.get(SELECTORS, {})
     recovered = read.get(RECOVERED, {})
     if beside and described.digest not in (None, digest([tensors, recovered])):
         raise InputError(
-            f"{found.place}: {' or '.join(beside)} is not of the model beside it"
+            f"{source.title}: {' or '.join(beside)} is not of the model beside it"
         )
     return tensors, recovered
 
 
 def of_tensors(
-    found: Location, described: WeightsInfo, tensors: Mapping[str, np.ndarray]
+    source: Location, described: WeightsInfo, tensors: Mapping[str, np.ndarray]
 ) -> ViTConfig:
     """Correct a config by its tensors.
 
@@ -295,7 +295,7 @@ def of_tensors(
     stated = config.num_classes
     if stated and stated != classes and described.stated:
         raise InputError(
-            f"{found.place}: num_classes is {stated}, but its tensors have {classes}"
+            f"{source.title}: num_classes is {stated}, but its tensors have {classes}"
         )
     changes = {"num_classes": classes}
     # Without a head of its own, DeiT's distillation token is a register.
@@ -321,7 +321,7 @@ def of_tensors(
     return config.with_preprocessing(image_size=size)
 
 
-def _recovery(found, described, recovered, variables, drawn):
+def _recovery(source, described, recovered, variables, drawn):
     """Fill the files' Recovery with its parameters; None without a recovery.
 
     recovered: {"INDEX.NAME": tensor}, where INDEX counts the variants
@@ -330,7 +330,7 @@ def _recovery(found, described, recovered, variables, drawn):
     """
     if described.recovery is None:
         return None
-    file = f"weights file {found.path / RECOVERED}"
+    file = f"weights file {source.path / RECOVERED}"
     variants = []
     for index, variant in enumerate(described.recovery.variants):
         start = f"{index}."
@@ -339,10 +339,10 @@ def _recovery(found, described, recovered, variables, drawn):
             if name.startswith(start):
                 tensors[name.removeprefix(start)] = tensor
         if not tensors and variant.changed:
-            raise InputError(f"{file} has no numbers for {variant.form}")
+            raise InputError(f"{file} has no values for {variant.name}")
         try:
-            params = timm_tensors.numbers_from_timm(tensors, variables, drawn)
+            params = timm_tensors.values_from_timm(tensors, variables, drawn)
         except InputError as error:
             raise InputError(f"{file}: {error}") from error
-        variants.append(dataclasses.replace(variant, numbers=params))
+        variants.append(dataclasses.replace(variant, values=params))
     return Recovery(tuple(variants))

@@ -52,9 +52,9 @@ class Location:
         return hub.repository_at(self.path) or self.path.name
 
     @property
-    def place(self) -> str:
+    def title(self) -> str:
         """The path in error messages: "run runs/a", "folder hf://OWNER/NAME"."""
-        return WeightsSource(path=self.path, kind=self.kind, name=self.name).place
+        return WeightsSource(path=self.path, kind=self.kind, name=self.name).title
 
     def weights_file(self) -> pathlib.Path:
         """Find a folder's single weights file."""

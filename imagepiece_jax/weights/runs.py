@@ -36,15 +36,15 @@ COLLECTIONS = ("params", "batch_stats")
 AVERAGES = "ema"  # where a run's state keeps COLLECTIONS averaged over steps
 
 
-def read(found: Location) -> WeightsInfo:
+def read(source: Location) -> WeightsInfo:
     """Read the facts about a run's weights."""
-    run = found.config
+    run = source.config
     if not FIELDS <= {*run}:
         raise InputError(
-            f"{found.config_file} is neither that of a run nor of published weights"
+            f"{source.config_file} is neither that of a run nor of published weights"
         )
-    config, reduction, dtype = guarded(found.config_file, _parts, run)
-    names = read_class_names(found.path, run["num_classes"])
+    config, reduction, dtype = guarded(source.config_file, _parts, run)
+    names = read_class_names(source.path, run["num_classes"])
     return WeightsInfo(config, names, reduction=reduction, dtype=dtype)
 
 

@@ -79,7 +79,7 @@ def _recovered(recovery):
     """Collect a Recovery's parameters as {"INDEX.NAME": tensor}, by variant."""
     tensors = {}
     for index, variant in enumerate(recovery.variants if recovery else ()):
-        params = traverse_util.unflatten_dict(variant.numbers, sep="/")
+        params = traverse_util.unflatten_dict(variant.values, sep="/")
         for name, tensor in timm_tensors.to_timm({"params": params}).items():
             tensors[f"{index}.{name}"] = tensor
     return tensors

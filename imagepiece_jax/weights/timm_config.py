@@ -205,14 +205,14 @@ def with_arguments(config: ViTConfig, arguments: Mapping[str, Any]) -> ViTConfig
     return dataclasses.replace(config, **sizes, arch=arch, mlp_ratio=hidden / width)
 
 
-def _parts(given, eva, arch):
+def _parts(arguments, eva, arch):
     """Translate timm's arguments into fields of an Architecture.
 
-    given: all arguments; Eva's under their names in VisionTransformer
+    arguments: all arguments; Eva's under their names in VisionTransformer
     """
-    pool = POOLS[given["global_pool"]]
-    prefix = given["class_token"] or given["reg_tokens"]
-    fc_norm = given["fc_norm"]
+    pool = POOLS[arguments["global_pool"]]
+    prefix = arguments["class_token"] or arguments["reg_tokens"]
+    fc_norm = arguments["fc_norm"]
     if fc_norm is None:
         fc_norm = pool == "mean"
     # timm would make only this norm, and never compute it.
@@ -220,28 +220,30 @@ def _parts(given, eva, arch):
         raise InputError(
             "model_args.fc_norm is True for a model with a distillation token"
         )
-    final_norm = given["final_norm"]
-    layer_scale = bool(given["init_values"])
+    final_norm = arguments["final_norm"]
+    layer_scale = bool(arguments["init_values"])
     if eva:
         if final_norm is None:
             final_norm = not fc_norm
-        layer_scale = given["init_values"] is not None
+        layer_scale = arguments["init_values"] is not None
         include_prefix = pool == "map"
     else:  # VisionTransformer has one norm, before or after the pool
         fc_norm = final_norm and fc_norm
         final_norm = final_norm and not fc_norm
-        include_prefix = given["pool_include_prefix"] and pool != "token"
-    keyless = eva and given["attn_type"] == "eva" and given["qkv_bias"]
+        include_prefix = arguments["pool_include_prefix"] and pool != "token"
+    keyless = eva and arguments["attn_type"] == "eva" and arguments["qkv_bias"]
     return {
-        "class_token": given["class_token"],
-        "registers": given["reg_tokens"],
-        "prefix_positions": not (given["no_embed_class"] and prefix and arch.positions),
-        "qkv_bias": given["qkv_bias"],
+        "class_token": arguments["class_token"],
+        "registers": arguments["reg_tokens"],
+        "prefix_positions": not (
+            arguments["no_embed_class"] and prefix and arch.positions
+        ),
+        "qkv_bias": arguments["qkv_bias"],
         "key_bias": not keyless,
-        "pre_norm": given["pre_norm"],
-        "patch_bias": not given["pre_norm"],
-        "attn_norm": given["scale_attn_norm"],
-        "mlp_norm": given["scale_mlp_norm"],
+        "pre_norm": arguments["pre_norm"],
+        "patch_bias": not arguments["pre_norm"],
+        "attn_norm": arguments["scale_attn_norm"],
+        "mlp_norm": arguments["scale_mlp_norm"],
         "layer_scale": layer_scale,
         "pool": pool,
         "pool_include_prefix": bool(include_prefix and prefix),

@@ -229,15 +229,17 @@ def _check_fixed(fixed, fields):
         check_choice(field, fields.get(field, value), [value])
 
 
-def parse_images(images: Fields, kind: str) -> tuple[Normalization, dict[str, Any]]:
+def parse_images(
+    images: Fields, model_type: str
+) -> tuple[Normalization, dict[str, Any]]:
     """Parse a preprocessor_config.json: (normalization, fields of a Preprocessing).
 
     Missing fields have the image processor's defaults.
 
     images: content of the file
-    kind: the model type
+    model_type: the model type
     """
-    name = _processor_name(images, kind)
+    name = _processor_name(images, model_type)
     if name == "CLIP":  # this field would change the size in CLIP's processor
         _check_fixed({"use_square_size": False}, images)
     fields = PROCESSORS[name]
@@ -255,14 +257,14 @@ def parse_images(images: Fields, kind: str) -> tuple[Normalization, dict[str, An
     return Normalization(mean, std), _crop(fields, name)
 
 
-def _processor_name(images, kind):
+def _processor_name(images, model_type):
     """Find the image processor of a file, one of PROCESSORS."""
     field = "image_processor_type"
     if images.get(field) is None:
         field = "feature_extractor_type"  # the field's name up to version 4.26
     named = images.get(field)
     if named is None:
-        return MODEL_TYPES[kind].processor
+        return MODEL_TYPES[model_type].processor
     names = {f"{name}ImageProcessor": name for name in PROCESSORS}
     usual = re.sub("FeatureExtractor$", "ImageProcessor", str(named))
     name = re.sub("(Fast|Pil)$", "", usual)
@@ -326,10 +328,10 @@ def kind_of(config: Fields) -> str:
     check_choice("model_type", name, [*MODEL_TYPES, *OF_TWO_TOWERS])
     if name not in OF_TWO_TOWERS:
         return name
-    kind = OF_TWO_TOWERS[name]
-    named = _of_tower(config).get("model_type", kind)
-    check_choice("vision_config.model_type", named, [kind, name])
-    return kind
+    vision_type = OF_TWO_TOWERS[name]
+    named = _of_tower(config).get("model_type", vision_type)
+    check_choice("vision_config.model_type", named, [vision_type, name])
+    return vision_type
 
 
 def _names(labels):

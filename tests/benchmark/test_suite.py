@@ -18,9 +18,12 @@ def test_batch_sizes_fall():
 def test_a_reduction_is_there_once():
     vit = tiny.pretrained()
     with pytest.raises(InputError, match="twice"):
-        suite.forms(vit, ["tome:r=1", "tome:r=1"])
-    assert [*suite.forms(vit, ["tome:r=1"])] == ["dense", "tome:r=1"]
-    assert [*suite.forms(vit.with_reduction("tome:r=1"), [])] == ["dense", "as it is"]
+        suite.variants(vit, ["tome:r=1", "tome:r=1"])
+    assert [*suite.variants(vit, ["tome:r=1"])] == ["dense", "tome:r=1"]
+    assert [*suite.variants(vit.with_reduction("tome:r=1"), [])] == [
+        "dense",
+        "as it is",
+    ]
 
 
 def test_rows_and_their_table():

@@ -40,8 +40,8 @@ def test_the_folder_holds_the_recovered_model(words, tmp_path):
     assert vit.reduction.name == "evit"
     assert vit.preprocessing.crop == 0.9
     assert str(vit.recovery) in ended.out
-    (cost,) = vit.recovery.variants
-    assert cost.steps == 40
+    (variant,) = vit.recovery.variants
+    assert variant.steps == 40
     own = json.loads((tmp_path / "out" / "config.json").read_text())["imagepiece_jax"]
     (record,) = own["recovery"]["variants"]
     assert record["images"] == 32
@@ -103,9 +103,9 @@ def test_a_signal_leaves_the_best_or_nothing(
     assert (tmp_path / "out").exists() == written
     assert not [*tmp_path.glob(".*.tmp")]
     if written:
-        (cost,) = imagepiece_jax.load(tmp_path / "out").recovery.variants
-        assert cost.stopped
-        assert cost.steps == 34  # one compiles
+        (variant,) = imagepiece_jax.load(tmp_path / "out").recovery.variants
+        assert variant.stopped
+        assert variant.steps == 34  # one compiles
         assert f"saved in {tmp_path / 'out'}" in ended.out
 
 

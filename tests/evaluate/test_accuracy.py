@@ -112,19 +112,19 @@ def test_only_the_given_classes_are_answers():
     step = accuracy.model_step(Lookup(TABLE), classes=(2, 4, 6))
     images = batch([0, 0, 0, 1, 2], [2, 4, 6, 6, 2])
     result = accuracy.evaluate(step, variables_of(1), [images])
-    assert result.each["right"].tolist() == [True, False, False, True, False]
-    assert result.each["right5"].tolist() == [True, True, True, True, False]
+    assert result.per_image["right"].tolist() == [True, False, False, True, False]
+    assert result.per_image["right5"].tolist() == [True, True, True, True, False]
     row0 = np.log(np.exp([5, 3, 1]).sum()) - np.array([5, 3, 1])
     row1 = np.log(np.exp([3, 5, 7]).sum()) - 7
-    assert_close(result.each["loss"][:4], np.array([*row0, row1]))
-    assert np.isnan(result.each["loss"][4])
+    assert_close(result.per_image["loss"][:4], np.array([*row0, row1]))
+    assert np.isnan(result.per_image["loss"][4])
 
 
 def test_a_program_has_the_same_answers():
     """Logits of a program, not of a model."""
     step = accuracy.program_step(lambda images: jnp.asarray(TABLE)[:2])
-    _, each = step(None, batch([0, 0], [5, 6]))
-    assert each["right"].tolist() == [[False, True]]
+    _, per_image = step(None, batch([0, 0], [5, 6]))
+    assert per_image["right"].tolist() == [[False, True]]
 
 
 def test_each_image_is_in_the_order_of_the_set():
@@ -133,12 +133,12 @@ def test_each_image_is_in_the_order_of_the_set():
     second = batch([1, 0], [6, 4])
     first["index"] = np.array([[3, 1, 0]])
     second["index"] = np.array([[5, 4]])
-    each = run(TABLE, [first, second]).each
-    assert each["index"].tolist() == [1, 3, 4, 5]
-    assert each["right"].tolist() == [False, True, False, True]
-    assert each["right5"].tolist() == [False, True, True, True]
+    per_image = run(TABLE, [first, second]).per_image
+    assert per_image["index"].tolist() == [1, 3, 4, 5]
+    assert per_image["right"].tolist() == [False, True, False, True]
+    assert per_image["right5"].tolist() == [False, True, True, True]
     total = np.log(np.exp(np.arange(1, 8)).sum())
-    assert_close(each["loss"], total - [1, 7, 3, 7])
+    assert_close(per_image["loss"], total - [1, 7, 3, 7])
 
 
 def random_pass(model, images, order, batch_size):
@@ -158,11 +158,11 @@ def test_draws_of_an_image_depend_on_its_index_not_on_its_batch(traced_once):
     images = np.random.default_rng(0).integers(0, 256, (1, 20, 20, 3), np.uint8)
     images = images.repeat(12, 0)
     order = np.arange(12)
-    each = random_pass(model, images, order, 6).each
-    other = random_pass(model, images, order[::-1], 4).each
-    assert len(set(each["loss"][order % tiny.CLASSES == 0].tolist())) == 2
-    assert_close(other["loss"], each["loss"])
-    np.testing.assert_array_equal(other["right"], each["right"])
+    per_image = random_pass(model, images, order, 6).per_image
+    other = random_pass(model, images, order[::-1], 4).per_image
+    assert len(set(per_image["loss"][order % tiny.CLASSES == 0].tolist())) == 2
+    assert_close(other["loss"], per_image["loss"])
+    np.testing.assert_array_equal(other["right"], per_image["right"])
 
 
 def test_a_step_may_alter_images_and_measure_more():
@@ -178,8 +178,8 @@ def test_a_step_may_alter_images_and_measure_more():
 
     step = accuracy.model_step(Lookup(TABLE), measure=measure, alter=alter)
     result = accuracy.evaluate(step, variables_of(1), [batch([0, 1, 0], [6, 6, 0])])
-    assert result.each["largest"].tolist() == [6, 6, 6]
-    chex.assert_shape(result.each["image"], (3, 2, 3))
+    assert result.per_image["largest"].tolist() == [6, 6, 6]
+    chex.assert_shape(result.per_image["image"], (3, 2, 3))
     assert result.acc1 == pytest.approx(100 * 2 / 3)
 
 
@@ -206,11 +206,11 @@ def test_several_sets_of_variables_share_one_pass():
     batches = [batch([0, 1, 1], [0, 6, 0]), batch([1, 0], [0, 0])]
     step = step_of(TABLE)
     models = [variables_of(scale) for scale in (1, -1)]
-    each = accuracy.evaluate_each(step, models, iter(batches))
+    results = accuracy.evaluate_each(step, models, iter(batches))
     alone = [accuracy.evaluate(step, model, iter(batches)) for model in models]
-    for result, single in zip(each, alone, strict=True):
+    for result, single in zip(results, alone, strict=True):
         assert result.figures | {"throughput": 0} == single.figures | {"throughput": 0}
-    assert each[0].loss != each[1].loss
+    assert results[0].loss != results[1].loss
 
 
 def test_the_difference_is_the_program_less_the_reference(monkeypatch):
@@ -228,7 +228,10 @@ def test_the_difference_is_the_program_less_the_reference(monkeypatch):
     monkeypatch.setattr(accuracy, "evaluate", evaluate)
     result = accuracy.evaluate_program(model, {}, program, lambda **options: [])
     assert result["reference"]["acc1"] == 75
-    assert [each["reductions"] for each in result.values()] == ["exact", "fast"]
+    assert [per_image["reductions"] for per_image in result.values()] == [
+        "exact",
+        "fast",
+    ]
     optimized = result["optimized"]
     assert optimized["acc1"] == 50
     assert optimized["difference"] == pytest.approx(-25)

@@ -107,7 +107,7 @@ def on_digits(tmp_path):
 def test_a_recovered_model_is_compared_with_the_dense_one(tmp_path, on_digits):
     """The one that it was made from; rows say which forms were recovered."""
     public = tiny_paper.pretrained(tmp_path, depth=2)
-    made = on_digits(recoveries.recovered(public, costs=("tome:r=16",)))
+    made = on_digits(recoveries.recovered(public, reductions=("tome:r=16",)))
     rows = compare.rows_of(made, ["tome:r=16", "tome:r=1"])
     report = compare.measure(made, rows, made.cache)
     assert (

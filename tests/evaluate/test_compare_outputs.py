@@ -31,7 +31,10 @@ def test_figures_are_those_of_a_slow_count(has_classes):
     assert found["neighbors_kept"].value == pytest.approx(np.mean(kept))
     assert 0 < found["neighbors_kept"].value < 100
     if has_classes:
-        same = [own.argmax() == base.argmax() for own, base in zip(outputs, dense, strict=True)]
+        same = [
+            own.argmax() == base.argmax()
+            for own, base in zip(outputs, dense, strict=True)
+        ]
         assert found["first_class"].value == pytest.approx(100 * np.mean(same))
     else:
         lengths = np.linalg.norm(outputs, axis=1) * np.linalg.norm(dense, axis=1)

@@ -15,7 +15,7 @@ from tests.pictures import write_csv
 VIT = types.SimpleNamespace(
     config=types.SimpleNamespace(num_classes=10, problem_type=SINGLE_LABEL),
     preprocessing=Preprocessing(16),
-    source=types.SimpleNamespace(place="w.npz", run=None),
+    source=types.SimpleNamespace(title="w.npz", run=None),
     class_names=tuple("0123456789"),
 )
 

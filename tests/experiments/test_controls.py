@@ -30,7 +30,7 @@ def block_counts(method, n0, depth):
     return [(x.attn_tokens, x.mlp_tokens, x.step and x.step.block) for x in plan]
 
 
-def taps(images, n):
+def inputs(images, n):
     """Random ReducerInputs of this many tokens; scores without ties."""
     rng = np.random.default_rng(0)
     score = np.stack([rng.permutation(n) / n for _ in range(images)])
@@ -62,7 +62,7 @@ def test_a_control_has_the_same_counts_in_every_block(name, fields):
 def test_dropping_drops_the_least_attended():
     """Of those that are not masked: ceil(.08 * 41)."""
     reducer, counts = first_step(40, controls.ImagePieceDropping())
-    seen = taps(5, 40)
+    seen = inputs(5, 40)
     lowest = np.argsort(seen.cls_attn, axis=1)
     mask = np.ones((5, 40), "float32")
     np.put_along_axis(mask, lowest[:, :3], 0, axis=1)
@@ -75,7 +75,7 @@ def test_dropping_drops_the_least_attended():
 @pytest.mark.parametrize("parity, candidates", [(0, 11), (1, 12)])
 def test_the_other_order_is_the_oracles(parity, candidates):
     step = controls.ImagePieceAscending(parity=parity).merge_step(0)
-    seen = taps(4, 19)
+    seen = inputs(4, 19)
     counts = StepCounts(n_in=19, n_out=15, candidates=candidates)
     found = decide(step.reducer, seen, counts)
     for image in range(4):
@@ -110,7 +110,7 @@ def test_random_pairs_are_of_candidates_and_of_all_pairs_alike():
     images = 3000
     method = controls.ImagePieceRandom(candidate_ratio=0.3)
     reducer, counts = first_step(n, method)
-    seen = taps(images, n)
+    seen = inputs(images, n)
     result = decide(reducer, seen, counts)
     left = np.asarray(result.index.absorbed)
     partner = np.take_along_axis(

@@ -14,7 +14,7 @@ from tests.models import tiny
 from tests.rounding import assert_close
 
 
-def taps(degrees, attention):
+def inputs(degrees, attention):
     """Tokens whose keys are unit vectors at these angles. One image."""
     angle = np.deg2rad(np.asarray(degrees, np.float32))[None]
     n = angle.shape[1]
@@ -64,7 +64,7 @@ run = tiny.compiled(_run, static_argnums=(0, 1))
 
 
 # Ten tokens, six candidates in the order 6 1 5 7 3 8, split into A = 6 5 3, B = 1 7 8.
-TEN = taps(
+TEN = inputs(
     [5, 30, 80, 33, 60, 70, 20, 75, 28, 0],
     [0.20, 0.05, 0.15, 0.02, 0.12, 0.04, 0.10, 0.03, 0.01, 0.18],
 )

@@ -62,7 +62,7 @@ def slow_ratio(outputs, place, after, count):
     """Mean share, token by token, of merged tokens among the `kept` most attended."""
     shares = []
     dest = np.asarray(outputs.results[place].dest)
-    attention = np.asarray(outputs.taps[after].cls_attn)
+    attention = np.asarray(outputs.reducer_inputs[after].cls_attn)
     for slots, scores in zip(dest, attention, strict=True):
         merged = [s for s in set(slots) if (slots == s).sum() > 1]
         order = sorted(range(len(scores)), key=lambda t: (-scores[t], t))
@@ -96,7 +96,7 @@ def test_ratios_of_merged_tokens_are_those_of_a_slow_count(study, pretrained, ob
         figures = found[str(block)]
         assert figures["rule"].startswith(rule)
         for name, count in (("own", own), ("candidates", upper)):
-            slow = slow_ratio(outputs, before.place, here.place, count)
+            slow = slow_ratio(outputs, before.step, here.step, count)
             assert figures[name][0] == pytest.approx(slow, rel=1e-5)
 
 

@@ -4,7 +4,7 @@ import contextlib
 import pathlib
 
 from experiments.models import OffTheShelf
-from experiments.paper import Images, Study
+from experiments.paper import Study, StudyImages
 from experiments.study import versions
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.evaluate.result_cache import ResultCache
@@ -40,9 +40,9 @@ def pretrained(folder, seed=0, **fields):
 
 def images(count=24):
     """Some of the digits that training never sees."""
-    source = open_source("digits", "val", num_classes=10).spread(count)
+    source = open_source("digits", "val", num_classes=10).evenly_spaced(count)
     crop = {"resize": "none"}
-    return Images(source=source, name="digits", image_size=16, most=12, crop=crop)
+    return StudyImages(source=source, name="digits", image_size=16, most=12, crop=crop)
 
 
 @contextlib.contextmanager

@@ -425,7 +425,7 @@ def test_rewritten_nodes_give_the_same(fn, shapes):
         np.testing.assert_allclose(each, want, rtol=1e-5, atol=1e-6)
 
 
-MARKED = nodes.node(lambda: None).__code__
+MARKED = nodes.onnx_op(lambda: None).__code__
 
 
 @pytest.mark.parametrize("room", [layers, attention, ops, moves, reducers])
@@ -456,10 +456,10 @@ NUMBERS = np.arange(11, 23, dtype=np.int32).reshape(2, 6)
     "fn",
     [
         lambda x: ops.pick(ops.rank(x), 3, NUMBERS)[0],
-        lambda x: ops.pick(ops.place_among(x > 0), 6, NUMBERS)[0],  # fewer are kept
+        lambda x: ops.pick(ops.index_among(x > 0), 6, NUMBERS)[0],  # fewer are kept
         lambda x: ops.invert(ops.rank(x), np.array([1, 3])),
-        lambda x: ops.invert(ops.place_among(x > 0), 6),
-        lambda x: ops.invert(ops.place_among(ops.rank(x) < 4), 4),
+        lambda x: ops.invert(ops.index_among(x > 0), 6),
+        lambda x: ops.invert(ops.index_among(ops.rank(x) < 4), 4),
     ],
 )
 def test_tokens_are_picked_as_by_jax(fn):

@@ -43,13 +43,13 @@ def state_of(patches):
 def outputs_of(state, *steps):
     """Outputs after `steps`: (result, what the network adds to every token then)."""
     results = []
-    taps = []
+    inputs = []
     for result, more in steps:
-        taps.append(ReducerInputs(state.x[:, 1:], state.size[:, 1:]))
+        inputs.append(ReducerInputs(state.x[:, 1:], state.size[:, 1:]))
         results.append(result)
         state = moves.apply(state, result)
         state = state.replace(x=state.x + more)
-    return Outputs(None, None, state.x, state, tuple(results), tuple(taps))
+    return Outputs(None, None, state.x, state, tuple(results), tuple(inputs))
 
 
 def slots(*dest, **options):
@@ -141,8 +141,8 @@ def test_impossible_maps_are_refused(options, state, steps, field, value):
     """Such as those of masked training."""
     outputs = outputs_of(state_of(PATCHES))
     if steps:
-        taps = ReducerInputs(outputs.state.x[:, 1:], outputs.state.size[:, 1:])
-        outputs = outputs.replace(taps=(taps,), **steps)
+        inputs = ReducerInputs(outputs.state.x[:, 1:], outputs.state.size[:, 1:])
+        outputs = outputs.replace(reducer_inputs=(inputs,), **steps)
     outputs = outputs.replace(state=outputs.state.replace(**state))
     text = "outputs are those of masked training" if steps else ""
     with refused(field, text):

@@ -60,8 +60,8 @@ def test_after_a_reduction_every_patch_has_the_feature_of_its_token(reduced, fil
         values = out.tokens[image, 1:]
         steps = []
         normed = []
-        for taps, result in zip(out.taps, out.results, strict=True):
-            x = taps.x[image]
+        for inputs, result in zip(out.reducer_inputs, out.results, strict=True):
+            x = inputs.x[image]
             steps.append((x, result.dest[image]))
             normed.append((oracles.layer_norm(x, norm), result.dest[image]))
         want = {

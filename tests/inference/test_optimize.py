@@ -129,7 +129,7 @@ def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
     np.testing.assert_allclose(fast(pixels.astype(np.uint8)), want, atol=0.1)
     assert (fast.model.config.arch.gelu, model.config.arch.gelu) == ("tanh", "exact")
     assert fast.images.dtype == "uint8"
-    assert "tanh GELU in place of exact" in fast.describe()
+    assert "tanh GELU in place of exact" in fast.summary()
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_the_forms_of_the_device_are_taken_where_none_is_requested(monkeypatch):
     assert kernel.shape[-1] == 3 * program.model.execution.folded
     exact = optimized(model, variables, gelu="exact")
     assert exact.model.config.arch.gelu == "exact"
-    assert "float32, exact GELU, xla" in exact.describe()
+    assert "float32, exact GELU, xla" in exact.summary()
 
 
 def test_only_what_layers_cast_is_cast():
@@ -212,7 +212,7 @@ def test_only_what_layers_cast_is_cast():
 
 
 def test_a_program_is_described(program):
-    assert "26 to 16 tokens, 0.000 GMACs an image" in program.describe()
+    assert "26 to 16 tokens, 0.000 GMACs an image" in program.summary()
     assert program.compile_seconds > 0
     assert program.memory.output_size_in_bytes == 3 * tiny.CLASSES * 4
 

@@ -163,7 +163,7 @@ def test_sized_blocks_are_those_whose_attention_has_a_bias(name):
 
 def test_a_program_says_how_it_takes_sizes(vit):
     program = optimize(vit, 2, sizes="direction")
-    assert "sizes by a direction" in program.describe()
+    assert "sizes by a direction" in program.summary()
     u = size_direction.directions(vit)
     model, variables = size_direction.folded(vit.model, vit.variables, u)
     images = photographs(vit)

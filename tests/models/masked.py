@@ -55,12 +55,12 @@ class Keep(Reducer):
 
     tokens: tuple[int, ...]
 
-    def __call__(self, taps, counts, train=False):
+    def __call__(self, inputs, counts, train=False):
         dest = [
             self.tokens.index(i) if i in self.tokens else DROPPED
             for i in range(counts.n_in)
         ]
-        dest = jnp.broadcast_to(jnp.asarray(dest), taps.x.shape[:2])
+        dest = jnp.broadcast_to(jnp.asarray(dest), inputs.x.shape[:2])
         return Assignment(dest=dest, n_out=len(self.tokens))
 
 

@@ -1,4 +1,4 @@
-"""Recoveries that nobody has computed: figures and numbers made up."""
+"""Recoveries that nobody has computed: figures and values made up."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ FIGURES = {
 }
 
 
-def cost_of(vit, changed=True, **fields):
+def variant_of(vit, changed=True, **fields):
     """The figures of a form."""
     fields = {
         "reduction": vit.reduction,
@@ -40,8 +40,8 @@ def cost_of(vit, changed=True, **fields):
     return RecoveredVariant(**FIGURES | fields)
 
 
-def numbers(vit, seed=0):
-    """Norms and biases of a dense model, moved by random numbers."""
+def values(vit, seed=0):
+    """Norms and biases of a dense model, moved by random values."""
     draw = np.random.default_rng(seed)
     found = {}
     leaves = traverse_util.flatten_dict(vit.variables["params"], sep="/")
@@ -52,16 +52,13 @@ def numbers(vit, seed=0):
     return found
 
 
-def recovered(vit=None, changed=True, costs=(TOME,)):
-    """A Pretrained, first dense, that is said to have been recovered at some costs.
-
-    costs: reductions
-    """
+def recovered(vit=None, changed=True, reductions=(TOME,)):
+    """A Pretrained, first dense, with made-up recoveries of some reductions."""
     vit = vit or tiny.pretrained(TOME)
     dense = vit.with_reduction(None)
     made = []
-    for seed, reduction in enumerate(costs):
-        learned = numbers(dense, seed) if changed else {}
+    for seed, reduction in enumerate(reductions):
+        learned = values(dense, seed) if changed else {}
         form = dense.with_reduction(reduction)
-        made.append(cost_of(form, changed, numbers=learned))
+        made.append(variant_of(form, changed, values=learned))
     return dataclasses.replace(vit, recovery=Recovery(tuple(made)))

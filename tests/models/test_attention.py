@@ -1,4 +1,4 @@
-"""Attention against its definition, for every kernel and every tap."""
+"""Attention against its definition, for every kernel and every reducer input."""
 
 import functools
 import types
@@ -152,7 +152,7 @@ spoilt.defvjp(lambda keys: (keys, None), lambda _, g: (g.at[:, -1].set(jnp.nan),
 def test_gradients_pad_odd_lengths_and_change_nothing(
     cudnn_calls, length, biased, train
 ):
-    """Output, taps and all gradients are those of XLA's attention, without padding."""
+    """Output, scores and gradients are those of XLA's attention, without padding."""
     layer = tiny.attention(15, 3, biased, attention_impl="cudnn")
     rng = np.random.default_rng(0)
     x, probe = rng.normal(size=(2, 2, length, 15)).astype(np.float32)
@@ -312,7 +312,7 @@ def test_the_tap_has_image_columns_of_all_live_queries(prefix, masked):
     mask = np.float32([[1, 1, 0, 1, 1, 0, 1] if masked else [1] * 7, [1] * 7])
 
     @tiny.compiled
-    def tap(variables, x):
+    def read(variables, x):
         state = start(x, prefix)
         if masked:
             state = state.replace(mask=mask[:, prefix:])
@@ -327,7 +327,7 @@ def test_the_tap_has_image_columns_of_all_live_queries(prefix, masked):
     )
     _, weights = slow_attention(query, key, key, np.where(mask, 0, -1e9))
     want = np.einsum("bq,bhqk->bk", mask, weights) / 3 / mask.sum(axis=1)[:, None]
-    got = tap(variables, x)
+    got = read(variables, x)
     np.testing.assert_allclose(got, want[:, prefix:], rtol=1e-4, atol=1e-5)
 
 

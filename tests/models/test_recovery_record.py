@@ -1,4 +1,4 @@
-"""Recovered models: which numbers a form has, in memory and in folders."""
+"""Recovered models: which values a form has, in memory and in folders."""
 
 import dataclasses
 import shutil
@@ -29,7 +29,7 @@ def public():
 @pytest.fixture(scope="module")
 def vit(public):
     """A dense model that was recovered at two costs."""
-    return recoveries.recovered(public, costs=COSTS)
+    return recoveries.recovered(public, reductions=COSTS)
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +45,10 @@ def leaves_of(vit):
     return traverse_util.flatten_dict(vit.variables["params"], sep="/")
 
 
-def has_numbers(vit, numbers):
-    """Whether the leaves of these numbers are them, to the bit."""
+def has_values(vit, values):
+    """Whether the leaves of these values are them, to the bit."""
     leaves = leaves_of(vit)
-    return all(np.array_equal(leaves[path], value) for path, value in numbers.items())
+    return all(np.array_equal(leaves[path], value) for path, value in values.items())
 
 
 def test_a_recovered_folder_without_its_head(folder):
@@ -57,7 +57,7 @@ def test_a_recovered_folder_without_its_head(folder):
     found = load(folder, reduction=TOME, num_classes=0)
     body = {k: v for k, v in leaves_of(whole).items() if not k.startswith("head")}
     assert leaves_of(found).keys() == body.keys()
-    assert has_numbers(found, body)
+    assert has_values(found, body)
 
 
 def test_the_dense_model_stays_what_it_was(public, vit, folder, tmp_path):
@@ -83,11 +83,11 @@ def test_the_dense_model_stays_what_it_was(public, vit, folder, tmp_path):
 
 @pytest.mark.parametrize("place, reduction", [(0, TOME), (1, MORE)])
 def test_a_form_has_the_numbers_of_its_cost(vit, folder, capsys, place, reduction):
-    expected = recoveries.numbers(tiny.pretrained(), place)
+    expected = recoveries.values(tiny.pretrained(), place)
     forms = [vit.with_reduction(reduction), load(folder, reduction=reduction)]
     forms.append(vit.with_reduction([MORE, TOME][place]).with_reduction(reduction))
     for form in forms:
-        assert has_numbers(form, expected)
+        assert has_values(form, expected)
         assert form.label == f"{reduction} (recovered)"
     assert not capsys.readouterr().err
 
@@ -95,14 +95,14 @@ def test_a_form_has_the_numbers_of_its_cost(vit, folder, capsys, place, reductio
 def test_the_dense_variables_of_a_form_are_the_public_ones(public, vit, folder):
     for form in (vit.with_reduction(TOME), load(folder, reduction=TOME)):
         chex.assert_trees_all_equal(form.dense_variables, public.variables)
-        assert not has_numbers(public, form.recovered.numbers)
+        assert not has_values(public, form.recovered.values)
         other = form.with_model(public.model)
         chex.assert_trees_all_equal(other.variables, public.variables)
 
 
 def test_another_form_has_the_numbers_of_the_dense_model(public, vit, folder, capsys):
     """It is said in a line. The dense model, and a form that learned, say nothing."""
-    said = "tome:r=5: not recovered, so it has the dense model's numbers"
+    said = "tome:r=5: not recovered, so it has the dense model's values"
     five = "tome:r=5"
     for make in (vit.with_reduction, lambda five: load(folder, reduction=five)):
         form = make(five)
@@ -116,11 +116,11 @@ def test_another_form_has_the_numbers_of_the_dense_model(public, vit, folder, ca
 
 
 def test_another_head_takes_what_fits(public, folder):
-    expected = recoveries.numbers(public)
+    expected = recoveries.values(public)
     with pytest.warns(UserWarning, match="drawn"):
         other = load(folder, reduction=TOME, num_classes=3)
     body = {k: v for k, v in expected.items() if not k.startswith("head")}
-    assert has_numbers(other, body)
+    assert has_values(other, body)
     assert leaves_of(other)["head/bias"].shape == (3,)
 
 
@@ -159,23 +159,21 @@ def test_nothing_that_came_back_is_the_dense_model(public, tmp_path):
 def test_a_folder_without_its_numbers_is_refused(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "recovered.safetensors").unlink()
-    with pytest.raises(
-        InputError, match=r"recovered\.safetensors.*no numbers for tome"
-    ):
+    with pytest.raises(InputError, match=r"recovered\.safetensors.*no values for tome"):
         load(copy)
 
 
 def test_all_parameters_may_be_recovered_and_positions_follow_the_size(tmp_path):
-    """As `recover(parameters="all")` has it: numbers with positions among them."""
+    """As `recover(parameters="all")` has it: values with positions among them."""
     public = tiny.pretrained(num_classes=3)
     leaves = leaves_of(public)
-    numbers = {path: np.asarray(leaf) + 1 for path, leaf in leaves.items()}
-    cost = recoveries.cost_of(public.with_reduction(tiny.EVIT), numbers=numbers)
-    vit = dataclasses.replace(public, recovery=Recovery((cost,)))
+    values = {path: np.asarray(leaf) + 1 for path, leaf in leaves.items()}
+    variant = recoveries.variant_of(public.with_reduction(tiny.EVIT), values=values)
+    vit = dataclasses.replace(public, recovery=Recovery((variant,)))
     again = load(imagepiece_jax.save(vit, tmp_path / "m"))
     for each in (vit, again):
         form = each.with_reduction(tiny.EVIT)
-        assert has_numbers(form, numbers)
+        assert has_values(form, values)
         larger = form.at_size(LARGER)
         original = public.at_size(LARGER)
         chex.assert_trees_all_equal(larger.variables, original.variables)
@@ -191,12 +189,12 @@ def test_all_parameters_may_be_recovered_and_positions_follow_the_size(tmp_path)
     [((-0.15, -0.1), None), ((-0.2, 0.1), "within noise")],
 )
 def test_a_change_that_may_be_none_is_called_noise(interval, words):
-    said = str(recoveries.cost_of(tiny.pretrained("tome:r=3"), interval=interval))
+    said = str(recoveries.variant_of(tiny.pretrained("tome:r=3"), interval=interval))
     assert ("within noise" in said) == bool(words)
 
 
 def test_a_report_says_where_its_images_are_alike_or_few_scenes():
     vit = tiny.pretrained("tome:r=3")
     for scenes, words in ((0, ["too good"]), (5, ["scenes"]), (16, []), (None, [])):
-        said = str(recoveries.cost_of(vit, scenes=scenes))
+        said = str(recoveries.variant_of(vit, scenes=scenes))
         assert [word for word in ("too good", "scenes") if word in said] == words

@@ -205,7 +205,7 @@ def test_each_block_attends_by_where_its_tokens_stand(family, reduction):
     out, seen = captured(made, variables, images)
     grid = ARCHS[family].rotary.coordinates((GRID, GRID)).astype(float)
     prefix = made.config.arch.prefix
-    decided = list(zip(out.results, out.taps, strict=True))
+    decided = list(zip(out.results, out.reducer_inputs, strict=True))
     groups = [[p] for p in range(GRID**2)]
     places = grid
     for block, layer in enumerate(made.plan):
@@ -232,14 +232,14 @@ def test_each_block_attends_by_where_its_tokens_stand(family, reduction):
         got = inside["__call__"][0][0][0]
         np.testing.assert_allclose(got, want, atol=2e-5)
         if site == "mid":
-            result, taps = decided.pop(0)
-            if taps.cls_attn is not None:
+            result, inputs = decided.pop(0)
+            if inputs.cls_attn is not None:
                 row = weights[:, 0].mean(axis=0)[prefix:]
-                np.testing.assert_allclose(taps.cls_attn[0], row, atol=1e-6)
-            if taps.metric is not None:
+                np.testing.assert_allclose(inputs.cls_attn[0], row, atol=1e-6)
+            if inputs.metric is not None:
                 mean = plain.mean(axis=1)[prefix:]
-                np.testing.assert_allclose(taps.metric[0], mean, atol=1e-5)
-            groups, places = after(result, taps, groups, places, grid)
+                np.testing.assert_allclose(inputs.metric[0], mean, atol=1e-5)
+            groups, places = after(result, inputs, groups, places, grid)
     np.testing.assert_allclose(out.state.coordinates[0], places, atol=1e-5)
     assert len(places) < GRID**2
     assert not decided
@@ -252,7 +252,7 @@ def project(x, params):
     return oracles.dense(x, params["proj"])
 
 
-def after(result, taps, groups, places, grid):
+def after(result, inputs, groups, places, grid):
     """Groups of patches and places of the tokens after a step."""
     if isinstance(result, Mixing):
         matrix = result.matrix[0].astype(float)

@@ -67,20 +67,22 @@ def test_it_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_attn):
     np.testing.assert_array_equal(out.state.size, size)
     slots = np.asarray(tiny.slots(out))
     steps = [block for block, layer in enumerate(model.plan) if layer.counts]
-    assert len(out.results) == len(out.taps) == len(steps)
+    assert len(out.results) == len(out.reducer_inputs) == len(steps)
     assert len(steps) > 1 or reduction == "none"
     for b in range(2):
         source = np.arange(tiny.TOKENS)
-        for block, taps, result in zip(steps, out.taps, out.results, strict=True):
+        for block, inputs, result in zip(
+            steps, out.reducer_inputs, out.results, strict=True
+        ):
             slow = seen[b][block]
-            close(taps.cls_attn[b], slow.rows.mean(axis=0)[1:])
-            close(taps.x[b], slow.x[1:])
-            if "metric=token" in reduction and taps.metric is not None:
-                close(taps.metric[b], slow.x[1:])
-            elif taps.metric is not None:
-                close(taps.metric[b], slow.key[1:].mean(axis=1))
+            close(inputs.cls_attn[b], slow.rows.mean(axis=0)[1:])
+            close(inputs.x[b], slow.x[1:])
+            if "metric=token" in reduction and inputs.metric is not None:
+                close(inputs.metric[b], slow.x[1:])
+            elif inputs.metric is not None:
+                close(inputs.metric[b], slow.key[1:].mean(axis=1))
             counted = oracles.count_sources(source, len(slow.x) - 1)
-            np.testing.assert_array_equal(taps.size[b], counted)
+            np.testing.assert_array_equal(inputs.size[b], counted)
             source = oracles.compose(np.asarray(result.dest[b]), source)
         np.testing.assert_array_equal(slots[b], source)
         counted = oracles.count_sources(source, size.shape[1] - 1)
@@ -104,7 +106,7 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
     gradients, out = tiny.compiled(jax.grad(loss, has_aux=True))(variables["params"])
     assert out.logits.dtype == jnp.float32
     assert out.state.x.dtype == out.tokens.dtype == jnp.bfloat16
-    assert out.state.size.dtype == out.taps[0].cls_attn.dtype == jnp.float32
+    assert out.state.size.dtype == out.reducer_inputs[0].cls_attn.dtype == jnp.float32
     chex.assert_trees_all_equal_shapes_and_dtypes(gradients, variables["params"])
     chex.assert_tree_all_finite(gradients)
     for path, leaf in traverse_util.flatten_dict(gradients, sep="/").items():

@@ -113,11 +113,13 @@ def test_every_method_runs_on_every_family(name, family):
     assert out.state.size.shape == (2, left)
     assert model.plan[-1].mlp_tokens == left
     counts = [layer.counts for layer in model.plan if layer.counts]
-    for result, taps, count in zip(out.results, out.taps, counts, strict=True):
+    for result, inputs, count in zip(
+        out.results, out.reducer_inputs, counts, strict=True
+    ):
         before = count.n_in
         after = count.n_out
-        assert taps.x.shape == (2, before, tiny.WIDTH)  # of image tokens alone
-        for row in (taps.size, taps.cls_attn, taps.attn_columns):
+        assert inputs.x.shape == (2, before, tiny.WIDTH)  # of image tokens alone
+        for row in (inputs.size, inputs.cls_attn, inputs.attn_columns):
             assert row is None or row.shape == (2, before)
         if isinstance(result, Mixing):
             assert result.matrix.shape == (2, after, before)

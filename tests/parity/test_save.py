@@ -64,7 +64,7 @@ def test_timm_computes_the_same(tmp_path, name, fields):
 def test_timm_reads_a_recovered_folder_as_its_dense_model(tmp_path):
     """To the bit, whatever form was saved."""
     public = made("test_vit").with_reduction(None)
-    vit = recoveries.recovered(public, costs=("tome:r=3",))
+    vit = recoveries.recovered(public, reductions=("tome:r=3",))
     forms = {"dense": vit, "reduced": vit.with_reduction("tome:r=3")}
     read = {}
     for name, form in {"public": public, **forms}.items():

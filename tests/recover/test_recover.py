@@ -155,7 +155,7 @@ def test_the_report_has_the_figures_of_the_images_held_out(vit, better):
         first = logits[name].argmax(-1) == logits["dense"].argmax(-1)
         same[name] = 100 * first.mean()
     assert report.agreement == pytest.approx((same["before"], same["after"]))
-    assert (report.scenes, report.rate) == (16, pytest.approx(0.002 * 0.5**0.5))
+    assert (report.scenes, report.lr) == (16, pytest.approx(0.002 * 0.5**0.5))
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(vit):
@@ -232,7 +232,7 @@ def test_the_rate_rises_shortly_and_falls_to_0(vit, monkeypatch):
     assert len(rates) == 1 + 80
     assert rates[0] == 0  # the one that compiles
     highest = 0.002 / 2
-    assert report.rate == pytest.approx(highest)
+    assert report.lr == pytest.approx(highest)
     shares = (np.arange(80) + 0.5) / 80
     expected = highest * (1 + np.cos(np.pi * shares)) / 2
     expected[:4] *= shares[:4] / 0.05
@@ -261,7 +261,7 @@ def test_training_that_diverges_starts_again(vit, monkeypatch, caplog, kind, res
     monkeypatch.setattr(recovery_step.Fit, "measure", worse)
     found = recovered(vit, steps=40)
     (report,) = found.recovery.variants
-    assert report.rate == pytest.approx(0.002 * 0.5**0.5 / 4**restarts)
+    assert report.lr == pytest.approx(0.002 * 0.5**0.5 / 4**restarts)
     assert report.steps == 40
     spent = {"nan": 3 * restarts, "twice": 4}[kind]
     assert len(taken) == 1 + spent + 40
@@ -320,8 +320,8 @@ def test_ctrl_c_before_anything_is_better_leaves_the_weights(vit, monkeypatch, c
 
 
 def test_a_dense_model_learns_on_from_the_costs_that_it_has():
-    better = recoveries.recovered(tiny.pretrained(None), costs=(0.5,))
-    forms = recover.forms_of(better, better.with_reduction(None))
+    better = recoveries.recovered(tiny.pretrained(None), reductions=(0.5,))
+    forms = recover.reduced_models(better, better.with_reduction(None))
     assert [form.recovered is None for form in forms] == [True, False, True]
 
 
@@ -340,7 +340,7 @@ def test_minutes_are_all_of_the_time(vit, monkeypatch, step, measure):
         assert report.seconds > 140
     assert report.curve[-1][0] == report.steps == len(taken) - 1
     if step == 1.0:
-        assert taken[-1][1] < 1e-3 * report.rate
+        assert taken[-1][1] < 1e-3 * report.lr
 
 
 def slow(monkeypatch, clock, name, seconds, first=None):
@@ -373,7 +373,7 @@ def test_a_recovered_model_learns_another_cost_and_its_own_again(vit, better):
     alone = recovered(vit.with_reduction(merging), steps=24)
     chex.assert_trees_all_equal(other.variables, alone.variables)
     assert other.recovery.variants[0].curve == alone.recovery.variants[0].curve
-    names = [cost.reduction.name for cost in other.recovery.variants]
+    names = [variant.reduction.name for variant in other.recovery.variants]
     assert names == ["tome", "evit"]
     own = other.with_reduction(DROPPING)
     chex.assert_trees_all_equal(own.variables, better.variables)
@@ -407,19 +407,19 @@ def test_what_was_recovered_stays_where_nothing_is_better(vit, better):
     chex.assert_trees_all_equal(own.variables, better.variables)
 
 
-@pytest.mark.parametrize("rate", [1e6, recovery_step.RATE])
-def test_fewer_parameters_learned_again_leave_the_others(vit, monkeypatch, rate):
+@pytest.mark.parametrize("lr", [1e6, recovery_step.LR])
+def test_fewer_parameters_learned_again_leave_the_others(vit, monkeypatch, lr):
     """Whether the second training is kept or not."""
     first = recovered(vit)
-    before = first.recovery.variants[0].numbers
-    monkeypatch.setattr(recovery_step, "RATE", rate)
+    before = first.recovery.variants[0].values
+    monkeypatch.setattr(recovery_step, "LR", lr)
     again = recovered(first, steps=40, parameters="norms", seed=1)
     (report,) = again.recovery.variants
-    assert report.changed == (rate < 1)
-    assert report.numbers.keys() == before.keys()
+    assert report.changed == (lr < 1)
+    assert report.values.keys() == before.keys()
     for path, value in before.items():
         if not report.changed or "norm" not in path:
-            np.testing.assert_array_equal(report.numbers[path], value)
+            np.testing.assert_array_equal(report.values[path], value)
     chex.assert_trees_all_equal(again.with_reduction(None).variables, vit.variables)
 
 
@@ -432,30 +432,30 @@ def test_a_dense_model_learns_three_costs(public):
     of_dense = recovered(public)
     assert of_dense.label == "none"
     chex.assert_trees_all_equal(of_dense.variables, public.variables)
-    costs = of_dense.recovery.variants
-    assert [round(cost.share, 1) for cost in costs] == [0.6, 0.5, 0.4]
+    variants = of_dense.recovery.variants
+    assert [round(variant.share, 1) for variant in variants] == [0.6, 0.5, 0.4]
     places = np.linspace(0, 47, 16).round().astype(int)
     images = noise()[places]
     held = imagepiece_jax.normalize(
         images, public.model.config.mean, public.model.config.std
     )
     teacher = tiny.logits(public.model)(public.variables, held).astype(float)
-    for cost in costs:
-        assert cost.steps == 8
-        assert cost.changed
-        form = of_dense.with_reduction(cost.reduction)
-        assert form.recovered is cost
+    for variant in variants:
+        assert variant.steps == 8
+        assert variant.changed
+        form = of_dense.with_reduction(variant.reduction)
+        assert form.recovered is variant
         for variables, figure in (
-            (public.variables, cost.before),
-            (form.variables, cost.after),
+            (public.variables, variant.before),
+            (form.variables, variant.after),
         ):
             logits = tiny.logits(form.model)(variables, held).astype(float)
             judged = kl(teacher, logits).mean()
             assert figure == pytest.approx(judged, rel=1e-4)
-    assert str(of_dense.recovery).splitlines() == [*map(str, costs)]
+    assert str(of_dense.recovery).splitlines() == [*map(str, variants)]
     # Each as if it were learned alone.
-    alone = recovered(public.with_reduction(costs[1].reduction))
-    half = of_dense.with_reduction(costs[1].reduction)
+    alone = recovered(public.with_reduction(variants[1].reduction))
+    half = of_dense.with_reduction(variants[1].reduction)
     chex.assert_trees_all_equal(half.variables, alone.variables)
 
 
@@ -464,17 +464,17 @@ def test_ctrl_c_keeps_the_costs_that_are_done(public, monkeypatch, caplog, step)
     """Of the first and the second, in which nothing was better yet; none follows."""
     take_step = recovery_step.Fit.take_step
 
-    def first_alone(self, pixels, rate):
+    def first_alone(self, pixels, lr):
         if len(taken) > 9:  # of the second cost no number moves
-            rate = 0.0
-        return take_step(self, pixels, rate)
+            lr = 0.0
+        return take_step(self, pixels, lr)
 
     monkeypatch.setattr(recovery_step.Fit, "take_step", first_alone)
     taken = interrupt(monkeypatch, step)
     stopped = recovered(public)
     assert len(taken) == step
-    costs = stopped.recovery.variants
-    assert [cost.changed for cost in costs] == [True]
+    variants = stopped.recovery.variants
+    assert [variant.changed for variant in variants] == [True]
     assert "so far are kept" in caplog.text
 
 
@@ -482,8 +482,8 @@ def test_costs_share_the_minutes(public, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
     slow(monkeypatch, clock, "take_step", 5.0)
-    costs = recovered(public, steps=None, minutes=3.0).recovery.variants
-    assert [cost.seconds for cost in costs] == [60, 60, 60]
+    variants = recovered(public, steps=None, minutes=3.0).recovery.variants
+    assert [variant.seconds for variant in variants] == [60, 60, 60]
 
 
 def test_progress_has_one_total_for_all_costs(public, monkeypatch):
@@ -671,7 +671,7 @@ def test_a_file_that_is_named_twice_is_not_both_learned_and_held_out(
         table.write_text("\n".join(["filename,label,split", *rows]))
         images = f"csv:{table}"
     if kind == "limited":
-        images = as_source(images).spread(2 * count - 1)
+        images = as_source(images).evenly_spaced(2 * count - 1)
     parts = divided(monkeypatch, vit, images)
     names = []
     for part in parts:

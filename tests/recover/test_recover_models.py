@@ -190,7 +190,7 @@ def test_a_head_without_bias_has_classes_where_they_have_names():
 
 def test_a_recovered_projection_stays_one():
     """Recovery trains its bias, too, which is 0 in the dense model."""
-    vit = recoveries.recovered(pretrained("CLIP"), costs=(DROPPING,))
+    vit = recoveries.recovered(pretrained("CLIP"), reductions=(DROPPING,))
     vit = vit.with_reduction(DROPPING)
     assert vit.recovered and np.all(vit.variables["params"]["head"]["bias"])
     assert recovery_loss.outputs_of(vit) == "features"

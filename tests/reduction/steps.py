@@ -44,7 +44,7 @@ def apply(state, result, form=None):
 
 
 decide = tiny.compiled(
-    lambda reducer, taps, counts: reducer(taps, counts), static_argnums=(0, 2)
+    lambda reducer, inputs, counts: reducer(inputs, counts), static_argnums=(0, 2)
 )
 
 
@@ -63,16 +63,16 @@ def shortest(plan):
     return plan
 
 
-def random_variables(reducer, taps, counts, seed=0):
+def random_variables(reducer, inputs, counts, seed=0):
     """Random values for all variables of a reducer that learns."""
     init = functools.partial(reducer.init, counts=counts)
-    return tiny.fill(jax.eval_shape(init, jax.random.key(0), taps), seed)
+    return tiny.fill(jax.eval_shape(init, jax.random.key(0), inputs), seed)
 
 
-def apply_learned(reducer, variables, taps, counts):
+def apply_learned(reducer, variables, inputs, counts):
     """Result of a reducer that learns."""
     run = functools.partial(reducer.apply, counts=counts)
-    return tiny.compiled(run)(variables, taps)
+    return tiny.compiled(run)(variables, inputs)
 
 
 def vectors(degrees, lengths=1.0):

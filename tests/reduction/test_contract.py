@@ -107,8 +107,8 @@ def test_shapes_and_types_need_no_values(result, n_out, said):
 class Fewer(Reducer):
     """Leaves one token less than it should."""
 
-    def __call__(self, taps, counts, train=False):
-        return keep_highest(taps.x[..., 0], counts.n_out - 1)
+    def __call__(self, inputs, counts, train=False):
+        return keep_highest(inputs.x[..., 0], counts.n_out - 1)
 
 
 @dataclasses.dataclass(frozen=True)

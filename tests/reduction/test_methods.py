@@ -104,15 +104,15 @@ def image_keys(batch):
         return draw(jax.random.key(0), jnp.arange(batch))
 
 
-def decide(reducer, taps, counts):
+def decide(reducer, inputs, counts):
     """Result of a reducer; one that learns has random parameters that leave no tie."""
     if not isinstance(reducer, nn.Module):
-        return reducer(taps, counts)
+        return reducer(inputs, counts)
 
     if reducer not in _parameters:  # of one shape however many tokens there are
-        init = functools.partial(reducer.init, taps=taps, counts=counts)
+        init = functools.partial(reducer.init, inputs=inputs, counts=counts)
         _parameters[reducer] = tiny.fill(jax.eval_shape(init, jax.random.key(0)))
-    return reducer.apply(_parameters[reducer], taps, counts)
+    return reducer.apply(_parameters[reducer], inputs, counts)
 
 
 _parameters = {}
@@ -130,8 +130,8 @@ def walk(plan, x, keys=None):
     keys = image_keys(len(x)) if keys is None else keys
     for block, layer in enumerate(plan):
         if layer.counts:
-            taps = taps_of(layer, states[-1], keys_of(keys, block), grid)
-            results.append(decide(layer.step.reducer, taps, layer.counts))
+            inputs = inputs_of(layer, states[-1], keys_of(keys, block), grid)
+            results.append(decide(layer.step.reducer, inputs, layer.counts))
             states.append(moves.apply(states[-1], results[-1]))
             grid = None
     return states, results
@@ -149,7 +149,7 @@ def keys_of(keys, block):
     return jax.vmap(jax.random.fold_in, (0, None))(keys, block)
 
 
-def taps_of(layer, state, keys, grid=None):
+def inputs_of(layer, state, keys, grid=None):
     """What the reducer of a layer may read."""
     x = state.x[:, 1:]
     scores = jax.nn.softmax(4 * x[..., 0].astype(jnp.float32))
@@ -174,10 +174,10 @@ def filled(states, results):
     most like it.
     """
     last = states[-1]
-    taps = tuple(
+    inputs = tuple(
         ReducerInputs(state.x[:, 1:], state.size[:, 1:]) for state in states[:-1]
     )
-    outputs = Outputs(None, None, last.x, last, tuple(results), taps)
+    outputs = Outputs(None, None, last.x, last, tuple(results), inputs)
     found = {}
     for fill in ("last", "nearest"):
         found[fill] = feature_map(outputs, GRID, fill).reshape(-1, N0, D)
@@ -217,15 +217,15 @@ def permuted(x):
 
 
 def first_step(name, method):
-    """(function of taps, taps, result) of the first step of a case."""
+    """(function of inputs, inputs, result) of the first step of a case."""
     steps = enumerate(plan_of(name, method))
     block, layer = next((block, layer) for block, layer in steps if layer.counts)
     x = jnp.asarray(random_tokens())
     keys = image_keys(3)
-    taps = taps_of(layer, start(x), keys_of(keys, block), GRID)
+    inputs = inputs_of(layer, start(x), keys_of(keys, block), GRID)
     run = functools.partial(decide, layer.step.reducer, counts=layer.counts)
     _, (result, *_), _ = jax.jit(program(name, method))(x, keys)
-    return run, taps, jax.tree.map(np.asarray, result)
+    return run, inputs, jax.tree.map(np.asarray, result)
 
 
 def stacked(tree, stack):
@@ -329,8 +329,8 @@ class MethodsTest(chex.TestCase):
     @chex.variants(with_pmap=True)
     @parameterized.named_parameters(*ONE_OF_EACH_KIND)
     def test_stacked_batches_are_decided_as_each_of_them(self, name, method):
-        run, taps, want = first_step(name, method)
-        got = self.variant(jax.vmap(run), **tiny.ON_DEVICES)(stacked(taps, jnp.stack))
+        run, inputs, want = first_step(name, method)
+        got = self.variant(jax.vmap(run), **tiny.ON_DEVICES)(stacked(inputs, jnp.stack))
         want = stacked(want, np.stack)
         chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
 
@@ -339,8 +339,8 @@ class MethodsTest(chex.TestCase):
     @pytest.mark.slow
     def test_a_step_decides_the_same_without_jit(self, name, method):
         """Every operation costs 15 ms for each shape."""
-        run, taps, want = first_step(name, method)
-        got = self.variant(run)(taps)
+        run, inputs, want = first_step(name, method)
+        got = self.variant(run)(inputs)
         chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
 
     @chex.variants(with_jit=True)

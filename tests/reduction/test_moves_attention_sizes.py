@@ -70,11 +70,11 @@ class First(Reducer):
 
     ignored: bool
 
-    def __call__(self, taps, counts, train=False):
+    def __call__(self, inputs, counts, train=False):
         token = jnp.arange(counts.n_in)[None]
         dest = jnp.where(token < counts.n_out, token, DROPPED)
-        size = taps.size * (token != counts.n_out - 1) if self.ignored else None
-        dest = jnp.broadcast_to(dest, taps.size.shape)
+        size = inputs.size * (token != counts.n_out - 1) if self.ignored else None
+        dest = jnp.broadcast_to(dest, inputs.size.shape)
         return Assignment(dest=dest, attn_size=size, n_out=counts.n_out)
 
 

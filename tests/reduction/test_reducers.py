@@ -24,13 +24,13 @@ from tests.rounding import assert_close
 
 
 @functools.partial(tiny.compiled, static_argnums=(0, 3))
-def reduced(reducer, state, taps, counts):
+def reduced(reducer, state, inputs, counts):
     """(result of a reducer, state after it by each form of the move)."""
-    result = reducer(taps, counts)
+    result = reducer(inputs, counts)
     return result, [move(state, result, form) for form in FORMS]
 
 
-def make_taps(scores, metric, x=None, size=None, dtype=jnp.float32):
+def make_inputs(scores, metric, x=None, size=None, dtype=jnp.float32):
     """The inputs of a batch: scores [B, n], metric [B, n, d]; x defaults to it."""
     return ReducerInputs(
         x=_as(metric if x is None else x, dtype),
@@ -84,7 +84,7 @@ ATTENTION = [0.20, 0.05, 0.15, 0.02, 0.12, 0.04, 0.10, 0.03, 0.01, 0.18]
 )
 def test_imagepiece_merges_as_computed_by_hand(candidates, merges, values, sizes, form):
     counts = StepCounts(n_in=10, n_out=10 - merges, candidates=candidates)
-    result = decide(Retokenize(), make_taps([ATTENTION], [CIRCLE]), counts)
+    result = decide(Retokenize(), make_inputs([ATTENTION], [CIRCLE]), counts)
     x = np.arange(-1.0, 10.0, dtype=np.float32)[
         None, :, None
     ]  # class token -1, then token i is i
@@ -102,8 +102,8 @@ def test_imagepiece_merges_as_computed_by_hand(candidates, merges, values, sizes
 @pytest.mark.parametrize("fuse", [False, True])
 def test_evit_fuses_as_computed_by_hand(fuse, form):
     """Or prunes."""
-    taps = make_taps([[0.10, 0.05, 0.30, 0.15, 0.20]], np.ones((1, 5, 1)))
-    result = decide(TopK(fuse=fuse), taps, StepCounts(n_in=5, n_out=3 + fuse))
+    inputs = make_inputs([[0.10, 0.05, 0.30, 0.15, 0.20]], np.ones((1, 5, 1)))
+    result = decide(TopK(fuse=fuse), inputs, StepCounts(n_in=5, n_out=3 + fuse))
     slot = 3 if fuse else DROPPED
     assert result.dest.tolist() == [[slot, slot, 0, 1, 2]]
     x = np.arange(0.0, 6.0, dtype=np.float32)[None, :, None]  # class token 0, then 1..5
@@ -118,10 +118,10 @@ MERGES = [("0", "0.3", "all"), ("0.5", "0.6", "candidates"), ("1", "1", "all")]
 
 
 @functools.partial(tiny.compiled, static_argnums=1)
-def decide_all(taps, work):
+def decide_all(inputs, work):
     """Similarities of all tokens, and all decisions at one n, as one program."""
-    similarity = ops.cosine(taps.metric, taps.metric)
-    return similarity, [reducer(taps, counts) for reducer, counts in work]
+    similarity = ops.cosine(inputs.metric, inputs.metric)
+    return similarity, [reducer(inputs, counts) for reducer, counts in work]
 
 
 def work_at(n):
@@ -162,9 +162,9 @@ SIZES = [
 @pytest.mark.parametrize("n", SIZES)
 def test_decisions_equal_the_oracle(n):
     scores, metric = images(n, seed=n)
-    taps = make_taps(scores, metric)
+    inputs = make_inputs(scores, metric)
     work = work_at(n)
-    similarity, results = decide_all(taps, work)
+    similarity, results = decide_all(inputs, work)
     assert bool(work) == (n > 1)  # a single token is left alone by every rule
     for (reducer, counts), result in zip(work, results, strict=True):
         assert result.n_out == counts.n_out
@@ -185,9 +185,9 @@ def test_merged_tokens_equal_the_oracle(size_weighting, dtype):
     x = rng.normal(size=(8, 20, 5)).astype(dtype)
     state = TokenState(x=x, size=np.float32(rng.integers(1, 9, (8, 20))))
     counts = StepCounts(n_in=19, n_out=14, candidates=11)
-    taps = make_taps(scores, metric, state.x[:, 1:], state.size[:, 1:], dtype)
+    inputs = make_inputs(scores, metric, state.x[:, 1:], state.size[:, 1:], dtype)
     result, both = reduced(
-        Retokenize(size_weighting=size_weighting), state, taps, counts
+        Retokenize(size_weighting=size_weighting), state, inputs, counts
     )
     tolerance = 1e-5 if dtype == "float32" else 2**-8
     for got, image in itertools.product(both, range(8)):
@@ -214,7 +214,7 @@ def test_fusing_passes_gradient_to_the_attention():
     counts = StepCounts(n_in=7, n_out=5)
 
     def loss(scores):
-        result = TopK(fuse=True)(make_taps(scores, state.x[:, 1:]), counts)
+        result = TopK(fuse=True)(make_inputs(scores, state.x[:, 1:]), counts)
         return moves.apply(state, result).x.sum()
 
     slope = tiny.compiled(jax.grad(loss))(scores)
@@ -234,7 +234,7 @@ def test_merging_decides_without_gradient(reducer, candidates):
     counts = StepCounts(n_in=9, n_out=6, candidates=candidates)
 
     def loss(scores, metric, x):
-        result = reducer(make_taps(scores, metric), counts)
+        result = reducer(make_inputs(scores, metric), counts)
         return moves.apply(start(x), result).x.sum(), result.dest
 
     run = tiny.compiled(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
@@ -263,7 +263,7 @@ def test_bad_numbers_still_fill_every_slot(reducer, counts):
         (scores, np.zeros_like(metric)),
         (np.full((8, 12), -np.inf), np.where(metric > 0, np.nan, metric)),
     ):
-        result = decide(reducer, make_taps(bad_scores, bad_metric), counts)
+        result = decide(reducer, make_inputs(bad_scores, bad_metric), counts)
         assert filled(np.asarray(result.dest), counts.n_out)
 
 

@@ -65,11 +65,11 @@ def run(arch, reduction, **options):
     return model, variables, tiny.compiled(model.apply)(variables, tiny.images(2))
 
 
-def scores_of(layer, taps):
+def scores_of(layer, inputs):
     """Those by which a layer's step ranks tokens."""
     reducer = layer.step.reducer
     counts = layer.counts
-    return tiny.compiled(lambda taps: reducer.scores(taps, counts))(taps)
+    return tiny.compiled(lambda inputs: reducer.scores(inputs, counts))(inputs)
 
 
 @pytest.mark.parametrize(
@@ -84,10 +84,10 @@ def test_a_model_has_energies_of_its_own_keys(reduction, blocks):
     """The margin falls from 3/4 by the depth; the prefix has no part."""
     model, _, out = run(None, tiny.changed(reduction, score="energy"))
     steps = [layer for layer in model.plan if layer.counts]
-    for block, layer, taps in zip(blocks, steps, out.taps, strict=True):
-        got = scores_of(layer, taps)
+    for block, layer, inputs in zip(blocks, steps, out.reducer_inputs, strict=True):
+        got = scores_of(layer, inputs)
         for image in range(2):
-            energy = slow_energy(taps.key[image], 0.75 * (1 - block / 2))
+            energy = slow_energy(inputs.key[image], 0.75 * (1 - block / 2))
             np.testing.assert_allclose(got[image], shares(energy), atol=1e-6)
 
 
@@ -113,18 +113,18 @@ def test_the_probe_is_that_of_the_head_on_tokens_of_the_block(
     fields = {"registers": registers, "pool_include_prefix": include}
     arch = dataclasses.replace(SIGLIP, **fields)
     _, variables, out = run(arch, f"{SHORT}:score=probe", prop_attn=prop_attn)
-    assert [taps.x.shape[1] for taps in out.taps] == [25, 23]
+    assert [inputs.x.shape[1] for inputs in out.reducer_inputs] == [25, 23]
     if include:  # what registers take of the attention is not seen here
-        assert (out.taps[0].probe.sum(axis=1) < 0.999).all()
+        assert (out.reducer_inputs[0].probe.sum(axis=1) < 0.999).all()
         return
-    for taps in out.taps:
+    for inputs in out.reducer_inputs:
         for image in range(2):
-            x = oracles.layer_norm(taps.x[image], variables["params"]["norm"])
+            x = oracles.layer_norm(inputs.x[image], variables["params"]["norm"])
             pool = variables["params"]["attn_pool"]
-            sizes = taps.size[image]
+            sizes = inputs.size[image]
             want = pool_weights(pool, x, sizes).mean(axis=0)
-            np.testing.assert_allclose(taps.probe[image], want, rtol=1e-4, atol=1e-6)
-    assert out.taps[-1].size.max() > 1
+            np.testing.assert_allclose(inputs.probe[image], want, rtol=1e-4, atol=1e-6)
+    assert out.reducer_inputs[-1].size.max() > 1
 
 
 def slow_stem(params, images, prefix):
@@ -144,7 +144,7 @@ def slow_stem(params, images, prefix):
 def test_the_shift_is_how_far_attention_moves_a_token(arch):
     """From what the stem or the block before leaves; some are merged at the second."""
     model, variables, out = run(arch, f"{SHORT}:score=shift")
-    first, second = out.taps
+    first, second = out.reducer_inputs
     images = tiny.images(2)
     options = {"layers": [0], "norm": False, "reshape": False}
     (layer,) = features(Pretrained(model, variables), images, **options).layers
@@ -153,10 +153,10 @@ def test_the_shift_is_how_far_attention_moves_a_token(arch):
     patches = np.asarray(patches)[..., None]
     entered = np.take_along_axis(np.asarray(layer.patches), patches, 1)
     entered = slow_stem(variables["params"], images, arch.prefix), entered
-    for taps, before in zip((first, second), entered, strict=True):
-        moved = np.linalg.norm(np.asarray(taps.x, float) - before, axis=2)
+    for inputs, before in zip((first, second), entered, strict=True):
+        moved = np.linalg.norm(np.asarray(inputs.x, float) - before, axis=2)
         want = moved / moved.sum(axis=1, keepdims=True)
-        np.testing.assert_allclose(taps.shift, want, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(inputs.shift, want, rtol=1e-3, atol=1e-6)
     assert np.ptp(want) > 0.003
     assert np.abs(first.shift[:, :23] - second.shift).max() > 1e-3
 
@@ -219,8 +219,8 @@ def test_masked_tokens_have_no_part_in_scores_of_the_others(score):
     def scores(x, mask=None):
         state = start(x, 2).replace(mask=mask)
         _, found = module.apply(variables, x, state, reducer.reads)
-        taps = ReducerInputs(x[:, 2:], state.size[:, 2:], mask=mask, **found)
-        return reducer.scores(taps, StepCounts(5, 4, progress=1 / 3))
+        inputs = ReducerInputs(x[:, 2:], state.size[:, 2:], mask=mask, **found)
+        return reducer.scores(inputs, StepCounts(5, 4, progress=1 / 3))
 
     got = tiny.compiled(scores)(x, mask)
     got = np.where(mask > 0.5, got, 0)

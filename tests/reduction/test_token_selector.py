@@ -124,13 +124,13 @@ def outputs(tokens, logits, results=(), mask=None, n0=None, prefix=1):
     tokens = jnp.asarray(tokens, jnp.float32)
     state = start(tokens, prefix).replace(mask=mask)
     first = jnp.zeros((len(tokens), n0 or tokens.shape[1] - prefix, tokens.shape[-1]))
-    taps = (ReducerInputs(x=first, size=first[..., 0]),) * len(results)
+    inputs = (ReducerInputs(x=first, size=first[..., 0]),) * len(results)
     return types.SimpleNamespace(
         tokens=tokens,
         logits=jnp.asarray(logits),
         state=state,
         results=results,
-        taps=taps,
+        reducer_inputs=inputs,
     )
 
 

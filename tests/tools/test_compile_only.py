@@ -35,7 +35,7 @@ def compiled(monkeypatch):
     texts = [ADD, "\n".join([ADD, COPY, COPY])]
     monkeypatch.setattr(compile_only, "device", lambda: jax.devices("cpu")[0])
 
-    def trace(fn, *args, donate=(), places=None):
+    def trace(fn, *args, donate=(), shardings=None):
         calls.append((jax.eval_shape(fn, *args), args))
         return TEXT.replace("LINES", texts[len(calls) - 1])
 

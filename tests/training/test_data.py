@@ -35,7 +35,7 @@ def test_a_dry_run_counts_imagenet_without_its_files(tmp_path):
     plan = data.RunData(run, Placement(), dry_run=True)
     assert plan.image_counts == [1_281_167, 50_000]
     assert plan.length.steps_per_epoch == 1_281_167 // run.optim.batch_size
-    assert "not read: train and test" in report.data_text(run, plan)
+    assert "not read: train and val" in report.data_text(run, plan)
     for name, fields, dry_run in (
         ("imagenet2012", {}, False),
         ("imagenet2012", {"num_classes": 10}, True),

@@ -96,7 +96,7 @@ def recovered(tmp_path_factory):
     config = reducing(TOME)
     vit = Pretrained(model_of(config), drawn(config))
     folder = tmp_path_factory.mktemp("recovered") / "m"
-    return save(recoveries.recovered(vit, costs=(TOME,)), folder)
+    return save(recoveries.recovered(vit, reductions=(TOME,)), folder)
 
 
 def scales(variables):

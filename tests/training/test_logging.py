@@ -149,7 +149,7 @@ def test_a_line_has_the_time_left(begin, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("step 2 of 40, epoch 0.10: loss 0.500, acc1 25.0 %, lr ")
     assert "img/s" in lines[0] and lines[0].endswith(" s left")
-    assert lines[1:] == ["epoch 0.15, step 3: test accuracy 12.35 %, loss 2.000"]
+    assert lines[1:] == ["epoch 0.15, step 3: validation accuracy 12.35 %, loss 2.000"]
 
 
 def test_other_processes_show_and_write_nothing(tmp_path, monkeypatch, capsys):

@@ -72,7 +72,7 @@ def make(recipe=None, optimizer=None, seed=0, **fields):
     variables = runs.untrained(model, seed)
     state = init_state(variables, optimizer, recipe.ema_decay > 0)
     step = functools.partial(
-        train_step, model=model, optimizer=optimizer, rate=rate, run=recipe
+        train_step, model=model, optimizer=optimizer, lr_schedule=rate, run=recipe
     )
     return step, parallel.replicate(state)
 

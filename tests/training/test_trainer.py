@@ -203,7 +203,7 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path):
     val = tmp_path / "set" / "val" / "b"
     shutil.copy(val / "0.bmp", val / "1.bmp")
     there = {path: path.read_bytes() for path in workdir.glob("*.json")}
-    message = r"folder:.*set, whose test set has digest \w{16}, but the run in"
+    message = r"folder:.*set, whose validation set has digest \w{16}, but the run in"
     with pytest.raises(InputError, match=message):
         runs.train(config, workdir)
     assert there == {path: path.read_bytes() for path in workdir.glob("*.json")}

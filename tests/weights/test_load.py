@@ -301,7 +301,7 @@ def test_a_run_loads_with_its_selectors_or_without(tmp_path):
         checkpoints.save(1, variables, {}, "best")
     vit = imagepiece_jax.load(tmp_path)
     assert vit.source.seed == 7
-    assert vit.source.place == f"run {tmp_path}"
+    assert vit.source.title == f"run {tmp_path}"
     assert vit.model == model
     assert same(vit.variables, variables)
     assert set(variables) == {"params", "batch_stats"}

@@ -26,7 +26,7 @@ def test_a_folder_is_what_its_config_says(tmp_path, config, kind):
     folder = write(tmp_path / "a", "config.json", config)
     found = location.find(folder)
     assert found == Location(folder, kind, folder / "config.json", config)
-    assert (found.name, found.place) == ("a", f"{kind} {folder}")
+    assert (found.name, found.title) == ("a", f"{kind} {folder}")
     assert location.is_run(folder) == (kind == RUN)
 
 
@@ -57,7 +57,7 @@ def test_open_clip_counts_where_no_other_weights_are(tmp_path):
 def test_a_folder_of_the_hubs_cache_has_the_name_of_its_repository(tmp_path):
     folder = tmp_path / "models--org--name" / "snapshots" / "0a1b"
     found = location.find(write(folder, "config.json", TIMM))
-    assert (found.name, found.place) == ("org/name", "folder hf://org/name")
+    assert (found.name, found.title) == ("org/name", "folder hf://org/name")
 
 
 def test_nothing_is_no_run(tmp_path, monkeypatch):

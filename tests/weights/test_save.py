@@ -296,7 +296,7 @@ def learned(seed):
 def recovered_of(seed, reduction):
     vit = made()
     vit = vit.with_variables(tiny.variables(vit.model, seed=seed))
-    return recovered(vit, costs=(reduction,))
+    return recovered(vit, reductions=(reduction,))
 
 
 @pytest.mark.parametrize(

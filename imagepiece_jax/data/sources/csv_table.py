@@ -32,8 +32,8 @@ def open_csv(
 
     Columns are `filename`, relative to the file's folder; `label`, an integer from 0;
     optionally `split`, one of `SPLIT_NAMES`; and optionally `class`, the label's name.
-    Without `split` every row is a test image. Rows of both splits are checked, but only
-    this split's files are looked up.
+    Without `split` every row is a validation image. Rows of both splits are checked,
+    but only this split's files are looked up.
 
     num_classes: classes of a model, all of which need training images; None: as many as
         the labels of both splits need
@@ -133,7 +133,7 @@ def _check_repeated(rows, path):
         same_label = first.label == row.label
         if first is row or (first.split == row.split == "train" and same_label):
             continue
-        why = "a test image must count once"
+        why = "a validation image must count once"
         if first.split != row.split:
             split_names = " and ".join(sorted([first.split, row.split]))
             why = f"an image must not be in both {split_names}"

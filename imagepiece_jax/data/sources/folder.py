@@ -169,7 +169,7 @@ def train_folder(folder: str | os.PathLike) -> str | os.PathLike:
 
 
 def open_folder(root, split, num_classes, names_of_model):
-    """Open folder:ROOT: ROOT/train/CLASS and ROOT/val/CLASS, or to test ROOT/CLASS.
+    """Open folder:ROOT: ROOT/train/CLASS and ROOT/val/CLASS, or ROOT/CLASS for "val".
 
     Arguments and errors are as for `open_source`.
     """
@@ -177,13 +177,13 @@ def open_folder(root, split, num_classes, names_of_model):
     splits = split_folders(root, labeled=True)
     inside = splits.get(split, split)
     if split == "val" and not splits:
-        inside = ""  # class folders of test images lie in the root itself
+        inside = ""  # class folders of validation images lie in the root itself
     folders, left_out = _classes(root, inside)
     in_order = folders  # label order
     if len(splits) == 2:
         _check_splits(data, root, splits)
         in_order, _ = _classes(root, splits["train"])
-    if split == "train":  # test images may lack classes
+    if split == "train":  # validation images may lack classes
         check_num_classes(num_classes, len(folders), data)
     num_classes = num_classes or len(folders)
     if names_of_model is None:
@@ -244,7 +244,7 @@ def _classes(root, inside):
     return names, [os.path.join(inside, name) for name in sum(loose, [])]
 
 
-def _check_splits(place, root, splits):
+def _check_splits(data, root, splits):
     """Check that train and val have equal classes and share no folder."""
     names = []
     folders = []
@@ -254,9 +254,9 @@ def _check_splits(place, root, splits):
         paths = [os.path.join(root, inside, name) for name in classes]
         folders.append({*map(os.path.realpath, paths)})
     if set.intersection(*folders):
-        raise InputError(f"{place} has the same images in train and val, by a link")
+        raise InputError(f"{data} has the same images in train and val, by a link")
     if names[0] != names[1]:
         raise InputError(
-            f"{place} has class {min(names[0] ^ names[1])!r} in only one of train and "
+            f"{data} has class {min(names[0] ^ names[1])!r} in only one of train and "
             f"{splits['val']}"
         )

@@ -69,30 +69,34 @@ def one_line(error):
 
 
 class HubSource(Source):
-    """Rows of a `datasets.Dataset`; `place` (data and split) is in image names."""
+    """Rows of a `datasets.Dataset`; `title` (data and split) is in image names."""
 
-    def __init__(self, rows, place, labels, num_classes, class_names=None):
+    def __init__(self, rows, title, labels, num_classes, class_names=None):
         super().__init__(len(rows), num_classes, class_names)
         self._rows = rows
-        self._place = place
+        self._title = title
         self.labels = np.asarray(labels, np.int32)
 
-    def stored(self, place):
-        image = self._rows[place]["image"] or {"bytes": b""}  # a row may lack an image
+    def stored(self, store_index):
+        image = self._rows[store_index]["image"] or {
+            "bytes": b""
+        }  # a row may lack an image
         data = image["bytes"]
         if data is None:  # a repository of image files
             data = image["path"] or b""  # empty bytes do not decode
-        return data, int(self.labels[place]), f"{self._place}/{place}"
+        return data, int(self.labels[store_index]), f"{self._title}/{store_index}"
 
-    def inventory(self, places):
+    def inventory(self, store_indices):
         import pyarrow.compute  # which `datasets` needs
 
         images = self._rows.data.column("image")
         files = pyarrow.compute.struct_field(images, "bytes")
-        sizes = pyarrow.compute.binary_length(files).fill_null(-1).to_numpy()[places]
+        sizes = (
+            pyarrow.compute.binary_length(files).fill_null(-1).to_numpy()[store_indices]
+        )
         yield sizes.tobytes()
-        yield self.labels[places].tobytes()
-        paths = pyarrow.compute.struct_field(images, "path").to_numpy()[places]
+        yield self.labels[store_indices].tobytes()
+        paths = pyarrow.compute.struct_field(images, "path").to_numpy()[store_indices]
         paths = [path for path in paths[sizes < 0] if path]  # image files
         if paths:
             names = [os.path.basename(path) for path in paths]

@@ -50,7 +50,7 @@ class Counted(Source):
         check_num_classes(num_classes, 1000, NAME)
         super().__init__(COUNTS[split], 1000)
 
-    def stored(self, place):
+    def stored(self, store_index):
         raise RunError(f"{NAME} is not here")
 
     def try_first(self, transform, **options):
@@ -86,11 +86,11 @@ class TfdsSource(Source):
         # other.
         self._example(0)
 
-    def stored(self, place):
-        example = self._example(place)
+    def stored(self, store_index):
+        example = self._example(store_index)
         return example["image"], int(example["label"]), example["file_name"].decode()
 
-    def inventory(self, places):
+    def inventory(self, store_indices):
         info = self._examples.dataset_info
         rows = []
         for file in info.splits[self._examples.split].file_instructions:
@@ -98,7 +98,7 @@ class TfdsSource(Source):
             rows.append([name, file.take, os.path.getsize(file.filename)])
         yield json.dumps(rows).encode()
         if self.part:
-            yield places.tobytes()
+            yield store_indices.tobytes()
 
     def _example(self, index):
         try:

@@ -32,16 +32,16 @@ def open_source(
     hf:OWNER/NAME   columns image and label of a data set on the Hugging Face hub, or
                     hf:FOLDER with its parquet files
     digits          1,797 handwritten digits, 16x16, inside the package
-    folder:PATH     PATH/train/CLASS/..., PATH/val/CLASS/..., or to test PATH/CLASS/...
-                    alone; see `class_names`
+    folder:PATH     PATH/train/CLASS/..., PATH/val/CLASS/..., or PATH/CLASS/... for
+                    validation alone; see `class_names`
     csv:FILE        see `open_csv`; paths relative to FILE
     PATH            an existing folder or .csv file, without the word before it
 
     split: "train" or "val"
     num_classes: None: as many as the data have
     class_names: a model's class names by label. A folder is named after a class or its
-        WordNet ID; test folders may cover some classes. None: labels follow all
-        folders, sorted as text
+        WordNet ID; validation folders may cover some classes. None: labels follow
+        all folders, sorted as text
     labeled: False: csv: and hf: need no labels, and none are read
     Raises InputError for an unknown name, for missing, empty or unreadable files, for
         labels that do not fit `num_classes`, and for folders without `class_names`
@@ -49,17 +49,17 @@ def open_source(
     """
     check_choice("split", split, SPLITS)
     name = full_name(name)
-    kind, _, path = name.partition(":")
+    prefix, _, path = name.partition(":")
     path = os.path.expanduser(path)
     if name == "imagenet2012":
         return open_imagenet(split, num_classes, data_dir)
     if name == "digits":
         return open_digits(split, num_classes)
-    if kind == "hf" and path:
+    if prefix == "hf" and path:
         return open_hub_data(path, split, num_classes, labeled)
-    if kind == "folder" and path:
+    if prefix == "folder" and path:
         return open_folder(path, split, num_classes, class_names)
-    if kind == "csv" and path:
+    if prefix == "csv" and path:
         return open_csv(path, split, num_classes, labeled)
     raise InputError(
         f"name is {name!r}; it must be {', '.join(NAMES)}, or an existing folder or "
@@ -87,5 +87,5 @@ def full_name(name: str) -> str:
 
 def short_name(name: str) -> str:
     """Data set name without this machine's folders: "csv:photos/labels.csv"."""
-    kind, colon, path = name.partition(":")
-    return kind + colon + "/".join(pathlib.Path(path).parts[-2:])
+    prefix, colon, path = name.partition(":")
+    return prefix + colon + "/".join(pathlib.Path(path).parts[-2:])

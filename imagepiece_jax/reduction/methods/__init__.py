@@ -12,19 +12,20 @@ class _Methods(collections.UserDict):
 
     # Classes are imported on first use: a program loads only the method it runs.
     def __getitem__(self, name) -> type[Method]:
-        kind = self.data[name]
-        if isinstance(kind, str):
-            kind = getattr(importlib.import_module(f"{__name__}.{name}"), kind)
-            self[name] = kind
-        return kind
+        method = self.data[name]
+        if isinstance(method, str):
+            method = getattr(importlib.import_module(f"{__name__}.{name}"), method)
+            self[name] = method
+        return method
 
-    def __setitem__(self, name, kind):
-        if isinstance(kind, type) and "__dataclass_fields__" not in vars(kind):
+    def __setitem__(self, name, method):
+        if isinstance(method, type) and "__dataclass_fields__" not in vars(method):
             raise InputError(
-                f"method {name} is {kind.__name__}, which needs @dataclasses.dataclass"
-                "(frozen=True) above its class: its fields would be lost"
+                f"method {name} is {method.__name__}, which needs "
+                "@dataclasses.dataclass(frozen=True) above its class: its fields would "
+                "be lost"
             )
-        self.data[name] = kind
+        self.data[name] = method
 
 
 METHODS = _Methods(
@@ -53,7 +54,7 @@ METHODS = _Methods(
 
 def name_of(method: Method) -> str:
     """Name of a method in METHODS; otherwise its class name."""
-    kind = type(method)
-    METHODS.get(kind.__module__.rpartition(".")[2])  # imports only this class
-    names = (name for name, value in METHODS.data.items() if value is kind)
-    return next(names, kind.__name__)
+    method_class = type(method)
+    METHODS.get(method_class.__module__.rpartition(".")[2])  # imports only this class
+    names = (name for name, value in METHODS.data.items() if value is method_class)
+    return next(names, method_class.__name__)

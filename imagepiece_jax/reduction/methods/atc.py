@@ -80,8 +80,8 @@ class Agglomeration(Reducer):
     size_weighting: bool = True  # whether means are over patches, not over tokens
     needs = frozenset({"metric"})
 
-    def __call__(self, taps, counts, train=False):
-        metric = jax.lax.stop_gradient(taps.metric)
+    def __call__(self, inputs, counts, train=False):
+        metric = jax.lax.stop_gradient(inputs.metric)
         distance = 1 - cosine(metric, metric)
         merges = counts.n_in - counts.n_out
         first = agglomerate(distance, merges, self.linkage)
@@ -89,7 +89,7 @@ class Agglomeration(Reducer):
         dest = gather_rows(count_before(stays), first)
         weight = None
         if not self.size_weighting:
-            weight = jnp.ones_like(taps.size)
+            weight = jnp.ones_like(inputs.size)
         return Assignment(dest, weight, n_out=counts.n_out)
 
 

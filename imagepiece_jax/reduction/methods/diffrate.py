@@ -76,19 +76,19 @@ class PruneAndMerge(Ranking):
 
     kept: int  # number of tokens before merging
 
-    def __call__(self, taps, counts, train=False):
+    def __call__(self, inputs, counts, train=False):
         n = counts.n_in
         n_out = counts.n_out
-        x, score = jax.lax.stop_gradient((taps.x, self.scores(taps, counts)))
+        x, score = jax.lax.stop_gradient((inputs.x, self.scores(inputs, counts)))
         order = rank(score)
         tokens = invert(order, min(max(self.kept, n_out), n))
         if tokens.shape[1] == n_out:  # no token merges, so arrays would be empty
             dest = jnp.where(order < n_out, order, DROPPED)
             index = SlotIndex.one_each(tokens)
-            sizes = taps.attn_size
+            sizes = inputs.attn_size
             return Assignment(dest, attn_size=sizes, index=index, n_out=n_out)
         if is_fast(x):
-            return self._of_all_pairs(taps, order, counts)
+            return self._of_all_pairs(inputs, order, counts)
         keep = tokens[:, :n_out]
         joining = tokens[:, n_out:]
         alike = cosine(gather_rows(x, joining), gather_rows(x, keep))
@@ -104,19 +104,19 @@ class PruneAndMerge(Ranking):
         factor = jnp.where(stays, 1.0, best)
         dropped = order >= tokens.shape[1]
         dest = jnp.where(dropped, DROPPED, dest)
-        sizes = jnp.where(dropped, 0.0, taps.attn_size * factor)
+        sizes = jnp.where(dropped, 0.0, inputs.attn_size * factor)
         index = SlotIndex(keep, joining, target, gather_rows(keep, target))
         return Assignment(
             dest, attn_size=sizes, index=index, n_out=n_out, by_size=False
         )
 
-    def _of_all_pairs(self, taps, order, counts):
+    def _of_all_pairs(self, inputs, order, counts):
         """Make the Assignment from all pairs' similarities, without gathering tokens.
 
         order: [B, n], ranks by falling score
         """
         n = counts.n_in
-        x = taps.x if taps.all_x is None else taps.all_x
+        x = inputs.x if inputs.all_x is None else inputs.all_x
         alike = cosine(jax.lax.stop_gradient(x))[:, -n:, -n:]
         # A staying token is its own partner, so the same pass finds its slot.
         itself = jnp.eye(n, dtype=bool)[None]
@@ -124,7 +124,7 @@ class PruneAndMerge(Ranking):
         alike = jnp.where(itself, 2.0, alike)
         alike = jnp.where(stays[:, None, :], alike, -2.0)
         best, dest = most_alike(alike, order)
-        sizes = taps.attn_size * jnp.where(best == 2.0, 1.0, best)
+        sizes = inputs.attn_size * jnp.where(best == 2.0, 1.0, best)
         if self.kept < n:
             dropped = order >= max(self.kept, counts.n_out)
             dest = jnp.where(dropped, DROPPED, dest)

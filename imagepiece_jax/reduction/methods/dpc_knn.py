@@ -47,10 +47,10 @@ class DensityPeaks(Reducer):
 
     neighbors: int = 5  # see `density_peaks`
 
-    def __call__(self, taps, counts, train=False):
-        x = jax.lax.stop_gradient(taps.x).astype(jnp.float32)
+    def __call__(self, inputs, counts, train=False):
+        x = jax.lax.stop_gradient(inputs.x).astype(jnp.float32)
         dest = density_peaks(x, min(self.neighbors, counts.n_in), counts.n_out)
-        weight = jnp.ones_like(taps.size)
+        weight = jnp.ones_like(inputs.size)
         return Assignment(dest, weight=weight, n_out=counts.n_out)
 
 

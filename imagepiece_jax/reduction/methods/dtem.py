@@ -74,15 +74,15 @@ def soft_merge(similarity, size, live, merges):
     # shares. First the weights of the shares, at odd rows and even columns.
     safe = jnp.maximum(grown, TINY)
     to_odd = moved.transpose(0, 2, 1) / safe[:, :, None]  # [B, b, a]
-    rest = n - live
+    dead = n - live
     odd = live % 2
-    rows = (1, rest + odd, 1)  # padding before, after and between rows
-    columns = (0, rest + 1 - odd, 1)
+    rows = (1, dead + odd, 1)  # padding before, after and between rows
+    columns = (0, dead + 1 - odd, 1)
     matrix = jax.lax.pad(to_odd, jnp.float32(0), ((0, 0, 0), rows, columns))
     # Then the weights of the tokens themselves: all except odd tokens keep their
     # features.
     scale = ops.alternate(jnp.ones_like(even_size), odd_size / safe)
-    scale = jnp.pad(scale, ((0, 0), (0, rest)), constant_values=1.0)
+    scale = jnp.pad(scale, ((0, 0), (0, dead)), constant_values=1.0)
     scale = scale[:, :, None]
     matrix = matrix + scale * jnp.eye(n, dtype=jnp.float32)[None]
     sizes = ops.alternate(even_size * clipped, grown)
@@ -109,19 +109,19 @@ class Embedding(nn.Module, Reducer):
     needs = frozenset({"metric"})
 
     @nn.compact
-    def __call__(self, taps, counts, train=False):
-        x = jax.lax.stop_gradient(taps.metric).astype(jnp.float32)
-        width = embedding_width(x.shape[-1], taps.num_heads)
+    def __call__(self, inputs, counts, train=False):
+        x = jax.lax.stop_gradient(inputs.metric).astype(jnp.float32)
+        width = embedding_width(x.shape[-1], inputs.num_heads)
         embedding = nn.Dense(width, name="embed")(x)
         if counts.evaluation is None:
-            return Bipartite()(taps.replace(metric=embedding), counts)
+            return Bipartite()(inputs.replace(metric=embedding), counts)
         live = counts.evaluation.n_in
         merges = live - counts.evaluation.n_out
         embedding = embedding[:, :live]
         even = embedding[:, 0::2]
         odd = embedding[:, 1::2]
         similarity = ops.cosine(even, odd, eps=1e-12)
-        return soft_merge(similarity, taps.attn_size, live, merges)
+        return soft_merge(similarity, inputs.attn_size, live, merges)
 
     @nn.nowrap
     def extra_macs(self, n_in, embed_dim, num_heads):

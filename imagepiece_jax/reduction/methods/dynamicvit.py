@@ -30,11 +30,11 @@ class KeepPredictor(nn.Module, MaskingReducer):
     """Keep the tokens with the highest learned scores; masked training draws a mask."""
 
     @nn.compact
-    def __call__(self, taps, counts, train=False):
-        scores = token_selector.KeepScores(name="scores")(taps.x, taps.mask)
+    def __call__(self, inputs, counts, train=False):
+        scores = token_selector.KeepScores(name="scores")(inputs.x, inputs.mask)
         if counts.n_out < counts.n_in:
             return keep_highest(scores[..., 0], counts.n_out)
-        return Masking(token_selector.draw_mask(scores, taps.mask, taps.rng))
+        return Masking(token_selector.draw_mask(scores, inputs.mask, inputs.rng))
 
     @nn.nowrap
     def extra_macs(self, n_in, embed_dim, num_heads):

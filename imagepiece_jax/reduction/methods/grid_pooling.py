@@ -33,14 +33,14 @@ class Cells(Reducer):
                 f"grid_size is {self.size}; there are {grid[0]} x {grid[1]} patches"
             )
 
-    def __call__(self, taps, counts, train=False):
-        self.check_fits(taps.grid, counts)
-        height, width = taps.grid
+    def __call__(self, inputs, counts, train=False):
+        self.check_fits(inputs.grid, counts)
+        height, width = inputs.grid
         rows = jnp.arange(height) * self.size // height
         columns = jnp.arange(width) * self.size // width
         cell = rows[:, None] * self.size + columns[None, :]
         cell = cell.reshape(1, -1).astype(jnp.int32)
-        dest = jnp.broadcast_to(cell, taps.size.shape)
+        dest = jnp.broadcast_to(cell, inputs.size.shape)
         return Assignment(dest=dest, n_out=counts.n_out)
 
 

@@ -44,8 +44,8 @@ class Retokenize(Ranking):
                 "half of them"
             )
 
-    def __call__(self, taps, counts, train=False):
-        score = jax.lax.stop_gradient(self.scores(taps, counts))
+    def __call__(self, inputs, counts, train=False):
+        score = jax.lax.stop_gradient(self.scores(inputs, counts))
         # Places of the candidates by falling score; side A comes before side B.
         position = np.arange(counts.candidates)
         side_a = position[self.parity :: 2]
@@ -54,19 +54,19 @@ class Retokenize(Ranking):
         others = counts.n_in - counts.candidates  # they have higher scores
         candidates = invert(rank(score), others + position)  # [B, c]
         size_a = len(side_a)
-        similarity = self.similarity(taps, candidates, size_a)
+        similarity = self.similarity(inputs, candidates, size_a)
         best, partner = find_partners(similarity, candidates[:, size_a:])
         merges = counts.n_in - counts.n_out
         absorbed, partners = pick(rank(best), merges, candidates[:, :size_a], partner)
         result = merge_in_place(absorbed, partners, counts)
         return result.replace(by_size=self.size_weighting)
 
-    def similarity(self, taps, candidates, size_a):
+    def similarity(self, inputs, candidates, size_a):
         """Compare side A, the first `size_a` of `candidates` [B, c], with side B.
 
         Returns [B, size_a, c - size_a].
         """
-        metric = gather_rows(jax.lax.stop_gradient(taps.metric), candidates)
+        metric = gather_rows(jax.lax.stop_gradient(inputs.metric), candidates)
         return cosine(metric.astype(jnp.float32))[:, :size_a, size_a:]
 
 

@@ -25,11 +25,11 @@ class NoisyTopK(KeepPredictor):
     """Keep tokens with the highest learned scores, with Gumbel noise in training."""
 
     @nn.compact
-    def __call__(self, taps, counts, train=False):
-        score = token_selector.KeepScores(name="scores")(taps.x, taps.mask)[..., 0]
+    def __call__(self, inputs, counts, train=False):
+        score = token_selector.KeepScores(name="scores")(inputs.x, inputs.mask)[..., 0]
         if not train:
             return keep_highest(score, counts.n_out)
-        noisy = score + token_selector.noise(taps.rng, score.shape[1:])
+        noisy = score + token_selector.noise(inputs.rng, score.shape[1:])
         # A staying token is multiplied by 1, with the gradient of its probability to
         # be kept, so the scores learn.
         factor = token_selector.straight_through(jnp.ones_like(score), jnp.exp(score))

@@ -12,7 +12,7 @@ import numpy as np
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.reduction.block_plan import AtMostHalf, Step, floor
 from imagepiece_jax.reduction.methods.method import Removal, check_each
-from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, place_among, rank
+from imagepiece_jax.reduction.ops import cosine, gather_rows, index_among, invert, rank
 from imagepiece_jax.reduction.reducers import Ranking, find_partners, keep_and_join
 
 FEWEST = 10  # tokens that always stay, class token included
@@ -48,17 +48,17 @@ class Fusion(Ranking):
     score: str = dataclasses.field(default="received", kw_only=True)
     metric = "token"
 
-    def __call__(self, taps, counts, train=False):
+    def __call__(self, inputs, counts, train=False):
         n = counts.n_in
         merges = counts.n_in - counts.n_out
         x, received, size = jax.lax.stop_gradient(
-            (taps.metric, self.scores(taps, counts), taps.attn_size)
+            (inputs.metric, self.scores(inputs, counts), inputs.attn_size)
         )
         tiny = jnp.finfo(jnp.float32).tiny
         received = jnp.maximum(received, tiny)
         # Indices of the first image tokens at an even and at an odd position. Positions
         # count the prefix, too.
-        even = taps.num_prefix % 2
+        even = inputs.num_prefix % 2
         odd = 1 - even
         affinity = self.affinity(x, 1 / received, 1 / size)
         even_to_odd = affinity[:, even::2, odd::2]
@@ -68,7 +68,7 @@ class Fusion(Ranking):
         order = rank(best)
         joining = invert(order, leaving_even)
         joined = gather_rows(partner, joining)
-        slot_of_even = place_among(order >= leaving_even)
+        slot_of_even = index_among(order >= leaving_even)
         staying = invert(slot_of_even, order.shape[1] - leaving_even)
         # The second half: odd tokens join the remaining even tokens.
         odd_to_even = gather_rows(even_to_odd, staying).transpose(0, 2, 1)

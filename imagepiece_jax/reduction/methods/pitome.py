@@ -27,9 +27,9 @@ class ByEnergy(Ranking):
     metric: str = "key"
     score: str = dataclasses.field(default="energy", kw_only=True)
 
-    def __call__(self, taps, counts, train=False):
-        unlike = jax.lax.stop_gradient(self.scores(taps, counts))
-        metric = jax.lax.stop_gradient(taps.metric)
+    def __call__(self, inputs, counts, train=False):
+        unlike = jax.lax.stop_gradient(self.scores(inputs, counts))
+        metric = jax.lax.stop_gradient(inputs.metric)
         merges = counts.n_in - counts.n_out
         order = rank(-unlike)
         compared = counts.n_in

@@ -19,11 +19,11 @@ class Draw(Reducer):
 
     needs = frozenset({"rng"})
 
-    def __call__(self, taps, counts, train=False):
+    def __call__(self, inputs, counts, train=False):
         def draw(key):
             return uniform(key, (counts.n_in,))
 
-        return keep_highest(jax.vmap(draw)(taps.rng), counts.n_out)
+        return keep_highest(jax.vmap(draw)(inputs.rng), counts.n_out)
 
 
 @dataclasses.dataclass(frozen=True)

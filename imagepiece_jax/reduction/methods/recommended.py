@@ -54,9 +54,9 @@ def recommended(method: Method, model: ModelFacts) -> Method:
 
     method: sets `macs`, and may set a schedule in `counts`
     """
-    found = recommendation(model)
+    choice = recommendation(model)
     fields = {"macs": method.macs, "counts": method.counts}
-    if found.in_stages and method.counts is None:
+    if choice.in_stages and method.counts is None:
         # Below a depth of 4, stages start at block 0. This reaches costs out of reach
         # for "proportional-1", which keeps all tokens in block 0.
         if method.macs < IN_STAGES_FROM and model.depth >= STAGES:
@@ -64,4 +64,4 @@ def recommended(method: Method, model: ModelFacts) -> Method:
         else:
             quarters = {model.depth * part // STAGES for part in range(1, STAGES)}
             fields["blocks"] = tuple(sorted(quarters))
-    return methods.METHODS[found.name](**fields)
+    return methods.METHODS[choice.name](**fields)

@@ -29,11 +29,11 @@ class Selector(nn.Module, MaskingReducer):
     """
 
     @nn.compact
-    def __call__(self, taps, counts, train=False):
-        batch, n, dim = taps.x.shape
-        heads = taps.x.reshape(batch, n, taps.num_heads, dim // taps.num_heads)
+    def __call__(self, inputs, counts, train=False):
+        batch, n, dim = inputs.x.shape
+        heads = inputs.x.reshape(batch, n, inputs.num_heads, dim // inputs.num_heads)
         # Log probabilities from the heads' features, [B, n, H, 2].
-        scores = token_selector.KeepScores(name="scores")(heads, taps.mask)
+        scores = token_selector.KeepScores(name="scores")(heads, inputs.mask)
         vote = self._votes(heads)[..., None]
         probability = jnp.sum(vote * jnp.exp(scores), axis=2)[..., 0]
         packages = counts.stage - 1  # packages of earlier steps are the last tokens
@@ -44,13 +44,13 @@ class Selector(nn.Module, MaskingReducer):
             weight = package_weights(probability, ~keep)
             return keep_and_sum(keep, weight, counts.n_out)
         scores = jnp.sum(vote * scores, axis=2)
-        keep = token_selector.draw_mask(scores, taps.mask, taps.rng)
+        keep = token_selector.draw_mask(scores, inputs.mask, inputs.rng)
         keep = jnp.where(is_package, 1.0, keep)
-        before = taps.mask
+        before = inputs.mask
         if before is None:
             before = jnp.ones_like(keep)
         weight = package_weights(probability, before - keep)
-        x = taps.x.astype(jnp.float32)
+        x = inputs.x.astype(jnp.float32)
         package = jnp.einsum("bn,bnd->bd", weight, x, precision="highest")
         return Masking(keep, append=package)
 

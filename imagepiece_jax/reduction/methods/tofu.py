@@ -29,8 +29,8 @@ class MergeAway(AtMostHalf):
 class Discard(Bipartite):
     """Drop the tokens merged by ToMe."""
 
-    def __call__(self, taps, counts, train=False):
-        merged = super().__call__(taps, counts, train)
+    def __call__(self, inputs, counts, train=False):
+        merged = super().__call__(inputs, counts, train)
         return without_joined(merged, merged.index.keep, counts)
 
 
@@ -46,14 +46,14 @@ def without_joined(merged, keep, counts):
 class Fuse(Bipartite):
     """Merge the tokens merged by ToMe, but into plain means scaled per group."""
 
-    def __call__(self, taps, counts, train=False):
-        merged = super().__call__(taps, counts, train)
+    def __call__(self, inputs, counts, train=False):
+        merged = super().__call__(inputs, counts, train)
         # Sums over [B, n_out, n] replace gathers: a gather's gradient is a scatter.
         slots = jnp.arange(counts.n_out, dtype=jnp.int32)[None, :, None]
         tokens = jnp.arange(counts.n_in, dtype=jnp.int32)[None, None, :]
         belongs = merged.dest[:, None, :] == slots
         destination = merged.index.keep[..., None]
-        x = _safe_to_square(taps.x)
+        x = _safe_to_square(inputs.x)
         # A group's scale is the greatest length of its tokens, divided by the length of
         # the token kept by the slot.
         length = lengths(x)[:, None, :]

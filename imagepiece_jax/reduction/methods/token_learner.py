@@ -37,8 +37,8 @@ class MlpLearner(nn.Module, Reducer):
     bottleneck_dim: int = 64
 
     @nn.compact
-    def __call__(self, taps, counts, train=False):
-        scores = Scores(self.num_tokens, self.bottleneck_dim, name="scores")(taps.x)
+    def __call__(self, inputs, counts, train=False):
+        scores = Scores(self.num_tokens, self.bottleneck_dim, name="scores")(inputs.x)
         return Mixing(jax.nn.softmax(jnp.swapaxes(scores, 1, 2), axis=-1))
 
     @nn.nowrap

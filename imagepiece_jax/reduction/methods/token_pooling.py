@@ -24,9 +24,9 @@ class KMedoids(Ranking):
     iterations: int = 3
     score: str = dataclasses.field(default="received", kw_only=True)
 
-    def __call__(self, taps, counts, train=False):
-        x = jax.lax.stop_gradient(taps.x).astype(jnp.float32)
-        score = jax.lax.stop_gradient(self.scores(taps, counts))
+    def __call__(self, inputs, counts, train=False):
+        x = jax.lax.stop_gradient(inputs.x).astype(jnp.float32)
+        score = jax.lax.stop_gradient(self.scores(inputs, counts))
         is_medoid = rank(score) < counts.n_out
         # A score can underflow to 0. Zero scores would tie all costs.
         tiny = jnp.finfo(jnp.float32).tiny

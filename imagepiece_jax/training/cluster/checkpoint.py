@@ -30,7 +30,7 @@ KEEP = 2  # newest steps per kind that stay: the second serves if the newest is 
 class RunProgress:
     """Checkpoint facts besides the state, as JSON values: images, evaluations."""
 
-    images: list[int]  # number of training images, number of test images
+    images: list[int]  # number of training images, number of validation images
     digest: list[str]  # content digests of both
     # step and accuracy of the best evaluation
     best: dict = dataclasses.field(default_factory=lambda: {"acc1": -1.0, "step": 0})
@@ -60,7 +60,7 @@ class RunProgress:
         for fact in ("images", "digest"):
             values = getattr(self, fact), getattr(before, fact)
             for split, value, old_value in zip(
-                ("training", "test"), *values, strict=True
+                ("training", "validation"), *values, strict=True
             ):
                 if value != old_value:
                     raise InputError(
@@ -189,9 +189,9 @@ class Checkpoints:
             ) from error
 
 
-def _checked_table(wanted, folder, table):
-    """Return a checkpoint's array table; raise InputError where `wanted` differs."""
-    needed = {name: f"{x.dtype} {[*x.shape]}" for name, x in wanted.items()}
+def _checked_table(abstract, folder, table):
+    """Return a checkpoint's array table; raise InputError where `abstract` differs."""
+    needed = {name: f"{x.dtype} {[*x.shape]}" for name, x in abstract.items()}
     stored = {name: f"{dtype} {shape}" for name, (dtype, shape, _) in table.items()}
     for name, expected, actual in differences(needed, stored):
         raise InputError(

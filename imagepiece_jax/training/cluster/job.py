@@ -172,7 +172,7 @@ def check_same_settings(dry_run: bool, config: dict, model, data):
             **{f"config.{n}": fields[n] for n in fields if n not in OF_ONE_HOST},
             # "auto" depends on the devices.
             "config.model.attention as resolved here": model.execution.attention_impl,
-            "the count of training and test images": data.image_counts,
+            "the count of training and validation images": data.image_counts,
             "the checksum of the names of the classes": zlib.crc32(names.encode()),
         }
     )

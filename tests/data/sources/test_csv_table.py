@@ -49,7 +49,7 @@ def refused(path, message, split="val", num_classes=None):
 
 
 def test_no_image_is_in_both_splits(images):
-    """Training may see one more often; without splits there are only test images."""
+    """Training may repeat an image; without splits all images are for validation."""
     path = written(images, "a,0,train b,1,val c,1,train d,0,val e,1,train")
     assert levels(path, "train") == [0, 20, 40]
     assert levels(path, "val") == [10, 30]
@@ -101,7 +101,7 @@ def test_a_field_that_does_not_fit(images, columns, rows, field, value):
                         "a,0,val b,0,train ../images/a,0,train",
                         "must not be in both train",
                     ),
-                    ("a,0,train b,0,val b,0,val", "a test image must count once"),
+                    ("a,0,train b,0,val b,0,val", "a validation image must count once"),
                     ("a,0,train c,0,val a,1,train", "its labels differ, 0 and 1"),
                 ),
             )

@@ -176,8 +176,8 @@ def test_the_digest_tells_other_rows(folder, tmp_path):
     labels = digest(copy)
     write(copy, "train", [*range(39), 63])
     assert len({first, labels, digest(copy)}) == 3
-    part = open_source(f"hf:{folder}", "train").spread(9)
-    assert part.digest not in (first, part.spread(8).digest)
+    part = open_source(f"hf:{folder}", "train").evenly_spaced(9)
+    assert part.digest not in (first, part.evenly_spaced(8).digest)
 
 
 def test_image_files_of_equal_sizes_differ_in_a_digest(tmp_path):

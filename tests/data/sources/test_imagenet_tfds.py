@@ -155,7 +155,10 @@ def test_the_digest_tells_other_records(imagenet, tmp_path):
     shutil.copytree(imagenet, copy)
     assert digest(imagenet) == digest(copy) != digest(copy, "val")
     source = opened(copy)
-    assert source.spread(2).digest not in (source.digest, source.spread(3).digest)
+    assert source.evenly_spaced(2).digest not in (
+        source.digest,
+        source.evenly_spaced(3).digest,
+    )
     other = write(tmp_path / "other", second=3)
     assert digest(other) != digest(imagenet)
 

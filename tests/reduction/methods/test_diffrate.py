@@ -36,8 +36,8 @@ def test_pruned_merged_and_counted_by_hand():
     size = np.float32([[1, 1, 1, 2, 1, 1, 3, 1]])
     state = TokenState(x=x, size=size)
     attention = np.float32([[0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]])
-    taps = ReducerInputs(x[:, 1:], size[:, 1:], size[:, 1:], cls_attn=attention)
-    result = decide(PruneAndMerge(kept=7), taps, StepCounts(n_in=7, n_out=4))
+    inputs = ReducerInputs(x[:, 1:], size[:, 1:], size[:, 1:], cls_attn=attention)
+    result = decide(PruneAndMerge(kept=7), inputs, StepCounts(n_in=7, n_out=4))
     assert result.dest.tolist() == [[0, 1, 2, 3, 0, 2, 3]]
     after = apply(state, result)
     want = [(1, 0), (2.9378, 0.6066), (1.5321, 1.2856), (2.013, 4.0076)]
@@ -46,5 +46,5 @@ def test_pruned_merged_and_counted_by_hand():
     sizes = [1, 1.9994, 1, 4.9544, 1.9962]
     np.testing.assert_allclose(after.effective_size[0], sizes, atol=1e-4)
     assert after.size.tolist() == [[1, 2, 1, 5, 2]]
-    fewer = decide(PruneAndMerge(kept=5), taps, StepCounts(n_in=7, n_out=4))
+    fewer = decide(PruneAndMerge(kept=5), inputs, StepCounts(n_in=7, n_out=4))
     assert fewer.dest.tolist() == [[0, 1, 2, 3, 0, DROPPED, DROPPED]]

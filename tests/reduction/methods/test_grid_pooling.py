@@ -16,7 +16,7 @@ from tests import oracles
 from tests.models import tiny
 
 
-def taps_of(grid, batch=2):
+def inputs_of(grid, batch=2):
     """ReducerInputs of a grid of patches; what they hold does not matter."""
     n = grid[0] * grid[1]
     x = np.zeros((batch, n, 1), np.float32)
@@ -27,7 +27,7 @@ def taps_of(grid, batch=2):
 def pooled(x, grid, size, prefix=1):
     """(state, slots) after pooling the tokens x [B, prefix + n, D]."""
     counts = StepCounts(n_in=grid[0] * grid[1], n_out=size * size)
-    result = Cells(size)(taps_of(grid, len(x)), counts)
+    result = Cells(size)(inputs_of(grid, len(x)), counts)
     return moves.apply(start(x, prefix), result), result.dest
 
 
@@ -78,6 +78,6 @@ def test_cells_equal_the_slow_truth(grid, size, prefix, dtype):
 )
 def test_a_grid_that_is_smaller_or_gone_is_refused(size, grid, said):
     """By the reducer, for images of other sizes."""
-    taps = taps_of((9, 3)).replace(grid=grid)
+    inputs = inputs_of((9, 3)).replace(grid=grid)
     with pytest.raises(InputError, match=said):
-        Cells(size)(taps, StepCounts(n_in=27, n_out=size * size))
+        Cells(size)(inputs, StepCounts(n_in=27, n_out=size * size))

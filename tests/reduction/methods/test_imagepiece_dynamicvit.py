@@ -118,25 +118,25 @@ COUNTS = StepCounts(n_in=9, n_out=4)
 
 
 def noisy_topk(spread=1.0):
-    """(taps of nine tokens, variables of a NoisyTopK)."""
+    """(inputs of nine tokens, variables of a NoisyTopK)."""
     x = np.random.default_rng(0).normal(size=(2, 9, 8)).astype(np.float32)
     keys = jax.random.split(jax.random.key(3), 2)
-    taps = ReducerInputs(x=x, size=np.ones((2, 9), np.float32), rng=keys)
-    variables = random_variables(NoisyTopK(), taps, COUNTS)
+    inputs = ReducerInputs(x=x, size=np.ones((2, 9), np.float32), rng=keys)
+    variables = random_variables(NoisyTopK(), inputs, COUNTS)
     score = variables["params"]["scores"]["score"]
     score["kernel"] *= np.float32(spread)
     # Far below 0 a log probability is the score itself: none are alike.
     score["bias"] -= np.float32([100 * (spread - 1), 0])
-    return taps, variables
+    return inputs, variables
 
 
 def test_noise_decides_between_scores_that_are_close():
     """Spread out a lot, the scores alone decide, as in evaluation."""
     run = tiny.compiled(NoisyTopK().apply, static_argnums=(2, 3))
     for spread, same in ((1.0, False), (1e5, True)):
-        taps, variables = noisy_topk(spread)
-        noisy = run(variables, taps, COUNTS, True).dest
-        plain = run(variables, taps, COUNTS, False).dest
+        inputs, variables = noisy_topk(spread)
+        noisy = run(variables, inputs, COUNTS, True).dest
+        plain = run(variables, inputs, COUNTS, False).dest
         assert (noisy == plain).all() == same
         for row in noisy:
             assert sorted(row[row >= 0]) == [0, 1, 2, 3]
@@ -144,18 +144,18 @@ def test_noise_decides_between_scores_that_are_close():
 
 def test_the_score_learns_from_the_kept_tokens():
     """Slope of the last bias: sum of (token . gradient) p (1 - p) over the kept."""
-    taps, variables = noisy_topk()
+    inputs, variables = noisy_topk()
     weight = np.random.default_rng(1).normal(size=(2, 4, 8)).astype(np.float32)
 
     def objective(variables):
-        result = NoisyTopK().apply(variables, taps, COUNTS, True)
-        state = moves.apply(start(taps.x, num_prefix=0), result)
+        result = NoisyTopK().apply(variables, inputs, COUNTS, True)
+        state = moves.apply(start(inputs.x, num_prefix=0), result)
         return jnp.sum(state.x * weight), result.dest
 
     slopes, dest = tiny.compiled(jax.grad(objective, has_aux=True))(variables)
     wanted = 0.0
     for image in range(2):
-        x = np.asarray(taps.x[image], float)
+        x = np.asarray(inputs.x[image], float)
         scores = oracles_learned.keep_scores(variables["params"]["scores"], x)
         for token, slot in enumerate(dest[image]):
             if slot >= 0:

@@ -27,8 +27,8 @@ def test_a_fusion_by_hand():
     row = row / row.sum()
     weights = np.broadcast_to(row[None, None, None, :], (1, 1, 8, 8))
     image = size[:, 1:]
-    taps = ReducerInputs(x[:, 1:], image, image, x[:, 1:], attn_columns=row[None, 1:])
-    result = decide(Fusion(), taps, StepCounts(n_in=7, n_out=4))
+    inputs = ReducerInputs(x[:, 1:], image, image, x[:, 1:], attn_columns=row[None, 1:])
+    result = decide(Fusion(), inputs, StepCounts(n_in=7, n_out=4))
     # {2, 3}, {4, 5, 6}, {1}, {7}
     assert result.dest.tolist() == [[2, 0, 0, 1, 1, 1, 3]]
     after = apply(TokenState(x, size), result)
@@ -82,12 +82,12 @@ def test_values_and_residual_are_those_of_the_fused_tokens():
     logits = np.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(query.shape[-1])
     weights = oracles.softmax(logits)
     (result,) = out.results
-    (taps,) = out.taps
+    (inputs,) = out.reducer_inputs
     received = weights.mean(axis=(1, 2))[:, 1:]
-    assert_close(taps.attn_columns, received, units=128)
+    assert_close(inputs.attn_columns, received, units=128)
     value = np.asarray(attn["v"]["__call__"][0], float).reshape(2, 19, *heads)
     merge = tiny.compiled(merge_map)  # tested in test_attention_sizes
-    merged = merge(np.float32(weights), result, taps.size)
+    merged = merge(np.float32(weights), result, inputs.size)
     mixed = np.einsum("bhqk,bkhd->bqhd", merged, value).reshape(2, 19, tiny.WIDTH)
     want = mixed @ params["attn"]["proj"]["kernel"] + params["attn"]["proj"]["bias"]
     got = np.asarray(attn["proj"]["__call__"][0]).reshape(want.shape)

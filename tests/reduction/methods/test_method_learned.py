@@ -77,10 +77,12 @@ def test_evaluation_keeps_the_best_scores_of_what_is_left(reduction):
     variables = tiny.variables(model)
     out = tiny.compiled(model.apply)(variables, tiny.images())
     blocks = [block for block, layer in enumerate(model.plan) if layer.counts]
-    for block, result, taps in zip(blocks, out.results, out.taps, strict=True):
+    for block, result, inputs in zip(
+        blocks, out.results, out.reducer_inputs, strict=True
+    ):
         params = variables["params"].get(f"reducer_{block}")
         for image in range(3) if params else ():
-            tokens = np.asarray(taps.x[image], float)
+            tokens = np.asarray(inputs.x[image], float)
             scores = oracles_learned.keep_scores(params["scores"], tokens)
             want = oracles.top_k(scores[:, 0], result.n_out)
             np.testing.assert_array_equal(result.dest[image], want)

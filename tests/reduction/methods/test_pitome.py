@@ -19,9 +19,9 @@ def test_the_halves_by_hand(protect, progress, together):
     key = vectors([0, 8, 20, 24, 90, 96, 150, 200])
     x = np.arange(1, 9, dtype=np.float32)[None, :, None]
     size = np.ones((1, 8), np.float32)
-    taps = ReducerInputs(x, size, size, key, key, num_prefix=0)
+    inputs = ReducerInputs(x, size, size, key, key, num_prefix=0)
     counts = StepCounts(n_in=8, n_out=6, progress=progress)
-    result = decide(ByEnergy(protect), taps, counts)
+    result = decide(ByEnergy(protect), inputs, counts)
     (dest,) = result.dest
     groups = [set(np.flatnonzero(dest == slot)) for slot in range(6)]
     assert [g for g in groups if len(g) > 1] == together

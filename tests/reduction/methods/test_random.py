@@ -22,8 +22,8 @@ def keys(batch, seed=0):
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def draw(keys, counts, train=False):
     tokens = jnp.zeros((len(keys), counts.n_in))
-    taps = ReducerInputs(x=tokens[:, :, None], size=tokens + 1, rng=keys)
-    return Draw()(taps, counts, train)
+    inputs = ReducerInputs(x=tokens[:, :, None], size=tokens + 1, rng=keys)
+    return Draw()(inputs, counts, train)
 
 
 @pytest.mark.parametrize("n, n_out", [(1, 1), (2, 1), (19, 7), (19, 18), (19, 19)])

@@ -24,9 +24,9 @@ def run(selector, counts, x, mask=None):
     """(parameters, result) of a selector with random parameters."""
     keys = jax.random.split(jax.random.key(0), len(x))
     size = np.ones(x.shape[:2], np.float32)
-    taps = ReducerInputs(x=x, size=size, mask=mask, rng=keys, num_heads=HEADS)
-    variables = random_variables(selector, taps, counts)
-    return variables["params"], apply_learned(selector, variables, taps, counts)
+    inputs = ReducerInputs(x=x, size=size, mask=mask, rng=keys, num_heads=HEADS)
+    variables = random_variables(selector, inputs, counts)
+    return variables["params"], apply_learned(selector, variables, inputs, counts)
 
 
 def test_nothing_dropped_is_a_package_of_zeros_with_a_tame_gradient():
@@ -107,10 +107,10 @@ def test_votes_that_underflow_still_count():
     @tiny.compiled
     @jax.value_and_grad
     def total(x):
-        taps = ReducerInputs(x=x, size=size, num_heads=HEADS)
+        inputs = ReducerInputs(x=x, size=size, num_heads=HEADS)
         selector = Selector()
         counts = StepCounts(n_in=5, n_out=3)
-        return jnp.sum(selector.apply({"params": parameters}, taps, counts).weight)
+        return jnp.sum(selector.apply({"params": parameters}, inputs, counts).weight)
 
     value, slope = total(x)
     assert np.isfinite(value)
@@ -125,11 +125,13 @@ def test_packages_travel_at_the_end():
     images = tiny.images()
     small = jax.eval_shape(model.apply, variables, images)
     assert small.state.x.shape == (3, 1 + 7 + 2, tiny.WIDTH)
-    assert all((taps.num_heads == tiny.HEADS) for taps in small.taps)
+    assert all((inputs.num_heads == tiny.HEADS) for inputs in small.reducer_inputs)
     out = masked.train(trained)(variables, images, masked.keys())
     assert out.state.x.shape == (3, 1 + tiny.TOKENS + 2, tiny.WIDTH)
     first, second = out.results
-    np.testing.assert_array_equal(out.taps[1].x.shape, (3, tiny.TOKENS + 1, tiny.WIDTH))
+    np.testing.assert_array_equal(
+        out.reducer_inputs[1].x.shape, (3, tiny.TOKENS + 1, tiny.WIDTH)
+    )
     np.testing.assert_array_equal(second.keep[:, tiny.TOKENS :], 1)
     np.testing.assert_array_equal(out.state.mask[:, :-1], second.keep)
     np.testing.assert_array_equal(out.state.mask[:, -1], 1)

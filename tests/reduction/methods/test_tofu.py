@@ -27,8 +27,8 @@ def test_tokens_by_hand(reducer, third, fifth):
     x = [(1, 0), (2, 0), (0, 3), (1, 1), (4, 0), (0, 2), (0, 6)]
     x = np.float32([x])
     size = np.ones((1, 7), np.float32)
-    taps = ReducerInputs(x[:, 1:], size[:, 1:], size[:, 1:], key[:, 1:])
-    result = decide(reducer, taps, StepCounts(n_in=6, n_out=4))
+    inputs = ReducerInputs(x[:, 1:], size[:, 1:], size[:, 1:], key[:, 1:])
+    result = decide(reducer, inputs, StepCounts(n_in=6, n_out=4))
     after = apply(TokenState(x, size), result)
     want = [(1, 0), (0, 3), (2, 0), third, fifth]
     np.testing.assert_allclose(after.x[0], want, atol=1e-4)

@@ -14,7 +14,7 @@ from tests.models import tiny
 from tests.reduction.steps import apply_learned, random_variables
 
 
-def taps_of(x):
+def inputs_of(x):
     x = jnp.asarray(x)
     return ReducerInputs(x=x, size=jnp.ones(x.shape[:2], jnp.float32))
 
@@ -22,13 +22,13 @@ def taps_of(x):
 def weigh(learner, params, x):
     """The Mixing matrix of a learner with `params`. x [B, n, D] -> [B, S, n]."""
     counts = StepCounts(x.shape[1], learner.num_tokens)
-    return apply_learned(learner, {"params": params}, taps_of(x), counts).matrix
+    return apply_learned(learner, {"params": params}, inputs_of(x), counts).matrix
 
 
 def parameters(learner, x):
     """Random values for all parameters of a learner."""
     counts = StepCounts(x.shape[1], learner.num_tokens)
-    return random_variables(learner, taps_of(x), counts)["params"]
+    return random_variables(learner, inputs_of(x), counts)["params"]
 
 
 def tokens(n, width=6, batch=2, seed=0):
@@ -63,7 +63,7 @@ def test_weights_are_a_softmax_over_tokens_of_the_scores(n, dtype):
 
 def test_parameters_and_where_they_start():
     learner = MlpLearner(num_tokens=16)
-    x = taps_of(np.ones((1, 4, 384), np.float32))
+    x = inputs_of(np.ones((1, 4, 384), np.float32))
     init = tiny.compiled(learner.init, static_argnums=2)
     params = init(jax.random.key(0), x, StepCounts(4, 16))["params"]
     assert tiny.count(params) == 26_448  # 2 * 384 + 384 * 64 + 64 + 64 * 16 + 16
@@ -82,11 +82,11 @@ def test_in_a_model_it_takes_the_place_of_all_tokens(class_token):
     out = tiny.compiled(model.apply)(variables, tiny.images())
     state = out.state
     (result,) = out.results
-    (taps,) = out.taps
+    (inputs,) = out.reducer_inputs
     chex.assert_shape(state.x, (3, class_token + 4, tiny.WIDTH))
     assert (np.asarray(state.size) == 1).all()
     learner = model.plan[1].step.reducer
     params = variables["params"]["reducer_1"]
-    learned = weigh(learner, params, taps.x)
+    learned = weigh(learner, params, inputs.x)
     np.testing.assert_allclose(result.matrix, learned, atol=1e-6)
     assert np.isfinite(out.logits).all()

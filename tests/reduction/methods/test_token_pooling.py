@@ -24,8 +24,8 @@ def run(reducer, x, weight, n_out, prefix=0):
     """dest, and the state after a reduction. x [B, prefix + n, D]."""
     image = x[:, prefix:]
     size = jnp.ones(image.shape[:2], jnp.float32)
-    taps = ReducerInputs(x=image, size=size, attn_columns=weight)
-    result = reducer(taps, StepCounts(image.shape[1], n_out))
+    inputs = ReducerInputs(x=image, size=size, attn_columns=weight)
+    result = reducer(inputs, StepCounts(image.shape[1], n_out))
     return result.dest, moves.apply(start(x, prefix), result)
 
 
@@ -163,8 +163,8 @@ def test_the_gradient_is_that_of_a_gather():
     """E.g. of the hand example; the significance gets none."""
 
     def loss(x, weight):
-        taps = ReducerInputs(x=x, size=jnp.ones((1, 5)), attn_columns=weight)
-        state = moves.apply(start(x, 0), KMedoids()(taps, StepCounts(5, 2)))
+        inputs = ReducerInputs(x=x, size=jnp.ones((1, 5)), attn_columns=weight)
+        state = moves.apply(start(x, 0), KMedoids()(inputs, StepCounts(5, 2)))
         return 3 * state.x[0, 0, 0] + 5 * state.x[0, 1, 0]
 
     to_x, to_weight = tiny.compiled(jax.grad(loss, (0, 1)))(LINE, WEIGHT)
@@ -173,21 +173,23 @@ def test_the_gradient_is_that_of_a_gather():
 
 
 @pytest.mark.parametrize(
-    "score, tap", [("class", "cls_attn"), ("received", "attn_columns")]
+    "score, name", [("class", "cls_attn"), ("received", "attn_columns")]
 )
-def test_a_model_clusters_by_what_the_block_before_attends_to(score, tap):
+def test_a_model_clusters_by_what_the_block_before_attends_to(score, name):
     reduction = "token_pooling:blocks=(1,2):keep_rate=0.6"
     model = tiny.model(f"{reduction}:score={score}")
     out = tiny.compiled(model.apply)(tiny.variables(model), tiny.images())
     assert [layer.attn_tokens for layer in model.plan] == [26, 16, 10]
-    for taps, result, n_out in zip(out.taps, out.results, (15, 9), strict=True):
-        other = {"attn_columns", "cls_attn"} - {tap}
-        assert getattr(taps, other.pop()) is None
-        weight = np.asarray(getattr(taps, tap))
+    for inputs, result, n_out in zip(
+        out.reducer_inputs, out.results, (15, 9), strict=True
+    ):
+        other = {"attn_columns", "cls_attn"} - {name}
+        assert getattr(inputs, other.pop()) is None
+        weight = np.asarray(getattr(inputs, name))
         # All columns but the class token's own.
         assert (weight.sum(axis=1) < 1).all()
         assert (weight.sum(axis=1) > 0.5).all()
         for image in range(3):
-            _, dest = slow_kmedoids(np.asarray(taps.x[image]), weight[image], n_out)
+            _, dest = slow_kmedoids(np.asarray(inputs.x[image]), weight[image], n_out)
             np.testing.assert_array_equal(result.dest[image], dest)
     np.testing.assert_array_equal(out.state.size[:, 1:].sum(axis=1), tiny.TOKENS)

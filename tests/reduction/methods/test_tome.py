@@ -17,12 +17,12 @@ from tests.rounding import assert_close
 
 
 @functools.partial(tiny.compiled, static_argnums=1)
-def decide_all(taps, work):
+def decide_all(inputs, work):
     """The results for several counts, as one program."""
-    return [Bipartite()(taps, counts) for counts in work]
+    return [Bipartite()(inputs, counts) for counts in work]
 
 
-def taps_of(metric, num_prefix=1, size=None):
+def inputs_of(metric, num_prefix=1, size=None):
     """ReducerInputs of image tokens from a metric [B, prefix + n, d] of all tokens."""
     metric = metric[:, num_prefix:]
     size = np.ones(metric.shape[:2], np.float32) if size is None else size
@@ -43,9 +43,9 @@ def removing(r, n):
     ],
 )
 def test_seven_tokens(r, values, sizes, form):
-    taps = taps_of(vectors([0, 10, 14, 50, 47, 90, 88]))
+    inputs = inputs_of(vectors([0, 10, 14, 50, 47, 90, 88]))
     state = start(10 * np.arange(7, dtype=np.float32)[None, :, None])
-    got = apply(state, decide(Bipartite(), taps, removing(r, 6)), form=form)
+    got = apply(state, decide(Bipartite(), inputs, removing(r, 6)), form=form)
     assert_close(got.x[0, :, 0], values, units=8)
     assert got.size[0].tolist() == sizes
 
@@ -71,7 +71,7 @@ def test_groups_and_their_order_equal_the_slow_truth(n, num_prefix):
         assert (counts is None) == (min(r, n // 2) == 0)
         if counts is not None:
             work.setdefault(counts, r)
-    results = decide_all(taps_of(metric, num_prefix), tuple(work))
+    results = decide_all(inputs_of(metric, num_prefix), tuple(work))
     for (counts, r), result in zip(work.items(), results, strict=True):
         assert result.dest.dtype == jnp.int32
         assert result.index.absorbed.shape[1] == counts.n_in - counts.n_out
@@ -90,7 +90,7 @@ def test_a_metric_that_is_not_finite_still_fills_every_slot(num_prefix):
     metric[3] = 0.0
     counts = removing(3, 12 - num_prefix)
     for dest in np.asarray(
-        decide(Bipartite(), taps_of(metric, num_prefix), counts).dest
+        decide(Bipartite(), inputs_of(metric, num_prefix), counts).dest
     ):
         assert set(dest.tolist()) == set(range(counts.n_out))
 
