@@ -27,7 +27,7 @@ NAME = "README.md"
 MARK = "<!-- Written by imagepiece export: "
 THREADS = 2
 RULES = timer.TimingRules(warmup=2, repeats=5, seconds=0.4)
-REST = 0.1  # seconds until onnxruntime's threads leave the cores
+PAUSE = 0.1  # seconds until onnxruntime's threads leave the cores
 IMAGES = 200  # the most images that calibrate, and the most that are compared
 ROWS = 8  # images per call, where outputs are compared
 # The output to compare is the first of these.
@@ -82,7 +82,7 @@ def measured(
         total = sum(file.stat().st_size for file in files_of(files[name]))
         megabytes[name] = total / 1e6
     with working("timing the file and the dense file, in turns"):
-        seconds = timer.measure(jobs, RULES, rest=lambda: time.sleep(REST))
+        seconds = timer.measure(jobs, RULES, pause=lambda: time.sleep(PAUSE))
     ms = {}
     for name, readings in seconds.items():
         ms[name] = timer.spread([1000 * value / size for value in readings])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.export import onnx_model, quantize
 from tests.export.photographs import pixels_of
 from tests.models import tiny
@@ -22,11 +23,12 @@ def logits_of(path, images):
 @pytest.mark.parametrize("large", [False, True])
 def test_products_with_weights_are_int8_and_others_stay(tmp_path, monkeypatch, large):
     vit = tiny.pretrained("tome:r=3", depth=2)
-    images = np.asarray(tiny.images(4))
+    pixels = pixels_of(44)
+    images = np.asarray(normalize(pixels[:4], vit.config.mean, vit.config.std))
     if large:  # as if the float32 graph were above 2 GB
         monkeypatch.setattr(onnx_model, "LARGEST", 60_000)
     file = imagepiece_jax.export(
-        vit, tmp_path / "m.onnx", dtype="int8", images=pixels_of(40), batch_size=4
+        vit, tmp_path / "m.onnx", dtype="int8", images=pixels[4:], batch_size=4
     )
     assert {*tmp_path.iterdir()} >= {file, tmp_path / "m.onnx.json"}
     graph = onnx.load(file).graph
@@ -38,7 +40,7 @@ def test_products_with_weights_are_int8_and_others_stay(tmp_path, monkeypatch, l
     assert 6 * 2 + 2 < nodes["QuantizeLinear"] <= 2 * (6 * 2 + 2)
     want = np.asarray(tiny.jit(vit.model.apply)(vit.variables, images).logits)
     found = logits_of(file, images)
-    assert 0 < np.abs(found - want).mean() < 0.2 * want.std()
+    assert 0 < np.abs(found - want).mean() < 0.3 * want.std()
 
 
 def test_products_that_only_decide_are_left_out():

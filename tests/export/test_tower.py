@@ -12,6 +12,7 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.export import tower
 from imagepiece_jax.export.export import export
+from tests.export import photographs as photographs_of
 from tests.models import tiny
 from tests.refused import refused
 
@@ -164,6 +165,43 @@ def test_files_of_others_stay(tmp_path, layout):
     graph = tower.graph_file(out, layout, vit)
     graph.parent.mkdir(parents=True)  # as Ctrl-C in the middle leaves it
     assert export(vit, out, layout=layout) == export(vit, out, layout=layout)
+
+
+NAMES = {
+    "immich": ["visual/model.onnx"] * 2,
+    "fastembed": ["model.onnx"] * 2,
+    "transformers": ["onnx/vision_model_fp16.onnx", "onnx/vision_model_quantized.onnx"],
+}
+
+
+@pytest.mark.parametrize("layout", tower.LAYOUTS)
+def test_small_types_have_the_names_that_clients_ask_for(tmp_path, layout):
+    """transformers.js reads dtype "fp16" and "q8"; the other programs one name."""
+    vit = clip()
+    if layout == "transformers":  # beside the file in float32
+        export(vit, tmp_path, layout=layout)
+    images = photographs_of.pixels_of(40)
+    given = np.asarray(tiny.images(2)).transpose(0, 3, 1, 2)
+    want = vit.model.apply(vit.variables, tiny.images(2)).logits
+    for dtype, name in zip(("float16", "int8"), NAMES[layout], strict=True):
+        out = export(vit, tmp_path, layout=layout, dtype=dtype, images=images)
+        assert out == tmp_path / name
+        session = onnxruntime.InferenceSession(out)
+        (entry,) = session.get_inputs()
+        vectors = session.run(None, {entry.name: given})[-1]
+        assert vectors.dtype == np.float32
+        lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(want, axis=1)
+        assert (np.sum(vectors * want, axis=1) / lengths > 0.9).all()
+        assert name.rpartition("/")[2] in (tmp_path / "README.md").read_text()
+
+
+def test_types_of_two_models_share_no_folder(tmp_path):
+    first = export(encoder(), tmp_path, layout="transformers")
+    before = first.read_bytes()
+    with refused(first.name, "another model"):
+        export(encoder(depth=2), tmp_path, layout="transformers", dtype="float16")
+    assert first.read_bytes() == before
+    assert len([*first.parent.iterdir()]) == 2
 
 
 def test_a_graph_by_itself_makes_no_layout_of_its_folder(tmp_path):
