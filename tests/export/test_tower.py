@@ -190,8 +190,7 @@ def test_small_types_have_the_names_that_clients_ask_for(tmp_path, layout):
         (entry,) = session.get_inputs()
         vectors = session.run(None, {entry.name: given})[-1]
         assert vectors.dtype == np.float32
-        lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(want, axis=1)
-        assert (np.sum(vectors * want, axis=1) / lengths > 0.9).all()
+        assert_near(vectors, want, dtype)
         assert name.rpartition("/")[2] in (tmp_path / "README.md").read_text()
 
 
@@ -230,26 +229,37 @@ def uncropped(vit):
     return vit.with_preprocessing(crop=1.0)
 
 
-def test_fastembed_finds_the_vectors_of_features(tmp_path, photographs):
+CLOSE = {"float32": 1 - 1e-6, "float16": 0.999, "int8": 0.9}
+
+
+def assert_near(vectors, want, dtype):
+    """Cosines of rows, of which none is further away than the type explains."""
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(want, axis=1)
+    assert (np.sum(vectors * want, axis=1) / lengths > CLOSE[dtype]).all()
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_fastembed_finds_the_vectors_of_features(tmp_path, photographs, dtype):
     fastembed = pytest.importorskip("fastembed")
     vit = uncropped(encoder())
-    export(vit, tmp_path / "out", layout="fastembed")
+    images = photographs_of.pixels_of(40)
+    export(vit, tmp_path / "out", layout="fastembed", dtype=dtype, images=images)
     client = fastembed.ImageEmbedding(
         "Qdrant/resnet50-onnx", specific_model_path=str(tmp_path / "out")
     )
-    found = np.array([*client.embed(photographs)])
-    want = np.asarray(imagepiece_jax.features(vit, photographs).pooled)
-    want = want / np.linalg.norm(want, axis=1, keepdims=True)
-    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+    vectors = np.array([*client.embed(photographs)])
+    assert_near(
+        vectors, np.asarray(imagepiece_jax.features(vit, photographs).pooled), dtype
+    )
 
 
 SCRIPT = """
 import { AutoModel, AutoProcessor, RawImage, env } from '@huggingface/transformers';
 env.allowRemoteModels = false;
-const [root, file, ...images] = process.argv.slice(2);
+const [root, file, dtype, ...images] = process.argv.slice(2);
 env.localModelPath = root;
 const model = await AutoModel.from_pretrained(
-  'out', {dtype: 'fp32', model_file_name: file});
+  'out', {dtype, model_file_name: file});
 const processor = await AutoProcessor.from_pretrained('out');
 for (const path of images) {
   const found = await model(await processor(await RawImage.read(path)));
@@ -260,14 +270,23 @@ for (const path of images) {
 
 
 @pytest.mark.skipif(not TRANSFORMERS_JS, reason="IMAGEPIECE_TRANSFORMERS_JS is not set")
+@pytest.mark.parametrize(
+    "dtype, theirs", zip(CLOSE, ("fp32", "fp16", "q8"), strict=True)
+)
 @pytest.mark.parametrize("make", [encoder, clip])
-def test_transformers_js_finds_the_vectors_of_the_model(tmp_path, photographs, make):
+def test_transformers_js_finds_the_vectors_of_the_model(
+    tmp_path, photographs, make, dtype, theirs
+):
     vit = uncropped(make())
-    file = export(vit, tmp_path / "out", layout="transformers").stem
+    images = photographs_of.pixels_of(40)
+    file = export(
+        vit, tmp_path / "out", layout="transformers", dtype=dtype, images=images
+    )
+    name = file.stem.removesuffix(tower.SUFFIX[dtype])
     script = os.path.join(TRANSFORMERS_JS, "tower.mjs")
     with open(script, "w", encoding="utf-8") as opened:
         opened.write(SCRIPT)
-    command = ["node", script, f"{tmp_path}/", file, *photographs]
+    command = ["node", script, f"{tmp_path}/", name, theirs, *photographs]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     found = np.array([json.loads(line) for line in ended.stdout.splitlines()])
     pixels = np.stack([np.asarray(Image.open(path)) for path in photographs])
