@@ -229,7 +229,8 @@ def uncropped(vit):
     return vit.with_preprocessing(crop=1.0)
 
 
-CLOSE = {"float32": 1 - 1e-6, "float16": 0.999, "int8": 0.9}
+CLOSE = {"float32": 1 - 1e-5, "float16": 0.999, "int8": 0.9}
+THEIRS = {"float32": "fp32", "float16": "fp16", "int8": "q8"}  # in transformers.js
 
 
 def assert_near(vectors, want, dtype):
@@ -270,12 +271,10 @@ for (const path of images) {
 
 
 @pytest.mark.skipif(not TRANSFORMERS_JS, reason="IMAGEPIECE_TRANSFORMERS_JS is not set")
-@pytest.mark.parametrize(
-    "dtype, theirs", zip(CLOSE, ("fp32", "fp16", "q8"), strict=True)
-)
+@pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("make", [encoder, clip])
 def test_transformers_js_finds_the_vectors_of_the_model(
-    tmp_path, photographs, make, dtype, theirs
+    tmp_path, photographs, make, dtype
 ):
     vit = uncropped(make())
     images = photographs_of.pixels_of(40)
@@ -286,13 +285,12 @@ def test_transformers_js_finds_the_vectors_of_the_model(
     script = os.path.join(TRANSFORMERS_JS, "tower.mjs")
     with open(script, "w", encoding="utf-8") as opened:
         opened.write(SCRIPT)
-    command = ["node", script, f"{tmp_path}/", name, theirs, *photographs]
+    command = ["node", script, f"{tmp_path}/", name, THEIRS[dtype], *photographs]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     found = np.array([json.loads(line) for line in ended.stdout.splitlines()])
     pixels = np.stack([np.asarray(Image.open(path)) for path in photographs])
-    images = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
-    want = vit.model.apply(vit.variables, images).logits
-    np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-3)
+    given = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
+    assert_near(found, vit.model.apply(vit.variables, given).logits, dtype)
 
 
 def test_configs_are_those_of_transformers(tmp_path):
