@@ -14,6 +14,12 @@ from imagepiece_jax.evaluate import statistics
 
 NEIGHBORS = 10
 QUALITY = 75  # of the control's JPEG files
+COLUMNS = {
+    "first_class": "first class as dense, %",
+    "cosine_mean": "cosine, mean",
+    "cosine_worst": "worst",
+    "neighbors_kept": "ten nearest kept, %",
+}
 
 
 def fidelity(
@@ -32,9 +38,8 @@ def fidelity(
     base = unit(dense)
     figures = {}
     if has_classes:
-        # A NaN is no answer.
         same = outputs.argmax(1) == dense.argmax(1)
-        same &= np.isfinite(outputs).all(1)
+        same &= own.any(1)  # NaN is no answer
         figures["first_class"] = statistics.accuracy(same)
     else:
         cosines = np.sum(own * base, axis=1)
@@ -47,10 +52,10 @@ def fidelity(
 
 
 def unit(outputs: np.ndarray) -> np.ndarray:
-    """Rows of length 1, float64; a row of zeros stays."""
-    rows = np.asarray(outputs, np.float64).reshape(len(outputs), -1)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(lengths == 0, 1, lengths)
+    """Rows of length 1, float64; zeros for a row with NaN or infinity."""
+    rows = np.asarray(outputs, np.float64)
+    rows = np.where(np.isfinite(rows).all(1, keepdims=True), rows, 0)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
 
 
 def nearest(rows: np.ndarray) -> np.ndarray:
@@ -67,25 +72,17 @@ def nearest(rows: np.ndarray) -> np.ndarray:
 def cells(figures: Mapping[str, Any]) -> dict[str, str]:
     """A table row's cells by column, from `fidelity`."""
     row = {}
-    for name, column in (
-        ("first_class", "first class as dense, %"),
-        ("cosine_mean", "cosine, mean"),
-        ("cosine_worst", "worst"),
-        ("neighbors_kept", "ten nearest kept, %"),
-    ):
-        value = figures.get(name)
+    for name, value in figures.items():
         if isinstance(value, float):
-            row[column] = f"{value:.4f}"
-        elif value is not None:
-            row[column] = statistics.format_estimate(statistics.Estimate(*value))
+            row[COLUMNS[name]] = f"{value:.4f}"
+        else:
+            estimate = statistics.Estimate(*value)
+            row[COLUMNS[name]] = statistics.format_estimate(estimate)
     return row
 
 
-# Controls, uint8 [images, H, W, 3]
-
-
 def compressed(pixels: np.ndarray) -> np.ndarray:
-    """Images through JPEG files of QUALITY."""
+    """Images through JPEG files of QUALITY. uint8 [images, H, W, 3]"""
     decoded = []
     for image in pixels:
         file = io.BytesIO()
@@ -94,9 +91,7 @@ def compressed(pixels: np.ndarray) -> np.ndarray:
     return np.stack(decoded)
 
 
-def mirrored(pixels: np.ndarray) -> np.ndarray:
-    """Images with left and right exchanged."""
-    return pixels[:, :, ::-1]
-
-
-CONTROLS = {f"JPEG {QUALITY}": compressed, "mirrored": mirrored}
+CONTROLS = {
+    f"JPEG {QUALITY}": compressed,
+    "mirrored": lambda pixels: pixels[:, :, ::-1],
+}

@@ -9,11 +9,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from imagepiece_jax.benchmark import timer
 from imagepiece_jax.common import device
-from imagepiece_jax.common.progress import log, working
+from imagepiece_jax.common.progress import working
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.pictures import as_source, read_images
 from imagepiece_jax.errors import InputError
@@ -55,30 +53,29 @@ def divided_pixels(vit: Pretrained, images: Any) -> tuple:
             "images are alike: those to compare would be those that calibrate; give "
             "photographs of more scenes"
         )
-    sources = (
-        parts.learned.evenly_spaced(IMAGES),
-        parts.held_out.evenly_spaced(IMAGES),
-    )
-    return tuple(read_images(source, vit.preprocessing) for source in sources)
+    images = []
+    for source in (parts.learned, parts.held_out):
+        images.append(read_images(source.evenly_spaced(IMAGES), vit.preprocessing))
+    return tuple(images)
 
 
 def measured(
-    out: pathlib.Path, dense: pathlib.Path, compared: tuple, has_classes: bool
+    out: pathlib.Path, dense: pathlib.Path, images: tuple, has_classes: bool
 ) -> dict[str, Any]:
     """Measure an exported file beside the dense file, as JSON values.
 
-    compared: (pixels, names) from `divided_pixels`
+    images: (pixels, names) from `divided_pixels`, to compare
     has_classes: whether the logits are of classes
     """
-    pixels, names = compared
+    pixels, image_names = images
     files = {"file": out, "dense": dense}
     programs = {name: open_file(file, THREADS) for name, file in files.items()}
     size = programs["file"].batch_size or 1
     jobs = {}
     megabytes = {}
     for name, program in programs.items():
-        images = next(program.parts(pixels[:size], size))
-        jobs[name] = timer.TimedCall(lambda _, run=program.run, of=images: run(of))
+        batch = next(program.parts(pixels[:size], size))
+        jobs[name] = timer.TimedCall(lambda _, run=program.run, batch=batch: run(batch))
         total = sum(file.stat().st_size for file in files_of(files[name]))
         megabytes[name] = total / 1e6
     with working("timing the file and the dense file, in turns"):
@@ -88,19 +85,14 @@ def measured(
         ms[name] = timer.spread([1000 * value / size for value in readings])
     with working(f"comparing the outputs for {len(pixels)} images"):
         base = outputs(programs["dense"], pixels)
-        own = outputs(programs["file"], pixels)
-        figures = {"file": fidelity(own, base, has_classes)}
+        compared = {"file": outputs(programs["file"], pixels)}
         for name, change in CONTROLS.items():
-            changed = outputs(programs["dense"], change(pixels))
-            figures[name] = fidelity(changed, base, has_classes)
-    broken = int(np.sum(~np.isfinite(own).all(1)))
-    if broken:
-        log.warning(
-            f"{out}: outputs are not finite for {broken} of {len(own)} images, as its "
-            "type does not hold the model's values"
-        )
+            compared[name] = outputs(programs["dense"], change(pixels))
+    figures = {}
+    for name, own in compared.items():
+        figures[name] = fidelity(own, base, has_classes)
     return {
-        "images": names,
+        "images": image_names,
         "machine": device.cpu_name(),
         "threads": THREADS,
         "batch_size": size,

@@ -145,7 +145,7 @@ def export(
     shape = program_facts.exported_images(
         vit, batch_size, pixels, outputs.channels_first
     )
-    facts = program_facts.program_facts(vit, shape, outputs, onnx_model.output_dtype)
+    facts = program_facts.program_facts(vit, shape, outputs)
     facts["opset"] = onnx_model.OPSET
     facts["layout"] = layout
     facts["dtype"] = dtype

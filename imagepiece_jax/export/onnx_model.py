@@ -8,15 +8,14 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common import nodes, signals
 from imagepiece_jax.common.files import replace_file, replacing
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.export.onnx_graph import Graph, Value, stored_dtype
+from imagepiece_jax.export.onnx_graph import Graph, Value
 from imagepiece_jax.export.onnx_primitives import walk
-from imagepiece_jax.export.program_facts import exported_images
+from imagepiece_jax.export.program_facts import exported_images, output_dtype
 from imagepiece_jax.export.program_outputs import ProgramOutputs
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.pretrained import Pretrained
@@ -76,13 +75,6 @@ def onnx_model(
         result = graph.cast(result, output_dtype(aval.dtype))
         named[name] = graph.output(result, aval.shape)
     return in_model(graph.finished(named))
-
-
-def output_dtype(dtype) -> np.dtype:
-    """Dtype of an output for a JAX dtype: floats are float32, as programs expect."""
-    if jnp.issubdtype(dtype, jnp.floating):
-        return np.dtype(np.float32)
-    return stored_dtype(dtype)
 
 
 def in_model(graph: "GraphProto") -> "ModelProto":

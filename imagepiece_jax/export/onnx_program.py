@@ -128,8 +128,9 @@ def _program(path, facts, session):
     images = Preprocessing(tuple(images.pop("image_size")), **images)
     config = ViTConfig(**fields | {"arch": arch, "preprocessing": images})
     batch_size, channels, *_ = facts["input"]["shape"]
+    dtype = np.dtype(facts["dtype"])
     return OnnxProgram(
-        model=build_model(config, facts["method"]),
+        model=build_model(config, facts["method"]).with_execution(dtype=dtype),
         dense_variables={"params": {}},
         class_names=facts["class_names"],
         source=WeightsSource(path=path, kind=KIND, name=path.name),

@@ -12,6 +12,7 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.export import tower
 from imagepiece_jax.export.export import export
+from imagepiece_jax.export.onnx_program import open_file
 from tests.export import photographs as photographs_of
 from tests.models import tiny
 from tests.refused import refused
@@ -191,6 +192,7 @@ def test_small_types_have_the_names_that_clients_ask_for(tmp_path, layout):
         vectors = session.run(None, {entry.name: given})[-1]
         assert vectors.dtype == np.float32
         assert_near(vectors, want, dtype)
+        assert open_file(out).model.execution.dtype == dtype  # for reports
         assert name.rpartition("/")[2] in (tmp_path / "README.md").read_text()
 
 
