@@ -93,7 +93,7 @@ def export(
         out = checked_file(out, dtype)
         folder = out.parent
     elif output != "logits":
-        raise InputError(f"output is {output!r}; a layout has outputs of its own")
+        raise InputError(f"output is {output!r}; the layout decides the outputs")
     else:
         out = tower.graph_file(folder, layout, vit, dtype)
         outputs = tower.outputs(vit, layout, pixels)

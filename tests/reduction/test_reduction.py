@@ -72,6 +72,8 @@ def test_equal_reductions_compute_the_same():
     [
         ("", "begin with a method: none, imagepiece"),
         ("resnet", "begin with a method"),
+        ("tomme:r=8", "did you mean 'tome'"),
+        ("image_piece", "did you mean 'imagepiece'"),
         ("tome:r=8:r=9", "'r=9' must be FIELD=VALUE, once"),
         (
             "tome:keep_rate=.5",
@@ -79,10 +81,10 @@ def test_equal_reductions_compute_the_same():
         ),
         ("tome:r={}", "a whole number"),
         ("tome:prop_attn=1", "one of None, True, False"),
-        ("evit:keep_rate=0.6:counts=(9,9)", "counts says how many tokens stay"),
+        ("evit:keep_rate=0.6:counts=(9,9)", "counts also decides the token counts"),
         ("evit:blocks=3", "must be a tuple"),
-        ("evit:counts=late-2", "must have macs"),
-        ("evit:counts=(9,9):macs=.5", "must not"),
+        ("evit:counts=late-2", "needs macs"),
+        ("evit:counts=(9,9):macs=.5", "excludes macs"),
         ("50%", "a share of the MACs"),
         (50, "at most 1"),
         (float("nan"), "a number"),
