@@ -32,6 +32,7 @@ training.config training.cluster training.logging
 training
 inference
 recover
+benchmark.timer
 export
 visualize
 benchmark

@@ -21,7 +21,6 @@ from experiments import paper
 from imagepiece_jax.__main__ import commands
 from imagepiece_jax.commands import export
 from imagepiece_jax.data import class_names
-from imagepiece_jax.export.onnx_model import onnx_model
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import MEAN
 from imagepiece_jax.models.create import create_model
@@ -235,25 +234,6 @@ def test_a_photograph_has_its_class_without_this_package(folder, assets):
         found = predict("cat.jpg")[0]
         assert space["facts"]["class_names"][space["odds"].argmax()] == found.label
         assert abs(space["odds"].max() - found.probability) < 1e-4
-
-
-def test_the_recipe_of_int8_runs(tmp_path, monkeypatch):
-    """Weights are int8, and images that were not calibrated with have like logits."""
-    onnx = pytest.importorskip("onnx")
-    onnxruntime = pytest.importorskip("onnxruntime")
-    monkeypatch.chdir(tmp_path)
-    graph = onnx_model(tiny.pretrained("tome:r=5"))
-    (tmp_path / "model.onnx").write_bytes(graph.SerializeToString())
-    images = np.asarray(tiny.images(16))
-    session = onnxruntime.InferenceSession("model.onnx")
-    (wanted,) = session.run(None, {"images": images[8:]})
-    start = "import numpy as np\nimport onnxruntime\nfrom onnxruntime"
-    space = run(DOCS / "int8.md", start, {"images": images[:8]})
-    (logits,) = space["session"].run(None, {"images": images[8:]})
-    assert 0 < np.abs(logits - wanted).max() < 0.1 * np.ptp(wanted)
-    graph = onnx.load("model_int8.onnx").graph
-    kinds = [tensor.data_type for tensor in graph.initializer if len(tensor.dims) > 1]
-    assert kinds.count(onnx.TensorProto.INT8) == 6 * tiny.DEPTH + 2  # stem and head
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -10,15 +10,29 @@ from imagepiece_jax.commands._arguments import Weights
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportedWeights(Weights):
+    """Weights, whose dtype is the file's: `load` does not get it."""
+
+    dtype: Literal["float32", "float16", "int8"] = "float32"
+    """Type of the file's layers; int8 needs --images."""
+
+    def typed(self) -> dict[str, Any]:
+        typed = super().typed()
+        typed.pop("dtype")
+        return typed
+
+
+@dataclasses.dataclass(frozen=True)
 class Out:
     """The file to write."""
 
     out: Annotated[pathlib.Path, Positional, arg(metavar="OUT")]
-    """The .onnx file to write, new or of an earlier export; a folder with --layout."""
+    """The .onnx file to write, new or of an earlier export, or a folder for it; with
+    --layout always a folder."""
 
 
 def main(
-    weights: Weights,
+    weights: ExportedWeights,
     out: Out,
     *,
     batch_size: int | None = None,
@@ -26,10 +40,12 @@ def main(
     pixels: bool = False,
     output: Literal["logits", "features", "patches"] = "logits",
     layout: Literal["immich", "transformers", "fastembed"] | None = None,
+    images: str | None = None,
 ):
-    """Write a model with its weights as an ONNX file, which computes in float32.
+    """Write a model with its weights as an ONNX file.
 
-    OUT.json beside it describes image preparation and outputs.
+    OUT.json beside it describes image preparation and outputs. With --images the
+    command also prints a card, and writes it as README.md.
 
     Example: imagepiece export weights model.onnx --reduction 0.6
 
@@ -39,12 +55,15 @@ def main(
         pixels: Take uint8 images and normalize them inside the program.
         output: The program's outputs.
         layout: Write the folder that this program loads.
+        images: Photographs, as for recover. Part of them calibrates int8; the card is
+            measured on others.
     """
+    from imagepiece_jax.export.card import table
     from imagepiece_jax.export.export import checked_file, export
-    from imagepiece_jax.export.program_facts import read_facts
+    from imagepiece_jax.export.program_facts import files_of, read_facts
 
     if layout is None:
-        checked_file(out.out)
+        checked_file(out.out, weights.dtype)
     vit = weights.load()
     file = export(
         vit,
@@ -54,14 +73,16 @@ def main(
         pixels=pixels,
         output=output,
         layout=layout,
+        dtype=weights.dtype,
+        images=images,
     )
     facts = read_facts(file)
-    files = [file]
-    if "external_data" in facts:
-        files.append(file.with_name(facts["external_data"]))
+    files = files_of(file)
     size = sum(path.stat().st_size for path in files)
     print(
         f"{' and '.join(map(str, files))}: {size / 1e6:.1f} MB, {facts['dtype']}, "
         f"{facts['gmacs']:.3f} GMACs an image, ONNX opset {facts['opset']}; "
         f"{file.name}.json describes input and output"
     )
+    if "card" in facts:
+        print(table(file, facts))

@@ -16,8 +16,11 @@ INPUTS = 4  # different inputs, which calls take in turn
 def name() -> str:
     """The device's name. For a CPU: its model and usable cores."""
     device = jax.devices()[0]
-    if device.platform != "cpu":
-        return device.device_kind
+    return cpu_name() if device.platform == "cpu" else device.device_kind
+
+
+def cpu_name() -> str:
+    """The CPU's model and usable cores."""
     model = host.machine()
     file = pathlib.Path("/proc/cpuinfo")
     if file.exists():

@@ -4,21 +4,36 @@ The file does not run here. Tests compare its logits in onnxruntime and OpenVINO
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
+import tempfile
+from typing import Any
 
 from imagepiece_jax.common import extras
-from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.common.files import check_own, check_writable, write_json
+from imagepiece_jax.common.checks import check_choice, check_range
+from imagepiece_jax.common.files import (
+    check_own,
+    check_writable,
+    replace_file,
+    write_json,
+)
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.common.signals import finishing
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.export import onnx_model, program_facts, tower
-from imagepiece_jax.export.onnx_graph import stored_dtype
+from imagepiece_jax.export import (
+    card,
+    onnx_model,
+    onnx_program,
+    program_facts,
+    quantize,
+    tower,
+)
 from imagepiece_jax.export.program_outputs import ProgramOutputs
 from imagepiece_jax.inference.optimize import check_gelu
 from imagepiece_jax.models.create import execution_of
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.record import as_json
 
 ENDING = ".onnx"
 
@@ -32,43 +47,67 @@ def export(
     pixels: bool = False,
     output: str = "logits",
     layout: str | None = None,
+    dtype: str = "float32",
+    images: Any = None,
 ) -> pathlib.Path:
     """Write a model with its weights as an ONNX file, which runs without this package.
 
     FILE.json beside it describes image preparation and outputs. It also names the
-    second file for weights above 2 GB. Layers compute in float32, whatever the
-    model's dtype.
+    second file for weights above 2 GB. With `images` the file is measured, and the
+    JSON and a README.md have its card.
 
-    out: an .onnx file. Only an earlier export is replaced. With a `layout`, a folder.
+    out: an .onnx file, or a folder, which gets a model.onnx. Only an earlier export is
+        replaced. With a `layout`, always a folder.
     batch_size: images per call; None: any number
     gelu: the GELU variant, as in `optimize`; None: the model's
     pixels: uint8 images, normalized by the program; else float32
     output: "logits" (pooled vectors of a model without classes), "features" (the
         outputs of `features`) or "patches" (only a feature per patch)
     layout: the program that loads the folder, from `tower.LAYOUTS`
+    dtype: of the layers, whatever the model's: "float32", "float16" or "int8", where
+        products with weights are quantized. Norms, softmax, and scores and order of
+        reductions are float32 in every dtype, and so are outputs
+    images: as for `recover`. Part of them calibrates int8, which needs them; the card
+        is measured on others
     Returns the file's path.
     Raises InputError for a wrong argument, before anything is written.
     """
     if batch_size is not None:
         check_range("batch_size", batch_size, 1, whole=True)
     check_gelu(vit.model, gelu)
+    check_choice("dtype", dtype, tower.SUFFIX)
+    if dtype == "int8" and images is None:
+        raise InputError(
+            "dtype is 'int8', which images calibrate; give images (--images FOLDER)"
+        )
     vit.warn_of_untrained()
-    # float32, with plain attention, which has an ONNX graph.
+    # Plain attention, which has an ONNX graph. int8 is made of the float32 graph.
     config = vit.config.with_arch(gelu=gelu or vit.config.arch.gelu)
-    execution = execution_of(config, "float32", "xla")
+    traced = "float32" if dtype == "int8" else dtype
+    execution = execution_of(config, traced, "xla")
     model = vit.model.clone(config=config, execution=execution)
     vit = dataclasses.replace(vit, model=model)
     folder = pathlib.Path(os.path.expanduser(out))
     if layout is None:
         outputs = ProgramOutputs(vit, output)
+        out = checked_file(out, dtype)
+        folder = out.parent
     elif output != "logits":
         raise InputError(f"output is {output!r}; the layout decides the outputs")
     else:
-        out = tower.graph_file(folder, layout, vit)
+        out = tower.graph_file(folder, layout, vit, dtype)
         outputs = tower.outputs(vit, layout, pixels)
         # Saved models have JSON files of the same names, and an export without a layout
-        # may lie beside a saved model. Only an export for this layout is replaced.
-        earlier = program_facts.read_facts(out).get("layout") == layout
+        # may lie beside a saved model. Only an export for this layout is replaced, or
+        # gets further dtypes of its model.
+        earlier = False
+        for other in tower.SUFFIX:
+            graph = tower.graph_file(folder, layout, vit, other)
+            facts = program_facts.read_facts(graph)
+            if facts.get("layout") == layout:
+                earlier = True
+                if graph != out and facts["model"] != as_json(vit.config):
+                    raise InputError(f"{graph} is of another model; choose a folder")
 
         def ours(file):
             # Ctrl-C may have left an empty folder.
@@ -76,18 +115,40 @@ def export(
             return earlier or (is_place and not any(file.iterdir()))
 
         check_own("out", folder, f"an export for {layout}", ours)
-        out.parent.mkdir(parents=True, exist_ok=True)
-    out = checked_file(out)
-    images = program_facts.exported_images(
+    page = folder / card.NAME
+    pictures = None
+    if images is not None:
+        extras.check("a card", "onnxruntime")
+        if page.exists() and not card.is_card(page):
+            raise InputError(f"{page} already exists, and export did not write it")
+        pictures = card.divided_pixels(vit, images)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    checked_file(out)
+    again = functools.partial(
+        export,
+        batch_size=batch_size,
+        gelu=gelu,
+        pixels=pixels,
+        output=output,
+        layout=layout,
+    )
+    if dtype == "int8":
+        with tempfile.TemporaryDirectory() as temporary:
+            wide = onnx_program.open_file(again(vit, temporary))
+            with working("calibrating int8"):
+                program = quantize.quantized(wide, pictures[0][0])
+    else:
+        with working("exporting the model"):
+            program = onnx_model.onnx_model(
+                vit, batch_size=batch_size, pixels=pixels, outputs=outputs
+            )
+    shape = program_facts.exported_images(
         vit, batch_size, pixels, outputs.channels_first
     )
-    with working("exporting the model"):
-        program = onnx_model.onnx_model(
-            vit, batch_size=batch_size, pixels=pixels, outputs=outputs
-        )
-        facts = program_facts.program_facts(vit, images, outputs, stored_dtype)
-        facts["opset"] = onnx_model.OPSET
-        facts["layout"] = layout
+    facts = program_facts.program_facts(vit, shape, outputs)
+    facts["opset"] = onnx_model.OPSET
+    facts["layout"] = layout
+    facts["dtype"] = dtype
     # Read before the new facts replace it.
     earlier_weights = program_facts.read_facts(out).get("external_data")
     with finishing():  # the files belong together
@@ -96,20 +157,41 @@ def export(
             facts["external_data"] = weights_file.name
         write_json(program_facts.facts_file(out), facts)
         onnx_model.remove_weights(out, earlier_weights, weights_file)
+        if card.is_card(page, out.name):  # its figures are another file's from now on
+            page.unlink()
         if layout is not None:
             tower.write_configs(folder, vit, layout)
+    if pictures is not None:
+        with tempfile.TemporaryDirectory() as temporary:
+            dense = again(vit.with_reduction(None), temporary)
+            has_classes = "logits" in outputs.names and tower.is_classifier(vit)
+            facts["card"] = card.measured(out, dense, pictures[1], has_classes)
+        with finishing():
+            write_json(program_facts.facts_file(out), facts)
+            replace_file(page, card.page(out, vit, facts))
     return out
 
 
-def checked_file(out: str | os.PathLike) -> pathlib.Path:
-    """Check the path of an .onnx file to write. Only an export may be replaced."""
+def checked_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib.Path:
+    """Check the path of an .onnx file to write. Only an export may be replaced.
+
+    out: the file, or a folder, which may be new
+    Returns the file's path.
+    """
     out = pathlib.Path(os.path.expanduser(out))
+    folder = None
+    if not out.suffix:
+        folder = out
+        out = folder / f"model{tower.SUFFIX[dtype]}{ENDING}"
     if out.suffix.lower() != ENDING:
         raise InputError(f"out {out} does not end in {ENDING}")
+    extras.check("an ONNX file", "onnx")
+    if folder is not None and not folder.exists():
+        check_writable("out", folder, ("",))
+        return out
     is_export = program_facts.FACTS <= {*program_facts.read_facts(out)}
     for file in (out, program_facts.facts_file(out)):
         check_writable("out", file, (ENDING, ".json"))
         if file.exists() and not is_export:
             raise InputError(f"{file} already exists, and export did not write it")
-    extras.check("an ONNX file", "onnx")
     return out

@@ -15,7 +15,7 @@ from imagepiece_jax.common.files import replace_file, replacing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.export.onnx_graph import Graph, Value
 from imagepiece_jax.export.onnx_primitives import walk
-from imagepiece_jax.export.program_facts import exported_images
+from imagepiece_jax.export.program_facts import exported_images, output_dtype
 from imagepiece_jax.export.program_outputs import ProgramOutputs
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.pretrained import Pretrained
@@ -39,8 +39,9 @@ def onnx_model(
 ) -> "ModelProto":
     """Build a model's ONNX graph, from images [batch, H, W, 3] to logits, both float32.
 
-    The graph has opset `OPSET`, float32 weights, and no Scatter, Loop, If or NonZero.
-    All shapes are fixed except the batch.
+    The graph has opset `OPSET`, and no Scatter, Loop, If or NonZero. All shapes are
+    fixed except the batch. Weights and layers have the model's dtype. In a 16-bit dtype
+    norms, softmax, the head, and scores and order of reductions stay float32.
 
     batch_size: images per call; None: any number
     pixels: uint8 images, normalized by the program; else float32
@@ -53,7 +54,8 @@ def onnx_model(
                 f"reduction is {vit.label}, which draws random numbers: it has no graph"
             )
     images = exported_images(vit, batch_size, pixels, outputs.channels_first)
-    fast, fixed = optimize.prepare(outputs.model, vit.variables, dtype="float32")
+    dtype = outputs.model.execution.dtype.name
+    fast, fixed = optimize.prepare(outputs.model, vit.variables, dtype=dtype)
     with nodes.marked():
         traced = jax.make_jaxpr(outputs.forward(fast))(fixed, images)
     entry = Value(images.shape, np.dtype(images.dtype), outputs.image)
@@ -70,6 +72,7 @@ def onnx_model(
     for name, result, aval in zip(
         outputs.names, results, traced.out_avals, strict=True
     ):
+        result = graph.cast(result, output_dtype(aval.dtype))
         named[name] = graph.output(result, aval.shape)
     return in_model(graph.finished(named))
 

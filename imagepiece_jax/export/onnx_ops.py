@@ -49,6 +49,7 @@ def attend(graph, query, key, value, key_bias=None, *, backend="xla", length=Non
 def _weighted_sum(graph, weights, value):
     value = graph.transpose(value, (0, 2, 1, 3))
     shape = (*weights.shape[:3], value.shape[3])
+    weights = graph.cast(weights, value.dtype)
     out = graph.op("MatMul", [weights, value], shape, value.dtype)
     return graph.transpose(out, (0, 2, 1, 3))
 
@@ -62,12 +63,13 @@ def attention_map(graph, query, key, key_bias=None, mask=None, eps=1e-6):
     key = graph.transpose(key, (0, 2, 3, 1))
     shape = (*query.shape[:3], key.shape[3])
     logits = graph.op("MatMul", [query, key], shape, query.dtype)
+    logits = graph.cast(logits, np.float32)
     if key_bias is not None:
         batch, tokens = key_bias.shape
-        bias = graph.cast(key_bias, query.dtype)
+        bias = graph.cast(key_bias, np.float32)
         bias = graph.reshape(bias, (batch, 1, 1, tokens))
         logits = graph.elementwise("Add", logits, bias)
-    return graph.op("Softmax", [logits], shape, query.dtype, axis=-1)
+    return graph.op("Softmax", [logits], shape, np.float32, axis=-1)
 
 
 @translates

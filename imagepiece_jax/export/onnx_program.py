@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -56,28 +56,47 @@ class OnnxProgram(Pretrained):
         """Run `prepared` images; return the named outputs (None: all)."""
         return self.session.run(outputs, {self.input_name: images})
 
+    @property
+    def output_names(self) -> list[str]:
+        return [output.name for output in self.session.get_outputs()]
+
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Logits of images. uint8 [B, H, W, 3] -> [B, classes]."""
-        names = [output.name for output in self.session.get_outputs()]
+        names = self.output_names
         if "logits" not in names:
             title = self.source.title
             raise InputError(f"{title} returns {', '.join(names)}, and no logits")
-        count = len(pixels)
-        size = self.batch_size or count
+        return self.output(pixels, "logits")
+
+    def output(
+        self, pixels: np.ndarray, name: str, size: int | None = None
+    ) -> np.ndarray:
+        """The named output for images. uint8 [B, H, W, 3] -> [B, ..].
+
+        size: images per call of a file that takes any number; None: all
+        """
         rows = []
-        for start in range(0, count, size):
+        for images in self.parts(pixels, size):
+            rows += self.run(images, [name])
+        return np.concatenate(rows)[: len(pixels)]
+
+    def parts(
+        self, pixels: np.ndarray, size: int | None = None
+    ) -> Iterator[np.ndarray]:
+        """Yield images `prepared` in batches; see `output`."""
+        size = self.batch_size or size or len(pixels)
+        for start in range(0, len(pixels), size):
             part = np.asarray(pixels[start : start + size])
-            missing = size - len(part)
-            # A fixed batch size pads the last part. The padding's rows are cut at the
-            # end.
+            # A fixed batch size pads the last part.
+            missing = size - len(part) if self.batch_size else 0
             part = np.pad(part, ((0, missing), (0, 0), (0, 0), (0, 0)))
-            rows += self.run(self.prepared(part), ["logits"])
-        return np.concatenate(rows)[:count]
+            yield self.prepared(part)
 
 
-def open_file(path: str | os.PathLike) -> OnnxProgram:
+def open_file(path: str | os.PathLike, threads: int | None = None) -> OnnxProgram:
     """Open an .onnx file, described by its JSON, as a program.
 
+    threads: of the CPU; None: all devices, and as many threads as cores
     Raises InputError if onnxruntime cannot load the file, or export's JSON is missing.
     """
     extras.check("an ONNX file", "onnxruntime")
@@ -92,8 +111,10 @@ def open_file(path: str | os.PathLike) -> OnnxProgram:
             f"{KIND} {path} lacks the {file.name} that export writes beside it"
         )
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = cores()
+    options.intra_op_num_threads = threads or cores()
     providers = onnxruntime.get_available_providers()
+    if threads is not None:
+        providers = ["CPUExecutionProvider"]
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's errors share no class
@@ -112,8 +133,9 @@ def _program(path, facts, session):
     images = Preprocessing(tuple(images.pop("image_size")), **images)
     config = ViTConfig(**fields | {"arch": arch, "preprocessing": images})
     batch_size, channels, *_ = facts["input"]["shape"]
+    dtype = np.dtype(facts["dtype"])
     return OnnxProgram(
-        model=build_model(config, facts["method"]),
+        model=build_model(config, facts["method"]).with_execution(dtype=dtype),
         dense_variables={"params": {}},
         class_names=facts["class_names"],
         source=WeightsSource(path=path, kind=KIND, name=path.name),

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.export.onnx_graph import stored_dtype
 from imagepiece_jax.export.program_outputs import ProgramOutputs
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
@@ -32,6 +32,15 @@ def read_facts(out: str | os.PathLike) -> dict[str, Any]:
         return read_json(facts_file(out))
     except (InputError, OSError):
         return {}
+
+
+def files_of(out: str | os.PathLike) -> list[pathlib.Path]:
+    """The program's file, and the second file of a program with large weights."""
+    out = pathlib.Path(out)
+    files = [out]
+    if weights := read_facts(out).get("external_data"):
+        files.append(out.with_name(weights))
+    return files
 
 
 def exported_images(
@@ -55,17 +64,22 @@ def exported_images(
     return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
 
 
+def output_dtype(dtype) -> np.dtype:
+    """Dtype of an output for a JAX dtype: floats are float32, as programs expect."""
+    if jnp.issubdtype(dtype, jnp.floating):
+        return np.dtype(np.float32)
+    return stored_dtype(dtype)
+
+
 def program_facts(
     vit: Pretrained,
     images: jax.ShapeDtypeStruct,
     outputs: ProgramOutputs | None = None,
-    stored: Callable[[np.dtype], np.dtype] = np.dtype,
 ) -> dict[str, Any]:
     """Collect facts about an exported program as JSON values.
 
     images: a result of `exported_images`
     outputs: the program's outputs; None: logits
-    stored: function from a JAX dtype to the file's dtype
     """
     outputs = outputs or ProgramOutputs(vit)
     model = outputs.model
@@ -74,7 +88,7 @@ def program_facts(
 
     def entry(name, array):
         shape = [side if isinstance(side, int) else str(side) for side in array.shape]
-        return {"name": name, "shape": shape, "dtype": stored(array.dtype).name}
+        return {"name": name, "shape": shape, "dtype": output_dtype(array.dtype).name}
 
     output = [*map(entry, outputs.names, arrays)]
     if len(output) == 1:

@@ -3,8 +3,10 @@
 immich        OUT/visual/model.onnx and OUT/visual/preprocess_cfg.json, as OpenCLIP's
 transformers  OUT/onnx/vision_model.onnx for a projection (CLIP) and SigLIP, else
               OUT/onnx/model.onnx, with config.json and preprocessor_config.json, for
-              transformers.js and optimum
+              transformers.js and optimum. The dtype is part of the name (SUFFIX)
 fastembed     OUT/model.onnx and OUT/preprocessor_config.json
+
+immich and fastembed look for one name, whatever the dtype.
 
 Source: the loaders of immich's machine learning service, transformers.js and
 fastembed's ImageEmbedding.
@@ -21,13 +23,17 @@ from imagepiece_jax.weights.file_names import CONFIG, PREPROCESSOR
 from imagepiece_jax.weights.transformers_config import RESAMPLE, RESCALE
 
 LAYOUTS = ("immich", "transformers", "fastembed")
+# {dtype: end of the graph's name}, as transformers.js adds it for fp32, fp16 and q8
+SUFFIX = {"float32": "", "float16": "_fp16", "int8": "_quantized"}
 # A classifier's fields in config.json, and the end of its architecture's name.
 OF_CLASSES = ("id2label", "label2id", "num_labels", "problem_type")
 CLASSIFIER = "ForImageClassification"
 NUMBERS = {name: number for number, name in RESAMPLE.items()}  # Pillow's filter numbers
 
 
-def graph_file(folder: pathlib.Path, layout: str, vit: Pretrained) -> pathlib.Path:
+def graph_file(
+    folder: pathlib.Path, layout: str, vit: Pretrained, dtype: str = "float32"
+) -> pathlib.Path:
     """Path of the graph in a layout's folder."""
     check_choice("layout", layout, LAYOUTS)
     if layout == "immich":
@@ -37,7 +43,7 @@ def graph_file(folder: pathlib.Path, layout: str, vit: Pretrained) -> pathlib.Pa
     name = "model"
     if vit.has_projection or is_siglip(vit):
         name = "vision_model"
-    return folder / "onnx" / f"{name}.onnx"
+    return folder / "onnx" / f"{name}{SUFFIX[dtype]}.onnx"
 
 
 def is_siglip(vit: Pretrained) -> bool:

@@ -241,6 +241,32 @@ def test_an_open_batch_and_weights_are_named():
     assert weights < model.ByteSize() < 1.2 * weights + 60_000
 
 
+DECIDING = ("ArgMax", "LayerNormalization", "Softmax", "TopK")
+
+
+@pytest.mark.parametrize("name", ["dynamicvit", "evit", "imagepiece", "mctf", "tome"])
+def test_norms_softmax_and_scores_are_float32_in_float16(name):
+    """Weights of layers are float16; the logits are JAX's but for rounding."""
+    vit = tiny.pretrained(tiny.small(name), depth=3)
+    half = vit.model.with_execution(dtype=np.dtype(np.float16))
+    graph = onnx_model(Pretrained(half, vit.variables))
+    onnx.checker.check_model(graph, full_check=True)
+    inferred = onnx.shape_inference.infer_shapes(graph, data_prop=True).graph
+    kinds = {each.name: each.type.tensor_type.elem_type for each in inferred.value_info}
+    wide = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+    deciding = [node for node in graph.graph.node if node.op_type in DECIDING]
+    assert {kinds[node.input[0]] for node in deciding} <= {*wide}
+    assert {"LayerNormalization", "Softmax"} < {node.op_type for node in deciding}
+    stored = {each.name: each.data_type for each in graph.graph.initializer}
+    assert stored["blocks_0.attn.q.kernel"] == onnx.TensorProto.FLOAT16
+    assert stored["head.kernel"] == onnx.TensorProto.FLOAT
+    images = np.asarray(tiny.images(2))
+    (logits,) = run(graph, images)
+    assert logits.dtype == np.float32
+    want = logits_of(vit.model, vit.variables, images)
+    assert 0 < np.abs(logits - want).max() < 0.02 * np.ptp(want)
+
+
 def test_pixels_are_normalized_inside():
     vit = tiny.pretrained(EVIT, depth=1)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)

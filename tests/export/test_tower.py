@@ -12,6 +12,8 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.export import tower
 from imagepiece_jax.export.export import export
+from imagepiece_jax.export.onnx_program import open_file
+from tests.export import photographs as photographs_of
 from tests.models import tiny
 from tests.refused import refused
 
@@ -166,6 +168,43 @@ def test_files_of_others_stay(tmp_path, layout):
     assert export(vit, out, layout=layout) == export(vit, out, layout=layout)
 
 
+NAMES = {
+    "immich": ["visual/model.onnx"] * 2,
+    "fastembed": ["model.onnx"] * 2,
+    "transformers": ["onnx/vision_model_fp16.onnx", "onnx/vision_model_quantized.onnx"],
+}
+
+
+@pytest.mark.parametrize("layout", tower.LAYOUTS)
+def test_small_types_have_the_names_that_clients_ask_for(tmp_path, layout):
+    """transformers.js reads dtype "fp16" and "q8"; the other programs one name."""
+    vit = clip()
+    if layout == "transformers":  # beside the file in float32
+        export(vit, tmp_path, layout=layout)
+    images = photographs_of.pixels_of(40)
+    given = np.asarray(tiny.images(2)).transpose(0, 3, 1, 2)
+    want = vit.model.apply(vit.variables, tiny.images(2)).logits
+    for dtype, name in zip(("float16", "int8"), NAMES[layout], strict=True):
+        out = export(vit, tmp_path, layout=layout, dtype=dtype, images=images)
+        assert out == tmp_path / name
+        session = onnxruntime.InferenceSession(out)
+        (entry,) = session.get_inputs()
+        vectors = session.run(None, {entry.name: given})[-1]
+        assert vectors.dtype == np.float32
+        assert_near(vectors, want, dtype)
+        assert open_file(out).model.execution.dtype == dtype  # for reports
+        assert name.rpartition("/")[2] in (tmp_path / "README.md").read_text()
+
+
+def test_types_of_two_models_share_no_folder(tmp_path):
+    first = export(encoder(), tmp_path, layout="transformers")
+    before = first.read_bytes()
+    with refused(first.name, "another model"):
+        export(encoder(depth=2), tmp_path, layout="transformers", dtype="float16")
+    assert first.read_bytes() == before
+    assert len([*first.parent.iterdir()]) == 2
+
+
 def test_a_graph_by_itself_makes_no_layout_of_its_folder(tmp_path):
     saved = imagepiece_jax.save(encoder(), tmp_path / "saved")
     export(encoder(), saved / "model.onnx")
@@ -192,26 +231,38 @@ def uncropped(vit):
     return vit.with_preprocessing(crop=1.0)
 
 
-def test_fastembed_finds_the_vectors_of_features(tmp_path, photographs):
+CLOSE = {"float32": 1 - 1e-5, "float16": 0.999, "int8": 0.9}
+THEIRS = {"float32": "fp32", "float16": "fp16", "int8": "q8"}  # in transformers.js
+
+
+def assert_near(vectors, want, dtype):
+    """Cosines of rows, of which none is further away than the type explains."""
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(want, axis=1)
+    assert (np.sum(vectors * want, axis=1) / lengths > CLOSE[dtype]).all()
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_fastembed_finds_the_vectors_of_features(tmp_path, photographs, dtype):
     fastembed = pytest.importorskip("fastembed")
     vit = uncropped(encoder())
-    export(vit, tmp_path / "out", layout="fastembed")
+    images = photographs_of.pixels_of(40)
+    export(vit, tmp_path / "out", layout="fastembed", dtype=dtype, images=images)
     client = fastembed.ImageEmbedding(
         "Qdrant/resnet50-onnx", specific_model_path=str(tmp_path / "out")
     )
-    found = np.array([*client.embed(photographs)])
-    want = np.asarray(imagepiece_jax.features(vit, photographs).pooled)
-    want = want / np.linalg.norm(want, axis=1, keepdims=True)
-    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+    vectors = np.array([*client.embed(photographs)])
+    assert_near(
+        vectors, np.asarray(imagepiece_jax.features(vit, photographs).pooled), dtype
+    )
 
 
 SCRIPT = """
 import { AutoModel, AutoProcessor, RawImage, env } from '@huggingface/transformers';
 env.allowRemoteModels = false;
-const [root, file, ...images] = process.argv.slice(2);
+const [root, file, dtype, ...images] = process.argv.slice(2);
 env.localModelPath = root;
 const model = await AutoModel.from_pretrained(
-  'out', {dtype: 'fp32', model_file_name: file});
+  'out', {dtype, model_file_name: file});
 const processor = await AutoProcessor.from_pretrained('out');
 for (const path of images) {
   const found = await model(await processor(await RawImage.read(path)));
@@ -222,20 +273,26 @@ for (const path of images) {
 
 
 @pytest.mark.skipif(not TRANSFORMERS_JS, reason="IMAGEPIECE_TRANSFORMERS_JS is not set")
+@pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("make", [encoder, clip])
-def test_transformers_js_finds_the_vectors_of_the_model(tmp_path, photographs, make):
+def test_transformers_js_finds_the_vectors_of_the_model(
+    tmp_path, photographs, make, dtype
+):
     vit = uncropped(make())
-    file = export(vit, tmp_path / "out", layout="transformers").stem
+    images = photographs_of.pixels_of(40)
+    file = export(
+        vit, tmp_path / "out", layout="transformers", dtype=dtype, images=images
+    )
+    name = file.stem.removesuffix(tower.SUFFIX[dtype])
     script = os.path.join(TRANSFORMERS_JS, "tower.mjs")
     with open(script, "w", encoding="utf-8") as opened:
         opened.write(SCRIPT)
-    command = ["node", script, f"{tmp_path}/", file, *photographs]
+    command = ["node", script, f"{tmp_path}/", name, THEIRS[dtype], *photographs]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     found = np.array([json.loads(line) for line in ended.stdout.splitlines()])
     pixels = np.stack([np.asarray(Image.open(path)) for path in photographs])
-    images = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
-    want = vit.model.apply(vit.variables, images).logits
-    np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-3)
+    given = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
+    assert_near(found, vit.model.apply(vit.variables, given).logits, dtype)
 
 
 def test_configs_are_those_of_transformers(tmp_path):

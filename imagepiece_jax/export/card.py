@@ -1,0 +1,164 @@
+"""The card of an exported file: its cost and its outputs beside the dense file's.
+
+The dense file is an export of the same weights without reduction, in float32. Both run
+in onnxruntime on the CPU.
+"""
+
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from imagepiece_jax.benchmark import timer
+from imagepiece_jax.common import device
+from imagepiece_jax.common.progress import working
+from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.data.pictures import as_source, read_images
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate.compare_outputs import CONTROLS, cells, fidelity
+from imagepiece_jax.export.onnx_program import open_file
+from imagepiece_jax.export.program_facts import files_of, read_facts
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.recover.recovery_images import divided
+
+NAME = "README.md"
+MARK = "<!-- Written by imagepiece export: "
+THREADS = 2
+RULES = timer.TimingRules(warmup=2, repeats=5, seconds=0.4)
+PAUSE = 0.1  # seconds until onnxruntime's threads leave the cores
+IMAGES = 200  # the most images that calibrate, and the most that are compared
+ROWS = 8  # images per call, where outputs are compared
+# The output to compare is the first of these.
+OUTPUTS = ("logits", "embedding", "image_embeds", "pooler_output", "pooled", "patches")
+
+
+def is_card(file: pathlib.Path, of: str = "") -> bool:
+    """Whether a file is a card, or the card of the graph named `of`."""
+    return file.exists() and MARK + of in file.read_text("utf-8", errors="replace")
+
+
+def divided_pixels(vit: Pretrained, images: Any) -> tuple:
+    """Read images to calibrate with, and images to compare, as `read_images` does.
+
+    They are divided as by `recover`, so the second part recovered nothing either.
+
+    images: as for `recover`
+    Returns (pixels, file names) of both parts.
+    Raises InputError if images are too few, or all alike.
+    """
+    recovered = vit.recovered
+    parts = divided(as_source(images), recovered.batch_size if recovered else 1)
+    if not parts.num_scenes:
+        raise InputError(
+            "images are alike: those to compare would be those that calibrate; give "
+            "photographs of more scenes"
+        )
+    images = []
+    for source in (parts.learned, parts.held_out):
+        images.append(read_images(source.evenly_spaced(IMAGES), vit.preprocessing))
+    return tuple(images)
+
+
+def measured(
+    out: pathlib.Path, dense: pathlib.Path, images: tuple, has_classes: bool
+) -> dict[str, Any]:
+    """Measure an exported file beside the dense file, as JSON values.
+
+    images: (pixels, names) from `divided_pixels`, to compare
+    has_classes: whether the logits are of classes
+    """
+    pixels, image_names = images
+    files = {"file": out, "dense": dense}
+    programs = {name: open_file(file, THREADS) for name, file in files.items()}
+    size = programs["file"].batch_size or 1
+    jobs = {}
+    megabytes = {}
+    for name, program in programs.items():
+        batch = next(program.parts(pixels[:size], size))
+        jobs[name] = timer.TimedCall(lambda _, run=program.run, batch=batch: run(batch))
+        total = sum(file.stat().st_size for file in files_of(files[name]))
+        megabytes[name] = total / 1e6
+    with working("timing the file and the dense file, in turns"):
+        seconds = timer.measure(jobs, RULES, pause=lambda: time.sleep(PAUSE))
+    ms = {}
+    for name, readings in seconds.items():
+        ms[name] = timer.spread([1000 * value / size for value in readings])
+    with working(f"comparing the outputs for {len(pixels)} images"):
+        base = outputs(programs["dense"], pixels)
+        compared = {"file": outputs(programs["file"], pixels)}
+        for name, change in CONTROLS.items():
+            compared[name] = outputs(programs["dense"], change(pixels))
+    figures = {}
+    for name, own in compared.items():
+        figures[name] = fidelity(own, base, has_classes)
+    return {
+        "images": image_names,
+        "machine": device.cpu_name(),
+        "threads": THREADS,
+        "batch_size": size,
+        "mac_share": read_facts(out)["gmacs"] / read_facts(dense)["gmacs"],
+        "megabytes": megabytes,
+        "ms": ms,
+        "speedup": timer.spread(timer.speedups(seconds["dense"], seconds["file"])),
+        "fidelity": figures,
+    }
+
+
+def outputs(program, pixels):
+    """A file's logits or vectors, [images, D]."""
+    name = next(name for name in OUTPUTS if name in program.output_names)
+    return program.output(pixels, name, ROWS).reshape(len(pixels), -1)
+
+
+def table(out: pathlib.Path, facts: Mapping[str, Any]) -> str:
+    """Markdown table of a card: the dense file, the file, and the controls.
+
+    facts: the file's, with its card
+    """
+    card = facts["card"]
+    own = f"{out.name}, {facts['dtype']}"
+    rows = {"dense, float32": {"share of the MACs": "1.00"}, own: {}}
+    rows[own]["share of the MACs"] = f"{card['mac_share']:.2f}"
+    for row, name in zip(rows.values(), ("dense", "file"), strict=True):
+        median, low, high = card["ms"][name]
+        row["MB"] = f"{card['megabytes'][name]:.1f}"
+        row["ms an image"] = f"{median:.1f} [{low:.1f}, {high:.1f}]"
+    median, low, high = card["speedup"]
+    rows[own]["times as fast"] = f"{median:.2f} [{low:.2f}, {high:.2f}]"
+    rows[own] |= cells(card["fidelity"]["file"])
+    for name in CONTROLS:
+        rows[f"dense, images {name}"] = cells(card["fidelity"][name])
+    head = [*rows[own]]
+    lines = [[name, *map(row.get, head)] for name, row in rows.items()]
+    return markdown_table(["", *head], lines)
+
+
+def page(out: pathlib.Path, vit: Pretrained, facts: Mapping[str, Any]) -> str:
+    """The README.md: a model card of the Hugging Face hub."""
+    card = facts["card"]
+    task = "image-feature-extraction"
+    if facts["activation"]:
+        task = "image-classification"
+    head = ["---", f"pipeline_tag: {task}", "tags: [onnx, token-reduction]"]
+    if "/" in vit.source.name:
+        head.append(f"base_model: {vit.source.name}")
+    if vit.source.license:
+        head.append(f"license: {vit.source.license}")
+    name = vit.source.name or vit.config.name or "ViT"
+    lines = [
+        *head,
+        "---",
+        f"{MARK}{out.name} -->",
+        "",
+        f"# {name}, {vit.label}, {facts['dtype']}",
+        "",
+        table(out, facts),
+        "",
+        f"Measured in onnxruntime on {card['machine']}: {card['threads']} threads, "
+        f"batch size {card['batch_size']}. Files took turns; brackets at times have "
+        "the lowest and highest turn. Outputs are compared with the dense file's on "
+        f"{len(card['images'])} images that did not calibrate; brackets have 95 % "
+        "intervals. The last two rows compare the dense file's outputs for changed "
+        "images.",
+    ]
+    return "\n".join(lines) + "\n"

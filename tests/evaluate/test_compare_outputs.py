@@ -1,0 +1,61 @@
+"""Fidelity to the dense model, against loops over images."""
+
+import numpy as np
+import pytest
+
+from imagepiece_jax.evaluate import compare_outputs
+from imagepiece_jax.evaluate.compare_outputs import fidelity
+
+
+def slow_neighbors(rows):
+    """Sets of the ten nearest others by cosine."""
+    found = []
+    for i, row in enumerate(rows):
+        cosines = []
+        for j, other in enumerate(rows):
+            if i != j:
+                length = np.sqrt((row @ row) * (other @ other))
+                cosines.append((-(row @ other) / length, j))
+        found.append({j for _, j in sorted(cosines)[:10]})
+    return found
+
+
+@pytest.mark.parametrize("has_classes", [True, False])
+def test_figures_are_those_of_a_slow_count(has_classes):
+    rng = np.random.default_rng(0)
+    dense = rng.normal(size=(30, 8))
+    outputs = dense + 0.3 * rng.normal(size=dense.shape)
+    found = fidelity(outputs, dense, has_classes)
+    pairs = list(zip(slow_neighbors(outputs), slow_neighbors(dense), strict=True))
+    kept = [10 * len(own & base) for own, base in pairs]
+    assert found["neighbors_kept"].value == pytest.approx(np.mean(kept))
+    assert 0 < found["neighbors_kept"].value < 100
+    if has_classes:
+        same = [
+            own.argmax() == base.argmax()
+            for own, base in zip(outputs, dense, strict=True)
+        ]
+        assert found["first_class"].value == pytest.approx(100 * np.mean(same))
+    else:
+        lengths = np.linalg.norm(outputs, axis=1) * np.linalg.norm(dense, axis=1)
+        cosines = np.sum(outputs * dense, axis=1) / lengths
+        assert found["cosine_mean"] == pytest.approx(cosines.mean())
+        assert found["cosine_worst"] == pytest.approx(cosines.min())
+
+
+def test_equal_outputs_are_alike_and_nan_is_no_answer():
+    dense = np.random.default_rng(0).normal(size=(12, 4))
+    assert fidelity(dense, dense, True)["first_class"].value == 100
+    assert fidelity(dense, dense, False)["cosine_worst"] == pytest.approx(1)
+    broken = np.full_like(dense, np.nan)
+    assert fidelity(broken, dense, True)["first_class"].value == 0
+    assert fidelity(broken, dense, False)["cosine_mean"] == 0
+
+
+def test_controls_change_images_as_they_say():
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    flipped = compare_outputs.CONTROLS["mirrored"](pixels)
+    np.testing.assert_array_equal(flipped[1, 2, 0], pixels[1, 2, 15])
+    changed = compare_outputs.compressed(pixels)
+    assert changed.shape == pixels.shape
+    assert 1 < np.abs(changed.astype(int) - pixels).mean() < 60
