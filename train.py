@@ -31,7 +31,7 @@ WORKDIR = flags.DEFINE_string(
 DRY_RUN = flags.DEFINE_bool(
     "dry_run",
     False,
-    "compile the training step, print plan, cost and memory, and stop: minutes on CPUs",
+    "compile the training step, print plan, cost and memory, and exit (takes minutes)",
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator",

@@ -224,14 +224,16 @@ def test_a_photograph_has_its_class_without_this_package(folder, assets):
     weights = "deit_tiny_patch16_224.pth"
     call(export.main, weights, "model.onnx").ok()
     predict = imagepiece_jax.Predictor(imagepiece_jax.load(weights))
+    panda = pathlib.Path("imagepiece_jax/inference/photographs/panda.jpg")
+    panda.parent.mkdir(parents=True)
     photographs = sorted((assets / "data" / "imagenette_mini" / "val").rglob("*.*"))
     for turned, file in enumerate(photographs[::20]):
         with Image.open(file) as image:
             exif = image.getexif()
             exif[ExifTags.Base.Orientation] = 1 + turned % 8
-            image.save("cat.jpg", exif=exif)
+            image.save(panda, exif=exif)
         space = run(DOCS / "export.md", "import json\nimport pathlib\n", {})
-        found = predict("cat.jpg")[0]
+        found = predict(panda)[0]
         assert space["facts"]["class_names"][space["odds"].argmax()] == found.label
         assert abs(space["odds"].max() - found.probability) < 1e-4
 
@@ -308,7 +310,7 @@ def test_the_block_of_commands_runs_as_pasted(downloaded, monkeypatch):
 
 def test_the_lines_with_the_hub_run(hub_of_pages, capsys):
     space = {"imagepiece_jax": imagepiece_jax}
-    run(DOCS / "features.md", "import numpy as np\nfrom PIL", space)
+    run(DOCS / "features.md", "dinov2 = ", space)
     name = space["dinov2"].removeprefix("hf://timm/")
     assert space["vit"].config.arch == registry.config(name).arch
     assert capsys.readouterr().out == "(1, 24) (1, 16, 16, 24)\n"

@@ -59,7 +59,7 @@ class Weights:
     """The attention implementation."""
 
     checkpoint: str | None = None
-    """A run's best or latest; in a file of several models, the key of one."""
+    """For a run best or latest; for a file of several models, the key of one."""
 
     averaged: bool = False
     """Use a run's weights averaged over its steps."""

@@ -29,11 +29,11 @@ def main(
     Args:
         reductions: Shares of the dense model's MACs, or methods.
         batch_size: One or more; if unset 256, or an .onnx file's own size, or 1.
-        mode: Forward passes, or training steps by DeiT's recipe, in a clone.
+        mode: Forward passes, or training steps by DeiT's recipe (only in a clone).
         gelu: The GELU variant in the optimized program.
         warmup: Untimed calls per program, first.
         repeats: Timed rounds.
-        seconds: Least time per program and round.
+        seconds: Minimum time per program and round.
         json: A file to write, with one line per program.
     """
     from imagepiece_jax.benchmark import suite, workloads

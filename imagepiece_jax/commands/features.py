@@ -31,9 +31,9 @@ def main(
     Args:
         out: The folder to write, or to complete.
         patches: Also write a feature for every patch.
-        logits: Also write the head's outputs: CLIP's vectors beside its texts'.
+        logits: Also write the head's outputs, for CLIP comparable with its texts'.
         storage: Data type in the files.
-        batch_size: Photographs per device at a time.
+        batch_size: Photographs per device and batch.
         threads: Decoding threads; if unset one per core, at most 16.
         limit: Images to take, evenly spaced.
     """

@@ -19,7 +19,7 @@ def main(
 ) -> int:
     """Print the most probable classes of images, or vectors of a model without classes.
 
-    An unreadable image is named on stderr, and the status is 1.
+    Unreadable images are reported on stderr, and the exit status is 1.
 
     Example: imagepiece predict weights photos --top 3 --json a.json
 

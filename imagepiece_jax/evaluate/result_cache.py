@@ -1,7 +1,7 @@
 """Measured results, stored as JSON lines; `compare` writes points.jsonl.
 
-A setting holds everything that decides a result, and is measured once. A result is on
-disk before the next measurement starts, so a stopped command resumes there.
+A setting is the key: everything that decides a result. It is measured once. A result is
+on disk before the next measurement starts, so a stopped command resumes after it.
 """
 
 import base64

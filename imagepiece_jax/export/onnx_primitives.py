@@ -1,7 +1,7 @@
 """ONNX nodes for a jaxpr, JAX's traced program.
 
-PRIMITIVES maps JAX's primitives to functions that add nodes. An equation of constants
-is computed during the export, and becomes a constant.
+PRIMITIVES maps JAX's primitives to functions that add nodes. An equation
+whose inputs are all constants is computed during the export, and stored as a constant.
 """
 
 import itertools

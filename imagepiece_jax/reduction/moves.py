@@ -325,7 +325,9 @@ def _move_by_index(x, weight, total, index, dest, mean):
 
     x: [B, prefix + n, D]
     weight: [B, n], token weights; None: all weights are 1
-    total: [B, n_out], divisors of the sums; None: weights are shares already
+    total: [B, n_out], divisors of the weighted sums; None: sums are not divided
+    index: as in `Assignment`
+    dest: as in `Assignment`
     mean: whether slots hold means; a token alone in its slot then stays unchanged
     """
     # A slot with one token reads a row of x. A slot that absorbs tokens reads a row

@@ -95,9 +95,10 @@ class Ranking(Reducer):
         return frozenset(names)
 
     def scores(self, inputs, counts):
-        """Compute scores [B, n] float32; a masked token's score is infinite.
+        """Compute scores [B, n] float32; a token removed by a mask scores infinity.
 
-        Do not keep the highest scores in masked training: masked tokens would stay.
+        So no merge of low scores takes it. Do not keep the highest scores in masked
+        training: removed tokens would stay.
         """
         score = getattr(inputs, SCORES[self.score])
         if self.score == "energy":
@@ -108,7 +109,6 @@ class Ranking(Reducer):
             score = ops.uniqueness(score, margin, live)
         if inputs.mask is None:
             return score
-        # Infinite scores keep masked tokens out of merges of the lowest-scored tokens.
         return jnp.where(inputs.mask > 0.5, score, jnp.inf)
 
 

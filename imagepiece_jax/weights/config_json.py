@@ -124,7 +124,7 @@ def config_fields(vit: Pretrained) -> dict[str, Any]:
     """Make the content of a config.json for `load`.
 
     "architecture" is timm's name if timm has the model, so that `timm.create_model`
-    loads the dense part; else it is OURS.
+    loads the dense part; else it is our own name (OURS).
     """
     model = vit.model
     reduction = dataclasses.replace(vit.reduction, prop_attn=model.prop_attn)

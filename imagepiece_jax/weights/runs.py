@@ -88,9 +88,10 @@ def read_checkpoint(
 
 
 def own_files(*words):
-    """List the files no command may overwrite: weights, data, and files beside them.
+    """List the files of a command's inputs, which its outputs may not overwrite.
 
-    words: paths of weights, and names of data such as csv:FILE
+    words: paths of weights, and names of data such as csv:FILE; files that belong to
+        them are listed whether they exist or not
     """
     names = (CONFIG, CLASSES, *OTHERS, OPEN_CLIP, PREPROCESSOR, PROCESSOR)
     names += tuple(name for name in WEIGHTS if name.endswith(INDEX))

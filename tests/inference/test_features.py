@@ -324,7 +324,8 @@ def test_what_does_not_fit_is_refused(option, value):
 def test_the_example_of_the_docs_runs(tmp_path, monkeypatch, assets):
     deit_ti(monkeypatch, 4)
     weights = assets / "weights" / "deit_tiny_patch16_224.pth"
-    (tmp_path / weights.name).symlink_to(weights)
+    (tmp_path / "deit_tiny_patch16_224-a1311bcf.pth").symlink_to(weights)
+    (tmp_path / "imagepiece_jax").symlink_to(ROOT / "imagepiece_jax")
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
     space = {}

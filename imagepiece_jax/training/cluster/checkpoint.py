@@ -3,7 +3,7 @@
     workdir/checkpoints/latest/STEP/    the newest steps, from which a run resumes
     workdir/checkpoints/best/STEP/      the best steps; later steps do not remove them
 
-Process 0 writes, all processes read. A damaged step is skipped for the step before it.
+Process 0 writes, all processes read. If a step is damaged, the step before it is read.
 `keeper` decides when a run saves and resumes.
 """
 

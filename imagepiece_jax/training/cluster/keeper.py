@@ -51,9 +51,9 @@ class Keeper:
     def begin(self, state, frozen, class_names, teacher=None):
         """Start or resume the run, and record the start: (state, RunProgress, step).
 
-        state: the first state; shapes are enough for a resumed run
-        frozen: further arrays, equal in all processes
-        class_names: of the data; None: the folder keeps its class names
+        state: the first state; for a resumed run jax.ShapeDtypeStructs will do
+        frozen: arrays that are not trained (the teacher's), equal in all processes
+        class_names: the data's class names; None: those in the folder stay
         teacher: `Teacher.record`; None: no teacher
         Raises InputError for a checkpoint of another run.
         """
