@@ -23,7 +23,7 @@ CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "a config file, such as configs/quickstart.py; --config.FIELD=VALUE changes a "
-    "field, and one of configs/deit_s.py:ARGUMENT is what get_config takes",
+    "field, and configs/deit_s.py:ARGUMENT passes an argument to get_config",
 )
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "folder of the run; default: runs/NAME for configs/NAME.py"
@@ -41,7 +41,7 @@ COORDINATOR = flags.DEFINE_string(
 NUM_PROCESSES = flags.DEFINE_integer(
     "num_processes", None, "number of processes; 1: only this one"
 )
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this one, from 0")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "this process's number, from 0")
 
 
 def parse(argv):

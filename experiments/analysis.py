@@ -207,7 +207,7 @@ def overlap(paper):
     lines.append(["chance", "", *map(str, published.OVERLAP_K)])
     head = ["model", "merged are", *(f"top {k} %" for k in published.OVERLAP_K)]
     note = (
-        "src: the tokens that leave; both: and those they are merged into. ImagePiece "
+        "src: the leaving tokens; both: also the tokens they merge into. ImagePiece "
         "merges among the least attended 30 %, so its zeros are by construction."
     )
     title = "merged tokens among the most attended, %"

@@ -1,6 +1,6 @@
 """What ImagePiece is tested by, as methods: its steps with one thing done otherwise.
 
-The comparison of docs/imagepiece.md is over. Its tables call the first three
+The comparison of docs/results/imagepiece.md is over. Its tables call the first three
 "imagepiece drop", "imagepiece random" and "imagepiece tome".
 """
 

@@ -1,4 +1,4 @@
-"""Pictures of the pages, drawn from the figures in docs/tables.
+"""Pictures of the pages, drawn from the figures in docs/results.
 
 python -m experiments.figures
 

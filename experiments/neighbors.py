@@ -5,7 +5,7 @@ python -m experiments neighbors --weights FOLDER --photographs FOLDER
 python -m experiments neighbors --weights FOLDER --out FOLDER --time
 python -m experiments neighbors --out FOLDER --tables
 
-docs/tables/neighbors/declared.md declares it. A cell is a set of images and a setting,
+docs/results/neighbors/declared.md declares it. A cell is a set of images and a setting,
 and writes a line of FOLDER/runs.jsonl; the same command goes on with the cells that
 have none. --vectors keeps the vectors of each, and the recovered models, in a folder
 for the encoder and its images. --time measures milliseconds an image, into
@@ -33,7 +33,7 @@ from imagepiece_jax.evaluate.result_cache import decode_bits, encode_bits
 from imagepiece_jax.evaluate.statistics import format_estimate
 from imagepiece_jax.models.variables import digest
 
-FOLDER = pathlib.Path("docs/tables/neighbors")
+FOLDER = pathlib.Path("docs/results/neighbors")
 
 SIDE = 224
 PHOTOGRAPHS = 1000  # evenly spaced: the even ones are measured, and odd ones recover
@@ -377,34 +377,34 @@ def sets(photographs: str, imagenette: str) -> dict[str, Source]:
 
 INTRODUCTION = """\
 Written by `python -m experiments neighbors --tables` from `runs.jsonl`.
-[declared.md](declared.md) says what was declared before. DINOv2-S at 224 pixels;
-brackets are 95 % intervals over images."""
+[declared.md](declared.md) is the declaration from before the runs. The model is a
+DINOv2-S at 224 pixels; brackets are 95 % intervals over images."""
 KEPT = """\
 ## Neighbors that are kept
 
-The share of the dense model's ten nearest neighbors among the ten of a setting: all
-vectors are of the setting, or (mixed) the queries alone, and the index is dense. The
-first rows are the dense model itself, on photographs that were changed."""
+*Kept* is the share of the dense model's ten nearest neighbors among a setting's ten.
+All vectors come from the setting; for *mixed* only the queries do, and the index is
+dense. The first rows are the dense model itself, on changed photographs."""
 FOUND = """\
 ## What a search finds
 
-Images of imagenette: the share of the ten nearest that are of the image's class, and
-how often the ten nearest of 800 labeled images vote for it; points beside the dense
-model."""
+Imagenette images. *Of its class* is the share of the ten nearest with the image's
+class. *Voted right* says how often the ten nearest of 800 labeled images vote for this
+class. Points compare with the dense model."""
 WITHOUT_CLASS_TOKEN = """\
 ## Without a class token
 
-The same photographs, where the vector is the mean of the patches and the score is the
-attention that a token receives: a tower that has no class token to read."""
+The same photographs for a tower without a class token: its vector is the mean of the
+patches, and its score the attention received by a token."""
 CHOICE = """\
 ## How fusion was chosen
 
-Settings at .6 on 400 of the odd photographs, which judge nothing above."""
+Settings at .6 on 400 odd photographs, which judge nothing above."""
 TIMES = """\
 ## Milliseconds an image
 
 One image a call, two threads, float32, the file of `export --layout immich`: median,
-lowest and highest of the turns; times as fast as the dense model in brackets."""
+lowest and highest of the turns. Brackets are times as fast as the dense model."""
 
 
 def percents(results, cell: Cell, field: str) -> np.ndarray | None:

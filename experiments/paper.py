@@ -82,8 +82,8 @@ ALL = "all"
 WITHOUT_TRAINING = ("table3",)  # which have no form with --small
 MOST_KEPT = 2**30  # bytes of pixels: smaller sets are read once and kept
 LEGEND = (
-    "Brackets are 95 % intervals. Published figures are of trained models on "
-    "ImageNet's validation set: to be read, not to be compared with."
+    "Brackets are 95 % intervals. Published figures are for trained models on "
+    "ImageNet's validation set. Read them; do not compare them with ours."
 )
 
 

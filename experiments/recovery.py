@@ -12,7 +12,7 @@ photographs of even index, evenly spaced, and 200 of imagenette's test images at
 pixels: the distance from the dense model, before and after, and how often the first
 class is the dense model's. CELLS are in the order in which they run, with seed 0; SEEDS
 has the cells that run with seeds 1 and 2, too. Every cell that has run is in the table,
-whatever it says. A cell that has its line in docs/tables/recovery.jsonl is not run
+whatever it says. A cell that has its line in docs/results/recovery.jsonl is not run
 again. --weights names models that are not public: "ten", DeiT-Ti fine-tuned to
 imagenette's ten classes by configs/deit_ti_finetune_small.py.
 
@@ -67,7 +67,7 @@ from imagepiece_jax.recover.recovery_step import DenseTeacher
 from imagepiece_jax.reduction.provenance import follow
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-LINES = ROOT / "docs/tables/recovery.jsonl"
+LINES = ROOT / "docs/results/recovery.jsonl"
 LEARNED = 400
 JUDGED = {"photographs": 300, "imagenette": 200}
 MINUTES = {"dinov2": 20}  # in place of the default number of steps

@@ -1,4 +1,4 @@
-"""The tables of pages that have the figures of docs/tables/results.json.
+"""The tables of pages that have the figures of docs/results/results.json.
 
 python -m experiments.results
 
@@ -24,10 +24,10 @@ from imagepiece_jax.evaluate.result_cache import decode_bits
 from imagepiece_jax.evaluate.statistics import Estimate, format_estimate
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FILE = ROOT / "docs" / "tables" / "results.json"
+FILE = ROOT / "docs" / "results" / "results.json"
 PAGES = (
     "README.md",
-    "docs/tables/imagepiece.md",
+    "docs/results/imagepiece.md",
 )
 MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 

@@ -59,7 +59,7 @@ def _command():
         cli.run(module.main, prog, compiles=name not in COMPILE_NOTHING)
     else:
         listed = ", ".join(names)
-        raise InputError(f"{name!r} is not a command; they are {listed}")
+        raise InputError(f"{name!r} is not a command; the commands are {listed}")
 
 
 if __name__ == "__main__":

@@ -62,10 +62,8 @@ class Process:
         self.returncode = None
         environment = dict(os.environ if env is None else env)
         request = json.dumps([[*map(str, args[1:])], str(cwd), environment])
-        files = [
-            number if file is None else file.fileno()
-            for number, file in ((1, stdout), (2, stderr))
-        ]
+        files = [1 if stdout is None else stdout.fileno()]
+        files.append(2 if stderr is None else stderr.fileno())
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             socket.send_fds(_server(), [request.encode()], [theirs.fileno(), *files])
@@ -120,7 +118,7 @@ if sys.platform != "linux":
 def run(args, cwd=ROOT, env=None, timeout=120):
     """As `subprocess.run`, which returns both outputs as text."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = Process(args, cwd, env, out, err)
+        process = Process(args, cwd=cwd, env=env, stdout=out, stderr=err)
         try:
             process.wait(timeout)
         finally:

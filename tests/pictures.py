@@ -17,6 +17,15 @@ def write_csv(folder, pixels, labels, inside=""):
     return f"csv:{folder}/set.csv"
 
 
+def write_plain(folder, *names, color=(0, 0, 0), side=16):
+    """The folder, with square images of one color in files of these names."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (side, side), color).save(path)
+    return folder
+
+
 def write_damaged(folder, side):
     """The new folder of two images, a.png and c.png, and of b.png, which is none."""
     folder.mkdir()

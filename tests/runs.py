@@ -1,7 +1,6 @@
 """Real runs of train.py in processes of their own, small enough for a test."""
 
 import dataclasses
-import functools
 import os
 import pathlib
 import sys
@@ -12,8 +11,10 @@ import numpy as np
 from flax import traverse_util
 
 from configs import quickstart
-from imagepiece_jax.common import checksums
+from imagepiece_jax.common import checksums, parallel
+from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.recover import recovery_step
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import MEASURED, read_metrics
@@ -91,8 +92,6 @@ def compile_once(patch):
     patch: a pytest.MonkeyPatch, the one of a test that patches the same, too: two undo
         each other's patches
     """
-    from imagepiece_jax.evaluate import accuracy
-
     steps = {}
     compiled = trainer.Run.compiled_step
 
@@ -100,24 +99,22 @@ def compile_once(patch):
         plan = run.plan
         fields = {**vars(plan.config), "init": None, "written": None}
         model = plan.config.create_train_model(epoch)
-        key = repr((fields, plan.data.length, model, run.teacher, plan.loss))
+        loss = plan.loss.__code__  # that of a page is another function each time
+        loss = loss.co_code, loss.co_consts, loss.co_names
+        key = repr((fields, plan.data.length, model, run.teacher, loss))
         if key not in steps:
             steps[key] = compiled(run, epoch)
         return steps[key]
 
     patch.setattr(trainer.Run, "compiled_step", step)
-    patch.setattr(accuracy, "model_step", functools.cache(accuracy.model_step))
+    compile_evaluations_once(patch)
 
 
 def compile_evaluations_once(patch):
     """Evaluations in this process of equal models compile once.
 
     What they measure is the same where its code is, and what the code closes over.
-
-    patch: as that of `compile_once`
     """
-    from imagepiece_jax.evaluate import accuracy
-
     steps = {}
     model_step = accuracy.model_step
 
@@ -139,13 +136,7 @@ def compile_evaluations_once(patch):
 
 
 def compile_recoveries_once(patch):
-    """Recoveries of one model in this process compile once, whatever their lengths.
-
-    patch: as that of `compile_once`
-    """
-    from imagepiece_jax.common import parallel
-    from imagepiece_jax.recover import recovery_step
-
+    """Recoveries of one model in this process compile once, whatever their lengths."""
     programs = {}
     pmap = parallel.pmap
 
@@ -197,14 +188,10 @@ def start(workdir, fields, cache, devices=1, quick=False, log="", **variables):
     With `log` "0" in workdir.0.log; `variables` are added to its environment.
     """
     name = ".".join(filter(None, (str(workdir), log, "log")))
-    with open(name, "a", encoding="utf-8") as output:
-        return forked.Process(
-            command(workdir, fields),
-            cwd=ROOT,
-            env=environment(cache, devices, quick) | variables,
-            stdout=output,
-            stderr=output,
-        )
+    env = environment(cache, devices, quick) | variables
+    with open(name, "a", encoding="utf-8") as out:
+        words = command(workdir, fields)
+        return forked.Process(words, cwd=ROOT, env=env, stdout=out, stderr=out)
 
 
 def start_two(workdir, fields, cache, **of_the_second):
@@ -213,22 +200,11 @@ def start_two(workdir, fields, cache, **of_the_second):
     Their outputs are in workdir.0.log and workdir.1.log; `of_the_second` are fields
     that only the second one is given.
     """
-    job = {
-        "SLURM_JOB_ID": str(uuid.uuid4().int),  # chooses the port
-        "SLURM_STEP_NODELIST": "127.0.0.1",
-        "SLURM_NTASKS": "2",
-    }
-    return [
-        start(
-            workdir,
-            fields | (of_the_second if process else {}),
-            cache,
-            devices=4,
-            quick=True,
-            log=str(process),
-            **job,
-            SLURM_PROCID=str(process),
-            SLURM_LOCALID=str(process),
-        )
-        for process in (0, 1)
-    ]
+    job = {"SLURM_JOB_ID": str(uuid.uuid4().int)}  # chooses the port
+    job |= {"SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2"}
+    processes = []
+    for number, own in (("0", {}), ("1", of_the_second)):
+        job |= {"SLURM_PROCID": number, "SLURM_LOCALID": number}
+        options = {"devices": 4, "quick": True, "log": number}
+        processes.append(start(workdir, fields | own, cache, **options, **job))
+    return processes

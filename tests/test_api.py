@@ -44,7 +44,7 @@ def test_a_config_is_read_from_a_name_or_a_folder_and_makes_the_model(tmp_path):
     for path in (folder, str(folder), folder / "config.json"):
         assert imagepiece_jax.read_config(path) == vit.config
     with pytest.raises(
-        imagepiece_jax.InputError, match="config is 'resnet50', no name"
+        imagepiece_jax.InputError, match="config is 'resnet50', which is neither"
     ):
         imagepiece_jax.read_config("resnet50")
 

@@ -21,6 +21,7 @@ from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.report import training_flop
+from tests.data.augment.test_randaugment import tables
 from tests.runs import ROOT
 
 # What config_flags reads a file by on Python 3.11.
@@ -47,7 +48,6 @@ def commands():
 
 
 def read(name, *argument):
-    """The config of a file of configs/."""
     return importlib.import_module(f"configs.{name}").get_config(*argument)
 
 
@@ -55,9 +55,8 @@ def configured(line):
     """The config of a command's words, as train.py reads them."""
     values = flags.FlagValues()
     words = ["train.py", *shlex.split(line)]
-    config = config_flags.DEFINE_config_file(
-        "config", flag_values=values, sys_argv=words
-    )
+    given = {"flag_values": values, "sys_argv": words}
+    config = config_flags.DEFINE_config_file("config", **given)
     values(words)
     return config.value
 
@@ -150,30 +149,18 @@ FUSED = "evit:fuse_token=True:rate_warmup_start=10:rate_warmup_epochs=100"
 )
 def test_every_published_row_has_a_command(words, gmacs, tokens, acc1):
     paths = r"--config\.(init|teacher)\.weights=\w+"
-    costs = {
-        " ".join(re.sub(paths, "", row).split()): cost for _, row, cost in commands()
-    }
-    cost = costs[f"--config configs/{words}"]
-    cost = re.sub(r" [\d.]+ EFLOP,", "", cost)
+    rows = [(re.sub(paths, "", row).split(), cost) for _, row, cost in commands()]
+    costs = {" ".join(row): cost for row, cost in rows}
+    cost = re.sub(r" [\d.]+ EFLOP,", "", costs[f"--config configs/{words}"])
     wanted = f"{gmacs:.2f} GMACs, {tokens} final tokens, published acc1 {acc1}"
     assert cost == wanted or cost.startswith(f"{wanted} ")
 
 
 def test_deit_recipe():
     """Touvron et al. 2021, table 9, for a batch of 1,024."""
-    wanted = {
-        "epochs": 300,
-        "batch_size": 1024,
-        "lr": 5e-4,
-        "weight_decay": 0.05,
-        "warmup_epochs": 5,
-        "label_smoothing": 0.1,
-        "mixup": 0.8,
-        "cutmix": 1.0,
-        "mixup_prob": 1.0,
-        "mixup_switch_prob": 0.5,
-        "model.drop_path_rate": 0.1,
-    }
+    wanted = {"epochs": 300, "batch_size": 1024, "lr": 5e-4, "weight_decay": 0.05}
+    wanted |= {"warmup_epochs": 5, "label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0}
+    wanted |= {"mixup_prob": 1.0, "mixup_switch_prob": 0.5, "model.drop_path_rate": 0.1}
     assert wanted.items() <= dict(fields(base.get_config())).items()
 
 
@@ -185,18 +172,10 @@ def test_recipe_of_90_epochs():
     # There: p -= schedule * (lr * adam + wd * p); here: p -= lr * (adam + decay * p).
     assert optim.peak_lr * optim.weight_decay == pytest.approx(1e-4)
     assert optim.warmup_epochs * (IMAGENET // 1024) == pytest.approx(10_000)
-    wanted = {
-        "model.name": "deit_s",
-        "epochs": 90,
-        "clip_grad_norm": 1.0,
-        "mixup": 0.2,
-        "mixup_prob": 1.0,
-        "cutmix": 0.0,
-        "augment.layers": 2,
-        "augment.prob": 1.0,
-        "augment.magnitude_std": 0.0,
-        "augment.erase_prob": 0.0,
-    }
+    wanted = {"model.name": "deit_s", "epochs": 90, "clip_grad_norm": 1.0}
+    wanted |= {"mixup": 0.2, "mixup_prob": 1.0, "cutmix": 0.0}
+    wanted |= {"augment.layers": 2, "augment.prob": 1.0}
+    wanted |= {"augment.magnitude_std": 0.0, "augment.erase_prob": 0.0}
     changed = dict(fields(config))
     assert wanted.items() <= changed.items()
     # A value in [0, 255] becomes one in [-1, 1].
@@ -206,39 +185,20 @@ def test_recipe_of_90_epochs():
     assert not model.config.arch.class_token
     # There Posterize keeps four bits at the highest magnitude; here it would keep none.
     magnitude = jnp.full(1, changed["augment.magnitude"])
-    table = randaugment.tables(
-        jnp.zeros((1, 2, 2, 3), jnp.uint8),
-        jnp.array([randaugment.OPS.index("Posterize")]),
-        magnitude,
-        jnp.ones(1),
-    )
-    assert table.max() > 0
+    op = jnp.array([randaugment.OPS.index("Posterize")])
+    pixels = jnp.zeros((1, 2, 2, 3), jnp.uint8)
+    assert tables(pixels, op, magnitude, jnp.ones(1)).max() > 0
 
 
 # Rao et al. 2021 and Kong et al. 2022: what their published training sets otherwise.
-MASKED_TRAINING = {
-    "epochs": 30,
-    "batch_size": 1024,
-    "lr": 5e-4,  # 1e-3 at 1,024 images
-    "min_lr": 1e-6,
-    "warmup_epochs": 5.0,
-    "weight_decay": 0.05,
-    "clip_grad_norm": 0.0,
-    "ema_decay": 0.9999,
-    "model.drop_path_rate": 0.0,
-    "data.repeats": 1,  # no repeated augmentation
-    "augment.layers": 2,
-    "mixup": 0.8,
-    "cutmix": 1.0,
-    "init.fresh": ("reducer",),
-}
-LEARNED = {
-    "ratio_weight": 2.0,
-    "kl_weight": 0.5,
-    "token_weight": 0.5,
-    "backbone_lr": 0.01,
-    "frozen_epochs": 5.0,
-}
+MASKED_TRAINING = {"epochs": 30, "batch_size": 1024, "min_lr": 1e-6}
+MASKED_TRAINING |= {"lr": 5e-4}  # 1e-3 at 1,024 images
+MASKED_TRAINING |= {"warmup_epochs": 5.0, "weight_decay": 0.05, "clip_grad_norm": 0.0}
+MASKED_TRAINING |= {"ema_decay": 0.9999, "model.drop_path_rate": 0.0}
+MASKED_TRAINING |= {"data.repeats": 1, "augment.layers": 2, "mixup": 0.8, "cutmix": 1.0}
+MASKED_TRAINING |= {"init.fresh": ("reducer",)}
+LEARNED = {"ratio_weight": 2.0, "kl_weight": 0.5, "token_weight": 0.5}
+LEARNED |= {"backbone_lr": 0.01, "frozen_epochs": 5.0}
 
 
 @pytest.mark.parametrize("size", ["deit_ti", "deit_s"])
@@ -259,7 +219,6 @@ def test_recipe_of_masked_training(size, method, changes):
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("deit")])
 def test_only_what_a_paper_trains_otherwise_leaves_the_recipe(configs, name):
-    """From scratch: DeiT's recipe, field by field."""
     config = configs[name]
     recipe = dict(fields(base.get_config()))
     if config.init.fresh or "finetune" in name:

@@ -27,7 +27,7 @@ def test_without_a_command_it_lists_them():
 
 def test_another_word_is_one_sentence():
     ended = start("-m", "imagepiece_jax", "evalute", "--zebra", imported=True)
-    said = f"'evalute' is not a command; they are {', '.join(COMMANDS)}"
+    said = f"'evalute' is not a command; the commands are {', '.join(COMMANDS)}"
     assert sentence(ended) == said
 
 

@@ -60,6 +60,7 @@ MISTAKES = [
     ("compare weights digits --reductions random", 2, "blocks"),
     ("compare weights digits --image-sizes 16", 2, "16"),
     ("visualize weights a.png --out x --blocks 9", 2, "9"),
+    ("visualize weights a.png --out x --reduction .5 --reductions .6", 2, "reductions"),
     ("recover weights digits --out x --minutes 1 --steps 2", 2, "minutes"),
     ("recover weights digits --out x --reduction evit:blocks=()", 2, "tokens"),
     # files

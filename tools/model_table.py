@@ -1,4 +1,4 @@
-"""docs/tables/parity.md, from what parity tests measured: python -m tools.model_table
+"""docs/results/parity.md, from what parity tests measured: python -m tools.model_table
 
 Reads tests/fixtures/parity.jsonl, which the tests write:
 
@@ -20,7 +20,7 @@ from imagepiece_jax.reduction import contract, reducers
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MEASURED = ROOT / "tests" / "fixtures" / "parity.jsonl"
 WHOLE = ROOT / "tests" / "fixtures" / "whole_models.json"
-OUT = ROOT / "docs" / "tables" / "parity.md"
+OUT = ROOT / "docs" / "results" / "parity.md"
 PACKAGES = ("jax", "timm", "transformers", "torch")
 FAMILIES = ["family", "model by timm's name", "scores of tokens", "parameters"]
 FAMILIES += ["logits", "tokens"]
@@ -96,21 +96,21 @@ def page(
         "# Models, measured",
         "Written by `python -m tools.model_table` for [models](../models.md).",
         "## Families",
-        "Whole width, random weights, float32 with the highest precision of products. "
-        "Parameters are those of what was compared: its head, and where it says so its "
-        "depth, are not the published ones. "
-        "The last two columns are the largest difference to timm's model, in parts of "
-        "the largest absolute value; tests allow 1e-4. Versions: "
-        f"{versions(families)}.",
+        "Full width, random weights, float32 with the highest precision of products. "
+        "Parameters count the compared model, whose head and stated depth may differ "
+        "from the published one. The last two columns are the largest difference to "
+        "timm's model, relative to the largest absolute value; tests allow 1e-4. "
+        f"Versions: {versions(families)}.",
         of_families(families),
         "## Layouts",
-        "Checkpoints by the names of each project, reduced in width and depth, random "
-        "weights: the largest difference to what the project's model computes, in "
-        f"parts of the largest absolute value. Versions: {versions(layouts)}.",
+        "Checkpoints with each project's names, reduced in width and depth, random "
+        "weights. Differences are the largest to the output of the project's own "
+        "model, relative to the largest absolute value. Versions: "
+        f"{versions(layouts)}.",
         of_layouts(layouts),
         "## The largest member of each family",
-        "Built from names and shapes alone: every tensor of timm's model has its "
-        "place, and ours has as many parameters (tests/models/test_vit_whole_size.py).",
+        "Built from names and shapes alone: every timm tensor has its place, and our "
+        "model has as many parameters (tests/models/test_vit_whole_size.py).",
         of_largest(largest),
     ]
     return "\n\n".join(parts) + "\n"

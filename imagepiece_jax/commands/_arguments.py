@@ -46,29 +46,29 @@ class Weights:
     """A share of the dense model's MACs, such as 0.5, or a method: tome:r=8."""
 
     image_size: int | tuple[int, int] | None = None
-    """Pixels a side, or height and width."""
+    """Pixels per side, or height and width."""
 
     config: str | None = None
-    """What the model is if the weights do not say it: timm's name of a public model, or
-    a folder with its config.json."""
+    """The model, if the weights do not name it: timm's name of a public model, or a
+    folder with its config.json."""
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Type of the layers' numbers."""
+    """The layers' data type."""
 
     attention: Literal["xla", "cudnn"] | None = None
-    """What computes attention."""
+    """The attention implementation."""
 
     checkpoint: str | None = None
-    """best or latest of a run; the key of one model in a file of several."""
+    """A run's best or latest; in a file of several models, the key of one."""
 
     averaged: bool = False
-    """Take a run's averages of the weights over its steps."""
+    """Use a run's weights averaged over its steps."""
 
     crop: float | None = None
-    """Share of each side of the resized image that the center crop keeps."""
+    """The center crop's side, as a share of the resized image's side."""
 
     num_classes: int | None = None
-    """0 leaves the head out: the model gives vectors."""
+    """0 removes the head: the model gives vectors."""
 
     def typed(self) -> dict[str, Any]:
         """The typed arguments apart from the weights, by name."""
@@ -139,16 +139,16 @@ class Data:
     """Folder of imagenet2012's files."""
 
     limit: int | None = None
-    """How many images to take, evenly spaced over the set."""
+    """Number of images, evenly spaced over the set."""
 
     batch_size: int | None = None
-    """Images at once: the run's, or 512."""
+    """Images per batch; if unset the run's, or 512."""
 
     workers: int | None = None
-    """Processes that read: the run's, or 8."""
+    """Worker processes; if unset the run's, or 8."""
 
     threads: int | None = None
-    """Decoding threads in each process: the run's, or 2."""
+    """Decoding threads per process; if unset the run's, or 2."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Images:
     """Images without labels."""
 
     images: Annotated[tuple[str, ...], Positional, arg(metavar="IMAGE")]
-    """Images, folders of images, and .txt files with a path a line."""
+    """Images, folders of images, and .txt files with one path per line."""
 
     def open_set(self, split: str, **options: Any) -> "Source | None":
         """Open the data set that IMAGE names; None if IMAGE lists paths."""
@@ -166,5 +166,8 @@ class Images:
         if not sets:
             return None
         if len(self.images) > 1:
-            raise InputError(f"images has {sets[0]}, which is a data set, and others")
+            raise InputError(
+                f"images has {sets[0]}, a data set, and other words; give "
+                "the data set alone"
+            )
         return registry.open_source(sets[0], split, **options)

@@ -28,7 +28,7 @@ def main(
     from imagepiece_jax.evaluate import compare
 
     if weights.reduction is not None:
-        text = f"reduction is {weights.reduction}; what is compared is in reductions"
+        text = f"reduction is {weights.reduction}; give it in reductions"
         raise InputError(text)
     texts = several("reductions", reductions)
     sizes = several("image_sizes", image_sizes)

@@ -34,6 +34,6 @@ def main(model: Model):
     if own is None:
         print("its values are the dense model's")
     elif own.changed:
-        print(f"its values are those of {own.name}")
+        print(f"its values are the recovered values of {own.name}")
     else:
-        print("its values are those from before the recovery")
+        print("its values are the values before the recovery")

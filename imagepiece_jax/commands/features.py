@@ -32,7 +32,7 @@ def main(
         out: The folder to write, or to complete.
         patches: Also write a feature for every patch.
         logits: Also write the head's outputs: CLIP's vectors beside its texts'.
-        storage: Number type in the files.
+        storage: Data type in the files.
         batch_size: Photographs per device at a time.
         threads: Decoding threads; if unset one per core, at most 16.
         limit: Images to take, evenly spaced.
@@ -63,7 +63,7 @@ def main(
     )
     table = folder / feature_folder.DAMAGED
     if written.damaged == written.shapes["pooled"][0]:
-        raise RunError(f"no photograph has a row of numbers; {table} says why")
+        raise RunError(f"no photograph has a feature row; {table} says why")
     for name, shape in written.shapes.items():
         size = " x ".join([f"{side}" for side in shape])
         print(f"{folder / name}.npy: {size} {storage}")

@@ -20,7 +20,7 @@ def main(
     reductions: tuple[str, ...] | None = None,
     blocks: tuple[int, ...] | None = None,
 ) -> int:
-    """Draw images' tokens after every block that reduces them, and a page of all.
+    """Draw images' tokens after every reducing block, and a page of all drawings.
 
     IMAGE may be digits, imagenet2012, hf:OWNER/NAME or csv:FILE: 8 of its images are
     drawn. provenance.json has the slot of every patch. An unreadable image is named on
@@ -38,7 +38,7 @@ def main(
 
     texts = several("reductions", reductions)
     if texts and weights.reduction is not None:
-        text = f"reduction is {weights.reduction}; all that are drawn are in reductions"
+        text = f"reduction is {weights.reduction}; give it in reductions"
         raise InputError(text)
     drawn = several("blocks", blocks)
     extras.check("a figure", "matplotlib")

@@ -1,8 +1,9 @@
 """Checks of single values with one-sentence errors, and lists made tuples."""
 
+import difflib
 import math
 import numbers
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from imagepiece_jax.errors import InputError
@@ -54,6 +55,11 @@ def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:
 def check_share(name: str, value: Any) -> None:
     """Check that a value is a share: above 0 and at most 1."""
     check_range(name, value, above=0, most=1)
+
+
+def most_similar(word: str, known: Iterable[str]) -> str | None:
+    """The known word that `word` may be a misspelling of, or None."""
+    return next(iter(difflib.get_close_matches(word, known, 1, cutoff=0.8)), None)
 
 
 def as_tuple(value: Any) -> Any:

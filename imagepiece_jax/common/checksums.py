@@ -72,7 +72,7 @@ def _read(folder, choose):
     with _reported_as_damage("meta"):
         item = orbax_files.read_json(folder / "meta")
         if zlib.crc32(item["content"].encode()) != item["crc32"]:
-            raise DamagedError("its metadata is not what was written (checksum)")
+            raise DamagedError("its metadata does not fit its checksum")
         content = json.loads(item["content"])
         table = content["arrays"]
     paths = [tuple(name.split("/")) for name in choose(folder, table)]
@@ -81,7 +81,7 @@ def _read(folder, choose):
         arrays = {"/".join(path): array for path, array in arrays.items()}
         for name, array in arrays.items():
             if _entry(array) != table[name]:
-                raise DamagedError(f"{name} is not what was written (checksum)")
+                raise DamagedError(f"{name} does not fit its checksum")
     return arrays, content["meta"]
 
 
@@ -96,7 +96,7 @@ def _reported_as_damage(part):
     except (MemoryError, DamagedError):
         raise
     except json.JSONDecodeError as error:
-        raise DamagedError(f"its {part} is cut off, or not JSON") from error
+        raise DamagedError(f"its {part} is cut off or is not JSON") from error
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise DamagedError(f"its {part} cannot be read ({reason})") from error

@@ -129,8 +129,8 @@ def check_own(name, path, of, ours):
             continue
         if not ours(file):
             raise InputError(
-                f"{name} {folder} holds {file.name}; it must be a new or empty folder, "
-                f"or one of {of}"
+                f"{name} {folder} holds {file.name}; it must be new, be empty, or hold "
+                f"only files of {of}"
             )
 
 
@@ -146,7 +146,9 @@ def check_writable(name, path, endings, read=()):
         raise InputError(f"{name} is {path}; it must end in {' or '.join(endings)}")
     for source in read:
         if path.exists() and os.path.exists(source) and path.samefile(source):
-            raise InputError(f"{name} {path} is read by this command; choose another")
+            raise InputError(
+                f"{name} {path} is an input of this command; choose another file"
+            )
     can_be_made = path.parent.is_dir() and os.access(path.parent, os.W_OK)
     if path.is_dir() or not can_be_made:
         raise InputError(f"{name} {path} cannot be written")

@@ -18,8 +18,8 @@ def checked_size(image_size: Any) -> int | tuple[int, int]:
         check_range("image_size", side, 1, whole=True)
     if len(both) != 2 or math.prod(both) > MAX_PIXELS:
         raise InputError(
-            f"image_size is {image_size}; it must be pixels a side, or (height, "
-            f"width), {MAX_PIXELS:,} pixels at most"
+            f"image_size is {image_size}; it must be pixels per side or (height, "
+            f"width), of at most {MAX_PIXELS:,} pixels"
         )
     height, width = map(int, both)
     return (height, width) if isinstance(image_size, tuple | list) else height

@@ -223,7 +223,7 @@ def record_unreadable(damaged, in_a_row, total, consequence):
             log.warning("%s: %s", error, consequence)
     if len(in_a_row) >= MAX_IN_A_ROW:
         raise InputError(
-            f"{in_a_row[0]}, as the first of {len(in_a_row)} images in a row"
+            f"{in_a_row[0]}; none of {len(in_a_row)} images in a row can be read"
         )
     count = len(damaged)
     if count > MAX_SHARE * total:

@@ -158,9 +158,8 @@ class _Worker:
         names = {-number: number.name for number in signal.Signals}
         cause = _CAUSES.get(names.get(status), "")
         return RunError(
-            f"a process that reads images has ended with status {status}"
-            f"{cause}; the same command resumes from the last "
-            "checkpoint, with fewer workers, too"
+            f"a worker process ended with status {status}{cause}; the same command "
+            "resumes from the last checkpoint, also with fewer workers"
         )
 
     def close(self):
@@ -178,9 +177,9 @@ def check_space(size: int):
     free = shutil.disk_usage(SHARED).free
     if free < size:
         raise InputError(
-            f"{SHARED} has {free / 1e6:,.0f} MB free, but reading in processes needs "
-            f"{size / 1e6:,.0f} MB; give it more room (a container's shm-size), or "
-            "workers=0, which are threads"
+            f"{SHARED} has {free / 1e6:,.0f} MB free, but worker processes need "
+            f"{size / 1e6:,.0f} MB; enlarge it (a container's shm-size), or read "
+            "in threads with workers=0"
         )
 
 

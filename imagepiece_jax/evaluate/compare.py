@@ -146,7 +146,9 @@ def rows_of(
     for row in rows:
         key = row.weights.vit.image_size, row.reduction
         if key in seen:
-            raise InputError(f"{row.name} is {seen[key]} again; a row is there once")
+            raise InputError(
+                f"{row.name} is the same model as {seen[key]}; give every model once"
+            )
         seen[key] = row.name
     return rows
 
@@ -203,7 +205,8 @@ def on_smaller_images(measured: MeasuredWeights, size: int) -> MeasuredWeights:
     if size >= min(sides(measured.vit.image_size)):
         model_size = size_text(measured.vit.image_size)
         raise InputError(
-            f"image_sizes has {size}; the model's own images are {model_size}"
+            f"image_sizes has {size}; sizes must be below the model's image_size, "
+            f"{model_size}"
         )
 
     def alter(images, batch, model):

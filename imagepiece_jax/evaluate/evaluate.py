@@ -47,9 +47,13 @@ def evaluate(
         vit = onnx_program.open_file(model)
     is_file = isinstance(vit, onnx_program.OnnxProgram)
     if gelu and not optimized:
-        raise InputError(f"gelu is {gelu}, which is for the optimized program alone")
+        raise InputError(
+            f"gelu is {gelu}, but only the optimized program takes gelu; add optimized"
+        )
     if optimized and is_file:
-        raise InputError("optimized is for weights; an exported file is a program")
+        raise InputError(
+            "optimized is for weights; an exported file is already a program"
+        )
     images = labeled_images(
         vit,
         data,

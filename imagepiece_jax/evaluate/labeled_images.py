@@ -93,7 +93,7 @@ def data_name(vit: Pretrained, data: str | None = None) -> str:
     run = vit.source.run or {}
     name = registry.full_name(data or run.get("data", {}).get("name", ""))
     if not name:
-        raise InputError("data is missing; only a run has data of its own")
+        raise InputError("data is missing; only a run names its own data")
     return name
 
 
@@ -151,9 +151,9 @@ def _notes(vit, name, every, source):
     check_classes(vit.class_names, vit.source.title, source.class_names, name)
     texts = []
     if source.split:
-        texts.append(f"{source.split} of {name} is measured on")
+        texts.append(f"images are from the split {source.split} of {name}")
     if source.part:
-        texts.append(f"{len(source)} of {len(every)} images are taken, evenly spaced")
+        texts.append(f"{len(source)} evenly spaced images of {len(every)} are used")
     present = len(source.present_labels)
     if present < source.num_classes:
         having = "1 class has" if present == 1 else f"{present:,} classes have"
@@ -161,6 +161,6 @@ def _notes(vit, name, every, source):
         texts.append(f"{having} images, and {of_all}")
     if name.startswith("csv:") and every.labels.min() == 1:
         # With labels from 1 the accuracy would be 0.
-        texts.append(f"no label of {name} is 0, the lowest is 1; labels count from 0")
+        texts.append(f"the lowest label of {name} is 1, but labels count from 0")
     texts.append(vit.preprocessing.note(source.some_sizes(), len(source)))
     return [note for note in texts if note]

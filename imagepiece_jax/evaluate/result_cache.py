@@ -41,7 +41,7 @@ def read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
         try:
             objects.append(dict(json.loads(line)))
         except (TypeError, ValueError) as error:
-            text = f"{path}: line {number} is no JSON object ({error})"
+            text = f"{path}: line {number} is not a JSON object ({error})"
             raise InputError(text) from error
     return objects
 
@@ -158,15 +158,18 @@ class MeasuredWeights:
 
     def setting(self, task: str, reduction: Reduction) -> dict[str, Any]:
         """Everything that decides a result, as JSON values."""
-        return {
+        setting = {
             "kind": task,
             **record_of(self.vit, self.vit.model_with(reduction)),
             "reduction": self.text(reduction),
             "use": self.vit.use(reduction),
             "trained_as": str(self.vit.reduction),
-            "seed": self.vit.source.seed,
+            "seed": self.vit.source.seed,  # draws missing selectors
             **self.images.setting,
         }
+        if self.seed not in (None, self.vit.source.seed):
+            setting["reducer_seed"] = self.seed
+        return setting
 
     def text(self, reduction: Reduction) -> str:
         """Reduction as text, with its model's attention."""

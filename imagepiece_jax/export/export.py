@@ -62,7 +62,7 @@ def export(
     if layout is None:
         outputs = ProgramOutputs(vit, output)
     elif output != "logits":
-        raise InputError(f"output is {output!r}; a layout has outputs of its own")
+        raise InputError(f"output is {output!r}; the layout decides the outputs")
     else:
         out = tower.graph_file(folder, layout, vit)
         outputs = tower.outputs(vit, layout, pixels)

@@ -26,10 +26,7 @@ KIND = "ONNX file"
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class OnnxProgram(Pretrained):
-    """An exported program: called with uint8 images, it returns logits.
-
-    `variables` is empty, because the weights are in the file.
-    """
+    """An exported program: called with uint8 images, it returns logits."""
 
     session: Any  # an onnxruntime.InferenceSession
     input_name: str
@@ -37,6 +34,14 @@ class OnnxProgram(Pretrained):
     batch_size: int | None  # images per call; None: any number
     channels_first: bool
     recovered_name: str | None  # the recovered variant with the file's values
+
+    @property
+    def variables(self):
+        """Raises InputError, because the weights are in the file."""
+        raise InputError(
+            f"{self.source.title} is an exported program; only evaluate and benchmark "
+            "take it, so load the original weights"
+        )
 
     def prepared(self, pixels: np.ndarray) -> np.ndarray:
         """Prepare uint8 [B, H, W, 3] as the file's input."""

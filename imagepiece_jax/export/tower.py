@@ -60,24 +60,22 @@ def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
     """
     if is_classifier(vit) and layout != "transformers":
         raise InputError(
-            f"layout is {layout!r}, which searches by vectors, but the head of these "
-            f"weights has {vit.config.num_classes} classes; num_classes=0 "
-            "(--num-classes 0) leaves it out"
+            f"layout is {layout!r}, which needs vectors, but the weights' head has "
+            f"{vit.config.num_classes} classes; num_classes=0 (--num-classes 0) "
+            "removes the head"
         )
     prepared = vit.preprocessing
     height, width = prepared.shape
     if height != width:
-        raise InputError(
-            f"image_size is {height, width}; programs that search photographs crop a "
-            "square"
-        )
+        raise InputError(f"image_size is {height, width}; a layout needs square images")
     if layout == "immich" and prepared.resizes and prepared.resized != prepared.shape:
         raise InputError(
-            f"images are cropped from {prepared.resized[0]} pixels, but immich crops "
-            f"nothing off {height} pixels; crop=1 (--crop 1) crops nothing"
+            f"images are resized to {prepared.resized[0]} pixels and cropped, but "
+            f"immich resizes to {height} pixels and does not crop; load with crop=1 "
+            "(--crop 1)"
         )
     if vit.config.arch.pool == "none":
-        raise InputError("pool is 'none', so the model has no vector of an image")
+        raise InputError("pool is 'none', so the model has no image vector")
     if pixels and layout != "immich":
         raise InputError(f"pixels is for immich; {layout} normalizes images itself")
     if layout == "immich":

@@ -97,11 +97,11 @@ def write_features(
         ):
             if files.leaving:
                 log.warning(
-                    f"note: {files.leaving} rows leave, as their photographs are not "
-                    "named or gone"
+                    f"note: {files.leaving} rows are removed, because their "
+                    "photographs are gone or not named"
                 )
             if existing_rows:
-                progress.say(f"{existing_rows} of {count} rows are there")
+                progress.say(f"{existing_rows} of {count} rows exist already")
             elif any(layer.step for layer in run.model.plan):
                 progress.say(_comparison(vit, run, photographs, size, threads))
             for batch, result in _one_behind(run, reader):

@@ -242,7 +242,7 @@ def check_outputs(outputs):
     results = outputs.results
     masks = [result for result in results if isinstance(result, Masking)]
     if state.mask is not None or masks:
-        raise InputError("outputs are those of masked training")
+        raise InputError("outputs come from masked training")
 
 
 def check_fill(fill: str, class_token: bool) -> None:

@@ -47,7 +47,7 @@ QUICK = "quick"
 REDUCTIONS = ("exact", "fast")
 # On GPUs, a stem's first convolution reads up to 16 pixels at once. On an H200, DeiT-S
 # with the stem then runs 1.06 times as fast and ImagePiece 1.09 times; with 8 pixels
-# 1.06 and 1.08 times (docs/tables/h200/forms.jsonl). Wider patches were not timed.
+# 1.06 and 1.08 times (docs/results/h200/forms.jsonl). Wider patches were not timed.
 JOINED = 16
 # Up to SMALL_BATCH images, weights of at most SMALL bytes are compiled into the
 # program, because every argument costs about a microsecond a call. Larger arrays stay
@@ -269,7 +269,9 @@ def compiler(
     dtype = dtype or xla_options.fast_dtype(device)
     xla_options.check_dtype(dtype, device.platform)
     if reductions == "fast" and jnp.dtype(dtype).itemsize > 2:
-        raise InputError(f"reductions is 'fast', but layers are {dtype}")
+        raise InputError(
+            f"reductions is 'fast', which needs 2-byte layers, but dtype is {dtype}"
+        )
     options = {**xla_options.options(device.platform), **(compiler_options or {})}
     model = model.with_execution(dtype=jnp.dtype(dtype))
     model = for_device(model, device, attention)
@@ -344,7 +346,7 @@ def takes_direction(model, sizes=None):
     """
     if sizes == "bias" or not size_direction.has_sizes(model):
         return False
-    # A direction changes the dense model less than bfloat16 does (docs/tables/forms).
+    # A direction changes the dense model less than bfloat16 does (docs/results/forms).
     reason = size_direction.reason_against(model)
     if sizes == "direction" and reason:
         raise InputError(f"sizes is 'direction', but the model {reason}")
@@ -370,8 +372,8 @@ def default_gelu(model, device):
     """Choose the default GELU: the model's own, or "tanh" for "exact" on GPUs."""
     # GPUs compute "tanh" in the kernel of the product before it. "exact" is a kernel of
     # its own, which takes a fifth of a dense model's time. In 16-bit dtypes "tanh"
-    # changes the dense model less than bfloat16 does (docs/tables/forms); float32 stays
-    # exact.
+    # changes the dense model less than bfloat16 does (docs/results/forms); float32
+    # stays exact.
     gelu = model.config.arch.gelu
     is_exact = gelu == "exact" and model.config.arch.has_gelu
     return "tanh" if is_exact and in_two_bytes_on_gpu(model, device) else gelu
@@ -380,7 +382,7 @@ def default_gelu(model, device):
 def default_reductions(model, device):
     """Choose the default reductions: "fast" in 16-bit dtypes on GPUs."""
     # Fast reductions take half as many kernels (PERFORMANCE.md, "Few kernels"). Except
-    # near ties they change a model less than bfloat16 does (docs/tables/forms).
+    # near ties they change a model less than bfloat16 does (docs/results/forms).
     return "fast" if in_two_bytes_on_gpu(model, device) else "exact"
 
 

@@ -72,9 +72,9 @@ class Predictor:
         if vit.has_projection and self._labels is None and not vit.untrained:
             warn(
                 "the head has no bias, like CLIP's projection or a head that was not "
-                "trained, so its outputs are no classes, and probabilities of them "
-                "mean nothing; an embedding is "
-                "vit.model.apply(vit.variables, images).logits",
+                "trained, so its outputs are not classes, and their probabilities "
+                "mean nothing; the embedding is vit.model.apply(vit.variables, "
+                "images).logits",
             )
         if classes:
             vit.probabilities(np.zeros(classes))  # raises for a regression model

@@ -77,7 +77,7 @@ def directions(vit: Pretrained, images: np.ndarray | None = None) -> np.ndarray:
     for index, (of_queries, of_keys) in enumerate(moments):
         if not np.all(np.isfinite(of_queries)) or not np.all(np.isfinite(of_keys)):
             raise InputError(
-                f"variables: queries or keys of block {index} are no numbers"
+                f"variables: block {index} has queries or keys that are not finite"
             )
         vectors.append(least_used(of_queries, of_keys))
     return np.asarray(vectors, np.float32)

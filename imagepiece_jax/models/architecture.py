@@ -113,8 +113,8 @@ class Architecture:
             raise InputError("pool is 'token', but the model has no class token")
         if self.dist_token and self.pool != "token":
             raise InputError(
-                f"pool is {self.pool!r}; with a distillation token, whose head reads "
-                "it, it must be 'token'"
+                f"pool is {self.pool!r}; a model with a distillation token needs "
+                "'token'"
             )
 
 

@@ -68,8 +68,8 @@ class ViTConfig:
         arch.check_parts()
         if arch.pool == "none" and self.num_classes:
             raise InputError(
-                f"pool is 'none' for {self.num_classes} classes; num_classes=0 leaves "
-                "a head out"
+                "pool is 'none', which needs num_classes=0, but num_classes is "
+                f"{self.num_classes}"
             )
         if self.embed_dim % self.num_heads:
             raise InputError(
@@ -85,7 +85,7 @@ class ViTConfig:
         if self.embed_dim * self.mlp_ratio < 1:
             raise InputError(
                 f"mlp_ratio is {self.mlp_ratio}; it must be at least 1 / "
-                f"{self.embed_dim}, for an MLP of a width of 1 or more"
+                f"{self.embed_dim}, so that the MLP is not empty"
             )
         if self.stem == "conv":
             conv_stem_widths(self.embed_dim, self.patch_size)
@@ -95,8 +95,8 @@ class ViTConfig:
             )
         if arch.rotary is not None and self.head_dim % 4:
             raise InputError(
-                f"num_heads is {self.num_heads}, which makes heads of a width of "
-                f"{self.head_dim}; rotary positions need a multiple of 4"
+                f"num_heads is {self.num_heads}, so head_dim is {self.head_dim}; "
+                "rotary positions need a multiple of 4"
             )
 
     @property

@@ -90,8 +90,8 @@ def config_of_run(run: Mapping[str, Any]) -> ViTConfig:
             fields[field] = model[field]
     if ("mean" in fields) != ("std" in fields):
         raise InputError(
-            f"model.mean is {model['mean']} and model.std is {model['std']}: both or "
-            "neither"
+            f"model.mean is {model['mean']} and model.std is {model['std']}; give both "
+            "or neither"
         )
     parts = {}
     for part, value in model["arch"].items():

@@ -239,8 +239,8 @@ class Pretrained:
     @functools.cached_property
     def untrained_parts(self) -> tuple[str, ...]:
         """Names of untrained parts, such as "head"."""
-        params = self.variables["params"]
         drawn = self.source.untrained.items()
+        params = self.variables["params"] if drawn else {}
         return tuple(k for k, v in drawn if k in params and digest(params[k]) == v)
 
     @property
@@ -260,7 +260,7 @@ class Pretrained:
     def warn_of_untrained(self):
         """Warn if any part is untrained."""
         if self.untrained:
-            warn(f"{self!r}: what is untrained was drawn from a seed; train it first")
+            warn(f"{self!r}: untrained parts were drawn from a seed; train them first")
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Class probabilities for the head's problem type. [.., C] -> [.., C].
@@ -296,8 +296,8 @@ class Pretrained:
         resized = sides(trained_size) != sides(self.image_size)
         if resized and self.config.arch.positions:
             raise InputError(
-                f"positions are resized from {size_text(trained_size)} already; take "
-                "another size from the model as it was loaded"
+                f"positions are resized from {size_text(trained_size)} already; resize "
+                "the model as it was loaded"
             )
         dense = self.model.clone(config=self.config.at_size(image_size))
         return self.with_model(reduction_plan.with_plan(dense, self.reduction))

@@ -32,7 +32,7 @@ def probabilities(logits: np.ndarray, problem_type: str = SINGLE_LABEL) -> np.nd
     if function is None:
         raise InputError(
             f"problem_type is {problem_type!r}, whose outputs are not probabilities; "
-            "vit.model.apply(vit.variables, images).logits has its numbers"
+            "vit.model.apply(vit.variables, images).logits has the values"
         )
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)

@@ -100,7 +100,7 @@ class RecoveredVariant:
             figures += f" stays; {NOTHING_LOWER}"
         held_out = f"{self.held_out} images held out"
         if self.scenes == 0:
-            held_out += " that are like those learned from, so it may be too good"
+            held_out += " that are like the training images, so it may be too good"
         elif self.scenes and self.scenes < self.held_out:
             held_out = f"{self.held_out} images of {self.scenes} scenes held out"
         steps = amount(self.steps, "step")

@@ -137,5 +137,5 @@ def _nearest_ratio(method, model, tolerance):
     if error:
         raise error
     raise InputError(
-        f"macs is {method.macs:g}, but the nearest cost of the method is {share:.3f}"
+        f"macs is {method.macs:g}, but the method's nearest cost is {share:.3f}"
     )

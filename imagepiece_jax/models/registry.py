@@ -3,7 +3,6 @@
 tools/public_models.py writes the JSON.
 """
 
-import difflib
 import functools
 import json
 import os
@@ -11,6 +10,7 @@ import pathlib
 import re
 from typing import Any
 
+from imagepiece_jax.common.checks import most_similar
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
@@ -74,13 +74,13 @@ def config(name: str) -> ViTConfig:
         return MODELS[name]
     weights = _weights(name)
     if not weights:
-        raise InputError(f"{name!r} is no model's name; {names_for(name)}")
+        raise InputError(f"{name!r} is not a model name; {names_for(name)}")
     published = next(iter(weights.values()))
     if any(_agreed(other) != _agreed(published) for other in weights.values()):
         tags = ", ".join(f"{name}.{tag}" for tag in weights)
         raise InputError(
-            f"{name!r} stands for weights that differ in normalization, crop or GELU; "
-            f"a tag says which: {tags}"
+            f"{name!r} has weights with different normalization, crop or GELU; name "
+            f"one of them: {tags}"
         )
     facts = published | {"preprocessing": Preprocessing(**published["preprocessing"])}
     parts = {part: facts.pop(part) for part in ("gelu", "resize") if part in facts}
@@ -113,8 +113,7 @@ def names_for(name: str) -> str:
     tags = public_models().get(base, {"weights": {}})["weights"]
     if tags:
         return f"with a tag it is one of {', '.join(f'{base}.{tag}' for tag in tags)}"
-    known = [*MODELS, *public_models()]
-    for similar in difflib.get_close_matches(base, known, 1, cutoff=0.8):
+    if similar := most_similar(base, [*MODELS, *public_models()]):
         return f"did you mean {similar!r}?"
     return NAMES
 

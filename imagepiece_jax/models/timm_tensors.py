@@ -120,7 +120,7 @@ def own_selectors(
     for selector in lacking:
         if not matches(selector, fresh):
             raise StateDictMismatch(
-                f"{source} has no {selector}, a selector that this reduction learns",
+                f"{source} has no {selector}, the selector of this reduction",
                 selector,
                 (SELECTOR,),
             )

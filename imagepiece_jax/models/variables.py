@@ -114,7 +114,7 @@ def check_variables(model, variables):
         got = present.get(name, "missing")
         expected = needed.get(name, "missing")
         if got != expected:
-            raise InputError(f"variables: {name} is {got}, and in the model {expected}")
+            raise InputError(f"variables: {name} is {got}, but {expected} in the model")
 
 
 def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> None:
@@ -135,6 +135,7 @@ def matches(path: str, names: Iterable[str]) -> bool:
 
 def digest(tree):
     """SHA-256 of a tree's paths and array bytes, as hex digits."""
+    # Shapes and dtypes are left out: published results and saved folders hold digests.
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         total.update(jax.tree_util.keystr(path).encode())

@@ -340,9 +340,9 @@ class ViT(nn.Module):
             count -= arch.prefix
         if count != height * width:
             raise InputError(
-                f"images are of {size_text(size)} pixels, {height * width} patches, "
-                f"but the model has positions for {count}; load(.., image_size=..) "
-                "resizes them"
+                f"images have {size_text(size)} pixels, {height * width} patches, but "
+                f"the model has positions for {count}; load(.., image_size=..) resizes "
+                "them"
             )
 
     def _with_positions(self, x):

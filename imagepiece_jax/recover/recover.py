@@ -43,7 +43,7 @@ from imagepiece_jax.reduction.reduction import DENSE
 
 # Costs at which a dense model is recovered, as shares of its MACs. With one set of
 # values for all three costs, outputs are 1.1 to 1.3 times as far from the dense model
-# (docs/tables/recover_sharp).
+# (docs/results/recover_sharp).
 COSTS = (0.6, 0.5, 0.4)
 WARM_UP = 0.05  # share of training with a rising learning rate
 # Training has diverged if its distance, at share CHECK of the training, is above
@@ -99,7 +99,7 @@ def recover(
     if minutes is not None:
         check_range("minutes", minutes, above=0)
         if steps is not None:
-            raise InputError("steps and minutes are given; one of them says how long")
+            raise InputError("steps and minutes are both given; give one")
     recipe = Recipe(parameters, STEPS if steps is None else steps, batch_size, seed)
     dense = vit.with_reduction(None)
     students = reduced_models(vit, dense)
@@ -153,11 +153,13 @@ def recover(
 def check_recoverable(vit: Pretrained):
     """Raise InputError for a model that `recover` does not take."""
     if vit.model.has_selectors:
-        raise InputError(f"{vit.label} has selectors, which training must learn")
+        raise InputError(f"{vit.label} has selectors, which only training can learn")
     reduction = vit.reduction
     # A dense model may name proportional attention, which changes nothing.
     if is_dense(vit) and reduction is not None and reduction.name != DENSE.name:
-        raise InputError(f"reduction {reduction} leaves all tokens: nothing to recover")
+        raise InputError(
+            f"reduction {reduction} keeps all tokens, so there is nothing to recover"
+        )
     check_variables(vit.model, vit.variables)
 
 
@@ -208,7 +210,6 @@ class RecoveryRun:
         for batch in self.crops(1).read():
             self.fit.take_step(batch["image"][:, 0], 0.0).block_until_ready()
         self.measure()  # it is compiled already: only its time counts
-        del self.curve[1:]
 
     def train(self, progress: ProgressBar, shown: int):
         """Train until an attempt does not diverge; keep its weights if better."""
@@ -279,7 +280,8 @@ class RecoveryRun:
         for name, values in measured.items():
             means[name] = np.bincount(scenes, values) / counts
         self.seconds_of_measure = time.monotonic() - began
-        if not dense:
+        is_new = self.steps_done > 0 or not self.curve
+        if is_new and not dense:
             self.curve.append((self.steps_done, mean(means)))
             log.info("recover: step %s, %.4f", *self.curve[-1])
         return means

@@ -46,15 +46,15 @@ def divided(source: Source, batch_size: int) -> Divided:
     needed = MIN_HELD_OUT + batch_size
     if total < needed:
         needs = f"{MIN_HELD_OUT} to hold out, and a batch of {batch_size}"
-        raise InputError(f"images has {total}, too few; it takes {needs}")
+        raise InputError(f"images has {total}, but recover needs {needs}")
     count = min(MAX_HELD_OUT, max(MIN_HELD_OUT, total // HELD_OUT))
     chosen = held_out_scenes(scenes, count)
     is_held_out = np.isin(scenes, chosen)
     num_scenes = len(chosen)
     if num_scenes < MIN_SCENES or (~is_held_out).sum() < batch_size:
         log.warning(
-            "recover: most images are alike, so those held out are like those learned "
-            "from, and the report may be too good"
+            "recover: most images are alike, so held-out images are like training "
+            "images, and the report may be too good"
         )
         # Single images are held out; num_scenes tells the report.
         num_scenes = 0

@@ -257,7 +257,7 @@ def build(
             )
         if step.block in by_block:
             raise InputError(
-                f"two steps are at block {step.block}; a block must have one, whose "
+                f"two steps are at block {step.block}; a block takes one step, and its "
                 "reducer may both drop and merge"
             )
         by_block[step.block] = step

@@ -44,8 +44,7 @@ def check_plan(plan, arch, grid):
             if before is None or (before.counts and before.step.site != "pre"):
                 raise InputError(
                     f"{type(reducer).__name__} at block {block} reads the attention of "
-                    "the block before it; there must be one, and tokens must not "
-                    "change in it"
+                    "the block before; this block must exist and keep its tokens"
                 )
         if layer.counts:
             reducer.check_fits(grid, layer.counts)
@@ -74,7 +73,7 @@ def check_form(result, counts):
         if result.n_out != n_out or n_out > n_in:
             raise InputError(
                 f"an Assignment of {n_in} tokens has n_out {result.n_out}; it must be "
-                f"that of the counts, {n_out}, and at most {n_in}"
+                f"the counts' n_out, {n_out}, and at most {n_in}"
             )
         if not jnp.issubdtype(result.dest.dtype, jnp.integer):
             raise InputError(f"dest is {result.dest.dtype}; it must be integers")
@@ -194,7 +193,7 @@ def _check_index(dest, index):
     for image, number in _first(differ | (inside != tokens)):
         raise InputError(
             f"image {image}: token {tokens[image, number]} is in slot "
-            f"{slots[image, number]} of index, and not in that of dest"
+            f"{slots[image, number]} of index, but in another slot of dest"
         )
     times = (tokens[:, :, None] == np.arange(dest.shape[1])).sum(axis=1)
     for image, token in _first(times != (dest != DROPPED)):
@@ -208,5 +207,5 @@ def _check_index(dest, index):
         raise InputError(
             f"image {image}: slot {index.target[image, number]} keeps token "
             f"{kept[image, number]}, but index.partner has {partner[image, number]}; a "
-            "token may be merged into one that leaves"
+            "token may merge into a leaving token"
         )

@@ -76,8 +76,10 @@ def apply(state, result):
 
 
 def _is_one_product(state, result):
-    means = result.mean and result.weight is None and state.mask is None
-    if not means or not is_fast(state.x):
+    means = result.mean and state.mask is None
+    # Whole and Boolean weights are exact in two bytes.
+    exact = result.weight is None or result.weight.dtype == bool
+    if not means or not exact or not is_fast(state.x):
         return False
     if result.index is None:
         return True
@@ -102,7 +104,11 @@ def _apply_by_product(state, result):
     dest = jnp.where(token < prefix, DROPPED - 1 - token, jnp.pad(result.dest, front))
     belongs = dest[:, None, :] == slot[None, :, None]
     size = jnp.where(belongs, state.size[:, None, :], 0)
-    weight = size if result.by_size else jnp.where(belongs, 1.0, 0.0)
+    by_size = result.by_size and result.weight is None
+    chosen = belongs
+    if result.weight is not None:
+        chosen &= jnp.pad(result.weight, front, constant_values=True)[:, None, :]
+    weight = size if by_size else jnp.where(chosen, 1.0, 0.0)
     values = [weight]
     if result.attn_size is not None or state.attn_size is not None:
         attn_size = state.attn_size
@@ -115,7 +121,7 @@ def _apply_by_product(state, result):
     # Whole numbers up to `exact` fit into the tokens' dtype. A larger size needs two
     # operands: the rounded size and the rest.
     exact = 2 / jnp.finfo(x.dtype).eps
-    if result.by_size and (state.patches is None or state.patches > exact):
+    if by_size and (state.patches is None or state.patches > exact):
         rounding = weight - parts[0].astype(jnp.float32)
         parts.append(rounding.astype(x.dtype))
     rows = jnp.einsum(
@@ -125,7 +131,7 @@ def _apply_by_product(state, result):
         preferred_element_type=jnp.float32,
     )
     rows = jnp.sum(rows, axis=1)[:, :count] / total[:, :, None]
-    size = total if result.by_size else jnp.sum(size, axis=-1)[:, :count]
+    size = total if by_size else jnp.sum(size, axis=-1)[:, :count]
     tiny = jnp.finfo(jnp.float32).tiny
     return TokenState(
         x=rows.astype(x.dtype),

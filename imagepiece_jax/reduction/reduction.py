@@ -9,7 +9,7 @@ import dataclasses
 import numbers
 from typing import Self
 
-from imagepiece_jax.common.checks import check_choice, check_share
+from imagepiece_jax.common.checks import check_choice, check_share, most_similar
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods import METHODS
@@ -77,6 +77,10 @@ class Reduction:
             fields["macs"] = float(name)
         except ValueError:
             if name not in METHODS:
+                if similar := most_similar(name, METHODS):
+                    raise InputError(
+                        f"reduction is {text!r}; did you mean {similar!r}?"
+                    ) from None
                 raise InputError(
                     f"reduction is {text!r}; it must be a share of the MACs such as "
                     f"0.5, or begin with a method: {', '.join(METHODS)}"

@@ -156,5 +156,5 @@ def check_counts(value: str | tuple[int, ...]) -> None:
     for block, (before, after) in enumerate(itertools.pairwise(value), start=1):
         if after > before:
             raise InputError(
-                f"counts is {value}; it must not rise, as it does at block {block}"
+                f"counts is {value}; it must not rise, but it rises at block {block}"
             )

@@ -116,7 +116,7 @@ class Assignment:
     """A hard reduction: every token goes to one slot, or is dropped."""
 
     dest: Array  # [B, n] int32: token slots, or DROPPED; no slot is empty
-    # [B, n]: feature weights; None: the sizes, or 1 without `by_size`
+    # [B, n] float or bool: feature weights; None: the sizes, or 1 without `by_size`
     weight: Array | None = None
     # [B, n]: contributions to the slots' attention sizes; None: the tokens' own
     attn_size: Array | None = None

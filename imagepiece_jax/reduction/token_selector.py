@@ -138,7 +138,7 @@ def check_teacher(outputs, teacher_outputs):
     student = _sizes_in_words(outputs)
     teacher = _sizes_in_words(teacher_outputs)
     if teacher != student:
-        raise InputError(f"teacher is a model of {teacher}; it must be of {student}")
+        raise InputError(f"the teacher has {teacher}, but it must have {student}")
 
 
 def _sizes_in_words(outputs):

@@ -243,8 +243,7 @@ class RunConfig:
                 if value != getattr(Preprocessing, field):
                     raise InputError(
                         f"config.data.{name} is {value!r}, but config.data.eval_crop "
-                        "is empty, which leaves all of the crop to the weights; give "
-                        "it, too"
+                        "is empty, so the weights decide the crop; give eval_crop, too"
                     )
             data = dataclasses.replace(
                 data,

@@ -108,8 +108,8 @@ class InitialWeights:
                 )
             if run.init.weights is None:
                 raise InputError(
-                    "config.init.weights is not given, but this config is for trained "
-                    "weights; type --config.init.weights=FILE"
+                    "config.init.weights is empty, but this config needs trained "
+                    "weights; give --config.init.weights=FILE"
                 )
             return fresh_variables(model, run.seed)
         check_parts(fresh, variable_shapes(model), "config.init.fresh")

@@ -115,8 +115,8 @@ def _teacher_of_distillation(run, vit):
     config = vit.config
     if config.num_classes != run.num_classes:
         raise InputError(
-            f"the teacher has {config.num_classes} classes; it must have the "
-            f"{run.num_classes} of the student"
+            f"the teacher has {config.num_classes} classes, but the student has "
+            f"{run.num_classes}"
         )
     execution = execution_of(config, run.dtype, run.attention)
     model = vit.model.clone(execution=execution)

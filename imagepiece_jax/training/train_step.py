@@ -1,8 +1,8 @@
 """One training step: a function of state and batch, inside `pmap`.
 
 `train_step` averages gradients (`accumulated`, `micro_batch_gradient`), counts the step
-(`counted_in_window`) and updates the state (`updated`). docs/tour.md, "Fork the
-trainer", replaces its loss, `loss_of`.
+(`counted_in_window`) and updates the state (`updated`). docs/own_trainer.md replaces
+its loss, `loss_of`.
 """
 
 import functools
@@ -107,8 +107,8 @@ def loss_of(student, teacher, targets, run, model, step):
         for name in of_method:
             if name in terms:  # one would replace the other
                 raise InputError(
-                    f"reduction {run.reduction} has a loss term {name!r}, as "
-                    "distillation has"
+                    f"reduction {run.reduction} and distillation both have a loss term "
+                    f"{name!r}"
                 )
         terms |= of_method
     return sum(terms.values(), loss), terms
@@ -317,7 +317,8 @@ def _check_terms(terms):
     for name in terms:
         if name in FIGURES:
             raise InputError(
-                f"loss returns a term {name!r}, which is another figure of a step"
+                f"loss returns a term {name!r}, but a step already has a figure of "
+                "this name"
             )
 
 

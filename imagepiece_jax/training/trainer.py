@@ -61,7 +61,7 @@ def train_and_evaluate(
             return None
         steps = plan.data.length.steps
         if run.complete:
-            say(f"this run is complete: {steps} steps; nothing is left to do")
+            say(f"this run is complete: {steps} steps; there is nothing left to do")
         elif run.step > 0:
             say(f"resuming from step {run.step} of {steps}")
         train(run)

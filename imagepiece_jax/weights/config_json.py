@@ -117,7 +117,7 @@ def guarded(file, call, *content):
         TypeError,
         ValueError,
     ) as error:
-        raise InputError(f"{file} has a field that no model has: {error}") from error
+        raise InputError(f"{file} has an unknown field: {error}") from error
 
 
 def config_fields(vit: Pretrained) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def _parse_ours(file):
         raise InputError(
             f"{OURS}.format is {record.get('format')}; this version reads {FORMAT}: "
             "load it with the version that wrote it, or save the original weights "
-            "again with this one"
+            "again"
         )
     fields = dict(record["config"])
     fields["preprocessing"] = _of_record(Preprocessing, fields["preprocessing"])

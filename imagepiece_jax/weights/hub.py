@@ -56,7 +56,7 @@ def repository_files(text):
     name = text.removeprefix(SCHEME)
     if not _ID.fullmatch(name):
         raise InputError(
-            f"{text} is no id of the hub, {SCHEME}OWNER/NAME or "
+            f"{text} is not a hub id; it must be {SCHEME}OWNER/NAME or "
             f"{SCHEME}OWNER/NAME@REVISION"
         )
     extras.check(text, "huggingface_hub")
@@ -130,8 +130,8 @@ class _Repository:
         # Any other value means that the repository has no file of this name.
         if cached is None:
             raise InputError(
-                f"{self._text}: the hub cannot be reached, and its cache does not say "
-                f"whether there is a {name}; without a network load its folder, "
+                f"{self._text}: the hub cannot be reached, and the cache does not say "
+                f"whether {name} exists; offline, load the folder "
                 f"{self.files[0].parent}"
             )
         return None

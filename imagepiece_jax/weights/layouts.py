@@ -62,7 +62,7 @@ class Layout:
             timm_name = inside
         if not timm_name:
             tower = f" outside the tower {prefix[:-1]}" if prefix else ""
-            raise InputError(f"tensor {name} has no place in {self.title}{tower}")
+            raise InputError(f"tensor {name} is not part of {self.title}{tower}")
         return start + timm_name
 
 
@@ -336,7 +336,7 @@ def _renamed_tensors(state_dict, layout, names, config):
         raise
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"it has tensors of other shapes than {layout.title}: {error}"
+            f"its tensors' shapes do not fit {layout.title}: {error}"
         ) from error
     if config is None:
         return tensors
@@ -423,7 +423,7 @@ def _layout(tensors):
     if any(re.match(TIMM_NAMES, name) for name in tensors):
         return TIMM, ""
     names = ", ".join([*tensors][:SHOWN_NAMES])
-    raise InputError(f"it has tensors, such as {names}, of no vision transformer here")
+    raise InputError(f"it has tensors of an unsupported model, such as {names}")
 
 
 def _unscanned(name, tensor):
@@ -603,7 +603,7 @@ def _name_head(tensors):
         if "cls_token" in tensors:
             raise InputError(
                 "its classifier reads the mean of the patches before the last norm "
-                "(CLIPForImageClassification), as no model here does"
+                "(CLIPForImageClassification), which is not supported"
             )
         # SiglipForImageClassification does not use its attention pool.
         of_pool = [name for name in tensors if name.startswith("attn_pool.")]
@@ -620,6 +620,6 @@ def _name_head(tensors):
     if width == head.shape[1]:
         return
     raise InputError(
-        f"tensor head.weight reads {head.shape[1]} numbers an image, the tokens have "
-        f"{width} (DINOv2's classifiers read the mean of the patches too)"
+        f"tensor head.weight reads {head.shape[1]} values per image, but the tokens "
+        f"have {width} (DINOv2's classifiers read the mean of the patches too)"
     )

@@ -190,7 +190,9 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
         return registry.config(name)
     if not location.exists(os.path.expanduser(name)):
         names = registry.names_for(name)
-        raise InputError(f"config is {name!r}, no name and no file; {names}")
+        raise InputError(
+            f"config is {name!r}, which is neither a model name nor a file; {names}"
+        )
     folder, file = os.path.split(name)
     if file not in (CONFIG, OPEN_CLIP):
         source = location.find(name)
@@ -228,7 +230,7 @@ def _of_files(source, config):
     except InputError as error:
         if config is None or OURS not in (source.config or {OURS}):
             raise
-        warn(f"{error}; it is left out, as config says what the model is")
+        warn(f"{error}; the file is ignored, because config describes the model")
         return WeightsInfo(config, stated=False)
 
 
@@ -245,7 +247,7 @@ def _config_of_file(source):
     if (source.path.parent / CONFIG).is_file():
         remedy = f"its folder, {source.path.parent}, has a {CONFIG}, so load that"
     raise InputError(
-        f"{source.title} has no {CONFIG}, nor the name of a public model; {remedy}"
+        f"{source.title} has no {CONFIG} and no public model's name; {remedy}"
     )
 
 
@@ -258,8 +260,8 @@ def _read(source, described, checkpoint, averaged):
         return tensors, {}
     if averaged:
         raise InputError(
-            f"averaged is for a run, but this is {source.title}; checkpoint is the key "
-            "of averages in a file"
+            f"averaged is for a run, but this is {source.title}; in a file, checkpoint "
+            "is the key of the averages"
         )
     file = source.path or source.tensors
     if source.kind == location.FOLDER:
@@ -271,7 +273,8 @@ def _read(source, described, checkpoint, averaged):
     recovered = read.get(RECOVERED, {})
     if beside and described.digest not in (None, digest([tensors, recovered])):
         raise InputError(
-            f"{source.title}: {' or '.join(beside)} is not of the model beside it"
+            f"{source.title}: {' or '.join(beside)} belongs to another model than the "
+            "weights"
         )
     return tensors, recovered
 

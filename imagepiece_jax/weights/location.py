@@ -86,8 +86,8 @@ def find(path: str | os.PathLike, may_be_broken: bool = False) -> Location:
         return _in_folder(path, may_be_broken)
     if path.suffix.lower() == ".onnx":
         raise InputError(
-            f"weights is '{path}', an exported program: evaluate, benchmark and "
-            "onnxruntime run it; load takes the weights that it was made of"
+            f"weights is '{path}', an exported program; evaluate, benchmark and "
+            "onnxruntime run it, but load needs the original weights"
         )
     return Location(path, FILE)
 

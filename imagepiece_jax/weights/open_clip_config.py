@@ -46,7 +46,7 @@ def parse_open_clip(config: Fields) -> ViTConfig:
         if field in ABSENT:
             check_choice(path, value, ABSENT[field])
         elif field not in (*DEFAULTS, *IDLE):
-            raise InputError(f"{path} is {value!r}, which no model here has")
+            raise InputError(f"{path} is {value!r}, which is not supported")
     vision = DEFAULTS | vision
     image_size = as_tuple(vision["image_size"])
     images = _images(config.get("preprocess_cfg") or {}, image_size)
@@ -82,7 +82,7 @@ def _of_tower(vision, model, images):
     width = vision["width"]
     depth = vision["layers"]
     if not isinstance(depth, int):
-        raise InputError(f"vision_cfg.layers is {depth}, as a ResNet's")
+        raise InputError(f"vision_cfg.layers is {depth}, so the model is a ResNet")
     norm = vision["norm_kwargs"] or {}
     act = vision["act_kwargs"] or {}
     _check_only("vision_cfg.norm_kwargs", norm, "eps")
@@ -116,7 +116,7 @@ def _check_only(path, options, known):
     """Refuse any option at a path except the known option."""
     for name, value in options.items():
         if name != known:
-            raise InputError(f"{path} has {name}={value!r}, which no model here has")
+            raise InputError(f"{path} has {name}={value!r}, which is not supported")
 
 
 def _gelu(act, quick):

@@ -27,8 +27,8 @@ def check_format(config: Mapping[str, Any]) -> None:
     """Refuse a run's config in another format."""
     if config.get("format") != FORMAT:
         raise InputError(
-            f"a run of format {config.get('format')} is not read; this version reads "
-            f"format {FORMAT}"
+            f"the run has format {config.get('format')}; this version reads format "
+            f"{FORMAT}"
         )
 
 

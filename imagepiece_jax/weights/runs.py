@@ -41,7 +41,7 @@ def read(source: Location) -> WeightsInfo:
     run = source.config
     if not FIELDS <= {*run}:
         raise InputError(
-            f"{source.config_file} is neither that of a run nor of published weights"
+            f"{source.config_file} describes neither a run nor published weights"
         )
     config, reduction, dtype = guarded(source.config_file, _parts, run)
     names = read_class_names(source.path, run["num_classes"])

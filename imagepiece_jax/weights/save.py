@@ -47,9 +47,13 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     """
     folder = checked_folder(folder)
     if vit.reduction is None:
-        raise InputError("reduction is unknown: the model's plan was made by hand")
+        raise InputError(
+            "reduction is unknown, because the model's plan was made by hand"
+        )
     if vit.model.execution.folded:
-        raise InputError("the model is in the form of optimize")
+        raise InputError(
+            "the model was changed by optimize; save the model as it was loaded"
+        )
     check_variables(vit.model, vit.dense_variables)
     tensors = timm_tensors.to_timm(vit.dense_variables)
     dense, selectors = timm_tensors.apart(tensors)
@@ -119,5 +123,5 @@ def _check_round_trip(model, tensors, config):
         loaded = getattr(again, field)
         if loaded != value:
             raise InputError(
-                f"model.{field} is {value!r}, and would be loaded as {loaded!r}"
+                f"model.{field} is {value!r}, but would be loaded as {loaded!r}"
             )

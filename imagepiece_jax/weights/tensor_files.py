@@ -58,8 +58,8 @@ def read_state_dict(
     for name, value in tensors.items():
         if value.dtype.kind not in "biuf" and value.dtype != jnp.bfloat16:
             raise InputError(
-                f"{title(path)}: tensor {name} is of type {value.dtype}; it must "
-                "be of floats, integers or booleans"
+                f"{title(path)}: tensor {name} is of type {value.dtype}; it must have "
+                "floats, integers or booleans"
             )
     return tensors
 
@@ -76,7 +76,9 @@ def _read(path, readers, select):
     try:
         with open(path, "rb") as start:
             if start.read(len(_LFS)) == _LFS:
-                raise InputError("it is a pointer of Git LFS; git lfs pull fetches it")
+                raise InputError(
+                    "it is a Git LFS pointer; git lfs pull fetches the file"
+                )
         return reader(path, select)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error

@@ -64,7 +64,7 @@ def parse_timm(
     if images.get("label_offset"):
         offset = images["label_offset"]
         raise InputError(
-            f"label_offset is {offset}, so the head has outputs that are no classes"
+            f"label_offset is {offset}, so some outputs of the head are not classes"
         )
     _, *size = images["input_size"]
     trained_size = None
@@ -182,7 +182,7 @@ def with_arguments(config: ViTConfig, arguments: Mapping[str, Any]) -> ViTConfig
         elif field in PARTS and field in usual:
             all_arguments[field] = value
         elif field not in usual or value != usual[field]:
-            raise InputError(f"{path} is {value!r}, which no model here has")
+            raise InputError(f"{path} is {value!r}, which is not supported")
     check_choice("model_args.global_pool", all_arguments["global_pool"], POOLS)
     width = sizes.get("embed_dim", config.embed_dim)
     hidden = int(width * all_arguments["mlp_ratio"])

@@ -191,7 +191,7 @@ class _StateDictUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError("a tensor without storage, shape or strides")
         values = (offset, *shape, *strides)
         if {type(value) for value in values} != {int}:
-            raise pickle.UnpicklingError("a tensor of offsets that are no integers")
+            raise pickle.UnpicklingError("a tensor with offsets that are not integers")
         count = math.prod(shape)
         last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
         # Without this check as_strided would read foreign memory.

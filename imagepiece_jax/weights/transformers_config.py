@@ -279,7 +279,8 @@ def _crop(fields, name):
     if not fields["do_resize"]:
         if cropped:
             raise InputError(
-                "do_resize is False with do_center_crop, so the crop is of other pixels"
+                "do_resize is False, but do_center_crop is True; a crop needs resized "
+                "images"
             )
         return {"resize": "none"}
     resample = fields["resample"]
@@ -287,8 +288,8 @@ def _crop(fields, name):
     interpolation = RESAMPLE[resample]
     if name == "DINOv3ViT" and interpolation == "bicubic":
         raise InputError(
-            f"resample is {resample}, bicubic, by which DINOv3's image processor makes "
-            "pixels below 0 and above 1"
+            f"resample is {resample}, bicubic, with which DINOv3's image processor "
+            "makes pixels below 0 and above 1"
         )
     side, squash = _resized(size, fields["default_to_square"])
     crop_size = fields["crop_size"]

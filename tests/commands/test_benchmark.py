@@ -36,8 +36,10 @@ def rows(folder):
     return [json.loads(line) for line in (folder / "a.json").read_text().splitlines()]
 
 
-def test_every_figure_is_a_json_line(measured):
-    found = rows(measured[1])
+def test_every_figure_is_printed_and_a_json_line(measured):
+    out, folder = measured
+    assert [line.split()[0] for line in out.splitlines()[-3:]] == [*NAMES]
+    found = rows(folder)
     cases = itertools.product((4, 2), NAMES)
     assert [(row["batch_size"], row["config"]) for row in found] == list(cases)
     for row in found:
@@ -48,13 +50,7 @@ def test_every_figure_is_a_json_line(measured):
         assert row["throughput"] == pytest.approx(row["batch_size"] / row["ms"] * 1e3)
 
 
-def test_the_table_is_printed(measured):
-    out, _ = measured
-    assert [line.split()[0] for line in out.splitlines()[-3:]] == [*NAMES]
-
-
 def test_costs_are_those_of_the_methods(measured):
-    """Of an untrained selector, too."""
     found = rows(measured[1])[:3]
     assert found[0]["ratio"] == found[0]["mac_ratio"] == 1
     gmacs = [row["gmacs"] for row in found]

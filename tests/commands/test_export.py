@@ -1,6 +1,7 @@
 """The exported file and its facts: the same logits, by other programs."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -14,127 +15,85 @@ from tests.command import call, sentence
 from tests.models import tiny
 from tests.refused import refused
 
-REDUCTION = "imagepiece:merge_blocks=(0,):prune_blocks=(1,)"
+NEEDED = ("input", "preprocessing", "model")  # among the facts
 
 
 @pytest.fixture(scope="module")
-def vit():
-    return tiny.pretrained(REDUCTION, depth=2, stem="conv")
-
-
-@pytest.fixture(scope="module")
-def weights(vit, tmp_path_factory):
+def weights(tmp_path_factory):
+    vit = tiny.pretrained("evit:keep_rate=0.6:blocks=(0,)", depth=1)
     return imagepiece_jax.save(vit, tmp_path_factory.mktemp("weights") / "w")
 
 
-@pytest.mark.parametrize(
-    "problem_type, activation",
-    [
-        ("single_label_classification", "softmax"),
-        ("multi_label_classification", "sigmoid"),
-        ("regression", None),
-    ],
-)
+ACTIVATIONS = [("single_label_classification", "softmax"), ("regression", None)]
+ACTIVATIONS += [("multi_label_classification", "sigmoid")]
+
+
+@pytest.mark.parametrize("problem_type, activation", ACTIVATIONS)
 def test_the_facts_say_what_images_and_logits_are(problem_type, activation):
     vit = tiny.pretrained(depth=1)
     prepared = Preprocessing(tiny.SIDE, crop=0.9, rule="transformers")
     vit = tiny.of_problem(vit, problem_type).with_preprocessing(**vars(prepared))
     images = program_facts.exported_images(vit)
     facts = program_facts.program_facts(vit, images)
-    assert facts["problem_type"] == problem_type
-    assert facts["activation"] == activation
-    assert Preprocessing(20, **crop_of(facts["preprocessing"])) == prepared
-    assert facts["preprocessing"]["resized"] == [22, 22]
+    assert (facts["problem_type"], facts["activation"]) == (problem_type, activation)
+    crop = dict(facts["preprocessing"])
+    del crop["image_size"]
+    assert crop.pop("resized") == [22, 22]
+    assert Preprocessing(20, **crop) == prepared
 
 
-def crop_of(facts):
-    sizes = ("image_size", "resized")
-    return {name: value for name, value in facts.items() if name not in sizes}
-
-
-def test_the_file_computes_the_logits_of_the_model(vit, weights, tmp_path):
-    runtime = pytest.importorskip("onnxruntime")
-    out = tmp_path / "model.onnx"
-    call(export.main, weights, out).ok()
-    noise = np.asarray(tiny.images(3))
-    want = np.asarray(tiny.jit(vit.model.apply)(vit.variables, noise).logits)
-    session = runtime.InferenceSession(out)
-    for count in (3, 1):
-        (found,) = session.run(None, {"images": noise[:count]})
-        np.testing.assert_allclose(found, want[:count], atol=1e-5)
-    facts = json.loads((tmp_path / "model.onnx.json").read_text())
-    entry = {
-        "name": "images",
-        "shape": ["batch", tiny.SIDE, tiny.SIDE, 3],
-        "dtype": "float32",
-    }
-    assert facts["input"] == entry
-    assert facts["output"]["shape"] == ["batch", tiny.CLASSES]
-    assert facts["classes"] == tiny.CLASSES
-    assert facts["normalization"]["mean"] == list(MEAN)
-    assert facts["normalization"]["std"] == list(STD)
-    assert facts["method"].startswith(REDUCTION)
-    assert facts["gmacs"] == pytest.approx(vit.gmacs)
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A folder that `save` wrote, of a model whose second block prunes."""
-    vit = tiny.pretrained("evit:keep_rate=0.6:blocks=(1,)", depth=2)
-    return imagepiece_jax.save(vit, tmp_path_factory.mktemp("saved") / "model")
-
-
-def test_large_weights_are_beside_an_onnx_file_and_named(saved, tmp_path, monkeypatch):
-    """Those of an earlier export are removed, whatever takes their place."""
+def test_large_weights_are_beside_an_onnx_file_and_named(
+    weights, tmp_path, monkeypatch
+):
     pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
     out = tmp_path / "model.onnx"
     facts_file = tmp_path / "model.onnx.json"
-    words = [saved, out]
 
-    def exported(*more):
-        ended = call(export.main, *words, *more).ok()
+    def exported():
+        ended = call(export.main, weights, out, "--pixels").ok()
         return json.loads(facts_file.read_text()).get("external_data"), ended.out
 
     with monkeypatch.context() as patch:
         patch.setattr(onnx_model, "LARGEST", 20_000)
-        name, said = exported("--pixels")
-        assert str(tmp_path / name) in said
-        assert f"{out} and " in said
+        name, said = exported()
+        assert f"{out} and {tmp_path / name}" in said
         pixels = np.zeros((1, tiny.SIDE, tiny.SIDE, 3), np.uint8)
         (logits,) = runtime.InferenceSession(out).run(None, {"images": pixels})
-        assert exported("--pixels")[0] == name
+        assert exported()[0] == name
         assert {*tmp_path.iterdir()} == {out, facts_file, tmp_path / name}
-    assert exported("--pixels")[0] is None
+    assert exported()[0] is None
     assert {*tmp_path.iterdir()} == {out, facts_file}
     again = runtime.InferenceSession(out).run(None, {"images": pixels})[0]
     np.testing.assert_allclose(again, logits, rtol=1e-5, atol=1e-6)
 
 
-THERE = [
-    ({"m.onnx": "mine"}, "m.onnx"),
-    ({"m.onnx.json": '{"input": "mine"}'}, "m.onnx.json"),
-]
-
-
-@pytest.mark.parametrize("texts, name", THERE)
-def test_only_an_earlier_export_is_replaced(saved, tmp_path, texts, name):
-    for file, text in texts.items():
-        (tmp_path / file).write_text(text)
-    out = tmp_path / name.removesuffix(".json")
+@pytest.mark.parametrize(
+    "name, text", [("m.onnx", "mine"), ("m.onnx.json", '{"input": "mine"}')]
+)
+def test_only_an_earlier_export_is_replaced(weights, tmp_path, name, text):
+    (tmp_path / name).write_text(text)
     with refused(name, "already exists, and export did not write it"):
-        imagepiece_jax.export(imagepiece_jax.load(saved), out)
-    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == texts
+        imagepiece_jax.export(imagepiece_jax.load(weights), tmp_path / "m.onnx")
+    assert [file.read_text() for file in tmp_path.iterdir()] == [text]
 
 
 @pytest.mark.parametrize("fields", [{}, {"pixels": True, "batch_size": 7}])
 def test_a_file_is_evaluated_as_its_model(tmp_path, fields):
-    """In batches that the file takes; its speed is measured, too."""
     pytest.importorskip("onnxruntime")
     vit = tiny.pretrained("tome:r=3", num_classes=10, image_size=16, depth=2)
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx", **fields)
     words = ["digits", "--limit=40", "--workers=0", "--json", tmp_path / "a.json"]
     call(evaluate.main, file, *words).ok()
+    facts = program_facts.read_facts(file)
+    size = fields.get("batch_size", "batch")
+    dtype = "uint8" if fields else "float32"
+    entry = {"name": "images", "shape": [size, 16, 16, 3], "dtype": dtype}
+    assert (facts["input"], facts["output"]["shape"]) == (entry, [size, 10])
+    assert facts["gmacs"] == pytest.approx(vit.gmacs)
+    if not fields:
+        wanted = {"mean": list(MEAN), "std": list(STD)}
+        assert facts["normalization"].items() >= wanted.items()
     found = json.loads((tmp_path / "a.json").read_text())
     own = imagepiece_jax.evaluate(vit, "digits", limit=40, workers=0)
     assert found["acc1"] == own["acc1"]
@@ -144,6 +103,15 @@ def test_a_file_is_evaluated_as_its_model(tmp_path, fields):
     words = ["--warmup=1", "--repeats=1", "--seconds=0"]
     timed = call(benchmark.main, file, *words).ok().out
     assert ["m.onnx", str(fields.get("batch_size", 1))] == timed.split()[-12:-10]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The file of a model of digits for two images."""
+    pytest.importorskip("onnxruntime")
+    vit = tiny.pretrained(num_classes=10, image_size=16, depth=1)
+    file = tmp_path_factory.mktemp("exported") / "m.onnx"
+    return imagepiece_jax.export(vit, file, batch_size=2)
 
 
 @pytest.mark.parametrize(
@@ -156,45 +124,42 @@ def test_a_file_is_evaluated_as_its_model(tmp_path, fields):
         (describe.main, [], "exported program"),
     ],
 )
-def test_arguments_of_weights_are_refused_for_a_file(tmp_path, main, words, said):
-    pytest.importorskip("onnxruntime")
-    file = tmp_path / "m.onnx"
-    vit = tiny.pretrained(num_classes=10, image_size=16, depth=1)
-    imagepiece_jax.export(vit, file, batch_size=2)
-    assert said in sentence(call(main, file, *words))
+def test_arguments_of_weights_are_refused_for_a_file(exported, main, words, said):
+    assert said in sentence(call(main, exported, *words))
 
 
-@pytest.mark.parametrize("text", [None, "", "{}", "[1]", '{"model": {"depth": 3}}'])
+def without_preprocessing(facts):
+    """As an earlier version wrote it."""
+    del facts["model"]["preprocessing"]
+    return facts
+
+
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (lambda facts: {}, ""),
+        (lambda facts: [1], ""),
+        (lambda facts: {"model": {"depth": 3}}, ""),
+        *((lambda facts, name=name: facts | {name: 3}, "") for name in NEEDED),
+        (without_preprocessing, "export the model again"),
+    ],
+)
+def test_a_damaged_description_is_refused(exported, tmp_path, damage, said):
+    file = shutil.copy(exported, tmp_path / "m.onnx")
+    facts = json.loads(exported.with_name("m.onnx.json").read_text())
+    (tmp_path / "m.onnx.json").write_text(json.dumps(damage(facts)))
+    found = sentence(call(evaluate.main, file, "digits"))
+    assert "m.onnx.json" in found and said in found
+
+
+@pytest.mark.parametrize("text", [None, ""])
 def test_a_file_without_its_description_is_refused(tmp_path, text):
-    """None is beside it, or a JSON file of another program."""
     pytest.importorskip("onnxruntime")
-    file = tmp_path / "m.onnx"
-    file.touch()
+    (tmp_path / "m.onnx").touch()
     if text is not None:
         (tmp_path / "m.onnx.json").write_text(text)
     for main, words in ((evaluate.main, ["digits"]), (benchmark.main, [])):
-        assert "m.onnx.json" in sentence(call(main, file, *words))
-
-
-@pytest.mark.parametrize("name", ["input", "preprocessing", "model"])
-def test_a_damaged_description_is_refused(tmp_path, name):
-    pytest.importorskip("onnxruntime")
-    vit = tiny.pretrained(num_classes=10, image_size=16, depth=1)
-    file = imagepiece_jax.export(vit, tmp_path / "m.onnx")
-    facts = json.loads((tmp_path / "m.onnx.json").read_text())
-    (tmp_path / "m.onnx.json").write_text(json.dumps(facts | {name: 3}))
-    for main, words in ((evaluate.main, ["digits"]), (benchmark.main, [])):
-        assert "m.onnx.json" in sentence(call(main, file, *words))
-
-
-def test_a_description_of_an_earlier_version_asks_for_another_export(tmp_path):
-    pytest.importorskip("onnxruntime")
-    vit = tiny.pretrained(num_classes=10, image_size=16, depth=1)
-    file = imagepiece_jax.export(vit, tmp_path / "m.onnx")
-    facts = json.loads((tmp_path / "m.onnx.json").read_text())
-    del facts["model"]["preprocessing"]
-    (tmp_path / "m.onnx.json").write_text(json.dumps(facts))
-    assert "export the model again" in sentence(call(evaluate.main, file, "digits"))
+        assert "m.onnx.json" in sentence(call(main, tmp_path / "m.onnx", *words))
 
 
 def test_a_file_is_not_loaded(tmp_path):

@@ -15,6 +15,7 @@ from imagepiece_jax.recover import recovery_step
 from imagepiece_jax.recover.recover import NOTHING_BETTER
 from tests.command import call, sentence, start
 from tests.models import tiny
+from tests.pictures import write_plain
 
 REDUCTION = "--reduction=evit:keep_rate=.5:blocks=(1,)"
 
@@ -24,12 +25,11 @@ pytestmark = pytest.mark.usefixtures("recoveries_compiled_once")
 @pytest.fixture
 def words(tmp_path):
     """Flags for weights, photographs of noise and a folder that is not there yet."""
-    draw = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
-    for number in range(48):
-        pixels = draw.integers(0, 256, (40, 30, 3), np.uint8)
+    draw = np.random.default_rng(0)
+    for number, pixels in enumerate(draw.integers(0, 256, (48, 40, 30, 3), np.uint8)):
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{number:02}.png")
-    imagepiece_jax.save(tiny.pretrained(), tmp_path / "weights")
+    imagepiece_jax.save(tiny.pretrained(depth=2), tmp_path / "weights")
     words = [tmp_path / "weights", tmp_path / "photos", f"--out={tmp_path / 'out'}"]
     return [*words, "--crop=.9", REDUCTION, "--steps=40", "--batch-size=8"]
 
@@ -46,16 +46,15 @@ def test_the_folder_holds_the_recovered_model(words, tmp_path):
     (record,) = own["recovery"]["variants"]
     assert record["images"] == 32
     assert record["held_out"] == 16
-    public = tiny.variables(tiny.model())
     dense = imagepiece_jax.load(tmp_path / "out", reduction="none")
-    chex.assert_trees_all_equal(dense.variables, public)
+    public = imagepiece_jax.load(tmp_path / "weights")
+    chex.assert_trees_all_equal(dense.variables, public.variables)
 
 
 def test_a_set_is_opened_by_its_name_where_no_path_has_it(tmp_path, monkeypatch):
     assert len(as_source("digits")) > 1000
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "digits").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "digits" / "0.png")
+    write_plain(tmp_path, "digits/0.png")
     assert len(as_source("digits")) == 1
 
 
@@ -87,15 +86,11 @@ runpy.run_module("imagepiece_jax", run_name="__main__", alter_sys=True)
 
 @pytest.mark.parametrize(
     "signum, step, said, written",
-    [
-        (2, 1, "interrupted", False),
-        (15, 35, "terminated", True),
-    ],
+    [(2, 1, "interrupted", False), (15, 35, "terminated", True)],
 )
 def test_a_signal_leaves_the_best_or_nothing(
     words, tmp_path, signum, step, said, written
 ):
-    """While the first step compiles, and when there is something to lose."""
     ended = start("-c", SIGNALED, signum, step, *words, "--seed=5", imported=True)
     assert ended.status == 128 + signum
     assert ended.err.splitlines()[-1] == said
@@ -118,7 +113,6 @@ def test_what_cannot_be_written_is_said_before_the_work(words, tmp_path, monkeyp
 
 
 def test_two_processes_do_not_recover_into_one_folder(words, tmp_path, monkeypatch):
-    """The second ends before it reads weights; a lock that was left is no file."""
     out = tmp_path / "out"
     with locked("out", out), monkeypatch.context() as patch:
         patch.setattr(imagepiece_jax, "load", None)

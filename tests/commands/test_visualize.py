@@ -2,15 +2,12 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import visualize
-from imagepiece_jax.data import pictures
-from imagepiece_jax.data.preprocessing import Preprocessing
 from tests.command import call, sentence
 from tests.models import tiny
-from tests.pictures import write_csv, write_damaged
+from tests.pictures import write_damaged
 from tests.visualize.traces import read_traces
 
 
@@ -50,58 +47,10 @@ def test_a_folder_of_images_under_two_methods(tmp_path, weights, folder):
     assert all(f'"figures/{file}"' in page for file in figures)
 
 
-def test_what_is_drawn_is_said_once(tmp_path, weights, folder):
-    words = ("--reduction", ".5", "--reductions", "tome:r=4")
-    ended = call(visualize.main, weights, folder, "--out", tmp_path / "out", *words)
-    assert ended.status == 2
-    assert "reduction is .5; all that are drawn are in reductions" in ended.err
-
-
-def test_a_folder_stands_for_what_is_read_of_it(tmp_path, capsys):
-    """As `folder:PATH` lists it: all that is left out is counted."""
-    picture = Image.new("RGB", (32, 32))
-    names = (
-        "b.avif",
-        "c.jfif",
-        "d.ppm",
-        "f.jp2",
-        "g.JPG",
-        "dir.jpg/a.png",
-        "sub/h.gif",
-    )
-    for name in names:
-        file = tmp_path / name
-        file.parent.mkdir(exist_ok=True)
-        picture.save(file, "JPEG" if file.suffix in (".jfif", ".JPG") else None)
-    for name in ("._a.jpg", ".DS_Store", "notes.txt", "x.eps"):
-        (tmp_path / name).write_bytes(b"\0\5\26\7")
-    (tmp_path / ".hidden").mkdir()
-    picture.save(tmp_path / ".hidden" / "i.png")
-    found = pictures.find_images([tmp_path])
-    assert found == [f"{tmp_path}/{name}" for name in names]
-    assert "and 4 more are left out" in capsys.readouterr().out
-    source = pictures.photographs(found)
-    images, read = pictures.read_images(source, Preprocessing(tiny.SIDE, crop=0.5))
-    assert len(read) == len(names)
-    hidden = tmp_path / "._a.jpg"
-    assert pictures.find_images([hidden]) == [str(hidden)]  # it is named
-
-
 def test_images_of_a_data_set_are_drawn(tmp_path):
-    vit = tiny.pretrained("tome:r=3", num_classes=10, image_size=16, depth=2)
+    vit = tiny.pretrained("tome:r=3", num_classes=10, image_size=16, depth=1)
     weights = imagepiece_jax.save(vit, tmp_path / "w")
     call(visualize.main, weights, "digits", "--out", tmp_path / "page").ok()
     assert len([*(tmp_path / "page" / "figures").iterdir()]) == visualize.DRAWN
     ended = call(visualize.main, weights, "digits", tmp_path, "--out", tmp_path / "p")
     assert "digits" in sentence(ended)
-
-
-def test_a_damaged_image_of_a_table_is_named(tmp_path):
-    vit = tiny.pretrained("tome:r=3", num_classes=10, image_size=16, depth=2)
-    weights = imagepiece_jax.save(vit, tmp_path / "w")
-    data = write_csv(tmp_path, np.zeros((2, 16, 16, 3), np.uint8), [0, 1])
-    (tmp_path / "1.png").write_bytes(b"damaged")
-    ended = call(visualize.main, weights, data, "--out", tmp_path / "page")
-    assert ended.status == 1
-    assert "1.png is left out" in ended.err
-    assert len([*(tmp_path / "page" / "figures").iterdir()]) == 1

@@ -6,6 +6,15 @@ import pytest
 
 from imagepiece_jax.common import machine
 
+V1 = {
+    "cpu,cpuacct/job/cpu.cfs_quota_us": "400000",
+    "cpu,cpuacct/job/cpu.cfs_period_us": "100000",
+    "cpu,cpuacct/cpu.cfs_quota_us": "-1",
+    "cpu,cpuacct/cpu.cfs_period_us": "100000",
+}
+OTHER_ORDER = {"cpu/job/cpu.cfs_quota_us": "200000"}
+OTHER_ORDER |= {"cpu/job/cpu.cfs_period_us": "100000"}
+
 
 @pytest.mark.parametrize(
     "cgroup, files, cores",
@@ -17,24 +26,8 @@ from imagepiece_jax.common import machine
         ("0::/job\n", {"job/cpu.max": "10000 100000"}, 1),
         ("0::/job\n", {"job/cpu.max": "3200000 100000"}, 8),
         ("0::/hosts/path\n", {"cpu.max": "300000 100000"}, 3),  # in a container
-        (
-            "5:memory:/\n3:cpu,cpuacct:/job\n0::/\n",
-            {
-                "cpu,cpuacct/job/cpu.cfs_quota_us": "400000",
-                "cpu,cpuacct/job/cpu.cfs_period_us": "100000",
-                "cpu,cpuacct/cpu.cfs_quota_us": "-1",
-                "cpu,cpuacct/cpu.cfs_period_us": "100000",
-            },
-            4,
-        ),
-        (
-            "4:cpuacct,cpu:/job\nno colons\n",  # the folder has another order
-            {
-                "cpu/job/cpu.cfs_quota_us": "200000",
-                "cpu/job/cpu.cfs_period_us": "100000",
-            },
-            2,
-        ),
+        ("5:memory:/\n3:cpu,cpuacct:/job\n0::/\n", V1, 4),
+        ("4:cpuacct,cpu:/job\nno colons\n", OTHER_ORDER, 2),
         ("0::/job\n", {"job/cpu.max": "100000 0"}, 8),
     ],
 )

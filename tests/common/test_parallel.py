@@ -21,6 +21,7 @@ from imagepiece_jax.training.cluster.job import (
     joined_cluster,
 )
 from tests import compiling, forked
+from tests.refused import refused
 from tests.rounding import assert_close
 
 
@@ -86,16 +87,15 @@ def check_round_trip(devices, everywhere=None):
     state = {"w": np.arange(1 << 18, dtype=np.float32), "step": np.asarray(4, np.int32)}
     want = {name: x.copy() for name, x in state.items()}
     there = parallel.replicate(state)
-    assert there["w"].shape == (everywhere or devices, 1 << 18)
-    assert parallel.local(there)["w"].shape == (devices, 1 << 18)
+    shapes = [leaf["w"].shape for leaf in (there, parallel.local(there))]
+    assert shapes == [(everywhere or devices, 1 << 18), (devices, 1 << 18)]
     plus_one = functools.partial(jax.tree.map, lambda x: x + 1)
     grow = parallel.pmap(plus_one, donate_argnums=0, program="step")
     later = grow(there)
     back = parallel.unreplicate(later)
     kept = {name: x.copy() for name, x in back.items()}
     last = grow(grow(later))
-    assert there["w"].is_deleted()
-    assert later["w"].is_deleted()
+    assert there["w"].is_deleted() and later["w"].is_deleted()
     for name in state:
         assert isinstance(back[name], np.ndarray)
         assert back[name].flags.writeable
@@ -132,27 +132,17 @@ def check_process(process, port):
         check_exchange(devices=4, first=2 * process, local=2)
         parallel.forget_programs()  # as where a rate warms up
         check_round_trip(devices=2, everywhere=4)
-        check_highest(process)
+        # One process asks in its second call: both know after their third.
+        highest = parallel.max_over_processes()
+        asked = [highest(15 * process * (call > 0)) for call in range(4)]
+        assert asked == [0, 0, 15, 15]
         assert parallel.gather(("ä" * 3, "")[process]) == ["äää", ""]
         check_agreement(process)
-
-
-def check_highest(process):
-    """One process asks for 15 in its second call: both know after their third."""
-    highest = parallel.max_over_processes()
-    asked = [highest(15 if process == 1 and call >= 2 else 0) for call in range(1, 5)]
-    assert asked == [0, 0, 15, 15]
-
-
-def refused(message, call, *args, **options):
-    with pytest.raises(InputError, match=message):
-        call(*args, **options)
 
 
 def check_agreement(process):
     """What differs is refused in both; what may differ, and what is equal, is not."""
     config = {"lr": 0.1, "model": {"blocks": (1, 2)}, "data": {"dir": f"/{process}"}}
-    mine = [{"a": 5}, {}][process]
     execution = types.SimpleNamespace(attention_impl="xla")
     model = types.SimpleNamespace(execution=execution)
 
@@ -162,25 +152,28 @@ def check_agreement(process):
         check_same_settings(False, config, model, data)
 
     settings()
-    refused("config.lr is 1 on process 1, but 0 on", settings, config | {"lr": process})
-    parts = {"parts": [{}, {"gelu": "tanh"}][process]}
-    refused("config.parts is missing on process 1", settings, config | parts)
-    refused("a is missing on process 1, but 5 on process", parallel.check_same, mine)
-    images = (7 - process, 5)
-    refused(r"images is \[6, 5\] on process 1, but \[7, ", settings, images=images)
-    names = ("ant", f"bee{process}")
-    refused("checksum of the names of the classes is", settings, names=names)
+    with refused("config.lr is 1 on process 1, but 0 on"):
+        settings(config | {"lr": process})
+    with refused("config.parts is missing on process 1"):
+        settings(config | {"parts": [{}, {"gelu": "tanh"}][process]})
+    with refused("a is missing on process 1, but 5 on process"):
+        parallel.check_same([{"a": 5}, {}][process])
+    with refused("images is [6, 5] on process 1, but [7, "):
+        settings(images=(7 - process, 5))
+    with refused("checksum of the names of the classes is"):
+        settings(names=("ant", f"bee{process}"))
     execution.attention_impl = ("cudnn", "xla")[process]
-    refused("attention as .+ is xla on process 1, but cudnn", settings)
+    with refused("attention as ", " is xla on process 1, but cudnn"):
+        settings()
     assert parallel.from_main(lambda: {"process": process}) == {"process": 0}
 
     arrays = {"v": np.arange(2.0), "w": np.arange(3.0)}
     check_same_start(0, arrays)
-    step = 4 + process
-    refused("step to resume from is 5 on process 1", check_same_start, step, arrays)
+    with refused("step to resume from is 5 on process 1"):
+        check_same_start(4 + process, arrays)
     for differs in arrays:  # any of them, not just the last
-        other = arrays | {differs: arrays[differs] + process}
-        refused("checksum of the first weights is", check_same_start, 4, other)
+        with refused("checksum of the first weights is"):
+            check_same_start(4, arrays | {differs: arrays[differs] + process})
 
     with parallel.shared_errors():
         pass

@@ -45,7 +45,6 @@ def test_times_in_words():
 
 
 def test_the_first_things_are_no_estimate(shown, monkeypatch, capsys):
-    """They compile for a minute; each of the others takes a second."""
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(progress, "INTERVAL", 5.0)

@@ -83,7 +83,6 @@ print("not ended")
 
 
 def test_between_two_renames_a_signal_waits(tmp_path):
-    """And a second one, too."""
     ended = start("-c", BEGIN + FINISHED, int(signal.SIGINT), tmp_path)
     assert (ended.status, ended.err) == ENDED[signal.SIGINT]
     assert not ended.out

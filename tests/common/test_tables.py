@@ -1,6 +1,6 @@
 """Tables as text."""
 
-from imagepiece_jax.common.tables import amount, markdown_table, text_table
+from imagepiece_jax.common.tables import markdown_table, text_table
 
 
 def test_columns_line_up():
@@ -21,8 +21,3 @@ def test_names_stay_in_the_cells_of_a_table():
         r"| \<b>x\</b> | two lines |",
         "| 1.5 | p < .05 |",  # as a terminal shows it
     ]
-
-
-def test_one_thing_is_in_the_singular():
-    counts = [amount(count, "image") for count in (0, 1, 2)]
-    assert counts == ["0 images", "1 image", "2 images"]

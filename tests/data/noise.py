@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from configs import base
+from imagepiece_jax.common.placement import device_samples
 from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.source import Source
@@ -61,27 +62,13 @@ def train(*args, **options):
 
 
 def values(batches, field="label"):
-    """A field of all images of batches, one after the other."""
     return np.concatenate([batch[field].ravel() for batch in batches]).tolist()
-
-
-def place(device, k, m, devices):
-    """Position in a micro-batch of sample `k` of the `m` that a device holds.
-
-    Device 0 has the first m // 2 and, mirrored, the last; device 1 the next ones.
-    """
-    half = m // 2
-    if k < half:
-        return device * half + k
-    if k >= m - half:
-        return m * devices - 1 - place(device, m - 1 - k, m, devices)
-    return devices * half + device
 
 
 def global_batches(parts):
     """Global batches from the batches of all processes, in order of position.
 
-    Element [d, a, k] of the devices together is sample `place` of micro-batch a.
+    test_placement has the places of samples on devices.
     """
     out = []
     for batches in zip(*parts, strict=True):
@@ -90,16 +77,13 @@ def global_batches(parts):
             array = np.concatenate([batch[field] for batch in batches])  # [D, A, m, .]
             devices, count, m = array.shape[:3]
             flat = np.empty((count, devices * m) + array.shape[3:], array.dtype)
-            for d in range(devices):
-                for k in range(m):
-                    flat[:, place(d, k, m, devices)] = array[d, :, k]
+            flat[:, device_samples(devices * m, devices)] = array.swapaxes(0, 1)
             joined[field] = flat.reshape((-1,) + array.shape[3:])
         out.append(joined)
     return out
 
 
 def same(one, two):
-    """The same batches, bit for bit."""
     assert len(one) == len(two)
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()

@@ -19,7 +19,6 @@ class Filled:
     part_bytes = 7
 
     def read_part(self, number, allocate):
-        """Earlier ones take longer."""
         time.sleep(0.02 * (number % 3 == 0))
         pixels = allocate((5,))
         pixels[:] = number % 200
@@ -27,11 +26,6 @@ class Filled:
 
     def join(self, parts):
         return [part.pixels.copy() for part in parts]
-
-
-class Failing(Filled):
-    def read_part(self, number, allocate):
-        raise ValueError(f"of its own {number}")
 
 
 def train(source, stop, **options):

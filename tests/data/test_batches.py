@@ -1,8 +1,11 @@
 """The same batches on any devices, hosts and threads and after any restart; every
-evaluation image exactly once; damaged files that do not stop a run."""
+evaluation image exactly once; damaged files; repeats against DeiT's sampler."""
 
+import collections
+import functools
 import itertools
 import logging
+import math
 import threading
 import time
 
@@ -12,6 +15,7 @@ import pytest
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.data.batches import (
     BATCHES_AHEAD,
+    PART_IMAGES,
     Batches,
     epoch_order,
     steps_per_epoch,
@@ -20,6 +24,8 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from tests.data.noise import Noise, global_batches, same, train, train_batches, values
 from tests.refused import refused
+
+repeated = functools.partial(train, repeats=3)
 
 
 def evaluate(source, threads=0, **options):
@@ -31,8 +37,7 @@ def evaluate(source, threads=0, **options):
 
 def test_epoch_order_is_a_permutation_of_its_own():
     orders = [epoch_order(s, e, 50) for s, e in itertools.product((0, 1), (0, 1, 2))]
-    for order in orders:
-        assert sorted(order) == list(range(50))
+    assert all(sorted(order) == list(range(50)) for order in orders)
     assert len({order.tobytes() for order in orders}) == 6
     epoch_order.cache_clear()
     np.testing.assert_array_equal(epoch_order(0, 0, 50), orders[0])
@@ -51,26 +56,32 @@ def test_an_epoch_shows_an_image_once_and_batches_have_their_shapes():
     assert batch["label"].dtype == np.int32
 
 
+ONCE = dict(stop=46)  # two steps into the second epoch
 COPIES = dict(size=96, stop=4, repeats=3)  # three chunks on one process
 
 
-@pytest.mark.parametrize("bad", [(), (4, 5, 17)])
-@pytest.mark.parametrize(
-    "options",
-    [dict(stop=46), COPIES],  # two steps into the second epoch; copies
-    ids=["once", "copies"],
-)
+BAD = (4, 5, 17)
+
+
+@functools.cache
+def alone(copies):
+    """The batches of one device."""
+    return global_batches([train(Noise(350, BAD), **(COPIES if copies else ONCE))])
+
+
+@pytest.mark.parametrize("copies", [False, True])
 @pytest.mark.parametrize(
     "processes, devices, accumulation", [(1, 8, 1), (2, 1, 1), (2, 2, 2), (1, 1, 4)]
 )
 def test_devices_hosts_and_accumulation_do_not_matter(
-    processes, devices, accumulation, options, bad
+    processes, devices, accumulation, copies
 ):
+    options = COPIES if copies else ONCE
     parts = []
     for process in range(processes):
         placement = Placement(process, processes, devices, accumulation)
-        parts.append(train(Noise(350, bad), placement=placement, **options))
-    same(global_batches(parts), global_batches([train(Noise(350, bad), **options)]))
+        parts.append(train(Noise(350, BAD), placement=placement, **options))
+    same(global_batches(parts), alone(copies))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -95,22 +106,6 @@ def test_seed_step_and_position_change_the_draws():
     repeated.stored = lambda place: (Noise(1)[0].pixels, place, "")
     batch = train(repeated, stop=1)[0]["image"][0, 0]
     assert len({image.tobytes() for image in batch}) == 8
-
-
-def test_no_threads_means_the_calling_thread():
-    source = Noise(8)
-    seen = set()
-    stored = source.stored
-
-    def spy(place):
-        seen.add(threading.current_thread())
-        return stored(place)
-
-    source.stored = spy
-    train(source, stop=1)
-    assert seen == {threading.current_thread()}
-    train(source, stop=2, threads=2)
-    assert len(seen) > 1
 
 
 @pytest.mark.parametrize("finish", ["close", "exhaust", "fail"])
@@ -162,16 +157,13 @@ def test_evaluation_sees_every_image_exactly_once(length, processes, devices):
             np.testing.assert_array_equal(batch["label"][live], batch["index"][live])
             indices = batch["index"][live].tolist()
             for index, image in zip(indices, batch["image"][live], strict=True):
-                np.testing.assert_array_equal(
-                    image, Noise(length, size=8)[index].pixels
-                )
+                assert (image == Noise(length, size=8)[index].pixels).all()
             seen += indices
     assert sorted(seen) == list(range(length))
     assert counts == {-(-length // 8)}
 
 
 def test_training_puts_the_next_readable_image_in_place():
-    """From the start of the order where it ends."""
     order = epoch_order(3, 0, 400).tolist()
     expected = order[:16]
     expected[2] = expected[3] = order[4]
@@ -189,7 +181,6 @@ def test_evaluation_masks_unreadable_images_and_counts_them():
     masked = np.equal(values(batches, "mask"), 0)
     assert np.flatnonzero(masked).tolist() == [5, 6, 399]
     assert values(batches, "index") == list(range(400))
-    assert len(source.unreadable) == 3
     assert list(source.unreadable) == ["5.jpg", "6.jpg", "399.jpg"]
     assert len(evaluate(Noise(300, {1, 50, 99}, size=8))) == 38
     with pytest.raises(InputError, match=r"^4 of 300 images .* 1\.jpg \(no known"):
@@ -217,7 +208,7 @@ def test_twenty_unreadable_images_in_a_row_stop_the_run():
     """Rows do not run on from one evaluation to the next."""
     order = epoch_order(3, 0, 4000).tolist()
     assert len(train(Noise(4000, order[10:29]), stop=4)) == 4
-    message = rf"^{order[10]}\.jpg .*, as the first of 20 images in a row"
+    message = rf"^{order[10]}\.jpg .*; none of 20 images in a row"
     with pytest.raises(InputError, match=message):
         train(Noise(4000, order[10:30]), stop=4)
     assert len(evaluate(Noise(4000, range(10, 29), size=8))) == 500
@@ -228,16 +219,67 @@ def test_twenty_unreadable_images_in_a_row_stop_the_run():
         assert sum(batch["mask"].sum() for batch in evaluate(source)) == 3980
 
 
-UNEVEN = {"batch_size": 9, "placement": Placement(0, 2)}
+def test_a_batch_of_more_images_than_there_are_is_refused():
+    with refused("batch_size"):
+        train_batches(Noise(20), size=21)
 
 
-@pytest.mark.parametrize(
-    "call, field, value",
-    [
-        (lambda: train_batches(Noise(20), size=21), "batch_size", 21),
-        (lambda: evaluate(Noise(20), **UNEVEN), "batch_size", 9),
-    ],
-)
-def test_bad_arguments_are_refused_before_the_first_batch(call, field, value):
-    with refused(field):
-        call()
+def test_an_unreadable_image_is_reported_once_for_its_copies():
+    order = epoch_order(3, 0, 400).tolist()
+    source = Noise(400, {order[1], order[2]})
+    assert values(repeated(source, 1, 12)) == [order[0]] * 3 + [order[3]] * 9
+    assert list(source.unreadable) == [f"{order[1]}.jpg", f"{order[2]}.jpg"]
+    # 20 in a row end a run: seven with three copies each do not.
+    source = Noise(4000, epoch_order(3, 0, 4000)[:7].tolist())
+    repeated(source, 1, 24)
+    assert len(source.unreadable) == 7
+
+
+def sampler(order, workers):
+    """What each of `workers` devices sees in an epoch: DeiT's sampler."""
+    assigned = [index for index, _ in itertools.product(order, range(3))]
+    total = math.ceil(len(order) * 3 / workers) * workers
+    assigned += assigned[: total - len(assigned)]
+    share = math.floor(math.floor(len(order) / 256) * 256 / workers)
+    return [assigned[worker::workers][:share] for worker in range(workers)]
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+@pytest.mark.parametrize("length", [256, 800])
+def test_steps_have_the_images_of_deit_s_sampler(length, workers):
+    batches = repeated(Noise(length, size=8), 2 * (length // 256), 256)
+    steps = len(batches) // 2
+    for epoch in range(2):
+        shares = sampler(epoch_order(3, epoch, length).tolist(), workers)
+        m = 256 // workers
+        assert {len(share) // m for share in shares} == {steps}
+        for step in range(steps):
+            expected = []
+            for share in shares:
+                expected += share[step * m : (step + 1) * m]
+            seen = values([batches[epoch * steps + step]])
+            assert collections.Counter(seen) == collections.Counter(expected)
+
+
+def test_copies_are_neighbors_with_draws_of_their_own():
+    batch = repeated(Noise(20), 1, 12)[0]
+    labels = batch["label"][0, 0]
+    images = batch["image"][0, 0]
+    one = epoch_order(3, 0, 20)
+    two = epoch_order(3, 1, 20)
+    np.testing.assert_array_equal(labels, np.repeat(one[:4], 3))
+    assert len({image.tobytes() for image in images}) == 12
+    labels = values(repeated(Noise(20), 3))
+    assert labels == [*np.repeat(one, 3)[:16], *np.repeat(two, 3)[:8]]
+
+
+@pytest.mark.parametrize("processes, accumulation", [(1, 1), (2, 1), (2, 2)])
+def test_an_image_is_read_once_for_its_copies_in_a_part(processes, accumulation):
+    for index in range(processes):
+        source = Noise(400)
+        placement = Placement(index, processes, 2, accumulation)
+        (batch,) = repeated(source, 1, 192, placement=placement)
+        parts = math.ceil(batch["label"].size / PART_IMAGES)
+        assert parts > 1
+        distinct = len(np.unique(batch["label"]))
+        assert distinct <= len(source.reads) < distinct + parts

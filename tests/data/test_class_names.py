@@ -1,10 +1,32 @@
-"""Names of classes as people give them."""
+"""Names of classes: as people give them, as a run keeps them, and as data have them."""
+
+import functools
+import re
 
 import numpy as np
 import pytest
 
+import imagepiece_jax
+from imagepiece_jax.commands import evaluate
+from imagepiece_jax.data import class_names
 from imagepiece_jax.data.class_names import checked_names
+from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.training.cluster import run_dir
+from imagepiece_jax.training.cluster.checkpoint import Checkpoints
+from imagepiece_jax.training.config import RunConfig
+from imagepiece_jax.training.initial_weights import InitialWeights
+from imagepiece_jax.weights.run_files import read_class_names
+from tests import runs
+from tests.command import call, sentence
+from tests.models import tiny
+from tests.pictures import write_plain
+from tests.refused import refused
+
+SMALL = {"model.depth": 1, "model.embed_dim": 8, "model.num_heads": 2}
+SMALL["reduction"] = "imagepiece:merge_blocks=():prune_blocks=()"
+configured = functools.partial(runs.configured, SMALL, {"num_classes": 2})
 
 
 @pytest.mark.parametrize(
@@ -26,5 +48,158 @@ def test_names_are_strings(names, strings):
     "names", [b"ab", {0: "a", 1: "b"}, {"a", "b"}, ["a", 1.5], ["a", b"b"], [[1], [2]]]
 )
 def test_what_is_no_list_of_names_is_refused(names):
-    with pytest.raises(InputError, match="class_names"):
+    with refused("class_names"):
         checked_names(names, 2)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder as training leaves it, of the classes ant and bee."""
+    workdir = tmp_path_factory.mktemp("runs") / "insects"
+    config = RunConfig.from_config(configured())
+    run_dir.record_start(workdir, config.to_dict())
+    run_dir.record_classes(workdir, ("ant", "bee"))
+    variables = tiny.fill(variable_shapes(config.create_model()))
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(1, variables, {}, "best")
+    checkpoints.save(1, variables, {})
+    checkpoints.close()
+    return workdir
+
+
+def test_names_are_kept_and_read_or_refused(tmp_path):
+    assert read_class_names(tmp_path, 3) is None
+    run_dir.record_classes(tmp_path, None)
+    assert not list(tmp_path.iterdir())
+    config = RunConfig.from_config(configured(num_classes=3))
+    run_dir.record_start(tmp_path, config.to_dict())
+    names = ("ant", None, "Käfer \ufffd")
+    run_dir.record_classes(tmp_path, names)
+    assert read_class_names(tmp_path, 3) == names
+    assert "Käfer" in (tmp_path / "classes.json").read_text(encoding="utf-8")
+    run_dir.record_classes(tmp_path, names[:2])
+    with refused("class_names", "classes.json", "3 classes"):
+        read_class_names(tmp_path, 3)
+
+
+def other_class(weights, names):
+    """(label, name, other name) of the first class that differs, or None."""
+    try:
+        class_names.check_classes(weights, "weights", names, "data")
+    except InputError as error:
+        pattern = r"weights: class (\d+) is '(.*)', but '(.*)' in data"
+        label, *both = re.fullmatch(pattern, str(error)).groups()
+        return int(label), *both
+
+
+# é, as Linux and Windows write it and as macOS does.
+COMPOSED = "caf\u00e9"
+DECOMPOSED = "cafe\u0301"
+
+
+@pytest.mark.parametrize(
+    "names, other",
+    [
+        (("ant", COMPOSED), None),
+        ((COMPOSED, "ant"), (0, "ant", COMPOSED)),
+        (None, None),
+        ((None, "wasp"), (1, DECOMPOSED, "wasp")),
+    ],
+)
+def test_the_first_class_of_another_name(names, other):
+    assert other_class(("ant", DECOMPOSED), names) == other
+
+
+def test_a_wordnet_id_and_its_name_are_the_same_class():
+    synsets, lemmas = zip(*class_names.imagenet_rows(), strict=True)
+    short = class_names.imagenet_names()
+    assert other_class(short, synsets) is None
+    assert other_class(synsets, short) is None
+    shifted = synsets[:1] + synsets[2:]
+    assert other_class(short, shifted) == (1, "goldfish", synsets[2])
+    assert other_class(short, lemmas) == (0, "tench", "tench, Tinca tinca")
+    assert other_class(("ant", "bee"), ("0", "1")) == (0, "ant", "0")
+
+
+def test_other_classes_are_not_evaluated(run, tmp_path):
+    path = imagepiece_jax.save(imagepiece_jax.load(run), tmp_path / "saved")
+    write_plain(tmp_path, "0.png", "1.png")
+    (tmp_path / "set.csv").write_text(
+        "filename,label,class\n0.png,0,ant\n1.png,1,wasp\n"
+    )
+    data = f"csv:{tmp_path}/set.csv"
+    said = sentence(call(evaluate.main, str(path), data, "--workers=0"))
+    assert said.startswith(f"folder {path}: class 1 is 'bee', but 'wasp' in {data}")
+
+
+@pytest.mark.parametrize("weights", ["init", "teacher"])
+def test_other_classes_are_not_learned(run, tmp_path, weights):
+    config = RunConfig.from_config(configured(**{f"{weights}.weights": str(run)}))
+    start = InitialWeights(config, tmp_path)
+    place = f"config.{weights}.weights {run}"
+    with refused(f"{place}: class 1 is 'bee', but 'wasp' in config.data.name 'digits'"):
+        start.check_classes(("ant", "wasp"))
+
+
+def open_val(root, names, **options):
+    """Two images for each class."""
+    for name in names:
+        write_plain(root / "val" / name, "0.png", "1.png")
+    return open_source(f"folder:{root}", "val", **options)
+
+
+@pytest.mark.parametrize(
+    "folders, model",
+    [
+        (("ant", "n01440764"), ("tench", "bee", "ant")),
+        (("ant", "tench"), ("n01440764", None, "ant")),
+    ],
+)
+def test_folders_have_the_labels_of_their_names(tmp_path, folders, model):
+    source = open_val(tmp_path, folders, num_classes=3, class_names=model)
+    assert source.num_classes == 3
+    assert source.class_names == (folders[1], None, "ant")
+    assert source.labels.tolist() == [2, 2, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "folders, model, message",
+    [
+        (("ant", "bee"), ("bee", "cat"), "class 'ant', .*model's 2 .*class_names="),
+        (("n01440764", "tench"), ("ant", "tench"), "class 1 twice, as 'n01.*'tench'"),
+        (("giant_panda",), ("giant panda",), "class 'giant_panda', .*class_names="),
+        # timm takes the one order, and torchvision the other.
+        ([*map(str, range(12))], None, "class '11' before '2'"),
+        (["a1_2", "a1_10", "none"], None, "class 'a1_10' before 'a1_2'"),
+    ],
+)
+def test_folders_of_other_names_or_of_two_orders_are_refused(
+    tmp_path, folders, model, message
+):
+    with pytest.raises(InputError, match=message):
+        open_val(tmp_path, folders, num_classes=len(folders), class_names=model)
+    if model is None:
+        source = open_val(tmp_path, folders, class_names=tuple(folders))
+        assert source.class_names == tuple(folders)
+
+
+@pytest.mark.parametrize(
+    "folders, model",
+    [
+        (("caf\u00e9", "cafe\u0301"), None),
+        (("n01440764", "tench"), None),
+        (("ant",), ("ant", "bee", "ant")),
+    ],
+)
+def test_a_name_of_two_classes_is_refused(tmp_path, folders, model):
+    """Folders whose names differ only in their form, or a model's equal names."""
+    num_classes = len(model or folders)
+    with pytest.raises(InputError, match="two classes have this name"):
+        open_val(tmp_path, folders, num_classes=num_classes, class_names=model)
+
+
+@pytest.mark.parametrize("names", [["01", "02", "10"], ["a9", "b10"]])
+def test_folders_sort_as_text(tmp_path, names):
+    source = open_val(tmp_path, names)
+    assert source.class_names == tuple(names)
+    assert source.labels.tolist() == np.arange(len(names)).repeat(2).tolist()

@@ -1,6 +1,5 @@
 """Normalization by the published numbers, and back."""
 
-import functools
 import warnings
 
 import chex
@@ -77,25 +76,20 @@ def test_an_array_on_an_accelerator_was_not_looked_at(monkeypatch):
     assert not warn_of_range(looked, *IMAGENET)
 
 
+def swapped(leaf):
+    leaf = np.asarray(leaf)
+    return leaf.astype(leaf.dtype.newbyteorder("S"))
+
+
 def test_the_order_of_bytes_changes_nothing():
     """JAX takes the machine's alone; FITS files and old checkpoints have the other."""
-    vit = tiny.pretrained(num_classes=3, image_size=16)
-    draw = np.random.default_rng(0)
-    images = draw.normal(size=(2, 16, 16, 3)).astype(np.float32)
-    swapped = images.astype(images.dtype.newbyteorder("S"))
-    assert not swapped.dtype.isnative
+    vit = tiny.pretrained(num_classes=3, image_size=16, depth=1)
+    images = np.float32(np.random.default_rng(0).normal(size=(2, 16, 16, 3)))
     program = imagepiece_jax.optimize(vit, batch_size=2)
-    chex.assert_trees_all_equal(program(swapped), program(images))
-    features = functools.partial(imagepiece_jax.features, vit)
-    chex.assert_trees_all_equal(features(swapped), features(images))
-
-    def other_order(leaf):
-        leaf = np.asarray(leaf)
-        return leaf.astype(leaf.dtype.newbyteorder("S"))
-
-    variables = jax.tree.map(other_order, dict(vit.variables))
-    again = vit.with_variables(variables)
+    chex.assert_trees_all_equal(program(swapped(images)), program(images))
+    maps = [imagepiece_jax.features(vit, each) for each in (swapped(images), images)]
+    chex.assert_trees_all_equal(*maps)
+    again = vit.with_variables(jax.tree.map(swapped, dict(vit.variables)))
     assert again.digest == vit.digest
-    chex.assert_trees_all_equal(
-        imagepiece_jax.optimize(again, batch_size=2)(images), program(images)
-    )
+    logits = imagepiece_jax.optimize(again, batch_size=2)(images)
+    chex.assert_trees_all_equal(logits, program(images))

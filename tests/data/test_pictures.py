@@ -2,6 +2,7 @@
 
 import io
 import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from imagepiece_jax.data.pictures import as_source, find_images
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
+from tests.pictures import write_plain
 
 NAMES = ("a.png", "b c.png", "d.png")
 
@@ -17,12 +19,9 @@ NAMES = ("a.png", "b c.png", "d.png")
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Three images, a list's folder beside them, and another current folder."""
-    for name in ("photos", "elsewhere"):
-        (tmp_path / name).mkdir()
-    for name in NAMES:
-        Image.new("RGB", (4, 4)).save(tmp_path / "photos" / name)
+    (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    return tmp_path / "photos"
+    return write_plain(tmp_path / "photos", *NAMES)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -40,10 +39,9 @@ def test_a_list_is_read_as_other_programs_write_it(folder, encoding, line):
 def test_paths_are_relative_to_the_current_folder_or_to_the_list_s(folder, monkeypatch):
     (folder / "list.txt").write_text("gone.png\n" + '\n"b c.png"\n'.join(NAMES))
     found = find_images([folder / "list.txt"])
-    assert found[1:4] == [
-        str(folder / name) for name in ("a.png", "b c.png", "b c.png")
-    ]
-    Image.new("RGB", (4, 4)).save("a.png")
+    names = ("a.png", "b c.png", "b c.png")
+    assert found[1:4] == [str(folder / name) for name in names]
+    write_plain(pathlib.Path(), "a.png")
     assert find_images([folder / "list.txt"])[1] == "a.png"
     monkeypatch.setenv("HOME", str(folder))
     (folder / "list.txt").write_text("~/d.png\n")
@@ -56,6 +54,12 @@ def test_a_name_may_have_quotes_and_blanks(folder, name):
     for path in (name, folder / name):
         (folder / "list.txt").write_text(f"{path}\n")
         assert find_images([folder / "list.txt"]) == [str(folder / name)]
+
+
+def test_a_hidden_image_is_one_where_it_is_named(folder):
+    hidden = write_plain(folder, "._a.png") / "._a.png"
+    assert find_images([folder]) == [str(folder / name) for name in NAMES]
+    assert find_images([hidden]) == [str(hidden)]
 
 
 def test_what_is_no_text_is_no_list(folder):

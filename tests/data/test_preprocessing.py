@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.data.preprocessing import MAX_ASPECT, Preprocessing, resize_exactly
-from imagepiece_jax.errors import InputError
 from tests.data.noise import ramp, train_transform
 from tests.refused import refused
 
@@ -87,17 +86,11 @@ def test_crops_of_other_weights(crop_mode, size, interpolation):
     np.testing.assert_array_equal(out, full[2:32, left : left + 30])
 
 
-@pytest.mark.parametrize(
-    "field, value",
-    [
-        ("crop", 1.5),
-        ("crop", 0),
-        ("crop_mode", "border"),
-        ("interpolation", "lanczos"),
-        ("resize", "half"),
-        ("rule", "torchvision"),
-    ],
-)
+WRONG = [("crop", 1.5), ("crop", 0), ("crop_mode", "border"), ("resize", "half")]
+WRONG += [("interpolation", "lanczos"), ("rule", "torchvision")]
+
+
+@pytest.mark.parametrize("field, value", WRONG)
 def test_a_crop_that_there_is_not(field, value):
     with refused(field):
         Preprocessing(30, **{field: value})
@@ -136,5 +129,5 @@ def test_evaluation_leaves_small_images_alone():
     ],
 )
 def test_images_of_another_size_are_refused_where_nothing_resizes(call):
-    with pytest.raises(InputError, match="the image has 47x48 pixels"):
+    with refused("the image has 47x48 pixels"):
         call(ramp(47, 48))

@@ -1,14 +1,15 @@
 """Prefetching: the same arrays with any workers, and a clean end in every case."""
 
 import collections
+import contextlib
 import itertools
 import os
 import pathlib
 import re
 import signal
-import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -20,10 +21,11 @@ from imagepiece_jax.data.worker_pool import read_ahead
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import RunData
+from tests import forked
 from tests.data import noise
 from tests.data.noise import Noise, same, train_transform
-from tests.data.tasks import Failing, Filled, train
-from tests.runs import ROOT, configured
+from tests.data.tasks import Filled, train
+from tests.runs import configured
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +41,6 @@ def proc(pid, name=""):
 
 
 def workers_of(pid):
-    """Worker processes below process `pid`."""
     path = proc(pid, f"task/{pid}/children")
     return {int(child) for child in path.read_text().split() if is_worker(child)}
 
@@ -61,7 +62,6 @@ def shared_memory(pid="self"):
 
 
 def end(pids, seconds=10):
-    """Whether these processes are gone, or soon will be."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if not any(proc(pid).exists() for pid in pids):
@@ -72,7 +72,10 @@ def end(pids, seconds=10):
 
 @pytest.mark.slow
 def test_processes_do_not_matter_and_outlive_signals():
-    """Ctrl-C and SIGTERM reach the whole group: the run wants to finish its step."""
+    """Ctrl-C and SIGTERM reach the whole group: the run wants to finish its step.
+
+    Workers import neither JAX nor the script: half a second and 100 MB of each.
+    """
     source = Noise(300, {7, 20})
     expected = Noise(300, {7, 20})
     batches = train(source, 60, workers=2, threads=2)
@@ -80,25 +83,14 @@ def test_processes_do_not_matter_and_outlive_signals():
     started = workers()
     assert len(started) == 2 and shared_memory()
     for pid in started:
+        maps = proc(pid, "maps").read_text()
+        assert "numpy" in maps and "jaxlib" not in maps and "sklearn" not in maps
         os.kill(pid, signal.SIGINT)
         os.kill(pid, signal.SIGTERM)
     seen += batches
     same(seen, list(train(expected, 60)))
-    assert list(source.unreadable) == list(expected.unreadable) != []
+    assert source.unreadable == expected.unreadable != {}
     assert not workers() and not shared_memory()
-
-
-@pytest.mark.slow
-def test_workers_import_neither_jax_nor_the_script():
-    """Half a second and 100 MB of each of them."""
-    batches = train(Noise(300), 10, workers=1)
-    next(batches)
-    (pid,) = workers()
-    maps = proc(pid, "maps").read_text()
-    batches.close()
-    assert "numpy" in maps
-    assert "jaxlib" not in maps
-    assert "sklearn" not in maps
 
 
 @pytest.mark.slow
@@ -131,72 +123,66 @@ def test_an_error_in_a_process_is_the_same_as_in_this_one():
         with pytest.raises(InputError) as caught:
             next(reader)
         assert str(caught.value).startswith(message)
+        with pytest.raises(StopIteration):
+            next(reader)
     assert not workers()
 
 
+@contextlib.contextmanager
 def reading_forever(*words):
-    """`tasks.read_forever` in a session of its own, after its first batch."""
-    running = subprocess.Popen(
-        [sys.executable, "-m", "tests.data.tasks", *words],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert running.stdout.readline() == "\n"
-    return running
+    """`tasks.read_forever` in a process after its first batch, and its output."""
+    reader, writer = map(open, os.pipe(), "rw")
+    with reader:
+        with writer:
+            command = [sys.executable, "-m", "tests.data.tasks", *words]
+            running = forked.Process(command, stdout=writer, stderr=writer)
+        try:
+            assert reader.readline() == "\n"
+            yield running, reader
+        finally:
+            running.kill()
 
 
 @pytest.mark.slow
 def test_processes_end_with_a_run_that_is_killed():
-    running = reading_forever()
-    started = workers_of(running.pid)
-    assert len(started) == 2
-    assert shared_memory(running.pid)
-    with running:
+    with reading_forever() as (running, _):
+        started = workers_of(running.pid)
+        assert len(started) == 2 and shared_memory(running.pid)
         running.kill()
+        running.wait(timeout=20)
     assert end(started)
 
 
 @pytest.mark.slow
 def test_an_iterator_that_is_never_closed_does_not_disturb_the_end():
-    running = reading_forever("leave")
-    with running:
-        assert running.communicate(timeout=20) == ("", "")
-    assert running.returncode == 7
+    with reading_forever("leave") as (running, output):
+        assert running.wait(timeout=20) == 7
+        assert output.read() == ""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count, threads", [(0, 0), (2, 2)])
-def test_evaluations_between_steps_change_no_batch(count, threads):
+def test_evaluations_between_steps_change_no_batch():
     """While readers of the training wait, an evaluation has as many of its own."""
     sources = [Noise(300, {7, 20}), Noise(100, {4}, size=40)]
-    training = Batches(
-        source=sources[0],
-        transform=train_transform(24),
-        batch_size=40,
-        seed=3,
-        steps=range(2, 13),
-        repeats=3,
-    )
+    options = {"transform": train_transform(24), "seed": 3, "repeats": 3}
+    options |= {"batch_size": 40, "steps": range(2, 13)}
+    training = Batches(source=sources[0], **options)
     evaluation = Batches(source=sources[1], transform=Preprocessing(48), batch_size=40)
-    reader = read_ahead(training, count, threads)
+    reader = read_ahead(training, 2, threads=2)
     evaluated = []
     trained = [next(reader)]
     started = workers()
-    assert len(started) == count
+    assert len(started) == 2
     for steps in (3, 5, 2):
         trained += itertools.islice(reader, steps)
-        other = read_ahead(evaluation, count, threads)
+        other = read_ahead(evaluation, 2, threads=2)
         found = [next(other)]
-        assert len(workers()) == 2 * count
-        assert started <= workers()
+        assert started < workers() and len(workers()) == 4
         evaluated.append([*found, *other])
         assert workers() == started
     assert not [*reader]
     assert not workers()
-    names = [list(source.unreadable) for source in sources]
+    damaged = [dict(source.unreadable) for source in sources]
     for source in sources:
         source.unreadable.clear()
     same(trained, list(training.read()))
@@ -204,7 +190,7 @@ def test_evaluations_between_steps_change_no_batch(count, threads):
     for one in evaluated:
         same(one, expected)
     assert len(trained) == 11
-    assert names == [list(source.unreadable) for source in sources] != [[], []]
+    assert damaged == [source.unreadable for source in sources] != [{}, {}]
 
 
 def own_memory():
@@ -219,10 +205,8 @@ def own_memory():
 @pytest.mark.slow
 def test_memory_does_not_grow():
     """Batches have 5 MB: one kept in each epoch would be 75 MB more at the end."""
-    source = Noise(64, size=64)
-    batches = noise.train_batches(
-        source, 10_000, 64, train_transform(160), workers=2, threads=2
-    )
+    options = {"transform": train_transform(160), "workers": 2, "threads": 2}
+    batches = noise.train_batches(Noise(64, size=64), 10_000, 64, **options)
     epochs = [own_memory() for _, _ in zip(range(40), batches, strict=False)]
     batches.close()
     assert epochs[0] > 20
@@ -241,20 +225,14 @@ def test_slots_are_used_in_turn_and_never_while_they_are_read(count, threads):
         assert pixels.tolist() == [number % 200] * 5
 
 
-@pytest.mark.parametrize("count", [0, 2])
-def test_an_error_of_the_work_is_raised_in_the_order_of_the_numbers(count):
-    results = read_ahead(Failing(2), count, threads=1)
-    with pytest.raises(ValueError, match="of its own 0"):
-        next(results)
-    assert not workers()
-    with pytest.raises(StopIteration):
-        next(results)
+def with_free(monkeypatch, free):
+    usage = types.SimpleNamespace(free=free)
+    monkeypatch.setattr(worker_pool.shutil, "disk_usage", lambda folder: usage)
 
 
 def test_too_little_shared_memory_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(worker_pool, "SHARED", str(tmp_path))
-    usage = collections.namedtuple("Usage", "free")(2 * 10**6)
-    monkeypatch.setattr(worker_pool.shutil, "disk_usage", lambda folder: usage)
+    with_free(monkeypatch, 2 * 10**6)
     monkeypatch.setattr(Filled, "part_bytes", 10**6)
     message = f"{tmp_path} has 2 MB free, but .* 9 MB; .*workers=0"
     with pytest.raises(InputError, match=message):
@@ -264,20 +242,16 @@ def test_too_little_shared_memory_is_refused(monkeypatch, tmp_path):
 def test_training_and_an_evaluation_have_room_together(monkeypatch, tmp_path):
     """Before the first step; 6 MB for training, of three groups, and 3 MB beside it."""
     monkeypatch.setattr(worker_pool, "SHARED", str(tmp_path))
-    config = configured({"data.workers": 1, "image_size": 100, "model.patch_size": 4})
-    config.batch_size = 64
-    config.eval_batch_size = 32
-    config.data.resize = "deit"
-    config.data.crop = "random_resized"
+    fields = {"data.workers": 1, "image_size": 100, "model.patch_size": 4}
+    fields |= {"data.resize": "deit", "data.crop": "random_resized"}
+    config = configured(fields, batch_size=64, eval_batch_size=32)
     data = RunData(RunConfig.from_config(config), Placement())
     training = data.training(steps=range(data.length.steps))
     assert worker_pool.shared_bytes(training, 1, 1) == 3 * 64 * 100 * 100 * 3
-    needed = worker_pool.shared_bytes(training, 1, 1)
-    needed += worker_pool.shared_bytes(data.evaluation, 1, 1)
     assert worker_pool.shared_bytes(data.evaluation, 1, 1) == 3 * 32 * 100 * 100 * 3
-    usage = collections.namedtuple("Usage", "free")
-    monkeypatch.setattr(worker_pool.shutil, "disk_usage", lambda _: usage(needed))
+    needed = 3 * (64 + 32) * 100 * 100 * 3
+    with_free(monkeypatch, needed)
     data.check_space()
-    monkeypatch.setattr(worker_pool.shutil, "disk_usage", lambda _: usage(needed - 1))
-    with pytest.raises(InputError, match="9 MB free, but reading in .* needs 9 MB"):
+    with_free(monkeypatch, needed - 1)
+    with pytest.raises(InputError, match="9 MB free, but .* need 9 MB"):
         data.check_space()

@@ -29,20 +29,14 @@ pytestmark = pytest.mark.usefixtures("evaluations_compiled_once")
 IMAGES = 300
 
 
-def made_up():
-    """Figures of rows that err by chance: right answers of 300 images each."""
-    draw = np.random.default_rng(0)
-    found = {}
-    for name, share in (("dense", 0.8), ("a", 0.7), ("b", 0.75), ("small", 0.6)):
-        right = draw.uniform(size=IMAGES) < share
-        found[name] = {"right": encode_bits(right), "images": IMAGES}
-    return found
-
-
 def test_comparisons_are_those_of_a_slow_count():
     """Each to dense, and reductions to smaller images; exact binomial p; Holm."""
-    figures = made_up()
-    at = {name: decode_bits(each["right"], IMAGES) for name, each in figures.items()}
+    draw = np.random.default_rng(0)
+    shares = {"dense": 0.8, "a": 0.7, "b": 0.75, "small": 0.6}
+    at = {name: draw.uniform(size=IMAGES) < share for name, share in shares.items()}
+    figures = {}
+    for name, right in at.items():
+        figures[name] = {"right": encode_bits(right), "images": IMAGES}
     found = compare.comparisons(figures, ["small"])
     pairs = [("a", "dense"), ("a", "small"), ("b", "dense"), ("b", "small")]
     assert [*found] == [*pairs, ("small", "dense")]
@@ -57,19 +51,16 @@ def test_comparisons_are_those_of_a_slow_count():
         assert low < value < high
         p.append(stats.binomtest(gained, gained + lost).pvalue)
         assert line["p"] == pytest.approx(p[-1])
-    assert [line["holm"] for line in found.values()] == pytest.approx(
-        statistics.holm(p)
-    )
+    corrected = [line["holm"] for line in found.values()]
+    assert corrected == pytest.approx(statistics.holm(p))
 
 
 def test_p_is_shown_where_it_is_below_005():
     points = statistics.Estimate(-4.0, -6.0, -2.0)
-    shown = compare.difference({"points": points, "holm": 0.04})
-    assert shown == "-4.0 [-6.0, -2.0], p = .040"
-    assert compare.difference({"points": points, "holm": 0.3}) == "-4.0 [-6.0, -2.0]"
+    for p, shown in ((0.04, ", p = .040"), (0.3, ""), (4e-7, ", p < .001")):
+        difference = compare.difference({"points": points, "holm": p})
+        assert difference == f"-4.0 [-6.0, -2.0]{shown}"
     assert compare.difference(None) == ""
-    tiny_p = compare.difference({"points": points, "holm": 4e-7})
-    assert tiny_p == "-4.0 [-6.0, -2.0], p < .001"
 
 
 def test_rows_without_a_name_are_two_costs():
@@ -98,21 +89,18 @@ def test_folders_of_something_else_are_refused(tmp_path):
 
 @pytest.fixture
 def on_digits(tmp_path):
-    """Makes MeasuredWeights of tiny weights on digits."""
     with contextlib.closing(ResultCache(tmp_path / "out")) as cache:
         images = tiny_paper.images()
         yield lambda weights: MeasuredWeights(weights, images, cache)
 
 
 def test_a_recovered_model_is_compared_with_the_dense_one(tmp_path, on_digits):
-    """The one that it was made from; rows say which forms were recovered."""
     public = tiny_paper.pretrained(tmp_path, depth=2)
     made = on_digits(recoveries.recovered(public, reductions=("tome:r=16",)))
     rows = compare.rows_of(made, ["tome:r=16", "tome:r=1"])
     report = compare.measure(made, rows, made.cache)
-    assert (
-        report.figures["dense"]["right"] == on_digits(public).evaluate(DENSE)["right"]
-    )
+    dense = on_digits(public).evaluate(DENSE)
+    assert report.figures["dense"]["right"] == dense["right"]
     plain = on_digits(public).evaluate(rows[0].reduction)
     assert report.figures["tome:r=16"]["loss"] != plain["loss"]
     text = compare.table(report)
@@ -124,25 +112,23 @@ def test_smaller_images_are_seen_by_the_dense_weights(tmp_path, on_digits):
     weights = tiny_paper.pretrained(tmp_path, depth=2)
     measured = on_digits(weights)
     size = 16 - weights.model.config.patch_size
+    both = (size, size)
     batches = list(measured.images.batches())
     pixels = np.concatenate([batch["image"][0] for batch in batches])
     labels = np.concatenate([batch["label"][0] for batch in batches])
     images = normalize(pixels, MEAN, STD)
-    both = (size, size)
     resized = compare.on_smaller_images(measured, size)
     made = resized.images.alter(images, None, None)
     channel = np.asarray(images[3, :, :, 1], np.float32)
     want = Image.fromarray(channel).resize(both, Image.Resampling.BICUBIC)
     # Pillow's bicubic weights are those of a = -0.5, too.
     np.testing.assert_allclose(made[3, :, :, 1], np.asarray(want), atol=1e-5)
-    model = create_model(
-        make.config(**tiny_paper.FIELDS | {"image_size": both, "depth": 2})
-    )
+    fields = tiny_paper.FIELDS | {"image_size": both, "depth": 2}
+    model = create_model(make.config(**fields))
     tensors = timm_tensors.to_timm(weights.variables)
     tensors = resize_positions.fit(tensors, model.config, weights.image_size)
     params = timm_tensors.from_timm(tensors, variable_shapes(model))["params"]
     logits = tiny.logits(model)({"params": params}, made)
-    right = logits.argmax(axis=1) == labels
     assert resized.vit.gmacs < weights.gmacs
-    found = resized.evaluate(DENSE)["right"]
-    assert decode_bits(found, 24).tolist() == right.tolist()
+    right = decode_bits(resized.evaluate(DENSE)["right"], 24)
+    assert right.tolist() == (logits.argmax(axis=1) == labels).tolist()

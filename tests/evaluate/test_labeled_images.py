@@ -1,16 +1,16 @@
 """Labeled images that weights are evaluated on, and the notes on their labels."""
 
+import itertools
 import types
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.labeled_images import labeled_images
 from imagepiece_jax.models.problem_type import SINGLE_LABEL
-from tests.pictures import write_csv
+from tests.pictures import write_csv, write_plain
 
 VIT = types.SimpleNamespace(
     config=types.SimpleNamespace(num_classes=10, problem_type=SINGLE_LABEL),
@@ -29,11 +29,8 @@ def test_labels_that_may_count_from_one_are_noted(tmp_path, capsys, labels, is_n
 
 
 def test_of_a_folder_with_splits_val_is_measured_on(tmp_path):
-    for split in ("train", "val"):
-        for name in range(10):
-            file = tmp_path / split / str(name) / "0.png"
-            file.parent.mkdir(parents=True)
-            Image.new("RGB", (16, 16)).save(file)
+    for split, name in itertools.product(("train", "val"), range(10)):
+        write_plain(tmp_path, f"{split}/{name}/0.png")
     source = labeled_images(VIT, f"{tmp_path}").source
     assert {source.name(index).split("/")[-3] for index in range(10)} == {"val"}
 

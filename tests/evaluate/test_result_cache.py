@@ -1,32 +1,27 @@
 """Results are measured once, written at once, and never half written."""
 
+import contextlib
 import json
 
 import pytest
 
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.result_cache import FILE, ResultCache
+from tests.refused import refused
 
 SETTING = {"kind": "accuracy", "reduction": "evit:keep_rate=0.7"}
 
 
-class Count:
-    """A measurement that counts its calls."""
-
-    calls = 0
-
-    def __call__(self):
-        self.calls += 1
-        return {"acc1": 80.0 + self.calls}
-
-
-def measured(folder, *settings, **options):
+def measured(folder, *settings):
     """(results, number of measurements) of one process."""
-    cache = ResultCache(folder, **options)
-    count = Count()
-    results = [cache.result(setting, count) for setting in settings]
-    cache.close()
-    return results, count.calls
+    calls = []
+    with contextlib.closing(ResultCache(folder, versions={"jax": "0.0"})) as cache:
+
+        def measure():
+            calls.append("")
+            return {"acc1": 80.0 + len(calls)}
+
+        results = [cache.result(setting, measure) for setting in settings]
+    return results, len(calls)
 
 
 def test_a_result_is_measured_once_and_read_afterwards(tmp_path, capsys):
@@ -44,13 +39,10 @@ def test_a_result_is_measured_once_and_read_afterwards(tmp_path, capsys):
 
 
 def test_a_line_has_setting_versions_and_time(tmp_path):
-    cache = ResultCache(tmp_path, versions={"jax": "0.0"})
-    cache.result(SETTING, Count())
+    measured(tmp_path, SETTING)
     line = json.loads((tmp_path / FILE).read_text())
-    cache.close()
-    assert line["versions"] == {"jax": "0.0"}
-    assert line["setting"] == SETTING
-    assert line["result"] == {"acc1": 81.0}
+    wanted = {"setting": SETTING, "result": {"acc1": 81.0}, "versions": {"jax": "0.0"}}
+    assert wanted.items() < line.items()
     assert {"git", "time"} < set(line)
 
 
@@ -66,15 +58,14 @@ def test_a_line_is_torn_anywhere(tmp_path, left):
 
 
 def test_folders_that_cannot_be_used_are_refused(tmp_path):
-    """With a line that is no result, or used by another process."""
     damaged = tmp_path / "damaged" / FILE
     damaged.parent.mkdir()
     used = ResultCache(tmp_path / "used")
-    with pytest.raises(InputError, match="in use"):
+    with refused("in use"):
         ResultCache(tmp_path / "used")
     for line in ("nonsense", "3", '"ab"'):
         damaged.write_text(f'{{"setting": {{}}, "result": {{}}}}\n{line}\n')
-        with pytest.raises(InputError, match="points.jsonl.* line 2"):
+        with refused("points.jsonl", " line 2"):
             ResultCache(damaged.parent)
     damaged.write_text('{"name": "of another file"}\n')
     ResultCache(damaged.parent).close()

@@ -80,29 +80,6 @@ def test_holm_by_hand(p, corrected):
     assert_close(statistics.holm(p), corrected, units=1)
 
 
-def slow_holm(p, level):
-    """Which of `p` Holm's own words reject: step down until one is too large."""
-    rejected = [False] * len(p)
-    left = list(range(len(p)))
-    while left:
-        least = min(left, key=lambda i: p[i])
-        if p[least] > level / len(left):
-            break
-        rejected[least] = True
-        left.remove(least)
-    return rejected
-
-
-def test_holm_rejects_what_stepping_down_rejects():
-    draw = np.random.default_rng(0)
-    for size in (1, 2, 5, 40):
-        p = draw.uniform(size=size) ** 4
-        p[size // 2 :] = np.round(p[size // 2 :], 1)  # ties and zeros
-        corrected = np.array(statistics.holm(p))
-        for level in (0.01, 0.05, 0.2, 0.9):
-            assert (corrected <= level).tolist() == slow_holm(p, level)
-
-
 @pytest.mark.parametrize(
     "estimate, written",
     [

@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 
 from experiments import figures
 
-TABLES = markdown.ROOT / "docs/tables"
+TABLES = markdown.ROOT / "docs/results"
 
 
 def read_lines(name):

@@ -1,4 +1,4 @@
-"""The pages have what docs/tables/results.json says, and its rows what is right."""
+"""The pages have what docs/results/results.json says, and its rows what is right."""
 
 import pytest
 

@@ -145,7 +145,7 @@ def test_what_a_client_cannot_take_is_refused(tmp_path):
         export(encoder(), tmp_path, layout="fastembed", pixels=True)
     with refused("immich", "crop=1"):
         export(encoder().with_preprocessing(crop=0.9), tmp_path, layout="immich")
-    with refused("pool", "no vector"):
+    with refused("pool", "no image vector"):
         export(encoder(None, pool="none"), tmp_path, layout="fastembed")
     with refused("image_size", "a square"):
         export(encoder(image_size=(20, 28)), tmp_path, layout="fastembed")
@@ -157,7 +157,7 @@ def test_files_of_others_stay(tmp_path, layout):
     vit = encoder()
     saved = imagepiece_jax.save(vit, tmp_path / "saved")
     before = {file: file.read_bytes() for file in saved.iterdir()}
-    with refused("out", "holds config.json; it must be a new or empty folder"):
+    with refused("out", "holds config.json; it must be new, be empty"):
         export(vit, saved, layout=layout)
     assert {file: file.read_bytes() for file in saved.iterdir()} == before
     out = tmp_path / "new"
@@ -170,7 +170,7 @@ def test_a_graph_by_itself_makes_no_layout_of_its_folder(tmp_path):
     saved = imagepiece_jax.save(encoder(), tmp_path / "saved")
     export(encoder(), saved / "model.onnx")
     before = {file: file.read_bytes() for file in saved.iterdir()}
-    with refused("out", "it must be a new or empty folder"):
+    with refused("out", "it must be new, be empty"):
         export(encoder(), saved, layout="fastembed")
     assert {file: file.read_bytes() for file in saved.iterdir()} == before
 

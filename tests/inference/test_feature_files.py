@@ -341,7 +341,7 @@ def test_rows_that_leave_are_counted(vit, collection, tmp_path, capsys):
     write_features(vit, [*map(pathlib.Path, paths)], tmp_path / "out")
     capsys.readouterr()
     write_features(vit, paths[:2], tmp_path / "out")
-    assert "4 rows leave" in capsys.readouterr().err
+    assert "4 rows are removed" in capsys.readouterr().err
     write_features(vit, paths[:2], tmp_path / "out")
     assert "leave" not in capsys.readouterr().err
 

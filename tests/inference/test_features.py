@@ -144,7 +144,7 @@ def test_impossible_maps_are_refused(options, state, steps, field, value):
         inputs = ReducerInputs(outputs.state.x[:, 1:], outputs.state.size[:, 1:])
         outputs = outputs.replace(reducer_inputs=(inputs,), **steps)
     outputs = outputs.replace(state=outputs.state.replace(**state))
-    text = "outputs are those of masked training" if steps else ""
+    text = "outputs come from masked training" if steps else ""
     with refused(field, text):
         features.feature_map(outputs, **{"grid": GRID} | options)
 

@@ -224,7 +224,7 @@ def test_a_program_is_described(program):
         ("dtype", "int8", ""),
         ("dtype", "float16", ""),
         ("gelu", "quick", "but the model's GELU is 'exact'"),
-        ("reductions", "fast", "but layers are float32"),
+        ("reductions", "fast", "but dtype is float32"),
         *(("device", device, "") for device in ("cuda:9", "cpu:x")),
     ],
 )

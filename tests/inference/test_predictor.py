@@ -229,7 +229,7 @@ def test_impossible_predictors(trained, option, given):
 
 def test_a_new_head_is_warned_of_once(trained, tmp_path):
     imagepiece_jax.save(trained, tmp_path / "m")
-    with pytest.warns(UserWarning, match="untrained was drawn"):
+    with pytest.warns(UserWarning, match="untrained parts were drawn"):
         vit = imagepiece_jax.load(tmp_path / "m", num_classes=3)
     with pytest.warns(UserWarning) as said:
         imagepiece_jax.Predictor(vit)
@@ -242,10 +242,10 @@ def test_a_projection_is_no_classifier(trained):
     head = params["head"] | {"bias": 0 * params["head"]["bias"]}
     variables = {"params": params | {"head": head}}
     projecting = trained.with_variables(variables)
-    with pytest.warns(UserWarning, match="no bias, .* so its outputs are no classes"):
+    with pytest.warns(UserWarning, match="no bias, .* so its outputs are not classes"):
         imagepiece_jax.Predictor(projecting)
     imagepiece_jax.Predictor(projecting, labels=NAMES)
     better = recoveries.recovered(projecting).with_reduction(recoveries.TOME)
     assert np.any(better.variables["params"]["head"]["bias"])
-    with pytest.warns(UserWarning, match="its outputs are no classes"):
+    with pytest.warns(UserWarning, match="its outputs are not classes"):
         imagepiece_jax.Predictor(better)

@@ -110,7 +110,7 @@ def test_the_same_weights_with_another_reduction(dense):
 
 
 def test_learned_selectors_stay_with_the_weights(tmp_path, dense):
-    with refused("the model", "has no reducer_1, a selector that"):
+    with refused("the model", "has no reducer_1, the selector"):
         dense.with_reduction(DYNAMICVIT)
     fresh = dense.with_reduction(DYNAMICVIT, seed=1)
     assert fresh.untrained and fresh.label.endswith("(untrained selectors)")

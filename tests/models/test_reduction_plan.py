@@ -27,7 +27,7 @@ MERGES = "but the method's blocks are 0, 1, 2, 3"
 # the attention of the block before it.
 REASONS = {
     **dict.fromkeys(("imagepiece", "imagepiece_dynamicvit", "imagepiece_tome"), MERGES),
-    "token_pooling": "at block 0 reads the attention of the block before it",
+    "token_pooling": "at block 0 reads the attention of the block before",
     "grid_pooling": "it must be a square such as",
 }
 
@@ -71,7 +71,7 @@ def test_a_schedule_is_followed_or_refused_with_the_reason(name, counts):
     "fields, said",
     [
         ("macs=1.5", "macs is 1.5"),
-        ("macs=0.01", "the nearest cost of the method is 0."),
+        ("macs=0.01", "the method's nearest cost is 0."),
         (f"counts={(90,) * 12}", "block 0; of 196 before it at least 98 must stay"),
         ("macs=0.5:counts=stages-3-99", "the model has blocks 0 to 11"),
     ],
@@ -110,7 +110,7 @@ def test_an_amount_that_a_cost_replaces_changes_nothing_and_is_refused(name):
         if field != kind.ratio_field:
             assert kind(**typed).macs == 0.5
             continue
-        with pytest.raises(InputError, match="but macs says how many tokens stay"):
+        with pytest.raises(InputError, match="but macs also decides the token counts"):
             kind(**typed)
 
 

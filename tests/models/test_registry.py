@@ -26,7 +26,7 @@ def test_parameters_are_as_many_as_published(name, stem, parameters):
 
 def test_an_unknown_model_is_answered_with_the_list():
     said = "the models are deit_ti, deit_s, deit_b, vit_mini and timm's plain ViTs"
-    with refused("'resnet50' is no model's name", said):
+    with refused("'resnet50' is not a model name", said):
         create_model("resnet50")
     with refused("did you mean 'vit_small_patch16_224'?"):
         create_model("vit_smal_patch16_224.dino")

@@ -1,4 +1,4 @@
-"""How far ours and theirs are apart, and its record for docs/tables/parity.md."""
+"""How far ours and theirs are apart, and its record for docs/results/parity.md."""
 
 import importlib.metadata
 import json

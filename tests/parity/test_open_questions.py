@@ -138,7 +138,7 @@ def test_images_of_a_model_of_flexible_size(tmp_path, name, arguments):
 
 
 def test_a_gated_mlp_that_no_config_names(tmp_path):
-    """UNI2-h's and H0-mini's config.json with the remedy of docs/models.md."""
+    """UNI2-h's and H0-mini's config.json with the remedy of docs/weight_files.md."""
     arguments = {"mlp_ratio": 5.33334, "reg_tokens": 8, "no_embed_class": True}
     arguments |= TINY | {"patch_size": 14, "init_values": 1e-5, "num_classes": 0}
     layers = {"mlp_layer": SwiGLUPacked, "act_layer": torch.nn.SiLU}

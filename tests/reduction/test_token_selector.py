@@ -183,5 +183,5 @@ def test_a_teacher_that_does_not_fit_is_described(tokens, width, classes):
     student = outputs(numbers(2, 5, 3), numbers(2, 5))
     teacher = outputs(numbers(2, tokens, width), numbers(2, classes))
     given = f"{tokens - 1} patches, width {width} and {classes} classes"
-    with pytest.raises(InputError, match=f"{given}; .* 4 patches, width 3 and 5 cl"):
+    with pytest.raises(InputError, match=f"{given}, .* 4 patches, width 3 and 5 cl"):
         token_selector.check_teacher(student, teacher)

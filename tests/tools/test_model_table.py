@@ -11,7 +11,7 @@ def test_the_page_is_that_of_the_stored_measurements():
     lines = model_table.MEASURED.read_text("utf-8").splitlines()
     rows = [*map(json.loads, lines)]
     largest = json.loads(model_table.WHOLE.read_text())
-    page = ROOT / "docs" / "tables" / "parity.md"
+    page = ROOT / "docs" / "results" / "parity.md"
     assert page.read_text("utf-8") == model_table.page(rows, largest)
     assert len(model_table.last(rows, "family")) > 15
     assert len(model_table.last(rows, "layout")) > 20

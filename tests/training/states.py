@@ -22,12 +22,10 @@ class State:
 
 def make_state(seed=0, width=64, with_ema=True):
     rng = np.random.default_rng(seed)
+    head = {"kernel": rng.normal(size=(8, width)), "bias": rng.normal(size=width)}
     params = {
-        "head": {
-            "kernel": rng.normal(size=(8, width)).astype(np.float32),
-            "bias": rng.normal(size=width).astype(np.float32),
-        },
-        "scale": np.asarray(jnp.asarray(rng.normal(size=5), jnp.bfloat16)),
+        "head": {name: value.astype(np.float32) for name, value in head.items()},
+        "scale": rng.normal(size=5).astype(jnp.bfloat16),
     }
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     return State(

@@ -19,27 +19,20 @@ from imagepiece_jax.training.logging import MetricWriter, read_metrics
 from tests import runs
 
 
-def make(workdir, step=0, saved=None, steps=40, **fields):
+def make(workdir, step=0, saved=None, epochs=2, **fields):
     """A RunLog of a run of 20 steps an epoch, 64 images each."""
     config = runs.configured({"progress": False, "log_every_steps": 2}, **fields)
-    length = Length(steps_per_epoch=20, epochs=steps // 20, eval_every_epochs=1)
     config = RunConfig.from_config(config)
+    length = Length(steps_per_epoch=20, epochs=epochs, eval_every_epochs=1)
     return logging.RunLog(workdir, config, length, step, lambda: saved)
 
 
 def numbers(loss=0.5, skipped=0, samples=128.0, norm=2.0):
-    """Metrics as a step gives them, over a window of two steps."""
     window = {"loss": 64.0, "acc1": 32.0, "acc5": 96.0, "samples": samples}
-    metrics = {
-        "loss": loss,
-        "grad_norm": norm,
-        "lr": 1e-3,
-        "terms": {"own": 0.25},
-        "window": window | {"skipped": float(skipped > 0)},
-        "skipped": np.int32(skipped),
-    }
-    as_arrays = jax.tree.map(lambda x: np.asarray(x, np.result_type(x)), metrics)
-    return parallel.replicate(as_arrays)
+    window["skipped"] = float(skipped > 0)
+    metrics = {"loss": loss, "grad_norm": norm, "lr": 1e-3, "terms": {"own": 0.25}}
+    metrics |= {"window": window, "skipped": np.int32(skipped)}
+    return parallel.replicate(jax.tree.map(np.asarray, metrics))
 
 
 @pytest.fixture
@@ -58,14 +51,12 @@ def begin(tmp_path):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A list of the time in seconds."""
     now = [100.0]
     monkeypatch.setattr(logging.time, "perf_counter", lambda: now[0])
     return now
 
 
 def batches(clock, count, seconds):
-    """Numbers of batches that take so long to read."""
     for number in range(count):
         clock[0] += seconds
         yield number
@@ -84,7 +75,7 @@ def test_a_line_of_metrics_holds_the_means_of_its_window(begin, tmp_path):
     assert (line["grad_norm"], line["skipped"], line["own"]) == (2.0, 0, 0.25)
     assert line["lr"] == pytest.approx(1e-3)
     assert line["throughput"] > 0
-    assert "device_memory" not in line  # a CPU does not count
+    # A CPU does not count its memory.
     assert {*line} == {*logging.FIGURES} - {"device_memory"} | {"own"}
 
 
@@ -154,7 +145,7 @@ def test_a_line_has_the_time_left(begin, capsys):
 
 def test_other_processes_show_and_write_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(parallel, "is_main", lambda: False)
-    run = make(tmp_path / "run", progress=True, profile=True, steps=20)
+    run = make(tmp_path / "run", progress=True, profile=True, epochs=1)
     for step in range(1, 21):
         with run.dispatch(step):
             run.record(step, numbers())
@@ -194,17 +185,13 @@ def steps(workdir):
     return [line["step"] for line in read_metrics(workdir)]
 
 
-def lines(workdir):
-    return (workdir / "metrics.jsonl").read_text().splitlines()
-
-
 def test_one_json_object_a_line_at_once(tmp_path):
     writer = MetricWriter(tmp_path / "new" / "run")
     python = {"epoch": 2, "note": "x", "none": None, "lr": math.nan}
     arrays = {"loss": np.float32(0.1), "acc1": jnp.asarray(97.5), "ok": np.bool_(True)}
     writer.write_line("eval", jnp.asarray(20), throughput=np.inf, **python, **arrays)
-    (text,) = lines(tmp_path / "new" / "run")  # before the file is closed
-    writer.close()
+    (text,) = (tmp_path / "new" / "run" / "metrics.jsonl").read_text().splitlines()
+    writer.close()  # not before
     writer.close()
     want = {"kind": "eval", "step": 20, "throughput": None} | python | {"lr": None}
     want |= {"loss": float(np.float32(0.1)), "acc1": 97.5, "ok": True}
@@ -215,7 +202,8 @@ def test_resumed_run_leaves_the_file_of_an_uninterrupted_one(tmp_path):
     write_run(tmp_path / "whole", range(0, 60, 10))
     write_run(tmp_path / "killed", range(0, 50, 10))
     write_run(tmp_path / "killed", [30, 40, 50], step=20)
-    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+    texts = [tmp_path / name / "metrics.jsonl" for name in ("killed", "whole")]
+    assert texts[0].read_bytes() == texts[1].read_bytes()
     assert steps(tmp_path / "killed") == [*range(0, 60, 10)]
     write_run(tmp_path / "killed", [0])  # nothing was restored
     assert steps(tmp_path / "killed") == [0]
@@ -225,7 +213,6 @@ def test_resumed_run_leaves_the_file_of_an_uninterrupted_one(tmp_path):
     "torn", ['{"kind": "tr', '{"kind": "train", "step": 2', "\0\0", None]
 )
 def test_torn_last_line_is_dropped(tmp_path, torn):
-    """But for one that only lacks its end."""
     write_run(tmp_path, [10])
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text() + torn if torn else path.read_text().rstrip("\n"))
@@ -261,9 +248,7 @@ def test_tensorboard_gets_finite_numbers_and_hides_what_was_cut(tmp_path):
     writer = MetricWriter(tmp_path, step=20)
     writer.write_line("train", 30, loss=0.5, lr=math.nan, note="x")
     writer.close()
-    got = events(tmp_path)
-    scalars = []
-    for e in got:
-        scalars += [(e.step, v.tag, v.simple_value) for v in e.summary.value]
-    assert scalars == [(30, "train/loss", 0.5)]
-    assert [e.step for e in got if e.HasField("session_log")] == [21]
+    start, scalar = events(tmp_path)[-2:]
+    assert (start.step, start.HasField("session_log")) == (21, True)
+    (value,) = scalar.summary.value
+    assert (scalar.step, value.tag, value.simple_value) == (30, "train/loss", 0.5)

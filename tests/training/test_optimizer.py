@@ -1,8 +1,9 @@
-"""Learning rate against DeiT's published table, AdamW against a slow NumPy one."""
+"""Rates by DeiT's published table, AdamW by a slow NumPy one, a method's groups."""
 
 import dataclasses
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +12,15 @@ import pytest
 from flax import traverse_util
 
 from configs import base
+from imagepiece_jax.reduction.methods.method import ParamGroup
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.optimizer import (
     adamw,
+    create_optimizer,
     decay_mask,
     ema,
     learning_rate,
+    scale_by_group,
     warmup_steps,
 )
 from tests.models import tiny
@@ -33,12 +37,6 @@ def rate(step, **changes):
     return learning_rate(step, dataclasses.replace(DEIT, **changes), STEPS)
 
 
-@pytest.mark.parametrize("batch_size, lr", [(512, 5e-4), (128, 1.25e-4)])
-def test_rate_is_proportional_to_the_batch(batch_size, lr):
-    optim = dataclasses.replace(DEIT, batch_size=batch_size)
-    assert optim.peak_lr == pytest.approx(lr, rel=1e-12)
-
-
 @pytest.mark.parametrize("epoch, lr", TABLE)
 def test_rate_at_the_start_of_an_epoch(epoch, lr):
     got = rate(epoch * STEPS)
@@ -49,6 +47,12 @@ def test_rate_at_the_start_of_an_epoch(epoch, lr):
         got = rate(step + within, lr_offset=1)
         assert_close(got, lr, units=PRINTED)
     assert rate(0, lr_offset=1) == np.float32(1e-6)
+
+
+def test_rate_is_proportional_to_the_batch():
+    for batch_size, lr in ((512, 5e-4), (128, 1.25e-4)):
+        optim = dataclasses.replace(DEIT, batch_size=batch_size)
+        assert optim.peak_lr == pytest.approx(lr, rel=1e-12)
 
 
 def test_rate_moves_within_an_epoch_and_stays_at_the_minimum():
@@ -110,9 +114,8 @@ def slow_adamw(params, gradients, rates, optim):
             m_hat = m[name] / (1 - b1**t)
             v_hat = v[name] / (1 - b2**t)
             decay = optim.weight_decay if name == "kernel" else 0.0
-            params[name] -= lr * (
-                m_hat / (np.sqrt(v_hat) + optim.eps) + decay * params[name]
-            )
+            moved = m_hat / (np.sqrt(v_hat) + optim.eps)
+            params[name] -= lr * (moved + decay * params[name])
     return params
 
 
@@ -121,10 +124,10 @@ def test_adamw_equals_a_slow_one(clip_norm):
     rng = np.random.default_rng(0)
     shapes = {"kernel": (3, 4), "bias": (4,)}
     params = {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}
-    gradients = [
-        [rng.normal(size=s).astype(np.float32) * scale for s in shapes.values()]
-        for scale in (1.0, 0.1, 3.0, 1e-4, 1.0)
-    ]
+    gradients = []
+    for scale in (1.0, 0.1, 3.0, 1e-4, 1.0):
+        drawn = [rng.normal(size=shape) for shape in shapes.values()]
+        gradients.append([np.float32(gradient) * scale for gradient in drawn])
     rates = [1e-3, 1e-1, 3e-2, 2e-2, 1e-2]
     optim = dataclasses.replace(
         DEIT, weight_decay=0.5, betas=(0.9, 0.999), eps=1e-4, clip_grad_norm=clip_norm
@@ -149,3 +152,57 @@ def test_ema_by_hand_leaves_what_is_the_same():
     assert_close(got["norm"]["mean"], [0.19], units=8)  # 1 - .9^2
     x = jnp.asarray(np.random.default_rng(0).normal(size=1000).astype(np.float32))
     assert (ema({"x": x}, {"x": x}, 0.99996)["x"] == x).all()
+
+
+PARAMS = {
+    "head": {"kernel": jnp.ones((2, 2))},
+    "reducer_3": {"kernel": jnp.ones((2, 2))},
+    "cls_token": jnp.ones((1, 1, 2)),
+}
+
+
+def group_of(path):
+    """The predictor at the schedule's rate, the backbone slower and later."""
+    if path.startswith("reducer"):
+        return None
+    if path == "cls_token":
+        return ParamGroup(frozen_epochs=math.inf)
+    return ParamGroup(lr=lambda lr, peak: jnp.minimum(0.25 * peak, lr), frozen_epochs=2)
+
+
+def half(step):
+    return 0.5 + 0.0 * step
+
+
+def test_groups_scale_the_updates_of_the_optimizer():
+    """Two steps an epoch, frozen for two epochs: updates from step 4 on."""
+    groups = scale_by_group(group_of, half, peak=1.0, steps_per_epoch=2)
+    tx = optax.chain(optax.sgd(half), groups)
+    state = tx.init(PARAMS)
+    grads = jax.tree.map(jnp.ones_like, PARAMS)
+    moved = []
+    for _ in range(6):
+        updates, state = tx.update(grads, state, PARAMS)
+        first = (jax.tree.leaves(updates[name])[0].ravel()[0] for name in PARAMS)
+        moved.append([*map(float, first)])
+    head, reducer, token = np.transpose(moved)
+    assert (reducer == -0.5).all()
+    assert (token == 0.0).all()
+    assert head.tolist() == [0.0] * 4 + [-0.25] * 2
+
+
+def test_clipping_does_not_count_what_never_moves():
+    optim = dataclasses.replace(DEIT, clip_grad_norm=1.0)
+    _, tx = create_optimizer(optim, 2, group_of)
+    moved = []
+    for frozen in (0.0, 1000.0):
+        params = PARAMS
+        state = tx.init(params)
+        for size in (1.0, 2.0, 0.1):
+            grads = jax.tree.map(lambda x, size=size: jnp.full_like(x, size), PARAMS)
+            grads["cls_token"] *= frozen
+            updates, state = tx.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        moved.append(params)
+    chex.assert_trees_all_equal(*moved)
+    assert (moved[0]["reducer_3"]["kernel"] < 1.0).all()

@@ -1,16 +1,19 @@
-"""The cost of a run, and the table of its results; test_trainer has a dry run's."""
+"""The cost of a run, the table of its results, and what cannot be trained."""
 
 import dataclasses
 
 import pytest
 
 from configs import base
+from imagepiece_jax.common.placement import Placement
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.training import data, report
 from imagepiece_jax.training.cluster.checkpoint import RunProgress
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import MetricWriter
 from tests import runs
+from tests.refused import refused
 
 LAST = {"acc1": 97.5, "acc5": 99.9, "loss": 0.1, "images": 359}
 PROGRESS = RunProgress([1438, 359], [], {"acc1": 98.125, "step": 352}, LAST)
@@ -44,7 +47,6 @@ def test_results_cost_and_contents_of_the_folder(tmp_path):
 
 
 def test_time_and_rate_are_those_of_the_log(tmp_path):
-    """22 steps of 64 images at a median of 12.8 images a second."""
     write_rates(tmp_path, (1, None, 0), (10, 64.0, 0), (20, 6.4, 3), (22, 12.8, 1))
     table = rows(tmp_path)
     assert table["time"] == (
@@ -78,3 +80,34 @@ def test_flop_of_a_run_is_that_of_every_epoch_and_of_the_teacher():
     assert taught == 2 * 10 * 64 * (3 * sum(macs) + 4 * macs[0])
     known = report.training_flop(taught_run, 640, teacher_macs=10)
     assert known == 2 * 10 * 64 * (3 * sum(macs) + 4 * 10)
+
+
+@pytest.mark.parametrize("on", [{"mixup": 0.8}, {"cutmix": 1.0}])
+def test_mixing_needs_pairs(on):
+    def check(**fields):
+        config = runs.configured(batch_size=6, grad_accum_steps=2, **fields)
+        data.check_training(RunConfig.from_config(config), Placement(accumulation=2))
+
+    with refused("config.batch_size is 6, which makes micro-batches of 3"):
+        check(**on)
+    check()
+    check(**on, mixup_prob=0.0)
+
+
+def test_a_dry_run_counts_imagenet_without_its_files(tmp_path):
+    """Its published numbers: 1,281,167 images of training, 50,000 of validation."""
+
+    def plan(dry_run=True, **fields):
+        config = base.get_config()
+        config.update_from_flattened_dict({"data.dir": f"{tmp_path}/nowhere"} | fields)
+        run = RunConfig.from_config(config)
+        return run, data.RunData(run, Placement(), dry_run)
+
+    run, found = plan()
+    assert found.image_counts == [1_281_167, 50_000]
+    assert found.length.steps_per_epoch == 1_281_167 // run.optim.batch_size
+    assert "not read: train and val" in report.data_text(run, found)
+    other = {"data.name": "folder:nowhere"}
+    for fields in ({"dry_run": False}, {"num_classes": 10}, other):
+        with pytest.raises((InputError, FileNotFoundError)):
+            plan(**fields)

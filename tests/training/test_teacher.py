@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
@@ -28,6 +27,7 @@ from tests.models import tiny
 from tests.models.make import config
 from tests.models.tiny import fill
 from tests.oracles import log_softmax
+from tests.refused import refused
 from tests.rounding import assert_close
 from tests.training.test_train_step import (
     BATCH,
@@ -53,7 +53,6 @@ HARD = (1.8423495823898222, 1.676727373207566)  # classes 2 and 1 of the teacher
 
 
 def soft_oracle(student, teacher, t):
-    """Image by image and class by class, in float64."""
     total = []
     for z, y in zip(log_softmax(student / t), log_softmax(teacher / t), strict=True):
         total.append(sum(np.exp(b) * (b - a) for a, b in zip(z, y, strict=True)))
@@ -68,28 +67,14 @@ def hard_oracle(student, teacher, t):
 ORACLES = {"soft": soft_oracle, "hard": hard_oracle}
 
 
-def soft(temperature):
-    return DistillConfig(kind="soft", temperature=temperature, weight=0.5)
-
-
-def hard(weight):
-    return DistillConfig(kind="hard", temperature=3.0, weight=weight)
-
-
 @pytest.mark.parametrize("temperature", KL_DIV)
 def test_soft_is_the_formula_of_torch_and_hard_takes_classes(temperature):
-    distill = soft(temperature)
-    found = teacher_distance(distill, jnp.float32(STUDENT), jnp.float32(TEACHER))
-    assert_close(found, KL_DIV[temperature])
-    found = teacher_distance(hard(0.5), jnp.float32(STUDENT), jnp.float32(TEACHER))
-    assert_close(found, HARD)
+    for kind, wanted in (("soft", KL_DIV[temperature]), ("hard", HARD)):
+        distill = DistillConfig(kind=kind, temperature=temperature, weight=0.5)
+        found = teacher_distance(distill, *map(jnp.float32, (STUDENT, TEACHER)))
+        assert_close(found, wanted)
     oracle = soft_oracle(STUDENT, TEACHER, temperature)
     assert_close(oracle, KL_DIV[temperature], units=8)
-
-
-def outputs(logits, heads=()):
-    heads = tuple(map(jnp.float32, heads))
-    return Outputs(jnp.float32(logits), None, None, None, (), (), heads)
 
 
 TARGETS = np.array([[0.7, 0.1, 0.1, 0.1], [0.0, 0.0, 0.5, 0.5]])
@@ -100,14 +85,17 @@ TARGETS = np.array([[0.7, 0.1, 0.1, 0.1], [0.0, 0.0, 0.5, 0.5]])
 )
 def test_terms_and_their_heads(kind, weight, both):
     """Without a distillation token one head has both terms, with one each has its."""
-    other = STUDENT[::-1] + 0.5
-    given = outputs(STUDENT)
+    read = STUDENT
+    logits = STUDENT
+    heads = ()
     if both:
-        given = outputs((STUDENT + other) / 2, (STUDENT, other))
+        read = STUDENT[::-1] + 0.5
+        logits = (STUDENT + read) / 2
+        heads = (jnp.float32(STUDENT), jnp.float32(read))
+    given = Outputs(jnp.float32(logits), None, None, None, (), (), heads)
     distill = DistillConfig(kind=kind, temperature=2.0, weight=weight)
     loss, terms = distillation(distill, given, *map(jnp.float32, (TARGETS, TEACHER)))
     by_labels = -(TARGETS * log_softmax(STUDENT)).sum(1).mean()
-    read = other if both else STUDENT
     by_teacher = ORACLES[kind](read, TEACHER, 2.0).mean()
     assert_close(loss, (1 - weight) * by_labels)
     assert_close(terms.pop("distill"), weight * by_teacher)
@@ -120,7 +108,6 @@ OTHER = DENSE | {"depth": 2, "embed_dim": 12, "image_size": 12, "patch_size": 4}
 
 @functools.cache
 def other_teacher():
-    """A larger model of other images, and its variables."""
     model = create_model(config("vit_mini", mean=HALF, std=HALF, **OTHER))
     variables = fill(variable_shapes(model), seed=3)
     return teacher.Teacher(model, MEAN, STD), variables
@@ -136,7 +123,6 @@ def distilling(distill, optimizer=None, **fields):
 
 
 def ours(images):
-    """The images in the student's normalization."""
     return jnp.asarray((images / 255 - np.array(MEAN)) / np.array(STD), jnp.float32)
 
 
@@ -166,7 +152,6 @@ def test_the_teacher_sees_its_own_size_and_normalization():
 
 
 def test_the_loss_of_a_step():
-    """From pixels, by NumPy but for the two forward passes."""
     distill = DistillConfig(kind="soft", temperature=2.0, weight=0.25)
     step, state, frozen = distilling(distill)
     one = batch(0)
@@ -175,10 +160,9 @@ def test_the_loss_of_a_step():
     student = create_model(config("vit_mini", **DENSE))
     variables = parallel.unreplicate(state).variables
     logits = tiny.logits(student)(variables, ours(images))
-    model = other_teacher()[0].model
-    given = other_teacher()[1]
+    teaching, given = other_teacher()
     theirs = jnp.asarray(seen_by_teacher(images), jnp.float32)
-    answers = tiny.logits(model)(given, theirs)
+    answers = tiny.logits(teaching.model)(given, theirs)
     targets = np.full((BATCH, CLASSES), 0.1 / CLASSES)
     targets[np.arange(BATCH), labels] += 0.9
     by_labels = -(targets * log_softmax(logits)).sum(1).mean()
@@ -186,10 +170,8 @@ def test_the_loss_of_a_step():
     before = jax.tree.map(np.asarray, frozen)
     _, metrics = step(state, one, frozen)
     metrics = parallel.unreplicate(metrics)
-    wanted = 0.75 * by_labels + 0.25 * by_teacher
-    assert_close(metrics["loss"], wanted, units=128)
-    wanted = 0.25 * by_teacher
-    assert_close(metrics["terms"]["distill"], wanted, units=128)
+    assert_close(metrics["loss"], 0.75 * by_labels + 0.25 * by_teacher, units=128)
+    assert_close(metrics["terms"]["distill"], 0.25 * by_teacher, units=128)
     chex.assert_trees_all_equal(jax.tree.map(np.asarray, frozen), before)
 
 
@@ -197,63 +179,38 @@ def test_each_head_of_a_distilled_model_learns_its_own():
     """The class head not from the teacher, that of distillation not from labels."""
     moved = {}
     for weight in (0.0, 0.5):
+        distill = DistillConfig(kind="hard", temperature=3.0, weight=weight)
         fields = dict(arch={"dist_token": True}, axis_name=None)
-        step, state, frozen = distilling(hard(weight), optax.sgd(1.0), **fields)
+        step, state, frozen = distilling(distill, optax.sgd(1.0), **fields)
         after = parallel.unreplicate(step(state, batch(0), frozen)[0]).params
         before = parallel.unreplicate(state).params
-        moved[weight] = {
-            head: np.asarray(after[head]["bias"] - before[head]["bias"])
-            for head in ("head", "head_dist")
-        }
-    assert not moved[0.0]["head_dist"].any()
-    assert moved[0.5]["head_dist"].any()
-    assert_close(moved[0.5]["head"], 0.5 * moved[0.0]["head"], units=128)
+        heads = ("head", "head_dist")
+        moved[weight] = [after[head]["bias"] - before[head]["bias"] for head in heads]
+    (by_labels, untaught), (halved, taught) = moved.values()
+    assert not np.any(untaught)
+    assert np.any(taught)
+    assert_close(halved, 0.5 * by_labels, units=128)
 
 
-TINY = runs.DENSE | {"model.depth": 1, "model.stem": "patch", "batch_size": 256}
-TINY |= {
-    "epochs": 2,
-    "warmup_epochs": 0.0,
-    "model.mean": MEAN,
-    "model.std": STD,
-}
-
-
-configured = functools.partial(runs.configured, TINY)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """Folders of another model for the digits with its mean; one lacks a class."""
-    folder = tmp_path_factory.mktemp("weights")
-    for name, classes in (("ten", 10), ("nine", 9)):
-        fields = OTHER | {"num_classes": classes, "image_size": 16}
-        model = create_model(config("vit_mini", mean=HALF, std=HALF, **fields))
-        variables = fill(variable_shapes(model), seed=1)
-        save(Pretrained(model, variables), folder / name)
-    return folder
-
-
-def teacher_of(config):
-    run = RunConfig.from_config(config)
+def teacher_of(**fields):
+    normalized = {"model.mean": MEAN, "model.std": STD}
+    run = RunConfig.from_config(runs.configured(runs.DENSE, normalized, fields))
     weights = InitialWeights(run, "no_such_run")
     return teacher.create_teacher(run, run.create_dense(), weights)
 
 
-def test_any_teacher_brings_its_size_and_images(weights):
-    path = f"{weights}/ten"
-    plain = configured()
-    assert teacher_of(plain) == (None, None)
-    assert not RunConfig.from_config(plain).distill.active
-    config = configured(**{"distill.kind": "soft", "teacher.weights": path})
-    found, variables = teacher_of(config)
+def test_any_teacher_brings_its_size_and_images(tmp_path):
+    for name, classes in (("ten", 10), ("nine", 9)):
+        fields = OTHER | {"num_classes": classes, "image_size": 16}
+        model = create_model(config("vit_mini", mean=HALF, std=HALF, **fields))
+        save(Pretrained(model, fill(variable_shapes(model))), tmp_path / name)
+    assert teacher_of() == (None, None)
+    soft = {"distill.kind": "soft"}
+    found, variables = teacher_of(**soft, **{"teacher.weights": f"{tmp_path}/ten"})
     assert found.model.config.mean == HALF
     assert found.mean == MEAN
     assert found.model.config.image_size == 16
     images = jax.ShapeDtypeStruct((2, 16, 16, 3), "float32")
     assert jax.eval_shape(found.apply, variables, images).logits.shape == (2, 10)
-    config = configured(
-        **{"distill.kind": "soft", "teacher.weights": f"{weights}/nine"}
-    )
-    with pytest.raises(InputError, match="has 9 classes; it must have the 10 of"):
-        teacher_of(config)
+    with refused("has 9 classes, but the student has 10"):
+        teacher_of(**soft, **{"teacher.weights": f"{tmp_path}/nine"})

@@ -1,35 +1,53 @@
-"""A whole run in this process: its programs, what it leaves, and how it stops."""
+"""Whole runs in this process and in others: what they leave, how they stop and resume,
+with a loss of one's own, and that eight devices compute the same as one."""
 
 import functools
 import itertools
 import json
+import math
+import os
+import pathlib
 import re
 import shutil
+import signal
 
+import jax
+import numpy as np
 import pytest
-from PIL import Image
 
 import imagepiece_jax
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.data.sources import registry
+from imagepiece_jax.errors import InputError, RunError, Stopped
+from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.config import MEAN
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.training import trainer
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints, RunProgress
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import read_metrics
-from imagepiece_jax.training.report import macs_by_epoch
-from tests import runs
+from imagepiece_jax.weights.save import save
+from tests import forked, programs, runs, test_readme
 from tests.data.test_worker_pool import shared_memory, workers
+from tests.pictures import write_csv, write_plain
+from tests.refused import refused
 from tests.rounding import assert_close
+from tests.training.states import assert_same
 
 pytestmark = pytest.mark.usefixtures("quickly_begun")
 
 # 1,438 digits of 16 patches, 256 a step: 5 steps an epoch.
-PLAIN = {"model.depth": 1, "model.stem": "patch"}  # compiles fast
-NO_REDUCTION = {"reduction": "imagepiece:merge_blocks=():prune_blocks=()"}
+PLAIN = {"model.depth": 1, "reduction": "none"}
 FIELDS = runs.SMALL | {"batch_size": 256, "eval_batch_size": 359}
 FIELDS |= {"epochs": 2, "warmup_epochs": 0.0, "model.patch_size": 4}
-
-
+FIELDS |= {"model.stem": "patch"}  # compiles fast
 configured = functools.partial(runs.configured, FIELDS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once():
+    with pytest.MonkeyPatch.context() as patch:
+        runs.compile_once(patch)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +74,9 @@ def test_metrics_have_every_step_and_both_evaluations(finished):
 def test_run_leaves_config_versions_classes_and_checkpoints(finished):
     workdir, _ = finished
     saved = json.loads((workdir / "config.json").read_text())
-    assert saved["model"]["mean"] == list(MEAN)
-    assert saved["batch_size"] == 256
+    assert (saved["model"]["mean"], saved["batch_size"]) == (list(MEAN), 256)
     assert saved["reduction"].startswith("imagepiece")
-    start = json.loads((workdir / "run.json").read_text())["starts"][0]
-    assert {"git", "python", "libraries", "devices"} <= set(start)
+    assert len(json.loads((workdir / "run.json").read_text())["starts"]) == 1
     assert Checkpoints(workdir).latest_step() == 10
     assert list((workdir / "profile").rglob("*.trace.json.gz"))
     digits = [str(digit) for digit in range(10)]
@@ -71,11 +87,9 @@ def test_run_leaves_config_versions_classes_and_checkpoints(finished):
 def test_a_run_with_other_classes_is_not_resumed(finished, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     names = json.loads((workdir / "classes.json").read_text())
-    names[3] = "drei"
-    names[4] = "vier"
+    names[3:5] = "drei", "vier"
     (workdir / "classes.json").write_text(json.dumps(names))
-    message = rf"^{workdir}: class 3 is 'drei', but '3' in config.data.name 'digits'; "
-    with pytest.raises(InputError, match=message + "choose another workdir"):
+    with refused(f"{workdir}: class 3 is 'drei', but '3' in ", "another workdir"):
         runs.train(configured(profile=True), workdir)
 
 
@@ -86,78 +100,53 @@ def test_a_run_whose_config_has_another_normalization_is_refused(finished, tmp_p
     config["model"]["std"] = [0.1, 0.2, 0.3]
     path.write_text(json.dumps(config))
     said = f"{path}: model.std is [0.1, 0.2, 0.3], but the run was trained with "
-    for use in (
-        lambda: runs.train(configured(profile=True), workdir),
-        lambda: imagepiece_jax.load(workdir),
-    ):
-        with pytest.raises(InputError, match=re.escape(said)):
-            use()
+    with refused(said):
+        runs.train(configured(profile=True), workdir)
+    with refused(said):
+        imagepiece_jax.load(workdir)
 
 
 def test_a_finished_run_stays_as_it_is(finished, capsys):
-    """It is not trained again, and another config is refused."""
     workdir, last = finished
     before = (workdir / "metrics.jsonl").read_bytes()
     assert runs.train(configured(profile=True), workdir) == last
     assert "this run is complete: 10 steps" in capsys.readouterr().out
     assert (workdir / "metrics.jsonl").read_bytes() == before
     times = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
-    longer = "config.epochs is 99, but 2 in the run in .*; change it back, or choose"
-    with pytest.raises(InputError, match=longer):
+    with refused(
+        "config.epochs is 99, but 2 in the run in ", "change it back, or choose"
+    ):
         runs.train(configured(epochs=99), workdir)
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == times
 
 
-def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, capsys):
-    config = configured(**PLAIN, **NO_REDUCTION)
-    runs.train(config, tmp_path / "run", dry_run=True)
-    printed = capsys.readouterr().out
-    macs = macs_by_epoch(RunConfig.from_config(config))[0]
-    flop = 10 * 256 * 3 * macs * 2  # forward, and twice as much backward
-    assert f"10 steps: 2 epochs of 5, {flop / 1e18:#.3g} EFLOP (" in printed
-    assert f"learning rate: {configured().lr * 256 / 512:.4g} after a" in printed
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.fixture(scope="module")
-def stopped(finished, tmp_path_factory):
-    """A run from the finished one's weights, whose first step throws them far off."""
-    workdir = tmp_path_factory.mktemp("stopped")
-    start = shutil.copytree(finished[0], tmp_path_factory.mktemp("start") / "run")
+def test_steps_that_are_not_finite_stop_the_run_and_stop_it_again(finished, tmp_path):
+    """From the finished run's weights, which the first step throws far off."""
+    start = shutil.copytree(finished[0], tmp_path / "start")
+    workdir = tmp_path / "run"
     fields = {"lr": 1e30, "checkpoint_every_steps": 1, "max_skipped_steps": 2}
-    fields |= {"init.weights": str(start)}
-    errors = []
-    lines = []
-    with pytest.MonkeyPatch.context() as patch:
-        runs.compile_once(patch)
-        for _ in range(2):  # the second time from where the first was stopped
-            with pytest.raises(RunError) as error:
-                runs.train(configured(**fields), workdir)
-            errors.append(str(error.value))
-            lines.append(read_metrics(workdir))
-            shutil.rmtree(start, ignore_errors=True)  # a resumed run needs it no more
-    return workdir, errors, lines
-
-
-def test_steps_that_are_not_finite_stop_the_run_and_stop_it_again(stopped):
-    workdir, errors, lines = stopped
-    message = r"(loss|grad_norm) is nan at step (\d+), as in 3 steps in a row: .* kept"
-    step = int(re.match(message, errors[0])[2])
-    assert errors[1] == errors[0]
+    config = configured(fields, **{"init.weights": str(start)})
+    message = r"^(loss|grad_norm) is nan at step \d+, as in 3 steps in a row: .* kept"
+    with pytest.raises(RunError, match=message) as error:
+        runs.train(config, workdir)
+    step = int(re.search(r"\d+", str(error.value))[0])
     # The last step has no line and no checkpoint: what is kept is as good as before.
     assert Checkpoints(workdir).latest_step() == step - 1
-    steps = runs.lines(workdir, "train")
-    assert [line["skipped"] for line in steps] == [0] * (step - 3) + [1, 1]
-    nothing = [line["loss"] is None is line["acc1"] for line in steps]
+    lines = runs.lines(workdir, "train")
+    assert [line["skipped"] for line in lines] == [0] * (step - 3) + [1, 1]
+    nothing = [line["loss"] is None is line["acc1"] for line in lines]
     assert nothing == [False] * (step - 3) + [True] * 2
-    assert lines[1] == lines[0]
+    shutil.rmtree(start)  # a resumed run needs it no more
+    with pytest.raises(RunError, match=f"^{re.escape(str(error.value))}$"):
+        runs.train(config, workdir)
+    assert runs.lines(workdir, "train") == lines
 
 
 def test_the_best_is_the_first_of_the_highest():
     progress = RunProgress([], [])
     best = []
-    for step, accuracy in enumerate((50, 40, 55, 55), start=1):
-        figures = {"acc1": accuracy, "ema_acc1": 90}
+    for step, acc1 in enumerate((50, 40, 55, 55), start=1):
+        figures = {"acc1": acc1, "ema_acc1": 90}
         progress = progress.with_evaluation(step, figures | {"throughput": 9})
         assert (progress.evaluated, progress.last) == (step, figures)
         best.append(progress.best["step"])
@@ -165,46 +154,45 @@ def test_the_best_is_the_first_of_the_highest():
     assert progress.best == {"acc1": 55, "step": 3}
 
 
-def test_a_test_split_chooses_no_step(tmp_path, capsys):
+@pytest.fixture(scope="module")
+def shades(tmp_path_factory):
+    """Writes a set of these splits, and makes a config: both classes are as likely."""
+    folder = tmp_path_factory.mktemp("shades") / "set"
+
+    def config(*splits):
+        shutil.rmtree(folder, ignore_errors=True)
+        for split, name, shade in itertools.product(splits, "ab", range(8)):
+            write_plain(folder, f"{split}/{name}/{shade}.bmp", color=(shade,) * 3)
+        fields = {"data.name": f"folder:{folder}", "num_classes": 2}
+        fields |= {"batch_size": 8, "eval_batch_size": 16}
+        return configured(runs.DENSE, PLAIN, **fields)
+
+    return config
+
+
+def test_a_test_split_chooses_no_step(tmp_path, shades, capsys):
     """The last step is the best where a set has no validation split."""
     progress = RunProgress([], [])
-    for step, accuracy in enumerate((50, 55, 40), start=1):
-        progress = progress.with_evaluation(step, {"acc1": accuracy}, chooses=False)
+    for step, acc1 in enumerate((50, 55, 40), start=1):
+        progress = progress.with_evaluation(step, {"acc1": acc1}, chooses=False)
     assert progress.best == {"acc1": 40, "step": 3}
-    for split in ("train", "test"):
-        for name, shade in itertools.product("ab", range(8)):
-            path = tmp_path / "set" / split / name / f"{shade}.bmp"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Every image is as likely of either class: 50 % whatever is learned.
-            Image.new("RGB", (16, 16), (shade,) * 3).save(path)
-    fields = {"data.name": f"folder:{tmp_path}/set", "num_classes": 2, "epochs": 2}
-    fields |= {"batch_size": 8, "eval_batch_size": 16}
-    runs.train(configured(runs.DENSE, PLAIN, **fields), tmp_path / "run")
+    runs.train(shades("train", "test"), tmp_path / "run")
     steps = [path.name for path in (tmp_path / "run/checkpoints/best").glob("[0-9]*")]
     assert steps == ["4"]
     assert "(test)" in capsys.readouterr().out
 
 
-def test_a_run_is_not_resumed_with_other_images(tmp_path):
-    """As many of them, of the same names."""
-    for split, name, shade in itertools.product(("train", "val"), "ab", range(8)):
-        path = tmp_path / "set" / split / name / f"{shade}.bmp"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (16, 16), (shade,) * 3).save(path)
-    fields = {"data.name": f"folder:{tmp_path}/set", "num_classes": 2, "epochs": 1}
-    fields |= {"batch_size": 8, "eval_batch_size": 16}
-    config = configured(runs.DENSE, PLAIN, **fields)
+def test_a_run_is_not_resumed_with_other_images(tmp_path, shades):
+    config = shades("train", "val")
     workdir = tmp_path / "run"
     runs.train(config, workdir)
-    shutil.copytree(tmp_path / "set", tmp_path / "copy")
-    shutil.rmtree(tmp_path / "set")
-    (tmp_path / "copy").rename(tmp_path / "set")  # brought anew
-    runs.train(config, workdir)
-    val = tmp_path / "set" / "val" / "b"
+    runs.train(shades("train", "val"), workdir)  # brought anew
+    val = pathlib.Path(config.data.name.removeprefix("folder:")) / "val" / "b"
     shutil.copy(val / "0.bmp", val / "1.bmp")
     there = {path: path.read_bytes() for path in workdir.glob("*.json")}
-    message = r"folder:.*set, whose validation set has digest \w{16}, but the run in"
-    with pytest.raises(InputError, match=message):
+    with refused(
+        "folder:", "set, whose validation set has digest ", ", but the run in"
+    ):
         runs.train(config, workdir)
     assert there == {path: path.read_bytes() for path in workdir.glob("*.json")}
 
@@ -212,20 +200,186 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path):
 @pytest.mark.slow
 def test_a_training_that_stops_for_damaged_images_ends_as_documented(tmp_path):
     """Every tenth image is torn; processes read ahead while steps run and end."""
-    Image.new("RGB", (16, 16)).save(tmp_path / "whole.jpg")
-    full = (tmp_path / "whole.jpg").read_bytes()
     for split, count in (("train", 400), ("val", 40)):
         for i in range(count):
-            path = tmp_path / "set" / split / "ab"[i % 2] / f"{i}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torn = split == "train" and i % 10 == 0
-            path.write_bytes(full[:200] if torn else full)
+            file = f"set/{split}/{'ab'[i % 2]}/{i}.jpg"
+            write_plain(tmp_path, file)
+            if split == "train" and i % 10 == 0:
+                os.truncate(tmp_path / file, 200)
     fields = {"data.name": f"folder:{tmp_path}/set", "batch_size": 16}
     fields |= {"num_classes": 2, "data.workers": 2, "data.threads": 2}
-    config = configured(PLAIN, NO_REDUCTION, **fields)
-    with pytest.raises(
-        InputError, match="^5 of 400 images cannot be read, more than 1%; the"
-    ):
+    config = configured(PLAIN, **fields)
+    # Not `refused`, in whose frame the error would keep the shared memory.
+    with pytest.raises(InputError, match="^5 of 400 images cannot be read, more than"):
         runs.train(config, tmp_path / "run")
     assert read_metrics(tmp_path / "run")  # of steps before
     assert not workers() and not shared_memory()
+
+
+# 1,438 digits, 256 a step: 10 steps, in this process, of two programs: all tokens in
+# the first epoch, half of them in the second.
+SHORT = runs.DENSE | {"batch_size": 256, "epochs": 2, "warmup_epochs": 0.0}
+SHORT |= {"model.depth": 1, "model.stem": "patch"}
+
+
+def short(**fields):
+    config = runs.configured(SHORT, **fields)
+    config.reduction = "evit:keep_rate=0.5:blocks=(0,):rate_warmup_epochs=1"
+    return config
+
+
+@pytest.mark.slow
+def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
+    """The last one, after a signal; and the end is the same from a kept checkpoint."""
+    fields = {"checkpoint_every_steps": 4, "keep_every_steps": 3}
+    evaluate = accuracy.evaluate_each
+    epochs = []
+    compiled_step = trainer.Run.compiled_step
+
+    def compiled(run, epoch):
+        epochs.append(epoch)
+        return compiled_step(run, epoch)
+
+    monkeypatch.setattr(trainer.Run, "compiled_step", compiled)
+
+    def asked_to_stop(step, models, batches):
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate(step, models, batches)
+
+    monkeypatch.setattr(accuracy, "evaluate_each", asked_to_stop)
+    with pytest.raises(Stopped, match="stopped at step 10") as stopped:
+        runs.train(short(**fields), tmp_path)
+    assert stopped.value.signum == signal.SIGTERM
+    assert {line["kind"] for line in read_metrics(tmp_path)} == {"train"}
+    stored = sorted(int(p.name) for p in (tmp_path / "checkpoints/latest").iterdir())
+    assert stored == [3, 6, 9, 10]
+    assert epochs == [0, 1]
+    state = tmp_path / "checkpoints" / "latest" / "10" / "state"
+    written = state.stat()
+
+    monkeypatch.setattr(accuracy, "evaluate_each", evaluate)
+    last = runs.train(short(**fields), tmp_path)
+    assert "resuming from step 10 of 10" in capsys.readouterr().out
+    line = read_metrics(tmp_path)[-1]
+    assert (line["kind"], line["acc1"]) == ("eval", last["acc1"])
+    assert os.path.samestat(state.stat(), written)  # a kill could not have lost it
+    assert runs.train(short(**fields), tmp_path) == last
+    assert "this run is complete: 10 steps" in capsys.readouterr().out
+    assert runs.stored(tmp_path, "best")["step"] == 10
+
+    again = shutil.copytree(tmp_path, tmp_path / "again")
+    shutil.rmtree(again / "checkpoints" / "best")
+    for step in stored[2:]:
+        shutil.rmtree(again / "checkpoints" / "latest" / f"{step}")
+    assert runs.train(short(**fields), again) == last
+    assert "resuming from step 6 of 10" in capsys.readouterr().out
+    assert epochs == [0, 1, 1]
+    assert runs.computed(again) == runs.computed(tmp_path)
+
+
+PAGE = test_readme.DOCS / "own_trainer.md"
+# 1,438 digits, 479 a step: three steps.
+FOCAL = SHORT | {"batch_size": 479, "epochs": 1, "checkpoint_every_steps": 2}
+
+
+def train_by_page(workdir):
+    config = RunConfig.from_config(runs.configured(FOCAL))
+    test_readme.run(PAGE, "import dataclasses", {"config": config})
+    return runs.computed(workdir), runs.stored(workdir, "latest")
+
+
+def test_the_page_trains_with_a_loss_of_ones_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    workdir = tmp_path / "runs" / "focal"
+    lines, arrays = train_by_page(workdir)
+    steps = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in steps] == [1, 2, 3]
+    # Weights that know nothing give each of 10 classes the probability 1/2.
+    guessing = 10 * (1 - 1 / 2) ** 2 * math.log(2)
+    assert steps[0]["loss"] == pytest.approx(guessing, rel=0.05)
+    assert all(line["loss"] == pytest.approx(line["focal"]) for line in steps)
+    assert steps[2]["loss"] < steps[0]["loss"]
+
+    for kind in ("latest", "best"):
+        shutil.rmtree(workdir / "checkpoints" / kind / "3")
+    assert "with the loss" not in capsys.readouterr().out
+    resumed, again = train_by_page(workdir)
+    assert "with the loss focal" in capsys.readouterr().out
+    assert resumed == lines
+    assert_same(again, arrays)
+
+
+# Everything that draws is on, in two micro-batches: 320 digits, 64 a step, 10 steps.
+DRAWING = runs.DENSE | {"model.drop_path_rate": 0.2, "mixup": 0.8, "cutmix": 1.0}
+DRAWING |= {"batch_size": 64, "grad_accum_steps": 2, "epochs": 2, "warmup_epochs": 0.4}
+DRAWING |= {"eval_every_epochs": 2, "eval_batch_size": 16}
+
+
+@pytest.fixture
+def some_digits(tmp_path):
+    """The name of a set of 320 digits to train with, and of 16 more."""
+    source = registry.open_source("digits", "train")
+    images = [source[index] for index in range(336)]
+    splits = ["train"] * 320 + ["val"] * 16
+    labels = [f"{x.label},{split}" for x, split in zip(images, splits, strict=True)]
+    name = write_csv(tmp_path, [image.pixels for image in images], labels)
+    table = tmp_path / "set.csv"
+    table.write_text(table.read_text().replace("label", "label,split", 1))
+    return name
+
+
+def losses(workdir):
+    return np.array([line["loss"] for line in runs.lines(workdir, "train")])
+
+
+@pytest.mark.slow
+def test_eight_devices_train_like_one(tmp_path, some_digits):
+    """Dense, as rounding may flip near ties of a reduction."""
+    config = runs.configured(DRAWING)
+    weights = tmp_path / "weights"
+    model = RunConfig.from_config(config).create_model()
+    save(Pretrained(model, runs.untrained(model, 0)), weights)
+    fields = DRAWING | {"data.name": some_digits, "init.weights": f"{weights}"}
+    cache = programs.of_processes(tmp_path / "cache")
+    running = runs.start(tmp_path / "8", fields, cache, devices=8, quick=True)
+    config.update_from_flattened_dict(fields)
+    runs.train(config, tmp_path / "1")
+    assert running.wait(timeout=300) == 0
+    one = losses(tmp_path / "1")
+    eight = losses(tmp_path / "8")
+    assert len(one) == 10
+    np.testing.assert_allclose(eight, one, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_hosts_with_different_configs_are_refused(tmp_path):
+    """Both name the field and leave no folder; see tests/tools/test_drill.py."""
+    run = tmp_path / "run"
+    processes = runs.start_two(run, runs.SMALL, tmp_path / "cache", lr=0.5)
+    assert forked.statuses(processes, timeout=100) == [2, 2]
+    for process in (0, 1):
+        output = run.with_name(f"run.{process}.log").read_text()
+        last = output.strip().splitlines()[-1]
+        assert last.startswith("error: config.lr is 0.5 on process 1, but 0.016 on")
+    assert not run.exists()
+
+
+# 1,438 digits, 719 a step: two steps. 64 image tokens and the class token: 65.
+ODD = runs.SMALL | {"model.embed_dim": 64, "model.dtype": "bfloat16"}
+ODD |= {"batch_size": 719, "epochs": 1, "warmup_epochs": 0.0}
+
+
+@pytest.mark.gpu
+def test_cudnn_trains_on_odd_lengths(tmp_path):
+    """Its backward pass refuses them: losses are XLA's attention's up to bfloat16."""
+    if jax.default_backend() != "gpu":
+        pytest.skip("no GPU here")
+    found = []
+    for attention in ("xla", "cudnn"):
+        config = runs.configured(ODD, **{"model.attention": attention})
+        plan = RunConfig.from_config(config).create_model().plan
+        assert any(layer.attn_tokens % 2 for layer in plan), plan
+        runs.train(config, tmp_path / attention)
+        found.append(losses(tmp_path / attention))
+    assert len(found[0]) == 2
+    np.testing.assert_allclose(found[1], found[0], rtol=0, atol=0.02)

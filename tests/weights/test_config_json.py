@@ -452,7 +452,7 @@ REGISTER = {"reg_tokens": 1}
 DISTILLED = "deit_tiny_distilled_patch16_224"
 NORM = {"fc_norm": True}
 GELU = {"act_layer": "gelu"}
-OTHER_TYPE = "has a field that no model has"
+OTHER_TYPE = "has an unknown field"
 HUGE = 10**309  # beyond all floats
 
 

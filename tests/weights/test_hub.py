@@ -115,9 +115,9 @@ def test_a_cache_that_does_not_say_whether_there_is_a_file(cache, files):
     snapshot = lay_out(cache, files)
     with pytest.raises(InputError) as error:
         hub.fetched("hf://org/name")
-    lacking = f"its cache does not say whether there is a {file}"
+    lacking = f"the cache does not say whether {file}"
     assert lacking in str(error.value)
-    assert str(error.value).endswith(f"its folder, {snapshot}")
+    assert str(error.value).endswith(f"load the folder {snapshot}")
     mark = cache / "models--org--name" / ".no_exist" / COMMIT / file
     mark.parent.mkdir(parents=True)
     (mark.parent / "processor_config.json").touch()

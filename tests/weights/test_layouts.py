@@ -84,7 +84,9 @@ def test_a_pooler_with_a_norm_is_of_another_model():
     tensors["vit.pooler.dense.weight"] = np.ones((24, 24))
     assert not any("pooler" in name for name in layouts.with_timm_names(tensors))
     tensors["vit.pooler.layernorm.weight"] = np.ones(24)
-    with pytest.raises(InputError, match="tensor vit.pooler.layernorm.weight has no"):
+    with pytest.raises(
+        InputError, match="tensor vit.pooler.layernorm.weight is not part"
+    ):
         layouts.with_timm_names(tensors)
 
 
@@ -149,13 +151,13 @@ SCALAR = {"patch_embed.proj.weight": np.zeros(3), "cls_token": np.array(1.0)}
     [
         (
             small("a", "b.c", "d", "e"),
-            "it has tensors, such as a, b.c, d, of",
+            "it has tensors of an unsupported model, such as a, b.c, d",
         ),
-        (small(f"swin.{PATCHES}", SWIN), f"tensor {SWIN} has no place in transformers"),
-        (small("img/embedding/kernel", LLM), f"tensor {LLM} has no place in"),
+        (small(f"swin.{PATCHES}", SWIN), f"tensor {SWIN} is not part of transformers"),
+        (small("img/embedding/kernel", LLM), f"tensor {LLM} is not part of"),
         (
             small("backbone.patch_embed.proj.weight", "decode_head.conv.weight"),
-            "tensor decode_head.conv.weight has no place in timm's models outside the "
+            "tensor decode_head.conv.weight is not part of timm's models outside the "
             "tower backbone",
         ),
         (
@@ -164,7 +166,7 @@ SCALAR = {"patch_embed.proj.weight": np.zeros(3), "cls_token": np.array(1.0)}
         ),
         (
             small("embedding/kernel", "pre_logits/kernel"),
-            "tensor pre_logits.kernel has no place in Google's Flax files",
+            "tensor pre_logits.kernel is not part of Google's Flax files",
         ),
         (
             small("embedding/kernel", *NORMS),
@@ -177,9 +179,9 @@ SCALAR = {"patch_embed.proj.weight": np.zeros(3), "cls_token": np.array(1.0)}
         (small(*OF_VISION), "its classifier reads the mean of the patches before"),
         (
             small(f"dinov2.{PATCHES}", "dinov2.layernorm.weight") | WIDE,
-            "tensor head.weight reads 8 numbers an image, the tokens have 4",
+            "tensor head.weight reads 8 values per image, but the tokens have 4",
         ),
-        (SCALAR, "it has tensors of other shapes than timm's models"),
+        (SCALAR, "its tensors' shapes do not fit timm's models"),
     ],
 )
 def test_what_is_no_vision_transformer_of_ours_is_refused(tensors, problem):

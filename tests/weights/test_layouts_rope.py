@@ -174,7 +174,7 @@ def zeros(*shape):
 
 
 QKV = "blocks.1.attn.qkv.bias"
-SHAPES = "tensors of other shapes"
+SHAPES = "shapes do not fit"
 QUERY, KEY = (f"layer.1.attention.{part}_proj.weight" for part in "qk")
 VALUE = "blocks.1.attn.v_proj.weight"
 ROUTER = "layer.1.mlp.router.weight"

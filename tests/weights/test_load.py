@@ -61,18 +61,20 @@ def run_folder(path, **fields):
 
 
 def test_a_file_has_a_public_name_or_a_config_or_is_refused(file, tmp_path):
-    said = (
-        f"weights file {file} has no config.json, nor the name of a public model; load"
-    )
+    said = f"weights file {file} has no config.json and no public model's name; load"
     with refused(said):
         imagepiece_jax.load(file)
     for config in (None, SEVERAL):
-        with refused(f"'{SEVERAL}' stands for weights that differ in", TAGS):
+        with refused(f"'{SEVERAL}' has weights with different", TAGS):
             (tmp_path / f"{SEVERAL}.npz").touch()
             imagepiece_jax.load(tmp_path / f"{SEVERAL}.npz", config=config)
-    with refused("config is 'deit_tinny', no name and no file; did you mean"):
+    with refused(
+        "config is 'deit_tinny', which is neither a model name nor a file; did you mean"
+    ):
         imagepiece_jax.load(file, config="deit_tinny")
-    with refused(f"config is '{SEVERAL}.augreg', no name and no file", TAGS):
+    with refused(
+        f"config is '{SEVERAL}.augreg', which is neither a model name nor a file", TAGS
+    ):
         imagepiece_jax.load(file, config=f"{SEVERAL}.augreg")
 
 
@@ -96,7 +98,7 @@ def test_a_config_goes_over_that_of_a_folder(saved):
     assert (vit.image_size, vit.source.image_size) == (32, tiny.SIDE)
 
 
-@pytest.mark.filterwarnings("ignore:.*is left out, as config says")
+@pytest.mark.filterwarnings("ignore:.*is ignored, because config describes")
 @pytest.mark.parametrize("broken", [None, "{ broken"])
 def test_a_given_config_has_its_tensors_classes_and_size(saved, tmp_path, broken):
     """Also in a folder that has a config.json, whatever that says."""
@@ -231,7 +233,7 @@ def test_a_config_that_is_not_of_the_checkpoint(tmp_path, field, value, problem)
         imagepiece_jax.load(tmp_path, checkpoint="latest")
 
 
-NEITHER = "config.json is neither that of a run nor of published weights"
+NEITHER = "config.json describes neither a run nor published weights"
 
 
 @pytest.mark.parametrize(
@@ -254,7 +256,9 @@ def test_a_folder_without_a_config(tmp_path, content, problem):
 def test_a_given_config_stands_in_for_a_broken_one(saved, variables, tmp_path, content):
     folder = shutil.copytree(saved, tmp_path / "w")
     (folder / "config.json").write_text(content)
-    with pytest.warns(UserWarning, match="config.json.*; it is left out, as config"):
+    with pytest.warns(
+        UserWarning, match="config.json.*; the file is ignored, because config"
+    ):
         vit = imagepiece_jax.load(folder, config=CONFIG)
     assert vit.model == MODEL
     assert same(vit.variables, variables)
@@ -278,7 +282,7 @@ def test_the_file_that_is_named_is_read(saved, tmp_path):
 
 def test_a_folder_of_weights_may_lack_a_config(file):
     """Which the caller then has to say."""
-    with refused(f"folder {file.parent} has no config.json, nor"):
+    with refused(f"folder {file.parent} has no config.json and no"):
         imagepiece_jax.load(file.parent)
     assert imagepiece_jax.load(file.parent, config=CONFIG).model == MODEL
 

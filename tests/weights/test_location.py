@@ -77,7 +77,7 @@ IDS = ["hf://name", "hf://org/name/file", "hf://org/name@"]
 @pytest.mark.parametrize(
     "path, said",
     [
-        *((path, f"{path} is no id of the hub, hf://OWN") for path in IDS),
+        *((path, f"{path} is not a hub id; it must be hf://OWN") for path in IDS),
         ("w.pth", "weights is 'w.pth': no such file or folder"),
         (pathlib.Path("hf://o/n"), "the Hugging Face hub is hf://OWNER/NAME"),
     ],

@@ -320,7 +320,7 @@ def test_files_of_two_models_are_refused(tmp_path, models, files):
         (file,) = second.glob(f"{name}.*")
         mixed = shutil.copytree(first, tmp_path / name)
         shutil.copy(file, mixed)
-        with refused(str(mixed), "is not of the model beside it"):
+        with refused(str(mixed), "belongs to another model"):
             imagepiece_jax.load(mixed)
     imagepiece_jax.load(first)
 
@@ -406,7 +406,7 @@ def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
     spoilt["params"]["cls_token"][0, 0, 0] = np.nan
     for other, *facts in (
         (Pretrained(evit.clone(reduction=None), variables), "reduction"),
-        (Pretrained(*prepare(model, variables)), "model", "form of optimize"),
+        (Pretrained(*prepare(model, variables)), "model", "changed by optimize"),
         (Pretrained(model, without), "params/norm/bias", "missing"),
         (Pretrained(made(num_classes=3).model, variables), "params/head/bias", "(7,)"),
         (Pretrained(model, spoilt), "tensor cls_token"),
@@ -427,7 +427,7 @@ def test_selectors_that_were_drawn_stay_untrained(tmp_path):
     assert tiny.pair(loaded)[0] == vit.model
     dense = loaded.with_reduction(None)
     assert not dense.untrained
-    with pytest.raises(InputError, match="has no reducer_1, a selector that this red"):
+    with pytest.raises(InputError, match="has no reducer_1, the selector of this red"):
         dense.with_reduction(DYNAMICVIT)
     assert not imagepiece_jax.load(tmp_path / "m", reduction="none").untrained
 

@@ -198,7 +198,7 @@ IMPOSSIBLE = [  # tensors of a storage of four floats, and what is wrong with th
     # A storage of the file's own making, a float as offset, and what is read in
     # another way.
     (called(FAKE, START, ints([9999]), ints([1])), "without storage"),
-    (called(STORED, b"G" + bytes(8), ints([4]), ints([1])), "no integers"),
+    (called(STORED, b"G" + bytes(8), ints([4]), ints([1])), "not integers"),
     (ONE + mapping(read=b"ccollections\nOrderedDict\n") + b"b", ""),
 ]
 REFUSED = [  # name, writer, part of the sentence
@@ -214,7 +214,7 @@ REFUSED = [  # name, writer, part of the sentence
     ("a.pth", pth(mapping(a=ONE), byteorder="big"), "byte order"),
     ("a.npz", lambda path: np.savez(path, a=np.array(["x"])), "is of ty"),
     ("a.safetensors", safetensors_of_float8, "float8"),
-    ("a.safetensors", holding(LFS), "is a pointer"),
+    ("a.safetensors", holding(LFS), "is a Git LFS pointer"),
     ("a.h5", lambda path: None, "ends in none of .npz"),
     # PyTorch before 1.6.
     ("a.pth", holding(MAGIC + bytes(100)), "is damaged"),

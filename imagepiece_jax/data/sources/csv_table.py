@@ -56,8 +56,8 @@ def open_csv(
     absent = {*range(num_classes or 0)} - {*labels}
     if absent and split == "train":
         raise InputError(
-            f"{path} has no training image with label {min(absent)}; each of the "
-            f"{num_classes} classes needs some"
+            f"{path} has no training image with label {min(absent)}; all {num_classes} "
+            "classes need training images"
         )
     num_classes = num_classes or 1 + max([row.label for row in rows])
     class_names = None
@@ -120,8 +120,8 @@ def _stored_name(path, row):
         if os.path.isfile(os.path.join(os.path.dirname(path), file)):
             return file
     raise InputError(
-        f"{path} line {row.line}: filename is {row.file!r}, which is not a file in the "
-        "folder of the table"
+        f"{path} line {row.line}: filename is {row.file!r}, but the table's folder has "
+        "no such file"
     )
 
 
@@ -155,6 +155,6 @@ def _class_names(rows, path):
         if name and names.setdefault(row.label, name) != name:
             raise InputError(
                 f"{path} line {row.line}: class is {name!r} for label {row.label}, "
-                f"which has the name {names[row.label]!r} already"
+                f"which already has the name {names[row.label]!r}"
             )
     return names

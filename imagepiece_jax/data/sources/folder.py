@@ -67,8 +67,8 @@ def list_images(root: str | os.PathLike, inside: str = "") -> Listing:
         waiting += [os.path.join(folder, name) for name in reversed(folders)]
     if not listing.images:
         raise InputError(
-            f"folder {pathlib.Path(root, inside)} holds no images, files with endings "
-            f"such as {SOME_EXTENSIONS}"
+            f"folder {pathlib.Path(root, inside)} holds no images (files ending in "
+            f"{SOME_EXTENSIONS})"
         )
     return listing
 
@@ -160,11 +160,15 @@ def train_folder(folder: str | os.PathLike) -> str | os.PathLike:
     if not names:
         return folder
     if not splits:
-        notes.info(f"note: {folder} holds {names} as classes; all are learned from")
+        notes.info(
+            f"note: {folder} holds {names} as classes; all images are training images"
+        )
         return folder
     if "train" not in splits:
-        raise InputError(f"{folder} holds {names}; give the folder to learn from")
-    notes.info(f"note: {folder} holds {names}; train is learned from")
+        raise InputError(
+            f"{folder} holds {names}; give the folder with the training images"
+        )
+    notes.info(f"note: {folder} holds {names}; the images in train are used")
     return os.path.join(folder, "train")
 
 
@@ -191,8 +195,8 @@ def open_folder(root, split, num_classes, names_of_model):
         check_num_classes(num_classes, len(in_order), data)
         if pair := class_names.two_orders(names_of_model):
             raise InputError(
-                f"{data} has class {pair[0]!r} before {pair[1]!r} as text; write the "
-                "numbers with zeros in front, or load the model with class_names="
+                f"{data} has class {pair[0]!r} before {pair[1]!r} as text; pad the "
+                "numbers with zeros, or load the model with class_names="
             )
     label_of = class_names.labels_by_name(names_of_model)
     files = []
@@ -200,12 +204,17 @@ def open_folder(root, split, num_classes, names_of_model):
     names = {}  # {label: folder name}
     for folder in folders:
         name = _shown(folder)
-        label = label_of.get(class_names.canonical(name))
+        key = class_names.canonical(name)
+        label = label_of.get(key)
+        if label is None and key in label_of:
+            raise InputError(
+                f"{data} has class {name!r}, but two classes have this name, in "
+                f"Unicode's composed form {ascii(key)}; rename one of them"
+            )
         if label is None:
             raise InputError(
-                f"{data} has class {name!r}, which is not the name of one of the "
-                f"model's {num_classes} classes; rename the folder, or load the model "
-                "with class_names="
+                f"{data} has class {name!r}, but no class of the model's {num_classes} "
+                "has this name; rename the folder, or load the model with class_names="
             )
         if names.setdefault(label, name) != name:
             raise InputError(
@@ -238,9 +247,7 @@ def _classes(root, inside):
         )
     names, *loose = _entries(folder)
     if not names:
-        raise InputError(
-            f"folder {folder} has no folders of classes, each with its images"
-        )
+        raise InputError(f"folder {folder} has no class folders with images")
     return names, [os.path.join(inside, name) for name in sum(loose, [])]
 
 
@@ -254,7 +261,7 @@ def _check_splits(data, root, splits):
         paths = [os.path.join(root, inside, name) for name in classes]
         folders.append({*map(os.path.realpath, paths)})
     if set.intersection(*folders):
-        raise InputError(f"{data} has the same images in train and val, by a link")
+        raise InputError(f"{data} links train and val to the same images")
     if names[0] != names[1]:
         raise InputError(
             f"{data} has class {min(names[0] ^ names[1])!r} in only one of train and "

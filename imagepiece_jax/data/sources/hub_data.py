@@ -32,9 +32,11 @@ def open_hub_data(path, split, num_classes, labeled=True):
     name = find_splits(splits, data).get(split)
     if name is None:
         raise InputError(
-            f"{data} has the splits {', '.join(splits)}; names of splits are "
+            f"{data} has the splits {', '.join(splits)}; a split must be named "
             f"{', '.join(SPLIT_NAMES)}"
         )
+    if not len(splits[name]):
+        raise InputError(f"{data} has no row with split {name!r}")
     columns = ["image", "label"][: 1 + labeled]
     try:
         rows = splits[name].select_columns(columns)
@@ -46,7 +48,7 @@ def open_hub_data(path, split, num_classes, labeled=True):
         return HubSource(rows, f"{data}/{name}", np.full(len(rows), -1), 0)
     labels = rows.select_columns("label").with_format("numpy")[:]["label"]
     if labels.dtype.kind not in "iu" or labels.ndim != 1:  # also if some are missing
-        raise InputError(f"{data} has labels that are no whole numbers")
+        raise InputError(f"{data} has labels that are not whole numbers")
     names = None
     classes = num_classes or int(labels.max()) + 1
     if isinstance(rows.features["label"], datasets.ClassLabel):
@@ -78,9 +80,8 @@ class HubSource(Source):
         self.labels = np.asarray(labels, np.int32)
 
     def stored(self, store_index):
-        image = self._rows[store_index]["image"] or {
-            "bytes": b""
-        }  # a row may lack an image
+        # A row may lack an image.
+        image = self._rows[store_index]["image"] or {"bytes": b""}
         data = image["bytes"]
         if data is None:  # a repository of image files
             data = image["path"] or b""  # empty bytes do not decode

@@ -51,7 +51,7 @@ class Counted(Source):
         super().__init__(COUNTS[split], 1000)
 
     def stored(self, store_index):
-        raise RunError(f"{NAME} is not here")
+        raise RunError(f"the images of {NAME} are not on this machine")
 
     def try_first(self, transform, **options):
         """Do nothing: there is no image to try."""

@@ -87,10 +87,7 @@ class Agglomeration(Reducer):
         first = agglomerate(distance, merges, self.linkage)
         stays = first == jnp.arange(counts.n_in, dtype=jnp.int32)[None]
         dest = gather_rows(count_before(stays), first)
-        weight = None
-        if not self.size_weighting:
-            weight = jnp.ones_like(inputs.size)
-        return Assignment(dest, weight, n_out=counts.n_out)
+        return Assignment(dest, n_out=counts.n_out, by_size=self.size_weighting)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -153,7 +153,7 @@ class DiffRate(Method):
             check_range("target", self.target, 0)
         if (self.prune is None) != (self.merge is None):
             raise InputError(
-                f"prune is {self.prune} and merge is {self.merge}: both or neither"
+                f"prune is {self.prune} and merge is {self.merge}; give both or neither"
             )
         if self.prune is None:
             return
@@ -161,7 +161,9 @@ class DiffRate(Method):
         check_each("merge", self.merge, least=2)
         for pruned, merged in zip(self.prune, self.merge, strict=False):
             if merged > pruned:
-                raise InputError(f"merge has {merged} tokens where prune has {pruned}")
+                raise InputError(
+                    f"merge has {merged} tokens, more than the {pruned} of prune"
+                )
 
     def for_model(self, model):
         """Set the published lists for the model's size.
@@ -184,8 +186,8 @@ class DiffRate(Method):
         if not has_list and self.macs is None:
             raise InputError(
                 f"diffrate has no schedule for {model.depth} blocks of width "
-                f"{model.embed_dim} and {model.patches} patches, but for DeiT-Ti, S, B "
-                "and MAE-B with 196 patches; prune and merge, or macs, must say one"
+                f"{model.embed_dim} and {model.patches} patches, only for DeiT-Ti, S, "
+                "B and MAE-B with 196 patches; give macs, or prune and merge"
             )
         target = DEFAULT[name] if self.target is None else self.target
         lists = published(name)

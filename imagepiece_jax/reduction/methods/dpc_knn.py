@@ -50,8 +50,7 @@ class DensityPeaks(Reducer):
     def __call__(self, inputs, counts, train=False):
         x = jax.lax.stop_gradient(inputs.x).astype(jnp.float32)
         dest = density_peaks(x, min(self.neighbors, counts.n_in), counts.n_out)
-        weight = jnp.ones_like(inputs.size)
-        return Assignment(dest, weight=weight, n_out=counts.n_out)
+        return Assignment(dest, n_out=counts.n_out, by_size=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,8 +28,8 @@ class EViT(InStages):
         check_range("rate_warmup_epochs", self.rate_warmup_epochs, 0)
         if self.counts is not None and self.rate_warmup_epochs:
             raise InputError(
-                f"rate_warmup_epochs is {self.rate_warmup_epochs:g}, but counts have "
-                "no rate that could rise"
+                f"rate_warmup_epochs is {self.rate_warmup_epochs:g}, but counts are "
+                "given; the warm-up needs keep_rate"
             )
 
     def steps(self, depth):

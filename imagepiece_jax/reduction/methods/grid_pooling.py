@@ -26,11 +26,12 @@ class Cells(Reducer):
     def check_fits(self, grid, counts):
         if grid is None:
             raise InputError(
-                "grid pooling needs the grid of patches, but tokens are reduced before"
+                "grid pooling needs the patch grid, but a block before reduces tokens"
             )
         if self.size > min(grid):
             raise InputError(
-                f"grid_size is {self.size}; there are {grid[0]} x {grid[1]} patches"
+                f"grid_size is {self.size}, but images have {grid[0]} x {grid[1]} "
+                "patches"
             )
 
     def __call__(self, inputs, counts, train=False):

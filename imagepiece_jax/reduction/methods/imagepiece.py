@@ -40,8 +40,8 @@ class Retokenize(Ranking):
         merges = counts.n_in - counts.n_out
         if not 0 <= merges <= candidates // 2:
             raise InputError(
-                f"Retokenize merges {merges} of {candidates} candidates; it can merge "
-                "half of them"
+                f"Retokenize merges {merges} of {candidates} candidates; at most half "
+                "can merge"
             )
 
     def __call__(self, inputs, counts, train=False):
@@ -134,7 +134,7 @@ class ImagePiece(Method):
         """
         # Merge, merge, prune, repeated depth // 4 times; the last blocks stay dense. We
         # read the paper's layer numbers as counted from 1: its speeds agree with this
-        # (docs/tables/imagepiece.md).
+        # (docs/results/imagepiece.md).
         cycles = depth // 4
         if cycles == 0:
             raise InputError(

@@ -79,8 +79,8 @@ class Method:
     """
 
     # In subclasses every field has a default. Training-only fields have compare=False.
-    # A field `score` is one of `reducers.SCORES` (compared in docs/tables/scores.md). A
-    # field `metric` is one of METRICS, the feature by which tokens are compared.
+    # A field `score` is one of `reducers.SCORES` (compared in docs/results/scores.md).
+    # A field `metric` is one of METRICS, the feature by which tokens are compared.
     #
     # Methods with their own training override some class attributes below by a value
     # or a function.
@@ -126,8 +126,8 @@ class Method:
             self._check_default(name, "counts")
         if isinstance(self.counts, str) != (self.macs is not None):
             raise InputError(
-                f"counts is {self.counts!r}; a schedule must have macs beside it, and "
-                "a list of counts must not"
+                f"counts is {self.counts!r}; a schedule needs macs, and a list of "
+                "counts excludes macs"
             )
 
     def _check_default(self, name, other):
@@ -135,8 +135,8 @@ class Method:
         value = getattr(self, name)
         if value != getattr(type(self), name):
             raise InputError(
-                f"{name} is {value!r}, but {other} says how many tokens stay: one of "
-                "the two"
+                f"{name} is {value!r}, but {other} also decides the token counts; give "
+                "one of the two"
             )
 
     def steps(self, depth: int) -> Sequence[Step]:
@@ -214,8 +214,8 @@ class Method:
             return build(depth, patches, self.steps(depth), prefix, masked)
         if len(self.counts) != depth or self.counts[0] > patches:
             raise InputError(
-                f"counts is {self.counts}; it must have {depth} entries, one for each "
-                f"block, of at most {patches} tokens, the patches of an image"
+                f"counts is {self.counts}; it must have {depth} entries, one per "
+                f"block, of at most {patches} tokens, the patch count"
             )
         steps = []
         n = patches

@@ -13,7 +13,7 @@ class NoReduction(Method):
     def __post_init__(self):
         super().__post_init__()
         if self.macs not in (None, 1.0):
-            raise InputError(f"macs is {self.macs}, but none removes no tokens")
+            raise InputError(f"macs is {self.macs}, but method none keeps all tokens")
 
     def within_reach(self, counts, depth, patches):
         return self  # no step can remove tokens

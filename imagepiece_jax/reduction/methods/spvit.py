@@ -101,7 +101,7 @@ class SPViT(LearnedSelection):
         check_each("blocks", blocks)
         if not isinstance(rates, tuple) or len(rates) != len(blocks):
             raise InputError(
-                f"keep_rates is {rates}; it must have an entry for each of blocks, "
+                f"keep_rates is {rates}; it must have one entry per block of blocks, "
                 f"{blocks}"
             )
         for rate in rates:
@@ -111,7 +111,7 @@ class SPViT(LearnedSelection):
         if not (blocks_rise and rates_fall):
             raise InputError(
                 f"keep_rates is {rates} at blocks {blocks}; blocks must rise, and "
-                "shares of the initial tokens must not"
+                "keep_rates must not"
             )
 
     def scaled(self, ratio, depth, patches):

@@ -50,8 +50,7 @@ class KMedoids(Ranking):
         slot = jnp.where(is_medoid, count_before(is_medoid), 0)
         dest = jnp.where(together, slot[:, None, :], 0)
         dest = dest.sum(axis=-1, dtype=jnp.int32)
-        weight = is_medoid.astype(jnp.float32)
-        return Assignment(dest, weight, n_out=counts.n_out)
+        return Assignment(dest, weight=is_medoid, n_out=counts.n_out)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -158,7 +158,7 @@ def check_gpus():
         if jax.default_backend() == "gpu" and len(visible) > gpus:
             raise InputError(
                 f"{host} has {len(visible)} GPUs, and its tasks use {gpus}; start one "
-                "task a GPU, or num_processes=1 for one process with all of them"
+                "task per GPU, or give num_processes=1 for one process with all GPUs"
             )
 
 

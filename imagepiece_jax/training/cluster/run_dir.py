@@ -91,7 +91,7 @@ def check_place(workdir, data: str):
     _, _, path = data.partition(":")
     images = pathlib.Path(path).expanduser().resolve()
     if path and images.is_dir() and folder.is_relative_to(images):
-        raise InputError(f"workdir {workdir} is in {images}, the data; {OTHER}")
+        raise InputError(f"workdir {workdir} is inside the data, {images}; {OTHER}")
     for level in ("*", "*/*", "*/*/*"):  # images, classes and splits
         for file in folder.glob(level):
             if file.suffix.lower() in EXTENSIONS:
@@ -111,7 +111,7 @@ def check_config(workdir, config: dict):
     begun = took_steps(workdir)
     # Another config.json, such as a saved model's, would be replaced.
     if path.exists() and not (path.with_name(RUN).exists() or begun):
-        raise InputError(f"{path} is not of a run; {OTHER}")
+        raise InputError(f"{path} is not a run's config; {OTHER}")
     if begun and not path.exists():
         raise InputError(f"{workdir} holds a run without {CONFIG}; {OTHER}")
     if not begun:  # another config can start here without spoiling anything

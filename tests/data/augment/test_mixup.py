@@ -46,19 +46,6 @@ def test_cutmix_box_of_the_recipe():
     assert lam == 0.875
 
 
-@pytest.mark.parametrize("cy, cx, lam", [(31, 47, 0.5), (16, 24, 0.0)])
-def test_cutmix_boxes_agree_with_a_slow_reference(cy, cx, lam):
-    tall = int(32 * np.sqrt(1 - lam))
-    wide = int(48 * np.sqrt(1 - lam))
-    rows = [y for y in range(32) if cy - tall // 2 <= y < cy + tall // 2]
-    columns = [x for x in range(48) if cx - wide // 2 <= x < cx + wide // 2]
-    box, corrected = cutmix_box(np.float32(lam), np.array([cy, cx]), 32, 48)
-    top, bottom, left, right = box.tolist()
-    assert list(range(top, bottom)) == rows
-    assert list(range(left, right)) == columns
-    assert abs(corrected - (1 - len(rows) * len(columns) / (32 * 48))) < 1e-6
-
-
 def test_cutmix_alone():
     out = draws(mixup=0, cutmix=1.0)
     assert out.cut.all()
@@ -68,10 +55,8 @@ def test_cutmix_alone():
         out.lam, 1 - (bottom - top) * (right - left) / (32 * 48), atol=1e-6
     )
     small = out.box[out.lam > 0.97]  # the center reaches every edge
-    assert small[:, 0].min() == 0
-    assert small[:, 1].max() == 32
-    assert small[:, 2].min() == 0
-    assert small[:, 3].max() == 48
+    edges = [*small[:, ::2].min(axis=0), *small[:, 1::2].max(axis=0)]
+    assert edges == [0, 0, 32, 48]
     # Unclipped, the pasted area would average 1/2 (lam is uniform); the edges cut away
     # what a slow simulation of the rule says.
     rng = np.random.default_rng(0)

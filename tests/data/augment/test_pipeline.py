@@ -31,13 +31,12 @@ def keys(count, seed=0):
 
 
 @functools.cache
-def boxes(prob=1.0, side=224):
-    draw = jax.vmap(lambda key: pipeline.erased_box(key, side, side, prob))
+def boxes(prob=1.0):
+    draw = jax.vmap(lambda key: pipeline.erased_box(key, 224, 224, prob))
     return np.asarray(jax.jit(draw)(keys(6000)))
 
 
 def test_steps_come_in_the_recipe_s_order(monkeypatch):
-    """RandAugment, normalize, erase; each from keys of its own."""
     seen = []
 
     def watch(module, name, key_at=None):
@@ -86,10 +85,8 @@ def test_one_program_serves_every_draw():
 def test_erased_boxes_have_the_reference_s_distribution():
     top, left, tall, wide = boxes().T
     assert (tall > 0).all(), "a try in ten always fits"
-    assert (top >= 0).all()
-    assert (top + tall <= 224).all()
-    assert (left >= 0).all()
-    assert (left + wide <= 224).all()
+    assert top.min() >= 0 and (top + tall).max() <= 224
+    assert left.min() >= 0 and (left + wide).max() <= 224
     # Numbers of the reference's loop, whose rejections favour small, square boxes.
     slow = erased_boxes(np.random.default_rng(0), 6000, 224)
     area = tall * wide / 224**2
@@ -97,17 +94,14 @@ def test_erased_boxes_have_the_reference_s_distribution():
     slow_area = slow.prod(1) / 224**2
     slow_aspect = np.log(slow[:, 0] / slow[:, 1])
     quantiles = np.linspace(0.05, 0.95, 7)
-    for mine, theirs, tolerance in (
-        (area, slow_area, 0.009),
-        (aspect, slow_aspect, 0.11),
-    ):
+    both = (area, slow_area, 0.009), (aspect, slow_aspect, 0.11)
+    for mine, theirs, tolerance in both:
         difference = np.quantile(mine, quantiles) - np.quantile(theirs, quantiles)
         assert np.abs(difference).max() < tolerance  # 4 standard deviations
     # The place is uniform and both ends are reached.
     place = top / (224 - tall)
     assert abs(place.mean() - 0.5) < 0.016
-    assert place.min() == 0
-    assert place.max() == 1
+    assert (place.min(), place.max()) == (0, 1)
     assert abs(np.corrcoef(top / (224 - tall), left / (224 - wide))[0, 1]) < 0.052
 
 
@@ -131,6 +125,5 @@ def test_erased_pixels_are_standard_normal_each():
     noise = out[erased]  # about 150 boxes of 100 pixels
     assert len(noise) > 10000
     assert len(np.unique(noise)) > 0.99 * noise.size
-    assert abs(noise.mean()) < 0.02
-    assert abs(noise.std() - 1) < 0.02
+    assert max(abs(noise.mean()), abs(noise.std() - 1)) < 0.02
     assert np.abs(np.corrcoef(noise.T) - np.eye(3)).max() < 0.04

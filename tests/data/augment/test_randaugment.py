@@ -24,7 +24,6 @@ tables = jax.jit(randaugment.tables)
 
 
 def apply(images, draws, fill=FILL):
-    """One program for all tests of `images()`."""
     return compiled(images, draws, np.array(fill, np.uint8))
 
 
@@ -77,7 +76,6 @@ def test_operations_at_magnitude_nine(name, sign):
 
 
 def test_bare_places_have_the_mean_that_the_model_was_trained_with():
-    """As timm has it: 128 for .5, and 124, 116, 104 for ImageNet's."""
     assert fill_color((0.485, 0.456, 0.406)) == FILL
     fill = fill_color((0.5, 0.5, 0.5))
     assert fill == (128, 128, 128)
@@ -94,7 +92,6 @@ def test_bare_places_have_the_mean_that_the_model_was_trained_with():
 
 
 def test_device_and_pillow_agree_on_any_draw():
-    """Any two operations, magnitudes and signs, in this order, half of them skipped."""
     rng = np.random.default_rng(1)
     shape = (len(images()), 2)
     drawn = draws(

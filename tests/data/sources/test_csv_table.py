@@ -1,17 +1,15 @@
 """Splits, class names and errors of a CSV file."""
 
-import itertools
 import re
 import unicodedata
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.sources.csv_table import open_csv
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
+from tests.pictures import write_plain
 
 SPLIT = "filename,label,split"
 NO_SPLIT = "filename,label"
@@ -21,10 +19,8 @@ NAMED = "filename,label,class"
 @pytest.fixture
 def images(tmp_path):
     """a.png to f.png, each of its own gray level."""
-    (tmp_path / "images").mkdir()
     for level, name in enumerate("abcdef"):
-        pixels = np.full((4, 4, 3), 10 * level, np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{name}.png")
+        write_plain(tmp_path, f"images/{name}.png", color=(10 * level,) * 3)
     return tmp_path
 
 
@@ -36,9 +32,12 @@ def written(folder, text, columns=SPLIT):
     return path
 
 
-def levels(path, split):
-    source = open_source(f"csv:{path}", split)
+def levels_of(source):
     return [int(source[i].pixels[0, 0, 0]) for i in range(len(source))]
+
+
+def levels(path, split):
+    return levels_of(open_source(f"csv:{path}", split))
 
 
 def refused(path, message, split="val", num_classes=None):
@@ -49,7 +48,6 @@ def refused(path, message, split="val", num_classes=None):
 
 
 def test_no_image_is_in_both_splits(images):
-    """Training may repeat an image; without splits all images are for validation."""
     path = written(images, "a,0,train b,1,val c,1,train d,0,val e,1,train")
     assert levels(path, "train") == [0, 20, 40]
     assert levels(path, "val") == [10, 30]
@@ -64,14 +62,14 @@ def test_no_image_is_in_both_splits(images):
     refused(path, "has no training image with label 2; .* 5 classes", "train", 5)
 
 
+NO_LABELS = ("1_0", "²", "٣", "+1", "1e0", "1.0", "-1", "5", "", "1" * 10)
+
+
 @pytest.mark.parametrize(
     "columns, rows, field, value",
     [
         *((SPLIT, f"b,0,{split}", "split", split) for split in ("tests", "", "Train")),
-        *(
-            (NO_SPLIT, f"b,{label}", "label", label)
-            for label in ("1_0", "²", "٣", "+1", "1e0", "1.0", "-1", "5", "", "1" * 10)
-        ),
+        *((NO_SPLIT, f"b,{label}", "label", label) for label in NO_LABELS),
         (NO_SPLIT, "b", "label", ""),
         (NO_SPLIT, "g,0", "filename", "images/g.png"),
         (NO_SPLIT, "folder,0", "filename", "images/folder.png"),
@@ -86,30 +84,19 @@ def test_a_field_that_does_not_fit(images, columns, rows, field, value):
     refused(path, f"line 3: {field} is .*{re.escape(repr(value))}", num_classes=5)
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize(
-    "split, rows, message",
+    "rows, fault",
     [
-        ("val", "a,0,train b,1,train", "has no row with split 'val'"),
-        ("train", "a,0,val", "has no row with split 'train'"),
-        *(
-            (split, rows, rf"names '.*' again \(line [23]\); .*{fault}")
-            for split, (rows, fault) in itertools.product(
-                ("train", "val"),
-                (
-                    ("a,0,train a,0,val", "must not be in both train and val"),
-                    (
-                        "a,0,val b,0,train ../images/a,0,train",
-                        "must not be in both train",
-                    ),
-                    ("a,0,train b,0,val b,0,val", "a validation image must count once"),
-                    ("a,0,train c,0,val a,1,train", "its labels differ, 0 and 1"),
-                ),
-            )
-        ),
+        ("a,0,train a,0,val", "must not be in both train and val"),
+        ("a,0,val b,0,train ../images/a,0,train", "must not be in both train"),
+        ("a,0,train b,0,val b,0,val", "a validation image must count once"),
+        ("a,0,train c,0,val a,1,train", "its labels differ, 0 and 1"),
     ],
 )
-def test_rows_that_do_not_go_together(images, split, rows, message):
-    refused(written(images, rows), message, split)
+def test_rows_that_do_not_go_together(images, split, rows, fault):
+    path = written(images, rows)
+    refused(path, rf"names '.*' again \(line [23]\); .*{fault}", split)
 
 
 @pytest.mark.parametrize(
@@ -117,14 +104,8 @@ def test_rows_that_do_not_go_together(images, split, rows, message):
     [
         (b"file,label\nimages/a.png,0\n", "there is no column 'filename'"),
         (b"", "there is no column 'filename'"),
-        (
-            b"filename,label\nimages/a.png,0,1\n",
-            "line 2: it has more fields than columns",
-        ),
-        (
-            b"filename,label,label\nimages/a.png,0,1\n",
-            "there is more than one column 'label'",
-        ),
+        (b"filename,label\nimages/a.png,0,1\n", "line 2: it has more fields than"),
+        (b"filename,label,label\na.png,0,1\n", "there is more than one column 'label'"),
         (b"filename,label\n", "has no row with split 'val'"),
         (b"\xff\xfe\x00\x00\x81", "codec can't decode"),
     ],
@@ -150,7 +131,6 @@ def test_blanks_line_ends_commas_and_byte_order_mark_change_nothing(images):
 
 
 def test_a_test_split_is_measured_on_where_there_is_no_other(images):
-    """Its labels are not looked at where there is one."""
     for name in ("val", "valid", "validation", "dev"):
         path = written(images, f"a,0,train b,-1,test c,0,{name}")
         assert levels(path, "train") == [0]
@@ -175,10 +155,7 @@ def test_who_does_not_look_at_labels_needs_none(images, columns, rows, taken):
     words = [row if "," in row else f"{row}," for row in rows.split()]
     path = written(images, " ".join(words), columns)
     source = as_source(f"csv:{path}")
-    assert [
-        int(image.pixels[0, 0, 0])
-        for image in map(source.__getitem__, range(len(source)))
-    ] == taken
+    assert levels_of(source) == taken
     assert {*source.labels.tolist()} == {-1}
     if "0," not in rows:
         refused(path, "label", "train" if "split" in columns else "val")
@@ -193,12 +170,11 @@ def test_class_names_of_an_unused_split_are_not_compared(images):
 @pytest.mark.parametrize("stored, named", [("NFC", "NFD"), ("NFD", "NFC")])
 def test_a_name_is_found_in_either_form_of_unicode(images, stored, named):
     file = unicodedata.normalize(stored, "caf\u00e9.png")
-    Image.new("RGB", (4, 4)).save(images / file)
+    write_plain(images, file)
     name = unicodedata.normalize(named, "caf\u00e9")
     path = images / "set.csv"
-    path.write_text(
-        f"filename,label,class\n{name}.png,0,{name}\nimages/a.png,0,{name}\n"
-    )
+    rows = f"{name}.png,0,{name}\nimages/a.png,0,{name}\n"
+    path.write_text(f"filename,label,class\n{rows}")
     source = open_csv(path, "val")
     assert source.name(0) == str(images / file)
     assert source[0].readable

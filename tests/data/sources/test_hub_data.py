@@ -16,6 +16,7 @@ from imagepiece_jax.data.sources.hub_data import HubSource  # noqa: E402
 from imagepiece_jax.data.sources.registry import open_source  # noqa: E402
 from imagepiece_jax.data.worker_pool import read_ahead  # noqa: E402
 from imagepiece_jax.errors import InputError  # noqa: E402
+from tests.pictures import write_plain  # noqa: E402
 
 CLASSES = datasets.ClassLabel(names=["ant", "bee", "cat"])
 EACH = {"train": range(40), "validation": range(40, 56), "test": range(56, 60)}
@@ -36,12 +37,10 @@ def png(number):
 
 def write(folder, split, numbers, kind=CLASSES, labels=None):
     """A parquet file of images whose gray level is 4 * number."""
-    features = {"image": datasets.Image(), "label": kind}
-    columns = {
-        "image": [{"bytes": png(number), "path": None} for number in numbers],
-        "label": labels or [number % 3 for number in numbers],
-    }
-    rows = datasets.Dataset.from_dict(columns, datasets.Features(features))
+    features = datasets.Features({"image": datasets.Image(), "label": kind})
+    images = [{"bytes": png(number), "path": None} for number in numbers]
+    labels = labels or [number % 3 for number in numbers]
+    rows = datasets.Dataset.from_dict({"image": images, "label": labels}, features)
     rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")
 
 
@@ -72,7 +71,6 @@ def test_rows_are_read_in_their_order_by_this_process_and_by_others(folder):
 
 
 def test_splits_have_the_names_of_the_hub(folder):
-    """validation comes before test, which may have no labels."""
     write(folder, "test", EACH["test"], labels=[-1] * 4)
     assert len(open_source(f"hf:{folder}", "val")) == 16
     os.unlink(folder / "validation-00000-of-00001.parquet")
@@ -83,15 +81,6 @@ def test_splits_have_the_names_of_the_hub(folder):
     os.unlink(folder / "test-00000-of-00001.parquet")
     with pytest.raises(InputError, match="has the splits train; .*valid"):
         open_source(f"hf:{folder}", "val")
-
-
-@pytest.mark.parametrize("name", ["val", "valid", "validation", "dev", "test"])
-def test_validation_has_four_names_and_test_stands_in(tmp_path, name):
-    for split in ("train", name):
-        write(tmp_path, split, range(4))
-    # `datasets` itself calls files of the other names validation.
-    expected = "test" if name == "test" else "validation"
-    assert open_source(f"hf:{tmp_path}", "val").split == expected
 
 
 def test_who_does_not_look_at_labels_needs_none(folder):
@@ -115,8 +104,19 @@ def test_labels_are_numbers_and_may_be_left_out(folder):
     with pytest.raises(InputError, match="to 2; they must be from 0 to 1"):
         open_source(f"hf:{folder}", "val", num_classes=2)
     write(folder, "train", range(2), datasets.Value("int64"), [0, None])
-    with pytest.raises(InputError, match="labels that are no whole numbers"):
+    with pytest.raises(InputError, match="labels that are not whole numbers"):
         open_source(f"hf:{folder}", "train")
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+def test_a_split_without_rows_is_refused(folder, monkeypatch, labeled):
+    """`datasets` refuses some empty files itself."""
+    splits = datasets.load_dataset(str(folder))
+    splits["validation"] = splits["validation"].select([])
+    monkeypatch.setattr(datasets, "load_dataset", lambda path: splits)
+    with pytest.raises(InputError, match="no row with split"):
+        open_source(f"hf:{folder}", "val", labeled=labeled)
+    assert len(open_source(f"hf:{folder}", "train", labeled=labeled)) == 40
 
 
 def test_other_classes_and_columns_are_refused(folder):
@@ -131,14 +131,12 @@ def test_other_classes_and_columns_are_refused(folder):
 
 
 def test_rows_without_an_image_are_unreadable_ones(tmp_path):
-    """No image, no file of it, and an empty one."""
     images = [None, {"bytes": None, "path": "gone.png"}, {"bytes": b"", "path": None}]
     columns = {"image": images, "label": [0, 1, 2]}
     features = datasets.Features({"image": datasets.Image(), "label": CLASSES})
     rows = datasets.Dataset.from_dict(columns, features)
-    source = HubSource(
-        rows.cast_column("image", datasets.Image(decode=False)), "hf:a", [0, 1, 2], 3
-    )
+    rows = rows.cast_column("image", datasets.Image(decode=False))
+    source = HubSource(rows, "hf:a", [0, 1, 2], 3)
     for index in range(3):
         assert str(source[index].damage).startswith(f"hf:a/{index} cannot be read")
     assert source.some_sizes() == []
@@ -149,7 +147,7 @@ def test_rows_without_an_image_are_unreadable_ones(tmp_path):
     "columns, said",
     [
         ({"image": [1, 2], "label": [0, 1]}, "no image"),
-        ({"image": [None, None], "label": [[0], [1]]}, "labels that are no whole"),
+        ({"image": [None, None], "label": [[0], [1]]}, "labels that are not whole"),
         (None, "cannot be opened: .*arquet"),
     ],
 )
@@ -163,7 +161,6 @@ def test_what_is_no_set_of_images_is_one_sentence(tmp_path, columns, said):
 
 
 def test_the_digest_tells_other_rows(folder, tmp_path):
-    """By label, size or content; not by place."""
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
 
@@ -181,17 +178,13 @@ def test_the_digest_tells_other_rows(folder, tmp_path):
 
 
 def test_image_files_of_equal_sizes_differ_in_a_digest(tmp_path):
-    """By their names, and by what they hold; also where no file is in a column."""
     folder = tmp_path / "set"
-    for name, number in (("a", 1), ("b", 2)):
-        (folder / "train" / name).mkdir(parents=True)
-        path = folder / "train" / name / f"{name}.bmp"
-        Image.new("RGB", (8, 8), (number,) * 3).save(path)
+    write_plain(folder, "train/a/a.bmp", "train/b/b.bmp")
     before = open_source(f"hf:{folder}", "train")
     digests = [before.digest, before.whole_digest]
     (folder / "train" / "a" / "a.bmp").rename(folder / "train" / "a" / "c.bmp")
     renamed = open_source(f"hf:{folder}", "train")
     digests += [renamed.digest, renamed.whole_digest]
-    Image.new("RGB", (8, 8), (3,) * 3).save(folder / "train" / "b" / "b.bmp")
+    write_plain(folder, "train/b/b.bmp", color=(3, 3, 3))
     replaced = open_source(f"hf:{folder}", "train")
     assert len({*digests, replaced.whole_digest}) == 3  # all images are read by both

@@ -121,7 +121,6 @@ def test_the_limit_of_open_files_is_raised(imagenet):
 
 
 def test_what_is_not_prepared_says_how_to(imagenet, tmp_path):
-    """Nothing, torn files, and TFDS's usual format, which has no order by index."""
     torn = tmp_path / "torn"
     shutil.copytree(imagenet, torn)
     for shard in torn.glob("imagenet2012/*/*train*"):
@@ -164,7 +163,6 @@ def test_the_digest_tells_other_records(imagenet, tmp_path):
 
 
 def tar(files):
-    """The bytes of a tar of {name: bytes}."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         for name, data in files.items():
@@ -181,11 +179,9 @@ def test_tfds_prepares_imagenets_tars(tmp_path):
     classes = {}
     for label, wnid in enumerate(("n01440764", "n01443537")):
         classes[f"{wnid}.tar"] = tar({f"{wnid}_7.JPEG": jpeg(label)})
-    train = tmp_path / "ILSVRC2012_img_train.tar"
-    train.write_bytes(tar(classes))
     tests = {f"ILSVRC2012_val_0000000{i}.JPEG": jpeg(10 + i) for i in range(1, 5)}
-    val = tmp_path / "ILSVRC2012_img_val.tar"
-    val.write_bytes(tar(tests))
+    for split, files in (("train", classes), ("val", tests)):
+        (tmp_path / f"ILSVRC2012_img_{split}.tar").write_bytes(tar(files))
     command = [TFDS, "build", "imagenet2012", "--file_format=array_record"]
     command += [f"--manual_dir={tmp_path}", f"--data_dir={tmp_path}/out"]
     subprocess.run(command, check=True)

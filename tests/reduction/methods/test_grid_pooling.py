@@ -73,7 +73,7 @@ def test_cells_equal_the_slow_truth(grid, size, prefix, dtype):
 
 @pytest.mark.parametrize(
     "size, grid, said",
-    [(4, (9, 3), "there are 9 x 3 patches"), (2, None, "tokens are reduced before")],
+    [(4, (9, 3), "have 9 x 3 patches"), (2, None, "before reduces tokens")],
 )
 def test_a_grid_that_is_smaller_or_gone_is_refused(size, grid, said):
     inputs = inputs_of((9, 3)).replace(grid=grid)

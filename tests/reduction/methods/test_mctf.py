@@ -59,5 +59,5 @@ def test_another_score_takes_the_place_of_attention():
 def test_a_step_before_the_next_block_would_read_what_is_gone():
     pooling = TokenPooling(blocks=(2,), score="class")
     plan = build(4, 196, (*MCTF(blocks=(1,)).steps(4), *pooling.steps(4)))
-    with pytest.raises(InputError, match="at block 2 reads .* must not change"):
+    with pytest.raises(InputError, match="at block 2 reads .* keep its tokens"):
         contract.check_plan(plan, Architecture(), (14, 14))

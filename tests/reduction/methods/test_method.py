@@ -35,7 +35,7 @@ REFUSED = [  # (a reduction's text, what its sentence has)
     # Merge steps take at most half of the candidates: 29 of the 58 of 196.
     (f"imagepiece:counts={(166,) * DEPTH}", "at least 167 must stay"),
     (f"imagepiece:counts={(196,) * 9 + (9,)}", "0, 1, 2"),
-    ("spvit:keep_rates=(0.5,)", "an entry for each of blocks"),
+    ("spvit:keep_rates=(0.5,)", "one entry per block"),
     ("spvit:keep_rates=(0.2,0.5,0.7)", "blocks must rise"),
     ("token_learner:num_tokens=197", "leaves 197 image tokens"),
     (f"token_learner:block={DEPTH}", "blocks 0 to 9"),
@@ -51,8 +51,8 @@ REFUSED = [  # (a reduction's text, what its sentence has)
     ("diffrate", "diffrate has no schedule for 10 blocks"),
     (f"diffrate:prune={(2,) * DEPTH}", "both or neither"),
     ("diffrate:prune=(1,1):merge=(1,1)", "at least 2"),
-    ("diffrate:prune=(8,8):merge=(9,8)", "merge has 9 tokens where prune has 8"),
-    ("none:macs=0.5", "none removes no tokens"),
+    ("diffrate:prune=(8,8):merge=(9,8)", "merge has 9 tokens, more than the 8"),
+    ("none:macs=0.5", "none keeps all tokens"),
 ]
 
 

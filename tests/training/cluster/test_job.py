@@ -5,7 +5,6 @@ SLURM's variables are those in the manual of srun ("OUTPUT ENVIRONMENT VARIABLES
 
 import os
 import signal
-import socket
 import sys
 import time
 import types
@@ -13,10 +12,10 @@ import types
 import jax
 import pytest
 
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.cluster.job import check_device_counts, check_gpus, is_loss
 from tests import forked
 from tests.command import start
+from tests.refused import refused
 
 SLURM = {
     "SLURM_JOB_ID": "4711",
@@ -34,7 +33,6 @@ FACTS = "print(jax.process_count(), jax.config.read('jax_cuda_visible_devices'))
 
 
 def run(script, **variables):
-    """`script` in a process of its own, whose environment has these variables too."""
     return start("-c", HEAD + script, imported=True, **variables)
 
 
@@ -45,20 +43,16 @@ def test_without_a_scheduler_or_with_one_process_nothing_is_joined():
         assert done.out == "False\n", done.err
 
 
-def test_jax_finds_the_tasks_of_srun_and_gives_each_one_gpu():
-    port = f"os.environ['JAX_COORDINATOR_PORT'] = '{forked.free_port()}'"
-    done = run(f"{port}\nwith joined_cluster(): {FACTS}", **SLURM)
-    assert done.out.split() == ["1", "0"], done.err
-
-
-def test_with_flags_a_process_has_all_gpus():
-    address = f"127.0.0.1:{forked.free_port()}"
-    done = run(f"with joined_cluster({address!r}, 1, 0): {FACTS}", **SLURM)
-    assert done.out.split() == ["1", "all"], done.err
+def test_srun_gives_each_task_one_gpu_and_flags_give_all():
+    port = forked.free_port()
+    of_srun = f"os.environ['JAX_COORDINATOR_PORT'] = '{port}'\nwith joined_cluster()"
+    by_flags = f"with joined_cluster('127.0.0.1:{port}', 1, 0)"
+    for joined, gpus in ((of_srun, "0"), (by_flags, "all")):
+        done = run(f"{joined}: {FACTS}", **SLURM)
+        assert done.out.split() == ["1", gpus], done.err
 
 
 def test_flags_that_do_not_fit_together_are_refused():
-    """In a process of their own, as JAX has done nothing there."""
     cases = [(None, 2, 0), ("gpu1", 2, 0), ("gpu1:1", None, None), ("a:1", 2, 2)]
     done = run(
         f"for arguments in {cases}:\n"
@@ -66,23 +60,21 @@ def test_flags_that_do_not_fit_together_are_refused():
         "        with joined_cluster(*arguments): pass\n"
         "    except InputError as error: print(error)"
     )
-    said = done.out.splitlines()
-    assert len(said) == 4, done.err
-    assert all("are needed together" in line for line in said)
+    assert done.out.count("are needed together") == 4, done.err
 
 
 @pytest.mark.parametrize(
-    "visible, refused", [("0,1", True), ("0", False), (None, False)]
+    "visible, is_refused", [("0,1", True), ("0", False), (None, False)]
 )
-def test_gpus_that_no_task_uses_are_refused(visible, refused, monkeypatch):
+def test_gpus_that_no_task_uses_are_refused(visible, is_refused, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    if not refused:
+    if not is_refused:
         return check_gpus()
-    with pytest.raises(InputError, match="has 2 GPUs, and its tasks use 1; start one"):
+    with refused("has 2 GPUs, and its tasks use 1; start one"):
         check_gpus()
 
 
@@ -90,8 +82,7 @@ def test_processes_with_unequally_many_devices_are_refused(monkeypatch):
     owners = [0, 0, 1, 2, 2]
     devices = [types.SimpleNamespace(process_index=owner) for owner in owners]
     monkeypatch.setattr(jax, "devices", lambda: devices)
-    said = "^the number of devices is 1 on process 1, but 2 on process 0; all processes"
-    with pytest.raises(InputError, match=said):
+    with refused("the number of devices is 1 on process 1, but 2 on process 0; all"):
         check_device_counts()
     del devices[1], devices[-1]
     check_device_counts()
@@ -101,8 +92,7 @@ def test_processes_with_unequally_many_devices_are_refused(monkeypatch):
 @pytest.mark.parametrize("process, signum", [(0, signal.SIGINT), (1, signal.SIGTERM)])
 def test_a_process_that_waits_for_the_others_ends_at_a_signal(process, signum):
     """JAX waits in C++, where Python's own handlers do not run."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
+    address = f"127.0.0.1:{forked.free_port()}"
     reader, writer = map(open, os.pipe(), "rw")
     with reader:
         with writer:
@@ -123,41 +113,27 @@ def test_a_process_that_waits_for_the_others_ends_at_a_signal(process, signum):
     assert (status, err) == (-signum, "")
 
 
-JOINED = "with joined_cluster({address!r}, 1, 0):\n    {work}"
+LOST = "error: another process of this run has ended"
+# What happens to a process that has joined, and how the lines end that it leaves.
+ENDS = {
+    # As JAX's abort, where a heartbeat stays away.
+    "thread = threading.Thread(target=os.abort); thread.start(); thread.join()": [LOST],
+    "raise ValueError('Gloo AllGather failed')": ["Gloo AllGather failed", LOST],
+    # What is registered first runs last: JAX, which aborts when others are lost.
+    "atexit.register(os.abort); atexit.register(os.write, 2, b'a long report');"
+    "raise SystemExit('error: disk is full')": ["error: disk is full"],
+}
 
 
-def joined_alone(work):
-    """How a process ends that does this work, joined with no other."""
+@pytest.mark.parametrize("work", ENDS)
+def test_a_process_ends_with_its_own_error_or_that_another_is_lost(work):
     address = f"127.0.0.1:{forked.free_port()}"
-    done = run(JOINED.format(address=address, work=work))
-    first, err = done.err.split("\n", 1)
+    done = run(f"with joined_cluster({address!r}, 1, 0):\n    {work}")
+    first, *lines = done.err.splitlines()
     assert first == f"waiting for all processes at {address}"
-    return done.status, err
-
-
-def test_an_abort_in_a_thread_ends_with_the_sentence():
-    """As JAX's, where a heartbeat stays away."""
-    work = "thread = threading.Thread(target=os.abort); thread.start(); thread.join()"
-    status, err = joined_alone(work)
-    assert status == 1
-    assert err.startswith("error: another process of this run has ended")
-    assert err.count("\n") == 1
-
-
-def test_a_loss_in_an_exchange_ends_with_the_sentence():
-    """JAX raises a ValueError there."""
-    status, err = joined_alone("raise ValueError('Gloo AllGather failed')")
-    assert status == 1
-    first, second, end = err.split("\n")
-    assert first == "Gloo AllGather failed" and not end
-    assert second.startswith("error: another process of this run has ended")
-
-
-def test_a_process_that_fails_reports_only_its_own_error():
-    """What is registered first runs last: JAX, which aborts when others are lost."""
-    work = "atexit.register(os.abort); atexit.register(os.write, 2, b'a long report');"
-    status, err = joined_alone(f"{work} raise SystemExit('error: disk is full')")
-    assert (status, err) == (1, "error: disk is full\n")
+    assert done.status == 1
+    for line, said in zip(lines, ENDS[work], strict=True):
+        assert line.startswith(said)
 
 
 @pytest.mark.parametrize(

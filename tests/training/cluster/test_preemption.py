@@ -2,14 +2,17 @@
 
 import concurrent.futures
 import signal
+import time
 
 import pytest
 
 from imagepiece_jax.common.signals import SIGNALS
+from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.cluster.preemption import Interrupted, StopRequest
-from tests import tiny_runs
+from tests import runs
 from tests.command import start
 from tests.runs import ROOT
+from tools import drill
 
 
 def test_a_signal_is_noted_and_the_old_handlers_come_back():
@@ -36,7 +39,6 @@ def test_an_ignored_signal_stays_ignored():
 
 
 def test_outside_the_main_thread_no_signal_is_heard():
-    """Even where all of them are ignored."""
     before = {s: signal.signal(s, signal.SIG_IGN) for s in SIGNALS}
 
     def requested():
@@ -62,7 +64,6 @@ def test_work_is_abandoned_between_two_items():
 
 
 def test_all_processes_stop_at_the_same_call():
-    """A process without a signal gets that of another, and keeps it."""
     answers = iter([0, signal.SIGTERM])
     with StopRequest(agree=lambda own: next(answers)) as request:
         assert [request.requested() for _ in range(3)] == [0, 15, 15]
@@ -98,9 +99,12 @@ def test_what_cannot_answer_ends_at_once(where, signum):
 @pytest.mark.slow
 @pytest.mark.usefixtures("quickly_begun")
 def test_sigterm_in_the_first_compile_ends_at_once(tmp_path):
-    """Ctrl-C in a step, and SIGTERM in an evaluation: see test_resume."""
-    run = tiny_runs.TinyRun(tmp_path / "run", tmp_path / "cache")
-    run.start()
-    run.until(run.begun)
-    assert run.end(signal.SIGTERM) == 143
-    assert run.on_disk() is None
+    workdir = tmp_path / "run"
+    fields = drill.FIELDS | {"model.stem": "patch"}
+    process = runs.start(workdir, fields, tmp_path / "cache", quick=True)
+    while not (workdir / "metrics.jsonl").exists():  # which is opened before it
+        assert process.poll() is None, workdir.with_name("run.log").read_text()
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) in (-signal.SIGTERM, 128 + signal.SIGTERM)
+    assert Checkpoints(workdir).latest_step() is None
