@@ -44,7 +44,7 @@ from experiments.models import (
 )
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark import timer
-from imagepiece_jax.benchmark.timer import TimingRules
+from imagepiece_jax.benchmark.timer import Timing
 from imagepiece_jax.benchmark.workloads import on_noise
 from imagepiece_jax.common import device, parallel, xla_options
 from imagepiece_jax.common.checks import check_choice
@@ -138,13 +138,13 @@ class Options:
     speed_batch_size: int = 64
     """Of speeds in tables."""
 
-    warmup: int = TimingRules.warmup
+    warmup: int = Timing.warmup
     """Calls of each program that are not timed, first."""
 
-    repeats: int = TimingRules.repeats
+    repeats: int = Timing.repeats
     """Rounds in which each is timed."""
 
-    seconds: float = TimingRules.seconds
+    seconds: float = Timing.seconds
     """That a program is timed in a round, at least."""
 
 
@@ -156,7 +156,7 @@ class Clock:
     """Measures the speed of a model with a reduction, in turns with the dense model."""
 
     batch_size: int = 64
-    rules: TimingRules = TimingRules()
+    rules: Timing = Timing()
 
     def setting(self, vit: Pretrained) -> dict:
         """Everything that decides a speed besides the model, as JSON values.
@@ -482,7 +482,7 @@ def main(options: Options):
     images = opened_images(models, options)
     clock = None
     if not options.no_speed:
-        rules = TimingRules(options.warmup, options.repeats, options.seconds)
+        rules = Timing(options.warmup, options.repeats, options.seconds)
         clock = Clock(options.speed_batch_size, rules)
     out = options.out
     with ResultCache(out, versions=study.versions()) as cache:

@@ -37,7 +37,7 @@ TOWERS = {  # {name: (the size by timm's name, pixels)}
 }
 RUNTIMES = ("onnxruntime", "OpenVINO")
 THREADS = 2
-RULES = timer.TimingRules(warmup=1, repeats=5, seconds=0.4)
+RULES = timer.Timing(warmup=1, repeats=5, seconds=0.4)
 
 
 def main(*, times: pathlib.Path, towers: tuple[str, ...] = tuple(TOWERS)):

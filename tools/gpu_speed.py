@@ -157,13 +157,13 @@ class Options:
     beside: tuple[str, ...] = ()
     """timm's models, under torch.compile."""
 
-    warmup: int = timer.TimingRules.warmup
+    warmup: int = timer.Timing.warmup
     """Calls of each program that are not timed, first."""
 
-    repeats: int = timer.TimingRules.repeats
+    repeats: int = timer.Timing.repeats
     """Rounds in which each is timed."""
 
-    seconds: float = timer.TimingRules.seconds
+    seconds: float = timer.Timing.seconds
     """That a program is timed in a round, at least."""
 
     smoke: bool = False
@@ -203,7 +203,7 @@ def main(options: Options, *, times: str | None = None, show: str | None = None)
     if options.beside:
         torch_baselines.prepare(["timm"])
     dtype = options.dtype or xla_options.fast_dtype()
-    rules = timer.TimingRules(options.warmup, options.repeats, options.seconds)
+    rules = timer.Timing(options.warmup, options.repeats, options.seconds)
     shared = {"runtime": device.name(), "dtype": dtype, "versions": device.versions()}
     shared["flags"] = os.environ.get("XLA_FLAGS", "")  # of the whole process
     shared |= {"run": time.strftime("%Y-%m-%d %H:%M:%S"), **dataclasses.asdict(rules)}

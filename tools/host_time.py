@@ -30,7 +30,7 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
 
 STATUS = pathlib.Path("/proc/self/status")
-RULES = timer.TimingRules(warmup=50, repeats=201, seconds=0.002)
+RULES = timer.Timing(warmup=50, repeats=201, seconds=0.002)
 HEAD = ["inside, up to", "arguments", "compiled in, s", "MB at most", "MB cached"]
 CALLS = ["executable, us", "Program, us", "Program, image of NumPy, us"]
 

@@ -62,7 +62,7 @@ SIDES = {
 TIMM = {"deit_ti": "deit_tiny_patch16_224", "deit_s": "deit_small_patch16_224"}
 SIDE = 224
 RUNTIMES = ("onnxruntime", "OpenVINO", "JAX", "PyTorch")
-RULES = timer.TimingRules(warmup=3, repeats=7, seconds=0.4)
+RULES = timer.Timing(warmup=3, repeats=7, seconds=0.4)
 
 
 def main(

@@ -40,9 +40,9 @@ def main(
     batch_size: tuple[int, ...] = (256,),
     mode: Literal["inference", "train"] = "inference",
     plain: bool = False,
-    warmup: int = timer.TimingRules.warmup,
-    repeats: int = timer.TimingRules.repeats,
-    seconds: float = timer.TimingRules.seconds,
+    warmup: int = timer.Timing.warmup,
+    repeats: int = timer.Timing.repeats,
+    seconds: float = timer.Timing.seconds,
     json: str | None = None,
 ):
     """Time the model of a name, dense and with reductions, beside PyTorch's.
@@ -69,7 +69,7 @@ def main(
         for group in groups:
             for name, case in group.items():
                 group[name] = dataclasses.replace(case, run=plainer(case.run))
-    rules = timer.TimingRules(warmup, repeats, seconds)
+    rules = timer.Timing(warmup, repeats, seconds)
     suite.run_all(groups, rules, json, functools.partial(workloads, against))
 
 

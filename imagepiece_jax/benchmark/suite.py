@@ -76,7 +76,7 @@ def groups(
 
 def run_all(
     groups: Sequence[Mapping[str, Case]],
-    rules: timer.TimingRules,
+    rules: timer.Timing,
     file: str | None = None,
     others: Callable[[list[Case]], Mapping[str, Workload]] | None = None,
 ):

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 from imagepiece_jax.common.checks import check_range
 
-# JAX is imported where it is used: commands read TimingRules for their --help.
+# JAX is imported where it is used: commands read Timing for their --help.
 AHEAD = 2  # queued calls, so that a device never waits for its host
 
 
 @dataclasses.dataclass(frozen=True)
-class TimingRules:
+class Timing:
     """How long to measure. The defaults suit published figures."""
 
     warmup: int = 20  # calls of every program before the timed calls
@@ -76,7 +76,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 def measure(
     jobs: dict[Any, TimedCall],
-    rules: TimingRules,
+    rules: Timing,
     now=time.perf_counter,
     pause=lambda: None,
 ) -> dict[Any, list[float]]:

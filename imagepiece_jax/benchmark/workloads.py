@@ -191,7 +191,7 @@ def training_step(run: RunConfig, adapt=lambda model: model):
     """
     method = run.reduction.method
     model = run.create_train_model(run.optim.epochs - 1, parallel.AXIS)
-    lr_schedule, optimizer = create_optimizer(
+    schedule, optimizer = create_optimizer(
         run.optim, STEPS_PER_EPOCH, method.param_groups
     )
     teacher = None
@@ -205,7 +205,7 @@ def training_step(run: RunConfig, adapt=lambda model: model):
         run=run,
         model=adapt(model),
         optimizer=optimizer,
-        lr_schedule=lr_schedule,
+        lr_schedule=schedule,
         teacher_model=adapted_teacher,
     )
     first_state = functools.partial(

@@ -78,16 +78,14 @@ class Weights:
                 typed[name] = value
         return typed
 
-    def refuse(self, description: str, allowed: Collection[str] = ()):
+    def refuse(self, title: str, allowed: Collection[str] = ()):
         """Raise InputError for a typed argument that is not in `allowed`.
 
-        description: description of the weights in the error
+        title: the weights in the error
         """
         for name, value in self.typed().items():
             if name not in allowed:
-                raise InputError(
-                    f"{name} is {value}, but {self.weights} is {description}"
-                )
+                raise InputError(f"{name} is {value}, but {self.weights} is {title}")
 
     def exported(self) -> "OnnxProgram | None":
         """Open an .onnx file; None if the argument is weights."""
@@ -166,8 +164,5 @@ class Images:
         if not sets:
             return None
         if len(self.images) > 1:
-            raise InputError(
-                f"images has {sets[0]}, a data set, and other words; give "
-                "the data set alone"
-            )
+            raise InputError(f"images has {sets[0]}, a data set, and other words")
         return registry.open_source(sets[0], split, **options)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from imagepiece_jax.benchmark.timer import TimingRules
+from imagepiece_jax.benchmark.timer import Timing
 from imagepiece_jax.commands._arguments import Model, several
 from imagepiece_jax.errors import InputError
 
@@ -14,9 +14,9 @@ def main(
     batch_size: tuple[int, ...] | None = None,
     mode: Literal["inference", "train"] = "inference",
     gelu: Literal["exact", "tanh"] | None = None,
-    warmup: int = TimingRules.warmup,
-    repeats: int = TimingRules.repeats,
-    seconds: float = TimingRules.seconds,
+    warmup: int = Timing.warmup,
+    repeats: int = Timing.repeats,
+    seconds: float = Timing.seconds,
     json: str | None = None,
 ):
     """Time the dense model and every reduction in turns, in one process.
@@ -42,7 +42,7 @@ def main(
     from imagepiece_jax.weights import runs
 
     sizes = several("batch_size", batch_size)
-    rules = TimingRules(warmup, repeats, seconds)
+    rules = Timing(warmup, repeats, seconds)
     if json:
         input_files = runs.own_files(model.weights)
         check_writable("json", json, [".json", ".jsonl"], input_files)

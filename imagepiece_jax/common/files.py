@@ -146,9 +146,7 @@ def check_writable(name, path, endings, read=()):
         raise InputError(f"{name} is {path}; it must end in {' or '.join(endings)}")
     for source in read:
         if path.exists() and os.path.exists(source) and path.samefile(source):
-            raise InputError(
-                f"{name} {path} is an input of this command; choose another file"
-            )
+            raise InputError(f"{name} {path} is an input of this command")
     can_be_made = path.parent.is_dir() and os.access(path.parent, os.W_OK)
     if path.is_dir() or not can_be_made:
         raise InputError(f"{name} {path} cannot be written")

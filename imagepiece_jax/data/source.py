@@ -129,9 +129,9 @@ class Source(abc.ABC):
                 total.update(part)
         return total.hexdigest()[:16]
 
-    def inventory(self, store_indices: np.ndarray) -> Iterator[bytes]:
+    def inventory(self, indices: np.ndarray) -> Iterator[bytes]:
         """Yield bytes that identify the images, without opening an image."""
-        for store_index in store_indices.tolist():
+        for store_index in indices.tolist():
             _, label, name = self.stored(store_index)
             yield f"{name} {label}".encode(errors="surrogateescape")
 
@@ -216,10 +216,10 @@ class FileSource(Source):
         path = os.path.join(self.root, os.fsdecode(self.files[store_index]))
         return path, int(self.labels[store_index]), path
 
-    def inventory(self, store_indices):
-        files = self.files[store_indices]
+    def inventory(self, indices):
+        files = self.files[indices]
         yield b"\0".join(files.tolist())
-        yield self.labels[store_indices].tobytes()
+        yield self.labels[indices].tobytes()
         paths = [os.path.join(os.fsencode(self.root), file) for file in files]
         yield file_sizes(paths).tobytes()
 

@@ -146,9 +146,7 @@ def rows_of(
     for row in rows:
         key = row.weights.vit.image_size, row.reduction
         if key in seen:
-            raise InputError(
-                f"{row.name} is the same model as {seen[key]}; give every model once"
-            )
+            raise InputError(f"{row.name} is {seen[key]} again; give it once")
         seen[key] = row.name
     return rows
 

@@ -47,13 +47,9 @@ def evaluate(
         vit = onnx_program.open_file(model)
     is_file = isinstance(vit, onnx_program.OnnxProgram)
     if gelu and not optimized:
-        raise InputError(
-            f"gelu is {gelu}, but only the optimized program takes gelu; add optimized"
-        )
+        raise InputError(f"gelu is {gelu}, but only the optimized program takes it")
     if optimized and is_file:
-        raise InputError(
-            "optimized is for weights; an exported file is already a program"
-        )
+        raise InputError("optimized is for weights, not for an exported file")
     images = labeled_images(
         vit,
         data,

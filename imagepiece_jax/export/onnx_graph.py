@@ -18,7 +18,12 @@ from jax.numpy import broadcast_shapes
 if TYPE_CHECKING:
     from onnx import GraphProto
 
-SHORT_AXIS = 16  # axes up to this length, such as heads, are summed by `_sum_of_parts`
+# Operators of a constant and a number, computed during the export
+NUMPY = {
+    "Add": np.add,
+    "Mul": np.multiply,
+    "Div": lambda a, b: (a / b).astype(a.dtype),
+}
 
 
 def stored_dtype(dtype) -> np.dtype:
@@ -251,6 +256,16 @@ class Graph:
             return Value.constant(np.broadcast_to(value.array, shape))
         return self.op("Expand", [value, self._sides(shape)], shape, value.dtype)
 
+    def unexpanded(self, value):
+        """The source of a broadcast Value; any other Value is its own source."""
+        kind, operands, _ = self._made[value.name]
+        return operands[0] if kind == "Expand" else value
+
+    def concat(self, values, axis):
+        shape = list(values[0].shape)
+        shape[axis] = sum(value.shape[axis] for value in values)
+        return self.op("Concat", values, shape, values[0].dtype, axis=axis)
+
     def output(self, value, shape):
         """Make a Value a graph output: broadcast, and made by a node."""
         value = self.expand(value, shape)
@@ -285,6 +300,12 @@ class Graph:
         shape = broadcast_shapes(*[value.shape for value in inputs])
         if dtype is None:
             dtype = inputs[0].dtype
+        if kind in ("Add", "Mul") and inputs[0].array is not None:
+            inputs = inputs[::-1]
+        if len(inputs) == 2 and inputs[1].array is not None and inputs[1].ndim == 0:
+            shorter = self._with_number(kind, inputs[0], inputs[1].array)
+            if shorter:
+                return shorter
         value, *others = sorted(inputs, key=lambda value: value.array is not None)
         source, order = self.untransposed(value)
         constant = all(other.array is not None for other in others)
@@ -298,6 +319,22 @@ class Graph:
             out = self.elementwise(kind, *before, dtype=dtype, **attributes)
             return self.transpose(out, order)
         return self.op(kind, inputs, shape, dtype, **attributes)
+
+    def _with_number(self, kind, value, number):
+        """The result of a Value and a number without a node of its own, or None."""
+        if number == {"Add": 0, "Div": 1, "Mul": 1, "Pow": 1}.get(kind):
+            return value
+        before, operands, options = self._made[value.name]
+        if before == "Gather" and operands[0].array is not None and kind in NUMPY:
+            operands = [NUMPY[kind](operands[0].array, number), operands[1]]
+            return self.op(before, operands, value.shape, value.dtype, **options)
+        if before == "ReduceSum" and kind == "Div":
+            source, axes = operands
+            if number == math.prod(source.shape[axis] for axis in axes.array):
+                return self.reduce(
+                    "ReduceMean", source, axes.array, options["keepdims"]
+                )
+        return None
 
     def cast(self, value, dtype):
         from onnx import helper
@@ -325,19 +362,8 @@ class Graph:
         for axis in axes:
             kept_shape[axis] = 1
         rest = [side for i, side in enumerate(value.shape) if i not in axes]
-        if kind == "ReduceSum" and len(axes) == 1 and axes[0] < value.ndim - 1:
-            if value.shape[axes[0]] in range(2, SHORT_AXIS + 1):
-                total = self._sum_of_parts(value, *axes, kept_shape)
-                return total if keep else self.reshape(total, rest)
         shape = kept_shape if keep else rest
         return self.op(kind, [value, axes], shape, value.dtype, keepdims=int(keep))
-
-    def _sum_of_parts(self, value, axis, shape):
-        """ReduceSum over a short axis by Split and Sum, which is faster in OpenVINO."""
-        count = value.shape[axis]
-        parts = [(shape, value.dtype)] * count
-        parts = self.ops("Split", [value], parts, axis=axis, num_outputs=count)
-        return self.op("Sum", parts, shape, value.dtype)
 
 
 def _as_value(given, dtype=None):

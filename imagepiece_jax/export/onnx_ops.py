@@ -41,16 +41,22 @@ def gelu(graph, x, variant="exact"):
 
 @translates
 def attend(graph, query, key, value, key_bias=None, *, backend="xla", length=None):
-    weights = _weights(graph, query, key, key_bias)
+    weights = attention_map(graph, query, key, key_bias)
     graph.notes[key.name] = Note(attention=(query, key_bias, weights))
+    return _weighted_sum(graph, weights, value)
+
+
+def _weighted_sum(graph, weights, value):
     value = graph.transpose(value, (0, 2, 1, 3))
     shape = (*weights.shape[:3], value.shape[3])
     out = graph.op("MatMul", [weights, value], shape, value.dtype)
     return graph.transpose(out, (0, 2, 1, 3))
 
 
-def _weights(graph, query, key, key_bias):
-    """Attention weights. [B, N, H, d], [B, M, H, d], [B, M] -> [B, H, N, M]."""
+@translates
+def attention_map(graph, query, key, key_bias=None, mask=None, eps=1e-6):
+    if mask is not None:
+        return None
     query = graph.elementwise("Mul", query, query.shape[-1] ** -0.5)
     query = graph.transpose(query, (0, 2, 1, 3))
     key = graph.transpose(key, (0, 2, 3, 1))
@@ -80,7 +86,7 @@ def class_attention(graph, query, key, key_bias=None):
             limits = (batch, heads, 1, all_weights.shape[3])
             weights = graph.slice(all_weights, (0, 0, 0, 0), limits)
     if weights is None:
-        weights = _weights(graph, row, key, key_bias)
+        weights = attention_map(graph, row, key, key_bias)
     mean = graph.reduce("ReduceMean", weights, (1,))
     return graph.reshape(mean, (batch, key.shape[1]))
 
@@ -208,25 +214,22 @@ def sums(graph, values, axis):
 
 @translates
 def find_partners(graph, similarity, tokens):
-    batch, a, t = similarity.shape
-    # TopK gives value and index. OpenVINO 2026.4 takes six times as long for ArgMax.
-    best, index = _top(graph, similarity, 1, largest=True)
-    best = graph.reshape(best, (batch, a))
-    index = graph.reshape(index, (batch, a))
-    if tokens.array is not None:
-        (tokens,) = tokens.array
-        row = graph.op("Gather", [tokens, index], (batch, a), tokens.dtype)
-        return [best, row]
-    tokens = graph.expand(tokens, (batch, t))
+    batch, a, _ = similarity.shape
+    best = graph.reduce("ReduceMax", similarity, (2,))
+    options = {"axis": 2, "keepdims": 0}
+    index = graph.op("ArgMax", [similarity], (batch, a), np.int64, **options)
     return [best, gather_rows(graph, tokens, index)]
 
 
 @translates
 def gather_rows(graph, x, index):
-    if x.array is not None and np.array_equal(x.array, [range(x.shape[1])]):
-        return graph.cast(index, x.dtype)  # x is 0, 1, 2, ..
-    shape = (*index.shape, *x.shape[2:])
     index = graph.cast(index, np.int64)
+    shape = (*index.shape, *x.shape[2:])
+    rows = graph.unexpanded(x).array
+    if rows is not None and (rows == rows[:1]).all():  # the same rows for all images
+        if np.array_equal(rows[0], range(x.shape[1])):
+            return graph.cast(index, x.dtype)
+        return graph.op("Gather", [rows[0], index], shape, x.dtype, axis=0)
     if x.ndim == index.ndim == 2:
         return graph.op("GatherElements", [x, index], shape, x.dtype, axis=1)
     index = graph.reshape(index, (*index.shape, 1))
@@ -234,56 +237,87 @@ def gather_rows(graph, x, index):
 
 
 @translates
-def _move_by_index(graph, x, weight, total, index, dest, mean):
+def merge(graph, x, size, result):
     """Kept rows, plus a matrix product of the absorbed rows."""
-    n_out = index.keep.shape[1]
+    index = result.index
+    if index is None:
+        return None
+    batch, n_out = index.keep.shape
     absorbs = index.absorbed.shape[1]
-    batch = x.shape[0]
-    prefix = x.shape[1] - dest.shape[1]
-    row = _after_prefix(graph, np.arange(prefix), _shifted(graph, index.keep, prefix))
-    kept = gather_rows(graph, x, row)
-    plain = weight is None and total is None
-    if plain or (mean and not absorbs):
-        return kept
-
-    def shares(tokens, slots=None):
-        weights = 1.0
-        if weight is not None:
-            weights = gather_rows(graph, weight, tokens)
-        if total is None:
-            return weights
-        sums = total
-        if slots is not None:
-            sums = gather_rows(graph, total, slots)
-        return graph.elementwise("Div", weights, sums)
-
-    factor = _after_prefix(graph, np.ones(prefix), shares(index.keep))
-    factor = graph.reshape(factor, (*factor.shape, 1))
-    kept = graph.elementwise("Mul", kept, graph.cast(factor, x.dtype))
-    if not absorbs:
-        return kept
-    share = shares(index.absorbed, index.target)
-    moved = gather_rows(graph, x, _shifted(graph, index.absorbed, prefix))
-    share = graph.reshape(share, (*share.shape, 1))
-    moved = graph.elementwise("Mul", moved, graph.cast(share, x.dtype))
-    target = graph.reshape(index.target, (batch, 1, index.target.shape[1]))
-    # The prefix has negative slots, so no token joins it.
-    slot = np.arange(-prefix, n_out)[None, :, None]
+    prefix = x.shape[1] - result.dest.shape[1]
+    keep, absorbed, target = _with_prefix(graph, index, prefix)
+    slot = np.arange(prefix + n_out)[None, :, None]
+    target = graph.reshape(target, (batch, 1, absorbs))
     joins = graph.elementwise("Equal", slot, target, dtype=bool)
-    joins = graph.cast(joins, x.dtype)
-    added = graph.op("MatMul", [joins, moved], kept.shape, x.dtype)
-    return graph.elementwise("Add", kept, added)
+
+    def terms(values=None):
+        """Kept values [B, s, 1], absorbed values [B, s, e], sums [B, s, 1]."""
+        kept = Value.constant(np.float32(1))  # no values: ones
+        if values is not None:
+            values = graph.reshape(values, (*values.shape, 1))
+            kept = gather_rows(graph, values, keep)
+        if not absorbs:
+            return kept, None, kept
+        added = graph.cast(joins, np.float32)
+        if values is not None:
+            added = gather_rows(graph, values, absorbed)
+            added = graph.reshape(added, (batch, 1, absorbs))
+            operands = [joins, added, np.float32(0)]
+            added = graph.op("Where", operands, joins.shape, np.float32)
+        total = graph.reduce("ReduceSum", added, (2,), keep=True)
+        return kept, added, graph.elementwise("Add", kept, total)
+
+    factor, shares, total = terms(size)
+    sizes = graph.reshape(total, keep.shape)
+    kept = gather_rows(graph, x, keep)
+    if result.mean and not absorbs:
+        return [kept, sizes]
+    if result.weight is not None:
+        operands = [result.weight, [0, prefix, 0, 0], np.float32(1)]
+        weight = graph.op("Pad", operands, size.shape, np.float32)
+        factor, shares, total = terms(weight)
+    elif not result.by_size:
+        factor, shares, total = terms()
+    if result.mean:
+        factor = graph.elementwise("Div", factor, total)
+        shares = graph.elementwise("Div", shares, total)
+    kept = graph.elementwise("Mul", kept, factor)
+    if not absorbs:
+        return [kept, sizes]
+    absorbed = gather_rows(graph, x, absorbed)
+    added = graph.op("MatMul", [shares, absorbed], kept.shape, x.dtype)
+    return [graph.elementwise("Add", kept, added), sizes]
 
 
-def _after_prefix(graph, front, values):
-    """Put the prefix's values in front of every image: [p], [B, n] -> [B, p + n]."""
-    if not len(front):
-        return values
-    batch, count = values.shape
-    rows = graph.expand(Value.constant(front[None], values.dtype), (batch, len(front)))
-    shape = (batch, len(front) + count)
-    return graph.op("Concat", [rows, values], shape, values.dtype, axis=1)
+@translates
+def attend_merged(graph, weights, value, result, size):
+    """Attend to the values of the tokens' slots, then merge the outputs like tokens."""
+    # A merged map has sums of columns, and means of rows.
+    batch, heads, queries, tokens = weights.shape
+    slots = value.shape[1]
+    index = result.index
+    if index is None or slots + index.absorbed.shape[1] < tokens:  # some are dropped
+        return None
+    keep, absorbed, target = _with_prefix(graph, index, tokens - result.dest.shape[1])
+    _, places = _top(graph, graph.concat([keep, absorbed], 1), tokens, largest=False)
+    slot = graph.expand(Value.constant([range(slots)], np.int64), keep.shape)
+    slot = gather_rows(graph, graph.concat([slot, target], 1), places)
+    rows = graph.reshape(value, (batch, slots, heads * value.shape[3]))
+    rows = gather_rows(graph, rows, slot)
+    heads = (heads, value.shape[3])
+    out = _weighted_sum(graph, weights, graph.reshape(rows, (batch, tokens, *heads)))
+    if queries < tokens:
+        return out
+    rows, _ = merge(graph, graph.reshape(out, rows.shape), size, result)
+    return graph.reshape(rows, (batch, slots, *heads))
 
 
-def _shifted(graph, index, by):
-    return graph.elementwise("Add", graph.cast(index, np.int64), by)
+def _with_prefix(graph, index, prefix):
+    """(keep, absorbed, target) of an index, counting the prefix, which stays."""
+    indices = (index.keep, index.absorbed, index.target)
+    keep, absorbed, target = (graph.elementwise("Add", i, prefix) for i in indices)
+    if prefix:
+        front = Value.constant([range(prefix)], np.int64)
+        front = graph.expand(front, (keep.shape[0], prefix))
+        keep = graph.concat([front, keep], 1)
+    return keep, absorbed, target

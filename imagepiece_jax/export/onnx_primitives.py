@@ -43,7 +43,10 @@ def _equation(graph, equation, values):
     if name == nodes.PRIMITIVE:
         values = _expanded(graph, equation, values)
         name, args, options = nodes.call(equation, values)
-        return _listed(OPS[name](graph, *args, **options))
+        results = OPS[name](graph, *args, **options)
+        if results is None:  # no operators for these arguments
+            return walk(graph, params["jaxpr"], values)
+        return _listed(results)
     if name in CALLS:
         return walk(graph, params[CALLS[name]], values)
     shapes = _shapes([*equation.invars, *equation.outvars])
@@ -274,20 +277,17 @@ def _transpose(graph, equation, x):
 
 @primitive("concatenate", expand=True)
 def _concatenate(graph, equation, *values):
-    (out,) = equation.outvars
-    axis = int(equation.params["dimension"])
-    return graph.op("Concat", values, out.aval.shape, out.aval.dtype, axis=axis)
+    return graph.concat(values, int(equation.params["dimension"]))
 
 
 @primitive("stack", expand=True)
 def _stack(graph, equation, *values):
-    (out,) = equation.outvars
     axis = int(equation.params["axis"])
     parts = []
     for value in values:
         sides = (*value.shape[:axis], 1, *value.shape[axis:])
         parts.append(graph.reshape(value, sides))
-    return graph.op("Concat", parts, out.aval.shape, out.aval.dtype, axis=axis)
+    return graph.concat(parts, axis)
 
 
 @primitive("pad", expand=True)

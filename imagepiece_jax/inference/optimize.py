@@ -269,9 +269,7 @@ def compiler(
     dtype = dtype or xla_options.fast_dtype(device)
     xla_options.check_dtype(dtype, device.platform)
     if reductions == "fast" and jnp.dtype(dtype).itemsize > 2:
-        raise InputError(
-            f"reductions is 'fast', which needs 2-byte layers, but dtype is {dtype}"
-        )
+        raise InputError(f"reductions is 'fast', but dtype is {dtype}")
     options = {**xla_options.options(device.platform), **(compiler_options or {})}
     model = model.with_execution(dtype=jnp.dtype(dtype))
     model = for_device(model, device, attention)
@@ -305,11 +303,9 @@ def compiler(
         arguments = tuple(leaf for leaf in leaves if leaf.nbytes > inside)
 
         def logits(arguments, images):
-            passed = iter(arguments)
-            all_leaves = [
-                leaf if leaf.nbytes <= inside else next(passed) for leaf in leaves
-            ]
-            return run(jax.tree.unflatten(tree, all_leaves), images)
+            args = iter(arguments)
+            whole = [leaf if leaf.nbytes <= inside else next(args) for leaf in leaves]
+            return run(jax.tree.unflatten(tree, whole), images)
 
         with work:
             lowered = jax.jit(logits).lower(arguments, images)

@@ -15,6 +15,7 @@ from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import Execution, ViTConfig
 from imagepiece_jax.models.layers import LayerNorm, dense, padded_from
+from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.ops import class_attention, is_fast
 
 BACKENDS = ("auto", "xla", "cudnn")
@@ -148,6 +149,18 @@ def weighted_sum(weights, value):
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
+@onnx_op
+def attend_merged(weights, value, result, size):
+    """Sum merged tokens' values [B, N_out, H, d] by an attention map merged like them.
+
+    weights, size: [B, H, N, N] (or only the prefix rows) and [B, N], before the merge
+    """
+    prefix = size.shape[1] - result.dest.shape[1]
+    merged = moves.merge_map(weights, result, size[:, prefix:])
+    return weighted_sum(merged, value)
+
+
+@onnx_op
 def attention_map(query, key, key_bias=None, mask=None, eps=1e-6):
     """Attention weights from the first Q tokens to all N, [B, H, Q, N] float32.
 

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.attention import Attention, weighted_sum
+from imagepiece_jax.models.attention import Attention, attend_merged
 from imagepiece_jax.models.config import Execution, ViTConfig
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
 from imagepiece_jax.reduction import contract, moves
@@ -165,11 +165,10 @@ class Block(nn.Module):
         if self.queries:
             weights = weights[:, :, : self.queries]
         scores = self.attn.scores(heads, self.layer.reads, state)
-        size = state.image(state.size)
+        size = state.size
         state, record = reduction(state, scores, train)
-        weights = moves.merge_map(weights, record[0], size)
         value = self.attn.value(self._normed(state.x))
-        out = self.attn.output(weighted_sum(weights, value))
+        out = self.attn.output(attend_merged(weights, value, record[0], size))
         state = self._returned(state)
         x = _add(state.x, self._scaled(out), factor)
         return state.replace(x=x), scores, record

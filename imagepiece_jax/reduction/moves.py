@@ -42,31 +42,17 @@ def apply(state, result):
         return _apply_masking(state, result)
     if isinstance(result, Mixing):
         return _apply_mixing(state, result)
-    index = result.index
     expected = state.num_prefix + result.dest.shape[1]
     chex.assert_shape(state.x, (None, expected, None))
     if _is_one_product(state, result):
         return _apply_by_product(state, result)
-    image_size = state.image(state.size)
-    size = _totals(image_size, result)
-    absorbs = index is not None and index.absorbed.shape[1]
-    if absorbs and result.weight is None and result.mean:
-        # Weights are integers here, so sums per slot suffice. `_shares` would compare
-        # all pairs of tokens.
-        share = image_size
-        total = size
-        if not result.by_size:
-            share = None
-            total = _totals(jnp.ones_like(image_size), result)
-    else:
-        share = _shares(result, image_size)
-        total = None
+    x, size = merge(state.x, state.size, result)
     mask = state.mask
     if mask is not None:
         mask = _live(mask, result)
     return TokenState(
-        x=_moved(state.x, share, total, result),
-        size=jnp.concatenate([state.prefix(state.size), size], axis=1),
+        x=x,
+        size=size,
         mask=mask,
         coordinates=mean_coordinates(state, result),
         attn_size=_attn_sizes(state, result),
@@ -75,9 +61,34 @@ def apply(state, result):
     )
 
 
+@onnx_op
+def merge(x, size, result):
+    """Merge features and sizes: [B, prefix + n_out, D], [B, prefix + n_out].
+
+    x, size: [B, prefix + n, D], [B, prefix + n]
+    """
+    prefix = x.shape[1] - result.dest.shape[1]
+    image_size = size[:, prefix:]
+    size_of_slots = _totals(image_size, result)
+    absorbs = result.index is not None and result.index.absorbed.shape[1]
+    if absorbs and result.weight is None and result.mean:
+        # Weights are integers here, so sums per slot suffice. `_shares` would compare
+        # all pairs of tokens.
+        share = image_size
+        total = size_of_slots
+        if not result.by_size:
+            share = None
+            total = _totals(jnp.ones_like(image_size), result)
+    else:
+        share = _shares(result, image_size)
+        total = None
+    x = _moved(x, share, total, result)
+    return x, jnp.concatenate([size[:, :prefix], size_of_slots], axis=1)
+
+
 def _is_one_product(state, result):
     means = result.mean and state.mask is None
-    # Whole and Boolean weights are exact in two bytes.
+    # Float weights would be rounded to two bytes; sizes and booleans are exact.
     exact = result.weight is None or result.weight.dtype == bool
     if not means or not exact or not is_fast(state.x):
         return False
@@ -431,7 +442,6 @@ def _move_backward(mean, saved, gradient):
 
 
 _move_by_index.defvjp(_move_forward, _move_backward)
-_move_by_index = onnx_op(_move_by_index)
 
 
 def to_nearest_slot(x, result):

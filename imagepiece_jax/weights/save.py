@@ -47,13 +47,9 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     """
     folder = checked_folder(folder)
     if vit.reduction is None:
-        raise InputError(
-            "reduction is unknown, because the model's plan was made by hand"
-        )
+        raise InputError("reduction is unknown, as the model's plan was made by hand")
     if vit.model.execution.folded:
-        raise InputError(
-            "the model was changed by optimize; save the model as it was loaded"
-        )
+        raise InputError("the model was changed by optimize; save the loaded one")
     check_variables(vit.model, vit.dense_variables)
     tensors = timm_tensors.to_timm(vit.dense_variables)
     dense, selectors = timm_tensors.apart(tensors)

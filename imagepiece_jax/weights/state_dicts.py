@@ -72,7 +72,7 @@ def named_tensors(content):
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, LazyTensor):
             raise InputError(
-                f"it must hold named tensors only, but {name!r} is a "
+                f"it must hold named tensors only, but {name!r} is of type "
                 f"{type(value).__name__}"
             )
     return {name: tensor for name, tensor in content.items() if name != _COUNT}

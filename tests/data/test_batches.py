@@ -212,7 +212,7 @@ def test_twenty_unreadable_images_in_a_row_stop_the_run():
     with pytest.raises(InputError, match=message):
         train(Noise(4000, order[10:30]), stop=4)
     assert len(evaluate(Noise(4000, range(10, 29), size=8))) == 500
-    with pytest.raises(InputError, match=r"^10\.jpg .* first of 20 images in a row"):
+    with pytest.raises(InputError, match=r"^10\.jpg .* of 20 images in a row"):
         evaluate(Noise(4000, range(10, 30), size=8))
     source = Noise(4000, [*range(10), *range(3990, 4000)], size=8)
     for _ in range(2):

@@ -63,7 +63,11 @@ def test_rows_name_their_sources_and_have_the_accuracy_of_their_bits(stored):
     assert len(settings) == len(stored.rows)  # none stands there twice
     named = {row.source for row in stored.rows}
     for row in stored.readme:
-        named |= {row[name] for name in ("source", "h200_source") if name in row}
+        named |= {
+            row[name]
+            for name in ("source", "recovered_source", "h200_source")
+            if name in row
+        }
     assert named == set(stored.sources)
 
 

@@ -3,13 +3,13 @@
 import pytest
 
 from experiments import towers
-from imagepiece_jax.benchmark.timer import TimingRules
+from imagepiece_jax.benchmark.timer import Timing
 from tests.models import tiny
 
 
 def test_forms_take_turns_in_each_runtime(monkeypatch):
     pytest.importorskip("openvino")
-    rules = TimingRules(warmup=1, repeats=2, seconds=0.0)
+    rules = Timing(warmup=1, repeats=2, seconds=0.0)
     monkeypatch.setattr(towers, "RULES", rules)
     forms = {
         towers.DENSE: tiny.pretrained(None, num_classes=0),

@@ -32,6 +32,7 @@ from imagepiece_jax.reduction import moves, ops, reducers
 from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny
 from tests.models.test_vit_families import FAMILIES
+from tests.reduction.test_moves import make
 from tests.refused import refused
 from tests.rounding import assert_close
 
@@ -369,7 +370,11 @@ def test_what_draws_has_no_graph():
 def outputs(fn, *shapes):
     """Of `fn` of arrays of these shapes: by JAX, onnxruntime and OpenVINO."""
     rng = np.random.default_rng(0)
-    arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    return outputs_of(fn, *(rng.normal(size=s).astype(np.float32) for s in shapes))
+
+
+def outputs_of(fn, *arrays):
+    """`outputs` of arrays; the first is the graph's input."""
     entry = onnx_graph.Value(arrays[0].shape, arrays[0].dtype, "images")
     graph = onnx_graph.Graph(entry)
     others = map(onnx_graph.Value.constant, arrays[1:])
@@ -391,6 +396,8 @@ def outputs(fn, *shapes):
         (lambda x: jnp.concatenate(jnp.split(x, [1, 3], 2)[::-1], 2), [(3, 4, 5)]),
         (lambda x: x[:, ::-1, ::-1] - x, [(3, 4, 5)]),
         (lambda x: jnp.maximum(x > 1, x.transpose(0, 2, 1) < 0), [(3, 4, 4)]),
+        (lambda x: (1 * x.mean(1, keepdims=True) + 0) ** 1.0 / 1, [(3, 4, 5)]),
+        (lambda x: x.sum(1) / 5, [(3, 4, 5)]),  # of four
     ],
 )
 def test_rewritten_nodes_give_the_same(fn, shapes):
@@ -426,6 +433,11 @@ def test_onnx_operators_are_of_marked_functions():
 NUMBERS = np.arange(11, 23, dtype=np.int32).reshape(2, 6)
 
 
+def partners(x):
+    """A constant's entry for every value."""
+    return reducers.find_partners(x[:, :, None] * x[:, None], NUMBERS[:1])[1]
+
+
 @pytest.mark.parametrize(
     "fn",
     [
@@ -434,6 +446,7 @@ NUMBERS = np.arange(11, 23, dtype=np.int32).reshape(2, 6)
         lambda x: ops.invert(ops.rank(x), np.array([1, 3])),
         lambda x: ops.invert(ops.index_among(x > 0), 6),
         lambda x: ops.invert(ops.index_among(ops.rank(x) < 4), 4),
+        lambda x: 1 + jax.lax.div(partners(x), jnp.int32(2)) * 3,
     ],
 )
 def test_tokens_are_picked_as_by_jax(fn):
@@ -441,6 +454,49 @@ def test_tokens_are_picked_as_by_jax(fn):
         want, *others = outputs(fn, (2, 6))
     for each in others:
         np.testing.assert_array_equal(each, want)
+
+
+@pytest.mark.parametrize(
+    "n_out, drop, options, fields",
+    [
+        (4, 0, {}, {}),
+        (4, 0, {"prefix": 0, "weighted": True}, {}),
+        (4, 0, {"prefix": 2}, {"by_size": False}),
+        (4, 0, {"weighted": True, "mean": False}, {}),
+        (4, 0, {"mean": False}, {"by_size": False}),
+        (4, 0, {}, {"index": None}),
+        (4, 1, {"prefix": 2}, {}),  # tokens are dropped, and none merges
+        (7, 0, {"weighted": True}, {}),
+    ],
+)
+def test_tokens_and_values_are_merged_as_by_jax(n_out, drop, options, fields):
+    """Of three images; the oracle of `apply` is in tests/reduction."""
+    n = 7
+    state, result = make(n, n_out, drop=drop, **options)
+    result = result.replace(**fields)
+    rng = np.random.default_rng(1)
+    tokens = state.x.shape[1]
+    slots = state.num_prefix + n_out
+    weights = rng.uniform(size=(3, 2, tokens, tokens)).astype(np.float32)
+    value = rng.normal(size=(3, slots, 2, 4)).astype(np.float32)
+    parts = (state.x, state.size[..., None], weights.reshape(3, tokens, -1))
+
+    def merged(x, result):
+        x, size, weights = jnp.split(x, [4, 5], 2)
+        size = size[..., 0]
+        rows, sizes = moves.merge(x, size, result)
+        weights = weights.reshape(3, 2, tokens, tokens)
+        out = attention.attend_merged(weights, value, result, size)
+        first = attention.attend_merged(weights[:, :, :1], value, result, size)
+        parts = (rows, sizes, out, first)
+        return jnp.concatenate([part.reshape(3, -1) for part in parts], axis=1)
+
+    with nodes.marked():
+        want, *others = outputs_of(
+            lambda x: merged(x, result), np.concatenate(parts, axis=2)
+        )
+    for each in others:
+        np.testing.assert_allclose(each, want, rtol=1e-5, atol=1e-5)
 
 
 def test_a_side_may_be_a_multiple_of_an_open_batch():

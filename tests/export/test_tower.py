@@ -147,7 +147,7 @@ def test_what_a_client_cannot_take_is_refused(tmp_path):
         export(encoder().with_preprocessing(crop=0.9), tmp_path, layout="immich")
     with refused("pool", "no image vector"):
         export(encoder(None, pool="none"), tmp_path, layout="fastembed")
-    with refused("image_size", "a square"):
+    with refused("image_size", "square images"):
         export(encoder(image_size=(20, 28)), tmp_path, layout="fastembed")
 
 

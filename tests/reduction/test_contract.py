@@ -135,7 +135,7 @@ def made(steps):
         (TopK(), Leaving("3"), "the rule Leaving leaves '3' image tokens at block 1"),
         (TopK(), Fixed(26), "tokens at block 1; it must leave 1 to 25"),
         (Retokenize(), Keep(0.5), "Retokenize needs a rule with candidates"),
-        (Retokenize(), Leaving(19, among=10), "of 10 candidates"),
+        (Retokenize(), Leaving(19, among=10), "of 10 candidates; at most half"),
     ],
 )
 @pytest.mark.parametrize("schedule", ["", ":macs=0.8"])

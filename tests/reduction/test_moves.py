@@ -27,10 +27,10 @@ def random_maps(rng, batch, n, n_out, drop=0.2):
     return dest.astype(np.int32)
 
 
-def make(n, n_out, prefix=1, weighted=False, dtype=np.float32, **fields):
+def make(n, n_out, prefix=1, weighted=False, dtype=np.float32, drop=0.3, **fields):
     """(state, assignment) with three images of random tokens, sizes and slot maps."""
     rng = np.random.default_rng(0)
-    dest = random_maps(rng, 3, n, n_out, drop=0.3)
+    dest = random_maps(rng, 3, n, n_out, drop)
     state = TokenState(
         x=rng.normal(size=(3, prefix + n, 4)).astype(dtype),
         size=rng.integers(1, 5, size=(3, prefix + n)).astype(np.float32),

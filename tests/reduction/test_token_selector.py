@@ -182,6 +182,7 @@ def test_what_the_student_merges_and_drops_the_teacher_does_too():
 def test_a_teacher_that_does_not_fit_is_described(tokens, width, classes):
     student = outputs(numbers(2, 5, 3), numbers(2, 5))
     teacher = outputs(numbers(2, tokens, width), numbers(2, classes))
-    given = f"{tokens - 1} patches, width {width} and {classes} classes"
-    with pytest.raises(InputError, match=f"{given}, .* 4 patches, width 3 and 5 cl"):
+    found = f"{tokens - 1} patches, width {width} and {classes} classes"
+    said = f"{found}, but it must have 4 patches, width 3 and 5 classes"
+    with pytest.raises(InputError, match=said):
         token_selector.check_teacher(student, teacher)

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from imagepiece_jax.benchmark import suite
-from imagepiece_jax.benchmark.timer import TimingRules
+from imagepiece_jax.benchmark.timer import Timing
 from tests.command import call
 from tests.models import tiny
 from tests.runs import ROOT
@@ -47,7 +47,7 @@ def timed(monkeypatch):
 
     monkeypatch.setattr(gpu_speed, "measure", measure)
     monkeypatch.setattr(host_time, "with_random_weights", lambda _: tiny.pretrained())
-    monkeypatch.setattr(host_time, "RULES", TimingRules(warmup=1, repeats=1, seconds=0))
+    monkeypatch.setattr(host_time, "RULES", Timing(warmup=1, repeats=1, seconds=0))
     monkeypatch.setattr(torch_baselines, "prepare", lambda *_: None)
     monkeypatch.setattr(suite, "groups", lambda *_: [{}])
     monkeypatch.setattr(suite, "run_all", lambda *_: None)

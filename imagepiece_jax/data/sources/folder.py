@@ -160,14 +160,10 @@ def train_folder(folder: str | os.PathLike) -> str | os.PathLike:
     if not names:
         return folder
     if not splits:
-        notes.info(
-            f"note: {folder} holds {names} as classes; all images are training images"
-        )
+        notes.info(f"note: {folder} holds {names} as classes; all are used")
         return folder
     if "train" not in splits:
-        raise InputError(
-            f"{folder} holds {names}; give the folder with the training images"
-        )
+        raise InputError(f"{folder} holds {names}; give the training folder")
     notes.info(f"note: {folder} holds {names}; the images in train are used")
     return os.path.join(folder, "train")
 
@@ -207,10 +203,7 @@ def open_folder(root, split, num_classes, names_of_model):
         key = class_names.canonical(name)
         label = label_of.get(key)
         if label is None and key in label_of:
-            raise InputError(
-                f"{data} has class {name!r}, but two classes have this name, in "
-                f"Unicode's composed form {ascii(key)}; rename one of them"
-            )
+            raise InputError(f"{data}: two classes have the name {ascii(key)}")
         if label is None:
             raise InputError(
                 f"{data} has class {name!r}, but no class of the model's {num_classes} "

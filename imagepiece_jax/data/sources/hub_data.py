@@ -87,17 +87,15 @@ class HubSource(Source):
             data = image["path"] or b""  # empty bytes do not decode
         return data, int(self.labels[store_index]), f"{self._title}/{store_index}"
 
-    def inventory(self, store_indices):
+    def inventory(self, indices):
         import pyarrow.compute  # which `datasets` needs
 
         images = self._rows.data.column("image")
         files = pyarrow.compute.struct_field(images, "bytes")
-        sizes = (
-            pyarrow.compute.binary_length(files).fill_null(-1).to_numpy()[store_indices]
-        )
+        sizes = pyarrow.compute.binary_length(files).fill_null(-1).to_numpy()[indices]
         yield sizes.tobytes()
-        yield self.labels[store_indices].tobytes()
-        paths = pyarrow.compute.struct_field(images, "path").to_numpy()[store_indices]
+        yield self.labels[indices].tobytes()
+        paths = pyarrow.compute.struct_field(images, "path").to_numpy()[indices]
         paths = [path for path in paths[sizes < 0] if path]  # image files
         if paths:
             names = [os.path.basename(path) for path in paths]

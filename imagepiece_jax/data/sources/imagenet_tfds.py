@@ -90,7 +90,7 @@ class TfdsSource(Source):
         example = self._example(store_index)
         return example["image"], int(example["label"]), example["file_name"].decode()
 
-    def inventory(self, store_indices):
+    def inventory(self, indices):
         info = self._examples.dataset_info
         rows = []
         for file in info.splits[self._examples.split].file_instructions:
@@ -98,7 +98,7 @@ class TfdsSource(Source):
             rows.append([name, file.take, os.path.getsize(file.filename)])
         yield json.dumps(rows).encode()
         if self.part:
-            yield store_indices.tobytes()
+            yield indices.tobytes()
 
     def _example(self, index):
         try:

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.checks import check_range
+from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.block_plan import AtMostHalf, Step, floor
 from imagepiece_jax.reduction.methods.method import Removal, check_each
-from imagepiece_jax.reduction.ops import cosine, gather_rows, index_among, invert, rank
 from imagepiece_jax.reduction.reducers import Ranking, find_partners, keep_and_join
 
 FEWEST = 10  # tokens that always stay, class token included
@@ -60,26 +60,25 @@ class Fusion(Ranking):
         # count the prefix, too.
         even = inputs.num_prefix % 2
         odd = 1 - even
-        affinity = self.affinity(x, 1 / received, 1 / size)
-        even_to_odd = affinity[:, even::2, odd::2]
+        even_to_odd = self.affinity(x, received, size, even)
         # The first half of the leaving tokens: even tokens join odd tokens.
         leaving_even = merges // 2
         best, partner = find_partners(even_to_odd, _places(even_to_odd.shape[2]))
-        order = rank(best)
-        joining = invert(order, leaving_even)
-        joined = gather_rows(partner, joining)
-        slot_of_even = index_among(order >= leaving_even)
-        staying = invert(slot_of_even, order.shape[1] - leaving_even)
+        order = ops.rank(best)
+        joining = ops.invert(order, leaving_even)
+        joined = ops.gather_rows(partner, joining)
+        slot_of_even = ops.index_among(order >= leaving_even)
+        staying = ops.invert(slot_of_even, order.shape[1] - leaving_even)
         # The second half: odd tokens join the remaining even tokens.
-        odd_to_even = gather_rows(even_to_odd, staying).transpose(0, 2, 1)
+        odd_to_even = ops.gather_rows(even_to_odd, staying).transpose(0, 2, 1)
         best, partner = find_partners(odd_to_even, _places(odd_to_even.shape[2]))
-        order = rank(best)
+        order = ops.rank(best)
         leaving_odd = merges - leaving_even
         leaves = order < leaving_odd
         # Slots of the odd tokens: staying odd tokens come after staying even tokens.
         slot_of_staying = staying.shape[1] - leaving_odd + order
         slot = jnp.where(leaves, partner, slot_of_staying)
-        ranked_odd = invert(order, order.shape[1])
+        ranked_odd = ops.invert(order, order.shape[1])
         joining_odd = ranked_odd[:, :leaving_odd]
         staying_odd = ranked_odd[:, leaving_odd:]
         # Slots: staying even tokens, then odd tokens by the falling value of their best
@@ -89,21 +88,23 @@ class Fusion(Ranking):
         absorbed = [even + 2 * joining, odd + 2 * joining_odd]
         absorbed = jnp.concatenate(absorbed, axis=1)
         # An even token goes to the slot of its odd partner.
-        target = [gather_rows(slot, joined), gather_rows(slot, joining_odd)]
+        target = [ops.gather_rows(slot, joined), ops.gather_rows(slot, joining_odd)]
         target = jnp.concatenate(target, axis=1)
         weight = received * size / jnp.max(size, axis=1, keepdims=True)
         weight = jnp.maximum(weight, tiny)
         return keep_and_join(keep, absorbed, target, n).replace(weight=weight)
 
-    def affinity(self, x, inattention, smallness):
-        """Fusion values of all token pairs. [B, n, D], [B, n] twice -> [B, n, n]."""
-        affinity = ((cosine(x, x) + 1) / 2) ** (1 / self.similarity)
-        criteria = ((inattention, self.attention), (smallness, self.sizes))
-        for value, temperature in criteria:
-            value = value / jnp.max(value, axis=1, keepdims=True)
-            product = value[:, :, None] * value[:, None, :]
-            affinity *= product ** (1 / temperature)
-        return affinity
+    def affinity(self, x, received, size, even):
+        """Fusion values of even and odd tokens, [B, n_even, n_odd]."""
+        # A power of a product is a product of powers: of vectors, not of matrices.
+        factor = 1.0
+        for value, temperature in ((received, self.attention), (size, self.sizes)):
+            least = jnp.min(value, axis=1, keepdims=True)
+            factor *= (least / value) ** (1 / temperature)
+        x = ops.unit(x)
+        alike = ops.products(x[:, even::2], x[:, 1 - even :: 2])
+        alike = ((alike + 1) / 2) ** (1 / self.similarity)
+        return alike * factor[:, even::2, None] * factor[:, None, 1 - even :: 2]
 
 
 def _places(length):

@@ -11,8 +11,10 @@ from imagepiece_jax.reduction.methods.mctf import MCTF, Fusion
 from imagepiece_jax.reduction.methods.token_pooling import TokenPooling
 from imagepiece_jax.reduction.moves import merge_map
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
+from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import apply, decide, vectors
+from tests.rounding import assert_close
 
 # Class token first.
 EIGHT = vectors([0, 10, 30, 35, 60, 70, 80, 160], [1, 1, 1, 2, 1, 1, 1, 1])
@@ -54,6 +56,23 @@ def test_another_score_takes_the_place_of_attention():
     (step,) = MCTF(blocks=(1,), score="shift").steps(3)
     assert step.site == "mid"
     assert "attn_columns" not in step.reducer.reads
+
+
+@pytest.mark.parametrize("even", [0, 1])
+@pytest.mark.parametrize("similarity", [1.0, 0.1, 1e6])
+def test_fusion_values_are_products_of_the_criteria(similarity, even):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(9, 4)).astype(np.float32)
+    received = rng.dirichlet(np.ones(9)).astype(np.float32)
+    size = rng.integers(1, 9, 9).astype(np.float32)
+    want = ((oracles.cosine(x, x) + 1) / 2) ** (1 / similarity)
+    for value, temperature in ((received, 2.0), (size, 3.0)):
+        small = value.min() / value.astype(float)
+        want = want * np.outer(small, small) ** (1 / temperature)
+    fusion = Fusion(similarity, 2.0, 3.0)
+    arrays = (x[None], received[None], size[None])
+    got = tiny.compiled(fusion.affinity, static_argnums=3)(*arrays, even)
+    assert_close(got[0], want[even::2, 1 - even :: 2], units=256)
 
 
 def test_a_step_before_the_next_block_would_read_what_is_gone():
