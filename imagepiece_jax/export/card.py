@@ -24,7 +24,7 @@ from imagepiece_jax.recover.recovery_images import divided
 NAME = "README.md"
 MARK = "<!-- Written by imagepiece export: "
 THREADS = 2
-RULES = timer.TimingRules(warmup=2, repeats=5, seconds=0.4)
+RULES = timer.Timing(warmup=2, repeats=5, seconds=0.4)
 PAUSE = 0.1  # seconds until onnxruntime's threads leave the cores
 IMAGES = 200  # the most images that calibrate, and the most that are compared
 ROWS = 8  # images per call, where outputs are compared

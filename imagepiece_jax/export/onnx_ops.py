@@ -229,6 +229,7 @@ def gather_rows(graph, x, index):
     shape = (*index.shape, *x.shape[2:])
     rows = graph.unexpanded(x).array
     if rows is not None and (rows == rows[:1]).all():  # the same rows for all images
+        rows = np.broadcast_to(rows, (len(rows), *x.shape[1:]))
         if np.array_equal(rows[0], range(x.shape[1])):
             return graph.cast(index, x.dtype)
         return graph.op("Gather", [rows[0], index], shape, x.dtype, axis=0)
@@ -274,6 +275,8 @@ def merge(graph, x, size, result):
     kept = gather_rows(graph, x, keep)
     if result.mean and not absorbs:
         return [kept, sizes]
+    # Means are float32 in float16 graphs, too.
+    kept = graph.cast(kept, np.float32)
     if result.weight is not None:
         operands = [result.weight, [0, prefix, 0, 0], np.float32(1)]
         weight = graph.op("Pad", operands, size.shape, np.float32)
@@ -283,12 +286,12 @@ def merge(graph, x, size, result):
     if result.mean:
         factor = graph.elementwise("Div", factor, total)
         shares = graph.elementwise("Div", shares, total)
-    kept = graph.elementwise("Mul", kept, factor)
-    if not absorbs:
-        return [kept, sizes]
-    absorbed = gather_rows(graph, x, absorbed)
-    added = graph.op("MatMul", [shares, absorbed], kept.shape, x.dtype)
-    return [graph.elementwise("Add", kept, added), sizes]
+    merged = graph.elementwise("Mul", kept, factor)
+    if absorbs:
+        absorbed = graph.cast(gather_rows(graph, x, absorbed), np.float32)
+        added = graph.op("MatMul", [shares, absorbed], merged.shape, np.float32)
+        merged = graph.elementwise("Add", merged, added)
+    return [graph.cast(merged, x.dtype), sizes]
 
 
 @translates
@@ -298,7 +301,8 @@ def attend_merged(graph, weights, value, result, size):
     batch, heads, queries, tokens = weights.shape
     slots = value.shape[1]
     index = result.index
-    if index is None or slots + index.absorbed.shape[1] < tokens:  # some are dropped
+    absorbs = 0 if index is None else index.absorbed.shape[1]
+    if not absorbs or slots + absorbs < tokens:  # none merges, or some are dropped
         return None
     keep, absorbed, target = _with_prefix(graph, index, tokens - result.dest.shape[1])
     _, places = _top(graph, graph.concat([keep, absorbed], 1), tokens, largest=False)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.inference.optimize import optimize
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction import moves, ops
 from imagepiece_jax.reduction.state import Assignment, SlotIndex, TokenState
 from tests import compiling
@@ -129,3 +130,19 @@ def test_clusters_move_by_one_product_of_two_bytes(chosen):
             np.asarray(moved.x[image, 1 + slot], float), mean, rtol=2**-8, atol=1e-6
         )
         assert moved.size[image, 1 + slot] == size[image, members].sum()
+
+
+@pytest.mark.parametrize(
+    "reduction",
+    [
+        "dpc_knn:blocks=(1,)",
+        "token_pooling:blocks=(1,)",
+        "atc:blocks=(1,):size_weighting=False",
+    ],
+)
+def test_clusters_need_no_product_of_float32(reduction, monkeypatch):
+    model = tiny.model(reduction).with_execution(dtype=jnp.dtype("bfloat16"))
+    shapes = variable_shapes(model)
+    monkeypatch.delattr(moves, "_mixed")
+    with ops.fast():
+        jax.eval_shape(model.apply, shapes, tiny.images(2))
