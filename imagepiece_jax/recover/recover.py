@@ -71,7 +71,7 @@ def recover(
 
     A reduced model is trained at its own cost. A dense model is trained at 0.6, 0.5 and
     0.4 of its MACs, in this order, by the recommended method. The dense parameters do
-    not change: `with_reduction(None)` returns them to the bit.
+    not change: `with_reduction(None)` returns them unchanged.
 
     Of more than 10,000 images, 10,000 evenly spaced ones are used. A fifth, 16 to 500
     images, is held out by whole scenes: copies, or frames of a burst, are all held out
