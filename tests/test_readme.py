@@ -207,7 +207,7 @@ def folder(tmp_path, monkeypatch, assets):
     """Two blocks of public weights in the folder where the reader stands."""
     weights = assets / "weights" / "deit_tiny_patch16_224.pth"
     deit_ti(monkeypatch, 2)
-    (tmp_path / weights.name).symlink_to(weights)
+    (tmp_path / "deit_tiny_patch16_224-a1311bcf.pth").symlink_to(weights)
     monkeypatch.chdir(tmp_path)
 
 
@@ -221,7 +221,7 @@ def test_a_photograph_has_its_class_without_this_package(folder, assets):
     """Lying and standing ones, and what a phone stores on its side."""
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    weights = "deit_tiny_patch16_224.pth"
+    weights = "deit_tiny_patch16_224-a1311bcf.pth"
     call(export.main, weights, "model.onnx").ok()
     predict = imagepiece_jax.Predictor(imagepiece_jax.load(weights))
     panda = pathlib.Path("imagepiece_jax/inference/photographs/panda.jpg")
