@@ -29,7 +29,7 @@ def words(tmp_path):
     draw = np.random.default_rng(0)
     for number, pixels in enumerate(draw.integers(0, 256, (48, 40, 30, 3), np.uint8)):
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{number:02}.png")
-    imagepiece_jax.save(tiny.pretrained(depth=2), tmp_path / "weights")
+    imagepiece_jax.save(tiny.pretrained(depth=3), tmp_path / "weights")
     words = [tmp_path / "weights", tmp_path / "photos", f"--out={tmp_path / 'out'}"]
     return [*words, "--crop=.9", REDUCTION, "--steps=40", "--batch-size=8"]
 

@@ -205,7 +205,7 @@ REFUSED = [  # name, writer, part of the sentence
     ("a.pth", pth(mapping(a=TOUCH)), r"asks for os\.system"),
     ("a.pth", pth(mapping(a=UNTYPED)), "asks for .*; save model.state_dict"),
     ("a.pth", pth(ORDERED + ITEMS + b"b"), "no named tensors"),
-    ("a.pth", pth(mapping(a=integer(3))), "'a' is a"),
+    ("a.pth", pth(mapping(a=integer(3))), "'a' is"),
     ("a.pth", pth(mapping(a=ONE), byteorder="big"), "byte order"),
     ("a.npz", lambda path: np.savez(path, a=np.array(["x"])), "is of ty"),
     ("a.safetensors", safetensors_of_float8, "float8"),
