@@ -88,12 +88,7 @@ def load(
     Raises InputError for weights without a known config, and for tensors that do not
         match the config.
     """
-    if isinstance(weights, Mapping):
-        if config is None:
-            raise InputError("config is missing: a state dict does not say its model")
-        source = Location(None, location.STATE_DICT, tensors=weights)
-    else:
-        source = location.find(weights, may_be_broken=config is not None)
+    source = _location(weights, config)
     if source.kind == location.RUN:
         checkpoint = checkpoint or "best"
         check_choice("checkpoint", checkpoint, KINDS)
@@ -102,23 +97,10 @@ def load(
     described = weights_info(source, config)
     tensors, recovered = _read(source, described, checkpoint, averaged)
     trained = of_tensors(source, described, tensors)
-    if image_size is None and described.trained_size is not None:
-        image_size = described.config.image_size
-    vit_config = trained
-    if image_size is not None:
-        vit_config = vit_config.at_size(image_size)
-    if crop is not None:
-        vit_config = vit_config.with_preprocessing(crop=crop)
-    new_head = num_classes not in (None, trained.num_classes)
-    if new_head:
-        head = {"num_classes": num_classes, "problem_type": SINGLE_LABEL}
-        vit_config = dataclasses.replace(vit_config, **head)
-    elif class_names is None and trained.num_classes:
-        class_names = described.class_names
-        # Without a file that states classes, only a public name tells their names.
-        if not described.stated and class_names is None:
-            classes = trained.num_classes
-            class_names = registry.published_class_names(trained.name, classes)
+    vit_config = _changed(trained, described, image_size, crop, num_classes)
+    new_head = vit_config.num_classes != trained.num_classes
+    if class_names is None and not new_head:
+        class_names = _class_names(trained, described)
     execution = execution_of(vit_config, dtype or described.dtype, attention)
     as_trained = reduction == TRAINED
     chosen_reduction = Reduction.read(described.reduction if as_trained else reduction)
@@ -129,46 +111,37 @@ def load(
             raise
         raise InputError(f"{source.title}: {error}") from error
     reduction_plan.print_reduction(chosen_reduction, model)
-    dense, learned = timm_tensors.apart(tensors)
-    drawn = tuple([f"{part.replace('_', '.')}." for part in described.untrained])
-    learned = {k: v for k, v in learned.items() if not k.startswith(drawn)}
-    fresh = HEADS if new_head else ()
-    # A saved folder may hold selectors for several reductions.
-    if seed is not None:
-        tensors, selectors = timm_tensors.own_selectors(
-            model, dense | learned, source.title, None
-        )
-        fresh = (*fresh, *selectors)
-    elif not as_trained or described.digest is not None:
-        tensors, _ = timm_tensors.own_selectors(model, tensors, source.title)
-    if sides(vit_config.image_size) != sides(trained.image_size):
-        tensors = resize_positions.fit(tensors, vit_config, trained.image_size)
-    variables, drawn = timm_tensors.model_variables(
-        model, tensors, source.title, fresh=fresh, seed=seed or 0
+    model_tensors, fresh_selectors = _with_selectors(
+        model, tensors, source, described, as_trained, seed
     )
-    for part in variables["params"]:
-        if part not in drawn and matches(part, described.untrained):
-            drawn.append(part)
-    trained_with = described.reduction
-    # A file alone does not tell how the weights were trained.
-    if source.kind in (location.FILE, location.STATE_DICT):
-        trained_with = None
+    if sides(vit_config.image_size) != sides(trained.image_size):
+        model_tensors = resize_positions.fit(
+            model_tensors, vit_config, trained.image_size
+        )
+    fresh_head = HEADS if new_head else ()
+    fresh = (*fresh_head, *fresh_selectors)
+    variables, drawn = timm_tensors.model_variables(
+        model, model_tensors, source.title, fresh=fresh, seed=seed or 0
+    )
+    untrained = _untrained(variables, drawn, described)
+    skipped = (*fresh, *untrained)
+    _, learned = _dense_and_learned(tensors, described)
     vit = Pretrained(
         model,
         variables,
         class_names=class_names,
-        recovery=_recovery(source, described, recovered, variables, (*fresh, *drawn)),
+        recovery=_recovery(source, described, recovered, variables, skipped),
         source=WeightsSource(
             path=source.path,
             kind=source.kind,
             name=source.name or vit_config.name or "",
             license=described.license,
             image_size=trained.image_size,
-            reduction=trained_with,
+            reduction=_trained_reduction(source, described),
             checkpoint=checkpoint,
             averaged=averaged,
             run=source.config if source.kind == location.RUN else None,
-            untrained=digests(variables, drawn),
+            untrained=digests(variables, untrained),
         ),
         selectors=learned,
     )
@@ -176,6 +149,76 @@ def load(
         vit.warn_of_untrained()
     vit.say_dense_values()
     return vit
+
+
+def _location(weights, config):
+    """Find the weights: on this machine, or a state dict in memory."""
+    if not isinstance(weights, Mapping):
+        return location.find(weights, may_be_broken=config is not None)
+    if config is None:
+        raise InputError("config is missing: a state dict does not say its model")
+    return Location(None, location.STATE_DICT, tensors=weights)
+
+
+def _changed(trained, described, image_size, crop, num_classes):
+    """Apply the caller's image size, crop and number of classes to a config."""
+    config = trained
+    if image_size is None and described.trained_size is not None:
+        image_size = described.config.image_size
+    if image_size is not None:
+        config = config.at_size(image_size)
+    if crop is not None:
+        config = config.with_preprocessing(crop=crop)
+    if num_classes in (None, trained.num_classes):
+        return config
+    return dataclasses.replace(
+        config, num_classes=num_classes, problem_type=SINGLE_LABEL
+    )
+
+
+def _class_names(trained, described):
+    """Return the class names of the weights' own head; None if unknown."""
+    if not trained.num_classes:
+        return None
+    # Without a file that states classes, only a public name tells their names.
+    if described.class_names is None and not described.stated:
+        return registry.published_class_names(trained.name, trained.num_classes)
+    return described.class_names
+
+
+def _with_selectors(model, tensors, source, described, as_trained, seed):
+    """Choose the model's selectors: (tensors, selectors to draw)."""
+    # A saved folder may hold selectors for several reductions.
+    if seed is not None:
+        dense, learned = _dense_and_learned(tensors, described)
+        return timm_tensors.own_selectors(model, dense | learned, source.title, None)
+    if not as_trained or described.digest is not None:
+        return timm_tensors.own_selectors(model, tensors, source.title)
+    return tensors, ()
+
+
+def _dense_and_learned(tensors, described):
+    """Split tensors into (dense model, selectors without untrained ones)."""
+    dense, selectors = timm_tensors.apart(tensors)
+    untrained = tuple([f"{part.replace('_', '.')}." for part in described.untrained])
+    learned = {k: v for k, v in selectors.items() if not k.startswith(untrained)}
+    return dense, learned
+
+
+def _untrained(variables, drawn, described):
+    """List the drawn parts, then the other parts that the files call untrained."""
+    untrained = [*drawn]
+    for part in variables["params"]:
+        if part not in drawn and matches(part, described.untrained):
+            untrained.append(part)
+    return untrained
+
+
+def _trained_reduction(source, described):
+    """Return the training's reduction; a file alone does not tell it."""
+    if source.kind in (location.FILE, location.STATE_DICT):
+        return None
+    return described.reduction
 
 
 def read_config(config: str | os.PathLike) -> ViTConfig:

@@ -72,9 +72,9 @@ def find(path: str | os.PathLike, may_be_broken: bool = False) -> Location:
 
     Only a folder's config file is read. A folder with one weights file may lack it.
 
-    may_be_broken: accept a config file that is not JSON
+    may_be_broken: accept a local config file that is not JSON
     """
-    if hub.is_id(path):
+    if hub.is_id(path):  # its config must be JSON: it tells which files to fetch
         return _in_folder(hub.fetched(str(path)))
     path = pathlib.Path(path).expanduser()
     if not path.exists():

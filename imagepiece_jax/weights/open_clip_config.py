@@ -30,6 +30,9 @@ ABSENT |= {"block_type": [None, "default"]}
 IDLE = ("patch_dropout", "attn_pooler_queries", "attn_pooler_heads")
 IDLE += ("pos_embed_type", "output_tokens", "timm_model_pretrained", "timm_proj_bias")
 IDLE += ("timm_drop", "timm_drop_path")
+# timm_proj: embed_dim outputs by OpenCLIP's layer after timm's model, no such outputs,
+# or embed_dim outputs by the head of timm's model.
+PROJECTIONS = ("linear", "none", "")
 RESIZE_MODES = {"shortest": "center", "squash": "squash"}
 INTERPOLATIONS = ("bicubic", "bilinear")
 EPS = 1e-5  # of PyTorch's LayerNorm
@@ -140,7 +143,7 @@ def _of_timm(vision, model, images):
     name, _, _ = vision["timm_model_name"].partition(".")
     proj = vision["timm_proj"] or ""
     pool = vision["timm_pool"]
-    check_choice("vision_cfg.timm_proj", proj, ["linear", "none", ""])
+    check_choice("vision_cfg.timm_proj", proj, PROJECTIONS)
     config = timm_config.of_architecture(name, images)
     if proj != "linear":  # timm makes the pool, which decides the last norm's place
         config = timm_config.with_arguments(config, {"global_pool": pool})
