@@ -16,7 +16,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.weights.tensor_files import read_state_dict, title
+from imagepiece_jax.weights.tensor_files import opened, title
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,15 +272,9 @@ def read_weights(
     checkpoint: the key of the wanted model in a file with several models
     config: as for `with_timm_names`
     """
-    layout = None
-    names = {}
-
-    def choose(present):
-        nonlocal layout, names
-        layout, names = timm_names(present)
-        return names
-
-    state_dict = read_state_dict(path, choose, checkpoint)
+    with opened(path, checkpoint) as unread:
+        layout, names = timm_names(unread.tensors)
+        state_dict = unread.read(names)
     try:
         return _renamed_tensors(state_dict, layout, names, config)
     except InputError as error:

@@ -1,10 +1,11 @@
 """Read chosen tensors from .npz, .safetensors (also in parts) and PyTorch files."""
 
+import contextlib
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ from imagepiece_jax.weights.state_dicts import (
     read_all,
     tensors_of_one,
 )
-from imagepiece_jax.weights.torch_files import read_torch
+from imagepiece_jax.weights.torch_files import opened_torch
 
 _LFS = b"version https://git-lfs"
 
@@ -30,72 +31,87 @@ def title(path: str | os.PathLike | Mapping[str, Any]) -> str:
 
 
 def read_state_dict(
-    path: str | os.PathLike | Mapping[str, Any],
-    choose: Callable[[Collection[str]], Collection[str]] = list,
-    checkpoint: str | None = None,
+    path: str | os.PathLike | Mapping[str, Any], checkpoint: str | None = None
 ) -> dict[str, np.ndarray]:
     """Read {name: array} from a weights file, with the file's shapes and dtypes.
 
     A state dict in memory is copied.
 
-    choose: all names -> the names to read; all other tensors, maybe many GB, stay in
-        the file
+    checkpoint: as for `opened`
+    """
+    with opened(path, checkpoint) as state_dict:
+        return state_dict.read(state_dict.tensors)
+
+
+class Unread(NamedTuple):
+    """Tensors of an open weights file, and the function that reads them."""
+
+    tensors: Mapping[str, LazyTensor]
+    reader: Callable[[Mapping[str, LazyTensor]], dict[str, np.ndarray]] = read_all
+
+    def read(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Read {name: array}; all other tensors, maybe many GB, stay in the file."""
+        tensors = self.reader({name: self.tensors[name] for name in names})
+        for name, value in tensors.items():
+            if value.dtype.kind not in "biuf" and value.dtype != jnp.bfloat16:
+                raise InputError(
+                    f"tensor {name} is of type {value.dtype}; it must have floats, "
+                    "integers or booleans"
+                )
+        return tensors
+
+
+@contextlib.contextmanager
+def opened(
+    path: str | os.PathLike | Mapping[str, Any], checkpoint: str | None = None
+) -> Iterator[Unread]:
+    """Open a weights file or a state dict in memory; errors name the file.
+
     checkpoint: the key of the wanted model in a file with several models
     """
-
-    def select(content):
-        """Select the chosen tensors without reading them."""
-        unread = tensors_of_one(content, checkpoint)
-        return {name: unread[name] for name in choose([*unread])}
-
     if isinstance(path, Mapping):
         try:
-            tensors = read_all(select(in_memory(path)))
+            yield Unread(tensors_of_one(in_memory(path), checkpoint))
         except InputError as error:
             raise InputError(f"{title(path)}: {error}") from error
     else:
-        tensors = _read(pathlib.Path(path), _READERS, select)
-    for name, value in tensors.items():
-        if value.dtype.kind not in "biuf" and value.dtype != jnp.bfloat16:
-            raise InputError(
-                f"{title(path)}: tensor {name} is of type {value.dtype}; it must have "
-                "floats, integers or booleans"
-            )
-    return tensors
+        with _opened(pathlib.Path(path), _OPENERS) as content:
+            yield content._replace(tensors=tensors_of_one(content.tensors, checkpoint))
 
 
-def _read(path, readers, select):
-    """Read {name: array} with the reader for the file's ending; errors name the file.
-
-    select: the file's content -> {name: LazyTensor}
-    """
-    file = f"weights file {path}"
-    reader = readers.get(path.suffix.lower() or path.name)
-    if reader is None:
-        raise InputError(f"{file} ends in none of {', '.join(readers)}")
+@contextlib.contextmanager
+def _opened(path, openers):
+    """Open a file by its ending, as Unread of its whole content."""
+    opener = openers.get(path.suffix.lower() or path.name)
+    if opener is None:
+        raise InputError(f"{title(path)} ends in none of {', '.join(openers)}")
     try:
         with open(path, "rb") as start:
             if start.read(len(_LFS)) == _LFS:
                 raise InputError(
                     "it is a Git LFS pointer; git lfs pull fetches the file"
                 )
-        return reader(path, select)
+        with opener(path) as content:
+            yield content
     except InputError as error:
-        raise InputError(f"{file}: {error}") from error
+        raise InputError(f"{title(path)}: {error}") from error
     except OSError:
         raise
     except Exception as error:  # a damaged pickle or header can raise anything
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"{file} is damaged or of another kind: {reason}") from error
+        raise InputError(
+            f"{title(path)} is damaged or of another kind: {reason}"
+        ) from error
 
 
-def _read_npz(path, select):
+@contextlib.contextmanager
+def _npz(path):
     # numpy.load would take any other file for a pickle, and say so.
     with np.lib.npyio.NpzFile(path) as archive:
         content = {}
         for name in archive.files:
             content[name] = LazyTensor(functools.partial(_array, archive, name))
-        return read_all(select(content))
+        yield Unread(content)
 
 
 def _array(archive, name):
@@ -105,12 +121,19 @@ def _array(archive, name):
     return array
 
 
-def _read_safetensors(path, select):
+@contextlib.contextmanager
+def _safetensors(path):
     with safetensors.safe_open(path, framework="numpy") as file:
         content = {}
         for name in file.keys():
             content[name] = LazyTensor(functools.partial(file.get_tensor, name))
-        return read_all(select(content))
+        yield Unread(content)
+
+
+@contextlib.contextmanager
+def _torch(path):
+    with opened_torch(path) as content:
+        yield Unread(content)
 
 
 def parts(path: pathlib.Path) -> dict[str, str]:
@@ -122,34 +145,36 @@ def parts(path: pathlib.Path) -> dict[str, str]:
     return part_of
 
 
-def _read_parts(path, select):
-    """Read the selected tensors of an index from their parts."""
+@contextlib.contextmanager
+def _index(path):
     part_of = parts(path)
+    read_parts = functools.partial(_read_parts, path.parent, part_of)
+    yield Unread(dict.fromkeys(part_of, LazyTensor()), read_parts)
+
+
+def _read_parts(folder, part_of, names):
+    """Read tensors of an index, and open each part once."""
     names_by_part = {}
-    for name in select(dict.fromkeys(part_of, LazyTensor())):
+    for name in names:
         names_by_part.setdefault(part_of[name], []).append(name)
     tensors = {}
-    for part, names in sorted(names_by_part.items()):
-        file = path.parent / part
-        tensors |= _read(file, _PARTS, functools.partial(_only, names))
+    for part, part_names in sorted(names_by_part.items()):
+        with _opened(folder / part, _PARTS) as content:
+            unread = named_tensors(content.tensors)
+            present = [name for name in part_names if name in unread]
+            tensors |= content.reader({name: unread[name] for name in present})
     return tensors
 
 
-def _only(names, content):
-    """Select tensors by name from a part's content, without reading them."""
-    unread = named_tensors(content)
-    return {name: unread[name] for name in names if name in unread}
-
-
-_READERS = {
-    ".npz": _read_npz,
-    ".safetensors": _read_safetensors,
-    ".pth": read_torch,
-    ".pt": read_torch,
-    ".tar": read_torch,  # timm's .pth.tar
-    ".bin": read_torch,
-    ".ckpt": read_torch,  # Lightning
-    ".json": _read_parts,
+_OPENERS = {
+    ".npz": _npz,
+    ".safetensors": _safetensors,
+    ".pth": _torch,
+    ".pt": _torch,
+    ".tar": _torch,  # timm's .pth.tar
+    ".bin": _torch,
+    ".ckpt": _torch,  # Lightning
+    ".json": _index,
 }
-# Readers for the parts of an index.
-_PARTS = {".safetensors": _read_safetensors, ".bin": read_torch}
+# Openers for the parts of an index.
+_PARTS = {".safetensors": _safetensors, ".bin": _torch}

@@ -5,6 +5,7 @@ storage. Before PyTorch 1.6 the same parts follow each other in one plain file. 
 listed globals are allowed and none is looked up, so no code from a file ever runs.
 """
 
+import contextlib
 import functools
 import io
 import math
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.weights.state_dicts import LazyTensor, read_all
+from imagepiece_jax.weights.state_dicts import LazyTensor
 
 # PyTorch's storages. Complex and quantized storages are refused.
 _STORAGE_DTYPES = {
@@ -48,11 +49,13 @@ _IGNORED_TYPES = re.compile(
 )
 
 
-def read_torch(path, select):
-    """Read the selected tensors from a torch.save file."""
+@contextlib.contextmanager
+def opened_torch(path):
+    """Open a torch.save file, and give its content with every tensor a LazyTensor."""
     with open(path, "rb") as file:
         if file.read(len(_OLD_TORCH_MAGIC)) == _OLD_TORCH_MAGIC:
-            return _read_old_torch(file, select)
+            yield _old_content(file)
+            return
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         folder, _, _ = names[0].partition("/")
@@ -64,12 +67,11 @@ def read_torch(path, select):
             return archive.read(f"{folder}/data/{storage.key}")
 
         pickled = io.BytesIO(archive.read(f"{folder}/data.pkl"))
-        content = _StateDictUnpickler(pickled, stored).load()
-        return read_all(select(content))
+        yield _StateDictUnpickler(pickled, stored).load()
 
 
-def _read_old_torch(file, select):
-    """Like `read_torch`, for a file from before PyTorch 1.6."""
+def _old_content(file):
+    """Return the content of a file from before PyTorch 1.6."""
     offsets = {}
 
     def stored(storage):
@@ -90,7 +92,7 @@ def _read_old_torch(file, select):
             raise pickle.UnpicklingError(f"storage {key} has {sizes}")
         offsets[key] = file.tell()
         file.seek(storage.bytes, io.SEEK_CUR)
-    return read_all(select(content))
+    return content
 
 
 class _Storage(NamedTuple):
