@@ -7,7 +7,9 @@ in onnxruntime on the CPU.
 import pathlib
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from imagepiece_jax.benchmark import timer
 from imagepiece_jax.common import device
@@ -32,18 +34,25 @@ ROWS = 8  # images per call, where outputs are compared
 OUTPUTS = ("logits", "embedding", "image_embeds", "pooler_output", "pooled", "patches")
 
 
+class CardImages(NamedTuple):
+    """Pixels [N, H, W, 3] that calibrate, and others that are compared."""
+
+    calibration: np.ndarray
+    compared: np.ndarray
+    compared_names: list[str]
+
+
 def is_card(file: pathlib.Path, of: str = "") -> bool:
     """Whether a file is a card, or the card of the graph named `of`."""
     return file.exists() and MARK + of in file.read_text("utf-8", errors="replace")
 
 
-def divided_pixels(vit: Pretrained, images: Any) -> tuple:
+def divided_images(vit: Pretrained, images: Any) -> CardImages:
     """Read images to calibrate with, and images to compare, as `read_images` does.
 
     They are divided as by `recover`, so the second part recovered nothing either.
 
     images: as for `recover`
-    Returns (pixels, file names) of both parts.
     Raises InputError if images are too few, or all alike.
     """
     recovered = vit.recovered
@@ -53,21 +62,19 @@ def divided_pixels(vit: Pretrained, images: Any) -> tuple:
             "images are alike: those to compare would be those that calibrate; give "
             "photographs of more scenes"
         )
-    images = []
-    for source in (parts.learned, parts.held_out):
-        images.append(read_images(source.evenly_spaced(IMAGES), vit.preprocessing))
-    return tuple(images)
+    calibration, _ = read_images(parts.learned.evenly_spaced(IMAGES), vit.preprocessing)
+    compared = read_images(parts.held_out.evenly_spaced(IMAGES), vit.preprocessing)
+    return CardImages(calibration, *compared)
 
 
 def measured(
-    out: pathlib.Path, dense: pathlib.Path, images: tuple, has_classes: bool
+    out: pathlib.Path, dense: pathlib.Path, images: CardImages, has_classes: bool
 ) -> dict[str, Any]:
     """Measure an exported file beside the dense file, as JSON values.
 
-    images: (pixels, names) from `divided_pixels`, to compare
     has_classes: whether the logits are of classes
     """
-    pixels, image_names = images
+    pixels = images.compared
     files = {"file": out, "dense": dense}
     programs = {name: open_file(file, THREADS) for name, file in files.items()}
     size = programs["file"].batch_size or 1
@@ -92,7 +99,7 @@ def measured(
     for name, own in compared.items():
         figures[name] = fidelity(own, base, has_classes)
     return {
-        "images": image_names,
+        "images": images.compared_names,
         "machine": device.cpu_name(),
         "threads": THREADS,
         "batch_size": size,

@@ -81,12 +81,7 @@ def export(
             "dtype is 'int8', which images calibrate; give images (--images FOLDER)"
         )
     vit.warn_of_untrained()
-    # Plain attention, which has an ONNX graph. int8 is made of the float32 graph.
-    config = vit.config.with_arch(gelu=gelu or vit.config.arch.gelu)
-    traced = "float32" if dtype == "int8" else dtype
-    execution = execution_of(config, traced, "xla")
-    model = vit.model.clone(config=config, execution=execution)
-    vit = dataclasses.replace(vit, model=model)
+    vit = _traced(vit, gelu, dtype)
     folder = pathlib.Path(os.path.expanduser(out))
     if layout is None:
         outputs = ProgramOutputs(vit, output)
@@ -97,34 +92,17 @@ def export(
     else:
         out = tower.graph_file(folder, layout, vit, dtype)
         outputs = tower.outputs(vit, layout, pixels)
-        # Saved models have JSON files of the same names, and an export without a layout
-        # may lie beside a saved model. Only an export for this layout is replaced, or
-        # gets further dtypes of its model.
-        earlier = False
-        for other in tower.SUFFIX:
-            graph = tower.graph_file(folder, layout, vit, other)
-            facts = program_facts.read_facts(graph)
-            if facts.get("layout") == layout:
-                earlier = True
-                if graph != out and facts["model"] != as_json(vit.config):
-                    raise InputError(f"{graph} is of another model; choose a folder")
-
-        def ours(file):
-            # Ctrl-C may have left an empty folder.
-            is_place = file == out.parent and file.is_dir()
-            return earlier or (is_place and not any(file.iterdir()))
-
-        check_own("out", folder, f"an export for {layout}", ours)
+        _check_folder(folder, layout, vit, out)
     page = folder / card.NAME
-    pictures = None
+    card_images = None
     if images is not None:
         extras.check("a card", "onnxruntime")
         if page.exists() and not card.is_card(page):
             raise InputError(f"{page} already exists, and export did not write it")
-        pictures = card.divided_pixels(vit, images)
+        card_images = card.divided_images(vit, images)
     out.parent.mkdir(parents=True, exist_ok=True)
     checked_file(out)
-    again = functools.partial(
+    float32_export = functools.partial(
         export,
         batch_size=batch_size,
         gelu=gelu,
@@ -134,9 +112,9 @@ def export(
     )
     if dtype == "int8":
         with tempfile.TemporaryDirectory() as temporary:
-            wide = onnx_program.open_file(again(vit, temporary))
+            float32_program = onnx_program.open_file(float32_export(vit, temporary))
             with working("calibrating int8"):
-                program = quantize.quantized(wide, pictures[0][0])
+                program = quantize.quantized(float32_program, card_images.calibration)
     else:
         with working("exporting the model"):
             program = onnx_model.onnx_model(
@@ -146,9 +124,60 @@ def export(
         vit, batch_size, pixels, outputs.channels_first
     )
     facts = program_facts.program_facts(vit, shape, outputs)
-    facts["opset"] = onnx_model.OPSET
-    facts["layout"] = layout
-    facts["dtype"] = dtype
+    facts |= {"opset": onnx_model.OPSET, "layout": layout, "dtype": dtype}
+    _write_files(out, program, facts, page, vit)
+    if card_images is not None:
+        with tempfile.TemporaryDirectory() as temporary:
+            dense = float32_export(vit.with_reduction(None), temporary)
+            has_classes = "logits" in outputs.names and tower.is_classifier(vit)
+            facts["card"] = card.measured(out, dense, card_images, has_classes)
+        with finishing():
+            write_json(program_facts.facts_file(out), facts)
+            replace_file(page, card.page(out, vit, facts))
+    return out
+
+
+def _traced(vit, gelu, dtype):
+    """The model as it is traced: with plain attention, which has an ONNX graph."""
+    config = vit.config.with_arch(gelu=gelu or vit.config.arch.gelu)
+    if dtype == "int8":  # made of the float32 graph
+        dtype = "float32"
+    execution = execution_of(config, dtype, "xla")
+    model = vit.model.clone(config=config, execution=execution)
+    return dataclasses.replace(vit, model=model)
+
+
+def _check_folder(folder, layout, vit, out):
+    """Check a layout's folder: only an export for this layout is replaced.
+
+    An export for the layout may get further dtypes of its model. A saved model has JSON
+    files of the same names, and an export without a layout may lie beside it.
+
+    out: the graph to write
+    """
+    is_export = False
+    for dtype in tower.SUFFIX:
+        graph = tower.graph_file(folder, layout, vit, dtype)
+        facts = program_facts.read_facts(graph)
+        if facts.get("layout") == layout:
+            is_export = True
+            if graph != out and facts["model"] != as_json(vit.config):
+                raise InputError(f"{graph} is of another model; choose a folder")
+
+    def ours(file):
+        # Ctrl-C may have left an empty folder.
+        is_place = file == out.parent and file.is_dir()
+        return is_export or (is_place and not any(file.iterdir()))
+
+    check_own("out", folder, f"an export for {layout}", ours)
+
+
+def _write_files(out, program, facts, page, vit):
+    """Write a program, its weights and its JSON files, and remove earlier ones.
+
+    facts: get the name of the file for weights, if there is one
+    page: the card, removed if it is an earlier file's
+    """
     # Read before the new facts replace it.
     earlier_weights = program_facts.read_facts(out).get("external_data")
     with finishing():  # the files belong together
@@ -157,19 +186,10 @@ def export(
             facts["external_data"] = weights_file.name
         write_json(program_facts.facts_file(out), facts)
         onnx_model.remove_weights(out, earlier_weights, weights_file)
-        if card.is_card(page, out.name):  # its figures are another file's from now on
+        if card.is_card(page, out.name):
             page.unlink()
-        if layout is not None:
-            tower.write_configs(folder, vit, layout)
-    if pictures is not None:
-        with tempfile.TemporaryDirectory() as temporary:
-            dense = again(vit.with_reduction(None), temporary)
-            has_classes = "logits" in outputs.names and tower.is_classifier(vit)
-            facts["card"] = card.measured(out, dense, pictures[1], has_classes)
-        with finishing():
-            write_json(program_facts.facts_file(out), facts)
-            replace_file(page, card.page(out, vit, facts))
-    return out
+        if facts["layout"] is not None:
+            tower.write_configs(page.parent, vit, facts["layout"])
 
 
 def checked_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib.Path:

@@ -1,4 +1,8 @@
-"""Data sets by name. A new kind is a file here and a case in `open_source`."""
+"""Data sets by name.
+
+A new one is a file here, a case in `open_source`, and its name: a word in `SETS`, or a
+prefix in `NAMES` and `is_set`.
+"""
 
 import os
 import pathlib
