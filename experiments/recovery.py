@@ -157,14 +157,14 @@ def judged(vit, better, source: Source) -> dict[str, dict[str, float]]:
     teacher = DenseTeacher(vit.with_reduction(None))
     batches = evaluation_batches(source, vit.preprocessing, 50)
     answered = teacher.answered(batches)
-    read = teacher.comparison.read
+    names = teacher.comparison.term_names
 
     def terms(variables, pixels, targets):
         images = teacher.normalized(pixels)
-        own = recovery_loss.answers(vit.model, variables, images, read)
+        own = recovery_loss.answers(vit.model, variables, images, names)
         distances = teacher.comparison.terms(own, targets)
         distances |= teacher.comparison.measure(own, targets)
-        if "patches" in read:
+        if "patches" in names:
             distances["unreachable"] = unreachable(
                 vit.model, variables, images, targets
             )

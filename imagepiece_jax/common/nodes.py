@@ -34,7 +34,7 @@ def onnx_op(fn):
             return fn(*args, **options)
         leaves, tree = jax.tree.flatten((args, options), is_leaf=lambda x: x is None)
         arrays = []
-        statics = []  # per leaf: None for an array, else (its value,)
+        statics = []  # as in `_rebuilt`
         for leaf in leaves:
             if isinstance(leaf, ARRAYS):
                 arrays.append(leaf)
@@ -57,7 +57,10 @@ def call(equation, operands):
 
 
 def _rebuilt(arguments, arrays):
-    """(args, options) of a marked call, rebuilt with `arrays`."""
+    """(args, options) of a marked call, rebuilt with `arrays`.
+
+    arguments: (tree, statics); statics: per leaf, None for an array, else (its value,)
+    """
     tree, statics = arguments
     count = statics.count(None)
     # The function's constants come before its arrays.

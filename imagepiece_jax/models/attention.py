@@ -4,6 +4,7 @@ A separate product computes the class token's attention row, so the attention it
 run as a fused kernel without an N x N matrix.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -264,21 +265,23 @@ class Attention(nn.Module):
         config = self.config
         arch = config.arch
         dtype = self.execution.dtype
-        width = (config.embed_dim, dtype)
+        projection = functools.partial(dense, config.embed_dim, dtype)
         # Separate projections give contiguous results; a joint qkv would be split.
         in_keys = self.execution.size_encoding == "direction"
-        self.q = dense(*width, use_bias=arch.qkv_bias or in_keys)
-        self.v = dense(*width, use_bias=arch.qkv_bias)
-        self.k = dense(*width, use_bias=arch.qkv_bias and arch.key_bias)
-        self.proj = dense(*width)
+        self.q = projection(use_bias=arch.qkv_bias or in_keys)
+        self.v = projection(use_bias=arch.qkv_bias)
+        self.k = projection(use_bias=arch.qkv_bias and arch.key_bias)
+        self.proj = projection()
         if arch.attn_norm:
             self.norm = LayerNorm(dtype, arch.norm_eps)
         if in_keys:
+            # Keys carry log sizes along a direction per head. Reducers compare the mean
+            # key over heads without them, a product of its own (`_mean_key`).
             head_dim = config.head_dim
-            shape = (config.num_heads, head_dim)
-            self.size_direction = self.param("size_direction", zeros, shape)
-            shape = (config.embed_dim, head_dim)
-            self.mean_key = self.param("mean_key", zeros, shape)
+            of_heads = (config.num_heads, head_dim)
+            self.size_direction = self.param("size_direction", zeros, of_heads)
+            of_channels = (config.embed_dim, head_dim)
+            self.mean_key = self.param("mean_key", zeros, of_channels)
             self.mean_key_bias = self.param("mean_key_bias", zeros, (head_dim,))
 
     def __call__(self, x, state, reads=frozenset(), train=False, queries=None):

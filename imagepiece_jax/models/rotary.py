@@ -82,10 +82,13 @@ class Rotary:
         return self.rotations(self.coordinates(grid)[None], width, prefix)
 
     def angles(self, coordinates, width):
-        """Plane angles, in the order of `axes`. [B, n, 2] -> [B, n, 1, width / 2]."""
-        bands = width // 4
+        """Plane angles, in the order of `axes`. [B, n, 2] -> [B, n, 1, width / 2].
+
+        coordinates, width: as for `rotations`
+        """
+        bands = width // 4  # planes per axis
         frequency = self.temperature ** -(np.arange(bands) / bands)
-        if self.origin == "center":
+        if self.origin == "center":  # 1 is a full rotation of the first plane
             frequency = 2 * np.pi * frequency
         if self.axes == "xy":
             coordinates = coordinates[..., ::-1]

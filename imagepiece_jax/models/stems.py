@@ -230,22 +230,29 @@ def stem_macs(stem, embed_dim, image_size=224, patch_size=16):
 def fold(stem, params, stats, pixels=1):
     """Convert a trained stem's parameters to a FoldedStem's float32 parameters.
 
-    Batch norms are multiplied into the kernel and bias of the convolution before them.
-
     stem: a name in STEMS
-    stats: batch norm means and variances
-    pixels: pixels of a row that the first convolution reads as one position, a power of
-        two up to the patch size; 1: the plain convolution
+    stats: a conv stem's batch norm means and variances
+    pixels: pixels of a row that a conv stem's first convolution reads as one position,
+        a power of two up to the patch size; 1: the plain convolution
     """
+    # Explicit copies, here and below, are what a user's transfer guard allows.
     params, stats = jax.device_put((params, stats))
     if stem == "patch":
-        kernel = params["proj"]["kernel"]  # [p, p, 3, D]
-        p, _, channels, dim = kernel.shape
-        kernel = jnp.moveaxis(kernel.reshape(p, 1, p * channels, dim), 3, 0)
-        bias = params["proj"].get("bias")
-        if bias is None:
-            bias = jax.device_put(np.zeros(dim, kernel.dtype))
-        return {"proj": {"kernel": kernel, "bias": bias}}
+        return {"proj": _fold_patches(**params["proj"])}
+    return _fold_convolutions(params, stats, pixels)
+
+
+def _fold_patches(kernel, bias=None):
+    """Rewrite a patch projection [p, p, 3, D] to read a row of a patch as one pixel."""
+    p, _, channels, dim = kernel.shape
+    if bias is None:
+        bias = jax.device_put(np.zeros(dim, kernel.dtype))
+    kernel = kernel.reshape(p, 1, p * channels, dim)
+    return {"kernel": _out_first(kernel), "bias": bias}
+
+
+def _fold_convolutions(params, stats, pixels):
+    """Multiply batch norms into kernel and bias of the convolution before them."""
     folded = {}
     epsilon = jax.device_put(np.float32(NORM_EPSILON))
     for name, mean_and_variance in stats.items():  # norm_0, norm_1, ..
@@ -255,7 +262,7 @@ def fold(stem, params, stats, pixels=1):
         kernel = params[conv]["kernel"] * _channels(scale)
         bias = params[name]["bias"]
         folded[conv] = {
-            "kernel": jnp.moveaxis(kernel, 3, 0),
+            "kernel": _out_first(kernel),
             "bias": bias - mean_and_variance["mean"] * scale,
         }
     # More pixels per position mean more than three input channels, and more results
@@ -265,8 +272,13 @@ def fold(stem, params, stats, pixels=1):
         kernel, bias = join_pixels(first["kernel"], first["bias"], pixels)
         folded["conv_0"] = {"kernel": kernel, "bias": bias}
     proj = params["proj"]
-    kernel = jnp.moveaxis(proj["kernel"], 3, 0)
+    kernel = _out_first(proj["kernel"])
     return folded | {"proj": {"kernel": kernel, "bias": proj["bias"]}}
+
+
+def _out_first(kernel):
+    """Order a kernel's axes as `_Convolution`. [h, w, in, out] -> [out, h, w, in]."""
+    return jnp.moveaxis(kernel, 3, 0)
 
 
 def _channels(values):

@@ -198,14 +198,15 @@ class RecoveryRun:
         self.lr = self.fit.recipe.lr  # the highest learning rate
         self.steps_done = 0
         self.seconds_of_step = 0.0
-        self.curve = []  # (step, mean distance) per measure
+        self.curve = []  # (step, mean distance), from `record`
         self.trained = None  # last weights; None: not better than the start
-        self.before = self.after = self.off_the_shelf = self.measure()
-        if self.fit.vit.recovered:
-            self.off_the_shelf = self.measure(dense=True)
+        self.before = self.after = self.off_the_shelf = None  # measured by `compile`
 
     def compile(self):
-        """Compile the training step, and time the measure."""
+        """Measure the start, compile the training step, and time the measure."""
+        self.before = self.after = self.off_the_shelf = self.record()
+        if self.fit.vit.recovered:
+            self.off_the_shelf = self.measure(dense=True)
         # The step has learning rate 0, and `Fit.start` resets its moments.
         for batch in self.crops(1).read():
             self.fit.take_step(batch["image"][:, 0], 0.0).block_until_ready()
@@ -222,11 +223,10 @@ class RecoveryRun:
                     "recover: training diverged; it starts again with a quarter of the "
                     "learning rate"
                 )
-        self.after = self.measure()
-        if mean(self.after) < mean(self.before):
+        after = self.record()
+        if mean(after) < mean(self.before):
+            self.after = after
             self.trained = self.fit.get().trained
-        else:
-            self.after = self.before
 
     def attempt(self, progress: ProgressBar, shown: int) -> bool:
         """Train from the start; return whether training ended without diverging."""
@@ -256,7 +256,7 @@ class RecoveryRun:
                     break
                 # Divergence is measured once.
                 if len(self.curve) == 1 and self.share() >= CHECK:
-                    if mean(self.measure()) > DIVERGED * mean(self.before):
+                    if mean(self.record()) > DIVERGED * mean(self.before):
                         return False
                 began = time.monotonic()
         return True
@@ -280,19 +280,20 @@ class RecoveryRun:
         for name, values in measured.items():
             means[name] = np.bincount(scenes, values) / counts
         self.seconds_of_measure = time.monotonic() - began
-        is_new = self.steps_done > 0 or not self.curve
-        if is_new and not dense:
-            self.curve.append((self.steps_done, mean(means)))
-            log.info("recover: step %s, %.4f", *self.curve[-1])
         return means
+
+    def record(self) -> dict[str, np.ndarray]:
+        """`measure`, with its mean distance added to the curve."""
+        measured = self.measure()
+        self.curve.append((self.steps_done, mean(measured)))
+        log.info("recover: step %s, %.4f", *self.curve[-1])
+        return measured
 
     def variant(self, dense: Pretrained) -> RecoveredVariant:
         """Describe the result; `dense` is the teacher."""
         vit = self.fit.vit
         change = mean_difference(self.after["distance"], self.before["distance"])
-        values = {}
-        if vit.recovered:  # keep the values of its last recovery
-            values = vit.recovered.values
+        values = vit.recovered.values if vit.recovered else {}  # of its last recovery
         if self.trained is not None:
             values = {**values, **flat_params(self.trained)}
         return RecoveredVariant(

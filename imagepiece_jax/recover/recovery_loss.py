@@ -11,7 +11,7 @@ from imagepiece_jax.reduction.state import DROPPED
 from imagepiece_jax.reduction.token_selector import kl_divergence
 
 
-def answers(model: ViT, variables, images, read: tuple[str, ...]):
+def answers(model: ViT, variables, images, names: tuple[str, ...]):
     """Outputs in which student and teacher are compared, by name, float32.
 
     "logits" [B, C]; of a model without classes, its pooled vector
@@ -19,27 +19,24 @@ def answers(model: ViT, variables, images, read: tuple[str, ...]):
     "patches" [B, n, D]: for every patch, its token after the final norm
     "kept" [B, n]: whether a token holds the patch; comes with "patches"
 
-    read: names of the outputs besides "logits"
+    names: the outputs besides "logits" and "kept"
     """
     # A model without a pool gets one: its class token, else the mean of its tokens.
     if model.config.arch.pool == "none":
         pool = "token" if model.config.arch.class_token else "mean"
         model = model.clone(config=model.config.with_arch(pool=pool))
-    model = model.with_execution(head_only="patches" not in read)
+    model = model.with_execution(head_only="patches" not in names)
     outputs, states = with_states(model, variables, images)
     answer = {"logits": outputs.logits}
-    if "class_tokens" in read:
+    if "class_tokens" in names:
         rows = [state.x[:, 0].astype(jnp.float32) for state in states]
         answer["class_tokens"] = jnp.stack(rows, axis=1)
-    if "patches" in read:
+    if "patches" in names:
         tokens = outputs.tokens[:, model.config.arch.prefix :]
         slot = follow(outputs.results)[-1].slot
         answer["patches"] = rows_of(tokens, slot)
         dropped = jnp.zeros(answer["patches"].shape[:2], bool)
-        if slot is None:
-            answer["kept"] = ~dropped
-        else:
-            answer["kept"] = slot != DROPPED
+        answer["kept"] = ~dropped if slot is None else slot != DROPPED
     return {name: jnp.asarray(answer[name], jnp.float32) for name in answer}
 
 
@@ -102,19 +99,21 @@ class Comparison:
     def __init__(self, vit: Pretrained):
         self.outputs = outputs_of(vit)
         self.name, self.distance = KINDS[self.outputs]
-        self.weights = {}  # term weights in the loss; the logits have 1
+        # Term weights in the loss: 1 for outputs, as "logits" and an encoder's patches,
+        # and half for what is learned beside (docs/results/recovery.md, "A step").
+        self.term_weights = {}
         if vit.model.config.arch.class_token:
-            self.weights["class_tokens"] = 0.5
+            self.term_weights["class_tokens"] = 0.5
         if self.outputs == "features":
-            self.weights["patches"] = 1.0
+            self.term_weights["patches"] = 1.0
         elif not vit.model.config.arch.class_token:
-            self.weights["patches"] = 0.5
-        self.read = tuple(self.weights)
+            self.term_weights["patches"] = 0.5
+        self.term_names = tuple(self.term_weights)  # besides "logits"
 
     def terms(self, student, teacher) -> dict[str, jax.Array]:
         """Unweighted loss terms, {name: [B]}, of two results of `answers`."""
         terms = {"logits": self.distance(student["logits"], teacher["logits"])}
-        for name in self.read:
+        for name in self.term_names:
             kept = student["kept"] if name == "patches" else None
             terms[name] = relative_change(student[name], teacher[name], kept)
         return terms
@@ -123,7 +122,7 @@ class Comparison:
         """Sum all terms with their weights; return the batch mean."""
         total = 0
         for name, term in self.terms(student, teacher).items():
-            total = total + self.weights.get(name, 1.0) * term
+            total = total + self.term_weights.get(name, 1.0) * term
         return jnp.mean(total)
 
     def measure(self, student, teacher) -> dict[str, jax.Array]:

@@ -86,7 +86,7 @@ class DenseTeacher:
 
     def answers_to(self, variables, images):
         """Return the teacher's answers to normalized images."""
-        return answers(self.model, variables, images, self.comparison.read)
+        return answers(self.model, variables, images, self.comparison.term_names)
 
     def normalized(self, pixels):
         """Normalize uint8 pixels for both models."""
@@ -196,4 +196,4 @@ class Fit:
         """Return the student's answers to normalized images."""
         params = with_trained(variables["params"], trained)
         variables = {**variables, "params": params}
-        return answers(self.model, variables, images, self.comparison.read)
+        return answers(self.model, variables, images, self.comparison.term_names)

@@ -178,7 +178,7 @@ class Bipartite(Reducer):
         slots_b = n_staying + targets // 2
         absorbed, partner, target = ops.pick(order, merges, sources, partner, slot_of)
         keep = jnp.concatenate([first + 2 * staying, targets], axis=1)
-        index = SlotIndex(keep, absorbed, target, partner)
+        index = SlotIndex(keep=keep, absorbed=absorbed, target=target, partner=partner)
 
         def by_token(of_a, of_b):
             return ops.alternate(of_b, of_a) if first else ops.alternate(of_a, of_b)
@@ -213,8 +213,9 @@ def keep_and_sum(keep, weight, n_out):
     first = leaving[:, :1]
     absorbed = leaving[:, 1:]
     target = jnp.full_like(absorbed, n_out - 1)
-    staying = jnp.concatenate([staying, first], axis=1)
-    index = SlotIndex(staying, absorbed, target, first)
+    # The last slot keeps the first leaving token, which the others join.
+    kept = jnp.concatenate([staying, first], axis=1)
+    index = SlotIndex(keep=kept, absorbed=absorbed, target=target, partner=first)
     return Assignment(dest, weight, index=index, n_out=n_out, mean=False)
 
 
@@ -260,7 +261,7 @@ def merge_in_place(absorbed, partners, counts):
     skipped = staying_before[:, None, :] <= slot[:, :, None]
     keep = slot + jnp.sum(skipped, axis=-1, dtype=jnp.int32)
     dest = jnp.where(joined == DROPPED, slot_of_staying, joined)
-    index = SlotIndex(keep, absorbed, target, partners)
+    index = SlotIndex(keep=keep, absorbed=absorbed, target=target, partner=partners)
     return Assignment(dest, index=index, n_out=counts.n_out)
 
 
@@ -280,7 +281,7 @@ def keep_and_join(keep, absorbed, target, n):
     dest = jnp.where(holds, slots[:, None, :], DROPPED)
     dest = jnp.max(dest, axis=-1)
     partners = ops.gather_rows(keep, target)
-    index = SlotIndex(keep, absorbed, target, partners)
+    index = SlotIndex(keep=keep, absorbed=absorbed, target=target, partner=partners)
     return Assignment(dest, index=index, n_out=n_out)
 
 

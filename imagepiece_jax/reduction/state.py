@@ -89,7 +89,7 @@ class ReducerInputs:
     num_heads: int = struct.field(pytree_node=False, default=1)
 
 
-@struct.dataclass
+@struct.dataclass(kw_only=True)
 class SlotIndex:
     """Tokens per slot, as indices for gathering."""
 
@@ -102,8 +102,8 @@ class SlotIndex:
     @classmethod
     def one_each(cls, keep):
         """Make a SlotIndex with one token per slot; keep: [B, n_out]."""
-        no_tokens = jnp.zeros((keep.shape[0], 0), jnp.int32)
-        return cls(keep, no_tokens, no_tokens, no_tokens)
+        none = jnp.zeros((keep.shape[0], 0), jnp.int32)
+        return cls(keep=keep, absorbed=none, target=none, partner=none)
 
     @property
     def groups(self):

@@ -30,7 +30,9 @@ def index_of(dest, n_out):
         others = [token for token in np.flatnonzero(slots >= 0) if token not in keep]
         target = slots[others]
         rows.append((keep, others, target, np.asarray(keep)[target]))
-    return SlotIndex(*map(np.int32, zip(*rows, strict=True)))
+    arrays = map(np.int32, zip(*rows, strict=True))
+    names = ("keep", "absorbed", "target", "partner")
+    return SlotIndex(**dict(zip(names, arrays, strict=True)))
 
 
 _apply = tiny.compiled(move, static_argnames="form")

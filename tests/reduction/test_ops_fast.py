@@ -87,7 +87,7 @@ def test_sizes_of_many_digits_count_in_full(dtype):
     keep = jnp.zeros((1, 1), jnp.int32)
     absorbed = jnp.arange(1, n, dtype=jnp.int32)[None]
     target = jnp.zeros_like(absorbed)
-    index = SlotIndex(keep, absorbed, target, target)
+    index = SlotIndex(keep=keep, absorbed=absorbed, target=target, partner=target)
     result = Assignment(jnp.zeros((1, n), jnp.int32), index=index, n_out=1)
     state = TokenState(x=jnp.asarray(x, dtype), size=jnp.asarray(size))
     with ops.fast():

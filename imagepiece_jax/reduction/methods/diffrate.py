@@ -105,7 +105,8 @@ class PruneAndMerge(Ranking):
         dropped = order >= tokens.shape[1]
         dest = jnp.where(dropped, DROPPED, dest)
         sizes = jnp.where(dropped, 0.0, inputs.attn_size * factor)
-        index = SlotIndex(keep, joining, target, gather_rows(keep, target))
+        partner = gather_rows(keep, target)
+        index = SlotIndex(keep=keep, absorbed=joining, target=target, partner=partner)
         return Assignment(
             dest, attn_size=sizes, index=index, n_out=n_out, by_size=False
         )
