@@ -111,8 +111,10 @@ def load(
             raise
         raise InputError(f"{source.title}: {error}") from error
     reduction_plan.print_reduction(chosen_reduction, model)
+    dense, learned = _dense_and_learned(tensors, described)
+    trained_tensors = dense | learned
     model_tensors, fresh_selectors = _with_selectors(
-        model, tensors, source, described, as_trained, seed
+        model, tensors, trained_tensors, source, described, as_trained, seed
     )
     if sides(vit_config.image_size) != sides(trained.image_size):
         model_tensors = resize_positions.fit(
@@ -125,7 +127,6 @@ def load(
     )
     untrained = _untrained(variables, drawn, described)
     skipped = (*fresh, *untrained)
-    _, learned = _dense_and_learned(tensors, described)
     vit = Pretrained(
         model,
         variables,
@@ -186,12 +187,16 @@ def _class_names(trained, described):
     return described.class_names
 
 
-def _with_selectors(model, tensors, source, described, as_trained, seed):
-    """Choose the model's selectors: (tensors, selectors to draw)."""
+def _with_selectors(
+    model, tensors, trained_tensors, source, described, as_trained, seed
+):
+    """Choose the model's selectors: (tensors, selectors to draw).
+
+    trained_tensors: without untrained selectors, which a seed draws again
+    """
     # A saved folder may hold selectors for several reductions.
     if seed is not None:
-        dense, learned = _dense_and_learned(tensors, described)
-        return timm_tensors.own_selectors(model, dense | learned, source.title, None)
+        return timm_tensors.own_selectors(model, trained_tensors, source.title, None)
     if not as_trained or described.digest is not None:
         return timm_tensors.own_selectors(model, tensors, source.title)
     return tensors, ()

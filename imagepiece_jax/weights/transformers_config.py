@@ -237,7 +237,6 @@ def parse_images(
     Missing fields have the image processor's defaults.
 
     images: content of the file
-    model_type: the model type
     """
     name = _processor_name(images, model_type)
     if name == "CLIP":  # this field would change the size in CLIP's processor
