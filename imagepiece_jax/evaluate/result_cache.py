@@ -158,8 +158,8 @@ class MeasuredWeights:
                 **plan_facts(vit.model),
             }
 
-        kind = "fidelity" if self.dense_outputs else "accuracy"
-        setting = self.setting(kind, reduction)
+        task = "fidelity" if self.dense_outputs else "accuracy"
+        setting = self.setting(task, reduction)
         count = amount(setting["images"], "image")
         subject = f"{self.name or reduction}, {count}"
         return self.cache.result(setting, measure, subject)

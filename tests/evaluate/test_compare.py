@@ -148,7 +148,7 @@ def jpeg(image):
 
 
 @pytest.mark.parametrize("classes", [0, tiny.CLASSES])
-def test_without_labels_outputs_are_compared(tmp_path, caplog, classes):
+def test_without_labels_outputs_are_compared(tmp_path, classes):
     """Against NumPy and Pillow; a second call measures the new row alone."""
     vit = tiny.pretrained(num_classes=classes, depth=2)
     pixels = photographs.pixels_of(30)

@@ -46,7 +46,7 @@ def open_source(
     class_names: a model's class names by label. A folder is named after a class or its
         WordNet ID; validation folders may cover some classes. None: labels follow
         all folders, sorted as text
-    labeled: False: only names in SETS have labels; other data need none
+    labeled: False: no labels are needed, and none are read except in SETS
     Raises InputError for an unknown name, for missing, empty or unreadable files, for
         labels that do not fit `num_classes`, and for folders without `class_names`
         whose text order contradicts their numbers.
