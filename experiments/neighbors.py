@@ -13,7 +13,6 @@ FOLDER/times.json. --tables writes FOLDER/README.md from the lines that are ther
 """
 
 import hashlib
-import io
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -29,6 +28,8 @@ from imagepiece_jax.common.progress import counted
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import Source
+from imagepiece_jax.evaluate import compare_outputs
+from imagepiece_jax.evaluate.compare_outputs import NEIGHBORS, nearest, shared
 from imagepiece_jax.evaluate.result_cache import decode_bits, encode_bits
 from imagepiece_jax.evaluate.statistics import format_estimate
 from imagepiece_jax.models.variables import digest
@@ -39,7 +40,6 @@ SIDE = 224
 PHOTOGRAPHS = 1000  # evenly spaced: the even ones are measured, and odd ones recover
 LEARNED = 400
 STEPS = 400  # of a recovery
-NEIGHBORS = 10
 
 
 # Changes of an image, [H, W, 3] uint8: what the same photograph may look like
@@ -64,9 +64,7 @@ def shifted(pixels):
 
 def compressed(pixels):
     """Through a JPEG file of quality 75."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=75)
-    return np.asarray(Image.open(file))
+    return compare_outputs.compressed(pixels[None])[0]
 
 
 class Setting(NamedTuple):
@@ -247,32 +245,16 @@ def vectors(vit, source: Source, change) -> np.ndarray:
 
 def unit(values: np.ndarray) -> np.ndarray:
     """Vectors of length 1, of those that `features` stores."""
-    stored = values.astype(np.float16).astype(np.float32)
-    return stored / np.linalg.norm(stored, axis=1, keepdims=True)
-
-
-def neighbors(queries: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """The nearest other images of each by cosine. [n, D] twice -> [n, NEIGHBORS].
-
-    Row i of both is the same image, which is not a neighbor of itself.
-    """
-    cosines = unit(queries) @ unit(index).T
-    np.fill_diagonal(cosines, -np.inf)
-    return np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBORS]
-
-
-def shared(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """How many neighbors two lists have in common. [n, k] twice -> [n]."""
-    return (ours[:, :, None] == theirs[:, None, :]).any(axis=2).sum(axis=1)
+    return compare_outputs.unit(values.astype(np.float16))
 
 
 def voted(queries, labeled, labels: np.ndarray) -> np.ndarray:
     """The class of each by its nearest labeled images, which vote by cosine. [n]."""
     cosines = unit(queries) @ unit(labeled).T
-    nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBORS]
+    near = np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBORS]
     votes = np.zeros((len(queries), labels.max() + 1))
     rows = np.arange(len(queries))
-    for column in nearest.T:
+    for column in near.T:
         votes[rows, labels[column]] += cosines[rows, column]
     return votes.argmax(axis=1)
 
@@ -318,24 +300,25 @@ class Study:
     def measure(self, cell: Cell) -> dict[str, Any]:
         """Neighbors of each image, and cosines to the dense model's vectors."""
         source = self.images[cell.images]
-        own = self.vectors(cell.images, cell.setting)
-        dense = self.vectors(cell.images, DENSE)
-        cosines = np.sum(unit(dense) * unit(own), axis=1)
-        wanted = neighbors(dense, dense)
-        nearest = neighbors(own, own)
+        values = self.vectors(cell.images, cell.setting)
+        own = unit(values)
+        dense = unit(self.vectors(cell.images, DENSE))
+        cosines = np.sum(dense * own, axis=1)
+        wanted = nearest(dense, dense)
+        near = nearest(own, own)
         line = {
             "gmacs": self.model(cell.setting).gmacs,
             "images": len(source),
             "names": names_digest(source),
-            "shared": listed(shared(nearest, wanted)),
-            "mixed": listed(shared(neighbors(own, dense), wanted)),
+            "shared": listed(shared(near, wanted)),
+            "mixed": listed(shared(nearest(own, dense), wanted)),
             "cosine": [round(float(cosines.mean()), 5), round(float(cosines.min()), 5)],
         }
         if cell.images == "imagenette":
             labels = labels_of(source)
             labeled = self.vectors("labeled", cell.setting)
-            found = voted(own, labeled, labels_of(self.images["labeled"]))
-            same = labels[nearest] == labels[:, None]
+            found = voted(values, labeled, labels_of(self.images["labeled"]))
+            same = labels[near] == labels[:, None]
             line["same_class"] = listed(same.sum(axis=1))
             line["right"] = encode_bits(found == labels)
         return line

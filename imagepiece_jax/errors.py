@@ -7,6 +7,10 @@ class InputError(ValueError):
     status = 2
 
 
+class NoLabels(InputError):
+    """Images without labels, where labels are read."""
+
+
 class RunError(RuntimeError):
     """A failure not caused by an argument, such as a loss that is not finite."""
 

@@ -49,6 +49,13 @@ MISTAKES = [
     ("compare weights digits --reduction .6", 2, "reductions"),
     ("compare weights digits --reductions random", 2, "blocks"),
     ("compare weights digits --image-sizes 16", 2, "16"),
+    ("compare weights photos", 2, "12"),  # of one image
+    ("compare encoder photos", 2, "12"),
+    ("compare encoder digits --limit 11", 2, "12"),
+    ("compare weights empty", 2, "empty"),
+    ("compare encoder empty", 2, "empty"),
+    ("compare encoder a.png", 2, "a.png"),
+    ("compare encoder", 2, "data"),
     ("visualize weights a.png --out x --blocks 9", 2, "9"),
     ("visualize weights a.png --out x --reduction .5 --reductions .6", 2, "reductions"),
     ("recover weights digits --out x --minutes 1 --steps 2", 2, "minutes"),

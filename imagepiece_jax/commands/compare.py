@@ -1,4 +1,4 @@
-"""Accuracy of reductions and smaller images beside the dense model, image by image."""
+"""Accuracy or fidelity of reductions and smaller images beside the dense model."""
 
 from imagepiece_jax.commands._arguments import Data, Weights, several
 from imagepiece_jax.errors import InputError
@@ -14,9 +14,9 @@ def main(
 ):
     """Compare reductions and smaller images with the dense model on the same images.
 
-    Without reductions or sizes, it compares 0.6 and 0.5. OUT gets a table, a plot and
-    points.jsonl. Run the command again to continue a stopped comparison from
-    points.jsonl.
+    Without labels, or for a model without classes, it compares outputs instead of
+    accuracy. Without reductions or sizes, it compares 0.6 and 0.5. OUT gets a table, a
+    plot and points.jsonl, from which the same command continues.
 
     Example: imagepiece compare weights digits --reductions 0.6 tome:r=1
 

@@ -31,6 +31,13 @@ def markdown_table(head, rows) -> str:
     return "\n".join(lines)
 
 
+def rows_table(rows, corner="") -> str:
+    """Format {row name: {column: cell}} by Markdown, with the longest row's columns."""
+    head = [*max(rows.values(), key=len)]
+    lines = [[name, *map(row.get, head)] for name, row in rows.items()]
+    return markdown_table([corner, *head], lines)
+
+
 def _markdown_cell(value):
     """Escape text, such as a file name: it could end its cell or be HTML."""
     if value is None:

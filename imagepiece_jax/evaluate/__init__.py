@@ -1,4 +1,4 @@
-"""Accuracy of a model on labeled images, its statistics, and comparisons of models.
+"""Accuracy and fidelity of models, their statistics, and comparisons of models.
 
-An encoder's vectors and their neighbors are in `inference`.
+An encoder's vectors are in `inference`.
 """

@@ -2,11 +2,12 @@
 
 Differences are paired by image. Every row is compared with the dense model, and every
 reduction also with the smaller images. All comparisons are one family of exact McNemar
-tests, corrected by Holm's rule.
+tests, corrected by Holm's rule. Without labels or classes, fidelity is compared.
 """
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -16,14 +17,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from imagepiece_jax.common import device, extras, plotting
+from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import LOCK, check_own, replace_file
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.signals import finishing
-from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.common.tables import markdown_table, rows_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import result_cache, statistics
+from imagepiece_jax.evaluate.compare_outputs import CONTROLS, MIN_IMAGES, cells
 from imagepiece_jax.evaluate.labeled_images import labeled_images
 from imagepiece_jax.evaluate.result_cache import (
     MeasuredWeights,
@@ -55,10 +59,10 @@ class Report:
     """Measured figures, and comparisons between rows."""
 
     weights: MeasuredWeights
-    rows: Sequence[Row]
-    # `MeasuredWeights.evaluate` results by row name or "dense"
+    rows: Sequence[Row]  # the dense model is the first
+    # `MeasuredWeights.evaluate` results by row name
     figures: Mapping[str, Mapping[str, Any]]
-    # `comparisons` results by two row names
+    # `comparisons` results by two row names; {}: figures are of fidelity
     comparisons: Mapping[tuple[str, str], Mapping[str, Any]]
 
     def __str__(self):
@@ -80,12 +84,17 @@ def compare(
 ) -> Report:
     """Compare reductions and smaller images with the dense model on the same images.
 
+    Images without labels, or a model without classes, give fidelity: how near outputs
+    are to the dense model's, with its own outputs for changed images as controls. Give
+    images that recovered nothing: nobody holds them out here.
+
+    data: as for `evaluate`; a folder, table or hub data need no labels
     reductions: shares of the dense model's MACs, or methods; without any row 0.6 and
         0.5
     image_sizes: pixels a side, for the dense model
     out: folder for a table, a plot and points.jsonl, where a stopped comparison
         resumes; None: write nothing
-    data, data_dir to threads: as for `evaluate`
+    data_dir to threads: as for `evaluate`
     Returns a Report; its `str` is the table.
     Raises InputError for a row that does not fit, and for a folder with foreign files.
     """
@@ -97,12 +106,18 @@ def compare(
         vit,
         data,
         data_dir=data_dir,
+        need_labels=False,
         limit=limit,
         batch_size=batch_size,
         workers=workers,
         threads=threads,
     )
     measured = MeasuredWeights(vit, Split(images.setting, images.batches))
+    if not vit.is_classifier or not images.source.num_classes:
+        check_range("number of images", len(images.source), MIN_IMAGES)
+        dense = vit.with_reduction(None)
+        outputs = functools.cache(lambda: measured.run(dense).per_image["outputs"])
+        measured = dataclasses.replace(measured, dense_outputs=outputs)
     rows = rows_of(measured, reductions, image_sizes)  # before files are made
     with contextlib.ExitStack() as stack:
         folder = out
@@ -152,13 +167,31 @@ def rows_of(
 
 
 def measure(measured: MeasuredWeights, rows: Sequence[Row], out: ResultCache) -> Report:
-    """Measure the dense model and every row once, and compare them."""
-    figures = {"dense": dataclasses.replace(measured, cache=out).evaluate(DENSE)}
+    """Measure the dense model, every row and fidelity's controls once, and compare."""
+    rows = [Row("dense", measured, DENSE), *rows]
+    if measured.dense_outputs:
+        rows += [control(measured, name) for name in CONTROLS]
+    figures = {}
     for row in rows:
         weights = dataclasses.replace(row.weights, cache=out)
         figures[row.name] = weights.evaluate(row.reduction)
+    if measured.dense_outputs:
+        return Report(measured, rows, figures, {})
     smaller = [row.name for row in rows if row.is_smaller]
     return Report(measured, rows, figures, comparisons(figures, smaller))
+
+
+def control(measured: MeasuredWeights, name: str) -> Row:
+    """The dense weights on images changed by `CONTROLS[name]`."""
+
+    def batches():
+        for batch in measured.images.batches():
+            changed = [CONTROLS[name](pixels) for pixels in batch["image"]]
+            yield {**batch, "image": np.stack(changed)}
+
+    images = Split(measured.images.setting | {"change": name}, batches)
+    title = f"dense, images {name}"
+    return Row(title, dataclasses.replace(measured, images=images, name=title), DENSE)
 
 
 def comparisons(
@@ -263,41 +296,45 @@ def head(report: Report) -> str:
 
 def page(report: Report, plot: str = PLOT) -> str:
     """Page of a comparison: subject, rows, and the picture in file `plot`."""
+    subject = "Accuracy" if report.comparisons else "Fidelity"
     parts = [
-        "# Accuracy of reductions",
+        f"# {subject} of reductions",
         head(report),
         table(report),
-        f"![Accuracy by MACs]({plot})",
+        f"![{subject} by MACs]({plot})",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def table(report: Report) -> str:
-    """Table with the dense model and the report's rows, in order."""
-    smaller = [row.name for row in report.rows if row.is_smaller]
-    head = ["row", "acc1, %", "points to dense, p if < .05"]
-    head += [f"to `{name}`" for name in smaller]
-    head += ["acc5, %", "tokens, with class token", "GMACs", "share of the MACs"]
-    dense = report.figures["dense"]
+    """Table of the report's rows, in order."""
     vit = report.weights.vit
-    lines = []
-    for name, figures in report.figures.items():
-        line = [
-            f"`{name}`",
-            statistics.format_estimate(statistics.accuracy(_right(figures))),
-        ]
-        for base in ("dense", *smaller):
-            line.append(difference(report.comparisons.get((name, base))))
-        line += [f"{figures['acc5']:.1f}", figures["tokens"], f"{figures['gmacs']:.3f}"]
-        line.append(f"{figures['gmacs'] / dense['gmacs']:.2f}")
-        lines.append(line)
-    for row, line in zip(report.rows, lines[1:], strict=True):
+    bases = {"points to dense, p if < .05": "dense"}
+    for row in report.rows:
+        if row.is_smaller:
+            bases[f"to `{row.name}`"] = row.name
+    rows = {}
+    for row in report.rows:
+        figures = report.figures[row.name]
+        line = cells(figures.get("fidelity", {}))
+        if report.comparisons:
+            acc1 = statistics.accuracy(_right(figures))
+            line["acc1, %"] = statistics.format_estimate(acc1)
+            for column, base in bases.items():
+                line[column] = difference(report.comparisons.get((row.name, base)))
+            line["acc5, %"] = f"{figures['acc5']:.1f}"
+            line["tokens, with class token"] = figures["tokens"]
+        line["GMACs"] = f"{figures['gmacs']:.3f}"
+        share = figures["gmacs"] / report.figures["dense"]["gmacs"]
+        line["share of the MACs"] = f"{share:.2f}"
+        name = f"`{row.name}`"
         variant = None
-        if vit.recovery and not row.is_smaller:
+        if vit.recovery and row.reduction != DENSE:
             variant = vit.recovery.of(vit.model_with(row.reduction))
         if variant and variant.values:
-            line[0] += " (recovered)"
-    return markdown_table(head, lines)
+            name += " (recovered)"
+        rows[name] = line
+    return rows_table(rows, "row")
 
 
 def difference(estimate: Mapping[str, Any] | None) -> str:
@@ -312,25 +349,22 @@ def difference(estimate: Mapping[str, Any] | None) -> str:
 
 
 def draw_plot(path: str | os.PathLike, report: Report):
-    """Write a PNG of accuracy by GMACs, with a curve per method."""
+    """Write a PNG of accuracy or kept neighbors by GMACs, with a curve per method."""
+    label = "ten nearest kept, % (95 %)"
+    dense = 100.0
+    if report.comparisons:
+        label = "acc1, % (95 %, paired difference to dense)"
+        dense = statistics.accuracy(_right(report.figures["dense"])).value
     curves = {}
-    for row in report.rows:
-        name = "smaller images" if row.is_smaller else row.reduction.name
+    for row in report.rows[1:]:
+        name = row.reduction.name
+        if row.reduction == DENSE:
+            name = "smaller images" if row.is_smaller else row.name
         figures = report.figures[row.name]
-        change = report.comparisons[row.name, "dense"]["points"]
-        acc1 = statistics.accuracy(_right(figures)).value
-        # The band is the interval of the paired difference to the dense model.
-        band = [
-            acc1,
-            acc1 + change.low - change.value,
-            acc1 + change.high - change.value,
-        ]
+        if report.comparisons:
+            # The band is the interval of the paired difference to the dense model.
+            band = dense + np.array(report.comparisons[row.name, "dense"]["points"])
+        else:
+            band = figures["fidelity"]["neighbors_kept"]
         curves.setdefault(name, []).append((figures["gmacs"], band))
-    dense = statistics.accuracy(_right(report.figures["dense"])).value
-    plotting.draw_curves(
-        path,
-        "GMACs an image",
-        "acc1, % (95 %, paired difference to dense)",
-        curves,
-        level=("dense", dense),
-    )
+    plotting.draw_curves(path, "GMACs an image", label, curves, level=("dense", dense))

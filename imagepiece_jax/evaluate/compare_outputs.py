@@ -13,6 +13,8 @@ from PIL import Image
 from imagepiece_jax.evaluate import statistics
 
 NEIGHBORS = 10
+MIN_IMAGES = NEIGHBORS + 2  # with fewer, all others would be among the nearest
+BLOCK = 1000  # images whose cosines to all others are in memory at once
 QUALITY = 75  # of the control's JPEG files
 COLUMNS = {
     "first_class": "first class as dense, %",
@@ -27,7 +29,7 @@ def fidelity(
 ) -> dict[str, Any]:
     """Compare outputs with the dense model's on the same images, as JSON values.
 
-    outputs, dense: logits or vectors, [images, D], of two images or more
+    outputs, dense: logits or vectors, [images, D], of MIN_IMAGES or more
     has_classes: whether they are logits
     Returns first_class (% of images with the dense model's first class) of logits, or
         cosine_mean and cosine_worst of vectors, and neighbors_kept (% of the dense
@@ -45,8 +47,7 @@ def fidelity(
         cosines = np.sum(own * base, axis=1)
         figures["cosine_mean"] = float(cosines.mean())
         figures["cosine_worst"] = float(cosines.min())
-    shared = nearest(own) & nearest(base)
-    kept = 100 * shared.sum(1) / min(NEIGHBORS, len(own) - 1)
+    kept = 100 * shared(nearest(own, own), nearest(base, base)) / NEIGHBORS
     figures["neighbors_kept"] = statistics.mean_difference(kept, np.zeros(len(kept)))
     return figures
 
@@ -58,15 +59,24 @@ def unit(outputs: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
 
 
-def nearest(rows: np.ndarray) -> np.ndarray:
-    """Whether image j is among the NEIGHBORS nearest others of image i. -> [n, n]."""
-    cosines = rows @ rows.T
-    np.fill_diagonal(cosines, -np.inf)
-    order = np.argsort(-cosines, axis=1, kind="stable")
-    is_near = np.zeros(cosines.shape, bool)
-    count = min(NEIGHBORS, len(rows) - 1)
-    np.put_along_axis(is_near, order[:, :count], True, axis=1)
-    return is_near
+def nearest(queries: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Indices of every query's nearest rows of `index`. -> int [n, NEIGHBORS].
+
+    queries, index: unit rows [n, D]; rows i of both are one image, no neighbor of
+        itself
+    """
+    parts = []
+    for start in range(0, len(queries), BLOCK):
+        cosines = queries[start : start + BLOCK] @ index.T
+        np.fill_diagonal(cosines[:, start:], -np.inf)
+        order = np.argsort(-cosines, axis=1, kind="stable")
+        parts.append(order[:, :NEIGHBORS])
+    return np.concatenate(parts)
+
+
+def shared(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Count common neighbors. int [n, k] twice -> [n]."""
+    return (ours[:, :, None] == theirs[:, None, :]).any(axis=2).sum(axis=1)
 
 
 def cells(figures: Mapping[str, Any]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Labeled images to evaluate a trained model on."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.data.sources import registry
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, NoLabels
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import check_single_label
 
@@ -102,19 +103,20 @@ def labeled_images(
     data: str | None = None,
     *,
     data_dir: str | os.PathLike | None = None,
+    need_labels: bool = True,
     **options: int | None,
 ) -> LabeledImages:
     """Open the images to evaluate a model on; notes on both are logged.
 
     data: as for `open_source`; None: the run's validation data
     data_dir: for imagenet2012; None: the run's
+    need_labels: False: take images without labels, too, and models without classes
     options: limit, batch_size, workers and threads of LabeledImages; None: the run's or
         the default
     Raises InputError for weights without classes, and for images of other classes.
     """
     path = vit.source.title
-    num_classes = vit.config.num_classes
-    if not num_classes:
+    if need_labels and not vit.config.num_classes:
         raise InputError(
             f"{path} has no classes; train a head, or take vectors by `features`"
         )
@@ -128,13 +130,17 @@ def labeled_images(
     if "eval_batch_size" in run:
         reading["batch_size"] = run["eval_batch_size"]
     name = data_name(vit, data)
-    every = registry.open_source(
-        name,
-        "val",
-        num_classes=num_classes,
-        data_dir=data_dir or of_run.get("dir") or None,
-        class_names=vit.class_names,
-    )
+    data_dir = data_dir or of_run.get("dir") or None
+    opened = functools.partial(registry.open_source, name, "val", data_dir=data_dir)
+    classes = {"num_classes": vit.config.num_classes, "class_names": vit.class_names}
+    if not need_labels and not vit.is_classifier:
+        classes = {"labeled": False}
+    try:
+        every = opened(**classes)
+    except NoLabels:
+        if need_labels:
+            raise
+        every = opened(labeled=False)
     source = every.evenly_spaced(typed.get("limit"))
     for note in _notes(vit, name, every, source):
         notes.info(f"note: {note}")

@@ -21,6 +21,7 @@ from imagepiece_jax.common.progress import log
 from imagepiece_jax.common.tables import amount
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
+from imagepiece_jax.evaluate.compare_outputs import fidelity
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import record_of
@@ -126,13 +127,15 @@ class Split(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeasuredWeights:
-    """Accuracy of weights under any reduction, measured once per reduction."""
+    """Accuracy or fidelity of weights, measured once per reduction."""
 
     vit: Pretrained  # a model of `load`
     images: Split  # the images to evaluate on, or an object with the same fields
     cache: ResultCache | None = None  # where results are stored
     seed: int | None = None  # for random reducers; None: the weights' seed
     name: str = ""  # for the log; "": the reduction
+    # makes the dense model's outputs [images, D], for fidelity instead of accuracy
+    dense_outputs: Callable[[], np.ndarray] | None = None
     # compiled evaluation steps; weights of one model may share the dict
     programs: dict = dataclasses.field(default_factory=dict)
 
@@ -141,20 +144,31 @@ class MeasuredWeights:
 
         def measure():
             vit = self.vit.with_reduction(reduction, seed=self.vit.source.seed)
-            variables = parallel.replicate(vit.variables)
-            batches = self.images.batches()
-            result = accuracy.evaluate(self._step(vit.model), variables, batches)
+            result = self.run(vit)
+            if self.dense_outputs:
+                outputs = result.per_image["outputs"]
+                near = fidelity(outputs, self.dense_outputs(), vit.is_classifier)
+                figures = {"images": result.images, "fidelity": near}
+            else:
+                right = encode_bits(result.per_image["right"])
+                figures = result.figures | {"right": right}
             return {
-                **result.figures,
+                **figures,
                 "untrained_selectors": "selectors" in vit.untrained_kinds,
                 **plan_facts(vit.model),
-                "right": encode_bits(result.per_image["right"]),
             }
 
-        setting = self.setting("accuracy", reduction)
+        task = "fidelity" if self.dense_outputs else "accuracy"
+        setting = self.setting(task, reduction)
         count = amount(setting["images"], "image")
         subject = f"{self.name or reduction}, {count}"
         return self.cache.result(setting, measure, subject)
+
+    def run(self, vit: Pretrained) -> accuracy.EvalResult:
+        """One pass over the images; vit: these weights with any reduction."""
+        variables = parallel.replicate(vit.variables)
+        batches = self.images.batches()
+        return accuracy.evaluate(self._step(vit.model), variables, batches)
 
     def setting(self, task: str, reduction: Reduction) -> dict[str, Any]:
         """Everything that decides a result, as JSON values."""
@@ -182,13 +196,20 @@ class MeasuredWeights:
         seed = self.seed
         if seed is None:
             seed = self.vit.source.seed
-        key = model, seed, alter
+        measure = self.dense_outputs and _outputs
+        key = model, seed, alter, measure
         if key not in self.programs:
             while self.programs and parallel.are_crowded():
                 self.programs.pop(next(iter(self.programs)))
                 parallel.forget_programs()
-            self.programs[key] = accuracy.model_step(model, seed, alter=alter)
+            self.programs[key] = accuracy.model_step(
+                model, seed, measure=measure, alter=alter
+            )
         return self.programs[key]
+
+
+def _outputs(outputs, batch):
+    return {"outputs": outputs.logits}  # vectors of a model without a head
 
 
 def plan_facts(model) -> dict[str, Any]:

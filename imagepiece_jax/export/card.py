@@ -14,7 +14,7 @@ import numpy as np
 from imagepiece_jax.benchmark import timer
 from imagepiece_jax.common import device
 from imagepiece_jax.common.progress import working
-from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.pictures import as_source, read_images
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.compare_outputs import CONTROLS, cells, fidelity
@@ -92,12 +92,11 @@ def measured(
         ms[name] = timer.spread([1000 * value / size for value in readings])
     with working(f"comparing the outputs for {len(pixels)} images"):
         base = outputs(programs["dense"], pixels)
-        compared = {"file": outputs(programs["file"], pixels)}
+        own = outputs(programs["file"], pixels)
+        figures = {"file": fidelity(own, base, has_classes)}
         for name, change in CONTROLS.items():
-            compared[name] = outputs(programs["dense"], change(pixels))
-    figures = {}
-    for name, own in compared.items():
-        figures[name] = fidelity(own, base, has_classes)
+            own = outputs(programs["dense"], change(pixels))
+            figures[name] = fidelity(own, base, has_classes)
     return {
         "images": images.compared_names,
         "machine": device.cpu_name(),
@@ -135,9 +134,7 @@ def table(out: pathlib.Path, facts: Mapping[str, Any]) -> str:
     rows[own] |= cells(card["fidelity"]["file"])
     for name in CONTROLS:
         rows[f"dense, images {name}"] = cells(card["fidelity"][name])
-    head = [*rows[own]]
-    lines = [[name, *map(row.get, head)] for name, row in rows.items()]
-    return markdown_table(["", *head], lines)
+    return rows_table(rows)
 
 
 def page(out: pathlib.Path, vit: Pretrained, facts: Mapping[str, Any]) -> str:

@@ -129,7 +129,7 @@ def export(
     if card_images is not None:
         with tempfile.TemporaryDirectory() as temporary:
             dense = float32_export(vit.with_reduction(None), temporary)
-            has_classes = "logits" in outputs.names and tower.is_classifier(vit)
+            has_classes = "logits" in outputs.names and vit.is_classifier
             facts["card"] = card.measured(out, dense, card_images, has_classes)
         with finishing():
             write_json(program_facts.facts_file(out), facts)

@@ -51,11 +51,6 @@ def is_siglip(vit: Pretrained) -> bool:
     return vit.config.arch.pool == "map" and not vit.config.num_classes
 
 
-def is_classifier(vit: Pretrained) -> bool:
-    """Whether the head has classes: neither missing nor a projection."""
-    return vit.config.num_classes > 0 and not vit.has_projection
-
-
 def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
     """Inputs and outputs of a layout's graph.
 
@@ -64,7 +59,7 @@ def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
     Raises InputError for images that the layout's JSON cannot describe, and for weights
         without an image vector.
     """
-    if is_classifier(vit) and layout != "transformers":
+    if vit.is_classifier and layout != "transformers":
         raise InputError(
             f"layout is {layout!r}, which needs vectors, but the weights' head has "
             f"{vit.config.num_classes} classes; num_classes=0 (--num-classes 0) "
@@ -87,7 +82,7 @@ def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
     if layout == "immich":
         return TowerOutputs(vit, "image", ["embedding"], pixels)
     names = ["last_hidden_state", "pooler_output"]
-    if is_classifier(vit):
+    if vit.is_classifier:
         names = ["logits"]
     elif layout == "fastembed" or vit.has_projection:
         names = ["image_embeds"]
@@ -152,14 +147,14 @@ def config_fields(vit: Pretrained) -> dict:
     """
     config = vit.config
     fields = stored_fields(vit)
-    if not is_classifier(vit) and "id2label" in fields:  # the head was left out
+    if not vit.is_classifier and "id2label" in fields:  # the head was left out
         for name in ("architectures", *OF_CLASSES):
             fields.pop(name, None)
     for part in (fields, fields.get("vision_config", {})):
         if "image_size" in part:
             part["image_size"] = min(vit.preprocessing.shape)
     fields = fields or written_fields(vit)
-    if is_classifier(vit):
+    if vit.is_classifier:
         kinds = fields.get("architectures") or [""]
         if not kinds[0].endswith(CLASSIFIER):
             fields["architectures"] = [f"ViT{CLASSIFIER}"]

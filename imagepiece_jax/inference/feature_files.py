@@ -19,6 +19,7 @@ from imagepiece_jax.common.progress import ProgressBar, log
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate.compare_outputs import unit
 from imagepiece_jax.inference import feature_folder, optimize
 from imagepiece_jax.inference.features import feature_map
 from imagepiece_jax.inference.file_records import RecordedFiles
@@ -179,9 +180,11 @@ def _comparison(vit, run, photographs, size, threads):
     )
     cosines = []
     for batch in batches.read(threads):
-        vectors = _unit_vectors(run(batch["image"][0]))
-        dense_vectors = _unit_vectors(dense(batch["image"][0]))
-        of_batch = np.sum(vectors * dense_vectors, axis=1)
+        vectors = []
+        for model in (run, dense):
+            pooled = parallel.local(model(batch["image"][0])["pooled"])
+            vectors.append(unit(pooled.reshape(-1, pooled.shape[-1])))
+        of_batch = np.sum(vectors[0] * vectors[1], axis=1)
         for row in np.flatnonzero(batch["mask"][0]):
             cosines.append((of_batch[row], sample.name(batch["index"][0, row])))
     if not cosines:
@@ -192,13 +195,6 @@ def _comparison(vit, run, photographs, size, threads):
         f"cosine to the dense model's vectors, of {len(cosines)} photographs: mean "
         f"{mean:.4f}, worst {worst:.4f} ({name})"
     )
-
-
-def _unit_vectors(arrays):
-    """Normalize all devices' pooled vectors to length 1. float32 [size, D]"""
-    pooled = parallel.local(arrays["pooled"]).astype(np.float32)
-    vectors = pooled.reshape(-1, pooled.shape[-1])
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def _one_behind(run, batches):

@@ -183,6 +183,11 @@ class Pretrained:
         return not np.any(head.get("bias", 0))
 
     @property
+    def is_classifier(self) -> bool:
+        """Whether the head has classes: neither missing nor a projection."""
+        return self.config.num_classes > 0 and not self.has_projection
+
+    @property
     def label(self) -> str:
         """The reduction in a few words, for messages."""
         if self.reduction is None:

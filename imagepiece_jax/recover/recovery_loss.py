@@ -86,7 +86,7 @@ KINDS = {
 
 def outputs_of(vit: Pretrained) -> str:
     """The kind of a model's outputs, one of `KINDS`."""
-    if not vit.config.num_classes or vit.has_projection:
+    if not vit.is_classifier:
         return "features"
     if vit.config.problem_type == REGRESSION:
         return "numbers"

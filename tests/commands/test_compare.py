@@ -10,6 +10,7 @@ from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.evaluate import result_cache, statistics
 from imagepiece_jax.evaluate.result_cache import decode_bits
 from tests.command import call
+from tests.export import photographs
 from tests.models import tiny
 from tests.refused import refused
 
@@ -70,6 +71,27 @@ def test_the_table_of_another_model_stays(weights, tmp_path):
     assert len([*out.glob("*.md")]) == 2
     report = imagepiece_jax.compare(vit, "digits", limit=30, reductions=["tome:r=2"])
     assert str(report) == table
+
+
+def test_an_encoder_and_photographs(tmp_path):
+    """The table on stdout; a damaged photograph is named, in one sentence."""
+    vit = tiny.pretrained(num_classes=0, depth=1)
+    saved = imagepiece_jax.save(vit, tmp_path / "w")
+    photos = photographs.write(tmp_path / "photos", 13)
+    out = tmp_path / "out"
+    words = [saved, photos, "--reductions", "tome:r=4", "--out", out, "--workers=0"]
+    ended = call(compare.main, *words).ok()
+    page = (out / "compare.md").read_text()
+    assert page in ended.out
+    assert "13 of folder:" in page
+    rows = [line.split(" | ")[0] for line in page.splitlines() if " | 0.0" in line]
+    assert len(rows) == 4  # dense, tome, and two controls
+    assert "cosine" in page and "acc1" not in page
+    with Image.open(out / "compare.png") as picture:
+        assert picture.format == "PNG"
+    (photos / "005.png").write_bytes(b"no image")
+    ended = call(compare.main, *words)
+    assert ended.status == 2 and "005.png" in ended.lines[-1]
 
 
 def test_a_plot_needs_matplotlib_before_anything_is_measured(tmp_path, monkeypatch):

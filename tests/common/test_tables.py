@@ -1,6 +1,6 @@
 """Tables as text."""
 
-from imagepiece_jax.common.tables import markdown_table, text_table
+from imagepiece_jax.common.tables import markdown_table, rows_table, text_table
 
 
 def test_columns_line_up():
@@ -20,4 +20,14 @@ def test_names_stay_in_the_cells_of_a_table():
         r"| a\|b |  |",
         r"| \<b>x\</b> | two lines |",
         "| 1.5 | p < .05 |",  # as a terminal shows it
+    ]
+
+
+def test_rows_may_lack_cells_of_the_longest():
+    rows = {"dense": {"GMACs": 2}, "half": {"kept": 9, "GMACs": 1}}
+    assert rows_table(rows, "row").splitlines() == [
+        "| row | kept | GMACs |",
+        "| --- | --- | --- |",
+        "| dense |  | 2 |",
+        "| half | 9 | 1 |",
     ]

@@ -1,6 +1,7 @@
 """A comparison: rows that are paired and corrected, against slow counts."""
 
 import contextlib
+import io
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE
 from tests.experiments import tiny_paper
+from tests.export import photographs
 from tests.models import make, recoveries, tiny
 
 pytestmark = pytest.mark.usefixtures("evaluations_compiled_once")
@@ -132,3 +134,77 @@ def test_smaller_images_are_seen_by_the_dense_weights(tmp_path, on_digits):
     assert resized.vit.gmacs < weights.gmacs
     right = decode_bits(resized.evaluate(DENSE)["right"], 24)
     assert right.tolist() == (logits.argmax(axis=1) == labels).tolist()
+
+
+def cosine_rows(rows):
+    rows = np.asarray(rows, np.float64)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def jpeg(image):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=75)
+    return np.asarray(Image.open(file))
+
+
+@pytest.mark.parametrize("classes", [0, tiny.CLASSES])
+def test_without_labels_outputs_are_compared(tmp_path, classes):
+    """Against NumPy and Pillow; a second call measures the new row alone."""
+    vit = tiny.pretrained(num_classes=classes, depth=2)
+    pixels = photographs.pixels_of(30)
+    folder = photographs.write(tmp_path / "photos", 30)
+    options = {"out": tmp_path / "out", "workers": 0, "batch_size": 8}
+    report = compare.compare(vit, f"{folder}", reductions=["tome:r=6"], **options)
+    images = {
+        "dense": pixels,
+        "dense, images JPEG 75": np.stack([*map(jpeg, pixels)]),
+        "dense, images mirrored": pixels[:, :, ::-1],
+    }
+    outputs = {}
+    for name, changed in images.items():
+        normal = normalize(changed, vit.config.mean, vit.config.std)
+        outputs[name] = tiny.logits(vit.model)(vit.variables, normal)
+    reduced = vit.with_reduction("tome:r=6").model
+    normal = normalize(pixels, vit.config.mean, vit.config.std)
+    outputs["tome:r=6"] = tiny.logits(reduced)(vit.variables, normal)
+    assert {*report.figures} == {*outputs}
+    dense = outputs["dense"]
+    near = np.argsort(-cosine_rows(dense) @ cosine_rows(dense).T, axis=1)[:, 1:11]
+    for name, own in outputs.items():
+        figures = report.figures[name]["fidelity"]
+        by_own = np.argsort(-cosine_rows(own) @ cosine_rows(own).T, axis=1)[:, 1:11]
+        kept = [len({*a} & {*b}) for a, b in zip(near, by_own, strict=True)]
+        assert figures["neighbors_kept"][0] == pytest.approx(10 * np.mean(kept), abs=1)
+        cosines = np.sum(cosine_rows(own) * cosine_rows(dense), axis=1)
+        if classes:
+            same = 100 * np.mean(own.argmax(1) == dense.argmax(1))
+            assert figures["first_class"][0] == pytest.approx(same)
+        else:
+            assert figures["cosine_mean"] == pytest.approx(cosines.mean(), abs=1e-5)
+            assert figures["cosine_worst"] == pytest.approx(cosines.min(), abs=1e-5)
+    share = vit.gmacs_with("tome:r=6") / vit.gmacs
+    assert f"| {share:.2f} |\n" in compare.table(report)
+    lines = len((tmp_path / "out" / "points.jsonl").read_text().splitlines())
+    assert lines == len(outputs)
+    rows = ["tome:r=6", "tome:r=3"]
+    again = compare.compare(
+        vit, f"{folder}", reductions=rows, image_sizes=[16], **options
+    )
+    assert again.figures["tome:r=6"] == report.figures["tome:r=6"]
+    added = len((tmp_path / "out" / "points.jsonl").read_text().splitlines()) - lines
+    assert added == 2
+    smaller = again.figures["image_size=16"]
+    assert smaller["gmacs"] < vit.gmacs
+    assert smaller["fidelity"]["neighbors_kept"][0] < 100
+
+
+def test_classes_and_labels_decide_what_is_compared():
+    """Accuracy needs both; a projection such as CLIP's has no classes."""
+    vit = tiny.pretrained(num_classes=10, image_size=16, depth=1)
+    options = {"limit": 12, "reductions": ["tome:r=2"], "workers": 0}
+    assert compare.compare(vit, "digits", **options).comparisons
+    head = vit.variables["params"]["head"]
+    params = {**vit.variables["params"], "head": {**head, "bias": 0 * head["bias"]}}
+    projection = vit.with_variables({**vit.variables, "params": params})
+    report = compare.compare(projection, "digits", **options)
+    assert "cosine" in str(report) and not report.comparisons

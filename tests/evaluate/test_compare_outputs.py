@@ -7,16 +7,17 @@ from imagepiece_jax.evaluate import compare_outputs
 from imagepiece_jax.evaluate.compare_outputs import fidelity
 
 
-def slow_neighbors(rows):
-    """Sets of the ten nearest others by cosine."""
+def slow_neighbors(rows, index=None):
+    """The ten nearest others by cosine, the nearest first."""
+    index = rows if index is None else index
     found = []
     for i, row in enumerate(rows):
         cosines = []
-        for j, other in enumerate(rows):
+        for j, other in enumerate(index):
             if i != j:
                 length = np.sqrt((row @ row) * (other @ other))
                 cosines.append((-(row @ other) / length, j))
-        found.append({j for _, j in sorted(cosines)[:10]})
+        found.append([j for _, j in sorted(cosines)[:10]])
     return found
 
 
@@ -27,7 +28,7 @@ def test_figures_are_those_of_a_slow_count(has_classes):
     outputs = dense + 0.3 * rng.normal(size=dense.shape)
     found = fidelity(outputs, dense, has_classes)
     pairs = list(zip(slow_neighbors(outputs), slow_neighbors(dense), strict=True))
-    kept = [10 * len(own & base) for own, base in pairs]
+    kept = [10 * len({*own} & {*base}) for own, base in pairs]
     assert found["neighbors_kept"].value == pytest.approx(np.mean(kept))
     assert 0 < found["neighbors_kept"].value < 100
     if has_classes:
@@ -41,6 +42,22 @@ def test_figures_are_those_of_a_slow_count(has_classes):
         cosines = np.sum(outputs * dense, axis=1) / lengths
         assert found["cosine_mean"] == pytest.approx(cosines.mean())
         assert found["cosine_worst"] == pytest.approx(cosines.min())
+
+
+@pytest.mark.parametrize("block", [7, 1000])
+def test_new_queries_in_an_old_index(monkeypatch, block):
+    """Each finds what is near in the index, and not the image itself."""
+    monkeypatch.setattr(compare_outputs, "BLOCK", block)
+    rng = np.random.default_rng(0)
+    index = rng.normal(size=(30, 8))
+    queries = index + 0.3 * rng.normal(size=index.shape)
+    ours, theirs = slow_neighbors(queries, index), slow_neighbors(index)
+    unit = compare_outputs.unit
+    near = compare_outputs.nearest(unit(queries), unit(index))
+    np.testing.assert_array_equal(near, ours)
+    counts = [len({*own} & {*other}) for own, other in zip(ours, theirs, strict=True)]
+    got = compare_outputs.shared(np.array(ours), np.array(theirs))
+    np.testing.assert_array_equal(got, counts)
 
 
 def test_equal_outputs_are_alike_and_nan_is_no_answer():

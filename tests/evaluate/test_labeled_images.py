@@ -42,3 +42,38 @@ def test_of_a_folder_with_splits_val_is_measured_on(tmp_path):
 def test_numbers_below_their_least_are_refused(name, value):
     with pytest.raises(InputError, match=f"{name} is {value}"):
         labeled_images(VIT, "digits", **{name: value})
+
+
+ENCODER = types.SimpleNamespace(**vars(VIT) | {"is_classifier": False})
+ENCODER.config = types.SimpleNamespace(num_classes=0, problem_type=SINGLE_LABEL)
+CLASSIFIER = types.SimpleNamespace(**vars(VIT) | {"is_classifier": True})
+
+
+@pytest.mark.parametrize("vit", [ENCODER, CLASSIFIER])
+def test_images_without_labels(tmp_path, vit):
+    write_plain(tmp_path, "a.png", "b.png")
+    (tmp_path / "set.csv").write_text("filename\na.png\nb.png\n")
+    for data in (tmp_path, tmp_path / "set.csv"):
+        with pytest.raises(InputError, match="classes|label"):
+            labeled_images(vit, f"{data}")
+        source = labeled_images(vit, f"{data}", need_labels=False).source
+        assert (len(source), source[0].label, source.num_classes) == (2, -1, 0)
+
+
+def test_an_encoder_reads_no_labels(tmp_path):
+    """Whatever the classes are; of splits val is taken, as with labels."""
+    write_plain(tmp_path, "train/ant/a.png", "val/ant/b.png", "val/bee/deep/c.png")
+    source = labeled_images(ENCODER, f"{tmp_path}", need_labels=False).source
+    names = [source.name(index) for index in range(len(source))]
+    assert [name.removeprefix(f"{tmp_path}/val/") for name in names] == [
+        "ant/b.png",
+        "bee/deep/c.png",
+    ]
+    digits = labeled_images(ENCODER, "digits", need_labels=False).source
+    assert len(digits) == 359
+
+
+def test_classes_of_another_model_are_not_taken_for_no_labels(tmp_path):
+    write_plain(tmp_path, "ant/a.png", "bee/b.png")
+    with pytest.raises(InputError, match="ant"):
+        labeled_images(CLASSIFIER, f"{tmp_path}", need_labels=False)

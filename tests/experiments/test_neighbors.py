@@ -11,36 +11,6 @@ from tests import markdown
 FOLDER = markdown.ROOT / neighbors.FOLDER
 
 
-def test_neighbors_are_those_of_a_slow_search(monkeypatch):
-    monkeypatch.setattr(neighbors, "NEIGHBORS", 3)
-    rng = np.random.default_rng(0)
-    found = rng.normal(size=(12, 5)).astype(np.float32)
-    other = found + rng.normal(0, 0.5, found.shape).astype(np.float32)
-    lists = []
-    for vectors in (found, other):
-        slow = []
-        for row, query in enumerate(vectors):
-            by_cosine = []
-            for place, each in enumerate(vectors):
-                lengths = np.linalg.norm(query) * np.linalg.norm(each)
-                if place != row:
-                    by_cosine.append((-(query @ each) / lengths, place))
-            slow.append([place for _, place in sorted(by_cosine)[:3]])
-        np.testing.assert_array_equal(neighbors.neighbors(vectors, vectors), slow)
-        lists.append(slow)
-    want = [len({*a} & {*b}) for a, b in zip(*lists, strict=True)]
-    assert 0 < sum(want) < 36
-    np.testing.assert_array_equal(neighbors.shared(*map(np.array, lists)), want)
-
-
-def test_new_queries_in_an_old_index(monkeypatch):
-    """Each finds what is near in the index, and not the image itself."""
-    monkeypatch.setattr(neighbors, "NEIGHBORS", 1)
-    index = np.eye(3, dtype=np.float32)
-    queries = np.array([[9, 2, 1], [1, 9, 2], [2, 1, 9]], np.float32)
-    np.testing.assert_array_equal(neighbors.neighbors(queries, index), [[1], [2], [0]])
-
-
 def test_labeled_images_vote_by_cosine(monkeypatch):
     """Two of class 1 at 60 and 70 degrees weigh less than one of class 0 at 10."""
     monkeypatch.setattr(neighbors, "NEIGHBORS", 3)

@@ -12,7 +12,7 @@ from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import read_text
 from imagepiece_jax.data.class_names import normalized
 from imagepiece_jax.data.source import SPLIT_NAMES, FileSource, find_splits
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, NoLabels
 
 COLUMNS = ("filename", "label", "split", "class")
 
@@ -78,9 +78,8 @@ def _read_rows(path, split, labeled):
         for name in COLUMNS:  # of two equal columns the last would win silently
             if table.fieldnames.count(name) > 1:
                 raise InputError(f"there is more than one column {name!r}")
-        for name in COLUMNS[: 1 + labeled]:
-            if name not in table.fieldnames:
-                raise InputError(f"there is no column {name!r}")
+        if "filename" not in table.fieldnames:
+            raise InputError("there is no column 'filename'")
         for fields in table:
             if any(fields.get(None, ())):  # a comma at the end is harmless
                 raise InputError(
@@ -95,6 +94,8 @@ def _read_rows(path, split, labeled):
             )
     except (InputError, csv.Error) as error:
         raise InputError(f"{path} line {table.line_num}: {error}") from error
+    if labeled and "label" not in table.fieldnames:
+        raise NoLabels(f"{path} has no column 'label'")
     return rows
 
 

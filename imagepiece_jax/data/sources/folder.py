@@ -6,6 +6,8 @@ import pathlib
 import re
 from typing import NamedTuple
 
+import numpy as np
+
 from imagepiece_jax.common.files import SYSTEM_NAMES
 from imagepiece_jax.common.progress import notes
 from imagepiece_jax.data import class_names
@@ -16,7 +18,7 @@ from imagepiece_jax.data.source import (
     check_num_classes,
     find_splits,
 )
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, NoLabels
 
 log = logging.getLogger("imagepiece_jax.data")
 
@@ -168,16 +170,19 @@ def train_folder(folder: str | os.PathLike) -> str | os.PathLike:
     return os.path.join(folder, "train")
 
 
-def open_folder(root, split, num_classes, names_of_model):
+def open_folder(root, split, num_classes, names_of_model, labeled=True):
     """Open folder:ROOT: ROOT/train/CLASS and ROOT/val/CLASS, or ROOT/CLASS for "val".
 
     Arguments and errors are as for `open_source`.
     """
     data = f"folder {root}"
-    splits = split_folders(root, labeled=True)
+    splits = split_folders(root, labeled)
     inside = splits.get(split, split)
     if split == "val" and not splits:
-        inside = ""  # class folders of validation images lie in the root itself
+        inside = ""  # validation images lie in the root itself
+    if not labeled:
+        files, left_out = list_images(root, inside)
+        return _source(root, inside, files, np.full(len(files), -1), left_out)
     folders, left_out = _classes(root, inside)
     in_order = folders  # label order
     if len(splits) == 2:
@@ -217,10 +222,14 @@ def open_folder(root, split, num_classes, names_of_model):
         files += listing.images
         labels += [label] * len(listing.images)
         left_out += listing.left_out
+    names = tuple(map(names.get, range(num_classes)))
+    return _source(root, inside, files, labels, left_out, num_classes, names)
+
+
+def _source(root, inside, files, labels, left_out, *classes):
     if note := left_out_note(root, left_out):
         log.warning(note)
-    names = tuple(map(names.get, range(num_classes)))
-    source = FileSource(root, files, labels, num_classes, names)
+    source = FileSource(root, files, labels, *classes)
     source.split = inside
     return source
 
@@ -240,7 +249,7 @@ def _classes(root, inside):
         )
     names, *loose = _entries(folder)
     if not names:
-        raise InputError(f"folder {folder} has no class folders with images")
+        raise NoLabels(f"folder {folder} has no class folders with images")
     return names, [os.path.join(inside, name) for name in sum(loose, [])]
 
 

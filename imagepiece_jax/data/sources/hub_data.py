@@ -13,7 +13,7 @@ from imagepiece_jax.data.source import (
     file_sizes,
     find_splits,
 )
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, NoLabels
 
 
 def open_hub_data(path, split, num_classes, labeled=True):
@@ -43,7 +43,8 @@ def open_hub_data(path, split, num_classes, labeled=True):
         rows = rows.cast_column("image", datasets.Image(decode=False))
     except mistakes as error:
         missing = " and ".join(columns)
-        raise InputError(f"{data} has no {missing} ({one_line(error)})") from error
+        kind = NoLabels if labeled else InputError
+        raise kind(f"{data} has no {missing} ({one_line(error)})") from error
     if not labeled:
         return HubSource(rows, f"{data}/{name}", np.full(len(rows), -1), 0)
     labels = rows.select_columns("label").with_format("numpy")[:]["label"]

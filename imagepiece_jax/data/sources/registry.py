@@ -46,7 +46,7 @@ def open_source(
     class_names: a model's class names by label. A folder is named after a class or its
         WordNet ID; validation folders may cover some classes. None: labels follow
         all folders, sorted as text
-    labeled: False: csv: and hf: need no labels, and none are read
+    labeled: False: no labels are needed, and none are read except in SETS
     Raises InputError for an unknown name, for missing, empty or unreadable files, for
         labels that do not fit `num_classes`, and for folders without `class_names`
         whose text order contradicts their numbers.
@@ -62,7 +62,7 @@ def open_source(
     if prefix == "hf" and path:
         return open_hub_data(path, split, num_classes, labeled)
     if prefix == "folder" and path:
-        return open_folder(path, split, num_classes, class_names)
+        return open_folder(path, split, num_classes, class_names, labeled)
     if prefix == "csv" and path:
         return open_csv(path, split, num_classes, labeled)
     raise InputError(

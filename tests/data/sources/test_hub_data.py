@@ -15,7 +15,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing  # noqa: E402
 from imagepiece_jax.data.sources.hub_data import HubSource  # noqa: E402
 from imagepiece_jax.data.sources.registry import open_source  # noqa: E402
 from imagepiece_jax.data.worker_pool import read_ahead  # noqa: E402
-from imagepiece_jax.errors import InputError  # noqa: E402
+from imagepiece_jax.errors import InputError, NoLabels  # noqa: E402
 from tests.pictures import write_plain  # noqa: E402
 
 CLASSES = datasets.ClassLabel(names=["ant", "bee", "cat"])
@@ -93,6 +93,8 @@ def test_who_does_not_look_at_labels_needs_none(folder):
         rows.remove_columns("label").to_parquet(file)
     source = open_source(f"hf:{folder}", "train", labeled=False)
     assert (len(source), source[2].pixels[0, 0, 0]) == (3, 8)
+    with pytest.raises(NoLabels, match="label"):
+        open_source(f"hf:{folder}", "train")
 
 
 def test_labels_are_numbers_and_may_be_left_out(folder):
