@@ -267,6 +267,14 @@ def test_norms_softmax_and_scores_are_float32_in_float16(name):
     assert 0 < np.abs(logits - want).max() < 0.02 * np.ptp(want)
 
 
+@pytest.mark.parametrize("name", with_all_pairs(FAMILIES | ARCHITECTURES))
+def test_float16_graphs_of_all_architectures_have_sound_types(name):
+    model = small(name, depth=1)
+    half = model.with_execution(dtype=np.dtype(np.float16))
+    graph = onnx_model(Pretrained(half, tiny.variables(model)))
+    onnx.checker.check_model(graph, full_check=True)
+
+
 def test_pixels_are_normalized_inside():
     vit = tiny.pretrained(EVIT, depth=1)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
