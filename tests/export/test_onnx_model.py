@@ -478,6 +478,7 @@ def partners(x):
         lambda x: ops.pick(ops.rank(x), 3, NUMBERS)[0],
         lambda x: ops.pick(ops.index_among(x > 0), 6, NUMBERS)[0],  # fewer are kept
         lambda x: ops.invert(ops.rank(x), np.array([1, 3])),
+        lambda x: ops.invert(ops.rank(x), np.array([-1, 9, 2])),  # two are missing
         lambda x: ops.invert(ops.index_among(x > 0), 6),
         lambda x: ops.invert(ops.index_among(ops.rank(x) < 4), 4),
         lambda x: 1 + jax.lax.div(partners(x), jnp.int32(2)) * 3,
@@ -546,6 +547,15 @@ def test_a_side_may_be_a_multiple_of_an_open_batch():
     x = np.arange(12, dtype=np.float32).reshape(2, 6)
     for each in run(in_model(graph.finished({"logits": out})), x):
         np.testing.assert_array_equal(each, with_ones(x))
+
+
+def test_the_size_of_an_open_batch_is_no_number():
+    (batch,) = jax.export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((batch, 6), np.float32)
+    entry = onnx_graph.Value(images.shape, images.dtype, "images")
+    mean = jax.make_jaxpr(lambda x: x.mean(0))(images)
+    with refused("the model"):
+        walk(onnx_graph.Graph(entry), mean, [entry])
 
 
 def custom_sum(x):
