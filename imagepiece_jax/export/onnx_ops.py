@@ -280,7 +280,8 @@ def merge(graph, x, size, result):
     # Means are float32 in float16 graphs, too.
     kept = graph.cast(kept, np.float32)
     if result.weight is not None:
-        operands = [result.weight, [0, prefix, 0, 0], np.float32(1)]
+        weight = graph.cast(result.weight, np.float32)
+        operands = [weight, [0, prefix, 0, 0], np.float32(1)]
         weight = graph.op("Pad", operands, size.shape, np.float32)
         factor, shares, total = terms(weight)
     elif not result.by_size:

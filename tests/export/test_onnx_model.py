@@ -500,6 +500,8 @@ def test_tokens_are_picked_as_by_jax(fn):
         (4, 0, {"weighted": True, "mean": False}, {}),
         (4, 0, {"mean": False}, {"by_size": False}),
         (4, 0, {}, {"index": None}),
+        (4, 0, {}, {"weight": np.ones((3, 7), bool)}),  # a mean over tokens
+        (4, 0, {"mean": False}, {"weight": np.full((3, 7), 0.5, np.float16)}),
         (4, 1, {"prefix": 2}, {}),  # tokens are dropped, and none merges
         (7, 0, {"weighted": True}, {}),
     ],
