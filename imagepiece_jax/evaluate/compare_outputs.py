@@ -35,11 +35,12 @@ def fidelity(
         Percentages have the ends of their 95 % interval.
     """
     own = unit(outputs)
+    is_answer = own.any(1)  # NaN is none
     base = unit(dense)
     figures = {}
     if has_classes:
         same = outputs.argmax(1) == dense.argmax(1)
-        same &= own.any(1)  # NaN is no answer
+        same &= is_answer
         figures["first_class"] = statistics.accuracy(same)
     else:
         cosines = np.sum(own * base, axis=1)
@@ -47,6 +48,7 @@ def fidelity(
         figures["cosine_worst"] = float(cosines.min())
     shared = nearest(own) & nearest(base)
     kept = 100 * shared.sum(1) / min(NEIGHBORS, len(own) - 1)
+    kept *= is_answer
     figures["neighbors_kept"] = statistics.mean_difference(kept, np.zeros(len(kept)))
     return figures
 
