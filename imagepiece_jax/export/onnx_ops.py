@@ -173,7 +173,9 @@ def _picked(graph, position, ranks, *values):
     # If `position` is known to be a rank, a Gather replaces the comparison of all
     # pairs.
     tokens = graph.notes[position.name].sorted_tokens
-    if tokens:
+    # A Gather knows no missing positions.
+    has_all = ranks.array is not None and ((ranks.array >= 0) & (ranks.array < n)).all()
+    if tokens and has_all:
         ranks = graph.cast(ranks, np.int64)
         shape = (position.shape[0], ranks.shape[-1])
         index = graph.op("Gather", [tokens, ranks], shape, np.int64, axis=1)
@@ -278,7 +280,8 @@ def merge(graph, x, size, result):
     # Means are float32 in float16 graphs, too.
     kept = graph.cast(kept, np.float32)
     if result.weight is not None:
-        operands = [result.weight, [0, prefix, 0, 0], np.float32(1)]
+        weight = graph.cast(result.weight, np.float32)
+        operands = [weight, [0, prefix, 0, 0], np.float32(1)]
         weight = graph.op("Pad", operands, size.shape, np.float32)
         factor, shares, total = terms(weight)
     elif not result.by_size:

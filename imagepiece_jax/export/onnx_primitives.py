@@ -51,6 +51,7 @@ def _equation(graph, equation, values):
         return walk(graph, params[CALLS[name]], values)
     shapes = _shapes([*equation.invars, *equation.outvars])
     fixed = not any(map(is_open, itertools.chain(*shapes)))
+    fixed &= name != "dim_as_value"  # the open batch, as a number
     if fixed and all(v.array is not None for v in values):
         return _folded(graph, equation, values)
     if name not in PRIMITIVES:

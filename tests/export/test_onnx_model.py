@@ -267,6 +267,14 @@ def test_norms_softmax_and_scores_are_float32_in_float16(name):
     assert 0 < np.abs(logits - want).max() < 0.02 * np.ptp(want)
 
 
+@pytest.mark.parametrize("name", with_all_pairs(FAMILIES | ARCHITECTURES))
+def test_float16_graphs_of_all_architectures_have_sound_types(name):
+    model = small(name, depth=1)
+    half = model.with_execution(dtype=np.dtype(np.float16))
+    graph = onnx_model(Pretrained(half, tiny.variables(model)))
+    onnx.checker.check_model(graph, full_check=True)
+
+
 def test_pixels_are_normalized_inside():
     vit = tiny.pretrained(EVIT, depth=1)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
@@ -470,6 +478,7 @@ def partners(x):
         lambda x: ops.pick(ops.rank(x), 3, NUMBERS)[0],
         lambda x: ops.pick(ops.index_among(x > 0), 6, NUMBERS)[0],  # fewer are kept
         lambda x: ops.invert(ops.rank(x), np.array([1, 3])),
+        lambda x: ops.invert(ops.rank(x), np.array([-1, 9, 2])),  # two are missing
         lambda x: ops.invert(ops.index_among(x > 0), 6),
         lambda x: ops.invert(ops.index_among(ops.rank(x) < 4), 4),
         lambda x: 1 + jax.lax.div(partners(x), jnp.int32(2)) * 3,
@@ -491,6 +500,8 @@ def test_tokens_are_picked_as_by_jax(fn):
         (4, 0, {"weighted": True, "mean": False}, {}),
         (4, 0, {"mean": False}, {"by_size": False}),
         (4, 0, {}, {"index": None}),
+        (4, 0, {}, {"weight": np.ones((3, 7), bool)}),  # a mean over tokens
+        (4, 0, {"mean": False}, {"weight": np.full((3, 7), 0.5, np.float16)}),
         (4, 1, {"prefix": 2}, {}),  # tokens are dropped, and none merges
         (7, 0, {"weighted": True}, {}),
     ],
@@ -538,6 +549,15 @@ def test_a_side_may_be_a_multiple_of_an_open_batch():
     x = np.arange(12, dtype=np.float32).reshape(2, 6)
     for each in run(in_model(graph.finished({"logits": out})), x):
         np.testing.assert_array_equal(each, with_ones(x))
+
+
+def test_the_size_of_an_open_batch_is_no_number():
+    (batch,) = jax.export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((batch, 6), np.float32)
+    entry = onnx_graph.Value(images.shape, images.dtype, "images")
+    mean = jax.make_jaxpr(lambda x: x.mean(0))(images)
+    with refused("the model"):
+        walk(onnx_graph.Graph(entry), mean, [entry])
 
 
 def custom_sum(x):
