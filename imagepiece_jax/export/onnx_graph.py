@@ -8,6 +8,7 @@ of it, because ONNX's operators broadcast, too.
 import collections
 import dataclasses
 import hashlib
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -61,9 +62,12 @@ class Value:
 class Note:
     """Facts about a Value, from which `onnx_ops` chooses shorter programs."""
 
-    # (array, starts, limits, strides): the Value is this slice of whole rows.
-    # `Graph.slice` writes it, `unit` reads it.
+    # (array, axis, start): the Value is consecutive rows of the array along one axis.
+    # `Graph.slice` writes it; `Graph.unsliced` and `unit` read it.
     slice_of: tuple | None = None
+    # (values, sorted tokens): the Value is `values` of sorted tokens, in token order.
+    # `gather_rows` writes and reads it.
+    by_rank: tuple[Value, Value] | None = None
     # The Value holds the tokens' ranks, the note the tokens sorted by rank. `rank`
     # writes it; `pick`, `invert` and comparisons read it.
     sorted_tokens: Value | None = None
@@ -198,11 +202,15 @@ class Graph:
     def reshape(self, value, shape):
         """Reshape a Value. At most one side of `shape` is open."""
         shape = tuple(shape)
-        kind, operands, _ = self._made[value.name]
+        kind, operands, options = self._made[value.name]
         if kind == "Reshape":  # two reshapes in a row: the second is enough
             value = operands[0]
         if value.shape == shape:
             return value
+        if options.get("keepdims") == 0 and len(operands) == 2:  # a reduction
+            kept = self.reduce(kind, operands[0], operands[1].array, keep=True)
+            if kept.shape == shape:
+                return kept
         if value.array is not None:
             return Value.constant(value.array.reshape(shape))
         sides = np.array([-1 if is_open(side) else side for side in shape], np.int64)
@@ -241,12 +249,34 @@ class Graph:
             chosen.append((start, limit, axis, stride))
         if not chosen:
             return value
+        start, limit, axis, stride = chosen[0]
+        rows = len(chosen) == stride == 1
+        kind, parts, options = self._made[value.name]
+        if rows and kind == "Concat" and options["axis"] == axis:
+            ends = itertools.accumulate(part.shape[axis] for part in parts)
+            for part, end in zip(parts, ends, strict=True):
+                if (start, limit) == (end - part.shape[axis], end):
+                    return part
         columns = list(zip(*chosen, strict=True))
         out = self.op("Slice", [value, *columns], shape, value.dtype)
-        _, _, axes, _ = columns
-        if value.ndim - 1 not in axes:
-            self.notes[out.name] = Note(slice_of=(value, starts, limits, strides))
+        if rows:
+            self.notes[out.name] = Note(slice_of=(value, axis, start))
         return out
+
+    def rows(self, value, axis, start, count):
+        """Slice `count` rows along one axis."""
+        starts = [0] * value.ndim
+        starts[axis] = start
+        limits = list(value.shape)
+        limits[axis] = start + count
+        return self.slice(value, starts, limits)
+
+    def unsliced(self, value, axis):
+        """(source, start) of rows sliced along `axis`; any other Value and 0."""
+        source = self.notes[value.name].slice_of
+        if source and source[1] == axis:
+            return source[0], source[2]
+        return value, 0
 
     def expand(self, value, shape):
         shape = tuple(shape)
@@ -254,7 +284,10 @@ class Graph:
             return value
         if value.array is not None and not any(map(is_open, shape)):
             return Value.constant(np.broadcast_to(value.array, shape))
-        return self.op("Expand", [value, self._sides(shape)], shape, value.dtype)
+        # Sides that the Value has are 1 here, so that many nodes share these sides.
+        own = (1,) * (len(shape) - value.ndim) + value.shape
+        sides = [1 if a == b else b for a, b in zip(own, shape, strict=True)]
+        return self.op("Expand", [value, self._sides(sides)], shape, value.dtype)
 
     def unexpanded(self, value):
         """The source of a broadcast Value; any other Value is its own source."""
@@ -328,6 +361,12 @@ class Graph:
         if before == "Gather" and operands[0].array is not None and kind in NUMPY:
             operands = [NUMPY[kind](operands[0].array, number), operands[1]]
             return self.op(before, operands, value.shape, value.dtype, **options)
+        if before == kind == "Add" and value.dtype.kind == "i":
+            source, constant = operands
+            if constant.array is not None and constant.ndim:
+                return self.op(
+                    "Add", [source, constant.array + number], value.shape, value.dtype
+                )
         if before == "ReduceSum" and kind == "Div":
             source, axes = operands
             if number == math.prod(source.shape[axis] for axis in axes.array):

@@ -296,6 +296,8 @@ def _pad(graph, equation, x, value):
     low, high, inner = zip(*equation.params["padding_config"], strict=True)
     if any(inner) or min(low) < 0 or min(high) < 0:
         raise no_operator("padding between or negative")
+    if not any(low + high):
+        return x
     return graph.op("Pad", [x, low + high, value], out.aval.shape, x.dtype)
 
 
@@ -378,6 +380,8 @@ def _gather(graph, equation, x, index):
     sides = x.shape[first:end]
     taken = np.ravel_multi_index(tuple(np.moveaxis(indices, -1, 0)), sides)
     x = graph.reshape(x, (*x.shape[:first], math.prod(sides), *x.shape[end:]))
+    x, start = graph.unsliced(x, first)
+    taken = taken + start
     return graph.op("Gather", [x, taken], out.aval.shape, x.dtype, axis=int(first))
 
 
