@@ -202,15 +202,11 @@ class Graph:
     def reshape(self, value, shape):
         """Reshape a Value. At most one side of `shape` is open."""
         shape = tuple(shape)
-        kind, operands, options = self._made[value.name]
+        kind, operands, _ = self._made[value.name]
         if kind == "Reshape":  # two reshapes in a row: the second is enough
             value = operands[0]
         if value.shape == shape:
             return value
-        if options.get("keepdims") == 0 and len(operands) == 2:  # a reduction
-            kept = self.reduce(kind, operands[0], operands[1].array, keep=True)
-            if kept.shape == shape:
-                return kept
         if value.array is not None:
             return Value.constant(value.array.reshape(shape))
         sides = np.array([-1 if is_open(side) else side for side in shape], np.int64)
@@ -236,40 +232,23 @@ class Graph:
             return value, tuple(range(value.ndim))
         return operands[0], attributes["perm"]
 
-    def slice(self, value, starts, limits, strides=None):
-        """value[starts[0]:limits[0]:strides[0], ..]."""
-        strides = strides or (1,) * value.ndim
-        chosen = []
+    def slice(self, value, axis, start, limit, stride=1):
+        """value[start:limit:stride] along one axis."""
         shape = list(value.shape)
-        each = zip(starts, limits, strides, strict=True)
-        for axis, (start, limit, stride) in enumerate(each):
-            if (start, limit, stride) == (0, shape[axis], 1):
-                continue
-            shape[axis] = math.ceil((limit - start) / stride)
-            chosen.append((start, limit, axis, stride))
-        if not chosen:
+        if (start, limit, stride) == (0, shape[axis], 1):
             return value
-        start, limit, axis, stride = chosen[0]
-        rows = len(chosen) == stride == 1
+        shape[axis] = math.ceil((limit - start) / stride)
         kind, parts, options = self._made[value.name]
-        if rows and kind == "Concat" and options["axis"] == axis:
+        if kind == "Concat" and options["axis"] == axis and stride == 1:
             ends = itertools.accumulate(part.shape[axis] for part in parts)
             for part, end in zip(parts, ends, strict=True):
                 if (start, limit) == (end - part.shape[axis], end):
                     return part
-        columns = list(zip(*chosen, strict=True))
-        out = self.op("Slice", [value, *columns], shape, value.dtype)
-        if rows:
+        operands = [value, [start], [limit], [axis], [stride]]
+        out = self.op("Slice", operands, shape, value.dtype)
+        if stride == 1:
             self.notes[out.name] = Note(slice_of=(value, axis, start))
         return out
-
-    def rows(self, value, axis, start, count):
-        """Slice `count` rows along one axis."""
-        starts = [0] * value.ndim
-        starts[axis] = start
-        limits = list(value.shape)
-        limits[axis] = start + count
-        return self.slice(value, starts, limits)
 
     def unsliced(self, value, axis):
         """(source, start) of rows sliced along `axis`; any other Value and 0."""
@@ -361,12 +340,6 @@ class Graph:
         if before == "Gather" and operands[0].array is not None and kind in NUMPY:
             operands = [NUMPY[kind](operands[0].array, number), operands[1]]
             return self.op(before, operands, value.shape, value.dtype, **options)
-        if before == kind == "Add" and value.dtype.kind == "i":
-            source, constant = operands
-            if constant.array is not None and constant.ndim:
-                return self.op(
-                    "Add", [source, constant.array + number], value.shape, value.dtype
-                )
         if before == "ReduceSum" and kind == "Div":
             source, axes = operands
             if number == math.prod(source.shape[axis] for axis in axes.array):

@@ -83,9 +83,9 @@ def class_attention(graph, query, key, key_bias=None):
     attention = graph.notes[key.name].attention
     if attention:  # the full attention, the class token first
         queries, bias, all_weights = attention
-        first = graph.rows(queries, 1, 0, 1)
+        first = graph.slice(queries, 1, 0, 1)
         if first == row and bias == key_bias:
-            weights = graph.rows(all_weights, 2, 0, 1)
+            weights = graph.slice(all_weights, 2, 0, 1)
     if weights is None:
         weights = attention_map(graph, row, key, key_bias)
     return graph.reduce("ReduceMean", weights, (1, 2))
@@ -101,7 +101,8 @@ def unit(graph, x, eps=1e-6):
     slice_of = graph.notes[x.name].slice_of
     if slice_of and slice_of[1] < x.ndim - 1:  # all rows, once for all slices
         rows, axis, start = slice_of
-        return graph.rows(unit(graph, rows, eps), axis, start, x.shape[axis])
+        limit = start + x.shape[axis]
+        return graph.slice(unit(graph, rows, eps), axis, start, limit)
     x = graph.cast(x, np.float32)
     squares = graph.reduce("ReduceSumSquare", x, (-1,), keep=True)
     length = graph.elementwise("Sqrt", graph.elementwise("Add", squares, eps))
@@ -171,7 +172,7 @@ def _picked(graph, position, ranks, *values):
     tokens = graph.notes[position.name].sorted_tokens
     if tokens:
         if isinstance(ranks, int):
-            index = graph.rows(tokens, 1, 0, ranks)
+            index = graph.slice(tokens, 1, 0, ranks)
         else:
             ranks = graph.cast(ranks, np.int64)
             shape = (batch, ranks.shape[-1])
@@ -201,7 +202,7 @@ def _kept_tokens(graph, keep, length):
     if ranks:
         tokens, first, end = ranks
         if end - first == length:
-            kept = graph.rows(tokens, 1, first, length)
+            kept = graph.slice(tokens, 1, first, end)
             return _top(graph, kept, length, largest=False)[0]
     # A dropped token counts as n, behind all kept tokens.
     index = graph.op("Where", [keep, np.arange(n)[None], n], keep.shape, np.int64)
@@ -230,7 +231,7 @@ def gather_rows(graph, x, index):
     tokens, first = graph.unsliced(index, 1)
     values, order = graph.notes[x.name].by_rank or (None, None)
     if tokens == order:  # sorted values of sorted tokens
-        return graph.rows(values, 1, first, index.shape[1])
+        return graph.slice(values, 1, first, first + index.shape[1])
     if x.ndim > 2 and index.array is None:
         x, start = graph.unsliced(x, 1)
         index = graph.elementwise("Add", index, start)

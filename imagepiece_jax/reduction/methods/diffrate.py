@@ -98,23 +98,20 @@ class PruneAndMerge(Ranking):
         alike = products(gather_rows(x, joining), gather_rows(x, keep))
         slots = jnp.arange(n_out, dtype=jnp.int32)[None]
         _, target = find_partners(alike, slots)
-        slots = jnp.broadcast_to(slots, keep.shape)
-        slots = jnp.concatenate([slots, target], axis=1)
-        # A joining token adds its attention size times its cosine to its partner.
-        added = gather_rows(inputs.attn_size, joining) * jnp.max(alike, axis=-1)
-        sizes = [gather_rows(inputs.attn_size, keep), added]
-        sizes = jnp.concatenate(sizes, axis=1)
-        dropped = ((0, 0), (0, n - kept))
-        slots = jnp.pad(slots, dropped, constant_values=DROPPED)
-        sizes = jnp.pad(sizes, dropped)
         partner = gather_rows(keep, target)
         index = SlotIndex(keep=keep, absorbed=joining, target=target, partner=partner)
+        # Slots and attention sizes of tokens by falling score, then in token order. A
+        # joining token adds its attention size times its cosine to its partner.
+        dropped = ((0, 0), (0, n - kept))
+        slots = [jnp.broadcast_to(slots, keep.shape), target]
+        slots = jnp.pad(jnp.concatenate(slots, 1), dropped, constant_values=DROPPED)
+        joined = gather_rows(inputs.attn_size, joining) * jnp.max(alike, axis=-1)
+        sizes = [gather_rows(inputs.attn_size, keep), joined]
+        sizes = jnp.pad(jnp.concatenate(sizes, 1), dropped)
+        dest = gather_rows(slots, order)
+        sizes = gather_rows(sizes, order)
         return Assignment(
-            gather_rows(slots, order),
-            attn_size=gather_rows(sizes, order),
-            index=index,
-            n_out=n_out,
-            by_size=False,
+            dest, attn_size=sizes, index=index, n_out=n_out, by_size=False
         )
 
     def _of_all_pairs(self, inputs, order, counts):

@@ -81,19 +81,15 @@ class Fusion(Ranking):
         ranked_odd = ops.invert(order, order.shape[1])
         joining_odd = ranked_odd[:, :leaving_odd]
         staying_odd = ranked_odd[:, leaving_odd:]
+        # Slots: staying even tokens, then odd tokens by the falling value of their best
+        # partners.
+        keep = [even + 2 * staying, odd + 2 * staying_odd]
+        keep = jnp.concatenate(keep, axis=1)
+        absorbed = [even + 2 * joining, odd + 2 * joining_odd]
+        absorbed = jnp.concatenate(absorbed, axis=1)
         # An even token goes to the slot of its odd partner.
         target = jnp.concatenate([joined, joining_odd], axis=1)
         target = ops.gather_rows(slot, target)
-
-        def tokens(of_even, of_odd):
-            """Token indices of numbers on the even side, then on the odd side."""
-            sides = np.repeat([even, odd], [of_even.shape[1], of_odd.shape[1]])
-            return 2 * jnp.concatenate([of_even, of_odd], axis=1) + jnp.int32(sides)
-
-        # Slots: staying even tokens, then odd tokens by the falling value of their best
-        # partners.
-        keep = tokens(staying, staying_odd)
-        absorbed = tokens(joining, joining_odd)
         weight = received * size / jnp.max(size, axis=1, keepdims=True)
         weight = jnp.maximum(weight, tiny)
         return keep_and_join(keep, absorbed, target, n).replace(weight=weight)
