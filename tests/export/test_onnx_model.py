@@ -111,15 +111,30 @@ def check(model, side=tiny.SIDE, batch_size=None, runtimes=(run, run_openvino)):
     return graph
 
 
+def short(name):
+    """A model with two or three blocks, reduced in two of them."""
+    reduction = tiny.small(name)
+    if name in ("mctf", "token_pooling"):  # which begin at the second block
+        return tiny.model(reduction, depth=3)
+    typed = [field for field in SHORT if f":{field}=" in reduction]
+    reduction = tiny.changed(reduction, **{field: SHORT[field] for field in typed})
+    return tiny.model(reduction, depth=2)
+
+
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"random"}))
 def test_every_method_has_the_logits_of_jax(name):
-    reduction = tiny.small(name)
-    depth = 3
-    if name not in ("mctf", "token_pooling"):  # which begin at the second block
-        typed = [field for field in SHORT if f":{field}=" in reduction]
-        reduction = tiny.changed(reduction, **{field: SHORT[field] for field in typed})
-        depth = 2
-    check(tiny.model(reduction, depth=depth))
+    check(short(name))
+
+
+@pytest.mark.parametrize("name, most", [("tome", 26), ("attended", 28)])
+def test_a_reduction_adds_few_nodes(name, most):
+    """A CPU takes microseconds to start a node, however small its arrays are."""
+    counts = []
+    for model in (short("none"), short(name)):
+        graph = onnx_model(Pretrained(model, tiny.variables(model)))
+        counts.append(len(graph.graph.node))
+    dense, reduced = counts
+    assert reduced - dense <= 2 * most
 
 
 # In the first two blocks it prunes and does not merge.
