@@ -111,15 +111,30 @@ def check(model, side=tiny.SIDE, batch_size=None, runtimes=(run, run_openvino)):
     return graph
 
 
+def short(name):
+    """A model with two or three blocks, reduced in two of them."""
+    reduction = tiny.small(name)
+    if name in ("mctf", "token_pooling"):  # which begin at the second block
+        return tiny.model(reduction, depth=3)
+    typed = [field for field in SHORT if f":{field}=" in reduction]
+    reduction = tiny.changed(reduction, **{field: SHORT[field] for field in typed})
+    return tiny.model(reduction, depth=2)
+
+
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"random"}))
 def test_every_method_has_the_logits_of_jax(name):
-    reduction = tiny.small(name)
-    depth = 3
-    if name not in ("mctf", "token_pooling"):  # which begin at the second block
-        typed = [field for field in SHORT if f":{field}=" in reduction]
-        reduction = tiny.changed(reduction, **{field: SHORT[field] for field in typed})
-        depth = 2
-    check(tiny.model(reduction, depth=depth))
+    check(short(name))
+
+
+@pytest.mark.parametrize("name, most", [("tome", 26), ("attended", 28)])
+def test_a_reduction_adds_few_nodes(name, most):
+    """A CPU takes microseconds to start a node, however small its arrays are."""
+    counts = []
+    for model in (short("none"), short(name)):
+        graph = onnx_model(Pretrained(model, tiny.variables(model)))
+        counts.append(len(graph.graph.node))
+    dense, reduced = counts
+    assert reduced - dense <= 2 * most
 
 
 # In the first two blocks it prunes and does not merge.
@@ -432,6 +447,11 @@ def outputs_of(fn, *arrays):
         (lambda x: jnp.maximum(x > 1, x.transpose(0, 2, 1) < 0), [(3, 4, 4)]),
         (lambda x: (1 * x.mean(1, keepdims=True) + 0) ** 1.0 / 1, [(3, 4, 5)]),
         (lambda x: x.sum(1) / 5, [(3, 4, 5)]),  # of four
+        (lambda x: jnp.concatenate([x, 2 * x], 1)[:, 4:8], [(3, 4, 5)]),  # a part
+        (lambda x: jnp.concatenate([x, 2 * x], 1)[:, 4:7], [(3, 4, 5)]),
+        (lambda x: jnp.concatenate([x, 2 * x], 2)[:, 1:3], [(3, 4, 5)]),
+        (lambda x: x[1:, 1:, ::2][:, :, 1:][:, ::2], [(3, 4, 5)]),
+        (lambda x: jnp.broadcast_to(x[:, :1, None], (3, 2, 4, 5)), [(3, 4, 5)]),
     ],
 )
 def test_rewritten_nodes_give_the_same(fn, shapes):
@@ -472,6 +492,21 @@ def partners(x):
     return reducers.find_partners(x[:, :, None] * x[:, None], NUMBERS[:1])[1]
 
 
+def by_rank(x, other):
+    """Values in the order of ranks, taken at the tokens sorted by `other`."""
+    return ops.gather_rows(ops.gather_rows(x, ops.rank(x)), sorted_by(other))
+
+
+def sorted_by(x):
+    return ops.invert(ops.rank(x), x.shape[1])
+
+
+def rows_after_first(x, tokens):
+    """Rows of tokens, counted from the second row."""
+    rows = jnp.stack([x, 2 * x, -x], 2)
+    return ops.gather_rows(jnp.concatenate([rows, 3 * rows], 1)[:, 1:], tokens)
+
+
 @pytest.mark.parametrize(
     "fn",
     [
@@ -482,6 +517,11 @@ def partners(x):
         lambda x: ops.invert(ops.index_among(x > 0), 6),
         lambda x: ops.invert(ops.index_among(ops.rank(x) < 4), 4),
         lambda x: 1 + jax.lax.div(partners(x), jnp.int32(2)) * 3,
+        # by rank, and from there the sorted tokens 2 to 4, or others
+        lambda x: by_rank(x, x)[:, 2:5],
+        lambda x: ops.gather_rows(ops.gather_rows(x, ops.rank(x)), NUMBERS[:, :2] % 6),
+        lambda x: by_rank(x, -x)[:, 2:5],
+        lambda x: rows_after_first(x, ops.invert(ops.rank(x), 4)),
     ],
 )
 def test_tokens_are_picked_as_by_jax(fn):
