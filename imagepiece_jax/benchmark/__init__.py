@@ -1,1 +1,1 @@
-"""Speeds of models, beside the dense model in the same run."""
+"""Speeds of models, relative to the dense model in the same run."""

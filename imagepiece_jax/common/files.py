@@ -11,6 +11,7 @@ import pathlib
 import shutil
 import stat
 import subprocess
+import tempfile
 import uuid
 
 import filelock
@@ -219,6 +220,21 @@ def replacing_folder(path):
         if old.exists() and not target.exists():
             os.rename(old, target)
         shutil.rmtree(new, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def temporary_folder():
+    """Yield a new folder; its end, or a signal that ends the command, removes it.
+
+    Temporary files of libraries are in it, too.
+    """
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory() as folder, signals.unfinished(folder):
+        tempfile.tempdir = folder
+        try:
+            yield folder
+        finally:
+            tempfile.tempdir = before
 
 
 def _finish(file, mode):

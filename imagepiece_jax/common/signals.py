@@ -144,7 +144,7 @@ def _end(signum, frame):
     """Handler of a command's signals: clean up, print one line, end the process."""
     # The process ends here, without an exception: Python ignores exceptions in
     # callbacks of C code, NumPy turns them into a TypeError, and the interpreter would
-    # crash at its end beside compiling threads.
+    # crash at its end while threads compile.
     _ignore()  # a second signal must not print a second line
     for path, if_empty in _unfinished.items():
         with contextlib.suppress(OSError):

@@ -37,17 +37,19 @@ def fidelity(
         Percentages have the ends of their 95 % interval.
     """
     own = unit(outputs)
+    is_answer = own.any(1)  # NaN is none
     base = unit(dense)
     figures = {}
     if has_classes:
         same = outputs.argmax(1) == dense.argmax(1)
-        same &= own.any(1)  # NaN is no answer
+        same &= is_answer
         figures["first_class"] = statistics.accuracy(same)
     else:
         cosines = np.sum(own * base, axis=1)
         figures["cosine_mean"] = float(cosines.mean())
         figures["cosine_worst"] = float(cosines.min())
     kept = 100 * shared(nearest(own, own), nearest(base, base)) / NEIGHBORS
+    kept *= is_answer
     figures["neighbors_kept"] = statistics.mean_difference(kept, np.zeros(len(kept)))
     return figures
 

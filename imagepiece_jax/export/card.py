@@ -44,7 +44,7 @@ class CardImages(NamedTuple):
 
 def is_card(file: pathlib.Path, of: str = "") -> bool:
     """Whether a file is a card, or the card of the graph named `of`."""
-    return file.exists() and MARK + of in file.read_text("utf-8", errors="replace")
+    return file.is_file() and MARK + of in file.read_text("utf-8", errors="replace")
 
 
 def divided_images(vit: Pretrained, images: Any) -> CardImages:

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import os
 import pathlib
-import tempfile
 from typing import Any
 
 from imagepiece_jax.common import extras
@@ -16,6 +15,7 @@ from imagepiece_jax.common.files import (
     check_own,
     check_writable,
     replace_file,
+    temporary_folder,
     write_json,
 )
 from imagepiece_jax.common.progress import working
@@ -97,6 +97,11 @@ def export(
     card_images = None
     if images is not None:
         extras.check("a card", "onnxruntime")
+        if vit.config.arch.pool == "none" and output != "patches":
+            raise InputError(
+                "pool is 'none', so a card has no image vectors to compare; give "
+                "output='patches' (--output patches)"
+            )
         if page.exists() and not card.is_card(page):
             raise InputError(f"{page} already exists, and export did not write it")
         card_images = card.divided_images(vit, images)
@@ -111,7 +116,7 @@ def export(
         layout=layout,
     )
     if dtype == "int8":
-        with tempfile.TemporaryDirectory() as temporary:
+        with temporary_folder() as temporary:
             float32_program = onnx_program.open_file(float32_export(vit, temporary))
             with working("calibrating int8"):
                 program = quantize.quantized(float32_program, card_images.calibration)
@@ -127,9 +132,9 @@ def export(
     facts |= {"opset": onnx_model.OPSET, "layout": layout, "dtype": dtype}
     _write_files(out, program, facts, page, vit)
     if card_images is not None:
-        with tempfile.TemporaryDirectory() as temporary:
+        with temporary_folder() as temporary:
             dense = float32_export(vit.with_reduction(None), temporary)
-            has_classes = "logits" in outputs.names and vit.is_classifier
+            has_classes = "logits" in outputs.names and vit.has_classes
             facts["card"] = card.measured(out, dense, card_images, has_classes)
         with finishing():
             write_json(program_facts.facts_file(out), facts)

@@ -8,6 +8,7 @@ of it, because ONNX's operators broadcast, too.
 import collections
 import dataclasses
 import hashlib
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -61,9 +62,12 @@ class Value:
 class Note:
     """Facts about a Value, from which `onnx_ops` chooses shorter programs."""
 
-    # (array, starts, limits, strides): the Value is this slice of whole rows.
-    # `Graph.slice` writes it, `unit` reads it.
+    # (array, axis, start): the Value is consecutive rows of the array along one axis.
+    # `Graph.slice` writes it; `Graph.unsliced` and `unit` read it.
     slice_of: tuple | None = None
+    # (values, sorted tokens): the Value is `values` of sorted tokens, in token order.
+    # `gather_rows` writes and reads it.
+    by_rank: tuple[Value, Value] | None = None
     # The Value holds the tokens' ranks, the note the tokens sorted by rank. `rank`
     # writes it; `pick`, `invert` and comparisons read it.
     sorted_tokens: Value | None = None
@@ -228,25 +232,30 @@ class Graph:
             return value, tuple(range(value.ndim))
         return operands[0], attributes["perm"]
 
-    def slice(self, value, starts, limits, strides=None):
-        """value[starts[0]:limits[0]:strides[0], ..]."""
-        strides = strides or (1,) * value.ndim
-        chosen = []
+    def slice(self, value, axis, start, limit, stride=1):
+        """value[start:limit:stride] along one axis."""
         shape = list(value.shape)
-        each = zip(starts, limits, strides, strict=True)
-        for axis, (start, limit, stride) in enumerate(each):
-            if (start, limit, stride) == (0, shape[axis], 1):
-                continue
-            shape[axis] = math.ceil((limit - start) / stride)
-            chosen.append((start, limit, axis, stride))
-        if not chosen:
+        if (start, limit, stride) == (0, shape[axis], 1):
             return value
-        columns = list(zip(*chosen, strict=True))
-        out = self.op("Slice", [value, *columns], shape, value.dtype)
-        _, _, axes, _ = columns
-        if value.ndim - 1 not in axes:
-            self.notes[out.name] = Note(slice_of=(value, starts, limits, strides))
+        shape[axis] = math.ceil((limit - start) / stride)
+        kind, parts, options = self._made[value.name]
+        if kind == "Concat" and options["axis"] == axis and stride == 1:
+            ends = itertools.accumulate(part.shape[axis] for part in parts)
+            for part, end in zip(parts, ends, strict=True):
+                if (start, limit) == (end - part.shape[axis], end):
+                    return part
+        operands = [value, [start], [limit], [axis], [stride]]
+        out = self.op("Slice", operands, shape, value.dtype)
+        if stride == 1:
+            self.notes[out.name] = Note(slice_of=(value, axis, start))
         return out
+
+    def unsliced(self, value, axis):
+        """(source, start) of rows sliced along `axis`; any other Value and 0."""
+        source = self.notes[value.name].slice_of
+        if source and source[1] == axis:
+            return source[0], source[2]
+        return value, 0
 
     def expand(self, value, shape):
         shape = tuple(shape)
@@ -254,7 +263,10 @@ class Graph:
             return value
         if value.array is not None and not any(map(is_open, shape)):
             return Value.constant(np.broadcast_to(value.array, shape))
-        return self.op("Expand", [value, self._sides(shape)], shape, value.dtype)
+        # Sides that the Value has are 1 here, so that many nodes share these sides.
+        own = (1,) * (len(shape) - value.ndim) + value.shape
+        sides = [1 if a == b else b for a, b in zip(own, shape, strict=True)]
+        return self.op("Expand", [value, self._sides(sides)], shape, value.dtype)
 
     def unexpanded(self, value):
         """The source of a broadcast Value; any other Value is its own source."""

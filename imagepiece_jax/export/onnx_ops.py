@@ -83,14 +83,12 @@ def class_attention(graph, query, key, key_bias=None):
     attention = graph.notes[key.name].attention
     if attention:  # the full attention, the class token first
         queries, bias, all_weights = attention
-        first = graph.slice(queries, (0, 0, 0, 0), (batch, 1, heads, width))
+        first = graph.slice(queries, 1, 0, 1)
         if first == row and bias == key_bias:
-            limits = (batch, heads, 1, all_weights.shape[3])
-            weights = graph.slice(all_weights, (0, 0, 0, 0), limits)
+            weights = graph.slice(all_weights, 2, 0, 1)
     if weights is None:
         weights = attention_map(graph, row, key, key_bias)
-    mean = graph.reduce("ReduceMean", weights, (1,))
-    return graph.reshape(mean, (batch, key.shape[1]))
+    return graph.reduce("ReduceMean", weights, (1, 2))
 
 
 @translates
@@ -101,9 +99,10 @@ def log_sum_exp(graph, logits):
 @translates
 def unit(graph, x, eps=1e-6):
     slice_of = graph.notes[x.name].slice_of
-    if slice_of:  # normalize the whole array, once for all slices
-        full, *bounds = slice_of
-        return graph.slice(unit(graph, full, eps), *bounds)
+    if slice_of and slice_of[1] < x.ndim - 1:  # all rows, once for all slices
+        rows, axis, start = slice_of
+        limit = start + x.shape[axis]
+        return graph.slice(unit(graph, rows, eps), axis, start, limit)
     x = graph.cast(x, np.float32)
     squares = graph.reduce("ReduceSumSquare", x, (-1,), keep=True)
     length = graph.elementwise("Sqrt", graph.elementwise("Add", squares, eps))
@@ -167,17 +166,23 @@ def _picked(graph, position, ranks, *values):
 
     ranks: a number m for the positions 0..m-1, or an array of positions
     """
-    n = position.shape[1]
+    batch, n = position.shape
+    # If `position` is known to be a rank, the sorted tokens replace the comparison of
+    # all pairs.
+    tokens = graph.notes[position.name].sorted_tokens
+    # A missing position has no sorted token.
+    known = np.arange(ranks) if isinstance(ranks, int) else ranks.array
+    has_all = known is not None and ((known >= 0) & (known < n)).all()
+    if tokens and has_all:
+        if isinstance(ranks, int):
+            index = graph.slice(tokens, 1, 0, ranks)
+        else:
+            ranks = graph.cast(ranks, np.int64)
+            shape = (batch, ranks.shape[-1])
+            index = graph.op("Gather", [tokens, ranks], shape, np.int64, axis=1)
+        return [gather_rows(graph, value, index) for value in values]
     if isinstance(ranks, int):
         ranks = Value.constant(np.arange(ranks))
-    # If `position` is known to be a rank, a Gather replaces the comparison of all
-    # pairs.
-    tokens = graph.notes[position.name].sorted_tokens
-    if tokens:
-        ranks = graph.cast(ranks, np.int64)
-        shape = (position.shape[0], ranks.shape[-1])
-        index = graph.op("Gather", [tokens, ranks], shape, np.int64, axis=1)
-        return [gather_rows(graph, value, index) for value in values]
     ranks = graph.reshape(ranks, (1, ranks.shape[-1], 1))
     position = graph.reshape(position, (position.shape[0], 1, n))
     is_wanted = graph.elementwise("Equal", position, ranks, dtype=bool)
@@ -200,7 +205,7 @@ def _kept_tokens(graph, keep, length):
     if ranks:
         tokens, first, end = ranks
         if end - first == length:
-            kept = graph.slice(tokens, (0, first), (keep.shape[0], end))
+            kept = graph.slice(tokens, 1, first, end)
             return _top(graph, kept, length, largest=False)[0]
     # A dropped token counts as n, behind all kept tokens.
     index = graph.op("Where", [keep, np.arange(n)[None], n], keep.shape, np.int64)
@@ -226,6 +231,13 @@ def find_partners(graph, similarity, tokens):
 @translates
 def gather_rows(graph, x, index):
     index = graph.cast(index, np.int64)
+    tokens, first = graph.unsliced(index, 1)
+    values, order = graph.notes[x.name].by_rank or (None, None)
+    if tokens == order:  # sorted values of sorted tokens
+        return graph.slice(values, 1, first, first + index.shape[1])
+    if x.ndim > 2 and index.array is None:
+        x, start = graph.unsliced(x, 1)
+        index = graph.elementwise("Add", index, start)
     shape = (*index.shape, *x.shape[2:])
     rows = graph.unexpanded(x).array
     if rows is not None and (rows == rows[:1]).all():  # the same rows for all images
@@ -234,7 +246,11 @@ def gather_rows(graph, x, index):
             return graph.cast(index, x.dtype)
         return graph.op("Gather", [rows[0], index], shape, x.dtype, axis=0)
     if x.ndim == index.ndim == 2:
-        return graph.op("GatherElements", [x, index], shape, x.dtype, axis=1)
+        out = graph.op("GatherElements", [x, index], shape, x.dtype, axis=1)
+        tokens = graph.notes[index.name].sorted_tokens
+        if tokens:
+            graph.notes[out.name] = Note(by_rank=(x, tokens))
+        return out
     index = graph.reshape(index, (*index.shape, 1))
     return graph.op("GatherND", [x, index], shape, x.dtype, batch_dims=1)
 
@@ -248,9 +264,9 @@ def merge(graph, x, size, result):
     batch, n_out = index.keep.shape
     absorbs = index.absorbed.shape[1]
     prefix = x.shape[1] - result.dest.shape[1]
-    keep, absorbed, target = _with_prefix(graph, index, prefix)
-    slot = np.arange(prefix + n_out)[None, :, None]
-    target = graph.reshape(target, (batch, 1, absorbs))
+    keep, absorbed, _ = _with_prefix(graph, index, prefix)
+    slot = np.arange(-prefix, n_out)[None, :, None]
+    target = graph.reshape(index.target, (batch, 1, absorbs))
     joins = graph.elementwise("Equal", slot, target, dtype=bool)
 
     def terms(values=None):
@@ -278,7 +294,8 @@ def merge(graph, x, size, result):
     # Means are float32 in float16 graphs, too.
     kept = graph.cast(kept, np.float32)
     if result.weight is not None:
-        operands = [result.weight, [0, prefix, 0, 0], np.float32(1)]
+        weight = graph.cast(result.weight, np.float32)
+        operands = [weight, [0, prefix, 0, 0], np.float32(1)]
         weight = graph.op("Pad", operands, size.shape, np.float32)
         factor, shares, total = terms(weight)
     elif not result.by_size:

@@ -51,6 +51,7 @@ def _equation(graph, equation, values):
         return walk(graph, params[CALLS[name]], values)
     shapes = _shapes([*equation.invars, *equation.outvars])
     fixed = not any(map(is_open, itertools.chain(*shapes)))
+    fixed &= name != "dim_as_value"  # the open batch, as a number
     if fixed and all(v.array is not None for v in values):
         return _folded(graph, equation, values)
     if name not in PRIMITIVES:
@@ -296,6 +297,8 @@ def _pad(graph, equation, x, value):
     low, high, inner = zip(*equation.params["padding_config"], strict=True)
     if any(inner) or min(low) < 0 or min(high) < 0:
         raise no_operator("padding between or negative")
+    if not any(low + high):
+        return x
     return graph.op("Pad", [x, low + high, value], out.aval.shape, x.dtype)
 
 
@@ -313,9 +316,11 @@ def _iota(graph, equation):
 @primitive("slice", expand=True)
 def _slice(graph, equation, x):
     params = equation.params
-    return graph.slice(
-        x, params["start_indices"], params["limit_indices"], params["strides"]
-    )
+    strides = params["strides"] or (1,) * x.ndim
+    bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+    for axis, (start, limit, stride) in enumerate(bounds):
+        x = graph.slice(x, axis, start, limit, stride)
+    return x
 
 
 @primitive("split", expand=True)
@@ -353,12 +358,11 @@ def _gather(graph, equation, x, index):
     if any(map(is_open, highest)) or (indices < 0).any() or (indices > highest).any():
         raise no_operator("a gather beyond its array")
     if indices.ndim == 1:  # a block
-        starts = [0] * x.ndim
-        for axis, start in zip(axes, indices, strict=True):
-            starts[axis] = int(start)
-        limits = np.add(starts, sizes).tolist()
-        block = graph.slice(x, starts, limits)
-        return graph.reshape(block, out.aval.shape)
+        starts = dict(zip(axes, map(int, indices), strict=True))
+        for axis, size in enumerate(sizes):
+            start = starts.get(axis, 0)
+            x = graph.slice(x, axis, start, start + size)
+        return graph.reshape(x, out.aval.shape)
     # Rows along neighboring axes: ONNX's Gather has a single axis, so they become one.
     first = axes[0]
     end = axes[-1] + 1
@@ -378,6 +382,8 @@ def _gather(graph, equation, x, index):
     sides = x.shape[first:end]
     taken = np.ravel_multi_index(tuple(np.moveaxis(indices, -1, 0)), sides)
     x = graph.reshape(x, (*x.shape[:first], math.prod(sides), *x.shape[end:]))
+    x, start = graph.unsliced(x, first)
+    taken = taken + start
     return graph.op("Gather", [x, taken], out.aval.shape, x.dtype, axis=int(first))
 
 

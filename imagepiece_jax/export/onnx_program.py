@@ -89,7 +89,7 @@ class OnnxProgram(Pretrained):
             part = np.asarray(pixels[start : start + size])
             # A fixed batch size pads the last part.
             missing = size - len(part) if self.batch_size else 0
-            part = np.pad(part, ((0, missing), (0, 0), (0, 0), (0, 0)))
+            part = np.pad(part, ((0, missing), (0, 0), (0, 0), (0, 0)), "edge")
             yield self.prepared(part)
 
 

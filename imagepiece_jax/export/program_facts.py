@@ -104,7 +104,8 @@ def program_facts(
     prepared = vit.preprocessing.as_json
     if vit.preprocessing.resizes:
         prepared["resized"] = list(vit.preprocessing.resized)
-    classes_out = config.num_classes if "logits" in outputs.names else 0
+    has_classes = "logits" in outputs.names and not vit.has_projection
+    classes_out = config.num_classes if has_classes else 0
     method = None  # a plan made by hand has no method
     if vit.reduction is not None:
         method = str(vit.reduction)

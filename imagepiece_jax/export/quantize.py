@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.export.onnx_program import OnnxProgram
 from imagepiece_jax.export.program_facts import files_of
 
@@ -30,6 +31,9 @@ def quantized(program: OnnxProgram, pixels: np.ndarray) -> "ModelProto":
     from onnxruntime import quantization
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
+    first = program.output(pixels[:1], program.output_names[0])
+    if not np.isfinite(first).all():
+        raise InputError("dtype is 'int8', but the model's outputs are not finite")
     path = program.source.path
     model = onnx.load(path)
     batches = ({program.input_name: images} for images in program.parts(pixels, 1))
@@ -44,6 +48,10 @@ def quantized(program: OnnxProgram, pixels: np.ndarray) -> "ModelProto":
             op_types_to_quantize=QUANTIZED,
             nodes_to_quantize=weight_products(model.graph),
             per_channel=True,
+            # CPUs without VNNI add two products in 16 bits, where weights of 8 bits
+            # overflow. Errors of DeiT-Ti's logits (of their deviation): 24 % there and
+            # 17 % with VNNI; with weights of 7 bits 18 % on both.
+            reduce_range=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             use_external_data_format=len(files_of(path)) > 1,

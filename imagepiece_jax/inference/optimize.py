@@ -41,7 +41,7 @@ from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.reduction import ops
 
 # These parts compute in float32 for any dtype, so casting their weights loses digits.
-STAYS_FLOAT32 = ("norm", "head", "reducer", "mean_key_bias")
+STAYS_FLOAT32 = ("norm", "fc_norm", "head", "reducer", "mean_key_bias")
 # QuickGELU is never exchanged: it differs from the other variants by up to 0.02.
 QUICK = "quick"
 REDUCTIONS = ("exact", "fast")

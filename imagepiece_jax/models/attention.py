@@ -384,15 +384,16 @@ class Attention(nn.Module):
             scores["attn_columns"] = state.image(received)
         if "input" in reads:
             scores["input"] = unrotated["input"][:, state.num_prefix : length]
+        # Means include the prefix: for a product a slice of x would be copied first.
         for name in ("key", "query", "value"):
-            if name == "key" in reads and self.execution.size_encoding == "direction":
-                # The product includes the prefix: a slice of x would be copied first.
+            if name not in reads:
+                continue
+            if name == "key" and self.execution.size_encoding == "direction":
                 means = self._mean_key(unrotated["input"])
                 scores["all_keys"] = means[:, :length]
-                scores[name] = means[:, state.num_prefix : length]
-            elif name in reads:
-                image = unrotated[name][:, state.num_prefix : length]
-                scores[name] = jnp.mean(image, axis=2, dtype=jnp.float32)
+            else:
+                means = jnp.mean(unrotated[name], axis=2, dtype=jnp.float32)
+            scores[name] = means[:, state.num_prefix : length]
         return scores
 
     def _mean_key(self, x):

@@ -37,7 +37,7 @@ def cost_summary(model, others):
 
 
 def cost_table(model, dense):
-    """Write a table of token counts, MMACs beside `dense`, and parameters by part.
+    """Write a table of token counts, MMACs relative to `dense`, and parameters by part.
 
     The stem includes prefix and positions; the head includes final norm and pooling.
     """

@@ -21,7 +21,11 @@ from imagepiece_jax.models import reduction_plan, resize_positions, timm_tensors
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.create import execution_of
-from imagepiece_jax.models.problem_type import SINGLE_LABEL, probabilities
+from imagepiece_jax.models.problem_type import (
+    REGRESSION,
+    SINGLE_LABEL,
+    probabilities,
+)
 from imagepiece_jax.models.recovery_record import (
     RecoveredVariant,
     Recovery,
@@ -186,6 +190,13 @@ class Pretrained:
     def is_classifier(self) -> bool:
         """Whether the head has classes: neither missing nor a projection."""
         return self.config.num_classes > 0 and not self.has_projection
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the outputs are logits of several classes."""
+        config = self.config
+        is_regression = config.problem_type == REGRESSION
+        return self.is_classifier and config.num_classes > 1 and not is_regression
 
     @property
     def label(self) -> str:

@@ -45,15 +45,15 @@ def divided(source: Source, batch_size: int) -> Divided:
     total = len(source)
     needed = MIN_HELD_OUT + batch_size
     if total < needed:
-        needs = f"{MIN_HELD_OUT} to hold out, and a batch of {batch_size}"
-        raise InputError(f"images has {total}, but recover needs {needs}")
+        parts = f"{MIN_HELD_OUT} to hold out, and a batch of {batch_size}"
+        raise InputError(f"images has {total}, but {needed} are needed: {parts}")
     count = min(MAX_HELD_OUT, max(MIN_HELD_OUT, total // HELD_OUT))
     chosen = held_out_scenes(scenes, count)
     is_held_out = np.isin(scenes, chosen)
     num_scenes = len(chosen)
     if num_scenes < MIN_SCENES or (~is_held_out).sum() < batch_size:
         log.warning(
-            "recover: most images are alike, so held-out images are like training "
+            "most images are alike, so held-out images are like training "
             "images, and the report may be too good"
         )
         # Single images are held out; num_scenes tells the report.

@@ -100,7 +100,7 @@ class Comparison:
         self.outputs = outputs_of(vit)
         self.name, self.distance = KINDS[self.outputs]
         # Term weights in the loss: 1 for outputs, as "logits" and an encoder's patches,
-        # and half for what is learned beside (docs/results/recovery.md, "A step").
+        # and half for the other terms (docs/results/recovery.md, "A step").
         self.term_weights = {}
         if vit.model.config.arch.class_token:
             self.term_weights["class_tokens"] = 0.5

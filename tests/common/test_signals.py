@@ -56,6 +56,14 @@ with files.replacing_folder(folder / "folder") as new:
     (new / "file").write_text("half")
     send()
 """,
+    "a temporary folder, in which a library makes another": """
+import tempfile
+tempfile.tempdir = str(folder)
+with files.temporary_folder() as new:
+    pathlib.Path(new, "file").write_text("half")
+    with tempfile.NamedTemporaryFile():
+        send()
+""",
 }
 
 

@@ -10,8 +10,10 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import export
+from imagepiece_jax.models.problem_type import MULTI_LABEL, REGRESSION
 from tests.command import call
 from tests.export import photographs
+from tests.export.test_tower import clip
 from tests.models import tiny
 from tests.refused import refused
 
@@ -131,6 +133,45 @@ def test_images_must_leave_some_to_compare(tmp_path):
     with refused("images"):
         imagepiece_jax.export(vit, out, dtype="int8", images=folder)
     assert {*tmp_path.iterdir()} == {folder}
+
+
+@pytest.mark.parametrize("problem_type, classes", [(REGRESSION, 3), (MULTI_LABEL, 1)])
+def test_numbers_have_no_first_class(tmp_path, problem_type, classes):
+    """The first of one class is the same in every file."""
+    vit = tiny.pretrained("tome:r=3", depth=1, num_classes=classes)
+    vit = tiny.of_problem(vit, problem_type)
+    out = imagepiece_jax.export(vit, tmp_path, images=photographs.pixels_of(30))
+    fidelity = json.loads(out.with_name("model.onnx.json").read_text())["card"][
+        "fidelity"
+    ]
+    assert fidelity["file"].keys() == {"cosine_mean", "cosine_worst", "neighbors_kept"}
+
+
+def test_the_vector_of_a_projection_is_no_class(tmp_path):
+    out = imagepiece_jax.export(clip(), tmp_path, images=photographs.pixels_of(30))
+    facts = json.loads(out.with_name("model.onnx.json").read_text())
+    assert facts["activation"] is None
+    assert "cosine_mean" in facts["card"]["fidelity"]["file"]
+    assert "image-feature-extraction" in (tmp_path / "README.md").read_text()
+
+
+def test_tokens_that_no_head_pools_are_no_vectors(tmp_path):
+    """A reduced model has fewer of them."""
+    vit = tiny.pretrained("tome:r=3", depth=1, num_classes=0, pool="none")
+    pixels = photographs.pixels_of(30)
+    for output in ("logits", "features"):
+        with refused("pool", "--output patches"):
+            imagepiece_jax.export(vit, tmp_path, images=pixels, output=output)
+    assert not [*tmp_path.iterdir()]
+    imagepiece_jax.export(vit, tmp_path, images=pixels, output="patches")
+    assert (tmp_path / "README.md").exists()
+
+
+def test_a_folder_named_as_the_card_is_left_alone(tmp_path):
+    (tmp_path / "README.md").mkdir()
+    imagepiece_jax.export(tiny.pretrained(depth=1), tmp_path / "m.onnx")
+    assert (tmp_path / "README.md").is_dir()
+    assert (tmp_path / "m.onnx.json").exists()
 
 
 def test_damaged_images_are_left_out(tmp_path):

@@ -111,15 +111,30 @@ def check(model, side=tiny.SIDE, batch_size=None, runtimes=(run, run_openvino)):
     return graph
 
 
+def short(name):
+    """A model with two or three blocks, reduced in two of them."""
+    reduction = tiny.small(name)
+    if name in ("mctf", "token_pooling"):  # which begin at the second block
+        return tiny.model(reduction, depth=3)
+    typed = [field for field in SHORT if f":{field}=" in reduction]
+    reduction = tiny.changed(reduction, **{field: SHORT[field] for field in typed})
+    return tiny.model(reduction, depth=2)
+
+
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"random"}))
 def test_every_method_has_the_logits_of_jax(name):
-    reduction = tiny.small(name)
-    depth = 3
-    if name not in ("mctf", "token_pooling"):  # which begin at the second block
-        typed = [field for field in SHORT if f":{field}=" in reduction]
-        reduction = tiny.changed(reduction, **{field: SHORT[field] for field in typed})
-        depth = 2
-    check(tiny.model(reduction, depth=depth))
+    check(short(name))
+
+
+@pytest.mark.parametrize("name, most", [("tome", 26), ("attended", 28)])
+def test_a_reduction_adds_few_nodes(name, most):
+    """A CPU takes microseconds to start a node, however small its arrays are."""
+    counts = []
+    for model in (short("none"), short(name)):
+        graph = onnx_model(Pretrained(model, tiny.variables(model)))
+        counts.append(len(graph.graph.node))
+    dense, reduced = counts
+    assert reduced - dense <= 2 * most
 
 
 # In the first two blocks it prunes and does not merge.
@@ -265,6 +280,14 @@ def test_norms_softmax_and_scores_are_float32_in_float16(name):
     assert logits.dtype == np.float32
     want = logits_of(vit.model, vit.variables, images)
     assert 0 < np.abs(logits - want).max() < 0.02 * np.ptp(want)
+
+
+@pytest.mark.parametrize("name", with_all_pairs(FAMILIES | ARCHITECTURES))
+def test_float16_graphs_of_all_architectures_have_sound_types(name):
+    model = small(name, depth=1)
+    half = model.with_execution(dtype=np.dtype(np.float16))
+    graph = onnx_model(Pretrained(half, tiny.variables(model)))
+    onnx.checker.check_model(graph, full_check=True)
 
 
 def test_pixels_are_normalized_inside():
@@ -424,6 +447,11 @@ def outputs_of(fn, *arrays):
         (lambda x: jnp.maximum(x > 1, x.transpose(0, 2, 1) < 0), [(3, 4, 4)]),
         (lambda x: (1 * x.mean(1, keepdims=True) + 0) ** 1.0 / 1, [(3, 4, 5)]),
         (lambda x: x.sum(1) / 5, [(3, 4, 5)]),  # of four
+        (lambda x: jnp.concatenate([x, 2 * x], 1)[:, 4:8], [(3, 4, 5)]),  # a part
+        (lambda x: jnp.concatenate([x, 2 * x], 1)[:, 4:7], [(3, 4, 5)]),
+        (lambda x: jnp.concatenate([x, 2 * x], 2)[:, 1:3], [(3, 4, 5)]),
+        (lambda x: x[1:, 1:, ::2][:, :, 1:][:, ::2], [(3, 4, 5)]),
+        (lambda x: jnp.broadcast_to(x[:, :1, None], (3, 2, 4, 5)), [(3, 4, 5)]),
     ],
 )
 def test_rewritten_nodes_give_the_same(fn, shapes):
@@ -464,15 +492,36 @@ def partners(x):
     return reducers.find_partners(x[:, :, None] * x[:, None], NUMBERS[:1])[1]
 
 
+def by_rank(x, other):
+    """Values in the order of ranks, taken at the tokens sorted by `other`."""
+    return ops.gather_rows(ops.gather_rows(x, ops.rank(x)), sorted_by(other))
+
+
+def sorted_by(x):
+    return ops.invert(ops.rank(x), x.shape[1])
+
+
+def rows_after_first(x, tokens):
+    """Rows of tokens, counted from the second row."""
+    rows = jnp.stack([x, 2 * x, -x], 2)
+    return ops.gather_rows(jnp.concatenate([rows, 3 * rows], 1)[:, 1:], tokens)
+
+
 @pytest.mark.parametrize(
     "fn",
     [
         lambda x: ops.pick(ops.rank(x), 3, NUMBERS)[0],
         lambda x: ops.pick(ops.index_among(x > 0), 6, NUMBERS)[0],  # fewer are kept
         lambda x: ops.invert(ops.rank(x), np.array([1, 3])),
+        lambda x: ops.invert(ops.rank(x), np.array([-1, 9, 2])),  # two are missing
         lambda x: ops.invert(ops.index_among(x > 0), 6),
         lambda x: ops.invert(ops.index_among(ops.rank(x) < 4), 4),
         lambda x: 1 + jax.lax.div(partners(x), jnp.int32(2)) * 3,
+        # by rank, and from there the sorted tokens 2 to 4, or others
+        lambda x: by_rank(x, x)[:, 2:5],
+        lambda x: ops.gather_rows(ops.gather_rows(x, ops.rank(x)), NUMBERS[:, :2] % 6),
+        lambda x: by_rank(x, -x)[:, 2:5],
+        lambda x: rows_after_first(x, ops.invert(ops.rank(x), 4)),
     ],
 )
 def test_tokens_are_picked_as_by_jax(fn):
@@ -491,6 +540,8 @@ def test_tokens_are_picked_as_by_jax(fn):
         (4, 0, {"weighted": True, "mean": False}, {}),
         (4, 0, {"mean": False}, {"by_size": False}),
         (4, 0, {}, {"index": None}),
+        (4, 0, {}, {"weight": np.ones((3, 7), bool)}),  # a mean over tokens
+        (4, 0, {"mean": False}, {"weight": np.full((3, 7), 0.5, np.float16)}),
         (4, 1, {"prefix": 2}, {}),  # tokens are dropped, and none merges
         (7, 0, {"weighted": True}, {}),
     ],
@@ -538,6 +589,15 @@ def test_a_side_may_be_a_multiple_of_an_open_batch():
     x = np.arange(12, dtype=np.float32).reshape(2, 6)
     for each in run(in_model(graph.finished({"logits": out})), x):
         np.testing.assert_array_equal(each, with_ones(x))
+
+
+def test_the_size_of_an_open_batch_is_no_number():
+    (batch,) = jax.export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((batch, 6), np.float32)
+    entry = onnx_graph.Value(images.shape, images.dtype, "images")
+    mean = jax.make_jaxpr(lambda x: x.mean(0))(images)
+    with refused("the model"):
+        walk(onnx_graph.Graph(entry), mean, [entry])
 
 
 def custom_sum(x):

@@ -36,3 +36,21 @@ def test_what_needs_weights_refuses_an_exported_file(use, tmp_path):
     with pytest.raises(InputError, match=r"a\.onnx is an exported program"):
         USES[use](program, tmp_path)
     assert [*tmp_path.iterdir()] == []
+
+
+def test_a_last_part_is_filled_up_with_its_last_image():
+    """Black images would extend the ranges that calibrate int8."""
+    vit = tiny.pretrained()
+    program = OnnxProgram(
+        model=vit.model,
+        dense_variables={"params": {}},
+        session=None,
+        input_name="images",
+        input_dtype="uint8",
+        batch_size=2,
+        channels_first=False,
+        recovered_name=None,
+    )
+    pixels = np.arange(1, 4, dtype=np.uint8).reshape(3, 1, 1, 1)
+    parts = [part.ravel().tolist() for part in program.parts(pixels)]
+    assert parts == [[1, 2], [3, 3]]

@@ -19,7 +19,9 @@ from imagepiece_jax.reduction.ops import (
     invert,
     is_fast,
     most_alike,
+    products,
     rank,
+    unit,
 )
 from imagepiece_jax.reduction.reducers import Ranking, find_partners
 from imagepiece_jax.reduction.schedules import powered_shares, rounded, stretched
@@ -81,32 +83,33 @@ class PruneAndMerge(Ranking):
         n_out = counts.n_out
         x, score = jax.lax.stop_gradient((inputs.x, self.scores(inputs, counts)))
         order = rank(score)
-        tokens = invert(order, min(max(self.kept, n_out), n))
-        if tokens.shape[1] == n_out:  # no token merges, so arrays would be empty
+        tokens = invert(order, n)  # by falling score
+        kept = min(max(self.kept, n_out), n)
+        keep = tokens[:, :n_out]
+        joining = tokens[:, n_out:kept]
+        if kept == n_out:  # no token merges, so arrays would be empty
             dest = jnp.where(order < n_out, order, DROPPED)
-            index = SlotIndex.one_each(tokens)
+            index = SlotIndex.one_each(keep)
             sizes = inputs.attn_size
             return Assignment(dest, attn_size=sizes, index=index, n_out=n_out)
         if is_fast(x):
             return self._of_all_pairs(inputs, order, counts)
-        keep = tokens[:, :n_out]
-        joining = tokens[:, n_out:]
-        alike = cosine(gather_rows(x, joining), gather_rows(x, keep))
+        x = unit(x)
+        alike = products(gather_rows(x, joining), gather_rows(x, keep))
         slots = jnp.arange(n_out, dtype=jnp.int32)[None]
         _, target = find_partners(alike, slots)
-        stays = order < n_out
-        # Index among the joining tokens; clipped, so that a staying or dropped token
-        # reads any row.
-        index = jnp.clip(order - n_out, 0, joining.shape[1] - 1)
-        dest = jnp.where(stays, order, gather_rows(target, index))
-        # A joining token adds its attention size times its cosine to its partner.
-        best = gather_rows(jnp.max(alike, axis=-1), index)
-        factor = jnp.where(stays, 1.0, best)
-        dropped = order >= tokens.shape[1]
-        dest = jnp.where(dropped, DROPPED, dest)
-        sizes = jnp.where(dropped, 0.0, inputs.attn_size * factor)
         partner = gather_rows(keep, target)
         index = SlotIndex(keep=keep, absorbed=joining, target=target, partner=partner)
+        # Slots and attention sizes of tokens by falling score, then in token order. A
+        # joining token adds its attention size times its cosine to its partner.
+        dropped = ((0, 0), (0, n - kept))
+        slots = [jnp.broadcast_to(slots, keep.shape), target]
+        slots = jnp.pad(jnp.concatenate(slots, 1), dropped, constant_values=DROPPED)
+        joined = gather_rows(inputs.attn_size, joining) * jnp.max(alike, axis=-1)
+        sizes = [gather_rows(inputs.attn_size, keep), joined]
+        sizes = jnp.pad(jnp.concatenate(sizes, 1), dropped)
+        dest = gather_rows(slots, order)
+        sizes = gather_rows(sizes, order)
         return Assignment(
             dest, attn_size=sizes, index=index, n_out=n_out, by_size=False
         )

@@ -88,8 +88,8 @@ class Fusion(Ranking):
         absorbed = [even + 2 * joining, odd + 2 * joining_odd]
         absorbed = jnp.concatenate(absorbed, axis=1)
         # An even token goes to the slot of its odd partner.
-        target = [ops.gather_rows(slot, joined), ops.gather_rows(slot, joining_odd)]
-        target = jnp.concatenate(target, axis=1)
+        target = jnp.concatenate([joined, joining_odd], axis=1)
+        target = ops.gather_rows(slot, target)
         weight = received * size / jnp.max(size, axis=1, keepdims=True)
         weight = jnp.maximum(weight, tiny)
         return keep_and_join(keep, absorbed, target, n).replace(weight=weight)

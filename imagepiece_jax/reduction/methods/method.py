@@ -87,7 +87,7 @@ class Method:
 
     # names of the fields that set token counts and blocks
     amounts: ClassVar[tuple[str, ...]] = ()
-    # the field among `amounts` set by the search for a cost; unused beside `macs`
+    # the field among `amounts` set by the search for a cost; unused with `macs`
     ratio_field: ClassVar[str | None] = None
     needs_teacher: ClassVar[bool] = False  # whether training needs a frozen dense model
     # whether attention is proportional, if neither reduction nor model sets it
@@ -131,7 +131,7 @@ class Method:
             )
 
     def _check_default(self, name, other):
-        """Raise InputError if a field is set beside `other`, which sets the same."""
+        """Raise InputError if a field is set that `other` sets, too."""
         value = getattr(self, name)
         if value != getattr(type(self), name):
             raise InputError(
