@@ -11,10 +11,10 @@ a model, "deit" or "dinov2", or a recovered form, such as "dinov2-0.6".
 
 FILE.csv lists a thousand labeled photographs of the model's size. Odd indices recover
 (400) and calibrate (100 of them, four fifths of which `export` takes). 300 even ones,
-evenly spaced, judge in onnxruntime, beside the dense float32 file and beside the form's
-float32 file: accuracy and first classes of DeiT-Ti, the ten nearest kept and cosines of
-DINOv2-S. Controls are the dense float32 file on changed photographs. OpenVINO answers
-20 photographs, to see that it runs the same program.
+evenly spaced, judge in onnxruntime, beside the dense float32 file: accuracy and first
+classes of DeiT-Ti, the ten nearest kept and cosines of DINOv2-S. Controls are the dense
+float32 file on changed photographs. OpenVINO answers 20 photographs, to see that it
+runs the same program.
 
 --time measures the files on two threads, one image a call, into times.jsonl. A model's
 files take turns, a runtime at a time. What counts is the gain that is left: how many
@@ -24,6 +24,7 @@ CLIP has the sizes of B/32 and random weights, so it has times only.
 """
 
 import functools
+import hashlib
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -111,11 +112,11 @@ class Study:
         """The model of a cell; photographs of its size are not cropped."""
         if cell.model == CLIP:
             return towers.forms(CLIP_SIZE, 224)[cell.form]
-        reduction = None
-        if cell.form != "dense":
-            reduction = RECOVERED.get(cell.form, cell.form)
-            if cell.model == DINOV2:
-                reduction = f"tome:macs={reduction}"
+        reduction = RECOVERED.get(cell.form, cell.form)
+        if cell.form == "dense":
+            reduction = None
+        elif cell.model == DINOV2:
+            reduction = f"tome:macs={reduction}"
         path = self.weights[cell.weights]
         fields = {"image_size": self.pixels.shape[1], "crop": 1.0, "dtype": "float32"}
         vit = imagepiece_jax.load(path, reduction, **fields)
@@ -124,7 +125,9 @@ class Study:
         return vit
 
     def file(self, cell: Cell) -> pathlib.Path:
-        """The exported file."""
+        """The exported file; of a control, the dense file."""
+        if cell.form in CONTROLS:
+            cell = cell.dense
         path = self.files / f"{cell.name}.onnx"
         if not path.exists():
             self.files.mkdir(parents=True, exist_ok=True)
@@ -135,19 +138,16 @@ class Study:
 
     def outputs(self, cell: Cell) -> np.ndarray:
         """Logits or vectors of the photographs."""
-        pixels = self.pixels
-        if cell.form in CONTROLS:
-            pixels = CONTROLS[cell.form](pixels)
-            cell = cell.dense
-        return card.outputs(onnx_program.open_file(self.file(cell), threads=1), pixels)
+        program = onnx_program.open_file(self.file(cell), threads=1)
+        change = CONTROLS.get(cell.form, np.asarray)
+        return card.outputs(program, change(self.pixels))
 
     def measure(self, cell: Cell) -> dict[str, Any]:
         """The line of a cell."""
-        line = {}
-        if cell.form not in CONTROLS:
-            path = self.file(cell)
-            size = sum(part.stat().st_size for part in program_facts.files_of(path))
-            line["megabytes"] = size / 1e6
+        path = self.file(cell)
+        size = sum(part.stat().st_size for part in program_facts.files_of(path))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        line = {"sha256": digest, "megabytes": size / 1e6}
         if cell.model == CLIP:
             return line
         own = self.outputs(cell)
@@ -155,9 +155,6 @@ class Study:
             line["right"] = encode_bits(own.argmax(1) == self.labels)
         if cell != cell.dense:
             line["dense"] = fidelity(own, self.outputs(cell.dense), cell.model == DEIT)
-        float32 = cell._replace(dtype="float32")
-        if float32 not in (cell, cell.dense):
-            line["float32"] = fidelity(own, self.outputs(float32), cell.model == DEIT)
         if cell.form not in CONTROLS:
             answer = towers.openvino_program(str(path))
             program = onnx_program.open_file(path, threads=1)
@@ -189,9 +186,9 @@ declaration from before the runs. 0.6 and 0.5 are shares of the multiply-adds: t
 recommended method reduces DeiT-Ti, and ToMe DINOv2-S. Recovery and int8 saw photographs
 that judge nothing here.
 
-- **Outputs** of 300 photographs, in onnxruntime. Brackets are 95 % intervals. *As in
-  float32* compares with the float32 file of the same form: the first class, or the mean
-  cosine. *OpenVINO* is the mean cosine of its outputs to onnxruntime's.
+- **Outputs** of 300 photographs, in onnxruntime, beside the dense float32 file's.
+  Brackets are 95 % intervals. The last two rows are the dense float32 file on changed
+  photographs. *OpenVINO* is the mean cosine of its outputs to onnxruntime's.
 - **Times** of one image a call, on two threads. *Gain* says how many times as fast as
   the dense float32 file, and *gain left* as the dense file of the same type. Brackets
   are the lowest and the highest turn. A recovered file takes the time of its form."""
@@ -200,16 +197,13 @@ that judge nothing here.
 def outputs_row(results, cell: Cell) -> dict[str, str]:
     """A file's bytes and outputs, by column."""
     line = results[cell]
-    row = {"file": f"{cell.form}, {cell.dtype}"}
-    row["MB"] = f"{line['megabytes']:.1f}" if "megabytes" in line else ""
+    row = {"file": f"{cell.form}, {cell.dtype}", "MB": f"{line['megabytes']:.1f}"}
     if "right" in line:
         right, dense = map(study.unpacked_right, (line, results[cell.dense]))
         row["accuracy, %"] = format_estimate(statistics.accuracy(right))
         points = statistics.paired_difference(right, dense)
         row["points"] = format_estimate(points, signs=True)
     row |= compare_outputs.cells(line.get("dense", {}))
-    if "float32" in line:
-        row["as in float32"], *_ = compare_outputs.cells(line["float32"]).values()
     row["OpenVINO"] = f"{line['openvino']:.4f}" if "openvino" in line else ""
     return row
 
