@@ -10,11 +10,10 @@ runs.jsonl in --out. The recommended method reduces DeiT-Ti, and ToMe DINOv2-S. 
 a model, "deit" or "dinov2", or a recovered form, such as "dinov2-0.6".
 
 FILE.csv lists a thousand labeled photographs of the model's size. Odd indices recover
-(400) and calibrate (100 of them, four fifths of which `export` takes). 300 even ones,
-evenly spaced, judge in onnxruntime, beside the dense float32 file: accuracy and first
-classes of DeiT-Ti, the ten nearest kept and cosines of DINOv2-S. Controls are the dense
-float32 file on changed photographs. OpenVINO answers 20 photographs, to see that it
-runs the same program.
+(400) and calibrate (100 of them). 300 even ones, evenly spaced, judge in onnxruntime,
+beside the dense float32 file: accuracy and first classes of DeiT-Ti, the ten nearest
+kept and cosines of DINOv2-S. Controls are the dense float32 file on changed
+photographs. OpenVINO answers 20 photographs, to see that it runs the same program.
 
 --time measures the files on two threads, one image a call, into times.jsonl. A model's
 files take turns, a runtime at a time. What counts is the gain that is left: how many
@@ -35,7 +34,7 @@ import imagepiece_jax
 from experiments import neighbors, study, towers
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark import timer
-from imagepiece_jax.common.files import replace_file
+from imagepiece_jax.common.files import replace_file, write_json
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.pictures import read_images
 from imagepiece_jax.data.sources.csv_table import open_csv
@@ -44,7 +43,13 @@ from imagepiece_jax.evaluate import compare_outputs, statistics
 from imagepiece_jax.evaluate.compare_outputs import CONTROLS, fidelity
 from imagepiece_jax.evaluate.result_cache import encode_bits, read_lines
 from imagepiece_jax.evaluate.statistics import format_estimate
-from imagepiece_jax.export import card, onnx_program, program_facts
+from imagepiece_jax.export import (
+    card,
+    onnx_model,
+    onnx_program,
+    program_facts,
+    quantize,
+)
 
 FOLDER = pathlib.Path("docs/results/types")
 TIMES = "times.jsonl"
@@ -104,7 +109,7 @@ class Study:
         odd = photographs.subset(range(1, count, 2)).evenly_spaced(400)
         even = photographs.subset(range(0, count, 2)).evenly_spaced(judged)
         self.calibrating = odd.evenly_spaced(100)
-        self.pixels, _ = read_images(even, lambda pixels: pixels)
+        self.pixels, _ = read_images(even, np.asarray)
         self.labels = even.labels[even.indices]
         self.outputs = functools.cache(self.outputs)
 
@@ -129,11 +134,19 @@ class Study:
         if cell.form in CONTROLS:
             cell = cell.dense
         path = self.files / f"{cell.name}.onnx"
-        if not path.exists():
-            self.files.mkdir(parents=True, exist_ok=True)
-            images = self.calibrating if cell.dtype == "int8" else None
-            options = {"batch_size": 1, "dtype": cell.dtype, "images": images}
-            imagepiece_jax.export(self.vit(cell), path, **options)
+        if path.exists():
+            return path
+        self.files.mkdir(parents=True, exist_ok=True)
+        if cell.dtype != "int8":
+            vit = self.vit(cell)
+            return imagepiece_jax.export(vit, path, batch_size=1, dtype=cell.dtype)
+        # As `export` quantizes, without a card.
+        float32 = self.file(cell._replace(dtype="float32"))
+        program = onnx_program.open_file(float32)
+        pixels, _ = read_images(self.calibrating, np.asarray)
+        facts = program_facts.read_facts(float32) | {"dtype": "int8"}
+        write_json(program_facts.facts_file(path), facts)
+        onnx_model.write_onnx(path, quantize.quantized(program, pixels))
         return path
 
     def outputs(self, cell: Cell) -> np.ndarray:
@@ -299,6 +312,7 @@ def main(
         replace_file(out / TIMES, "".join(json.dumps(row) + "\n" for row in rows))
         return
     known = [cell for cell in cells() if cell.weights in {*own.weights, CLIP}]
+    known.sort(key=lambda cell: cell.dtype == "float16")  # tells least
     identity = {"images": len(own.pixels), "names": neighbors.names_digest(source)}
     study.run(known, out, identity, own.measure)
 
