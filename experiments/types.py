@@ -24,6 +24,7 @@ CLIP has the sizes of B/32 and random weights, so it has times only.
 
 import functools
 import hashlib
+import importlib.metadata
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ import imagepiece_jax
 from experiments import neighbors, study, towers
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark import timer
+from imagepiece_jax.common import device
 from imagepiece_jax.common.files import replace_file, write_json
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.pictures import read_images
@@ -185,9 +187,11 @@ class Study:
             batch = next(program.parts(self.pixels[:1]))
             call = towers.OPENERS[runtime](str(path), batch)
             jobs[cell] = timer.TimedCall(call)
+        version = importlib.metadata.version(runtime.lower())
+        row = {"runtime": runtime, "version": version, "machine": device.cpu_name()}
         rows = []
         for cell, seconds in towers.turns(jobs).items():
-            rows.append({"runtime": runtime, "cell": cell, "seconds": seconds})
+            rows.append({**row, "cell": cell, "seconds": seconds})
         return rows
 
 
@@ -204,7 +208,8 @@ that judge nothing here.
   photographs. *OpenVINO* is the mean cosine of its outputs to onnxruntime's.
 - **Times** of one image a call, on two threads. *Gain* says how many times as fast as
   the dense float32 file, and *gain left* as the dense file of the same type. Brackets
-  are the lowest and the highest turn. A recovered file takes the time of its form."""
+  are the lowest and the highest turn; a gain is above 1 in both. A recovered file takes
+  the time of its form."""
 
 
 def outputs_row(results, cell: Cell) -> dict[str, str]:
@@ -214,8 +219,9 @@ def outputs_row(results, cell: Cell) -> dict[str, str]:
     if "right" in line:
         right, dense = map(study.unpacked_right, (line, results[cell.dense]))
         row["accuracy, %"] = format_estimate(statistics.accuracy(right))
-        points = statistics.paired_difference(right, dense)
-        row["points"] = format_estimate(points, signs=True)
+        if cell != cell.dense:
+            points = statistics.paired_difference(right, dense)
+            row["points"] = format_estimate(points, signs=True)
     row |= compare_outputs.cells(line.get("dense", {}))
     row["OpenVINO"] = f"{line['openvino']:.4f}" if "openvino" in line else ""
     return row
@@ -225,7 +231,7 @@ def times_row(times, cell: Cell, runtimes=towers.RUNTIMES) -> dict[str, str]:
     """A file's times, by column."""
     row = {"file": f"{cell.form}, {cell.dtype}"}
     bases = {"gain": cell.dense, "gain left": cell._replace(form="dense")}
-    for runtime in runtimes if times else ():
+    for runtime in runtimes:
         own = times[runtime, cell]
         row[f"ms, {runtime}"] = spread_text([1000 * value for value in own], 1)
         for column, base in bases.items():
@@ -259,7 +265,8 @@ def page(folder: pathlib.Path) -> str:
         blocks.append(f"## {title}")
         if own:
             blocks.append(table([outputs_row(results, cell) for cell in own]))
-        blocks.append(table([times_row(times, cell) for cell in timed(model)]))
+        if times:
+            blocks.append(table([times_row(times, cell) for cell in timed(model)]))
     return study.page(blocks, cells(), results)
 
 
@@ -271,7 +278,8 @@ def programs_table(folder: pathlib.Path) -> str:
     for cell in (*timed(DINOV2), *timed(CLIP)):
         if cell.dtype == "float16":
             continue
-        row = {"tower": TITLES[cell.model]} | times_row(times, cell, ["onnxruntime"])
+        row = {"tower": TITLES[cell.model]}
+        row |= times_row(times, cell, towers.RUNTIMES[:1] if times else ())
         for column, form in (("cosine", ""), ("cosine, recovered", " recovered")):
             line = results.get(cell._replace(form=cell.form + form), {})
             figures = compare_outputs.cells(line.get("dense", {}))
