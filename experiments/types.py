@@ -153,7 +153,7 @@ class Study:
 
     def outputs(self, cell: Cell) -> np.ndarray:
         """Logits or vectors of the photographs."""
-        program = onnx_program.open_file(self.file(cell), threads=1)
+        program = onnx_program.open_file(self.file(cell), towers.THREADS)
         change = CONTROLS.get(cell.form, np.asarray)
         return card.outputs(program, change(self.pixels))
 
@@ -182,8 +182,8 @@ class Study:
         """Seconds per call of a model's files in a runtime, a reading per turn."""
         jobs = {}
         for cell in timed(model):
-            path = self.files / f"{cell.name}.onnx"
-            program = onnx_program.open_file(path, towers.THREADS)
+            path = self.file(cell)
+            program = onnx_program.open_file(path, threads=1)
             batch = next(program.parts(self.pixels[:1]))
             call = towers.OPENERS[runtime](str(path), batch)
             jobs[cell] = timer.TimedCall(call)
