@@ -1,4 +1,4 @@
-"""The paper's tables and the study of neighbors: python -m experiments NAME --help."""
+"""The paper's tables and studies: python -m experiments NAME --help."""
 
 import importlib
 import sys
@@ -6,7 +6,7 @@ import sys
 from imagepiece_jax import cli
 from imagepiece_jax.common import cache_dirs, signals
 
-STUDIES = ("neighbors",)  # scripts of their own
+STUDIES = ("neighbors", "types")  # scripts of their own
 
 if __name__ == "__main__":
     signals.end_process()

@@ -1,8 +1,8 @@
-"""The tables of pages that have the figures of docs/results/results.json.
+"""The tables of pages that have the figures of docs/results.
 
 python -m experiments.results
 
-A row of the file is a figure with its method, setting, cost, interval and right
+A row of results.json is a figure with its method, setting, cost, interval and right
 answers, and names its source: model, weights, data, versions, commit and command. A
 table of a page stands between the lines "<!-- table NAME -->" and "<!-- /table -->".
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import intervals
+from experiments import intervals, types
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate import statistics
@@ -27,6 +27,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "results" / "results.json"
 PAGES = (
     "README.md",
+    "docs/photo_programs.md",
     "docs/results/imagepiece.md",
 )
 MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
@@ -162,6 +163,7 @@ def tables(results: Results) -> dict[str, str]:
         "readme": readme_table(results),
         "controls": controls_table(results, path_of_controls(results)),
         "controls-fixed": controls_table(results, fixed_controls(results)),
+        "towers": types.programs_table(ROOT / types.FOLDER),
     }
 
 

@@ -11,6 +11,7 @@ import json
 import pathlib
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,6 @@ TOWERS = {  # {name: (the size by timm's name, pixels)}
     "SigLIP 2 SO400M/14 at 384": ("vit_so400m_patch14_siglip_384", 384),
     "DFN H/14 at 378": ("vit_huge_patch14_clip_quickgelu_378.dfn5b", 378),
 }
-RUNTIMES = ("onnxruntime", "OpenVINO")
 THREADS = 2
 RULES = timer.Timing(warmup=1, repeats=5, seconds=0.4)
 
@@ -55,16 +55,15 @@ def main(*, times: pathlib.Path, towers: tuple[str, ...] = tuple(TOWERS)):
     for name in towers:
         if name in {row["tower"] for row in rows}:
             continue
-        measured = [{"tower": name, **row} for row in measure(forms(name))]
+        measured = [{"tower": name, **row} for row in measure(forms(*TOWERS[name]))]
         with open(times, "a", encoding="utf-8") as out:
             out.writelines(json.dumps(row) + "\n" for row in measured)
         rows += measured
     print(table(rows))
 
 
-def forms(name: str) -> dict[str, Pretrained]:
+def forms(size: str, side: int) -> dict[str, Pretrained]:
     """A tower with random weights, dense and reduced."""
-    size, side = TOWERS[name]
     config = registry.config(size)
     variables = fresh_variables(create_model(config, image_size=side), 0)
     models = {}
@@ -82,13 +81,12 @@ def measure(towers: dict[str, Pretrained]) -> list[dict]:
         for name, vit in towers.items():
             path = pathlib.Path(folder, str(len(files)))
             files[name] = imagepiece_jax.export(vit, path, layout="immich")
-        openers = zip(RUNTIMES, (onnxruntime_call, openvino_call), strict=True)
-        for runtime, open_file in openers:
+        for runtime, open_file in OPENERS.items():
             jobs = {}
             for name, file in files.items():
                 image = np.zeros((1, 3, *towers[name].preprocessing.shape), np.float32)
                 jobs[name] = timer.TimedCall(open_file(str(file), image))
-            seconds = timer.measure(jobs, RULES, pause=lambda: time.sleep(0.1))
+            seconds = turns(jobs)
             for name, readings in seconds.items():
                 ratios = timer.speedups(seconds[DENSE], readings)
                 rows.append(
@@ -102,6 +100,11 @@ def measure(towers: dict[str, Pretrained]) -> list[dict]:
                     }
                 )
     return rows
+
+
+def turns(jobs: dict[Any, timer.TimedCall]) -> dict[Any, list[float]]:
+    """Seconds per call of programs that take turns, a reading per turn."""
+    return timer.measure(jobs, RULES, pause=lambda: time.sleep(0.1))
 
 
 def megabytes(folder: pathlib.Path) -> int:
@@ -125,13 +128,22 @@ def onnxruntime_call(graph, images):
 
 def openvino_call(graph, images):
     """A call of a graph, which is bytes or a path."""
+    compiled = openvino_program(graph)
+    return lambda number: compiled([images])[0]
+
+
+def openvino_program(graph):
+    """A compiled graph, which is bytes or a path."""
     import openvino
 
     core = openvino.Core()
     hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     hints["INFERENCE_NUM_THREADS"] = THREADS
-    compiled = core.compile_model(core.read_model(graph), "CPU", hints)
-    return lambda number: compiled([images])[0]
+    return core.compile_model(core.read_model(graph), "CPU", hints)
+
+
+OPENERS = {"onnxruntime": onnxruntime_call, "OpenVINO": openvino_call}
+RUNTIMES = tuple(OPENERS)
 
 
 def table(rows: list[dict]) -> str:
