@@ -203,7 +203,7 @@ declaration from before the runs. 0.6 and 0.5 are shares of the multiply-adds: t
 recommended method reduces DeiT-Ti, and ToMe DINOv2-S. Recovery and int8 saw photographs
 that judge nothing here.
 
-- **Outputs** of 300 photographs, in onnxruntime, beside the dense float32 file's.
+- **Outputs** of 300 photographs, in onnxruntime, compared with the dense float32 file.
   Brackets are 95 % intervals. The last two rows are the dense float32 file on changed
   photographs. *OpenVINO* is the mean cosine of its outputs to onnxruntime's.
 - **Times** of one image a call, on two threads. *Gain* says how many times as fast as
