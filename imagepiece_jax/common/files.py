@@ -148,8 +148,11 @@ def check_writable(name, path, endings, read=()):
     for source in read:
         if path.exists() and os.path.exists(source) and path.samefile(source):
             raise InputError(f"{name} {path} is an input of this command")
-    can_be_made = path.parent.is_dir() and os.access(path.parent, os.W_OK)
-    if path.is_dir() or not can_be_made:
+    if path.is_dir():
+        raise InputError(f"{name} {path} cannot be written: it is a folder")
+    if not path.parent.is_dir():
+        raise InputError(f"{name} {path} cannot be written: its folder is missing")
+    if not os.access(path.parent, os.W_OK):
         raise InputError(f"{name} {path} cannot be written")
 
 

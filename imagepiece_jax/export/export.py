@@ -103,7 +103,10 @@ def export(
                 "output='patches' (--output patches)"
             )
         if page.exists() and not card.is_card(page):
-            raise InputError(f"{page} already exists, and export did not write it")
+            raise InputError(
+                f"{page} already exists, and export did not write it; the card needs a "
+                "folder of its own"
+            )
         card_images = card.divided_images(vit, images)
     out.parent.mkdir(parents=True, exist_ok=True)
     checked_file(out)

@@ -54,7 +54,7 @@ def divided(source: Source, batch_size: int) -> Divided:
     if num_scenes < MIN_SCENES or (~is_held_out).sum() < batch_size:
         log.warning(
             "most images are alike, so held-out images are like training "
-            "images, and the report may be too good"
+            "images, and figures may be too good"
         )
         # Single images are held out; num_scenes tells the report.
         num_scenes = 0
