@@ -104,8 +104,8 @@ def program_facts(
     prepared = vit.preprocessing.as_json
     if vit.preprocessing.resizes:
         prepared["resized"] = list(vit.preprocessing.resized)
-    has_classes = "logits" in outputs.names and not vit.has_projection
-    classes_out = config.num_classes if has_classes else 0
+    are_classes = "logits" in outputs.names and vit.is_classifier
+    classes_out = config.num_classes if are_classes else 0
     method = None  # a plan made by hand has no method
     if vit.reduction is not None:
         method = str(vit.reduction)
