@@ -37,7 +37,7 @@ from imagepiece_jax import cli
 from imagepiece_jax.benchmark import timer
 from imagepiece_jax.common import device
 from imagepiece_jax.common.files import replace_file, write_json
-from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.pictures import read_images
 from imagepiece_jax.data.sources.csv_table import open_csv
 from imagepiece_jax.errors import InputError
@@ -245,11 +245,6 @@ def spread_text(values: list[float], digits: int = 2) -> str:
     return f"{median} [{low}, {high}]"
 
 
-def table(rows: list[dict[str, str]]) -> str:
-    head = [*max(rows, key=len)]
-    return markdown_table(head, [[*map(row.get, head)] for row in rows])
-
-
 def read_times(folder: pathlib.Path) -> dict[tuple[str, Cell], list[float]]:
     rows = read_lines(folder / TIMES)
     return {(row["runtime"], Cell(*row["cell"])): row["seconds"] for row in rows}
@@ -264,9 +259,9 @@ def page(folder: pathlib.Path) -> str:
         own = [cell for cell in results if cell.model == model != CLIP]
         blocks.append(f"## {title}")
         if own:
-            blocks.append(table([outputs_row(results, cell) for cell in own]))
+            blocks.append(rows_table([outputs_row(results, cell) for cell in own]))
         if times:
-            blocks.append(table([times_row(times, cell) for cell in timed(model)]))
+            blocks.append(rows_table([times_row(times, cell) for cell in timed(model)]))
     return study.page(blocks, cells(), results)
 
 
@@ -285,7 +280,7 @@ def programs_table(folder: pathlib.Path) -> str:
             figures = compare_outputs.cells(line.get("dense", {}))
             row[column] = figures.get("cosine, mean")
         rows.append(row)
-    return table(rows)
+    return rows_table(rows)
 
 
 def main(

@@ -31,11 +31,10 @@ def markdown_table(head, rows) -> str:
     return "\n".join(lines)
 
 
-def rows_table(rows, corner="") -> str:
-    """Format {row name: {column: cell}} by Markdown, with the longest row's columns."""
-    head = [*max(rows.values(), key=len)]
-    lines = [[name, *map(row.get, head)] for name, row in rows.items()]
-    return markdown_table([corner, *head], lines)
+def rows_table(rows) -> str:
+    """Format rows, {column: cell}, by Markdown, with the longest row's columns."""
+    head = [*max(rows, key=len)]
+    return markdown_table(head, [[*map(row.get, head)] for row in rows])
 
 
 def _markdown_cell(value):

@@ -313,10 +313,15 @@ def table(report: Report) -> str:
     for row in report.rows:
         if row.is_smaller:
             bases[f"to `{row.name}`"] = row.name
-    rows = {}
+    lines = []
     for row in report.rows:
         figures = report.figures[row.name]
-        line = cells(figures.get("fidelity", {}))
+        variant = None
+        if vit.recovery and row.reduction != DENSE:
+            variant = vit.recovery.of(vit.model_with(row.reduction))
+        recovered = " (recovered)" if variant and variant.values else ""
+        line = {"row": f"`{row.name}`{recovered}"}
+        line |= cells(figures.get("fidelity", {}))
         if report.comparisons:
             acc1 = statistics.accuracy(_right(figures))
             line["acc1, %"] = statistics.format_estimate(acc1)
@@ -327,14 +332,8 @@ def table(report: Report) -> str:
         line["GMACs"] = f"{figures['gmacs']:.3f}"
         share = figures["gmacs"] / report.figures["dense"]["gmacs"]
         line["share of the MACs"] = f"{share:.2f}"
-        name = f"`{row.name}`"
-        variant = None
-        if vit.recovery and row.reduction != DENSE:
-            variant = vit.recovery.of(vit.model_with(row.reduction))
-        if variant and variant.values:
-            name += " (recovered)"
-        rows[name] = line
-    return rows_table(rows, "row")
+        lines.append(line)
+    return rows_table(lines)
 
 
 def difference(estimate: Mapping[str, Any] | None) -> str:

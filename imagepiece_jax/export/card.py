@@ -142,7 +142,7 @@ def table(out: pathlib.Path, facts: Mapping[str, Any]) -> str:
     rows[own] |= cells(card["fidelity"]["file"])
     for name in CONTROLS:
         rows[f"dense, images {name}"] = cells(card["fidelity"][name])
-    return rows_table(rows)
+    return rows_table([{"": name, **row} for name, row in rows.items()])
 
 
 def page(out: pathlib.Path, vit: Pretrained, facts: Mapping[str, Any]) -> str:

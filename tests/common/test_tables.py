@@ -24,8 +24,9 @@ def test_names_stay_in_the_cells_of_a_table():
 
 
 def test_rows_may_lack_cells_of_the_longest():
-    rows = {"dense": {"GMACs": 2}, "half": {"kept": 9, "GMACs": 1}}
-    assert rows_table(rows, "row").splitlines() == [
+    dense = {"row": "dense", "GMACs": 2}
+    half = {"row": "half", "kept": 9, "GMACs": 1}
+    assert rows_table([dense, half]).splitlines() == [
         "| row | kept | GMACs |",
         "| --- | --- | --- |",
         "| dense |  | 2 |",
