@@ -69,7 +69,7 @@ class OneReduction:
     def scores(self, query, key, size):
         """Class attention of the image tokens, [B, n] float32."""
         bias = jnp.log(size) if self.prop_attn else None
-        return ops.class_attention(query[:, 0], key, bias)[:, self.num_prefix :]
+        return ops.mean_attention(query[:, :1], key, bias)[:, self.num_prefix :]
 
     def metric(self, key):
         """Return the features that are compared, [B, n, d] float32."""

@@ -59,9 +59,12 @@ def of_families(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def scores(name: str) -> str:
     """The scores by which tokens of a public model can be ranked."""
-    lacking = contract.lacking_scores(registry.config(name).arch)
-    named = [score for score in reducers.SCORES if score != "auto"]
-    return ", ".join(score for score in named if score not in lacking)
+    lacking = contract.lacking_fields(registry.config(name).arch)
+    available = []
+    for score, field in reducers.SCORES.items():
+        if score != "auto" and field not in lacking:
+            available.append(score)
+    return ", ".join(available)
 
 
 def of_layouts(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -78,7 +78,7 @@ class Note:
     # `index_among` writes it, `invert` reads it.
     keep: Value | None = None
     # (queries, key bias, weights): attention of all tokens, with the Value as keys.
-    # `attend` writes it, `class_attention` reads it.
+    # `attend` writes it, `mean_attention` reads it.
     attention: tuple[Value, Value | None, Value] | None = None
 
 

@@ -17,7 +17,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import Execution, ViTConfig
 from imagepiece_jax.models.layers import LayerNorm, dense, padded_from
 from imagepiece_jax.reduction import moves
-from imagepiece_jax.reduction.ops import class_attention, is_fast
+from imagepiece_jax.reduction.ops import is_fast, mean_attention, mean_query
 
 BACKENDS = ("auto", "xla", "cudnn")
 # How proportional attention adds log(size) to the logits: as a key bias, or along one
@@ -359,10 +359,10 @@ class Attention(nn.Module):
     def scores(self, heads, reads, state):
         """Token scores for reducers, without padding: a dict of the names in `reads`.
 
-        Image token scores: "cls_attn" and "attn_columns" [B, n] float32, as in
-        ReducerInputs; "key", "query" and "value" [B, n, d], means over heads; "input"
-        [B, n, D]. In size encoding "direction", "key" comes with "all_keys" [B, N, d],
-        prefix included.
+        Image token scores: ATTENTION_SCORES [B, n] float32, as in ReducerInputs;
+        "key", "query" and "value" [B, n, d], means over heads; "input" [B, n, D]. In
+        size encoding "direction", "key" comes with "all_keys" [B, N, d], prefix
+        included.
         """
         length = state.x.shape[1]
         query = heads.query[:, :length]
@@ -377,8 +377,15 @@ class Attention(nn.Module):
         unrotated = heads.unrotated
         scores = {}
         if "cls_attn" in reads:
-            row = class_attention(query[:, 0], key, bias)
-            scores["cls_attn"] = state.image(row)
+            attention = mean_attention(query[:, :1], key, bias)
+            scores["cls_attn"] = state.image(attention)
+        if "mean_attn" in reads:
+            attention = mean_attention(mean_query(query, live), key, bias)
+            scores["mean_attn"] = state.image(attention)
+        if "cls_and_mean_attn" in reads:
+            both = [query[:, :1].astype(jnp.float32), mean_query(query, live)]
+            attention = mean_attention(jnp.concatenate(both, axis=1), key, bias)
+            scores["cls_and_mean_attn"] = state.image(attention)
         if "attn_columns" in reads:
             received = attention_columns(query, key, bias, live)
             scores["attn_columns"] = state.image(received)

@@ -16,6 +16,7 @@ from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
 from imagepiece_jax.reduction import contract, moves
 from imagepiece_jax.reduction.block_plan import BlockPlan
 from imagepiece_jax.reduction.ops import is_fast, shift_shares
+from imagepiece_jax.reduction.reducers import ATTENTION_SCORES
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 
 
@@ -52,8 +53,7 @@ class BlockReduction:
             size=state.image(state.size),
             attn_size=state.image(state.effective_size),
             metric=scores.get(reducer.metric),
-            cls_attn=scores.get("cls_attn"),
-            attn_columns=scores.get("attn_columns"),
+            **{name: scores.get(name) for name in ATTENTION_SCORES},
             shift=scores.get("shift"),
             mask=state.mask,
             grid=state.grid,

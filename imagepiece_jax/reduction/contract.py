@@ -11,7 +11,6 @@ import numpy as np
 
 from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.reducers import SCORES
 from imagepiece_jax.reduction.state import (
     DROPPED,
     Assignment,
@@ -28,16 +27,16 @@ def check_plan(plan, arch, grid):
     grid: (height, width) in patches
     Raises InputError for the first unmet need, with the block.
     """
-    lacking = lacking_scores(arch)
+    lacking = lacking_fields(arch)
     for block, layer in enumerate(plan):
         if layer.step is None:
             continue
         reducer = layer.step.reducer
-        for score, part in lacking.items():
-            if SCORES[score] in reducer.needs:
+        for field, part in lacking.items():
+            if field in reducer.needs:
                 raise InputError(
-                    f"{type(reducer).__name__} ranks tokens by the score {score!r} at "
-                    f"block {block}, but the model has no {part}"
+                    f"{type(reducer).__name__} ranks tokens at block {block} by a "
+                    f"score of the {part}, but the model has no {part}"
                 )
         if layer.step.site == "pre" and reducer.reads:
             before = plan[block - 1] if block else None
@@ -51,11 +50,12 @@ def check_plan(plan, arch, grid):
             grid = None
 
 
-def lacking_scores(arch):
-    """List scores unavailable in a model: {score: missing part of the model}."""
+def lacking_fields(arch):
+    """List a model's missing scores: {field of ReducerInputs: part it would need}."""
     lacking = {}
     if not arch.class_token:
-        lacking["class"] = "class token"
+        lacking["cls_attn"] = "class token"
+        lacking["cls_and_mean_attn"] = "class token"
     if arch.pool != "map":
         lacking["probe"] = "attention-pooling head"
     return lacking
@@ -150,6 +150,8 @@ def random_inputs(reducer, n, embed_dim, num_heads):
         metric=x if of_token else key,
         key=key,
         cls_attn=scores,
+        mean_attn=scores,
+        cls_and_mean_attn=scores,
         attn_columns=scores,
         shift=scores,
         probe=scores,

@@ -70,8 +70,12 @@ def merge(x, size, result):
     prefix = x.shape[1] - result.dest.shape[1]
     image_size = size[:, prefix:]
     size_of_slots = _totals(image_size, result)
-    absorbs = result.index is not None and result.index.absorbed.shape[1]
-    if absorbs and result.weight is None and result.mean:
+    sizes = jnp.concatenate([size[:, :prefix], size_of_slots], axis=1)
+    if result.index is None:
+        weight = result.weights(image_size)
+        matrix = slot_matrix(weight, result.dest, result.n_out, result.mean)
+        return _mixed(x, matrix), sizes
+    if result.index.absorbed.shape[1] and result.weight is None and result.mean:
         # Weights are integers here, so sums per slot suffice. `_shares` would compare
         # all pairs of tokens.
         share = image_size
@@ -82,18 +86,26 @@ def merge(x, size, result):
     else:
         share = _shares(result, image_size)
         total = None
-    x = _moved(x, share, total, result)
-    return x, jnp.concatenate([size[:, :prefix], size_of_slots], axis=1)
+    return _moved(x, share, total, result), sizes
+
+
+@onnx_op
+def slot_matrix(weight, dest, n_out, mean):
+    """Token factors in every slot's mean (or sum). [B, n] -> [B, n_out, n] float32."""
+    matrix = jnp.where(is_in_slot(dest, n_out), weight[:, None, :], 0)
+    if not mean:
+        return matrix
+    return matrix / jnp.sum(matrix, axis=-1, keepdims=True)
 
 
 def _is_one_product(state, result):
-    means = result.mean and state.mask is None
-    # Float weights would be rounded to two bytes; sizes and booleans are exact.
-    exact = result.weight is None or result.weight.dtype == bool
-    if not means or not exact or not is_fast(state.x):
+    if not result.mean or state.mask is not None or not is_fast(state.x):
         return False
     if result.index is None:
         return True
+    # Float weights would be rounded to two bytes; sizes and booleans are exact.
+    if result.weight is not None and result.weight.dtype != bool:
+        return False
     # One product is fast for means of many tokens. For few tokens it pays only where
     # starting kernels takes longer than moving x.
     absorbed = result.index.absorbed.shape[1]
@@ -116,10 +128,12 @@ def _apply_by_product(state, result):
     belongs = dest[:, None, :] == slot[None, :, None]
     size = jnp.where(belongs, state.size[:, None, :], 0)
     by_size = result.by_size and result.weight is None
-    chosen = belongs
+    weight_of_token = 1.0
     if result.weight is not None:
-        chosen &= jnp.pad(result.weight, front, constant_values=True)[:, None, :]
-    weight = size if by_size else jnp.where(chosen, 1.0, 0.0)
+        # The totals are sums of the rounded weights, so every slot is an exact mean.
+        rounded = result.weight.astype(x.dtype).astype(jnp.float32)
+        weight_of_token = jnp.pad(rounded, front, constant_values=1.0)[:, None, :]
+    weight = size if by_size else jnp.where(belongs, weight_of_token, 0.0)
     values = [weight]
     if result.attn_size is not None or state.attn_size is not None:
         attn_size = state.attn_size
@@ -274,6 +288,7 @@ def _apply_masking(state, result):
     )
 
 
+@onnx_op
 def sum_by_slot(values, dest, n_out):
     """Sum values per slot by comparing destinations. [B, n] -> [B, n_out]."""
     belongs = is_in_slot(dest, n_out)

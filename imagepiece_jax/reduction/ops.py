@@ -291,18 +291,20 @@ def shift_shares(change, live=None):
 
 
 @onnx_op
-def class_attention(query, key, key_bias=None):
-    """Class token attention to all N tokens, prefix included. -> [B, N] float32.
+def mean_attention(query, key, key_bias=None):
+    """Attention to all N tokens, prefix included. -> [B, N] float32.
 
-    query: [B, H, d]; attention is averaged over heads
+    query: [B, Q, H, d], such as the class token's; attention is averaged over queries
+        and heads
     key: [B, N, H, d]
     key_bias: [B, N], added to the logits
     """
     in_one_kernel = is_fast(key)
     query = query.astype(jnp.float32)
     key = key.astype(jnp.float32)
-    products = jnp.sum(query[:, None] * key, axis=-1)
+    products = jnp.sum(query[:, None] * key[:, :, None], axis=-1)  # [B, N, Q, H]
     logits = products * query.shape[-1] ** -0.5
+    logits = logits.reshape(*logits.shape[:2], -1)  # [B, N, Q H]
     if not in_one_kernel:
         return attention_row(logits, key_bias)
     if key_bias is not None:
@@ -311,6 +313,21 @@ def class_attention(query, key, key_bias=None):
     by_head = logits.transpose(0, 2, 1)
     by_head = with_layout_constraint(by_head, Layout((0, 1, 2)))
     return jnp.mean(jax.nn.softmax(by_head, axis=-1), axis=1)
+
+
+@onnx_op
+def mean_query(query, live=None):
+    """Average the queries of all tokens, prefix included. -> [B, 1, H, d] float32.
+
+    query: [B, N, H, d]
+    live: [B, N], 1 for live tokens and 0 for masked tokens; None: all live
+    """
+    query = query.astype(jnp.float32)
+    if live is None:
+        return jnp.mean(query, axis=1)[:, None]
+    live = live[:, :, None, None]
+    total = jnp.sum(live * query, axis=1, keepdims=True)
+    return total / jnp.sum(live, axis=1, keepdims=True)
 
 
 def attention_row(logits, key_bias=None):

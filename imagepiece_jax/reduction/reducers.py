@@ -18,11 +18,15 @@ from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex
 
 METRICS = ("key", "query", "value", "token")  # features by which tokens are compared
 # Scores that rank tokens: {name: field of ReducerInputs}. "auto" reads class attention;
-# `Method.for_model` replaces it in models without class token.
+# `Method.for_model` replaces it by a score that fits the model.
 SCORES = {
     "auto": "cls_attn",
     # attention from the class token
     "class": "cls_attn",
+    # attention from the mean query, which is the mean of all tokens' queries
+    "mean": "mean_attn",
+    # the mean of both
+    "class_and_mean": "cls_and_mean_attn",
     # mean attention received by the token
     "received": "attn_columns",
     # dissimilarity to the rest of the tokens (PiToMe, Tran et al. 2024)
@@ -32,6 +36,8 @@ SCORES = {
     # attention from the probe in the model's attention pool
     "probe": "probe",
 }
+# Scores computed by a block's attention
+ATTENTION_SCORES = {"cls_attn", "mean_attn", "cls_and_mean_attn", "attn_columns"}
 
 
 class Reducer:
@@ -40,8 +46,8 @@ class Reducer:
     Subclasses are frozen dataclasses, or Flax modules if they learn.
     """
 
-    # Fields of ReducerInputs read by the reducer. The fields metric, key, cls_attn,
-    # attn_columns, shift, probe and rng may be None unless named here.
+    # Fields of ReducerInputs read by the reducer. Features, scores and rng may be None
+    # unless named here.
     needs: ClassVar[frozenset[str]] = frozenset()
     # the feature to compare, one of METRICS; None: no comparison
     metric = None
@@ -49,7 +55,7 @@ class Reducer:
     @property
     def reads(self) -> frozenset[str]:
         """Scores and projections for attention to compute for this reducer."""
-        names = self.needs & {"cls_attn", "attn_columns", "shift", "key"}
+        names = self.needs & (ATTENTION_SCORES | {"shift", "key"})
         if "metric" in self.needs and self.metric != "token":
             names |= {self.metric}
         return frozenset(names)
@@ -231,6 +237,43 @@ def find_partners(similarity, tokens):
     tokens = jnp.broadcast_to(tokens[:, None, :], similarity.shape)
     best, _, partner = ops.largest(ops.order_key(similarity), order, tokens)
     return best, partner
+
+
+def all_cosines(inputs):
+    """Compare all image tokens by cosine, without a gradient. -> [B, n, n] float32."""
+    if inputs.all_x is None:
+        x = ops.unit(jax.lax.stop_gradient(inputs.x))
+        return ops.products(x, x)
+    n = inputs.x.shape[1]
+    return ops.cosine(jax.lax.stop_gradient(inputs.all_x))[:, -n:, -n:]
+
+
+@onnx_op
+def distance_to_earlier(alike, order):
+    """Measure 1 minus the highest similarity to a token earlier in an order. -> [B, n].
+
+    alike, order: as for `join_kept`; the first token's distance is 2
+    """
+    is_earlier = order[:, None, :] < order[:, :, None]
+    return 1 - jnp.max(jnp.where(is_earlier, alike, -1.0), axis=-1)
+
+
+@onnx_op
+def join_kept(alike, order, n_out):
+    """Send every token to the most similar of the first `n_out` tokens in an order.
+
+    alike: [B, n, n] float32, similarities from -1 to 1
+    order: [B, n] int32, ranks from 0; on a tie the first kept token wins
+    Returns (slot [B, n] int32, similarity to the token kept there [B, n] float32). A
+    kept token's slot is its rank, and its similarity 1.
+    """
+    # A kept token is its own partner, so the same pass finds its slot.
+    itself = jnp.eye(order.shape[1], dtype=bool)[None]
+    kept = order < n_out
+    alike = jnp.where(itself, 2.0, alike)
+    alike = jnp.where(kept[:, None, :], alike, -2.0)
+    best, slot = ops.most_alike(alike, order)
+    return slot, jnp.minimum(best, 1.0)
 
 
 def merge_in_place(absorbed, partners, counts):

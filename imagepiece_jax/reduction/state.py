@@ -72,6 +72,9 @@ class ReducerInputs:
     all_keys: Array | None = None
     # [B, n] float32: attention from the class token, mean over heads
     cls_attn: Array | None = None
+    # [B, n] float32: attention from the mean query of all tokens, mean over heads
+    mean_attn: Array | None = None
+    cls_and_mean_attn: Array | None = None  # [B, n] float32: the mean of both
     # [B, n] float32: received attention, mean over heads and queries
     attn_columns: Array | None = None
     # [B, n] float32: token changes by attention, as shares with sum 1

@@ -18,7 +18,7 @@ from imagepiece_jax.models.attention import (
     resolve_backend,
     weighted_sum,
 )
-from imagepiece_jax.reduction.ops import class_attention
+from imagepiece_jax.reduction.ops import mean_attention
 from imagepiece_jax.reduction.state import TokenState
 from tests import compiling, oracles, oracles_learned
 from tests.models import tiny
@@ -27,7 +27,7 @@ from tests.rounding import assert_close
 
 # One compile a shape instead of one an operation.
 attend_jit = tiny.compiled(attend)
-class_row = tiny.compiled(class_attention)
+class_row = tiny.compiled(mean_attention)
 columns = tiny.compiled(attention_columns)
 
 
@@ -78,7 +78,7 @@ def test_the_class_row_has_the_gradient_of_a_softmax():
         return jnp.sum(weights.mean(axis=2) * along)
 
     def by_row(query, key):
-        return jnp.sum(class_attention(query, key, bias) * along)
+        return jnp.sum(mean_attention(query[:, None], key, bias) * along)
 
     gradients = (tiny.compiled(jax.grad(f, (0, 1))) for f in (by_row, by_softmax))
     for found, wanted in zip(*(g(query[:, 0], key) for g in gradients), strict=True):
@@ -93,7 +93,7 @@ def test_columns_and_the_class_row_are_float32(length, biased, dtype):
     bias = random_bias(length) if biased else None
     _, weights = slow_attention(query, key, key, bias)
     got = columns(query, key, bias)
-    row = class_row(query[:, 0], key, bias)
+    row = class_row(query[:, :1], key, bias)
     assert got.dtype == row.dtype == jnp.float32
     assert_close(got, weights.mean(axis=(1, 2)))
     assert_close(row, weights[:, :, 0].mean(axis=1))

@@ -39,6 +39,7 @@ METHODS = _Methods(
     token_pooling="TokenPooling",
     diffrate="DiffRate",
     attended="Attended",
+    peaks="Peaks",
     pitome="PiToMe",
     tofu="ToFu",
     mctf="MCTF",

@@ -14,16 +14,19 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.block_plan import Rule, Step
 from imagepiece_jax.reduction.methods.method import Method, check_each
 from imagepiece_jax.reduction.ops import (
-    cosine,
     gather_rows,
     invert,
     is_fast,
-    most_alike,
     products,
     rank,
     unit,
 )
-from imagepiece_jax.reduction.reducers import Ranking, find_partners
+from imagepiece_jax.reduction.reducers import (
+    Ranking,
+    all_cosines,
+    find_partners,
+    join_kept,
+)
 from imagepiece_jax.reduction.schedules import powered_shares, rounded, stretched
 from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex
 
@@ -120,15 +123,8 @@ class PruneAndMerge(Ranking):
         order: [B, n], ranks by falling score
         """
         n = counts.n_in
-        x = inputs.x if inputs.all_x is None else inputs.all_x
-        alike = cosine(jax.lax.stop_gradient(x))[:, -n:, -n:]
-        # A staying token is its own partner, so the same pass finds its slot.
-        itself = jnp.eye(n, dtype=bool)[None]
-        stays = order < counts.n_out
-        alike = jnp.where(itself, 2.0, alike)
-        alike = jnp.where(stays[:, None, :], alike, -2.0)
-        best, dest = most_alike(alike, order)
-        sizes = inputs.attn_size * jnp.where(best == 2.0, 1.0, best)
+        dest, alike = join_kept(all_cosines(inputs), order, counts.n_out)
+        sizes = inputs.attn_size * alike
         if self.kept < n:
             dropped = order >= max(self.kept, counts.n_out)
             dest = jnp.where(dropped, DROPPED, dest)

@@ -234,18 +234,22 @@ class Method:
         return build(depth, patches, steps, prefix, masked)
 
     def for_model(self, model: ModelFacts) -> "Method":
-        """Fit fields to a model: the score "auto" becomes "class" or "received".
+        """Fit fields to a model: the score "auto" becomes `score_for` the model.
 
         With `macs`, default blocks move to the same shares of a smaller depth.
         """
         changes = {}
         if getattr(self, "score", None) == "auto":
-            changes["score"] = "class" if model.class_token else "received"
+            changes["score"] = self.score_for(model)
         if self.macs is not None and self.counts is None:
             blocks = self._blocks_for(model.depth)
             if blocks:
                 changes["blocks"] = blocks
         return dataclasses.replace(self, **changes)
+
+    def score_for(self, model: ModelFacts) -> str:
+        """Choose the score, one of SCORES, that "auto" stands for."""
+        return "class" if model.class_token else "received"
 
     def _blocks_for(self, depth):
         """Move default blocks to the same shares of a smaller depth, or return None."""

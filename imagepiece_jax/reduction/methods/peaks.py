@@ -1,0 +1,68 @@
+"""Peaks: tokens stay that are attended, and unlike every more attended token.
+
+The distance to higher-scored tokens is that of density peaks (Rodriguez and Laio,
+Science 2014), with attention in place of density. BAT (Long et al., CVPR 2023) keeps
+attended and diverse tokens, too. Tokens join as in DiffRate (Chen et al., ICCV 2023),
+and attention weighs their mean, as in EViT's fused token (Liang et al., ICLR 2022).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from imagepiece_jax.reduction import ops
+from imagepiece_jax.reduction.methods.method import InStages
+from imagepiece_jax.reduction.reducers import (
+    Ranking,
+    all_cosines,
+    distance_to_earlier,
+    join_kept,
+)
+from imagepiece_jax.reduction.state import Assignment
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepPeaks(Ranking):
+    """Keep the tokens with the highest product of score and distance; merge the rest.
+
+    A token's distance is 1 minus its highest cosine to a token with a higher score; the
+    token with the highest score has the distance 2. Every other token joins the kept
+    token of its highest cosine. Features are means weighted by score.
+    """
+
+    def __call__(self, inputs, counts, train=False):
+        score = jax.lax.stop_gradient(self.scores(inputs, counts))
+        if inputs.mask is not None:  # tokens removed by a mask leave first
+            score = jnp.where(inputs.mask > 0.5, score, 0.0)
+        alike = all_cosines(inputs)
+        distance = distance_to_earlier(alike, ops.rank(score))
+        peaks_first = ops.rank(score * distance)
+        slot, to_kept = join_kept(alike, peaks_first, counts.n_out)
+        # A weight above 0 in the tokens' dtype keeps the mean of unattended tokens.
+        least = jnp.finfo(inputs.x.dtype).tiny
+        return Assignment(
+            slot,
+            weight=jnp.maximum(score, least),
+            attn_size=inputs.attn_size * to_kept,
+            n_out=counts.n_out,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Peaks(InStages):
+    """At every block in `blocks`, keep a share of the tokens and merge the rest.
+
+    The score "auto" is attention from the class token and from the mean query, or from
+    the mean query alone if the head does not read the class token.
+    """
+
+    default_prop_attn = True
+
+    score: str = "auto"
+
+    def score_for(self, model):
+        return "class_and_mean" if model.pool == "token" else "mean"
+
+    def steps(self, depth):
+        return self.stages(KeepPeaks(score=self.score))
