@@ -1,0 +1,410 @@
+"""Is a selector of attended and unlike tokens better? Cells, controls and contrasts.
+
+python -m experiments.peaks --assets FOLDER --imagenette FOLDER [--only WORD ..]
+python -m experiments.peaks --tables
+
+docs/results/peaks/declared.md declares it. A cell is a model, a set of images and a
+setting, and writes a line of docs/results/peaks/runs.jsonl; cells with a line are not
+measured again. --imagenette names the folder val. --only takes cells whose names have
+one of the words. --tables writes the tables of docs/results/peaks.md.
+
+A line has a value per image, as float16 or bits in base64, so every difference is
+paired. `recover` is measured by experiments.recovery.
+"""
+
+import argparse
+import base64
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import imagepiece_jax
+from experiments import study
+from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.rng import uniform
+from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.data.pictures import as_source, read_images
+from imagepiece_jax.data.source import evenly_spaced
+from imagepiece_jax.data.sources.csv_table import open_csv
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate.compare_outputs import NEIGHBORS, nearest, shared, unit
+from imagepiece_jax.evaluate.result_cache import encode_bits
+from imagepiece_jax.reduction import ops
+from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.methods.peaks import KeepPeaks, Peaks
+from imagepiece_jax.reduction.reducers import (
+    all_cosines,
+    distance_to_earlier,
+    join_kept,
+)
+from imagepiece_jax.reduction.state import DROPPED, Assignment
+
+FOLDER = pathlib.Path("docs/results/peaks")
+SHARES = (0.75, 0.6, 0.5, 0.4, 0.3)
+SCHEDULES = {
+    "three": "stages-3-6-9",
+    "five": "stages-2-4-6-8-10",
+    "all": "proportional-1",
+}
+OWN = ("tome", "mctf", "diffrate", "pitome", "tofu", "evit", "imagepiece", "random")
+IN_ALL = ("tome", "mctf", "pitome")
+SIZES = (208, 192, 176, 160, 144, 128)
+FUSION = "mctf:score=auto:attention=40"  # of the search study
+BATCH = 50
+IMAGENETTE = {  # ImageNet's classes of its folders
+    "n01440764": 0,
+    "n02102040": 217,
+    "n02979186": 482,
+    "n03000684": 491,
+    "n03028079": 497,
+    "n03394916": 566,
+    "n03417042": 569,
+    "n03425413": 571,
+    "n03445777": 574,
+    "n03888257": 701,
+}
+
+
+# Controls: peaks with one of its parts exchanged
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepParts(KeepPeaks):
+    """Peaks whose choice and whose means are one of several."""
+
+    keep: str = "peaks"  # "peaks", "highest" score, or "random"
+    merge: str = "score"  # "score", its "square", "plain", by "patches", or "none"
+    ordered: bool = True  # False: all scores are equal
+
+    @property
+    def needs(self):
+        return super().needs | ({"rng"} if self.keep == "random" else set())
+
+    def __call__(self, inputs, counts, train=False):
+        score = jax.lax.stop_gradient(self.scores(inputs, counts))
+        if not self.ordered:
+            score = jnp.ones_like(score)
+        alike = all_cosines(inputs)
+        worth = score
+        if self.keep == "peaks":
+            worth = score * distance_to_earlier(alike, ops.rank(score))
+        if self.keep == "random":
+            worth = jax.vmap(lambda key: uniform(key, (counts.n_in,)))(inputs.rng)
+        order = ops.rank(worth)
+        slot, to_kept = join_kept(alike, order, counts.n_out)
+        if self.merge == "none":
+            slot = jnp.where(order < counts.n_out, slot, DROPPED)
+        powers = {"score": 1.0, "square": 2.0, "plain": 0.0}
+        weight = None
+        if self.merge in powers:
+            tiny = jnp.finfo(jnp.float32).tiny
+            weight = jnp.maximum(score ** powers[self.merge], tiny)
+        sizes = inputs.attn_size * to_kept
+        return Assignment(slot, weight=weight, attn_size=sizes, n_out=counts.n_out)
+
+
+@dataclasses.dataclass(frozen=True)
+class PeaksOfParts(Peaks):
+    """Peaks with exchanged parts, see `KeepParts`."""
+
+    keep: str = "peaks"
+    merge: str = "score"
+    ordered: bool = True
+
+    def steps(self, depth):
+        parts = {name: getattr(self, name) for name in ("keep", "merge", "ordered")}
+        return self.stages(KeepParts(score=self.score, **parts))
+
+
+CONTROLS = {
+    "kept by peaks, plain means": "merge=plain",
+    "kept by peaks, means by patches": "merge=patches",
+    "kept by peaks, nothing merged": "merge=none",
+    "highest scores kept, means by score": "keep=highest",
+    "highest scores kept, plain means": "keep=highest:merge=plain",
+    "random tokens kept, means by score": "keep=random",
+    "class attention": "score=class",
+    "mean query": "score=mean",
+    "attention received": "score=received",
+}
+FURTHER = {"weights squared": "merge=square"}
+ENCODER_FURTHER = {
+    "all scores equal, means by patches": "ordered=False:merge=patches",
+    "attention received, means by patches": "score=received:merge=patches",
+    "mean query": "score=mean",
+    "means by patches": "merge=patches",
+}
+
+
+@contextlib.contextmanager
+def registered() -> Iterator[None]:
+    """While entered, the controls are a method, "parts"."""
+    METHODS["parts"] = PeaksOfParts
+    try:
+        yield
+    finally:
+        del METHODS["parts"]
+
+
+class Cell(NamedTuple):
+    """A model, a set of images and a setting: fields for `load`."""
+
+    model: str  # "deit", "dinov2", or "mean": its vector is the mean of the patches
+    images: str  # "photographs", "imagenette" or "even"
+    setting: str
+    fields: Any = ()  # pairs
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}, {self.images}, {self.setting}"
+
+
+def reduced(model, images, method, share, schedule=None, title=None) -> Cell:
+    """A cell of a method at a share, with its own schedule or one of SCHEDULES."""
+    text = f"{method}:macs={share}"
+    where = "own schedule"
+    if schedule:
+        text += f":counts={SCHEDULES[schedule]}"
+        where = f"{schedule} blocks"
+    name, _, rest = (title or method).partition(":")
+    setting = f"{name}{' ' + rest if rest else ''}, {where}, {share}"
+    return Cell(model, images, setting, (("reduction", text),))
+
+
+def part_cells(model, images, parts: Mapping[str, str], shares) -> list[Cell]:
+    cells = []
+    for share in shares:
+        for title, fields in parts.items():
+            method = f"parts:{fields}"
+            cells.append(reduced(model, images, method, share, "three", title))
+    return cells
+
+
+def cells() -> list[Cell]:
+    """All cells, in the order in which they run."""
+    dense = "dense"
+    order = [Cell("deit", "photographs", dense)]
+    for share in (0.5, 0.6, 0.4, 0.75, 0.3):
+        for method in ("peaks", "attended"):
+            for schedule in SCHEDULES:
+                order.append(reduced("deit", "photographs", method, share, schedule))
+    for share in SHARES:
+        order += [reduced("deit", "photographs", method, share) for method in OWN]
+        for method in IN_ALL:
+            order.append(reduced("deit", "photographs", method, share, "all"))
+    for size in SIZES:
+        title = f"dense on {size} pixels"
+        order.append(Cell("deit", "photographs", title, (("image_size", size),)))
+    order += part_cells("deit", "photographs", CONTROLS, (0.5, 0.6, 0.4))
+    order += part_cells("deit", "photographs", FURTHER, (0.5, 0.6, 0.4))
+    for score in ("class", "mean", "class_and_mean"):
+        for share in (0.6, 0.5):
+            method = f"imagepiece:score={score}"
+            order.append(reduced("deit", "photographs", method, share))
+            method = f"evit:score={score}"
+            order.append(reduced("deit", "photographs", method, share))
+    order.append(Cell("deit", "imagenette", dense))
+    for share in (0.5, 0.6, 0.4, 0.3):
+        for method in ("peaks", "attended"):
+            for schedule in ("three", "all"):
+                order.append(reduced("deit", "imagenette", method, share, schedule))
+    for share in (0.5, 0.6, 0.4):
+        for method in ("tome", "mctf", "diffrate"):
+            order.append(reduced("deit", "imagenette", method, share))
+    order += part_cells("deit", "imagenette", CONTROLS, (0.5,))
+    return order + encoder_cells()
+
+
+def encoder_cells() -> list[Cell]:
+    order = [Cell("dinov2", "even", "dense")]
+    for share in (0.6, 0.5, 0.75, 0.4):
+        order.append(reduced("dinov2", "even", "peaks", share, "three"))
+        order.append(reduced("dinov2", "even", "tome", share))
+        order.append(reduced("dinov2", "even", "attended", share, "three"))
+        order.append(reduced("dinov2", "even", FUSION, share, title="mctf"))
+        order.append(reduced("dinov2", "even", "peaks", share, "all"))
+    for share in (0.6, 0.5):
+        order.append(reduced("dinov2", "even", "peaks", share, "five"))
+        order.append(reduced("dinov2", "even", "pitome", share))
+        order.append(reduced("dinov2", "even", "random", share))
+    order += part_cells("dinov2", "even", ENCODER_FURTHER, (0.6, 0.5))
+    order.append(Cell("mean", "even", "dense"))
+    for share in (0.6, 0.5):
+        order.append(reduced("mean", "even", "peaks:score=mean", share, "three"))
+        order.append(reduced("mean", "even", "tome", share))
+        order.append(reduced("mean", "even", "attended", share, "three"))
+    return order
+
+
+# Measuring
+
+
+def encode_values(values: np.ndarray) -> str:
+    """Values of images as float16 in base64."""
+    return base64.b64encode(values.astype("<f2").tobytes()).decode()
+
+
+def decode_values(text: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), "<f2").astype(np.float64)
+
+
+def judging_photographs() -> np.ndarray:
+    """Indices of the photographs that chose nothing, rising."""
+    is_judging = np.ones(1000, bool)
+    is_judging[1:600:2] = False  # chose the method
+    is_judging[2 * evenly_spaced(500, 100)] = False  # chose the recipe of recovery
+    return np.flatnonzero(is_judging)
+
+
+class Study:
+    """The models and the images.
+
+    assets: folder with weights and data
+    imagenette: its folder val at 224 pixels
+    """
+
+    def __init__(self, assets: pathlib.Path, imagenette: pathlib.Path):
+        self.paths = {
+            "deit": assets / "weights/deit_tiny_patch16_224.npz",
+            "dinov2": assets / "weights/dinov2_small",
+            "mean": assets / "weights/dinov2_small",
+        }
+        photographs = open_csv(assets / "data/nips2017_224_jpg/labels.csv", "val")
+        tests = as_source(imagenette)
+        self.images = {
+            "photographs": photographs.subset(judging_photographs()),
+            "even": photographs.subset(range(0, 1000, 2)),
+            "imagenette": tests.evenly_spaced(2000),
+        }
+        names = [self.images["imagenette"].name(index) for index in range(2000)]
+        self.labels = {
+            "photographs": photographs.labels[judging_photographs()],
+            "imagenette": np.array(
+                [IMAGENETTE[pathlib.Path(n).parent.name] for n in names]
+            ),
+        }
+        self.pixels = {}
+        self.dense = {}
+
+    def read(self, images: str) -> np.ndarray:
+        if images not in self.pixels:
+            self.pixels[images], _ = read_images(self.images[images], np.asarray)
+        return self.pixels[images]
+
+    def load(self, cell: Cell):
+        fields = {"crop": 1.0, "dtype": "float32", **dict(cell.fields)}
+        if cell.model != "deit":
+            fields.setdefault("image_size", 224)
+        vit = imagepiece_jax.load(str(self.paths[cell.model]), **fields)
+        return study.mean_pooled(vit) if cell.model == "mean" else vit
+
+    def outputs(self, cell: Cell) -> dict[str, np.ndarray]:
+        """Logits of a classifier; vectors and patch features of an encoder."""
+        vit = self.load(cell)
+        pixels = self.read(cell.images)
+        if cell.model == "deit":
+            return {"logits": logits(vit, pixels)}
+        vectors = []
+        maps = []
+        for start in range(0, len(pixels), BATCH):
+            part = imagepiece_jax.features(vit, pixels[start : start + BATCH])
+            vectors.append(np.asarray(part.pooled))
+            patches = np.asarray(part.patches)
+            rows = unit(patches.reshape(-1, patches.shape[-1])).astype(np.float32)
+            maps.append(rows.reshape(len(patches), -1, rows.shape[-1]))
+        return {"vectors": np.concatenate(vectors), "maps": np.concatenate(maps)}
+
+    def measure(self, cell: Cell) -> dict[str, Any]:
+        key = cell.model, cell.images
+        if key not in self.dense:
+            dense = Cell(*key, "dense")
+            self.dense[key] = self.outputs(dense)
+        wanted = self.dense[key]
+        try:
+            vit = self.load(cell)
+            answer = wanted if cell.setting == "dense" else self.outputs(cell)
+        except InputError as error:
+            return {"refused": str(error)}
+        counts = [layer.mlp_tokens for layer in vit.model.plan]
+        line = {"gmacs": vit.gmacs, "tokens": counts}
+        if cell.model == "deit":
+            return line | compared_logits(
+                answer["logits"], wanted["logits"], self, cell
+            )
+        return line | compared_features(answer, wanted)
+
+
+def logits(vit, pixels: np.ndarray) -> np.ndarray:
+    """Logits [images, classes] of uint8 images, resized on the device if need be."""
+    height, width = sides(vit.image_size)
+    config = vit.config
+
+    @jax.jit
+    def program(variables, images, keys):
+        images = normalize(images, config.mean, config.std)
+        if images.shape[1:3] != (height, width):
+            shape = (len(images), height, width, 3)
+            images = jax.image.resize(images, shape, "cubic")
+        return vit.model.apply(variables, images, keys={"reducer": keys}).logits
+
+    answers = []
+    for start in range(0, len(pixels), BATCH):
+        part = pixels[start : start + BATCH]
+        keys = jax.vmap(jax.random.key)(np.arange(start, start + len(part)))
+        answers.append(np.asarray(program(vit.variables, part, keys)))
+    return np.concatenate(answers)
+
+
+def compared_logits(own, wanted, images: Study, cell: Cell) -> dict[str, str]:
+    log_own = np.asarray(jax.nn.log_softmax(own.astype(np.float64)))
+    log_dense = np.asarray(jax.nn.log_softmax(wanted.astype(np.float64)))
+    kl = np.sum(np.exp(log_dense) * (log_dense - log_own), axis=1)
+    first = own.argmax(axis=1)
+    return {
+        "kl": encode_values(kl),
+        "same": encode_bits(first == wanted.argmax(axis=1)),
+        "right": encode_bits(first == images.labels[cell.images]),
+    }
+
+
+def compared_features(own, wanted) -> dict[str, Any]:
+    own_vectors = unit(own["vectors"])
+    dense_vectors = unit(wanted["vectors"])
+    kept = shared(
+        nearest(own_vectors, own_vectors), nearest(dense_vectors, dense_vectors)
+    )
+    cosines = np.sum(own_vectors * dense_vectors, axis=1)
+    of_maps = np.mean(np.sum(own["maps"] * wanted["maps"], axis=-1), axis=1)
+    return {
+        "vector": encode_values(1 - cosines),
+        "maps": encode_values(1 - of_maps),
+        "kept": encode_values(np.asarray(kept) / NEIGHBORS),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--assets", type=pathlib.Path)
+    parser.add_argument("--imagenette", type=pathlib.Path, help="the folder val")
+    parser.add_argument("--only", nargs="+", default=[""])
+    parser.add_argument("--out", type=pathlib.Path, default=FOLDER)
+    args = parser.parse_args()
+    if args.assets is None or args.imagenette is None:
+        parser.error("--assets and --imagenette are required")
+    wanted = []
+    for cell in cells():
+        if any(word in cell.name for word in args.only):
+            wanted.append(cell)
+    with registered():
+        images = Study(args.assets, args.imagenette)
+        study.run(wanted, args.out, {}, images.measure)
+
+
+if __name__ == "__main__":
+    main()
