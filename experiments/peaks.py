@@ -1,12 +1,11 @@
 """Is a selector of attended and unlike tokens better? Cells, controls and contrasts.
 
 python -m experiments.peaks --assets FOLDER --imagenette FOLDER [--only WORD ..]
-python -m experiments.peaks --tables
 
 docs/results/peaks/declared.md declares it. A cell is a model, a set of images and a
 setting, and writes a line of docs/results/peaks/runs.jsonl; cells with a line are not
 measured again. --imagenette names the folder val. --only takes cells whose names have
-one of the words. --tables writes the tables of docs/results/peaks.md.
+one of the words. `python -m experiments.results` writes the tables of the page.
 
 A line has a value per image, as float16 or bits in base64, so every difference is
 paired. `recover` is measured by experiments.recovery.
@@ -25,16 +24,19 @@ import jax.numpy as jnp
 import numpy as np
 
 import imagepiece_jax
-from experiments import study
+from experiments import intervals, study
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.rng import uniform
+from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.pictures import as_source, read_images
 from imagepiece_jax.data.source import evenly_spaced
 from imagepiece_jax.data.sources.csv_table import open_csv
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.compare_outputs import NEIGHBORS, nearest, shared, unit
-from imagepiece_jax.evaluate.result_cache import encode_bits
+from imagepiece_jax.evaluate.result_cache import decode_bits, encode_bits
+from imagepiece_jax.evaluate.statistics import Estimate, format_estimate
 from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.peaks import KeepPeaks, Peaks
@@ -385,6 +387,229 @@ def compared_features(own, wanted) -> dict[str, Any]:
         "vector": encode_values(1 - cosines),
         "maps": encode_values(1 - of_maps),
         "kept": encode_values(np.asarray(kept) / NEIGHBORS),
+    }
+
+
+# Tables of docs/results/peaks.md
+
+
+class Lines:
+    """The measured lines, by name of their cell, and values per image."""
+
+    def __init__(self, folder: pathlib.Path = FOLDER):
+        self.lines = study.read_runs(folder)
+
+    def has(self, cell: Cell) -> bool:
+        return cell.name in self.lines and "refused" not in self.lines[cell.name]
+
+    def values(self, cell: Cell, field: str) -> np.ndarray:
+        """A value per image: floats, or bools of "right" and "same"."""
+        text = self.lines[cell.name][field]
+        if field in ("right", "same"):
+            return decode_bits(text, COUNTS[cell.images])
+        return decode_values(text)
+
+    def mean(self, cell: Cell, field: str) -> float:
+        return float(self.values(cell, field).mean())
+
+    def points(self, cell: Cell, base: Cell) -> Estimate:
+        """Points of top-1 more than `base` has."""
+        own = self.values(cell, "right")
+        return statistics.paired_difference(own, self.values(base, "right"))
+
+    def change(self, cell: Cell, base: Cell, field: str) -> Estimate:
+        """How much more of a measure than `base`, a mean over images."""
+        own = self.values(cell, field)
+        return statistics.mean_difference(own, self.values(base, field))
+
+
+def shares_table(lines: Lines) -> str:
+    """KL from the dense model, and points of top-1 lost, by method and share."""
+    dense = Cell("deit", "photographs", "dense")
+    head = ["method", "leaves in"]
+    for share in SHARES:
+        head.append(f"{share:g}: KL, points lost")
+    rows = []
+    for method, schedule in methods_of_table():
+        row = [f"`{method}`", WHERE[schedule]]
+        for share in SHARES:
+            cell = reduced("deit", "photographs", method, share, schedule)
+            row.append(kl_and_points(lines, cell, dense))
+        rows.append(row)
+    return markdown_table(head, rows)
+
+
+def methods_of_table():
+    """(method, name of its schedule) of the rows."""
+    for method in ("peaks", "attended"):
+        for schedule in SCHEDULES:
+            yield method, schedule
+    for method in OWN:
+        yield method, None
+        if method in IN_ALL:
+            yield method, "all"
+
+
+def kl_and_points(lines, cell, dense) -> str:
+    if not lines.has(cell):
+        return ""
+    points = lines.points(dense, cell)
+    return f"{lines.mean(cell, 'kl'):.4f}, {format_estimate(points)}"
+
+
+def sizes_table(lines: Lines) -> str:
+    """The dense model on smaller images."""
+    dense = Cell("deit", "photographs", "dense")
+    rows = []
+    for size in SIZES:
+        cell = Cell("deit", "photographs", f"dense on {size} pixels")
+        if not lines.has(cell):
+            continue
+        whole = lines.lines[dense.name]["gmacs"]
+        share = lines.lines[cell.name]["gmacs"] / whole
+        row = [f"{size} pixels", f"{share:.2f}", f"{lines.mean(cell, 'kl'):.4f}"]
+        rows.append([*row, format_estimate(lines.points(dense, cell))])
+    head = ["dense model on", "share of the multiply-adds", "KL", "points lost"]
+    return markdown_table(head, rows)
+
+
+def contrasts_table(lines: Lines, images: str, others, shares) -> str:
+    """Peaks in three blocks minus other methods at equal cost, paired by image."""
+    rows = []
+    for share in shares:
+        own = reduced("deit", images, "peaks", share, "three")
+        for method, schedule in others:
+            cell = reduced("deit", images, method, share, schedule)
+            if not lines.has(own) or not lines.has(cell):
+                continue
+            kl = lines.change(own, cell, "kl")
+            points = lines.points(own, cell)
+            same = statistics.paired_difference(
+                lines.values(own, "same"), lines.values(cell, "same")
+            )
+            row = [f"{share:g}", f"`{method}`, {WHERE[schedule]}"]
+            row.append(format_estimate(kl, 4, signs=True))
+            row.append(format_estimate(points, signs=True))
+            rows.append([*row, format_estimate(same, signs=True)])
+    head = [
+        "share",
+        "peaks in three blocks minus",
+        "KL",
+        "points",
+        "dense class, points",
+    ]
+    return markdown_table(head, rows)
+
+
+def controls_table(lines: Lines, images: str, shares) -> str:
+    """Parts of the idea alone: KL, and its change from peaks."""
+    head = ["kept, merged"]
+    for share in shares:
+        head += [f"{share:g}: KL", "minus peaks", "points minus peaks"]
+    rows = []
+    for title in (*CONTROLS, *FURTHER):
+        row = [title]
+        for share in shares:
+            own = reduced("deit", images, "peaks", share, "three")
+            cell = reduced("deit", images, "parts", share, "three", title)
+            if not lines.has(own) or not lines.has(cell):
+                row += ["", "", ""]
+                continue
+            row.append(f"{lines.mean(cell, 'kl'):.4f}")
+            row.append(format_estimate(lines.change(cell, own, "kl"), 4, signs=True))
+            row.append(format_estimate(lines.points(cell, own), signs=True))
+        if any(row[1:]):
+            rows.append(row)
+    return markdown_table(head, rows)
+
+
+def scores_table(lines: Lines) -> str:
+    """EViT and ImagePiece by scores, off the shelf."""
+    dense = Cell("deit", "photographs", "dense")
+    head = ["method", "score", "0.6: KL, points lost", "0.5: KL, points lost"]
+    rows = []
+    for method in ("evit", "imagepiece"):
+        for score in ("class", "mean", "class_and_mean"):
+            row = [f"`{method}`", f"`{score}`"]
+            for share in (0.6, 0.5):
+                text = f"{method}:score={score}"
+                cell = reduced("deit", "photographs", text, share)
+                row.append(kl_and_points(lines, cell, dense))
+            rows.append(row)
+    return markdown_table(head, rows)
+
+
+def encoder_table(lines: Lines, model: str) -> str:
+    """Distances of an encoder's vectors and maps, and neighbors kept."""
+    head = ["share", "method", "vector, 1 - cosine", "worst image"]
+    head += ["maps, 1 - cosine", "ten nearest kept, %"]
+    rows = []
+    for cell in sorted(encoder_cells(), key=share_of):
+        if cell.model != model or not lines.has(cell) or cell.setting == "dense":
+            continue
+        title, _, share = cell.setting.rpartition(", ")
+        kept = intervals.mean(100 * lines.values(cell, "kept"))
+        vector = lines.values(cell, "vector")
+        row = [share, title, f"{vector.mean():.4f}", f"{vector.max():.3f}"]
+        row.append(f"{lines.mean(cell, 'maps'):.4f}")
+        rows.append([*row, format_estimate(kept)])
+    return markdown_table(head, rows)
+
+
+def share_of(cell: Cell) -> float:
+    share = cell.setting.rpartition(", ")[2]
+    return 0.0 if share == "dense" else -float(share)
+
+
+def encoder_contrasts(lines: Lines) -> str:
+    """Peaks minus ToMe and attended, paired by image."""
+    rows = []
+    for model, method in (("dinov2", "peaks"), ("mean", "peaks:score=mean")):
+        for share in (0.75, 0.6, 0.5, 0.4):
+            own = reduced(model, "even", method, share, "three")
+            for other, schedule in (("tome", None), ("attended", "three")):
+                cell = reduced(model, "even", other, share, schedule)
+                if not lines.has(own) or not lines.has(cell):
+                    continue
+                row = [ENCODERS[model], f"{share:g}", f"`{other}`, {WHERE[schedule]}"]
+                for field in ("vector", "maps"):
+                    change = lines.change(own, cell, field)
+                    row.append(format_estimate(change, 4, signs=True))
+                kept = lines.change(own, cell, "kept")
+                points = Estimate(*(100 * value for value in kept))
+                rows.append([*row, format_estimate(points, signs=True)])
+    head = ["vector", "share", "peaks in three blocks minus"]
+    head += ["vector, 1 - cosine", "maps, 1 - cosine", "ten nearest kept, points"]
+    return markdown_table(head, rows)
+
+
+OTHERS = [("attended", "three"), ("attended", "all"), ("tome", None), ("mctf", None)]
+OTHERS += [("mctf", "all"), ("diffrate", None), ("pitome", None), ("peaks", "all")]
+ON_IMAGENETTE = [("attended", "three"), ("tome", None), ("mctf", None)]
+ON_IMAGENETTE += [("diffrate", None), ("attended", "all"), ("peaks", "all")]
+COUNTS = {"photographs": 600, "imagenette": 2000, "even": 500}
+WHERE = {None: "its own blocks", "three": "3, 6, 9", "five": "2, 4, .., 10"}
+WHERE["all"] = "1 to 11"
+ENCODERS = {"dinov2": "class token", "mean": "mean of patches"}
+
+
+def tables(folder: pathlib.Path = FOLDER) -> dict[str, str]:
+    """The tables of docs/results/peaks.md, by the names in their marks."""
+    lines = Lines(folder)
+    shares = (0.6, 0.5, 0.4)
+    return {
+        "peaks-shares": shares_table(lines),
+        "peaks-sizes": sizes_table(lines),
+        "peaks-contrasts": contrasts_table(lines, "photographs", OTHERS, shares),
+        "peaks-imagenette": contrasts_table(
+            lines, "imagenette", ON_IMAGENETTE, (*shares, 0.3)
+        ),
+        "peaks-controls": controls_table(lines, "photographs", shares),
+        "peaks-controls-imagenette": controls_table(lines, "imagenette", (0.5,)),
+        "peaks-scores": scores_table(lines),
+        "peaks-encoder": encoder_table(lines, "dinov2"),
+        "peaks-mean": encoder_table(lines, "mean"),
+        "peaks-encoder-contrasts": encoder_contrasts(lines),
     }
 
 
