@@ -6,7 +6,7 @@ python -m experiments types --tables && python -m experiments.results
 
 Declared before any cell was run. A cell is a model, a form and a type. Its file is what
 `export` writes with a batch size of 1, kept in FILES, and its figures are a line of
-runs.jsonl in --out. The recommended method reduces DeiT-Ti, and ToMe DINOv2-S. NAME is
+runs.jsonl in --out. `attended` reduces DeiT-Ti, and ToMe DINOv2-S. NAME is
 a model, "deit" or "dinov2", or a recovered form, such as "dinov2-0.6".
 
 FILE.csv lists a thousand labeled photographs of the model's size. Odd indices recover
@@ -60,6 +60,10 @@ TITLES = {DEIT: "DeiT-Ti", DINOV2: "DINOv2-S", CLIP: "CLIP B/32, random weights"
 CLIP_SIZE = "vit_base_patch32_clip_quickgelu_224.openai"
 RECOVERED = {f"{share} recovered": share for share in ("0.6", "0.5")}
 TIMED = ("dense", *RECOVERED.values())
+METHODS = {
+    DEIT: "attended:macs={share}",  # a typed share at the time
+    DINOV2: "tome:macs={share}",
+}
 TYPES = ("float32", "float16", "int8")
 
 
@@ -119,11 +123,10 @@ class Study:
         """The model of a cell; photographs of its size are not cropped."""
         if cell.model == CLIP:
             return towers.forms(CLIP_SIZE, 224)[cell.form]
-        reduction = RECOVERED.get(cell.form, cell.form)
+        share = RECOVERED.get(cell.form, cell.form)
+        reduction = METHODS[cell.model].format(share=share)
         if cell.form == "dense":
             reduction = None
-        elif cell.model == DINOV2:
-            reduction = f"tome:macs={reduction}"
         path = self.weights[cell.weights]
         fields = {"image_size": self.pixels.shape[1], "crop": 1.0, "dtype": "float32"}
         vit = imagepiece_jax.load(path, reduction, **fields)
@@ -200,7 +203,7 @@ class Study:
 INTRODUCTION = """\
 `python -m experiments types` measures and writes this page. Its first lines are the
 declaration from before the runs. 0.6 and 0.5 are shares of the multiply-adds: the
-recommended method reduces DeiT-Ti, and ToMe DINOv2-S. Recovery and int8 saw photographs
+method `attended` reduces DeiT-Ti, and ToMe DINOv2-S. Recovery and int8 saw photographs
 that judge nothing here.
 
 - **Outputs** of 300 photographs, in onnxruntime, compared with the dense float32 file.

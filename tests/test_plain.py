@@ -40,7 +40,7 @@ def test_the_first_example_and_public_functions_need_the_small_set_alone():
     before, _, after = ended.err.partition("asked\n")
     assert before == "" and "of the MACs" in after
     found = json.loads(ended.out)
-    assert found["reduction"].startswith("attended:")
+    assert found["reduction"].startswith("peaks:")
     assert found["steps"] == 1
     assert found["logits"] == [2, tiny.CLASSES]
 

@@ -278,7 +278,7 @@ def test_the_first_lines_run_without_the_hub(downloaded, monkeypatch, capsys):
     quick = functools.partial(imagepiece_jax.recover, steps=1, batch_size=8)
     monkeypatch.setattr(imagepiece_jax, "recover", quick)
     space = run(README, "import imagepiece_jax\n", {})
-    assert space["vit"].reduction.name == "attended"
+    assert space["vit"].reduction.name == "peaks"
     costs = space["vit"].recovery.variants
     assert costs[0].steps == len(costs)
     assert imagepiece_jax.load("deit_tiny_half").recovery.variants == costs

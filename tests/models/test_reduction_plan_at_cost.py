@@ -42,7 +42,7 @@ def test_half_of_deit_by_hand(capsys):
     assert share == pytest.approx(share_of_dense(model), abs=1e-3)
     assert abs(share - 0.5) <= TOLERANCE
     said = capsys.readouterr().err.splitlines()[0]
-    blocks = "attended in blocks 3, 6, 9"
+    blocks = "peaks in blocks 3, 6, 9"
     assert said == f"{blocks}; counts 99, 50, 26; {share:.2f} of the MACs"
 
 
@@ -53,11 +53,11 @@ def facts(**fields):
 @pytest.mark.parametrize(
     "fields, name, blocks",
     [
-        ({}, "attended", (3, 6, 9)),
+        ({}, "peaks", (3, 6, 9)),
         # LV-ViT-S and M by DynamicViT's authors.
-        ({"depth": 20}, "attended", (5, 10, 15)),
-        ({"depth": 2}, "attended", (0, 1)),
-        ({"depth": 1}, "attended", (0,)),
+        ({"depth": 20}, "peaks", (5, 10, 15)),
+        ({"depth": 2}, "peaks", (0, 1)),
+        ({"depth": 1}, "peaks", (0,)),
         ({"pool": "mean"}, "tome", None),  # a class token that no head reads
         ({"classes": 0}, "tome", None),
     ],
@@ -84,7 +84,7 @@ def test_it_is_kept_as_the_method_and_its_counts(tmp_path, capsys):
     arch = {"arch": {"pool": "token"}}
     dense = tiny.pretrained(**arch)
     vit = dense.with_reduction(0.7)
-    assert vit.reduction.name == "attended"
+    assert vit.reduction.name == "peaks"
     (said,) = capsys.readouterr().err.splitlines()
     save(vit, tmp_path / "saved")
     text = (tmp_path / "saved" / "config.json").read_text()

@@ -6,11 +6,8 @@ from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 
 STAGES = 4  # stages of equal depth; tokens leave at the start of stages 2 to 4
-# The least share of MACs at which tokens leave in stages. At .4, an equal share in all
-# blocks except the first loses 11.1 points off the shelf instead of 18.2, and 3.6
-# instead of 9.0 recovered (docs/results/recover). On a CPU it is as fast. On an H200 it
-# is slower: 1.08 instead of 1.50 times the dense rate (docs/results/comparison.md).
-# Nothing was measured between .4 and .5.
+# Below this share of the MACs, the same share leaves in every block except the first:
+# three blocks would have to remove too much at once (docs/results/peaks.md).
 IN_STAGES_FROM = 0.45
 
 
@@ -22,22 +19,12 @@ class Recommendation(NamedTuple):
     in_stages: bool = False
 
 
-# {kind of model: method}, for models without further training. See docs/comparison.md.
+# {kind of model: method}, for models without further training. docs/results/peaks.md
+# has the rule and the figures.
 TABLE = {
-    # The head reads the class token, whose attention ranks the tokens. Among equally
-    # accurate settings, three blocks are the fastest (docs/results/comparison.md). At
-    # .6 of the MACs three blocks are level with the dense model
-    # (docs/results/parts/elsewhere.md). DynamicViT's authors prune at quarters of the
-    # depth, too: DeiT at blocks 3, 6 and 9 of 12, and LV-ViT with 16 and 20 blocks.
-    "class token": Recommendation("attended", in_stages=True),
-    # The head reads no class token. Scores were not measured for such models
-    # (docs/results/scores.md), and ToMe needs no score.
+    "class token": Recommendation("peaks", in_stages=True),  # which the head reads
     "other pool": Recommendation("tome"),
-    # The model has no head, and users read features. At .75 and .6 of the MACs, no
-    # method has a higher IoU with the dense model's maps than ToMe
-    # (docs/results/saliency.md): .86 at .6, but .82 for "attended" in three blocks
-    # (docs/results/parts/elsewhere.md). Neighbors of the pooled vector: docs/search.md.
-    "no classes": Recommendation("tome"),
+    "no classes": Recommendation("tome"),  # users read features
 }
 
 
