@@ -25,7 +25,6 @@ STYLE = {
 # Of Okabe and Ito's colors, which color-blind people tell apart
 BLUE, ORANGE, GREEN, GRAY = COLORS = ("#0072B2", "#D55E00", "#009E73", "#555555")
 COLORS += ("#CC79A7", "#56B4E9", "#E69F00", "#000000")
-EARLIER = ("-trials", "-batch32", "-500steps")  # cells of recipes that are over
 TOME = {"reduction=0.5": "0.5", "reduction=0.6": "0.6", "tome:macs=0.7": "0.7"}
 FUSION = {neighbors.FUSION_HALF: "0.5", neighbors.FUSION: "0.6"}
 FUSION[neighbors.FUSION_MOST] = "0.75"
@@ -61,9 +60,9 @@ def note(axes, text: str, x: float, y: float, color: str, position):
 
 
 def draw_recovery(lines):
-    """Held-out KL over training steps: a curve for each cell of today's recipe."""
+    """Held-out KL over training steps: a curve for each cell of `peaks`."""
     figure, axes = draw_axes("training steps", "KL divergence on held-out images")
-    shown = [name for name in lines if not name.endswith(EARLIER)]
+    shown = [name for name in lines if "peaks" in name]
     shown = [name for name in shown if lines[name]["measure"] == "KL"]
     for name, color in zip(shown, itertools.cycle(COLORS), strict=False):
         line = lines[name]
@@ -113,6 +112,8 @@ def draw_comparison(rows):
         chosen = [row for row in rows if row["typed"].startswith(typed)]
         x = [row["cpu"][0] for row in chosen]
         for field, text in (("lost", "off the shelf"), ("recovered", "recovered")):
+            if field not in chosen[0]:
+                continue
             y = [row[field][0] for row in chosen]
             full = field == "recovered"
             mark(axes, x, y, f"{name}, {text}", color, marker, full=full, line="-")

@@ -30,13 +30,11 @@ photographs that judge here, too.
 the cell without it was known, to see whether images are what lacks; its line is of a
 script with these calls, and has four digits.
 
-"readme-COST-FOLD" are DeiT-Ti's points of accuracy in README's table, which --readme
+"peaks-COST-FOLD" are DeiT-Ti's points of accuracy in README's table, which --readme
 prints: fold A learns from the even photographs and answers for the odd ones, fold B the
-other way round. The 100 even ones that chose the recipe before last do not count.
-
-"peaks-COST-FOLD" are the same of `peaks`, and "deit-peaks-.5" is a cell as any other.
-The odd photographs before 600, which chose that method, do not count
-(docs/results/peaks/declared.md).
+other way round. The 100 even ones that chose the recipe before last do not count, and
+neither do the 300 odd ones that chose the method (docs/results/peaks/declared.md).
+"readme-COST-FOLD" are the same of `attended`.
 
 Patches that share a token at the end have one vector in common, where the dense model
 has one for each: `unreachable` is the change of the maps that no numbers give back.
@@ -55,14 +53,19 @@ import numpy as np
 
 import imagepiece_jax
 from experiments import study
+from experiments.peaks import judging_photographs
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.pictures import as_source
-from imagepiece_jax.data.source import Source, evenly_spaced
+from imagepiece_jax.data.source import Source
 from imagepiece_jax.data.sources.csv_table import open_csv
 from imagepiece_jax.evaluate.result_cache import decode_bits, encode_bits
-from imagepiece_jax.evaluate.statistics import Estimate, paired_difference
+from imagepiece_jax.evaluate.statistics import (
+    Estimate,
+    format_estimate,
+    paired_difference,
+)
 from imagepiece_jax.models.vit import with_states
 from imagepiece_jax.recover import recovery_loss
 from imagepiece_jax.recover.recovery_images import evaluation_batches
@@ -242,27 +245,55 @@ def right_of(vit, source: Source) -> str:
     return encode_bits(right)
 
 
-def points_lost(lines: dict[str, dict]) -> dict[float, tuple[Estimate, Estimate]]:
-    """Points of accuracy to the dense model, off the shelf and recovered, by cost.
+def right_answers(lines, study: str, cost: float) -> dict[str, np.ndarray] | None:
+    """Right answers of both folds' judging photographs, bool, by name.
 
-    Costs of which both folds have a line.
+    study: "readme" or "peaks", the start of the cells' names
+    Returns "dense", "before" and "after"; None if a fold has no line.
     """
-    is_judged = np.ones(1000, bool)
-    is_judged[2 * evenly_spaced(500, 100)] = False
+    names = {fold: f"{study}-{cost}-{fold}" for fold in FOLDS}
+    if not {*names.values()} <= lines.keys():
+        return None
+    is_judging = np.isin(np.arange(1000), judging_photographs())
+    parts = {"dense": [], "before": [], "after": []}
+    for fold, first in FOLDS.items():
+        for name, text in lines[names[fold]]["right"].items():
+            right = decode_bits(text, 1000)[first::2]
+            parts[name].append(right[is_judging[first::2]])
+    return {name: np.concatenate(parts[name]) for name in parts}
+
+
+def points_lost(
+    lines: dict[str, dict], study: str
+) -> dict[float, tuple[Estimate, Estimate]]:
+    """Points of accuracy to the dense model, off the shelf and recovered, by cost."""
     points = {}
     for cost in COSTS:
-        if not {f"readme-{cost}-{fold}" for fold in FOLDS} <= lines.keys():
-            continue
-        parts = {"dense": [], "before": [], "after": []}
-        for fold, first in FOLDS.items():
-            for name, text in lines[f"readme-{cost}-{fold}"]["right"].items():
-                right = decode_bits(text, 1000)[first::2]
-                parts[name].append(right[is_judged[first::2]])
-        right = {name: np.concatenate(parts[name]) for name in parts}
-        lost = paired_difference(right["dense"], right["before"])
-        recovered = paired_difference(right["dense"], right["after"])
-        points[cost] = (lost, recovered)
+        right = right_answers(lines, study, cost)
+        if right is not None:
+            lost = paired_difference(right["dense"], right["before"])
+            recovered = paired_difference(right["dense"], right["after"])
+            points[cost] = (lost, recovered)
     return points
+
+
+def recovered_table(lines: dict[str, dict]) -> str:
+    """Points lost by peaks and by attended, off the shelf and recovered."""
+    rows = []
+    for cost in COSTS:
+        own = right_answers(lines, "peaks", cost)
+        other = right_answers(lines, "readme", cost)
+        if own is None or other is None:
+            continue
+        row = [f"{cost:g}"]
+        for right in (own, other):
+            for name in ("before", "after"):
+                lost = paired_difference(right["dense"], right[name])
+                row.append(format_estimate(lost))
+        gain = paired_difference(own["after"], other["after"])
+        rows.append([*row, format_estimate(gain, signs=True)])
+    head = ["share", "peaks", "peaks, recovered", "attended", "attended, recovered"]
+    return markdown_table([*head, "recovered peaks minus recovered attended"], rows)
 
 
 def measured(cell: Cell, paths: dict[str, str], images: dict[str, Source]) -> dict:
@@ -367,8 +398,9 @@ def main():
         print(table(lines))
         return
     if args.readme:
-        for cost, (lost, recovered) in points_lost(lines).items():
-            print(f"{cost}: lost {lost}, recovered {recovered}")
+        for study in ("readme", "peaks"):
+            for cost, (lost, recovered) in points_lost(lines, study).items():
+                print(f"{study} {cost}: lost {lost}, recovered {recovered}")
         return
     if args.assets is None or args.imagenette is None:
         parser.error("--assets and --imagenette are required")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import intervals, types
+from experiments import intervals, peaks, recovery, types
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate import statistics
@@ -29,6 +29,7 @@ PAGES = (
     "README.md",
     "docs/photo_programs.md",
     "docs/results/imagepiece.md",
+    "docs/results/peaks.md",
 )
 MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
@@ -148,8 +149,9 @@ def readme_table(results: Results) -> str:
     lines = []
     for row in results.readme:
         line = [f"`{row['typed']}`", f"{row['multiply_adds']:.2f}"]
-        for points in (row["lost"], row["recovered"]):
-            line.append(format_estimate(Estimate(*points)))
+        line.append(format_estimate(Estimate(*row["lost"])))
+        recovered = row.get("recovered")  # `recover` trains no smaller images
+        line.append(format_estimate(Estimate(*recovered)) if recovered else "")
         line.append(f"{row['cpu'][0]:.2f}")
         line.append(f"{row['h200'][0]:.2f}" if "h200" in row else "")
         lines.append(line)
@@ -164,6 +166,8 @@ def tables(results: Results) -> dict[str, str]:
         "controls": controls_table(results, path_of_controls(results)),
         "controls-fixed": controls_table(results, fixed_controls(results)),
         "towers": types.programs_table(ROOT / types.FOLDER),
+        "peaks-recovered": recovery.recovered_table(recovery.read_lines()),
+        **peaks.tables(ROOT / peaks.FOLDER),
     }
 
 

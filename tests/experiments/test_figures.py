@@ -23,8 +23,7 @@ def recovery_points():
     points = {"before": [], "after": []}
     for line in read_lines("recovery.jsonl"):
         name = line["cell"]
-        is_earlier = name.split("-")[-1] in ("trials", "batch32", "500steps")
-        if not is_earlier and line["measure"] == "KL":
+        if "peaks" in name and line["measure"] == "KL":
             points[name] = line["curve"]
             points[f"_{name}, before"] = [[0, line["before"]]]
             points[f"_{name}, after"] = [[line["steps"], line["after"]]]
@@ -66,8 +65,9 @@ def comparison_points():
         if row["typed"].startswith("image"):
             name = "smaller image, pixels"
         for field, text in (("lost", "off the shelf"), ("recovered", "recovered")):
-            curve = points.setdefault(f"{name}, {text}", [])
-            curve.append([row["cpu"][0], row[field][0]])
+            if field in row:
+                curve = points.setdefault(f"{name}, {text}", [])
+                curve.append([row["cpu"][0], row[field][0]])
     return points
 
 

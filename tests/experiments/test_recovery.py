@@ -1,6 +1,7 @@
 """What `recover` gives back: the page, and which images learn and judge."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from experiments import recovery
@@ -32,18 +33,19 @@ def test_no_image_both_teaches_and_judges(tmp_path):
 
 
 def test_points_are_of_the_photographs_that_a_fold_did_not_learn_from():
-    """900 of them: fold A answers for the odd ones, B for 400 of the even ones."""
+    """600 of them: fold A answers for 200 odd ones, B for 400 of the even ones."""
     even = np.arange(1000) % 2 == 0
     lines = {}
     for fold, learned in (("A", even), ("B", ~even)):
         right = {
             "dense": np.ones(1000, bool),
             "before": learned,
-            "after": learned | (np.arange(1000) < 500),
+            "after": learned | (np.arange(1000) >= 600),
         }
         bits = {name: encode_bits(answers) for name, answers in right.items()}
-        lines[f"readme-0.5-{fold}"] = {"right": bits}
-    ((cost, (lost, recovered)),) = recovery.points_lost(lines).items()
+        lines[f"peaks-0.5-{fold}"] = {"right": bits}
+    ((cost, (lost, recovered)),) = recovery.points_lost(lines, "peaks").items()
     assert cost == 0.5
     assert lost.value == 100
-    assert recovered.value == 50
+    # Right from 600 on: all 200 odd ones, and 160 of the 400 even ones.
+    assert recovered.value == pytest.approx(100 * 240 / 600)
