@@ -39,8 +39,9 @@ class KeepPeaks(Ranking):
         distance = distance_to_earlier(alike, ops.rank(score))
         peaks_first = ops.rank(score * distance)
         slot, to_kept = join_kept(alike, peaks_first, counts.n_out)
-        # A weight above 0 in the tokens' dtype keeps the mean of unattended tokens.
-        least = jnp.finfo(inputs.x.dtype).tiny
+        # A weight above 0 in the tokens' dtype keeps the mean of unattended tokens. Its
+        # products with features must not underflow.
+        least = max(1e-30, float(jnp.finfo(inputs.x.dtype).tiny))
         return Assignment(
             slot,
             weight=jnp.maximum(score, least),
