@@ -98,9 +98,9 @@ def matrix(decision, score, least=0.0):
 
 
 def attention_sizes(decision, size):
-    """A kept token's own size, plus size times cosine of those that join it. -> [n_out].
+    """A kept token's own size, plus size times cosine of those that join it.
 
-    At least a number that has a logarithm.
+    Returns [n_out], at least a number that has a logarithm.
     """
     out = np.zeros(len(decision.kept))
     for token, slot in enumerate(decision.slot):
@@ -108,23 +108,33 @@ def attention_sizes(decision, size):
     return np.maximum(out, np.finfo(np.float32).tiny)
 
 
+class Step(NamedTuple):
+    """What one step reads and decides, and the patches of its tokens, [n_out]."""
+
+    score: np.ndarray  # [n]
+    cosines: np.ndarray  # [n, n]
+    decision: Decision
+    patches: np.ndarray
+
+
 def reduce(x, score, size, patches, n_out):
-    """One step of tokens x [n, D]: (Decision, x, size, patches), of n_out tokens each.
+    """One step of tokens x [n, D]: (x, size, Step), of n_out tokens.
 
     size, patches: [n], sizes in attention and numbers of patches
     """
-    decision = decide(score, oracles.cosine(x, x), n_out)
+    cosines = oracles.cosine(x, x)
+    decision = decide(score, cosines, n_out)
     summed = [sum(patches[decision.slot == slot]) for slot in range(n_out)]
-    merged = matrix(decision, score) @ x
-    return decision, merged, attention_sizes(decision, size), np.array(summed)
+    step = Step(score, cosines, decision, np.array(summed))
+    return matrix(decision, score) @ x, attention_sizes(decision, size), step
 
 
 def forward(params, image, counts, *, heads, patch, name="class_and_mean"):
-    """A DeiT that is reduced by peaks. image [S, S, 3] -> (logits, size [N], steps).
+    """A DeiT that is reduced by peaks. image [S, S, 3] -> (logits, size [N], Steps).
 
     counts: {block: image tokens after it}
+    name: of the score
     size: in attention, of the tokens in the end
-    steps: one tuple a step, (Decision, scores [n], cosines [n, n], patches [n_out])
     """
     x = slow_deit.embed(params, image, patch)
     size = np.ones(len(x))
@@ -138,13 +148,13 @@ def forward(params, image, counts, *, heads, patch, name="class_and_mean"):
         if i in counts:
             query = oracles.dense(normed, block["attn"]["q"]).reshape(seen.key.shape)
             score = scores(name, query, seen.key, size)[1:]
-            cosines = oracles.cosine(x[1:], x[1:])
-            step = reduce(x[1:], score, size[1:], patches, counts[i])
-            decision, merged, sizes, patches = step
+            merged, sizes, step = reduce(x[1:], score, size[1:], patches, counts[i])
             x = np.concatenate([x[:1], merged])
             size = np.concatenate([size[:1], sizes])
-            steps.append((decision, score, cosines, patches))
-        hidden = oracles.dense(oracles.layer_norm(x, block["norm2"]), block["mlp"]["fc1"])
-        x = x + oracles.dense(oracles.gelu(hidden), block["mlp"]["fc2"])
+            patches = step.patches
+            steps.append(step)
+        normed = oracles.layer_norm(x, block["norm2"])
+        hidden = oracles.gelu(oracles.dense(normed, block["mlp"]["fc1"]))
+        x = x + oracles.dense(hidden, block["mlp"]["fc2"])
     tokens = oracles.layer_norm(x, params["norm"])
     return oracles.dense(tokens[0], params["head"]), size, steps

@@ -10,17 +10,17 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.reduction import moves, ops
 from imagepiece_jax.reduction.block_plan import StepCounts
-from imagepiece_jax.reduction.methods.peaks import KeepPeaks, Peaks
+from imagepiece_jax.reduction.methods.peaks import KeepPeaks
 from imagepiece_jax.reduction.reducers import all_cosines
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 from tests import compiling, oracles, oracles_peaks
 from tests.models import tiny
 from tests.reduction.steps import vectors
+from tests.refused import refused
 from tests.rounding import assert_close
 
 REDUCER = KeepPeaks(score="class_and_mean")
@@ -107,7 +107,9 @@ def test_a_step_is_the_oracles(n):
     """The oracle is given the same cosines, so that a tie is a tie on both sides."""
     arrays = images(n)
     outs = tuple(sorted({1, 2, n // 2, n - 1} & {*range(1, n + 1)})) or (1,)
-    for n_out, (cosines, result, after) in zip(outs, run_all(arrays, outs), strict=True):
+    for n_out, (cosines, result, after) in zip(
+        outs, run_all(arrays, outs), strict=True
+    ):
         assert_close(after.x[:, 0], np.ones((len(KINDS), 6)))
         for image, (x, score, size, patches) in enumerate(zip(*arrays, strict=True)):
             assert_close(cosines[image], oracles.cosine(x, x), scale=1.0)
@@ -220,3 +222,121 @@ def test_tokens_have_the_gradient_of_their_means_and_scores_none(dtype):
         unit = float(jnp.finfo(dtype).eps)
         got = np.asarray(slope[image], float)
         np.testing.assert_allclose(got, wanted, atol=8 * unit * np.abs(wanted).max())
+
+
+def slow_answers(variables, images, counts, patch, heads, **options):
+    """The oracle's (logits, size, steps) of every image, in float64."""
+    params = jax.tree.map(lambda a: np.asarray(a, float), variables["params"])
+    sizes = {"heads": heads, "patch": patch} | options
+    return [
+        oracles_peaks.forward(params, image, counts, **sizes)
+        for image in np.asarray(images, float)
+    ]
+
+
+@pytest.mark.parametrize("score", ["class", "mean", "class_and_mean"])
+def test_a_model_is_the_oracles(score):
+    """Attention counts merged tokens by their sizes, and so do the scores."""
+    model = tiny.model(f"peaks:blocks=(1,2):keep_rate=0.6:score={score}")
+    variables = tiny.variables(model)
+    images = tiny.images(2)
+    out = tiny.compiled(model.apply)(variables, images)
+    counts = {1: 15, 2: 9}
+    sizes = tiny.PATCH, tiny.HEADS
+    wanted = slow_answers(variables, images, counts, *sizes, name=score)
+    for image, (logits, size, steps) in enumerate(wanted):
+        assert_close(out.logits[image], logits, units=128)
+        assert_close(out.state.effective_size[image], size, units=128)
+        for result, slow in zip(out.results, steps, strict=True):
+            np.testing.assert_array_equal(result.dest[image], slow.decision.slot)
+            assert_close(result.weight[image], slow.score, units=128)
+        np.testing.assert_array_equal(out.state.size[image, 1:], steps[-1].patches)
+
+
+TIE = 1e-5  # twice the largest relative error of a score there, and of a cosine
+
+
+def smallest_gap(step):
+    """By which a decision would be another one: relative of values, and of cosines."""
+    kept = step.decision.kept
+    values = np.sort(step.decision.value)[::-1][: len(kept) + 1]
+    leaving = np.setdiff1d(np.arange(len(step.score)), kept)
+    best = np.sort(step.cosines[leaving][:, kept], axis=1)
+    gaps = [values[:-1] / values[1:] - 1, best[:, -1] - best[:, -2]]
+    return min(gap.min() for gap in gaps)
+
+
+@pytest.mark.slow
+def test_decisions_of_deit_on_photographs_are_the_oracles(assets):
+    """Half of the MACs, by trained weights: kept tokens, every patch, and logits."""
+    with np.load(assets / "fixtures/deit_tiny_timm.npz") as file:
+        images = normalize(jnp.asarray(file["images_uint8"]), MEAN, STD)
+    dense = imagepiece_jax.load(assets / "weights/deit_tiny_patch16_224.npz")
+    model = create_model("deit_ti", "peaks:macs=0.5", attention="xla")
+    variables = dense.variables
+
+    @tiny.compiled
+    def answers(variables, images):
+        outputs = model.apply(variables, images)
+        return outputs, tiny.slots(outputs, 196)
+
+    out, slots = answers(variables, images)
+    counts = {3: 99, 6: 50, 9: 26}
+    wanted = slow_answers(variables, images, counts, patch=16, heads=3)
+    for image, (logits, size, steps) in enumerate(wanted):
+        source = np.arange(196)
+        for result, slow in zip(out.results, steps, strict=True):
+            # No near tie is among the twelve decisions, so they are exact.
+            assert smallest_gap(slow) > TIE
+            np.testing.assert_array_equal(result.dest[image], slow.decision.slot)
+            source = oracles.compose(slow.decision.slot, source)
+        np.testing.assert_array_equal(slots[image], source)
+        assert_close(out.logits[image], logits, units=128)
+        np.testing.assert_allclose(out.state.effective_size[image], size, atol=1e-4)
+
+
+def test_a_grid_of_one_patch_has_nothing_to_leave():
+    reduction = "peaks:blocks=(0,1):keep_rate=0.0"
+    model = tiny.model(reduction, depth=2, image_size=tiny.PATCH)
+    assert [layer.counts for layer in model.plan] == [None, None]
+
+
+def test_two_patches_become_one():
+    side = (tiny.PATCH, 2 * tiny.PATCH)
+    reduction = "peaks:blocks=(0,1):keep_rate=0.0"
+    model = tiny.model(reduction, depth=2, image_size=side)
+    variables = tiny.variables(model)
+    images = tiny.images(1, side=side)
+    out = tiny.compiled(model.apply)(variables, images)
+    sizes = tiny.PATCH, tiny.HEADS
+    ((logits, size, steps),) = slow_answers(variables, images, {0: 1}, *sizes)
+    assert len(out.results) == len(steps) == 1
+    assert_close(out.logits[0], logits, units=128)
+    assert_close(out.state.effective_size[0], size)
+
+
+@pytest.mark.parametrize("depth, blocks", [(12, (3, 6, 9)), (6, (1, 3, 4))])
+def test_blocks_beside_a_cost_are_those_of_the_model(depth, blocks):
+    plan = tiny.model("peaks:macs=0.7", depth=depth).plan
+    assert tuple(i for i, layer in enumerate(plan) if layer.counts) == blocks
+    assert isinstance(plan[blocks[0]].step.reducer, KeepPeaks)
+
+
+@pytest.mark.parametrize(
+    "reduction, depth, said",
+    [
+        # Moved to three blocks, two of the default ones would be the same.
+        ("peaks", 3, "a step is at block 3; the model has blocks 0 to 2"),
+        ("peaks:macs=0.7", 3, "a step is at block 3"),
+        ("peaks:macs=0.7", 1, "a step is at block 3"),
+        ("peaks:macs=0.01", 6, "the method's nearest cost is 0.3"),
+        ("peaks:macs=0", 6, "macs is 0"),
+        ("peaks:score=probe", 12, "no attention-pooling head"),
+        ("peaks:score=attention", 12, "score is 'attention'"),
+        ("peaks:keep_rate=1.1", 12, "keep_rate is 1.1"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_sentence(reduction, depth, said):
+    with refused(said) as caught:
+        tiny.model(reduction, depth=depth)
+    assert "\n" not in str(caught.value)
