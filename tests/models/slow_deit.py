@@ -14,9 +14,10 @@ from tests.oracles import dense, gelu, layer_norm
 
 @dataclasses.dataclass
 class Seen:
-    """One block's class row, its keys, and its tokens after the attention residual."""
+    """One block's rows, its keys, and its tokens after the attention residual."""
 
-    rows: np.ndarray  # [H, N]
+    rows: np.ndarray  # [H, N], of the class token
+    mean_rows: np.ndarray  # [H, N], of the mean query
     key: np.ndarray  # [N, H, d]
     x: np.ndarray  # [N, D]
 
@@ -62,4 +63,7 @@ def attention(x, params, heads, size):
     shape = len(x), heads, x.shape[1] // heads
     query, key, value = (dense(x, params[name]).reshape(shape) for name in "qkv")
     out, weights = oracles.attention(query, key, value, np.log(size))
-    return dense(out.reshape(x.shape), params["proj"]), Seen(weights[:, 0], key, x)
+    mean = query.mean(axis=0, keepdims=True)
+    _, of_mean = oracles.attention(mean, key, value, np.log(size))
+    seen = Seen(weights[:, 0], of_mean[:, 0], key, x)
+    return dense(out.reshape(x.shape), params["proj"]), seen

@@ -12,13 +12,13 @@ import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.create import create_model
-from imagepiece_jax.reduction import moves, ops
-from imagepiece_jax.reduction.block_plan import StepCounts
+from imagepiece_jax.reduction import block_plan, moves, ops
+from imagepiece_jax.reduction.block_plan import Fixed, Step, StepCounts
 from imagepiece_jax.reduction.methods.peaks import KeepPeaks
 from imagepiece_jax.reduction.reducers import all_cosines
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 from tests import compiling, oracles, oracles_peaks
-from tests.models import tiny
+from tests.models import masked, tiny
 from tests.reduction.steps import vectors
 from tests.refused import refused
 from tests.rounding import assert_close
@@ -293,6 +293,31 @@ def test_decisions_of_deit_on_photographs_are_the_oracles(assets):
         np.testing.assert_array_equal(slots[image], source)
         assert_close(out.logits[image], logits, units=128)
         np.testing.assert_allclose(out.state.effective_size[image], size, atol=1e-4)
+
+
+def test_to_mask_is_to_remove():
+    """Tokens that DynamicViT masks in training at block 0, before peaks at block 1."""
+    made = tiny.model("dynamicvit:blocks=(0,)", masked=True)
+
+    def with_peaks(model, left):
+        steps = [layer.step for layer in model.plan if layer.step]
+        steps.append(Step(1, REDUCER, Fixed(left), "mid"))
+        plan = block_plan.build(tiny.DEPTH, tiny.TOKENS, steps, 1, masked=True)
+        return model.clone(plan=plan, prop_attn=True)
+
+    variables = masked.lean(tiny.variables(made), 1.0)
+    images = tiny.images(1)
+    model = with_peaks(made, left=6)
+    out = masked.train(model)(variables, images, masked.keys(1))
+    mask = out.results[0].keep[0]
+    left = model.image_tokens
+    assert left < mask.sum() < tiny.TOKENS
+    removed = with_peaks(masked.without(made, {0: mask}), left)
+    want = tiny.compiled(removed.apply)(variables, images)
+    np.testing.assert_allclose(out.logits, want.logits, atol=1e-4)
+    sizes = (each.state.effective_size for each in (out, want))
+    np.testing.assert_allclose(*sizes, atol=1e-4)
+    assert out.state.mask.tolist() == [[1] * left]
 
 
 def test_a_grid_of_one_patch_has_nothing_to_leave():
