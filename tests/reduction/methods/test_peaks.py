@@ -62,10 +62,10 @@ run = tiny.compiled(step, static_argnames=("n_out", "fast"))
 def test_an_attended_token_leaves_if_a_more_attended_one_says_the_same():
     """Token 1 is the second by score, and token 5 the last; token 5 stays.
 
-    Scores times distances: 0.6, 0.0038, 0.0015, 0.0536, 0.0067, 0.0268.
+    Scores times distances: 0.6, 0.0038, 0.0015, 0.0536, 0.0067, 0.0081.
     """
     x = vectors([0, 10, 50, 60, 90, 200], [1, 2, 1, 1, 1, 1])
-    score = np.float32([[0.30, 0.25, 0.10, 0.15, 0.05, 0.02]])
+    score = np.float32([[0.30, 0.25, 0.10, 0.15, 0.05, 0.006]])
     size = np.float32([[1, 2, 1, 1, 3, 1]])
     _, result, after = run(x, score, size, size, n_out=3)
     assert result.dest.tolist() == [[0, 0, 1, 1, 1, 2]]
@@ -73,6 +73,14 @@ def test_an_attended_token_leaves_if_a_more_attended_one_says_the_same():
     np.testing.assert_allclose(after.x[0], want, atol=1e-4)
     np.testing.assert_allclose(after.attn_size, [[1, 2.9696, 4.5829, 1]], atol=1e-4)
     assert after.size.tolist() == [[1, 3, 5, 1]]
+
+
+def test_the_highest_token_comes_first_though_the_next_is_its_opposite():
+    """Their distances are both 2; the third token's is 0.83."""
+    x = vectors([0, 180, 80])
+    score = np.float32([[0.5, 0.4, 0.1]])
+    _, result, _ = run(x, score, np.ones((1, 3)), np.ones((1, 3)), n_out=2)
+    assert result.dest.tolist() == [[0, 1, 0]]
 
 
 KINDS = ("random", "few", "equal", "alike", "zero", "unattended", "opposite")
