@@ -19,6 +19,7 @@ from imagepiece_jax.reduction import moves, ops, reducers
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.diffrate import ALL, PruneAndMerge
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
+from imagepiece_jax.reduction.methods.peaks import KeepPeaks
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 
 EPS = float(np.finfo(np.float32).eps)
@@ -27,13 +28,14 @@ REDUCERS = {
     "prune": reducers.TopK(),
     "bipartite": reducers.Bipartite(),
     "join": PruneAndMerge(ALL),
+    "peaks": KeepPeaks(score="class_and_mean"),
     "retokenize": Retokenize(),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class OneReduction:
-    """The reduction of one block by a rule: "prune", "retokenize", "bipartite", "join".
+    """The reduction of one block by a rule, one of REDUCERS.
 
     All inputs are (query, key [B, N, H, d], x [B, N, D], size [B, N]).
     fast: in the form that `optimize(reductions="fast")` takes
@@ -48,14 +50,16 @@ class OneReduction:
 
     @jax.jit(static_argnums=0)
     def __call__(self, query, key, x, size):
-        """Return (x, size, dest) of class attention, a reducer and `apply`."""
+        """Return (x, size, dest) of attention, a reducer and `apply`."""
         prefix = self.num_prefix
+        scores = self.scores(query, key, size)
         inputs = ReducerInputs(
             x=x[:, prefix:],
             size=size[:, prefix:],
             attn_size=size[:, prefix:],
             metric=self.metric(key),
-            cls_attn=self.scores(query, key, size),
+            cls_attn=scores,
+            cls_and_mean_attn=scores,
             num_prefix=prefix,
             all_x=x,
         )
@@ -67,9 +71,13 @@ class OneReduction:
         return state.x, state.size, result.dest
 
     def scores(self, query, key, size):
-        """Class attention of the image tokens, [B, n] float32."""
+        """Attention to the image tokens, [B, n] float32."""
         bias = jnp.log(size) if self.prop_attn else None
-        return ops.mean_attention(query[:, :1], key, bias)[:, self.num_prefix :]
+        rows = query[:, :1]
+        if self.rule == "peaks":
+            mean = ops.mean_query(query)
+            rows = jnp.concatenate([rows.astype(mean.dtype), mean], axis=1)
+        return ops.mean_attention(rows, key, bias)[:, self.num_prefix :]
 
     def metric(self, key):
         """Return the features that are compared, [B, n, d] float32."""
@@ -97,6 +105,18 @@ class OneReduction:
             rounding = cosine_rounding(image[:, :, None])
             sides = ranked[self.n_out :], ranked[: self.n_out]
             return min(gaps + _partner_gaps(image, rounding, sides, n - self.n_out))
+        if self.rule == "peaks":  # who is earlier, slots by score times distance
+            gaps += [*_steps(scores[ranked], ties[ranked])]
+            image = np.asarray(x, np.float32)[:, self.num_prefix :]
+            rounding = cosine_rounding(image[:, :, None])
+            distance = _distances(image, ranked)
+            ties = ties * distance + 2 * scores * rounding.max()
+            values = scores * distance
+            ranked = np.argsort(-values, kind="stable")
+            border = ranked[: self.n_out + 1]
+            gaps += [*_steps(values[border], ties[border])]
+            sides = ranked[self.n_out :], ranked[: self.n_out]
+            return min(gaps + _partner_gaps(image, rounding, sides, n - self.n_out))
         if self.rule == "retokenize":  # all candidates, whose order makes the sides
             split = ranked[n - self.candidates :]
             border = ranked[n - self.candidates - 1 :]
@@ -106,6 +126,15 @@ class OneReduction:
         metric = self.metric(key)
         rounding = cosine_rounding(key[:, self.num_prefix :])
         return min(gaps + _partner_gaps(metric, rounding, sides, n - self.n_out))
+
+
+def _distances(features, ranked):
+    """1 minus the highest cosine to a token that is ranked before. [1, n, d] -> [n]."""
+    cosines = np.asarray(ops.cosine(features), np.float64)[0]
+    distance = np.full(len(ranked), 2.0)
+    for place, token in enumerate(ranked[1:], start=1):
+        distance[token] = 1 - cosines[token, ranked[:place]].max()
+    return distance
 
 
 def _partner_gaps(features, rounding, sides, absorbed):
@@ -129,7 +158,7 @@ def _partner_gaps(features, rounding, sides, absorbed):
 
 
 def score_rounding(query, key):
-    """Return the relative error of class attention that rounding explains.
+    """Return the relative error of attention that rounding explains.
 
     query, key: [1, N, H, d], one image. A logit's absolute error is its exponential's
     relative one: that of a sum of d products, and of what is subtracted from it, the
@@ -182,7 +211,7 @@ def assert_agrees(reduction, arrays):
 
 
 def reductions(n):
-    """What EViT keeps, ImagePiece and ToMe merge, and most attended, of `n` tokens."""
+    """What EViT keeps, ImagePiece and ToMe merge, most attended, peaks, of `n`."""
     candidates = int(0.3 * n)
     merges = min(round(0.08 * (n + 1)), candidates // 2)
     return (
@@ -190,6 +219,7 @@ def reductions(n):
         OneReduction("retokenize", n - merges, candidates),
         OneReduction("bipartite", n - min(13, n // 2)),
         OneReduction("join", n // 2, prop_attn=True),
+        OneReduction("peaks", n // 2, prop_attn=True),
     )
 
 

@@ -126,7 +126,7 @@ def test_every_method_has_the_logits_of_jax(name):
     check(short(name))
 
 
-@pytest.mark.parametrize("name, most", [("tome", 26), ("attended", 28)])
+@pytest.mark.parametrize("name, most", [("tome", 26), ("attended", 28), ("peaks", 34)])
 def test_a_reduction_adds_few_nodes(name, most):
     """A CPU takes microseconds to start a node, however small its arrays are."""
     counts = []
@@ -145,6 +145,8 @@ PRUNING = "diffrate:prune=(24,20,15):merge=(24,17,15)"
     "reduction, options, batch_size",
     [
         (tiny.changed(EVIT, score="shift"), {}, None),
+        (tiny.changed(EVIT, score="class_and_mean"), {}, None),
+        ("peaks:blocks=(0,1)", {"arch": FAMILIES["gap"]}, 1),  # no class token
         (EVIT, {"image_size": (12, 28)}, None),
         (PRUNING, {"depth": 3}, 2),
     ],
@@ -259,7 +261,9 @@ def test_an_open_batch_and_weights_are_named():
 DECIDING = ("ArgMax", "LayerNormalization", "Softmax", "TopK")
 
 
-@pytest.mark.parametrize("name", ["dynamicvit", "evit", "imagepiece", "mctf", "tome"])
+@pytest.mark.parametrize(
+    "name", ["dynamicvit", "evit", "imagepiece", "mctf", "peaks", "tome"]
+)
 def test_norms_softmax_and_scores_are_float32_in_float16(name):
     """Weights of layers are float16; the logits are JAX's but for rounding."""
     vit = tiny.pretrained(tiny.small(name), depth=3)
@@ -276,10 +280,11 @@ def test_norms_softmax_and_scores_are_float32_in_float16(name):
     assert stored["blocks_0.attn.q.kernel"] == onnx.TensorProto.FLOAT16
     assert stored["head.kernel"] == onnx.TensorProto.FLOAT
     images = np.asarray(tiny.images(2))
-    (logits,) = run(graph, images)
+    logits, of_one = run(graph, images, images[:1])
     assert logits.dtype == np.float32
     want = logits_of(vit.model, vit.variables, images)
     assert 0 < np.abs(logits - want).max() < 0.02 * np.ptp(want)
+    np.testing.assert_allclose(of_one, logits[:1], atol=0.01 * np.ptp(want))
 
 
 @pytest.mark.parametrize("name", with_all_pairs(FAMILIES | ARCHITECTURES))
@@ -402,7 +407,7 @@ def test_a_graph_is_never_beside_weights_of_another(small_files, tmp_path, monke
 
 def test_equally_good_tokens_are_taken_in_the_order_of_jax():
     """All patches are alike: every score and every similarity is a tie."""
-    for reduction in (EVIT, IMAGEPIECE, "tome:r=4"):
+    for reduction in (EVIT, IMAGEPIECE, "tome:r=4", "peaks:blocks=(0,)"):
         vit = tiny.pretrained(reduction, depth=2)
         vit.variables["params"]["pos_embed"][:] = 0
         images = np.ones((2, tiny.SIDE, tiny.SIDE, 3), np.float32)
@@ -531,6 +536,33 @@ def test_tokens_are_picked_as_by_jax(fn):
         np.testing.assert_array_equal(each, want)
 
 
+@pytest.mark.parametrize("n_out", [1, 4, 8])
+@pytest.mark.parametrize("ties", [True, False])
+def test_distances_and_kept_tokens_are_those_of_jax(n_out, ties):
+    """Tokens on a few axes: most cosines are ties, and so are scores of three values.
+
+    OpenVINO sorts ties of scores in an order of its own, in every method.
+    """
+    rng = np.random.default_rng(n_out)
+    axes = np.eye(4)[rng.integers(4, size=(3, 9))] * rng.choice([-1, 1], (3, 9, 1))
+    score = rng.choice([0.0, 0.25, 0.5], (3, 9, 1)) if ties else rng.random((3, 9, 1))
+
+    def decided(both):
+        tokens, score = jnp.split(both, [4], 2)
+        alike = ops.cosine(tokens, tokens)
+        order = ops.rank(score[..., 0])
+        distance = reducers.distance_to_earlier(alike, order)
+        slot, to_kept = reducers.join_kept(alike, order, n_out)
+        return jnp.stack([distance, slot.astype(jnp.float32), to_kept], axis=1)
+
+    both = np.concatenate([axes, score], axis=2).astype(np.float32)
+    with nodes.marked():
+        want, by_onnxruntime, by_openvino = outputs_of(decided, both)
+    for each in [by_onnxruntime] if ties else [by_onnxruntime, by_openvino]:
+        np.testing.assert_array_equal(each[:, 1], want[:, 1])
+        assert_close(each, want)
+
+
 @pytest.mark.parametrize(
     "n_out, drop, options, fields",
     [
@@ -540,6 +572,8 @@ def test_tokens_are_picked_as_by_jax(fn):
         (4, 0, {"weighted": True, "mean": False}, {}),
         (4, 0, {"mean": False}, {"by_size": False}),
         (4, 0, {}, {"index": None}),
+        (4, 0, {"weighted": True}, {"index": None}),
+        (4, 0, {"weighted": True, "mean": False, "prefix": 0}, {"index": None}),
         (4, 0, {}, {"weight": np.ones((3, 7), bool)}),  # a mean over tokens
         (4, 0, {"mean": False}, {"weight": np.full((3, 7), 0.5, np.float16)}),
         (4, 1, {"prefix": 2}, {}),  # tokens are dropped, and none merges

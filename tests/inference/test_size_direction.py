@@ -15,6 +15,7 @@ from imagepiece_jax.inference import size_direction
 from imagepiece_jax.inference.optimize import takes_direction
 from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.reduction.methods import METHODS
+from tests import oracles_peaks
 from tests.models import tiny
 from tests.refused import refused
 
@@ -96,6 +97,25 @@ def test_logits_lose_the_direction_and_gain_the_log_of_the_size(vit, given):
     got = np.einsum("bqhd,bkhd->bhqk", folded[first].query, folded[first].key)
     assert folded[first].key_bias is None
     np.testing.assert_allclose(got / np.sqrt(key.shape[-1]), wanted, atol=2e-5)
+
+
+def test_the_mean_query_gains_the_log_of_the_size():
+    """It is 1 along the direction where all queries are. Block 1 meets sizes first."""
+    vit = tiny.pretrained("peaks:blocks=(0,1):keep_rate=0.6")
+    images = photographs(vit)
+    u = size_direction.directions(vit, images)
+    images = normalize(images, vit.config.mean, vit.config.std)
+    plain = compiled_results("project", vit.model, vit.variables, images)[1]
+    folded = size_direction.folded(vit.model, vit.variables, u)
+    scores = compiled_results("scores", *folded, images)[1]["cls_and_mean_attn"]
+    axis = u[1].astype(np.float64)
+    sizes = np.exp(np.asarray(plain.key_bias, np.float64))
+    assert np.ptp(sizes) > 0.5
+    for image in range(2):
+        both = (np.asarray(each[image], np.float64) for each in plain[:2])
+        query, key = (x - np.sum(x * axis, -1, keepdims=True) * axis for x in both)
+        want = oracles_peaks.scores("class_and_mean", query, key, sizes[image])
+        np.testing.assert_allclose(scores[image], want[1:], rtol=1e-3, atol=1e-6)
 
 
 def test_reducers_compare_keys_as_they_were(vit, given):

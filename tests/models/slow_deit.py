@@ -14,9 +14,10 @@ from tests.oracles import dense, gelu, layer_norm
 
 @dataclasses.dataclass
 class Seen:
-    """One block's class row, its keys, and its tokens after the attention residual."""
+    """One block's rows, its keys, and its tokens after the attention residual."""
 
-    rows: np.ndarray  # [H, N]
+    rows: np.ndarray  # [H, N], of the class token
+    mean_rows: np.ndarray  # [H, N], of the mean query
     key: np.ndarray  # [N, H, d]
     x: np.ndarray  # [N, D]
 
@@ -28,14 +29,14 @@ def forward(params, image, *, heads, patch, moves=None, prop_attn=False, scale=N
     between attention and MLP; `scale` [depth, 2] are the factors of the residual
     branches.
     """
-    x = _embed(params, image, patch)
+    x = embed(params, image, patch)
     blocks = []
     size = np.ones(len(x))
     for i in range(sum(name.startswith("blocks_") for name in params)):
         block = params[f"blocks_{i}"]
         factors = (1.0, 1.0) if scale is None else scale[i]
         normed = layer_norm(x, block["norm1"])
-        out, seen = _attention(normed, block["attn"], heads, size if prop_attn else 1.0)
+        out, seen = attention(normed, block["attn"], heads, size if prop_attn else 1.0)
         x = seen.x = x + factors[0] * out
         if moves and i in moves:
             moved, sizes = oracles.apply_map(x[1:], size[1:], *moves[i])
@@ -48,7 +49,7 @@ def forward(params, image, *, heads, patch, moves=None, prop_attn=False, scale=N
     return dense(tokens[0], params["head"]), tokens, size, blocks
 
 
-def _embed(params, image, patch):
+def embed(params, image, patch):
     stem = params["patch_embed"]["proj"]
     tokens = [params["cls_token"][0, 0]]
     for top in range(0, image.shape[0], patch):
@@ -58,8 +59,11 @@ def _embed(params, image, patch):
     return np.stack(tokens) + params["pos_embed"][0]
 
 
-def _attention(x, params, heads, size):
+def attention(x, params, heads, size):
     shape = len(x), heads, x.shape[1] // heads
     query, key, value = (dense(x, params[name]).reshape(shape) for name in "qkv")
     out, weights = oracles.attention(query, key, value, np.log(size))
-    return dense(out.reshape(x.shape), params["proj"]), Seen(weights[:, 0], key, x)
+    mean = query.mean(axis=0, keepdims=True)
+    _, of_mean = oracles.attention(mean, key, value, np.log(size))
+    seen = Seen(weights[:, 0], of_mean[:, 0], key, x)
+    return dense(out.reshape(x.shape), params["proj"]), seen

@@ -18,16 +18,17 @@ from imagepiece_jax.models.attention import (
     resolve_backend,
     weighted_sum,
 )
-from imagepiece_jax.reduction.ops import mean_attention
+from imagepiece_jax.reduction import ops
+from imagepiece_jax.reduction.ops import mean_attention, mean_query
 from imagepiece_jax.reduction.state import TokenState
-from tests import compiling, oracles, oracles_learned
+from tests import compiling, oracles, oracles_learned, oracles_peaks
 from tests.models import tiny
 from tests.refused import refused
 from tests.rounding import assert_close
 
 # One compile a shape instead of one an operation.
 attend_jit = tiny.compiled(attend)
-class_row = tiny.compiled(mean_attention)
+row_of = tiny.compiled(mean_attention)
 columns = tiny.compiled(attention_columns)
 
 
@@ -66,22 +67,35 @@ def test_attend_equals_slow_attention(length, biased):
     assert_close(attend_jit(query, key, value, bias), out)
 
 
-def test_the_class_row_has_the_gradient_of_a_softmax():
+def rows_of(query, rows):
+    """Queries of the score "class", "mean" or "class_and_mean", one or two an image."""
+    both = jnp.concatenate([query[:, :1], mean_query(query)], axis=1)
+    return {"class": both[:, :1], "mean": both[:, 1:], "class_and_mean": both}[rows]
+
+
+@pytest.mark.parametrize("rows", ["class", "mean", "class_and_mean"])
+def test_rows_have_the_gradient_of_a_softmax(rows):
     """A token that EViT fuses learns by it; its own rule is that of log_sum_exp."""
     query, key, _ = random_qkv(7)
     bias = random_bias(7)
     along = np.random.default_rng(2).normal(size=(2, 7)).astype(np.float32)
 
     def by_softmax(query, key):
-        logits = jnp.einsum("bhd,bnhd->bnh", query, key, precision="highest")
-        weights = jax.nn.softmax(logits / np.sqrt(5) + bias[:, :, None], axis=1)
-        return jnp.sum(weights.mean(axis=2) * along)
+        first = query[:, 0]
+        mean = sum(query[:, token] for token in range(7)) / 7
+        queries = {"class": [first], "mean": [mean], "class_and_mean": [first, mean]}
+        totals = []
+        for each in queries[rows]:
+            logits = jnp.einsum("bhd,bnhd->bnh", each, key, precision="highest")
+            weights = jax.nn.softmax(logits / np.sqrt(5) + bias[:, :, None], axis=1)
+            totals.append(jnp.sum(weights.mean(axis=2) * along))
+        return sum(totals) / len(totals)
 
     def by_row(query, key):
-        return jnp.sum(mean_attention(query[:, None], key, bias) * along)
+        return jnp.sum(mean_attention(rows_of(query, rows), key, bias) * along)
 
     gradients = (tiny.compiled(jax.grad(f, (0, 1))) for f in (by_row, by_softmax))
-    for found, wanted in zip(*(g(query[:, 0], key) for g in gradients), strict=True):
+    for found, wanted in zip(*(g(query, key) for g in gradients), strict=True):
         assert np.abs(wanted).max() > 0.01
         np.testing.assert_allclose(found, wanted, atol=1e-6)
 
@@ -93,10 +107,43 @@ def test_columns_and_the_class_row_are_float32(length, biased, dtype):
     bias = random_bias(length) if biased else None
     _, weights = slow_attention(query, key, key, bias)
     got = columns(query, key, bias)
-    row = class_row(query[:, :1], key, bias)
+    row = row_of(query[:, :1], key, bias)
     assert got.dtype == row.dtype == jnp.float32
     assert_close(got, weights.mean(axis=(1, 2)))
     assert_close(row, weights[:, :, 0].mean(axis=1))
+
+
+@pytest.mark.parametrize("length, biased", [(1, True), (2, False), (7, True)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_row_of_the_mean_query_is_float32(length, biased, dtype, fast):
+    """Alone and with the class row, whose mean is one score."""
+    query, key, _ = (a.astype(jnp.dtype(dtype)) for a in random_qkv(length))
+    bias = random_bias(length) if biased else None
+
+    @tiny.compiled
+    def both(query, key, bias):
+        with ops.fast(fast):
+            mean = mean_query(query)
+            queries = jnp.concatenate([query[:, :1].astype(mean.dtype), mean], axis=1)
+            return mean_attention(mean, key, bias), mean_attention(queries, key, bias)
+
+    found = dict(zip(("mean", "class_and_mean"), both(query, key, bias), strict=True))
+    sizes = np.exp(bias) if biased else [None, None]
+    for name, got in found.items():
+        assert got.dtype == jnp.float32
+        for image in range(2):
+            arrays = query[image], key[image], sizes[image]
+            assert_close(got[image], oracles_peaks.scores(name, *arrays))
+
+
+def test_a_token_far_from_the_query_gets_nothing():
+    """Its exponential is 0 in float32, and the others' are what they are."""
+    query = np.ones((1, 1, 1, 4), np.float32)
+    key = np.float32([[2, 1, -100]])[:, :, None, None] * query
+    got = row_of(query, key)
+    assert_close(got[0], [1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2)), 0])
+    assert got[0, 2] == 0
 
 
 # The road to cuDNN, which runs on GPUs alone: its kernel is replaced by XLA's here.
@@ -269,6 +316,9 @@ def test_only_what_is_needed_is_tapped():
     assert shapes() == {}
     assert shapes("cls_attn", num_prefix=2) == {"cls_attn": (2, 5)}
     assert shapes("cls_attn", "key") == {"cls_attn": (2, 6), "key": (2, 6, 4)}
+    assert shapes("mean_attn", num_prefix=0) == {"mean_attn": (2, 7)}
+    both = {"cls_and_mean_attn": (2, 5)}
+    assert shapes("cls_and_mean_attn", num_prefix=2) == both
     assert shapes("input") == {"input": (2, 6, 12)}
 
 
@@ -296,6 +346,32 @@ def test_the_tap_has_image_columns_of_all_live_queries(prefix, masked):
     want = np.einsum("bq,bhqk->bk", mask, weights) / 3 / mask.sum(axis=1)[:, None]
     got = scores["attn_columns"]
     np.testing.assert_allclose(got, want[:, prefix:], rtol=1e-4, atol=1e-5)
+
+
+ROWS = {"class": "cls_attn", "mean": "mean_attn", "class_and_mean": "cls_and_mean_attn"}
+
+
+@pytest.mark.parametrize(
+    "name, prefix, masked",
+    [("mean", 0, False), *((name, 1, True) for name in ROWS), ("mean", 2, True)],
+)
+def test_rows_have_image_columns_of_all_live_tokens(name, prefix, masked):
+    """The mean query is that of the prefix, too, and not of masked tokens."""
+    module, variables, state = attention(prefix)
+    mask = np.float32([[1, 1, 0, 1, 1, 0, 1] if masked else [1] * 7, [1] * 7])
+    sizes = np.random.default_rng(1).uniform(0.5, 4, (2, 7)).astype(np.float32)
+    module = module.clone(prop_attn=True)
+    state = state.replace(attn_size=sizes)
+    if masked:
+        state = state.replace(mask=mask[:, prefix:])
+    run = tiny.compiled(functools.partial(module.apply, reads={ROWS[name]}))
+    _, scores = run(variables, X, state)
+    query, key = (projected(variables, name) for name in "qk")
+    for image in range(2):
+        arrays = query[image], key[image], sizes[image], mask[image]
+        want = oracles_peaks.scores(name, *arrays)
+        got = scores[ROWS[name]][image]
+        np.testing.assert_allclose(got, want[prefix:], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("length, biased", [(1, True), (2, False), (7, True)])

@@ -14,8 +14,9 @@ from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.reducers import SCORES
 from imagepiece_jax.reduction.state import Assignment, Masking, Mixing, start
-from tests import oracles
+from tests import oracles, oracles_peaks
 from tests.models import tiny
 from tests.models.test_vit_families import few
 from tests.reduction.steps import apply
@@ -165,7 +166,9 @@ def test_every_token_has_coordinates(name, masked):
 
 TOME = "tome:counts=(22,20,18)"
 LEARNED = "token_learner:num_tokens=8:block=1"
+PEAKS = "peaks:blocks=(1,2):prop_attn=False"
 REDUCED = [("dinov3", TOME), ("dinov3", LEARNED), ("eva02", tiny.IMAGEPIECE)]
+REDUCED += [("dinov3", PEAKS), ("eva02", f"{PEAKS}:score=class_and_mean")]
 
 
 def captured(made, variables, images):
@@ -222,6 +225,11 @@ def test_each_block_attends_by_where_its_tokens_stand(family, reduction):
             if inputs.cls_attn is not None:
                 row = weights[:, 0].mean(axis=0)[prefix:]
                 np.testing.assert_allclose(inputs.cls_attn[0], row, atol=1e-6)
+            for score in ("mean", "class_and_mean"):
+                row = getattr(inputs, SCORES[score])
+                if row is not None:
+                    slow = oracles_peaks.scores(score, query, key)[prefix:]
+                    np.testing.assert_allclose(row[0], slow, atol=1e-6)
             if inputs.metric is not None:
                 mean = plain.mean(axis=1)[prefix:]
                 np.testing.assert_allclose(inputs.metric[0], mean, atol=1e-5)

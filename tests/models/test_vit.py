@@ -40,6 +40,14 @@ def slow_outputs(model, variables, images, results=(), scale=None, prop_attn=Fal
     return np.stack(logits), np.stack(tokens), np.stack(size), seen
 
 
+def both_scores(inputs, slow):
+    """The one score of rows that a reducer was given, and a slow block's."""
+    rows = {"cls_attn": slow.rows, "mean_attn": slow.mean_rows}
+    rows["cls_and_mean_attn"] = (slow.rows + slow.mean_rows) / 2
+    (name,) = [name for name in rows if getattr(inputs, name) is not None]
+    return getattr(inputs, name), rows[name].mean(axis=0)
+
+
 @pytest.mark.parametrize(
     "reduction, prop_attn",
     [
@@ -47,8 +55,10 @@ def slow_outputs(model, variables, images, results=(), scale=None, prop_attn=Fal
         (tiny.IMAGEPIECE, True),
         (tiny.changed(tiny.IMAGEPIECE, metric="token", size_weighting=False), False),
         (tiny.FUSED, True),
+        (tiny.changed(tiny.IMAGEPIECE, score="class_and_mean"), True),
+        (tiny.changed(tiny.FUSED, score="mean"), True),
     ],
-    ids=["dense", "key", "token", "fused"],
+    ids=["dense", "key", "token", "fused", "both rows", "mean row"],
 )
 def test_it_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_attn):
     model = tiny.model(reduction, prop_attn=prop_attn)
@@ -71,7 +81,8 @@ def test_it_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_attn):
             steps, out.reducer_inputs, out.results, strict=True
         ):
             slow = seen[b][block]
-            close(inputs.cls_attn[b], slow.rows.mean(axis=0)[1:])
+            scores, slow_scores = both_scores(inputs, slow)
+            close(scores[b], slow_scores[1:])
             close(inputs.x[b], slow.x[1:])
             if "metric=token" in reduction and inputs.metric is not None:
                 close(inputs.metric[b], slow.x[1:])

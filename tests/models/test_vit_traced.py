@@ -60,8 +60,10 @@ def text(jaxpr):
     return re.sub(r"0x[0-9a-f]+", "", str(jaxpr))
 
 
-# Mixtures of all tokens, pools and clusters: their slots have any number of tokens.
+# Mixtures of all tokens, pools, clusters and joins by weight: their slots have any
+# number of tokens.
 BY_PRODUCT = {"token_learner", "grid_pooling", "atc", "dpc_knn", "token_pooling"}
+BY_PRODUCT |= {"peaks"}
 # The map of the attention is what MCTF merges.
 EXPECTED = dict.fromkeys(BY_PRODUCT, "product") | {"mctf": "attention weights"}
 # In evaluation they have another program than in training.
@@ -92,6 +94,7 @@ ALLOWED = {
     f"evit:blocks={(LAST,)}:fuse_token=True": 32,
     f"imagepiece:merge_ratio=0.06:merge_blocks={(LAST,)}:prune_blocks=()": 31,
     f"tome:counts={(tiny.TOKENS,) * LAST + (tiny.TOKENS - 4,)}": 27,
+    f"peaks:blocks={(LAST,)}": 18,
 }
 PASS = re.compile(
     "reduce|arg|gather|dot|conv_|concatenate|stack|pad|sort|top_k|scatter|cum|while|scan"

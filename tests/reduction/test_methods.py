@@ -19,6 +19,7 @@ from flax import linen as nn
 from imagepiece_jax.reduction import contract, moves, provenance
 from imagepiece_jax.reduction.block_plan import build
 from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.reducers import ATTENTION_SCORES
 from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.reduction.state import DROPPED, ReducerInputs, start
 from tests import oracles
@@ -45,6 +46,10 @@ SETTINGS = [
     "dpc_knn:keep_rate=0.0:neighbors=99",
     "atc:linkage=single:size_weighting=False",
     "imagepiece_dynamicvit:mode=topk",
+    "peaks:keep_rate=0.0",
+    "peaks:score=class_and_mean:blocks=(0,1)",
+    "peaks:score=energy",
+    "imagepiece:score=mean",
 ]
 # What has to be smaller than the default for the few tokens here.
 SMALLER = {"grid_pooling": "grid_size=2", "tofu": "keep_rate=0.7"}
@@ -145,8 +150,7 @@ def inputs_of(layer, state, keys, grid=None):
         size=state.size[:, 1:],
         attn_size=state.effective_size[:, 1:],
         metric=x,
-        cls_attn=scores,
-        attn_columns=scores,
+        **dict.fromkeys(ATTENTION_SCORES, scores),
         key=x,
         rng=keys,
         grid=grid,

@@ -14,10 +14,12 @@ from imagepiece_jax.models.attention_pool import AttentionPool
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.ops import shift_shares, uniqueness
-from imagepiece_jax.reduction.reducers import Ranking
+from imagepiece_jax.reduction.reducers import SCORES, Ranking
 from imagepiece_jax.reduction.state import ReducerInputs, start
-from tests import oracles
+from tests import oracles, oracles_peaks
 from tests.models import tiny
+from tests.models.test_rotary import captured
+from tests.models.test_vit_families import FAMILIES
 from tests.refused import refused
 from tests.rounding import assert_close
 
@@ -160,6 +162,43 @@ def test_shifts_of_live_tokens_are_shares_and_have_gradients_at_zero():
     np.testing.assert_allclose(shares, [[5 / 16, 0, 10 / 16, 1 / 16]], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "family, score",
+    [
+        ("deit", "class_and_mean"),
+        ("distilled", "class_and_mean"),
+        ("dinov2", "class_and_mean"),
+        ("siglip", "mean"),
+        ("mae", "mean"),  # its head does not read the class token
+        ("gap", "mean"),
+    ],
+)
+def test_the_mean_query_is_that_of_all_tokens_of_a_block(family, score):
+    """Prefix included; peaks takes this score if it is to choose, EViT if it is told.
+
+    Merged tokens count by their sizes, which are fractions.
+    """
+    arch = FAMILIES[family]
+    told = "evit:blocks=(1,):keep_rate=0.6"
+    for reduction in ("peaks:blocks=(0,1)", f"{told}:score={score}"):
+        model = tiny.model(reduction, arch=arch, depth=2, prop_attn=True)
+        steps = {i: each.step for i, each in enumerate(model.plan) if each.counts}
+        assert {step.reducer.score for step in steps.values()} == {score}
+        out, seen = captured(model, tiny.variables(model), tiny.images(2))
+        for block, inputs in zip(steps, out.reducer_inputs, strict=True):
+            inside = seen[f"blocks_{block}"]["attn"]
+            query, key = (
+                inside[name]["__call__"][0].reshape(2, -1, tiny.HEADS, 10)
+                for name in "qk"
+            )
+            got = getattr(inputs, SCORES[score])
+            for image in range(2):
+                size = np.append(np.ones(arch.prefix), inputs.attn_size[image])
+                arrays = query[image], key[image], size
+                want = oracles_peaks.scores(score, *arrays)[arch.prefix :]
+                np.testing.assert_allclose(got[image], want, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("arch", [None, SIGLIP])
 @pytest.mark.parametrize("name", ["evit", "imagepiece", "token_pooling"])
 def test_tokens_are_ranked_by_what_there_is(arch, name):
@@ -175,7 +214,12 @@ def test_tokens_are_ranked_by_what_there_is(arch, name):
 
 @pytest.mark.parametrize(
     "arch, score, text",
-    [(SIGLIP, "class", "no class token"), (None, "probe", "no attention-pooling head")],
+    [
+        (SIGLIP, "class", "no class token"),
+        (SIGLIP, "class_and_mean", "no class token"),
+        (FAMILIES["gap"], "class_and_mean", "no class token"),
+        (None, "probe", "no attention-pooling head"),
+    ],
 )
 def test_a_score_that_the_model_cannot_have_is_refused(arch, score, text):
     with refused("score", text):
@@ -190,7 +234,9 @@ def init_of(module):
 begin = tiny.compiled(lambda x: start(x, 2))
 
 
-@pytest.mark.parametrize("score", ["received", "energy"])
+@pytest.mark.parametrize(
+    "score", ["received", "energy", "class", "mean", "class_and_mean"]
+)
 def test_masked_tokens_have_no_part_in_scores_of_the_others(score):
     """They are as if they were not there; two of the five tokens are the prefix."""
     module = tiny.attention(12, 3)

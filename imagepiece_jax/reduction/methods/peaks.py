@@ -33,18 +33,21 @@ class KeepPeaks(Ranking):
 
     def __call__(self, inputs, counts, train=False):
         score = jax.lax.stop_gradient(self.scores(inputs, counts))
+        size = inputs.attn_size
         if inputs.mask is not None:  # tokens removed by a mask leave first
             score = jnp.where(inputs.mask > 0.5, score, 0.0)
+            size = jnp.where(inputs.mask > 0.5, size, 0.0)
         alike = all_cosines(inputs)
         distance = distance_to_earlier(alike, ops.rank(score))
         peaks_first = ops.rank(score * distance)
         slot, to_kept = join_kept(alike, peaks_first, counts.n_out)
-        # A weight above 0 in the tokens' dtype keeps the mean of unattended tokens.
-        least = jnp.finfo(inputs.x.dtype).tiny
+        # A weight above 0 in the tokens' dtype keeps the mean of unattended tokens. Its
+        # products with features must not underflow.
+        least = max(1e-30, float(jnp.finfo(inputs.x.dtype).tiny))
         return Assignment(
             slot,
             weight=jnp.maximum(score, least),
-            attn_size=inputs.attn_size * to_kept,
+            attn_size=size * to_kept,
             n_out=counts.n_out,
         )
 

@@ -37,8 +37,11 @@ def test_merges_look_at_as_many_candidates_as_in_evaluation():
     assert (plan[2].attn_tokens, plan[2].mlp_tokens) == (166, 133)
 
 
-def test_masked_tokens_are_never_merged(with_masks):
+@pytest.mark.parametrize("score", ["class", "class_and_mean"])
+def test_masked_tokens_are_never_merged(with_masks, score):
     _, run = with_masks
+    if score != "class":
+        _, run = masked.trained(f"{MASK}:score={score}")
     out = run(masked.keys())
     first, second, third = out.results
     assert isinstance(second, Masking)

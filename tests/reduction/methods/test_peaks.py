@@ -1,0 +1,375 @@
+"""Peaks: an example by hand, one step and whole models against slow oracles."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import imagepiece_jax
+from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.create import create_model
+from imagepiece_jax.reduction import block_plan, moves, ops
+from imagepiece_jax.reduction.block_plan import Fixed, Step, StepCounts
+from imagepiece_jax.reduction.methods.peaks import KeepPeaks
+from imagepiece_jax.reduction.reducers import all_cosines
+from imagepiece_jax.reduction.state import ReducerInputs, TokenState
+from tests import compiling, oracles, oracles_peaks
+from tests.models import masked, tiny
+from tests.reduction.steps import vectors
+from tests.refused import refused
+from tests.rounding import assert_close
+
+REDUCER = KeepPeaks(score="class_and_mean")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def state_of(x, size, patches, mask=None):
+    """TokenState of image tokens x [B, n, D], behind a class token of ones."""
+    x = jnp.asarray(x)
+    front = ((0, 0), (1, 0))
+    return TokenState(
+        x=jnp.pad(x, (*front, (0, 0)), constant_values=1),
+        size=jnp.pad(jnp.float32(patches), front, constant_values=1),
+        attn_size=jnp.pad(jnp.float32(size), front, constant_values=1),
+        mask=mask,
+    )
+
+
+def step(x, score, size, patches, n_out, mask=None, fast=False):
+    """One step of x [B, n, D]: (cosines, Assignment, TokenState after it)."""
+    state = state_of(x, size, patches, mask)
+    inputs = ReducerInputs(
+        x=state.image(state.x),
+        size=state.image(state.size),
+        attn_size=state.image(state.attn_size),
+        cls_and_mean_attn=jnp.asarray(score, jnp.float32),
+        mask=mask,
+        all_x=state.x if fast else None,
+    )
+    counts = StepCounts(n_in=inputs.x.shape[1], n_out=n_out)
+    with ops.fast(fast):
+        result = REDUCER(inputs, counts)
+        return all_cosines(inputs), result, moves.apply(state, result)
+
+
+run = tiny.compiled(step, static_argnames=("n_out", "fast"))
+
+
+def test_an_attended_token_leaves_if_a_more_attended_one_says_the_same():
+    """Token 1 is the second by score, and token 5 the last; token 5 stays.
+
+    Scores times distances: 0.6, 0.0038, 0.0015, 0.0536, 0.0067, 0.0081.
+    """
+    x = vectors([0, 10, 50, 60, 90, 200], [1, 2, 1, 1, 1, 1])
+    score = np.float32([[0.30, 0.25, 0.10, 0.15, 0.05, 0.006]])
+    size = np.float32([[1, 2, 1, 1, 3, 1]])
+    _, result, after = run(x, score, size, size, n_out=3)
+    assert result.dest.tolist() == [[0, 0, 1, 1, 1, 2]]
+    want = [(1, 1), (1.4407, 0.1579), (0.4643, 0.8550), (-0.9397, -0.3420)]
+    np.testing.assert_allclose(after.x[0], want, atol=1e-4)
+    np.testing.assert_allclose(after.attn_size, [[1, 2.9696, 4.5829, 1]], atol=1e-4)
+    assert after.size.tolist() == [[1, 3, 5, 1]]
+
+
+def test_the_highest_token_comes_first_though_the_next_is_its_opposite():
+    """Their distances are both 2; the third token's is 0.83."""
+    x = vectors([0, 180, 80])
+    score = np.float32([[0.5, 0.4, 0.1]])
+    _, result, _ = run(x, score, np.ones((1, 3)), np.ones((1, 3)), n_out=2)
+    assert result.dest.tolist() == [[0, 1, 0]]
+
+
+KINDS = ("random", "few", "equal", "alike", "zero", "unattended", "opposite")
+
+
+def images(n, seed=0):
+    """An image a kind: x [7, n, 6], score, size and patches [7, n]."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(len(KINDS), n, 6))
+    axes = np.eye(6)[rng.integers(6, size=(2, n))] * rng.choice([-1, 1], (2, n, 1))
+    x[1:3] = axes * rng.choice([0.001, 1.0], (2, n, 1))  # three sizes of cosine
+    x[3] = x[3, :1]
+    x[4, : (n + 1) // 2] = 0.0
+    x[6] = x[6, :1] * rng.choice([-1.0, 1.0], (n, 1))
+    score = rng.dirichlet(np.ones(n), len(KINDS))
+    score[1] = rng.choice([0.0, 0.25, 0.5], n)
+    score[2] = 1 / 32
+    score[3:5] = rng.choice([0.125, 0.25], (2, n))
+    score[5, rng.permutation(n)[2:]] = 0.0
+    patches = rng.integers(1, 5, (len(KINDS), n))
+    size = patches * rng.uniform(0.3, 1, (len(KINDS), n))
+    return tuple(np.float32(a) for a in (x, score, size, patches))
+
+
+@functools.partial(tiny.compiled, static_argnums=1)
+def run_all(arrays, outs):
+    return [step(*arrays, n_out=n_out) for n_out in outs]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 30])
+def test_a_step_is_the_oracles(n):
+    """The oracle is given the same cosines, so that a tie is a tie on both sides."""
+    arrays = images(n)
+    outs = tuple(sorted({1, 2, n // 2, n - 1} & {*range(1, n + 1)})) or (1,)
+    for n_out, (cosines, result, after) in zip(
+        outs, run_all(arrays, outs), strict=True
+    ):
+        assert_close(after.x[:, 0], np.ones((len(KINDS), 6)))
+        for image, (x, score, size, patches) in enumerate(zip(*arrays, strict=True)):
+            assert_close(cosines[image], oracles.cosine(x, x), scale=1.0)
+            want = oracles_peaks.decide(score, cosines[image], n_out)
+            np.testing.assert_array_equal(result.dest[image], want.slot)
+            assert {*result.dest[image].tolist()} == {*range(n_out)}
+            rows = oracles_peaks.matrix(want, score) @ x
+            assert_close(after.x[image, 1:], rows, scale=1.0)
+            sizes = oracles_peaks.attention_sizes(want, size)
+            assert_close(after.attn_size[image, 1:], sizes, scale=4.0)
+            counted = [patches[want.slot == slot].sum() for slot in range(n_out)]
+            np.testing.assert_array_equal(after.size[image, 1:], counted)
+            assert after.attn_size.min() > 0
+
+
+def test_ties_go_to_the_first():
+    """Equal scores; equal distances of tokens 1 to 3; equal cosines of tokens 3, 4."""
+    x = np.float32([[[1, 0], [0, 1], [-1, 0], [0, -1], [1, 1]]])
+    ones = np.ones((1, 5), np.float32)
+    _, result, _ = run(x, 0.25 * ones, ones, ones, n_out=3)
+    assert result.dest.tolist() == [[0, 1, 2, 0, 0]]
+
+
+def test_a_permutation_of_tokens_moves_nothing_else():
+    """The order of the slots neither: it is that of score times distance."""
+    arrays = images(30)
+    order = np.random.default_rng(1).permutation(30)
+    moved = [a[:, order] for a in arrays]
+    (_, plain, after), (_, other, other_after) = (
+        run(*each, n_out=12) for each in (arrays, moved)
+    )
+    image = KINDS.index("random")
+    np.testing.assert_array_equal(other.dest[image], plain.dest[image][order])
+    assert_close(other_after.x[image], after.x[image])
+    assert_close(other_after.attn_size[image], after.attn_size[image])
+
+
+@pytest.mark.parametrize("n_out", [1, 4, 7])
+def test_tokens_removed_by_a_mask_leave_first_and_add_nothing(n_out):
+    """The others are as if these were not there; nine of twelve are."""
+    n = 12
+    arrays = [a[:1] for a in images(n)]
+    arrays[1][0, [2, 7]] = 0.5, 0.6  # what is not to be read
+    mask = np.ones((1, n), np.float32)
+    mask[0, [2, 5, 7]] = 0
+    there = np.flatnonzero(mask[0])
+    _, want, without = run(*(a[:, there] for a in arrays), n_out=n_out)
+    _, result, after = run(*arrays, n_out=n_out, mask=mask)
+    np.testing.assert_array_equal(result.dest[:, there], want.dest)
+    assert_close(after.x, without.x)
+    assert_close(after.attn_size, without.attn_size)
+    assert after.mask.tolist() == [[1] * n_out]
+
+
+def test_removed_tokens_stay_where_more_are_wanted_and_stay_removed():
+    arrays = [a[:1] for a in images(6)]
+    mask = np.float32([[0, 1, 1, 0, 0, 1]])
+    _, result, after = run(*arrays, n_out=5, mask=mask)
+    assert {*result.dest[0, [1, 2, 5]].tolist()} == {0, 1, 2}
+    assert after.mask.tolist() == [[1, 1, 1, 0, 0]]
+    chex.assert_tree_all_finite(after)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_unattended_tokens_have_a_plain_mean(dtype, fast):
+    """Small tokens of score 0, too: a share of a mean is no product of tiny numbers.
+
+    With an attended token in the same slot they have no part.
+    """
+    if dtype == "float16":
+        compiling.needs_float16()
+    x = vectors([0, 1, 2, 90, 91, 92, 180, 181], 2.0**-8)
+    score = np.float32([[0, 0, 0, 0, 0.5, 0, 0, 0]])
+    ones = np.ones((1, 8), np.float32)
+    rounded = np.asarray(x.astype(dtype), float)[0]
+    _, result, after = run(x.astype(dtype), score, ones, ones, n_out=3, fast=fast)
+    got = np.asarray(after.x[0, 1:], float)
+    unit = 4 * float(jnp.finfo(dtype).eps)
+    for slot, row in enumerate(got):
+        inside = rounded[result.dest[0] == slot]
+        mean = rounded[4] if slot == result.dest[0, 4] else inside.mean(axis=0)
+        np.testing.assert_allclose(row, mean, rtol=0, atol=unit * 2.0**-8)
+    assert result.dest[0, 4] == 0
+    assert after.x.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tokens_have_the_gradient_of_their_means_and_scores_none(dtype):
+    """Unattended tokens, too; attention sizes are decisions, without a gradient."""
+    x, score, size, patches = images(30)
+    x = x.astype(dtype)
+    probe = np.random.default_rng(2).normal(size=(len(KINDS), 13, 6)).astype(np.float32)
+
+    @functools.partial(jax.grad, argnums=(0, 1, 2), has_aux=True)
+    def slopes(x, score, size):
+        _, result, after = step(x, score, size, patches, n_out=12)
+        total = jnp.sum(after.x.astype(jnp.float32) * probe)
+        return total + jnp.sum(after.attn_size), result
+
+    (slope, of_score, _), result = tiny.compiled(slopes)(x, score, size)
+    assert slope.dtype == dtype
+    np.testing.assert_array_equal(of_score, 0)
+    for image in range(len(KINDS)):
+        cosines = oracles.cosine(x[image], x[image])
+        decision = oracles_peaks.decide(score[image], cosines, 12)
+        decision = decision._replace(slot=result.dest[image])
+        matrix = oracles_peaks.matrix(decision, score[image])
+        wanted = matrix.T @ probe[image, 1:]
+        unit = float(jnp.finfo(dtype).eps)
+        got = np.asarray(slope[image], float)
+        np.testing.assert_allclose(got, wanted, atol=8 * unit * np.abs(wanted).max())
+
+
+def slow_answers(variables, images, counts, patch, heads, **options):
+    """The oracle's (logits, size, steps) of every image, in float64."""
+    params = jax.tree.map(lambda a: np.asarray(a, float), variables["params"])
+    sizes = {"heads": heads, "patch": patch} | options
+    return [
+        oracles_peaks.forward(params, image, counts, **sizes)
+        for image in np.asarray(images, float)
+    ]
+
+
+@pytest.mark.parametrize("score", ["class", "mean", "class_and_mean"])
+def test_a_model_is_the_oracles(score):
+    """Attention counts merged tokens by their sizes, and so do the scores."""
+    model = tiny.model(f"peaks:blocks=(1,2):keep_rate=0.6:score={score}")
+    variables = tiny.variables(model)
+    images = tiny.images(2)
+    out = tiny.compiled(model.apply)(variables, images)
+    counts = {1: 15, 2: 9}
+    sizes = tiny.PATCH, tiny.HEADS
+    wanted = slow_answers(variables, images, counts, *sizes, name=score)
+    for image, (logits, size, steps) in enumerate(wanted):
+        assert_close(out.logits[image], logits, units=128)
+        assert_close(out.state.effective_size[image], size, units=128)
+        for result, slow in zip(out.results, steps, strict=True):
+            np.testing.assert_array_equal(result.dest[image], slow.decision.slot)
+            assert_close(result.weight[image], slow.score, units=128)
+        np.testing.assert_array_equal(out.state.size[image, 1:], steps[-1].patches)
+
+
+TIE = 1e-5  # twice the largest relative error of a score there, and of a cosine
+
+
+def smallest_gap(step):
+    """By which a decision would be another one: relative of values, and of cosines."""
+    kept = step.decision.kept
+    values = np.sort(step.decision.value)[::-1][: len(kept) + 1]
+    leaving = np.setdiff1d(np.arange(len(step.score)), kept)
+    best = np.sort(step.cosines[leaving][:, kept], axis=1)
+    gaps = [values[:-1] / values[1:] - 1, best[:, -1] - best[:, -2]]
+    return min(gap.min() for gap in gaps)
+
+
+@pytest.mark.slow
+def test_decisions_of_deit_on_photographs_are_the_oracles(assets):
+    """Half of the MACs, by trained weights: kept tokens, every patch, and logits."""
+    with np.load(assets / "fixtures/deit_tiny_timm.npz") as file:
+        images = normalize(jnp.asarray(file["images_uint8"]), MEAN, STD)
+    dense = imagepiece_jax.load(assets / "weights/deit_tiny_patch16_224.npz")
+    model = create_model("deit_ti", "peaks:macs=0.5", attention="xla")
+    variables = dense.variables
+
+    @tiny.compiled
+    def answers(variables, images):
+        outputs = model.apply(variables, images)
+        return outputs, tiny.slots(outputs, 196)
+
+    out, slots = answers(variables, images)
+    counts = {3: 99, 6: 50, 9: 26}
+    wanted = slow_answers(variables, images, counts, patch=16, heads=3)
+    for image, (logits, size, steps) in enumerate(wanted):
+        source = np.arange(196)
+        for result, slow in zip(out.results, steps, strict=True):
+            # No near tie is among the twelve decisions, so they are exact.
+            assert smallest_gap(slow) > TIE
+            np.testing.assert_array_equal(result.dest[image], slow.decision.slot)
+            source = oracles.compose(slow.decision.slot, source)
+        np.testing.assert_array_equal(slots[image], source)
+        assert_close(out.logits[image], logits, units=128)
+        np.testing.assert_allclose(out.state.effective_size[image], size, atol=1e-4)
+
+
+def test_to_mask_is_to_remove():
+    """Tokens that DynamicViT masks in training at block 0, before peaks at block 1."""
+    made = tiny.model("dynamicvit:blocks=(0,)", masked=True)
+
+    def with_peaks(model, left):
+        steps = [layer.step for layer in model.plan if layer.step]
+        steps.append(Step(1, REDUCER, Fixed(left), "mid"))
+        plan = block_plan.build(tiny.DEPTH, tiny.TOKENS, steps, 1, masked=True)
+        return model.clone(plan=plan, prop_attn=True)
+
+    variables = masked.lean(tiny.variables(made), 1.0)
+    images = tiny.images(1)
+    model = with_peaks(made, left=6)
+    out = masked.train(model)(variables, images, masked.keys(1))
+    mask = out.results[0].keep[0]
+    left = model.image_tokens
+    assert left < mask.sum() < tiny.TOKENS
+    removed = with_peaks(masked.without(made, {0: mask}), left)
+    want = tiny.compiled(removed.apply)(variables, images)
+    np.testing.assert_allclose(out.logits, want.logits, atol=1e-4)
+    sizes = (each.state.effective_size for each in (out, want))
+    np.testing.assert_allclose(*sizes, atol=1e-4)
+    assert out.state.mask.tolist() == [[1] * left]
+
+
+def test_a_grid_of_one_patch_has_nothing_to_leave():
+    reduction = "peaks:blocks=(0,1):keep_rate=0.0"
+    model = tiny.model(reduction, depth=2, image_size=tiny.PATCH)
+    assert [layer.counts for layer in model.plan] == [None, None]
+
+
+def test_two_patches_become_one():
+    side = (tiny.PATCH, 2 * tiny.PATCH)
+    reduction = "peaks:blocks=(0,1):keep_rate=0.0"
+    model = tiny.model(reduction, depth=2, image_size=side)
+    variables = tiny.variables(model)
+    images = tiny.images(1, side=side)
+    out = tiny.compiled(model.apply)(variables, images)
+    sizes = tiny.PATCH, tiny.HEADS
+    ((logits, size, steps),) = slow_answers(variables, images, {0: 1}, *sizes)
+    assert len(out.results) == len(steps) == 1
+    assert_close(out.logits[0], logits, units=128)
+    assert_close(out.state.effective_size[0], size)
+
+
+@pytest.mark.parametrize("depth, blocks", [(12, (3, 6, 9)), (6, (1, 3, 4))])
+def test_blocks_beside_a_cost_are_those_of_the_model(depth, blocks):
+    plan = tiny.model("peaks:macs=0.7", depth=depth).plan
+    assert tuple(i for i, layer in enumerate(plan) if layer.counts) == blocks
+    assert isinstance(plan[blocks[0]].step.reducer, KeepPeaks)
+
+
+@pytest.mark.parametrize(
+    "reduction, depth, said",
+    [
+        # Moved to three blocks, two of the default ones would be the same.
+        ("peaks", 3, "a step is at block 3; the model has blocks 0 to 2"),
+        ("peaks:macs=0.7", 3, "a step is at block 3"),
+        ("peaks:macs=0.7", 1, "a step is at block 3"),
+        ("peaks:macs=0.01", 6, "the method's nearest cost is 0.3"),
+        ("peaks:macs=0", 6, "macs is 0"),
+        ("peaks:score=probe", 12, "no attention-pooling head"),
+        ("peaks:score=attention", 12, "score is 'attention'"),
+        ("peaks:keep_rate=1.1", 12, "keep_rate is 1.1"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_sentence(reduction, depth, said):
+    with refused(said) as caught:
+        tiny.model(reduction, depth=depth)
+    assert "\n" not in str(caught.value)
