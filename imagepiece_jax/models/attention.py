@@ -17,7 +17,12 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import Execution, ViTConfig
 from imagepiece_jax.models.layers import LayerNorm, dense, padded_from
 from imagepiece_jax.reduction import moves
-from imagepiece_jax.reduction.ops import is_fast, mean_attention, mean_query
+from imagepiece_jax.reduction.ops import (
+    class_and_mean_queries,
+    is_fast,
+    mean_attention,
+    mean_query,
+)
 
 BACKENDS = ("auto", "xla", "cudnn")
 # How proportional attention adds log(size) to the logits: as a key bias, or along one
@@ -383,8 +388,8 @@ class Attention(nn.Module):
             attention = mean_attention(mean_query(query, live), key, bias)
             scores["mean_attn"] = state.image(attention)
         if "cls_and_mean_attn" in reads:
-            both = [query[:, :1].astype(jnp.float32), mean_query(query, live)]
-            attention = mean_attention(jnp.concatenate(both, axis=1), key, bias)
+            both = class_and_mean_queries(query, live)
+            attention = mean_attention(both, key, bias)
             scores["cls_and_mean_attn"] = state.image(attention)
         if "attn_columns" in reads:
             received = attention_columns(query, key, bias, live)

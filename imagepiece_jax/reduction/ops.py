@@ -330,6 +330,16 @@ def mean_query(query, live=None):
     return total / jnp.sum(live, axis=1, keepdims=True)
 
 
+@onnx_op
+def class_and_mean_queries(query, live=None):
+    """The class token's query and the mean query. -> [B, 2, H, d] float32.
+
+    query, live: as for `mean_query`
+    """
+    both = [query[:, :1].astype(jnp.float32), mean_query(query, live)]
+    return jnp.concatenate(both, axis=1)
+
+
 def attention_row(logits, key_bias=None):
     """One query's attention, mean over heads. [B, N, H], [B, N] float32 -> [B, N]."""
     if key_bias is not None:
