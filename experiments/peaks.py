@@ -473,11 +473,13 @@ def sizes_table(lines: Lines) -> str:
     return markdown_table(head, rows)
 
 
-def contrasts_table(lines: Lines, images: str, others, shares) -> str:
-    """Peaks in three blocks minus other methods at equal cost, paired by image."""
+def contrasts_table(
+    lines: Lines, images: str, others, shares, own_schedule="three"
+) -> str:
+    """Peaks minus other methods at equal cost, paired by image."""
     rows = []
     for share in shares:
-        own = reduced("deit", images, "peaks", share, "three")
+        own = reduced("deit", images, "peaks", share, own_schedule)
         for method, schedule in others:
             cell = reduced("deit", images, method, share, schedule)
             if not lines.has(own) or not lines.has(cell):
@@ -491,13 +493,8 @@ def contrasts_table(lines: Lines, images: str, others, shares) -> str:
             row.append(format_estimate(kl, 4, signs=True))
             row.append(format_estimate(points, signs=True))
             rows.append([*row, format_estimate(same, signs=True)])
-    head = [
-        "share",
-        "peaks in three blocks minus",
-        "KL",
-        "points",
-        "dense class, points",
-    ]
+    head = ["share", f"peaks in blocks {WHERE[own_schedule]} minus", "KL", "points"]
+    head.append("dense class, points")
     return markdown_table(head, rows)
 
 
@@ -585,6 +582,8 @@ def encoder_contrasts(lines: Lines) -> str:
 
 OTHERS = [("attended", "three"), ("attended", "all"), ("tome", None), ("mctf", None)]
 OTHERS += [("mctf", "all"), ("diffrate", None), ("pitome", None), ("peaks", "all")]
+BELOW = [("attended", "all"), ("attended", "three"), ("mctf", "all")]
+BELOW += [("tome", "all"), ("peaks", "five")]
 ON_IMAGENETTE = [("attended", "three"), ("tome", None), ("mctf", None)]
 ON_IMAGENETTE += [("diffrate", None), ("attended", "all"), ("peaks", "all")]
 COUNTS = {"photographs": 600, "imagenette": 2000, "even": 500}
@@ -603,6 +602,10 @@ def tables(folder: pathlib.Path = FOLDER) -> dict[str, str]:
         "peaks-contrasts": contrasts_table(lines, "photographs", OTHERS, shares),
         "peaks-imagenette": contrasts_table(
             lines, "imagenette", ON_IMAGENETTE, (*shares, 0.3)
+        ),
+        "peaks-below": contrasts_table(lines, "photographs", BELOW, (0.4, 0.3), "all"),
+        "peaks-below-imagenette": contrasts_table(
+            lines, "imagenette", BELOW, (0.4, 0.3), "all"
         ),
         "peaks-controls": controls_table(lines, "photographs", shares),
         "peaks-controls-imagenette": controls_table(lines, "imagenette", (0.5,)),
