@@ -1,6 +1,7 @@
 """Figures, a page and data of images' tokens."""
 
 import contextlib
+import os
 import pathlib
 
 from imagepiece_jax.commands._arguments import Images, Weights, several
@@ -56,6 +57,7 @@ def main(
             last = len(vit.model.plan) - 1
             check_range("blocks", block, 0, last)
         pixels, names = pictures.read_images(source, vit.preprocessing)
+        names = [*map(os.path.basename, names)]
         with contextlib.ExitStack() as stack:
             for name in html.FILES:
                 if not (folder / name).exists():

@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import ctypes
 import errno
 import functools
 import json
@@ -30,6 +31,9 @@ SYSTEM_NAMES |= {"__macosx", "lost+found", "$recycle.bin", "recycler", "thumbs.d
 SYSTEM_NAMES |= {"system volume information", "desktop.ini", ".ds_store"}
 SYSTEM_NAMES |= {"network trash folder", "temporary items", "@tmp", "@sharebin"}
 LOCK = ".lock"  # name of a folder's lock file
+# Linux's renameat2, which Python lacks; None elsewhere
+EXCHANGE = getattr(ctypes.CDLL(None), "renameat2", None)
+AT_CWD, RENAME_EXCHANGE = -100, 2  # its constants
 
 log = logging.getLogger("imagepiece_jax.files")
 
@@ -108,9 +112,18 @@ def read_json(path):
     return content
 
 
+def json_text(value, **options):
+    """Format a value as JSON. NaN and infinity, which JSON lacks, become null.
+
+    options: of `json.dumps`
+    """
+    plain = json.loads(json.dumps(value, **options), parse_constant=lambda _: None)
+    return json.dumps(plain, indent=2) + "\n"
+
+
 def write_json(path, value):
     """Write an indented JSON file. Raises RunError like `replace_file`."""
-    replace_file(path, json.dumps(value, indent=2) + "\n")
+    replace_file(path, json_text(value))
 
 
 def check_own(name, path, of, ours):
@@ -211,18 +224,27 @@ def replacing_folder(path):
             for file in new.iterdir():
                 _finish(file, mode)
             with signals.finishing():
-                if target.exists():
-                    # A kill between the two renames leaves the old folder in the same
-                    # place, under a name that starts with a dot.
-                    os.rename(target, old)
-                os.rename(new, target)
-                shutil.rmtree(old, ignore_errors=True)
+                if not _exchanged(new, target):
+                    if target.exists():
+                        # A kill between the two renames leaves the old folder in the
+                        # same place, under a name that starts with a dot.
+                        os.rename(target, old)
+                    os.rename(new, target)
+                    shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise _not_written(path, error) from error
     finally:
         if old.exists() and not target.exists():
             os.rename(old, target)
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _exchanged(folder, other):
+    """Exchange two folders in one step; False where the system cannot, or one lacks."""
+    if EXCHANGE is None:
+        return False
+    paths = (AT_CWD, os.fsencode(folder), AT_CWD, os.fsencode(other))
+    return EXCHANGE(*paths, RENAME_EXCHANGE) == 0
 
 
 @contextlib.contextmanager

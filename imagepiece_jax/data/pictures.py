@@ -100,6 +100,8 @@ def as_source(images: Any) -> Source:
     """
     if isinstance(images, Source):
         return images
+    if isinstance(images, list | tuple) and len(images) == 1:
+        (images,) = images
     is_text = isinstance(images, str)
     if is_text and (images.startswith("csv:") or registry.is_set(images)):
         return registry.open_source(images, "train", labeled=False)
@@ -174,7 +176,7 @@ def _base(paths, folders):
 
 
 def read_images(source: Source, transform) -> tuple[np.ndarray, list[str]]:
-    """(uint8 [B, H, W, 3], file names) of a source's readable images."""
+    """(uint8 [B, H, W, 3], names) of a source's readable images."""
     pixels = []
     names = []
     for index in counted(range(len(source)), "reading images"):
@@ -186,7 +188,7 @@ def read_images(source: Source, transform) -> tuple[np.ndarray, list[str]]:
             pixels.append(transform(image.pixels))
         except InputError as error:
             raise InputError(f"{image.name}: {error}") from error
-        names.append(os.path.basename(image.name))
+        names.append(image.name)
     if not pixels:
         count = len(source)
         first = source.name(0)

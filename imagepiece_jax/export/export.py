@@ -9,17 +9,21 @@ import os
 import pathlib
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.files import (
     check_own,
     check_writable,
-    replace_file,
     temporary_folder,
     write_json,
 )
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.common.signals import finishing
+from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.export import (
     card,
@@ -31,11 +35,14 @@ from imagepiece_jax.export import (
 )
 from imagepiece_jax.export.program_outputs import ProgramOutputs
 from imagepiece_jax.inference.optimize import check_gelu
+from imagepiece_jax.inference.size_direction import photographs
 from imagepiece_jax.models.create import execution_of
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
+from imagepiece_jax.models.vit import with_states
 
 ENDING = ".onnx"
+PHOTOGRAPHS = 8  # images that show the size of a model's numbers
 
 
 def export(
@@ -133,15 +140,21 @@ def export(
     )
     facts = program_facts.program_facts(vit, shape, outputs)
     facts |= {"opset": onnx_model.OPSET, "layout": layout, "dtype": dtype}
-    _write_files(out, program, facts, page, vit)
+    if dtype == "float16":
+        check_float16(vit, card_images.compared if images is not None else None)
+    configs = tower.configs(folder, vit, layout)
+    _write_files(out, program, facts, page, configs)
     if card_images is not None:
         with temporary_folder() as temporary:
             dense = float32_export(vit.with_reduction(None), temporary)
-            has_classes = "logits" in outputs.names and vit.has_classes
-            facts["card"] = card.measured(out, dense, card_images, has_classes)
+            kind = (False, False)
+            if "logits" in outputs.names:
+                kind = vit.has_classes, vit.has_numbers
+            facts["card"] = card.measured(out, dense, card_images, kind)
+        facts["card"] |= card.subject(vit, facts)
         with finishing():
             write_json(program_facts.facts_file(out), facts)
-            replace_file(page, card.page(out, vit, facts))
+            card.write_page(page)
     return out
 
 
@@ -153,6 +166,32 @@ def _traced(vit, gelu, dtype):
     execution = execution_of(config, dtype, "xla")
     model = vit.model.clone(config=config, execution=execution)
     return dataclasses.replace(vit, model=model)
+
+
+def check_float16(vit: Pretrained, pixels: np.ndarray | None = None):
+    """Raise InputError where weights or blocks' outputs are too large for float16.
+
+    pixels: uint8 [B, H, W, 3]; None: this package's photographs
+    """
+    if pixels is None:
+        pixels = photographs(vit.image_size)
+    model = vit.analyzed().model
+
+    def largest(variables, pixels):
+        images = as_normalized(pixels, vit.config.mean, vit.config.std)
+        _, states = with_states(model, variables, images)
+        outputs = [state.x for state in states]
+        numbers = {"output of block": outputs, "weight": variables["params"]}
+        return jax.tree.map(lambda values: jnp.max(jnp.abs(values)), numbers)
+
+    found = jax.device_get(jax.jit(largest)(vit.variables, pixels[:PHOTOGRAPHS]))
+    for path, value in jax.tree_util.tree_leaves_with_path(found):
+        if not value <= np.finfo(np.float16).max:  # True for a NaN
+            name = jax.tree_util.keystr(path, simple=True, separator=" ")
+            raise InputError(
+                f"dtype is 'float16', whose numbers end at 65504, but {name} reaches "
+                f"{value:.3g}; export float32"
+            )
 
 
 def _check_folder(folder, layout, vit, out):
@@ -180,24 +219,33 @@ def _check_folder(folder, layout, vit, out):
     check_own("out", folder, f"an export for {layout}", ours)
 
 
-def _write_files(out, program, facts, page, vit):
+def _write_files(out, program, facts, page, configs):
     """Write a program, its weights and its JSON files, and remove earlier ones.
 
-    facts: get the name of the file for weights, if there is one
-    page: the card, removed if it is an earlier file's
+    facts: get the program's digest, and the name of the file for weights, if any
+    page: the README.md of the folder's cards
+    configs: the layout's JSON files, {path: fields}
     """
     # Read before the new facts replace it.
     earlier_weights = program_facts.read_facts(out).get("external_data")
     with finishing():  # the files belong together
+        # Other programs and people cannot compare digests: a kill must not leave them
+        # what describes an earlier graph.
+        for file in configs:
+            file.unlink(missing_ok=True)
+        if card.is_card(page):
+            page.unlink()
         weights_file = onnx_model.write_onnx(out, program)
+        files = [out]
         if weights_file is not None:
             facts["external_data"] = weights_file.name
+            files.append(weights_file)
+        facts["digest"] = program_facts.digest_of(files)
         write_json(program_facts.facts_file(out), facts)
         onnx_model.remove_weights(out, earlier_weights, weights_file)
-        if card.is_card(page, out.name):
-            page.unlink()
-        if facts["layout"] is not None:
-            tower.write_configs(page.parent, vit, facts["layout"])
+        for file, fields in configs.items():
+            write_json(file, fields)
+        card.write_page(page)
 
 
 def checked_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib.Path:
@@ -208,7 +256,7 @@ def checked_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib.Path
     """
     out = pathlib.Path(os.path.expanduser(out))
     folder = None
-    if not out.suffix:
+    if out.is_dir() or not out.suffix:
         folder = out
         out = folder / f"model{tower.SUFFIX[dtype]}{ENDING}"
     if out.suffix.lower() != ENDING:

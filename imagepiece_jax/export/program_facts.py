@@ -1,7 +1,9 @@
 """Facts in the JSON beside an exported program: its input, output and model."""
 
+import hashlib
 import os
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -41,6 +43,15 @@ def files_of(out: str | os.PathLike) -> list[pathlib.Path]:
     if weights := read_facts(out).get("external_data"):
         files.append(out.with_name(weights))
     return files
+
+
+def digest_of(files: Iterable[pathlib.Path]) -> str:
+    """SHA-256 of a program's files, hex, by which its JSON knows them."""
+    total = hashlib.sha256()
+    for file in filter(os.path.isfile, files):
+        with open(file, "rb") as content:
+            total.update(hashlib.file_digest(content, "sha256").digest())
+    return total.hexdigest()
 
 
 def exported_images(

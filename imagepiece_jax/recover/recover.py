@@ -293,7 +293,12 @@ class RecoveryRun:
         """Describe the result; `dense` is the teacher."""
         vit = self.fit.vit
         change = mean_difference(self.after["distance"], self.before["distance"])
-        values = vit.recovered.values if vit.recovered else {}  # of its last recovery
+        values = {}
+        learned = self.images.digests
+        if vit.recovered:  # it started from the values of its last recovery
+            values = vit.recovered.values
+            earlier = vit.recovered.learned
+            learned = None if earlier is None else earlier + learned
         if self.trained is not None:
             values = {**values, **flat_params(self.trained)}
         return RecoveredVariant(
@@ -317,6 +322,7 @@ class RecoveryRun:
             depth=vit.model.depth,
             weights=dense.source.name or None,
             share=vit.gmacs / dense.gmacs,
+            learned=learned,
             values=values,
         )
 

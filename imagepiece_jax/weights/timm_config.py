@@ -95,9 +95,13 @@ def parse_timm(
     # Without a tag the model may have learned other classes.
     if not names and "." in base.name:
         names = registry.published_class_names(base.name, classes)
+    config = dataclasses.replace(config, **stated)
+    problem_type = registry.problem_type(f"{name}.{tag}", config.num_classes)
+    if names:
+        problem_type = SINGLE_LABEL
     # transformers' TimmWrapper writes a problem_type.
-    problem = {"problem_type": file.get("problem_type") or SINGLE_LABEL}
-    config = dataclasses.replace(config, **stated, **problem)
+    problem_type = file.get("problem_type") or problem_type
+    config = dataclasses.replace(config, problem_type=problem_type)
     return config, names, trained_size
 
 
