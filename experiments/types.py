@@ -148,7 +148,7 @@ class Study:
         pixels, _ = read_images(self.calibrating, np.asarray)
         facts = program_facts.read_facts(float32) | {"dtype": "int8"}
         onnx_model.write_onnx(path, quantize.quantized(program, pixels))
-        facts["digest"] = program_facts.digest_of([path])
+        facts["digest"] = program_facts.digest_of(path)
         write_json(program_facts.facts_file(path), facts)
         return path
 

@@ -35,6 +35,7 @@ def main(
         blocks: Draw only these blocks, counted from 0.
     """
     from imagepiece_jax.data import pictures
+    from imagepiece_jax.data.sources import registry
     from imagepiece_jax.visualize import html
 
     texts = several("reductions", reductions)
@@ -43,10 +44,8 @@ def main(
         raise InputError(text)
     drawn = several("blocks", blocks)
     extras.check("a figure", "matplotlib")
-    source = images.open_set("val")
-    if source is None:
-        source = pictures.photographs(pictures.find_images(images.images))
-    else:
+    source = pictures.as_source(images.images, "val")
+    if registry.is_set(images.images[0]):
         source = source.evenly_spaced(DRAWN)
     folder = pathlib.Path(out)
     html.check_folder(folder)

@@ -31,9 +31,6 @@ SYSTEM_NAMES |= {"__macosx", "lost+found", "$recycle.bin", "recycler", "thumbs.d
 SYSTEM_NAMES |= {"system volume information", "desktop.ini", ".ds_store"}
 SYSTEM_NAMES |= {"network trash folder", "temporary items", "@tmp", "@sharebin"}
 LOCK = ".lock"  # name of a folder's lock file
-# Linux's renameat2, which Python lacks; None elsewhere
-EXCHANGE = getattr(ctypes.CDLL(None), "renameat2", None)
-AT_CWD, RENAME_EXCHANGE = -100, 2  # its constants
 
 log = logging.getLogger("imagepiece_jax.files")
 
@@ -112,18 +109,11 @@ def read_json(path):
     return content
 
 
-def json_text(value, **options):
-    """Format a value as JSON. NaN and infinity, which JSON lacks, become null.
-
-    options: of `json.dumps`
-    """
-    plain = json.loads(json.dumps(value, **options), parse_constant=lambda _: None)
-    return json.dumps(plain, indent=2) + "\n"
-
-
 def write_json(path, value):
     """Write an indented JSON file. Raises RunError like `replace_file`."""
-    replace_file(path, json_text(value))
+    # NaN and infinity, which JSON lacks, become null.
+    plain = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    replace_file(path, json.dumps(plain, indent=2) + "\n")
 
 
 def check_own(name, path, of, ours):
@@ -240,11 +230,10 @@ def replacing_folder(path):
 
 
 def _exchanged(folder, other):
-    """Exchange two folders in one step; False where the system cannot, or one lacks."""
-    if EXCHANGE is None:
-        return False
-    paths = (AT_CWD, os.fsencode(folder), AT_CWD, os.fsencode(other))
-    return EXCHANGE(*paths, RENAME_EXCHANGE) == 0
+    """Exchange two folders in one step; False if one is missing or no call does it."""
+    call = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux's; Python lacks it
+    paths = (-100, os.fsencode(folder), -100, os.fsencode(other))  # AT_FDCWD
+    return call is not None and call(*paths, 2) == 0  # RENAME_EXCHANGE
 
 
 @contextlib.contextmanager

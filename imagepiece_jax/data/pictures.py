@@ -91,12 +91,12 @@ def rgb(image) -> np.ndarray:
     return np.array(image)  # a copy, because the caller may change the image later
 
 
-def as_source(images: Any) -> Source:
+def as_source(images: Any, split: str = "train") -> Source:
     """Make a Source of images, ignoring labels.
 
     images: csv:FILE, a set's name, paths, images for `rgb`, uint8 [B, H, W, 3], or a
-        Source, which is returned. Tables, sets and folders with splits give their
-        training images
+        Source, which is returned; or a list of one of them
+    split: of tables and sets, and "train" of folders with splits
     """
     if isinstance(images, Source):
         return images
@@ -104,12 +104,12 @@ def as_source(images: Any) -> Source:
         (images,) = images
     is_text = isinstance(images, str)
     if is_text and (images.startswith("csv:") or registry.is_set(images)):
-        return registry.open_source(images, "train", labeled=False)
+        return registry.open_source(images, split, labeled=False)
     if isinstance(images, PATH):
         images = [images]
     images = [*listed(images)[0]]
     if all(isinstance(image, PATH) for image in images):
-        return photographs(find_images(images, "train"))
+        return photographs(find_images(images, split))
     return ArraySource([rgb(image) for image in images])
 
 

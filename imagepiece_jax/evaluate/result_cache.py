@@ -147,8 +147,7 @@ class MeasuredWeights:
             result = self.run(vit)
             if self.dense_outputs:
                 outputs = result.per_image["outputs"]
-                kind = vit.has_classes, vit.has_numbers
-                near = fidelity(outputs, self.dense_outputs(), *kind)
+                near = fidelity(outputs, self.dense_outputs(), vit.has_classes)
                 figures = {"images": result.images, "fidelity": near}
             else:
                 right = encode_bits(result.per_image["right"])

@@ -29,13 +29,12 @@ from imagepiece_jax.evaluate.compare_outputs import (
     fidelity,
 )
 from imagepiece_jax.export.onnx_program import open_file
-from imagepiece_jax.export.program_facts import digest_of, files_of, read_facts
+from imagepiece_jax.export.program_facts import files_of, read_facts
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.recover.recovery_images import divided
 
 NAME = "README.md"
-MARK = "<!-- Written by imagepiece export"
-FOLDERS = ("", "onnx/", "visual/")  # places of graphs, from a card's folder
+MARK = "<!-- Written by imagepiece export: "  # and the name of a section's file
 THREADS = 2
 RULES = timer.Timing(warmup=2, repeats=5, seconds=0.4)
 PAUSE = 0.1  # seconds until onnxruntime's threads leave the cores
@@ -61,42 +60,34 @@ def is_card(file: pathlib.Path) -> bool:
 def divided_images(vit: Pretrained, images: Any) -> CardImages:
     """Read images to calibrate with, and images to compare, as `read_images` does.
 
-    They are divided as by `recover`. Images are not compared if they, or others of
-    their scene, recovered the model.
+    They are divided as by `recover`. Scenes that recovered the model are not compared.
 
     images: as for `recover`
     Raises InputError if images are too few, or all alike or known.
     """
-    batch_size = 1
-    learned = ""
+    known = (1,)
     if vit.recovered:
-        batch_size = vit.recovered.batch_size
-        learned = vit.recovered.learned or ""
-    parts = divided(as_source(images), batch_size, learned)
+        known = (vit.recovered.batch_size, vit.recovered.learned or "")
+    parts = divided(as_source(images), *known)
     if not parts.num_scenes:
         raise InputError(
-            "images are alike, or recovered the model, so none can be held out to "
+            "images are alike or recovered the model, so none can be held out to "
             "compare; give photographs of more scenes"
         )
     calibration, _ = read_images(parts.learned.evenly_spaced(IMAGES), vit.preprocessing)
     held_out = parts.held_out.evenly_spaced(IMAGES)
     compared, paths = read_images(held_out, vit.preprocessing)
     check_range("number of images to compare", len(compared), MIN_IMAGES)
-    places = [pathlib.PurePath(path).parts for path in paths]
-    shared = len(os.path.commonprefix([place[:-1] for place in places]))
-    names = ["/".join(place[shared:]) for place in places]
-    return CardImages(calibration, compared, names)
+    shared = os.path.commonprefix(paths).rfind("/") + 1
+    return CardImages(calibration, compared, [path[shared:] for path in paths])
 
 
 def measured(
-    out: pathlib.Path,
-    dense: pathlib.Path,
-    images: CardImages,
-    kind: tuple[bool, bool],
+    out: pathlib.Path, dense: pathlib.Path, images: CardImages, has_classes: bool | None
 ) -> dict[str, Any]:
     """Measure an exported file beside the dense file, as JSON values.
 
-    kind: has_classes and has_numbers of `fidelity`
+    has_classes: as for `fidelity`
     """
     pixels = images.compared
     files = {"file": out, "dense": dense}
@@ -117,10 +108,10 @@ def measured(
     with working(f"comparing the outputs for {len(pixels)} images"):
         base = outputs(programs["dense"], pixels)
         own = outputs(programs["file"], pixels)
-        figures = {"file": fidelity(own, base, *kind)}
+        figures = {"file": fidelity(own, base, has_classes)}
         for name, change in CONTROLS.items():
             own = outputs(programs["dense"], change(pixels))
-            figures[name] = fidelity(own, base, *kind)
+            figures[name] = fidelity(own, base, has_classes)
     return {
         "images": images.compared_names,
         "machine": device.cpu_name(),
@@ -161,63 +152,55 @@ def table(out: pathlib.Path, facts: Mapping[str, Any]) -> str:
     return rows_table([{"": name, **row} for name, row in rows.items()])
 
 
-def subject(vit: Pretrained, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's facts for its card, as JSON values.
+def write_page(page: pathlib.Path, out: pathlib.Path, text: str = ""):
+    """Replace a file's section of a page of cards, or remove it.
 
-    Returns title, hub (fields of a Hugging Face model card) and role (of the images).
+    text: the page's head and the section, as `page_of` gives them
     """
-    hub = {"pipeline_tag": "image-feature-extraction"}
-    if facts["activation"]:
-        hub["pipeline_tag"] = "image-classification"
-    hub["tags"] = ["onnx", "token-reduction"]
-    if "/" in vit.source.name:
-        hub["base_model"] = vit.source.name
-    if vit.source.license:
-        hub["license"] = vit.source.license
-    role = "neither recovered nor calibrated"
-    if vit.recovered and vit.recovered.learned is None:
-        role = "did not calibrate; the model does not record which images recovered it"
-    name = vit.source.name or vit.config.name or "ViT"
-    title = f"{name}, {vit.label}, {facts['dtype']}"
-    return {"title": title, "hub": hub, "role": role}
-
-
-def write_page(page: pathlib.Path):
-    """Write the README.md of a folder, with a section for every file with a card."""
-    fields = []
+    head, *new = text.split(MARK)
     sections = []
-    for place in FOLDERS:
-        for file in sorted(page.parent.glob(f"{place}*.onnx.json")):
-            out = file.with_suffix("")
-            facts = read_facts(out)
-            if "card" in facts and facts.get("digest") == digest_of(files_of(out)):
-                fields.append(facts["card"]["hub"])
-                sections.append(section(out, facts))
-    if not sections:
-        return
-    # YAML reads JSON. A field stands for the folder if all files have it.
-    head = []
-    for name, value in fields[0].items():
-        if all(each.get(name) == value for each in fields):
-            head.append(f"{name}: {json.dumps(value, ensure_ascii=False)}")
-    lines = ["---", *head, "---", f"{MARK} -->", "", *sections]
-    replace_file(page, "\n".join(lines))
+    if is_card(page):
+        first, *sections = page.read_text("utf-8").split(MARK)
+        head = head or first
+    sections = [each for each in sections if not each.startswith(f"{out.name} ")] + new
+    if sections:
+        replace_file(page, MARK.join([head, *sections]))
+    elif is_card(page):
+        page.unlink()
 
 
-def section(out: pathlib.Path, facts: Mapping[str, Any]) -> str:
-    """A file's part of the page."""
+def page_of(out: pathlib.Path, vit: Pretrained, facts: Mapping[str, Any]) -> str:
+    """A file's README.md: a model card of the Hugging Face hub."""
     card = facts["card"]
+    task = "image-feature-extraction"
+    if facts["activation"]:
+        task = "image-classification"
+    head = ["---", f"pipeline_tag: {task}", "tags: [onnx, token-reduction]"]
+    if "/" in vit.source.name:
+        head.append(f"base_model: {vit.source.name}")
+    if vit.source.license:  # any text, as JSON, which YAML reads
+        head.append(f"license: {json.dumps(vit.source.license, ensure_ascii=False)}")
+    others = "neither recovered nor calibrated"
+    if vit.recovered and vit.recovered.learned is None:
+        others = "did not calibrate; which images recovered the model is not recorded"
+    name = vit.source.name or vit.config.name or "ViT"
     count = len(card["images"])
-    chance = ""
-    if "neighbors_kept" in card["fidelity"]["file"]:
-        share = 100 * NEIGHBORS / (count - 1)
-        chance = f" By chance {share:.0f} % of the ten nearest would stay."
-    return (
-        f"# {card['title']}\n\n{table(out, facts)}\n\n"
+    chance = 100 * NEIGHBORS / (count - 1)
+    lines = [
+        *head,
+        "---",
+        f"{MARK}{out.name} -->",
+        "",
+        f"# {name}, {vit.label}, {facts['dtype']}",
+        "",
+        table(out, facts),
+        "",
         f"Measured in onnxruntime on {card['machine']}: {card['threads']} threads, "
         f"batch size {card['batch_size']}. Files took turns; brackets at times have "
         "the lowest and highest turn, and *times as fast* is the median of the turns' "
         f"ratios. Outputs are compared with the dense file's on {count} images that "
-        f"{card['role']}; brackets have 95 % intervals.{chance} The last two rows "
-        "compare the dense file's outputs for changed images.\n"
-    )
+        f"{others}. Brackets have 95 % intervals. By chance {chance:.0f} % of the ten "
+        "nearest would stay. The last two rows compare the dense file's outputs for "
+        "changed images.",
+    ]
+    return "\n".join(lines) + "\n"

@@ -10,7 +10,6 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common import extras
@@ -23,7 +22,7 @@ from imagepiece_jax.common.files import (
 )
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.common.signals import finishing
-from imagepiece_jax.data.normalize import as_normalized
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.export import (
     card,
@@ -42,7 +41,6 @@ from imagepiece_jax.models.record import as_json
 from imagepiece_jax.models.vit import with_states
 
 ENDING = ".onnx"
-PHOTOGRAPHS = 8  # images that show the size of a model's numbers
 
 
 def export(
@@ -141,20 +139,17 @@ def export(
     facts = program_facts.program_facts(vit, shape, outputs)
     facts |= {"opset": onnx_model.OPSET, "layout": layout, "dtype": dtype}
     if dtype == "float16":
-        check_float16(vit, card_images.compared if images is not None else None)
+        check_float16(vit)
     configs = tower.configs(folder, vit, layout)
     _write_files(out, program, facts, page, configs)
     if card_images is not None:
         with temporary_folder() as temporary:
             dense = float32_export(vit.with_reduction(None), temporary)
-            kind = (False, False)
-            if "logits" in outputs.names:
-                kind = vit.has_classes, vit.has_numbers
-            facts["card"] = card.measured(out, dense, card_images, kind)
-        facts["card"] |= card.subject(vit, facts)
+            has_classes = "logits" in outputs.names and vit.has_classes
+            facts["card"] = card.measured(out, dense, card_images, has_classes)
         with finishing():
             write_json(program_facts.facts_file(out), facts)
-            card.write_page(page)
+            card.write_page(page, out, card.page_of(out, vit, facts))
     return out
 
 
@@ -168,29 +163,17 @@ def _traced(vit, gelu, dtype):
     return dataclasses.replace(vit, model=model)
 
 
-def check_float16(vit: Pretrained, pixels: np.ndarray | None = None):
-    """Raise InputError where weights or blocks' outputs are too large for float16.
-
-    pixels: uint8 [B, H, W, 3]; None: this package's photographs
-    """
-    if pixels is None:
-        pixels = photographs(vit.image_size)
-    model = vit.analyzed().model
-
-    def largest(variables, pixels):
-        images = as_normalized(pixels, vit.config.mean, vit.config.std)
-        _, states = with_states(model, variables, images)
-        outputs = [state.x for state in states]
-        numbers = {"output of block": outputs, "weight": variables["params"]}
-        return jax.tree.map(lambda values: jnp.max(jnp.abs(values)), numbers)
-
-    found = jax.device_get(jax.jit(largest)(vit.variables, pixels[:PHOTOGRAPHS]))
-    for path, value in jax.tree_util.tree_leaves_with_path(found):
-        if not value <= np.finfo(np.float16).max:  # True for a NaN
-            name = jax.tree_util.keystr(path, simple=True, separator=" ")
+def check_float16(vit: Pretrained):
+    """Raise InputError where photographs' tokens are too large for float16."""
+    pixels = photographs(vit.image_size)
+    images = normalize(pixels, vit.config.mean, vit.config.std)
+    run = jax.jit(functools.partial(with_states, vit.analyzed().model))
+    for block, state in enumerate(run(vit.variables, images)[1]):
+        largest = np.abs(state.x).max()
+        if not largest <= np.finfo(np.float16).max:  # NaN, too
             raise InputError(
-                f"dtype is 'float16', whose numbers end at 65504, but {name} reaches "
-                f"{value:.3g}; export float32"
+                f"dtype is 'float16', whose numbers end at 65504, but block {block}'s "
+                f"tokens reach {largest:.3g}; export float32"
             )
 
 
@@ -222,30 +205,26 @@ def _check_folder(folder, layout, vit, out):
 def _write_files(out, program, facts, page, configs):
     """Write a program, its weights and its JSON files, and remove earlier ones.
 
-    facts: get the program's digest, and the name of the file for weights, if any
-    page: the README.md of the folder's cards
+    facts: get the digest, and the name of the file for weights, if there is one
+    page: the cards, which lose an earlier file's
     configs: the layout's JSON files, {path: fields}
     """
     # Read before the new facts replace it.
     earlier_weights = program_facts.read_facts(out).get("external_data")
     with finishing():  # the files belong together
-        # Other programs and people cannot compare digests: a kill must not leave them
-        # what describes an earlier graph.
+        # Nobody compares these with the graph's digest. A kill must not leave them
+        # beside another graph.
+        card.write_page(page, out)
         for file in configs:
             file.unlink(missing_ok=True)
-        if card.is_card(page):
-            page.unlink()
         weights_file = onnx_model.write_onnx(out, program)
-        files = [out]
         if weights_file is not None:
             facts["external_data"] = weights_file.name
-            files.append(weights_file)
-        facts["digest"] = program_facts.digest_of(files)
+        facts["digest"] = program_facts.digest_of(out)
         write_json(program_facts.facts_file(out), facts)
         onnx_model.remove_weights(out, earlier_weights, weights_file)
         for file, fields in configs.items():
             write_json(file, fields)
-        card.write_page(page)
 
 
 def checked_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib.Path:

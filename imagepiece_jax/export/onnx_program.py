@@ -14,12 +14,7 @@ from imagepiece_jax.common.machine import cores
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.export.program_facts import (
-    FACTS,
-    digest_of,
-    facts_file,
-    files_of,
-)
+from imagepiece_jax.export.program_facts import FACTS, digest_of, facts_file
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import build_model
@@ -115,7 +110,7 @@ def open_file(path: str | os.PathLike, threads: int | None = None) -> OnnxProgra
         raise InputError(
             f"{KIND} {path} lacks the {file.name} that export writes beside it"
         )
-    if facts.get("digest") != digest_of(files_of(path)):
+    if facts.get("digest") != digest_of(path):
         raise InputError(
             f"{KIND} {path} and {file.name} are not from the same export, or from an "
             "earlier version; export the model again"

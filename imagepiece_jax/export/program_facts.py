@@ -3,7 +3,6 @@
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -36,6 +35,12 @@ def read_facts(out: str | os.PathLike) -> dict[str, Any]:
         return {}
 
 
+def digest_of(out: str | os.PathLike) -> str:
+    """SHA-256 of a graph, by which its JSON knows it; it names its weights by one."""
+    with open(out, "rb") as graph:
+        return hashlib.file_digest(graph, "sha256").hexdigest()
+
+
 def files_of(out: str | os.PathLike) -> list[pathlib.Path]:
     """The program's file, and the second file of a program with large weights."""
     out = pathlib.Path(out)
@@ -43,15 +48,6 @@ def files_of(out: str | os.PathLike) -> list[pathlib.Path]:
     if weights := read_facts(out).get("external_data"):
         files.append(out.with_name(weights))
     return files
-
-
-def digest_of(files: Iterable[pathlib.Path]) -> str:
-    """SHA-256 of a program's files, hex, by which its JSON knows them."""
-    total = hashlib.sha256()
-    for file in filter(os.path.isfile, files):
-        with open(file, "rb") as content:
-            total.update(hashlib.file_digest(content, "sha256").digest())
-    return total.hexdigest()
 
 
 def exported_images(

@@ -194,14 +194,11 @@ class Pretrained:
         return self.is_classifier and self.config.problem_type == SINGLE_LABEL
 
     @property
-    def has_numbers(self) -> bool:
-        """Whether the outputs are a regression's numbers."""
-        return self.is_classifier and self.config.problem_type == REGRESSION
-
-    @property
-    def has_classes(self) -> bool:
-        """Whether the outputs are logits of classes."""
-        return self.is_classifier and not self.has_numbers
+    def has_classes(self) -> bool | None:
+        """Whether the outputs are logits of classes; None: a regression's numbers."""
+        if self.config.problem_type == REGRESSION and self.config.num_classes:
+            return None
+        return self.is_classifier
 
     @property
     def label(self) -> str:

@@ -16,7 +16,6 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import MEAN, STD, ViTConfig
-from imagepiece_jax.models.problem_type import SINGLE_LABEL
 
 DEIT = dict(patch_size=16, depth=12, mean=MEAN, std=STD)
 DEIT["preprocessing"] = Preprocessing(224, crop=0.9)  # crop of DeiT's authors
@@ -162,16 +161,6 @@ def present_name(name: str) -> tuple[str, str]:
         if name in row.get("former_names", {}):
             return present, row["former_names"][name]
     return name, ""
-
-
-def problem_type(name: str | None, classes: int) -> str:
-    """The problem type of public weights with this name and number of outputs.
-
-    Other heads, of a model trained further, are for one label per image.
-    """
-    if is_known(name) and config(name).num_classes == classes:
-        return config(name).problem_type
-    return SINGLE_LABEL
 
 
 def published_class_names(name: str | None, classes: int) -> tuple[str, ...] | None:

@@ -205,6 +205,8 @@ class RecoveryRun:
     def compile(self):
         """Measure the start, compile the training step, and time the measure."""
         self.before = self.after = self.off_the_shelf = self.record()
+        if math.isinf(mean(self.before)):
+            raise InputError(f"{self.fit.vit!r}: outputs are not finite")
         if self.fit.vit.recovered:
             self.off_the_shelf = self.measure(dense=True)
         # The step has learning rate 0, and `Fit.start` resets its moments.

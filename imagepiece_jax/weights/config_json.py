@@ -17,11 +17,9 @@ from imagepiece_jax.common.xla_options import checked_dtype
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.problem_type import PROJECTION
 from imagepiece_jax.models.recovery_record import RecoveredVariant, Recovery
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
@@ -178,13 +176,6 @@ def _parse_ours(file):
     names = record.get("class_names")
     if names is not None:
         names = checked_names(names, config.num_classes)
-    problem_type = registry.problem_type(config.name, config.num_classes)
-    if not names and PROJECTION == problem_type != config.problem_type:
-        # earlier versions told a projection by its bias
-        raise InputError(
-            f"{OURS}.config.problem_type is {config.problem_type!r}, but {config.name} "
-            f"has a projection; write {PROJECTION!r}, or add {OURS}.class_names"
-        )
     if record["reduction"] is None:  # Reduction.read(None) would be the dense model
         raise InputError(f"{OURS}.reduction is None")
     return WeightsInfo(
@@ -200,11 +191,9 @@ def _parse_ours(file):
 
 
 def _of_record(record_class, fields):
-    """Make a dataclass from a record, which must hold every field, without defaults.
-
-    A variant's values are in another file; earlier versions wrote no `learned`.
-    """
+    """Make a dataclass from a record, which must hold every field, without defaults."""
     for field in dataclasses.fields(record_class):
+        # Values are in another file, and earlier versions wrote no `learned`.
         if field.name not in (*fields, "values", "learned"):
             raise KeyError(field.name)
     return record_class(**fields)

@@ -146,6 +146,12 @@ def load(
         ),
         selectors=learned,
     )
+    is_clip = vit.config.arch.pre_norm and vit.is_single_label
+    if is_clip and not vit.class_names and not vit.untrained:
+        warn(
+            f"{vit!r}: the head is taken for a classifier; config.problem_type "
+            "'projection' says that it is CLIP's projection"
+        )
     if num_classes is not None or seed is not None:
         vit.warn_of_untrained()
     vit.say_dense_values()

@@ -13,7 +13,6 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.problem_type import SINGLE_LABEL
 
 TIMM_GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
 SILUS = {"silu": "exact", "swish": "exact"}  # activations of a gated MLP
@@ -95,13 +94,9 @@ def parse_timm(
     # Without a tag the model may have learned other classes.
     if not names and "." in base.name:
         names = registry.published_class_names(base.name, classes)
-    config = dataclasses.replace(config, **stated)
-    problem_type = registry.problem_type(f"{name}.{tag}", config.num_classes)
-    if names:
-        problem_type = SINGLE_LABEL
     # transformers' TimmWrapper writes a problem_type.
-    problem_type = file.get("problem_type") or problem_type
-    config = dataclasses.replace(config, problem_type=problem_type)
+    problem = {"problem_type": file.get("problem_type") or base.problem_type}
+    config = dataclasses.replace(config, **stated, **problem)
     return config, names, trained_size
 
 
