@@ -71,10 +71,9 @@ class Predictor:
         # An untrained head gets its own warning from `compiler`.
         if vit.has_projection and self._labels is None and not vit.untrained:
             warn(
-                "the head has no bias, like CLIP's projection or a head that was not "
-                "trained, so its outputs are not classes, and their probabilities "
-                "mean nothing; the embedding is vit.model.apply(vit.variables, "
-                "images).logits",
+                "the head is a projection, as in CLIP, so its outputs are not classes, "
+                "and their probabilities mean nothing; the embedding is "
+                "vit.model.apply(vit.variables, images).logits",
             )
         if classes:
             vit.probabilities(np.zeros(classes))  # raises for a regression model

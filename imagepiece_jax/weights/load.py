@@ -355,7 +355,7 @@ def of_tensors(
             f"{source.title}: num_classes is {stated}, but its tensors have {classes}"
         )
     changes = {"num_classes": classes}
-    if config.num_classes not in (0, classes):  # another head than the named model's
+    if config.name and config.num_classes not in (0, classes):  # another head
         changes["problem_type"] = SINGLE_LABEL
     # Without a head of its own, DeiT's distillation token is a register.
     if arch.dist_token and "reg_token" in tensors and "dist_token" not in tensors:

@@ -128,9 +128,9 @@ def test_arguments_of_weights_are_refused_for_a_file(exported, main, words, said
     assert said in sentence(call(main, exported, *words))
 
 
-def without_preprocessing(facts):
+def without_digest(facts):
     """As an earlier version wrote it."""
-    del facts["model"]["preprocessing"]
+    del facts["digest"]
     return facts
 
 
@@ -141,7 +141,7 @@ def without_preprocessing(facts):
         (lambda facts: [1], ""),
         (lambda facts: {"model": {"depth": 3}}, ""),
         *((lambda facts, name=name: facts | {name: 3}, "") for name in NEEDED),
-        (without_preprocessing, "export the model again"),
+        (without_digest, "export the model again"),
     ],
 )
 def test_a_damaged_description_is_refused(exported, tmp_path, damage, said):

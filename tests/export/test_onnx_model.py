@@ -623,3 +623,22 @@ def reversed_padding(x):
 def test_what_has_no_operator_is_refused(fn):
     with refused("the model"):
         outputs(fn, (2, 4, 3))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e5])
+@pytest.mark.parametrize("block", [0, 1])
+def test_tokens_beyond_float16_are_not_written(tmp_path, scale, block):
+    """Truth: the largest token after each block, by Flax's intermediates."""
+    vit = tiny.pretrained(EVIT, depth=2)
+    vit.variables["params"][f"blocks_{block}"]["mlp"]["fc2"]["bias"][0] = scale
+    run = functools.partial(tiny.traced_blocks, vit.model, vit.variables)
+    _, tokens = run(tiny.images(2))
+    beyond = [np.abs(values).max() > 65504 for values in tokens]
+    assert beyond == [scale > 1 and place >= block for place in range(2)]
+    path = tmp_path / "m.onnx"
+    if scale > 1:
+        with refused("float16", f"block {block}'s tokens", "export float32"):
+            imagepiece_jax.export(vit, path, dtype="float16")
+        assert not [*tmp_path.iterdir()]
+    imagepiece_jax.export(vit, path, dtype="float16" if scale == 1 else "float32")
+    assert np.isfinite(answers(path, np.asarray(tiny.images(1)))[0]).all()
