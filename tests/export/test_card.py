@@ -152,9 +152,7 @@ def test_images_must_leave_some_to_compare(tmp_path):
 
 
 @pytest.mark.parametrize("problem_type, classes", [(REGRESSION, 3), (MULTI_LABEL, 1)])
-def test_single_numbers_and_regressions_have_no_directions(
-    tmp_path, problem_type, classes
-):
+def test_numbers_have_no_directions(tmp_path, problem_type, classes):
     vit = tiny.pretrained("tome:r=3", depth=1, num_classes=classes)
     vit = tiny.of_problem(vit, problem_type)
     out = imagepiece_jax.export(vit, tmp_path, images=photographs.pixels_of(30))
