@@ -166,9 +166,9 @@ def evaluate(step, variables, batches: Iterable[Mapping[str, Any]]) -> EvalResul
     Raises InputError if outputs are not finite.
     """
     (result,) = evaluate_each(step, [variables], batches)
-    bad = int(np.sum(~np.isfinite(result.per_image["loss"])))
-    if bad:
-        raise InputError(f"the model's outputs are not finite for {bad:,} images")
+    values = result.per_image.get("outputs", result.per_image["loss"])
+    if not np.isfinite(values).all():
+        raise InputError("the model's outputs are not finite for all images")
     return result
 
 

@@ -40,7 +40,7 @@ def stored(name):
     fields["arch"] = Architecture(**fields["arch"])
     fields["preprocessing"] = Preprocessing(**fields["preprocessing"])
     if "clip" in name:
-        fields["problem_type"] = "projection"
+        fields |= {"problem_type": "projection", "num_classes": 5}
     config = ViTConfig(**fields)
     return arrays, {key: arrays.pop(key) for key in BESIDE} | {"config": config}
 
@@ -62,9 +62,13 @@ def test_the_head_of_a_tower_is_asked_for(tmp_path):
     """Its tensors are those of a classifier without names."""
     tensors, about = stored("openclip")
     np.savez(tmp_path / "w.npz", **tensors)
-    config = dataclasses.replace(about["config"], problem_type=SINGLE_LABEL)
-    with pytest.warns(UserWarning, match="problem_type 'projection'"):
-        imagepiece_jax.load(tmp_path / "w.npz", config=config)
+    vit = imagepiece_jax.load(tmp_path / "w.npz", config=about["config"])
+    assert vit.has_projection
+    for changes in ({"problem_type": SINGLE_LABEL}, {"num_classes": 512}):
+        config = dataclasses.replace(about["config"], **changes)
+        with pytest.warns(UserWarning, match="problem_type 'projection'"):
+            vit = imagepiece_jax.load(tmp_path / "w.npz", config=config)
+        assert vit.has_classes
 
 
 WRAPPERS = ("module.model", "_orig_mod.module.net", "model._orig_mod.module")
