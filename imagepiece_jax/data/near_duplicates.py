@@ -144,17 +144,17 @@ def readable_scenes(source: Source) -> tuple[Source, np.ndarray, list[str]]:
         digest = hashlib.blake2b(image.pixels.tobytes(), digest_size=DIGITS // 2)
         return small_form(Image.fromarray(image.pixels)), digest.hexdigest()
 
-    forms = []
-    digests = []
+    found = []
     indices = []
     task = "looking through the images"
     for index, result in _in_threads(form_or_error, range(total), task):
         if isinstance(result, UnreadableImage):
             log.warning("%s: it is left out", result)
         else:
-            forms.append(result[0])
-            digests.append(result[1])
+            found.append(result)
             indices.append(index)
+    forms = [form for form, _ in found]
+    digests = [digest for _, digest in found]
     scene_numbers = scenes(np.reshape(forms, (-1, SIDE**2)))
     if len(indices) < total:
         source = source.subset(indices)

@@ -16,7 +16,7 @@ PROBLEMS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION, PROJECTION)
 def activation(problem_type: str, classes: int) -> str | None:
     """The activation for probabilities, "softmax" or "sigmoid"; None: there is none."""
     # A single class gets a sigmoid, because its softmax is 1 for any image.
-    if problem_type == REGRESSION or not classes:
+    if problem_type in (REGRESSION, PROJECTION) or not classes:
         return None
     if problem_type == MULTI_LABEL or classes == 1:
         return "sigmoid"
@@ -27,7 +27,7 @@ def probabilities(logits: np.ndarray, problem_type: str = SINGLE_LABEL) -> np.nd
     """Class probabilities. [.., C] -> [.., C].
 
     Multi-label probabilities need not add up to 1.
-    Raises InputError for "regression", and for logits that are not finite.
+    Raises InputError for "regression" and "projection", and for logits that are not finite.
     """
     if not np.isfinite(logits).all():
         raise InputError("the model's outputs are not finite, so they have no classes")

@@ -36,10 +36,10 @@ class Divided(NamedTuple):
     digests: str  # of the training images, as in `RecoveredVariant.learned`
 
 
-def divided(source: Source, batch_size: int, learned: str = "") -> Divided:
+def divided(source: Source, batch_size: int, known: str = "") -> Divided:
     """Hold out whole scenes of the readable images, evenly spaced.
 
-    learned: digests of images whose scenes are not held out
+    known: digests of images whose scenes are not held out
     """
     few = source.evenly_spaced(MAX_IMAGES)
     if few is not source:
@@ -52,8 +52,8 @@ def divided(source: Source, batch_size: int, learned: str = "") -> Divided:
         parts = f"{MIN_HELD_OUT} to hold out, and a batch of {batch_size}"
         raise InputError(f"images has {total}, but {needed} are needed: {parts}")
     count = min(MAX_HELD_OUT, max(MIN_HELD_OUT, total // HELD_OUT))
-    known = {learned[i : i + DIGITS] for i in range(0, len(learned), DIGITS)}
-    is_known = np.array([digest in known for digest in digests])
+    starts = range(0, len(known), DIGITS)
+    is_known = np.isin(digests, [known[start : start + DIGITS] for start in starts])
     chosen = held_out_scenes(scenes[~np.isin(scenes, scenes[is_known])], count)
     is_held_out = np.isin(scenes, chosen)
     num_scenes = len(chosen)
@@ -68,14 +68,10 @@ def divided(source: Source, batch_size: int, learned: str = "") -> Divided:
         is_held_out = np.isin(scenes, evenly_spaced(total, count))
     held_out = np.flatnonzero(is_held_out)
     held_out = held_out[evenly_spaced(len(held_out), min(MAX_HELD_OUT, len(held_out)))]
-    training = np.flatnonzero(~is_held_out)
-    return Divided(
-        source.subset(training),
-        source.subset(held_out),
-        scenes[held_out],
-        num_scenes,
-        "".join([digests[index] for index in training]),
-    )
+    learned = source.subset(np.flatnonzero(~is_held_out))
+    digests = "".join(np.array(digests)[~is_held_out])
+    images = (learned, source.subset(held_out))
+    return Divided(*images, scenes[held_out], num_scenes, digests)
 
 
 def held_out_scenes(scenes: np.ndarray, count: int) -> np.ndarray:

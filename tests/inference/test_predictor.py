@@ -12,7 +12,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference import predictor as api
 from imagepiece_jax.models.config import MEAN, STD
-from tests.models import recoveries, tiny
+from tests.models import tiny
 from tests.oracles import softmax
 from tests.pictures import noise, write_images
 from tests.refused import refused
@@ -228,13 +228,11 @@ def test_a_new_head_is_warned_of_once(trained, tmp_path):
 
 
 def test_a_projection_is_no_classifier(trained):
-    projecting = tiny.of_problem(trained, "projection")
-    with pytest.warns(UserWarning, match="projection, .* its outputs are not classes"):
-        imagepiece_jax.Predictor(projecting)
-    imagepiece_jax.Predictor(projecting, labels=NAMES)
-    better = recoveries.recovered(projecting).with_reduction(recoveries.TOME)
-    with pytest.warns(UserWarning, match="its outputs are not classes"):
-        imagepiece_jax.Predictor(better)
+    for labels in (None, NAMES):
+        with refused("problem_type is 'projection'", "the values"):
+            imagepiece_jax.Predictor(
+                tiny.of_problem(trained, "projection"), labels=labels
+            )
 
 
 def test_numbers_that_are_not_finite_have_no_probabilities(trained):
