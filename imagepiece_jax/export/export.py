@@ -10,7 +10,9 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.checks import check_choice, check_range
@@ -38,7 +40,7 @@ from imagepiece_jax.inference.size_direction import photographs
 from imagepiece_jax.models.create import execution_of
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
-from imagepiece_jax.models.vit import with_states
+from imagepiece_jax.models.recovery_record import flat_params
 
 ENDING = ".onnx"
 
@@ -164,16 +166,37 @@ def _traced(vit, gelu, dtype):
 
 
 def check_float16(vit: Pretrained):
-    """Raise InputError where photographs' tokens are too large for float16."""
-    pixels = photographs(vit.image_size)
-    images = normalize(pixels, vit.config.mean, vit.config.std)
-    run = jax.jit(functools.partial(with_states, vit.analyzed().model))
-    for block, state in enumerate(run(vit.variables, images)[1]):
-        largest = np.abs(state.x).max()
-        if not largest <= np.finfo(np.float16).max:  # NaN, too
+    """Raise InputError where weights, or photographs in layers, exceed float16."""
+    places = []  # in the order of computation
+
+    def largest(variables, images):
+        numbers = []
+
+        def note(place, array):
+            if isinstance(array, jax.Array) and array.dtype == jnp.float32:
+                places.append(place)
+                numbers.append(jnp.max(jnp.abs(array)))
+
+        def noting(call, args, kwargs, context):
+            result = call(*args, **kwargs)
+            for array in jax.tree.leaves((args, result)):
+                note("/".join(context.module.path), array)
+            return result
+
+        for name, weight in flat_params(variables["params"]).items():
+            note(name, weight)
+        with nn.intercept_methods(noting):
+            vit.analyzed().model.apply(variables, images)
+        return numbers
+
+    images = normalize(photographs(vit.image_size), vit.config.mean, vit.config.std)
+    found = jax.jit(largest)(vit.variables, images)
+    for place, number in zip(places, found, strict=True):
+        is_float32 = place.startswith("head") or not place  # and the model's outputs
+        if not is_float32 and not number <= np.finfo(np.float16).max:  # NaN, too
             raise InputError(
-                f"dtype is 'float16', whose numbers end at 65504, but block {block}'s "
-                f"tokens reach {largest:.3g}; export float32"
+                f"dtype is 'float16', whose numbers end at 65504, but {place} has "
+                f"{number:.3g}; export float32"
             )
 
 

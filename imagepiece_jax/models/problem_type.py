@@ -27,7 +27,7 @@ def probabilities(logits: np.ndarray, problem_type: str = SINGLE_LABEL) -> np.nd
     """Class probabilities. [.., C] -> [.., C].
 
     Multi-label probabilities need not add up to 1.
-    Raises InputError for "regression" and "projection", and for logits that are not finite.
+    Raises InputError for other problem types, and for logits that are not finite.
     """
     if not np.isfinite(logits).all():
         raise InputError("the model's outputs are not finite, so they have no classes")

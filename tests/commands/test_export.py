@@ -78,6 +78,15 @@ def test_only_an_earlier_export_is_replaced(weights, tmp_path, name, text):
     assert [file.read_text() for file in tmp_path.iterdir()] == [text]
 
 
+def test_a_folder_may_have_a_dot_in_its_name(weights, tmp_path):
+    pytest.importorskip("onnx")
+    folder = tmp_path / "v1.0"
+    folder.mkdir()
+    call(export.main, weights, folder).ok()
+    assert {file.name for file in folder.iterdir()} == {"model.onnx", "model.onnx.json"}
+    assert "v2.0" in sentence(call(export.main, weights, tmp_path / "v2.0"))
+
+
 @pytest.mark.parametrize("fields", [{}, {"pixels": True, "batch_size": 7}])
 def test_a_file_is_evaluated_as_its_model(tmp_path, fields):
     pytest.importorskip("onnxruntime")

@@ -240,6 +240,10 @@ def test_images_of_one_name_in_two_folders_differ(tmp_path):
     assert {name.split("/")[0] for name in names} == {"a", "b"}
     for name, pixels in zip(names, images.compared, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / name)), pixels)
+    saved = imagepiece_jax.save(tiny.pretrained("tome:r=3", depth=1), tmp_path / "w")
+    call(export.main, saved, tmp_path / "v1", "--images", *folders).ok()
+    facts = json.loads((tmp_path / "v1" / "model.onnx.json").read_text())
+    assert {*facts["card"]["images"]} == {*names}
 
 
 def test_the_vector_of_a_projection_is_no_class(tmp_path):

@@ -228,11 +228,10 @@ def test_a_new_head_is_warned_of_once(trained, tmp_path):
 
 
 def test_a_projection_is_no_classifier(trained):
+    projecting = tiny.of_problem(trained, "projection")
     for labels in (None, NAMES):
         with refused("problem_type is 'projection'", "the values"):
-            imagepiece_jax.Predictor(
-                tiny.of_problem(trained, "projection"), labels=labels
-            )
+            imagepiece_jax.Predictor(projecting, labels=labels)
 
 
 def test_numbers_that_are_not_finite_have_no_probabilities(trained):
