@@ -40,7 +40,6 @@ from imagepiece_jax.inference.size_direction import photographs
 from imagepiece_jax.models.create import execution_of
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
-from imagepiece_jax.models.recovery_record import flat_params
 
 ENDING = ".onnx"
 
@@ -172,19 +171,14 @@ def check_float16(vit: Pretrained):
     def largest(variables, images):
         numbers = []
 
-        def note(place, array):
-            if isinstance(array, jax.Array) and array.dtype == jnp.float32:
-                places.append(place)
-                numbers.append(jnp.max(jnp.abs(array)))
-
         def noting(call, args, kwargs, context):
             result = call(*args, **kwargs)
-            for array in jax.tree.leaves((args, result)):
-                note("/".join(context.module.path), array)
+            for array in jax.tree.leaves((context.module.variables, args, result)):
+                if isinstance(array, jax.Array) and array.dtype == jnp.float32:
+                    places.append("/".join(context.module.path))
+                    numbers.append(jnp.max(jnp.abs(array)))
             return result
 
-        for name, weight in flat_params(variables["params"]).items():
-            note(name, weight)
         with nn.intercept_methods(noting):
             vit.analyzed().model.apply(variables, images)
         return numbers

@@ -627,11 +627,12 @@ def test_what_has_no_operator_is_refused(fn):
         outputs(fn, (2, 4, 3))
 
 
+# {parameter: its largest number}
 LARGE = {
-    "blocks_1/attn/proj/kernel": "blocks_1/attn/proj/kernel",  # a weight
-    "blocks_1/mlp/fc2/bias": "blocks_1/mlp/fc2/bias",
-    "blocks_0/mlp/fc1/kernel": "blocks_0/mlp/fc1",
-    "blocks_1/mlp/fc2/kernel": "blocks_1/mlp/fc2",
+    "blocks_1/attn/proj/kernel": 1e6,
+    "blocks_1/mlp/fc2/bias": 1e6,
+    "blocks_0/mlp/fc1/kernel": 6e4,
+    "blocks_1/mlp/fc2/kernel": 6e4,
 }
 
 
@@ -644,16 +645,13 @@ def enlarged(vit, path, factor):
 
 @pytest.mark.parametrize("path", LARGE)
 def test_numbers_beyond_float16_are_not_written(tmp_path, path):
-    """The first of them in the network is named; weights of 1e6 are themselves."""
+    """A weight of 6e4 fits, but not what it makes. The first block is named."""
     vit = tiny.pretrained(EVIT, depth=2)
     leaf = traverse_util.flatten_dict(vit.variables["params"], sep="/")[path]
-    place = LARGE[path]
-    factor = 1e6
-    if place != path:  # the largest weight fits, but not what it makes
-        factor = 6e4 / np.abs(leaf).max()
-    vit = enlarged(vit, path, factor)
+    vit = enlarged(vit, path, LARGE[path] / np.abs(leaf).max())
+    block, _, _ = path.partition("/")
     out = tmp_path / "m.onnx"
-    with refused("float16", f"but {place} has", "export float32"):
+    with refused("float16", f"but {block}", "export float32"):
         imagepiece_jax.export(vit, out, dtype="float16")
     assert not [*tmp_path.iterdir()]
     imagepiece_jax.export(vit, out)
