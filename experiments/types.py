@@ -150,8 +150,9 @@ class Study:
         program = onnx_program.open_file(float32)
         pixels, _ = read_images(self.calibrating, np.asarray)
         facts = program_facts.read_facts(float32) | {"dtype": "int8"}
-        write_json(program_facts.facts_file(path), facts)
         onnx_model.write_onnx(path, quantize.quantized(program, pixels))
+        facts["digest"] = program_facts.digest_of(path)
+        write_json(program_facts.facts_file(path), facts)
         return path
 
     def outputs(self, cell: Cell) -> np.ndarray:

@@ -63,6 +63,8 @@ MISTAKES = [
     ("visualize weights a.png --out x --reduction .5 --reductions .6", 2, "reductions"),
     ("recover weights digits --out x --minutes 1 --steps 2", 2, "minutes"),
     ("recover weights digits --out x --reduction evit:blocks=()", 2, "tokens"),
+    ("export weights x.onnx --images", 2, "images"),
+    ("export weights x.onnx --images photos no.png", 2, "no.png"),
     # files
     ("predict weights a.png --json a.txt", 2, "a.txt"),
     ("predict weights a.png --json no/a.json", 2, "no/a.json"),

@@ -16,6 +16,7 @@ import importlib.metadata
 import inspect
 import json
 import pathlib
+import re
 
 import timm
 import torch
@@ -240,6 +241,9 @@ def images(name):
     # Trained with QuickGELU, though the name without "quickgelu" has timm's GELU.
     if cfg.notes and "quickgelu" in cfg.notes[0]:
         fields["gelu"] = "quick"
+    # The head of an image-text model's tower; fine-tuned towers have classes.
+    if re.search("_(clip|pe_core)_", name) and "_ft_" not in name:
+        fields["problem_type"] = "projection"
     if "_siglip_" in name:
         fields["gelu"] = "tanh"  # as trained: timm has it so for the newer ones alone
     if name.endswith(".dino") or "_dinov2." in name and "_reg" not in name:

@@ -14,7 +14,6 @@ from tyro.conf import Positional, arg
 from imagepiece_jax.errors import InputError
 
 if TYPE_CHECKING:  # JAX is imported here, but --help does not need it
-    from imagepiece_jax.data.source import Source
     from imagepiece_jax.export.onnx_program import OnnxProgram
     from imagepiece_jax.models.pretrained import Pretrained
     from imagepiece_jax.models.vit import ViT
@@ -155,14 +154,3 @@ class Images:
 
     images: Annotated[tuple[str, ...], Positional, arg(metavar="IMAGE")]
     """Images, folders of images, and .txt files with one path per line."""
-
-    def open_set(self, split: str, **options: Any) -> "Source | None":
-        """Open the data set that IMAGE names; None if IMAGE lists paths."""
-        from imagepiece_jax.data.sources import registry
-
-        sets = [word for word in self.images if registry.is_set(word)]
-        if not sets:
-            return None
-        if len(self.images) > 1:
-            raise InputError(f"images has {sets[0]}, a data set, and other words")
-        return registry.open_source(sets[0], split, **options)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from imagepiece_jax.commands._arguments import Weights
+from imagepiece_jax.commands._arguments import Weights, several
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ def main(
     pixels: bool = False,
     output: Literal["logits", "features", "patches"] = "logits",
     layout: Literal["immich", "transformers", "fastembed"] | None = None,
-    images: str | None = None,
+    images: tuple[str, ...] | None = None,
 ):
     """Write a model with its weights as an ONNX file.
 
@@ -62,6 +62,7 @@ def main(
     from imagepiece_jax.export.export import checked_file, export
     from imagepiece_jax.export.program_facts import files_of, read_facts
 
+    words = several("images", images)
     if layout is None:
         checked_file(out.out, weights.dtype)
     vit = weights.load()
@@ -74,7 +75,7 @@ def main(
         output=output,
         layout=layout,
         dtype=weights.dtype,
-        images=images,
+        images=words or None,
     )
     facts = read_facts(file)
     files = files_of(file)

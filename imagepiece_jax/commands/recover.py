@@ -41,9 +41,7 @@ def main(
     from imagepiece_jax.weights.save import checked_folder, save
 
     folder = checked_folder(out)
-    source = images.open_set("train", labeled=False)
-    if source is None:
-        source = as_source(images.images)
+    source = as_source(images.images)
     # The lock ends before the result is written, because `save` replaces the folder.
     with locked("out", folder):
         vit = weights.load()

@@ -1,6 +1,7 @@
 """Figures, a page and data of images' tokens."""
 
 import contextlib
+import os
 import pathlib
 
 from imagepiece_jax.commands._arguments import Images, Weights, several
@@ -34,6 +35,7 @@ def main(
         blocks: Draw only these blocks, counted from 0.
     """
     from imagepiece_jax.data import pictures
+    from imagepiece_jax.data.sources import registry
     from imagepiece_jax.visualize import html
 
     texts = several("reductions", reductions)
@@ -42,10 +44,8 @@ def main(
         raise InputError(text)
     drawn = several("blocks", blocks)
     extras.check("a figure", "matplotlib")
-    source = images.open_set("val")
-    if source is None:
-        source = pictures.photographs(pictures.find_images(images.images))
-    else:
+    source = pictures.as_source(images.images, "val")
+    if registry.is_set(images.images[0]):
         source = source.evenly_spaced(DRAWN)
     folder = pathlib.Path(out)
     html.check_folder(folder)
@@ -56,6 +56,7 @@ def main(
             last = len(vit.model.plan) - 1
             check_range("blocks", block, 0, last)
         pixels, names = pictures.read_images(source, vit.preprocessing)
+        names = [*map(os.path.basename, names)]
         with contextlib.ExitStack() as stack:
             for name in html.FILES:
                 if not (folder / name).exists():

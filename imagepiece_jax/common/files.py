@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import ctypes
 import errno
 import functools
 import json
@@ -110,7 +111,9 @@ def read_json(path):
 
 def write_json(path, value):
     """Write an indented JSON file. Raises RunError like `replace_file`."""
-    replace_file(path, json.dumps(value, indent=2) + "\n")
+    # NaN and infinity, which JSON lacks, become null.
+    plain = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    replace_file(path, json.dumps(plain, indent=2) + "\n")
 
 
 def check_own(name, path, of, ours):
@@ -211,18 +214,26 @@ def replacing_folder(path):
             for file in new.iterdir():
                 _finish(file, mode)
             with signals.finishing():
-                if target.exists():
-                    # A kill between the two renames leaves the old folder in the same
-                    # place, under a name that starts with a dot.
-                    os.rename(target, old)
-                os.rename(new, target)
-                shutil.rmtree(old, ignore_errors=True)
+                if not _exchanged(new, target):
+                    if target.exists():
+                        # A kill between the two renames leaves the old folder in the
+                        # same place, under a name that starts with a dot.
+                        os.rename(target, old)
+                    os.rename(new, target)
+                    shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise _not_written(path, error) from error
     finally:
         if old.exists() and not target.exists():
             os.rename(old, target)
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _exchanged(folder, other):
+    """Exchange two folders in one step; False if one is missing or no call does it."""
+    call = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux's; Python lacks it
+    paths = (-100, os.fsencode(folder), -100, os.fsencode(other))  # AT_FDCWD
+    return call is not None and call(*paths, 2) == 0  # RENAME_EXCHANGE
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ A scene has copies of a picture (renamed, re-encoded, resized or mirrored) and f
 """
 
 import concurrent.futures
+import hashlib
 import itertools
 import logging
 
@@ -44,6 +45,7 @@ NEAREST = 8  # images to compare with an image, besides its neighbors
 # differ by JPEG noise.
 LEAST_DEVIATION = 8.0
 ROWS = 500  # forms to compare with all forms at once, limited by memory
+DIGITS = 8  # hex digits of an image's digest; one pair in 4 billion shares a digest
 
 log = logging.getLogger("imagepiece_jax.data")
 
@@ -131,27 +133,32 @@ def _alike(forms, rows, others, least):
     return np.concatenate(alike_pairs)
 
 
-def readable_scenes(source: Source) -> tuple[Source, np.ndarray]:
-    """(readable images, their scene numbers); unreadable images are logged."""
+def readable_scenes(source: Source) -> tuple[Source, np.ndarray, list[str]]:
+    """(readable images, their scene numbers, their digests), with errors logged."""
     total = len(source)
 
     def form_or_error(index):
         image = source[index]
         if not image.readable:
             return image.damage
-        return small_form(Image.fromarray(image.pixels))
+        digest = hashlib.blake2b(image.pixels.tobytes(), digest_size=DIGITS // 2)
+        return small_form(Image.fromarray(image.pixels)), digest.hexdigest()
 
-    forms = []
+    found = []
     indices = []
     task = "looking through the images"
-    for index, image_form in _in_threads(form_or_error, range(total), task):
-        if isinstance(image_form, UnreadableImage):
-            log.warning("%s: it is left out", image_form)
+    for index, result in _in_threads(form_or_error, range(total), task):
+        if isinstance(result, UnreadableImage):
+            log.warning("%s: it is left out", result)
         else:
-            forms.append(image_form)
+            found.append(result)
             indices.append(index)
+    forms = [form for form, _ in found]
+    digests = [digest for _, digest in found]
     scene_numbers = scenes(np.reshape(forms, (-1, SIDE**2)))
-    return (source if len(indices) == total else source.subset(indices)), scene_numbers
+    if len(indices) < total:
+        source = source.subset(indices)
+    return source, scene_numbers, digests
 
 
 def _in_threads(call, items, task):

@@ -91,23 +91,25 @@ def rgb(image) -> np.ndarray:
     return np.array(image)  # a copy, because the caller may change the image later
 
 
-def as_source(images: Any) -> Source:
+def as_source(images: Any, split: str = "train") -> Source:
     """Make a Source of images, ignoring labels.
 
     images: csv:FILE, a set's name, paths, images for `rgb`, uint8 [B, H, W, 3], or a
-        Source, which is returned. Tables, sets and folders with splits give their
-        training images
+        Source, which is returned; or a list of one of them
+    split: of tables and sets, and "train" of folders with splits
     """
     if isinstance(images, Source):
         return images
+    if isinstance(images, list | tuple) and len(images) == 1:
+        (images,) = images
     is_text = isinstance(images, str)
     if is_text and (images.startswith("csv:") or registry.is_set(images)):
-        return registry.open_source(images, "train", labeled=False)
+        return registry.open_source(images, split, labeled=False)
     if isinstance(images, PATH):
         images = [images]
     images = [*listed(images)[0]]
     if all(isinstance(image, PATH) for image in images):
-        return photographs(find_images(images, "train"))
+        return photographs(find_images(images, split))
     return ArraySource([rgb(image) for image in images])
 
 
@@ -174,7 +176,7 @@ def _base(paths, folders):
 
 
 def read_images(source: Source, transform) -> tuple[np.ndarray, list[str]]:
-    """(uint8 [B, H, W, 3], file names) of a source's readable images."""
+    """(uint8 [B, H, W, 3], names) of a source's readable images."""
     pixels = []
     names = []
     for index in counted(range(len(source)), "reading images"):
@@ -186,7 +188,7 @@ def read_images(source: Source, transform) -> tuple[np.ndarray, list[str]]:
             pixels.append(transform(image.pixels))
         except InputError as error:
             raise InputError(f"{image.name}: {error}") from error
-        names.append(os.path.basename(image.name))
+        names.append(image.name)
     if not pixels:
         count = len(source)
         first = source.name(0)

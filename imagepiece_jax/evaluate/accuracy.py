@@ -15,6 +15,7 @@ from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.common.rng import Purpose, sample_keys
 from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 
 
@@ -162,8 +163,13 @@ def evaluate(step, variables, batches: Iterable[Mapping[str, Any]]) -> EvalResul
     step: from `model_step` or `program_step`
     variables: replicated
     batches: read from `Batches` without a seed
+    Raises InputError if outputs are not finite.
     """
-    return evaluate_each(step, [variables], batches)[0]
+    (result,) = evaluate_each(step, [variables], batches)
+    values = result.per_image.get("outputs", result.per_image["loss"])
+    if not np.isfinite(values).all():
+        raise InputError("the model's outputs are not finite for all images")
+    return result
 
 
 def evaluate_each(

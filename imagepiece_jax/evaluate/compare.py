@@ -27,7 +27,7 @@ from imagepiece_jax.common.signals import finishing
 from imagepiece_jax.common.tables import markdown_table, rows_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import result_cache, statistics
-from imagepiece_jax.evaluate.compare_outputs import CONTROLS, MIN_IMAGES, cells
+from imagepiece_jax.evaluate.compare_outputs import COLUMNS, CONTROLS, MIN_IMAGES, cells
 from imagepiece_jax.evaluate.labeled_images import labeled_images
 from imagepiece_jax.evaluate.result_cache import (
     MeasuredWeights,
@@ -84,9 +84,9 @@ def compare(
 ) -> Report:
     """Compare reductions and smaller images with the dense model on the same images.
 
-    Images without labels, or a model without classes, give fidelity: how near outputs
-    are to the dense model's, with its own outputs for changed images as controls. Give
-    images that recovered nothing: nobody holds them out here.
+    Images without labels, or a model without one class per image, give fidelity: how
+    near outputs are to the dense model's, with its own outputs for changed images as
+    controls. Give images that recovered nothing: nobody holds them out here.
 
     data: as for `evaluate`; a folder, table or hub data need no labels
     reductions: shares of the dense model's MACs, or methods; without any row 0.6 and
@@ -113,7 +113,7 @@ def compare(
         threads=threads,
     )
     measured = MeasuredWeights(vit, Split(images.setting, images.batches))
-    if not vit.is_classifier or not images.source.num_classes:
+    if not vit.is_single_label or not images.source.num_classes:
         check_range("number of images", len(images.source), MIN_IMAGES)
         dense = vit.with_reduction(None)
         outputs = functools.cache(lambda: measured.run(dense).per_image["outputs"])
@@ -348,10 +348,13 @@ def difference(estimate: Mapping[str, Any] | None) -> str:
 
 
 def draw_plot(path: str | os.PathLike, report: Report):
-    """Write a PNG of accuracy or kept neighbors by GMACs, with a curve per method."""
-    label = "ten nearest kept, % (95 %)"
-    dense = 100.0
-    if report.comparisons:
+    """Write a PNG of accuracy or fidelity by GMACs, with a curve per method."""
+    if not report.comparisons:
+        fidelity = report.figures["dense"]["fidelity"]
+        figure = [*fidelity][-1]  # the last one has an interval
+        label = f"{COLUMNS[figure]} (95 %)"
+        dense = fidelity[figure][0]
+    else:
         label = "acc1, % (95 %, paired difference to dense)"
         dense = statistics.accuracy(_right(report.figures["dense"])).value
     curves = {}
@@ -364,6 +367,6 @@ def draw_plot(path: str | os.PathLike, report: Report):
             # The band is the interval of the paired difference to the dense model.
             band = dense + np.array(report.comparisons[row.name, "dense"]["points"])
         else:
-            band = figures["fidelity"]["neighbors_kept"]
+            band = figures["fidelity"][figure]
         curves.setdefault(name, []).append((figures["gmacs"], band))
     plotting.draw_curves(path, "GMACs an image", label, curves, level=("dense", dense))

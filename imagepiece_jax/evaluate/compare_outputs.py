@@ -21,33 +21,44 @@ COLUMNS = {
     "cosine_mean": "cosine, mean",
     "cosine_worst": "worst",
     "neighbors_kept": "ten nearest kept, %",
+    "difference": "difference, % of the dense spread",
 }
 
 
 def fidelity(
-    outputs: np.ndarray, dense: np.ndarray, has_classes: bool
+    outputs: np.ndarray, dense: np.ndarray, has_classes: bool | None
 ) -> dict[str, Any]:
     """Compare outputs with the dense model's on the same images, as JSON values.
 
     outputs, dense: logits or vectors, [images, D], of MIN_IMAGES or more
-    has_classes: whether they are logits
-    Returns first_class (% of images with the dense model's first class) of logits, or
-        cosine_mean and cosine_worst of vectors, and neighbors_kept (% of the dense
-        model's ten nearest images, by cosine, that stay among the ten nearest).
-        Percentages have the ends of their 95 % interval.
+    has_classes: whether they are logits; None: they are a regression's numbers
+    Returns first_class (% of images with the dense model's first class, or side of 0)
+        of logits, difference (root mean square, in % of the dense model's deviation) of
+        numbers, or cosine_mean and cosine_worst of vectors. Vectors and logits also
+        have neighbors_kept (% of the dense model's ten nearest images, by cosine, that
+        stay among the ten nearest). Percentages have the ends of their 95 % interval.
     """
     own = unit(outputs)
     is_answer = own.any(1)  # NaN is none
     base = unit(dense)
     figures = {}
+    is_single = dense.shape[1] == 1  # which has no direction
     if has_classes:
         same = outputs.argmax(1) == dense.argmax(1)
+        if is_single:
+            same = (outputs[:, 0] > 0) == (dense[:, 0] > 0)
         same &= is_answer
         figures["first_class"] = statistics.accuracy(same)
+    elif has_classes is None or is_single:
+        spreads = (outputs - dense) / np.maximum(dense.std(axis=0), 1e-30)
+        change = 100 * np.sqrt(np.mean(spreads**2, axis=1))
+        figures["difference"] = statistics.mean_difference(change, 0 * change)
     else:
         cosines = np.sum(own * base, axis=1)
         figures["cosine_mean"] = float(cosines.mean())
         figures["cosine_worst"] = float(cosines.min())
+    if has_classes is None or is_single:
+        return figures
     kept = 100 * shared(nearest(own, own), nearest(base, base)) / NEIGHBORS
     kept *= is_answer
     figures["neighbors_kept"] = statistics.mean_difference(kept, np.zeros(len(kept)))

@@ -120,7 +120,8 @@ def labeled_images(
         raise InputError(
             f"{path} has no classes; train a head, or take vectors by `features`"
         )
-    check_single_label(vit.config.problem_type, path, "accuracy")
+    if need_labels:
+        check_single_label(vit.config.problem_type, path, "accuracy")
     typed = {name: value for name, value in options.items() if value is not None}
     for name, value in typed.items():
         check_range(name, value, LEAST[name], whole=True)
@@ -133,7 +134,7 @@ def labeled_images(
     data_dir = data_dir or of_run.get("dir") or None
     opened = functools.partial(registry.open_source, name, "val", data_dir=data_dir)
     classes = {"num_classes": vit.config.num_classes, "class_names": vit.class_names}
-    if not need_labels and not vit.is_classifier:
+    if not need_labels and not vit.is_single_label:
         classes = {"labeled": False}
     try:
         every = opened(**classes)

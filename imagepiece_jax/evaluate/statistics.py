@@ -34,7 +34,9 @@ def accuracy(right: ArrayLike) -> Estimate:
     scale = 1 + Z**2 / n
     center = (share + Z**2 / (2 * n)) / scale
     half = Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2)) / scale
-    return Estimate(100 * share, 100 * (center - half), 100 * (center + half))
+    # Rounding must not put an end on the other side of the share.
+    ends = (min(share, center - half), max(share, center + half))
+    return Estimate(100 * share, *(100 * end for end in ends))
 
 
 def paired_difference(right: ArrayLike, base: ArrayLike) -> Estimate:

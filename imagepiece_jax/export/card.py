@@ -4,6 +4,8 @@ The dense file is an export of the same weights without reduction, in float32. B
 in onnxruntime on the CPU.
 """
 
+import json
+import os
 import pathlib
 import time
 from collections.abc import Mapping
@@ -14,6 +16,7 @@ import numpy as np
 from imagepiece_jax.benchmark import timer
 from imagepiece_jax.common import device
 from imagepiece_jax.common.checks import check_range
+from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.pictures import as_source, read_images
@@ -31,7 +34,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.recover.recovery_images import divided
 
 NAME = "README.md"
-MARK = "<!-- Written by imagepiece export: "
+MARK = "<!-- Written by imagepiece export: "  # and the name of a section's file
 THREADS = 2
 RULES = timer.Timing(warmup=2, repeats=5, seconds=0.4)
 PAUSE = 0.1  # seconds until onnxruntime's threads leave the cores
@@ -49,38 +52,42 @@ class CardImages(NamedTuple):
     compared_names: list[str]
 
 
-def is_card(file: pathlib.Path, of: str = "") -> bool:
-    """Whether a file is a card, or the card of the graph named `of`."""
-    return file.is_file() and MARK + of in file.read_text("utf-8", errors="replace")
+def is_card(file: pathlib.Path) -> bool:
+    """Whether a file is a page of cards."""
+    return file.is_file() and MARK in file.read_text("utf-8", errors="replace")
 
 
 def divided_images(vit: Pretrained, images: Any) -> CardImages:
     """Read images to calibrate with, and images to compare, as `read_images` does.
 
-    They are divided as by `recover`, so the second part recovered nothing either.
+    They are divided as by `recover`. Scenes that recovered the model are not compared.
 
     images: as for `recover`
-    Raises InputError if images are too few, or all alike.
+    Raises InputError if images are too few, or all alike or known.
     """
-    recovered = vit.recovered
-    parts = divided(as_source(images), recovered.batch_size if recovered else 1)
+    known = (1,)
+    if vit.recovered:
+        known = (vit.recovered.batch_size, vit.recovered.learned or "")
+    parts = divided(as_source(images), *known)
     if not parts.num_scenes:
         raise InputError(
-            "images are alike, so none can be held out to compare; give photographs of "
-            "more scenes"
+            "images are alike or recovered the model, so none can be held out to "
+            "compare; give photographs of more scenes"
         )
     calibration, _ = read_images(parts.learned.evenly_spaced(IMAGES), vit.preprocessing)
-    compared = read_images(parts.held_out.evenly_spaced(IMAGES), vit.preprocessing)
-    check_range("number of images to compare", len(compared[0]), MIN_IMAGES)
-    return CardImages(calibration, *compared)
+    held_out = parts.held_out.evenly_spaced(IMAGES)
+    compared, paths = read_images(held_out, vit.preprocessing)
+    check_range("number of images to compare", len(compared), MIN_IMAGES)
+    shared = os.path.commonprefix(paths).rfind("/") + 1
+    return CardImages(calibration, compared, [path[shared:] for path in paths])
 
 
 def measured(
-    out: pathlib.Path, dense: pathlib.Path, images: CardImages, has_classes: bool
+    out: pathlib.Path, dense: pathlib.Path, images: CardImages, has_classes: bool | None
 ) -> dict[str, Any]:
     """Measure an exported file beside the dense file, as JSON values.
 
-    has_classes: whether the logits are of classes
+    has_classes: as for `fidelity`
     """
     pixels = images.compared
     files = {"file": out, "dense": dense}
@@ -145,8 +152,25 @@ def table(out: pathlib.Path, facts: Mapping[str, Any]) -> str:
     return rows_table([{"": name, **row} for name, row in rows.items()])
 
 
-def page(out: pathlib.Path, vit: Pretrained, facts: Mapping[str, Any]) -> str:
-    """The README.md: a model card of the Hugging Face hub."""
+def write_page(page: pathlib.Path, out: pathlib.Path, text: str = ""):
+    """Replace a file's section of a page of cards, or remove it.
+
+    text: the page's head and the section, as `page_of` gives them
+    """
+    head, *new = text.split(MARK)
+    sections = []
+    if is_card(page):
+        first, *sections = page.read_text("utf-8").split(MARK)
+        head = head or first
+    sections = [each for each in sections if not each.startswith(f"{out.name} ")] + new
+    if sections:
+        replace_file(page, MARK.join([head, *sections]))
+    elif is_card(page):
+        page.unlink()
+
+
+def page_of(out: pathlib.Path, vit: Pretrained, facts: Mapping[str, Any]) -> str:
+    """A file's README.md: a model card of the Hugging Face hub."""
     card = facts["card"]
     task = "image-feature-extraction"
     if facts["activation"]:
@@ -154,8 +178,11 @@ def page(out: pathlib.Path, vit: Pretrained, facts: Mapping[str, Any]) -> str:
     head = ["---", f"pipeline_tag: {task}", "tags: [onnx, token-reduction]"]
     if "/" in vit.source.name:
         head.append(f"base_model: {vit.source.name}")
-    if vit.source.license:
-        head.append(f"license: {vit.source.license}")
+    if vit.source.license:  # any text, as JSON, which YAML reads
+        head.append(f"license: {json.dumps(vit.source.license, ensure_ascii=False)}")
+    others = "neither recovered nor calibrated"
+    if vit.recovered and vit.recovered.learned is None:
+        others = "did not calibrate; which images recovered the model is not recorded"
     name = vit.source.name or vit.config.name or "ViT"
     count = len(card["images"])
     chance = 100 * NEIGHBORS / (count - 1)
@@ -172,8 +199,8 @@ def page(out: pathlib.Path, vit: Pretrained, facts: Mapping[str, Any]) -> str:
         f"batch size {card['batch_size']}. Files took turns; brackets at times have "
         "the lowest and highest turn, and *times as fast* is the median of the turns' "
         f"ratios. Outputs are compared with the dense file's on {count} images that "
-        "neither recovered nor calibrated; brackets have 95 % intervals. By chance "
-        f"{chance:.0f} % of the ten nearest would stay. The last two rows compare the "
-        "dense file's outputs for changed images.",
+        f"{others}. Brackets have 95 % intervals. By chance {chance:.0f} % of the ten "
+        "nearest would stay. The last two rows compare the dense file's outputs for "
+        "changed images.",
     ]
     return "\n".join(lines) + "\n"

@@ -9,17 +9,22 @@ import os
 import pathlib
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.files import (
     check_own,
     check_writable,
-    replace_file,
     temporary_folder,
     write_json,
 )
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.common.signals import finishing
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.export import (
     card,
@@ -31,6 +36,7 @@ from imagepiece_jax.export import (
 )
 from imagepiece_jax.export.program_outputs import ProgramOutputs
 from imagepiece_jax.inference.optimize import check_gelu
+from imagepiece_jax.inference.size_direction import photographs
 from imagepiece_jax.models.create import execution_of
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
@@ -133,7 +139,10 @@ def export(
     )
     facts = program_facts.program_facts(vit, shape, outputs)
     facts |= {"opset": onnx_model.OPSET, "layout": layout, "dtype": dtype}
-    _write_files(out, program, facts, page, vit)
+    if dtype == "float16":
+        check_float16(vit)
+    configs = tower.configs(folder, vit, layout)
+    _write_files(out, program, facts, page, configs)
     if card_images is not None:
         with temporary_folder() as temporary:
             dense = float32_export(vit.with_reduction(None), temporary)
@@ -141,7 +150,7 @@ def export(
             facts["card"] = card.measured(out, dense, card_images, has_classes)
         with finishing():
             write_json(program_facts.facts_file(out), facts)
-            replace_file(page, card.page(out, vit, facts))
+            card.write_page(page, out, card.page_of(out, vit, facts))
     return out
 
 
@@ -153,6 +162,36 @@ def _traced(vit, gelu, dtype):
     execution = execution_of(config, dtype, "xla")
     model = vit.model.clone(config=config, execution=execution)
     return dataclasses.replace(vit, model=model)
+
+
+def check_float16(vit: Pretrained):
+    """Raise InputError where weights, or photographs in layers, exceed float16."""
+    places = []  # in the order of computation
+
+    def largest(variables, images):
+        numbers = []
+
+        def noting(call, args, kwargs, context):
+            result = call(*args, **kwargs)
+            for array in jax.tree.leaves((context.module.variables, args, result)):
+                if isinstance(array, jax.Array) and array.dtype == jnp.float32:
+                    places.append("/".join(context.module.path))
+                    numbers.append(jnp.max(jnp.abs(array)))
+            return result
+
+        with nn.intercept_methods(noting):
+            vit.analyzed().model.apply(variables, images)
+        return numbers
+
+    images = normalize(photographs(vit.image_size), vit.config.mean, vit.config.std)
+    found = jax.jit(largest)(vit.variables, images)
+    for place, number in zip(places, found, strict=True):
+        is_float32 = place.startswith("head") or not place  # and the model's outputs
+        if not is_float32 and not number <= np.finfo(np.float16).max:  # NaN, too
+            raise InputError(
+                f"dtype is 'float16', whose numbers end at 65504, but {place} has "
+                f"{number:.3g}; export float32"
+            )
 
 
 def _check_folder(folder, layout, vit, out):
@@ -180,24 +219,29 @@ def _check_folder(folder, layout, vit, out):
     check_own("out", folder, f"an export for {layout}", ours)
 
 
-def _write_files(out, program, facts, page, vit):
+def _write_files(out, program, facts, page, configs):
     """Write a program, its weights and its JSON files, and remove earlier ones.
 
-    facts: get the name of the file for weights, if there is one
-    page: the card, removed if it is an earlier file's
+    facts: get the digest, and the name of the file for weights, if there is one
+    page: the cards, which lose an earlier file's
+    configs: the layout's JSON files, {path: fields}
     """
     # Read before the new facts replace it.
     earlier_weights = program_facts.read_facts(out).get("external_data")
     with finishing():  # the files belong together
+        # Nobody compares these with the graph's digest. A kill must not leave them
+        # beside another graph.
+        card.write_page(page, out)
+        for file in configs:
+            file.unlink(missing_ok=True)
         weights_file = onnx_model.write_onnx(out, program)
         if weights_file is not None:
             facts["external_data"] = weights_file.name
+        facts["digest"] = program_facts.digest_of(out)
         write_json(program_facts.facts_file(out), facts)
         onnx_model.remove_weights(out, earlier_weights, weights_file)
-        if card.is_card(page, out.name):
-            page.unlink()
-        if facts["layout"] is not None:
-            tower.write_configs(page.parent, vit, facts["layout"])
+        for file, fields in configs.items():
+            write_json(file, fields)
 
 
 def checked_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib.Path:
@@ -208,7 +252,7 @@ def checked_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib.Path
     """
     out = pathlib.Path(os.path.expanduser(out))
     folder = None
-    if not out.suffix:
+    if out.is_dir() or not out.suffix:
         folder = out
         out = folder / f"model{tower.SUFFIX[dtype]}{ENDING}"
     if out.suffix.lower() != ENDING:

@@ -14,7 +14,7 @@ from imagepiece_jax.common.machine import cores
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.export.program_facts import FACTS, facts_file
+from imagepiece_jax.export.program_facts import FACTS, digest_of, facts_file
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import build_model
@@ -110,6 +110,11 @@ def open_file(path: str | os.PathLike, threads: int | None = None) -> OnnxProgra
         raise InputError(
             f"{KIND} {path} lacks the {file.name} that export writes beside it"
         )
+    if facts.get("digest") != digest_of(path):
+        raise InputError(
+            f"{KIND} {path} and {file.name} are not from the same export, or from an "
+            "earlier version; export the model again"
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or cores()
     providers = onnxruntime.get_available_providers()
@@ -125,8 +130,6 @@ def open_file(path: str | os.PathLike, threads: int | None = None) -> OnnxProgra
 
 def _program(path, facts, session):
     fields = _without_names(facts["model"])
-    if "preprocessing" not in fields:
-        raise InputError("is of an earlier version; export the model again")
     arch = Architecture(**fields.pop("arch"))
     images = dict(facts["preprocessing"])
     images.pop("resized", None)  # for readers: no field of Preprocessing

@@ -1,5 +1,6 @@
 """Facts in the JSON beside an exported program: its input, output and model."""
 
+import hashlib
 import os
 import pathlib
 from typing import Any
@@ -32,6 +33,12 @@ def read_facts(out: str | os.PathLike) -> dict[str, Any]:
         return read_json(facts_file(out))
     except (InputError, OSError):
         return {}
+
+
+def digest_of(out: str | os.PathLike) -> str:
+    """SHA-256 of a graph, by which its JSON knows it; it names its weights by one."""
+    with open(out, "rb") as graph:
+        return hashlib.file_digest(graph, "sha256").hexdigest()
 
 
 def files_of(out: str | os.PathLike) -> list[pathlib.Path]:

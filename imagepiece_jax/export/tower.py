@@ -15,7 +15,7 @@ fastembed's ImageEmbedding.
 import pathlib
 
 from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.common.files import read_json, write_json
+from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.export.program_outputs import TowerOutputs
 from imagepiece_jax.models.pretrained import Pretrained
@@ -89,14 +89,18 @@ def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
     return TowerOutputs(vit, "pixel_values", names, pixels)
 
 
-def write_configs(folder: pathlib.Path, vit: Pretrained, layout: str):
-    """Write the layout's JSON files: image preparation, and the model."""
+def configs(
+    folder: pathlib.Path, vit: Pretrained, layout: str | None
+) -> dict[pathlib.Path, dict]:
+    """The layout's JSON files, {path: fields}: image preparation, and the model."""
+    if layout is None:
+        return {}
     if layout == "immich":
-        write_json(folder / "visual" / "preprocess_cfg.json", open_clip_fields(vit))
-        return
-    write_json(folder / PREPROCESSOR, processor_fields(vit))
+        return {folder / "visual" / "preprocess_cfg.json": open_clip_fields(vit)}
+    fields = {folder / PREPROCESSOR: processor_fields(vit)}
     if layout == "transformers":
-        write_json(folder / CONFIG, config_fields(vit))
+        fields[folder / CONFIG] = config_fields(vit)
+    return fields
 
 
 def open_clip_fields(vit: Pretrained) -> dict:

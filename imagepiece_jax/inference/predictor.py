@@ -13,7 +13,6 @@ import numpy as np
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.machine import cores
-from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data import class_names, pictures
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.errors import InputError
@@ -68,16 +67,8 @@ class Predictor:
         if top is None:
             self._top = min(5, classes)
         check_range("top", self._top, min(1, classes), classes, whole=True)
-        # An untrained head gets its own warning from `compiler`.
-        if vit.has_projection and self._labels is None and not vit.untrained:
-            warn(
-                "the head has no bias, like CLIP's projection or a head that was not "
-                "trained, so its outputs are not classes, and their probabilities "
-                "mean nothing; the embedding is vit.model.apply(vit.variables, "
-                "images).logits",
-            )
         if classes:
-            vit.probabilities(np.zeros(classes))  # raises for a regression model
+            vit.probabilities(np.zeros(classes))  # raises unless there are classes
         if threads is None:
             threads = min(16, cores())
         check_range("batch_size", batch_size, 1, whole=True)

@@ -65,9 +65,7 @@ def directions(vit: Pretrained, images: np.ndarray | None = None) -> np.ndarray:
     Returns unit vectors, [depth, H, d] float32.
     """
     if images is None:
-        # A full crop, whatever preprocessing the model expects.
-        preprocessing = Preprocessing(vit.image_size, crop=1.0)
-        images = pictures.as_batch(sorted(PHOTOGRAPHS.glob("*.jpg")), preprocessing)
+        images = photographs(vit.image_size)
     dense = vit.model_with(None).with_execution(attention_impl="xla", dtype="float32")
     with working("finding the directions of sizes"):
         # An explicit copy, which a user's transfer guard allows.
@@ -81,6 +79,13 @@ def directions(vit: Pretrained, images: np.ndarray | None = None) -> np.ndarray:
             )
         vectors.append(least_used(of_queries, of_keys))
     return np.asarray(vectors, np.float32)
+
+
+def photographs(image_size: int | tuple[int, int]) -> np.ndarray:
+    """This package's eight photographs, uint8 [8, H, W, 3]."""
+    # A full crop, whatever preprocessing a model expects.
+    preprocessing = Preprocessing(image_size, crop=1.0)
+    return pictures.as_batch(sorted(PHOTOGRAPHS.glob("*.jpg")), preprocessing)
 
 
 @functools.lru_cache(maxsize=2)

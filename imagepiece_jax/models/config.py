@@ -38,7 +38,7 @@ class ViTConfig:
     stem: str = "patch"  # or "conv" (`models.stems`)
     arch: Architecture = DEIT
     num_classes: int = 1000  # 0: no head
-    problem_type: str = SINGLE_LABEL  # meaning of the logits, in transformers' terms
+    problem_type: str = SINGLE_LABEL  # the logits' meaning, from PROBLEMS
     preprocessing: Preprocessing  # image size, resizing and crop
     mean: tuple[float, float, float]  # RGB, pixels in [0, 1]
     std: tuple[float, float, float]  # likewise

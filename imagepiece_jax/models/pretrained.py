@@ -22,6 +22,7 @@ from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.create import execution_of
 from imagepiece_jax.models.problem_type import (
+    PROJECTION,
     REGRESSION,
     SINGLE_LABEL,
     probabilities,
@@ -178,13 +179,9 @@ class Pretrained:
 
     @property
     def has_projection(self) -> bool:
-        """Whether the head is a projection, as in CLIP: no class names, no bias."""
-        single = self.config.problem_type == SINGLE_LABEL
-        if not self.config.num_classes or self.class_names is not None or not single:
-            return False
-        # The dense bias is looked at, because recovery may have trained a zero bias.
-        head = self.dense_variables["params"].get("head", {})
-        return not np.any(head.get("bias", 0))
+        """Whether the head is a projection, as in CLIP."""
+        is_projection = self.config.problem_type == PROJECTION
+        return is_projection and self.config.num_classes > 0
 
     @property
     def is_classifier(self) -> bool:
@@ -192,11 +189,16 @@ class Pretrained:
         return self.config.num_classes > 0 and not self.has_projection
 
     @property
-    def has_classes(self) -> bool:
-        """Whether the outputs are logits of several classes."""
-        config = self.config
-        is_regression = config.problem_type == REGRESSION
-        return self.is_classifier and config.num_classes > 1 and not is_regression
+    def is_single_label(self) -> bool:
+        """Whether the head gives one class per image, so that images have labels."""
+        return self.is_classifier and self.config.problem_type == SINGLE_LABEL
+
+    @property
+    def has_classes(self) -> bool | None:
+        """Whether the outputs are logits of classes; None: a regression's numbers."""
+        if self.config.problem_type == REGRESSION and self.config.num_classes:
+            return None
+        return self.is_classifier
 
     @property
     def label(self) -> str:

@@ -7,13 +7,16 @@ from imagepiece_jax.errors import InputError
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"  # its outputs are numbers, not probabilities
-PROBLEMS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+PROJECTION = (
+    "projection"  # CLIP's: its outputs are an image's vector (not transformers)
+)
+PROBLEMS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION, PROJECTION)
 
 
 def activation(problem_type: str, classes: int) -> str | None:
     """The activation for probabilities, "softmax" or "sigmoid"; None: there is none."""
     # A single class gets a sigmoid, because its softmax is 1 for any image.
-    if problem_type == REGRESSION or not classes:
+    if problem_type in (REGRESSION, PROJECTION) or not classes:
         return None
     if problem_type == MULTI_LABEL or classes == 1:
         return "sigmoid"
@@ -24,8 +27,10 @@ def probabilities(logits: np.ndarray, problem_type: str = SINGLE_LABEL) -> np.nd
     """Class probabilities. [.., C] -> [.., C].
 
     Multi-label probabilities need not add up to 1.
-    Raises InputError for "regression".
+    Raises InputError for other problem types, and for logits that are not finite.
     """
+    if not np.isfinite(logits).all():
+        raise InputError("the model's outputs are not finite, so they have no classes")
     function = activation(problem_type, logits.shape[-1])
     if function == "sigmoid":
         return 0.5 * (1 + np.tanh(logits / 2))

@@ -53,6 +53,9 @@ class RecoveredVariant:
     off_the_shelf: float | None = None
     # held-out scenes; 0: similar images were in training, so measures may be too good
     scenes: int | None = None
+    # digests of all images that trained the values, one after another, from
+    # `near_duplicates`; None: unknown, because an earlier version trained them
+    learned: str | None = dataclasses.field(default=None, repr=False)
     # learned values, in place of dense parameters; {}: nothing was better
     values: Values = dataclasses.field(default_factory=dict, compare=False, repr=False)
 

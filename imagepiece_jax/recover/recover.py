@@ -205,6 +205,8 @@ class RecoveryRun:
     def compile(self):
         """Measure the start, compile the training step, and time the measure."""
         self.before = self.after = self.off_the_shelf = self.record()
+        if math.isinf(mean(self.before)):
+            raise InputError(f"{self.fit.vit!r}: outputs are not finite")
         if self.fit.vit.recovered:
             self.off_the_shelf = self.measure(dense=True)
         # The step has learning rate 0, and `Fit.start` resets its moments.
@@ -293,7 +295,12 @@ class RecoveryRun:
         """Describe the result; `dense` is the teacher."""
         vit = self.fit.vit
         change = mean_difference(self.after["distance"], self.before["distance"])
-        values = vit.recovered.values if vit.recovered else {}  # of its last recovery
+        values = {}
+        learned = self.images.digests
+        if vit.recovered:  # it started from the values of its last recovery
+            values = vit.recovered.values
+            earlier = vit.recovered.learned
+            learned = None if earlier is None else earlier + learned
         if self.trained is not None:
             values = {**values, **flat_params(self.trained)}
         return RecoveredVariant(
@@ -317,6 +324,7 @@ class RecoveryRun:
             depth=vit.model.depth,
             weights=dense.source.name or None,
             share=vit.gmacs / dense.gmacs,
+            learned=learned,
             values=values,
         )
 

@@ -9,7 +9,7 @@ import numpy as np
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data.augment.random_crop import TrainTransform
 from imagepiece_jax.data.batches import Batches
-from imagepiece_jax.data.near_duplicates import readable_scenes
+from imagepiece_jax.data.near_duplicates import DIGITS, readable_scenes
 from imagepiece_jax.data.source import Source, evenly_spaced
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.recover.recovery_step import Recipe
@@ -33,22 +33,28 @@ class Divided(NamedTuple):
     held_out: Source
     scenes: np.ndarray  # [held_out] scene per held-out image
     num_scenes: int  # held-out scenes; 0: training has images like them
+    digests: str  # of the training images, as in `RecoveredVariant.learned`
 
 
-def divided(source: Source, batch_size: int) -> Divided:
-    """Hold out whole scenes of the readable images, evenly spaced."""
+def divided(source: Source, batch_size: int, known: str = "") -> Divided:
+    """Hold out whole scenes of the readable images, evenly spaced.
+
+    known: digests of images whose scenes are not held out
+    """
     few = source.evenly_spaced(MAX_IMAGES)
     if few is not source:
         counts = f"{len(few):,} of the {len(source):,} images"
         log.warning("%s are taken, evenly spaced", counts)
-    source, scenes = readable_scenes(few)
+    source, scenes, digests = readable_scenes(few)
     total = len(source)
     needed = MIN_HELD_OUT + batch_size
     if total < needed:
         parts = f"{MIN_HELD_OUT} to hold out, and a batch of {batch_size}"
         raise InputError(f"images has {total}, but {needed} are needed: {parts}")
     count = min(MAX_HELD_OUT, max(MIN_HELD_OUT, total // HELD_OUT))
-    chosen = held_out_scenes(scenes, count)
+    starts = range(0, len(known), DIGITS)
+    is_known = np.isin(digests, [known[start : start + DIGITS] for start in starts])
+    chosen = held_out_scenes(scenes[~np.isin(scenes, scenes[is_known])], count)
     is_held_out = np.isin(scenes, chosen)
     num_scenes = len(chosen)
     if num_scenes < MIN_SCENES or (~is_held_out).sum() < batch_size:
@@ -63,7 +69,9 @@ def divided(source: Source, batch_size: int) -> Divided:
     held_out = np.flatnonzero(is_held_out)
     held_out = held_out[evenly_spaced(len(held_out), min(MAX_HELD_OUT, len(held_out)))]
     learned = source.subset(np.flatnonzero(~is_held_out))
-    return Divided(learned, source.subset(held_out), scenes[held_out], num_scenes)
+    digests = "".join(np.array(digests)[~is_held_out])
+    images = (learned, source.subset(held_out))
+    return Divided(*images, scenes[held_out], num_scenes, digests)
 
 
 def held_out_scenes(scenes: np.ndarray, count: int) -> np.ndarray:
@@ -76,7 +84,8 @@ def held_out_scenes(scenes: np.ndarray, count: int) -> np.ndarray:
     # A third of the scenes, or MIN_HELD_OUT, is enough for the interval.
     indices = np.sort(first[is_small])
     sizes = np.bincount(scenes)
-    for number in range(min(MIN_HELD_OUT, len(indices) // 3), len(indices) + 1):
+    fewest = max(MIN_SCENES, min(MIN_HELD_OUT, len(indices) // 3))
+    for number in range(min(fewest, len(indices)), len(indices) + 1):
         chosen = scenes[indices[evenly_spaced(len(indices), number)]]
         if sizes[chosen].sum() >= count:
             break

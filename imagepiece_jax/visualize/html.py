@@ -85,7 +85,7 @@ def write_folder(
     os.makedirs(out, exist_ok=True)
     images_of_patches, _ = cut_to_patches(images, models[0].model.config.patch_size)
     for vit in models:
-        problem_type = None if vit.has_projection else vit.config.problem_type
+        problem_type = vit.config.problem_type
         trace = tracing.trace(vit.model, vit.variables, images, problem_type)
         traces.append(trace)
         setting = str(vit.reduction)

@@ -193,7 +193,8 @@ def _parse_ours(file):
 def _of_record(record_class, fields):
     """Make a dataclass from a record, which must hold every field, without defaults."""
     for field in dataclasses.fields(record_class):
-        if field.name not in (*fields, "values"):
+        # Values are in another file, and earlier versions wrote no `learned`.
+        if field.name not in (*fields, "values", "learned"):
             raise KeyError(field.name)
     return record_class(**fields)
 

@@ -146,6 +146,12 @@ def load(
         ),
         selectors=learned,
     )
+    is_clip = vit.config.arch.pre_norm and vit.is_single_label
+    if is_clip and not vit.class_names and not vit.untrained:
+        warn(
+            f"{vit!r}: the head is taken for a classifier; config.problem_type "
+            "'projection' says that it is CLIP's projection"
+        )
     if num_classes is not None or seed is not None:
         vit.warn_of_untrained()
     vit.say_dense_values()
@@ -349,6 +355,8 @@ def of_tensors(
             f"{source.title}: num_classes is {stated}, but its tensors have {classes}"
         )
     changes = {"num_classes": classes}
+    if config.name and config.num_classes not in (0, classes):  # another head
+        changes["problem_type"] = SINGLE_LABEL
     # Without a head of its own, DeiT's distillation token is a register.
     if arch.dist_token and "reg_token" in tensors and "dist_token" not in tensors:
         changes["arch"] = dataclasses.replace(arch, dist_token=False, registers=1)

@@ -13,6 +13,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
+from imagepiece_jax.models.problem_type import PROJECTION
 from imagepiece_jax.weights import timm_config
 
 Fields = Mapping[str, Any]  # of a JSON file
@@ -111,6 +112,7 @@ def _of_tower(vision, model, images):
         mlp_ratio=int(width * vision["mlp_ratio"]) / width,
         arch=arch,
         num_classes=model["embed_dim"],
+        problem_type=PROJECTION,
         **images,
     )
 
@@ -152,7 +154,7 @@ def _of_timm(vision, model, images):
         pool = timm_config.POOLS[pool]
         includes_prefix = config.arch.pool_include_prefix and pool == "map"
         config = config.with_arch(pool=pool, pool_include_prefix=includes_prefix)
-    classes = 0
-    if proj != "none":
-        classes = model["embed_dim"]
-    return dataclasses.replace(config, num_classes=classes)
+    if proj == "none":
+        return config
+    head = {"num_classes": model["embed_dim"], "problem_type": PROJECTION}
+    return dataclasses.replace(config, **head)

@@ -9,7 +9,13 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from imagepiece_jax.common.files import LOCK, check_own, read_json, replacing_folder
+from imagepiece_jax.common.files import (
+    LOCK,
+    check_own,
+    read_json,
+    replacing_folder,
+    write_json,
+)
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import build_model
@@ -61,8 +67,7 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
         [layouts.with_timm_names(dense) | learned, recovered]
     )
     # A config may hold NumPy scalars, which JSON cannot write: they become Python's.
-    text = json.dumps(described, indent=2, default=lambda scalar: scalar.item())
-    config = json.loads(text)
+    config = json.loads(json.dumps(described, default=lambda scalar: scalar.item()))
     vit.warn_of_untrained()
     _check_round_trip(vit.model, dense | selectors, config)
     with replacing_folder(folder) as new:
@@ -71,7 +76,7 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
             _write(new / SELECTORS, learned)
         if recovered:
             _write(new / RECOVERED, recovered)
-        (new / CONFIG).write_text(text + "\n", "utf-8")
+        write_json(new / CONFIG, config)
     return folder
 
 

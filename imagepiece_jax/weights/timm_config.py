@@ -13,7 +13,6 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.problem_type import SINGLE_LABEL
 
 TIMM_GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
 SILUS = {"silu": "exact", "swish": "exact"}  # activations of a gated MLP
@@ -96,7 +95,7 @@ def parse_timm(
     if not names and "." in base.name:
         names = registry.published_class_names(base.name, classes)
     # transformers' TimmWrapper writes a problem_type.
-    problem = {"problem_type": file.get("problem_type") or SINGLE_LABEL}
+    problem = {"problem_type": file.get("problem_type") or base.problem_type}
     config = dataclasses.replace(config, **stated, **problem)
     return config, names, trained_size
 

@@ -17,7 +17,12 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import MEAN, STD, ViTConfig
-from imagepiece_jax.models.problem_type import MULTI_LABEL, PROBLEMS, SINGLE_LABEL
+from imagepiece_jax.models.problem_type import (
+    MULTI_LABEL,
+    PROBLEMS,
+    PROJECTION,
+    SINGLE_LABEL,
+)
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.weights.timm_config import SILUS
 
@@ -177,9 +182,12 @@ def parse_transformers(
     architectures = config.get("architectures") or ()
     classify = any("ImageClass" in name for name in architectures)
     labels = config.get("id2label") or {}
-    if model is MODEL_TYPES["clip_vision_model"]:  # CLIP's head is a projection
+    is_clip = model is MODEL_TYPES["clip_vision_model"]
+    if is_clip:
         labels = {}
     head = {"num_classes": len(labels), "problem_type": _problem_type(config, labels)}
+    if is_clip and not classify:
+        head["problem_type"] = PROJECTION
     acts = GELUS
     if fields.get("use_gated_mlp"):
         acts = SILUS

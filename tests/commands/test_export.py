@@ -78,6 +78,15 @@ def test_only_an_earlier_export_is_replaced(weights, tmp_path, name, text):
     assert [file.read_text() for file in tmp_path.iterdir()] == [text]
 
 
+def test_a_folder_may_have_a_dot_in_its_name(weights, tmp_path):
+    pytest.importorskip("onnx")
+    folder = tmp_path / "v1.0"
+    folder.mkdir()
+    call(export.main, weights, folder).ok()
+    assert {file.name for file in folder.iterdir()} == {"model.onnx", "model.onnx.json"}
+    assert "v2.0" in sentence(call(export.main, weights, tmp_path / "v2.0"))
+
+
 @pytest.mark.parametrize("fields", [{}, {"pixels": True, "batch_size": 7}])
 def test_a_file_is_evaluated_as_its_model(tmp_path, fields):
     pytest.importorskip("onnxruntime")
@@ -128,9 +137,9 @@ def test_arguments_of_weights_are_refused_for_a_file(exported, main, words, said
     assert said in sentence(call(main, exported, *words))
 
 
-def without_preprocessing(facts):
+def without_digest(facts):
     """As an earlier version wrote it."""
-    del facts["model"]["preprocessing"]
+    del facts["digest"]
     return facts
 
 
@@ -141,7 +150,7 @@ def without_preprocessing(facts):
         (lambda facts: [1], ""),
         (lambda facts: {"model": {"depth": 3}}, ""),
         *((lambda facts, name=name: facts | {name: 3}, "") for name in NEEDED),
-        (without_preprocessing, "export the model again"),
+        (without_digest, "export the model again"),
     ],
 )
 def test_a_damaged_description_is_refused(exported, tmp_path, damage, said):

@@ -2,9 +2,11 @@
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import subprocess
+import sys
 from unittest import mock
 
 import pytest
@@ -134,10 +136,38 @@ def test_a_folder_that_cannot_be_replaced_is_put_back(
             raise error
         rename(*names)
 
+    monkeypatch.setattr(files, "_exchanged", lambda *folders: False)
     monkeypatch.setattr(os, "rename", broken)
     with pytest.raises((RunError, KeyboardInterrupt)):
         put(path, "new")
     assert texts(tmp_path) == {"model/file": "old"}
+
+
+KILLED_IN_EXCHANGE = """
+import os, signal, sys
+from imagepiece_jax.common.files import replacing_folder
+def killed(*names):
+    os.kill(os.getpid(), signal.SIGKILL)
+os.rename = killed  # the old folder leaves, and the new one comes
+with replacing_folder(sys.argv[1]) as new:
+    (new / "file").write_text("new")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a call of Linux")
+def test_a_kill_leaves_a_folder(tmp_path):
+    path = tmp_path / "model"
+    put(path, "old")
+    assert start("-c", KILLED_IN_EXCHANGE, path, imported=True).status == 0
+    assert texts(tmp_path) == {"model/file": "new"}
+
+
+def test_numbers_that_json_lacks_are_null(tmp_path):
+    value = {"a": [float("nan"), 1.5], "b": float("-inf"), "c": "NaN"}
+    files.write_json(tmp_path / "a.json", value)
+    text = (tmp_path / "a.json").read_text()
+    found = json.loads(text, parse_constant=pytest.fail)
+    assert found == {"a": [None, 1.5], "b": None, "c": "NaN"}
 
 
 def test_a_folder_that_appears_meanwhile_is_kept(tmp_path, monkeypatch):

@@ -80,6 +80,7 @@ def test_a_signal_ends_a_process(place, signum, tmp_path):
 
 FINISHED = """
 signals.end_process()
+files._exchanged = lambda *folders: False  # where the system cannot
 for text in ("old", "new"):
     if text == "new":
         rename = os.rename

@@ -166,11 +166,12 @@ def test_images_that_cannot_be_read_are_left_out_and_no_others(tmp_path, caplog)
     for place in (0, 1, 2, 3, 4, 5, 0):
         images[place].save(tmp_path / f"{len([*tmp_path.iterdir()])}.png")
     whole = as_source(tmp_path)
-    source, scenes = near_duplicates.readable_scenes(whole)
+    source, scenes, digests = near_duplicates.readable_scenes(whole)
     assert source is whole
     assert len(scenes) == 7 and scenes[0] == scenes[6]
+    assert len({*digests}) == 6 and digests[0] == digests[6]
     assert not caplog.records
     (tmp_path / "3.png").write_bytes(b"no image")
-    source, scenes = near_duplicates.readable_scenes(as_source(tmp_path))
+    source, scenes, _ = near_duplicates.readable_scenes(as_source(tmp_path))
     assert len(source) == len(scenes) == 6
     assert "3.png" in caplog.text

@@ -205,6 +205,27 @@ def test_classes_and_labels_decide_what_is_compared():
     assert compare.compare(vit, "digits", **options).comparisons
     head = vit.variables["params"]["head"]
     params = {**vit.variables["params"], "head": {**head, "bias": 0 * head["bias"]}}
-    projection = vit.with_variables({**vit.variables, "params": params})
-    report = compare.compare(projection, "digits", **options)
+    unbiased = vit.with_variables({**vit.variables, "params": params})
+    assert compare.compare(unbiased, "digits", **options).comparisons
+    report = compare.compare(tiny.of_problem(vit, "projection"), "digits", **options)
     assert "cosine" in str(report) and not report.comparisons
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_other_outputs_than_one_class_per_image(tmp_path, problem_type, classes):
+    """Classes of folders would not fit them."""
+    wanted = {"difference"}
+    if problem_type != "regression":
+        wanted = {"first_class", "neighbors_kept"}
+        if classes == 1:
+            wanted = {"first_class"}
+    folder = photographs.write(tmp_path / "photographs", 14)
+    for data, side in ((f"{folder}", tiny.SIDE), ("digits", 16)):
+        vit = tiny.pretrained(num_classes=classes, image_size=side, depth=1)
+        vit = tiny.of_problem(vit, problem_type)
+        options = {"reductions": ["tome:r=2"], "workers": 0, "threads": 0}
+        out = tmp_path / f"out{side}"
+        report = compare.compare(vit, data, limit=14, out=out, **options)
+        assert {*report.figures["tome:r=2"]["fidelity"]} == wanted
+        assert (out / "compare.png").exists()

@@ -77,3 +77,25 @@ def test_controls_change_images_as_they_say():
     changed = compare_outputs.compressed(pixels)
     assert changed.shape == pixels.shape
     assert 1 < np.abs(changed.astype(int) - pixels).mean() < 60
+
+
+def test_single_numbers_have_sides_or_spreads():
+    """By hand; unrelated numbers of one sign have the cosine 1."""
+    dense = np.tile([[1.0], [3.0]], (10, 1))  # mean 2, deviation 1
+    outputs = dense + np.tile([[0.5], [-0.1]], (10, 1))
+    for kind in (None, False):
+        found = fidelity(outputs, dense, kind)
+        assert found.keys() == {"difference"}
+        assert found["difference"].value == pytest.approx(30)
+    outputs[:5] = -0.2
+    found = fidelity(outputs, dense, True)
+    assert found.keys() == {"first_class"}
+    assert found["first_class"].value == pytest.approx(75)
+
+
+def test_every_number_has_its_own_spread():
+    dense = np.tile([[1.0, 300.0], [3.0, 100.0]], (10, 1))  # deviations 1 and 100
+    outputs = dense + [0.3, 40]
+    found = fidelity(outputs, dense, None)
+    assert found["difference"].value == pytest.approx(100 * np.sqrt(0.125))
+    assert fidelity(dense, dense, None)["difference"].value == 0

@@ -44,9 +44,9 @@ def test_numbers_below_their_least_are_refused(name, value):
         labeled_images(VIT, "digits", **{name: value})
 
 
-ENCODER = types.SimpleNamespace(**vars(VIT) | {"is_classifier": False})
+ENCODER = types.SimpleNamespace(**vars(VIT) | {"is_single_label": False})
 ENCODER.config = types.SimpleNamespace(num_classes=0, problem_type=SINGLE_LABEL)
-CLASSIFIER = types.SimpleNamespace(**vars(VIT) | {"is_classifier": True})
+CLASSIFIER = types.SimpleNamespace(**vars(VIT) | {"is_single_label": True})
 
 
 @pytest.mark.parametrize("vit", [ENCODER, CLASSIFIER])

@@ -93,3 +93,10 @@ def test_format_of_figures(estimate, written):
     figure = statistics.format_estimate(Estimate(84.94, 82.51, 87.0))
     assert figure == "84.9 [82.5, 87.0]"
     assert statistics.format_estimate(None) == statistics.format_difference(None) == ""
+
+
+@pytest.mark.parametrize("images", [4, 10, 14, 600])
+def test_an_interval_has_its_value_inside(images):
+    for right in (np.ones(images, bool), np.zeros(images, bool)):
+        value, low, high = statistics.accuracy(right)
+        assert low <= value <= high

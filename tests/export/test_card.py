@@ -1,7 +1,9 @@
 """The card: its figures by other code, its images, and whose README.md it replaces."""
 
+import dataclasses
 import io
 import json
+import pathlib
 import re
 
 import numpy as np
@@ -9,15 +11,29 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
+from imagepiece_jax import recover
 from imagepiece_jax.commands import export
+from imagepiece_jax.data.pictures import as_source
+from imagepiece_jax.evaluate.compare_outputs import CONTROLS
+from imagepiece_jax.export import card
 from imagepiece_jax.models.problem_type import MULTI_LABEL, REGRESSION
+from imagepiece_jax.models.recovery_record import Recovery
+from imagepiece_jax.recover.recovery_images import divided
 from tests.command import call
 from tests.export import photographs
 from tests.export.test_tower import clip
-from tests.models import tiny
+from tests.models import recoveries, tiny
 from tests.refused import refused
 
 onnxruntime = pytest.importorskip("onnxruntime")
+
+# Facts of a card that nobody measured.
+CARD = {"mac_share": 0.5, "megabytes": {"file": 1.0, "dense": 2.0}, "threads": 2}
+CARD |= {"ms": dict.fromkeys(("file", "dense"), (1.0, 0.9, 1.1)), "machine": "a CPU"}
+CARD |= {"speedup": (2.0, 1.9, 2.1), "batch_size": 1, "images": ["a.jpg"] * 20}
+CARD["fidelity"] = {
+    name: {"first_class": (90.0, 80.0, 95.0)} for name in ("file", *CONTROLS)
+}
 
 
 def by_hand(file, facts, pixels):
@@ -57,8 +73,8 @@ def test_figures_are_those_of_the_files(tmp_path, classes):
     if not classes:
         file = tmp_path / "half" / "onnx" / "model_fp16.onnx"
     facts = json.loads(file.with_name(f"{file.name}.json").read_text())
-    card = facts["card"]
-    pixels = np.stack([np.asarray(Image.open(folder / n)) for n in card["images"]])
+    found = facts["card"]
+    pixels = np.stack([np.asarray(Image.open(folder / n)) for n in found["images"]])
     assert len(pixels) >= 16
     dense = imagepiece_jax.export(vit.with_reduction(None), tmp_path / "dense.onnx")
     dense_facts = json.loads((tmp_path / "dense.onnx.json").read_text())
@@ -74,7 +90,7 @@ def test_figures_are_those_of_the_files(tmp_path, classes):
         "mirrored": by_hand(dense, dense_facts, np.flip(pixels, 2)),
     }
     for name, own in outputs.items():
-        figures = card["fidelity"][name]
+        figures = found["fidelity"][name]
         kept = kept_by_hand(own, base)
         assert figures["neighbors_kept"][0] == pytest.approx(kept, abs=2)
         if classes:
@@ -86,9 +102,9 @@ def test_figures_are_those_of_the_files(tmp_path, classes):
             assert figures["cosine_mean"] == pytest.approx(cosines.mean(), abs=1e-4)
             assert figures["cosine_worst"] == pytest.approx(cosines.min(), abs=1e-3)
     gmacs = facts["gmacs"] / dense_facts["gmacs"]
-    assert card["mac_share"] == pytest.approx(gmacs)
-    assert card["megabytes"]["file"] == file.stat().st_size / 1e6
-    median, low, high = card["speedup"]
+    assert found["mac_share"] == pytest.approx(gmacs)
+    assert found["megabytes"]["file"] == file.stat().st_size / 1e6
+    median, low, high = found["speedup"]
     assert 0 < low <= median <= high
     page = (tmp_path / "half" / "README.md").read_text()
     rows = re.findall(r"^\| .*$", page, re.MULTILINE)
@@ -136,15 +152,98 @@ def test_images_must_leave_some_to_compare(tmp_path):
 
 
 @pytest.mark.parametrize("problem_type, classes", [(REGRESSION, 3), (MULTI_LABEL, 1)])
-def test_numbers_have_no_first_class(tmp_path, problem_type, classes):
-    """The first of one class is the same in every file."""
+def test_numbers_have_no_directions(tmp_path, problem_type, classes):
     vit = tiny.pretrained("tome:r=3", depth=1, num_classes=classes)
     vit = tiny.of_problem(vit, problem_type)
     out = imagepiece_jax.export(vit, tmp_path, images=photographs.pixels_of(30))
-    fidelity = json.loads(out.with_name("model.onnx.json").read_text())["card"][
-        "fidelity"
-    ]
-    assert fidelity["file"].keys() == {"cosine_mean", "cosine_worst", "neighbors_kept"}
+    facts = json.loads(out.with_name("model.onnx.json").read_text())
+    figure = "difference" if problem_type == REGRESSION else "first_class"
+    assert facts["card"]["fidelity"]["file"].keys() == {figure}
+
+
+def test_a_page_has_a_section_for_every_file(tmp_path):
+    vit = tiny.pretrained("tome:r=3", depth=1)
+    pixels = photographs.pixels_of(30)
+    page = tmp_path / "README.md"
+
+    def named():
+        return re.findall(r"^# .*, (float\w+)$", page.read_text(), re.MULTILINE)
+
+    imagepiece_jax.export(vit, tmp_path / "a.onnx", images=pixels)
+    imagepiece_jax.export(vit, tmp_path / "b.onnx", images=pixels, dtype="float16")
+    assert named() == ["float32", "float16"]
+    imagepiece_jax.export(vit, tmp_path / "a.onnx", images=pixels)
+    assert named() == ["float16", "float32"]
+    assert page.read_text().count("pipeline_tag") == 1
+    imagepiece_jax.export(vit, tmp_path / "b.onnx")
+    assert named() == ["float32"]
+
+
+LICENSES = ["apache-2.0", "CC BY-NC 4.0: see LICENSE", "[a, b]", "a # b", "Two\nlines"]
+
+
+@pytest.mark.parametrize("license", [*LICENSES, "no", "1.0", '"é" 雪'])
+def test_yaml_reads_the_license_as_it_is(tmp_path, license):
+    yaml = pytest.importorskip("yaml")
+    vit = tiny.pretrained("tome:r=3", depth=1)
+    source = dataclasses.replace(vit.source, license=license)
+    vit = dataclasses.replace(vit, source=source)
+    facts = {"card": CARD, "dtype": "float32", "activation": "softmax"}
+    text = card.page_of(tmp_path / "m.onnx", vit, facts)
+    assert yaml.safe_load(text.split("---\n")[1])["license"] == license
+
+
+def test_images_that_recovered_the_model_are_not_compared(tmp_path):
+    """Others were added to the folder since, which moves the even spacing."""
+    folder = photographs.write(tmp_path / "photos", 60)
+    vit = recover(tiny.pretrained("tome:r=3", depth=1), folder, steps=1)
+    assert vit.recovery.variants[0].learned
+    vit = recoveries.recovered(vit)  # as if something was better
+    learned = divided(as_source(folder), 16)
+    variant = dataclasses.replace(
+        vit.recovery.variants[0], depth=1, learned=learned.digests
+    )
+    vit = dataclasses.replace(vit, recovery=Recovery((variant,)))
+    names = {pathlib.Path(learned.learned.name(i)).name for i in range(44)}
+    photographs.write(tmp_path / "more", 7, seed=1)
+    for file in (tmp_path / "more").iterdir():
+        file.rename(folder / f"0{file.name}")
+    saved = imagepiece_jax.save(vit, tmp_path / "w")
+    vit = imagepiece_jax.load(saved)
+    assert vit.recovered
+    images = card.divided_images(vit, folder)
+    assert len(images.compared) >= 16
+    assert not names & {*images.compared_names}
+    with refused("recovered the model"):
+        card.divided_images(vit, [folder / name for name in names])
+
+
+@pytest.mark.parametrize("learned", [None, "00000000"])
+def test_a_card_says_whether_it_knows_what_recovered(tmp_path, learned):
+    vit = recoveries.recovered(tiny.pretrained("tome:r=3"))
+    (variant,) = vit.recovery.variants
+    variant = dataclasses.replace(variant, learned=learned)
+    vit = dataclasses.replace(vit, recovery=Recovery((variant,)))
+    facts = {"card": CARD, "dtype": "float32", "activation": "softmax"}
+    text = card.page_of(tmp_path / "m.onnx", vit, facts)
+    assert ("neither recovered nor" in text) == (learned is not None)
+    assert ("is not recorded" in text) == (learned is None)
+
+
+def test_images_of_one_name_in_two_folders_differ(tmp_path):
+    for seed, name in enumerate("ab"):
+        photographs.write(tmp_path / name, 20, seed)
+    folders = [tmp_path / name for name in "ab"]
+    images = card.divided_images(tiny.pretrained("tome:r=3"), folders)
+    names = images.compared_names
+    assert len({*names}) == len(names)
+    assert {name.split("/")[0] for name in names} == {"a", "b"}
+    for name, pixels in zip(names, images.compared, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / name)), pixels)
+    saved = imagepiece_jax.save(tiny.pretrained("tome:r=3", depth=1), tmp_path / "w")
+    call(export.main, saved, tmp_path / "v1", "--images", *folders).ok()
+    facts = json.loads((tmp_path / "v1" / "model.onnx.json").read_text())
+    assert {*facts["card"]["images"]} == {*names}
 
 
 def test_the_vector_of_a_projection_is_no_class(tmp_path):
@@ -181,6 +280,6 @@ def test_damaged_images_are_left_out(tmp_path):
     for file in damaged:
         file.write_bytes(b"no image")
     out = imagepiece_jax.export(vit, tmp_path / "m.onnx", dtype="int8", images=folder)
-    card = json.loads(out.with_name("m.onnx.json").read_text())["card"]
-    assert len(card["images"]) >= 16
-    assert not {*card["images"]} & {file.name for file in damaged}
+    found = json.loads(out.with_name("m.onnx.json").read_text())["card"]
+    assert len(found["images"]) >= 16
+    assert not {*found["images"]} & {file.name for file in damaged}

@@ -1,13 +1,19 @@
 """Exported files in place of weights."""
 
+import dataclasses
+import os
+
 import numpy as np
 import pytest
 
 import imagepiece_jax
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.export.onnx_program import KIND, OnnxProgram
+from imagepiece_jax.export.onnx_program import KIND, OnnxProgram, open_file
+from imagepiece_jax.export.program_facts import facts_file
 from imagepiece_jax.models.pretrained import WeightsSource
 from tests.models import tiny
+from tests.refused import refused
 
 PIXELS = np.zeros((24, tiny.SIDE, tiny.SIDE, 3), np.uint8)
 USES = {
@@ -54,3 +60,63 @@ def test_a_last_part_is_filled_up_with_its_last_image():
     pixels = np.arange(1, 4, dtype=np.uint8).reshape(3, 1, 1, 1)
     parts = [part.ravel().tolist() for part in program.parts(pixels)]
     assert parts == [[1, 2], [3, 3]]
+
+
+def answers(vit):
+    images = normalize(PIXELS, vit.config.mean, vit.config.std)
+    return np.asarray(vit.model.apply(vit.variables, images).logits)
+
+
+@pytest.mark.parametrize("place", [".onnx", ".json"])
+def test_a_kill_leaves_no_graph_with_another_description(tmp_path, monkeypatch, place):
+    pytest.importorskip("onnxruntime")
+    old = tiny.pretrained(depth=1)
+    config = dataclasses.replace(old.config, mean=(0.0,) * 3, std=(1.0,) * 3)
+    model = old.model.clone(config=config)
+    new = dataclasses.replace(
+        old, model=model, dense_variables=tiny.variables(model, 1)
+    )
+    file = imagepiece_jax.export(old, tmp_path / "m.onnx")
+    np.testing.assert_allclose(open_file(file)(PIXELS), answers(old), atol=1e-3)
+    replace = os.replace
+
+    def killed(source, target):
+        if str(target).endswith(place):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            imagepiece_jax.export(new, file)
+    if place == ".onnx":
+        np.testing.assert_allclose(open_file(file)(PIXELS), answers(old), atol=1e-3)
+    else:
+        with refused("m.onnx.json", "not from the same export"):
+            open_file(file)
+    imagepiece_jax.export(new, file)
+    np.testing.assert_allclose(open_file(file)(PIXELS), answers(new), atol=1e-3)
+
+
+@pytest.mark.parametrize("layout", ["immich", "transformers", "fastembed"])
+def test_a_kill_leaves_no_graph_with_another_layout(tmp_path, monkeypatch, layout):
+    """Other programs know no digest; without their JSON they do not start."""
+    vit = tiny.pretrained(depth=1, num_classes=0)
+    graph = imagepiece_jax.export(vit, tmp_path, layout=layout)
+    known = {graph, facts_file(graph)}
+    files = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert files > known
+    replace = os.replace
+
+    def killed(source, target):
+        replace(source, target)
+        if target == graph:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            imagepiece_jax.export(vit, tmp_path, layout=layout)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == known
+    imagepiece_jax.export(vit, tmp_path, layout=layout)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == files

@@ -30,12 +30,8 @@ def encoder(reduction=REDUCTION, **options):
 
 
 def clip(reduction=REDUCTION):
-    """A model whose head is a projection: it has no bias."""
-    vit = tiny.pretrained(reduction)
-    params = vit.variables["params"]
-    head = params["head"] | {"bias": np.zeros(tiny.CLASSES, np.float32)}
-    variables = vit.variables | {"params": params | {"head": head}}
-    return vit.with_variables(variables)
+    """A model whose head is a projection."""
+    return tiny.of_problem(tiny.pretrained(reduction), "projection")
 
 
 def siglip(reduction=REDUCTION):

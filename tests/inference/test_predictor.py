@@ -12,7 +12,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference import predictor as api
 from imagepiece_jax.models.config import MEAN, STD
-from tests.models import recoveries, tiny
+from tests.models import tiny
 from tests.oracles import softmax
 from tests.pictures import noise, write_images
 from tests.refused import refused
@@ -228,14 +228,12 @@ def test_a_new_head_is_warned_of_once(trained, tmp_path):
 
 
 def test_a_projection_is_no_classifier(trained):
-    """CLIP's head has no bias: zeros here."""
-    params = trained.variables["params"]
-    head = params["head"] | {"bias": 0 * params["head"]["bias"]}
-    projecting = trained.with_variables({"params": params | {"head": head}})
-    with pytest.warns(UserWarning, match="no bias, .* so its outputs are not classes"):
-        imagepiece_jax.Predictor(projecting)
-    imagepiece_jax.Predictor(projecting, labels=NAMES)
-    better = recoveries.recovered(projecting).with_reduction(recoveries.TOME)
-    assert np.any(better.variables["params"]["head"]["bias"])
-    with pytest.warns(UserWarning, match="its outputs are not classes"):
-        imagepiece_jax.Predictor(better)
+    projecting = tiny.of_problem(trained, "projection")
+    for labels in (None, NAMES):
+        with refused("problem_type is 'projection'", "the values"):
+            imagepiece_jax.Predictor(projecting, labels=labels)
+
+
+def test_numbers_that_are_not_finite_have_no_probabilities(trained):
+    with refused("not finite"):
+        trained.probabilities(np.float32([1, np.nan]))

@@ -1,6 +1,8 @@
 """Recovery: what moves, what is kept, and what is refused."""
 
+import dataclasses
 import itertools
+import json
 import signal
 import sys
 
@@ -633,3 +635,31 @@ def test_mean_difference_is_student_s():
     # scipy.stats.ttest_rel([1, 2, 4, 8], [0, 0, 1, 1]).confidence_interval()
     found = statistics.mean_difference([1, 2, 4, 8], [0, 0, 1, 1])
     np.testing.assert_allclose(found, (3.25, -0.93485, 7.43485), atol=1e-4)
+
+
+def test_a_model_without_finite_outputs_is_refused():
+    vit = reduced()
+    vit.variables["params"]["norm"]["bias"][:] = np.nan
+    with refused("outputs are not finite"):
+        imagepiece_jax.recover(vit, noise(), steps=1)
+
+
+def test_a_recovered_model_knows_the_images_that_it_learned_from(vit, tmp_path):
+    """Those of both recoveries; None where the first did not say."""
+    images = noise(48)
+    (once,) = imagepiece_jax.recover(vit, images, steps=1).recovery.variants
+    assert len(once.learned) == 8 * once.images
+    assert once.learned == recovery_images.divided(as_source(images), 16).digests
+    before = recoveries.variant_of(vit, values=recoveries.values(vit))
+    for earlier, wanted in ((None, None), ("01234567", "01234567" + once.learned)):
+        first = dataclasses.replace(before, learned=earlier)
+        started = dataclasses.replace(vit, recovery=recovery_record.Recovery((first,)))
+        (again, *_) = imagepiece_jax.recover(started, images, steps=1).recovery.variants
+        assert again.learned == wanted
+    named = dataclasses.replace(vit, recovery=recovery_record.Recovery((once,)))
+    saved = imagepiece_jax.save(named, tmp_path / "w")
+    config = json.loads((saved / "config.json").read_text())
+    assert imagepiece_jax.load(saved).recovery.variants == (once,)
+    del config["imagepiece_jax"]["recovery"]["variants"][0]["learned"]  # an earlier one
+    (saved / "config.json").write_text(json.dumps(config))
+    assert imagepiece_jax.load(saved).recovery.variants[0].learned is None

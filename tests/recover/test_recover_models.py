@@ -11,7 +11,7 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.problem_type import MULTI_LABEL, REGRESSION
 from imagepiece_jax.recover import recovery_loss, recovery_step
 from tests import oracles
-from tests.models import recoveries, tiny
+from tests.models import tiny
 from tests.models.test_rotary import ARCHS
 from tests.models.test_vit_families import FAMILIES
 
@@ -46,9 +46,7 @@ WITH_GRADIENT = ("DeiT", "no pool", "one class")
 def pretrained(name):
     reduction, options, problem, _ = MODELS[name]
     vit = tiny.pretrained(reduction, depth=2, **options)
-    if problem == "projection":
-        vit.variables["params"]["head"]["bias"][:] = 0
-    elif problem:
+    if problem:
         config = dataclasses.replace(vit.config, problem_type=problem)
         vit = dataclasses.replace(vit, model=vit.model.clone(config=config))
     return vit
@@ -179,15 +177,8 @@ def test_loss_and_measure_are_those_of_the_oracle(name):
     np.testing.assert_array_equal(measure["agreement"], np.ravel(same))
 
 
-def test_a_head_without_bias_has_classes_where_they_have_names():
-    vit = pretrained("CLIP")
-    named = dataclasses.replace(vit, class_names=tuple("abcdefg"))
-    assert recovery_loss.outputs_of(named) == "softmax"
-
-
-def test_a_recovered_projection_stays_one():
-    """Recovery trains its bias, too, which is 0 in the dense model."""
-    vit = recoveries.recovered(pretrained("CLIP"), reductions=(DROPPING,))
-    vit = vit.with_reduction(DROPPING)
-    assert vit.recovered and np.all(vit.variables["params"]["head"]["bias"])
-    assert recovery_loss.outputs_of(vit) == "features"
+def test_nothing_is_guessed_from_a_bias_of_zeros():
+    vit = pretrained("DeiT")
+    vit.variables["params"]["head"]["bias"][:] = 0
+    assert recovery_loss.outputs_of(vit) == "softmax"
+    assert recovery_loss.outputs_of(tiny.of_problem(vit, "projection")) == "features"

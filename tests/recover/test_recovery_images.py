@@ -34,7 +34,9 @@ SCENES = {
     "all different": (np.arange(100), 20, 20),
     "bursts": (np.repeat(np.arange(30), 8), 10, 80),
     "a few bursts": (np.repeat(np.arange(15), 10), 5, 50),
-    "too few bursts": (np.repeat(np.arange(14), 10), 0, 28),
+    "seven bursts": (np.repeat(np.arange(7), 8), 5, 40),
+    "too few bursts": (np.repeat(np.arange(4), 30), 0, 24),
+    "bursts that leave no batch": (np.repeat(np.arange(5), 7), 0, 16),
     "a fixed camera": (np.concatenate([np.zeros(180, int), np.arange(1, 21)]), 0, 40),
     "some of a fixed camera": (
         np.concatenate([np.zeros(90, int), np.arange(1, 111)]),
@@ -45,14 +47,19 @@ SCENES = {
 }
 
 
+def divided(monkeypatch, scenes, learned=""):
+    """Images of these scenes, divided; the digest of image 7 is 00000007."""
+    digests = [f"{image:08}" for image in range(len(scenes))]
+    found = lambda source: (source, scenes, digests)  # noqa: E731
+    monkeypatch.setattr(recovery_images, "readable_scenes", found)
+    source = ArraySource(np.zeros((len(scenes), 1, 1, 3), np.uint8))
+    return recovery_images.divided(source, 16, learned)
+
+
 @pytest.mark.parametrize("name", SCENES)
 def test_a_scene_is_learned_from_or_held_out(monkeypatch, caplog, name):
     scenes, num_scenes, num_images = SCENES[name]
-    monkeypatch.setattr(
-        recovery_images, "readable_scenes", lambda source: (source, scenes)
-    )
-    source = ArraySource(np.zeros((len(scenes), 1, 1, 3), np.uint8))
-    parts = recovery_images.divided(source, batch_size=16)
+    parts = divided(monkeypatch, scenes)
     assert (parts.num_scenes, len(parts.held_out)) == (num_scenes, num_images)
     assert ("too good" in caplog.text) == (num_scenes == 0)
     learned = parts.learned.indices
@@ -63,3 +70,18 @@ def test_a_scene_is_learned_from_or_held_out(monkeypatch, caplog, name):
     if num_scenes:
         assert not {*scenes[learned]} & {*scenes[held_out]}
         np.testing.assert_array_equal(parts.scenes, scenes[held_out])
+
+
+def test_scenes_that_were_learned_from_are_not_held_out(monkeypatch):
+    """Also where only one of their images was, in another place of the list."""
+    scenes = np.repeat(np.arange(60), 2)
+    parts = divided(monkeypatch, scenes)
+    assert parts.digests == "".join(f"{image:08}" for image in parts.learned.indices)
+    first = {*scenes[parts.held_out.indices]}
+    seen = "".join(f"{image:08}" for image in range(0, 60, 2))  # scenes 0 to 29
+    again = divided(monkeypatch, scenes, seen)
+    held_out = {*scenes[again.held_out.indices]}
+    assert first & {*range(30)} and not held_out & {*range(30)}
+    assert len(held_out) >= 5 and len(again.held_out) >= 24
+    every = "".join(f"{image:08}" for image in range(0, 120, 2))
+    assert divided(monkeypatch, scenes, every).num_scenes == 0

@@ -87,6 +87,7 @@ def test_the_tag_of_a_fine_tuned_model_is_that_of_its_start(changes, arguments, 
     said = config_json.parse(config, {}).config
     assert said.name == name + tag
     assert said.arch.gelu == ("quick" if tag else "exact")
+    assert (said.problem_type == "projection") == bool(tag)
     config["model_args"] = {**arguments, "act_layer": "gelu_tanh"}
     assert config_json.parse(config, {}).config.arch.gelu == "tanh"
 
@@ -164,6 +165,7 @@ def test_heads_of_open_clip_are_as_wide_as_it_says():
     vision = {"layers": 1, "width": 160, "head_width": 80}
     found = parse_open_clip({"model_cfg": {"embed_dim": 5, "vision_cfg": vision}})
     assert found.num_heads == 2
+    assert found.problem_type == "projection"
 
 
 @pytest.mark.parametrize("proj", [None, ""])
@@ -175,7 +177,7 @@ def test_a_trunk_of_open_clip(proj, size):
     images = {"resize_mode": "shortest", "interpolation": "bilinear"}
     file = {"model_cfg": {"embed_dim": 5, "vision_cfg": vision}}
     found = parse_open_clip(file | {"preprocess_cfg": images})
-    assert found.num_classes == 5
+    assert (found.num_classes, found.problem_type) == (5, "projection")
     interpolation = found.preprocessing.interpolation
     assert interpolation == ("bilinear" if size == 32 else "bicubic")
 
@@ -289,6 +291,8 @@ def test_transformers_form(name):
     assert found.config == make.config(None, **wanted | TRANSFORMERS[name])
     names = ("tench, Tinca tinca", "goldfish") if found.config.num_classes else None
     assert found.class_names == names
+    is_projection = found.of_head["problem_type"] == "projection"
+    assert is_projection == ("clip" in name)
 
 
 # A preprocessor_config.json that leaves out all else.

@@ -19,6 +19,7 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
+from imagepiece_jax.models.problem_type import SINGLE_LABEL
 from imagepiece_jax.models.resize_positions import resize
 from imagepiece_jax.weights import layouts
 from tests.models import tiny
@@ -38,6 +39,8 @@ def stored(name):
     fields = json.loads(str(arrays.pop("config")))
     fields["arch"] = Architecture(**fields["arch"])
     fields["preprocessing"] = Preprocessing(**fields["preprocessing"])
+    if "clip" in name:
+        fields |= {"problem_type": "projection", "num_classes": 5}
     config = ViTConfig(**fields)
     return arrays, {key: arrays.pop(key) for key in BESIDE} | {"config": config}
 
@@ -53,6 +56,19 @@ def test_a_checkpoint_computes_what_its_project_does(name, tmp_path):
     theirs = about["outputs"]
     assert ours.shape == theirs.shape
     assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
+
+
+def test_the_head_of_a_tower_is_asked_for(tmp_path):
+    """Its tensors are those of a classifier without names."""
+    tensors, about = stored("openclip")
+    np.savez(tmp_path / "w.npz", **tensors)
+    vit = imagepiece_jax.load(tmp_path / "w.npz", config=about["config"])
+    assert vit.has_projection
+    for changes in ({"problem_type": SINGLE_LABEL}, {"num_classes": 512}):
+        config = dataclasses.replace(about["config"], **changes)
+        with pytest.warns(UserWarning, match="problem_type 'projection'"):
+            vit = imagepiece_jax.load(tmp_path / "w.npz", config=config)
+        assert vit.has_classes
 
 
 WRAPPERS = ("module.model", "_orig_mod.module.net", "model._orig_mod.module")

@@ -44,7 +44,8 @@ EVA02 |= {"final_norm": False}
 MODELS = {
     "dense": {},
     "registers": {"arch": {"registers": 2, "prefix_positions": False}},
-    "clip": {"arch": CLIP, "mean": (0.48, 0.45, 0.4), "std": (0.2,) * 3},
+    "clip": {"arch": CLIP, "mean": (0.48, 0.45, 0.4), "std": (0.2,) * 3}
+    | {"problem_type": "projection"},
     "siglip": {"arch": SIGLIP, "num_classes": 0, "image_size": 18},
     "giant": {"arch": GIANT, "num_classes": 0},
     "distilled": {"arch": {"dist_token": True}},

@@ -15,12 +15,15 @@ from imagepiece_jax.reduction.block_plan import AtMostHalf, Step, floor
 from imagepiece_jax.reduction.methods.method import Removal, check_each
 from imagepiece_jax.reduction.reducers import Ranking, find_partners, keep_and_join
 
-FEWEST = 10  # tokens that always stay, class token included
+FEWEST = 10  # tokens that stay of a fixed number `r`, class token included
 
 
 @dataclasses.dataclass(frozen=True)
 class FuseAway(AtMostHalf):
-    """`r` tokens leave, or the share `r` < 1; at most half, and FEWEST tokens stay."""
+    """`r` tokens leave, or the share `r` < 1; at most half leave.
+
+    As in the authors' code, FEWEST bounds a number, and a share only from FEWEST down.
+    """
 
     r: float  # a number of tokens, or below 1 a share
 

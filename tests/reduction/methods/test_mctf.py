@@ -75,6 +75,23 @@ def test_fusion_values_are_products_of_the_criteria(similarity, even):
     assert_close(got[0], want[even::2, 1 - even :: 2], units=256)
 
 
+@pytest.mark.parametrize(
+    "r, tokens, left",
+    [
+        (0.4, 11, 7),  # of 10 image tokens 4, though fewer than ten stay
+        (0.9, 30, 16),  # half of the image tokens
+        (0.4, 10, 10),
+        (4, 11, 10),
+        (4, 13, 10),
+        (4, 10, 10),
+    ],
+)
+def test_ten_tokens_stay_of_a_number_and_not_of_a_share(r, tokens, left):
+    """By hand, as the authors' code counts, class token included."""
+    plan = build(2, tokens - 1, MCTF(r=r).steps(2), 1)
+    assert plan[-1].mlp_tokens == left
+
+
 def test_a_step_before_the_next_block_would_read_what_is_gone():
     pooling = TokenPooling(blocks=(2,), score="class")
     plan = build(4, 196, (*MCTF(blocks=(1,)).steps(4), *pooling.steps(4)))
