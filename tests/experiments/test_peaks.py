@@ -1,0 +1,103 @@
+"""The study of peaks: who judges, its controls, and its figures by hand."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import peaks
+from experiments.peaks import Cell, KeepParts
+from imagepiece_jax.evaluate.result_cache import encode_bits
+from imagepiece_jax.reduction.block_plan import StepCounts
+from imagepiece_jax.reduction.methods.peaks import KeepPeaks
+from imagepiece_jax.reduction.state import DROPPED, ReducerInputs
+
+COUNTS = StepCounts(n_in=9, n_out=4)
+
+
+@pytest.fixture
+def inputs():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 9, 6)).astype(np.float32)
+    ones = np.ones((3, 9), np.float32)
+    score = rng.dirichlet(np.ones(9), 3).astype(np.float32)
+    keys = jax.random.split(jax.random.key(0), 3)
+    return ReducerInputs(x, ones, ones, cls_and_mean_attn=score, rng=keys)
+
+
+def decide(inputs, **parts):
+    return KeepParts(score="class_and_mean", **parts)(inputs, COUNTS)
+
+
+def test_no_photograph_that_chose_judges():
+    """The method was chosen on 1, 3, .., 599, the recipe on 100 even ones."""
+    judging = peaks.judging_photographs()
+    assert len(judging) == 600
+    odd = judging[judging % 2 == 1]
+    assert odd.tolist() == list(range(601, 1000, 2))
+
+
+def test_every_cell_has_its_own_name():
+    names = [cell.name for cell in peaks.cells()]
+    assert len(names) == len(set(names))
+
+
+def test_without_an_exchanged_part_the_control_is_the_method(inputs):
+    own = decide(inputs)
+    method = KeepPeaks(score="class_and_mean")(inputs, COUNTS)
+    for name in ("dest", "weight", "attn_size"):
+        np.testing.assert_array_equal(getattr(own, name), getattr(method, name))
+
+
+def test_each_control_exchanges_one_part(inputs):
+    own = decide(inputs)
+    highest = decide(inputs, keep="highest")
+    score = inputs.cls_and_mean_attn
+    kept = np.asarray(highest.attn_size) == 1
+    for image in range(3):
+        best = np.argsort(-score[image], kind="stable")[:4]
+        assert set(np.flatnonzero(kept[image])) == {*best}
+    np.testing.assert_array_equal(highest.weight, own.weight)
+    plain = decide(inputs, merge="plain")
+    np.testing.assert_array_equal(plain.dest, own.dest)
+    assert (np.asarray(plain.weight) == 1).all()
+    assert decide(inputs, merge="patches").weight is None
+    squared = decide(inputs, merge="square").weight
+    np.testing.assert_allclose(squared, score**2, rtol=1e-6)
+    dropped = np.asarray(decide(inputs, merge="none").dest)
+    assert ((dropped == DROPPED).sum(axis=1) == 5).all()
+    drawn = decide(inputs, keep="random")
+    assert (np.asarray(drawn.dest) != np.asarray(own.dest)).any()
+    assert (np.asarray(drawn.dest).max(axis=1) == 3).all()
+
+
+def test_a_divergence_by_hand():
+    """Probabilities .8 and .2 beside .5 and .5, and equal ones."""
+    dense = np.log(np.float32([[0.8, 0.2], [0.5, 0.5]]))
+    own = np.log(np.float32([[0.5, 0.5], [0.5, 0.5]]))
+    labels = {"photographs": np.array([0, 1])}
+    study = types.SimpleNamespace(labels=labels)
+    cell = Cell("deit", "photographs", "x")
+    line = peaks.compared_logits(own, dense, study, cell)
+    want = 0.8 * np.log(0.8 / 0.5) + 0.2 * np.log(0.2 / 0.5)
+    np.testing.assert_allclose(peaks.decode_values(line["kl"]), [want, 0], atol=1e-4)
+    assert line["same"] == encode_bits([True, True])  # the first of equals is class 0
+    assert line["right"] == encode_bits([True, False])
+
+
+def test_distances_of_features_by_hand():
+    """Twelve vectors along a circle; one of the own ones is turned by 60 degrees."""
+    angles = np.arange(12) * 0.1
+    dense = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    turned = angles.copy()
+    turned[0] -= np.pi / 3
+    own = np.stack([np.cos(turned), np.sin(turned)], axis=1)
+    wanted = {"vectors": dense, "maps": dense[:, None]}
+    line = peaks.compared_features({"vectors": own, "maps": own[:, None]}, wanted)
+    vector = peaks.decode_values(line["vector"])
+    np.testing.assert_allclose(vector, [0.5] + [0] * 11, atol=1e-3)
+    np.testing.assert_allclose(peaks.decode_values(line["maps"]), vector, atol=1e-3)
+    # The farthest of 1 to 5 was 11, and now is 0; of the others it always was 0.
+    kept = peaks.decode_values(line["kept"])
+    np.testing.assert_allclose(kept, [1] + [0.9] * 5 + [1] * 6, atol=1e-3)
