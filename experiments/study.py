@@ -62,6 +62,7 @@ def run(
     Raises InputError where a line of a cell is of another identity, before anything is
     measured.
     """
+    loaded = versions()  # the code may change while it runs
     with ResultCache(folder, name=FILE) as lines:
         measured = read_runs(folder)
         waiting = []
@@ -76,7 +77,7 @@ def run(
             print(f"{number} of {len(waiting)}: {cell.name} ..", flush=True)
             began = time.monotonic()
             result = {"name": cell.name, **identity, **measure(cell)}
-            result["versions"] = versions()
+            result["versions"] = loaded
             result["seconds"] = round(time.monotonic() - began, 1)
             lines.append(result)
             parallel.forget_programs()

@@ -21,12 +21,13 @@ from imagepiece_jax.benchmark import timer
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables
 
 DENSE = "dense"
-SHARES = {DENSE: None, "0.6": 0.6, "0.5": 0.5}
+SHARES = ("0.6", "0.5")
 TOWERS = {  # {name: (the size by timm's name, pixels)}
     "DINOv2 B/14 at 224": ("vit_base_patch14_dinov2", 224),
     "SigLIP 2 B/16 at 224": ("vit_base_patch16_siglip_224", 224),
@@ -67,10 +68,19 @@ def forms(size: str, side: int) -> dict[str, Pretrained]:
     config = registry.config(size)
     variables = fresh_variables(create_model(config, image_size=side), 0)
     models = {}
-    for share, reduction in SHARES.items():
+    for form, reduction in reductions(config).items():
         model = create_model(config, reduction, image_size=side)
-        models[share] = Pretrained(model, variables)
+        models[form] = Pretrained(model, variables)
     return models
+
+
+def reductions(config: ViTConfig) -> dict[str, str | None]:
+    """The reductions of a tower's forms: what a typed share meant when it was timed."""
+    method = "tome"
+    if config.num_classes and config.arch.pool == "token":  # CLIP's projection
+        quarters = tuple(config.depth * part // 4 for part in (1, 2, 3))
+        method = f"attended:blocks={quarters}"
+    return {DENSE: None, **{share: f"{method}:macs={share}" for share in SHARES}}
 
 
 def measure(towers: dict[str, Pretrained]) -> list[dict]:

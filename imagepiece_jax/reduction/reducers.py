@@ -267,11 +267,12 @@ def join_kept(alike, order, n_out):
     Returns (slot [B, n] int32, similarity to the token kept there [B, n] float32). A
     kept token's slot is its rank, and its similarity 1.
     """
-    # A kept token is its own partner, so the same pass finds its slot.
+    # A kept token is its own partner, so the same pass finds its slot. A token that is
+    # not kept has `most_alike`'s lowest value, as NaN has, so no token joins it.
     itself = jnp.eye(order.shape[1], dtype=bool)[None]
     kept = order < n_out
     alike = jnp.where(itself, 2.0, alike)
-    alike = jnp.where(kept[:, None, :], alike, -2.0)
+    alike = jnp.where(kept[:, None, :], alike, -3.0)
     best, slot = ops.most_alike(alike, order)
     return slot, jnp.minimum(best, 1.0)
 

@@ -37,6 +37,14 @@ def test_a_cell_is_measured_once_into_a_line(tmp_path):
     assert len(measured) == 2
 
 
+def test_lines_name_the_revision_at_the_start(tmp_path, monkeypatch):
+    """A later commit is not the code that runs."""
+    monkeypatch.setattr(study, "git_revision", iter(["old", "new", "newer"]).__next__)
+    study.run([FIRST, SECOND], tmp_path, {}, lambda cell: {})
+    for line in study.read_runs(tmp_path).values():
+        assert line["versions"]["commit"] == "old"
+
+
 def test_lines_of_another_folder_are_appended_once(tmp_path):
     file = tmp_path / study.FILE
     joined = '{"name": "first", "kl": 1}\n{"name": "second", "kl": 2}\n'

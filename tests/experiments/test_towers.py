@@ -1,9 +1,14 @@
 """The clock of towers: what it times, here on a tiny one, and its table."""
 
+import json
+
 import pytest
 
-from experiments import towers
+from experiments import results, towers
 from imagepiece_jax.benchmark.timer import Timing
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.create import create_model
 from tests.models import tiny
 
 
@@ -24,3 +29,19 @@ def test_forms_take_turns_in_each_runtime(monkeypatch):
     table = towers.table(rows)
     assert table.count("\n| ") == 3  # the line of dashes, and two forms
     assert table.count("]") == 4 + 2
+
+
+def test_forms_have_the_cost_and_the_method_of_the_published_lines():
+    text = (results.ROOT / "docs/results/towers.jsonl").read_text("utf-8")
+    published = {}
+    for row in map(json.loads, text.splitlines()):
+        published[row["tower"], row["setting"]] = row["gmacs"]
+    for tower, (size, side) in towers.TOWERS.items():
+        config = registry.config(size)
+        for form, reduction in towers.reductions(config).items():
+            model = create_model(config, reduction, image_size=side)
+            gmacs = model_macs(model) / 1e9
+            assert gmacs == pytest.approx(published[tower, form], abs=1e-3)
+            if reduction:
+                name = "attended" if "clip" in size else "tome"
+                assert model.reduction.name == name

@@ -14,6 +14,7 @@ import pytest
 from imagepiece_jax.reduction import moves, ops
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
+from imagepiece_jax.reduction.methods.peaks import KeepPeaks
 from imagepiece_jax.reduction.reducers import Bipartite, TopK, find_partners
 from imagepiece_jax.reduction.state import DROPPED, ReducerInputs, start
 from tests import oracles
@@ -26,7 +27,8 @@ def make_inputs(scores, metric):
     """The inputs of a batch: scores [B, n], metric [B, n, d], which is x, too."""
     ones = np.ones(np.shape(scores), np.float32)
     metric = jnp.float32(metric)
-    return ReducerInputs(metric, ones, metric=metric, cls_attn=jnp.float32(scores))
+    attention = jnp.float32(scores)
+    return ReducerInputs(metric, ones, ones, metric=metric, cls_attn=attention)
 
 
 def images(n, seed=0):
@@ -176,6 +178,7 @@ def test_fusing_passes_gradient_to_the_attention():
         (Retokenize(), StepCounts(n_in=12, n_out=9, candidates=7)),
         (Retokenize(parity=1), StepCounts(n_in=12, n_out=9, candidates=7)),
         (Bipartite(), StepCounts(n_in=12, n_out=9)),
+        (KeepPeaks(score="class"), StepCounts(n_in=12, n_out=7)),
     ],
 )
 def test_bad_numbers_still_fill_every_slot(reducer, counts):

@@ -41,9 +41,11 @@ class KeepPeaks(Ranking):
         distance = distance_to_earlier(alike, ops.rank(score))
         peaks_first = ops.rank(score * distance)
         slot, to_kept = join_kept(alike, peaks_first, counts.n_out)
-        # A weight above 0 in the tokens' dtype keeps the mean of unattended tokens. Its
-        # products with features must not underflow.
-        least = max(1e-30, float(jnp.finfo(inputs.x.dtype).tiny))
+        # A weight above 0 keeps the mean of unattended tokens. Its products with
+        # features must not underflow. A fast merge rounds it to the tokens' dtype.
+        least = 1e-30
+        if ops.is_fast(inputs.x):
+            least = max(least, float(jnp.finfo(inputs.x.dtype).tiny))
         return Assignment(
             slot,
             weight=jnp.maximum(score, least),
