@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
 import imagepiece_jax
 from experiments import intervals, study
@@ -364,8 +365,8 @@ def logits(vit, pixels: np.ndarray) -> np.ndarray:
 
 
 def compared_logits(own, wanted, images: Study, cell: Cell) -> dict[str, str]:
-    log_own = np.asarray(jax.nn.log_softmax(own.astype(np.float64)))
-    log_dense = np.asarray(jax.nn.log_softmax(wanted.astype(np.float64)))
+    log_own = special.log_softmax(own.astype(np.float64), axis=1)
+    log_dense = special.log_softmax(wanted.astype(np.float64), axis=1)
     kl = np.sum(np.exp(log_dense) * (log_dense - log_own), axis=1)
     first = own.argmax(axis=1)
     return {
