@@ -46,8 +46,8 @@ DEVICE_ERRORS = ("RESOURCE_EXHAUSTED", "Unable to initialize backend")
 def finish(call: Callable[[], int | None], *, compiles: bool = True):
     """Call a command's function, and exit with its status (None: 0).
 
-    InputError exits with 2, RunError and OSError with 1, a signal with 128 + its number
-    (Ctrl-C: 130, SIGTERM: 143), with one line on stderr.
+    InputError exits with 2, RunError and OSError with 1, one of `signals.SIGNALS` with
+    128 + its number (Ctrl-C: 130, SIGTERM: 143), with one line on stderr.
 
     compiles: keep JAX's compiled programs for the next process
     """
