@@ -303,7 +303,7 @@ def test_the_block_of_commands_runs_as_pasted(downloaded, monkeypatch):
     printed = ""
     for name, words in lines:
         main = importlib.import_module(f"imagepiece_jax.commands.{name}").main
-        words = words.replace("--minutes 3", "--steps 1")
+        words = words.replace("--steps 160", "--steps 1")
         printed += call(main, *words.split()).ok().out
     for word in ("panda.jpg: ", "saved in half", "| `0.5`", "half.onnx: "):
         assert word in text and word in printed

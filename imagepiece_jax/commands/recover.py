@@ -29,7 +29,8 @@ def main(
     Args:
         out: The folder to write. A folder with a saved model is replaced.
         steps: Training steps per reduction; 400 if unset.
-        minutes: Time limit for all reductions together, instead of steps.
+        minutes: Training time of all reductions together, instead of steps. Compiling
+            comes on top.
         batch_size: Images per step.
         seed: Seed for crops and order.
         parameters: Parameters to train.
