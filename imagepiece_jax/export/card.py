@@ -14,7 +14,7 @@ import numpy as np
 from imagepiece_jax.benchmark import timer
 from imagepiece_jax.common import device
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.common.progress import working
+from imagepiece_jax.common.progress import log, working
 from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.pictures import as_source, read_images
 from imagepiece_jax.errors import InputError
@@ -72,6 +72,8 @@ def divided_images(vit: Pretrained, images: Any) -> CardImages:
     calibration, _ = read_images(parts.learned.evenly_spaced(IMAGES), vit.preprocessing)
     compared = read_images(parts.held_out.evenly_spaced(IMAGES), vit.preprocessing)
     check_range("number of images to compare", len(compared[0]), MIN_IMAGES)
+    count = len(calibration) + len(compared[0])
+    log.info(f"a card of {count} images: {len(compared[0])} of them are compared")
     return CardImages(calibration, *compared)
 
 
