@@ -324,10 +324,9 @@ def test_a_loop_of_ones_own_runs_and_draws_from_keys():
     assert min(abs(loss - space["loss"]) for loss in losses) < 1e-4
     chex.assert_tree_all_finite(space["gradient"])
     chex.assert_trees_all_equal(space["trained"].variables, vit.variables)
+    images = [tiny.images()]
     with pytest.raises(TypeError, match="forward-mode autodiff"):
-        jax.jvp(
-            lambda x: vit.model.apply(vit.variables, x).logits, *[[tiny.images()]] * 2
-        )
+        jax.jvp(functools.partial(vit.model.apply, vit.variables), images, images)
 
 
 def test_the_lines_with_the_hub_run(hub_of_pages, capsys):

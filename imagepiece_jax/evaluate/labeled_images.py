@@ -137,9 +137,10 @@ def labeled_images(
         classes = {"labeled": False}
     try:
         every = opened(**classes)
-    except NoLabels:
+    except NoLabels as error:
         if need_labels:
-            raise
+            way_out = "compare also takes images without labels"
+            raise NoLabels(f"{error}; {way_out}") from error
         every = opened(labeled=False)
     source = every.evenly_spaced(typed.get("limit"))
     for note in _notes(vit, name, every, source):

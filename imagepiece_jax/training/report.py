@@ -65,13 +65,17 @@ def dry_run(run):
     # One device's copy.
     state = parallel.unreplicate(run.state)
     megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
+    device = jax.devices()[0]
+    working_space = "working space"
+    if device.platform == "cpu":  # other kernels, other buffers
+        working_space += " on a CPU, which says nothing of a GPU's"
     teacher = run.teacher
     teacher_macs = model_macs(teacher.model) if teacher else 0
     operations = training_flop(config, len(plan.data.train), teacher_macs)
     return (
         f"memory on each of {parallel.device_count()} devices: {megabytes:,.0f} MB of "
         f"weights, optimizer and averages, {program.working_bytes / 1e6:,.0f} MB of "
-        f"working space ({jax.devices()[0].device_kind}; compiled in {seconds:.0f} s)\n"
+        f"{working_space} ({device.device_kind}; compiled in {seconds:.0f} s)\n"
         f"{length.steps} steps: {length.epochs} epochs of {length.steps_per_epoch}, "
         f"{operations / 1e18:#.3g} EFLOP{UNIT}; "
         f"programs to compile: {count_programs(config)}; dry run: nothing "
@@ -99,8 +103,8 @@ def data_text(config, data):
     return (
         f"data: {config.data.name}, {len(data.train):,} training images{train}, "
         f"{len(data.val):,} validation images{val}, {classes}{note}\n"
-        f"learning rate: {optim.peak_lr:.4g} after a warm-up of {warmup} of "
-        f"{data.length.steps} steps"
+        f"learning rate: {optim.peak_lr:.4g} ({optim.lr:.4g} per 512 images) after a "
+        f"warm-up of {warmup} of {data.length.steps} steps"
     )
 
 

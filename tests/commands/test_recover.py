@@ -116,7 +116,7 @@ def test_what_cannot_be_written_is_said_before_the_work(words, tmp_path, monkeyp
     monkeypatch.setattr(recovery_step.Fit, "__init__", None)
     (tmp_path / "file").touch()
     ended = call(recover.main, *words, f"--out={tmp_path / 'file' / 'x'}")
-    assert ended.status == 1 and "Not a directory" in ended.err
+    assert ended.status == 2 and "Not a directory" in ended.err
     assert not (tmp_path / "out").exists()
 
 
