@@ -74,9 +74,8 @@ def finish(call: Callable[[], int | None], *, compiles: bool = True):
         _end(stopped.status, stopped)
     except (InputError, RunError, OSError, MemoryError) as error:
         text = re.sub(r"^\[Errno -?\d+\] ", "", str(error))  # of an OSError
-        status = getattr(error, "status", RunError.status)
-        if isinstance(error, WRONG_PATHS):
-            status = InputError.status
+        is_mistake = isinstance(error, (InputError, *WRONG_PATHS))
+        status = InputError.status if is_mistake else RunError.status
         _end(status, f"error: {text}")
     except RuntimeError as error:  # of JAX: a full or missing device
         text = str(error).partition("\n")[0]

@@ -116,7 +116,7 @@ def test_the_dry_run_of_readme_needs_no_data(tmp_path):
     for said in ("memory on each", "EFLOP (", "learning rate: ", " steps: "):
         assert said in ended.out
     assert " (0.0005 per 512 images) after a warm-up" in ended.out
-    assert "on a CPU, which says nothing of a GPU's" in ended.out
+    assert "for cpu, unlike that for another device" in ended.out
     # Nothing of TFDS, which looks for a data set that is not there.
     assert set(ended.lines) <= {"compiling the training step .."}
     assert not (tmp_path / "run").exists()

@@ -115,12 +115,9 @@ def check_classes(
     pairs = zip(weights or (), names or (), strict=False)
     for label, (name, data_name) in enumerate(pairs):
         if None not in (name, data_name) and canonical(name) != canonical(data_name):
-            way_out = ""
-            if "csv:" in data:
-                way_out = "; without its column 'class' only labels count"
             raise InputError(
                 f"{weights_name}: class {label} is {name!r}, but {data_name!r} in "
-                f"{data}{way_out}"
+                f"{data} (without the column 'class' of a table, labels alone count)"
             )
 
 

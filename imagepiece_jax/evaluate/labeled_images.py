@@ -139,8 +139,7 @@ def labeled_images(
         every = opened(**classes)
     except NoLabels as error:
         if need_labels:
-            way_out = "compare also takes images without labels"
-            raise NoLabels(f"{error}; {way_out}") from error
+            raise NoLabels(f"{error}; `compare` needs no labels") from error
         every = opened(labeled=False)
     source = every.evenly_spaced(typed.get("limit"))
     for note in _notes(vit, name, every, source):

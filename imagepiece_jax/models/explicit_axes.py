@@ -4,6 +4,7 @@ With explicit axes every reshape and every gather would have to name its shardin
 model runs on automatic axes instead, and its results are divided like its images.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,40 +15,28 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes, resh
 
 def batch_sharding(images: Any) -> NamedSharding | None:
     """How a batch is divided over explicit axes; None for any other array."""
-    # Outside of jit the results need a mesh of devices; a tracer's mesh is abstract.
-    sharding = getattr(images, "sharding", None)
-    if isinstance(images, jax.core.Tracer):
-        sharding = jax.typeof(images).sharding
-    if not isinstance(sharding, NamedSharding):
-        return None
+    sharding = jax.typeof(images).sharding
     if AxisType.Explicit not in sharding.mesh.axis_types:
         return None
-    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
+    mesh = sharding.mesh
+    if not isinstance(images, jax.core.Tracer):  # outside of jit a mesh needs devices
+        mesh = getattr(getattr(images, "sharding", None), "mesh", mesh)
+    return NamedSharding(mesh, PartitionSpec(*sharding.spec[:1]))
 
 
 def on_auto_axes(call: Callable, images: Any) -> Callable:
-    """Make `call` run on automatic axes if the images are on explicit ones.
-
-    call: a function of arrays; all its results have the images' batch axis
-    """
+    """Make `call` run on automatic axes, if `images` and its results have explicit."""
     sharding = batch_sharding(images)
-    if sharding is None:
-        return call
-    mesh = sharding.mesh
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    explicit = tuple(name for name, kind in kinds if kind == AxisType.Explicit)
-    return auto_axes(call, axes=explicit, out_sharding=sharding)
+    return auto_axes(call, out_sharding=sharding) if sharding else call
 
 
-def with_auto_variables(method: Callable, mesh: Any) -> Callable:
-    """Make a module's method, called in `on_auto_axes`, read and write its variables.
-
-    mesh: the mesh of the variables, with explicit axes
-    """
-    replicated = NamedSharding(mesh, PartitionSpec())
-    return nn.map_variables(
+def method_on_auto_axes(method: Callable, module: nn.Module, *arrays: Any) -> Any:
+    """Call a module's method on arrays with explicit axes, images first."""
+    replicated = NamedSharding(batch_sharding(arrays[0]).mesh, PartitionSpec())
+    mapped = nn.map_variables(
         method,
         trans_in_fn=lambda variables: reshard(variables, PartitionSpec()),
-        trans_out_fn=lambda variables: reshard(variables, replicated),
+        trans_out_fn=lambda changed: reshard(changed, replicated),
         mutable=True,
     )
+    return on_auto_axes(functools.partial(mapped, module), arrays[0])(*arrays)

@@ -1,7 +1,6 @@
 """The vision transformer: stem, blocks with token reduction, pooling and head."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,11 +18,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.attention_pool import AttentionPool, pooled_tokens
 from imagepiece_jax.models.block import Block, BlockReduction
 from imagepiece_jax.models.config import FLOAT32, Execution, ViTConfig
-from imagepiece_jax.models.explicit_axes import (
-    batch_sharding,
-    on_auto_axes,
-    with_auto_variables,
-)
+from imagepiece_jax.models.explicit_axes import batch_sharding, method_on_auto_axes
 from imagepiece_jax.models.layers import INIT, LayerNorm, dense, token_major
 from imagepiece_jax.models.stems import ConvStem, FoldedStem, PatchStem
 from imagepiece_jax.reduction import contract
@@ -147,12 +142,10 @@ class ViT(nn.Module):
             images = reshard(images, NamedSharding(sharding.mesh, PartitionSpec()))
         elif sharding is not None:
 
-            def run(images, keys):
-                call = functools.partial(ViT.__call__, train=train)
-                call = with_auto_variables(call, sharding.mesh)
-                return call(self, images, keys=keys)
+            def call(vit, images, keys):
+                return vit(images, train, keys)
 
-            return on_auto_axes(run, images)(images, keys)
+            return method_on_auto_axes(call, self, images, keys)
         state = self._embed(images, train)
         scores = {}
         results = []

@@ -65,17 +65,14 @@ def dry_run(run):
     # One device's copy.
     state = parallel.unreplicate(run.state)
     megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
-    device = jax.devices()[0]
-    working_space = "working space"
-    if device.platform == "cpu":  # other kernels, other buffers
-        working_space += " on a CPU, which says nothing of a GPU's"
     teacher = run.teacher
     teacher_macs = model_macs(teacher.model) if teacher else 0
     operations = training_flop(config, len(plan.data.train), teacher_macs)
     return (
         f"memory on each of {parallel.device_count()} devices: {megabytes:,.0f} MB of "
         f"weights, optimizer and averages, {program.working_bytes / 1e6:,.0f} MB of "
-        f"{working_space} ({device.device_kind}; compiled in {seconds:.0f} s)\n"
+        f"working space in the program for {jax.devices()[0].device_kind}, unlike that "
+        f"for another device (compiled in {seconds:.0f} s)\n"
         f"{length.steps} steps: {length.epochs} epochs of {length.steps_per_epoch}, "
         f"{operations / 1e18:#.3g} EFLOP{UNIT}; "
         f"programs to compile: {count_programs(config)}; dry run: nothing "
