@@ -42,7 +42,7 @@ MISTAKES = [
     ("evaluate weights", 2, "data"),
     ("evaluate weights a.png", 2, "a.png"),
     ("evaluate weights csv:none.csv", 2, "none.csv"),
-    ("evaluate named csv:named.csv", 2, "without the column 'class'"),
+    ("evaluate named csv:named.csv", 2, "drop its column 'class'"),
     ("evaluate weights photos", 2, "`compare` needs no labels"),
     ("evaluate weights csv:unlabeled.csv", 2, "`compare` needs no labels"),
     ("evaluate weights csv:other.csv", 2, "12"),

@@ -314,7 +314,7 @@ def test_a_loop_of_ones_own_runs_and_draws_from_keys():
     model = vit.model.with_execution(drop_path_rate=0.9)
     space = {"vit": dataclasses.replace(vit, model=model), "images": tiny.images(4)}
     space["labels"] = np.arange(4)
-    run(DOCS / "own_trainer.md", "import imagepiece_jax\nimport jax\n", space)
+    run(DOCS / "own_trainer.md", "import jax\nimport optax\n", space)
     again = tiny.jit(space["loss_of"])
     losses = set()
     for seed in (0, 0, 1):
