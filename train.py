@@ -5,6 +5,7 @@ resumes a run that was stopped, and so does python train.py --workdir FOLDER.
 """
 
 import difflib
+import os
 import pathlib
 import re
 import sys
@@ -65,7 +66,8 @@ def parse(argv):
     except SystemExit:  # absl ends --help with 1
         sys.exit(0)
     except OSError as error:  # config_flags says in its last line what the system said
-        mistake = str(error).splitlines()[-1].strip()
+        mistake = re.sub(r"^\[Errno \d+\] ", "", str(error).splitlines()[-1].strip())
+        mistake += "; the configs are the files of the folder configs"
     except InputError as error:
         mistake = error
     except (flags.Error, AttributeError) as error:
@@ -104,6 +106,10 @@ def split_words(config):
             part[leaf] = tuple(re.findall(r"[^\s,()\[\]'\"]+", ",".join(value)))
 
 
+# Names of fields elsewhere.
+OTHER_NAMES = {"learning_rate": "lr", "wd": "weight_decay", "num_epochs": "epochs"}
+
+
 def check_fields(argv):
     """Raise InputError for a --config.FIELD that no config has."""
     kinds = dict(field_kinds(base.get_config()))
@@ -113,9 +119,13 @@ def check_fields(argv):
             continue
         leaves = {name.rpartition(".")[2]: name for name in kinds}
         similar = difflib.get_close_matches(typed[1], kinds, 1, cutoff=0.8)
+        if typed[1] in OTHER_NAMES:
+            similar.append(OTHER_NAMES[typed[1]])
         for leaf in difflib.get_close_matches(typed[1].rpartition(".")[2], leaves, 1):
             similar.append(leaves[leaf])
-        hint = f"; did you mean config.{similar[0]}?" if similar else ""
+        hint = "; configs/base.py has all fields"
+        if similar:
+            hint = f"; did you mean config.{similar[0]}?"
         raise InputError(f"config.{typed[1]} is not a field{hint}")
 
 
@@ -159,6 +169,8 @@ def run_name(path):
 
 def train():
     """Train as the flags say."""
+    if DRY_RUN.value:  # XLA warns of slow compilation, which the command has announced
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # They import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.training import trainer
     from imagepiece_jax.training.cluster.job import joined_cluster
@@ -173,6 +185,7 @@ def train():
 
 if __name__ == "__main__":
     cli.open_streams()
-    logging.set_verbosity(logging.WARNING)  # libraries report each of their steps
+    # Libraries report each of their steps, and TFDS its first tries to find a data set.
+    logging.set_verbosity(logging.ERROR)
     logging.get_absl_handler().setFormatter(Formatter())  # as printed lines
     app.run(lambda words: cli.finish(train), flags_parser=parse)

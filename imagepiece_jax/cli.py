@@ -39,6 +39,8 @@ def run(
     finish(call, compiles=compiles)
 
 
+# OSErrors that a mistyped path causes.
+WRONG_PATHS = FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError
 # Texts of RuntimeErrors that a user can fix.
 DEVICE_ERRORS = ("RESOURCE_EXHAUSTED", "Unable to initialize backend")
 
@@ -46,8 +48,8 @@ DEVICE_ERRORS = ("RESOURCE_EXHAUSTED", "Unable to initialize backend")
 def finish(call: Callable[[], int | None], *, compiles: bool = True):
     """Call a command's function, and exit with its status (None: 0).
 
-    InputError exits with 2, RunError and OSError with 1, a signal with 128 + its number
-    (Ctrl-C: 130, SIGTERM: 143), with one line on stderr.
+    InputError and WRONG_PATHS exit with 2, RunError and other OSErrors with 1, one of
+    `signals.SIGNALS` with 128 + its number (Ctrl-C: 130), with one line on stderr.
 
     compiles: keep JAX's compiled programs for the next process
     """
@@ -72,7 +74,9 @@ def finish(call: Callable[[], int | None], *, compiles: bool = True):
         _end(stopped.status, stopped)
     except (InputError, RunError, OSError, MemoryError) as error:
         text = re.sub(r"^\[Errno -?\d+\] ", "", str(error))  # of an OSError
-        _end(getattr(error, "status", RunError.status), f"error: {text}")
+        is_mistake = isinstance(error, (InputError, *WRONG_PATHS))
+        status = InputError.status if is_mistake else RunError.status
+        _end(status, f"error: {text}")
     except RuntimeError as error:  # of JAX: a full or missing device
         text = str(error).partition("\n")[0]
         if not any(known in str(error) for known in DEVICE_ERRORS):

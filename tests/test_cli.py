@@ -18,7 +18,7 @@ from tests.runs import ROOT
         (InputError("lr is -1"), 2, "error: lr is -1"),
         (RunError("loss is nan"), 1, "error: loss is nan"),
         (MemoryError("5 TiB"), 1, "error: 5 TiB"),
-        (FileNotFoundError(2, "No such file", "a"), 1, "error: No such file: 'a'"),
+        (FileNotFoundError(2, "No such file", "a"), 2, "error: No such file: 'a'"),
         # To be stopped is no error.
         (Stopped(15, 7), 143, "stopped at step 7; the same command resumes from there"),
     ],

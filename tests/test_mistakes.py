@@ -1,5 +1,6 @@
 """Mistakes of commands: a status, one line or a box of tyro's, nothing written."""
 
+import dataclasses
 import importlib
 
 import numpy as np
@@ -32,6 +33,8 @@ MISTAKES = [
     ("predict weights a.png --checkpoint best", 2, "checkpoint"),
     ("predict weights a.png --averaged", 2, "averaged"),
     ("predict weights a.png --config deit_ti", 2, "depth"),
+    ("predict weights a.png --num-classes 7", 2, "--num-classes"),
+    ("evaluate m.onnx digits --crop 0.9", 2, "export the weights again"),
     # images
     ("predict weights", 2, "images"),
     ("predict weights no.png", 2, "no.png"),
@@ -41,7 +44,10 @@ MISTAKES = [
     ("recover weights a.png --out x", 2, "images"),
     ("evaluate weights", 2, "data"),
     ("evaluate weights a.png", 2, "a.png"),
-    ("evaluate weights csv:none.csv", 1, "none.csv"),
+    ("evaluate weights csv:none.csv", 2, "none.csv"),
+    ("evaluate named csv:named.csv", 2, "drop its column 'class'"),
+    ("evaluate weights photos", 2, "`compare` needs no labels"),
+    ("evaluate weights csv:unlabeled.csv", 2, "`compare` needs no labels"),
     ("evaluate weights csv:other.csv", 2, "12"),
     ("evaluate weights imagenet2012", 2, "1000"),
     ("evaluate encoder digits", 2, "classes"),
@@ -92,7 +98,12 @@ MISTAKES = [
     ),
     ("visualize weights a.png --out photos", 2, "photos"),
     ("compare weights digits --out photos", 2, "photos"),
-    ("compare weights digits --out a.png/below", 1, "a.png"),
+    ("compare weights digits --out a.png/below", 2, "a.png"),
+    ("compare weights digits --out a.png", 2, "a.png"),
+    ("features weights a.png --out a.png", 2, "a.png"),
+    ("recover weights digits --out a.png", 2, "a.png"),
+    ("visualize weights a.png --out a.png", 2, "a.png"),
+    ("export weights a.png", 2, "a.png"),
 ]
 
 
@@ -113,6 +124,10 @@ def folder(tmp_path_factory):
     (folder / "a.txt").write_text("mine")
     write_csv(folder, pixels, [0, 12])
     (folder / "set.csv").rename(folder / "other.csv")
+    names = [*"abcdefghij"]
+    imagepiece_jax.save(dataclasses.replace(vit, class_names=names), folder / "named")
+    (folder / "named.csv").write_text("filename,label,class\na.png,0,tench\n")
+    (folder / "unlabeled.csv").write_text("filename\na.png\n")
     write_csv(folder, pixels, [0, 1])
     return folder
 

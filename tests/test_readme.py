@@ -303,10 +303,30 @@ def test_the_block_of_commands_runs_as_pasted(downloaded, monkeypatch):
     printed = ""
     for name, words in lines:
         main = importlib.import_module(f"imagepiece_jax.commands.{name}").main
-        words = words.replace("--minutes 3", "--steps 1")
+        words = words.replace("--steps 160", "--steps 1")
         printed += call(main, *words.split()).ok().out
     for word in ("panda.jpg: ", "saved in half", "| `0.5`", "half.onnx: "):
         assert word in text and word in printed
+
+
+def test_a_loop_of_ones_own_runs_and_draws_from_keys():
+    vit = tiny.pretrained("random:keep_rate=0.7:blocks=(1,)", depth=2)
+    model = vit.model.with_execution(drop_path_rate=0.9)
+    space = {"vit": dataclasses.replace(vit, model=model), "images": tiny.images(4)}
+    space["labels"] = np.arange(4)
+    run(DOCS / "own_trainer.md", "import jax\nimport optax\n", space)
+    again = tiny.jit(space["loss_of"])
+    losses = set()
+    for seed in (0, 0, 1):
+        key = jax.random.key(seed)
+        losses.add(float(again(space["params"], space["images"], space["labels"], key)))
+    assert len(losses) == 2
+    assert min(abs(loss - space["loss"]) for loss in losses) < 1e-4
+    chex.assert_tree_all_finite(space["gradient"])
+    chex.assert_trees_all_equal(space["trained"].variables, vit.variables)
+    images = [tiny.images()]
+    with pytest.raises(TypeError, match="forward-mode autodiff"):
+        jax.jvp(functools.partial(vit.model.apply, vit.variables), images, images)
 
 
 def test_the_lines_with_the_hub_run(hub_of_pages, capsys):

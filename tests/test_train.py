@@ -28,8 +28,11 @@ QUICKSTART = "--config=configs/quickstart.py"
         ([QUICKSTART, "--config.data.name=nowhere"], "config.data: name is 'nowhere'"),
         (
             ["--config=configs/quick.py"],
-            "No such file or directory: 'configs/quick",
+            "error: No such file or directory: 'configs/quick.py'; the configs are",
         ),
+        ([QUICKSTART, "--config.learning_rate=1e-3"], "did you mean config.lr?"),
+        ([QUICKSTART, "--config.momentum=0.9"], "configs/base.py has all fields"),
+        ([QUICKSTART, "--config.epochs=4"], "warmup_epochs is 4.0; it must be below"),
         (["--config.lr=1", QUICKSTART], "config.lr"),
         ([QUICKSTART, "x"], "'x' belongs to no flag"),
         ([], "--config is missing"),
@@ -112,4 +115,8 @@ def test_the_dry_run_of_readme_needs_no_data(tmp_path):
     assert "1,281,167 training images, 50,000 validation images" in ended.out
     for said in ("memory on each", "EFLOP (", "learning rate: ", " steps: "):
         assert said in ended.out
+    assert " (0.0005 per 512 images) after a warm-up" in ended.out
+    assert "for cpu, unlike that for another device" in ended.out
+    # Nothing of TFDS, which looks for a data set that is not there.
+    assert set(ended.lines) <= {"compiling the training step .."}
     assert not (tmp_path / "run").exists()

@@ -66,7 +66,7 @@ class Weights:
     crop: float | None = None
     """The center crop's side, as a share of the resized image's side."""
 
-    num_classes: int | None = None
+    num_classes: Literal[0] | None = None
     """0 removes the head: the model gives vectors."""
 
     def typed(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Weights:
             return None
         from imagepiece_jax.export.onnx_program import open_file
 
-        self.refuse("an exported program")
+        self.refuse("an exported program; export the weights again with it")
         return open_file(self.weights)
 
     def load(self, **others: Any) -> "Pretrained":

@@ -21,15 +21,16 @@ def main(
 
     It trains at --reduction, or else at 0.6, 0.5 and 0.4. IMAGE may be digits,
     imagenet2012, hf:OWNER/NAME or csv:FILE; labels are not read. OUT is written as
-    `save` writes a folder, with the dense model unchanged. Ctrl-C saves the weights so
-    far in it, if they are better than the start.
+    `save` writes a folder, with the dense model unchanged. Ctrl-C and other signals
+    save the weights so far in it, if they are better than the start.
 
     Example: imagepiece recover weights digits --out better --steps 4
 
     Args:
         out: The folder to write. A folder with a saved model is replaced.
         steps: Training steps per reduction; 400 if unset.
-        minutes: Time limit for all reductions together, instead of steps.
+        minutes: Training time of all reductions together, instead of steps. Compiling
+            comes on top.
         batch_size: Images per step.
         seed: Seed for crops and order.
         parameters: Parameters to train.
@@ -55,14 +56,14 @@ def main(
             parameters=parameters,
         )
     recovery = recovered.recovery
+    nothing = all(v.stopped and not v.changed for v in recovery.variants)
     with finishing():  # a signal must not lose minutes of work
+        if not nothing:
+            save(recovered, out)  # before prints, which a lost terminal refuses
         print(recovery, flush=True)
-        if all(
-            variant.stopped and not variant.changed for variant in recovery.variants
-        ):
+        if nothing:
             print(f"nothing is written to {out}", file=sys.stderr)
             return
-        save(recovered, out)
         print(f"saved in {out}", flush=True)
         if not any(variant.changed for variant in recovery.variants):
             print(f"note: nothing was better: {out} holds the model as it was")

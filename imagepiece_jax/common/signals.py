@@ -1,7 +1,7 @@
 """How a signal ends a command: with one line, and nothing half-written.
 
-Ctrl-C (SIGINT) and SIGTERM end the process inside their handler, after it has removed
-`unfinished` files. Python calls a handler once C code, such as a compiler, returns.
+SIGNALS end the process inside their handler, after it has removed `unfinished` files.
+Python calls a handler once C code, such as a compiler, returns.
 """
 
 import atexit
@@ -17,7 +17,10 @@ from collections.abc import Collection
 
 log = logging.getLogger("imagepiece_jax.signals")
 
-SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}  # SIGINT: Ctrl-C
+if hasattr(signal, "SIGHUP"):  # not on Windows
+    SIGNALS[signal.SIGHUP] = "hung up"  # the terminal is gone, or ssh
+    SIGNALS[signal.SIGUSR1] = "ended by SIGUSR1"  # which schedulers send before a kill
 
 _unfinished = {}  # {path to remove at a signal: whether only if empty}
 _is_command = False
@@ -110,11 +113,13 @@ def stopping(without_result: str = "", defers: bool = False):
 @contextlib.contextmanager
 def finishing():
     """Finish the work inside before a signal ends the process."""
-    with stopping(defers=True) as stop:
-        yield
-    # An earlier `stopping` of the command may have deferred the signal.
-    for signum in [*_arrived, *stop.signums][:1]:
-        signal.raise_signal(signum)
+    try:
+        with stopping(defers=True) as stop:
+            yield
+    finally:  # an error may come from the signal: a lost terminal refuses prints
+        # An earlier `stopping` of the command may have deferred the signal.
+        for signum in [*_arrived, *stop.signums][:1]:
+            signal.raise_signal(signum)
 
 
 @contextlib.contextmanager

@@ -115,9 +115,10 @@ def check_classes(
     pairs = zip(weights or (), names or (), strict=False)
     for label, (name, data_name) in enumerate(pairs):
         if None not in (name, data_name) and canonical(name) != canonical(data_name):
+            way_out = "; drop its column 'class'" if "csv:" in data else ""
             raise InputError(
                 f"{weights_name}: class {label} is {name!r}, but {data_name!r} in "
-                f"{data}"
+                f"{data}{way_out}"
             )
 
 

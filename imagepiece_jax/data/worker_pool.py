@@ -138,7 +138,7 @@ class _Worker:
         )
         path = os.pathsep.join(folder or os.curdir for folder in sys.path)
         try:
-            # Ctrl-C and SIGTERM stay blocked in the worker, which ends with its parent:
+            # Signals stay blocked in the worker, which ends with its parent:
             # a stopping run needs batches until it has finished its step.
             with blocked(*SIGNALS):
                 self.process = subprocess.Popen(

@@ -138,9 +138,9 @@ def labeled_images(
         classes = {"labeled": False}
     try:
         every = opened(**classes)
-    except NoLabels:
+    except NoLabels as error:
         if need_labels:
-            raise
+            raise NoLabels(f"{error}; `compare` needs no labels") from error
         every = opened(labeled=False)
     source = every.evenly_spaced(typed.get("limit"))
     for note in _notes(vit, name, every, source):

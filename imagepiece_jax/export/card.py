@@ -17,7 +17,7 @@ from imagepiece_jax.benchmark import timer
 from imagepiece_jax.common import device
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import replace_file
-from imagepiece_jax.common.progress import working
+from imagepiece_jax.common.progress import log, working
 from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.pictures import as_source, read_images
 from imagepiece_jax.errors import InputError
@@ -78,6 +78,8 @@ def divided_images(vit: Pretrained, images: Any) -> CardImages:
     held_out = parts.held_out.evenly_spaced(IMAGES)
     compared, paths = read_images(held_out, vit.preprocessing)
     check_range("number of images to compare", len(compared), MIN_IMAGES)
+    count = len(calibration) + len(compared)
+    log.info(f"a card of {count} images: {len(compared)} of them are compared")
     shared = os.path.commonprefix(paths).rfind("/") + 1
     return CardImages(calibration, compared, [path[shared:] for path in paths])
 

@@ -127,7 +127,8 @@ def export(
     if dtype == "int8":
         with temporary_folder() as temporary:
             float32_program = onnx_program.open_file(float32_export(vit, temporary))
-            with working("calibrating int8"):
+            count = len(card_images.calibration)
+            with working(f"calibrating int8 with {count} images, which takes minutes"):
                 program = quantize.quantized(float32_program, card_images.calibration)
     else:
         with working("exporting the model"):

@@ -28,6 +28,7 @@ from imagepiece_jax.data.normalize import (
     warn_of_range,
 )
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.explicit_axes import on_auto_axes
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import Outputs, final_norm, with_states
 from imagepiece_jax.reduction.provenance import follow, rows_of
@@ -129,7 +130,7 @@ def _in_batches(vit, files, options):
 )
 def _extract(variables, images, model, blocks, norm, reshape, fill):
     run = forward_features(model, blocks, norm, reshape, fill)
-    return run(variables, images)
+    return on_auto_axes(run, images)(variables, images)
 
 
 def forward_features(model, blocks=(), norm=True, reshape=True, fill="nearest"):

@@ -41,7 +41,7 @@ class RecoveredVariant:
     # % of images with the dense model's first class, before and after
     agreement: tuple[float, float]
     curve: tuple[tuple[int, float], ...]  # (steps, measure) on held-out images
-    stopped: bool  # by Ctrl-C, before the last step
+    stopped: bool  # by a signal, before the last step
     changed: bool  # False: the last weights were no better than the start
     image_size: int | tuple[int, int]
     depth: int  # block count

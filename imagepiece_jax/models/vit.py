@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from imagepiece_jax.common.image_size import size_text
 from imagepiece_jax.common.rng import uniform
@@ -17,6 +18,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.attention_pool import AttentionPool, pooled_tokens
 from imagepiece_jax.models.block import Block, BlockReduction
 from imagepiece_jax.models.config import FLOAT32, Execution, ViTConfig
+from imagepiece_jax.models.explicit_axes import batch_sharding, method_on_auto_axes
 from imagepiece_jax.models.layers import INIT, LayerNorm, dense, token_major
 from imagepiece_jax.models.stems import ConvStem, FoldedStem, PatchStem
 from imagepiece_jax.reduction import contract
@@ -125,10 +127,25 @@ class ViT(nn.Module):
         train: draw drop path, and use batch statistics in batch norm
         keys: {"drop_path": [B] keys, "reducer": [B] keys}. Training with drop path
             needs "drop_path". Random reducers use "reducer", or fixed keys for None.
-        Raises InputError for images of another shape.
+        Raises InputError for images of another shape, and for `rngs`.
         """
         check_images(images)
         warn_of_range(images, self.config.mean, self.config.std)
+        # A module around this one may draw from `rngs`.
+        if not self.scope.path and set(self.scope.rngs) - {"params"}:
+            raise InputError(
+                f"rngs has {sorted(self.scope.rngs)}, but the model draws from keys: "
+                'keys={"drop_path": [B] keys, "reducer": [B] keys}'
+            )
+        sharding = batch_sharding(images)
+        if sharding is not None and self.is_initializing():
+            images = reshard(images, NamedSharding(sharding.mesh, PartitionSpec()))
+        elif sharding is not None:
+
+            def call(vit, images, keys):
+                return vit(images, train, keys)
+
+            return method_on_auto_axes(call, self, images, keys)
         state = self._embed(images, train)
         scores = {}
         results = []
@@ -366,6 +383,9 @@ def with_states(
 
     with nn.intercept_methods(noting):
         outputs = model.apply(variables, images, **options)
+    sharding = batch_sharding(images)
+    if sharding is not None:  # the states come from inside `on_auto_axes`
+        states = reshard(states, sharding)
     return outputs, tuple(states)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from imagepiece_jax.common import signals
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.common.progress import ProgressBar, in_words
+from imagepiece_jax.common.progress import ProgressBar
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.statistics import mean_difference
@@ -85,7 +85,8 @@ def recover(
         [H, W, 3], csv:FILE, hf:OWNER/NAME, imagenet2012 or digits; a set, or a folder
         with train and val, gives its training images; labels are not read
     steps: training steps per cost; None: 400, or as many as fit in `minutes`
-    minutes: time limit for the whole call; None: no limit
+    minutes: training time of all costs together; reading, compiling and measuring come
+        on top; None: no limit
     batch_size: images per step, over all devices of this machine
     parameters: the trained parameters: "norms", "biases" (norms, all other biases and
         layer-scale factors) or "all"
@@ -94,7 +95,6 @@ def recover(
     Raises InputError for a model with learned selectors, a reduction that leaves all
         tokens, and too few images.
     """
-    began = time.monotonic()
     check_recoverable(vit)
     if minutes is not None:
         check_range("minutes", minutes, above=0)
@@ -107,9 +107,11 @@ def recover(
     parts = divided(as_source(images), recipe.batch_size)
     batches = evaluation_batches(parts.held_out, vit.preprocessing, recipe.batch_size)
     # Progress counts steps, or seconds of a time limit.
-    total = len(students) * recipe.steps
+    seconds = None
+    length = recipe.steps
     if minutes is not None:
-        total = max(1, round(60 * minutes))
+        seconds = 60 * minutes / len(students)
+        length = seconds
     variants = []
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(signals.stopping(NOTHING_BETTER))
@@ -117,26 +119,13 @@ def recover(
         answered = teacher.answered(batches)
         progress = None
         for index, student in enumerate(students):
-            end = None
-            if minutes is not None:
-                # The costs that remain share the time that remains equally.
-                start = time.monotonic()
-                end = start + (began + 60 * minutes - start) / (len(students) - index)
             fit = Fit(student, recipe, teacher)
-            run = RecoveryRun(fit, parts, answered, stop, end)
+            run = RecoveryRun(fit, parts, answered, stop, seconds)
             run.compile()
-            if end is not None and time.monotonic() > end and not variants:
-                raise InputError(
-                    f"minutes is {minutes:g}, but reading and compiling took "
-                    f"{in_words(time.monotonic() - began)}; give more minutes, or steps"
-                )
-            shown = index * recipe.steps
-            if minutes is not None:
-                shown = round(time.monotonic() - began)
             if progress is None:  # after compiling, for true step times
-                progress = ProgressBar("recover", total, done=shown)
-                stack.enter_context(progress)
-            run.train(progress, shown)
+                total = max(1, round(length * len(students)))
+                progress = stack.enter_context(ProgressBar("recover", total))
+            run.train(progress, round(length * index))
             variant = run.variant(dense)
             # After a stop a variant without gain is left out, unless it is the first.
             if variant.changed or not (stop.requested and variants):
@@ -186,9 +175,7 @@ class RecoveryRun:
     images: Divided
     answered: list[tuple]  # held-out images, from `DenseTeacher.answered`
     stop: signals.Stop  # ends the training
-    # Monotonic time by which the last measure should be done; None: the recipe's steps
-    # are taken.
-    end: float | None = None
+    seconds: float | None = None  # training time; None: the recipe's steps are taken
 
     def __post_init__(self):
         self.opened = time.monotonic()
@@ -198,12 +185,14 @@ class RecoveryRun:
         self.lr = self.fit.recipe.lr  # the highest learning rate
         self.steps_done = 0
         self.seconds_of_step = 0.0
+        self.seconds_of_steps = 0.0  # of this attempt
+        self.seconds_left = self.seconds  # at the attempt's start
         self.curve = []  # (step, mean distance), from `record`
         self.trained = None  # last weights; None: not better than the start
         self.before = self.after = self.off_the_shelf = None  # measured by `compile`
 
     def compile(self):
-        """Measure the start, compile the training step, and time the measure."""
+        """Measure the start, and compile the training step."""
         self.before = self.after = self.off_the_shelf = self.record()
         if math.isinf(mean(self.before)):
             raise InputError(f"{self.fit.vit!r}: outputs are not finite")
@@ -212,7 +201,6 @@ class RecoveryRun:
         # The step has learning rate 0, and `Fit.start` resets its moments.
         for batch in self.crops(1).read():
             self.fit.take_step(batch["image"][:, 0], 0.0).block_until_ready()
-        self.measure()  # it is compiled already: only its time counts
 
     def train(self, progress: ProgressBar, shown: int):
         """Train until an attempt does not diverge; keep its weights if better."""
@@ -235,10 +223,13 @@ class RecoveryRun:
         self.fit.start()
         self.steps_done = 0
         del self.curve[1:]  # the measure at the start stays
-        self.began = time.monotonic()
-        began = self.began  # reading a batch is part of its step
         # A time limit ends the training by the clock, not by a number of steps.
-        steps = MANY if self.end else self.fit.recipe.steps
+        steps = self.fit.recipe.steps
+        if self.seconds:
+            steps = MANY
+            self.seconds_left -= self.seconds_of_steps
+        self.seconds_of_steps = 0.0
+        began = time.monotonic()  # reading a batch is part of its step
         with contextlib.closing(self.crops(steps).read(THREADS)) as reader:
             for batch in reader:
                 # The learning rate at the middle of the step.
@@ -248,13 +239,13 @@ class RecoveryRun:
                 self.stop.defers = True  # from here on there is a result to keep
                 self.steps_done += 1
                 self.seconds_of_step = time.monotonic() - began
-                seconds = int(time.monotonic() - self.began)
+                self.seconds_of_steps += self.seconds_of_step
+                done = int(self.seconds_of_steps) if self.seconds else self.steps_done
                 # `shown` is the progress of earlier costs.
-                done = shown + (seconds if self.end else self.steps_done)
-                progress.update(done - progress.n)
+                progress.update(shown + done - progress.n)
                 if not np.isfinite(loss).all():
                     return False
-                if self.stop.requested or (self.end and self.share(ahead=1) > 1):
+                if self.stop.requested or (self.seconds and self.share(ahead=1) > 1):
                     break
                 # Divergence is measured once.
                 if len(self.curve) == 1 and self.share() >= CHECK:
@@ -265,15 +256,13 @@ class RecoveryRun:
 
     def share(self, ahead: float = 0) -> float:
         """Return the finished share of training, `ahead` steps from now."""
-        if not self.end:
+        if not self.seconds:
             return (self.steps_done + ahead) / self.fit.recipe.steps
-        # The last measure must fit in the time limit, too.
-        done = time.monotonic() - self.began + ahead * self.seconds_of_step
-        return done / max(1e-9, self.end - self.seconds_of_measure - self.began)
+        done = self.seconds_of_steps + ahead * self.seconds_of_step
+        return done / max(1e-9, self.seconds_left)
 
     def measure(self, dense: bool = False) -> dict[str, np.ndarray]:
         """Measure held-out images, per scene; `dense`: with the dense parameters."""
-        began = time.monotonic()
         measured = self.fit.measure(self.answered, dense)
         # Images of one scene are alike, so the interval counts scenes, not images.
         scenes = self.images.scenes[measured.pop("index")]
@@ -281,7 +270,6 @@ class RecoveryRun:
         means = {}
         for name, values in measured.items():
             means[name] = np.bincount(scenes, values) / counts
-        self.seconds_of_measure = time.monotonic() - began
         return means
 
     def record(self) -> dict[str, np.ndarray]:

@@ -77,13 +77,15 @@ class Reduction:
             fields["macs"] = float(name)
         except ValueError:
             if name not in METHODS:
+                # A new method is not in the copy that `pip install .` made.
+                place = f"methods in {methods.__path__[0]}"
                 if similar := most_similar(name, METHODS):
                     raise InputError(
-                        f"reduction is {text!r}; did you mean {similar!r}?"
+                        f"reduction is {text!r}; did you mean {similar!r}? ({place})"
                     ) from None
                 raise InputError(
                     f"reduction is {text!r}; it must be a share of the MACs such as "
-                    f"0.5, or begin with a method: {', '.join(METHODS)}"
+                    f"0.5, or begin with one of the {place}: {', '.join(METHODS)}"
                 ) from None
             kind = METHODS[name]
         known = [*(field.name for field in dataclasses.fields(kind)), "prop_attn"]

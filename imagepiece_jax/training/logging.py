@@ -138,8 +138,10 @@ TRACED_STEPS = range(10, 15)  # counted from this start: after compiling, and fe
 
 def say(text):
     """Print a line in the main process only."""
-    if parallel.is_main():
-        print(text, flush=True)
+    # A lost terminal refuses lines, but the run goes on, or stops and saves.
+    with contextlib.suppress(OSError):
+        if parallel.is_main():
+            print(text, flush=True)
 
 
 class RunLog(contextlib.ExitStack):

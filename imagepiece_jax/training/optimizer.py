@@ -24,11 +24,11 @@ def create_optimizer(optim: OptimConfig, steps_per_epoch: int, param_groups=None
 
     param_groups: `Method.param_groups`, for parameters with their own rates; None: one
         rate for all parameters
-    Raises InputError for a warm-up longer than the run.
+    Raises InputError for a warm-up as long as the run.
     """
-    if optim.warmup_epochs > optim.epochs:
+    if optim.warmup_epochs >= optim.epochs:
         raise InputError(
-            f"config.warmup_epochs is {optim.warmup_epochs}; it must be at most "
+            f"config.warmup_epochs is {optim.warmup_epochs}; it must be below "
             f"config.epochs, {optim.epochs}"
         )
     lr_schedule = functools.partial(

@@ -71,7 +71,8 @@ def dry_run(run):
     return (
         f"memory on each of {parallel.device_count()} devices: {megabytes:,.0f} MB of "
         f"weights, optimizer and averages, {program.working_bytes / 1e6:,.0f} MB of "
-        f"working space ({jax.devices()[0].device_kind}; compiled in {seconds:.0f} s)\n"
+        f"working space in the program for {jax.devices()[0].device_kind}, unlike that "
+        f"for another device (compiled in {seconds:.0f} s)\n"
         f"{length.steps} steps: {length.epochs} epochs of {length.steps_per_epoch}, "
         f"{operations / 1e18:#.3g} EFLOP{UNIT}; "
         f"programs to compile: {count_programs(config)}; dry run: nothing "
@@ -99,8 +100,8 @@ def data_text(config, data):
     return (
         f"data: {config.data.name}, {len(data.train):,} training images{train}, "
         f"{len(data.val):,} validation images{val}, {classes}{note}\n"
-        f"learning rate: {optim.peak_lr:.4g} after a warm-up of {warmup} of "
-        f"{data.length.steps} steps"
+        f"learning rate: {optim.peak_lr:.4g} ({optim.lr:.4g} per 512 images) after a "
+        f"warm-up of {warmup} of {data.length.steps} steps"
     )
 
 

@@ -7,7 +7,12 @@ import pytest
 
 from tests.command import start
 
-ENDED = {signal.SIGINT: (130, "interrupted\n"), signal.SIGTERM: (143, "terminated\n")}
+ENDED = {
+    signal.SIGINT: (130, "interrupted\n"),
+    signal.SIGTERM: (143, "terminated\n"),
+    signal.SIGHUP: (129, "hung up\n"),
+    signal.SIGUSR1: (138, "ended by SIGUSR1\n"),
+}
 
 # A command's process; `send()` sends itself the signal, in the main thread or another.
 BEGIN = """
@@ -89,6 +94,22 @@ for text in ("old", "new"):
         (new / "file").write_text(text)
 print("not ended")
 """
+
+
+REFUSED = """
+signals.end_process()
+with signals.finishing():
+    send()
+    (folder / "file").touch()
+    raise OSError("Input/output error")
+"""
+
+
+def test_an_error_does_not_hide_the_signal_that_caused_it(tmp_path):
+    """A terminal that is gone has sent SIGHUP, and refuses prints from then on."""
+    ended = start("-c", BEGIN + REFUSED, int(signal.SIGHUP), tmp_path)
+    assert (ended.status, ended.err) == ENDED[signal.SIGHUP]
+    assert (tmp_path / "file").exists()
 
 
 def test_between_two_renames_a_signal_waits(tmp_path):

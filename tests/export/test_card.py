@@ -76,6 +76,7 @@ def test_figures_are_those_of_the_files(tmp_path, classes):
     found = facts["card"]
     pixels = np.stack([np.asarray(Image.open(folder / n)) for n in found["images"]])
     assert len(pixels) >= 16
+    assert f"a card of 60 images: {len(pixels)} of them are compared" in ended.err
     dense = imagepiece_jax.export(vit.with_reduction(None), tmp_path / "dense.onnx")
     dense_facts = json.loads((tmp_path / "dense.onnx.json").read_text())
     base = by_hand(dense, dense_facts, pixels)

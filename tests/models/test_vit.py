@@ -12,6 +12,7 @@ from flax import traverse_util
 from imagepiece_jax.models import vit
 from tests import oracles
 from tests.models import slow_deit, tiny
+from tests.refused import refused
 from tests.rounding import assert_close
 
 
@@ -188,6 +189,15 @@ def test_drop_path_is_for_training():
     evaluated = str(jax.make_jaxpr(with_keys)(shapes, images))
     never = tiny.model(drop_path_rate=0.0).apply
     assert evaluated == str(jax.make_jaxpr(never)(shapes, images))
+
+
+def test_other_random_numbers_than_keys_are_refused():
+    """Flax's rngs draw nothing here, which nobody would notice."""
+    model = tiny.model()
+    with refused("rngs has ['dropout']", 'keys={"drop_path": '):
+        model.apply(
+            tiny.shapes(model), tiny.images(), rngs={"dropout": jax.random.key(0)}
+        )
 
 
 def test_norms_behind_the_branches():

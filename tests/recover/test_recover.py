@@ -306,20 +306,19 @@ def test_a_dense_model_learns_on_from_the_costs_that_it_has():
     assert [form.recovered is None for form in forms] == [True, False, True]
 
 
-@pytest.mark.parametrize("step, measure", [(1.0, 0.1), (40.0, 1.0)])
-def test_minutes_are_all_of_the_time(vit, monkeypatch, step, measure):
-    """Of 150 s: a compilation of 30 s, steps and measures. The rate ends near 0."""
+@pytest.mark.parametrize("step, other", [(1.0, 0.1), (40.0, 1.0), (1.0, 200.0)])
+def test_minutes_are_those_of_the_steps(vit, monkeypatch, step, other):
+    """On a busy machine compiling and a measure take longer than all 150 s."""
     taken = interrupt(monkeypatch, step=0)
     clock = [0.0]
     monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
-    slow(monkeypatch, clock, "take_step", step, first=30 + step)
-    slow(monkeypatch, clock, "measure", measure)
+    slow(monkeypatch, clock, "take_step", step, first=other)
+    slow(monkeypatch, clock, "measure", other)
     (report,) = recovered(vit, steps=None, minutes=2.5).recovery.variants
     assert report.seconds == pytest.approx(clock[0], abs=0.1)
-    assert report.seconds <= 150 + step + measure
-    if step == 1.0:
-        assert report.seconds > 140
+    assert report.steps == 150 // step  # the rate ends near 0
     assert report.curve[-1][0] == report.steps == len(taken) - 1
+    assert report.changed
     if step == 1.0:
         assert taken[-1][1] < 1e-3 * report.lr
 
@@ -468,12 +467,13 @@ def test_costs_share_the_minutes_and_progress_is_in_seconds(public, monkeypatch)
     clock = [0.0]
     monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
     slow(monkeypatch, clock, "take_step", 5.0)
+    slow(monkeypatch, clock, "measure", 7.0)
     shown = progress_of(monkeypatch)
     found = recovered(public, steps=None, minutes=3.0)
     (bar,) = {bar for bar, _, _ in shown}
     assert bar.total == 180
-    assert [cost.seconds for cost in found.recovery.variants] == [60, 60, 60]
-    parts = (range(start, start + 51, 5) for start in (10, 70, 130))
+    assert [cost.steps for cost in found.recovery.variants] == [12, 12, 12]
+    parts = (range(start + 5, start + 61, 5) for start in (0, 60, 120))
     assert [n for _, n, _ in shown] == [*itertools.chain(*parts)]
 
 

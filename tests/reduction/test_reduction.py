@@ -13,6 +13,9 @@ from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 from tests.refused import refused
+from tests.runs import ROOT
+
+METHODS_FOLDER = ROOT / "imagepiece_jax" / "reduction" / "methods"
 
 # As they are written: no field with its default, no digit and no space too many.
 TEXTS = [
@@ -69,9 +72,9 @@ def test_equal_reductions_compute_the_same():
 @pytest.mark.parametrize(
     "value, said",
     [
-        ("", "begin with a method: none, imagepiece"),
-        ("resnet", "begin with a method"),
-        ("tomme:r=8", "did you mean 'tome'"),
+        ("", "imagepiece_jax/reduction/methods: none, imagepiece"),
+        ("resnet", f"begin with one of the methods in {METHODS_FOLDER}: "),
+        ("tomme:r=8", f"did you mean 'tome'? (methods in {METHODS_FOLDER})"),
         ("image_piece", "did you mean 'imagepiece'"),
         ("tome:r=8:r=9", "'r=9' must be FIELD=VALUE, once"),
         ("tome:keep_rate=.5", "'keep_rate' must be a field of tome: macs, counts, "),

@@ -2,8 +2,11 @@
 
 import functools
 import gzip
+import io
 import json
 import math
+import os
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -252,3 +255,12 @@ def test_tensorboard_gets_finite_numbers_and_hides_what_was_cut(tmp_path):
     assert (start.step, start.HasField("session_log")) == (21, True)
     (value,) = scalar.summary.value
     assert (scalar.step, value.tag, value.simple_value) == (30, "train/loss", 0.5)
+
+
+def test_a_lost_terminal_does_not_end_a_run(monkeypatch):
+    """After SIGHUP it refuses lines, but the step must be saved."""
+    stdout = io.StringIO()
+    monkeypatch.setattr(stdout, "flush", lambda: os.write(-1, b""))
+    monkeypatch.setattr(sys, "stdout", stdout)
+    logging.say("step 400")
+    assert stdout.getvalue() == "step 400\n"

@@ -1,4 +1,4 @@
-"""Stopping at a signal: Ctrl-C, or the SIGTERM that schedulers send before a kill.
+"""Stopping at a signal: Ctrl-C, a lost terminal, or a scheduler's before a kill.
 
 A run stops between two steps, when its state can be saved. `keeper` decides what to
 save after a step, and `errors.Stopped` has the exit status.
@@ -15,7 +15,7 @@ class Interrupted(Exception):
 
 
 class StopRequest(contextlib.ExitStack):
-    """Context in which Ctrl-C and SIGTERM request a stop.
+    """Context in which `signals.SIGNALS` request a stop.
 
     The main thread calls `requested` often, and saves when it returns a signal. Until
     then a Ctrl-C after the first signal ends the process at once.

@@ -15,15 +15,18 @@ from tests.runs import ROOT
 from tools import drill
 
 
-def test_a_signal_is_noted_and_the_old_handlers_come_back():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_is_noted_and_the_old_handlers_come_back(name):
+    """SIGHUP is a lost ssh session's, SIGUSR1 a scheduler's (--signal=USR1@60)."""
+    signum = signal.Signals[name]
+    before = signal.getsignal(signum)
     with StopRequest() as request:
         assert request.requested() == 0
-        signal.raise_signal(signal.SIGTERM)
-        assert request.requested() == signal.SIGTERM
+        signal.raise_signal(signum)
+        assert request.requested() == signum
         signal.raise_signal(signal.SIGINT)  # the first one counts
-        assert request.requested() == signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) is before
+        assert request.requested() == signum
+    assert signal.getsignal(signum) is before
 
 
 def test_an_ignored_signal_stays_ignored():

@@ -1,0 +1,42 @@
+"""Models on a mesh with explicit axes, which `jax.make_mesh` makes by default.
+
+With explicit axes every reshape and every gather would have to name its sharding. A
+model runs on automatic axes instead, and its results are divided like its images.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes, reshard
+
+
+def batch_sharding(images: Any) -> NamedSharding | None:
+    """How a batch is divided over explicit axes; None for any other array."""
+    sharding = jax.typeof(images).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return None
+    mesh = sharding.mesh
+    if not isinstance(images, jax.core.Tracer):  # outside of jit a mesh needs devices
+        mesh = getattr(getattr(images, "sharding", None), "mesh", mesh)
+    return NamedSharding(mesh, PartitionSpec(*sharding.spec[:1]))
+
+
+def on_auto_axes(call: Callable, images: Any) -> Callable:
+    """Make `call` run on automatic axes, if `images` and its results have explicit."""
+    sharding = batch_sharding(images)
+    return auto_axes(call, out_sharding=sharding) if sharding else call
+
+
+def method_on_auto_axes(method: Callable, module: nn.Module, *arrays: Any) -> Any:
+    """Call a module's method on arrays with explicit axes, images first."""
+    replicated = NamedSharding(batch_sharding(arrays[0]).mesh, PartitionSpec())
+    mapped = nn.map_variables(
+        method,
+        trans_in_fn=lambda variables: reshard(variables, PartitionSpec()),
+        trans_out_fn=lambda changed: reshard(changed, replicated),
+        mutable=True,
+    )
+    return on_auto_axes(functools.partial(mapped, module), arrays[0])(*arrays)

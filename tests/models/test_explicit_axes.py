@@ -1,0 +1,125 @@
+"""Models on two devices of a mesh with explicit axes, `jax.make_mesh`'s default."""
+
+import contextlib
+
+import chex
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.sharding import NamedSharding, PartitionSpec
+
+import imagepiece_jax
+from imagepiece_jax.models.vit import with_states
+from tests.models import masked, tiny
+from tests.models.test_vit_switches import PARTS
+
+BATCH = 4
+RANDOM = "random:keep_rate=0.7:blocks=(1,)"
+LEARNED = tiny.small("dynamicvit")
+# A reduction, the model's options, and whether `jax.set_mesh` names the mesh.
+CASES = [("tome:r=3", {"depth": 2}, True), (RANDOM, {"depth": 2}, False)]
+CASES += [(LEARNED, {}, True)]
+CASES += [(tiny.IMAGEPIECE, PARTS["conv"] | PARTS["drop"], False)]
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+
+
+def divided(tree, mesh):
+    """A batch, of which each device has a half."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("data")))
+
+
+def spread(variables, mesh, whole=True):
+    """Variables, whole on both devices, or in halves where their last axis is even."""
+
+    def put(leaf):
+        axes = [None] * leaf.ndim
+        if not whole and leaf.shape[-1] % 2 == 0:
+            axes[-1] = "data"
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    return jax.tree.map(put, variables)
+
+
+@pytest.mark.parametrize("reduction, fields, within", CASES)
+def test_a_step_of_training_is_that_of_one_device(reduction, fields, within, mesh):
+    """The loss, gradients, new statistics and tokens; all stay where their input is."""
+    model = tiny.model(reduction, **fields)
+    keys = masked.keys(BATCH)
+    keys["drop_path"] = keys["reducer"]
+    variables = dict(tiny.variables(model))
+    params = variables.pop("params")
+
+    @tiny.jit
+    def step(params, rest, images, keys):
+        def loss(params):
+            (outputs, changed), states = with_states(
+                model,
+                {"params": params, **rest},
+                images,
+                train=True,
+                keys=keys,
+                mutable=["batch_stats"],
+            )
+            tokens = outputs.tokens + states[-1].x  # of one kind
+            return (outputs.logits**2).sum(), (changed, tokens)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    images = tiny.images(BATCH)
+    expected = step(params, variables, images, keys)
+    split = spread(params, mesh, whole=within)
+    rest = spread(variables, mesh)
+    with jax.set_mesh(mesh) if within else contextlib.nullcontext():
+        found = step(split, rest, divided(images, mesh), divided(keys, mesh))
+    chex.assert_trees_all_close(jax.device_get(found), expected, rtol=2e-4, atol=2e-4)
+    (_, (changed, tokens)), gradient = found
+    assert jax.typeof(tokens).sharding.spec[0] == "data"
+    for given, own in zip(*map(jax.tree.leaves, (split, gradient)), strict=True):
+        assert own.sharding == given.sharding
+    for statistic in jax.tree.leaves(changed):
+        assert statistic.sharding.is_fully_replicated
+
+
+def test_first_variables_do_not_depend_on_the_mesh(mesh):
+    model = tiny.model(LEARNED)
+    init = tiny.jit(model.init)
+    images = tiny.images(2)
+    found = init(jax.random.key(0), divided(images, mesh))
+    chex.assert_trees_all_close(found, init(jax.random.key(0), images))
+
+
+@pytest.mark.filterwarnings("ignore:the values of images")
+def test_features_stay_on_their_devices(mesh):
+    vit = tiny.pretrained("evit:keep_rate=0.6:blocks=(1,)", depth=2)
+    images = tiny.images(BATCH)
+    found = imagepiece_jax.features(vit, divided(images, mesh), layers=1)
+    assert found.patches.sharding.spec[0] == "data"
+    expected = imagepiece_jax.features(vit, images, layers=1)
+    chex.assert_trees_all_close(jax.device_get(found), expected, rtol=1e-4, atol=1e-4)
+
+
+class Around(nn.Module):
+    """A user's module: dropout, of which the model inside has none, and a head."""
+
+    vit: nn.Module
+
+    @nn.compact
+    def __call__(self, images):
+        logits = self.vit(images).logits
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=False)(logits))
+
+
+def test_inside_a_module_that_draws_from_rngs(mesh):
+    module = Around(tiny.model("tome:r=3", depth=2))
+    images = tiny.images(BATCH)
+    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    variables = tiny.fill(jax.eval_shape(module.init, rngs, images))
+    apply = tiny.jit(lambda v, x: module.apply(v, x, rngs={"dropout": rngs["dropout"]}))
+    expected = apply(variables, images)
+    found = apply(spread(variables, mesh), divided(images, mesh))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
