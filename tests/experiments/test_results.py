@@ -31,8 +31,11 @@ def test_readme_has_a_row_for_each_of_the_file(stored):
         assert row["typed"] == f"`{found['typed']}`"
         assert float(row["multiply-adds"]) == round(found["multiply_adds"], 2)
         for column, name in (("lost", "lost"), ("lost, recovered", "recovered")):
-            shown = markdown.interval(row[f"points {column}"])
-            assert shown == pytest.approx(found[name], abs=0.051)
+            shown = row[f"points {column}"]
+            if name not in found:  # `recover` trains no smaller images
+                assert shown == ""
+                continue
+            assert markdown.interval(shown) == pytest.approx(found[name], abs=0.051)
 
 
 def test_what_readme_types_is_what_was_measured(stored):
