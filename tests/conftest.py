@@ -13,9 +13,12 @@ gc.disable()
 # Tests compile hundreds of tiny programs and run each once: compile them fast. Some
 # runs in processes of their own (tests/runs.py) are compiled as users compile them.
 os.environ.setdefault("XLA_FLAGS", compiling.QUICK)
-# A shell's `&` starts processes that ignore Ctrl-C, which tests send.
+# A shell's `&` starts processes that ignore Ctrl-C, and nohup's ignore SIGHUP. Tests
+# send both.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Programs are kept for the next run of the tests; none where the variable is empty. No
 # command that a test starts keeps its own, nor reads these.
 ROOT = pathlib.Path(__file__).resolve().parent.parent
