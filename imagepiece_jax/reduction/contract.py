@@ -36,7 +36,8 @@ def check_plan(plan, arch, grid):
             if field in reducer.needs:
                 raise InputError(
                     f"{type(reducer).__name__} ranks tokens at block {block} by a "
-                    f"score of the {part}, but the model has no {part}"
+                    f"score of the {part}, but the model has no {part}; name "
+                    "another score"
                 )
         if layer.step.site == "pre" and reducer.reads:
             before = plan[block - 1] if block else None
