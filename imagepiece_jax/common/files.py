@@ -231,7 +231,8 @@ def replacing_folder(path):
 
 def _exchanged(folder, other):
     """Exchange two folders in one step; False if one is missing or no call does it."""
-    call = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux's; Python lacks it
+    # Linux's call, which Python lacks. `ctypes.CDLL(None)` fails on Windows.
+    call = getattr(ctypes.pythonapi, "renameat2", None)
     paths = (-100, os.fsencode(folder), -100, os.fsencode(other))  # AT_FDCWD
     return call is not None and call(*paths, 2) == 0  # RENAME_EXCHANGE
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 
 NEIGHBORS = 10
@@ -37,7 +38,12 @@ def fidelity(
         numbers, or cosine_mean and cosine_worst of vectors. Vectors and logits also
         have neighbors_kept (% of the dense model's ten nearest images, by cosine, that
         stay among the ten nearest). Percentages have the ends of their 95 % interval.
+    Raises InputError if dense outputs or numbers are not finite.
     """
+    is_number = not has_classes and (has_classes is None or dense.shape[1] == 1)
+    needed = [outputs, dense] if is_number else dense
+    if not np.isfinite(needed).all():
+        raise InputError("the model's outputs are not finite for all images")
     own = unit(outputs)
     is_answer = own.any(1)  # NaN is none
     base = unit(dense)
@@ -49,8 +55,8 @@ def fidelity(
             same = (outputs[:, 0] > 0) == (dense[:, 0] > 0)
         same &= is_answer
         figures["first_class"] = statistics.accuracy(same)
-    elif has_classes is None or is_single:
-        spreads = (outputs - dense) / np.maximum(dense.std(axis=0), 1e-30)
+    elif is_number:
+        spreads = np.float64(outputs - dense) / np.maximum(dense.std(axis=0), 1e-30)
         change = 100 * np.sqrt(np.mean(spreads**2, axis=1))
         figures["difference"] = statistics.mean_difference(change, 0 * change)
     else:

@@ -25,7 +25,7 @@ from imagepiece_jax.models import (
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import build_model, execution_of
 from imagepiece_jax.models.pretrained import Pretrained, WeightsSource, digests
-from imagepiece_jax.models.problem_type import SINGLE_LABEL
+from imagepiece_jax.models.problem_type import PROJECTION, SINGLE_LABEL
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.variables import digest, matches
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
@@ -355,7 +355,8 @@ def of_tensors(
             f"{source.title}: num_classes is {stated}, but its tensors have {classes}"
         )
     changes = {"num_classes": classes}
-    if config.name and config.num_classes not in (0, classes):  # another head
+    is_other_head = config.name and config.num_classes not in (0, classes)
+    if is_other_head and config.problem_type == PROJECTION:
         changes["problem_type"] = SINGLE_LABEL
     # Without a head of its own, DeiT's distillation token is a register.
     if arch.dist_token and "reg_token" in tensors and "dist_token" not in tensors:

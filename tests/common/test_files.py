@@ -143,6 +143,19 @@ def test_a_folder_that_cannot_be_replaced_is_put_back(
     assert texts(tmp_path) == {"model/file": "old"}
 
 
+def test_a_folder_is_replaced_where_libraries_need_a_name(tmp_path, monkeypatch):
+    """Windows opens a library by its name only."""
+
+    def named(name, *others):
+        assert name is not None, "argument 1 must be str, not None"
+
+    path = tmp_path / "model"
+    put(path, "old")
+    monkeypatch.setattr("ctypes.CDLL", named)
+    put(path, "new")
+    assert texts(tmp_path) == {"model/file": "new"}
+
+
 KILLED_IN_EXCHANGE = """
 import os, signal, sys
 from imagepiece_jax.common.files import replacing_folder

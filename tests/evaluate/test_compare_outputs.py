@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import compare_outputs
 from imagepiece_jax.evaluate.compare_outputs import fidelity
 
@@ -99,3 +100,17 @@ def test_every_number_has_its_own_spread():
     found = fidelity(outputs, dense, None)
     assert found["difference"].value == pytest.approx(100 * np.sqrt(0.125))
     assert fidelity(dense, dense, None)["difference"].value == 0
+
+
+@pytest.mark.parametrize("has_classes", [True, False, None])
+def test_an_infinite_dense_model_is_not_compared(has_classes):
+    dense = np.random.default_rng(0).normal(size=(12, 2))
+    infinite = np.full_like(dense, np.inf)
+    with pytest.raises(InputError, match="not finite"):
+        fidelity(dense, infinite, has_classes)
+
+
+def test_infinite_numbers_have_no_difference():
+    dense = np.random.default_rng(0).normal(size=(12, 2))
+    with pytest.raises(InputError, match="not finite"):
+        fidelity(np.full_like(dense, np.nan), dense, None)

@@ -19,7 +19,7 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.models.problem_type import SINGLE_LABEL
+from imagepiece_jax.models.problem_type import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from imagepiece_jax.models.resize_positions import resize
 from imagepiece_jax.weights import layouts
 from tests.models import tiny
@@ -69,6 +69,16 @@ def test_the_head_of_a_tower_is_asked_for(tmp_path):
         with pytest.warns(UserWarning, match="problem_type 'projection'"):
             vit = imagepiece_jax.load(tmp_path / "w.npz", config=config)
         assert vit.has_classes
+
+
+@pytest.mark.parametrize("problem_type", [MULTI_LABEL, REGRESSION])
+def test_another_head_than_the_config_s_keeps_its_problem_type(problem_type, tmp_path):
+    tensors, about = stored("openclip")
+    np.savez(tmp_path / "w.npz", **tensors)
+    fields = {"name": "mine", "num_classes": 512, "problem_type": problem_type}
+    config = dataclasses.replace(about["config"], **fields)
+    vit = imagepiece_jax.load(tmp_path / "w.npz", config=config)
+    assert (vit.config.num_classes, vit.config.problem_type) == (5, problem_type)
 
 
 WRAPPERS = ("module.model", "_orig_mod.module.net", "model._orig_mod.module")
