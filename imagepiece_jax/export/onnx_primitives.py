@@ -45,7 +45,8 @@ def _equation(graph, equation, values):
         name, args, options = nodes.call(equation, values)
         results = OPS[name](graph, *args, **options)
         if results is None:  # no operators for these arguments
-            return walk(graph, params["jaxpr"], values)
+            body = params.get("call_jaxpr") or params["jaxpr"]  # since 0.12, before
+            return walk(graph, body, values)
         return _listed(results)
     if name in CALLS:
         return walk(graph, params[CALLS[name]], values)
