@@ -307,9 +307,8 @@ class Study:
         vit = imagepiece_jax.load(str(self.paths[cell.model]), **fields)
         return study.mean_pooled(vit) if cell.model == "mean" else vit
 
-    def outputs(self, cell: Cell) -> dict[str, np.ndarray]:
-        """Logits of a classifier; vectors and patch features of an encoder."""
-        vit = self.load(cell)
+    def outputs(self, vit, cell: Cell) -> dict[str, np.ndarray]:
+        """Logits of a cell's classifier; vectors and patch features of an encoder."""
         pixels = self.read(cell.images)
         if cell.model == "deit":
             return {"logits": logits(vit, pixels)}
@@ -327,11 +326,11 @@ class Study:
         key = cell.model, cell.images
         if key not in self.dense:
             dense = Cell(*key, "dense")
-            self.dense[key] = self.outputs(dense)
+            self.dense[key] = self.outputs(self.load(dense), dense)
         wanted = self.dense[key]
         try:
             vit = self.load(cell)
-            answer = wanted if cell.setting == "dense" else self.outputs(cell)
+            answer = wanted if cell.setting == "dense" else self.outputs(vit, cell)
         except InputError as error:
             return {"refused": str(error)}
         counts = [layer.mlp_tokens for layer in vit.model.plan]

@@ -7,9 +7,8 @@ from imagepiece_jax.errors import InputError
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"  # its outputs are numbers, not probabilities
-PROJECTION = (
-    "projection"  # CLIP's: its outputs are an image's vector (not transformers)
-)
+# CLIP's, whose outputs are an image's vector; transformers has no such type
+PROJECTION = "projection"
 PROBLEMS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION, PROJECTION)
 
 

@@ -319,8 +319,7 @@ def _shares(result, size):
 def _moved(x, weight, total, result):
     if result.index is not None:
         return _move_by_index(x, weight, total, result.index, result.dest, result.mean)
-    belongs = is_in_slot(result.dest, result.n_out)
-    return _mixed(x, jnp.where(belongs, weight[:, None, :], 0))
+    return _mixed(x, slot_matrix(weight, result.dest, result.n_out, mean=False))
 
 
 def _mixed(x, matrix):
