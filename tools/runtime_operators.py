@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Operators of float32 and float16. WebGPU has no int64, and moves no booleans.
 NUMBERS = """
-Abs Add Clip Concat Conv Cos CumSum Div Equal Erf Exp Expand Floor Gather Gelu Greater
+Abs Add Clip Concat Conv Cos CumSum Div Equal Erf Exp Floor Gather Gelu Greater
 GreaterOrEqual Identity LayerNormalization Less LessOrEqual Log MatMul Mul Neg Pad Pow
 Reciprocal ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceSum ReduceSumSquare Relu
 Reshape Sigmoid Sin Slice Softmax Split Sqrt Sub Tanh Transpose
@@ -32,6 +32,7 @@ Reshape Sigmoid Sin Slice Softmax Split Sqrt Sub Tanh Transpose
 # Of other operators, the operands' types: b boolean, f number, i and u integers.
 TYPES = {"And": ["bb"], "Cast": ["b", "f"], "Not": ["b"], "Where": ["bff"]}
 TYPES |= {"DequantizeLinear": ["ifi", "ufu"]}  # QuantizeLinear runs on the CPU
+TYPES |= {"Expand": ["b", "f"]}
 # Operands that count sides or axes, int64 by ONNX. The CPU reads them.
 COUNTS = dict.fromkeys(("CumSum", "Expand", "Gather", "Pad", "Reshape", "Split"), {1})
 COUNTS |= dict.fromkeys((name for name in NUMBERS if name.startswith("Reduce")), {1})
