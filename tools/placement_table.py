@@ -1,4 +1,4 @@
-"""Where runtimes run the nodes of DeiT-Ti's files: a section of docs/results/runtimes.md.
+"""Where runtimes run nodes of DeiT-Ti's files, a section of docs/results/runtimes.md.
 
     python -m tools.placement_table --weights deit_tiny_patch16_224.npz \
         --webgpu .venv-webgpu/bin/python --revision HEAD
@@ -37,16 +37,16 @@ Nodes of DeiT-Ti's float32 files at `macs=0.5` (the dense model: `none`), writte
 CPU, and its arrays are copied there and back.
 
 **WebGPU**, measured: onnxruntime-webgpu 1.27 on a software GPU (Mesa's lavapipe 25.0),
-after onnxruntime's own fusions. A cell has nodes on WebGPU, nodes on the CPU, and copies.
-Before ({before}), tokens had int64 numbers; now they have float32 numbers. The difference
-is the largest from the CPU's logits on noise, over the logits' spread.
+after onnxruntime's own fusions. A cell has nodes on WebGPU, nodes on the CPU, and
+copies. Before (revision {before}), token numbers were int64; now they are float32. The
+difference is the largest from the CPU's logits on noise, over the logits' spread.
 """
 OTHERS = """
-**Other runtimes**, by their published tables: nodes of the file that leave the device at
-batch 1, and in brackets at an open batch. CoreML's two tables are in onnxruntime 1.32's
-package, XNNPACK's is its page (2025), and TensorRT's is onnx-tensorrt's `operators.md`
-for TensorRT 10.15. The tables name operators and a few restrictions; a runtime checks
-more. XNNPACK runs on the CPU itself, so a node that leaves it costs no copy.
+**Other runtimes**, by their published tables: nodes of the file that leave the device
+at batch 1, and in brackets at an open batch. CoreML's two tables are in onnxruntime
+1.32's package, XNNPACK's is its page (2025), and TensorRT's is onnx-tensorrt's
+`operators.md` for TensorRT 10.15. The tables name operators and a few restrictions; a
+runtime checks more. XNNPACK runs on the CPU: a node that leaves it costs no copy.
 """
 OPERATORS = """
 The operators behind these nodes, with their nodes at batch 1. For XNNPACK, which has

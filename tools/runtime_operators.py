@@ -141,11 +141,17 @@ def along_the_last_axis(node, graph):
     return axis in (-1, graph.ranks[node.input[0]] - 1)
 
 
+def without(attribute):
+    return lambda node, graph: attribute not in {a.name for a in node.attribute}
+
+
 CONSTANT_B = constant(1)
 CONSTANT_SLICE = constant(1, 2, 3, 4)
 # The notes in CoreML's tables about operators of our graphs.
 NOTES = {
     "": anything,
+    "Attribute `end` is not supported.": without("end"),
+    "Attribute `start` with non-default value is not supported.": without("start"),
     "Both inputs must be bool.": kinds("bb"),
     "Bias if provided must be constant.": constant(2),
     "Input B must be constant.": CONSTANT_B,
