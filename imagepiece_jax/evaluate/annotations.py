@@ -49,10 +49,10 @@ def _texts(vit, file, names):
             "removes the head"
         )
     try:
-        vectors = np.load(file)
-        shape = [*vectors.shape]
-    except (OSError, ValueError, EOFError, AttributeError) as error:
+        vectors = np.lib.format.open_memmap(file, mode="r")  # never a pickle
+    except (OSError, ValueError) as error:
         raise InputError(f"texts: {file} is not a .npy file ({error})") from error
+    shape = [*vectors.shape]
     width = vit.config.num_classes or vit.config.embed_dim
     if vectors.dtype.kind != "f" or shape[1:] != [width]:
         raise InputError(
@@ -83,9 +83,6 @@ def _texts(vit, file, names):
     if None in described:
         path = paths[described.index(None)]
         raise InputError(f"texts: {path!r} in {paths_file} names several images")
-    described = np.array(described)
-    is_here = described >= 0
-    if not is_here.all():
-        count = len(paths) - is_here.sum()
+    if count := described.count(-1):
         notes.info(f"note: {count} of {len(paths)} texts describe none of the images")
-    return {"texts": vectors[is_here], "described": described[is_here]}
+    return {"texts": vectors, "described": np.array(described)}

@@ -383,6 +383,8 @@ def draw_plot(path: str | os.PathLike, report: Report):
         dense = statistics.accuracy(_right(report.figures["dense"])).value
     curves = {}
     for row in report.rows[1:]:
+        if row.weights.is_shuffled:  # chance would stretch the axis
+            continue
         name = row.reduction.name
         if row.reduction == DENSE:
             name = "smaller images" if row.is_smaller else row.name

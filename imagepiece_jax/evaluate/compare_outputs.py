@@ -41,7 +41,7 @@ class Annotations(NamedTuple):
 
     classes: np.ndarray | None = None  # [images], numbers or folder names
     texts: np.ndarray | None = None  # [texts, D], vectors of a text tower
-    described: np.ndarray | None = None  # int [texts], the image of every text
+    described: np.ndarray | None = None  # int [texts], every text's image; -1: none
 
     @property
     def setting(self) -> dict[str, str]:
@@ -71,8 +71,7 @@ class Annotations(NamedTuple):
                 classes = None
         if texts is not None:
             place_of = {int(index): place for place, index in enumerate(indices)}
-            places = [place_of.get(index, -1) for index in described.tolist()]
-            described = np.array(places)
+            described = np.array([place_of.get(i, -1) for i in described.tolist()])
             texts = texts[described >= 0]
             described = described[described >= 0]
             count = len({*described.tolist()})

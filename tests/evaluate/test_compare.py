@@ -202,7 +202,7 @@ def test_without_labels_outputs_are_compared(tmp_path, classes):
     assert smaller["fidelity"]["neighbors_kept"][0] < 100
 
 
-def test_texts_and_class_folders(tmp_path):
+def test_texts_and_class_folders(tmp_path, monkeypatch):
     """Unreadable images move the others' rows; texts are in another order."""
     vit = tiny.pretrained(num_classes=0, depth=2)
     for seed, name in enumerate(("cat", "dog")):
@@ -232,6 +232,12 @@ def test_texts_and_class_folders(tmp_path):
     points = recall - slow_recall(dense, texts, order)
     assert figures["recall_points"][0] == pytest.approx(points, abs=1.4)
     assert "| points of recall | vote of ten nearest right, % |" in str(report)
+    drawn = []
+    monkeypatch.setattr(
+        compare.plotting, "draw_curves", lambda *words, level: drawn.extend(words[3])
+    )
+    compare.draw_plot("x.png", report)
+    assert drawn == ["tome", "dense, images JPEG 75", "dense, images mirrored"]
 
 
 def test_classes_and_labels_decide_what_is_compared():
