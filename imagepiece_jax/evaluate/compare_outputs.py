@@ -100,8 +100,8 @@ def fidelity(
         MIN_IMAGES or more also have neighbors_kept (% of the dense model's ten nearest
         images, by cosine, that stay among the ten nearest), and by what is known
         recall (`recall`), voted_right (% of images whose ten nearest vote for their
-        class), and the points of both to the dense model, paired by image. Percentages
-        and points have the ends of their 95 % interval.
+        class), and for other outputs the points of both to the dense model, paired by
+        image. Percentages and points have the ends of their 95 % interval.
     Raises InputError if dense outputs or numbers are not finite.
     """
     is_number = not has_classes and (has_classes is None or dense.shape[1] == 1)
@@ -131,20 +131,22 @@ def fidelity(
         return figures
     own_nearest = nearest(own, own)
     base_nearest = nearest(base, base)
+    is_changed = not np.array_equal(outputs, dense)
     classes, texts, described = known or Annotations()
     if texts is not None:
         found = recall(own, texts, described)
         base_found = recall(base, texts, described)
-        figures["recall"] = statistics.mean_difference(found, 0 * found)
-        figures["recall_points"] = statistics.mean_difference(found, base_found)
+        figures["recall"] = statistics.mean_share(found)
+        if is_changed:
+            figures["recall_points"] = statistics.mean_difference(found, base_found)
     if classes is not None:
         right = is_answer & (voted(own, own_nearest, classes) == classes)
         base_right = voted(base, base_nearest, classes) == classes
         figures["voted_right"] = statistics.accuracy(right)
-        figures["voted_points"] = statistics.paired_difference(right, base_right)
+        if is_changed:
+            figures["voted_points"] = statistics.paired_difference(right, base_right)
     kept = 100 * shared(own_nearest, base_nearest) / NEIGHBORS
-    kept *= is_answer
-    figures["neighbors_kept"] = statistics.mean_difference(kept, np.zeros(len(kept)))
+    figures["neighbors_kept"] = statistics.mean_share(kept * is_answer)
     return figures
 
 

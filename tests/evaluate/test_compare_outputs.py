@@ -150,7 +150,11 @@ def test_votes_by_hand():
     classes = np.array([0] * 10 + [1] + [1] * 2)
     found = fidelity(outputs, outputs, False, Annotations(classes))
     assert found["voted_right"].value == pytest.approx(100 * 12 / 13)
-    assert found["voted_points"].value == 0
+    assert "voted_points" not in found  # the dense model's own
+    changed = outputs.copy()
+    changed[11] = [1, 0.1]  # now among those of the other class
+    found = fidelity(changed, outputs, False, Annotations(classes))
+    assert found["voted_points"].value == pytest.approx(-100 / 13)
 
 
 def slow_recall(rows, texts, described):
