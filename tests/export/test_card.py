@@ -124,9 +124,10 @@ def test_texts_and_class_folders_join_the_card(tmp_path):
     for seed, name in enumerate(("cat", "dog")):
         photographs.write(tmp_path / "photos" / name, 60, seed)
     files = sorted((tmp_path / "photos").rglob("*.png"))
+    vectors = np.asarray(imagepiece_jax.features(vit, [*map(str, files)]).pooled)
+    texts = vectors + 0.8 * np.random.default_rng(0).normal(size=vectors.shape)
     for file in files[5:120:20]:
         file.write_bytes(b"no image")
-    texts = np.random.default_rng(0).normal(size=(120, vit.config.embed_dim))
     names = [f"{file.parent.name}/{file.name}" for file in files]
     words = ["--texts", write_texts(tmp_path, names, texts)]
     words += ["--images", tmp_path / "photos"]
@@ -143,6 +144,7 @@ def test_texts_and_class_folders_join_the_card(tmp_path):
     rows = [names.index(name) for name in found["images"]]
     recall = slow_recall(own, texts[rows], range(len(rows)))
     assert figures["recall"][0] == pytest.approx(recall, abs=2)
+    assert 50 < recall < 99
     assert figures["recall_points"][1] < figures["recall_points"][2]
     assert "| points of recall | vote of ten nearest right, % |" in ended.out
     with refused("texts", "images"):
