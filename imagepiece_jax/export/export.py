@@ -55,6 +55,7 @@ def export(
     layout: str | None = None,
     dtype: str = "float32",
     images: Any = None,
+    texts: str | os.PathLike | None = None,
 ) -> pathlib.Path:
     """Write a model with its weights as an ONNX file, which runs without this package.
 
@@ -75,6 +76,7 @@ def export(
         reductions are float32 in every dtype, and so are outputs
     images: as for `recover`. Part of them calibrates int8, which needs them; the card
         is measured on others
+    texts: a text tower's vectors for the card, as for `compare`
     Returns the file's path.
     Raises InputError for a wrong argument, before anything is written.
     """
@@ -85,6 +87,11 @@ def export(
     if dtype == "int8" and images is None:
         raise InputError(
             "dtype is 'int8', which images calibrate; give images (--images FOLDER)"
+        )
+    if texts is not None and (images is None or output != "logits"):
+        raise InputError(
+            f"texts is {texts}, which needs images (--images FOLDER) and the output "
+            "'logits'"
         )
     vit.warn_of_untrained()
     vit = _traced(vit, gelu, dtype)
@@ -113,7 +120,7 @@ def export(
                 f"{page} already exists, and export did not write it; the card needs a "
                 "folder of its own"
             )
-        card_images = card.divided_images(vit, images)
+        card_images = card.divided_images(vit, images, texts)
     out.parent.mkdir(parents=True, exist_ok=True)
     checked_file(out)
     float32_export = functools.partial(
