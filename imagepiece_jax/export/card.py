@@ -110,6 +110,11 @@ def measured(
     with working(f"comparing the outputs for {len(pixels)} images"):
         base = outputs(programs["dense"], pixels)
         own = outputs(programs["file"], pixels)
+        if not np.isfinite(own).all():
+            raise InputError(
+                f"the {read_facts(out)['dtype']} file's outputs are not finite for all "
+                "images; export float32"
+            )
         figures = {"file": fidelity(own, base, has_classes)}
         for name, change in CONTROLS.items():
             own = outputs(programs["dense"], change(pixels))
@@ -140,6 +145,8 @@ def table(out: pathlib.Path, facts: Mapping[str, Any]) -> str:
     """
     card = facts["card"]
     own = f"{out.name}, {facts['dtype']}"
+    if facts["float32_parts"]:
+        own += f" ({', '.join(facts['float32_parts'])} float32)"
     rows = {"dense, float32": {"share of the MACs": "1.00"}, own: {}}
     rows[own]["share of the MACs"] = f"{card['mac_share']:.2f}"
     for row, name in zip(rows.values(), ("dense", "file"), strict=True):
