@@ -49,7 +49,7 @@ IMAGES = np.asarray(tiny.images(2))
 INSIDE = {"blocks_1/mlp/fc1/kernel": 1e6, "blocks_1/mlp/fc2/kernel": 1e-6}
 # The stream is large from one block's end to the end of the next block.
 STREAM = {"blocks_0/mlp/fc2/bias": 1e5, "blocks_1/mlp/fc2/bias": -1e5}
-# The prefix of CLIP's sum of patches and positions is normalized before the first block.
+# CLIP normalizes the sum of patches and positions before the first block.
 STEM = {"pos_embed": 1e6, "norm_pre/scale": 1}
 POOL = {"attn_pool/v/kernel": 1e6, "attn_pool/proj/kernel": 1e-6}
 END = {"blocks_2/attn/proj/kernel": 1e7}

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import imagepiece_jax
 from imagepiece_jax.common import nodes
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.export import onnx_graph, onnx_ops
