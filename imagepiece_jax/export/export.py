@@ -66,11 +66,13 @@ def export(
     layout: the program that loads the folder, from `tower.LAYOUTS`
     dtype: of the layers, whatever the model's: "float32", "float16" or "int8", where
         products with weights are quantized. Norms, softmax, and scores and order of
-        reductions are float32 in every dtype, and so are outputs
+        reductions are float32 in every dtype, and so are outputs. In float16 the stem
+        is float32, and so are blocks with large numbers
     images: as for `recover`. Part of them calibrates int8, which needs them; the card
         is measured on others
     Returns the file's path.
-    Raises InputError for a wrong argument, before anything is written.
+    Raises InputError for a wrong argument, and for outputs that are not finite, before
+        anything is written.
     """
     if batch_size is not None:
         check_range("batch_size", batch_size, 1, whole=True)

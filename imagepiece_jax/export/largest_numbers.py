@@ -15,12 +15,13 @@ from imagepiece_jax.inference.size_direction import photographs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
 
+FINITE = np.finfo(np.float32).max
 # Half of float16's range: other images may have larger numbers.
 LIMIT = float(np.finfo(np.float16).max) / 2
 FEW = 8  # images at most, of given ones
 FLOAT32 = ("head", "reducer")  # these parts are float32 in any dtype
-# WebGPU sums float16 products in float16. The stem causes most of its distance from
-# float32, at 2 % of DeiT-Ti's multiply-adds, so it stays float32 (docs/results/types).
+# WebGPU sums float16 products in float16. The stem has 2 % of DeiT-Ti's multiply-adds,
+# but over half of the squared error, so it stays float32 (docs/export.md).
 STEM = "patch_embed"
 EMBEDDING = ("_embed", "_prefix", "_with_positions")  # methods of ViT
 
@@ -33,25 +34,27 @@ def find(vit: Pretrained, images: np.ndarray | None = None) -> dict[str, float]:
     images: uint8 [B, H, W, 3], of which a few are used besides this package's own
     Raises InputError if the model's outputs are not finite.
     """
-    largest = {}
+    names = []
 
     def numbers_of(variables, images):
         numbers = {}
+        noted = {}  # a layer's result is the next one's input
 
         def note(part, arrays):
             for array in jax.tree.leaves(arrays):
-                if isinstance(array, jax.Array) and array.dtype == jnp.float32:
-                    largest.setdefault(part, 0.0)
+                is_number = isinstance(array, jax.Array) and array.dtype == jnp.float32
+                if is_number and (part, id(array)) not in noted:
+                    noted[part, id(array)] = array
                     # XLA's maximum may lose NaN on CPUs.
-                    is_finite = jnp.all(jnp.isfinite(array))
-                    number = jnp.where(is_finite, jnp.max(jnp.abs(array)), jnp.inf)
-                    numbers[part] = jnp.maximum(numbers.get(part, 0.0), number)
+                    number = jnp.abs(array)
+                    number = jnp.max(jnp.where(number <= FINITE, number, jnp.inf))
+                    numbers.setdefault(part, []).append(number)
 
         def noting(call, args, kwargs, context):
             result = call(*args, **kwargs)
             path = context.module.path
             if path:
-                note(path[0], (context.module.variables, args, result))
+                note(path[0], (args, result))
             elif context.method_name in EMBEDDING:
                 note(STEM, result)
             if context.method_name == "project":
@@ -63,12 +66,16 @@ def find(vit: Pretrained, images: np.ndarray | None = None) -> dict[str, float]:
 
         with nn.intercept_methods(noting):
             outputs = model.apply(variables, images)
+        for name, weights in variables["params"].items():
+            note(name if isinstance(weights, dict) else STEM, weights)
         note("outputs", (outputs.logits, outputs.tokens))
-        return numbers
+        names[:] = numbers
+        return [jnp.max(jnp.stack(each)) for each in numbers.values()]
 
     model = vit.analyzed().model
     model, variables = optimize.prepare(model, vit.variables, dtype="float32")
     run = jax.jit(numbers_of)
+    largest = {}
     batches = [photographs(vit.image_size)]
     if images is not None:
         batches.append(images[:: math.ceil(len(images) / FEW)])
@@ -77,8 +84,8 @@ def find(vit: Pretrained, images: np.ndarray | None = None) -> dict[str, float]:
             batch = normalize(pixels, vit.config.mean, vit.config.std)
             # Explicit copies, which a user's transfer guard allows.
             numbers = jax.device_get(run(*jax.device_put((variables, batch))))
-            for part, number in numbers.items():
-                largest[part] = max(largest[part], float(number))
+            for name, number in zip(names, numbers, strict=True):
+                largest[name] = max(largest.get(name, 0.0), float(number))
     if not math.isfinite(largest.pop("outputs")):
         first = max(largest, key=largest.get)
         raise InputError(f"the model's outputs are not finite, from {first} on")
