@@ -119,6 +119,11 @@ def measured(
         ms[name] = timer.spread([1000 * value / size for value in readings])
     with working(f"comparing the outputs for {len(pixels)} images"):
         rows = {name: outputs(programs[name], pixels) for name in ("dense", "file")}
+        if not np.isfinite(rows["file"]).all():
+            raise InputError(
+                f"the {read_facts(out)['dtype']} file's outputs are not finite for all "
+                "images; export float32"
+            )
         for name, change in CONTROLS.items():
             rows[name] = outputs(programs["dense"], change(pixels))
     return {
@@ -147,6 +152,8 @@ def table(out: pathlib.Path, facts: Mapping[str, Any]) -> str:
     """
     card = facts["card"]
     own = f"{out.name}, {facts['dtype']}"
+    if facts["float32_parts"]:
+        own += f" ({', '.join(facts['float32_parts'])} float32)"
     rows = {"dense, float32": {"share of the MACs": "1.00"}, own: {}}
     rows[own]["share of the MACs"] = f"{card['mac_share']:.2f}"
     for row, name in zip(rows.values(), ("dense", "file"), strict=True):

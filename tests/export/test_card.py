@@ -37,6 +37,8 @@ CARD["fidelity"] = {
     name: {"first_class": (90.0, 80.0, 95.0)} for name in ("dense", "file", *CONTROLS)
 }
 
+FACTS = {"dtype": "float32", "float32_parts": [], "activation": "softmax"}
+
 
 def by_hand(file, facts, pixels):
     """First output of a file for pixels, prepared as its JSON says."""
@@ -226,7 +228,7 @@ def test_yaml_reads_the_license_as_it_is(tmp_path, license):
     vit = tiny.pretrained("tome:r=3", depth=1)
     source = dataclasses.replace(vit.source, license=license)
     vit = dataclasses.replace(vit, source=source)
-    facts = {"card": CARD, "dtype": "float32", "activation": "softmax"}
+    facts = FACTS | {"card": CARD}
     text = card.page_of(tmp_path / "m.onnx", vit, facts)
     assert yaml.safe_load(text.split("---\n")[1])["license"] == license
 
@@ -262,7 +264,7 @@ def test_a_card_says_whether_it_knows_what_recovered(tmp_path, learned):
     (variant,) = vit.recovery.variants
     variant = dataclasses.replace(variant, learned=learned)
     vit = dataclasses.replace(vit, recovery=Recovery((variant,)))
-    facts = {"card": CARD, "dtype": "float32", "activation": "softmax"}
+    facts = FACTS | {"card": CARD}
     text = card.page_of(tmp_path / "m.onnx", vit, facts)
     assert ("neither recovered nor" in text) == (learned is not None)
     assert ("is not recorded" in text) == (learned is None)
