@@ -306,7 +306,7 @@ class Graph:
             value = self.cast(number, value.dtype)
         # Sides that the Value has are 1 here, so that many nodes share these sides.
         sides = [1 if a == b else b for a, b in zip(opened, shape, strict=True)]
-        if math.prod(sides) > 1:
+        if any(side != 1 for side in sides):
             value = self.op("Expand", [value, sides], shape, value.dtype)
         if source.array is not None:
             self.notes[value.name] = Note(constant=source)

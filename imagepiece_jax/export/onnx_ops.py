@@ -10,7 +10,6 @@ import numpy as np
 
 from imagepiece_jax.export.onnx_graph import Note, Value
 from imagepiece_jax.models.layers import QUICK
-from imagepiece_jax.reduction.state import DROPPED
 
 OPS = {}  # {name of a marked function: function (graph, *its arguments)}
 
@@ -161,13 +160,6 @@ def _equal(graph, values, numbers):
     return graph.cast(hits, np.float32)
 
 
-def _picked(graph, one_hot, values):
-    """Numbers at the indices of `one_hot`. [B, m, n], [B, n] -> [B, m] float32."""
-    # Not a product of matrices, which int8 would round.
-    picked = _row_sums(graph, _weighted(graph, one_hot, values))
-    return graph.reshape(picked, picked.shape[:2])
-
-
 @translates
 def rank(graph, score):
     batch, n = score.shape
@@ -201,29 +193,24 @@ def index_among(graph, keep):
 
 @translates
 def invert(graph, position, values):
+    batch, n = position.shape
     if isinstance(values, int):
         values = Value.constant(np.arange(values))
-    one_hot = _holders(graph, position, values)
-    tokens = Value.constant(np.arange(position.shape[1])[None])
-    index = _picked(graph, one_hot, tokens)
+    values = graph.reshape(values, (1, values.shape[-1], 1))
+    one_hot = _equal(graph, graph.reshape(position, (batch, 1, n)), values)
+    tokens = Value.constant(np.arange(n)[None])
+    index = graph.reduce("ReduceSum", _weighted(graph, one_hot, tokens), (2,))
     ranks = None
-    if values.array is not None and (np.diff(values.array) == 1).all():
+    if values.array is not None and (np.diff(values.array, axis=1) == 1).all():
         ranks = (position, int(values.array.flat[0]))
     graph.notes[index.name] = Note(one_hot=one_hot, ranks=ranks)
     return index
 
 
-def _holders(graph, position, values):
-    """1 at the token with each position. [B, n], [m] -> [B, m, n] float32."""
-    batch, n = position.shape
-    values = graph.reshape(values, (1, values.shape[-1], 1))
-    return _equal(graph, graph.reshape(position, (batch, 1, n)), values)
-
-
 @translates
 def pick(graph, position, length, *values):
-    one_hot = _holders(graph, position, Value.constant(np.arange(length)))
-    return [_picked(graph, one_hot, value) for value in values]
+    index = invert(graph, position, length)
+    return [gather_rows(graph, value, index) for value in values]
 
 
 @translates
@@ -310,7 +297,9 @@ def gather_rows(graph, x, index):
             return graph.slice(values, 1, first, first + index.shape[1])
     one_hot = _one_hot(graph, index, n)
     if x.ndim == 2:
-        out = graph.cast(_picked(graph, one_hot, x), x.dtype)
+        # Not a product of matrices, which int8 would round.
+        out = _row_sums(graph, _weighted(graph, one_hot, x))
+        out = graph.cast(graph.reshape(out, shape), x.dtype)
         graph.notes[out.name] = Note(by_rank=(x, index))
         return out
     rows = graph.reshape(x, (*x.shape[:2], math.prod(x.shape[2:])))
@@ -334,26 +323,10 @@ def _is_in_slot(graph, dest, n_out):
     return _equal(graph, graph.reshape(dest, (batch, 1, n)), slots)
 
 
-def _is_in_any_slot(graph, result, prefix):
-    """1 where a slot has a token, for the prefix, too. [B, slots, tokens] float32."""
-    dest = result.dest
-    batch, n = dest.shape
-    slots = np.arange(-prefix, result.n_out)
-    # The prefix has slots below DROPPED, which no other token has.
-    slots[:prefix] += DROPPED
-    if prefix:
-        front = np.zeros((1, prefix + n), np.float32)
-        front[0, :prefix] = slots[:prefix]
-        operands = [dest, [0, prefix, 0, 0], np.float32(0)]
-        dest = graph.op("Pad", operands, (batch, prefix + n), np.float32)
-        dest = graph.elementwise("Add", dest, front)
-    dest = graph.reshape(dest, (batch, 1, prefix + n))
-    return _equal(graph, dest, slots[None, :, None])
-
-
 @translates
 def sum_by_slot(graph, values, dest, n_out):
-    return _picked(graph, _is_in_slot(graph, dest, n_out), values)
+    terms = _weighted(graph, _is_in_slot(graph, dest, n_out), values)
+    return graph.reduce("ReduceSum", terms, (2,))
 
 
 @translates
@@ -380,30 +353,72 @@ def _row_sums(graph, matrix):
 
 @translates
 def merge(graph, x, size, result):
-    """Multiply the tokens by a matrix of their shares in the slots."""
-    prefix = x.shape[1] - result.dest.shape[1]
-    joins = result.index is None or result.index.absorbed.shape[1]
-    if result.index is None:
+    """Kept rows, plus a matrix product of the absorbed rows."""
+    index = result.index
+    if index is None:
         return None
-    is_in_slot = _is_in_any_slot(graph, result, prefix)
-    by_size = _weighted(graph, is_in_slot, size)
-    total = _row_sums(graph, by_size)
-    sizes = graph.reshape(total, total.shape[:2])
-    if result.mean and not joins:
-        return [_product(graph, is_in_slot, x), sizes]
-    shares = by_size
+    batch, n_out = index.keep.shape
+    absorbs = index.absorbed.shape[1]
+    prefix = x.shape[1] - result.dest.shape[1]
+    keep = _with_prefix(graph, index.keep, prefix)
+    kept = gather_rows(graph, x, keep)
+    if absorbs:
+        absorbed = _with_prefix(graph, index.absorbed, prefix, are_first=False)
+        slot = np.arange(-prefix, n_out)[None, :, None]
+        target = graph.reshape(index.target, (batch, 1, absorbs))
+        joins = _equal(graph, target, slot)
+
+    def terms(values=None):
+        """Kept values [B, s, 1], absorbed values [B, s, e], sums [B, s, 1]."""
+        own = Value.constant(np.float32(1))  # no values: ones
+        if values is not None:
+            own = gather_rows(graph, values, keep)
+            own = graph.reshape(own, (*own.shape, 1))
+        if not absorbs:
+            return own, None, own
+        added = joins
+        if values is not None:
+            added = _weighted(graph, joins, gather_rows(graph, values, absorbed))
+        total = _row_sums(graph, added)
+        return own, added, graph.elementwise("Add", own, total)
+
+    factor, shares, total = terms(size)
+    sizes = graph.reshape(total, keep.shape)
+    if result.mean and not absorbs:
+        return [kept, sizes]
+    # Means are float32 in float16 graphs, too.
+    kept = graph.cast(kept, np.float32)
     if result.weight is not None:
         weight = graph.cast(result.weight, np.float32)
         operands = [weight, [0, prefix, 0, 0], np.float32(1)]
         weight = graph.op("Pad", operands, size.shape, np.float32)
-        shares = _weighted(graph, is_in_slot, weight)
+        factor, shares, total = terms(weight)
     elif not result.by_size:
-        shares = is_in_slot
+        factor, shares, total = terms()
     if result.mean:
-        shares = graph.elementwise("Div", shares, _row_sums(graph, shares))
-    # Means are float32 in float16 graphs, too.
-    merged = _product(graph, shares, graph.cast(x, np.float32))
+        factor = graph.elementwise("Div", factor, total)
+        shares = graph.elementwise("Div", shares, total)
+    merged = graph.elementwise("Mul", kept, factor)
+    if absorbs:
+        rows = graph.cast(gather_rows(graph, x, absorbed), np.float32)
+        merged = graph.elementwise("Add", merged, _product(graph, shares, rows))
     return [graph.cast(merged, x.dtype), sizes]
+
+
+def _with_prefix(graph, index, prefix, are_first=True):
+    """Count the prefix in indices [B, m] of image tokens.
+
+    are_first: put the prefix's own indices in front, [B, prefix + m]
+    """
+    shifted = graph.elementwise("Add", index, prefix)
+    if not prefix or not are_first:
+        return shifted
+    batch, m = index.shape
+    operands = [shifted, [0, prefix, 0, 0], np.float32(0)]
+    padded = graph.op("Pad", operands, (batch, prefix + m), np.float32)
+    front = np.zeros((1, prefix + m), np.float32)
+    front[0, :prefix] = np.arange(prefix)
+    return graph.elementwise("Add", padded, front) if prefix > 1 else padded
 
 
 @translates
@@ -416,9 +431,9 @@ def attend_merged(graph, weights, value, result, size):
     absorbs = 0 if index is None else index.absorbed.shape[1]
     if not absorbs or slots + absorbs < tokens:  # none merges, or some are dropped
         return None
-    is_in_slot = _is_in_any_slot(graph, result, tokens - result.dest.shape[1])
+    slot = _with_prefix(graph, result.dest, tokens - result.dest.shape[1])
     rows = graph.reshape(value, (batch, slots, heads * value.shape[3]))
-    rows = _product(graph, graph.transpose(is_in_slot, (0, 2, 1)), rows)
+    rows = gather_rows(graph, rows, slot)
     heads = (heads, value.shape[3])
     out = _weighted_sum(graph, weights, graph.reshape(rows, (batch, tokens, *heads)))
     if queries < tokens:
