@@ -137,9 +137,8 @@ def unit(graph, x, eps=1e-6):
 
 # Order and choice
 #
-# Indices of tokens are numbers, and a token is picked by a product with a row that is 1
-# at its index (`_one_hot`). Sorting, and gathering by computed indices, give or take
-# integers.
+# Indices of tokens are numbers. A token is picked by a product with a row that is 1 at
+# its index (`_one_hot`), or by int64 indices if the graph `gathers`.
 
 
 def _one_hot(graph, index, n):
@@ -160,10 +159,31 @@ def _equal(graph, values, numbers):
     return graph.cast(hits, np.float32)
 
 
+def _numbers(graph, integers):
+    """Indices as float32, with a Note of their int64 form."""
+    index = graph.cast(integers, np.float32)
+    graph.notes[index.name] = Note(integers=integers)
+    return index
+
+
+def _sorted(graph, x, largest):
+    """Indices [B, n] int64 of sorted numbers."""
+    n = x.shape[1]
+    options = {"axis": -1, "largest": int(largest), "sorted": 1}
+    results = [(x.shape, x.dtype), (x.shape, np.int64)]
+    return graph.ops("TopK", [x, [n]], results, **options)[1]
+
+
 @translates
 def rank(graph, score):
     batch, n = score.shape
     score = graph.cast(score, np.float32)
+    if graph.gathers:
+        tokens = _sorted(graph, score, largest=True)
+        # Sorting a permutation inverts it: it gives the ranks.
+        ranks = graph.cast(_sorted(graph, tokens, largest=False), np.float32)
+        graph.notes[ranks.name] = Note(sorted_tokens=tokens)
+        return ranks
     mine = graph.reshape(score, (batch, n, 1))
     other = graph.reshape(score, (batch, 1, n))
     higher = graph.elementwise("Greater", other, mine, dtype=bool)
@@ -196,13 +216,23 @@ def invert(graph, position, values):
     batch, n = position.shape
     if isinstance(values, int):
         values = Value.constant(np.arange(values))
-    values = graph.reshape(values, (1, values.shape[-1], 1))
+    m = values.shape[-1]
+    ranks = None
+    known = np.ravel(-1 if values.array is None else values.array)
+    if (np.diff(known) == 1).all():
+        ranks = (position, int(known[0]))
+    sorted_tokens = graph.notes[position.name].sorted_tokens
+    # A missing position has no sorted token.
+    if sorted_tokens and (known >= 0).all() and (known < n).all():
+        operands = [sorted_tokens, known.astype(np.int64)]
+        integers = graph.op("Gather", operands, (batch, m), np.int64, axis=1)
+        index = _numbers(graph, integers)
+        graph.notes[index.name] = Note(integers=integers, ranks=ranks)
+        return index
+    values = graph.reshape(values, (1, m, 1))
     one_hot = _equal(graph, graph.reshape(position, (batch, 1, n)), values)
     tokens = Value.constant(np.arange(n)[None])
     index = graph.reduce("ReduceSum", _weighted(graph, one_hot, tokens), (2,))
-    ranks = None
-    if values.array is not None and (np.diff(values.array, axis=1) == 1).all():
-        ranks = (position, int(values.array.flat[0]))
     graph.notes[index.name] = Note(one_hot=one_hot, ranks=ranks)
     return index
 
@@ -235,6 +265,11 @@ def first_best(graph, x, axis, kind):
         # onnxruntime would transpose booleans, which WebGPU does not.
         x = source
         axis = order[axis]
+    rest = (*x.shape[:axis], *x.shape[axis + 1 :])
+    if graph.gathers:
+        options = {"axis": int(axis), "keepdims": 0}
+        index = graph.op(f"Arg{kind}", [x], rest, np.int64, **options)
+        return graph.reduce(f"Reduce{kind}", x, (axis,)), _numbers(graph, index)
     best = graph.reduce(f"Reduce{kind}", x, (axis,), keep=True)
     is_best = graph.elementwise("Equal", x, best, dtype=bool)
     n = x.shape[axis]
@@ -244,7 +279,6 @@ def first_best(graph, x, axis, kind):
     operands = [is_best, index, np.float32(n)]
     index = graph.op("Where", operands, is_best.shape, np.float32)
     index = graph.reduce("ReduceMin", index, (axis,), keep=True)
-    rest = (*x.shape[:axis], *x.shape[axis + 1 :])
     return graph.reshape(best, rest), graph.reshape(index, rest)
 
 
@@ -295,6 +329,8 @@ def gather_rows(graph, x, index):
         if of_index == ranks:
             first += lowest
             return graph.slice(values, 1, first, first + index.shape[1])
+    if graph.gathers:
+        return _gathered(graph, x, index, shape)
     one_hot = _one_hot(graph, index, n)
     if x.ndim == 2:
         # Not a product of matrices, which int8 would round.
@@ -304,6 +340,16 @@ def gather_rows(graph, x, index):
         return out
     rows = graph.reshape(x, (*x.shape[:2], math.prod(x.shape[2:])))
     return graph.reshape(_product(graph, one_hot, rows), shape)
+
+
+def _gathered(graph, x, index, shape):
+    source, first = graph.unsliced(index, 1)
+    integers = graph.notes[source.name].integers or graph.cast(source, np.int64)
+    integers = graph.slice(integers, 1, first, first + index.shape[1])
+    if x.ndim == 2:
+        return graph.op("GatherElements", [x, integers], shape, x.dtype, axis=1)
+    integers = graph.reshape(integers, (*index.shape, 1))
+    return graph.op("GatherND", [x, integers], shape, x.dtype, batch_dims=1)
 
 
 def _product(graph, matrix, x):
