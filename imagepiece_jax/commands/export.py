@@ -41,6 +41,7 @@ def main(
     output: Literal["logits", "features", "patches"] = "logits",
     layout: Literal["immich", "transformers", "fastembed"] | None = None,
     images: tuple[str, ...] | None = None,
+    texts: str | None = None,
 ):
     """Write a model with its weights as an ONNX file.
 
@@ -57,6 +58,7 @@ def main(
         layout: Write the folder that this program loads.
         images: Photographs, as for recover. Part of them calibrates int8; the card is
             measured on others.
+        texts: A text tower's vectors for the card, as for compare.
     """
     from imagepiece_jax.export.card import table
     from imagepiece_jax.export.export import checked_file, export
@@ -76,6 +78,7 @@ def main(
         layout=layout,
         dtype=weights.dtype,
         images=words or None,
+        texts=texts,
     )
     facts = read_facts(file)
     files = files_of(file)
