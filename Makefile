@@ -34,7 +34,7 @@ plain: .venv-plain/installed
 # Whether exported files stay on WebGPU: needs a Vulkan driver (docs/export.md).
 webgpu: $(INSTALLED)-dev .venv-webgpu/installed
 	IMAGEPIECE_WEBGPU_PYTHON=$(CURDIR)/.venv-webgpu/bin/python \
-	  $(BIN)/python -m pytest tests/export/test_webgpu.py
+	  $(BIN)/python -m pytest tests/export/test_webgpu.py tests/tools/test_webgpu_placement.py
 
 lint: $(INSTALLED)-dev
 	$(BIN)/ruff check .

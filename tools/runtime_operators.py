@@ -175,6 +175,7 @@ NOTES = {
     "If provided, `splits` must be constant.": constant(1),
     "Weights and bias should be constant.": constant(1, 2),
     "`X`/`Y` branches must be float or float16.": kinds("bff"),
+    "batch_dims must be 0.": without("batch_dims"),
 }
 XNNPACK = {
     "AveragePool": ranks(4),

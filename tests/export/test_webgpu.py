@@ -124,9 +124,13 @@ def test_of_int8_only_the_quantization_leaves(tmp_path, name, batch_size):
     assert {kind for kind, _ in elsewhere(graph, "WebGPU")} == {"QuantizeLinear"}
 
 
-def test_of_pixels_only_their_first_cast_leaves():
-    graph = onnx_model(tiny.pretrained("tome:r=4", depth=2), pixels=True)
+def test_of_pixels_only_nodes_that_read_them_leave():
+    vit = tiny.pretrained("tome:r=4", depth=2)
+    graph = onnx_model(vit, batch_size=1, pixels=True)
     assert elsewhere(graph, "WebGPU") == {("Cast", "u"): 1}
+    leaving = elsewhere(onnx_model(vit, pixels=True), "WebGPU")
+    assert {kind for _, kinds in leaving for kind in kinds} <= {*"ui"}
+    assert leaving.total() <= 3
 
 
 @pytest.mark.parametrize(
@@ -172,20 +176,21 @@ def measured(files):
     return {os.path.basename(row["file"]).removesuffix(".onnx"): row for row in rows}
 
 
-def check_row(row, share):
-    """All nodes run on WebGPU, and outputs are the CPU's.
+def leaves(row, share):
+    """Whether a node is not on WebGPU, or outputs are not the CPU's.
 
     share: of the outputs' spread, by which they may differ
     """
-    assert row["failure"] is None, row
-    assert row["elsewhere"] == [], row
-    assert row["counts"]["WebGPU"] > 0
-    assert (row["counts"]["CPU"], row["counts"]["copies"]) == (0, 0)
-    assert row["difference"] <= share * row["spread"], row
+    counts = row["counts"]
+    if row["failure"] or row["elsewhere"] or not counts["WebGPU"]:
+        return True
+    assert (counts["CPU"], counts["copies"]) == (0, 0)
+    return not row["difference"] <= share * row["spread"]
 
 
 # As in test_onnx_model: sums in another order, and sums of float16.
-SHARES = {False: 256 * UNIT, True: 0.02}
+FLOAT32 = 256 * UNIT
+FLOAT16 = 0.02
 
 
 @needs_webgpu
@@ -197,8 +202,11 @@ def test_onnxruntime_runs_every_graph_on_webgpu(graphs, tmp_path):
         files.append(tmp_path / f"{name}.onnx")
         onnx.save(make(), files[-1])
         operators |= {node.op_type for node in make().graph.node}
+    leaving = []
     for name, row in measured(files).items():
-        check_row(row, SHARES["float16" in name])
+        if leaves(row, FLOAT16 if name.endswith("float16") else FLOAT32):
+            leaving.append(row)
+    assert not leaving
     # The table has no operator that did not run.
     others = runtime_operators.TYPES.keys() - {"DequantizeLinear"}
     assert operators == {*runtime_operators.NUMBERS} | others
@@ -214,8 +222,7 @@ def test_onnxruntime_runs_deit_on_webgpu(tmp_path, assets, name):
     for batch_size in (1, None):
         file = tmp_path / f"{batch_size}.onnx"
         files.append(imagepiece_jax.export(vit, file, batch_size=batch_size))
-    for row in measured(files).values():
-        check_row(row, SHARES[False])
+    assert not [row for row in measured(files).values() if leaves(row, FLOAT32)]
 
 
 @needs_webgpu
