@@ -77,8 +77,8 @@ def main(
     """
     rows = stored_rows()
     if weights is not None:
-        if webgpu is None:
-            raise InputError("weights are given without webgpu, a Python to run files")
+        if webgpu is None or not webgpu.is_file():
+            raise InputError(f"webgpu is {webgpu}; name a Python that runs the files")
         kept = [row for row in rows if row["revision"] != revision]
         for row in kept:  # the page has the last revision's operators
             row.pop("operators", None)
