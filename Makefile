@@ -13,7 +13,7 @@ LOCKED := $(if $(LOCK),--constraint locks/$(LOCK).txt)
 UV = .venv-release/bin/uv pip compile --quiet --no-header --no-annotate --upgrade
 comma := ,
 
-.PHONY: train test quick plain lint workflows newest dist lock resolve clean
+.PHONY: train test quick plain clients lint workflows newest dist lock resolve clean
 
 train: $(INSTALLED)
 	$(BIN)/python train.py --config configs/quickstart.py --workdir $(WORKDIR)
@@ -30,6 +30,10 @@ quick: $(INSTALLED)-dev
 # What `pip install .` brings, alone, and README's first example with it.
 plain: .venv-plain/installed
 	.venv-plain/bin/python -m tests.plain
+
+# Programs that load exported folders, and their outputs.
+clients: $(INSTALLED)-dev .venv-clients/installed
+	IMAGEPIECE_CLIENTS=$(CURDIR)/.venv-clients/bin/python $(BIN)/python -m pytest tests/export/test_tower.py -k client
 
 lint: $(INSTALLED)-dev
 	$(BIN)/ruff check .
@@ -88,4 +92,4 @@ $(INSTALLED)-dev: $(INSTALLED) requirements-dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-plain .venv-release build
+	rm -rf $(VENV) .venv-plain .venv-clients .venv-release build

@@ -39,7 +39,7 @@ def main(
     gelu: Literal["exact", "tanh"] | None = None,
     pixels: bool = False,
     output: Literal["logits", "features", "patches"] = "logits",
-    layout: Literal["immich", "transformers", "fastembed"] | None = None,
+    layout: str | None = None,
     images: tuple[str, ...] | None = None,
 ):
     """Write a model with its weights as an ONNX file.

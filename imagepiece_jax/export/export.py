@@ -19,6 +19,7 @@ from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.files import (
     check_own,
     check_writable,
+    replace_file,
     temporary_folder,
     write_json,
 )
@@ -142,8 +143,12 @@ def export(
     facts |= {"opset": onnx_model.OPSET, "layout": layout, "dtype": dtype}
     if dtype == "float16":
         check_float16(vit)
-    configs = tower.configs(folder, vit, layout)
-    _write_files(out, program, facts, page, configs)
+    if layout is not None:
+        from onnx import helper
+
+        helper.set_model_props(program, tower.LAYOUTS[layout].metadata(vit))
+    files = tower.files(folder, vit, layout)
+    _write_files(out, program, facts, page, files)
     if card_images is not None:
         with temporary_folder() as temporary:
             dense = float32_export(vit.with_reduction(None), temporary)
@@ -220,12 +225,12 @@ def _check_folder(folder, layout, vit, out):
     check_own("out", folder, f"an export for {layout}", ours)
 
 
-def _write_files(out, program, facts, page, configs):
-    """Write a program, its weights and its JSON files, and remove earlier ones.
+def _write_files(out, program, facts, page, files):
+    """Write a program, its weights and the files beside it, and remove earlier ones.
 
     facts: get the digest, and the name of the file for weights, if there is one
     page: the cards, which lose an earlier file's
-    configs: the layout's JSON files, {path: fields}
+    files: the layout's, {path: JSON value, or text}
     """
     # Read before the new facts replace it.
     earlier_weights = program_facts.read_facts(out).get("external_data")
@@ -233,7 +238,7 @@ def _write_files(out, program, facts, page, configs):
         # Nobody compares these with the graph's digest. A kill must not leave them
         # beside another graph.
         card.write_page(page, out)
-        for file in configs:
+        for file in files:
             file.unlink(missing_ok=True)
         weights_file = onnx_model.write_onnx(out, program)
         if weights_file is not None:
@@ -241,8 +246,11 @@ def _write_files(out, program, facts, page, configs):
         facts["digest"] = program_facts.digest_of(out)
         write_json(program_facts.facts_file(out), facts)
         onnx_model.remove_weights(out, earlier_weights, weights_file)
-        for file, fields in configs.items():
-            write_json(file, fields)
+        for file, content in files.items():
+            if isinstance(content, str):
+                replace_file(file, content)
+            else:
+                write_json(file, content)
 
 
 def checked_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib.Path:
