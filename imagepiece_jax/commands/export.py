@@ -41,6 +41,8 @@ def main(
     output: Literal["logits", "features", "patches"] = "logits",
     layout: str | None = None,
     images: tuple[str, ...] | None = None,
+    push: str | None = None,
+    dry_run: bool = False,
 ):
     """Write a model with its weights as an ONNX file.
 
@@ -54,9 +56,12 @@ def main(
         gelu: The GELU variant in the program; the model's if unset.
         pixels: Take uint8 images and normalize them inside the program.
         output: The program's outputs.
-        layout: Write the folder that this program loads.
+        layout: Write the folder that this program loads: immich, transformers,
+            fastembed, sentence_transformers, photoprism or model_api.
         images: Photographs, as for recover. Part of them calibrates int8; the card is
             measured on others.
+        push: OWNER/NAME on the Hugging Face hub, to upload the files and the card to.
+        dry_run: List the files of --push, and upload nothing.
     """
     from imagepiece_jax.export.card import table
     from imagepiece_jax.export.export import checked_file, export
@@ -76,6 +81,8 @@ def main(
         layout=layout,
         dtype=weights.dtype,
         images=words or None,
+        push=push,
+        dry_run=dry_run,
     )
     facts = read_facts(file)
     files = files_of(file)

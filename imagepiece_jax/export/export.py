@@ -34,6 +34,7 @@ from imagepiece_jax.export import (
     program_facts,
     quantize,
     tower,
+    upload,
 )
 from imagepiece_jax.export.program_outputs import ProgramOutputs
 from imagepiece_jax.inference.optimize import check_gelu
@@ -56,6 +57,8 @@ def export(
     layout: str | None = None,
     dtype: str = "float32",
     images: Any = None,
+    push: str | None = None,
+    dry_run: bool = False,
 ) -> pathlib.Path:
     """Write a model with its weights as an ONNX file, which runs without this package.
 
@@ -76,8 +79,12 @@ def export(
         reductions are float32 in every dtype, and so are outputs
     images: as for `recover`. Part of them calibrates int8, which needs them; the card
         is measured on others
+    push: OWNER/NAME on the Hugging Face hub, to which the files are uploaded in one
+        commit, with the card as their page. Needs `images`, and a login
+    dry_run: note the files of `push` instead of uploading them
     Returns the file's path.
-    Raises InputError for a wrong argument, before anything is written.
+    Raises InputError for a wrong argument, before anything is written; for `push` also
+        RunError if the hub fails, before or after the files are written.
     """
     if batch_size is not None:
         check_range("batch_size", batch_size, 1, whole=True)
@@ -100,6 +107,15 @@ def export(
         out = tower.graph_file(folder, layout, vit, dtype)
         outputs = tower.outputs(vit, layout, pixels)
         _check_folder(folder, layout, vit, out)
+    if push is None and dry_run:
+        raise InputError("dry_run is for push; give push='OWNER/NAME' (--push)")
+    if push is not None:
+        if images is None:
+            raise InputError(
+                "push needs images, because the hub shows the card; give images "
+                "(--images FOLDER)"
+            )
+        upload.check_repository(push, dry_run)
     page = folder / card.NAME
     card_images = None
     if images is not None:
@@ -157,6 +173,9 @@ def export(
         with finishing():
             write_json(program_facts.facts_file(out), facts)
             card.write_page(page, out, card.page_of(out, vit, facts))
+    if push is not None:
+        parts = [*program_facts.files_of(out), program_facts.facts_file(out)]
+        upload.upload(push, folder, [*parts, *files, page], dry_run)
     return out
 
 

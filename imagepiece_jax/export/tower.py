@@ -24,8 +24,8 @@ from imagepiece_jax.weights.transformers_config import RESAMPLE, RESCALE
 # {dtype: end of the graph's name}, as transformers.js adds it for fp32, fp16 and q8
 SUFFIX = {"float32": "", "float16": "_fp16", "int8": "_quantized"}
 # What a head gives.
-VECTORS, SOFTMAX, SIGMOID = "vectors", "softmax classes", "sigmoid classes"
-NUMBERS = "a regression"
+VECTORS, NUMBERS = "vectors", "regressed numbers"
+SOFTMAX, SIGMOID = "classes with softmax", "classes with sigmoid"
 # A classifier's fields in config.json, and the end of its architecture's name.
 OF_CLASSES = ("id2label", "label2id", "num_labels", "problem_type")
 CLASSIFIER = "ForImageClassification"
@@ -80,10 +80,11 @@ def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
     if head not in entry.heads:
         advice = ""
         if VECTORS in entry.heads:
+            head = f"{vit.config.num_classes} {head}"
             advice = "; num_classes=0 (--num-classes 0) removes the head"
         raise InputError(
             f"layout is {layout!r}, which takes {' or '.join(entry.heads)}, but the "
-            f"weights give {head} ({vit.config.num_classes} classes){advice}"
+            f"weights give {head}{advice}"
         )
     prepared = vit.preprocessing
     height, width = prepared.shape

@@ -156,9 +156,9 @@ def test_what_a_client_cannot_take_is_refused(tmp_path):
     with refused("layout", f"{tiny.CLASSES} classes"):
         export(nameless(), tmp_path, layout="fastembed")
     for layout in ("photoprism", "model_api"):
-        with refused(layout, "softmax classes", "vectors"):
+        with refused(layout, "classes with softmax", "give vectors"):
             export(encoder(), tmp_path, layout=layout)
-        with refused(layout, "a regression"):
+        with refused(layout, "regressed numbers"):
             number = tiny.of_problem(classifier(), "regression")
             export(number, tmp_path, layout=layout)
     with refused("photoprism", "sigmoid"):
