@@ -56,8 +56,8 @@ def main(
         gelu: The GELU variant in the program; the model's if unset.
         pixels: Take uint8 images and normalize them inside the program.
         output: The program's outputs.
-        layout: Write the folder that this program loads: immich, transformers,
-            fastembed, sentence_transformers, photoprism or model_api.
+        layout: Write the folder that a program loads, such as immich; a wrong name
+            lists all programs.
         images: Photographs, as for recover. Part of them calibrates int8; the card is
             measured on others.
         push: OWNER/NAME on the Hugging Face hub, to upload the files and the card to.

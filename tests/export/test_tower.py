@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import subprocess
 
 import numpy as np
@@ -22,6 +23,8 @@ from tests.refused import refused
 onnxruntime = pytest.importorskip("onnxruntime")
 
 REDUCTION = "tome:r=4"
+# Eight of 224 pixels.
+PHOTOGRAPHS = pathlib.Path(imagepiece_jax.__file__).parent / "inference" / "photographs"
 # A Python with requirements-clients.txt: `make clients`.
 CLIENTS = os.environ.get("IMAGEPIECE_CLIENTS")
 # A folder in which `npm install @huggingface/transformers` has run.
@@ -304,39 +307,60 @@ folder, graph, *images = sys.argv[1:]
 hints = {"INFERENCE_PRECISION_HINT": "f32"}
 adapter = OpenvinoAdapter(create_core(), graph, device="CPU", plugin_config=hints)
 model = Model.create_model(adapter, configuration={"output_raw_scores": True})
+with open(f"{graph}.json") as facts:
+    names = json.load(facts)["class_names"]
 rows = []
 for path in images:
     found = model(cv2.imread(path))
     best = found.top_labels[0]
     assert best.id == found.raw_scores.argmax()
-    assert best.name == "_".join(f"class {best.id}".split())
+    assert best.name == names[best.id].replace(" ", "_")
     rows.append(found.raw_scores.tolist())
 print(json.dumps(rows))
 """,
 }
 
 
+def assert_client_finds_outputs(vit, folder, layout, photographs, **options):
+    """Check a client's outputs for photographs of the model's size."""
+    graph = export(vit, folder, layout=layout, **options)
+    command = [CLIENTS, "-c", CLIENT_SCRIPTS[layout], folder, graph, *photographs]
+    # The tests' own packages are not the client's.
+    variables = os.environ | {"PYTHONPATH": ""}
+    ended = subprocess.run(command, capture_output=True, text=True, env=variables)
+    assert ended.returncode == 0, ended.stderr
+    pixels = np.stack([np.asarray(Image.open(path)) for path in photographs])
+    given = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
+    want = np.asarray(vit.model.apply(vit.variables, given).logits)
+    if vit.is_classifier:
+        want = probabilities(want)
+    found = np.array(json.loads(ended.stdout))
+    assert_near(found, want, options.get("dtype", "float32"))
+
+
 @pytest.mark.skipif(not CLIENTS, reason="IMAGEPIECE_CLIENTS is not set")
 @pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("layout", CLIENT_SCRIPTS)
 def test_a_client_finds_the_outputs_of_the_model(tmp_path, photographs, layout, dtype):
+    options = {"dtype": dtype, "images": photographs_of.pixels_of(40)}
     for number, make in enumerate(models(layout)):
+        folder = tmp_path / str(number)
         vit = uncropped(make())
-        folder = tmp_path / f"out{number}"
-        calibration = photographs_of.pixels_of(40)
-        options = {"layout": layout, "dtype": dtype, "images": calibration}
-        graph = export(vit, folder, **options)
-        command = [CLIENTS, "-c", CLIENT_SCRIPTS[layout], folder, graph, *photographs]
-        # The tests' own packages are not the client's.
-        variables = os.environ | {"PYTHONPATH": ""}
-        ended = subprocess.run(command, capture_output=True, text=True, env=variables)
-        assert ended.returncode == 0, ended.stderr
-        pixels = np.stack([np.asarray(Image.open(path)) for path in photographs])
-        given = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
-        want = np.asarray(vit.model.apply(vit.variables, given).logits)
-        if vit.is_classifier:
-            want = probabilities(want)
-        assert_near(np.array(json.loads(ended.stdout)), want, dtype)
+        assert_client_finds_outputs(vit, folder, layout, photographs, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CLIENTS, reason="IMAGEPIECE_CLIENTS is not set")
+@pytest.mark.parametrize("reduction", [None, 0.5])
+@pytest.mark.parametrize("layout", CLIENT_SCRIPTS)
+def test_a_client_finds_the_outputs_of_deit(tmp_path, assets, layout, reduction):
+    weights = assets / "weights" / "deit_tiny_patch16_224.pth"
+    options = {"reduction": reduction, "crop": 1.0}
+    if tower.VECTORS in tower.LAYOUTS[layout].heads:
+        options["num_classes"] = 0
+    vit = imagepiece_jax.load(weights, **options)
+    photographs = sorted(map(str, PHOTOGRAPHS.glob("*.jpg")))
+    assert_client_finds_outputs(vit, tmp_path, layout, photographs)
 
 
 SCRIPT = """
