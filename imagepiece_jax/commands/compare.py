@@ -10,6 +10,7 @@ def main(
     *,
     reductions: tuple[str, ...] | None = None,
     image_sizes: tuple[int, ...] | None = None,
+    texts: str | None = None,
     out: str = "runs/compare",
 ):
     """Compare reductions and smaller images with the dense model on the same images.
@@ -23,6 +24,8 @@ def main(
     Args:
         reductions: Shares of the dense model's MACs, or methods.
         image_sizes: Pixels a side of smaller images for the dense model.
+        texts: Vectors of a text tower, a .npy file with a row per text. The .txt file
+            beside it has the path of each row's image.
         out: The folder to write, or to complete.
     """
     from imagepiece_jax.evaluate import compare
@@ -30,10 +33,13 @@ def main(
     if weights.reduction is not None:
         text = f"reduction is {weights.reduction}; give it in reductions"
         raise InputError(text)
-    texts = several("reductions", reductions)
-    sizes = several("image_sizes", image_sizes)
     report = compare.compare(
-        weights.load(), reductions=texts, image_sizes=sizes, out=out, **vars(data)
+        weights.load(),
+        reductions=several("reductions", reductions),
+        image_sizes=several("image_sizes", image_sizes),
+        texts=texts,
+        out=out,
+        **vars(data),
     )
     table, plot = compare.files(out, report)
     print(table.read_text("utf-8"), end="")

@@ -41,6 +41,7 @@ def main(
     output: Literal["logits", "features", "patches"] = "logits",
     layout: str | None = None,
     images: tuple[str, ...] | None = None,
+    texts: str | None = None,
     push: str | None = None,
     dry_run: bool = False,
 ):
@@ -60,6 +61,7 @@ def main(
             lists all programs.
         images: Photographs, as for recover. Part of them calibrates int8; the card is
             measured on others.
+        texts: A text tower's vectors for the card, as for compare.
         push: OWNER/NAME on the Hugging Face hub, to upload the files and the card to.
         dry_run: List the files of --push, and upload nothing.
     """
@@ -81,6 +83,7 @@ def main(
         layout=layout,
         dtype=weights.dtype,
         images=words or None,
+        texts=texts,
         push=push,
         dry_run=dry_run,
     )

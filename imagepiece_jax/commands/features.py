@@ -20,6 +20,7 @@ def main(
     batch_size: int = 64,
     threads: int | None = None,
     limit: int | None = None,
+    texts: str | None = None,
 ):
     """Write a folder with pooled.npy, one row per line of its paths.txt.
 
@@ -36,6 +37,8 @@ def main(
         batch_size: Photographs per device and batch.
         threads: Decoding threads; if unset one per core, at most 16.
         limit: Images to take, evenly spaced.
+        texts: A text tower's vectors for the comparison with the dense model, as for
+            compare.
     """
     from imagepiece_jax.common.checks import check_range
     from imagepiece_jax.data import pictures
@@ -60,6 +63,7 @@ def main(
         storage=storage,
         batch_size=batch_size,
         threads=threads,
+        texts=texts,
     )
     table = folder / feature_folder.DAMAGED
     if written.damaged == written.shapes["pooled"][0]:

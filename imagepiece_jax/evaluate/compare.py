@@ -27,7 +27,15 @@ from imagepiece_jax.common.signals import finishing
 from imagepiece_jax.common.tables import markdown_table, rows_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import result_cache, statistics
-from imagepiece_jax.evaluate.compare_outputs import COLUMNS, CONTROLS, MIN_IMAGES, cells
+from imagepiece_jax.evaluate.annotations import annotations
+from imagepiece_jax.evaluate.compare_outputs import (
+    COLUMNS,
+    CONTROLS,
+    MIN_IMAGES,
+    SHUFFLED,
+    Annotations,
+    cells,
+)
 from imagepiece_jax.evaluate.labeled_images import labeled_images
 from imagepiece_jax.evaluate.result_cache import (
     MeasuredWeights,
@@ -75,6 +83,7 @@ def compare(
     *,
     reductions: Iterable[str] = (),
     image_sizes: Iterable[int] = (),
+    texts: str | os.PathLike | None = None,
     out: str | os.PathLike | None = None,
     data_dir: str | os.PathLike | None = None,
     limit: int | None = None,
@@ -85,13 +94,15 @@ def compare(
     """Compare reductions and smaller images with the dense model on the same images.
 
     Images without labels, or a model without one class per image, give fidelity: how
-    near outputs are to the dense model's, with its own outputs for changed images as
-    controls. Give images that recovered nothing: nobody holds them out here.
+    near outputs are to the dense model's, with its own outputs for changed and for
+    other images as controls. In class folders, the nearest images also vote. Give
+    images that recovered nothing: nobody holds them out here.
 
     data: as for `evaluate`; a folder, table or hub data need no labels
     reductions: shares of the dense model's MACs, or methods; without any row 0.6 and
         0.5
     image_sizes: pixels a side, for the dense model
+    texts: a text tower's vectors for recall of text to image, as for `annotations`
     out: folder for a table, a plot and points.jsonl, where a stopped comparison
         resumes; None: write nothing
     data_dir to threads: as for `evaluate`
@@ -112,12 +123,22 @@ def compare(
         workers=workers,
         threads=threads,
     )
-    measured = MeasuredWeights(vit, Split(images.setting, images.batches))
-    if not vit.is_single_label or not images.source.num_classes:
+    is_fidelity = not vit.is_single_label or not images.source.num_classes
+    known = Annotations()
+    if is_fidelity or texts is not None:
         check_range("number of images", len(images.source), MIN_IMAGES)
+        known = annotations(vit, images.source, texts)  # before images are read
+    setting = images.setting | known.setting
+    measured = MeasuredWeights(vit, Split(setting, images.batches))
+    if is_fidelity:
         dense = vit.with_reduction(None)
-        outputs = functools.cache(lambda: measured.run(dense).per_image["outputs"])
-        measured = dataclasses.replace(measured, dense_outputs=outputs)
+
+        @functools.cache
+        def reference():
+            per_image = measured.run(dense).per_image
+            return per_image["outputs"], known.subset(per_image["index"])
+
+        measured = dataclasses.replace(measured, reference=reference)
     rows = rows_of(measured, reductions, image_sizes)  # before files are made
     with contextlib.ExitStack() as stack:
         folder = out
@@ -169,20 +190,20 @@ def rows_of(
 def measure(measured: MeasuredWeights, rows: Sequence[Row], out: ResultCache) -> Report:
     """Measure the dense model, every row and fidelity's controls once, and compare."""
     rows = [Row("dense", measured, DENSE), *rows]
-    if measured.dense_outputs:
-        rows += [control(measured, name) for name in CONTROLS]
+    if measured.reference:
+        rows += [control(measured, name) for name in (*CONTROLS, SHUFFLED)]
     figures = {}
     for row in rows:
         weights = dataclasses.replace(row.weights, cache=out)
         figures[row.name] = weights.evaluate(row.reduction)
-    if measured.dense_outputs:
+    if measured.reference:
         return Report(measured, rows, figures, {})
     smaller = [row.name for row in rows if row.is_smaller]
     return Report(measured, rows, figures, comparisons(figures, smaller))
 
 
 def control(measured: MeasuredWeights, name: str) -> Row:
-    """The dense weights on images changed by `CONTROLS[name]`."""
+    """The dense weights on images changed by `CONTROLS[name]`, or SHUFFLED."""
 
     def batches():
         for batch in measured.images.batches():
@@ -191,7 +212,10 @@ def control(measured: MeasuredWeights, name: str) -> Row:
 
     images = Split(measured.images.setting | {"change": name}, batches)
     title = f"dense, images {name}"
-    return Row(title, dataclasses.replace(measured, images=images, name=title), DENSE)
+    weights = dataclasses.replace(
+        measured, images=images, name=title, is_shuffled=name == SHUFFLED
+    )
+    return Row(title, weights, DENSE)
 
 
 def comparisons(
@@ -359,6 +383,8 @@ def draw_plot(path: str | os.PathLike, report: Report):
         dense = statistics.accuracy(_right(report.figures["dense"])).value
     curves = {}
     for row in report.rows[1:]:
+        if row.weights.is_shuffled:  # chance would stretch the axis
+            continue
         name = row.reduction.name
         if row.reduction == DENSE:
             name = "smaller images" if row.is_smaller else row.name

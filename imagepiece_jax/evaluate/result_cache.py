@@ -21,7 +21,7 @@ from imagepiece_jax.common.progress import log
 from imagepiece_jax.common.tables import amount
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.evaluate.compare_outputs import fidelity
+from imagepiece_jax.evaluate.compare_outputs import Annotations, fidelity, shuffled
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import record_of
@@ -134,8 +134,10 @@ class MeasuredWeights:
     cache: ResultCache | None = None  # where results are stored
     seed: int | None = None  # for random reducers; None: the weights' seed
     name: str = ""  # for the log; "": the reduction
-    # makes the dense model's outputs [images, D], for fidelity instead of accuracy
-    dense_outputs: Callable[[], np.ndarray] | None = None
+    # makes the dense model's outputs [images, D] and what these images show, for
+    # fidelity instead of accuracy
+    reference: Callable[[], tuple[np.ndarray, Annotations]] | None = None
+    is_shuffled: bool = False  # the dense model's outputs in another order: chance
     # compiled evaluation steps; weights of one model may share the dict
     programs: dict = dataclasses.field(default_factory=dict)
 
@@ -144,12 +146,16 @@ class MeasuredWeights:
 
         def measure():
             vit = self.vit.with_reduction(reduction, seed=self.vit.source.seed)
-            result = self.run(vit)
-            if self.dense_outputs:
-                outputs = result.per_image["outputs"]
-                near = fidelity(outputs, self.dense_outputs(), vit.has_classes)
-                figures = {"images": result.images, "fidelity": near}
+            if self.reference:
+                dense, known = self.reference()
+                if self.is_shuffled:
+                    outputs = shuffled(dense)
+                else:
+                    outputs = self.run(vit).per_image["outputs"]
+                near = fidelity(outputs, dense, vit.has_classes, known)
+                figures = {"images": len(outputs), "fidelity": near}
             else:
+                result = self.run(vit)
                 right = encode_bits(result.per_image["right"])
                 figures = result.figures | {"right": right}
             return {
@@ -158,7 +164,7 @@ class MeasuredWeights:
                 **plan_facts(vit.model),
             }
 
-        task = "fidelity" if self.dense_outputs else "accuracy"
+        task = "fidelity" if self.reference else "accuracy"
         setting = self.setting(task, reduction)
         count = amount(setting["images"], "image")
         subject = f"{self.name or reduction}, {count}"
@@ -196,7 +202,7 @@ class MeasuredWeights:
         seed = self.seed
         if seed is None:
             seed = self.vit.source.seed
-        measure = self.dense_outputs and _outputs
+        measure = self.reference and _outputs
         key = model, seed, alter, measure
         if key not in self.programs:
             while self.programs and parallel.are_crowded():

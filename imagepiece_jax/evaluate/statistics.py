@@ -65,6 +65,12 @@ def mean_difference(values: ArrayLike, base: ArrayLike) -> Estimate:
     return Estimate(float(value), float(value - half), float(value + half))
 
 
+def mean_share(shares: ArrayLike) -> Estimate:
+    """Mean of percentages, with its interval inside 0..100. [images]."""
+    ends = mean_difference(shares, np.zeros(len(shares)))
+    return Estimate(*np.clip(ends, 0, 100).tolist())
+
+
 def discordant(right: ArrayLike, base: ArrayLike) -> tuple[int, int]:
     """(images right only in `right`, images right only in `base`)."""
     right = np.asarray(right, bool)

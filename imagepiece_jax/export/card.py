@@ -21,12 +21,13 @@ from imagepiece_jax.common.progress import log, working
 from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.pictures import as_source, read_images
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate.annotations import annotations
 from imagepiece_jax.evaluate.compare_outputs import (
     CONTROLS,
     MIN_IMAGES,
-    NEIGHBORS,
+    Annotations,
     cells,
-    fidelity,
+    fidelity_of_rows,
 )
 from imagepiece_jax.export.onnx_program import open_file
 from imagepiece_jax.export.program_facts import files_of, read_facts
@@ -51,6 +52,7 @@ class CardImages(NamedTuple):
     calibration: np.ndarray
     compared: np.ndarray
     compared_names: list[str]
+    known: Annotations  # of the compared images
 
 
 def is_card(file: pathlib.Path) -> bool:
@@ -58,18 +60,23 @@ def is_card(file: pathlib.Path) -> bool:
     return file.is_file() and MARK in file.read_text("utf-8", errors="replace")
 
 
-def divided_images(vit: Pretrained, images: Any) -> CardImages:
+def divided_images(
+    vit: Pretrained, images: Any, texts: str | os.PathLike | None = None
+) -> CardImages:
     """Read images to calibrate with, and images to compare, as `read_images` does.
 
     They are divided as by `recover`. Scenes that recovered the model are not compared.
 
     images: as for `recover`
+    texts: as for `annotations`
     Raises InputError if images are too few, or all alike or known.
     """
-    known = (1,)
+    source = as_source(images)
+    known = annotations(vit, source, texts)
+    learned = (1,)
     if vit.recovered:
-        known = (vit.recovered.batch_size, vit.recovered.learned or "")
-    parts = divided(as_source(images), *known)
+        learned = (vit.recovered.batch_size, vit.recovered.learned or "")
+    parts = divided(source, *learned)
     if not parts.num_scenes:
         raise InputError(
             "images are alike or recovered the model, so none can be held out to "
@@ -81,8 +88,11 @@ def divided_images(vit: Pretrained, images: Any) -> CardImages:
     check_range("number of images to compare", len(compared), MIN_IMAGES)
     count = len(calibration) + len(compared)
     log.info(f"a card of {count} images: {len(compared)} of them are compared")
+    places = np.flatnonzero(np.isin(source.indices, held_out.indices))
+    known = known.subset([i for i in places if source.name(i) in paths])
     shared = os.path.commonprefix(paths).rfind("/") + 1
-    return CardImages(calibration, compared, [path[shared:] for path in paths])
+    names = [path[shared:] for path in paths]
+    return CardImages(calibration, compared, names, known)
 
 
 def measured(
@@ -109,12 +119,14 @@ def measured(
     for name, readings in seconds.items():
         ms[name] = timer.spread([1000 * value / size for value in readings])
     with working(f"comparing the outputs for {len(pixels)} images"):
-        base = outputs(programs["dense"], pixels)
-        own = outputs(programs["file"], pixels)
-        figures = {"file": fidelity(own, base, has_classes)}
+        rows = {name: outputs(programs[name], pixels) for name in ("dense", "file")}
+        if not np.isfinite(rows["file"]).all():
+            raise InputError(
+                f"the {read_facts(out)['dtype']} file's outputs are not finite for all "
+                "images; export float32"
+            )
         for name, change in CONTROLS.items():
-            own = outputs(programs["dense"], change(pixels))
-            figures[name] = fidelity(own, base, has_classes)
+            rows[name] = outputs(programs["dense"], change(pixels))
     return {
         "images": images.compared_names,
         "machine": device.cpu_name(),
@@ -124,7 +136,7 @@ def measured(
         "megabytes": megabytes,
         "ms": ms,
         "speedup": timer.spread(timer.speedups(seconds["dense"], seconds["file"])),
-        "fidelity": figures,
+        "fidelity": fidelity_of_rows(rows, has_classes, images.known),
     }
 
 
@@ -141,6 +153,8 @@ def table(out: pathlib.Path, facts: Mapping[str, Any]) -> str:
     """
     card = facts["card"]
     own = f"{out.name}, {facts['dtype']}"
+    if facts["float32_parts"]:
+        own += f" ({', '.join(facts['float32_parts'])} float32)"
     rows = {"dense, float32": {"share of the MACs": "1.00"}, own: {}}
     rows[own]["share of the MACs"] = f"{card['mac_share']:.2f}"
     for row, name in zip(rows.values(), ("dense", "file"), strict=True):
@@ -149,9 +163,10 @@ def table(out: pathlib.Path, facts: Mapping[str, Any]) -> str:
         row["ms an image"] = f"{median:.1f} [{low:.1f}, {high:.1f}]"
     median, low, high = card["speedup"]
     rows[own]["times as fast"] = f"{median:.2f} [{low:.2f}, {high:.2f}]"
-    rows[own] |= cells(card["fidelity"]["file"])
-    for name in CONTROLS:
-        rows[f"dense, images {name}"] = cells(card["fidelity"][name])
+    titles = dict(zip(("dense", "file"), rows, strict=True))
+    for name, figures in card["fidelity"].items():
+        title = titles.get(name, f"dense, images {name}")
+        rows[title] = rows.get(title, {}) | cells(figures)
     return rows_table([{"": name, **row} for name, row in rows.items()])
 
 
@@ -188,7 +203,6 @@ def page_of(out: pathlib.Path, vit: Pretrained, facts: Mapping[str, Any]) -> str
         others = "did not calibrate; which images recovered the model is not recorded"
     name = vit.source.name or vit.config.name or "ViT"
     count = len(card["images"])
-    chance = 100 * NEIGHBORS / (count - 1)
     lines = [
         *head,
         "---",
@@ -202,8 +216,8 @@ def page_of(out: pathlib.Path, vit: Pretrained, facts: Mapping[str, Any]) -> str
         f"batch size {card['batch_size']}. Files took turns; brackets at times have "
         "the lowest and highest turn, and *times as fast* is the median of the turns' "
         f"ratios. Outputs are compared with the dense file's on {count} images that "
-        f"{others}. Brackets have 95 % intervals. By chance {chance:.0f} % of the ten "
-        "nearest would stay. The last two rows compare the dense file's outputs for "
-        "changed images.",
+        f"{others}. Brackets have 95 % intervals, and points are relative to the dense "
+        "file. The last rows compare the dense file's outputs for changed images, and "
+        "its outputs in another order (*shuffled*), which is chance.",
     ]
     return "\n".join(lines) + "\n"

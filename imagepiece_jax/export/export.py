@@ -9,11 +9,6 @@ import os
 import pathlib
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import linen as nn
-
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.files import (
@@ -25,10 +20,10 @@ from imagepiece_jax.common.files import (
 )
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.common.signals import finishing
-from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.export import (
     card,
+    largest_numbers,
     onnx_model,
     onnx_program,
     program_facts,
@@ -38,7 +33,6 @@ from imagepiece_jax.export import (
 )
 from imagepiece_jax.export.program_outputs import ProgramOutputs
 from imagepiece_jax.inference.optimize import check_gelu
-from imagepiece_jax.inference.size_direction import photographs
 from imagepiece_jax.models.create import execution_of
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
@@ -57,6 +51,7 @@ def export(
     layout: str | None = None,
     dtype: str = "float32",
     images: Any = None,
+    texts: str | os.PathLike | None = None,
     push: str | None = None,
     dry_run: bool = False,
 ) -> pathlib.Path:
@@ -76,15 +71,18 @@ def export(
     layout: the program that loads the folder, from `tower.LAYOUTS`
     dtype: of the layers, whatever the model's: "float32", "float16" or "int8", where
         products with weights are quantized. Norms, softmax, and scores and order of
-        reductions are float32 in every dtype, and so are outputs
+        reductions are float32 in every dtype, and so are outputs. In float16 the stem
+        is float32, and so are blocks with large numbers
     images: as for `recover`. Part of them calibrates int8, which needs them; the card
         is measured on others
+    texts: a text tower's vectors for the card, as for `compare`
     push: OWNER/NAME on the Hugging Face hub, to which the files are uploaded in one
         commit, with the card as their page. Needs `images`, and a login
     dry_run: note the files of `push` instead of uploading them
     Returns the file's path.
-    Raises InputError for a wrong argument, before anything is written; for `push` also
-        RunError if the hub fails, before or after the files are written.
+    Raises InputError for a wrong argument, and for outputs that are not finite, before
+        anything is written; for `push` also RunError if the hub fails, before or after
+        the files are written.
     """
     if batch_size is not None:
         check_range("batch_size", batch_size, 1, whole=True)
@@ -93,6 +91,11 @@ def export(
     if dtype == "int8" and images is None:
         raise InputError(
             "dtype is 'int8', which images calibrate; give images (--images FOLDER)"
+        )
+    if texts is not None and (images is None or output != "logits"):
+        raise InputError(
+            f"texts is {texts}, which needs images (--images FOLDER) and the output "
+            "'logits'"
         )
     vit.warn_of_untrained()
     vit = _traced(vit, gelu, dtype)
@@ -130,7 +133,10 @@ def export(
                 f"{page} already exists, and export did not write it; the card needs a "
                 "folder of its own"
             )
-        card_images = card.divided_images(vit, images)
+        card_images = card.divided_images(vit, images, texts)
+    largest = largest_numbers.find(vit, card_images and card_images.calibration)
+    if dtype == "float16":
+        outputs.model = largest_numbers.in_float16(outputs.model, largest)
     out.parent.mkdir(parents=True, exist_ok=True)
     checked_file(out)
     float32_export = functools.partial(
@@ -157,21 +163,24 @@ def export(
     )
     facts = program_facts.program_facts(vit, shape, outputs)
     facts |= {"opset": onnx_model.OPSET, "layout": layout, "dtype": dtype}
-    if dtype == "float16":
-        check_float16(vit)
-    if layout is not None:
-        from onnx import helper
+    facts["float32_parts"] = list(outputs.model.execution.float32_parts)
+    import onnx  # which `checked_file` found
 
-        helper.set_model_props(program, tower.LAYOUTS[layout].metadata(vit))
+    if layout is not None:
+        onnx.helper.set_model_props(program, tower.LAYOUTS[layout].metadata(vit))
     files = tower.files(folder, vit, layout)
-    _write_files(out, program, facts, page, files)
     if card_images is not None:
         with temporary_folder() as temporary:
+            # Beside the dense file, and in place only if its outputs are finite.
             dense = float32_export(vit.with_reduction(None), temporary)
+            trial = dense.with_name(f"trial_{out.name}")
+            _write_files(trial, program, facts, dense.with_name(card.NAME), {})
             has_classes = "logits" in outputs.names and vit.has_classes
-            facts["card"] = card.measured(out, dense, card_images, has_classes)
-        with finishing():
-            write_json(program_facts.facts_file(out), facts)
+            facts["card"] = card.measured(trial, dense, card_images, has_classes)
+            program = onnx.load(trial)
+    with finishing():
+        _write_files(out, program, facts, page, files)
+        if card_images is not None:
             card.write_page(page, out, card.page_of(out, vit, facts))
     if push is not None:
         parts = [*program_facts.files_of(out), program_facts.facts_file(out)]
@@ -187,36 +196,6 @@ def _traced(vit, gelu, dtype):
     execution = execution_of(config, dtype, "xla")
     model = vit.model.clone(config=config, execution=execution)
     return dataclasses.replace(vit, model=model)
-
-
-def check_float16(vit: Pretrained):
-    """Raise InputError where weights, or photographs in layers, exceed float16."""
-    places = []  # in the order of computation
-
-    def largest(variables, images):
-        numbers = []
-
-        def noting(call, args, kwargs, context):
-            result = call(*args, **kwargs)
-            for array in jax.tree.leaves((context.module.variables, args, result)):
-                if isinstance(array, jax.Array) and array.dtype == jnp.float32:
-                    places.append("/".join(context.module.path))
-                    numbers.append(jnp.max(jnp.abs(array)))
-            return result
-
-        with nn.intercept_methods(noting):
-            vit.analyzed().model.apply(variables, images)
-        return numbers
-
-    images = normalize(photographs(vit.image_size), vit.config.mean, vit.config.std)
-    found = jax.jit(largest)(vit.variables, images)
-    for place, number in zip(places, found, strict=True):
-        is_float32 = place.startswith("head") or not place  # and the model's outputs
-        if not is_float32 and not number <= np.finfo(np.float16).max:  # NaN, too
-            raise InputError(
-                f"dtype is 'float16', whose numbers end at 65504, but {place} has "
-                f"{number:.3g}; export float32"
-            )
 
 
 def _check_folder(folder, layout, vit, out):

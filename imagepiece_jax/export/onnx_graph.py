@@ -3,6 +3,10 @@
 `onnx_primitives` adds nodes for JAX's primitives, `onnx_ops` for functions that
 `common.nodes` marks as a single node. An array is broadcast only where a node needs all
 of it, because ONNX's operators broadcast, too.
+
+No node computes integers: onnxruntime's WebGPU provider has no int64, and would copy
+arrays to the CPU and back. JAX's integers are float32 in the graph, exact up to
+`LARGEST_INTEGER`. int64 remain the constants that count sides and axes.
 """
 
 import collections
@@ -16,23 +20,30 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jax.numpy import broadcast_shapes
 
+from imagepiece_jax.errors import InputError
+
 if TYPE_CHECKING:
     from onnx import GraphProto
 
-# Operators of a constant and a number, computed during the export
-NUMPY = {
-    "Add": np.add,
-    "Mul": np.multiply,
-    "Div": lambda a, b: (a / b).astype(a.dtype),
+LARGEST_INTEGER = 2**24
+# Operators that WebGPU has for numbers only. Booleans become numbers and back.
+MOVES = {
+    "Concat",
+    "Gather",
+    "Identity",
+    "Pad",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Transpose",
 }
 
 
 def stored_dtype(dtype) -> np.dtype:
-    """Dtype in the graph for a JAX dtype: integers except uint8 become int64."""
-    # TopK, ArgMax and Gather need int64, so no casts are needed between them.
+    """Dtype in the graph for a JAX dtype: integers except uint8 become float32."""
     dtype = np.dtype(dtype)
     if dtype.kind in "iu" and dtype != np.uint8:
-        return np.dtype(np.int64)
+        return np.dtype(np.float32)
     return dtype
 
 
@@ -50,7 +61,19 @@ class Value:
     def constant(cls, array, dtype=None):
         """Make a constant from an array, a number or a list of numbers."""
         array = np.asarray(array, dtype)
-        array = np.asarray(array, stored_dtype(array.dtype), order="C")
+        stored = stored_dtype(array.dtype)
+        if array.dtype != stored and (np.abs(array) > LARGEST_INTEGER).any():
+            raise InputError(
+                f"the model computes with integers above {LARGEST_INTEGER}, which have "
+                "no exact ONNX graph here"
+            )
+        array = np.asarray(array, stored, order="C")
+        return cls(array.shape, array.dtype, array=array)
+
+    @classmethod
+    def counts(cls, array):
+        """Make an int64 constant: sides, axes, or other counts for an operator."""
+        array = np.asarray(array, np.int64, order="C")
         return cls(array.shape, array.dtype, array=array)
 
     @property
@@ -65,18 +88,18 @@ class Note:
     # (array, axis, start): the Value is consecutive rows of the array along one axis.
     # `Graph.slice` writes it; `Graph.unsliced` and `unit` read it.
     slice_of: tuple | None = None
-    # (values, sorted tokens): the Value is `values` of sorted tokens, in token order.
+    # The Value is this constant, broadcast. `Graph.expand` writes it, `gather_rows`
+    # reads it.
+    constant: Value | None = None
+    # The Value holds indices [B, m] of tokens; the note is 1 at each index, [B, m, n].
+    # `onnx_ops` writes and reads it.
+    one_hot: Value | None = None
+    # (ranks [B, n], first): the Value holds the tokens with the ranks first, first + 1,
+    # .. `onnx_ops` writes and reads it.
+    ranks: tuple[Value, int] | None = None
+    # (values [B, n], ranks): the Value holds, per token, the value at the token's rank.
     # `gather_rows` writes and reads it.
     by_rank: tuple[Value, Value] | None = None
-    # The Value holds the tokens' ranks, the note the tokens sorted by rank. `rank`
-    # writes it; `pick`, `invert` and comparisons read it.
-    sorted_tokens: Value | None = None
-    # (sorted tokens, first, end): the Value says whether a token's rank is in
-    # first..end-1. Comparisons and "not" write it; "not" and `invert` read it.
-    ranks: tuple[Value, int, int] | None = None
-    # Whether a token is kept: the Value is its index among the kept tokens.
-    # `index_among` writes it, `invert` reads it.
-    keep: Value | None = None
     # (queries, key bias, weights): attention of all tokens, with the Value as keys.
     # `attend` writes it, `mean_attention` reads it.
     attention: tuple[Value, Value | None, Value] | None = None
@@ -107,11 +130,17 @@ class Graph:
     def ops(self, kind, inputs, results, **attributes):
         """Add a node; return its outputs' Values.
 
+        inputs: Values and arrays; an array of integers counts sides or axes
         results: (shape, dtype) per output
         """
         from onnx import helper
 
-        inputs = [_as_value(each) for each in inputs]
+        inputs = [_as_operand(each) for each in inputs]
+        if kind in MOVES and any(each.dtype.kind == "b" for each in inputs):
+            inputs = [self.as_number(each) for each in inputs]
+            numbers = [(shape, np.float32) for shape, _ in results]
+            moved = self.ops(kind, inputs, numbers, **attributes)
+            return [self.cast(each, bool) for each in moved]
         names = tuple(map(self.name_of, inputs))
         options = sorted((name, str(value)) for name, value in attributes.items())
         key = (kind, names, tuple(options))
@@ -197,6 +226,10 @@ class Graph:
         self._count[kind] = number + 1
         return f"{kind}_{number}"
 
+    def as_number(self, value):
+        """Turn booleans into 0 and 1; any other Value stays."""
+        return self.cast(value, np.float32) if value.dtype.kind == "b" else value
+
     # Shapes
 
     def reshape(self, value, shape):
@@ -209,7 +242,7 @@ class Graph:
             return value
         if value.array is not None:
             return Value.constant(value.array.reshape(shape))
-        sides = np.array([-1 if is_open(side) else side for side in shape], np.int64)
+        sides = [-1 if is_open(side) else side for side in shape]
         return self.op("Reshape", [value, sides], shape, value.dtype)
 
     def transpose(self, value, order):
@@ -263,15 +296,42 @@ class Graph:
             return value
         if value.array is not None and not any(map(is_open, shape)):
             return Value.constant(np.broadcast_to(value.array, shape))
+        source = value
+        own = [1] * (len(shape) - value.ndim) + [*value.shape]
+        opened = [b if is_open(b) else a for a, b in zip(own, shape, strict=True)]
+        if opened != own:
+            number = self.as_number(self.reshape(value, own))
+            zeros = self._zeros(opened, number.dtype)
+            number = self.op("Add", [number, zeros], opened, number.dtype)
+            value = self.cast(number, value.dtype)
         # Sides that the Value has are 1 here, so that many nodes share these sides.
-        own = (1,) * (len(shape) - value.ndim) + value.shape
-        sides = [1 if a == b else b for a, b in zip(own, shape, strict=True)]
-        return self.op("Expand", [value, self._sides(sides)], shape, value.dtype)
+        sides = [1 if a == b else b for a, b in zip(opened, shape, strict=True)]
+        if math.prod(sides) > 1:
+            value = self.op("Expand", [value, sides], shape, value.dtype)
+        if source.array is not None:
+            self.notes[value.name] = Note(constant=source)
+        return value
+
+    def _zeros(self, shape, dtype):
+        """Zeros with the open side of `shape`; all other sides are 1."""
+        # An operator that counts the images would compute integers.
+        (side,) = filter(is_open, shape)
+        images = self.images.shape[0]
+        times = int(side // images)
+        ends = [1] * (self.images.ndim - 1)
+        axes = [*range(1, self.images.ndim)]
+        sides = (images, *ends)
+        first = [self.images, [0] * len(axes), ends, axes]
+        corner = self.op("Slice", first, sides, self.images.dtype)
+        zeros = self.elementwise("Mul", self.cast(corner, dtype), 0)
+        if times > 1:
+            zeros = self.concat([self.reshape(zeros, (images, 1))] * times, 1)
+        sides = [side if is_open(side) else 1 for side in shape]
+        return self.reshape(zeros, sides)
 
     def unexpanded(self, value):
-        """The source of a broadcast Value; any other Value is its own source."""
-        kind, operands, _ = self._made[value.name]
-        return operands[0] if kind == "Expand" else value
+        """The constant broadcast to a Value; any other Value is its own source."""
+        return self.notes[value.name].constant or value
 
     def concat(self, values, axis):
         shape = list(values[0].shape)
@@ -285,23 +345,6 @@ class Graph:
             return value
         return self.op("Identity", [value], shape, value.dtype)
 
-    def _sides(self, shape):
-        """A shape as an int64 tensor. Open sides are multiples of the batch."""
-        if not any(map(is_open, shape)):
-            return np.array(shape, np.int64)
-        batch = self.op("Shape", [self.images], (1,), np.int64, start=0, end=1)
-        images = self.images.shape[0]
-        parts = []
-        for side in shape:
-            if not is_open(side):
-                parts.append([side])
-            elif side == images:
-                parts.append(batch)
-            else:
-                times = [int(side // images)]
-                parts.append(self.op("Mul", [batch, times], (1,), np.int64))
-        return self.op("Concat", parts, (len(shape),), np.int64, axis=0)
-
     def elementwise(self, kind, *inputs, dtype=None, **attributes):
         """Add a node that broadcasts its inputs; return its Value.
 
@@ -312,6 +355,8 @@ class Graph:
         shape = broadcast_shapes(*[value.shape for value in inputs])
         if dtype is None:
             dtype = inputs[0].dtype
+        if kind in ("Max", "Min"):
+            return self._extremum(kind, *inputs)
         if kind in ("Add", "Mul") and inputs[0].array is not None:
             inputs = inputs[::-1]
         if len(inputs) == 2 and inputs[1].array is not None and inputs[1].ndim == 0:
@@ -332,14 +377,26 @@ class Graph:
             return self.transpose(out, order)
         return self.op(kind, inputs, shape, dtype, **attributes)
 
+    def _extremum(self, kind, a, b):
+        """Max or Min, which WebGPU has for numbers only (Clip)."""
+        if a.array is not None:
+            a, b = b, a
+        if b.array is not None and b.array.size == 1:
+            number = b.array.reshape(())
+            if (kind, number) == ("Max", 0):
+                return self.elementwise("Relu", a)
+            infinity = np.asarray(np.inf, number.dtype)
+            limits = (number, infinity) if kind == "Max" else (-infinity, number)
+            return self.op("Clip", [a, *limits], a.shape, a.dtype)
+        wins = {"Max": "Greater", "Min": "Less"}[kind]
+        a_wins = self.elementwise(wins, a, b, dtype=bool)
+        return self.op("Where", [a_wins, a, b], a_wins.shape, a.dtype)
+
     def _with_number(self, kind, value, number):
         """The result of a Value and a number without a node of its own, or None."""
         if number == {"Add": 0, "Div": 1, "Mul": 1, "Pow": 1}.get(kind):
             return value
         before, operands, options = self._made[value.name]
-        if before == "Gather" and operands[0].array is not None and kind in NUMPY:
-            operands = [NUMPY[kind](operands[0].array, number), operands[1]]
-            return self.op(before, operands, value.shape, value.dtype, **options)
         if before == "ReduceSum" and kind == "Div":
             source, axes = operands
             if number == math.prod(source.shape[axis] for axis in axes.array):
@@ -359,14 +416,14 @@ class Graph:
         before, operands, _ = self._made[value.name]
         if before == "Cast" and operands[0].dtype.kind == "b":  # one cast is enough
             value = operands[0]
+            if value.dtype == dtype:
+                return value
         kind = helper.np_dtype_to_tensor_dtype(dtype)
         return self.op("Cast", [value], value.shape, dtype, to=kind)
 
     def reduce(self, kind, value, axes, keep=False):
         """Add a reduction, such as ReduceSum, over `axes`; return its Value."""
-        # Booleans count as 0 and 1. Integers are below 2^24, so exact in float32.
-        # OpenVINO 2026.4 reduces integers of only some images in a batch.
-        if value.dtype.kind in "bi":
+        if value.dtype.kind == "b":  # booleans count as 0 and 1
             wide = self.cast(value, np.float32)
             return self.cast(self.reduce(kind, wide, axes, keep), value.dtype)
         axes = [int(axis) % value.ndim for axis in axes]
@@ -375,6 +432,10 @@ class Graph:
             kept_shape[axis] = 1
         rest = [side for i, side in enumerate(value.shape) if i not in axes]
         shape = kept_shape if keep else rest
+        sides = {value.shape[axis] for axis in axes}
+        if sides == {1} and kind in ("ReduceMax", "ReduceMin", "ReduceSum"):
+            # OpenVINO 2026.4 subtracts such a sum from a constant wrongly.
+            return self.reshape(value, shape)
         return self.op(kind, [value, axes], shape, value.dtype, keepdims=int(keep))
 
 
@@ -383,6 +444,14 @@ def _as_value(given, dtype=None):
     if isinstance(given, Value):
         return given
     return Value.constant(given, dtype)
+
+
+def _as_operand(given):
+    """Turn an operator's numbers into a constant: integers count sides or axes."""
+    if isinstance(given, Value):
+        return given
+    given = np.asarray(given)
+    return Value.counts(given) if given.dtype.kind == "i" else Value.constant(given)
 
 
 def is_open(side):

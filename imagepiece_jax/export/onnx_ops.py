@@ -4,10 +4,13 @@ A function here has its marked function's name and arguments. The marked functio
 docstring describes the computation.
 """
 
+import math
+
 import numpy as np
 
 from imagepiece_jax.export.onnx_graph import Note, Value
 from imagepiece_jax.models.layers import QUICK
+from imagepiece_jax.reduction.state import DROPPED
 
 OPS = {}  # {name of a marked function: function (graph, *its arguments)}
 
@@ -134,108 +137,93 @@ def unit(graph, x, eps=1e-6):
 
 
 # Order and choice
+#
+# Indices of tokens are numbers, and a token is picked by a product with a row that is 1
+# at its index (`_one_hot`). Sorting, and gathering by computed indices, give or take
+# integers.
 
 
-def _top(graph, x, count, largest):
-    """(values, int64 indices) of the `count` largest or smallest per row."""
-    shape = (*x.shape[:-1], count)
-    results = [(shape, x.dtype), (shape, np.int64)]
-    options = {"axis": -1, "largest": int(largest), "sorted": 1}
-    return graph.ops("TopK", [x, [count]], results, **options)
+def _one_hot(graph, index, n):
+    """1 at each index, and 0 elsewhere. [B, m] -> [B, m, n] float32."""
+    batch, m = index.shape
+    source, first = graph.unsliced(index, 1)
+    known = graph.notes[source.name].one_hot
+    if known and known.shape[2] == n:
+        return graph.slice(known, 1, first, first + m)
+    return _equal(graph, graph.reshape(index, (batch, m, 1)), np.arange(n))
+
+
+def _equal(graph, values, numbers):
+    """Compare values with numbers. -> float32, 1 where they are equal."""
+    if values.array is not None and not isinstance(numbers, Value):
+        return Value.constant(np.equal(values.array, numbers), np.float32)
+    hits = graph.elementwise("Equal", values, numbers, dtype=bool)
+    return graph.cast(hits, np.float32)
+
+
+def _picked(graph, one_hot, values):
+    """Numbers at the indices of `one_hot`. [B, m, n], [B, n] -> [B, m] float32."""
+    # Not a product of matrices, which int8 would round.
+    picked = _row_sums(graph, _weighted(graph, one_hot, values))
+    return graph.reshape(picked, picked.shape[:2])
 
 
 @translates
 def rank(graph, score):
-    n = score.shape[-1]
-    _, tokens = _top(graph, score, n, largest=True)
-    # Sorting the sorted tokens' indices inverts the permutation: it gives the ranks.
-    _, ranks = _top(graph, tokens, n, largest=False)
-    ranks = graph.cast(ranks, np.int32)
-    graph.notes[ranks.name] = Note(sorted_tokens=tokens)
-    return ranks
+    batch, n = score.shape
+    score = graph.cast(score, np.float32)
+    mine = graph.reshape(score, (batch, n, 1))
+    other = graph.reshape(score, (batch, 1, n))
+    higher = graph.elementwise("Greater", other, mine, dtype=bool)
+    is_later = np.triu(np.ones((n, n), np.float32), 1)[None]
+    higher = graph.elementwise("Mul", graph.cast(higher, np.float32), is_later)
+    # A token comes behind later tokens with higher scores, and behind earlier tokens,
+    # except those with lower scores.
+    later = graph.reshape(graph.reduce("ReduceSum", higher, (2,)), other.shape)
+    lower = graph.reduce("ReduceSum", higher, (1,), keep=True)
+    earlier = graph.elementwise("Sub", np.arange(n)[None, None], lower)
+    return graph.reshape(graph.elementwise("Add", earlier, later), (batch, n))
 
 
 @translates
 def count_before(graph, keep):
-    keep = graph.cast(keep, np.int32)
-    return graph.op("CumSum", [keep, 1], keep.shape, np.int32, exclusive=1)
+    keep = graph.cast(keep, np.float32)
+    return graph.op("CumSum", [keep, 1], keep.shape, np.float32, exclusive=1)
 
 
 @translates
 def index_among(graph, keep):
     before = count_before(graph, keep)
-    n = keep.shape[1]
     # As in `ops.index_among`, the index of a dropped token is negative.
-    index = graph.op("Where", [keep, before, -n], keep.shape, np.int32)
-    graph.notes[index.name] = Note(keep=keep)
-    return index
+    operands = [keep, before, np.float32(-keep.shape[1])]
+    return graph.op("Where", operands, keep.shape, np.float32)
 
 
 @translates
 def invert(graph, position, values):
-    keep = graph.notes[position.name].keep
-    if keep and isinstance(values, int):
-        return _kept_tokens(graph, keep, values)
-    indices = Value.constant(np.arange(position.shape[1])[None])
-    return _picked(graph, position, values, indices)[0]
+    if isinstance(values, int):
+        values = Value.constant(np.arange(values))
+    one_hot = _holders(graph, position, values)
+    tokens = Value.constant(np.arange(position.shape[1])[None])
+    index = _picked(graph, one_hot, tokens)
+    ranks = None
+    if values.array is not None and (np.diff(values.array) == 1).all():
+        ranks = (position, int(values.array.flat[0]))
+    graph.notes[index.name] = Note(one_hot=one_hot, ranks=ranks)
+    return index
+
+
+def _holders(graph, position, values):
+    """1 at the token with each position. [B, n], [m] -> [B, m, n] float32."""
+    batch, n = position.shape
+    values = graph.reshape(values, (1, values.shape[-1], 1))
+    return _equal(graph, graph.reshape(position, (batch, 1, n)), values)
 
 
 @translates
 def pick(graph, position, length, *values):
-    return _picked(graph, position, length, *values)
-
-
-def _picked(graph, position, ranks, *values):
-    """Pick the tokens' values at wanted positions, like `ops.pick`.
-
-    ranks: a number m for the positions 0..m-1, or an array of positions
-    """
-    batch, n = position.shape
-    # If `position` is known to be a rank, the sorted tokens replace the comparison of
-    # all pairs.
-    tokens = graph.notes[position.name].sorted_tokens
-    # A missing position has no sorted token.
-    known = np.arange(ranks) if isinstance(ranks, int) else ranks.array
-    has_all = known is not None and ((known >= 0) & (known < n)).all()
-    if tokens and has_all:
-        if isinstance(ranks, int):
-            index = graph.slice(tokens, 1, 0, ranks)
-        else:
-            ranks = graph.cast(ranks, np.int64)
-            shape = (batch, ranks.shape[-1])
-            index = graph.op("Gather", [tokens, ranks], shape, np.int64, axis=1)
-        return [gather_rows(graph, value, index) for value in values]
-    if isinstance(ranks, int):
-        ranks = Value.constant(np.arange(ranks))
-    ranks = graph.reshape(ranks, (1, ranks.shape[-1], 1))
-    position = graph.reshape(position, (position.shape[0], 1, n))
-    is_wanted = graph.elementwise("Equal", position, ranks, dtype=bool)
-
-    def picked(value):
-        value = graph.reshape(value, (value.shape[0], 1, n))
-        value = graph.cast(value, np.float32)
-        operands = [is_wanted, value, np.float32(0)]
-        taken = graph.op("Where", operands, is_wanted.shape, np.float32)
-        total = graph.reduce("ReduceSum", taken, (2,))
-        return graph.cast(total, np.int32)
-
-    return [picked(value) for value in values]
-
-
-def _kept_tokens(graph, keep, length):
-    """Indices [B, length] of the first kept tokens, filled up with 0."""
-    n = keep.shape[1]
-    ranks = graph.notes[keep.name].ranks
-    if ranks:
-        tokens, first, end = ranks
-        if end - first == length:
-            kept = graph.slice(tokens, 1, first, end)
-            return _top(graph, kept, length, largest=False)[0]
-    # A dropped token counts as n, behind all kept tokens.
-    index = graph.op("Where", [keep, np.arange(n)[None], n], keep.shape, np.int64)
-    lowest, _ = _top(graph, index, length, largest=False)
-    behind = graph.elementwise("Equal", lowest, n, dtype=bool)
-    return graph.op("Where", [behind, 0, lowest], lowest.shape, np.int64)
+    one_hot = _holders(graph, position, Value.constant(np.arange(length)))
+    return [_picked(graph, one_hot, value) for value in values]
 
 
 @translates
@@ -245,11 +233,32 @@ def sums(graph, values, axis):
 
 @translates
 def find_partners(graph, similarity, tokens):
-    batch, a, _ = similarity.shape
-    best = graph.reduce("ReduceMax", similarity, (2,))
-    options = {"axis": 2, "keepdims": 0}
-    index = graph.op("ArgMax", [similarity], (batch, a), np.int64, **options)
-    return [best, gather_rows(graph, tokens, index)]
+    best, place = first_best(graph, similarity, 2, "Max")
+    return [best, gather_rows(graph, tokens, place)]
+
+
+def first_best(graph, x, axis, kind):
+    """The largest value along an axis, and its first index, without the axis.
+
+    kind: "Max", or "Min" for the smallest value
+    """
+    source, order = graph.untransposed(x)
+    rest = [each for each in order if each != order[axis]]
+    if rest == sorted(rest):
+        # onnxruntime would transpose booleans, which WebGPU does not.
+        x = source
+        axis = order[axis]
+    best = graph.reduce(f"Reduce{kind}", x, (axis,), keep=True)
+    is_best = graph.elementwise("Equal", x, best, dtype=bool)
+    n = x.shape[axis]
+    sides = [1] * x.ndim
+    sides[axis] = n
+    index = np.arange(n, dtype=np.float32).reshape(sides)
+    operands = [is_best, index, np.float32(n)]
+    index = graph.op("Where", operands, is_best.shape, np.float32)
+    index = graph.reduce("ReduceMin", index, (axis,), keep=True)
+    rest = (*x.shape[:axis], *x.shape[axis + 1 :])
+    return graph.reshape(best, rest), graph.reshape(index, rest)
 
 
 @translates
@@ -257,7 +266,6 @@ def distance_to_earlier(graph, alike, order):
     # Sums and minima of numbers: onnxruntime's comparison and "Where" take three times
     # as long. Other tokens get at most -3, an earlier token its similarity.
     batch, n, _ = alike.shape
-    order = graph.cast(order, np.float32)
     mine = graph.reshape(graph.elementwise("Mul", order, 4), (batch, n, 1))
     other = graph.reshape(graph.elementwise("Add", mine, 4), (batch, 1, n))
     penalty = graph.elementwise("Min", graph.elementwise("Sub", mine, other), 0)
@@ -270,125 +278,131 @@ def distance_to_earlier(graph, alike, order):
 
 @translates
 def join_kept(graph, alike, order, n_out):
-    batch, n, _ = alike.shape
+    n = alike.shape[1]
     itself = 2 * np.eye(n, dtype=np.float32)[None]
     alike = graph.elementwise("Add", alike, itself)
     tokens = invert(graph, order, n_out)
     to_kept = gather_rows(graph, alike, tokens)  # similarities are symmetric
-    options = {"axis": 1, "keepdims": 0}
-    slot = graph.op("ArgMax", [to_kept], (batch, n), np.int64, **options)
-    best = graph.reduce("ReduceMax", to_kept, (1,))
+    best, slot = first_best(graph, to_kept, 1, "Max")
     return [slot, graph.elementwise("Min", best, 1)]
 
 
 @translates
 def gather_rows(graph, x, index):
-    index = graph.cast(index, np.int64)
-    tokens, first = graph.unsliced(index, 1)
-    values, order = graph.notes[x.name].by_rank or (None, None)
-    if tokens == order:  # sorted values of sorted tokens
-        return graph.slice(values, 1, first, first + index.shape[1])
-    if x.ndim > 2 and index.array is None:
-        x, start = graph.unsliced(x, 1)
-        index = graph.elementwise("Add", index, start)
+    n = x.shape[1]
     shape = (*index.shape, *x.shape[2:])
     rows = graph.unexpanded(x).array
-    if rows is not None and (rows == rows[:1]).all():  # the same rows for all images
-        rows = np.broadcast_to(rows, (len(rows), *x.shape[1:]))
-        if np.array_equal(rows[0], range(x.shape[1])):
-            return graph.cast(index, x.dtype)
-        return graph.op("Gather", [rows[0], index], shape, x.dtype, axis=0)
-    if x.ndim == index.ndim == 2:
-        out = graph.op("GatherElements", [x, index], shape, x.dtype, axis=1)
-        tokens = graph.notes[index.name].sorted_tokens
-        if tokens:
-            graph.notes[out.name] = Note(by_rank=(x, tokens))
+    if rows is not None and rows.ndim == x.ndim and len(rows) == 1:
+        if (rows == rows[:, :1]).all():  # the same for all tokens
+            return graph.expand(Value.constant(rows[:, :1]), shape)
+        if (
+            rows.ndim == 2 and rows.dtype.kind == "f" and (np.diff(rows, 2) == 0).all()
+        ):  # evenly spaced numbers
+            step = rows[0, 1] - rows[0, 0]
+            scaled = graph.elementwise("Mul", index, step)
+            return graph.cast(graph.elementwise("Add", scaled, rows[0, 0]), x.dtype)
+    tokens, first = graph.unsliced(index, 1)
+    if graph.notes[x.name].by_rank and graph.notes[tokens.name].ranks:
+        values, ranks = graph.notes[x.name].by_rank
+        of_index, lowest = graph.notes[tokens.name].ranks
+        if of_index == ranks:
+            first += lowest
+            return graph.slice(values, 1, first, first + index.shape[1])
+    one_hot = _one_hot(graph, index, n)
+    if x.ndim == 2:
+        out = graph.cast(_picked(graph, one_hot, x), x.dtype)
+        graph.notes[out.name] = Note(by_rank=(x, index))
         return out
-    index = graph.reshape(index, (*index.shape, 1))
-    return graph.op("GatherND", [x, index], shape, x.dtype, batch_dims=1)
+    rows = graph.reshape(x, (*x.shape[:2], math.prod(x.shape[2:])))
+    return graph.reshape(_product(graph, one_hot, rows), shape)
+
+
+def _product(graph, matrix, x):
+    """Multiply a matrix [B, m, n] and tokens [B, n, D], in the tokens' dtype."""
+    matrix = graph.cast(matrix, x.dtype)
+    shape = (*matrix.shape[:2], x.shape[2])
+    return graph.op("MatMul", [matrix, x], shape, x.dtype)
+
+
+# Slots
 
 
 def _is_in_slot(graph, dest, n_out):
     """`state.is_in_slot` as float32."""
     batch, n = dest.shape
     slots = np.arange(n_out)[None, :, None]
-    dest = graph.reshape(dest, (batch, 1, n))
-    return graph.cast(graph.elementwise("Equal", dest, slots, dtype=bool), np.float32)
+    return _equal(graph, graph.reshape(dest, (batch, 1, n)), slots)
+
+
+def _is_in_any_slot(graph, result, prefix):
+    """1 where a slot has a token, for the prefix, too. [B, slots, tokens] float32."""
+    dest = result.dest
+    batch, n = dest.shape
+    slots = np.arange(-prefix, result.n_out)
+    # The prefix has slots below DROPPED, which no other token has.
+    slots[:prefix] += DROPPED
+    if prefix:
+        front = np.zeros((1, prefix + n), np.float32)
+        front[0, :prefix] = slots[:prefix]
+        operands = [dest, [0, prefix, 0, 0], np.float32(0)]
+        dest = graph.op("Pad", operands, (batch, prefix + n), np.float32)
+        dest = graph.elementwise("Add", dest, front)
+    dest = graph.reshape(dest, (batch, 1, prefix + n))
+    return _equal(graph, dest, slots[None, :, None])
 
 
 @translates
 def sum_by_slot(graph, values, dest, n_out):
-    belongs = _is_in_slot(graph, dest, n_out)
-    batch, n = values.shape
-    values = graph.reshape(graph.cast(values, np.float32), (batch, n, 1))
-    total = graph.op("MatMul", [belongs, values], (batch, n_out, 1), np.float32)
-    return graph.reshape(total, (batch, n_out))
+    return _picked(graph, _is_in_slot(graph, dest, n_out), values)
 
 
 @translates
 def slot_matrix(graph, weight, dest, n_out, mean):
-    batch, n = weight.shape
-    weight = graph.reshape(graph.cast(weight, np.float32), (batch, 1, n))
-    matrix = graph.elementwise("Mul", _is_in_slot(graph, dest, n_out), weight)
+    matrix = _weighted(graph, _is_in_slot(graph, dest, n_out), weight)
     if not mean:
         return matrix
-    total = graph.reduce("ReduceSum", matrix, (2,), keep=True)
-    return graph.elementwise("Div", matrix, total)
+    return graph.elementwise("Div", matrix, _row_sums(graph, matrix))
+
+
+def _weighted(graph, matrix, weight):
+    """Multiply columns by weights. [B, m, n], [B, n] -> [B, m, n] float32."""
+    weight = graph.cast(weight, np.float32)
+    rows = graph.unexpanded(weight).array
+    if rows is not None and (rows == 1).all():
+        return matrix
+    weight = graph.reshape(weight, (weight.shape[0], 1, weight.shape[1]))
+    return graph.elementwise("Mul", matrix, weight)
+
+
+def _row_sums(graph, matrix):
+    return graph.reduce("ReduceSum", matrix, (2,), keep=True)
 
 
 @translates
 def merge(graph, x, size, result):
-    """Kept rows, plus a matrix product of the absorbed rows."""
-    index = result.index
-    if index is None:
-        return None
-    batch, n_out = index.keep.shape
-    absorbs = index.absorbed.shape[1]
+    """Multiply the tokens by a matrix of their shares in the slots."""
     prefix = x.shape[1] - result.dest.shape[1]
-    keep, absorbed, _ = _with_prefix(graph, index, prefix)
-    slot = np.arange(-prefix, n_out)[None, :, None]
-    target = graph.reshape(index.target, (batch, 1, absorbs))
-    joins = graph.elementwise("Equal", slot, target, dtype=bool)
-
-    def terms(values=None):
-        """Kept values [B, s, 1], absorbed values [B, s, e], sums [B, s, 1]."""
-        kept = Value.constant(np.float32(1))  # no values: ones
-        if values is not None:
-            values = graph.reshape(values, (*values.shape, 1))
-            kept = gather_rows(graph, values, keep)
-        if not absorbs:
-            return kept, None, kept
-        added = graph.cast(joins, np.float32)
-        if values is not None:
-            added = gather_rows(graph, values, absorbed)
-            added = graph.reshape(added, (batch, 1, absorbs))
-            operands = [joins, added, np.float32(0)]
-            added = graph.op("Where", operands, joins.shape, np.float32)
-        total = graph.reduce("ReduceSum", added, (2,), keep=True)
-        return kept, added, graph.elementwise("Add", kept, total)
-
-    factor, shares, total = terms(size)
-    sizes = graph.reshape(total, keep.shape)
-    kept = gather_rows(graph, x, keep)
-    if result.mean and not absorbs:
-        return [kept, sizes]
-    # Means are float32 in float16 graphs, too.
-    kept = graph.cast(kept, np.float32)
+    joins = result.index is None or result.index.absorbed.shape[1]
+    if result.index is None:
+        return None
+    is_in_slot = _is_in_any_slot(graph, result, prefix)
+    by_size = _weighted(graph, is_in_slot, size)
+    total = _row_sums(graph, by_size)
+    sizes = graph.reshape(total, total.shape[:2])
+    if result.mean and not joins:
+        return [_product(graph, is_in_slot, x), sizes]
+    shares = by_size
     if result.weight is not None:
         weight = graph.cast(result.weight, np.float32)
         operands = [weight, [0, prefix, 0, 0], np.float32(1)]
         weight = graph.op("Pad", operands, size.shape, np.float32)
-        factor, shares, total = terms(weight)
+        shares = _weighted(graph, is_in_slot, weight)
     elif not result.by_size:
-        factor, shares, total = terms()
+        shares = is_in_slot
     if result.mean:
-        factor = graph.elementwise("Div", factor, total)
-        shares = graph.elementwise("Div", shares, total)
-    merged = graph.elementwise("Mul", kept, factor)
-    if absorbs:
-        absorbed = graph.cast(gather_rows(graph, x, absorbed), np.float32)
-        added = graph.op("MatMul", [shares, absorbed], merged.shape, np.float32)
-        merged = graph.elementwise("Add", merged, added)
+        shares = graph.elementwise("Div", shares, _row_sums(graph, shares))
+    # Means are float32 in float16 graphs, too.
+    merged = _product(graph, shares, graph.cast(x, np.float32))
     return [graph.cast(merged, x.dtype), sizes]
 
 
@@ -402,26 +416,12 @@ def attend_merged(graph, weights, value, result, size):
     absorbs = 0 if index is None else index.absorbed.shape[1]
     if not absorbs or slots + absorbs < tokens:  # none merges, or some are dropped
         return None
-    keep, absorbed, target = _with_prefix(graph, index, tokens - result.dest.shape[1])
-    _, places = _top(graph, graph.concat([keep, absorbed], 1), tokens, largest=False)
-    slot = graph.expand(Value.constant([range(slots)], np.int64), keep.shape)
-    slot = gather_rows(graph, graph.concat([slot, target], 1), places)
+    is_in_slot = _is_in_any_slot(graph, result, tokens - result.dest.shape[1])
     rows = graph.reshape(value, (batch, slots, heads * value.shape[3]))
-    rows = gather_rows(graph, rows, slot)
+    rows = _product(graph, graph.transpose(is_in_slot, (0, 2, 1)), rows)
     heads = (heads, value.shape[3])
     out = _weighted_sum(graph, weights, graph.reshape(rows, (batch, tokens, *heads)))
     if queries < tokens:
         return out
     rows, _ = merge(graph, graph.reshape(out, rows.shape), size, result)
     return graph.reshape(rows, (batch, slots, *heads))
-
-
-def _with_prefix(graph, index, prefix):
-    """(keep, absorbed, target) of an index, counting the prefix, which stays."""
-    indices = (index.keep, index.absorbed, index.target)
-    keep, absorbed, target = (graph.elementwise("Add", i, prefix) for i in indices)
-    if prefix:
-        front = Value.constant([range(prefix)], np.int64)
-        front = graph.expand(front, (keep.shape[0], prefix))
-        keep = graph.concat([front, keep], 1)
-    return keep, absorbed, target

@@ -15,8 +15,8 @@ from jax.numpy import broadcast_shapes
 
 from imagepiece_jax.common import nodes
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.export.onnx_graph import Graph, Note, Value, is_open
-from imagepiece_jax.export.onnx_ops import OPS
+from imagepiece_jax.export.onnx_graph import Graph, Value, is_open
+from imagepiece_jax.export.onnx_ops import OPS, first_best
 
 
 def walk(graph: Graph, closed, inputs: Sequence[Value]) -> list[Value]:
@@ -139,7 +139,7 @@ def primitive(*names, expand=False):
 # Elementwise
 
 OPERATORS = (
-    "abs add and cos div erf exp log max min mul neg not or pow sign sin sqrt sub tanh"
+    "abs add and cos div erf exp log max min mul neg not or pow sin sqrt sub tanh"
 )
 OPERATORS = {name: name.capitalize() for name in OPERATORS.split()}
 OPERATORS |= {"logistic": "Sigmoid"}
@@ -174,41 +174,30 @@ BY_NUMPY = {
 def _operator(graph, equation, *values):
     """Add an operator. For booleans, max is `or`, and min is `and`."""
     name = equation.primitive.name
-    truths = values[0].dtype.kind == "b"
-    if truths:
+    kind = equation.invars[0].aval.dtype.kind
+    if kind == "b":
         name = {"max": "or", "min": "and"}.get(name, name)
     elif name in ("and", "not", "or"):
         raise no_operator(f"{name} of integers")
-    out = graph.elementwise(OPERATORS[name], *values)
-    ranks = graph.notes[values[0].name].ranks
-    if name == "not" and ranks:
-        tokens, first, end = ranks
-        if first == 0:
-            graph.notes[out.name] = Note(ranks=(tokens, end, tokens.shape[1]))
-        else:
-            graph.notes[out.name] = Note(ranks=(tokens, 0, first))
-    return out
+    if name == "or":  # WebGPU has no Or
+        neither = [graph.elementwise("Not", value) for value in values]
+        return graph.elementwise("Not", graph.elementwise("And", *neither))
+    if name == "div" and kind in "iu":
+        return _whole_quotient(graph.elementwise, *values)
+    return graph.elementwise(OPERATORS[name], *values)
+
+
+def _whole_quotient(op, a, b):
+    """The integer part of a / b, for whole numbers of one sign."""
+    # Half a unit more: a GPU's quotient may be a little below the exact number.
+    return op("Floor", op("Div", op("Add", a, 0.5), b))
 
 
 @primitive(*COMPARISONS)
 def _comparison(graph, equation, *values):
-    """Add a comparison. Comparing ranks with a number writes a Note."""
-    operands = []
-    for value in values:
-        if value.dtype.kind == "b":
-            value = graph.cast(value, np.int32)
-        operands.append(value)
     name = equation.primitive.name
-    out = graph.elementwise(COMPARISONS[name], *operands, dtype=bool)
-    rank, limit = operands
-    tokens = graph.notes[rank.name].sorted_tokens
-    if tokens and limit.array is not None and limit.array.size == 1:
-        limit = int(limit.array.item())
-        if name == "lt":
-            graph.notes[out.name] = Note(ranks=(tokens, 0, limit))
-        elif name == "ge":
-            graph.notes[out.name] = Note(ranks=(tokens, limit, tokens.shape[1]))
-    return out
+    values = map(graph.as_number, values)
+    return graph.elementwise(COMPARISONS[name], *values, dtype=bool)
 
 
 # {primitive written with other operators: function (Graph.elementwise, *operands)}
@@ -217,7 +206,7 @@ FORMULAS = {
     "expm1": lambda op, x: op("Sub", op("Exp", x), 1),
     "log1p": lambda op, x: op("Log", op("Add", x, 1)),
     "ne": lambda op, a, b: op("Not", op("Equal", a, b, dtype=bool)),
-    "rem": lambda op, a, b: op("Mod", a, b, fmod=1),
+    "rem": lambda op, a, b: op("Sub", a, op("Mul", b, _whole_quotient(op, a, b))),
     "rsqrt": lambda op, x: op("Reciprocal", op("Sqrt", x)),
     "square": lambda op, x: op("Mul", x, x),
 }
@@ -225,7 +214,17 @@ FORMULAS = {
 
 @primitive(*FORMULAS)
 def _formula(graph, equation, *values):
+    values = map(graph.as_number, values)
     return FORMULAS[equation.primitive.name](graph.elementwise, *values)
+
+
+@primitive("sign")
+def _sign(graph, equation, x):  # WebGPU has no Sign
+    above = graph.elementwise("Greater", x, 0, dtype=bool)
+    below = graph.elementwise("Less", x, 0, dtype=bool)
+    return graph.elementwise(
+        "Sub", *(graph.cast(each, x.dtype) for each in (above, below))
+    )
 
 
 @primitive("integer_pow")
@@ -242,12 +241,21 @@ def _select(graph, equation, which, *cases):
         raise no_operator("a choice among more than two")
     no, yes = cases
     shape = broadcast_shapes(which.shape, no.shape, yes.shape)
-    return graph.op("Where", [which, yes, no], shape, yes.dtype)
+    dtype = yes.dtype
+    if dtype.kind == "b":
+        no = graph.cast(no, np.float32)
+        yes = graph.cast(yes, np.float32)
+    chosen = graph.op("Where", [which, yes, no], shape, yes.dtype)
+    return graph.cast(chosen, dtype)
 
 
 @primitive("convert_element_type")
 def _convert(graph, equation, x):
-    return graph.cast(x, equation.params["new_dtype"])
+    dtype = np.dtype(equation.params["new_dtype"])
+    is_float = jax.numpy.issubdtype(equation.invars[0].aval.dtype, jax.numpy.floating)
+    if is_float and dtype.kind in "iu":
+        x = graph.elementwise("Floor", x)  # TODO
+    return graph.cast(x, dtype)
 
 
 @primitive("copy", "stop_gradient", "optimization_barrier")
@@ -354,7 +362,8 @@ def _gather(graph, equation, x, index):
     axes = numbers.start_index_map
     if index.array is None or numbers.operand_batching_dims:
         raise no_operator("a gather by computed indices")
-    indices = np.broadcast_to(index.array, equation.invars[1].aval.shape)
+    indices = np.asarray(index.array, np.int64)
+    indices = np.broadcast_to(indices, equation.invars[1].aval.shape)
     highest = [x.shape[axis] - sizes[axis] for axis in axes]
     if any(map(is_open, highest)) or (indices < 0).any() or (indices > highest).any():
         raise no_operator("a gather beyond its array")
@@ -408,10 +417,9 @@ def _reduce(graph, equation, x):
 @primitive("argmax", "argmin", expand=True)
 def _arg(graph, equation, x):
     (axis,) = equation.params["axes"]
-    (out,) = equation.outvars
-    kind = {"argmax": "ArgMax", "argmin": "ArgMin"}[equation.primitive.name]
-    index = graph.op(kind, [x], out.aval.shape, np.int64, axis=int(axis), keepdims=0)
-    return graph.cast(index, out.aval.dtype)
+    kind = {"argmax": "Max", "argmin": "Min"}[equation.primitive.name]
+    _, index = first_best(graph, x, int(axis), kind)
+    return index
 
 
 @primitive("dot_general", expand=True)

@@ -16,10 +16,12 @@ from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.machine import cores
 from imagepiece_jax.common.progress import ProgressBar, log
+from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate.compare_outputs import unit
+from imagepiece_jax.evaluate.annotations import annotations
+from imagepiece_jax.evaluate.compare_outputs import cells, fidelity_of_rows, unit
 from imagepiece_jax.inference import feature_folder, optimize
 from imagepiece_jax.inference.features import feature_map
 from imagepiece_jax.inference.file_records import RecordedFiles
@@ -48,12 +50,13 @@ def write_features(
     storage: str = "float16",
     batch_size: int = 64,
     threads: int | None = None,
+    texts: str | os.PathLike | None = None,
 ) -> Written:
     """Write image features into a folder, on all devices of this machine.
 
     A second call computes only new or changed files, and removes the rows of files no
-    longer named or there. For a reduced model, the first call prints the cosine between
-    its vectors and the dense model's.
+    longer named or there. For a reduced model, the first call prints how near its
+    vectors are to the dense model's; with texts, every call does.
 
     images: paths; paths with a line break are left out, because paths.txt has one line
         per photograph
@@ -62,6 +65,7 @@ def write_features(
     storage: "float16" or "float32"
     batch_size: photographs per device
     threads: decoding threads; None: one per core, at most 16
+    texts: a text tower's vectors, as for `compare`
     Raises InputError for a folder in use, or from a call with different settings.
     """
     check_choice("storage", storage, STORAGES)
@@ -70,16 +74,21 @@ def write_features(
         check_range("threads", threads, 1, whole=True)
     if logits and not vit.model.config.num_classes:
         raise InputError("logits is for weights with a head")
+    if texts is not None and vit.has_projection and not logits:
+        raise InputError(
+            "texts needs the vectors next to texts; give logits (--logits)"
+        )
     xla_options.check_dtype(vit.model.execution.dtype.name)
     optional = {"logits": logits, "patches": patches}
     names = ("pooled", *filter(optional.get, optional))
     paths = _of_one_line([os.fspath(image) for image in images])
     if not paths:
         raise InputError("images is empty")
+    photographs = RecordedFiles(paths)
+    known = annotations(vit, photographs, texts)
     run = Extractor(vit, names)
     record = record_of(vit, run.model, storage=storage, arrays=run.shapes)
     with feature_folder.opened(folder, record, paths, run.shapes, storage) as files:
-        photographs = RecordedFiles(paths)
         count = len(paths)
         missing = photographs.subset(files.missing)
         devices = len(parallel.local_devices())
@@ -103,8 +112,11 @@ def write_features(
                 )
             if existing_rows:
                 progress.say(f"{existing_rows} of {count} rows exist already")
-            elif any(layer.step for layer in run.model.plan):
-                progress.say(_comparison(vit, run, photographs, size, threads))
+            is_reduced = any(layer.step for layer in run.model.plan)
+            if texts is not None or (is_reduced and not existing_rows):
+                size = size or batch_size * devices  # nothing is missing
+                comparison = _comparison(vit, run, photographs, known, size, threads)
+                progress.say(comparison)
             for batch, result in _one_behind(run, reader):
                 _append(files, missing, batch, result, progress)
         files.complete()
@@ -168,32 +180,44 @@ def _arrays(model, names, variables, images):
     return {name: arrays[name] for name in names}
 
 
-def _comparison(vit, run, photographs, size, threads):
-    """Compare pooled vectors with the dense model's, in one sentence.
+def _comparison(vit, run, photographs, known, size, threads):
+    """Compare vectors with the dense model's, as a table.
 
     run: the Extractor of `vit`
+    known: Annotations of the photographs
     """
-    sample = photographs.evenly_spaced(COMPARED)
-    dense = Extractor(vit.with_reduction(None), ["pooled"])
+    array = "pooled"
+    if vit.has_projection and "logits" in run.shapes:
+        array = "logits"
+    sample = photographs
+    if known.texts is not None:
+        sample = photographs.subset(np.unique(known.described))
+    sample = sample.evenly_spaced(COMPARED)
+    models = {"dense": Extractor(vit.with_reduction(None), [array]), vit.label: run}
     batches = Batches(
         source=sample, transform=vit.preprocessing, batch_size=size, strict=False
     )
-    cosines = []
+    parts = {name: [] for name in models}
+    indices = []
     for batch in batches.read(threads):
-        vectors = []
-        for model in (run, dense):
-            pooled = parallel.local(model(batch["image"][0])["pooled"])
-            vectors.append(unit(pooled.reshape(-1, pooled.shape[-1])))
-        of_batch = np.sum(vectors[0] * vectors[1], axis=1)
-        for row in np.flatnonzero(batch["mask"][0]):
-            cosines.append((of_batch[row], sample.name(batch["index"][0, row])))
-    if not cosines:
+        is_compared = batch["mask"][0] > 0
+        for name, model in models.items():
+            vectors = parallel.local(model(batch["image"][0])[array])
+            vectors = vectors.reshape(-1, vectors.shape[-1])
+            if name == "dense":
+                is_compared &= np.isfinite(vectors).all(axis=1)
+            parts[name].append(vectors[is_compared])
+        indices += batch["index"][0, is_compared].tolist()
+    if not indices:
         return f"none of {len(sample)} photographs can be compared with the dense model"
-    worst, name = min(cosines)
-    mean = np.mean([cosine for cosine, _ in cosines])
+    rows = {name: np.concatenate(vectors) for name, vectors in parts.items()}
+    known = known.subset(np.asarray(sample.indices)[indices])
+    figures = fidelity_of_rows(rows, False, known)
+    cosines = np.sum(unit(rows[vit.label]) * unit(rows["dense"]), axis=1)
+    lines = [{"vectors": name, **cells(figures[name])} for name in figures]
     return (
-        f"cosine to the dense model's vectors, of {len(cosines)} photographs: mean "
-        f"{mean:.4f}, worst {worst:.4f} ({name})"
+        f"compared with the dense model on {len(indices)} photographs; the worst is "
+        f"{sample.name(indices[cosines.argmin()])}\n{rows_table(lines)}"
     )
 
 

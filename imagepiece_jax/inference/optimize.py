@@ -392,7 +392,7 @@ def joined_pixels(model, device):
 def prepare(model, variables, *, dtype="bfloat16", gelu=None, pixels=1):
     """Return (model, variables) for compilation: stem folded, weights cast.
 
-    The parts in STAYS_FLOAT32 stay float32.
+    The parts in STAYS_FLOAT32 and `Execution.float32_parts` stay float32.
 
     pixels: as for `stems.fold`
     """
@@ -406,7 +406,9 @@ def prepare(model, variables, *, dtype="bfloat16", gelu=None, pixels=1):
         model = model.with_execution(folded=pixels)
 
     def cast(path, value):
-        stays = any(key.key.startswith(STAYS_FLOAT32) for key in path)
+        part = path[0].key if len(path) > 1 else "patch_embed"
+        stays = part in model.execution.float32_parts
+        stays = stays or any(key.key.startswith(STAYS_FLOAT32) for key in path)
         own_dtype = jnp.float32 if stays else dtype
         return jnp.asarray(jax.device_put(value), own_dtype)
 

@@ -142,6 +142,9 @@ class Execution:
     """How a ViT computes, without changing the model itself."""
 
     dtype: jnp.dtype = jnp.dtype("float32")  # layer dtype
+    # parts that are float32 in any dtype, by name: "patch_embed" with the positions,
+    # "blocks_3", "norm", "attn_pool"
+    float32_parts: tuple[str, ...] = ()
     attention_impl: str = "xla"  # or "cudnn", by `attention.resolve_backend`
     # the requested kernel, possibly "auto"; `attention_impl` is its choice on this
     # device

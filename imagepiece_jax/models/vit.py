@@ -157,7 +157,7 @@ class ViT(nn.Module):
         if self.config.arch.pool == "map":
             pool = AttentionPool(
                 config=self.config,
-                dtype=self.execution.dtype,
+                dtype=self._dtype("attn_pool"),
                 prop_attn=self.prop_attn,
                 name="attn_pool",
             )
@@ -169,12 +169,18 @@ class ViT(nn.Module):
             block = self._block(index)
             reduction = self._block_reduction(index, keys, probe)
             factors = drop_path[index]
+            state = state.replace(x=state.x.astype(block.execution.dtype))
             state, scores, record = block(state, scores, reduction, factors, train)
             if record:
                 result, read = record
                 results.append(result)
                 reducer_inputs.append(read)
         return self._classify(state, results, reducer_inputs, norm, pool)
+
+    def _dtype(self, part):
+        if part in self.execution.float32_parts:
+            return jnp.dtype("float32")
+        return self.execution.dtype
 
     def _final_norm(self):
         """The norm after the last block; the identity if the model has none."""
@@ -189,14 +195,15 @@ class ViT(nn.Module):
         # Initialization runs the whole block, because its reducer may have parameters.
         if is_last and self.execution.head_only and not self.is_initializing():
             queries = self.config.arch.head_tokens
+        name = f"blocks_{index}"
         return Block(
             config=self.config,
-            execution=self.execution,
+            execution=dataclasses.replace(self.execution, dtype=self._dtype(name)),
             index=index,
             layer=self.plan[index],
             prop_attn=self.prop_attn,
             queries=queries,
-            name=f"blocks_{index}",
+            name=name,
         )
 
     def _block_reduction(self, index, keys, probe):
@@ -274,7 +281,7 @@ class ViT(nn.Module):
         )
 
     def _norm(self, name):
-        return LayerNorm(self.execution.dtype, self.config.arch.norm_eps, name=name)
+        return LayerNorm(self._dtype(name), self.config.arch.norm_eps, name=name)
 
     def _mean(self, x, state):
         """Token mean, weighted by size. [B, N, D] -> [B, D] float32."""
@@ -296,7 +303,7 @@ class ViT(nn.Module):
         height -= height % self.config.patch_size
         width -= width % self.config.patch_size
         patches = images[:, :height, :width]
-        x = stem(patches.astype(self.execution.dtype), train)
+        x = stem(patches.astype(self._dtype("patch_embed")), train)
         batch, height, width, dim = x.shape
         x = x.reshape(batch, height * width, dim)
         self._check_positions(height, width, images.shape[1:3])
@@ -332,12 +339,12 @@ class ViT(nn.Module):
         for name, count in counts.items():
             if count:
                 params.append(self.param(name, INIT, (1, count, dim)))
-        prefix = [param.astype(self.execution.dtype) for param in params]
+        prefix = [param.astype(self._dtype("patch_embed")) for param in params]
         return [jnp.broadcast_to(p, (batch, *p.shape[1:])) for p in prefix]
 
     def _stem(self):
-        sizes = (self.config.embed_dim, self.config.patch_size, self.execution.dtype)
         name = "patch_embed"
+        sizes = (self.config.embed_dim, self.config.patch_size, self._dtype(name))
         if self.execution.folded:
             return FoldedStem(
                 self.config.stem, *sizes, pixels=self.execution.folded, name=name
@@ -366,7 +373,7 @@ class ViT(nn.Module):
         if not self.config.arch.positions:
             return x
         pos_embed = self.param("pos_embed", INIT, (1, *x.shape[1:]))
-        return x + pos_embed.astype(self.execution.dtype)
+        return x + pos_embed.astype(x.dtype)
 
 
 def with_states(

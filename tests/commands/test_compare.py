@@ -85,7 +85,7 @@ def test_an_encoder_and_photographs(tmp_path):
     assert page in ended.out
     assert "13 of folder:" in page
     rows = [line.split(" | ")[0] for line in page.splitlines() if " | 0.0" in line]
-    assert len(rows) == 4  # dense, tome, and two controls
+    assert len(rows) == 5  # dense, tome, and three controls
     assert "cosine" in page and "acc1" not in page
     with Image.open(out / "compare.png") as picture:
         assert picture.format == "PNG"

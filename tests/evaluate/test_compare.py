@@ -22,6 +22,8 @@ from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE
+from tests.evaluate.test_annotations import write_texts
+from tests.evaluate.test_compare_outputs import slow_recall, votes
 from tests.experiments import tiny_paper
 from tests.export import photographs
 from tests.models import make, recoveries, tiny
@@ -164,6 +166,8 @@ def test_without_labels_outputs_are_compared(tmp_path, classes):
     for name, changed in images.items():
         normal = normalize(changed, vit.config.mean, vit.config.std)
         outputs[name] = tiny.logits(vit.model)(vit.variables, normal)
+    order = np.random.default_rng(0).permutation(30)
+    outputs["dense, images shuffled"] = outputs["dense"][order]
     reduced = vit.with_reduction("tome:r=6").model
     normal = normalize(pixels, vit.config.mean, vit.config.std)
     outputs["tome:r=6"] = tiny.logits(reduced)(vit.variables, normal)
@@ -196,6 +200,44 @@ def test_without_labels_outputs_are_compared(tmp_path, classes):
     smaller = again.figures["image_size=16"]
     assert smaller["gmacs"] < vit.gmacs
     assert smaller["fidelity"]["neighbors_kept"][0] < 100
+
+
+def test_texts_and_class_folders(tmp_path, monkeypatch):
+    """Unreadable images move the others' rows; texts are in another order."""
+    vit = tiny.pretrained(num_classes=0, depth=2)
+    for seed, name in enumerate(("cat", "dog")):
+        photographs.write(tmp_path / "data" / name, 100, seed)
+    paths = sorted((tmp_path / "data").rglob("*.png"))
+    for path in (paths.pop(125), paths.pop(3)):
+        path.write_bytes(b"no image")
+    pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
+    normal = normalize(pixels, vit.config.mean, vit.config.std)
+    dense = np.asarray(tiny.logits(vit.model)(vit.variables, normal))
+    reduced = vit.with_reduction("tome:r=6").model
+    own = np.asarray(tiny.logits(reduced)(vit.variables, normal))
+    order = np.random.default_rng(0).permutation(198)[:150]
+    noise = np.random.default_rng(1).normal(size=(150, dense.shape[1]))
+    texts = dense[order] + 0.5 * noise
+    names = [f"{paths[i].parent.name}/{paths[i].name}" for i in order]
+    file = write_texts(tmp_path, names, texts)
+    options = {"reductions": ["tome:r=6"], "workers": 0, "texts": file}
+    report = compare.compare(vit, f"{tmp_path}/data", **options)
+    classes = np.array([path.parent.name for path in paths])
+    for row, vectors in {"dense": dense, "tome:r=6": own}.items():
+        figures = report.figures[row]["fidelity"]
+        recall = slow_recall(vectors, texts, order)
+        assert figures["recall"][0] == pytest.approx(recall, abs=0.7)
+        voted = 100 * np.mean(votes(vectors, classes) == classes)
+        assert figures["voted_right"][0] == pytest.approx(voted, abs=1.1)
+    points = recall - slow_recall(dense, texts, order)
+    assert figures["recall_points"][0] == pytest.approx(points, abs=1.4)
+    assert "| points of recall | vote of ten nearest right, % |" in str(report)
+    drawn = []
+    monkeypatch.setattr(
+        compare.plotting, "draw_curves", lambda *words, level: drawn.extend(words[3])
+    )
+    compare.draw_plot("x.png", report)
+    assert drawn == ["tome", "dense, images JPEG 75", "dense, images mirrored"]
 
 
 def test_classes_and_labels_decide_what_is_compared():

@@ -100,3 +100,13 @@ def test_an_interval_has_its_value_inside(images):
     for right in (np.ones(images, bool), np.zeros(images, bool)):
         value, low, high = statistics.accuracy(right)
         assert low <= value <= high
+
+
+def test_the_interval_of_shares_stays_inside():
+    """Student's interval by SciPy, cut at 100."""
+    shares = [100.0] * 9 + [90.0]
+    found = statistics.mean_share(shares)
+    interval = stats.ttest_1samp(shares, 0).confidence_interval()
+    assert found.value == pytest.approx(99)
+    assert found.low == pytest.approx(interval.low)
+    assert found.high == 100 < interval.high

@@ -19,7 +19,7 @@ def pixels_of(count, seed=0):
 
 def write(folder, count, seed=0):
     """A new folder with them as PNG files."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for number, image in enumerate(pixels_of(count, seed)):
         Image.fromarray(image).save(folder / f"{number:03}.png")
     return folder

@@ -20,6 +20,8 @@ from imagepiece_jax.models.problem_type import MULTI_LABEL, REGRESSION
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.recover.recovery_images import divided
 from tests.command import call
+from tests.evaluate.test_annotations import write_texts
+from tests.evaluate.test_compare_outputs import slow_recall, votes
 from tests.export import photographs
 from tests.export.test_tower import clip
 from tests.models import recoveries, tiny
@@ -32,8 +34,10 @@ CARD = {"mac_share": 0.5, "megabytes": {"file": 1.0, "dense": 2.0}, "threads": 2
 CARD |= {"ms": dict.fromkeys(("file", "dense"), (1.0, 0.9, 1.1)), "machine": "a CPU"}
 CARD |= {"speedup": (2.0, 1.9, 2.1), "batch_size": 1, "images": ["a.jpg"] * 20}
 CARD["fidelity"] = {
-    name: {"first_class": (90.0, 80.0, 95.0)} for name in ("file", *CONTROLS)
+    name: {"first_class": (90.0, 80.0, 95.0)} for name in ("dense", "file", *CONTROLS)
 }
+
+FACTS = {"dtype": "float32", "float32_parts": [], "activation": "softmax"}
 
 
 def by_hand(file, facts, pixels):
@@ -109,9 +113,44 @@ def test_figures_are_those_of_the_files(tmp_path, classes):
     assert 0 < low <= median <= high
     page = (tmp_path / "half" / "README.md").read_text()
     rows = re.findall(r"^\| .*$", page, re.MULTILINE)
-    assert len(rows) == 6  # head, line, dense, file, and two controls
+    assert len(rows) == 7  # head, line, dense, file, and three controls
+    assert found["fidelity"].keys() == {*outputs, "dense", "shuffled"}
     assert all(row in ended.out for row in rows)
     assert page.startswith("---\npipeline_tag: image-")
+
+
+def test_texts_and_class_folders_join_the_card(tmp_path):
+    """Of images that are held out, with some unreadable ones before them."""
+    vit = tiny.pretrained("tome:r=3", depth=2, num_classes=0)
+    saved = imagepiece_jax.save(vit, tmp_path / "w")
+    for seed, name in enumerate(("cat", "dog")):
+        photographs.write(tmp_path / "photos" / name, 60, seed)
+    files = sorted((tmp_path / "photos").rglob("*.png"))
+    vectors = np.asarray(imagepiece_jax.features(vit, [*map(str, files)]).pooled)
+    texts = vectors + 0.8 * np.random.default_rng(0).normal(size=vectors.shape)
+    for file in files[5:120:20]:
+        file.write_bytes(b"no image")
+    names = [f"{file.parent.name}/{file.name}" for file in files]
+    words = ["--texts", write_texts(tmp_path, names, texts)]
+    words += ["--images", tmp_path / "photos"]
+    ended = call(export.main, saved, tmp_path / "out", *words).ok()
+    facts = json.loads((tmp_path / "out" / "model.onnx.json").read_text())
+    found = facts["card"]
+    paths = [tmp_path / "photos" / name for name in found["images"]]
+    pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
+    own = by_hand(tmp_path / "out" / "model.onnx", facts, pixels)
+    classes = np.array([path.parent.name for path in paths])
+    figures = found["fidelity"]["file"]
+    voted = 100 * np.mean(votes(own, classes) == classes)
+    assert figures["voted_right"][0] == pytest.approx(voted, abs=5)
+    rows = [names.index(name) for name in found["images"]]
+    recall = slow_recall(own, texts[rows], range(len(rows)))
+    assert figures["recall"][0] == pytest.approx(recall, abs=2)
+    assert 50 < recall < 99
+    assert figures["recall_points"][1] < figures["recall_points"][2]
+    assert "| points of recall | vote of ten nearest right, % |" in ended.out
+    with refused("texts", "images"):
+        imagepiece_jax.export(vit, tmp_path / "m.onnx", texts=tmp_path / "texts.npy")
 
 
 def test_the_card_of_another_file_or_person_is_no_card_of_this_one(tmp_path):
@@ -189,7 +228,7 @@ def test_yaml_reads_the_license_as_it_is(tmp_path, license):
     vit = tiny.pretrained("tome:r=3", depth=1)
     source = dataclasses.replace(vit.source, license=license)
     vit = dataclasses.replace(vit, source=source)
-    facts = {"card": CARD, "dtype": "float32", "activation": "softmax"}
+    facts = FACTS | {"card": CARD}
     text = card.page_of(tmp_path / "m.onnx", vit, facts)
     assert yaml.safe_load(text.split("---\n")[1])["license"] == license
 
@@ -225,7 +264,7 @@ def test_a_card_says_whether_it_knows_what_recovered(tmp_path, learned):
     (variant,) = vit.recovery.variants
     variant = dataclasses.replace(variant, learned=learned)
     vit = dataclasses.replace(vit, recovery=Recovery((variant,)))
-    facts = {"card": CARD, "dtype": "float32", "activation": "softmax"}
+    facts = FACTS | {"card": CARD}
     text = card.page_of(tmp_path / "m.onnx", vit, facts)
     assert ("neither recovered nor" in text) == (learned is not None)
     assert ("is not recorded" in text) == (learned is None)

@@ -17,6 +17,9 @@ from imagepiece_jax.common.files import write_json
 from imagepiece_jax.data import pictures
 from imagepiece_jax.inference import feature_files, feature_folder, optimize
 from imagepiece_jax.inference.feature_files import write_features
+from tests.evaluate.test_annotations import write_texts
+from tests.evaluate.test_compare_outputs import slow_recall, votes
+from tests.export.photographs import write as write_photographs
 from tests.models import tiny
 from tests.pictures import noise, write_images
 from tests.refused import refused
@@ -115,8 +118,10 @@ def test_vectors_are_compared_with_dense_ones(
 ):
     write(tmp_path / "f")
     said = "".join(capsys.readouterr())
-    pattern = r"of (\d+) photographs: mean ([\d.]+), worst ([\d.]+) \((.*)\)"
-    ((count, mean, worst, path),) = re.findall(pattern, said)
+    pattern = r"on (\d+) photographs; the worst is (.*)"
+    ((count, path),) = {*re.findall(pattern, said)}
+    row = re.search(r"^\| evit.*$", said, re.MULTILINE)[0]
+    _, _, mean, worst, kept, _ = row.split("|")
     images = [photographs[row] for row in range(COUNT) if row not in DAMAGED]
     vectors = []
     for form in (vit, vit.with_reduction(None)):
@@ -128,6 +133,48 @@ def test_vectors_are_compared_with_dense_ones(
     assert float(worst) == pytest.approx(cosines.min(), abs=1e-3)
     assert path == images[cosines.argmin()]
     assert cosines.min() < 0.99
+    near = [np.argsort(-rows @ rows.T, axis=1)[:, 1:11] for rows in vectors]
+    wanted = [10 * len({*a} & {*b}) for a, b in zip(*near, strict=True)]
+    assert float(kept.split()[0]) == pytest.approx(np.mean(wanted), abs=0.6)
+    assert "| shuffled |" in said
+
+
+@pytest.mark.parametrize("head", ["none", "projection"])
+def test_texts_and_classes_join_the_comparison(tmp_path, capsys, head):
+    """Each call compares what texts describe, also without new photographs."""
+    vit = tiny.pretrained(tiny.EVIT, num_classes=0)
+    array = "pooled"
+    if head == "projection":
+        vit = tiny.of_problem(tiny.pretrained(tiny.EVIT), head)
+        array = "logits"
+    paths = []
+    for seed, name in enumerate(("cat", "dog")):
+        folder = write_photographs(tmp_path / name, 20, seed)
+        paths += [str(file) for file in sorted(folder.iterdir())]
+    vectors = []
+    for form in (vit, vit.with_reduction(None)):
+        pixels = np.stack([form.preprocessing(np.array(Image.open(i))) for i in paths])
+        pixels = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
+        vectors.append(np.asarray(tiny.logits(form.model)(form.variables, pixels)))
+    order = np.random.default_rng(0).permutation(40)[:30]
+    texts = vectors[1][order] + np.random.default_rng(1).normal(size=(30, 1))
+    write_texts(tmp_path, [paths[i] for i in order], texts.astype(np.float32))
+    options = {"texts": tmp_path / "texts.npy", "logits": head == "projection"}
+    there = np.sort(order)  # photographs without texts are not compared
+    rows = vectors[0][there]
+    wanted = slow_recall(rows, texts, np.searchsorted(there, order))
+    classes = there // 20
+    voted = 100 * np.mean(votes(rows, classes) == classes)
+    for _ in range(2):
+        write_features(vit, paths, tmp_path / "f", **options)
+        said = "".join(capsys.readouterr())
+        row = re.search(r"^\| evit.*$", said, re.MULTILINE)[0].split("|")
+        assert float(row[4].split()[0]) == pytest.approx(wanted, abs=1.2)
+        assert float(row[6].split()[0]) == pytest.approx(voted, abs=4)
+    assert np.load(tmp_path / "f" / f"{array}.npy").shape[0] == 40
+    if head == "projection":
+        with refused("--logits"):
+            write_features(vit, paths, tmp_path / "g", texts=options["texts"])
 
 
 def test_a_stem_may_join_pixels_as_on_gpus(monkeypatch):

@@ -21,6 +21,9 @@ LINKAGES = {
     "complete": lambda a, b, m, n: jnp.maximum(a, b),
     "average": lambda a, b, m, n: (m * a + n * b) / (m + n),
 }
+# The distance of what may not join; cosine distances are at most 2. Infinity would
+# become NaN in a product that picks a row.
+FAR = 4.0
 
 
 def agglomerate(distance, merges, linkage):
@@ -39,8 +42,8 @@ def agglomerate(distance, merges, linkage):
         distance, first, size = state
         pair = jnp.argmin(distance.reshape(batch, -1), axis=-1).astype(jnp.int32)
         # Cluster b, the cluster with the later first token, becomes a part of a.
-        a = pair[:, None] // n
-        b = pair[:, None] % n
+        a = jax.lax.div(pair[:, None], n)  # `//` would be nine operations
+        b = pair[:, None] - n * a
         is_a = tokens == a
         is_b = tokens == b
         is_itself = is_a | is_b
@@ -49,20 +52,20 @@ def agglomerate(distance, merges, linkage):
         size_a = gather_rows(size, a)
         size_b = gather_rows(size, b)
         joined = join(row_a, row_b, size_a, size_b)
-        joined = jnp.where(is_itself, jnp.inf, joined)
+        joined = jnp.where(is_itself, FAR, joined)
         distance = jnp.where(is_a[:, :, None], joined[:, None, :], distance)
         distance = jnp.where(is_a[:, None, :], joined[:, :, None], distance)
         is_of_b = is_b[:, :, None] | is_b[:, None, :]
         size = jnp.where(is_a, size + gather_rows(size, b), size)
         return (
-            jnp.where(is_of_b, jnp.inf, distance),
+            jnp.where(is_of_b, FAR, distance),
             jnp.where(first == b, a, first),
             size,
         )
 
     itself = tokens[:, :, None] == tokens[:, None, :]
     start = (
-        jnp.where(itself, jnp.inf, distance),
+        jnp.where(itself, FAR, distance),
         jnp.broadcast_to(tokens, (batch, n)),
         jnp.ones((batch, n), jnp.float32),
     )
