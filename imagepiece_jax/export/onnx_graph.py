@@ -4,9 +4,10 @@
 `common.nodes` marks as a single node. An array is broadcast only where a node needs all
 of it, because ONNX's operators broadcast, too.
 
-No node computes integers: onnxruntime's WebGPU provider has no int64, and would copy
-arrays to the CPU and back. JAX's integers are float32 in the graph, exact up to
-`LARGEST_INTEGER`. int64 remain the constants that count sides and axes.
+JAX's integers are float32 in the graph, exact up to `LARGEST_INTEGER`, because
+onnxruntime's WebGPU provider has no int64, and would copy arrays to the CPU and back.
+int64 are the constants that count sides and axes. Only a graph with `gathers` also has
+int64 indices.
 """
 
 import collections
@@ -40,9 +41,12 @@ MOVES = {
 
 
 def stored_dtype(dtype) -> np.dtype:
-    """Dtype in the graph for a JAX dtype: integers except uint8 become float32."""
+    """Dtype in the graph for a JAX dtype: integers except uint8 become float32.
+
+    int64, which JAX does not use here, is the dtype of ONNX's own indices.
+    """
     dtype = np.dtype(dtype)
-    if dtype.kind in "iu" and dtype != np.uint8:
+    if dtype.kind in "iu" and dtype not in (np.uint8, np.int64):
         return np.dtype(np.float32)
     return dtype
 
@@ -61,7 +65,9 @@ class Value:
     def constant(cls, array, dtype=None):
         """Make a constant from an array, a number or a list of numbers."""
         array = np.asarray(array, dtype)
-        stored = stored_dtype(array.dtype)
+        stored = array.dtype
+        if stored.kind in "iu" and stored != np.uint8:
+            stored = np.dtype(np.float32)
         if array.dtype != stored and (np.abs(array) > LARGEST_INTEGER).any():
             raise InputError(
                 f"the model computes with integers above {LARGEST_INTEGER}, which have "
@@ -94,6 +100,11 @@ class Note:
     # The Value holds indices [B, m] of tokens; the note is 1 at each index, [B, m, n].
     # `onnx_ops` writes and reads it.
     one_hot: Value | None = None
+    # int64 form of the Value's indices. `onnx_ops` writes and reads it.
+    integers: Value | None = None
+    # The Value holds the tokens' ranks; the note holds the sorted tokens, int64. `rank`
+    # writes it, `invert` reads it.
+    sorted_tokens: Value | None = None
     # (ranks [B, n], first): the Value holds the tokens with the ranks first, first + 1,
     # .. `onnx_ops` writes and reads it.
     ranks: tuple[Value, int] | None = None
@@ -109,10 +120,13 @@ class Graph:
     """Nodes and constants of an ONNX graph under construction, without duplicates.
 
     images: the input. Its first side may be open (a dimension of jax.export).
+    gathers: sort and gather tokens by int64 indices. Products with rows of 0 and 1
+        would give the same tokens on every device, but take longer on CPUs.
     """
 
-    def __init__(self, images: Value):
+    def __init__(self, images: Value, gathers: bool = False):
         self.images = images
+        self.gathers = gathers
         self.nodes = []
         self.constants = {}
         self._outputs = {}  # {(kind, operands, attributes) of a node: its Values}
@@ -306,7 +320,7 @@ class Graph:
             value = self.cast(number, value.dtype)
         # Sides that the Value has are 1 here, so that many nodes share these sides.
         sides = [1 if a == b else b for a, b in zip(opened, shape, strict=True)]
-        if math.prod(sides) > 1:
+        if any(side != 1 for side in sides):
             value = self.op("Expand", [value, sides], shape, value.dtype)
         if source.array is not None:
             self.notes[value.name] = Note(constant=source)

@@ -36,6 +36,7 @@ def onnx_model(
     batch_size: int | None = None,
     pixels: bool = False,
     outputs: ProgramOutputs | None = None,
+    gathers: bool = False,
 ) -> "ModelProto":
     """Build a model's ONNX graph, from images [batch, H, W, 3] to logits, both float32.
 
@@ -45,7 +46,8 @@ def onnx_model(
 
     batch_size: images per call; None: any number
     pixels: uint8 images, normalized by the program; else float32
-    outputs: other inputs and outputs of the program. Integers are int64.
+    outputs: other inputs and outputs of the program
+    gathers: as for `Graph`
     """
     outputs = outputs or ProgramOutputs(vit)
     for layer in outputs.model.plan:
@@ -59,7 +61,7 @@ def onnx_model(
     with nodes.marked():
         traced = jax.make_jaxpr(outputs.forward(fast))(fixed, images)
     entry = Value(images.shape, np.dtype(images.dtype), outputs.image)
-    graph = Graph(entry)
+    graph = Graph(entry, gathers)
     weights = []
     # Weights are named before the walk, so that initializers have the parameters'
     # names.

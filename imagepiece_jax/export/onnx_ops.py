@@ -10,7 +10,6 @@ import numpy as np
 
 from imagepiece_jax.export.onnx_graph import Note, Value
 from imagepiece_jax.models.layers import QUICK
-from imagepiece_jax.reduction.state import DROPPED
 
 OPS = {}  # {name of a marked function: function (graph, *its arguments)}
 
@@ -138,9 +137,8 @@ def unit(graph, x, eps=1e-6):
 
 # Order and choice
 #
-# Indices of tokens are numbers, and a token is picked by a product with a row that is 1
-# at its index (`_one_hot`). Sorting, and gathering by computed indices, give or take
-# integers.
+# Indices of tokens are numbers. A token is picked by a product with a row that is 1 at
+# its index (`_one_hot`), or by int64 indices if the graph `gathers`.
 
 
 def _one_hot(graph, index, n):
@@ -161,17 +159,31 @@ def _equal(graph, values, numbers):
     return graph.cast(hits, np.float32)
 
 
-def _picked(graph, one_hot, values):
-    """Numbers at the indices of `one_hot`. [B, m, n], [B, n] -> [B, m] float32."""
-    # Not a product of matrices, which int8 would round.
-    picked = _row_sums(graph, _weighted(graph, one_hot, values))
-    return graph.reshape(picked, picked.shape[:2])
+def _numbers(graph, integers):
+    """Indices as float32, with a Note of their int64 form."""
+    index = graph.cast(integers, np.float32)
+    graph.notes[index.name] = Note(integers=integers)
+    return index
+
+
+def _sorted(graph, x, largest):
+    """Indices [B, n] int64 of sorted numbers."""
+    n = x.shape[1]
+    options = {"axis": -1, "largest": int(largest), "sorted": 1}
+    results = [(x.shape, x.dtype), (x.shape, np.int64)]
+    return graph.ops("TopK", [x, [n]], results, **options)[1]
 
 
 @translates
 def rank(graph, score):
     batch, n = score.shape
     score = graph.cast(score, np.float32)
+    if graph.gathers:
+        tokens = _sorted(graph, score, largest=True)
+        # Sorting a permutation inverts it: it gives the ranks.
+        ranks = graph.cast(_sorted(graph, tokens, largest=False), np.float32)
+        graph.notes[ranks.name] = Note(sorted_tokens=tokens)
+        return ranks
     mine = graph.reshape(score, (batch, n, 1))
     other = graph.reshape(score, (batch, 1, n))
     higher = graph.elementwise("Greater", other, mine, dtype=bool)
@@ -201,29 +213,34 @@ def index_among(graph, keep):
 
 @translates
 def invert(graph, position, values):
+    batch, n = position.shape
     if isinstance(values, int):
         values = Value.constant(np.arange(values))
-    one_hot = _holders(graph, position, values)
-    tokens = Value.constant(np.arange(position.shape[1])[None])
-    index = _picked(graph, one_hot, tokens)
+    m = values.shape[-1]
     ranks = None
-    if values.array is not None and (np.diff(values.array) == 1).all():
-        ranks = (position, int(values.array.flat[0]))
+    known = np.ravel(-1 if values.array is None else values.array)
+    if (np.diff(known) == 1).all():
+        ranks = (position, int(known[0]))
+    sorted_tokens = graph.notes[position.name].sorted_tokens
+    # A missing position has no sorted token.
+    if sorted_tokens and (known >= 0).all() and (known < n).all():
+        operands = [sorted_tokens, known.astype(np.int64)]
+        integers = graph.op("Gather", operands, (batch, m), np.int64, axis=1)
+        index = _numbers(graph, integers)
+        graph.notes[index.name] = Note(integers=integers, ranks=ranks)
+        return index
+    values = graph.reshape(values, (1, m, 1))
+    one_hot = _equal(graph, graph.reshape(position, (batch, 1, n)), values)
+    tokens = Value.constant(np.arange(n)[None])
+    index = graph.reduce("ReduceSum", _weighted(graph, one_hot, tokens), (2,))
     graph.notes[index.name] = Note(one_hot=one_hot, ranks=ranks)
     return index
 
 
-def _holders(graph, position, values):
-    """1 at the token with each position. [B, n], [m] -> [B, m, n] float32."""
-    batch, n = position.shape
-    values = graph.reshape(values, (1, values.shape[-1], 1))
-    return _equal(graph, graph.reshape(position, (batch, 1, n)), values)
-
-
 @translates
 def pick(graph, position, length, *values):
-    one_hot = _holders(graph, position, Value.constant(np.arange(length)))
-    return [_picked(graph, one_hot, value) for value in values]
+    index = invert(graph, position, length)
+    return [gather_rows(graph, value, index) for value in values]
 
 
 @translates
@@ -248,6 +265,11 @@ def first_best(graph, x, axis, kind):
         # onnxruntime would transpose booleans, which WebGPU does not.
         x = source
         axis = order[axis]
+    rest = (*x.shape[:axis], *x.shape[axis + 1 :])
+    if graph.gathers:
+        options = {"axis": int(axis), "keepdims": 0}
+        index = graph.op(f"Arg{kind}", [x], rest, np.int64, **options)
+        return graph.reduce(f"Reduce{kind}", x, (axis,)), _numbers(graph, index)
     best = graph.reduce(f"Reduce{kind}", x, (axis,), keep=True)
     is_best = graph.elementwise("Equal", x, best, dtype=bool)
     n = x.shape[axis]
@@ -257,7 +279,6 @@ def first_best(graph, x, axis, kind):
     operands = [is_best, index, np.float32(n)]
     index = graph.op("Where", operands, is_best.shape, np.float32)
     index = graph.reduce("ReduceMin", index, (axis,), keep=True)
-    rest = (*x.shape[:axis], *x.shape[axis + 1 :])
     return graph.reshape(best, rest), graph.reshape(index, rest)
 
 
@@ -308,13 +329,27 @@ def gather_rows(graph, x, index):
         if of_index == ranks:
             first += lowest
             return graph.slice(values, 1, first, first + index.shape[1])
+    if graph.gathers:
+        return _gathered(graph, x, index, shape)
     one_hot = _one_hot(graph, index, n)
     if x.ndim == 2:
-        out = graph.cast(_picked(graph, one_hot, x), x.dtype)
+        # Not a product of matrices, which int8 would round.
+        out = _row_sums(graph, _weighted(graph, one_hot, x))
+        out = graph.cast(graph.reshape(out, shape), x.dtype)
         graph.notes[out.name] = Note(by_rank=(x, index))
         return out
     rows = graph.reshape(x, (*x.shape[:2], math.prod(x.shape[2:])))
     return graph.reshape(_product(graph, one_hot, rows), shape)
+
+
+def _gathered(graph, x, index, shape):
+    source, first = graph.unsliced(index, 1)
+    integers = graph.notes[source.name].integers or graph.cast(source, np.int64)
+    integers = graph.slice(integers, 1, first, first + index.shape[1])
+    if x.ndim == 2:
+        return graph.op("GatherElements", [x, integers], shape, x.dtype, axis=1)
+    integers = graph.reshape(integers, (*index.shape, 1))
+    return graph.op("GatherND", [x, integers], shape, x.dtype, batch_dims=1)
 
 
 def _product(graph, matrix, x):
@@ -334,26 +369,10 @@ def _is_in_slot(graph, dest, n_out):
     return _equal(graph, graph.reshape(dest, (batch, 1, n)), slots)
 
 
-def _is_in_any_slot(graph, result, prefix):
-    """1 where a slot has a token, for the prefix, too. [B, slots, tokens] float32."""
-    dest = result.dest
-    batch, n = dest.shape
-    slots = np.arange(-prefix, result.n_out)
-    # The prefix has slots below DROPPED, which no other token has.
-    slots[:prefix] += DROPPED
-    if prefix:
-        front = np.zeros((1, prefix + n), np.float32)
-        front[0, :prefix] = slots[:prefix]
-        operands = [dest, [0, prefix, 0, 0], np.float32(0)]
-        dest = graph.op("Pad", operands, (batch, prefix + n), np.float32)
-        dest = graph.elementwise("Add", dest, front)
-    dest = graph.reshape(dest, (batch, 1, prefix + n))
-    return _equal(graph, dest, slots[None, :, None])
-
-
 @translates
 def sum_by_slot(graph, values, dest, n_out):
-    return _picked(graph, _is_in_slot(graph, dest, n_out), values)
+    terms = _weighted(graph, _is_in_slot(graph, dest, n_out), values)
+    return graph.reduce("ReduceSum", terms, (2,))
 
 
 @translates
@@ -380,30 +399,72 @@ def _row_sums(graph, matrix):
 
 @translates
 def merge(graph, x, size, result):
-    """Multiply the tokens by a matrix of their shares in the slots."""
-    prefix = x.shape[1] - result.dest.shape[1]
-    joins = result.index is None or result.index.absorbed.shape[1]
-    if result.index is None:
+    """Kept rows, plus a matrix product of the absorbed rows."""
+    index = result.index
+    if index is None:
         return None
-    is_in_slot = _is_in_any_slot(graph, result, prefix)
-    by_size = _weighted(graph, is_in_slot, size)
-    total = _row_sums(graph, by_size)
-    sizes = graph.reshape(total, total.shape[:2])
-    if result.mean and not joins:
-        return [_product(graph, is_in_slot, x), sizes]
-    shares = by_size
+    batch, n_out = index.keep.shape
+    absorbs = index.absorbed.shape[1]
+    prefix = x.shape[1] - result.dest.shape[1]
+    keep = _with_prefix(graph, index.keep, prefix)
+    kept = gather_rows(graph, x, keep)
+    if absorbs:
+        absorbed = _with_prefix(graph, index.absorbed, prefix, are_first=False)
+        slot = np.arange(-prefix, n_out)[None, :, None]
+        target = graph.reshape(index.target, (batch, 1, absorbs))
+        joins = _equal(graph, target, slot)
+
+    def terms(values=None):
+        """Kept values [B, s, 1], absorbed values [B, s, e], sums [B, s, 1]."""
+        own = Value.constant(np.float32(1))  # no values: ones
+        if values is not None:
+            own = gather_rows(graph, values, keep)
+            own = graph.reshape(own, (*own.shape, 1))
+        if not absorbs:
+            return own, None, own
+        added = joins
+        if values is not None:
+            added = _weighted(graph, joins, gather_rows(graph, values, absorbed))
+        total = _row_sums(graph, added)
+        return own, added, graph.elementwise("Add", own, total)
+
+    factor, shares, total = terms(size)
+    sizes = graph.reshape(total, keep.shape)
+    if result.mean and not absorbs:
+        return [kept, sizes]
+    # Means are float32 in float16 graphs, too.
+    kept = graph.cast(kept, np.float32)
     if result.weight is not None:
         weight = graph.cast(result.weight, np.float32)
         operands = [weight, [0, prefix, 0, 0], np.float32(1)]
         weight = graph.op("Pad", operands, size.shape, np.float32)
-        shares = _weighted(graph, is_in_slot, weight)
+        factor, shares, total = terms(weight)
     elif not result.by_size:
-        shares = is_in_slot
+        factor, shares, total = terms()
     if result.mean:
-        shares = graph.elementwise("Div", shares, _row_sums(graph, shares))
-    # Means are float32 in float16 graphs, too.
-    merged = _product(graph, shares, graph.cast(x, np.float32))
+        factor = graph.elementwise("Div", factor, total)
+        shares = graph.elementwise("Div", shares, total)
+    merged = graph.elementwise("Mul", kept, factor)
+    if absorbs:
+        rows = graph.cast(gather_rows(graph, x, absorbed), np.float32)
+        merged = graph.elementwise("Add", merged, _product(graph, shares, rows))
     return [graph.cast(merged, x.dtype), sizes]
+
+
+def _with_prefix(graph, index, prefix, are_first=True):
+    """Count the prefix in indices [B, m] of image tokens.
+
+    are_first: put the prefix's own indices in front, [B, prefix + m]
+    """
+    shifted = graph.elementwise("Add", index, prefix)
+    if not prefix or not are_first:
+        return shifted
+    batch, m = index.shape
+    operands = [shifted, [0, prefix, 0, 0], np.float32(0)]
+    padded = graph.op("Pad", operands, (batch, prefix + m), np.float32)
+    front = np.zeros((1, prefix + m), np.float32)
+    front[0, :prefix] = np.arange(prefix)
+    return graph.elementwise("Add", padded, front) if prefix > 1 else padded
 
 
 @translates
@@ -416,9 +477,9 @@ def attend_merged(graph, weights, value, result, size):
     absorbs = 0 if index is None else index.absorbed.shape[1]
     if not absorbs or slots + absorbs < tokens:  # none merges, or some are dropped
         return None
-    is_in_slot = _is_in_any_slot(graph, result, tokens - result.dest.shape[1])
+    slot = _with_prefix(graph, result.dest, tokens - result.dest.shape[1])
     rows = graph.reshape(value, (batch, slots, heads * value.shape[3]))
-    rows = _product(graph, graph.transpose(is_in_slot, (0, 2, 1)), rows)
+    rows = gather_rows(graph, rows, slot)
     heads = (heads, value.shape[3])
     out = _weighted_sum(graph, weights, graph.reshape(rows, (batch, tokens, *heads)))
     if queries < tokens:
