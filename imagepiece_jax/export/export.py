@@ -50,6 +50,7 @@ def export(
     output: str = "logits",
     layout: str | None = None,
     dtype: str = "float32",
+    gathers: bool | None = None,
     images: Any = None,
     texts: str | os.PathLike | None = None,
     push: str | None = None,
@@ -73,6 +74,9 @@ def export(
         products with weights are quantized. Norms, softmax, and scores and order of
         reductions are float32 in every dtype, and so are outputs. In float16 the stem
         is float32, and so are blocks with large numbers
+    gathers: sort and gather tokens by integers: equal outputs, a few percent faster on
+        CPUs, but tokens leave a browser's GPU. None: what the layout's program wants;
+        False without a layout
     images: as for `recover`. Part of them calibrates int8, which needs them; the card
         is measured on others
     texts: a text tower's vectors for the card, as for `compare`
@@ -110,6 +114,8 @@ def export(
         out = tower.graph_file(folder, layout, vit, dtype)
         outputs = tower.outputs(vit, layout, pixels)
         _check_folder(folder, layout, vit, out)
+    if gathers is None:
+        gathers = layout is not None and tower.LAYOUTS[layout].gathers
     if push is None and dry_run:
         raise InputError("dry_run is for push; give push='OWNER/NAME' (--push)")
     if push is not None:
@@ -146,6 +152,7 @@ def export(
         pixels=pixels,
         output=output,
         layout=layout,
+        gathers=gathers,
     )
     if dtype == "int8":
         with temporary_folder() as temporary:
@@ -156,13 +163,18 @@ def export(
     else:
         with working("exporting the model"):
             program = onnx_model.onnx_model(
-                vit, batch_size=batch_size, pixels=pixels, outputs=outputs
+                vit,
+                batch_size=batch_size,
+                pixels=pixels,
+                outputs=outputs,
+                gathers=gathers,
             )
     shape = program_facts.exported_images(
         vit, batch_size, pixels, outputs.channels_first
     )
     facts = program_facts.program_facts(vit, shape, outputs)
     facts |= {"opset": onnx_model.OPSET, "layout": layout, "dtype": dtype}
+    facts["gathers"] = gathers
     facts["float32_parts"] = list(outputs.model.execution.float32_parts)
     import onnx  # which `checked_file` found
 

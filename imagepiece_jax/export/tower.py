@@ -46,6 +46,7 @@ class Layout:
     crops: modes of Preprocessing in which the program resizes beyond the image size,
         and crops
     takes_pixels: the program may hand over uint8 images
+    gathers: as for `export`; False for programs that run on any device
     """
 
     graph: Callable[[Pretrained], str]
@@ -56,6 +57,7 @@ class Layout:
     metadata: Callable[[Pretrained], dict[str, str]] = lambda vit: {}
     crops: tuple[str, ...] = CROP_MODES
     takes_pixels: bool = False
+    gathers: bool = True
 
 
 def graph_file(
@@ -343,6 +345,7 @@ LAYOUTS = {
         outputs=transformers_outputs,
         heads=(VECTORS, SOFTMAX, SIGMOID, NUMBERS),
         files=transformers_files,
+        gathers=False,
     ),
     "fastembed": Layout(
         graph=lambda vit: "model.onnx",
