@@ -13,7 +13,7 @@ LOCKED := $(if $(LOCK),--constraint locks/$(LOCK).txt)
 UV = .venv-release/bin/uv pip compile --quiet --no-header --no-annotate --upgrade
 comma := ,
 
-.PHONY: train test quick plain clients lint workflows newest dist lock resolve clean
+.PHONY: train test quick plain clients webgpu lint workflows newest dist lock resolve clean
 
 train: $(INSTALLED)
 	$(BIN)/python train.py --config configs/quickstart.py --workdir $(WORKDIR)
@@ -34,6 +34,11 @@ plain: .venv-plain/installed
 # Programs that load exported folders, and their outputs.
 clients: $(INSTALLED)-dev .venv-clients/installed
 	IMAGEPIECE_CLIENTS=$(CURDIR)/.venv-clients/bin/python $(BIN)/python -m pytest tests/export/test_tower.py -k client
+
+# Whether exported files stay on WebGPU: needs a Vulkan driver (docs/export.md).
+webgpu: $(INSTALLED)-dev .venv-webgpu/installed
+	IMAGEPIECE_WEBGPU_PYTHON=$(CURDIR)/.venv-webgpu/bin/python \
+	  $(BIN)/python -m pytest tests/export/test_webgpu.py tests/tools/test_webgpu_placement.py
 
 lint: $(INSTALLED)-dev
 	$(BIN)/ruff check .
@@ -92,4 +97,4 @@ $(INSTALLED)-dev: $(INSTALLED) requirements-dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-plain .venv-clients .venv-release build
+	rm -rf $(VENV) .venv-plain .venv-clients .venv-release .venv-webgpu build

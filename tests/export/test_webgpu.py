@@ -1,0 +1,237 @@
+"""Files stay on WebGPU: by the operators it has, and in onnxruntime where it is there.
+
+The second part runs with IMAGEPIECE_WEBGPU_PYTHON, a Python with onnxruntime-webgpu and
+no onnxruntime (.venv-webgpu/bin/python of `make .venv-webgpu/installed`), and a Vulkan
+driver, which VK_ICD_FILENAMES may name.
+"""
+
+import functools
+import json
+import os
+import subprocess
+
+import numpy as np
+import pytest
+
+import imagepiece_jax
+from imagepiece_jax.export import onnx_program, quantize
+from imagepiece_jax.export.onnx_model import onnx_model
+from imagepiece_jax.export.program_outputs import ProgramOutputs
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.reduction.methods import METHODS
+from tests.export import test_onnx_model, test_tower
+from tests.export.photographs import pixels_of
+from tests.models import tiny
+from tests.models.test_vit_families import FAMILIES
+from tests.rounding import UNIT
+from tests.runs import ROOT
+from tools import runtime_operators
+from tools.runtime_operators import elsewhere
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+NAMES = sorted(METHODS.keys() - {"random"})
+PYTHON = os.environ.get("IMAGEPIECE_WEBGPU_PYTHON")
+needs_webgpu = pytest.mark.skipif(
+    not PYTHON,
+    reason="IMAGEPIECE_WEBGPU_PYTHON names no Python with onnxruntime-webgpu",
+)
+
+
+def method_graph(name, batch_size, dtype):
+    model = test_onnx_model.short(name)
+    made = model.with_execution(dtype=np.dtype(dtype))
+    vit = Pretrained(made, tiny.variables(model))
+    return onnx_model(vit, batch_size=batch_size)
+
+
+def architecture_graph(name, reduction="tome:r=2:inflection=-1.0", depth=2):
+    model = test_onnx_model.small(name, reduction, depth)
+    return onnx_model(Pretrained(model, tiny.variables(model)))
+
+
+def output_graph(reduction, output, batch_size):
+    vit = tiny.pretrained(reduction, depth=2)
+    outputs = ProgramOutputs(vit, output)
+    return onnx_model(vit, batch_size=batch_size, outputs=outputs)
+
+
+def layout_graph(folder, make, layout):
+    return onnx.load(imagepiece_jax.export(make("tome:r=4"), folder, layout=layout))
+
+
+def float_graphs(folder):
+    """{name: function that makes a graph of float32 or float16}."""
+    graphs = {}
+    for dtype in ("float32", "float16"):
+        for batch_size in (1, None):
+            for name in NAMES:
+                make = functools.partial(method_graph, name, batch_size, dtype)
+                graphs[f"{name}-{batch_size or 'open'}-{dtype}"] = make
+    for number, (make, layout, *_) in enumerate(test_tower.CASES):
+        place = folder / str(number)
+        graphs[place.name] = functools.partial(layout_graph, place, make, layout)
+    archs = FAMILIES | test_onnx_model.ARCHITECTURES
+    for name in test_onnx_model.with_all_pairs(archs):  # registers, rotary positions
+        graphs[name] = functools.partial(architecture_graph, name)
+    for name in test_onnx_model.ROTARY.values():
+        for reduction in (test_onnx_model.MERGED, test_onnx_model.MEANS):
+            title = f"{name}-{reduction.partition(':')[0]}"
+            graphs[title] = functools.partial(architecture_graph, name, reduction, 3)
+    for reduction in (
+        tiny.changed(tiny.FUSED, blocks=(0,)),
+        "tome:r=4",
+        test_onnx_model.MEANS,
+        "mctf:r=3",
+    ):
+        for output in ("features", "patches"):
+            for batch_size in (1, None):
+                title = f"{output}-{reduction.partition(':')[0]}-{batch_size or 'open'}"
+                make = functools.partial(output_graph, reduction, output, batch_size)
+                graphs[title] = make
+    return graphs
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    """`float_graphs`, each made once."""
+    made = {}
+    for name, make in float_graphs(tmp_path_factory.mktemp("layouts")).items():
+        made[name] = functools.cache(make)
+    return made
+
+
+def test_operators_of_every_graph_are_those_of_webgpu(graphs):
+    found = {}
+    for name, make in graphs.items():
+        leaving = elsewhere(make(), "WebGPU")
+        if leaving:
+            found[name] = dict(leaving)
+    assert not found
+    assert len(graphs) > 4 * len(NAMES) + len(test_tower.CASES) + 20
+
+
+@pytest.mark.parametrize("batch_size", [1, None])
+@pytest.mark.parametrize("name", NAMES)
+def test_of_int8_only_the_quantization_leaves(tmp_path, name, batch_size):
+    """onnxruntime's WebGPU has no QuantizeLinear, for a dense model either."""
+    model = test_onnx_model.short(name)
+    vit = Pretrained(model, tiny.variables(model))
+    file = imagepiece_jax.export(vit, tmp_path / "m.onnx", batch_size=batch_size)
+    program = onnx_program.open_file(file)
+    graph = quantize.quantized(program, pixels_of(1))
+    assert {kind for kind, _ in elsewhere(graph, "WebGPU")} == {"QuantizeLinear"}
+
+
+def test_of_pixels_only_nodes_that_read_them_leave():
+    vit = tiny.pretrained("tome:r=4", depth=2)
+    graph = onnx_model(vit, batch_size=1, pixels=True)
+    assert elsewhere(graph, "WebGPU") == {("Cast", "u"): 1}
+    leaving = elsewhere(onnx_model(vit, pixels=True), "WebGPU")
+    assert {kind for _, kinds in leaving for kind in kinds} <= {*"ui"}
+    assert leaving.total() <= 3
+
+
+@pytest.mark.parametrize(
+    "kind, operands, options, leaving",
+    [
+        ("Add", ["counts", "counts"], {}, ("Add", "ii")),
+        ("Transpose", ["flags"], {"perm": [1, 0]}, ("Transpose", "b")),
+        ("Max", ["numbers", "numbers"], {}, ("Max", "ff")),
+        ("Or", ["flags", "flags"], {}, ("Or", "bb")),
+        ("Cast", ["numbers"], {"to": 7}, ("Cast", "f")),
+        ("ArgMax", ["numbers"], {"axis": 1}, ("ArgMax", "f")),
+        ("Gather", ["numbers", "counts"], {}, ("Gather", "fi")),  # computed indices
+        ("Where", ["flags", "flags", "flags"], {}, ("Where", "bbb")),
+        ("Reshape", ["numbers", "sides"], {}, None),
+        ("Gather", ["numbers", "sides"], {}, None),
+        ("Where", ["flags", "numbers", "numbers"], {}, None),
+        ("Equal", ["numbers", "numbers"], {}, None),
+    ],
+)
+def test_nodes_that_leave_are_found(kind, operands, options, leaving):
+    """Single nodes, whose places onnxruntime-webgpu 1.27 showed."""
+    types = {"numbers": 1, "counts": 7, "flags": 9}
+    inputs = []
+    for name, dtype in types.items():
+        inputs.append(onnx.helper.make_tensor_value_info(name, dtype, [1, 1]))
+    node = onnx.helper.make_node(kind, operands, ["out"], **options)
+    sides = onnx.numpy_helper.from_array(np.zeros(2, np.int64), "sides")
+    output = onnx.helper.make_empty_tensor_value_info("out")
+    graph = onnx.helper.make_graph([node], "hand", inputs, [output], [sides])
+    opset = onnx.helper.make_opsetid("", 20)
+    model = onnx.helper.make_model(graph, opset_imports=[opset])
+    expected = {} if leaving is None else {leaving: 1}
+    assert elsewhere(model, "WebGPU") == expected
+
+
+def measured(files):
+    """Rows of tools/webgpu_placement.py about these files, {stem: row}."""
+    command = [PYTHON, ROOT / "tools" / "webgpu_placement.py", "--json", *files]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode in (0, 1), ended.stderr
+    rows = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert len(rows) == len(files), ended.stderr
+    return {os.path.basename(row["file"]).removesuffix(".onnx"): row for row in rows}
+
+
+def leaves(row, share):
+    """Whether a node is not on WebGPU, or outputs are not the CPU's.
+
+    share: of the outputs' spread, by which they may differ
+    """
+    counts = row["counts"]
+    if row["failure"] or row["elsewhere"] or not counts["WebGPU"]:
+        return True
+    assert (counts["CPU"], counts["copies"]) == (0, 0)
+    return not row["difference"] <= share * row["spread"]
+
+
+# As in test_onnx_model: sums in another order, and sums of float16.
+FLOAT32 = 256 * UNIT
+FLOAT16 = 0.02
+
+
+@needs_webgpu
+@pytest.mark.slow
+def test_onnxruntime_runs_every_graph_on_webgpu(graphs, tmp_path):
+    files = []
+    operators = set()
+    for name, make in graphs.items():
+        files.append(tmp_path / f"{name}.onnx")
+        onnx.save(make(), files[-1])
+        operators |= {node.op_type for node in make().graph.node}
+    leaving = []
+    for name, row in measured(files).items():
+        if leaves(row, FLOAT16 if name.endswith("float16") else FLOAT32):
+            leaving.append(row)
+    assert not leaving
+    # The table has no operator that did not run.
+    others = runtime_operators.TYPES.keys() - {"DequantizeLinear"}
+    assert operators == {*runtime_operators.NUMBERS} | others
+
+
+@needs_webgpu
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["attended", "imagepiece", "peaks", "tome"])
+def test_onnxruntime_runs_deit_on_webgpu(tmp_path, assets, name):
+    weights = assets / "weights" / "deit_tiny_patch16_224.npz"
+    vit = imagepiece_jax.load(weights, reduction=f"{name}:macs=0.5")
+    files = []
+    for batch_size in (1, None):
+        file = tmp_path / f"{batch_size}.onnx"
+        files.append(imagepiece_jax.export(vit, file, batch_size=batch_size))
+    assert not [row for row in measured(files).values() if leaves(row, FLOAT32)]
+
+
+@needs_webgpu
+def test_quantizations_leave_webgpu(tmp_path):
+    vit = tiny.pretrained("none", depth=1)
+    file = imagepiece_jax.export(vit, tmp_path / "m.onnx", batch_size=1)
+    graph = quantize.quantized(onnx_program.open_file(file), pixels_of(1))
+    onnx.save(graph, tmp_path / "int8.onnx")
+    (row,) = measured([tmp_path / "int8.onnx"]).values()
+    kinds = {(operator, place) for operator, place, *_ in row["elsewhere"]}
+    copies = {("MemcpyFromHost", "copies"), ("MemcpyToHost", "copies")}
+    assert kinds == {("QuantizeLinear", "CPU"), *copies}

@@ -1,0 +1,115 @@
+"""The tool's sentences and lines; tests/export/test_webgpu.py has it on a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from imagepiece_jax.export.onnx_model import onnx_model
+from tests.export.test_webgpu import PYTHON, needs_webgpu
+from tests.models import tiny
+from tests.runs import ROOT
+from tools import webgpu_placement
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("graph") / "model.onnx"
+    onnx.save(onnx_model(tiny.pretrained(depth=1)), path)
+    return path
+
+
+def call(monkeypatch, *words):
+    """The status of the tool with these words."""
+    monkeypatch.setattr(sys, "argv", ["webgpu_placement.py", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        webgpu_placement.main()
+    return ended.value.code
+
+
+def test_without_the_package_it_says_so(monkeypatch, capsys, file):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert call(monkeypatch, file) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: onnxruntime-webgpu is missing: python -m pip")
+
+
+def test_a_package_without_webgpu_shadows_it(monkeypatch, capsys, file):
+    assert call(monkeypatch, file) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"onnxruntime {onnxruntime.__version__} has no WebGPU" in line
+
+
+@pytest.fixture
+def with_webgpu(monkeypatch):
+    """onnxruntime says that it has WebGPU, as with onnxruntime-webgpu."""
+    names = [webgpu_placement.WEBGPU, webgpu_placement.CPU]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_missing_or_broken_file_is_named(monkeypatch, capsys, with_webgpu, tmp_path):
+    assert call(monkeypatch, tmp_path / "no.onnx") == 2
+    broken = tmp_path / "broken.onnx"
+    broken.write_text("text")
+    assert call(monkeypatch, broken) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert "no.onnx is no file" in first
+    assert "broken.onnx does not open: [ONNXRuntimeError]" in second
+
+
+def test_without_an_adapter_it_names_a_driver(monkeypatch, capsys, with_webgpu, file):
+    """onnxruntime 1.27 prints this, and takes the CPU."""
+    make = onnxruntime.InferenceSession
+
+    def session(path, options, providers):
+        print("EP Error ... Failed to get a WebGPU adapter: No supported adapters")
+        return make(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    assert call(monkeypatch, file) == 2
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert "finds no adapter" in line and "mesa-vulkan-drivers" in line
+    assert not printed.out
+
+
+@needs_webgpu
+def test_onnxruntime_without_a_driver_has_no_adapter(file):
+    command = [PYTHON, ROOT / "tools" / "webgpu_placement.py", file]
+    variables = os.environ | {"VK_ICD_FILENAMES": "/nonexistent"}
+    ended = subprocess.run(command, capture_output=True, text=True, env=variables)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith("error: WebGPU finds no adapter")
+    assert not ended.stdout
+
+
+@pytest.mark.parametrize("device, status", [("CPU", 0), ("WebGpu", 1)])
+def test_nodes_are_counted_by_place(monkeypatch, capsys, file, device, status):
+    """Here all nodes run on the CPU, which stands in for WebGPU, or does not."""
+    monkeypatch.setattr(webgpu_placement, "check_adapter", lambda files: None)
+    monkeypatch.setattr(webgpu_placement, "WEBGPU", f"{device}ExecutionProvider")
+    make = webgpu_placement.open_session
+
+    def on_cpu(path, providers, profile=None):
+        return make(path, ["CPUExecutionProvider"], profile)
+
+    monkeypatch.setattr(webgpu_placement, "open_session", on_cpu)
+    assert call(monkeypatch, file, "--json") == status
+    row = json.loads(capsys.readouterr().out)
+    counts = row["counts"]
+    elsewhere, here = counts["CPU"], counts["WebGPU"]
+    if device == "CPU":
+        elsewhere, here = here, elsewhere
+    assert elsewhere > 20
+    assert (here, counts["copies"], row["difference"]) == (0, 0, 0)
+    assert sum(count for *_, count in row["elsewhere"]) == counts["CPU"]
+    assert call(monkeypatch, file) == status
+    lines = capsys.readouterr().out.splitlines()
+    assert f"WebGPU {counts['WebGPU']}, CPU {counts['CPU']}, copies 0" in lines[0]
+    assert any("Softmax (CPU) of float" in line for line in lines) == (status == 1)

@@ -1,0 +1,200 @@
+"""Where onnxruntime's WebGPU provider runs the nodes of ONNX files.
+
+    make .venv-webgpu/installed
+    .venv-webgpu/bin/python tools/webgpu_placement.py model.onnx [MORE.onnx ..]
+
+For every file: nodes on WebGPU, nodes elsewhere, copies between the two, their
+operators and types, and the largest difference from the CPU's outputs on noise, beside
+the spread of these outputs. The status is 1 if a node leaves WebGPU or a file fails
+there, and 2 without the package, an adapter or a file.
+
+This file runs without imagepiece_jax: onnxruntime-webgpu and onnxruntime are the same
+Python package, so each needs an environment of its own. A software Vulkan serves as
+adapter: Mesa's lavapipe (Debian, Ubuntu: apt install mesa-vulkan-drivers). Debian 12's
+22.3 is too old, 25.0 of its backports works.
+"""
+
+import argparse
+import collections
+import contextlib
+import io
+import json
+import pathlib
+import sys
+import tempfile
+
+import numpy as np
+
+WEBGPU = "WebGpuExecutionProvider"
+CPU = "CPUExecutionProvider"
+INSTALL = "python -m pip install onnxruntime-webgpu, without onnxruntime beside it"
+OPEN_SIDE = 2  # images of a graph with an open batch
+DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(uint8)": np.uint8,
+}
+
+
+class Unusable(Exception):
+    """A sentence that says why nothing can be measured."""
+
+
+def main():
+    """Print nodes, copies and differences of files, and end with the status."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("files", nargs="+", type=pathlib.Path, metavar="FILE.onnx")
+    parser.add_argument("--json", action="store_true", help="print a JSON line a file")
+    arguments = parser.parse_args()
+    stays = True
+    try:
+        check_adapter(arguments.files)
+        for path in arguments.files:
+            row = measured(path)
+            print(json.dumps(row) if arguments.json else text_of(row), flush=True)
+            stays = stays and not (row["elsewhere"] or row["failure"])
+    except Unusable as error:
+        parser.exit(2, f"error: {error}\n")
+    sys.exit(0 if stays else 1)
+
+
+def check_adapter(files):
+    """Raise Unusable without the provider, an adapter, or one of the files."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise Unusable(f"onnxruntime-webgpu is missing: {INSTALL}") from None
+    if WEBGPU not in onnxruntime.get_available_providers():
+        raise Unusable(
+            f"this onnxruntime {onnxruntime.__version__} has no WebGPU, or shadows "
+            f"onnxruntime-webgpu: {INSTALL}"
+        )
+    for path in files:
+        if not path.is_file():
+            raise Unusable(f"{path} is no file")
+    # Without an adapter, onnxruntime prints the reason and takes the CPU.
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        program = open_session(files[0], [WEBGPU, CPU])
+    if WEBGPU not in program.get_providers():
+        reason = " ".join(printed.getvalue().split())
+        if "WebGPU adapter" not in reason:
+            raise Unusable(f"{files[0]} has no session on WebGPU: {reason}")
+        raise Unusable(
+            "WebGPU finds no adapter: install a Vulkan driver (Debian, Ubuntu: apt "
+            "install mesa-vulkan-drivers, version 25.0 or later), or name one by "
+            "VK_ICD_FILENAMES"
+        )
+
+
+def measured(path):
+    """Run a file on WebGPU and on the CPU, with noise.
+
+    Returns a dict: file, counts (of nodes on WebGPU, on the CPU, and of copies),
+    elsewhere ([operator, place, types, nodes] of what is not on WebGPU), difference,
+    spread, and failure (None, or why the file does not run on WebGPU).
+    """
+    counts = collections.Counter({"WebGPU": 0, "CPU": 0, "copies": 0})
+    row = {"file": str(path), "counts": counts, "elsewhere": [], "failure": None}
+    row |= {"difference": None, "spread": None}
+    reference = open_session(path, [CPU])
+    feeds = noise(reference)
+    wanted = reference.run(None, feeds)
+    with tempfile.TemporaryDirectory() as folder:
+        program = open_session(path, [WEBGPU, CPU], pathlib.Path(folder, "profile"))
+        try:
+            outputs = program.run(None, feeds)
+        except Exception as error:
+            row["failure"] = sentence_of(error)
+            return row
+        events = json.loads(pathlib.Path(program.end_profiling()).read_text())
+    elsewhere = collections.Counter()
+    for event in events:
+        facts = event.get("args", {})
+        if "provider" not in facts or not event["name"].endswith("_kernel_time"):
+            continue
+        operator = facts["op_name"]
+        place = "WebGPU" if facts["provider"] == WEBGPU else "CPU"
+        if operator.startswith("Memcpy"):
+            place = "copies"
+        counts[place] += 1
+        if place != "WebGPU":
+            types = {name for each in facts["input_type_shape"] for name in each}
+            elsewhere[operator, place, "/".join(sorted(types))] += 1
+    row["elsewhere"] = [[*kind, count] for kind, count in elsewhere.most_common()]
+    row["difference"], row["spread"] = largest_difference(outputs, wanted)
+    return row
+
+
+def open_session(path, providers, profile=None):
+    """Open a file; with `profile`, a path's beginning, onnxruntime times every node.
+
+    Raises Unusable for a file that onnxruntime does not read.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=providers)
+    except Exception as error:
+        raise Unusable(f"{path} does not open: {sentence_of(error)}") from None
+
+
+def noise(program):
+    """Make inputs: normal noise, or random pixels for uint8. {name: array}"""
+    rng = np.random.default_rng(0)
+    feeds = {}
+    for value in program.get_inputs():
+        shape = [s if isinstance(s, int) else OPEN_SIDE for s in value.shape]
+        dtype = DTYPES[value.type]
+        if dtype == np.uint8:
+            feeds[value.name] = rng.integers(0, 256, shape, dtype)
+        else:
+            feeds[value.name] = rng.standard_normal(shape).astype(dtype)
+    return feeds
+
+
+def largest_difference(outputs, wanted):
+    """(difference, spread) of the output that differs most for its spread."""
+    pairs = []
+    for output, reference in zip(outputs, wanted, strict=True):
+        output = output.astype(np.float64)
+        reference = reference.astype(np.float64)
+        # Not `max`, which may drop NaN.
+        difference = np.abs(output - reference).max()
+        pairs.append((float(difference), float(np.ptp(reference))))
+    return max(pairs, key=lambda pair: _share(*pair))
+
+
+def _share(difference, spread):
+    if np.isnan(difference):
+        return np.inf
+    return difference / max(spread, np.finfo(np.float64).tiny)
+
+
+def sentence_of(error):
+    """The last line of onnxruntime's error."""
+    return str(error).strip().splitlines()[-1]
+
+
+def text_of(row):
+    """The lines of a file."""
+    if row["failure"]:
+        return f"{row['file']}: fails on WebGPU: {row['failure']}"
+    counts = ", ".join(f"{name} {count}" for name, count in row["counts"].items())
+    lines = [
+        f"{row['file']}: {counts}; largest difference {row['difference']:.1e} of "
+        f"{row['spread']:.3g}"
+    ]
+    for operator, place, types, count in row["elsewhere"]:
+        lines.append(f"{count:6} {operator} ({place}) of {types}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
