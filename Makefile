@@ -13,7 +13,7 @@ LOCKED := $(if $(LOCK),--constraint locks/$(LOCK).txt)
 UV = .venv-release/bin/uv pip compile --quiet --no-header --no-annotate --upgrade
 comma := ,
 
-.PHONY: train test quick plain webgpu lint workflows newest dist lock resolve clean
+.PHONY: train test quick plain clients webgpu lint workflows newest dist lock resolve clean
 
 train: $(INSTALLED)
 	$(BIN)/python train.py --config configs/quickstart.py --workdir $(WORKDIR)
@@ -30,6 +30,10 @@ quick: $(INSTALLED)-dev
 # What `pip install .` brings, alone, and README's first example with it.
 plain: .venv-plain/installed
 	.venv-plain/bin/python -m tests.plain
+
+# Programs that load exported folders, and their outputs.
+clients: $(INSTALLED)-dev .venv-clients/installed
+	IMAGEPIECE_CLIENTS=$(CURDIR)/.venv-clients/bin/python $(BIN)/python -m pytest tests/export/test_tower.py -k client
 
 # Whether exported files stay on WebGPU: needs a Vulkan driver (docs/export.md).
 webgpu: $(INSTALLED)-dev .venv-webgpu/installed
@@ -93,4 +97,4 @@ $(INSTALLED)-dev: $(INSTALLED) requirements-dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-plain .venv-release .venv-webgpu build
+	rm -rf $(VENV) .venv-plain .venv-clients .venv-release .venv-webgpu build

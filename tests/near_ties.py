@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagepiece_jax.kernels import choice
 from imagepiece_jax.reduction import moves, ops, reducers
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.diffrate import ALL, PruneAndMerge
@@ -65,7 +66,7 @@ class OneReduction:
         )
         counts = StepCounts(inputs.x.shape[1], self.n_out, candidates=self.candidates)
         reducer = REDUCERS[self.rule]
-        with ops.fast(self.fast):
+        with choice.fast(self.fast):
             result = reducer(inputs, counts)
             state = moves.apply(TokenState(x=x, size=size, num_prefix=prefix), result)
         return state.x, state.size, result.dest

@@ -15,6 +15,7 @@ PACKAGE = "imagepiece_jax"
 FLOORS = """
 errors
 common
+kernels
 reduction.block_plan reduction.schedules
 reduction.ops
 reduction.state

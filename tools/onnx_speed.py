@@ -112,7 +112,7 @@ def measure(size, batch, models=()):
         variables = fresh_variables(model, 0)
         macs[name] = model_macs(model)
         vit = Pretrained(model, variables)
-        graph = onnx_model(vit, batch_size=batch).SerializeToString()
+        graph = onnx_model(vit, batch_size=batch, gathers=True).SerializeToString()
         program = optimize(vit, batch_size=batch, dtype="float32")
         for runtime, call in (
             ("onnxruntime", onnxruntime_call(graph, images)),

@@ -39,9 +39,12 @@ def main(
     gelu: Literal["exact", "tanh"] | None = None,
     pixels: bool = False,
     output: Literal["logits", "features", "patches"] = "logits",
-    layout: Literal["immich", "transformers", "fastembed"] | None = None,
+    layout: str | None = None,
+    gathers: bool | None = None,
     images: tuple[str, ...] | None = None,
     texts: str | None = None,
+    push: str | None = None,
+    dry_run: bool = False,
 ):
     """Write a model with its weights as an ONNX file.
 
@@ -55,10 +58,15 @@ def main(
         gelu: The GELU variant in the program; the model's if unset.
         pixels: Take uint8 images and normalize them inside the program.
         output: The program's outputs.
-        layout: Write the folder that this program loads.
+        layout: Write the folder that a program loads, such as immich; a wrong name
+            lists all programs.
+        gathers: Sort and gather tokens by integers: a few percent faster on CPUs, but
+            tokens leave a browser's GPU; as the layout's program wants if unset.
         images: Photographs, as for recover. Part of them calibrates int8; the card is
             measured on others.
         texts: A text tower's vectors for the card, as for compare.
+        push: OWNER/NAME on the Hugging Face hub, to upload the files and the card to.
+        dry_run: List the files of --push, and upload nothing.
     """
     from imagepiece_jax.export.card import table
     from imagepiece_jax.export.export import checked_file, export
@@ -77,8 +85,11 @@ def main(
         output=output,
         layout=layout,
         dtype=weights.dtype,
+        gathers=gathers,
         images=words or None,
         texts=texts,
+        push=push,
+        dry_run=dry_run,
     )
     facts = read_facts(file)
     files = files_of(file)

@@ -43,6 +43,7 @@ IMAGES = 200  # the most images that calibrate, and the most that are compared
 ROWS = 8  # images per call, where outputs are compared
 # The output to compare is the first of these.
 OUTPUTS = ("logits", "embedding", "image_embeds", "pooler_output", "pooled", "patches")
+OUTPUTS += ("last_hidden_state",)
 
 
 class CardImages(NamedTuple):

@@ -14,6 +14,7 @@ from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.files import (
     check_own,
     check_writable,
+    replace_file,
     temporary_folder,
     write_json,
 )
@@ -28,6 +29,7 @@ from imagepiece_jax.export import (
     program_facts,
     quantize,
     tower,
+    upload,
 )
 from imagepiece_jax.export.program_outputs import ProgramOutputs
 from imagepiece_jax.inference.optimize import check_gelu
@@ -48,8 +50,11 @@ def export(
     output: str = "logits",
     layout: str | None = None,
     dtype: str = "float32",
+    gathers: bool | None = None,
     images: Any = None,
     texts: str | os.PathLike | None = None,
+    push: str | None = None,
+    dry_run: bool = False,
 ) -> pathlib.Path:
     """Write a model with its weights as an ONNX file, which runs without this package.
 
@@ -69,12 +74,19 @@ def export(
         products with weights are quantized. Norms, softmax, and scores and order of
         reductions are float32 in every dtype, and so are outputs. In float16 the stem
         is float32, and so are blocks with large numbers
+    gathers: sort and gather tokens by integers: equal outputs, a few percent faster on
+        CPUs, but tokens leave a browser's GPU. None: what the layout's program wants;
+        False without a layout
     images: as for `recover`. Part of them calibrates int8, which needs them; the card
         is measured on others
     texts: a text tower's vectors for the card, as for `compare`
+    push: OWNER/NAME on the Hugging Face hub, to which the files are uploaded in one
+        commit, with the card as their page. Needs `images`, and a login
+    dry_run: note the files of `push` instead of uploading them
     Returns the file's path.
     Raises InputError for a wrong argument, and for outputs that are not finite, before
-        anything is written.
+        anything is written; for `push` also RunError if the hub fails, before or after
+        the files are written.
     """
     if batch_size is not None:
         check_range("batch_size", batch_size, 1, whole=True)
@@ -102,6 +114,17 @@ def export(
         out = tower.graph_file(folder, layout, vit, dtype)
         outputs = tower.outputs(vit, layout, pixels)
         _check_folder(folder, layout, vit, out)
+    if gathers is None:
+        gathers = layout is not None and tower.LAYOUTS[layout].gathers
+    if push is None and dry_run:
+        raise InputError("dry_run is for push; give push='OWNER/NAME' (--push)")
+    if push is not None:
+        if images is None:
+            raise InputError(
+                "push needs images, because the hub shows the card; give images "
+                "(--images FOLDER)"
+            )
+        upload.check_repository(push, dry_run)
     page = folder / card.NAME
     card_images = None
     if images is not None:
@@ -129,6 +152,7 @@ def export(
         pixels=pixels,
         output=output,
         layout=layout,
+        gathers=gathers,
     )
     if dtype == "int8":
         with temporary_folder() as temporary:
@@ -139,18 +163,25 @@ def export(
     else:
         with working("exporting the model"):
             program = onnx_model.onnx_model(
-                vit, batch_size=batch_size, pixels=pixels, outputs=outputs
+                vit,
+                batch_size=batch_size,
+                pixels=pixels,
+                outputs=outputs,
+                gathers=gathers,
             )
     shape = program_facts.exported_images(
         vit, batch_size, pixels, outputs.channels_first
     )
     facts = program_facts.program_facts(vit, shape, outputs)
     facts |= {"opset": onnx_model.OPSET, "layout": layout, "dtype": dtype}
+    facts["gathers"] = gathers
     facts["float32_parts"] = list(outputs.model.execution.float32_parts)
-    configs = tower.configs(folder, vit, layout)
-    if card_images is not None:
-        import onnx
+    import onnx  # which `checked_file` found
 
+    if layout is not None:
+        onnx.helper.set_model_props(program, tower.LAYOUTS[layout].metadata(vit))
+    files = tower.files(folder, vit, layout)
+    if card_images is not None:
         with temporary_folder() as temporary:
             # Beside the dense file, and in place only if its outputs are finite.
             dense = float32_export(vit.with_reduction(None), temporary)
@@ -160,9 +191,12 @@ def export(
             facts["card"] = card.measured(trial, dense, card_images, has_classes)
             program = onnx.load(trial)
     with finishing():
-        _write_files(out, program, facts, page, configs)
+        _write_files(out, program, facts, page, files)
         if card_images is not None:
             card.write_page(page, out, card.page_of(out, vit, facts))
+    if push is not None:
+        parts = [*program_facts.files_of(out), program_facts.facts_file(out)]
+        upload.upload(push, folder, [*parts, *files, page], dry_run)
     return out
 
 
@@ -201,12 +235,12 @@ def _check_folder(folder, layout, vit, out):
     check_own("out", folder, f"an export for {layout}", ours)
 
 
-def _write_files(out, program, facts, page, configs):
-    """Write a program, its weights and its JSON files, and remove earlier ones.
+def _write_files(out, program, facts, page, files):
+    """Write a program, its weights and the files beside it, and remove earlier ones.
 
     facts: get the digest, and the name of the file for weights, if there is one
     page: the cards, which lose an earlier file's
-    configs: the layout's JSON files, {path: fields}
+    files: the layout's, {path: JSON value, or text}
     """
     # Read before the new facts replace it.
     earlier_weights = program_facts.read_facts(out).get("external_data")
@@ -214,7 +248,7 @@ def _write_files(out, program, facts, page, configs):
         # Nobody compares these with the graph's digest. A kill must not leave them
         # beside another graph.
         card.write_page(page, out)
-        for file in configs:
+        for file in files:
             file.unlink(missing_ok=True)
         weights_file = onnx_model.write_onnx(out, program)
         if weights_file is not None:
@@ -222,8 +256,11 @@ def _write_files(out, program, facts, page, configs):
         facts["digest"] = program_facts.digest_of(out)
         write_json(program_facts.facts_file(out), facts)
         onnx_model.remove_weights(out, earlier_weights, weights_file)
-        for file, fields in configs.items():
-            write_json(file, fields)
+        for file, content in files.items():
+            if isinstance(content, str):
+                replace_file(file, content)
+            else:
+                write_json(file, content)
 
 
 def checked_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib.Path:

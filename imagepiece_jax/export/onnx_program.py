@@ -22,6 +22,7 @@ from imagepiece_jax.models.pretrained import Pretrained, WeightsSource
 from imagepiece_jax.weights.config_json import guarded
 
 KIND = "ONNX file"
+FIRST = "1.17"  # of onnxruntime's versions, that has opset 20, and so its Gelu
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -124,6 +125,12 @@ def open_file(path: str | os.PathLike, threads: int | None = None) -> OnnxProgra
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's errors share no class
         reason = str(error).partition("\n")[0]
+        version = onnxruntime.__version__
+        if [*map(int, version.split(".")[:2])] < [*map(int, FIRST.split("."))]:
+            reason = (
+                f"onnxruntime {version} lacks Gelu of opset {facts['opset']}, which "
+                f"{FIRST} has; install a newer one"
+            )
         raise InputError(f"{KIND} {path}: {reason}") from error
     return guarded(file, _program, path, facts, session)
 

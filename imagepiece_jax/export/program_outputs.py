@@ -58,23 +58,27 @@ class ProgramOutputs:
 class TowerOutputs(ProgramOutputs):
     """The arrays of a visual tower, with the names its loading program expects.
 
-    names: among "embedding" (the vector, of length 1), "image_embeds" (the vector),
-        "pooler_output" (the pooled vector), "last_hidden_state" (all tokens, as in
-        transformers: after the last norm, for CLIP before it) and "logits"
+    arrays: {name in the program: array}, of "embedding" (the vector, of length 1),
+        "image_embeds" (the vector), "pooler_output" (the pooled vector),
+        "last_hidden_state" (all tokens, as in transformers: after the last norm, for
+        CLIP before it) and "logits"
     """
 
-    def __init__(self, vit: Pretrained, image: str, names: list[str], pixels: bool):
+    def __init__(
+        self, vit: Pretrained, image: str, arrays: dict[str, str], pixels: bool
+    ):
         self.model = vit.model
         self.image = image
         self.channels_first = not pixels
-        self.names = names
+        self.names = [*arrays]
+        self.arrays = [*arrays.values()]
 
     def forward(self, model: ViT) -> Callable:
         """Like `ProgramOutputs.forward`.
 
         Float images are [batch, 3, H, W], uint8 images [batch, H, W, 3].
         """
-        has_tokens = "last_hidden_state" in self.names
+        has_tokens = "last_hidden_state" in self.arrays
         model = model.with_execution(head_only=not has_tokens)
 
         def arrays(variables, images):
@@ -94,6 +98,6 @@ class TowerOutputs(ProgramOutputs):
                 "pooler_output": outputs.pooled,
                 "last_hidden_state": tokens,
             }
-            return tuple(arrays_by_name[name] for name in self.names)
+            return tuple(arrays_by_name[name] for name in self.arrays)
 
         return arrays

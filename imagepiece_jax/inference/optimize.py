@@ -32,13 +32,13 @@ from imagepiece_jax.data.normalize import (
 )
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import size_direction
+from imagepiece_jax.kernels import choice
 from imagepiece_jax.models import stems
 from imagepiece_jax.models.architecture import GELUS
 from imagepiece_jax.models.attention import BACKENDS, SIZES, resolve_backend
 from imagepiece_jax.models.cost import dead_macs, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import check_variables
-from imagepiece_jax.reduction import ops
 
 # These parts compute in float32 for any dtype, so casting their weights loses digits.
 STAYS_FLOAT32 = ("norm", "fc_norm", "head", "reducer", "mean_key_bias")
@@ -215,7 +215,7 @@ def optimize(
     sizes: how proportional attention adds log(size) to logits: by an exact "bias", or
         in a "direction" of the keys (`size_direction`), which saves cuDNN's attention
         the bias matrix. None: "direction" where cuDNN's attention runs
-    reductions: "exact", or "fast" in 16-bit dtypes: fewer GPU kernels (`ops.fast`) and
+    reductions: "exact", or "fast" in 16-bit dtypes: fewer GPU kernels (`fast`) and
         equal decisions except near ties. None: "fast" in 16-bit dtypes on GPUs
     pixels: take uint8 images and normalize them on the device, which copies a quarter
         of the bytes
@@ -427,7 +427,7 @@ def forward_logits(model, reductions="exact"):
 
     def logits(variables, images):
         images = as_normalized(images, model.config.mean, model.config.std)
-        with ops.fast(reductions == "fast"):
+        with choice.fast(reductions == "fast"):
             return model.apply(variables, images).logits
 
     return logits

@@ -14,12 +14,12 @@ from flax.linen.initializers import zeros
 
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.kernels.choice import is_fast
 from imagepiece_jax.models.config import Execution, ViTConfig
 from imagepiece_jax.models.layers import LayerNorm, dense, padded_from
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.ops import (
     class_and_mean_queries,
-    is_fast,
     mean_attention,
     mean_query,
 )

@@ -10,12 +10,13 @@ from flax import linen as nn
 
 from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.kernels.choice import is_fast
 from imagepiece_jax.models.attention import Attention, attend_merged
 from imagepiece_jax.models.config import Execution, ViTConfig
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
 from imagepiece_jax.reduction import contract, moves
 from imagepiece_jax.reduction.block_plan import BlockPlan
-from imagepiece_jax.reduction.ops import is_fast, shift_shares
+from imagepiece_jax.reduction.ops import shift_shares
 from imagepiece_jax.reduction.reducers import ATTENTION_SCORES
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 

@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.nodes import onnx_op
+from imagepiece_jax.kernels.choice import is_fast, is_short
 from imagepiece_jax.reduction.ops import (
     cosine,
     gather_rows,
     index_among,
     invert,
-    is_fast,
-    is_short,
     sums,
 )
 from imagepiece_jax.reduction.state import (

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.nodes import onnx_op
+from imagepiece_jax.kernels.choice import is_short
 from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex
@@ -154,7 +155,7 @@ class Bipartite(Reducer):
         sources = jnp.arange(first, counts.n_in, 2, dtype=jnp.int32)[None]
         targets = jnp.arange(1 - first, counts.n_in, 2, dtype=jnp.int32)[None]
         metric = jax.lax.stop_gradient(inputs.metric)
-        short = ops.is_short(inputs.x)
+        short = is_short(inputs.x)
         if short:
             if self.metric == "key" and inputs.all_keys is not None:
                 metric = inputs.all_keys

@@ -98,7 +98,10 @@ def test_a_kill_leaves_no_graph_with_another_description(tmp_path, monkeypatch, 
     np.testing.assert_allclose(open_file(file)(PIXELS), answers(new), atol=1e-3)
 
 
-@pytest.mark.parametrize("layout", ["immich", "transformers", "fastembed"])
+LAYOUTS = ["immich", "transformers", "fastembed", "sentence_transformers"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_kill_leaves_no_graph_with_another_layout(tmp_path, monkeypatch, layout):
     """Other programs know no digest; without their JSON they do not start."""
     vit = tiny.pretrained(depth=1, num_classes=0)
@@ -120,3 +123,21 @@ def test_a_kill_leaves_no_graph_with_another_layout(tmp_path, monkeypatch, layou
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == known
     imagepiece_jax.export(vit, tmp_path, layout=layout)
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == files
+
+
+def test_an_onnxruntime_without_the_operators_is_named(tmp_path, monkeypatch):
+    """onnxruntime 1.16 fails to load opset 20, and 1.17 loads it (both were run)."""
+    runtime = pytest.importorskip("onnxruntime")
+    file = imagepiece_jax.export(tiny.pretrained(depth=1), tmp_path / "a.onnx")
+
+    def failing(*args, **options):
+        raise RuntimeError("ONNX Runtime only *guarantees* support\nfor opset 19")
+
+    monkeypatch.setattr(runtime, "InferenceSession", failing)
+    monkeypatch.setattr(runtime, "__version__", "1.16.3")
+    with refused("a.onnx", "onnxruntime 1.16.3 lacks Gelu of opset 20", "1.17 has"):
+        open_file(file)
+    monkeypatch.setattr(runtime, "__version__", "1.17.0")
+    with refused("a.onnx", "guarantees") as caught:
+        open_file(file)
+    assert "lacks" not in str(caught.value)

@@ -1,8 +1,9 @@
-"""Towers in the folders of immich, transformers and fastembed."""
+"""Folders that other programs load."""
 
 import dataclasses
 import json
 import os
+import pathlib
 import subprocess
 
 import numpy as np
@@ -13,6 +14,8 @@ import imagepiece_jax
 from imagepiece_jax.export import tower
 from imagepiece_jax.export.export import export
 from imagepiece_jax.export.onnx_program import open_file
+from imagepiece_jax.export.program_facts import facts_file
+from imagepiece_jax.models.problem_type import probabilities
 from tests.export import photographs as photographs_of
 from tests.models import tiny
 from tests.refused import refused
@@ -20,6 +23,10 @@ from tests.refused import refused
 onnxruntime = pytest.importorskip("onnxruntime")
 
 REDUCTION = "tome:r=4"
+# Eight of 224 pixels.
+PHOTOGRAPHS = pathlib.Path(imagepiece_jax.__file__).parent / "inference" / "photographs"
+# A Python with requirements-clients.txt: `make clients`.
+CLIENTS = os.environ.get("IMAGEPIECE_CLIENTS")
 # A folder in which `npm install @huggingface/transformers` has run.
 TRANSFORMERS_JS = os.environ.get("IMAGEPIECE_TRANSFORMERS_JS")
 
@@ -49,10 +56,21 @@ def classifier(reduction=REDUCTION):
     return dataclasses.replace(tiny.pretrained(reduction), class_names=names)
 
 
+def models(layout):
+    """The models of these tests that a layout's program takes."""
+    makers = {tower.VECTORS: clip, tower.SOFTMAX: classifier}
+    return [makers[head] for head in tower.LAYOUTS[layout].heads if head in makers]
+
+
+# {folder} is the name of the folder.
 CASES = [
     (encoder, "immich", "visual/model.onnx", ["embedding"]),
     (clip, "immich", "visual/model.onnx", ["embedding"]),
     (encoder, "fastembed", "model.onnx", ["image_embeds"]),
+    (encoder, "sentence_transformers", "onnx/model.onnx", ["last_hidden_state"]),
+    (clip, "sentence_transformers", "onnx/model.onnx", ["last_hidden_state"]),
+    (classifier, "photoprism", "{folder}.onnx", ["logits"]),
+    (classifier, "model_api", "model.onnx", ["logits"]),
     (clip, "transformers", "onnx/vision_model.onnx", ["image_embeds"]),
     (classifier, "transformers", "onnx/model.onnx", ["logits"]),
     (nameless, "transformers", "onnx/model.onnx", ["logits"]),
@@ -71,6 +89,9 @@ CASES = [
 ]
 
 
+IMAGES = {"immich": "image", "photoprism": "input", "model_api": "input"}
+
+
 @pytest.mark.parametrize("reduction", [None, REDUCTION])
 @pytest.mark.parametrize("make, layout, file, names", CASES)
 def test_a_graph_takes_and_gives_what_its_client_knows(
@@ -78,12 +99,12 @@ def test_a_graph_takes_and_gives_what_its_client_knows(
 ):
     vit = make(reduction)
     out = export(vit, tmp_path, layout=layout)
-    assert out == tmp_path / file
+    assert out == tmp_path / file.format(folder=tmp_path.name)
     session = onnxruntime.InferenceSession(out)
     (images,) = session.get_inputs()
     assert images.shape == ["batch", 3, tiny.SIDE, tiny.SIDE]
     assert images.type == "tensor(float)"
-    assert images.name == ("image" if layout == "immich" else "pixel_values")
+    assert images.name == IMAGES.get(layout, "pixel_values")
     found = {value.name: value for value in session.get_outputs()}
     assert [*found] == names
     given = tiny.images(2)
@@ -93,7 +114,7 @@ def test_a_graph_takes_and_gives_what_its_client_knows(
     if layout == "immich":
         want = want / np.linalg.norm(want, axis=1, keepdims=True)
     np.testing.assert_allclose(arrays[-1], want, rtol=1e-4, atol=1e-5)
-    if "last_hidden_state" in names:
+    if "pooler_output" in names:
         tokens = arrays[0]
         assert tokens.shape == (2, outputs.tokens.shape[1], vit.config.embed_dim)
         np.testing.assert_allclose(tokens, outputs.tokens, rtol=1e-4, atol=1e-5)
@@ -137,6 +158,21 @@ def test_what_a_client_cannot_take_is_refused(tmp_path):
         export(classifier(), tmp_path, layout="immich")
     with refused("layout", f"{tiny.CLASSES} classes"):
         export(nameless(), tmp_path, layout="fastembed")
+    for layout in ("photoprism", "model_api"):
+        with refused(layout, "classes with softmax", "give vectors"):
+            export(encoder(), tmp_path, layout=layout)
+        with refused(layout, "regressed numbers"):
+            number = tiny.of_problem(classifier(), "regression")
+            export(number, tmp_path, layout=layout)
+    with refused("photoprism", "sigmoid"):
+        labels = tiny.of_problem(classifier(), "multi_label_classification")
+        export(labels, tmp_path, layout="photoprism")
+    with refused("photoprism", "crop=1"):
+        squashed = classifier().with_preprocessing(crop=0.9, crop_mode="squash")
+        export(squashed, tmp_path, layout="photoprism")
+    with refused("model_api", "crop=1"):
+        cropped = classifier().with_preprocessing(crop=0.9)
+        export(cropped, tmp_path, layout="model_api")
     with refused("output"):
         export(encoder(), tmp_path, layout="fastembed", output="patches")
     with refused("pixels"):
@@ -152,7 +188,7 @@ def test_what_a_client_cannot_take_is_refused(tmp_path):
 @pytest.mark.parametrize("layout", tower.LAYOUTS)
 def test_files_of_others_stay(tmp_path, layout):
     """A saved model has a config.json of its own."""
-    vit = encoder()
+    vit = models(layout)[0]()
     saved = imagepiece_jax.save(vit, tmp_path / "saved")
     before = {file: file.read_bytes() for file in saved.iterdir()}
     with refused("out", "holds config.json; it must be new, be empty"):
@@ -162,11 +198,16 @@ def test_files_of_others_stay(tmp_path, layout):
     graph = tower.graph_file(out, layout, vit)
     graph.parent.mkdir(parents=True)  # as Ctrl-C in the middle leaves it
     assert export(vit, out, layout=layout) == export(vit, out, layout=layout)
+    files = {file for file in out.rglob("*") if file.is_file()}
+    assert files == {graph, facts_file(graph), *tower.files(out, vit, layout)}
 
 
 NAMES = {
     "immich": ["visual/model.onnx"] * 2,
     "fastembed": ["model.onnx"] * 2,
+    "sentence_transformers": ["onnx/model.onnx"] * 2,
+    "photoprism": ["{folder}.onnx"] * 2,
+    "model_api": ["model.onnx"] * 2,
     "transformers": ["onnx/vision_model_fp16.onnx", "onnx/vision_model_quantized.onnx"],
 }
 
@@ -174,7 +215,7 @@ NAMES = {
 @pytest.mark.parametrize("layout", tower.LAYOUTS)
 def test_small_types_have_the_names_that_clients_ask_for(tmp_path, layout):
     """transformers.js reads dtype "fp16" and "q8"; the other programs one name."""
-    vit = clip()
+    vit = models(layout)[0]()
     if layout == "transformers":  # beside the file in float32
         export(vit, tmp_path, layout=layout)
     images = photographs_of.pixels_of(40)
@@ -182,6 +223,7 @@ def test_small_types_have_the_names_that_clients_ask_for(tmp_path, layout):
     want = vit.model.apply(vit.variables, tiny.images(2)).logits
     for dtype, name in zip(("float16", "int8"), NAMES[layout], strict=True):
         out = export(vit, tmp_path, layout=layout, dtype=dtype, images=images)
+        name = name.format(folder=tmp_path.name)
         assert out == tmp_path / name
         session = onnxruntime.InferenceSession(out)
         (entry,) = session.get_inputs()
@@ -237,19 +279,88 @@ def assert_near(vectors, want, dtype):
     assert (np.sum(vectors * want, axis=1) / lengths > CLOSE[dtype]).all()
 
 
+# Each prints a row per image: the vector, or the probabilities.
+CLIENT_SCRIPTS = {
+    "fastembed": """
+import json, sys
+import fastembed
+folder, graph, *images = sys.argv[1:]
+model = fastembed.ImageEmbedding("Qdrant/resnet50-onnx", specific_model_path=folder)
+print(json.dumps([vector.tolist() for vector in model.embed(images)]))
+""",
+    "sentence_transformers": """
+import json, sys
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+folder, graph, *images = sys.argv[1:]
+model = SentenceTransformer(folder, backend="onnx", device="cpu")
+vectors = model.encode([Image.open(path) for path in images])
+assert vectors.shape[1] == model.get_embedding_dimension()
+print(json.dumps(vectors.tolist()))
+""",
+    "model_api": """
+import json, sys
+import cv2
+from model_api.adapters import OpenvinoAdapter, create_core
+from model_api.models import Model
+folder, graph, *images = sys.argv[1:]
+hints = {"INFERENCE_PRECISION_HINT": "f32"}
+adapter = OpenvinoAdapter(create_core(), graph, device="CPU", plugin_config=hints)
+model = Model.create_model(adapter, configuration={"output_raw_scores": True})
+with open(f"{graph}.json") as facts:
+    names = json.load(facts)["class_names"]
+rows = []
+for path in images:
+    found = model(cv2.imread(path))
+    best = found.top_labels[0]
+    assert best.id == found.raw_scores.argmax()
+    assert best.name == names[best.id].replace(" ", "_")
+    rows.append(found.raw_scores.tolist())
+print(json.dumps(rows))
+""",
+}
+
+
+def assert_client_finds_outputs(vit, folder, layout, photographs, **options):
+    """Check a client's outputs for photographs of the model's size."""
+    graph = export(vit, folder, layout=layout, **options)
+    command = [CLIENTS, "-c", CLIENT_SCRIPTS[layout], folder, graph, *photographs]
+    # The tests' own packages are not the client's.
+    variables = os.environ | {"PYTHONPATH": ""}
+    ended = subprocess.run(command, capture_output=True, text=True, env=variables)
+    assert ended.returncode == 0, ended.stderr
+    pixels = np.stack([np.asarray(Image.open(path)) for path in photographs])
+    given = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
+    want = np.asarray(vit.model.apply(vit.variables, given).logits)
+    if vit.is_classifier:
+        want = probabilities(want)
+    found = np.array(json.loads(ended.stdout))
+    assert_near(found, want, options.get("dtype", "float32"))
+
+
+@pytest.mark.skipif(not CLIENTS, reason="IMAGEPIECE_CLIENTS is not set")
 @pytest.mark.parametrize("dtype", CLOSE)
-def test_fastembed_finds_the_vectors_of_features(tmp_path, photographs, dtype):
-    fastembed = pytest.importorskip("fastembed")
-    vit = uncropped(encoder())
-    images = photographs_of.pixels_of(40)
-    export(vit, tmp_path / "out", layout="fastembed", dtype=dtype, images=images)
-    client = fastembed.ImageEmbedding(
-        "Qdrant/resnet50-onnx", specific_model_path=str(tmp_path / "out")
-    )
-    vectors = np.array([*client.embed(photographs)])
-    assert_near(
-        vectors, np.asarray(imagepiece_jax.features(vit, photographs).pooled), dtype
-    )
+@pytest.mark.parametrize("layout", CLIENT_SCRIPTS)
+def test_a_client_finds_the_outputs_of_the_model(tmp_path, photographs, layout, dtype):
+    options = {"dtype": dtype, "images": photographs_of.pixels_of(40)}
+    for number, make in enumerate(models(layout)):
+        folder = tmp_path / str(number)
+        vit = uncropped(make())
+        assert_client_finds_outputs(vit, folder, layout, photographs, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CLIENTS, reason="IMAGEPIECE_CLIENTS is not set")
+@pytest.mark.parametrize("reduction", [None, 0.5])
+@pytest.mark.parametrize("layout", CLIENT_SCRIPTS)
+def test_a_client_finds_the_outputs_of_deit(tmp_path, assets, layout, reduction):
+    weights = assets / "weights" / "deit_tiny_patch16_224.pth"
+    options = {"reduction": reduction, "crop": 1.0}
+    if tower.VECTORS in tower.LAYOUTS[layout].heads:
+        options["num_classes"] = 0
+    vit = imagepiece_jax.load(weights, **options)
+    photographs = sorted(map(str, PHOTOGRAPHS.glob("*.jpg")))
+    assert_client_finds_outputs(vit, tmp_path, layout, photographs)
 
 
 SCRIPT = """
@@ -325,3 +436,33 @@ def test_a_copied_config_has_the_images_and_classes_of_the_model(tmp_path):
     assert found["image_size"] == tiny.SIDE
     found = tower.config_fields(dataclasses.replace(encoder(), source=source))
     assert found == {"model_type": "vit", "image_size": tiny.SIDE}
+
+
+def test_sentence_transformers_gets_one_module_of_images(tmp_path):
+    export(encoder(), tmp_path, layout="sentence_transformers")
+    (module,) = json.loads((tmp_path / "modules.json").read_text())
+    assert module["path"] == ""  # the folder itself
+    fields = json.loads((tmp_path / "sentence_bert_config.json").read_text())
+    assert [*fields["modality_config"]] == ["image"]
+    assert fields["module_output_name"] == "sentence_embedding"
+    size = json.loads((tmp_path / "config.json").read_text())["hidden_size"]
+    assert size == tiny.WIDTH  # the vector's, which it reports
+
+
+def properties(file):
+    """The properties inside an ONNX file."""
+    return onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
+
+
+def test_model_api_gets_its_properties(tmp_path):
+    vit = tiny.of_problem(classifier(), "multi_label_classification")
+    vit = vit.with_preprocessing(crop=1.0, interpolation="bilinear")
+    file = export(vit, tmp_path, layout="model_api")
+    found = properties(file)
+    assert found["model_info model_type"] == "Classification"
+    assert found["model_info labels"].split()[2] == "class_2"
+    assert found["model_info multilabel"] == "True"
+    assert found["model_info interpolation_mode"] == "LINEAR"
+    means = [float(value) / 255 for value in found["model_info mean_values"].split()]
+    np.testing.assert_allclose(means, vit.config.mean)
+    assert not properties(export(encoder(), tmp_path / "other", layout="fastembed"))

@@ -151,3 +151,60 @@ def test_fastembed_gets_the_pixels_of_the_model(mode, crop):
     ours = imagepiece_jax.normalize(ours, vit.config.mean, vit.config.std)
     one_level = 1 / (255 * min(vit.config.std))
     assert np.abs(theirs - ours).max() <= 3 * ROUNDING * one_level
+
+
+def labels_by_photoprism(folder, image):
+    """{label: probability} of an image, by PhotoPrism's packages classify and onnx.
+
+    Written from their contract for custom models: FOLDER/FOLDER.onnx with one output,
+    labels.txt, and properties that state everything a graph does not.
+    """
+    file = folder / f"{folder.name}.onnx"
+    session = pytest.importorskip("onnxruntime").InferenceSession(file)
+    stored = session.get_modelmeta().custom_metadata_map
+    given = {name.removeprefix("photoprism."): text for name, text in stored.items()}
+    (entry,) = session.get_inputs()
+    (logits,) = session.get_outputs()
+    _, _, height, width = entry.shape
+    assert (given["layout"], given["color_order"]) == ("NCHW", "RGB")
+    filters = {"linear": Image.BILINEAR, "bicubic": Image.BICUBIC}
+    how = filters[given["interpolation"]]
+    size = (width, height)
+    if given["resize_mode"] == "center-crop":
+        ratio = int(given["resize_short_edge"]) / min(image.size)
+        size = [round(side * ratio) for side in image.size]
+    image = image.convert("RGB").resize(size, how)
+    left = max((size[0] - width) // 2, 0)
+    top = max((size[1] - height) // 2, 0)
+    pixels = np.float32(image.crop((left, top, left + width, top + height)))
+    mean, std = [np.float32(json.loads(given[name])) for name in ("mean", "std_dev")]
+    array = ((pixels - mean) / std).transpose(2, 0, 1)[None]
+    (row,) = session.run(None, {entry.name: array})[0]
+    assert given["outputs_logits"] == "true"
+    powers = np.exp(np.float64(row) - row.max())
+    labels = (folder / "labels.txt").read_text().splitlines()
+    assert logits.shape[-1] == len(labels)
+    return dict(zip(labels, powers / powers.sum(), strict=True))
+
+
+@pytest.mark.parametrize("mode, crop", [("center", 0.875), ("squash", 1.0)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_photoprism_gets_the_classes_of_the_model(tmp_path, mode, crop, interpolation):
+    names = tuple(f"class {label}" for label in range(tiny.CLASSES))
+    vit = tiny.pretrained("tome:r=1", image_size=client_pixels.SIDE)
+    fields = {"crop": crop, "crop_mode": mode, "interpolation": interpolation}
+    vit = vit.with_preprocessing(rule="transformers", **fields)
+    vit = dataclasses.replace(vit, class_names=names)
+    export(vit, tmp_path / "tags", layout="photoprism")
+    predictor = imagepiece_jax.Predictor(vit)
+    # Of other sizes transformers rounds the longer side down, and PhotoPrism does not.
+    files = []
+    for number, size in enumerate([(26, 52), (78, 39), (13, 13)]):
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(client_pixels.picture(*size)).save(files[-1])
+    for file, predicted in zip(files, predictor(files), strict=True):
+        with Image.open(file) as image:
+            labels = labels_by_photoprism(tmp_path / "tags", image)
+        best = max(labels, key=labels.get)
+        assert best == predicted[0].label
+        assert abs(labels[best] - predicted[0].probability) < 0.01

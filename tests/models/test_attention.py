@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
+from imagepiece_jax.kernels import choice
 from imagepiece_jax.models.attention import (
     attend,
     attention_columns,
@@ -18,7 +19,6 @@ from imagepiece_jax.models.attention import (
     resolve_backend,
     weighted_sum,
 )
-from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.ops import mean_attention, mean_query
 from imagepiece_jax.reduction.state import TokenState
 from tests import compiling, oracles, oracles_learned, oracles_peaks
@@ -123,7 +123,7 @@ def test_the_row_of_the_mean_query_is_float32(length, biased, dtype, fast):
 
     @tiny.compiled
     def both(query, key, bias):
-        with ops.fast(fast):
+        with choice.fast(fast):
             mean = mean_query(query)
             queries = jnp.concatenate([query[:, :1].astype(mean.dtype), mean], axis=1)
             return mean_attention(mean, key, bias), mean_attention(queries, key, bias)

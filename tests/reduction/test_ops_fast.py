@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.inference.optimize import optimize
+from imagepiece_jax.kernels import choice
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.reduction import moves, ops
+from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.state import Assignment, SlotIndex, TokenState
 from tests import compiling
 from tests.models import tiny
@@ -35,7 +36,7 @@ def test_tokens_leave_as_usual_but_for_near_ties(reduction):
 @pytest.mark.parametrize("reduction", ALL[1:], ids=lambda r: f"{r.rule}{r.n_out}")
 def test_many_images_are_decided_as_usual(reduction, monkeypatch):
     """Where a GPU needs longer to move tokens than to start kernels."""
-    monkeypatch.setattr(ops, "FEW_NUMBERS", 0)
+    monkeypatch.setattr(choice, "FEW_NUMBERS", 0)
     assert_agrees(reduction, inputs(64, "bfloat16"))
 
 
@@ -90,7 +91,7 @@ def test_sizes_of_many_digits_count_in_full(dtype):
     index = SlotIndex(keep=keep, absorbed=absorbed, target=target, partner=target)
     result = Assignment(jnp.zeros((1, n), jnp.int32), index=index, n_out=1)
     state = TokenState(x=jnp.asarray(x, dtype), size=jnp.asarray(size))
-    with ops.fast():
+    with choice.fast():
         moved = moves.apply(state, result)
     mean = (x[0, 1:, 0] * size[0, 1:]).sum() / size[0, 1:].sum()
     assert 0 < mean < 1e-3
@@ -113,7 +114,7 @@ def test_clusters_move_by_one_product_of_two_bytes(chosen):
     result = Assignment(jnp.asarray(dest), weight, n_out=n_out, by_size=False)
 
     def move(state):
-        with ops.fast():
+        with choice.fast():
             return moves.apply(state, result)
 
     program = jax.jit(move).lower(state)
@@ -144,5 +145,5 @@ def test_clusters_need_no_product_of_float32(reduction, monkeypatch):
     model = tiny.model(reduction).with_execution(dtype=jnp.dtype("bfloat16"))
     shapes = variable_shapes(model)
     monkeypatch.delattr(moves, "_mixed")
-    with ops.fast():
+    with choice.fast():
         jax.eval_shape(model.apply, shapes, tiny.images(2))

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.kernels.choice import is_fast
 from imagepiece_jax.reduction.block_plan import Rule, Step
 from imagepiece_jax.reduction.methods.method import Method, check_each
 from imagepiece_jax.reduction.ops import (
     gather_rows,
     invert,
-    is_fast,
     products,
     rank,
     unit,

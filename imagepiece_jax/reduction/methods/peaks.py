@@ -11,6 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from imagepiece_jax.kernels.choice import is_fast
 from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.methods.method import InStages
 from imagepiece_jax.reduction.reducers import (
@@ -44,7 +45,7 @@ class KeepPeaks(Ranking):
         # A weight above 0 keeps the mean of unattended tokens. Its products with
         # features must not underflow. A fast merge rounds it to the tokens' dtype.
         least = 1e-30
-        if ops.is_fast(inputs.x):
+        if is_fast(inputs.x):
             least = max(least, float(jnp.finfo(inputs.x.dtype).tiny))
         return Assignment(
             slot,

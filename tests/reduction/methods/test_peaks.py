@@ -10,9 +10,10 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.kernels import choice
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.create import create_model
-from imagepiece_jax.reduction import block_plan, moves, ops
+from imagepiece_jax.reduction import block_plan, moves
 from imagepiece_jax.reduction.block_plan import Fixed, Step, StepCounts
 from imagepiece_jax.reduction.methods.peaks import KeepPeaks
 from imagepiece_jax.reduction.reducers import all_cosines
@@ -51,7 +52,7 @@ def step(x, score, size, patches, n_out, mask=None, fast=False):
         all_x=state.x if fast else None,
     )
     counts = StepCounts(n_in=inputs.x.shape[1], n_out=n_out)
-    with ops.fast(fast):
+    with choice.fast(fast):
         result = REDUCER(inputs, counts)
         return all_cosines(inputs), result, moves.apply(state, result)
 
