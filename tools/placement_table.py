@@ -15,9 +15,11 @@ import pathlib
 import subprocess
 import tempfile
 
+import imagepiece_jax
 from imagepiece_jax import cli
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.export.onnx_model import onnx_model, write_onnx
 from imagepiece_jax.reduction.methods import METHODS
 from tools.runtime_operators import RUNTIMES, elsewhere
 
@@ -96,10 +98,6 @@ def stored_rows():
 
 def measured_rows(weights, webgpu, revision):
     """Rows of all methods and batches: counts by placement, operators by runtime."""
-    import onnx
-
-    import imagepiece_jax
-
     vit = imagepiece_jax.load(weights)
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -108,8 +106,8 @@ def measured_rows(weights, webgpu, revision):
             reduced = vit.with_reduction(reduction, seed=0)
             for batch in BATCHES:
                 file = pathlib.Path(folder, f"{method}-{batch}.onnx")
-                imagepiece_jax.export(reduced, file, batch_size=batch)
-                model = onnx.load(file)
+                model = onnx_model(reduced, batch_size=batch)
+                write_onnx(file, model)
                 row = {"revision": revision, "method": method, "batch": batch}
                 row["operators"] = _sorted_counts(
                     node.op_type for node in model.graph.node
