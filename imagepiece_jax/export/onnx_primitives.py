@@ -188,9 +188,12 @@ def _operator(graph, equation, *values):
 
 
 def _whole_quotient(op, a, b):
-    """The integer part of a / b, for whole numbers of one sign."""
+    """The integer part of a / b, toward zero, for whole numbers a and b > 0."""
     # Half a unit more: a GPU's quotient may be a little below the exact number.
-    return op("Floor", op("Div", op("Add", a, 0.5), b))
+    below = op("Less", a, 0, dtype=bool)
+    upper = op("Floor", op("Div", op("Add", a, 0.5), b))
+    lower = op("Ceil", op("Div", op("Sub", a, 0.5), b))
+    return op("Where", below, lower, upper, dtype=a.dtype)
 
 
 @primitive(*COMPARISONS)
@@ -253,8 +256,10 @@ def _select(graph, equation, which, *cases):
 def _convert(graph, equation, x):
     dtype = np.dtype(equation.params["new_dtype"])
     is_float = jax.numpy.issubdtype(equation.invars[0].aval.dtype, jax.numpy.floating)
-    if is_float and dtype.kind in "iu":
-        x = graph.elementwise("Floor", x)  # TODO
+    if is_float and dtype.kind in "iu":  # toward zero
+        is_negative = graph.elementwise("Less", x, 0, dtype=bool)
+        limits = [graph.elementwise(kind, x) for kind in ("Ceil", "Floor")]
+        x = graph.op("Where", [is_negative, *limits], x.shape, x.dtype)
     return graph.cast(x, dtype)
 
 
