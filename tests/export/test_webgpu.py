@@ -132,6 +132,8 @@ def test_of_int8_only_the_quantization_leaves(tmp_path, name, batch_size):
     program = onnx_program.open_file(file)
     graph = quantize.quantized(program, pixels_of(1))
     assert {kind for kind, _ in elsewhere(graph, "WebGPU")} == {"QuantizeLinear"}
+    both = {"DequantizeLinear", "QuantizeLinear"}  # of uint8, whose zero is not 0
+    assert {kind for kind, _ in elsewhere(graph, "TensorRT")} == both
 
 
 def test_of_pixels_only_nodes_that_read_them_leave():
