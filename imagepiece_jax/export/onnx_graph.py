@@ -426,7 +426,8 @@ class Graph:
         if value.dtype == dtype:
             return value
         if value.array is not None:
-            return Value.constant(value.array.astype(dtype))
+            make = Value.counts if dtype == np.int64 else Value.constant
+            return make(value.array.astype(dtype))
         before, operands, _ = self._made[value.name]
         if before == "Cast" and operands[0].dtype.kind == "b":  # one cast is enough
             value = operands[0]

@@ -312,16 +312,22 @@ def join_kept(graph, alike, order, n_out):
 def gather_rows(graph, x, index):
     n = x.shape[1]
     shape = (*index.shape, *x.shape[2:])
+    if index.ndim != 2:
+        index = graph.reshape(index, (index.shape[0], math.prod(index.shape[1:])))
+        return graph.reshape(gather_rows(graph, x, index), shape)
+    if x.dtype.kind == "b":
+        return graph.cast(gather_rows(graph, graph.as_number(x), index), bool)
     rows = graph.unexpanded(x).array
     if rows is not None and rows.ndim == x.ndim and len(rows) == 1:
         if (rows == rows[:, :1]).all():  # the same for all tokens
             return graph.expand(Value.constant(rows[:, :1]), shape)
-        if (
-            rows.ndim == 2 and rows.dtype.kind == "f" and (np.diff(rows, 2) == 0).all()
-        ):  # evenly spaced numbers
-            step = rows[0, 1] - rows[0, 0]
-            scaled = graph.elementwise("Mul", index, step)
-            return graph.cast(graph.elementwise("Add", scaled, rows[0, 0]), x.dtype)
+        if rows.ndim == 2 and rows.dtype == np.float32:
+            with np.errstate(all="ignore"):
+                step = rows[0, 1] - rows[0, 0]
+                evenly_spaced = np.arange(n, dtype=np.float32) * step + rows[0, 0]
+            if np.array_equal(rows[0], evenly_spaced):
+                scaled = graph.elementwise("Mul", index, step)
+                return graph.elementwise("Add", scaled, rows[0, 0])
     tokens, first = graph.unsliced(index, 1)
     if graph.notes[x.name].by_rank and graph.notes[tokens.name].ranks:
         values, ranks = graph.notes[x.name].by_rank

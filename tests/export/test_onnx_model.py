@@ -468,6 +468,8 @@ def whole(x):
         (lambda x: whole(x), [(3, 40)]),
         (lambda x: jax.lax.div(whole(x), jnp.int32(3)), [(3, 40)]),
         (lambda x: jax.lax.rem(whole(x), jnp.int32(3)), [(3, 40)]),
+        (lambda x: jax.lax.div(whole(x), jnp.int32(-3)), [(3, 40)]),
+        (lambda x: jax.lax.rem(x, 0.3), [(3, 40)]),
         (lambda x: whole(x) // 3 + 4 * (whole(x) % 3), [(3, 40)]),
         (lambda x: jnp.sign(x) + jnp.maximum(x, -2 * x), [(3, 40)]),
         (lambda x: jnp.minimum(jnp.maximum(x, -0.5), 0.25), [(3, 40)]),
