@@ -15,9 +15,11 @@ import pathlib
 import subprocess
 import tempfile
 
+import imagepiece_jax
 from imagepiece_jax import cli
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.export.onnx_model import onnx_model, write_onnx
 from imagepiece_jax.reduction.methods import METHODS
 from tools.runtime_operators import RUNTIMES, elsewhere
 
@@ -77,8 +79,8 @@ def main(
     """
     rows = stored_rows()
     if weights is not None:
-        if webgpu is None:
-            raise InputError("weights are given without webgpu, a Python to run files")
+        if webgpu is None or not webgpu.is_file():
+            raise InputError(f"webgpu is {webgpu}; name a Python that runs the files")
         kept = [row for row in rows if row["revision"] != revision]
         for row in kept:  # the page has the last revision's operators
             row.pop("operators", None)
@@ -96,10 +98,6 @@ def stored_rows():
 
 def measured_rows(weights, webgpu, revision):
     """Rows of all methods and batches: counts by placement, operators by runtime."""
-    import onnx
-
-    import imagepiece_jax
-
     vit = imagepiece_jax.load(weights)
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -108,8 +106,8 @@ def measured_rows(weights, webgpu, revision):
             reduced = vit.with_reduction(reduction, seed=0)
             for batch in BATCHES:
                 file = pathlib.Path(folder, f"{method}-{batch}.onnx")
-                imagepiece_jax.export(reduced, file, batch_size=batch)
-                model = onnx.load(file)
+                model = onnx_model(reduced, batch_size=batch)
+                write_onnx(file, model)
                 row = {"revision": revision, "method": method, "batch": batch}
                 row["operators"] = _sorted_counts(
                     node.op_type for node in model.graph.node

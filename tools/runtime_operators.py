@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Operators of float32 and float16. WebGPU has no int64, and moves no booleans.
 NUMBERS = """
-Abs Add Clip Concat Conv Cos CumSum Div Equal Erf Exp Floor Gather Gelu Greater
+Abs Add Ceil Clip Concat Conv Cos CumSum Div Equal Erf Exp Floor Gather Gelu Greater
 GreaterOrEqual Identity LayerNormalization Less LessOrEqual Log MatMul Mul Neg Pad Pow
 Reciprocal ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceSum ReduceSumSquare Relu
 Reshape Sigmoid Sin Slice Softmax Split Sqrt Sub Tanh Transpose

@@ -58,7 +58,10 @@ def output_graph(reduction, output, batch_size):
 
 
 def layout_graph(folder, make, layout):
-    return onnx.load(imagepiece_jax.export(make("tome:r=4"), folder, layout=layout))
+    """A layout's graph for any device, which transformers.js gets without asking."""
+    options = {} if layout == "transformers" else {"gathers": False}
+    vit = make("tome:r=4")
+    return onnx.load(imagepiece_jax.export(vit, folder, layout=layout, **options))
 
 
 def float_graphs(folder):
@@ -110,6 +113,13 @@ def test_operators_of_every_graph_are_those_of_webgpu(graphs):
             found[name] = dict(leaving)
     assert not found
     assert len(graphs) > 4 * len(NAMES) + len(test_tower.CASES) + 20
+
+
+def test_a_graph_that_gathers_leaves():
+    vit = tiny.pretrained("tome:r=4", depth=2)
+    assert not elsewhere(onnx_model(vit), "WebGPU")
+    leaving = elsewhere(onnx_model(vit, gathers=True), "WebGPU")
+    assert {"TopK", "GatherND"} & {kind for kind, _ in leaving}
 
 
 @pytest.mark.parametrize("batch_size", [1, None])
