@@ -426,8 +426,7 @@ class Graph:
         if value.dtype == dtype:
             return value
         if value.array is not None:
-            make = Value.counts if dtype == np.int64 else Value.constant
-            return make(value.array.astype(dtype))
+            return Value.constant(value.array.astype(dtype))
         before, operands, _ = self._made[value.name]
         if before == "Cast" and operands[0].dtype.kind == "b":  # one cast is enough
             value = operands[0]

@@ -240,7 +240,12 @@ def invert(graph, position, values):
 @translates
 def pick(graph, position, length, *values):
     index = invert(graph, position, length)
-    return [gather_rows(graph, value, index) for value in values]
+    one_hot = graph.notes[index.name].one_hot
+    if one_hot is None:
+        return [gather_rows(graph, value, index) for value in values]
+    # A missing position has a row of zeros, and so the value 0.
+    terms = [_weighted(graph, one_hot, value) for value in values]
+    return [graph.reduce("ReduceSum", term, (2,)) for term in terms]
 
 
 @translates
@@ -349,13 +354,17 @@ def gather_rows(graph, x, index):
 
 
 def _gathered(graph, x, index, shape):
-    source, first = graph.unsliced(index, 1)
-    integers = graph.notes[source.name].integers or graph.cast(source, np.int64)
-    integers = graph.slice(integers, 1, first, first + index.shape[1])
-    if x.ndim == 2:
-        return graph.op("GatherElements", [x, integers], shape, x.dtype, axis=1)
-    integers = graph.reshape(integers, (*index.shape, 1))
-    return graph.op("GatherND", [x, integers], shape, x.dtype, batch_dims=1)
+    places = (*index.shape, 1) if x.ndim > 2 else index.shape
+    if index.array is not None:
+        integers = Value.counts(index.array.reshape(places))
+    else:
+        source, first = graph.unsliced(index, 1)
+        integers = graph.notes[source.name].integers or graph.cast(source, np.int64)
+        integers = graph.slice(integers, 1, first, first + index.shape[1])
+        integers = graph.reshape(integers, places)
+    if x.ndim > 2:
+        return graph.op("GatherND", [x, integers], shape, x.dtype, batch_dims=1)
+    return graph.op("GatherElements", [x, integers], shape, x.dtype, axis=1)
 
 
 def _product(graph, matrix, x):
