@@ -40,7 +40,7 @@ def main(
     pixels: bool = False,
     output: Literal["logits", "features", "patches"] = "logits",
     layout: str | None = None,
-    gathers: bool | None = None,
+    gathers: bool = False,
     images: tuple[str, ...] | None = None,
     texts: str | None = None,
     push: str | None = None,
@@ -61,7 +61,7 @@ def main(
         layout: Write the folder that a program loads, such as immich; a wrong name
             lists all programs.
         gathers: Sort and gather tokens by integers: a few percent faster on CPUs, but
-            tokens leave a browser's GPU; as the layout's program wants if unset.
+            tokens leave a browser's GPU. A layout for CPU programs always does.
         images: Photographs, as for recover. Part of them calibrates int8; the card is
             measured on others.
         texts: A text tower's vectors for the card, as for compare.
@@ -85,7 +85,7 @@ def main(
         output=output,
         layout=layout,
         dtype=weights.dtype,
-        gathers=gathers,
+        gathers=gathers or None,
         images=words or None,
         texts=texts,
         push=push,

@@ -240,7 +240,12 @@ def invert(graph, position, values):
 @translates
 def pick(graph, position, length, *values):
     index = invert(graph, position, length)
-    return [gather_rows(graph, value, index) for value in values]
+    one_hot = graph.notes[index.name].one_hot
+    if one_hot is None:
+        return [gather_rows(graph, value, index) for value in values]
+    # A missing position has a row of zeros, and so the value 0.
+    terms = [_weighted(graph, one_hot, value) for value in values]
+    return [graph.reduce("ReduceSum", term, (2,)) for term in terms]
 
 
 @translates
@@ -312,16 +317,22 @@ def join_kept(graph, alike, order, n_out):
 def gather_rows(graph, x, index):
     n = x.shape[1]
     shape = (*index.shape, *x.shape[2:])
+    if index.ndim != 2:
+        index = graph.reshape(index, (index.shape[0], math.prod(index.shape[1:])))
+        return graph.reshape(gather_rows(graph, x, index), shape)
+    if x.dtype.kind == "b":
+        return graph.cast(gather_rows(graph, graph.as_number(x), index), bool)
     rows = graph.unexpanded(x).array
     if rows is not None and rows.ndim == x.ndim and len(rows) == 1:
         if (rows == rows[:, :1]).all():  # the same for all tokens
             return graph.expand(Value.constant(rows[:, :1]), shape)
-        if (
-            rows.ndim == 2 and rows.dtype.kind == "f" and (np.diff(rows, 2) == 0).all()
-        ):  # evenly spaced numbers
-            step = rows[0, 1] - rows[0, 0]
-            scaled = graph.elementwise("Mul", index, step)
-            return graph.cast(graph.elementwise("Add", scaled, rows[0, 0]), x.dtype)
+        if rows.ndim == 2 and rows.dtype == np.float32:
+            with np.errstate(all="ignore"):
+                step = rows[0, 1] - rows[0, 0]
+                evenly_spaced = np.arange(n, dtype=np.float32) * step + rows[0, 0]
+            if np.array_equal(rows[0], evenly_spaced):
+                scaled = graph.elementwise("Mul", index, step)
+                return graph.elementwise("Add", scaled, rows[0, 0])
     tokens, first = graph.unsliced(index, 1)
     if graph.notes[x.name].by_rank and graph.notes[tokens.name].ranks:
         values, ranks = graph.notes[x.name].by_rank
@@ -343,13 +354,17 @@ def gather_rows(graph, x, index):
 
 
 def _gathered(graph, x, index, shape):
-    source, first = graph.unsliced(index, 1)
-    integers = graph.notes[source.name].integers or graph.cast(source, np.int64)
-    integers = graph.slice(integers, 1, first, first + index.shape[1])
-    if x.ndim == 2:
-        return graph.op("GatherElements", [x, integers], shape, x.dtype, axis=1)
-    integers = graph.reshape(integers, (*index.shape, 1))
-    return graph.op("GatherND", [x, integers], shape, x.dtype, batch_dims=1)
+    places = (*index.shape, 1) if x.ndim > 2 else index.shape
+    if index.array is not None:
+        integers = Value.counts(index.array.reshape(places))
+    else:
+        source, first = graph.unsliced(index, 1)
+        integers = graph.notes[source.name].integers or graph.cast(source, np.int64)
+        integers = graph.slice(integers, 1, first, first + index.shape[1])
+        integers = graph.reshape(integers, places)
+    if x.ndim > 2:
+        return graph.op("GatherND", [x, integers], shape, x.dtype, batch_dims=1)
+    return graph.op("GatherElements", [x, integers], shape, x.dtype, axis=1)
 
 
 def _product(graph, matrix, x):

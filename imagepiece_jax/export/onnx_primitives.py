@@ -183,17 +183,18 @@ def _operator(graph, equation, *values):
         neither = [graph.elementwise("Not", value) for value in values]
         return graph.elementwise("Not", graph.elementwise("And", *neither))
     if name == "div" and kind in "iu":
-        return _whole_quotient(graph.elementwise, *values)
+        return _whole_quotient(graph, *values)
     return graph.elementwise(OPERATORS[name], *values)
 
 
-def _whole_quotient(op, a, b):
-    """The integer part of a / b, toward zero, for whole numbers a and b > 0."""
+def _whole_quotient(graph, a, b):
+    """The integer part of a / b, toward zero, for whole numbers."""
+    op = graph.elementwise
     # Half a unit more: a GPU's quotient may be a little below the exact number.
-    below = op("Less", a, 0, dtype=bool)
-    upper = op("Floor", op("Div", op("Add", a, 0.5), b))
-    lower = op("Ceil", op("Div", op("Sub", a, 0.5), b))
-    return op("Where", below, lower, upper, dtype=a.dtype)
+    size = op("Floor", op("Div", op("Add", op("Abs", a), 0.5), op("Abs", b)))
+    is_negative = op("Less", op("Mul", a, b), 0, dtype=bool)
+    operands = [is_negative, op("Neg", size), size]
+    return graph.op("Where", operands, size.shape, size.dtype)
 
 
 @primitive(*COMPARISONS)
@@ -209,7 +210,6 @@ FORMULAS = {
     "expm1": lambda op, x: op("Sub", op("Exp", x), 1),
     "log1p": lambda op, x: op("Log", op("Add", x, 1)),
     "ne": lambda op, a, b: op("Not", op("Equal", a, b, dtype=bool)),
-    "rem": lambda op, a, b: op("Sub", a, op("Mul", b, _whole_quotient(op, a, b))),
     "rsqrt": lambda op, x: op("Reciprocal", op("Sqrt", x)),
     "square": lambda op, x: op("Mul", x, x),
 }
@@ -219,6 +219,14 @@ FORMULAS = {
 def _formula(graph, equation, *values):
     values = map(graph.as_number, values)
     return FORMULAS[equation.primitive.name](graph.elementwise, *values)
+
+
+@primitive("rem")
+def _rem(graph, equation, a, b):
+    if equation.invars[0].aval.dtype.kind not in "iu":
+        return graph.elementwise("Mod", a, b, fmod=1)
+    whole = graph.elementwise("Mul", b, _whole_quotient(graph, a, b))
+    return graph.elementwise("Sub", a, whole)
 
 
 @primitive("sign")
