@@ -43,7 +43,7 @@ after onnxruntime's own fusions. A cell has nodes on WebGPU, nodes on the CPU, a
 copies. Before (revision {before}), token numbers were int64; now they are float32. The
 difference is the largest from the CPU's logits on noise, over the logits' spread.
 Learned selectors ({drawn}) are drawn from a seed here.
-Where their scores nearly tie, rounding decides.
+Where their scores nearly tie, rounding decides which token leaves.
 """
 OTHERS = """
 **Other runtimes**, by their published tables: nodes of the file that leave the device
