@@ -25,9 +25,12 @@ def annotations(
         row: the path of the row's image, or the end of its path
     Raises InputError for files that do not fit each other, the model or the images.
     """
-    names = []
+    store = []  # all files, also those that a subset leaves out
     if isinstance(source, FileSource):  # others may decode an image for its name
-        names = [os.path.abspath(source.name(i)) for i in range(len(source))]
+        for file in source.files:
+            path = os.path.join(source.root, os.fsdecode(file))
+            store.append(os.path.abspath(path))
+    names = [store[index] for index in source.indices] if store else []
     shared = os.path.commonprefix(names).rfind("/") + 1
     folders = [name[shared:].split("/")[:-1] for name in names]
     known = Annotations()
@@ -36,18 +39,32 @@ def annotations(
     elif folders and all(folders):
         known = Annotations(np.array([parts[0] for parts in folders]))
     if texts is not None:
-        known = known._replace(**_texts(vit, os.path.expanduser(texts), names))
+        vectors, described = _texts(vit, os.path.expanduser(texts), store)
+        position = {index: i for i, index in enumerate(source.indices)}
+        described = np.array([position.get(index, -1) for index in described])
+        if count := np.sum(described < 0):
+            notes.info(
+                f"note: {count} of {len(vectors)} texts describe none of the images"
+            )
+        known = known._replace(texts=vectors, described=described)
     return known.subset(range(len(source)))
 
 
 def _texts(vit, file, names):
-    """Vectors of texts, and the image of each, as fields of Annotations."""
+    """Vectors of texts, and per text the index of its image in `names`; -1: none."""
     if vit.is_classifier:
         raise InputError(
             f"texts is {file}, which needs vectors, but the weights' head has "
             f"{vit.config.num_classes} classes; num_classes=0 (--num-classes 0) "
             "removes the head"
         )
+    paths_file = pathlib.Path(file).with_suffix(".txt")
+    for part in (file, paths_file):
+        if not os.path.isfile(part):
+            raise InputError(
+                f"texts: {part} is missing; {file} needs a row per text, and "
+                f"{paths_file.name} the path of a row's image per line"
+            )
     try:
         vectors = np.lib.format.open_memmap(file, mode="r")  # never a pickle
     except (OSError, ValueError) as error:
@@ -64,7 +81,8 @@ def _texts(vit, file, names):
         raise InputError(
             f"texts: row {is_vector.argmin()} of {file} is 0 or not finite"
         )
-    paths_file = pathlib.Path(file).with_suffix(".txt")
+    if not len(vectors):
+        raise InputError(f"texts: {file} has no rows")
     paths = find_images([paths_file])
     if len(paths) != len(vectors):
         raise InputError(
@@ -83,6 +101,4 @@ def _texts(vit, file, names):
     if None in described:
         path = paths[described.index(None)]
         raise InputError(f"texts: {path!r} in {paths_file} names several images")
-    if count := described.count(-1):
-        notes.info(f"note: {count} of {len(paths)} texts describe none of the images")
-    return {"texts": vectors, "described": np.array(described)}
+    return vectors, described

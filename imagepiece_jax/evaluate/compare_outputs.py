@@ -217,9 +217,12 @@ def voted(rows: np.ndarray, near: np.ndarray, classes: np.ndarray) -> np.ndarray
     """
     names, numbers = np.unique(classes, return_inverse=True)
     votes = np.zeros((len(rows), len(names)))
+    has_votes = np.zeros(votes.shape, bool)
     images = np.arange(len(rows))
     for column in near.T:
         votes[images, numbers[column]] += np.sum(rows * rows[column], axis=1)
+        has_votes[images, numbers[column]] = True
+    votes[~has_votes] = -np.inf  # cosines may be negative
     return names[votes.argmax(axis=1)]
 
 

@@ -170,6 +170,12 @@ def table(out: pathlib.Path, facts: Mapping[str, Any]) -> str:
     return rows_table([{"": name, **row} for name, row in rows.items()])
 
 
+def graphs_on(page: pathlib.Path) -> list[str]:
+    """Names of the files that have a section on a page of cards."""
+    sections = page.read_text("utf-8").split(MARK)[1:]
+    return [section.partition(" -->")[0] for section in sections]
+
+
 def write_page(page: pathlib.Path, out: pathlib.Path, text: str = ""):
     """Replace a file's section of a page of cards, or remove it.
 

@@ -92,6 +92,7 @@ def export(
         check_range("batch_size", batch_size, 1, whole=True)
     check_gelu(vit.model, gelu)
     check_choice("dtype", dtype, tower.SUFFIX)
+    check_choice("gathers", gathers, (None, True, False))
     if dtype == "int8" and images is None:
         raise InputError(
             "dtype is 'int8', which images calibrate; give images (--images FOLDER)"
@@ -195,7 +196,14 @@ def export(
         if card_images is not None:
             card.write_page(page, out, card.page_of(out, vit, facts))
     if push is not None:
-        parts = [*program_facts.files_of(out), program_facts.facts_file(out)]
+        parts = []
+        for name in card.graphs_on(page):  # earlier types of the model, too
+            graph = out.with_name(name)
+            if graph.exists():
+                parts += [
+                    *program_facts.files_of(graph),
+                    program_facts.facts_file(graph),
+                ]
         upload.upload(push, folder, [*parts, *files, page], dry_run)
     return out
 

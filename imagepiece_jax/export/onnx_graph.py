@@ -26,7 +26,7 @@ from imagepiece_jax.errors import InputError
 if TYPE_CHECKING:
     from onnx import GraphProto
 
-LARGEST_INTEGER = 2**24
+LARGEST_INTEGER = 2**23  # half of a larger one would be rounded
 # Operators that WebGPU has for numbers only. Booleans become numbers and back.
 MOVES = {
     "Concat",
@@ -348,6 +348,10 @@ class Graph:
         return self.notes[value.name].constant or value
 
     def concat(self, values, axis):
+        # Runtimes differ in arrays without elements, such as an empty prefix.
+        values = [value for value in values if value.shape[axis]]
+        if len(values) == 1:
+            return values[0]
         shape = list(values[0].shape)
         shape[axis] = sum(value.shape[axis] for value in values)
         return self.op("Concat", values, shape, values[0].dtype, axis=axis)
@@ -410,13 +414,15 @@ class Graph:
         """The result of a Value and a number without a node of its own, or None."""
         if number == {"Add": 0, "Div": 1, "Mul": 1, "Pow": 1}.get(kind):
             return value
-        before, operands, options = self._made[value.name]
+        total = value
+        if self._made[value.name][0] == "Reshape":
+            total = self._made[value.name][1][0]
+        before, operands, _ = self._made[total.name]
         if before == "ReduceSum" and kind == "Div":
             source, axes = operands
             if number == math.prod(source.shape[axis] for axis in axes.array):
-                return self.reduce(
-                    "ReduceMean", source, axes.array, options["keepdims"]
-                )
+                mean = self.reduce("ReduceMean", source, axes.array, keep=True)
+                return self.reshape(mean, value.shape)
         return None
 
     def cast(self, value, dtype):
@@ -441,16 +447,16 @@ class Graph:
             wide = self.cast(value, np.float32)
             return self.cast(self.reduce(kind, wide, axes, keep), value.dtype)
         axes = [int(axis) % value.ndim for axis in axes]
-        kept_shape = list(value.shape)
+        shape = list(value.shape)
         for axis in axes:
-            kept_shape[axis] = 1
+            shape[axis] = 1
+        # OpenVINO 2026.4 adds a constant per row, [1, n, 1], to sums of rows wrongly,
+        # unless a Reshape comes between. So no caller may add one to kept axes.
+        out = self.op(kind, [value, axes], shape, value.dtype, keepdims=1)
+        if keep:
+            return out
         rest = [side for i, side in enumerate(value.shape) if i not in axes]
-        shape = kept_shape if keep else rest
-        sides = {value.shape[axis] for axis in axes}
-        if sides == {1} and kind in ("ReduceMax", "ReduceMin", "ReduceSum"):
-            # OpenVINO 2026.4 subtracts such a sum from a constant wrongly.
-            return self.reshape(value, shape)
-        return self.op(kind, [value, axes], shape, value.dtype, keepdims=int(keep))
+        return self.reshape(out, rest)
 
 
 def _as_value(given, dtype=None):

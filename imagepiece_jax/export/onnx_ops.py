@@ -219,7 +219,7 @@ def invert(graph, position, values):
     m = values.shape[-1]
     ranks = None
     known = np.ravel(-1 if values.array is None else values.array)
-    if (np.diff(known) == 1).all():
+    if known.size and (np.diff(known) == 1).all():
         ranks = (position, int(known[0]))
     sorted_tokens = graph.notes[position.name].sorted_tokens
     # A missing position has no sorted token.
@@ -280,7 +280,7 @@ def first_best(graph, x, axis, kind):
     n = x.shape[axis]
     sides = [1] * x.ndim
     sides[axis] = n
-    index = np.arange(n, dtype=np.float32).reshape(sides)
+    index = Value.constant(np.arange(n).reshape(sides))
     operands = [is_best, index, np.float32(n)]
     index = graph.op("Where", operands, is_best.shape, np.float32)
     index = graph.reduce("ReduceMin", index, (axis,), keep=True)

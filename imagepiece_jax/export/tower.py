@@ -8,6 +8,7 @@ and onnx, and OpenVINO's model_api.
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -67,6 +68,11 @@ def graph_file(
     check_choice("layout", layout, LAYOUTS)
     name = folder.resolve().name
     graph = LAYOUTS[layout].graph(vit)
+    if "{folder}" in graph and not re.fullmatch("[a-z0-9_]+", name):
+        raise InputError(
+            f"out is {folder}, but {layout} reads folders whose names have lower-case "
+            "letters, digits and underscores alone"
+        )
     return folder / graph.format(folder=name, dtype=SUFFIX[dtype])
 
 
@@ -135,7 +141,9 @@ def label_names(vit: Pretrained, space: str = " ") -> list[str]:
     space: between a name's words
     """
     names = vit.class_names or [None] * vit.config.num_classes
-    words = [(name or f"LABEL_{label}").split() for label, name in enumerate(names)]
+    words = []
+    for label, name in enumerate(names):
+        words.append((name or "").split() or [f"LABEL_{label}"])
     return [space.join(each) for each in words]
 
 

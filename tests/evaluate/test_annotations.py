@@ -120,3 +120,17 @@ def test_files_that_do_not_fit(vit, folder, tmp_path):
     np.savez(tmp_path / "texts.npz", whole)
     with pytest.raises(InputError, match="texts.npz is not a .npy file"):
         annotations(vit, source, tmp_path / "texts.npz")
+
+
+def test_ends_that_name_several_images_stay_ambiguous_in_a_part(tmp_path):
+    """A limit does not choose between two images of one name."""
+    files = ["beach/dup.png", *(f"beach/{i}.png" for i in range(20)), "city/dup.png"]
+    source = FileSource(str(tmp_path), files, np.zeros(len(files)))
+    vit = tiny.pretrained(num_classes=0)
+    width = vit.config.embed_dim
+    np.save(tmp_path / "texts.npy", np.ones((20, width), np.float32))
+    lines = ["dup.png", *files[1:20]]
+    (tmp_path / "texts.txt").write_text("\n".join(lines))
+    for part in (source, source.subset(range(15))):
+        with refused("names several images"):
+            annotations(vit, part, tmp_path / "texts.npy")

@@ -237,3 +237,13 @@ def test_a_part_of_annotations(capsys):
     assert known.setting != part.setting != Annotations().setting == {}
     with refused("texts describe 11 of the 11 compared images", "12"):
         known.subset(range(11))
+
+
+def test_a_class_without_a_neighbor_does_not_win():
+    """Votes of negative cosines add up to less than 0, the votes of an absent class."""
+    rows = np.eye(12) - 1 / 12  # every cosine of two rows is -1 / 11
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    near = np.array([np.flatnonzero(np.arange(12) != i)[:10] for i in range(12)])
+    classes = np.array([0] * 10 + [1, 2])
+    for image, winner in enumerate(compare_outputs.voted(rows, near, classes)):
+        assert winner in classes[near[image]]

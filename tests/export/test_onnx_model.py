@@ -129,7 +129,7 @@ def test_every_method_has_the_logits_of_jax(name, gathers):
     check(short(name), gathers=gathers)
 
 
-@pytest.mark.parametrize("name, most", [("tome", 47), ("attended", 41), ("peaks", 43)])
+@pytest.mark.parametrize("name, most", [("tome", 47), ("attended", 43), ("peaks", 44)])
 def test_a_reduction_adds_few_nodes(name, most):
     """A CPU takes microseconds to start a node, however small its arrays are."""
     counts = []
