@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.pictures import as_source
+from imagepiece_jax.data.source import FileSource
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.annotations import annotations
@@ -113,6 +114,7 @@ def test_files_that_do_not_fit(vit, folder, tmp_path):
     (tmp_path / "texts.txt").unlink()
     with refused("texts.txt"):
         annotations(vit, source, tmp_path / "texts.npy")
+    (tmp_path / "texts.txt").write_text("00.png\n")
     for content in (b"", b"PK", b"\x93NUMPY"):
         (tmp_path / "texts.npy").write_bytes(content)
         with refused("texts.npy"):
