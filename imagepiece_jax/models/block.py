@@ -11,8 +11,10 @@ from flax import linen as nn
 from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.choice import is_fast
+from imagepiece_jax.kernels.token_layout import rows
 from imagepiece_jax.models.attention import Attention, attend_merged
 from imagepiece_jax.models.config import Execution, ViTConfig
+from imagepiece_jax.models.directed_attention import DirectedAttention
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
 from imagepiece_jax.reduction import contract, moves
 from imagepiece_jax.reduction.block_plan import BlockPlan
@@ -100,7 +102,10 @@ class Block(nn.Module):
         dtype = self.execution.dtype
         hidden = round(self.config.embed_dim * self.config.mlp_ratio)
         self.norm1 = LayerNorm(dtype, arch.norm_eps)
-        self.attn = Attention(self.config, self.execution, self.prop_attn)
+        kind = Attention
+        if self.execution.size_encoding == "direction":
+            kind = DirectedAttention
+        self.attn = kind(self.config, self.execution, self.prop_attn)
         self.norm2 = LayerNorm(dtype, arch.norm_eps)
         hidden_eps = arch.norm_eps if arch.mlp_norm else None
         self.mlp = Mlp(hidden, arch.gelu, dtype, arch.mlp, hidden_eps)
@@ -177,9 +182,9 @@ class Block(nn.Module):
     def feed_forward(self, x, factor=None):
         """x + mlp(norm(x)). [B, N, D] -> [B, N, D]."""
         if self.config.arch.post_norm:
-            out = self.norm2(self.mlp(_rows(x)))
+            out = self.norm2(self.mlp(rows(x)))
         else:
-            out = self.mlp(self.norm2(_rows(x)))
+            out = self.mlp(self.norm2(rows(x)))
         if self.config.arch.layer_scale:
             out = self.ls2(out)
         return _add(x, out, factor)
@@ -196,29 +201,23 @@ class Block(nn.Module):
         """Attention's input: norm(x), or x if the norm follows attention."""
         if self.config.arch.post_norm:
             return x
-        return self.norm1(_rows(x)).reshape(x.shape)
+        return self.norm1(rows(x)).reshape(x.shape)
 
     def _scaled(self, out):
         """Apply post norm and layer scale to attention's output."""
         if self.config.arch.post_norm:
-            out = self.norm1(_rows(out)).reshape(out.shape)
+            out = self.norm1(rows(out)).reshape(out.shape)
         if self.config.arch.layer_scale:
             out = self.ls1(out)
         return out
 
 
-def _rows(x):
-    """Join batch and tokens. [B, N, D] -> [B N, D]."""
-    # XLA does not change the layout of a matrix; it may transpose [B, N, D].
-    return x.reshape(-1, x.shape[-1])
-
-
 def _add(x, branch, factor):
     """x + branch * factor, for x [B, N, D] and drop path's factor [B] or None."""
     # branch: [B, N, D] or [B N, D]
-    branch = _rows(branch)
+    branch = rows(branch)
     if factor is not None:
         factor = factor.astype(branch.dtype)[:, None]
         factor = jnp.broadcast_to(factor, x.shape[:2]).reshape(-1, 1)
         branch = branch * factor
-    return (_rows(x) + branch).reshape(x.shape)
+    return (rows(x) + branch).reshape(x.shape)

@@ -15,12 +15,14 @@ from imagepiece_jax.common.image_size import size_text
 from imagepiece_jax.common.rng import uniform
 from imagepiece_jax.data.normalize import check_images, warn_of_range
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.kernels.folded_stem import FoldedStem
+from imagepiece_jax.kernels.token_layout import token_major
 from imagepiece_jax.models.attention_pool import AttentionPool, pooled_tokens
 from imagepiece_jax.models.block import Block, BlockReduction
 from imagepiece_jax.models.config import FLOAT32, Execution, ViTConfig
 from imagepiece_jax.models.explicit_axes import batch_sharding, method_on_auto_axes
-from imagepiece_jax.models.layers import INIT, LayerNorm, dense, token_major
-from imagepiece_jax.models.stems import ConvStem, FoldedStem, PatchStem
+from imagepiece_jax.models.layers import INIT, LayerNorm, dense
+from imagepiece_jax.models.stems import ConvStem, PatchStem, conv_stem_widths
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
 from imagepiece_jax.reduction.methods.method import ModelFacts
@@ -344,12 +346,14 @@ class ViT(nn.Module):
 
     def _stem(self):
         name = "patch_embed"
-        sizes = (self.config.embed_dim, self.config.patch_size, self._dtype(name))
-        if self.execution.folded:
-            return FoldedStem(
-                self.config.stem, *sizes, pixels=self.execution.folded, name=name
-            )
-        if self.config.stem == "conv":
+        is_conv = self.config.stem == "conv"
+        sizes = (self.config.embed_dim, self.config.patch_size)
+        pixels = self.execution.folded
+        if pixels:
+            widths = conv_stem_widths(*sizes) if is_conv else ()
+            return FoldedStem(widths, *sizes, self._dtype(name), pixels, name=name)
+        sizes = (*sizes, self._dtype(name))
+        if is_conv:
             return ConvStem(*sizes, axis_name=self.execution.axis_name, name=name)
         return PatchStem(*sizes, use_bias=self.config.arch.patch_bias, name=name)
 
