@@ -13,10 +13,10 @@ from flax import linen as nn
 class FoldedStem(nn.Module):
     """A stem's inference form, with variables from `fold` and without batch norm."""
 
-    widths: tuple[int, ...]  # of a conv stem's stride-2 convolutions; (): a patch stem
     embed_dim: int
     patch_size: int
     dtype: jnp.dtype = jnp.float32
+    widths: tuple[int, ...] = ()  # a conv stem's, by `conv_stem_widths`; (): patches
     pixels: int = 1  # see `fold`
 
     @nn.compact

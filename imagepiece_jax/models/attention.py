@@ -138,24 +138,28 @@ class Attention(nn.Module):
             live = (heads.mask > 0.5).astype(jnp.float32)
             gone = jnp.where(heads.mask > 0.5, jnp.float32(0), -jnp.inf)
             bias = gone if bias is None else bias + gone
+        image = slice(state.num_prefix, length)
         scores = {}
         if "cls_attn" in reads:
-            scores["cls_attn"] = mean_attention(query[:, :1], key, bias)
+            row = mean_attention(query[:, :1], key, bias)
+            scores["cls_attn"] = row[:, image]
         if "mean_attn" in reads:
-            scores["mean_attn"] = mean_attention(mean_query(query, live), key, bias)
+            row = mean_attention(mean_query(query, live), key, bias)
+            scores["mean_attn"] = row[:, image]
         if "cls_and_mean_attn" in reads:
-            both = class_and_mean_queries(query, live)
-            scores["cls_and_mean_attn"] = mean_attention(both, key, bias)
+            row = mean_attention(class_and_mean_queries(query, live), key, bias)
+            scores["cls_and_mean_attn"] = row[:, image]
         if "attn_columns" in reads:
-            scores["attn_columns"] = attention_columns(query, key, bias, live)
+            received = attention_columns(query, key, bias, live)
+            scores["attn_columns"] = received[:, image]
         if "input" in reads:
-            scores["input"] = heads.unrotated["input"]
+            scores["input"] = heads.unrotated["input"][:, image]
         # Means include the prefix: for a product a slice of x would be copied first.
         for name in ("key", "query", "value"):
             if name in reads:
-                heads_of_name = heads.unrotated[name]
-                scores[name] = jnp.mean(heads_of_name, axis=2, dtype=jnp.float32)
-        return {name: s[:, state.num_prefix : length] for name, s in scores.items()}
+                means = jnp.mean(heads.unrotated[name], axis=2, dtype=jnp.float32)
+                scores[name] = means[:, image]
+        return scores
 
     def weights(self, heads):
         """Attention weights, [B, H, N, N] float32."""

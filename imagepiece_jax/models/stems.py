@@ -1,12 +1,9 @@
 """Stems from image to tokens: patch projection, or convolutions."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.rng import uniform
 from imagepiece_jax.errors import InputError
 
@@ -118,21 +115,3 @@ class ConvStem(nn.Module):
 
 
 STEMS = {"patch": PatchStem, "conv": ConvStem}
-
-
-def stem_macs(stem, embed_dim, image_size=224, patch_size=16):
-    """A stem's MACs for one RGB image, cut to whole patches.
-
-    image_size: pixels a side, or (height, width)
-    """
-    tokens = math.prod(side // patch_size for side in sides(image_size))
-    if stem == "patch":
-        return tokens * 3 * patch_size**2 * embed_dim
-    total = tokens * embed_dim**2
-    pixels = tokens * patch_size**2
-    width_in = 3
-    for width in conv_stem_widths(embed_dim, patch_size):
-        pixels //= 4
-        total += pixels * 9 * width_in * width
-        width_in = width
-    return total
