@@ -66,7 +66,6 @@ from imagepiece_jax.evaluate.statistics import (
     format_estimate,
     paired_difference,
 )
-from imagepiece_jax.models.vit import with_states
 from imagepiece_jax.recover import recovery_loss
 from imagepiece_jax.recover.recovery_images import evaluation_batches
 from imagepiece_jax.recover.recovery_loss import relative_change
@@ -219,7 +218,7 @@ def unreachable(model, variables, images, targets):
 
     targets: the dense model's `answers`
     """
-    outputs, _ = with_states(model.with_execution(head_only=True), variables, images)
+    outputs = model.with_execution(head_only=True).apply(variables, images)
     slot = follow(outputs.results)[-1].slot
     patches = targets["patches"]
     share = 1 / jnp.sum(patches**2, axis=-1, keepdims=True)

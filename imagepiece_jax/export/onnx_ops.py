@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from imagepiece_jax.export.onnx_graph import Note, Value
-from imagepiece_jax.models.layers import QUICK
+from imagepiece_jax.kernels.gelu import QUICK
 
 OPS = {}  # {name of a marked function: function (graph, *its arguments)}
 

@@ -8,7 +8,7 @@ from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.inference import features, optimize
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.vit import ViT, final_norm, with_states
+from imagepiece_jax.models.vit import ViT, final_norm
 
 OUTPUTS = ("logits", "features", "patches")
 
@@ -85,8 +85,8 @@ class TowerOutputs(ProgramOutputs):
             if self.channels_first:
                 images = images.transpose(0, 2, 3, 1)
             images = as_normalized(images, model.config.mean, model.config.std)
-            outputs, states = with_states(model, variables, images)
-            tokens = states[-1].x
+            outputs = model.apply(variables, images)
+            tokens = outputs.state.x
             if not model.config.arch.pre_norm:  # CLIP has pre_norm
                 tokens = final_norm(model, variables)(tokens)
             vector = outputs.logits  # without a head, the pooled vector

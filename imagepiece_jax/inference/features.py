@@ -30,7 +30,7 @@ from imagepiece_jax.data.normalize import (
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.explicit_axes import on_auto_axes
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.vit import Outputs, final_norm, with_states
+from imagepiece_jax.models.vit import Outputs, final_norm
 from imagepiece_jax.reduction.provenance import follow, rows_of
 from imagepiece_jax.reduction.state import DROPPED, Masking
 
@@ -141,7 +141,7 @@ def forward_features(model, blocks=(), norm=True, reshape=True, fill="nearest"):
 
     def extract(variables, images):
         images = as_normalized(images, model.config.mean, model.config.std)
-        outputs, states = with_states(model, variables, images)
+        outputs = model.apply(variables, images, with_states=True)
         grid = patch_grid(images.shape[1:3], model.config.patch_size, cut=True)
         last_norm = final_norm(model, variables)
         # Number of reduction steps up to every block: the index of its path in `paths`.
@@ -152,7 +152,7 @@ def forward_features(model, blocks=(), norm=True, reshape=True, fill="nearest"):
         @functools.cache  # the last block may be among `blocks`, too
         def layer(block, norm):
             path = paths[steps[block]]
-            prefix, patches, dropped = _mapped(states[block], path, fill, norm)
+            prefix, patches, dropped = _mapped(outputs.states[block], path, fill, norm)
             if reshape:
                 patches = patches.reshape(-1, *grid, *patches.shape[2:])
                 dropped = dropped.reshape(-1, *grid, *dropped.shape[2:])

@@ -32,10 +32,11 @@ from imagepiece_jax.data.normalize import (
 )
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import size_direction
-from imagepiece_jax.kernels import choice
+from imagepiece_jax.kernels import choice, folded_stem
+from imagepiece_jax.kernels.attention import BACKENDS, resolve_backend
+from imagepiece_jax.kernels.size_direction import SIZES
 from imagepiece_jax.models import stems
 from imagepiece_jax.models.architecture import GELUS
-from imagepiece_jax.models.attention import BACKENDS, SIZES, resolve_backend
 from imagepiece_jax.models.cost import dead_macs, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import check_variables
@@ -383,7 +384,7 @@ def default_reductions(model, device):
 
 
 def joined_pixels(model, device):
-    """Count the pixels a stem's first convolution reads at once (`stems.fold`)."""
+    """Count the pixels a stem reads at once (`folded_stem.fold`)."""
     if model.config.stem == "conv" and in_two_bytes_on_gpu(model, device):
         return min(JOINED, model.config.patch_size)
     return 1
@@ -394,14 +395,14 @@ def prepare(model, variables, *, dtype="bfloat16", gelu=None, pixels=1):
 
     The parts in STAYS_FLOAT32 and `Execution.float32_parts` stay float32.
 
-    pixels: as for `stems.fold`
+    pixels: as for `folded_stem.fold`
     """
     # Traceable: tools/compile_only.py takes the shapes with `jax.eval_shape`.
     params = dict(variables["params"])
     if not model.execution.folded:
         stats = variables.get("batch_stats", {}).get("patch_embed", {})
-        params["patch_embed"] = stems.fold(
-            model.config.stem, params["patch_embed"], stats, pixels
+        params["patch_embed"] = folded_stem.fold(
+            params["patch_embed"], stats, stems.NORM_EPSILON, pixels
         )
         model = model.with_execution(folded=pixels)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,23 @@ from flax import linen as nn
 from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.choice import is_fast
+from imagepiece_jax.kernels.token_layout import add_branch, on_rows, rows
 from imagepiece_jax.models.attention import Attention, attend_merged
 from imagepiece_jax.models.config import Execution, ViTConfig
+from imagepiece_jax.models.directed_attention import DirectedAttention
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
 from imagepiece_jax.reduction import contract, moves
 from imagepiece_jax.reduction.block_plan import BlockPlan
 from imagepiece_jax.reduction.ops import shift_shares
 from imagepiece_jax.reduction.reducers import ATTENTION_SCORES
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
+
+
+class Decision(NamedTuple):
+    """What a reducer read, and its result."""
+
+    inputs: ReducerInputs
+    result: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +44,7 @@ class BlockReduction:
     probe: Callable[[TokenState], jax.Array] | None = None
 
     def __call__(self, state, scores, train=False):
-        """Reduce a state: (new state, (the reducer's result, its ReducerInputs))."""
+        """Reduce a state: (new state, Decision)."""
         counts = self.layer.counts
         inputs = self._inputs(state, scores, train)
         result = self.reducer(inputs, counts, train)
@@ -44,7 +53,7 @@ class BlockReduction:
         except InputError as error:
             reducer = type(self.reducer).__name__
             raise InputError(f"block {self.block}, {reducer}: {error}") from error
-        return moves.apply(state, result), (result, inputs)
+        return moves.apply(state, result), Decision(inputs, result)
 
     def _inputs(self, state, scores, train):
         """Collect the reducer's inputs from a state and its scores."""
@@ -83,6 +92,10 @@ class BlockReduction:
         return jax.vmap(jax.random.fold_in, (0, None))(keys, self.block)
 
 
+def _identity(x):
+    return x
+
+
 class Block(nn.Module):
     """A block: attention, token reduction, MLP. `vit.ViT` explains shared fields."""
 
@@ -100,18 +113,20 @@ class Block(nn.Module):
         dtype = self.execution.dtype
         hidden = round(self.config.embed_dim * self.config.mlp_ratio)
         self.norm1 = LayerNorm(dtype, arch.norm_eps)
-        self.attn = Attention(self.config, self.execution, self.prop_attn)
+        kind = Attention
+        if self.execution.size_encoding == "direction":
+            kind = DirectedAttention
+        self.attn = kind(self.config, self.execution, self.prop_attn)
         self.norm2 = LayerNorm(dtype, arch.norm_eps)
         hidden_eps = arch.norm_eps if arch.mlp_norm else None
         self.mlp = Mlp(hidden, arch.gelu, dtype, arch.mlp, hidden_eps)
-        if arch.layer_scale:
-            self.ls1 = LayerScale()
-            self.ls2 = LayerScale()
+        self.ls1 = LayerScale() if arch.layer_scale else _identity
+        self.ls2 = LayerScale() if arch.layer_scale else _identity
 
     def __call__(
         self, state, scores, reduction=None, drop_path=(None, None), train=False
     ):
-        """Run the block: (state, scores, the reduction's (result, inputs) or None).
+        """Run the block: (state, scores, the reduction's Decision or None).
 
         state, scores: TokenState and token scores from the block before
         reduction: a BlockReduction; None keeps all tokens
@@ -119,7 +134,6 @@ class Block(nn.Module):
         """
         site = reduction and self.layer.step.site
         reads = self.layer.reads
-        record = None
         if self.queries and site == "mid":  # attention leaves no image token to reduce
             site = None
             reads = frozenset()
@@ -128,19 +142,20 @@ class Block(nn.Module):
         if self.execution.remat and train:
             attend = nn.remat(attend, static_argnums=(3, 4))
             feed_forward = nn.remat(feed_forward)
+        decision = None
         if site == "pre":
-            state, record = reduction(state, scores, train)
+            state, decision = reduction(state, scores, train)
         if site == "attention":
-            state, scores, record = self.attend_reduced(
+            state, scores, decision = self.attend_reduced(
                 state, reduction, drop_path[0], train
             )
         else:
             x, scores = attend(self, state, drop_path[0], reads, train)
             state = self._returned(state).replace(x=x)
         if site == "mid":
-            state, record = reduction(state, scores, train)
+            state, decision = reduction(state, scores, train)
         state = state.replace(x=feed_forward(self, state.x, drop_path[1]))
-        return state, scores, record
+        return state, scores, decision
 
     def attend(self, state, factor, reads, train):
         """The attention branch: (x + attention(norm(x)) [B, N, D], scores).
@@ -155,10 +170,10 @@ class Block(nn.Module):
             if state.mask is not None:
                 live = (state.mask > 0.5).astype(jnp.float32)
             scores["shift"] = shift_shares(state.image(out), live)
-        return _add(self._returned(state).x, out, factor), scores
+        return add_branch(self._returned(state).x, out, factor), scores
 
     def attend_reduced(self, state, reduction, factor, train):
-        """Attention with a reduction inside: (state, scores, record)."""
+        """Attention with a reduction inside: (state, scores, Decision)."""
         # Queries and keys see all tokens. Values are computed after the reduction, for
         # the remaining tokens.
         heads = self.attn.project(self._normed(state.x), state, with_value=False)
@@ -167,22 +182,20 @@ class Block(nn.Module):
             weights = weights[:, :, : self.queries]
         scores = self.attn.scores(heads, self.layer.reads, state)
         size = state.size
-        state, record = reduction(state, scores, train)
+        state, decision = reduction(state, scores, train)
         value = self.attn.value(self._normed(state.x))
-        out = self.attn.output(attend_merged(weights, value, record[0], size))
+        out = self.attn.output(attend_merged(weights, value, decision.result, size))
         state = self._returned(state)
-        x = _add(state.x, self._scaled(out), factor)
-        return state.replace(x=x), scores, record
+        x = add_branch(state.x, self._scaled(out), factor)
+        return state.replace(x=x), scores, decision
 
     def feed_forward(self, x, factor=None):
         """x + mlp(norm(x)). [B, N, D] -> [B, N, D]."""
         if self.config.arch.post_norm:
-            out = self.norm2(self.mlp(_rows(x)))
+            out = self.norm2(self.mlp(rows(x)))
         else:
-            out = self.mlp(self.norm2(_rows(x)))
-        if self.config.arch.layer_scale:
-            out = self.ls2(out)
-        return _add(x, out, factor)
+            out = self.mlp(self.norm2(rows(x)))
+        return add_branch(x, self.ls2(out), factor)
 
     def _returned(self, state):
         """Cut `state` to the tokens returned by the block."""
@@ -194,31 +207,10 @@ class Block(nn.Module):
 
     def _normed(self, x):
         """Attention's input: norm(x), or x if the norm follows attention."""
-        if self.config.arch.post_norm:
-            return x
-        return self.norm1(_rows(x)).reshape(x.shape)
+        return x if self.config.arch.post_norm else on_rows(self.norm1, x)
 
     def _scaled(self, out):
         """Apply post norm and layer scale to attention's output."""
         if self.config.arch.post_norm:
-            out = self.norm1(_rows(out)).reshape(out.shape)
-        if self.config.arch.layer_scale:
-            out = self.ls1(out)
-        return out
-
-
-def _rows(x):
-    """Join batch and tokens. [B, N, D] -> [B N, D]."""
-    # XLA does not change the layout of a matrix; it may transpose [B, N, D].
-    return x.reshape(-1, x.shape[-1])
-
-
-def _add(x, branch, factor):
-    """x + branch * factor, for x [B, N, D] and drop path's factor [B] or None."""
-    # branch: [B, N, D] or [B N, D]
-    branch = _rows(branch)
-    if factor is not None:
-        factor = factor.astype(branch.dtype)[:, None]
-        factor = jnp.broadcast_to(factor, x.shape[:2]).reshape(-1, 1)
-        branch = branch * factor
-    return (_rows(x) + branch).reshape(x.shape)
+            out = on_rows(self.norm1, out)
+        return self.ls1(out)

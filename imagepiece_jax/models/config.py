@@ -145,11 +145,11 @@ class Execution:
     # parts that are float32 in any dtype, by name: "patch_embed" with the positions,
     # "blocks_3", "norm", "attn_pool"
     float32_parts: tuple[str, ...] = ()
-    attention_impl: str = "xla"  # or "cudnn", by `attention.resolve_backend`
+    attention_impl: str = "xla"  # or "cudnn", by `kernels.attention.resolve_backend`
     # the requested kernel, possibly "auto"; `attention_impl` is its choice on this
     # device
     attention: str = dataclasses.field(default="auto", compare=False)
-    # how log(size) is added to the attention logits, in `attention.SIZES`
+    # how log(size) is added to the attention logits, in `size_direction.SIZES`
     size_encoding: str = "bias"
     drop_path_rate: float = 0.0  # probability of dropping the last block's branches
     axis_name: str | None = None  # device axis for batch norm synchronization

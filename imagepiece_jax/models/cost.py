@@ -8,8 +8,9 @@ import math
 
 import jax
 
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.tables import text_table
-from imagepiece_jax.models.stems import stem_macs
+from imagepiece_jax.models.stems import conv_stem_widths
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.block_plan import dense_plan
 
@@ -172,3 +173,21 @@ def _part_parameters(model):
     head = size("norm", "fc_norm", "attn_pool", "head", "head_dist")
     stem = size(*params) - sum(blocks) - head
     return [stem, *blocks, head]
+
+
+def stem_macs(stem, embed_dim, image_size=224, patch_size=16):
+    """A stem's MACs for one RGB image, cut to whole patches.
+
+    image_size: pixels a side, or (height, width)
+    """
+    tokens = math.prod(side // patch_size for side in sides(image_size))
+    if stem == "patch":
+        return tokens * 3 * patch_size**2 * embed_dim
+    total = tokens * embed_dim**2
+    pixels = tokens * patch_size**2
+    width_in = 3
+    for width in conv_stem_widths(embed_dim, patch_size):
+        pixels //= 4
+        total += pixels * 9 * width_in * width
+        width_in = width
+    return total

@@ -9,9 +9,9 @@ from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.xla_options import checked_dtype
 from imagepiece_jax.data.preprocessing import Preprocessing, read_fields
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.kernels.attention import BACKENDS, resolve_backend
 from imagepiece_jax.models import reduction_plan, registry
 from imagepiece_jax.models.architecture import DEIT
-from imagepiece_jax.models.attention import BACKENDS, resolve_backend
 from imagepiece_jax.models.config import FLOAT32, MEAN, STD, Execution, ViTConfig
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.block_plan import dense_plan

@@ -15,12 +15,14 @@ from imagepiece_jax.common.image_size import size_text
 from imagepiece_jax.common.rng import uniform
 from imagepiece_jax.data.normalize import check_images, warn_of_range
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.kernels.folded_stem import FoldedStem
+from imagepiece_jax.kernels.token_layout import token_major
 from imagepiece_jax.models.attention_pool import AttentionPool, pooled_tokens
 from imagepiece_jax.models.block import Block, BlockReduction
 from imagepiece_jax.models.config import FLOAT32, Execution, ViTConfig
 from imagepiece_jax.models.explicit_axes import batch_sharding, method_on_auto_axes
-from imagepiece_jax.models.layers import INIT, LayerNorm, dense, token_major
-from imagepiece_jax.models.stems import ConvStem, FoldedStem, PatchStem
+from imagepiece_jax.models.layers import INIT, LayerNorm, dense
+from imagepiece_jax.models.stems import ConvStem, PatchStem, conv_stem_widths
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
 from imagepiece_jax.reduction.methods.method import ModelFacts
@@ -40,13 +42,14 @@ class Outputs:
     pooled: jax.Array  # [B, D], the head's input; all tokens [B, N, D] without a pool
     tokens: jax.Array  # [B, N, D], all tokens after the final norm
     state: TokenState  # all tokens before the final norm
-    results: tuple  # the reducers' results, one per reducing step
-    reducer_inputs: tuple[
-        ReducerInputs, ...
-    ]  # the reducers' inputs, one per reducing step
+    # the reducers' results and their inputs, one per reducing step
+    results: tuple
+    reducer_inputs: tuple[ReducerInputs, ...]
     # logits of the class head and of the distillation head; () without a distillation
     # token
     head_logits: tuple[jax.Array, ...] = ()
+    # the tokens after every block; () unless `with_states`
+    states: tuple[TokenState, ...] = ()
 
 
 def drop_path_scale(keys, depth, rate):
@@ -120,13 +123,14 @@ class ViT(nn.Module):
         )
 
     @nn.compact
-    def __call__(self, images, train=False, keys=None):
+    def __call__(self, images, train=False, keys=None, with_states=False):
         """Run the model on images.
 
         images: [B, H, W, 3], normalized by `mean` and `std`
         train: draw drop path, and use batch statistics in batch norm
         keys: {"drop_path": [B] keys, "reducer": [B] keys}. Training with drop path
             needs "drop_path". Random reducers use "reducer", or fixed keys for None.
+        with_states: fill `Outputs.states`
         Raises InputError for images of another shape, and for `rngs`.
         """
         check_images(images)
@@ -143,13 +147,13 @@ class ViT(nn.Module):
         elif sharding is not None:
 
             def call(vit, images, keys):
-                return vit(images, train, keys)
+                return vit(images, train, keys, with_states)
 
             return method_on_auto_axes(call, self, images, keys)
         state = self._embed(images, train)
         scores = {}
-        results = []
-        reducer_inputs = []
+        states = []
+        decisions = []
         drop_path = self._drop_path(keys, train)
         norm = self._final_norm()
         pool = None
@@ -170,12 +174,12 @@ class ViT(nn.Module):
             reduction = self._block_reduction(index, keys, probe)
             factors = drop_path[index]
             state = state.replace(x=state.x.astype(block.execution.dtype))
-            state, scores, record = block(state, scores, reduction, factors, train)
-            if record:
-                result, read = record
-                results.append(result)
-                reducer_inputs.append(read)
-        return self._classify(state, results, reducer_inputs, norm, pool)
+            state, scores, decision = block(state, scores, reduction, factors, train)
+            states.append(state)
+            if decision:
+                decisions.append(decision)
+        outputs = self._classify(state, decisions, norm, pool)
+        return outputs.replace(states=tuple(states)) if with_states else outputs
 
     def _dtype(self, part):
         if part in self.execution.float32_parts:
@@ -241,7 +245,7 @@ class ViT(nn.Module):
             factors.append((scale[:, block, 0], scale[:, block, 1]))
         return factors
 
-    def _classify(self, state, results, reducer_inputs, norm, pool):
+    def _classify(self, state, decisions, norm, pool):
         arch = self.config.arch
         x = state.x
         if arch.pool == "token":
@@ -275,8 +279,8 @@ class ViT(nn.Module):
             pooled=pooled,
             tokens=norm(x),
             state=state,
-            results=tuple(results),
-            reducer_inputs=tuple(reducer_inputs),
+            results=tuple(decision.result for decision in decisions),
+            reducer_inputs=tuple(decision.inputs for decision in decisions),
             head_logits=tuple(head_logits),
         )
 
@@ -345,11 +349,11 @@ class ViT(nn.Module):
     def _stem(self):
         name = "patch_embed"
         sizes = (self.config.embed_dim, self.config.patch_size, self._dtype(name))
+        is_conv = self.config.stem == "conv"
         if self.execution.folded:
-            return FoldedStem(
-                self.config.stem, *sizes, pixels=self.execution.folded, name=name
-            )
-        if self.config.stem == "conv":
+            widths = conv_stem_widths(*sizes[:2]) if is_conv else ()
+            return FoldedStem(*sizes, widths, self.execution.folded, name=name)
+        if is_conv:
             return ConvStem(*sizes, axis_name=self.execution.axis_name, name=name)
         return PatchStem(*sizes, use_bias=self.config.arch.patch_bias, name=name)
 
@@ -374,26 +378,6 @@ class ViT(nn.Module):
             return x
         pos_embed = self.param("pos_embed", INIT, (1, *x.shape[1:]))
         return x + pos_embed.astype(x.dtype)
-
-
-def with_states(
-    model: ViT, variables: Mapping[str, Any], images: jax.Array, **options: Any
-) -> tuple[Outputs, tuple[TokenState, ...]]:
-    """Run a model with options of `ViT.__call__`: (Outputs, TokenState per block)."""
-    states = []
-
-    def noting(call, args, kwargs, context):
-        result = call(*args, **kwargs)
-        if context.method_name == "__call__" and isinstance(context.module, Block):
-            states.append(result[0])
-        return result
-
-    with nn.intercept_methods(noting):
-        outputs = model.apply(variables, images, **options)
-    sharding = batch_sharding(images)
-    if sharding is not None:  # the states come from inside `on_auto_axes`
-        states = reshard(states, sharding)
-    return outputs, tuple(states)
 
 
 def final_norm(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import REGRESSION, activation
-from imagepiece_jax.models.vit import ViT, with_states
+from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.provenance import follow, rows_of
 from imagepiece_jax.reduction.state import DROPPED
 from imagepiece_jax.reduction.token_selector import kl_divergence
@@ -26,10 +26,10 @@ def answers(model: ViT, variables, images, names: tuple[str, ...]):
         pool = "token" if model.config.arch.class_token else "mean"
         model = model.clone(config=model.config.with_arch(pool=pool))
     model = model.with_execution(head_only="patches" not in names)
-    outputs, states = with_states(model, variables, images)
+    outputs = model.apply(variables, images, with_states=True)
     answer = {"logits": outputs.logits}
     if "class_tokens" in names:
-        rows = [state.x[:, 0].astype(jnp.float32) for state in states]
+        rows = [state.x[:, 0].astype(jnp.float32) for state in outputs.states]
         answer["class_tokens"] = jnp.stack(rows, axis=1)
     if "patches" in names:
         tokens = outputs.tokens[:, model.config.arch.prefix :]

@@ -18,7 +18,7 @@ from imagepiece_jax.common.rng import Purpose, batch_key, sample_keys
 from imagepiece_jax.data.augment import mixup, pipeline
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.accuracy import correct_at
-from imagepiece_jax.models.vit import ViT, with_states
+from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import FIGURES
 from imagepiece_jax.training.losses import distillation, soft_cross_entropy
@@ -230,19 +230,19 @@ def micro_batch_gradient(
         keys[name] = sample_keys(run.seed, state.step, positions, purpose)
     taught = None
     if teacher_model is not None:
-        taught = with_states(teacher_model, teacher, image)
-        taught = jax.lax.stop_gradient(taught)
+        taught = teacher_model.apply(teacher, image, with_states=True)
+        taught = jax.lax.stop_gradient((taught, taught.states))
 
     def loss_fn(params):
-        (outputs, changed), states = with_states(
-            model,
+        outputs, changed = model.apply(
             {"params": params, "batch_stats": batch_stats},
             image,
             train=True,
             keys=keys,
+            with_states=True,
             mutable=["batch_stats"],
         )
-        student = outputs, states
+        student = outputs, outputs.states
         value, terms = loss(student, taught, targets, run, model, state.step)
         _check_terms(terms)
         return value, (outputs.logits, changed.get("batch_stats", {}), terms)

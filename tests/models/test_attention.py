@@ -1,70 +1,24 @@
-"""Attention against its definition, for every kernel and every reducer input."""
+"""Scores of attention for every reducer input, against slow attention."""
 
 import functools
-import itertools
-import types
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.cudnn import fused_attention_stablehlo
 
 from imagepiece_jax.kernels import choice
-from imagepiece_jax.models.attention import (
-    attend,
-    attention_columns,
-    attention_map,
-    resolve_backend,
-    weighted_sum,
-)
+from imagepiece_jax.kernels.attention import attention_columns
 from imagepiece_jax.reduction.ops import mean_attention, mean_query
 from imagepiece_jax.reduction.state import TokenState
-from tests import compiling, oracles, oracles_learned, oracles_peaks
+from tests import oracles_peaks
+from tests.kernels.test_attention import random_bias, random_qkv, slow_attention
 from tests.models import tiny
-from tests.refused import refused
 from tests.rounding import assert_close
 
 # One compile a shape instead of one an operation.
-attend_jit = tiny.compiled(attend)
 row_of = tiny.compiled(mean_attention)
 columns = tiny.compiled(attention_columns)
-
-
-def masked_attend(query, key, value, mask, key_bias=None):
-    return weighted_sum(attention_map(query, key, key_bias, mask), value)
-
-
-attend_masked = tiny.compiled(masked_attend)
-
-
-def random_qkv(length, heads=3, width=5, batch=2, seed=0):
-    """Query, key and value, [batch, length, heads, width] each."""
-    values = np.random.default_rng(seed).normal(size=(3, batch, length, heads, width))
-    return tuple(values.astype(np.float32))
-
-
-def random_bias(length, batch=2):
-    """Log sizes, [batch, length]."""
-    sizes = np.random.default_rng(1).integers(1, 9, size=(batch, length))
-    return np.log(sizes, dtype=np.float32)
-
-
-def slow_attention(query, key, value, bias=None):
-    """float64 -> (output, weights [B, H, N, N])."""
-    bias = np.zeros(query.shape[:2]) if bias is None else bias
-    images = zip(query, key, value, bias, strict=True)
-    out, weights = zip(*itertools.starmap(oracles.attention, images), strict=True)
-    return np.stack(out), np.stack(weights)
-
-
-@pytest.mark.parametrize("length, biased", [(1, True), (2, False), (7, True)])
-def test_attend_equals_slow_attention(length, biased):
-    query, key, value = random_qkv(length)
-    bias = random_bias(length) if biased else None
-    out, _ = slow_attention(query, key, value, bias)
-    assert_close(attend_jit(query, key, value, bias), out)
 
 
 def rows_of(query, rows):
@@ -144,150 +98,6 @@ def test_a_token_far_from_the_query_gets_nothing():
     got = row_of(query, key)
     assert_close(got[0], [1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2)), 0])
     assert got[0, 2] == 0
-
-
-# The road to cuDNN, which runs on GPUs alone: its kernel is replaced by XLA's here.
-
-
-@pytest.fixture
-def cudnn_calls(monkeypatch):
-    """Calls that would have gone to cuDNN: (queries, keys, bias, masked?)."""
-    calls = []
-    plain = jax.nn.dot_product_attention
-
-    def stand_in(query, key, value, *, bias, implementation, **options):
-        if implementation == "xla":
-            return plain(query, key, value, bias=bias, implementation="xla", **options)
-        assert implementation == "cudnn"
-        if bias is not None:  # cuDNN refuses one row for all queries
-            assert bias.shape == (len(query), 1, query.shape[1], key.shape[1])
-        masked = options.get("key_value_seq_lengths") is not None
-        calls.append((query.shape[1], key.shape[1], bias, masked))
-        if masked:
-            key = spoilt(key)
-            value = spoilt(value)
-        return plain(query, key, value, bias=bias, implementation="xla", **options)
-
-    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
-    return calls
-
-
-@jax.custom_vjp
-def spoilt(keys):
-    """As cuDNN leaves it: nothing is written into the gradient of what is masked."""
-    return keys
-
-
-spoilt.defvjp(lambda keys: (keys, None), lambda _, g: (g.at[:, -1].set(jnp.nan),))
-
-
-@pytest.mark.parametrize(
-    "length, biased, train",
-    [(6, True, True), (7, True, True), (7, False, True), (7, True, False)],
-)
-def test_gradients_pad_odd_lengths_and_change_nothing(
-    cudnn_calls, length, biased, train
-):
-    layer = tiny.attention(15, 3, biased, attention_impl="cudnn")
-    rng = np.random.default_rng(0)
-    x, probe = rng.normal(size=(2, 2, length, 15)).astype(np.float32)
-    size = np.exp(random_bias(length)) if biased else np.ones((2, length), np.float32)
-    state = TokenState(x=x, size=size)
-    variables = tiny.fill(jax.eval_shape(layer.init, jax.random.key(0), x, state))
-    del cudnn_calls[:]
-
-    def gradients(layer, train):
-        def loss(variables, x):
-            out = layer.apply(variables, x, state, {"cls_attn", "key"}, train)
-            return jnp.sum(out[0] * probe), out
-
-        slope = jax.grad(loss, argnums=(0, 1), has_aux=True)
-        return tiny.compiled(slope)(variables, x)
-
-    got = gradients(layer, train)
-    want = gradients(tiny.attention(15, 3, biased), False)
-    assert_close(got, want, scale=1.0)  # a key's bias has no gradient: terms cancel
-    called, _, _, masked = cudnn_calls[-1]
-    assert called == length + length % 2
-    assert masked == (called != length)
-
-
-@pytest.mark.parametrize(
-    "length, keys, biased", [(7, 8, True), (9, 16, True), (6, 6, True), (7, 7, False)]
-)
-def test_inference_aligns_the_bias_of_odd_lengths(cudnn_calls, length, keys, biased):
-    """The output is XLA's; a bias of even lengths is as fast without padding."""
-    qkv = random_qkv(length)
-    bias = random_bias(length) if biased else None
-    out = tiny.compiled(functools.partial(attend, backend="cudnn"))(*qkv, bias)
-    ((*lengths, given, masked),) = cudnn_calls
-    assert (lengths, given is not None, masked) == ([length, keys], biased, False)
-    assert_close(out, attend_jit(*qkv, bias))
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_the_bias_of_padding_is_finite(cudnn_calls, dtype):
-    """A kernel that subtracts infinities would give NaN."""
-    if dtype == "float16":
-        compiling.needs_float16()
-    attend(*(a.astype(dtype) for a in random_qkv(7)), random_bias(7), backend="cudnn")
-    ((_, _, bias, _),) = cudnn_calls
-    assert bias.dtype == dtype
-    assert np.isfinite(np.asarray(bias, np.float32)).all()
-    unseen = np.exp(np.asarray(bias[..., 7:], np.float32))
-    np.testing.assert_array_equal(unseen, 0)
-
-
-def test_jax_refuses_odd_lengths_of_cudnn_in_training(monkeypatch):
-    """Where it no longer does, padding can go: see Odd lengths in PERFORMANCE.md."""
-    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91300)
-
-    padded = functools.partial(attend, backend="cudnn")
-    plain = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-
-    def trace(attention):
-        query = jax.ShapeDtypeStruct((2, 7, 3, 64), jnp.bfloat16)
-        grad = jax.grad(lambda x: attention(x, x, x).sum(dtype=jnp.float32))
-        jax.jit(grad).trace(query)
-
-    trace(padded)
-    with pytest.raises(NotImplementedError, match="sequence length Q 7, KV 7"):
-        trace(plain)
-
-
-def device(platform, capability=None):
-    found = types.SimpleNamespace(platform=platform)
-    if capability is not None:
-        found.compute_capability = capability
-    return found
-
-
-GPU = "an NVIDIA GPU of compute capability 8.0"
-
-
-@pytest.mark.parametrize(
-    "found, dtype, head_dim, lacking",
-    [
-        (device("gpu", "8.0"), "bfloat16", 64, ""),
-        (device("gpu", "10.0"), "float16", 8, ""),
-        (device("gpu", "9.0"), "float32", 64, "'bfloat16' or 'float16', not 'float32'"),
-        (device("gpu", "9.0"), "bfloat16", 12, "8, 16, .. 128, not 12"),
-        (device("gpu", "9.0"), "bfloat16", 136, "8, 16, .. 128, not 136"),
-        (device("gpu", "7.5"), "bfloat16", 64, GPU),
-        (device("gpu", "gfx942"), "bfloat16", 64, GPU),
-        (device("cpu"), "bfloat16", 64, GPU),
-    ],
-)
-def test_auto_takes_cudnn_where_it_runs(monkeypatch, found, dtype, head_dim, lacking):
-    monkeypatch.setattr(jax, "local_devices", lambda: [found])
-    backend = "xla" if lacking else "cudnn"
-    assert resolve_backend("auto", dtype, head_dim) == backend
-    assert resolve_backend("xla", dtype, head_dim) == "xla"
-    if not lacking:
-        assert resolve_backend("cudnn", dtype, head_dim) == "cudnn"
-        return
-    with refused("attention", lacking):
-        resolve_backend("cudnn", dtype, head_dim)
 
 
 X = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
@@ -372,33 +182,3 @@ def test_rows_have_image_columns_of_all_live_tokens(name, prefix, masked):
         want = oracles_peaks.scores(name, *arrays)
         got = scores[ROWS[name]][image]
         np.testing.assert_allclose(got, want[prefix:], rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("length, biased", [(1, True), (2, False), (7, True)])
-def test_masked_attention_equals_the_oracle(length, biased):
-    query, key, value = random_qkv(length, batch=3)
-    bias = random_bias(length, 3) if biased else np.zeros((3, length), np.float32)
-    mask = np.random.default_rng(1).integers(2, size=(3, length)).astype(np.float32)
-    mask[1:] = np.float32([[1], [0]])
-    got = attend_masked(query, key, value, mask, key_bias=bias)
-    first = attend_masked(query[:, :1], key, value, mask, key_bias=bias)
-    for image in range(3):
-        arrays = (np.asarray(a[image], float) for a in (query, key, value))
-        want = oracles_learned.masked_attention(*arrays, mask[image], bias[image])
-        np.testing.assert_allclose(got[image], want, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(first[image], want[:1], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_all_masked_and_far_apart_stays_finite(dtype):
-    heads = np.stack(random_qkv(5)) * 60
-    mask = np.zeros((2, 5), np.float32)
-    heads = heads.astype(jnp.dtype(dtype))
-
-    def total(heads, mask):
-        out = masked_attend(*heads, mask)
-        assert out.dtype == dtype
-        return jnp.sum(out.astype(jnp.float32) ** 2)
-
-    run = tiny.compiled(jax.value_and_grad(total, argnums=(0, 1)))
-    chex.assert_tree_all_finite(run(heads, mask))

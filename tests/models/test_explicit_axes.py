@@ -10,7 +10,6 @@ from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 
 import imagepiece_jax
-from imagepiece_jax.models.vit import with_states
 from tests.models import masked, tiny
 from tests.models.test_vit_switches import PARTS
 
@@ -57,15 +56,15 @@ def test_a_step_of_training_is_that_of_one_device(reduction, fields, within, mes
     @tiny.jit
     def step(params, rest, images, keys):
         def loss(params):
-            (outputs, changed), states = with_states(
-                model,
+            outputs, changed = model.apply(
                 {"params": params, **rest},
                 images,
                 train=True,
                 keys=keys,
+                with_states=True,
                 mutable=["batch_stats"],
             )
-            tokens = outputs.tokens + states[-1].x  # of one kind
+            tokens = outputs.tokens + outputs.states[-1].x  # of one kind
             return (outputs.logits**2).sum(), (changed, tokens)
 
         return jax.value_and_grad(loss, has_aux=True)(params)

@@ -8,13 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.models.stems import (
-    ConvStem,
-    FoldedStem,
-    PatchStem,
-    conv_stem_widths,
-    fold,
-)
+from imagepiece_jax.models.stems import ConvStem, PatchStem, conv_stem_widths
 from tests import oracles
 from tests.models import tiny
 from tests.refused import refused
@@ -61,32 +55,6 @@ def test_conv_stem_equals_slow_convolutions(side, is_train):
     want, statistics = slow_stem(variables, images, is_train)
     np.testing.assert_allclose(out, want, atol=2e-5)
     chex.assert_trees_all_close(dict(new), statistics, rtol=1e-5, atol=1e-6)
-
-
-def test_a_folded_stem_computes_the_same_however_small_a_variance_is():
-    stem = ConvStem(8, 4)
-    images = random_images(2, 8)
-    variables = tiny.fill(tiny.shapes(stem, 8))
-    running = variables["batch_stats"]["norm_0"]
-    running["var"] = np.full_like(running["var"], 1e-5)
-    want = tiny.jit(stem.apply)(variables, images)
-    params = fold("conv", variables["params"], variables["batch_stats"])
-    got = tiny.jit(FoldedStem("conv", 8, 4).apply)({"params": params}, images)
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
-
-
-@pytest.mark.parametrize("pixels", [2, 8])
-def test_a_convolution_that_joins_pixels_computes_the_same(pixels):
-    stem = ConvStem(8, 8)
-    images = tiny.images(2, side=(16, 24))
-    variables = tiny.fill(tiny.shapes(stem, (16, 24)))
-    want = tiny.jit(stem.apply)(variables, images)
-    params = fold("conv", variables["params"], variables["batch_stats"], pixels)
-    channels = 3 * pixels
-    assert params["conv_0"]["kernel"].shape == (pixels, 3, 3, channels)
-    folded = FoldedStem("conv", 8, 8, pixels=pixels)
-    got = jax.jit(folded.apply)({"params": params}, images)
-    np.testing.assert_allclose(got, want, atol=2e-6 * np.abs(want).max())
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 from configs import quickstart
+from imagepiece_jax import kernels
 from imagepiece_jax.benchmark import workloads
 from imagepiece_jax.common import parallel
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models import attention, block, cost, layers, rotary, vit
+from imagepiece_jax.kernels import attention, gelu, norm
+from imagepiece_jax.models import attention as models_attention
+from imagepiece_jax.models import block, cost, layers, rotary, vit
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction import moves, state
 from imagepiece_jax.training.config import RunConfig
@@ -39,17 +42,14 @@ def in_float64():
     wide = types.SimpleNamespace(**vars(jnp) | {"float32": jnp.float64})
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.enable_x64(True))
-        for module in (attention, block, layers, rotary, moves, state, vit):
+        models = (attention, models_attention, block, layers, rotary, vit)
+        for module in (*models, gelu, norm, moves, state):
             stack.enter_context(mock.patch.object(module, "jnp", wide))
         wide_head = mock.patch.object(layers.dense, "__defaults__", (jnp.float64,))
         stack.enter_context(wide_head)
-        # JAX's own has its softmax in float32.
-        stack.enter_context(mock.patch.object(attention, "attend", attend))
+        # JAX's own attention has its softmax in float32.
+        stack.enter_context(kernels.reference())
         yield
-
-
-def attend(query, key, value, key_bias=None, **_):
-    return attention.weighted_sum(attention.attention_map(query, key, key_bias), value)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -11,9 +11,8 @@ from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference.features import features
 from imagepiece_jax.models import cost, resize_positions
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.cost import model_macs, stem_macs
 from imagepiece_jax.models.create import create_model
-from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.models.variables import variable_shapes
 from tests.models import make, tiny
 from tests.refused import refused

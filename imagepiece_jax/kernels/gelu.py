@@ -1,0 +1,74 @@
+"""GELU, with a backward pass that stores its input alone."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from imagepiece_jax.common.nodes import onnx_op
+from imagepiece_jax.kernels.choice import is_reference
+
+QUICK = 1.702  # QuickGELU's factor
+FACTOR = math.sqrt(2 / math.pi)  # u = FACTOR (x + CUBIC x^3)
+CUBIC = 0.044715
+
+
+def plain_gelu(x, variant):
+    """x Phi(x) in float32."""
+    wide = x.astype(jnp.float32)
+    if variant == "tanh":
+        share = 0.5 * (1 + jnp.tanh(FACTOR * (wide + CUBIC * wide**3)))
+    elif variant == "quick":
+        share = jax.nn.sigmoid(QUICK * wide)
+    else:
+        share = _share_below(wide)
+    return (wide * share).astype(x.dtype)
+
+
+def _share_below(x):
+    """Phi(x)."""
+    # erf, as in PyTorch: erfc, as in JAX's own GELU, takes much longer.
+    return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+# For training: automatic differentiation would store whole float32 arrays. Because the
+# backward pass needs only x, a GPU can compute "tanh" in the kernel of the matrix
+# product before it, in the type of x.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _recomputed(x, variant):
+    if variant == "tanh":
+        return jax.nn.gelu(x, approximate=True)
+    return plain_gelu(x, variant)
+
+
+def _backward(variant, x, gradient):
+    """The gradient of x: (Phi(x) + x Phi'(x)) times the result's gradient."""
+    wide = x.astype(jnp.float32)
+    if variant == "tanh":
+        # x sigmoid(2 u)
+        share = jax.nn.sigmoid(2 * FACTOR * (wide + CUBIC * wide**3))
+        slope = 2 * FACTOR * (1 + 3 * CUBIC * wide**2)
+        derivative = share + wide * share * (1 - share) * slope
+    elif variant == "quick":
+        share = jax.nn.sigmoid(QUICK * wide)
+        derivative = share + QUICK * wide * share * (1 - share)
+    else:
+        density = jnp.exp(-0.5 * wide**2) / math.sqrt(2 * math.pi)
+        derivative = _share_below(wide) + wide * density
+    d_x = gradient.astype(jnp.float32) * derivative
+    return (d_x.astype(x.dtype),)
+
+
+_recomputed.defvjp(lambda x, variant: (_recomputed(x, variant), x), _backward)
+
+
+@onnx_op
+def gelu(x, variant="exact"):
+    """GELU, x Phi(x), elementwise (Hendrycks & Gimpel 2016, section 2).
+
+    variant: "exact", or an approximate Phi: "tanh", 0.5 (1 + tanh u), or "quick",
+        sigmoid(1.702 x)
+    """
+    form = plain_gelu if is_reference() else _recomputed
+    return form(x, variant)

@@ -1,0 +1,76 @@
+"""Layer norm, with a backward pass that stores its input and two numbers per token."""
+
+import jax
+import jax.numpy as jnp
+
+from imagepiece_jax.common.nodes import onnx_op
+from imagepiece_jax.kernels.choice import is_reference
+
+
+def plain_layer_norm(x, scale, bias, dtype, eps):
+    """(x - mean) / deviation * scale + bias in float32."""
+    return _normalized(x, *_statistics(x, eps), scale, bias).astype(dtype)
+
+
+def _statistics(x, eps):
+    """(mean, 1 / deviation), [..., 1] float32."""
+    x = x.astype(jnp.float32)
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    # XLA fuses the mean of squared distances into one kernel. E[x^2] - E[x]^2 would
+    # cancel for large numbers.
+    squares = (x - mean) ** 2
+    variance = jnp.mean(squares, axis=-1, keepdims=True)
+    return mean, jax.lax.rsqrt(variance + eps)
+
+
+def _normalized(x, mean, factor, scale, bias):
+    scale = jnp.expand_dims(scale, range(x.ndim - 1))
+    bias = jnp.expand_dims(bias, range(x.ndim - 1))
+    return (x.astype(jnp.float32) - mean) * (factor * scale) + bias
+
+
+# For training: x is in memory anyway. Automatic differentiation would store it again,
+# in float32 and normalized.
+_recomputed = jax.custom_vjp(plain_layer_norm, nondiff_argnums=(3, 4))
+
+
+def _forward(x, scale, bias, dtype, eps):
+    # Without this barrier XLA would store whole float32 arrays instead.
+    mean, factor = jax.lax.optimization_barrier(_statistics(x, eps))
+    out = _normalized(x, mean, factor, scale, bias).astype(dtype)
+    return out, (x, mean, factor, scale)
+
+
+def _backward(dtype, eps, saved, gradient):
+    """The gradients of x, scale and bias."""
+    x, mean, factor, scale = saved
+    # x in units of its deviation
+    unit = (x.astype(jnp.float32) - mean) * factor
+    gradient = gradient.astype(jnp.float32)
+    inner = gradient * jnp.expand_dims(scale, range(x.ndim - 1))
+    along = jnp.mean(inner * unit, axis=-1, keepdims=True)
+    centered = inner - jnp.mean(inner, axis=-1, keepdims=True)
+    d_x = factor * (centered - unit * along)
+    tokens = tuple(range(x.ndim - 1))
+    d_scale = jnp.sum(gradient * unit, axis=tokens)
+    d_bias = jnp.sum(gradient, axis=tokens)
+    return (
+        d_x.astype(x.dtype),
+        d_scale.astype(scale.dtype),
+        d_bias.astype(scale.dtype),
+    )
+
+
+_recomputed.defvjp(_forward, _backward)
+
+
+@onnx_op
+def layer_norm(x, scale, bias, dtype, eps=1e-6):
+    """(x - mean) / deviation * scale + bias over the last axis (Ba et al. 2016).
+
+    x, scale, bias: [..., D], [D] and [D]
+    dtype: the result's type; statistics are float32
+    eps: added to the variance
+    """
+    form = plain_layer_norm if is_reference() else _recomputed
+    return form(x, scale, bias, dtype, eps)

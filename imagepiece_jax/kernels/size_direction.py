@@ -1,0 +1,152 @@
+"""The size direction: proportional attention without a bias matrix.
+
+Proportional attention adds log(size) to the logits, by definition as a key bias. As a
+bias matrix that costs a GPU as much again as attention itself. Instead, every head
+gives up the direction its logits use least, and its keys carry log(size) there.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from imagepiece_jax.kernels.choice import is_fast
+
+SIZES = ("bias", "direction")
+QUERY_SCALE = 4.0  # every query's component along its head's size direction
+CLASS_SHARE = 0.5  # the class token's weight in C_q: its row decides
+STARTS = 3  # smallest eigenvectors of C_q + C_k from which the descent starts
+FIRST_TURNS = 20  # turns for every start
+TURNS = 100  # further turns, at most, for the best start
+STILL = 1e-12  # a direction has settled at a cosine above 1 - STILL
+NOTHING = 1e-9  # added share of the trace, below the precision of float32 sums
+
+
+def add_sizes(key, log_size, direction):
+    """Move keys along the size directions, which adds log_size to their logits.
+
+    key: [B, N, H, d], orthogonal to the directions
+    log_size: [B, N]
+    direction: [H, d]
+    """
+    # Along its direction every query is QUERY_SCALE (`without_direction`); the factor
+    # cancels that and attention's division by sqrt(d).
+    factor = key.shape[-1] ** 0.5 / QUERY_SCALE
+    direction = factor * direction.astype(jnp.float32)[None, None]
+    if is_fast(key):
+        # In the keys' type the addition fuses into the matrix product before it.
+        along = log_size[:, :, None] * direction.reshape(1, 1, -1)
+        matrix = key.reshape(along.shape) + along.astype(key.dtype)
+        return matrix.reshape(key.shape)
+    along = log_size[:, :, None, None] * direction
+    return (key.astype(jnp.float32) + along).astype(key.dtype)
+
+
+def without_direction(attention, u):
+    """Remove size directions from an Attention's query and key parameters.
+
+    u: [H, d] float32, unit vectors; zeros leave the logits as they are
+    """
+    # With P = I - u u^T and a = QUERY_SCALE, the projections become W_q P, b_q P + a u
+    # and W_k P, b_k P. Attention turns the key of a token of size s_j into
+    # k_j + sqrt(d) / a log(s_j) u. Then q k_j / sqrt(d) loses its part along u and
+    # gains log(s_j). The head width and the kernel stay the same. Training would fill
+    # the direction again, so the result is for inference.
+    attention = dict(attention)
+    query = {name: _projected(value, u) for name, value in attention["q"].items()}
+    bias = query.get("bias", np.zeros(u.size, np.float32))
+    attention["q"] = query | {"bias": bias + QUERY_SCALE * u.reshape(-1)}
+    key = attention["k"]
+    # Reducers compare the mean key over heads as it was before. It becomes a product of
+    # its own: the tokens with the heads' mean weights.
+    of_heads = np.asarray(key["kernel"], np.float32).reshape(-1, *u.shape)
+    attention["mean_key"] = np.mean(of_heads, axis=1)
+    bias = np.asarray(key.get("bias", np.zeros(u.size, np.float32)))
+    attention["mean_key_bias"] = np.mean(bias.reshape(u.shape), axis=0)
+    attention["k"] = {name: _projected(value, u) for name, value in key.items()}
+    attention["size_direction"] = u
+    return attention
+
+
+def _projected(value, u):
+    """Multiply by P = I - u u^T, head by head. [.., H d] -> [.., H d] float32."""
+    heads = np.asarray(value, np.float64).reshape(*value.shape[:-1], *u.shape)
+    along = np.sum(heads * u, axis=-1, keepdims=True)
+    return (heads - along * u).reshape(value.shape).astype(np.float32)
+
+
+def second_moments(query, key, class_token):
+    """Compute C_q, the mean of q q^T, and C_k, the key covariance within an image.
+
+    Both are [H, d, d].
+
+    query, key: [B, N, H, d]
+    class_token: whether the first token is a class token, with the weight CLASS_SHARE
+    """
+    batch, tokens = query.shape[:2]
+    weight = jnp.full(tokens, 1 / tokens)
+    if class_token:
+        token_weight = (1 - CLASS_SHARE) / (tokens - 1)
+        weight = jnp.full(tokens, token_weight).at[0].set(CLASS_SHARE)
+    of_queries = jnp.einsum("bnhd,bnhe,n->hde", query, query, weight) / batch
+    # A vector shared by all keys of an image shifts the logits of a query alike, which
+    # the softmax ignores. So the keys' covariance counts, not their second moment.
+    key = key - jnp.mean(key, axis=1, keepdims=True)
+    of_keys = jnp.einsum("bnhd,bnhe->hde", key, key) / (batch * tokens)
+    return of_queries, of_keys
+
+
+def least_used(of_queries: np.ndarray, of_keys: np.ndarray) -> np.ndarray:
+    """Minimize (u^T C_q u) (u^T C_k u) over unit vectors u.
+
+    [.., d, d] twice -> [.., d]
+    """
+    # The product is the mean square of the logits' loss when queries and keys lose
+    # their part along u. An oblique projection (one vector for queries, another for
+    # keys) loses a quarter less mean square, but comes no closer to the dense model.
+    #
+    # u is an eigenvector of C_q / (u^T C_q u) + C_k / (u^T C_k u), the one with the
+    # smallest eigenvalue. A turn multiplies u by this matrix's inverse, which never
+    # makes the product larger (AM-GM) and takes a fraction of an eigendecomposition's
+    # time. Only the best start is continued.
+    of_queries = _scaled(of_queries)
+    of_keys = _scaled(of_keys)
+    starts = [
+        np.linalg.eigh(of_queries + of_keys)[1][..., :STARTS],
+        np.linalg.eigh(of_queries)[1][..., :1],
+        np.linalg.eigh(of_keys)[1][..., :1],
+    ]
+    vectors = np.swapaxes(np.concatenate(starts, axis=-1), -1, -2)
+    vectors = _turned(vectors, of_queries, of_keys, FIRST_TURNS)
+    lost = _along(vectors, of_queries) * _along(vectors, of_keys)
+    best = np.argmin(lost, axis=-1)[..., None, None]
+    vectors = np.take_along_axis(vectors, best, axis=-2)
+    return _turned(vectors, of_queries, of_keys, TURNS)[..., 0, :]
+
+
+def _turned(vectors, of_queries, of_keys, turns):
+    """Take up to `turns` turns of unit vectors [.., S, d]; stop once all settle."""
+    for _ in range(turns):
+        before = vectors
+        along_queries = _along(vectors, of_queries)[..., None, None]
+        along_keys = _along(vectors, of_keys)[..., None, None]
+        matrix = of_queries[..., None, :, :] / along_queries
+        matrix = matrix + of_keys[..., None, :, :] / along_keys
+        vectors = np.linalg.solve(matrix, vectors[..., None])[..., 0]
+        vectors = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+        cosines = np.sum(before * vectors, axis=-1)
+        if np.all(cosines > 1 - STILL):
+            break
+    return vectors
+
+
+def _along(vectors, moments):
+    """Compute u^T C u. [.., S, d], [.., d, d] -> [.., S]"""
+    return np.einsum("...sd,...de,...se->...s", vectors, moments, vectors)
+
+
+def _scaled(moments):
+    """Scale second moments to trace 1 and make them positive definite."""
+    # A head of zeros, such as a pruned head, gets equal moments in every direction.
+    moments = np.asarray(moments, np.float64)
+    total = np.trace(moments, axis1=-2, axis2=-1)[..., None, None]
+    scaled = moments / np.where(total > 0, total, 1)
+    return scaled + NOTHING * np.eye(moments.shape[-1])

@@ -1,0 +1,163 @@
+"""Chosen forms against the plain definitions, forward and backward."""
+
+import contextlib
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax import kernels
+from imagepiece_jax.kernels import attention, choice, gelu, norm, size_direction
+from imagepiece_jax.kernels.folded_stem import FoldedStem, fold
+from imagepiece_jax.kernels.token_layout import token_major
+from imagepiece_jax.models.stems import NORM_EPSILON, ConvStem, PatchStem
+from imagepiece_jax.reduction.state import TokenState
+from tests.models import tiny
+from tests.rounding import assert_close
+
+DTYPES = ("float32", "bfloat16")
+
+
+def draw(*shape, seed=0, dtype="float32"):
+    values = np.random.default_rng(seed).normal(size=shape)
+    return values.astype(np.float32).astype(jnp.dtype(dtype))
+
+
+def pulled_back(fn, context, *arrays):
+    """(value, gradients) of `fn`, traced in a context, for one random gradient."""
+
+    def both(*arrays):
+        with context():
+            out, pull = jax.vjp(fn, *arrays)
+            return out, pull(draw(*out.shape, seed=9).astype(out.dtype))
+
+    return tiny.compiled(both)(*arrays)
+
+
+def assert_forms_agree(dtype, fn, *arrays, roundings=(32, 1), together=False):
+    """The chosen form has the definition's value and gradients, and their types.
+
+    roundings: of the largest number in a type, by which each array may differ: float32
+        and bfloat16
+    together: the largest number is that of all arrays: in some, all terms cancel
+    """
+    chosen = pulled_back(fn, contextlib.nullcontext, *arrays)
+    defined = pulled_back(fn, kernels.reference, *arrays)
+    chex.assert_trees_all_equal_shapes_and_dtypes(chosen, defined)
+    unit = float(jnp.finfo(dtype).eps) * roundings[DTYPES.index(dtype)]
+    pairs = [*zip(*map(jax.tree.leaves, (chosen, defined)), strict=True)]
+    largest = [np.abs(np.float64(other)).max(initial=0) for _, other in pairs]
+    for (one, other), size in zip(pairs, largest, strict=True):
+        atol = unit * (max(largest) if together else size)
+        np.testing.assert_allclose(np.float64(one), np.float64(other), 0, atol)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", ["exact", "tanh", "quick"])
+def test_gelu(variant, dtype):
+    x = 3 * draw(400, dtype=dtype)
+    form = functools.partial(gelu.gelu, variant=variant)
+    # In bfloat16 "tanh" rounds every step.
+    roundings = (32, 4 if variant == "tanh" else 1)
+    assert_forms_agree(dtype, form, x, roundings=roundings)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(7, 12), (2, 3, 33)])
+def test_layer_norm(shape, dtype):
+    """Tokens far from zero: squares that cancel would show."""
+    x = (draw(*shape) + 20 * draw(*shape[:-1], 1, seed=1)).astype(jnp.dtype(dtype))
+    scale = 1 + 0.3 * draw(shape[-1], seed=2)
+    layer_norm = functools.partial(norm.layer_norm, dtype=jnp.dtype(dtype))
+    bias = draw(shape[-1], seed=3)
+    assert_forms_agree(dtype, layer_norm, x, scale, bias, roundings=(256, 1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("is_biased", [False, True])
+@pytest.mark.parametrize("length", [None, 6])
+def test_attend(length, is_biased, dtype):
+    """With a row of padding, too."""
+    heads = draw(3, 2, 7, 3, 4, dtype=dtype)
+    bias = draw(2, length or 7, seed=1) if is_biased else None
+
+    def attend(*heads):
+        out = attention.attend(*heads, bias, length=length)
+        return out[:, :length]
+
+    assert_forms_agree(dtype, attend, *heads, roundings=(32, 2))
+
+
+def test_token_major():
+    assert_forms_agree("float32", token_major, draw(2, 4, 3), roundings=(0, 0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sizes_in_a_direction(dtype):
+    key = draw(2, 7, 3, 8, dtype=dtype)
+    log_size = np.log(np.random.default_rng(1).integers(1, 9, (2, 7)), dtype=np.float32)
+
+    def add(key):
+        with choice.fast():
+            return size_direction.add_sizes(key, log_size, draw(3, 8, seed=2))
+
+    assert_forms_agree(dtype, add, key)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", ["dense", "masked", "biased", "registers"])
+def test_whole_attention(form, dtype):
+    is_biased = form == "biased"
+    module = tiny.attention(12, 3, is_biased, dtype=dtype)
+    x = draw(2, 7, 12, dtype=dtype)
+    prefix = 5 if form == "registers" else 1
+    size = np.random.default_rng(1).integers(1, 9, (2, 7)).astype(np.float32)
+    state = TokenState(x=x, size=size, num_prefix=prefix)
+    if form == "masked":
+        state = state.replace(mask=np.float32([[1, 0, 1, 1, 0, 1], [1] * 6]))
+    variables = tiny.fill(jax.eval_shape(module.init, jax.random.key(0), x, state))
+
+    def attend(params, x):
+        return module.apply({"params": params}, x, state, train=True)[0]
+
+    params = variables["params"]
+    assert_forms_agree(dtype, attend, params, x, roundings=(32, 4), together=True)
+
+
+@pytest.mark.parametrize(
+    "stem, pixels", [("patch", 1), *(("conv", p) for p in (1, 2, 8))]
+)
+def test_folded_stem(stem, pixels):
+    """The stem that `fold` rewrites defines it, however small a variance is."""
+    images = tiny.images(2, side=(16, 24))
+    trained = {"patch": PatchStem, "conv": ConvStem}[stem](8, 8)
+    variables = tiny.fill(tiny.shapes(trained, (16, 24)))
+    stats = variables.get("batch_stats", {})
+    if stats:
+        stats["norm_0"]["var"] = np.full_like(stats["norm_0"]["var"], 1e-5)
+    folded = FoldedStem(8, 8, widths=(2, 4, 8) if stats else (), pixels=pixels)
+    params = fold(variables["params"], stats, NORM_EPSILON, pixels)
+
+    chosen, defined = (
+        pulled_back(functools.partial(form.apply, own), contextlib.nullcontext, images)
+        for form, own in ((folded, {"params": params}), (trained, variables))
+    )
+    assert_close(chosen, defined, units=128)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reduction", ["none", "peaks:blocks=(1,):keep_rate=0.6"])
+def test_whole_models(reduction, dtype):
+    """In bfloat16 every block rounds each number that it passes on."""
+    model = tiny.model(reduction, dtype=dtype, depth=2)
+    variables = tiny.variables(model)
+    images = tiny.images(2)
+
+    def logits(params):
+        return model.apply({"params": params}, images, train=True).logits
+
+    params = variables["params"]
+    assert_forms_agree(dtype, logits, params, roundings=(64, 4), together=True)
