@@ -14,15 +14,15 @@ from flax.linen.initializers import zeros
 
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.kernels.choice import is_fast
-from imagepiece_jax.models.config import Execution, ViTConfig
-from imagepiece_jax.models.layers import LayerNorm, dense, padded_from
-from imagepiece_jax.reduction import moves
-from imagepiece_jax.reduction.ops import (
+from imagepiece_jax.kernels.attention_scores import (
     class_and_mean_queries,
     mean_attention,
     mean_query,
 )
+from imagepiece_jax.kernels.choice import is_fast
+from imagepiece_jax.kernels.merging import merge_map
+from imagepiece_jax.models.config import Execution, ViTConfig
+from imagepiece_jax.models.layers import LayerNorm, dense, padded_from
 
 BACKENDS = ("auto", "xla", "cudnn")
 # How proportional attention adds log(size) to the logits: as a key bias, or along one
@@ -162,7 +162,7 @@ def attend_merged(weights, value, result, size):
     weights, size: [B, H, N, N] (or only the prefix rows) and [B, N], before the merge
     """
     prefix = size.shape[1] - result.dest.shape[1]
-    merged = moves.merge_map(weights, result, size[:, prefix:])
+    merged = merge_map(weights, result, size[:, prefix:])
     return weighted_sum(merged, value)
 
 

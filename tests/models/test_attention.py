@@ -12,6 +12,7 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
 from imagepiece_jax.kernels import choice
+from imagepiece_jax.kernels.attention_scores import mean_attention, mean_query
 from imagepiece_jax.models.attention import (
     attend,
     attention_columns,
@@ -19,7 +20,6 @@ from imagepiece_jax.models.attention import (
     resolve_backend,
     weighted_sum,
 )
-from imagepiece_jax.reduction.ops import mean_attention, mean_query
 from imagepiece_jax.reduction.state import TokenState
 from tests import compiling, oracles, oracles_learned, oracles_peaks
 from tests.models import tiny
