@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.kernels.ranking import gather_rows, rank
+from imagepiece_jax.kernels.similarity import cosine, unit
 from imagepiece_jax.reduction.block_plan import AtMostHalf, build, ceil
-from imagepiece_jax.reduction.ops import cosine, gather_rows, rank, unit
 from imagepiece_jax.reduction.reducers import Reducer
 
 

@@ -38,15 +38,13 @@ from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.compare_outputs import NEIGHBORS, nearest, shared, unit
 from imagepiece_jax.evaluate.result_cache import decode_bits, encode_bits
 from imagepiece_jax.evaluate.statistics import Estimate, format_estimate
-from imagepiece_jax.reduction import ops
+from imagepiece_jax.kernels.joining import distance_to_earlier, join_kept
+from imagepiece_jax.kernels.merging import DROPPED
+from imagepiece_jax.kernels.ranking import rank
+from imagepiece_jax.kernels.similarity import all_cosines
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.peaks import KeepPeaks, Peaks
-from imagepiece_jax.reduction.reducers import (
-    all_cosines,
-    distance_to_earlier,
-    join_kept,
-)
-from imagepiece_jax.reduction.state import DROPPED, Assignment
+from imagepiece_jax.reduction.state import Assignment
 
 FOLDER = pathlib.Path("docs/results/peaks")
 SHARES = (0.75, 0.6, 0.5, 0.4, 0.3)
@@ -93,13 +91,13 @@ class KeepParts(KeepPeaks):
         score = jax.lax.stop_gradient(self.scores(inputs, counts))
         if not self.ordered:
             score = jnp.ones_like(score)
-        alike = all_cosines(inputs)
+        alike = all_cosines(inputs.x, inputs.all_x)
         worth = score
         if self.keep == "peaks":
-            worth = score * distance_to_earlier(alike, ops.rank(score))
+            worth = score * distance_to_earlier(alike, rank(score))
         if self.keep == "random":
             worth = jax.vmap(lambda key: uniform(key, (counts.n_in,)))(inputs.rng)
-        order = ops.rank(worth)
+        order = rank(worth)
         slot, to_kept = join_kept(alike, order, counts.n_out)
         if self.merge == "none":
             slot = jnp.where(order < counts.n_out, slot, DROPPED)

@@ -17,7 +17,6 @@ errors
 common
 kernels
 reduction.block_plan reduction.schedules
-reduction.ops
 reduction.state
 reduction.moves
 reduction.provenance
@@ -140,7 +139,7 @@ def test_imports_point_one_way():
     "module, name",
     [
         ("reduction.block_plan", "jax"),
-        ("reduction.ops", "imagepiece_jax.reduction.methods"),
+        ("kernels.ranking", "imagepiece_jax.reduction.methods"),
         *[("training.trainer", f"imagepiece_jax.{room}") for room in ABOVE_TRAINING],
         ("weights.load", "imagepiece_jax.inference.optimize"),
         ("training.cluster.keeper", "imagepiece_jax.training.trainer"),

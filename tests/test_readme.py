@@ -22,12 +22,15 @@ from experiments.__main__ import STUDIES
 from imagepiece_jax.__main__ import commands
 from imagepiece_jax.commands import export
 from imagepiece_jax.data import class_names
+from imagepiece_jax.kernels.merging import DROPPED
+from imagepiece_jax.kernels.ranking import gather_rows, invert, rank
+from imagepiece_jax.kernels.similarity import cosine
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import MEAN
 from imagepiece_jax.models.create import create_model
-from imagepiece_jax.reduction import block_plan, ops
+from imagepiece_jax.reduction import block_plan
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.state import DROPPED, Assignment, ReducerInputs
+from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights import hub
 from tests.command import call
@@ -95,8 +98,8 @@ def test_the_new_method_joins_tokens_to_those_of_largest_norm():
 
 def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
     space = {"jax": jax, "jnp": jnp, "dataclasses": dataclasses, "ClassVar": ClassVar}
-    space |= {"Reducer": Reducer, "rank": ops.rank, "cosine": ops.cosine}
-    space |= {"gather_rows": ops.gather_rows, "invert": ops.invert}
+    space |= {"Reducer": Reducer, "rank": rank, "cosine": cosine}
+    space |= {"gather_rows": gather_rows, "invert": invert}
     space |= {"Assignment": Assignment, "DROPPED": DROPPED}
     start = "@dataclasses.dataclass(frozen=True)\nclass PruneAndMerge"
     run(DOCS / "reducers.md", start, space)

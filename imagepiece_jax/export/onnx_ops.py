@@ -206,7 +206,7 @@ def count_before(graph, keep):
 @translates
 def index_among(graph, keep):
     before = count_before(graph, keep)
-    # As in `ops.index_among`, the index of a dropped token is negative.
+    # As in `ranking.index_among`, the index of a dropped token is negative.
     operands = [keep, before, np.float32(-keep.shape[1])]
     return graph.op("Where", operands, keep.shape, np.float32)
 
@@ -378,7 +378,7 @@ def _product(graph, matrix, x):
 
 
 def _is_in_slot(graph, dest, n_out):
-    """`state.is_in_slot` as float32."""
+    """`merging.is_in_slot` as float32."""
     batch, n = dest.shape
     slots = np.arange(n_out)[None, :, None]
     return _equal(graph, graph.reshape(dest, (batch, 1, n)), slots)

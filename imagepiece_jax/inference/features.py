@@ -28,11 +28,12 @@ from imagepiece_jax.data.normalize import (
     warn_of_range,
 )
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.models.explicit_axes import on_auto_axes
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import Outputs, final_norm
 from imagepiece_jax.reduction.provenance import follow, rows_of
-from imagepiece_jax.reduction.state import DROPPED, Masking
+from imagepiece_jax.reduction.state import Masking
 
 FILLS = ("nearest", "last", "zero", "class")
 BATCH = 64  # files per batch

@@ -19,15 +19,15 @@ from imagepiece_jax.kernels.attention import (
     pad_tokens,
     weighted_sum,
 )
-from imagepiece_jax.kernels.token_layout import rows
-from imagepiece_jax.models.config import Execution, ViTConfig
-from imagepiece_jax.models.layers import LayerNorm, dense
-from imagepiece_jax.reduction import moves
-from imagepiece_jax.reduction.ops import (
+from imagepiece_jax.kernels.attention_scores import (
     class_and_mean_queries,
     mean_attention,
     mean_query,
 )
+from imagepiece_jax.kernels.merging import merge_map
+from imagepiece_jax.kernels.token_layout import rows
+from imagepiece_jax.models.config import Execution, ViTConfig
+from imagepiece_jax.models.layers import LayerNorm, dense
 
 
 @onnx_op
@@ -37,7 +37,7 @@ def attend_merged(weights, value, result, size):
     weights, size: [B, H, N, N] (or only the prefix rows) and [B, N], before the merge
     """
     prefix = size.shape[1] - result.dest.shape[1]
-    merged = moves.merge_map(weights, result, size[:, prefix:])
+    merged = merge_map(weights, result, size[:, prefix:])
     return weighted_sum(merged, value)
 
 

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.kernels.attention import attend, masked_read
+from imagepiece_jax.kernels.attention_scores import attention_row
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.layers import INIT, LayerNorm, Mlp, dense
-from imagepiece_jax.reduction.ops import attention_row
 
 
 def pooled_tokens(x, state, arch):

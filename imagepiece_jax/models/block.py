@@ -10,7 +10,6 @@ from flax import linen as nn
 
 from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.kernels.choice import is_fast
 from imagepiece_jax.kernels.token_layout import add_branch, on_rows, rows
 from imagepiece_jax.models.attention import Attention, attend_merged
 from imagepiece_jax.models.config import Execution, ViTConfig
@@ -18,8 +17,7 @@ from imagepiece_jax.models.directed_attention import DirectedAttention
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
 from imagepiece_jax.reduction import contract, moves
 from imagepiece_jax.reduction.block_plan import BlockPlan
-from imagepiece_jax.reduction.ops import shift_shares
-from imagepiece_jax.reduction.reducers import ATTENTION_SCORES
+from imagepiece_jax.reduction.reducers import ATTENTION_SCORES, shift_shares
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 
 
@@ -69,9 +67,10 @@ class BlockReduction:
             grid=state.grid,
             num_prefix=state.num_prefix,
             num_heads=self.num_heads,
+            all_x=state.x,
         )
-        if is_fast(state.x):
-            inputs = inputs.replace(all_x=state.x, all_keys=scores.get("all_keys"))
+        if reducer.metric == "key":
+            inputs = inputs.replace(all_metric=scores.get("all_keys"))
         if reducer.metric == "token":
             inputs = inputs.replace(metric=inputs.x)
         if "key" in reducer.needs:

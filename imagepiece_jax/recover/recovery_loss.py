@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import REGRESSION, activation
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.provenance import follow, rows_of
-from imagepiece_jax.reduction.state import DROPPED
 from imagepiece_jax.reduction.token_selector import kl_divergence
 
 

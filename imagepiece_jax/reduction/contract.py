@@ -11,13 +11,8 @@ import numpy as np
 
 from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.state import (
-    DROPPED,
-    Assignment,
-    Masking,
-    Mixing,
-    ReducerInputs,
-)
+from imagepiece_jax.kernels.merging import DROPPED
+from imagepiece_jax.reduction.state import Assignment, Masking, Mixing, ReducerInputs
 
 
 def check_plan(plan, arch, grid):

@@ -7,9 +7,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from imagepiece_jax.kernels.merging import DROPPED
+from imagepiece_jax.kernels.ranking import gather_rows
 from imagepiece_jax.reduction.moves import to_nearest_slot
-from imagepiece_jax.reduction.ops import gather_rows
-from imagepiece_jax.reduction.state import DROPPED, Assignment, Mixing
+from imagepiece_jax.reduction.state import Assignment, Mixing
 
 
 def patch_slots(results, batch: int, patches: int) -> list:

@@ -9,13 +9,21 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from imagepiece_jax.common.nodes import onnx_op
-from imagepiece_jax.kernels.choice import is_short
-from imagepiece_jax.reduction import ops
+from imagepiece_jax.kernels.joining import find_partners, join_sides
+from imagepiece_jax.kernels.merging import DROPPED, SlotIndex
+from imagepiece_jax.kernels.ranking import (
+    count_before,
+    gather_rows,
+    index_among,
+    invert,
+    pick,
+    rank,
+    sums,
+)
+from imagepiece_jax.kernels.similarity import cosine, cosines_of_sides, lengths
 from imagepiece_jax.reduction.block_plan import StepCounts
-from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex
+from imagepiece_jax.reduction.state import Assignment
 
 METRICS = ("key", "query", "value", "token")  # features by which tokens are compared
 # Scores that rank tokens: {name: field of ReducerInputs}. "auto" reads class attention;
@@ -113,7 +121,7 @@ class Ranking(Reducer):
             if inputs.mask is not None:
                 live = (inputs.mask > 0.5).astype(jnp.float32)
             margin = 0.75 * (1 - counts.progress)  # falls with the depth
-            score = ops.uniqueness(score, margin, live)
+            score = uniqueness(score, margin, live)
         if inputs.mask is None:
             return score
         return jnp.where(inputs.mask > 0.5, score, jnp.inf)
@@ -131,7 +139,7 @@ class TopK(Ranking):
         score = self.scores(inputs, counts)
         if not self.fuse:
             return keep_highest(score, counts.n_out)
-        keep = ops.rank(score) < counts.n_out - 1
+        keep = rank(score) < counts.n_out - 1
         return keep_and_sum(keep, score, counts.n_out)
 
 
@@ -149,61 +157,57 @@ class Bipartite(Reducer):
 
     def __call__(self, inputs, counts, train=False):
         merges = counts.n_in - counts.n_out
-        prefix = inputs.num_prefix
-        # Index of the first image token on side A: positions count the prefix, too.
-        first = prefix % 2
-        sources = jnp.arange(first, counts.n_in, 2, dtype=jnp.int32)[None]
-        targets = jnp.arange(1 - first, counts.n_in, 2, dtype=jnp.int32)[None]
+        first = inputs.num_prefix % 2  # A's first image token: positions count all
         metric = jax.lax.stop_gradient(inputs.metric)
-        short = is_short(inputs.x)
-        if short:
-            if self.metric == "key" and inputs.all_keys is not None:
-                metric = inputs.all_keys
-            alike = ops.cosine(metric)[:, -counts.n_in :, -counts.n_in :]
-            similarity = alike[:, first::2, 1 - first :: 2]
-        else:
-            # Scaling all tokens at once is one GPU kernel; two sides need several.
-            metric = ops.unit(metric)
-            similarity = ops.products(metric[:, first::2], metric[:, 1 - first :: 2])
+        similarity = cosines_of_sides(metric, first, inputs.x, inputs.all_metric)
+        targets = jnp.arange(1 - first, counts.n_in, 2, dtype=jnp.int32)[None]
         best, partner = find_partners(similarity, targets)
-        order = ops.rank(best)  # [B, |A|]
-        leaves = order < merges
-        # Slots of A's staying tokens, and their numbers on side A. Slots are the rest
-        # of A, then B, so the next split by position mixes the two sides.
-        n_staying = sources.shape[1] - merges
-        if prefix:  # in their order
-            slot_of_staying = ops.index_among(~leaves)
-            staying = ops.invert(slot_of_staying, n_staying)
-        else:  # by falling similarity
-            slot_of_staying = order - merges
-            staying = ops.invert(order, merges + np.arange(n_staying))
-        # A token's number on side B is half its index. `//` would be nine operations.
-        slot_of = n_staying + jax.lax.div(partner, jnp.int32(2))
-        sources = jnp.broadcast_to(sources, (order.shape[0], sources.size))
-        targets = jnp.broadcast_to(targets, (order.shape[0], targets.size))
-        slots_a = jnp.where(leaves, slot_of, slot_of_staying)
-        slots_b = n_staying + targets // 2
-        absorbed, partner, target = ops.pick(order, merges, sources, partner, slot_of)
-        keep = jnp.concatenate([first + 2 * staying, targets], axis=1)
-        index = SlotIndex(keep=keep, absorbed=absorbed, target=target, partner=partner)
-
-        def by_token(of_a, of_b):
-            return ops.alternate(of_b, of_a) if first else ops.alternate(of_a, of_b)
-
-        dest = by_token(slots_a, slots_b)
-        if short and prefix:
-            keeps_order = by_token(~leaves, jnp.zeros_like(slots_b, bool))
-            dest = ops.index_or(keeps_order, by_token(slot_of, slots_b))
-        elif short:
-            dest = jax.lax.optimization_barrier(dest)
+        # Slots are A's staying tokens, then B, so the next split mixes the two sides.
+        in_order = inputs.num_prefix > 0
+        order = rank(best)
+        dest, index = join_sides(order, partner, merges, first, in_order, inputs.x)
         return Assignment(dest, index=index, n_out=counts.n_out)
+
+
+def shift_shares(change, live=None):
+    """Measure token changes by a layer, as shares with sum 1. -> [B, n] float32.
+
+    change: [B, n, D], added to the tokens by the layer
+    live: [B, n], 1 for live tokens and 0 for masked tokens; None: all live
+    Source: Choi et al. 2025 (Representation Shift, by the L2 distance).
+    """
+    moved = lengths(change)
+    if live is not None:
+        moved = moved * live
+    total = jnp.sum(moved, axis=1, keepdims=True)
+    return moved / jnp.maximum(total, 1e-6)
+
+
+def uniqueness(key, margin, live=None):
+    """Score tokens by 1 - energy (PiToMe), as shares with sum 1. -> [B, n] float32.
+
+    key: [B, n, d], means over heads
+    live: [B, n], 1 for live tokens and 0 for masked tokens; None: all live
+    Source: Tran et al. 2024, section 3.2.
+    """
+    # Energy is the mean of ELU(cosine - margin) over all tokens: at most 1, and high
+    # for a token similar to many tokens.
+    alike = jax.nn.elu(cosine(key, key) - margin)
+    if live is None:
+        live = jnp.ones(key.shape[:2], jnp.float32)
+    count = jnp.sum(live, axis=1, keepdims=True)
+    count = jnp.maximum(count, 1.0)
+    energy = jnp.sum(alike * live[:, None, :], axis=2) / count
+    unlike = (1 - energy) * live
+    total = jnp.sum(unlike, axis=1, keepdims=True)
+    return unlike / jnp.maximum(total, 1e-6)
 
 
 def keep_highest(score, n_out):
     """Assign slots to the `n_out` highest scores [B, n], in spatial order."""
-    slot = ops.index_among(ops.rank(score) < n_out)
+    slot = index_among(rank(score) < n_out)
     dest = jnp.maximum(slot, DROPPED)
-    index = SlotIndex.one_each(ops.invert(slot, n_out))
+    index = SlotIndex.one_each(invert(slot, n_out))
     return Assignment(dest, index=index, n_out=n_out)
 
 
@@ -213,10 +217,10 @@ def keep_and_sum(keep, weight, n_out):
     keep: [B, n] bool
     weight: [B, n], weights in the sum
     """
-    dest = jnp.where(keep, ops.count_before(keep), n_out - 1)
+    dest = jnp.where(keep, count_before(keep), n_out - 1)
     weight = jnp.where(keep, 1.0, weight)
-    staying = ops.invert(ops.index_among(keep), n_out - 1)
-    leaving = ops.invert(ops.index_among(~keep), keep.shape[1] - n_out + 1)
+    staying = invert(index_among(keep), n_out - 1)
+    leaving = invert(index_among(~keep), keep.shape[1] - n_out + 1)
     first = leaving[:, :1]
     absorbed = leaving[:, 1:]
     target = jnp.full_like(absorbed, n_out - 1)
@@ -224,58 +228,6 @@ def keep_and_sum(keep, weight, n_out):
     kept = jnp.concatenate([staying, first], axis=1)
     index = SlotIndex(keep=kept, absorbed=absorbed, target=target, partner=first)
     return Assignment(dest, weight, index=index, n_out=n_out, mean=False)
-
-
-@onnx_op
-def find_partners(similarity, tokens):
-    """Find every row's most similar token; ties go to the first token.
-
-    similarity: [B, a, t], from `a` tokens to `tokens`
-    tokens: [B or 1, t] int32
-    Returns (`ops.order_key` of the highest similarity [B, a], token [B, a]).
-    """
-    order = jax.lax.broadcasted_iota(jnp.int32, similarity.shape, 2)
-    tokens = jnp.broadcast_to(tokens[:, None, :], similarity.shape)
-    best, _, partner = ops.largest(ops.order_key(similarity), order, tokens)
-    return best, partner
-
-
-def all_cosines(inputs):
-    """Compare all image tokens by cosine, without a gradient. -> [B, n, n] float32."""
-    if inputs.all_x is None:
-        x = ops.unit(jax.lax.stop_gradient(inputs.x))
-        return ops.products(x, x)
-    n = inputs.x.shape[1]
-    return ops.cosine(jax.lax.stop_gradient(inputs.all_x))[:, -n:, -n:]
-
-
-@onnx_op
-def distance_to_earlier(alike, order):
-    """Measure 1 minus the highest similarity to a token earlier in an order. -> [B, n].
-
-    alike, order: as for `join_kept`; the first token's distance is 2
-    """
-    is_earlier = order[:, None, :] < order[:, :, None]
-    return 1 - jnp.max(jnp.where(is_earlier, alike, -1.0), axis=-1)
-
-
-@onnx_op
-def join_kept(alike, order, n_out):
-    """Send every token to the most similar of the first `n_out` tokens in an order.
-
-    alike: [B, n, n] float32, similarities from -1 to 1
-    order: [B, n] int32, ranks from 0; on a tie the first kept token wins
-    Returns (slot [B, n] int32, similarity to the token kept there [B, n] float32). A
-    kept token's slot is its rank, and its similarity 1.
-    """
-    # A kept token is its own partner, so the same pass finds its slot. A token that is
-    # not kept has `most_alike`'s lowest value, as NaN has, so no token joins it.
-    itself = jnp.eye(order.shape[1], dtype=bool)[None]
-    kept = order < n_out
-    alike = jnp.where(itself, 2.0, alike)
-    alike = jnp.where(kept[:, None, :], alike, -3.0)
-    best, slot = ops.most_alike(alike, order)
-    return slot, jnp.minimum(best, 1.0)
 
 
 def merge_in_place(absorbed, partners, counts):
@@ -292,7 +244,7 @@ def merge_in_place(absorbed, partners, counts):
 
     # A staying token's slot is its index minus the number of absorbed tokens before it.
     # Absorbed tokens are counted before all partners, and before all absorbed tokens.
-    counts_before = ops.sums((before(partners), before(absorbed)), axis=2)
+    counts_before = sums((before(partners), before(absorbed)), axis=2)
     before_partner, before_absorbed = counts_before
     target = partners - before_partner
     staying_before = absorbed - before_absorbed
@@ -325,7 +277,7 @@ def keep_and_join(keep, absorbed, target, n):
     holds = tokens == jnp.arange(n, dtype=jnp.int32)[None, :, None]
     dest = jnp.where(holds, slots[:, None, :], DROPPED)
     dest = jnp.max(dest, axis=-1)
-    partners = ops.gather_rows(keep, target)
+    partners = gather_rows(keep, target)
     index = SlotIndex(keep=keep, absorbed=absorbed, target=target, partner=partners)
     return Assignment(dest, index=index, n_out=n_out)
 
@@ -338,9 +290,9 @@ def join_most_similar(metric, sources, targets, joining=None):
     joining: number of sources to pair, most similar first; None: all sources
     Returns (sources, targets), both [B, r] int32.
     """
-    sides = (ops.gather_rows(metric, side) for side in (sources, targets))
-    similarity = ops.cosine(*sides)
+    sides = (gather_rows(metric, side) for side in (sources, targets))
+    similarity = cosine(*sides)
     best, partners = find_partners(similarity, targets)
     if joining is None:
         return sources, partners
-    return ops.pick(ops.rank(best), joining, sources, partners)
+    return pick(rank(best), joining, sources, partners)

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-Array = jax.Array
+from imagepiece_jax.kernels.merging import SlotIndex
 
-DROPPED = -1
+Array = jax.Array
 
 
 @struct.dataclass
@@ -66,10 +66,9 @@ class ReducerInputs:
     # token itself; or the normed input of attention
     metric: Array | None = None
     key: Array | None = None  # [B, n, d]: mean over heads
-    # [B, prefix + n, ..]: x and keys with the prefix, for fast reductions. For a
-    # product with a slice of an array, a GPU would copy the slice.
+    # [B, prefix + n, ..]: x and metric with the prefix; None: not at hand
     all_x: Array | None = None
-    all_keys: Array | None = None
+    all_metric: Array | None = None
     # [B, n] float32: attention from the class token, mean over heads
     cls_attn: Array | None = None
     # [B, n] float32: attention from the mean query of all tokens, mean over heads
@@ -90,28 +89,6 @@ class ReducerInputs:
     num_prefix: int = struct.field(pytree_node=False, default=1)
     # number of heads of the block's attention
     num_heads: int = struct.field(pytree_node=False, default=1)
-
-
-@struct.dataclass(kw_only=True)
-class SlotIndex:
-    """Tokens per slot, as indices for gathering."""
-
-    keep: Array  # [B, n_out]: the token kept by every slot
-    absorbed: Array  # [B, e]: the rest of the tokens, except dropped tokens
-    target: Array  # [B, e]: the slots of `absorbed`
-    # [B, e]: the tokens kept by the slots in `target`; [B, 1] if all join one slot
-    partner: Array
-
-    @classmethod
-    def one_each(cls, keep):
-        """Make a SlotIndex with one token per slot; keep: [B, n_out]."""
-        none = jnp.zeros((keep.shape[0], 0), jnp.int32)
-        return cls(keep=keep, absorbed=none, target=none, partner=none)
-
-    @property
-    def groups(self):
-        """Slots of the partners, [B, e] or [B, 1], listed once per partner."""
-        return self.target[:, : self.partner.shape[1]]
 
 
 @struct.dataclass
@@ -174,10 +151,3 @@ def start(x, num_prefix=1, grid=None, coordinates=None):
         patches=total - num_prefix,
         grid=grid,
     )
-
-
-def is_in_slot(dest, n_out):
-    """Mark the tokens in every slot. [B, n] -> [B, n_out, n] bool."""
-    dest = dest[:, None, :]
-    slots = jnp.arange(n_out, dtype=dest.dtype)
-    return dest == slots[None, :, None]

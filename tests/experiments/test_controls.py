@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from experiments import controls
+from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.reduction.block_plan import StepCounts, build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
-from imagepiece_jax.reduction.state import DROPPED, ReducerInputs
+from imagepiece_jax.reduction.state import ReducerInputs
 from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import decide

@@ -9,9 +9,10 @@ import pytest
 from experiments import peaks
 from experiments.peaks import Cell, KeepParts
 from imagepiece_jax.evaluate.result_cache import encode_bits
+from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.peaks import KeepPeaks
-from imagepiece_jax.reduction.state import DROPPED, ReducerInputs
+from imagepiece_jax.reduction.state import ReducerInputs
 
 COUNTS = StepCounts(n_in=9, n_out=4)
 

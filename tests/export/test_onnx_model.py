@@ -25,10 +25,20 @@ from imagepiece_jax.export.onnx_model import (
 from imagepiece_jax.export.onnx_primitives import walk
 from imagepiece_jax.export.program_outputs import ProgramOutputs
 from imagepiece_jax.inference.features import features
+from imagepiece_jax.kernels import (
+    attention_scores,
+    joining,
+    merging,
+    ranking,
+    similarity,
+)
+from imagepiece_jax.kernels.joining import distance_to_earlier, find_partners, join_kept
+from imagepiece_jax.kernels.merging import merge
+from imagepiece_jax.kernels.ranking import gather_rows, index_among, invert, pick, rank
+from imagepiece_jax.kernels.similarity import cosine
 from imagepiece_jax.models import attention, layers, registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.reduction import moves, ops, reducers
 from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny
 from tests.models.test_vit_families import FAMILIES
@@ -485,9 +495,10 @@ def test_rewritten_nodes_give_the_same(fn, shapes):
 
 
 MARKED = nodes.onnx_op(lambda: None).__code__
+ROOMS = (attention_scores, joining, merging, ranking, similarity, layers, attention)
 
 
-@pytest.mark.parametrize("room", [layers, attention, ops, moves, reducers])
+@pytest.mark.parametrize("room", ROOMS)
 def test_marked_functions_have_onnx_operators_of_their_name_and_arguments(room):
     """The graph argument comes first."""
     marked = []
@@ -502,10 +513,9 @@ def test_marked_functions_have_onnx_operators_of_their_name_and_arguments(room):
 
 def test_onnx_operators_are_of_marked_functions():
     """A function that nobody marks would never be called."""
-    rooms = {**vars(layers), **vars(attention), **vars(ops)}
-    rooms |= {**vars(moves), **vars(reducers)}
+    found = collections.ChainMap(*map(vars, ROOMS))
     for name in onnx_ops.OPS:
-        assert rooms[name].__code__ is MARKED
+        assert found[name].__code__ is MARKED
 
 
 NUMBERS = np.arange(11, 23, dtype=np.int32).reshape(2, 6)
@@ -513,22 +523,22 @@ NUMBERS = np.arange(11, 23, dtype=np.int32).reshape(2, 6)
 
 def partners(x):
     """A constant's entry for every value."""
-    return reducers.find_partners(x[:, :, None] * x[:, None], NUMBERS[:1])[1]
+    return find_partners(x[:, :, None] * x[:, None], NUMBERS[:1])[1]
 
 
 def by_rank(x, other):
     """Values in the order of ranks, taken at the tokens sorted by `other`."""
-    return ops.gather_rows(ops.gather_rows(x, ops.rank(x)), sorted_by(other))
+    return gather_rows(gather_rows(x, rank(x)), sorted_by(other))
 
 
 def sorted_by(x):
-    return ops.invert(ops.rank(x), x.shape[1])
+    return invert(rank(x), x.shape[1])
 
 
 def rows_after_first(x, tokens):
     """Rows of tokens, counted from the second row."""
     rows = jnp.stack([x, 2 * x, -x], 2)
-    return ops.gather_rows(jnp.concatenate([rows, 3 * rows], 1)[:, 1:], tokens)
+    return gather_rows(jnp.concatenate([rows, 3 * rows], 1)[:, 1:], tokens)
 
 
 def both(numbers):
@@ -538,25 +548,25 @@ def both(numbers):
 @pytest.mark.parametrize(
     "fn",
     [
-        lambda x: ops.pick(ops.rank(x), 3, NUMBERS)[0],
-        lambda x: ops.pick(ops.index_among(x > 0), 6, NUMBERS)[0],  # fewer are kept
-        lambda x: ops.pick(ops.index_among(x > 0), 6, both(np.arange(6) + 1.0))[0],
-        lambda x: ops.invert(ops.rank(x), np.array([1, 3])),
-        lambda x: ops.invert(ops.rank(x), np.array([-1, 9, 2])),  # two are missing
-        lambda x: ops.invert(ops.index_among(x > 0), 6),
-        lambda x: ops.invert(ops.index_among(ops.rank(x) < 4), 4),
+        lambda x: pick(rank(x), 3, NUMBERS)[0],
+        lambda x: pick(index_among(x > 0), 6, NUMBERS)[0],  # fewer are kept
+        lambda x: pick(index_among(x > 0), 6, both(np.arange(6) + 1.0))[0],
+        lambda x: invert(rank(x), np.array([1, 3])),
+        lambda x: invert(rank(x), np.array([-1, 9, 2])),  # two are missing
+        lambda x: invert(index_among(x > 0), 6),
+        lambda x: invert(index_among(rank(x) < 4), 4),
         lambda x: 1 + jax.lax.div(partners(x), jnp.int32(2)) * 3,
         # by rank, and from there the sorted tokens 2 to 4, or others
         lambda x: by_rank(x, x)[:, 2:5],
-        lambda x: ops.gather_rows(ops.gather_rows(x, ops.rank(x)), NUMBERS[:, :2] % 6),
+        lambda x: gather_rows(gather_rows(x, rank(x)), NUMBERS[:, :2] % 6),
         lambda x: by_rank(x, -x)[:, 2:5],
-        lambda x: rows_after_first(x, ops.invert(ops.rank(x), 4)),
+        lambda x: rows_after_first(x, invert(rank(x), 4)),
         lambda x: rows_after_first(x, NUMBERS % 11),
         lambda x: rows_after_first(x, sorted_by(x).reshape(2, 3, 2)),
-        lambda x: ops.gather_rows(x > 0, sorted_by(x)).astype(float),
+        lambda x: gather_rows(x > 0, sorted_by(x)).astype(float),
         # constants of the same numbers for all images: two that are no steps, and steps
-        lambda x: ops.gather_rows(both([1e8, 1.0]), sorted_by(x) // 3),
-        lambda x: ops.gather_rows(both(np.arange(6) * 2 + 1.0), sorted_by(x)),
+        lambda x: gather_rows(both([1e8, 1.0]), sorted_by(x) // 3),
+        lambda x: gather_rows(both(np.arange(6) * 2 + 1.0), sorted_by(x)),
     ],
 )
 @pytest.mark.parametrize("gathers", [False, True])
@@ -582,10 +592,10 @@ def test_distances_and_kept_tokens_are_those_of_jax(n_out, ties, gathers):
 
     def decided(both):
         tokens, score = jnp.split(both, [4], 2)
-        alike = ops.cosine(tokens, tokens)
-        order = ops.rank(score[..., 0])
-        distance = reducers.distance_to_earlier(alike, order)
-        slot, to_kept = reducers.join_kept(alike, order, n_out)
+        alike = cosine(tokens, tokens)
+        order = rank(score[..., 0])
+        distance = distance_to_earlier(alike, order)
+        slot, to_kept = join_kept(alike, order, n_out)
         distance = jnp.minimum(distance, 2.0)
         return jnp.stack([distance, slot.astype(jnp.float32), to_kept], axis=1)
 
@@ -629,7 +639,7 @@ def test_tokens_and_values_are_merged_as_by_jax(n_out, drop, options, fields):
     def merged(x, result):
         x, size, weights = jnp.split(x, [4, 5], 2)
         size = size[..., 0]
-        rows, sizes = moves.merge(x, size, result)
+        rows, sizes = merge(x, size, result)
         weights = weights.reshape(3, 2, tokens, tokens)
         out = attention.attend_merged(weights, value, result, size)
         first = attention.attend_merged(weights[:, :, :1], value, result, size)

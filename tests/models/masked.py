@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.reduction import block_plan
 from imagepiece_jax.reduction.block_plan import Fixed, Step
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.state import DROPPED, Assignment
+from imagepiece_jax.reduction.state import Assignment
 from tests.models import tiny
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from imagepiece_jax.kernels import choice
 from imagepiece_jax.kernels.attention import attention_columns
-from imagepiece_jax.reduction.ops import mean_attention, mean_query
+from imagepiece_jax.kernels.attention_scores import mean_attention, mean_query
 from imagepiece_jax.reduction.state import TokenState
 from tests import oracles_peaks
 from tests.kernels.test_attention import random_bias, random_qkv, slow_attention

@@ -5,8 +5,8 @@ import functools
 import jax
 import numpy as np
 
+from imagepiece_jax.kernels.merging import SlotIndex
 from imagepiece_jax.reduction import moves
-from imagepiece_jax.reduction.state import SlotIndex
 from tests.models import tiny
 
 FORMS = ("gather", "one_hot")

@@ -16,12 +16,13 @@ import pytest
 from absl.testing import parameterized
 from flax import linen as nn
 
+from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.reduction import contract, moves, provenance
 from imagepiece_jax.reduction.block_plan import build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import ATTENTION_SCORES
 from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.reduction.state import DROPPED, ReducerInputs, start
+from imagepiece_jax.reduction.state import ReducerInputs, start
 from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import reducers, shortest

@@ -13,9 +13,9 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.create import create_model
-from imagepiece_jax.reduction.state import DROPPED
 from tests.models import tiny
 from tests.rounding import assert_close
 

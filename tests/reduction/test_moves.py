@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction import moves
-from imagepiece_jax.reduction.state import DROPPED, Assignment, Masking, TokenState
+from imagepiece_jax.kernels.merging import DROPPED, FEW
+from imagepiece_jax.reduction.state import Assignment, Masking, TokenState
 from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import FORMS, apply, index_of, move
@@ -89,8 +89,8 @@ def test_apply_equals_the_oracle(n, n_out, options, form):
 @pytest.mark.parametrize("weighted", [True, False])
 def test_many_absorbed_tokens_are_a_product(weighted):
     """More than are summed one by one; features and gradients are the same."""
-    n = 3 * moves.FEW
-    n_out = moves.FEW
+    n = 3 * FEW
+    n_out = FEW
     state, assignment = make(n, n_out, weighted=weighted)
     got = apply(state, assignment, form="gather")
     x, _ = expected(state, assignment)
@@ -152,14 +152,6 @@ def gradients(state, assignment, probe, form):
 
 def random_probe(*shape):
     return np.random.default_rng(1).normal(size=shape).astype(np.float32)
-
-
-@pytest.mark.parametrize("weights", WEIGHTS)
-def test_gradients_by_hand_are_those_of_the_product(weights):
-    """The gather's own backward rule, and plain differentiation of its oracle."""
-    state, assignment = make(5, 3, **weights)
-    probe = random_probe(3, 4, 4)
-    assert_close(*(gradients(state, assignment, probe, form) for form in FORMS))
 
 
 @pytest.mark.parametrize("form", FORMS)

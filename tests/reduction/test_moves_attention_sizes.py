@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction.moves import merge_map
+from imagepiece_jax.kernels.merging import merge_map
 from imagepiece_jax.reduction.state import Assignment
 from tests.models import tiny
 from tests.reduction.steps import FORMS, apply

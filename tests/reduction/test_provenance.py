@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.reduction import provenance
-from imagepiece_jax.reduction.state import DROPPED, Assignment, Masking, Mixing
+from imagepiece_jax.reduction.state import Assignment, Masking, Mixing
 
 
 def test_slots_are_followed_until_tokens_overlap():

@@ -11,12 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction import moves, ops
+from imagepiece_jax.kernels.joining import find_partners
+from imagepiece_jax.kernels.merging import DROPPED
+from imagepiece_jax.kernels.similarity import cosine
+from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.methods.peaks import KeepPeaks
-from imagepiece_jax.reduction.reducers import Bipartite, TopK, find_partners
-from imagepiece_jax.reduction.state import DROPPED, ReducerInputs, start
+from imagepiece_jax.reduction.reducers import Bipartite, TopK
+from imagepiece_jax.reduction.state import ReducerInputs, start
 from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import FORMS, apply, decide, vectors
@@ -105,7 +108,7 @@ MERGES = [("0", "0.3", "all"), ("0.5", "0.6", "candidates"), ("1", "1", "all")]
 @functools.partial(tiny.compiled, static_argnums=1)
 def decide_all(inputs, work):
     """Similarities of all tokens, and all decisions at one n, as one program."""
-    similarity = ops.cosine(inputs.metric, inputs.metric)
+    similarity = cosine(inputs.metric, inputs.metric)
     return similarity, [reducer(inputs, counts) for reducer, counts in work]
 
 

@@ -13,8 +13,7 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention_pool import AttentionPool
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.block_plan import StepCounts
-from imagepiece_jax.reduction.ops import shift_shares, uniqueness
-from imagepiece_jax.reduction.reducers import SCORES, Ranking
+from imagepiece_jax.reduction.reducers import SCORES, Ranking, shift_shares, uniqueness
 from imagepiece_jax.reduction.state import ReducerInputs, start
 from tests import oracles, oracles_peaks
 from tests.models import tiny

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import check_choice
+from imagepiece_jax.kernels.ranking import count_before, gather_rows
+from imagepiece_jax.kernels.similarity import cosine
 from imagepiece_jax.reduction.methods.method import InStages
-from imagepiece_jax.reduction.ops import cosine, count_before, gather_rows
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.state import Assignment
 

@@ -7,28 +7,16 @@ import pathlib
 import sys
 
 import jax
-import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.kernels.choice import is_fast
+from imagepiece_jax.kernels.joining import join_ranked
+from imagepiece_jax.kernels.ranking import rank
 from imagepiece_jax.reduction.block_plan import Rule, Step
 from imagepiece_jax.reduction.methods.method import Method, check_each
-from imagepiece_jax.reduction.ops import (
-    gather_rows,
-    invert,
-    products,
-    rank,
-    unit,
-)
-from imagepiece_jax.reduction.reducers import (
-    Ranking,
-    all_cosines,
-    find_partners,
-    join_kept,
-)
+from imagepiece_jax.reduction.reducers import Ranking
 from imagepiece_jax.reduction.schedules import powered_shares, rounded, stretched
-from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex
+from imagepiece_jax.reduction.state import Assignment
 
 # Published schedules for models with 197 tokens: {model: {GMACs: (counts after pruning,
 # counts after merging)}}, one count per block, class token included.
@@ -82,54 +70,14 @@ class PruneAndMerge(Ranking):
     kept: int  # number of tokens before merging
 
     def __call__(self, inputs, counts, train=False):
-        n = counts.n_in
+        n_in = counts.n_in
         n_out = counts.n_out
         x, score = jax.lax.stop_gradient((inputs.x, self.scores(inputs, counts)))
-        order = rank(score)
-        tokens = invert(order, n)  # by falling score
-        kept = min(max(self.kept, n_out), n)
-        keep = tokens[:, :n_out]
-        joining = tokens[:, n_out:kept]
-        if kept == n_out:  # no token merges, so arrays would be empty
-            dest = jnp.where(order < n_out, order, DROPPED)
-            index = SlotIndex.one_each(keep)
-            sizes = inputs.attn_size
-            return Assignment(dest, attn_size=sizes, index=index, n_out=n_out)
-        if is_fast(x):
-            return self._of_all_pairs(inputs, order, counts)
-        x = unit(x)
-        alike = products(gather_rows(x, joining), gather_rows(x, keep))
-        slots = jnp.arange(n_out, dtype=jnp.int32)[None]
-        _, target = find_partners(alike, slots)
-        partner = gather_rows(keep, target)
-        index = SlotIndex(keep=keep, absorbed=joining, target=target, partner=partner)
-        # Slots and attention sizes of tokens by falling score, then in token order. A
-        # joining token adds its attention size times its cosine to its partner.
-        dropped = ((0, 0), (0, n - kept))
-        slots = [jnp.broadcast_to(slots, keep.shape), target]
-        slots = jnp.pad(jnp.concatenate(slots, 1), dropped, constant_values=DROPPED)
-        joined = gather_rows(inputs.attn_size, joining) * jnp.max(alike, axis=-1)
-        sizes = [gather_rows(inputs.attn_size, keep), joined]
-        sizes = jnp.pad(jnp.concatenate(sizes, 1), dropped)
-        dest = gather_rows(slots, order)
-        sizes = gather_rows(sizes, order)
-        return Assignment(
-            dest, attn_size=sizes, index=index, n_out=n_out, by_size=False
+        kept = min(max(self.kept, n_out), n_in)
+        dest, size, index = join_ranked(
+            x, rank(score), n_out, kept, inputs.attn_size, inputs.all_x
         )
-
-    def _of_all_pairs(self, inputs, order, counts):
-        """Make the Assignment from all pairs' similarities, without gathering tokens.
-
-        order: [B, n], ranks by falling score
-        """
-        n = counts.n_in
-        dest, alike = join_kept(all_cosines(inputs), order, counts.n_out)
-        sizes = inputs.attn_size * alike
-        if self.kept < n:
-            dropped = order >= max(self.kept, counts.n_out)
-            dest = jnp.where(dropped, DROPPED, dest)
-            sizes = jnp.where(dropped, 0.0, sizes)
-        return Assignment(dest, attn_size=sizes, n_out=counts.n_out, by_size=False)
+        return Assignment(dest, None, size, index, n_out=n_out, by_size=False)
 
 
 @dataclasses.dataclass(frozen=True)

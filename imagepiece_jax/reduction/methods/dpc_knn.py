@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.reduction import ops
+from imagepiece_jax.kernels.ranking import count_before, gather_rows, rank, smallest
+from imagepiece_jax.kernels.similarity import squared_distances
 from imagepiece_jax.reduction.methods.method import InStages
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.state import Assignment
@@ -24,8 +25,8 @@ def density_peaks(x, neighbors, n_out):
     # A token's density is exp(- mean squared distance to its nearest tokens). Centers
     # are the `n_out` tokens with the highest product of density and distance to the
     # nearest denser token.
-    squares = ops.squared_distances(x) / x.shape[-1]
-    near = ops.smallest(squares, neighbors)
+    squares = squared_distances(x) / x.shape[-1]
+    near = smallest(squares, neighbors)
     # The density's logarithm: the density itself would be 0 for all distant tokens.
     density = -jnp.sum(jnp.where(near, squares, 0), axis=-1) / neighbors
     distance = jnp.sqrt(squares)
@@ -33,12 +34,12 @@ def density_peaks(x, neighbors, n_out):
     farthest = jnp.max(distance, axis=(1, 2))
     apart = jnp.where(denser, distance, farthest[:, None, None])
     apart = jnp.min(apart, axis=-1)
-    center = ops.rank(density + jnp.log(apart)) < n_out
+    center = rank(density + jnp.log(apart)) < n_out
     away = jnp.where(center[:, None, :], distance, jnp.inf)
     nearest = jnp.argmin(away, axis=-1).astype(jnp.int32)
     itself = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
     owner = jnp.where(center, itself, nearest)
-    return ops.gather_rows(ops.count_before(center), owner)
+    return gather_rows(count_before(center), owner)
 
 
 @dataclasses.dataclass(frozen=True)

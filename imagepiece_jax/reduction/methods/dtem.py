@@ -11,7 +11,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.reduction import ops
+from imagepiece_jax.kernels.ranking import (
+    alternate,
+    gather_rows,
+    invert,
+    rank,
+    smallest,
+)
+from imagepiece_jax.kernels.similarity import cosine
 from imagepiece_jax.reduction.block_plan import Remove, Step
 from imagepiece_jax.reduction.methods.method import ParamGroup, Removal
 from imagepiece_jax.reduction.reducers import Bipartite, Reducer
@@ -30,7 +37,7 @@ def soft_top(similarity, merges):
     """
     # Every draw is a softmax over the NEIGHBORS largest entries of all rows. The more
     # of a row is chosen already, the less the row counts.
-    near = ops.smallest(-jax.lax.stop_gradient(similarity), NEIGHBORS)
+    near = smallest(-jax.lax.stop_gradient(similarity), NEIGHBORS)
     logits = jnp.where(near, similarity, 0) / (TEMPERATURE * TEMPERATURE)
 
     def draw(carry, _):
@@ -81,13 +88,13 @@ def soft_merge(similarity, size, live, merges):
     matrix = jax.lax.pad(to_odd, jnp.float32(0), ((0, 0, 0), rows, columns))
     # Then the weights of the tokens themselves: all except odd tokens keep their
     # features.
-    scale = ops.alternate(jnp.ones_like(even_size), odd_size / safe)
+    scale = alternate(jnp.ones_like(even_size), odd_size / safe)
     scale = jnp.pad(scale, ((0, 0), (0, dead)), constant_values=1.0)
     scale = scale[:, :, None]
     matrix = matrix + scale * jnp.eye(n, dtype=jnp.float32)[None]
-    sizes = ops.alternate(even_size * clipped, grown)
-    order = ops.rank(jax.lax.stop_gradient(sizes))
-    order = ops.invert(order, live)
+    sizes = alternate(even_size * clipped, grown)
+    order = rank(jax.lax.stop_gradient(sizes))
+    order = invert(order, live)
     sizes = _reordered(sizes, order, size, live)
     matrix = _reordered(matrix, order, matrix, live)
     return Mixing(matrix, attn_size=sizes + TINY)
@@ -95,7 +102,7 @@ def soft_merge(similarity, size, live, merges):
 
 def _reordered(rows, order, whole, live):
     """Gather rows at `order`, and append the rows of `whole` from `live` on."""
-    ordered = ops.gather_rows(rows, order)
+    ordered = gather_rows(rows, order)
     return jnp.concatenate([ordered, whole[:, live:]], axis=1)
 
 
@@ -114,13 +121,14 @@ class Embedding(nn.Module, Reducer):
         width = embedding_width(x.shape[-1], inputs.num_heads)
         embedding = nn.Dense(width, name="embed")(x)
         if counts.evaluation is None:
-            return Bipartite()(inputs.replace(metric=embedding), counts)
+            inputs = inputs.replace(metric=embedding, all_metric=None)
+            return Bipartite()(inputs, counts)
         live = counts.evaluation.n_in
         merges = live - counts.evaluation.n_out
         embedding = embedding[:, :live]
         even = embedding[:, 0::2]
         odd = embedding[:, 1::2]
-        similarity = ops.cosine(even, odd, eps=1e-12)
+        similarity = cosine(even, odd, eps=1e-12)
         return soft_merge(similarity, inputs.attn_size, live, merges)
 
     @nn.nowrap

@@ -8,15 +8,12 @@ import numpy as np
 
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.kernels.joining import find_partners
+from imagepiece_jax.kernels.ranking import gather_rows, invert, pick, rank
+from imagepiece_jax.kernels.similarity import cosine
 from imagepiece_jax.reduction.block_plan import Keep, Merge, Step
 from imagepiece_jax.reduction.methods.method import Method, check_each
-from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, pick, rank
-from imagepiece_jax.reduction.reducers import (
-    Ranking,
-    TopK,
-    find_partners,
-    merge_in_place,
-)
+from imagepiece_jax.reduction.reducers import Ranking, TopK, merge_in_place
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.reduction import ops
+from imagepiece_jax.kernels.joining import find_partners
+from imagepiece_jax.kernels.ranking import gather_rows, index_among, invert, rank
+from imagepiece_jax.kernels.similarity import products, unit
 from imagepiece_jax.reduction.block_plan import AtMostHalf, Step, floor
 from imagepiece_jax.reduction.methods.method import Removal, check_each
-from imagepiece_jax.reduction.reducers import Ranking, find_partners, keep_and_join
+from imagepiece_jax.reduction.reducers import Ranking, keep_and_join
 
 FEWEST = 10  # tokens that stay of a fixed number `r`, class token included
 
@@ -67,21 +69,21 @@ class Fusion(Ranking):
         # The first half of the leaving tokens: even tokens join odd tokens.
         leaving_even = merges // 2
         best, partner = find_partners(even_to_odd, _places(even_to_odd.shape[2]))
-        order = ops.rank(best)
-        joining = ops.invert(order, leaving_even)
-        joined = ops.gather_rows(partner, joining)
-        slot_of_even = ops.index_among(order >= leaving_even)
-        staying = ops.invert(slot_of_even, order.shape[1] - leaving_even)
+        order = rank(best)
+        joining = invert(order, leaving_even)
+        joined = gather_rows(partner, joining)
+        slot_of_even = index_among(order >= leaving_even)
+        staying = invert(slot_of_even, order.shape[1] - leaving_even)
         # The second half: odd tokens join the remaining even tokens.
-        odd_to_even = ops.gather_rows(even_to_odd, staying).transpose(0, 2, 1)
+        odd_to_even = gather_rows(even_to_odd, staying).transpose(0, 2, 1)
         best, partner = find_partners(odd_to_even, _places(odd_to_even.shape[2]))
-        order = ops.rank(best)
+        order = rank(best)
         leaving_odd = merges - leaving_even
         leaves = order < leaving_odd
         # Slots of the odd tokens: staying odd tokens come after staying even tokens.
         slot_of_staying = staying.shape[1] - leaving_odd + order
         slot = jnp.where(leaves, partner, slot_of_staying)
-        ranked_odd = ops.invert(order, order.shape[1])
+        ranked_odd = invert(order, order.shape[1])
         joining_odd = ranked_odd[:, :leaving_odd]
         staying_odd = ranked_odd[:, leaving_odd:]
         # Slots: staying even tokens, then odd tokens by the falling value of their best
@@ -92,7 +94,7 @@ class Fusion(Ranking):
         absorbed = jnp.concatenate(absorbed, axis=1)
         # An even token goes to the slot of its odd partner.
         target = jnp.concatenate([joined, joining_odd], axis=1)
-        target = ops.gather_rows(slot, target)
+        target = gather_rows(slot, target)
         weight = received * size / jnp.max(size, axis=1, keepdims=True)
         weight = jnp.maximum(weight, tiny)
         return keep_and_join(keep, absorbed, target, n).replace(weight=weight)
@@ -104,8 +106,8 @@ class Fusion(Ranking):
         for value, temperature in ((received, self.attention), (size, self.sizes)):
             least = jnp.min(value, axis=1, keepdims=True)
             factor *= (least / value) ** (1 / temperature)
-        x = ops.unit(x)
-        alike = ops.products(x[:, even::2], x[:, 1 - even :: 2])
+        x = unit(x)
+        alike = products(x[:, even::2], x[:, 1 - even :: 2])
         alike = ((alike + 1) / 2) ** (1 / self.similarity)
         return alike * factor[:, even::2, None] * factor[:, None, 1 - even :: 2]
 

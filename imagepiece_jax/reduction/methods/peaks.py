@@ -11,15 +11,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.kernels.choice import is_fast
-from imagepiece_jax.reduction import ops
+from imagepiece_jax.kernels.joining import distance_to_earlier, join_kept
+from imagepiece_jax.kernels.merging import least_weight
+from imagepiece_jax.kernels.ranking import rank
+from imagepiece_jax.kernels.similarity import all_cosines
 from imagepiece_jax.reduction.methods.method import InStages
-from imagepiece_jax.reduction.reducers import (
-    Ranking,
-    all_cosines,
-    distance_to_earlier,
-    join_kept,
-)
+from imagepiece_jax.reduction.reducers import Ranking
 from imagepiece_jax.reduction.state import Assignment
 
 
@@ -38,18 +35,14 @@ class KeepPeaks(Ranking):
         if inputs.mask is not None:  # tokens removed by a mask leave first
             score = jnp.where(inputs.mask > 0.5, score, 0.0)
             size = jnp.where(inputs.mask > 0.5, size, 0.0)
-        alike = all_cosines(inputs)
-        distance = distance_to_earlier(alike, ops.rank(score))
-        peaks_first = ops.rank(score * distance)
+        alike = all_cosines(inputs.x, inputs.all_x)
+        distance = distance_to_earlier(alike, rank(score))
+        peaks_first = rank(score * distance)
         slot, to_kept = join_kept(alike, peaks_first, counts.n_out)
-        # A weight above 0 keeps the mean of unattended tokens. Its products with
-        # features must not underflow. A fast merge rounds it to the tokens' dtype.
-        least = 1e-30
-        if is_fast(inputs.x):
-            least = max(least, float(jnp.finfo(inputs.x.dtype).tiny))
+        # A weight above 0 keeps the mean of unattended tokens.
         return Assignment(
             slot,
-            weight=jnp.maximum(score, least),
+            weight=jnp.maximum(score, least_weight(inputs.x)),
             attn_size=size * to_kept,
             n_out=counts.n_out,
         )

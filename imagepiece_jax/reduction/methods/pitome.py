@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common.checks import check_range
+from imagepiece_jax.kernels.ranking import invert, rank
 from imagepiece_jax.reduction.block_plan import MergeTo, Step
 from imagepiece_jax.reduction.methods.method import Method
-from imagepiece_jax.reduction.ops import invert, rank
 from imagepiece_jax.reduction.reducers import Ranking, join_most_similar, merge_in_place
 
 

@@ -13,11 +13,11 @@ from flax import linen as nn
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.kernels.ranking import rank
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.block_plan import KeepInitial, Step
 from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
 from imagepiece_jax.reduction.methods.method import check_each
-from imagepiece_jax.reduction.ops import rank
 from imagepiece_jax.reduction.reducers import MaskingReducer, keep_and_sum
 from imagepiece_jax.reduction.state import Masking
 

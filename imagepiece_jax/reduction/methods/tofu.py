@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import check_range
+from imagepiece_jax.kernels.merging import DROPPED, SlotIndex
+from imagepiece_jax.kernels.similarity import lengths
 from imagepiece_jax.reduction.block_plan import AtMostHalf, Step, floor
 from imagepiece_jax.reduction.methods.method import Method
-from imagepiece_jax.reduction.ops import lengths
 from imagepiece_jax.reduction.reducers import Bipartite
-from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex
+from imagepiece_jax.reduction.state import Assignment
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import check_range
+from imagepiece_jax.kernels.ranking import count_before, rank
+from imagepiece_jax.kernels.similarity import squared_distances
 from imagepiece_jax.reduction.methods.method import InStages
-from imagepiece_jax.reduction.ops import count_before, rank, squared_distances
 from imagepiece_jax.reduction.reducers import Ranking
 from imagepiece_jax.reduction.state import Assignment
 

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
+from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.diffrate import PruneAndMerge, published
-from imagepiece_jax.reduction.state import DROPPED, ReducerInputs, TokenState
+from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 from tests.models import make
 from tests.reduction.steps import apply, decide, vectors
 

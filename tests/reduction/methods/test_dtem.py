@@ -10,10 +10,10 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.kernels.similarity import cosine
 from imagepiece_jax.models import create
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.reduction.methods import dtem
-from imagepiece_jax.reduction.ops import cosine
 from tests.models import make, tiny
 from tests.reduction.test_methods_published import embedding
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.kernels.merging import merge_map
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.block_plan import StepCounts, build
 from imagepiece_jax.reduction.methods.mctf import MCTF, Fusion
 from imagepiece_jax.reduction.methods.token_pooling import TokenPooling
-from imagepiece_jax.reduction.moves import merge_map
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 from tests import oracles
 from tests.models import tiny

@@ -11,12 +11,12 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.kernels import choice
+from imagepiece_jax.kernels.similarity import all_cosines
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.reduction import block_plan, moves
 from imagepiece_jax.reduction.block_plan import Fixed, Step, StepCounts
 from imagepiece_jax.reduction.methods.peaks import KeepPeaks
-from imagepiece_jax.reduction.reducers import all_cosines
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 from tests import compiling, oracles, oracles_peaks
 from tests.models import masked, tiny
@@ -54,7 +54,7 @@ def step(x, score, size, patches, n_out, mask=None, fast=False):
     counts = StepCounts(n_in=inputs.x.shape[1], n_out=n_out)
     with choice.fast(fast):
         result = REDUCER(inputs, counts)
-        return all_cosines(inputs), result, moves.apply(state, result)
+        return all_cosines(inputs.x, inputs.all_x), result, moves.apply(state, result)
 
 
 run = tiny.compiled(step, static_argnames=("n_out", "fast"))

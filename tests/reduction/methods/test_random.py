@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.random import Draw
-from imagepiece_jax.reduction.state import DROPPED, ReducerInputs
+from imagepiece_jax.reduction.state import ReducerInputs
 
 
 def keys(batch, seed=0):

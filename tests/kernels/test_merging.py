@@ -1,6 +1,7 @@
-"""Reductions in the form that is fast on GPUs, against their usual form."""
+"""Merging in the form for many tokens of two bytes, and attention maps."""
 
-import dataclasses
+import contextlib
+import functools
 import re
 
 import jax
@@ -8,71 +9,40 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.inference.optimize import optimize
-from imagepiece_jax.kernels import choice
+from imagepiece_jax import kernels
+from imagepiece_jax.kernels import choice, merging
+from imagepiece_jax.kernels.merging import SlotIndex, merge_map
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction import moves
-from imagepiece_jax.reduction.state import Assignment, SlotIndex, TokenState
+from imagepiece_jax.reduction.state import Assignment, TokenState
 from tests import compiling
 from tests.models import tiny
-from tests.near_ties import OneReduction, assert_agrees, random_inputs, reductions
-
-N = 60
-HEADS = 2
-WIDTH = 16
-FEW = OneReduction("join", N - 8)
-ALL = (*reductions(N), FEW)
+from tests.reduction.test_moves import make
+from tests.rounding import assert_close
 
 
-def inputs(images, dtype):
-    return random_inputs(0, images, N, HEADS, WIDTH, dtype)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_attention_maps_merge_as_by_definition(weighted):
+    """Values, and gradients of the map and of the weights."""
+    state, result = make(9, 5, weighted=weighted, drop=0)
+    rng = np.random.default_rng(0)
+    weights = rng.uniform(size=(3, 2, 10, 10)).astype(np.float32)
+    probe = rng.normal(size=(3, 2, 6, 6)).astype(np.float32)
 
+    @functools.partial(tiny.compiled, static_argnums=2)
+    def merged(weights, weight, form):
+        def total(weights, weight):
+            with form():
+                own = result.replace(weight=weight)
+                out = merge_map(weights, own, state.size[:, 1:])
+            return jnp.sum(out * probe), out
 
-@pytest.mark.parametrize("reduction", ALL, ids=lambda r: f"{r.rule}{r.n_out}")
-def test_tokens_leave_as_usual_but_for_near_ties(reduction):
-    assert_agrees(reduction, inputs(128, "bfloat16"))
+        return jax.grad(total, (0, 1), has_aux=True)(weights, weight)
 
-
-@pytest.mark.parametrize("reduction", ALL[1:], ids=lambda r: f"{r.rule}{r.n_out}")
-def test_many_images_are_decided_as_usual(reduction, monkeypatch):
-    """Where a GPU needs longer to move tokens than to start kernels."""
-    monkeypatch.setattr(choice, "FEW_NUMBERS", 0)
-    assert_agrees(reduction, inputs(64, "bfloat16"))
-
-
-@pytest.mark.parametrize("prefix", [0, 2])
-def test_pairs_of_tokens_with_another_prefix(prefix):
-    reduction = OneReduction("bipartite", N + 1 - prefix - 13, num_prefix=prefix)
-    assert_agrees(reduction, inputs(64, "bfloat16"))
-
-
-def test_a_model_with_sizes_in_a_direction_answers_as_usual():
-    """By class attention and mean keys, which products read with the prefix."""
-    fields = "merge_ratio=0.06:merge_blocks=(0,1):prune_blocks=(2,):prop_attn=True"
-    vit = tiny.pretrained(f"imagepiece_tome:{fields}")
-    options = {"dtype": "bfloat16", "sizes": "direction", "batch_size": 4}
-    exact, fast = (
-        np.asarray(optimize(vit, reductions=form, **options)(tiny.images(4)))
-        for form in ("exact", "fast")
-    )
-    np.testing.assert_allclose(fast, exact, atol=0.02 * np.abs(exact).max())
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("reduction", reductions(196), ids=lambda r: r.rule)
-def test_a_gpu_decides_as_usual_but_for_near_ties(reduction):
-    """The first step of DeiT-S."""
-    if jax.default_backend() != "gpu":
-        pytest.skip("no GPU here")
-    assert_agrees(reduction, random_inputs(1, 256, 196, 6, 64, "bfloat16"))
-
-
-@pytest.mark.parametrize("reduction", ALL, ids=lambda r: f"{r.rule}{r.n_out}")
-def test_programs_in_float32_stay_as_they_are(reduction):
-    fast = dataclasses.replace(reduction, fast=True)
-    arrays = inputs(1, "float32")
-    usual, other = (jax.make_jaxpr(form)(*arrays) for form in (reduction, fast))
-    assert str(usual) == str(other)
+    want = merged(weights, result.weight, kernels.reference)
+    got = merged(weights, result.weight, contextlib.nullcontext)
+    for one, other in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+        assert_close(other, one, units=64)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -144,6 +114,6 @@ def test_clusters_move_by_one_product_of_two_bytes(chosen):
 def test_clusters_need_no_product_of_float32(reduction, monkeypatch):
     model = tiny.model(reduction).with_execution(dtype=jnp.dtype("bfloat16"))
     shapes = variable_shapes(model)
-    monkeypatch.delattr(moves, "_mixed")
+    monkeypatch.delattr(merging, "mix")
     with choice.fast():
         jax.eval_shape(model.apply, shapes, tiny.images(2))

@@ -1,0 +1,32 @@
+"""Similarity against slow loops."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.kernels.similarity import cosine
+from tests import oracles
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cosine_is_the_cosine_in_float32(dtype):
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(2, 5, 8))
+    b = rng.normal(size=(2, 3, 8))
+    # Zero vectors: their cosine is 0, never NaN.
+    a[0, 1] = 0.0
+    b[1, 2] = 0.0
+    a = jnp.asarray(a, dtype)
+    b = jnp.asarray(b, dtype)
+    got = cosine(a, b)
+    assert got.dtype == jnp.float32
+    for image in range(2):
+        want = oracles.cosine(np.asarray(a[image], float), np.asarray(b[image], float))
+        np.testing.assert_allclose(got[image], want, atol=2e-6)
+    assert not got[0, 1].any()
+    assert not got[1, :, 2].any()
+    within = cosine(a)
+    np.testing.assert_allclose(within, cosine(a, a), atol=2e-6)
+    assert not within[0, 1].any()
+    tiny = jnp.asarray([[[1e-3, 0.0]]])  # |v|^2 = eps: half of the true cosine
+    assert float(cosine(tiny)[0, 0, 0]) == pytest.approx(0.5, rel=1e-5)
