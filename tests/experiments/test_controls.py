@@ -13,6 +13,7 @@ from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.state import DROPPED, ReducerInputs
 from tests import oracles
 from tests.models import tiny
+from tests.models.make import facts
 from tests.reduction.steps import decide
 
 FIELDS = [
@@ -26,7 +27,7 @@ SAME_COUNTS.append("imagepiece_ascending")
 
 def block_counts(method, n0, depth):
     """(tokens of attention, of the MLP, block of the step) of every block."""
-    plan = build(depth, n0, method.steps(depth))
+    plan = build(depth, n0, method.steps(facts(depth)))
     return [(x.attn_tokens, x.mlp_tokens, x.step and x.step.block) for x in plan]
 
 
@@ -46,7 +47,7 @@ def inputs(images, n):
 
 def first_step(n, method):
     """(reducer, counts) of the first step on n tokens."""
-    layer = build(12, n, method.steps(12))[0]
+    layer = build(12, n, method.steps(facts()))[0]
     return layer.step.reducer, layer.counts
 
 
