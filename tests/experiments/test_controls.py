@@ -74,7 +74,7 @@ def test_dropping_drops_the_least_attended():
 
 @pytest.mark.parametrize("parity, candidates", [(0, 11), (1, 12)])
 def test_the_other_order_is_the_oracles(parity, candidates):
-    step = controls.ImagePieceAscending(parity=parity).merge_step(0)
+    step = controls.ImagePieceAscending(parity=parity).merge_step(0, "class")
     seen = inputs(4, 19)
     counts = StepCounts(n_in=19, n_out=15, candidates=candidates)
     found = decide(step.reducer, seen, counts)
@@ -97,7 +97,7 @@ def test_the_other_order_is_the_oracles(parity, candidates):
 def test_a_share_of_the_candidates_is_exact(merge_ratio, candidate_ratio):
     fields = {"merge_ratio": float(merge_ratio)}
     fields["candidate_ratio"] = float(candidate_ratio)
-    rule = controls.ImagePieceOfCandidates(**fields).merge_step(0).rule
+    rule = controls.ImagePieceOfCandidates(**fields).merge_step(0, "class").rule
     for n in (*range(1, 41), 90, 196):
         _, merges = oracles.merge_counts(
             n, merge_ratio, candidate_ratio, base="candidates"

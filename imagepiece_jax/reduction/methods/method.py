@@ -82,6 +82,7 @@ class Method:
 
     # In subclasses every field has a default. Training-only fields have compare=False.
     # Fields named in CHOICES are checked.
+    #
     # Methods with their own training override some class attributes below by a value
     # or a function.
 

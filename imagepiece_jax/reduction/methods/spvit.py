@@ -124,11 +124,11 @@ class SPViT(LearnedSelection):
         return dataclasses.replace(self, keep_rates=rates, blocks=blocks)
 
     def steps(self, model):
-        shares = dict(zip(self.blocks, self.keep_rates, strict=True))
+        shares = zip(self.blocks, self.keep_rates, strict=True)
         if self.counts is not None:
-            shares = dict.fromkeys(range(model.depth), 0.0)
+            shares = [(block, 0.0) for block in range(model.depth)]
         steps = []
-        for block, share in shares.items():
+        for block, share in shares:
             rule = KeepInitial(share, packages=True)
             steps.append(Step(block, Selector(), rule, site="pre", when_masked=1))
         return tuple(steps)
