@@ -22,9 +22,9 @@ from imagepiece_jax.reduction.reducers import Bipartite, TopK
 class ImagePieceDropping(ImagePiece):
     """ImagePiece that drops the least attended tokens, as many as would merge."""
 
-    def merge_step(self, block):
-        step = super().merge_step(block)
-        return dataclasses.replace(step, reducer=TopK(score=self.score))
+    def merge_step(self, block, score):
+        step = super().merge_step(block, score)
+        return dataclasses.replace(step, reducer=TopK(score=score))
 
 
 class RandomPairs(Retokenize):
@@ -43,8 +43,8 @@ class RandomPairs(Retokenize):
 class ImagePieceRandom(ImagePiece):
     """ImagePiece that merges random pairs of the least attended tokens."""
 
-    def merge_step(self, block):
-        step = super().merge_step(block)
+    def merge_step(self, block, score):
+        step = super().merge_step(block, score)
         pairs = RandomPairs(**vars(step.reducer))
         return dataclasses.replace(step, reducer=pairs)
 
@@ -53,7 +53,7 @@ class ImagePieceRandom(ImagePiece):
 class ImagePieceMatched(ImagePieceToMe):
     """ToMe's matching of all tokens, at every step of ImagePiece."""
 
-    def merge_step(self, block):
+    def merge_step(self, block, score):
         rule = Merge(self.merge_ratio, self.candidate_ratio)
         return Step(block, Bipartite(self.metric), rule)
 
@@ -80,8 +80,8 @@ class Ascending(Retokenize):
 class ImagePieceAscending(ImagePiece):
     """ImagePiece with the other order of the candidates."""
 
-    def merge_step(self, block):
-        step = super().merge_step(block)
+    def merge_step(self, block, score):
+        step = super().merge_step(block, score)
         other = Ascending(**vars(step.reducer))
         return dataclasses.replace(step, reducer=other)
 
@@ -97,8 +97,8 @@ class MergeOfCandidates(Merge):
 class ImagePieceOfCandidates(ImagePiece):
     """ImagePiece whose `merge_ratio` is a share of the candidates."""
 
-    def merge_step(self, block):
-        step = super().merge_step(block)
+    def merge_step(self, block, score):
+        step = super().merge_step(block, score)
         rule = MergeOfCandidates(**vars(step.rule))
         return dataclasses.replace(step, rule=rule)
 

@@ -118,9 +118,9 @@ class PeaksOfParts(Peaks):
     merge: str = "score"
     ordered: bool = True
 
-    def steps(self, depth):
+    def steps(self, model):
         parts = {name: getattr(self, name) for name in ("keep", "merge", "ordered")}
-        return self.stages(KeepParts(score=self.score, **parts))
+        return self.stages(model, KeepParts(score=self.score_for(model), **parts))
 
 
 CONTROLS = {

@@ -35,6 +35,7 @@ from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights import hub
 from tests.command import call
 from tests.models import make, tiny
+from tests.models.make import facts
 from tests.pictures import noise, write_images
 from tests.rounding import assert_close
 from tests.shallow import deit_ti
@@ -68,7 +69,7 @@ def run(page, start, space):
 
 def test_the_new_method_joins_tokens_to_those_of_largest_norm():
     space = run(DOCS / "methods.md", "# imagepiece_jax/reduction/methods/", {})
-    steps = space["NormMerge"](keep_rate=0.5, blocks=(1,)).steps(4)
+    steps = space["NormMerge"](keep_rate=0.5, blocks=(1,)).steps(facts(4))
     plan = block_plan.build(4, 16, steps)
     assert [layer.mlp_tokens for layer in plan] == [17, 9, 9, 9]
     model = tiny.vit(plan, embed_dim=8, num_heads=2, patch_size=2, num_classes=3)

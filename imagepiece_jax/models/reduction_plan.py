@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import math
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.progress import log
@@ -27,11 +26,10 @@ def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
     Raises InputError for a reduction that does not fit the model.
     """
     config = model.config
-    fitted_reduction = at_cost(reduction, model)
+    fitted = at_cost(reduction, model)
     try:
-        method = fitted_reduction.method.for_model(model.facts_for_methods())
-        patches = math.prod(config.grid)
-        plan = method.plan(model.depth, patches, config.arch.prefix, masked)
+        facts = model.facts_for_methods()
+        plan = fitted.method.plan(facts, config.arch.prefix, masked)
         contract.check_plan(plan, config.arch, config.grid)
     except InputError as error:
         raise InputError(f"reduction {reduction}: {error}") from error
@@ -39,14 +37,13 @@ def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
     # proportional attention.
     default = config.prop_attn
     if default is None:
-        default = method.default_prop_attn
-    prop_attn = fitted_reduction.prop_attn
-    if prop_attn is None:
+        default = fitted.method.default_prop_attn
+    prop_attn = fitted.prop_attn
+    if prop_attn in (None, default):
         prop_attn = default
-    # A default is not stored, so explicit and implicit defaults give one Reduction.
-    if prop_attn == default:
-        fitted_reduction = dataclasses.replace(fitted_reduction, prop_attn=None)
-    return model.clone(plan=plan, prop_attn=prop_attn, reduction=fitted_reduction)
+        # Explicit and implicit defaults give one Reduction.
+        fitted = dataclasses.replace(fitted, prop_attn=None)
+    return model.clone(plan=plan, prop_attn=prop_attn, reduction=fitted)
 
 
 def at_cost(
@@ -65,14 +62,10 @@ def at_cost(
     if type(method) is Method:  # a placeholder such as Method(macs=0.5)
         method = recommended(method, facts)
     try:
-        fitted = method.for_model(facts)
-        ratio = _nearest_ratio(fitted, model.clone(parent=None), tolerance)
+        ratio = _nearest_ratio(method, model.clone(parent=None), tolerance)
     except InputError as error:
         raise InputError(f"reduction {reduction}: {error}") from error
-    reduced = fitted.at_ratio(ratio, model.depth, math.prod(model.config.grid))
-    if hasattr(reduced, "score"):  # "auto" stays "auto", which fits any model
-        reduced = dataclasses.replace(reduced, score=method.score)
-    return dataclasses.replace(reduction, method=reduced)
+    return dataclasses.replace(reduction, method=method.at_ratio(ratio, facts))
 
 
 def print_reduction(reduction: Reduction, model: ViT) -> None:
@@ -82,10 +75,8 @@ def print_reduction(reduction: Reduction, model: ViT) -> None:
     if reduction.method.macs is None or not parallel.is_main():
         return
     method = model.reduction.name
-    left = {}
-    for block, layer in enumerate(model.plan):
-        if layer.counts:
-            left[block] = layer.counts.n_out
+    layers = enumerate(model.plan)
+    left = {block: layer.counts.n_out for block, layer in layers if layer.counts}
     line = f"{method}: all tokens stay at this cost"
     if left:
         blocks = "block" if len(left) == 1 else "blocks"
@@ -104,38 +95,38 @@ def _nearest_ratio(method, model, tolerance):
 
     Raises InputError if the nearest cost misses by more than the tolerance.
     """
-    trials = []
-    depth = model.depth
-    patches = math.prod(model.config.grid)
+    facts = model.facts_for_methods()
+    shares = {}  # {ratio: share of the dense model's MACs}
+    errors = {}  # {ratio: Unreachable}
 
     def share_at(ratio):
-        reduced = method.at_ratio(ratio, depth, patches)
-        plan = reduced.plan(depth, patches, model.config.arch.prefix)
-        share = share_of_dense(model.clone(plan=plan))
-        trials.append((abs(share - method.macs), share, ratio))
-        return share
+        reduced = method.at_ratio(ratio, facts)
+        plan = reduced.plan(facts, model.config.arch.prefix)
+        shares[ratio] = share_of_dense(model.clone(plan=plan))
+        return shares[ratio]
 
     share_at(0.0)
     with contextlib.suppress(Unreachable):
         share_at(1.0)
     low = 0.0
     high = 1.0
-    error = None  # raised at `high`, the lowest ratio at or below the cost; or None
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         try:
-            if share_at(middle) >= method.macs:
-                low = middle
-                continue
-            error = None
-        except Unreachable as unreachable:  # the ratio counts as reducing enough
-            error = unreachable
-        high = middle
-    miss, share, ratio = min(trials, key=lambda trial: trial[0])
-    if miss <= tolerance:
-        return ratio
-    if error:
-        raise error
+            costs_less = share_at(middle) < method.macs
+        except Unreachable as error:  # too few tokens: the ratio is too high
+            errors[middle] = error
+            costs_less = True
+        if costs_less:
+            high = middle
+        else:
+            low = middle
+    nearest = min(shares, key=lambda ratio: abs(shares[ratio] - method.macs))
+    if abs(shares[nearest] - method.macs) <= tolerance:
+        return nearest
+    if high in errors:
+        raise errors[high]
     raise InputError(
-        f"macs is {method.macs:g}, but the method's nearest cost is {share:.3f}"
+        f"macs is {method.macs:g}, but the method's nearest cost is "
+        f"{shares[nearest]:.3f}"
     )

@@ -7,7 +7,7 @@ steps into one `BlockPlan` per block.
 import dataclasses
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from imagepiece_jax.common.checks import check_choice
@@ -29,8 +29,9 @@ def floor(x):
     return math.floor(x + 1e-9)
 
 
+@dataclasses.dataclass(frozen=True)
 class Rule:
-    """Base of counting rules; subclasses are frozen dataclasses."""
+    """Base of counting rules, frozen dataclasses; itself, for a step with `tokens`."""
 
     def n_out(self, n: int, n0: int, stage: int) -> int | None:
         """Image token count after the step, or None if all tokens stay.
@@ -165,7 +166,7 @@ class Step:
     # chooses the leaving tokens: a `reducers.Reducer`, which is an unbound Flax module
     # if it learns
     reducer: Any
-    rule: Rule  # sets how many tokens stay
+    rule: Rule = Rule()  # sets how many tokens stay
     site: str = "mid"  # position in the block, one of SITES
     # number of tokens added here in masked training; None: tokens leave there, too
     when_masked: int | None = None
@@ -209,8 +210,43 @@ class BlockPlan:
     reads: frozenset[str] = frozenset()
 
 
-def counts_of_step(step: Step, n: int, n0: int, stage: int = 1) -> StepCounts | None:
-    """Count a step's tokens; None if all tokens stay. Arguments: see `Rule.n_out`.
+def steps_to(
+    counts: Sequence[int], steps: Sequence[Step], n: int, exact: bool = True
+) -> list[Step]:
+    """Choose from `steps` where `counts` fall, and set the tokens that stay there.
+
+    counts: image tokens after each block, which do not rise; `n` before the first
+    exact: False: where a rule must leave more tokens than `counts`, more tokens stay
+    Raises Unreachable where no step can leave the counts.
+    """
+    chosen = []
+    for block, tokens in enumerate(counts):
+        if tokens >= n:
+            continue
+        step = next((step for step in steps if step.block == block), None)
+        if step is None:
+            blocks = ", ".join(str(step.block) for step in steps)
+            raise Unreachable(
+                f"counts change at block {block}, but the method's blocks are "
+                f"{blocks or 'none'}"
+            )
+        fewest = step.rule.fewest(n, stage=len(chosen) + 1)
+        if exact and tokens < fewest:
+            raise Unreachable(
+                f"counts has {tokens} tokens after block {block}; of {n} before it "
+                f"at least {fewest} must stay"
+            )
+        tokens = max(tokens, fewest)
+        if tokens < n:
+            chosen.append(dataclasses.replace(step, tokens=tokens))
+            n = tokens
+    return chosen
+
+
+def counts_of_step(
+    step: Step, n: int, n0: int, stage: int = 1, depth: int = 1
+) -> StepCounts | None:
+    """Count a step's tokens; None if all tokens stay. n, n0, stage: see `Rule.n_out`.
 
     Raises Unreachable unless the rule gives None or a whole number from 1 to `n`.
     """
@@ -225,7 +261,38 @@ def counts_of_step(step: Step, n: int, n0: int, stage: int = 1) -> StepCounts | 
             f"the rule {type(step.rule).__name__} leaves {n_out!r} image tokens at "
             f"block {step.block}; it must leave 1 to {n}, or None"
         )
-    return StepCounts(n, n_out, step.rule.candidates(n), stage)
+    progress = max(step.attention_block, 0) / depth
+    return StepCounts(n, n_out, step.rule.candidates(n), stage, progress)
+
+
+def count_tokens(steps: Sequence[Step | None], n0: int) -> Iterator[StepCounts | None]:
+    """Count the tokens of every block's step, in evaluation."""
+    n = n0
+    stage = 1
+    for step in steps:
+        counts = step and counts_of_step(step, n, n0, stage, len(steps))
+        yield counts
+        if counts:
+            n = counts.n_out
+            stage += 1
+
+
+def count_masked(
+    steps: Sequence[Step | None], evaluation: Sequence[StepCounts | None]
+) -> Iterator[StepCounts | None]:
+    """Count the tokens in masked training, from the counts in evaluation."""
+    more = 0  # tokens that evaluation does not have
+    for step, counts in zip(steps, evaluation, strict=True):
+        if counts:
+            n_in = counts.n_in + more
+            own = None
+            if step.when_masked is not None:
+                own = counts
+                more += own.n_in - own.n_out + step.when_masked
+            n_out = counts.n_out + more
+            changes = {"n_in": n_in, "n_out": n_out, "evaluation": own}
+            counts = dataclasses.replace(counts, **changes)
+        yield counts
 
 
 def dense_plan(depth: int, tokens: int) -> tuple[BlockPlan, ...]:
@@ -248,58 +315,32 @@ def build(
     masked: plan masked training; steps with `when_masked` then remove no tokens
     Raises InputError for a step outside the model, or two steps at one block.
     """
-    by_block = {}
+    by_block = [None] * depth
     for step in steps:
         if step.block not in range(depth):
             raise InputError(
                 f"a step is at block {step.block!r}; the model has blocks 0 to "
                 f"{depth - 1}"
             )
-        if step.block in by_block:
+        if by_block[step.block]:
             raise InputError(
                 f"two steps are at block {step.block}; a block takes one step, and its "
                 "reducer may both drop and merge"
             )
         by_block[step.block] = step
+    all_counts = list(count_tokens(by_block, n0))
+    if masked:
+        all_counts = list(count_masked(by_block, all_counts))
+    pairs = list(zip(by_block, all_counts, strict=True))
+    readers = [step for step, counts in pairs if counts]
     plan = []
-    reads = [frozenset()] * depth
-    stage = 1
-    n = n0  # image tokens in evaluation
-    present = n0  # image tokens in this plan
-    for block in range(depth):
-        step = by_block.get(block)
-        counts = None
-        after = present
-        if step:
-            counts = counts_of_step(step, n, n0, stage)
+    after = n0 + num_prefix
+    for block, (step, counts) in enumerate(pairs):
+        before = after
         if counts:
-            progress = max(step.attention_block, 0) / depth
-            counts = dataclasses.replace(counts, progress=progress)
-            n = counts.n_out
-            stage += 1
-            after = present + counts.n_out - counts.n_in
-            evaluation = None
-            if masked and step.when_masked is not None:  # no token is removed
-                after = present + step.when_masked
-                evaluation = counts
-            counts = dataclasses.replace(
-                counts, n_in=present, n_out=after, evaluation=evaluation
-            )
-            if step.attention_block >= 0:
-                reads[step.attention_block] |= step.reducer.reads
-        before = present
-        if step and step.site == "pre":
-            before = after
-        layer = BlockPlan(
-            attn_tokens=before + num_prefix,
-            mlp_tokens=after + num_prefix,
-            step=step,
-            counts=counts,
-        )
-        plan.append(layer)
-        present = after
-    # `reads` is complete only now: the next block's step may read a block's attention.
-    complete = []
-    for layer, names in zip(plan, reads, strict=True):
-        complete.append(dataclasses.replace(layer, reads=names))
-    return tuple(complete)
+            after = counts.n_out + num_prefix
+        attn_tokens = after if step and step.site == "pre" else before
+        reads = [s.reducer.reads for s in readers if s.attention_block == block]
+        reads = frozenset().union(*reads)
+        plan.append(BlockPlan(attn_tokens, after, step, counts, reads))
+    return tuple(plan)

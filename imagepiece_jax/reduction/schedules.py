@@ -136,7 +136,18 @@ def counts_of(text: str, depth: int, patches: int, ratio: float) -> tuple[int, .
                 f"counts is {text!r}; the model has blocks 0 to {depth - 1}"
             )
     shares = SHAPES[name](depth, ratio, *numbers)
+    return counts_of_shares(shares, patches)
+
+
+def counts_of_shares(shares: Sequence[float], patches: int) -> tuple[int, ...]:
+    """Turn shares of the patches into image token counts, at least 1."""
     return tuple(max(1, rounded(share * patches)) for share in shares)
+
+
+def falls(counts: Sequence[int], patches: int) -> dict[int, int]:
+    """Find the blocks where `counts` fall: {block: image tokens after it}."""
+    pairs = enumerate(itertools.pairwise((patches, *counts)))
+    return {block: after for block, (before, after) in pairs if after < before}
 
 
 def rounded(number: float) -> int:

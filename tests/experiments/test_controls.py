@@ -14,6 +14,7 @@ from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.state import ReducerInputs
 from tests import oracles
 from tests.models import tiny
+from tests.models.make import facts
 from tests.reduction.steps import decide
 
 FIELDS = [
@@ -27,7 +28,7 @@ SAME_COUNTS.append("imagepiece_ascending")
 
 def block_counts(method, n0, depth):
     """(tokens of attention, of the MLP, block of the step) of every block."""
-    plan = build(depth, n0, method.steps(depth))
+    plan = build(depth, n0, method.steps(facts(depth)))
     return [(x.attn_tokens, x.mlp_tokens, x.step and x.step.block) for x in plan]
 
 
@@ -47,7 +48,7 @@ def inputs(images, n):
 
 def first_step(n, method):
     """(reducer, counts) of the first step on n tokens."""
-    layer = build(12, n, method.steps(12))[0]
+    layer = build(12, n, method.steps(facts()))[0]
     return layer.step.reducer, layer.counts
 
 
@@ -74,7 +75,7 @@ def test_dropping_drops_the_least_attended():
 
 @pytest.mark.parametrize("parity, candidates", [(0, 11), (1, 12)])
 def test_the_other_order_is_the_oracles(parity, candidates):
-    step = controls.ImagePieceAscending(parity=parity).merge_step(0)
+    step = controls.ImagePieceAscending(parity=parity).merge_step(0, "class")
     seen = inputs(4, 19)
     counts = StepCounts(n_in=19, n_out=15, candidates=candidates)
     found = decide(step.reducer, seen, counts)
@@ -97,7 +98,7 @@ def test_the_other_order_is_the_oracles(parity, candidates):
 def test_a_share_of_the_candidates_is_exact(merge_ratio, candidate_ratio):
     fields = {"merge_ratio": float(merge_ratio)}
     fields["candidate_ratio"] = float(candidate_ratio)
-    rule = controls.ImagePieceOfCandidates(**fields).merge_step(0).rule
+    rule = controls.ImagePieceOfCandidates(**fields).merge_step(0, "class").rule
     for n in (*range(1, 41), 90, 196):
         _, merges = oracles.merge_counts(
             n, merge_ratio, candidate_ratio, base="candidates"

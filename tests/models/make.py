@@ -6,6 +6,12 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.config import MEAN, STD, ViTConfig
+from imagepiece_jax.reduction.methods.method import ModelFacts
+
+
+def facts(depth=12, patches=196, embed_dim=384, **fields):
+    """What a method may know of a model; by default DeiT-S."""
+    return ModelFacts(depth, embed_dim, patches, **fields)
 
 
 def config(name, *, arch=None, **changes):

@@ -11,7 +11,6 @@ from imagepiece_jax.models.reduction_plan import TOLERANCE, with_plan
 from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.diffrate import published
-from imagepiece_jax.reduction.methods.method import ModelFacts
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reduction import Reduction
 from tests.models import make, tiny
@@ -99,8 +98,8 @@ def test_an_amount_that_a_cost_replaces_changes_nothing_and_is_refused(name):
     kind = METHODS[name]
 
     def scaled(**fields):
-        method = kind(**fields).for_model(ModelFacts(12, 384, 196))
-        return [method.scaled(ratio, 12, 196) for ratio in (0.2, 0.7)]
+        method = kind(**fields)
+        return [method.scaled(ratio, make.facts()) for ratio in (0.2, 0.7)]
 
     for field in {*kind.amounts} - {"prune", "merge"}:
         changed = {field: other[field]}
@@ -146,7 +145,7 @@ def test_every_method_has_a_shape_of_its_own_for_every_model(name, model, size):
 def test_lists_of_diffrate_are_stretched_to_sizes_that_have_none():
     """Of DeiT-S at 2.9 GMACs, whose 196 patches are 1369 of DINOv2, by hand."""
     method = METHODS["diffrate"](macs=0.5)
-    method = method.for_model(ModelFacts(12, 384, 1369))
+    method = method.at_ratio(0.5, make.facts(patches=1369))  # to the power of one
     prune, merge = published("deit_s")[2.9]
     wanted = [1 + int(1369 * (tokens - 1) / 196 + 0.5) for tokens in prune]
     assert method.prune == tuple(wanted)

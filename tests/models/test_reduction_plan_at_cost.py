@@ -10,11 +10,12 @@ from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.reduction_plan import TOLERANCE
 from imagepiece_jax.reduction import methods
-from imagepiece_jax.reduction.methods.method import Method, ModelFacts
+from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.methods.recommended import recommendation, recommended
 from imagepiece_jax.weights.load import load
 from imagepiece_jax.weights.save import save
 from tests.models import tiny
+from tests.models.make import facts
 
 
 def image_tokens(model):
@@ -44,10 +45,6 @@ def test_half_of_deit_by_hand(capsys):
     said = capsys.readouterr().err.splitlines()[0]
     blocks = "peaks in blocks 3, 6, 9"
     assert said == f"{blocks}; counts 99, 50, 26; {share:.2f} of the MACs"
-
-
-def facts(**fields):
-    return ModelFacts(**{"depth": 12, "embed_dim": 192, "patches": 196} | fields)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,11 @@ from imagepiece_jax.reduction.block_plan import (
     Remove,
     Step,
     build,
+    steps_to,
 )
 from imagepiece_jax.reduction.reducers import Reducer
 from tests import oracles
+from tests.refused import refused
 
 SIZES = (*range(1, 41), 75, 90, 100, 137, 165, 180, 196, 256, 576)
 RATES = ("0", "0.01", "0.07", "0.3", "0.55", "0.6", "0.7", "0.8", "0.9", "0.999", "1")
@@ -101,3 +103,16 @@ def test_stages_count_the_steps_that_change_something():
     assert [layer.step for layer in plan][:3] == steps
     assert [layer.counts and layer.counts.stage for layer in plan] == [1, None, 2, None]
     assert plan[1].mlp_tokens == plan[0].mlp_tokens
+
+
+def test_steps_follow_counts_where_they_fall_and_as_far_as_rules_go():
+    """Of 16 tokens at most half leave; later steps take the rest."""
+    steps = [step(Remove(1), block) for block in range(3)]
+    assert [s.tokens for s in steps_to((16, 8, 7), steps, 16)] == [8, 7]
+    chosen = steps_to((16, 5, 5), steps, 16, exact=False)
+    assert [(s.block, s.tokens) for s in chosen] == [(1, 8), (2, 5)]
+    assert steps_to((1, 1, 1), [step(Remove(1))], 1) == []
+    with refused("after block 1; of 16 before it at least 8 must stay"):
+        steps_to((16, 5, 5), steps, 16)
+    with refused("change at block 2, but the method's blocks are 0, 1"):
+        steps_to((16, 16, 15), steps[:2], 16)

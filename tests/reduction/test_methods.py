@@ -25,6 +25,7 @@ from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.reduction.state import ReducerInputs, start
 from tests import oracles
 from tests.models import tiny
+from tests.models.make import facts
 from tests.reduction.steps import reducers, shortest
 
 SETTINGS = [
@@ -88,7 +89,7 @@ FEW |= dict.fromkeys((name for name in METHODS if "imagepiece" in name), 4)
 def plan_of(name, method, n0=N0):
     """Of steps that are all of one kind the first two: a third meets nothing new."""
     depth = FEW.get(name, 10)
-    plan = method.plan(depth, n0, prefix=1)
+    plan = method.plan(facts(depth, n0), prefix=1)
     alike = len(set(reducers(plan))) == 1 and name != "diffrate"  # of three amounts
     return shortest(plan) if alike else plan
 

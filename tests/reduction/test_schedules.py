@@ -5,6 +5,7 @@ import pytest
 from imagepiece_jax.reduction.block_plan import build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.schedules import check_counts, counts_of
+from tests.models.make import facts
 from tests.refused import refused
 
 
@@ -34,7 +35,7 @@ def test_counts_by_hand(text, ratio, want):
 
 def test_published_counts_are_reached_at_one_half():
     """To the power of two: 180 ** 2 / 196 = 165.3, 132 ** 2 / 196 = 88.9."""
-    plan = build(12, 196, METHODS["imagepiece"]().steps(12))
+    plan = build(12, 196, METHODS["imagepiece"]().steps(facts()))
     own = tuple(layer.mlp_tokens - 1 for layer in plan)
     assert counts_of("imagepiece", 12, 196, 0.5) == own
     squared = counts_of("imagepiece", 12, 196, 2 / 3)
@@ -49,7 +50,7 @@ def test_published_counts_are_reached_at_one_half():
 
 def test_proportions_of_what_leaves_are_kept():
     """6 and 3 of 16: ratio 1 is the larger one times 16."""
-    method = METHODS["tome"](r=9, inflection=-1.0).scaled(3 / 8, 3, 16)
+    method = METHODS["tome"](r=9, inflection=-1.0).scaled(3 / 8, facts(3, patches=16))
     assert method.counts == (10, 7, 7)
 
 

@@ -110,6 +110,6 @@ class ATC(InStages):
         check_choice("linkage", self.linkage, tuple(LINKAGES))
         check_choice("size_weighting", self.size_weighting, (True, False))
 
-    def steps(self, depth):
+    def steps(self, model):
         reducer = Agglomeration(self.linkage, self.metric, self.size_weighting)
-        return self.stages(reducer)
+        return self.stages(model, reducer)

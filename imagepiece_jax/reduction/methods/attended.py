@@ -17,5 +17,5 @@ class Attended(InStages):
 
     score: str = "auto"
 
-    def steps(self, depth):
-        return self.stages(PruneAndMerge(ALL, score=self.score))
+    def steps(self, model):
+        return self.stages(model, PruneAndMerge(ALL, score=self.score_for(model)))

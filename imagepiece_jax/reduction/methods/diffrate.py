@@ -12,10 +12,14 @@ from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.joining import join_ranked
 from imagepiece_jax.kernels.ranking import rank
-from imagepiece_jax.reduction.block_plan import Rule, Step
+from imagepiece_jax.reduction.block_plan import Step
 from imagepiece_jax.reduction.methods.method import Method, check_each
 from imagepiece_jax.reduction.reducers import Ranking
-from imagepiece_jax.reduction.schedules import powered_shares, rounded, stretched
+from imagepiece_jax.reduction.schedules import (
+    counts_of_shares,
+    powered_shares,
+    stretched,
+)
 from imagepiece_jax.reduction.state import Assignment
 
 # Published schedules for models with 197 tokens: {model: {GMACs: (counts after pruning,
@@ -44,19 +48,7 @@ def _fitted(kept, model):
 
 def _with_class_token(shares, patches):
     """Turn image token shares into counts, class token included."""
-    # At least one image token stays beside the class token.
-    counts = [1 + rounded(patches * share) for share in shares]
-    return tuple(max(2, count) for count in counts)
-
-
-@dataclasses.dataclass(frozen=True)
-class AtMost(Rule):
-    """At most `tokens` image tokens stay."""
-
-    tokens: int
-
-    def n_out(self, n, n0, stage):
-        return None if self.tokens >= n else self.tokens
+    return tuple(1 + count for count in counts_of_shares(shares, patches))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,15 +105,14 @@ class DiffRate(Method):
                     f"merge has {merged} tokens, more than the {pruned} of prune"
                 )
 
-    def for_model(self, model):
-        """Set the published lists for the model's size.
+    def lists(self, model, stretch=False):
+        """Return (prune, merge): the given lists, or the published ones for the size.
 
-        With `macs`, a model of another size gets stretched lists of the nearest width.
-        Raises InputError for another size without `macs`.
+        stretch: a model of another size gets stretched lists of the nearest width
+        Raises InputError for another size without `stretch`.
         """
-        method = super().for_model(model)
-        if self.counts is not None or self.prune is not None:
-            return method
+        if self.prune is not None:
+            return self.prune, self.merge
         width = min(BY_WIDTH, key=lambda width: abs(width - model.embed_dim))
         name = BY_WIDTH[width]
         # MAE-B's schedules need ".mae" in the model's name, or a head that reads the
@@ -131,7 +122,7 @@ class DiffRate(Method):
             name = "mae_b"
         sizes = model.embed_dim, model.depth, model.patches
         has_list = sizes == (width, 12, 196)
-        if not has_list and self.macs is None:
+        if not has_list and not stretch:
             raise InputError(
                 f"diffrate has no schedule for {model.depth} blocks of width "
                 f"{model.embed_dim} and {model.patches} patches, only for DeiT-Ti, S, "
@@ -143,36 +134,34 @@ class DiffRate(Method):
             listed = ", ".join(map(str, lists))
             raise InputError(f"target is {target}; {name} has {listed}")
         prune, merge = lists[target]
-        if not has_list:  # only the lists' shape counts, because `macs` scales them
-            prune = _fitted(prune, model)
-            merge = _fitted(merge, model)
-        return dataclasses.replace(method, prune=prune, merge=merge)
+        if has_list:
+            return prune, merge
+        return _fitted(prune, model), _fitted(merge, model)
 
-    def scaled(self, ratio, depth, patches):
+    def scaled(self, ratio, model):
         # The shares in both lists are raised to a power.
 
         def powered(kept):
-            shares = [(tokens - 1) / patches for tokens in kept]
-            return _with_class_token(powered_shares(shares, ratio), patches)
+            shares = [(tokens - 1) / model.patches for tokens in kept]
+            return _with_class_token(powered_shares(shares, ratio), model.patches)
 
-        prune = powered(self.prune)
-        merge = powered(self.merge)
+        prune, merge = map(powered, self.lists(model, stretch=True))
         return dataclasses.replace(self, prune=prune, merge=merge)
 
-    def step_at(self, block, depth, tokens):
-        # No token is dropped: leaving tokens merge into the most attended tokens.
-        return Step(block, PruneAndMerge(ALL, score=self.score), AtMost(0))
-
-    def steps(self, depth):
-        if not len(self.prune) == len(self.merge) == depth:
+    def steps(self, model):
+        score = self.score_for(model)
+        if self.counts is not None:  # no token is dropped
+            reducer = PruneAndMerge(ALL, score=score)
+            return tuple(Step(block, reducer) for block in range(model.depth))
+        prune, merge = self.lists(model)
+        if not len(prune) == len(merge) == model.depth:
             raise InputError(
-                f"prune and merge have {len(self.prune)} and {len(self.merge)} "
-                f"entries; the model has {depth} blocks"
+                f"prune and merge have {len(prune)} and {len(merge)} entries; the "
+                f"model has {model.depth} blocks"
             )
-        lists = zip(self.prune, self.merge, strict=True)
         steps = []
-        for block, (after_pruning, after_merging) in enumerate(lists):
+        for block, (pruned, merged) in enumerate(zip(prune, merge, strict=True)):
             # The lists count the class token.
-            reducer = PruneAndMerge(after_pruning - 1, score=self.score)
-            steps.append(Step(block, reducer, AtMost(after_merging - 1)))
+            reducer = PruneAndMerge(pruned - 1, score=score)
+            steps.append(Step(block, reducer, tokens=merged - 1))
         return tuple(steps)

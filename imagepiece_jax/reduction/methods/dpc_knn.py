@@ -64,5 +64,5 @@ class DpcKnn(InStages):
         super().__post_init__()
         check_range("neighbors", self.neighbors, 1, whole=True)
 
-    def steps(self, depth):
-        return self.stages(DensityPeaks(self.neighbors), site="pre")
+    def steps(self, model):
+        return self.stages(model, DensityPeaks(self.neighbors), site="pre")

@@ -155,9 +155,9 @@ class DTEM(Removal):
         super().__post_init__()
         check_range("r", self.r, 0, whole=True)
 
-    def steps(self, depth):
+    def steps(self, model):
         steps = []
-        for block, r in enumerate(self.removed(depth)):
+        for block, r in enumerate(self.removed(model.depth)):
             if r:
                 steps.append(Step(block, Embedding(), Remove(r), when_masked=0))
         return tuple(steps)

@@ -120,5 +120,5 @@ class LearnedSelection(Method):
 class DynamicViT(InStages, LearnedSelection):
     """Before the s-th of `blocks`, keep floor(n0 * keep_rate**s) of n0 image tokens."""
 
-    def steps(self, depth):
-        return self.stages(KeepPredictor(), site="pre", when_masked=0)
+    def steps(self, model):
+        return self.stages(model, KeepPredictor(), site="pre", when_masked=0)

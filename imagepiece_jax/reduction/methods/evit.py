@@ -5,7 +5,7 @@ import math
 
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.block_plan import Keep, Step
+from imagepiece_jax.reduction.block_plan import Keep
 from imagepiece_jax.reduction.methods.method import InStages, of_training
 from imagepiece_jax.reduction.reducers import TopK
 
@@ -32,10 +32,9 @@ class EViT(InStages):
                 "given; the warm-up needs keep_rate"
             )
 
-    def steps(self, depth):
-        reducer = TopK(self.fuse_token, score=self.score)
-        rule = Keep(self.keep_rate, self.fuse_token)
-        return tuple(Step(block, reducer, rule) for block in self.blocks)
+    def steps(self, model):
+        reducer = TopK(self.fuse_token, score=self.score_for(model))
+        return self.stages(model, reducer, Keep(self.keep_rate, self.fuse_token))
 
     def rate_at(self, epoch):
         # The rate is 1 at first, then falls to keep_rate by a cosine. EViT's authors

@@ -10,7 +10,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.block_plan import Fixed, Step, Unreachable
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.schedules import rounded
+from imagepiece_jax.reduction.schedules import falls, rounded
 from imagepiece_jax.reduction.state import Assignment
 
 
@@ -62,19 +62,22 @@ class GridPooling(Method):
         check_range("grid_size", self.grid_size, 1, whole=True)
         check_range("block", self.block, 0, whole=True)
 
-    def scaled(self, ratio, depth, patches):
+    def scaled(self, ratio, model):
         # A larger ratio moves the same cells to an earlier block.
-        block = min(depth - 1, max(1, rounded((1 - ratio) * depth)))
+        block = min(model.depth - 1, max(1, rounded((1 - ratio) * model.depth)))
         return dataclasses.replace(self, block=block)
 
-    def step_at(self, block, depth, tokens):
-        side = math.isqrt(tokens)
-        if side**2 != tokens:
-            raise Unreachable(
-                f"counts has {tokens} tokens after block {block}; it must be a square "
-                f"such as {side**2}"
-            )
-        return Step(block, Cells(side), Fixed(tokens), site="pre")
-
-    def steps(self, depth):
-        return (self.step_at(self.block, depth, self.grid_size**2),)
+    def steps(self, model):
+        tokens_after = {self.block: self.grid_size**2}
+        if self.counts is not None:
+            tokens_after = falls(self.counts, model.patches)
+        steps = []
+        for block, tokens in tokens_after.items():
+            side = math.isqrt(tokens)
+            if side**2 != tokens:
+                raise Unreachable(
+                    f"counts has {tokens} tokens after block {block}; it must be a "
+                    f"square such as {side**2}"
+                )
+            steps.append(Step(block, Cells(side), Fixed(tokens), site="pre"))
+        return tuple(steps)

@@ -93,7 +93,7 @@ class ImagePiece(Method):
         check_choice("parity", self.parity, (0, 1))
         check_choice("size_weighting", self.size_weighting, (True, False))
 
-    def scaled(self, ratio, depth, patches):
+    def scaled(self, ratio, model):
         # Both rates are scaled in proportion: with ratio 1 the larger of 1 - keep_rate
         # and merge_ratio becomes 1. Without prune blocks, only merge_ratio changes.
         drop = 1 - self.keep_rate
@@ -105,24 +105,26 @@ class ImagePiece(Method):
         merge = round(merge * factor, 6)
         return dataclasses.replace(self, keep_rate=keep, merge_ratio=merge)
 
-    def steps(self, depth):
+    def steps(self, model):
         merge = self.merge_blocks
         prune = self.prune_blocks
         if merge is None:
-            merge, _ = self.scheduled_blocks(depth)
+            merge, _ = self.scheduled_blocks(model.depth)
         if prune is None:
-            _, prune = self.scheduled_blocks(depth)
-        steps = [*map(self.merge_step, merge), *map(self.prune_step, prune)]
+            _, prune = self.scheduled_blocks(model.depth)
+        score = self.score_for(model)
+        steps = [self.merge_step(block, score) for block in merge]
+        steps += [self.prune_step(block, score) for block in prune]
         return tuple(sorted(steps, key=lambda step: step.block))
 
-    def merge_step(self, block: int) -> Step:
+    def merge_step(self, block: int, score: str) -> Step:
         switches = (self.parity, self.metric, self.size_weighting)
-        reducer = Retokenize(*switches, score=self.score)
+        reducer = Retokenize(*switches, score=score)
         return Step(block, reducer, Merge(self.merge_ratio, self.candidate_ratio))
 
-    def prune_step(self, block: int) -> Step:
+    def prune_step(self, block: int, score: str) -> Step:
         """Make a Step that prunes tokens; combinations of methods override this."""
-        return Step(block, TopK(score=self.score), Keep(self.keep_rate))
+        return Step(block, TopK(score=score), Keep(self.keep_rate))
 
     def scheduled_blocks(self, depth):
         """List the paper's (merge blocks, prune blocks) for a depth.

@@ -51,7 +51,7 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
         super().__post_init__()
         check_choice("mode", self.mode, ("mask", "topk"))
 
-    def prune_step(self, block):
+    def prune_step(self, block, score):
         # In the mode "mask", masked training removes no token at this step.
         reducer = NoisyTopK()
         when_masked = None

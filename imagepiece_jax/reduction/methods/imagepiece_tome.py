@@ -14,5 +14,5 @@ class ImagePieceToMe(ImagePiece):
     A ToMe merge removes at most half the tokens.
     """
 
-    def prune_step(self, block):
+    def prune_step(self, block, score):
         return Step(block, Bipartite(self.metric), MergeTo(self.keep_rate))

@@ -142,10 +142,10 @@ class MCTF(Removal):
         for name in ("similarity", "attention", "sizes"):
             check_range(name, getattr(self, name), above=0)
 
-    def scaled(self, ratio, depth, patches):
+    def scaled(self, ratio, model):
         if 0 < self.r < 1:
             return dataclasses.replace(self, r=min(ratio, 0.999999))
-        return super().scaled(ratio, depth, patches)
+        return super().scaled(ratio, model)
 
     def removed(self, depth):
         chosen = self.chosen_blocks(depth)
@@ -153,21 +153,19 @@ class MCTF(Removal):
 
     def chosen_blocks(self, depth):
         """List the fusing blocks. Raises InputError for a block outside the model."""
+        if self.counts is not None:
+            return range(depth)
         if self.blocks is None:
             return range(1, depth)
         check_each("blocks", self.blocks, least=0, most=depth - 1)
         return self.blocks
 
-    def steps(self, depth):
-        reducer = Fusion(
-            self.similarity,
-            self.attention,
-            self.sizes,
-            score=self.score,
-        )
+    def steps(self, model):
+        score = self.score_for(model)
+        reducer = Fusion(self.similarity, self.attention, self.sizes, score=score)
         rule = FuseAway(self.r)
         # With the score "received", tokens fuse inside attention, and the whole
         # attention map is computed. With another score, tokens fuse after attention.
-        site = "attention" if self.score == "received" else "mid"
-        blocks = self.chosen_blocks(depth)
+        site = "attention" if score == "received" else "mid"
+        blocks = self.chosen_blocks(model.depth)
         return tuple(Step(block, reducer, rule, site=site) for block in blocks)

@@ -5,7 +5,6 @@
 """
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -22,10 +21,13 @@ from imagepiece_jax.reduction.block_plan import (
     BlockPlan,
     KeepInitial,
     Step,
-    Unreachable,
     build,
+    steps_to,
 )
 from imagepiece_jax.reduction.reducers import METRICS, SCORES
+
+# {field of a method: its values}; docs/results/scores.md compares the scores
+CHOICES = {"score": tuple(SCORES), "metric": METRICS}
 
 
 def of_training(default: float) -> Any:
@@ -79,8 +81,7 @@ class Method:
     """
 
     # In subclasses every field has a default. Training-only fields have compare=False.
-    # A field `score` is one of `reducers.SCORES` (compared in docs/results/scores.md).
-    # A field `metric` is one of METRICS, the feature by which tokens are compared.
+    # Fields named in CHOICES are checked.
     #
     # Methods with their own training override some class attributes below by a value
     # or a function.
@@ -111,10 +112,8 @@ class Method:
             # Lists have no hash, and NumPy numbers print differently.
             value = as_tuple(getattr(self, field.name))
             object.__setattr__(self, field.name, value)
-        if hasattr(self, "score"):
-            check_choice("score", self.score, tuple(SCORES))
-        if hasattr(self, "metric"):
-            check_choice("metric", self.metric, METRICS)
+            if field.name in CHOICES:
+                check_choice(field.name, value, CHOICES[field.name])
         if self.macs is not None or type(self) is Method:
             check_share("macs", self.macs)
         if self.macs is not None and self.ratio_field is not None:
@@ -139,163 +138,134 @@ class Method:
                 "one of the two"
             )
 
-    def steps(self, depth: int) -> Sequence[Step]:
-        """Make the Steps for a model with `depth` blocks from the method's fields."""
+    def steps(self, model: ModelFacts) -> Sequence[Step]:
+        """Make the method's Steps for a model, one for each block where tokens leave.
+
+        With `counts`, make a Step for each block where tokens could leave: `plan`
+        chooses where the counts fall, and sets how many tokens stay.
+        """
         raise NotImplementedError
 
-    def step_at(self, block: int, depth: int, tokens: int) -> Step:
-        """Make the Step for a block where `counts` leaves `tokens` image tokens.
+    def scaled(self, ratio: float, model: ModelFacts) -> "Method":
+        """Scale the method's own schedule. By default, its shares get a power.
 
-        Raises Unreachable for a block without a step of the method.
+        ratio: from 0 (all tokens stay) to 1 (as few as possible)
         """
-        # By default this is the method's own step at the block. Only subclasses with
-        # reducers for a fixed token count, such as TokenLearner, read `tokens`.
-        own = {"counts": None, "macs": None}
-        if hasattr(self, "blocks"):
-            own["blocks"] = (block,)
-        steps = _steps_of(dataclasses.replace(self, **own), depth)
-        for step in steps:
-            if step.block == block:
-                return step
-        blocks = ", ".join(str(step.block) for step in steps)
-        raise Unreachable(
-            f"counts change at block {block}, but the method's blocks are "
-            f"{blocks or 'none'}"
-        )
+        plan = self.plan(model)  # no prefix, so counts are image tokens
+        shares = [block.mlp_tokens / model.patches for block in plan]
+        powered = schedules.powered_shares(shares, ratio)
+        counts = schedules.counts_of_shares(powered, model.patches)
+        return self.with_counts(counts, model)
 
-    def at_ratio(self, ratio: float, depth: int, patches: int) -> "Method":
-        """Scale the schedule in `counts` if there is one, else the method's own fields.
+    def score_for(self, model: ModelFacts) -> str:
+        """Return the field `score`, with a score of the model in place of "auto"."""
+        if self.score != "auto":
+            return self.score
+        return "class" if model.class_token else "received"
+
+    def at_ratio(self, ratio: float, model: ModelFacts) -> "Method":
+        """Replace `macs`: scale the schedule in `counts`, or the method's own.
 
         ratio: from 0 (all tokens stay) to 1 (as few as possible), for a search by cost
         """
-        free = dataclasses.replace(self, macs=None, counts=None)
         if self.counts is None:
-            return free.scaled(ratio, depth, patches)
-        counts = schedules.counts_of(self.counts, depth, patches, ratio)
-        return free.within_reach(counts, depth, patches)
+            return dataclasses.replace(self, macs=None).scaled(ratio, model)
+        counts = schedules.counts_of(self.counts, model.depth, model.patches, ratio)
+        return self.with_counts(counts, model)
 
-    def scaled(self, ratio: float, depth: int, patches: int) -> "Method":
-        """Scale the method's own fields to keep fewer or more tokens, by `ratio`."""
-        if hasattr(self, "keep_rate"):
-            return dataclasses.replace(self, keep_rate=round(1 - ratio, 6))
-        plan = self.plan(depth, patches)  # no prefix, so counts are image tokens
-        shares = [block.mlp_tokens / patches for block in plan]
-        counts = []
-        for share in schedules.powered_shares(shares, ratio):
-            counts.append(max(1, schedules.rounded(share * patches)))
-        return self.within_reach(counts, depth, patches)
-
-    def within_reach(self, counts: Sequence[int], depth: int, patches: int) -> "Method":
+    def with_counts(self, counts: Sequence[int], model: ModelFacts) -> "Method":
         """Set `counts`, raised where the method's steps must leave more tokens."""
-        reached = []
-        n = patches
-        stage = 1
-        for block, tokens in enumerate(counts):
-            if tokens < n:
-                step = self.step_at(block, depth, tokens)
-                tokens = max(tokens, step.rule.fewest(n, stage))
-                if tokens < n:
-                    stage += 1
-                    n = tokens
-            reached.append(n)
         defaults = {name: getattr(type(self), name) for name in self.amounts}
-        return dataclasses.replace(self, macs=None, counts=tuple(reached), **defaults)
+        method = dataclasses.replace(self, macs=None, counts=counts, **defaults)
+        plan = method.plan(model, exact=False)
+        return dataclasses.replace(method, counts=[b.mlp_tokens for b in plan])
 
     def plan(
-        self, depth: int, patches: int, prefix: int = 0, masked: bool = False
+        self,
+        model: ModelFacts,
+        prefix: int = 0,
+        masked: bool = False,
+        exact: bool = True,
     ) -> tuple[BlockPlan, ...]:
         """Plan a model's blocks by `counts`, or by the method's own fields.
 
-        patches: number of image tokens before the first block
         prefix, masked: see `block_plan.build`
+        exact: see `block_plan.steps_to`
         Raises InputError for counts outside the reach of method or model.
         """
-        if self.counts is None:
-            return build(depth, patches, self.steps(depth), prefix, masked)
-        if len(self.counts) != depth or self.counts[0] > patches:
+        depth = model.depth
+        patches = model.patches
+        counts = self.counts
+        if counts is None:
+            return build(depth, patches, self.steps(model), prefix, masked)
+        if len(counts) != depth or counts[0] > patches:
             raise InputError(
-                f"counts is {self.counts}; it must have {depth} entries, one per "
-                f"block, of at most {patches} tokens, the patch count"
+                f"counts is {counts}; it must have {depth} entries, one per block, of "
+                f"at most {patches} tokens, the patch count"
             )
-        steps = []
-        n = patches
-        for block, tokens in enumerate(self.counts):
-            if tokens == n:
-                continue
-            step = self.step_at(block, depth, tokens)
-            fewest = step.rule.fewest(n, stage=len(steps) + 1)
-            if tokens < fewest:
-                raise Unreachable(
-                    f"counts has {tokens} tokens after block {block}; of {n} before it "
-                    f"at least {fewest} must stay"
-                )
-            steps.append(dataclasses.replace(step, tokens=tokens))
-            n = tokens
+        steps = ()
+        if counts[-1] < patches:
+            steps = steps_to(counts, self.steps(model), patches, exact)
         return build(depth, patches, steps, prefix, masked)
-
-    def for_model(self, model: ModelFacts) -> "Method":
-        """Fit fields to a model: the score "auto" becomes `score_for` the model.
-
-        With `macs`, default blocks move to the same shares of a smaller depth.
-        """
-        changes = {}
-        if getattr(self, "score", None) == "auto":
-            changes["score"] = self.score_for(model)
-        if self.macs is not None and self.counts is None:
-            blocks = self._blocks_for(model.depth)
-            if blocks:
-                changes["blocks"] = blocks
-        return dataclasses.replace(self, **changes)
-
-    def score_for(self, model: ModelFacts) -> str:
-        """Choose the score, one of SCORES, that "auto" stands for."""
-        return "class" if model.class_token else "received"
-
-    def _blocks_for(self, depth):
-        """Move default blocks to the same shares of a smaller depth, or return None."""
-        # Default blocks are for a depth of 12. Blocks stay if they are not the
-        # defaults, or fit the depth. They also stay if two blocks would coincide, or
-        # the first would be block 0.
-        defaults = getattr(type(self), "blocks", None)
-        if not defaults or self.blocks != defaults or max(defaults) < depth:
-            return None
-        blocks = tuple(block * depth // 12 for block in defaults)
-        if len({*blocks}) < len(blocks) or min(blocks) == 0:
-            return None
-        return blocks
-
-
-@functools.lru_cache(maxsize=256)
-def _steps_of(method, depth):
-    """`method.steps(depth)`, cached because `step_at` asks for them at every block."""
-    return method.steps(depth)
 
 
 @dataclasses.dataclass(frozen=True)
-class InStages(Method):
-    """Base of methods that keep the share `keep_rate` of the tokens at some blocks."""
+class KeepingShare(Method):
+    """Base of methods that keep the share `keep_rate` of the tokens."""
 
-    amounts = ("keep_rate", "blocks")
+    amounts = ("keep_rate",)
     ratio_field = "keep_rate"
 
     keep_rate: float = 0.7
-    blocks: tuple[int, ...] = (3, 6, 9)
 
     def __post_init__(self):
         super().__post_init__()
         check_range("keep_rate", self.keep_rate, 0, 1)
+
+    def scaled(self, ratio, model):
+        return dataclasses.replace(self, keep_rate=round(1 - ratio, 6))
+
+
+@dataclasses.dataclass(frozen=True)
+class InStages(KeepingShare):
+    """Base of methods that keep the share `keep_rate` of the tokens at some blocks."""
+
+    amounts = ("keep_rate", "blocks")
+
+    blocks: tuple[int, ...] = (3, 6, 9)
+
+    def __post_init__(self):
+        super().__post_init__()
         check_each("blocks", self.blocks)
 
-    def stages(self, reducer, **where: Any) -> tuple[Step, ...]:
-        """Make Steps that leave keep_rate**s of the initial tokens at the s-th block.
+    def scaled(self, ratio, model):
+        blocks = fit_blocks(self, model.depth)
+        return dataclasses.replace(super().scaled(ratio, model), blocks=blocks)
 
+    def stages(self, model, reducer, rule=None, **where: Any) -> tuple[Step, ...]:
+        """Make a Step for every block in `blocks`; with `counts`, for every block.
+
+        rule: None: keep_rate**s of the initial tokens stay at the s-th block
         where: further fields of the Steps
         """
+        blocks = self.blocks if self.counts is None else range(model.depth)
         steps = []
-        for stage, block in enumerate(sorted(self.blocks), start=1):
-            rule = KeepInitial(self.keep_rate**stage)
-            steps.append(Step(block, reducer, rule, **where))
+        for stage, block in enumerate(sorted(blocks), start=1):
+            own = rule or KeepInitial(self.keep_rate**stage)
+            steps.append(Step(block, reducer, own, **where))
         return tuple(steps)
+
+
+def fit_blocks(method: Method, depth: int) -> tuple[int, ...]:
+    """Move a method's default `blocks` to the same shares of a smaller depth."""
+    # Default blocks are for a depth of 12. Blocks stay if they are not the defaults, or
+    # fit the depth. They also stay if two blocks would coincide, or the first would be
+    # block 0.
+    blocks = method.blocks
+    if blocks != type(method).blocks or max(blocks, default=0) < depth:
+        return blocks
+    moved = tuple(block * depth // 12 for block in blocks)
+    return moved if 0 < min(moved) and len({*moved}) == len(moved) else blocks
 
 
 class Removal(Method):
@@ -308,13 +278,13 @@ class Removal(Method):
         """Token counts to remove, per block."""
         return (self.r,) * depth
 
-    def scaled(self, ratio, depth, patches):
+    def scaled(self, ratio, model):
         # Proportions between blocks stay. With ratio 1 the block with the largest count
         # would lose all tokens.
-        removed = self.removed(depth)
+        removed = self.removed(model.depth)
         if not any(removed):
-            removed = (1,) * depth
-        unit = ratio * patches / max(removed)
+            removed = (1,) * model.depth
+        unit = ratio * model.patches / max(removed)
         lost = itertools.accumulate(number * unit for number in removed)
-        counts = [max(1, schedules.rounded(patches - total)) for total in lost]
-        return self.within_reach(counts, depth, patches)
+        counts = [max(1, schedules.rounded(model.patches - total)) for total in lost]
+        return self.with_counts(counts, model)

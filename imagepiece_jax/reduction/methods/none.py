@@ -15,8 +15,8 @@ class NoReduction(Method):
         if self.macs not in (None, 1.0):
             raise InputError(f"macs is {self.macs}, but method none keeps all tokens")
 
-    def within_reach(self, counts, depth, patches):
-        return self  # no step can remove tokens
+    def at_ratio(self, ratio, model):
+        return NoReduction()  # no step can remove tokens
 
-    def steps(self, depth):
+    def steps(self, model):
         return ()

@@ -61,7 +61,9 @@ class Peaks(InStages):
     score: str = "auto"
 
     def score_for(self, model):
+        if self.score != "auto":
+            return self.score
         return "class_and_mean" if model.pool == "token" else "mean"
 
-    def steps(self, depth):
-        return self.stages(KeepPeaks(score=self.score))
+    def steps(self, model):
+        return self.stages(model, KeepPeaks(score=self.score_for(model)))

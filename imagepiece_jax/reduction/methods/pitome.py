@@ -6,10 +6,9 @@ import math
 import jax
 import numpy as np
 
-from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.kernels.ranking import invert, rank
 from imagepiece_jax.reduction.block_plan import MergeTo, Step
-from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.methods.method import KeepingShare
 from imagepiece_jax.reduction.reducers import Ranking, join_most_similar, merge_in_place
 
 
@@ -44,27 +43,20 @@ class ByEnergy(Ranking):
 
 
 @dataclasses.dataclass(frozen=True)
-class PiToMe(Method):
+class PiToMe(KeepingShare):
     """Keep ceil(keep_rate * n) of n image tokens in every block, at least half.
 
     The first half of the blocks compares all tokens. The second half compares only
     high-energy tokens, which protects the rest.
     """
 
-    amounts = ("keep_rate",)
-    ratio_field = "keep_rate"
-
     keep_rate: float = 0.9125  # of the image tokens, in every block
     metric: str = "key"  # for pairs; energies always compare keys
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_range("keep_rate", self.keep_rate, 0, 1)
-
-    def steps(self, depth):
-        half = math.ceil(depth / 2)
+    def steps(self, model):
+        half = math.ceil(model.depth / 2)
         steps = []
-        for block in range(depth):
+        for block in range(model.depth):
             reducer = ByEnergy(block >= half, self.metric)
             steps.append(Step(block, reducer, MergeTo(self.keep_rate)))
         return tuple(steps)

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from imagepiece_jax.common.rng import uniform
-from imagepiece_jax.reduction.block_plan import Keep, Step
+from imagepiece_jax.reduction.block_plan import Keep
 from imagepiece_jax.reduction.methods.method import InStages
 from imagepiece_jax.reduction.reducers import Reducer, keep_highest
 
@@ -30,6 +30,5 @@ class Draw(Reducer):
 class Random(InStages):
     """At every block in `blocks`, keep ceil(keep_rate * n) tokens: EViT's counts."""
 
-    def steps(self, depth):
-        rule = Keep(self.keep_rate)
-        return tuple(Step(block, Draw(), rule) for block in self.blocks)
+    def steps(self, model):
+        return self.stages(model, Draw(), Keep(self.keep_rate))

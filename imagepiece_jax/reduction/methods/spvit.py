@@ -17,7 +17,7 @@ from imagepiece_jax.kernels.ranking import rank
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.block_plan import KeepInitial, Step
 from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
-from imagepiece_jax.reduction.methods.method import check_each
+from imagepiece_jax.reduction.methods.method import check_each, fit_blocks
 from imagepiece_jax.reduction.reducers import MaskingReducer, keep_and_sum
 from imagepiece_jax.reduction.state import Masking
 
@@ -114,23 +114,24 @@ class SPViT(LearnedSelection):
                 "keep_rates must not"
             )
 
-    def scaled(self, ratio, depth, patches):
+    def scaled(self, ratio, model):
         # All shares get a common factor, and are at most 1.
         least = min((share for share in self.keep_rates if share), default=1.0)
         scale = (1 - ratio) / least
         rates = [min(1.0, scale * share) for share in self.keep_rates]
         rates = tuple(round(rate, 6) for rate in rates)
-        return dataclasses.replace(self, keep_rates=rates)
+        blocks = fit_blocks(self, model.depth)
+        return dataclasses.replace(self, keep_rates=rates, blocks=blocks)
 
-    def step_at(self, block, depth, tokens):
-        return self._step(block, 0.0)
-
-    def steps(self, depth):
-        return tuple(map(self._step, self.blocks, self.keep_rates))
-
-    def _step(self, block, share):
-        rule = KeepInitial(share, packages=True)
-        return Step(block, Selector(), rule, site="pre", when_masked=1)
+    def steps(self, model):
+        shares = zip(self.blocks, self.keep_rates, strict=True)
+        if self.counts is not None:
+            shares = [(block, 0.0) for block in range(model.depth)]
+        steps = []
+        for block, share in shares:
+            rule = KeepInitial(share, packages=True)
+            steps.append(Step(block, Selector(), rule, site="pre", when_masked=1))
+        return tuple(steps)
 
     def live_shares(self, masks):
         # Shares are means over this device's whole batch, because images may keep

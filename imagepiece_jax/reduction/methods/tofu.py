@@ -8,11 +8,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.kernels.merging import DROPPED, SlotIndex
 from imagepiece_jax.kernels.similarity import lengths
 from imagepiece_jax.reduction.block_plan import AtMostHalf, Step, floor
-from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.methods.method import KeepingShare
 from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.state import Assignment
 
@@ -78,30 +77,23 @@ def _safe_to_square(x):
 
 
 @dataclasses.dataclass(frozen=True)
-class ToFu(Method):
+class ToFu(KeepingShare):
     """Remove floor((1 - keep_rate) N) of N tokens in every block, at most half.
 
     Blocks up to the middle of the model drop tokens; later blocks fuse tokens.
     """
 
-    amounts = ("keep_rate",)
-    ratio_field = "keep_rate"
-
     keep_rate: float = 0.925  # of all tokens, in every block
     metric: str = "key"
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_range("keep_rate", self.keep_rate, 0, 1)
-
-    def steps(self, depth):
+    def steps(self, model):
         discard = Discard(self.metric)
         fuse = Fuse(self.metric)
         rule = MergeAway(self.keep_rate)
         steps = []
-        for block in range(depth):
+        for block in range(model.depth):
             reducer = fuse
-            if block <= depth // 2:
+            if block <= model.depth // 2:
                 reducer = discard
             steps.append(Step(block, reducer, rule))
         return tuple(steps)

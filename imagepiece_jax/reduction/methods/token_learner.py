@@ -10,7 +10,7 @@ from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.reduction.block_plan import Fixed, Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.schedules import rounded
+from imagepiece_jax.reduction.schedules import falls, rounded
 from imagepiece_jax.reduction.state import Mixing
 
 
@@ -64,23 +64,24 @@ class TokenLearner(Method):
         check_range("block", self.block, 0, whole=True)
         check_range("bottleneck_dim", self.bottleneck_dim, 1, whole=True)
 
-    def scaled(self, ratio, depth, patches):
+    def scaled(self, ratio, model):
         # A larger ratio moves the step to an earlier block. A ratio between two blocks'
         # ratios gives more new tokens, for a cost in between.
+        depth = model.depth
         fractional = max(1.0, (1 - ratio) * depth)
         block = min(depth - 1, int(fractional))
         fraction = min(1.0, fractional - block)
         # This many more new tokens cost as much as one more block with all patches.
-        tokens_for_a_block = (patches - self.num_tokens) / (depth - block)
+        tokens_for_a_block = (model.patches - self.num_tokens) / (depth - block)
         tokens = self.num_tokens + rounded(fraction * tokens_for_a_block)
         return dataclasses.replace(self, block=block, num_tokens=tokens)
 
-    def step_at(self, block, depth, tokens):
-        at_block = dataclasses.replace(
-            self, block=block, num_tokens=tokens, counts=None
-        )
-        return at_block.steps(depth)[0]
-
-    def steps(self, depth):
-        reducer = MlpLearner(self.num_tokens, self.bottleneck_dim)
-        return (Step(self.block, reducer, Fixed(self.num_tokens), site="pre"),)
+    def steps(self, model):
+        tokens_after = {self.block: self.num_tokens}
+        if self.counts is not None:
+            tokens_after = falls(self.counts, model.patches)
+        steps = []
+        for block, tokens in tokens_after.items():
+            reducer = MlpLearner(tokens, self.bottleneck_dim)
+            steps.append(Step(block, reducer, Fixed(tokens), site="pre"))
+        return tuple(steps)

@@ -65,6 +65,6 @@ class TokenPooling(InStages):
         super().__post_init__()
         check_range("iterations", self.iterations, 1, whole=True)
 
-    def steps(self, depth):
-        reducer = KMedoids(self.iterations, score=self.score)
-        return self.stages(reducer, site="pre")
+    def steps(self, model):
+        reducer = KMedoids(self.iterations, score=self.score_for(model))
+        return self.stages(model, reducer, site="pre")

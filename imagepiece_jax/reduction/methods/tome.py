@@ -35,9 +35,9 @@ class ToMe(Removal):
         steps = max(depth - 1, 1)
         return tuple(first + block * rise // steps for block in range(depth))
 
-    def steps(self, depth):
+    def steps(self, model):
         reducer = Bipartite(self.metric)
         steps = []
-        for block, r in enumerate(self.removed(depth)):
+        for block, r in enumerate(self.removed(model.depth)):
             steps.append(Step(block, reducer, Remove(r)))
         return tuple(steps)

@@ -7,6 +7,7 @@ from imagepiece_jax.reduction.block_plan import Keep, Merge, build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from tests.models import tiny
+from tests.models.make import facts
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ from tests.models import tiny
     ],
 )
 def test_it_merges_twice_and_prunes_once_a_cycle(depth, merge, prune):
-    found = ImagePiece().steps(depth)
+    found = ImagePiece().steps(facts(depth))
     rules = {step.block: type(step.rule) for step in found}
     assert rules == {**dict.fromkeys(merge, Merge), **dict.fromkeys(prune, Keep)}
     assert all(step.site == "mid" for step in found)
@@ -28,15 +29,15 @@ def test_it_merges_twice_and_prunes_once_a_cycle(depth, merge, prune):
 
 
 def test_its_schedule_is_a_path_from_dense_through_its_own_rates():
-    path = [ImagePiece().scaled(i / 100, 12, 196) for i in range(101)]
+    path = [ImagePiece().scaled(i / 100, facts()) for i in range(101)]
     rates = [(method.keep_rate, method.merge_ratio) for method in path]
     assert rates[0] == (1.0, 0.0)
     assert rates[20] == (0.8, 0.08)
     assert rates[10] == (0.9, 0.04)
     assert rates[-1] == (0.0, 0.4)
-    trained = ImagePiece(keep_rate=0.6, merge_ratio=0.1).scaled(0.4, 12, 196)
+    trained = ImagePiece(keep_rate=0.6, merge_ratio=0.1).scaled(0.4, facts())
     assert (trained.keep_rate, trained.merge_ratio) == (0.6, 0.1)
-    plans = [build(12, 196, method.steps(12)) for method in path]
+    plans = [build(12, 196, method.steps(facts())) for method in path]
     costs = [model_macs(tiny.vit(plan, 192, 3)) for plan in plans]
     assert costs == sorted(costs, reverse=True)
 
@@ -45,10 +46,10 @@ def test_its_schedule_is_a_path_from_dense_through_its_own_rates():
 def test_counts_change_where_it_merges_and_prunes(name):
     """Merge steps take at most half of the candidates: 29 of the 58 of 196."""
     counts = (167, 167, 100) + (100,) * 9
-    plan = METHODS[name](counts=counts).plan(12, 196)
+    plan = METHODS[name](counts=counts).plan(facts())
     merge, prune = [layer.step for layer in plan if layer.step]
     assert (merge.block, prune.block) == (0, 2)
-    own = METHODS[name]().steps(12)
+    own = METHODS[name]().steps(facts())
     assert (merge.reducer, prune.reducer) == (own[0].reducer, own[2].reducer)
     found = [layer.counts for layer in plan if layer.counts]
     assert [(c.n_out, c.candidates) for c in found] == [(167, 58), (100, None)]

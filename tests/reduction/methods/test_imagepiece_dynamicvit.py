@@ -14,6 +14,7 @@ from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import (
 from imagepiece_jax.reduction.state import Assignment, Masking, ReducerInputs, start
 from tests import oracles, oracles_learned
 from tests.models import masked, tiny
+from tests.models.make import facts
 from tests.reduction.steps import random_variables
 from tests.rounding import assert_close
 
@@ -29,7 +30,7 @@ def with_masks():
 
 
 def test_merges_look_at_as_many_candidates_as_in_evaluation():
-    steps = ImagePieceDynamicViT().steps(12)
+    steps = ImagePieceDynamicViT().steps(facts())
     plans = (build(12, 196, steps, masked=m) for m in (False, True))
     small, large = ([p.counts and p.counts.candidates for p in plan] for plan in plans)
     assert small == large and small[3] == 39  # floor(.3 * 132)
@@ -76,12 +77,12 @@ def test_masked_training_has_terms_for_all(with_masks):
 
 def test_targets_are_what_evaluation_keeps():
     """132 of 165, then 89 of 111, then 60 of 74; some have none."""
-    plan = build(12, 196, ImagePieceDynamicViT().steps(12), masked=True)
+    plan = build(12, 196, ImagePieceDynamicViT().steps(facts()), masked=True)
     wanted = np.cumprod([132 / 165, 89 / 111, 60 / 74]).tolist()
     method = ImagePieceDynamicViT()
     assert_close(method.target_shares(plan), wanted, units=1)
     for fields in ({"keep_rate": 1.0}, {"mode": "topk"}):
-        steps = ImagePieceDynamicViT(**fields).steps(12)
+        steps = ImagePieceDynamicViT(**fields).steps(facts())
         assert method.target_shares(build(12, 196, steps, masked=True)) == []
     assert float(token_selector.ratio_loss([], [])) == 0
 

@@ -6,6 +6,7 @@ from imagepiece_jax.reduction.block_plan import Merge, MergeTo, build
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.methods.imagepiece_tome import ImagePieceToMe
 from imagepiece_jax.reduction.reducers import Bipartite
+from tests.models.make import facts
 
 
 @pytest.mark.parametrize(
@@ -17,8 +18,8 @@ from imagepiece_jax.reduction.reducers import Bipartite
     ],
 )
 def test_merge_steps_are_imagepieces_and_the_others_match(fields):
-    ours = ImagePieceToMe(**fields).steps(12)
-    theirs = ImagePiece(**fields).steps(12)
+    ours = ImagePieceToMe(**fields).steps(facts())
+    theirs = ImagePiece(**fields).steps(facts())
     metric = fields.get("metric", "key")
     assert {type(step.rule) for step in ours} == {Merge, MergeTo}
     plans = (build(12, 196, steps) for steps in (ours, theirs))

@@ -13,6 +13,7 @@ from imagepiece_jax.reduction.methods.token_pooling import TokenPooling
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 from tests import oracles
 from tests.models import tiny
+from tests.models.make import facts
 from tests.reduction.steps import apply, decide, vectors
 from tests.rounding import assert_close
 
@@ -53,7 +54,7 @@ def test_another_score_takes_the_place_of_attention():
     found = decide(Fusion(score="shift"), turned, counts)
     np.testing.assert_array_equal(found.dest, want.dest)
     np.testing.assert_array_equal(found.weight, want.weight)
-    (step,) = MCTF(blocks=(1,), score="shift").steps(3)
+    (step,) = MCTF(blocks=(1,), score="shift").steps(facts(3))
     assert step.site == "mid"
     assert "attn_columns" not in step.reducer.reads
 
@@ -88,12 +89,12 @@ def test_fusion_values_are_products_of_the_criteria(similarity, even):
 )
 def test_ten_tokens_stay_of_a_number_and_not_of_a_share(r, tokens, left):
     """By hand, as the authors' code counts, class token included."""
-    plan = build(2, tokens - 1, MCTF(r=r).steps(2), 1)
+    plan = build(2, tokens - 1, MCTF(r=r).steps(facts(2)), 1)
     assert plan[-1].mlp_tokens == left
 
 
 def test_a_step_before_the_next_block_would_read_what_is_gone():
     pooling = TokenPooling(blocks=(2,), score="class")
-    plan = build(4, 196, (*MCTF(blocks=(1,)).steps(4), *pooling.steps(4)))
+    plan = build(4, 196, (*MCTF(blocks=(1,)).steps(facts(4)), *pooling.steps(facts(4))))
     with pytest.raises(InputError, match="at block 2 reads .* keep its tokens"):
         contract.check_plan(plan, Architecture(), (14, 14))

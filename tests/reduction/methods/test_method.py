@@ -6,9 +6,9 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.methods.method import ModelFacts
 from imagepiece_jax.reduction.reduction import Reduction
 from tests.models import tiny
+from tests.models.make import facts
 from tests.refused import refused
 
 DEPTH = 10
@@ -21,8 +21,7 @@ LISTS = {"prune": "merge", "merge": "prune", "keep_rates": "blocks"}  # and thei
 @pytest.mark.parametrize("name, field", FIELDS)
 def test_every_field_is_checked(name, field):
     with pytest.raises(InputError) as error:
-        facts = ModelFacts(depth=12, embed_dim=384, patches=196)
-        METHODS[name](**{field: {}}).for_model(facts).plan(12, 196)
+        METHODS[name](**{field: {}}).plan(facts())
     assert field in str(error.value) or LISTS[field] in str(error.value)
 
 
@@ -59,24 +58,20 @@ REFUSED = [  # (a reduction's text, what its sentence has)
 @pytest.mark.parametrize("text, said", REFUSED)
 def test_what_a_field_may_be_is_said(text, said):
     with refused(said):
-        facts = ModelFacts(depth=DEPTH, embed_dim=384, patches=196)
-        method = Reduction.read(text).method.for_model(facts)
-        method.plan(DEPTH, 196)
+        Reduction.read(text).method.plan(facts(DEPTH))
 
 
 @pytest.mark.parametrize("depth", [2, 6])
 def test_blocks_beside_a_cost_are_those_of_the_model(depth):
     """Default blocks move, unless two would be one."""
-    facts = ModelFacts(depth=depth, embed_dim=192, patches=16)
-    blocks = METHODS["evit"](macs=0.5).for_model(facts).blocks
-    assert blocks == {2: (3, 6, 9), 6: (1, 3, 4)}[depth]
+    method = METHODS["evit"](macs=0.5).at_ratio(0.5, facts(depth, patches=16))
+    assert method.blocks == {2: (3, 6, 9), 6: (1, 3, 4)}[depth]
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_two_of_a_method_have_equal_steps(name):
     """Else two equal models differ, and jit compiles each."""
-    facts = ModelFacts(depth=12, embed_dim=384, patches=196)
-    one, other = (METHODS[name]().for_model(facts).steps(12) for _ in range(2))
+    one, other = (METHODS[name]().steps(facts()) for _ in range(2))
     assert one == other
     assert hash(tuple(one)) == hash(tuple(other))
 

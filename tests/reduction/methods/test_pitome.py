@@ -6,6 +6,7 @@ import pytest
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.pitome import ByEnergy, PiToMe
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
+from tests.models.make import facts
 from tests.reduction.steps import apply, decide, vectors
 from tests.rounding import assert_close
 
@@ -30,5 +31,5 @@ def test_the_halves_by_hand(protect, progress, together):
 
 
 def test_the_halves_of_a_model():
-    protects = [step.reducer.protect for step in PiToMe().steps(5)]
+    protects = [step.reducer.protect for step in PiToMe().steps(facts(5))]
     assert protects == [False] * 3 + [True] * 2

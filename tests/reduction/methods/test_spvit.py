@@ -11,6 +11,7 @@ from imagepiece_jax.reduction.moves import apply
 from imagepiece_jax.reduction.state import Assignment, Masking, ReducerInputs, start
 from tests import oracles, oracles_learned
 from tests.models import tiny
+from tests.models.make import facts
 from tests.reduction.steps import apply_learned, random_variables
 from tests.reduction.test_token_selector import numbers, outputs
 
@@ -123,7 +124,7 @@ def test_the_ratio_is_of_the_whole_batch_without_packages():
     second = [[1, 0, 0, 0, 1], [1, 0, 0, 0, 1]]  # the fifth is a package
     results = tuple(Masking(np.float32(mask)) for mask in (first, second))
     out = outputs(np.zeros((2, 5, 3)), np.zeros((2, 4)), results)
-    steps = SPViT(keep_rates=(0.7, 0.3), blocks=(1, 2)).steps(3)
+    steps = SPViT(keep_rates=(0.7, 0.3), blocks=(1, 2)).steps(facts(3))
     plan = build(3, 10, steps, masked=True)  # shares of more tokens, the same targets
     terms = SPViT(ratio_weight=1.0).loss(out, out, plan)
     assert float(terms["ratio"]) == pytest.approx((0.075**2 + 0.05**2) / 2, rel=1e-5)

@@ -6,11 +6,12 @@ import pytest
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.tofu import Discard, Fuse, ToFu
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
+from tests.models.make import facts
 from tests.reduction.steps import apply, decide, vectors
 
 
 def test_up_to_the_middle_block_it_drops():
-    steps = ToFu().steps(12)
+    steps = ToFu().steps(facts())
     assert [type(step.reducer) for step in steps] == [Discard] * 7 + [Fuse] * 5
 
 
