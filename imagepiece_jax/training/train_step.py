@@ -62,7 +62,7 @@ def step_counts(model: ViT) -> tuple:
 
 def count_programs(run: RunConfig) -> int:
     """Count the different programs of a run's training steps."""
-    models = map(run.create_train_model, range(run.optim.epochs))
+    models = map(run.create_train_model, range(run.epochs))
     return len(set(map(step_counts, models)))
 
 
