@@ -288,11 +288,11 @@ def prepare(part, positions, step, index, run, model):
     positions: [m], image positions in the global batch
     index: micro-batch number
     """
-    keys = None
-    if run.augment.layers or run.augment.erase_prob:
-        keys = sample_keys(run.seed, step, positions, Purpose.AUGMENT)
+    draw_keys = functools.partial(
+        sample_keys, run.seed, step, positions, Purpose.AUGMENT
+    )
     image = pipeline.augment_batch(
-        part["image"], run.augment, model.config.mean, model.config.std, keys
+        part["image"], run.augment, model.config.mean, model.config.std, draw_keys
     )
     smoothing = run.label_smoothing
     targets = mixup.soft_targets(part["label"], run.num_classes, smoothing)
