@@ -123,7 +123,7 @@ def check_fields(argv):
             similar.append(OTHER_NAMES[typed[1]])
         for leaf in difflib.get_close_matches(typed[1].rpartition(".")[2], leaves, 1):
             similar.append(leaves[leaf])
-        hint = "; configs/base.py has all fields"
+        hint = "; imagepiece_jax/training/config.py has all fields"
         if similar:
             hint = f"; did you mean config.{similar[0]}?"
         raise InputError(f"config.{typed[1]} is not a field{hint}")

@@ -16,7 +16,7 @@ from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.recover import recovery_step
 from imagepiece_jax.training import trainer
-from imagepiece_jax.training.config import RunConfig
+from imagepiece_jax.training.config import InitConfig, RunConfig
 from imagepiece_jax.training.logging import MEASURED, read_metrics
 from tests import compiling, forked
 
@@ -97,11 +97,11 @@ def compile_once(patch):
 
     def step(run, epoch):
         plan = run.plan
-        fields = {**vars(plan.config), "init": None, "written": None}
+        options = dataclasses.replace(plan.config, init=InitConfig())
         model = plan.config.create_train_model(epoch)
         loss = plan.loss.__code__  # that of a page is another function each time
         loss = loss.co_code, loss.co_consts, loss.co_names
-        key = repr((fields, plan.data.length, model, run.teacher, loss))
+        key = repr((options, plan.data.length, model, run.teacher, loss))
         if key not in steps:
             steps[key] = compiled(run, epoch)
         return steps[key]

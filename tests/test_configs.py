@@ -92,7 +92,7 @@ def test_config_builds_a_model_and_passes_the_checks(configs, name):
     config = configs[name]
     run = RunConfig.from_config(config)
     check_training(run, Placement())
-    optimizer.create_optimizer(run.optim, 10, run.reduction.method.param_groups)
+    optimizer.create_optimizer(run, 10, run.reduction.method.param_groups)
     assert run.create_model().config.num_classes == config.num_classes
     assert str(run.reduction) == config.reduction  # nothing that is a default
 
@@ -167,11 +167,11 @@ def test_deit_recipe():
 def test_recipe_of_90_epochs():
     """big_vision's configs/vit_s16_i1k.py, in the fields of this package."""
     config = read("deit_s", "vit_s16_i1k")
-    optim = RunConfig.from_config(config).optim
-    assert (optim.batch_size, optim.peak_lr) == (1024, 1e-3)
+    run = RunConfig.from_config(config)
+    assert (run.batch_size, run.peak_lr) == (1024, 1e-3)
     # There: p -= schedule * (lr * adam + wd * p); here: p -= lr * (adam + decay * p).
-    assert optim.peak_lr * optim.weight_decay == pytest.approx(1e-4)
-    assert optim.warmup_epochs * (IMAGENET // 1024) == pytest.approx(10_000)
+    assert run.peak_lr * run.weight_decay == pytest.approx(1e-4)
+    assert run.warmup_epochs * (IMAGENET // 1024) == pytest.approx(10_000)
     wanted = {"model.name": "deit_s", "epochs": 90, "clip_grad_norm": 1.0}
     wanted |= {"mixup": 0.2, "mixup_prob": 1.0, "cutmix": 0.0}
     wanted |= {"augment.layers": 2, "augment.prob": 1.0}

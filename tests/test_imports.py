@@ -83,12 +83,13 @@ def allowed(module, name):
     """Whether `module` may import the dotted `name`, which is of this repository."""
     top, _, theirs = name.partition(".")
     if module.startswith("configs"):
-        return top == "configs" or theirs.startswith("common.checks.")
+        of_base = ("training.config.RunConfig", "models.architecture.Architecture")
+        return top == "configs" or theirs.startswith(("common.checks.", *of_base))
     if module.startswith("experiments"):  # it does what a user of the package can do
         private = any(part.startswith("_") for part in name.split(".")[1:])
         return top in (PACKAGE, "experiments", "configs") and not private
-    if name == "configs.base":  # of a clone: benchmark trains by its recipe
-        return module in ("train", f"{PACKAGE}.benchmark.workloads")
+    if name == "configs.base":
+        return module == "train"
     if top != PACKAGE or not theirs:  # tests, tools and the like are nobody's
         return False
     ours = module.removeprefix(f"{PACKAGE}.")

@@ -31,7 +31,7 @@ QUICKSTART = "--config=configs/quickstart.py"
             "error: No such file or directory: 'configs/quick.py'; the configs are",
         ),
         ([QUICKSTART, "--config.learning_rate=1e-3"], "did you mean config.lr?"),
-        ([QUICKSTART, "--config.momentum=0.9"], "configs/base.py has all fields"),
+        ([QUICKSTART, "--config.momentum=0.9"], "training/config.py has all fields"),
         ([QUICKSTART, "--config.epochs=4"], "warmup_epochs is 4.0; it must be below"),
         (["--config.lr=1", QUICKSTART], "config.lr"),
         ([QUICKSTART, "x"], "'x' belongs to no flag"),

@@ -182,7 +182,7 @@ def _train(size, case, variant):
     import torch
 
     where = torch_device()
-    rate = case.run.drop_path_rate
+    rate = case.run.model.drop_path_rate
     vit = _model(size, drop_path_rate=rate).train().to(where)
     dtype = getattr(torch, case.dtype)
     optimizer = torch.optim.AdamW(vit.parameters(), 1e-4, fused=True)

@@ -22,11 +22,12 @@ from imagepiece_jax.common.rng import normal, root_key
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.export.onnx_program import OnnxProgram
 from imagepiece_jax.inference import optimize
+from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.training.config import RunConfig
+from imagepiece_jax.training.config import ModelConfig, RunConfig
 from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.optimizer import create_optimizer
 from imagepiece_jax.training.train_step import batch_shapes, init_state, train_step
@@ -135,27 +136,23 @@ class Case:
         return Workload(timer.TimedCall(call), self.batch_size, macs, facts)
 
 
-def training_run(vit: Pretrained, batch_size: int, dtype: str) -> RunConfig:
-    """DeiT's recipe (configs/base.py) for a model, with its reduction.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadedRun(RunConfig):
+    """A run of a loaded model, which no options describe."""
 
-    Raises InputError outside a clone, which has the configs.
-    """
-    try:
-        from configs import base
-    except ModuleNotFoundError as error:
-        text = "mode is train, which reads configs/base.py: run it in a clone"
-        raise InputError(text) from error
-    recipe = RunConfig.from_config(base.get_config())
-    return dataclasses.replace(
-        recipe,
+    vit_config: ViTConfig
+
+
+def training_run(vit: Pretrained, batch_size: int, dtype: str) -> RunConfig:
+    """DeiT's recipe, the defaults of `RunConfig`, for a model with its reduction."""
+    attention = vit.model.execution.attention
+    return LoadedRun(
+        vit_config=vit.config,
         image_size=vit.image_size,
         num_classes=vit.config.num_classes,
-        model=vit.config,
-        dtype=dtype,
-        attention=vit.model.execution.attention,
-        drop_path_rate=0.1,
+        model=ModelConfig(dtype=dtype, attention=attention),
         reduction=vit.reduction,
-        optim=dataclasses.replace(recipe.optim, batch_size=batch_size),
+        batch_size=batch_size,
     )
 
 
@@ -190,10 +187,8 @@ def training_step(run: RunConfig, adapt=lambda model: model):
         batch, teacher variables) and first_state(model variables).
     """
     method = run.reduction.method
-    model = run.create_train_model(run.optim.epochs - 1, parallel.AXIS)
-    schedule, optimizer = create_optimizer(
-        run.optim, STEPS_PER_EPOCH, method.param_groups
-    )
+    model = run.create_train_model(run.epochs - 1, parallel.AXIS)
+    schedule, optimizer = create_optimizer(run, STEPS_PER_EPOCH, method.param_groups)
     teacher = None
     adapted_teacher = None
     if method.needs_teacher or run.distill.active:  # a teacher of the student's size
@@ -245,7 +240,7 @@ def _facts(model, compiled):
 def _labeled_batch(run, seed):
     """A random batch in the loader's form: uint8 [A, m, S, S, 3], labels [A, m]."""
     rng = np.random.default_rng(seed)
-    split = (run.grad_accum_steps, run.optim.batch_size // run.grad_accum_steps)
+    split = (run.grad_accum_steps, run.batch_size // run.grad_accum_steps)
     shapes = batch_shapes(run, split)
     return {
         "image": rng.integers(0, 256, shapes["image"].shape, np.uint8),

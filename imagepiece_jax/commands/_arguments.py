@@ -129,8 +129,8 @@ class Data:
     """Images with labels, and how to read them."""
 
     data: Annotated[str | None, Positional, arg(metavar="DATA")] = None
-    """A folder with a folder of images for each class, csv:FILE, hf:OWNER/NAME,
-    imagenet2012 or digits; without it, the run's validation data."""
+    """A folder with a folder of images for each class, or a set such as csv:FILE,
+    hf:OWNER/NAME, imagenet2012 or digits; without it, the run's validation data."""
 
     data_dir: str | None = None
     """Folder of imagenet2012's files."""

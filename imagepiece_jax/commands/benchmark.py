@@ -29,7 +29,7 @@ def main(
     Args:
         reductions: Shares of the dense model's MACs, or methods.
         batch_size: One or more; if unset 256, or an .onnx file's own size, or 1.
-        mode: Forward passes, or training steps by DeiT's recipe (only in a clone).
+        mode: Forward passes, or training steps by DeiT's recipe.
         gelu: The GELU variant in the optimized program.
         warmup: Untimed calls per program, first.
         repeats: Timed rounds.

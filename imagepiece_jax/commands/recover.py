@@ -19,8 +19,8 @@ def main(
 ):
     """Train a reduced model to answer like the dense model.
 
-    It trains at --reduction, or else at 0.6, 0.5 and 0.4. IMAGE may be digits,
-    imagenet2012, hf:OWNER/NAME or csv:FILE; labels are not read. OUT is written as
+    It trains at --reduction, or else at 0.6, 0.5 and 0.4. IMAGE may be a set,
+    such as digits, hf:OWNER/NAME or csv:FILE; labels are not read. OUT is written as
     `save` writes a folder, with the dense model unchanged. Ctrl-C and other signals
     save the weights so far in it, if they are better than the start.
 

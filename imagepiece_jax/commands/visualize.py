@@ -23,7 +23,7 @@ def main(
 ) -> int:
     """Draw images' tokens after every reducing block, and a page of all drawings.
 
-    IMAGE may be digits, imagenet2012, hf:OWNER/NAME or csv:FILE: 8 of its images are
+    IMAGE may be a set, such as digits, hf:OWNER/NAME or csv:FILE: 8 of its images are
     drawn. provenance.json has the slot of every patch. Unreadable images are
     reported on stderr, and the exit status is 1.
 

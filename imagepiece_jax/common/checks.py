@@ -1,6 +1,8 @@
-"""Checks of single values with one-sentence errors, and lists made tuples."""
+"""Checks of values and of config fields, and lists made tuples."""
 
+import dataclasses
 import difflib
+import functools
 import math
 import numbers
 from collections.abc import Collection, Iterable
@@ -55,6 +57,30 @@ def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:
 def check_share(name: str, value: Any) -> None:
     """Check that a value is a share: above 0 and at most 1."""
     check_range(name, value, above=0, most=1)
+
+
+def option(default: Any, choices: Collection[Any] = (), **limits: float) -> Any:
+    """A dataclass field with its default, and its choices or bounds (`check_range`).
+
+    The value must be a whole number if the default is one.
+    """
+    check = functools.partial(check_range, whole=isinstance(default, int), **limits)
+    if choices:
+        check = functools.partial(check_choice, allowed=choices)
+    return dataclasses.field(default=default, metadata={"check": check})
+
+
+def check_options(options: Any, path: str) -> None:
+    """Check the `option` fields of a dataclass, every number of a tuple by itself.
+
+    path: the dataclass's name in errors, such as "config.data"
+    """
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if "check" not in field.metadata or value is field.default:
+            continue
+        for part in value if isinstance(value, tuple) else (value,):
+            field.metadata["check"](f"{path}.{field.name}", part)
 
 
 def most_similar(word: str, known: Iterable[str]) -> str | None:

@@ -1,11 +1,8 @@
-"""Config groups data and augment: their fields, and the objects made from them.
-
-Defaults and comments are in configs/base.py.
-"""
+"""Config groups data and augment: their options, and the objects made from them."""
 
 import dataclasses
 
-from imagepiece_jax.common.checks import check_choice, check_range, check_share
+from imagepiece_jax.common.checks import check_options, option
 from imagepiece_jax.data import preprocessing
 from imagepiece_jax.data.augment import random_crop
 from imagepiece_jax.data.sources import registry
@@ -18,43 +15,37 @@ MAX_MAGNITUDE = 10.0
 class DataConfig:
     """Config group data: which images to read, and how the host transforms them."""
 
-    name: str
-    dir: str
-    crop: str
-    area: tuple[float, float]
-    shift: int
-    flip: bool
-    resize: str
-    eval_crop: float | None
-    eval_crop_mode: str
-    eval_interpolation: str
-    eval_rule: str
-    repeats: int
-    workers: int
-    threads: int
+    name: str = "imagenet2012"  # a data set of `data.sources.registry`
+    dir: str = ""  # TFDS's folder of data sets; empty: TFDS's default
+    crop: str = option("random_resized", random_crop.CROPS)  # of a training image
+    # Smallest and largest share of the image that "random_resized" covers.
+    area: tuple[float, float] = option((0.08, 1.0), above=0, most=1)
+    shift: int = option(4, least=0)  # pixels, for "shift"
+    flip: bool = True  # Half of the training images are mirrored, left to right.
+    # Evaluation resizes the short side to image_size / eval_crop and crops the center;
+    # "none": images already have image_size.
+    resize: str = option("deit", preprocessing.RESIZES)
+    # Crop side / resized side. Empty: the start weights' crop with its mode,
+    # interpolation and rule, else DeiT's 0.875; images of up to 32 pixels stay as they
+    # are. The next three fields need it for other values.
+    eval_crop: float | None = option(None, above=0, most=1)
+    eval_crop_mode: str = option("center", preprocessing.CROP_MODES)
+    eval_interpolation: str = option("bicubic", preprocessing.INTERPOLATIONS)
+    eval_rule: str = option("timm", preprocessing.RULES)  # the library that rounds so
+    # Copies of an image in a row (repeated augmentation). An epoch keeps its steps, and
+    # sees 1 / repeats of the images.
+    repeats: int = option(3, least=1)
+    workers: int = option(8, least=0)  # reading processes; 0: the training process
+    threads: int = option(2, least=0)  # decoding threads per worker; 0: none
 
     def __post_init__(self):
         object.__setattr__(self, "name", registry.full_name(self.name))
-        for name, allowed in (
-            ("crop", random_crop.CROPS),
-            ("resize", preprocessing.RESIZES),
-            ("eval_crop_mode", preprocessing.CROP_MODES),
-            ("eval_interpolation", preprocessing.INTERPOLATIONS),
-            ("eval_rule", preprocessing.RULES),
-        ):
-            check_choice(f"config.data.{name}", getattr(self, name), allowed)
-        for share in self.area:
-            check_share("config.data.area", share)
+        check_options(self, "config.data")
         if len(self.area) != 2 or self.area[0] > self.area[1]:
             raise InputError(
                 f"config.data.area is {self.area}; it must be two shares, the smaller "
                 "one first"
             )
-        if self.eval_crop is not None:
-            check_share("config.data.eval_crop", self.eval_crop)
-        for name in ("shift", "workers", "threads"):
-            check_range(f"config.data.{name}", getattr(self, name), 0, whole=True)
-        check_range("config.data.repeats", self.repeats, 1, whole=True)
 
     def source(self, split: str, **options) -> registry.Source:
         """Open `split`, "train" or "val"; options as for `open_source`."""
@@ -77,15 +68,11 @@ class AugmentConfig:
     (`magnitude`, `magnitude_std`).
     """
 
-    layers: int
-    prob: float
-    magnitude: float
-    magnitude_std: float
-    erase_prob: float
+    layers: int = option(2, least=0)  # RandAugment's operations per image; 0: off
+    prob: float = option(0.5, least=0, most=1)  # probability of an operation
+    magnitude: float = option(9.0, least=0, most=MAX_MAGNITUDE)  # mean
+    magnitude_std: float = option(0.5, least=0)
+    erase_prob: float = option(0.25, least=0, most=1)  # of a box of noise; 0: off
 
     def __post_init__(self):
-        check_range("config.augment.layers", self.layers, 0, whole=True)
-        check_range("config.augment.prob", self.prob, 0, 1)
-        check_range("config.augment.magnitude", self.magnitude, 0, MAX_MAGNITUDE)
-        check_range("config.augment.magnitude_std", self.magnitude_std, 0)
-        check_range("config.augment.erase_prob", self.erase_prob, 0, 1)
+        check_options(self, "config.augment")

@@ -2,11 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.rotary import Rotary
+
+if TYPE_CHECKING:  # this module imports JAX
+    from imagepiece_jax.models.rotary import Rotary
 
 GELUS = ("exact", "tanh", "quick")
 RESIZES = ("antialias", "bicubic", "offset", "linear")
@@ -25,7 +27,7 @@ class Architecture:
     positions: bool = True  # learned embeddings are added to the patches
     prefix_positions: bool = True  # and to the prefix
     # rotary positions, as a Rotary or a dict of its fields; None or False: none
-    rotary: Rotary | None = None
+    rotary: "Rotary | None" = None
     patch_bias: bool = True  # bias in the patch projection
     qkv_bias: bool = True  # biases in the projections to queries, keys and values
     key_bias: bool = True  # False: with qkv_bias, biases for queries and values only
@@ -67,10 +69,14 @@ class Architecture:
         rotary = self.rotary
         if rotary is False:  # a caller's way to switch off a named model's rotary
             rotary = None
-        if isinstance(rotary, Mapping):  # from a file
-            rotary = Rotary(**rotary)
-        if not isinstance(rotary, Rotary | None):
-            raise InputError(f"rotary is {rotary!r}; it must be a Rotary or its fields")
+        if rotary is not None:
+            from imagepiece_jax.models.rotary import Rotary
+
+            if isinstance(rotary, Mapping):  # from a file
+                rotary = Rotary(**rotary)
+            if not isinstance(rotary, Rotary):
+                text = f"rotary is {rotary!r}; it must be a Rotary or its fields"
+                raise InputError(text)
         object.__setattr__(self, "rotary", rotary)
 
     @property

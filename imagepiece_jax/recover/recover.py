@@ -82,8 +82,8 @@ def recover(
 
     vit: a dense model, or one with a reduction without learned selectors
     images: a folder, paths, PIL images, uint8 arrays [B, H, W, 3] or a list of
-        [H, W, 3], csv:FILE, hf:OWNER/NAME, imagenet2012 or digits; a set, or a folder
-        with train and val, gives its training images; labels are not read
+        [H, W, 3], or a set such as csv:FILE or hf:OWNER/NAME; a set, or a folder with
+        train and val, gives its training images; labels are not read
     steps: training steps per cost; None: 400, or as many as fit in `minutes`
     minutes: training time of all costs together; reading, compiling and measuring come
         on top; None: no limit

@@ -1,16 +1,18 @@
-"""The run config: its fields, their checks, and the models made from them.
+"""A run's config: every option with its default, its check, and what it means.
 
-configs/base.py has the defaults and a comment per field.
+The groups data and augment are in `imagepiece_jax.data.config`. configs/base.py makes
+the ConfigDict of the command line from these classes.
 """
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
-from imagepiece_jax.common.checks import check_choice, check_range
+from imagepiece_jax.common.checks import as_tuple, check_options, option
 from imagepiece_jax.data.config import AugmentConfig, DataConfig
-from imagepiece_jax.data.preprocessing import IN_CONFIG, Preprocessing, read_fields
+from imagepiece_jax.data.preprocessing import IN_CONFIG, Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights import run_files
 
@@ -23,52 +25,54 @@ REFERENCE_BATCH = 512  # global batch size for `config.lr`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """AdamW and its schedule, for `optimizer.create_optimizer`."""
+class ModelConfig:
+    """Config group model: the network, and how it computes.
 
-    epochs: int
-    batch_size: int
-    lr: float
-    min_lr: float
-    warmup_lr: float
-    warmup_epochs: float
-    lr_offset: int
-    weight_decay: float
-    betas: tuple[float, float]
-    eps: float
-    clip_grad_norm: float
+    An empty field has the value of the named model.
+    """
 
-    def __post_init__(self):
-        for name in ("epochs", "batch_size"):
-            check_range(f"config.{name}", getattr(self, name), 1, whole=True)
-        for name in ("lr", "min_lr", "warmup_lr", "warmup_epochs", "weight_decay"):
-            check_range(f"config.{name}", getattr(self, name), 0)
-        check_choice("config.lr_offset", self.lr_offset, (0, 1))
-        if len(self.betas) != 2:
-            raise InputError(f"config.betas is {self.betas}; it must be two numbers")
-        for beta in self.betas:
-            check_range("config.betas", beta, 0, below=1)
-        check_range("config.eps", self.eps, 0)
-        check_range("config.clip_grad_norm", self.clip_grad_norm, 0)
+    # deit_ti, deit_s, deit_b, vit_mini, or timm's name of a public model. Empty: the
+    # sizes say it all, with DeiT's parts.
+    name: str | None = "deit_s"
+    stem: str = "patch"  # or "conv", ImagePiece's local coherence bias
+    # Parts of an `Architecture` that differ from the named model's.
+    arch: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # Images in [0, 1], by channel. Empty: as the start weights say, else the named
+    # model, else ImageNet's (.485, .456, .406) and (.229, .224, .225).
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    drop_path_rate: float = 0.1  # in the last block; it rises linearly from 0
+    # Layers compute in "bfloat16" or "float32", in inference also in "float16".
+    # Parameters are always float32.
+    dtype: str = "bfloat16"
+    attention: str = "auto"  # "xla", "cudnn", or "auto": by device and dtype
+    patch_size: int | None = None  # pixels a side
+    embed_dim: int | None = None  # token width
+    depth: int | None = None  # block count
+    num_heads: int | None = None  # attention heads per block
+    mlp_ratio: float | None = None  # MLP width / token width
 
-    @property
-    def peak_lr(self) -> float:
-        """Peak learning rate: `lr` is per 512 images (5e-4 at 1024: 1e-3)."""
-        return self.lr * self.batch_size / REFERENCE_BATCH
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Config group teacher: the frozen model a run learns from."""
+
+    # A file, folder, run or hf://OWNER/NAME, for distillation and for some methods.
+    weights: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """The teacher's term in the loss: `losses.distillation`."""
+    """Config group distill: the teacher's term in the loss, `losses.distillation`."""
 
-    kind: str
-    temperature: float
-    weight: float
+    # "soft" learns the teacher's probabilities, "hard" its first class. A distillation
+    # token has its own head for them.
+    kind: str = option("none", ("none", "soft", "hard"))
+    temperature: float = option(3.0, least=0.01)  # of "soft": divides both logits
+    weight: float = option(0.5, least=0, most=1)  # the labels' term has 1 - weight
 
     def __post_init__(self):
-        check_choice("config.distill.kind", self.kind, ("none", "soft", "hard"))
-        check_range("config.distill.temperature", self.temperature, 0.01)
-        check_range("config.distill.weight", self.weight, 0, 1)
+        check_options(self, "config.distill")
 
     @property
     def active(self) -> bool:
@@ -78,123 +82,103 @@ class DistillConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitConfig:
-    """Initial weights; parts named in `fresh` are drawn anew."""
+    """Config group init: initial weights."""
 
-    weights: str | None  # None: required, but not given; "": fresh
-    fresh: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
-    """The frozen model a run learns from."""
-
-    weights: str
+    weights: str = ""  # a file, folder or run; None: required, but not given
+    fresh: tuple[str, ...] = ()  # parts that are drawn anew, such as ("head",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """All fields of a run, checked, in objects by subject.
+    """All options of a run, checked; the defaults are DeiT's recipe on ImageNet-1k.
 
-    Some fields stand elsewhere than in the config file. `optim` has config.lr and the
-    other fields of AdamW and its schedule. `model` also has config.image_size,
-    num_classes and config.data's evaluation crop. config.model's dtype, attention and
-    drop_path_rate are fields of the run itself.
+    Source: Touvron et al., 2021.
     """
 
-    seed: int
-    image_size: int
-    num_classes: int
-    eval_batch_size: int
-    grad_accum_steps: int
-    eval_every_epochs: int
-    checkpoint_every_steps: int
-    keep_every_steps: int
-    log_every_steps: int
-    progress: bool
-    profile: bool
-    max_skipped_steps: int
-    remat: bool
-    label_smoothing: float
-    mixup: float
-    cutmix: float
-    mixup_prob: float
-    mixup_switch_prob: float
-    ema_decay: float
-    model: "ViTConfig"
-    dtype: str
-    attention: str
-    drop_path_rate: float
-    reduction: "Reduction"
-    data: DataConfig
-    augment: AugmentConfig
-    optim: OptimConfig
-    teacher: TeacherConfig
-    distill: DistillConfig
-    init: InitConfig
-    # the config as read
-    written: Mapping[str, Any] = dataclasses.field(compare=False, repr=False)
+    # Every random draw is a function of seed, step and sample; 32 bits make a JAX key.
+    seed: int = option(0, least=0, most=2**32 - 1)
+    image_size: int = option(224, least=1)  # pixels a side, in whole patches
+    num_classes: int = option(1000, least=0)  # labels are 0 .. num_classes - 1
+    model: ModelConfig = ModelConfig()
+    # A method with its fields, such as "evit:keep_rate=0.5:blocks=(3,6,9)", or a share
+    # of the dense model's MACs, "0.5".
+    reduction: "Reduction | str" = "none"
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+
+    epochs: int = option(300, least=1)  # passes over the training images
+    batch_size: int = option(1024, least=1)  # images a step, over all devices
+    grad_accum_steps: int = option(1, least=1)  # micro-batches a step
+    lr: float = option(5e-4, least=0)  # per 512 images
+    min_lr: float = option(1e-5, least=0)  # at the end of the cosine, not scaled
+    warmup_lr: float = option(1e-6, least=0)  # at the start, not scaled
+    warmup_epochs: float = option(5.0, least=0)  # linear, from warmup_lr
+    lr_offset: int = option(0, (0, 1))  # 1: by whole epochs, one late, as DeiT's code
+    # Not on biases, 1-D parameters, positions and class token.
+    weight_decay: float = option(0.05, least=0)
+    betas: tuple[float, float] = option((0.9, 0.999), least=0, below=1)  # AdamW's
+    eps: float = option(1e-8, least=0)  # added to the root of AdamW's second moment
+    clip_grad_norm: float = option(0.0, least=0)  # 0: no clipping
+    max_skipped_steps: int = option(10, least=0)  # in a row, before the run stops
+    # Compute a block's activations twice to hold fewer: DeiT-S with 256 images works in
+    # 2.2 GB instead of 10.1 (H200), by estimate in a quarter more time.
+    remat: bool = False
+    label_smoothing: float = option(0.1, least=0, most=1)  # share over all classes
+    mixup: float = option(0.8, least=0)  # alpha of Beta(alpha, alpha); 0: off
+    cutmix: float = option(1.0, least=0)  # likewise
+    mixup_prob: float = option(1.0, least=0, most=1)  # of mixing a batch at all
+    mixup_switch_prob: float = option(0.5, least=0, most=1)  # cutmix, if both are on
+    ema_decay: float = option(0.99996, least=0, most=1)  # of averaged weights; 0: off
+    teacher: TeacherConfig = TeacherConfig()
+    distill: DistillConfig = DistillConfig()
+    init: InitConfig = InitConfig()
+
+    eval_batch_size: int = option(512, least=1)  # images over all devices
+    eval_every_epochs: int = option(1, least=1)  # and after the last
+    checkpoint_every_steps: int = option(1250, least=1)  # and after an evaluation
+    keep_every_steps: int = option(0, least=0)  # these checkpoints stay; 0: none
+    log_every_steps: int = option(50, least=1)  # metrics since the last line
+    progress: bool = True  # print a line where metrics are logged
+    profile: bool = False  # trace some early steps for TensorBoard or Perfetto
 
     def __post_init__(self):
-        # A JAX key drops higher bits.
-        check_range("config.seed", self.seed, 0, 2**32 - 1, whole=True)
-        for name in (
-            "image_size",
-            "eval_batch_size",
-            "grad_accum_steps",
-            "eval_every_epochs",
-            "checkpoint_every_steps",
-            "log_every_steps",
-        ):
-            check_range(f"config.{name}", getattr(self, name), 1, whole=True)
-        for name in ("num_classes", "keep_every_steps", "max_skipped_steps"):
-            check_range(f"config.{name}", getattr(self, name), 0, whole=True)
-        for name in ("mixup", "cutmix"):
-            check_range(f"config.{name}", getattr(self, name), 0)
-        for name in (
-            "label_smoothing",
-            "mixup_prob",
-            "mixup_switch_prob",
-            "ema_decay",
-        ):
-            check_range(f"config.{name}", getattr(self, name), 0, 1)
+        from imagepiece_jax.reduction.reduction import Reduction
+
+        check_options(self, "config")
+        if len(self.betas) != 2:
+            raise InputError(f"config.betas is {self.betas}; it must be two numbers")
+        with _in_config():
+            object.__setattr__(self, "reduction", Reduction.read(self.reduction))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Read a ConfigDict or dicts; raise InputError for the first invalid value."""
         if hasattr(config, "to_dict"):  # a ConfigDict
             config = config.to_dict()
+        # Only the config.json of a run has a format.
+        config = {name: value for name, value in config.items() if name != "format"}
         try:
-            return cls._from_dict(config)
+            run = _from_dict(cls, as_tuple(config))
+            _ = run.vit_config  # raises for a model that does not fit
         except KeyError as error:
             raise InputError(f"config has no {error.args[0]}") from error
         except TypeError as error:  # a missing or unknown field
             raise InputError(f"config: {error}") from error
+        return run
 
-    @classmethod
-    def _from_dict(cls, config):
+    @functools.cached_property
+    def vit_config(self) -> "ViTConfig":
+        """The complete model; raises InputError for options that do not fit."""
         from imagepiece_jax.models.create import config_of_run
-        from imagepiece_jax.reduction.reduction import Reduction
 
-        # Only the config.json of a run has a format.
-        fields = {name: value for name, value in config.items() if name != "format"}
-        optim = {}
-        for field in dataclasses.fields(OptimConfig):
-            optim[field.name] = fields.pop(field.name)
-        for name in ("dtype", "attention", "drop_path_rate"):
-            fields[name] = config["model"][name]
-        fields |= {"optim": OptimConfig(**optim), "written": config}
-        for name, config_class in (
-            ("data", DataConfig),
-            ("augment", AugmentConfig),
-            ("teacher", TeacherConfig),
-            ("distill", DistillConfig),
-            ("init", InitConfig),
-        ):
-            fields[name] = config_class(**fields[name])
+        fields = {"model": vars(self.model), "data": vars(self.data)}
         with _in_config():
-            fields["model"] = config_of_run(config)
-            fields["reduction"] = Reduction.read(config["reduction"])
-        return cls(**fields)
+            return config_of_run(vars(self) | fields)
+
+    @property
+    def peak_lr(self) -> float:
+        """Peak learning rate: `lr` is per 512 images (5e-4 at 1024: 1e-3)."""
+        return self.lr * self.batch_size / REFERENCE_BATCH
 
     def create_model(self, axis_name: str | None = None) -> "ViT":
         """Create the evaluation model; `axis_name`: device axis of its batch norm."""
@@ -232,9 +216,8 @@ class RunConfig:
         model = self.model
         data = self.data
         images = config.preprocessing
-        if self.written["model"]["mean"] is None:
-            mean_and_std = {"mean": config.mean, "std": config.std}
-            model = dataclasses.replace(model, **mean_and_std)
+        if model.mean is None:
+            model = dataclasses.replace(model, mean=config.mean, std=config.std)
         if data.eval_crop is None and data.resize != "none":
             # The weights give the whole crop, so no part of it may be given alone.
             for field in ("crop_mode", "interpolation", "rule"):
@@ -252,32 +235,24 @@ class RunConfig:
                 eval_interpolation=images.interpolation,
                 eval_rule=images.rule,
             )
-            model = model.with_preprocessing(**read_fields(vars(data)))
         return dataclasses.replace(self, model=model, data=data)
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as written, with mean, std, crop and token counts filled in."""
-        model = self.written["model"] | {"mean": self.model.mean, "std": self.model.std}
-        data = {}
-        for name in self.written["data"]:
-            data[name] = getattr(self.data, name)
-        return {
-            "format": run_files.FORMAT,
-            **self.written,
-            "model": model,
-            "data": data,
-            "reduction": str(self.reduction),
-        }
+        """The content of a run's config.json."""
+        fields = dataclasses.asdict(self) | {"reduction": str(self.reduction)}
+        return {"format": run_files.FORMAT, **fields}
 
     def _model(self, reduction, axis_name=None, masked=False):
         from imagepiece_jax.models.create import build_model, execution_of  # import JAX
 
         with _in_config():
-            execution = execution_of(self.model, self.dtype, self.attention)
-            execution = dataclasses.replace(
-                execution, axis_name=axis_name, drop_path_rate=self.drop_path_rate
+            execution = execution_of(
+                self.vit_config, self.model.dtype, self.model.attention
             )
-            return build_model(self.model, reduction, execution, masked)
+            execution = dataclasses.replace(
+                execution, axis_name=axis_name, drop_path_rate=self.model.drop_path_rate
+            )
+            return build_model(self.vit_config, reduction, execution, masked)
 
     def saves(self, step: int) -> bool:
         """Whether `step` is saved even if no evaluation follows."""
@@ -285,6 +260,16 @@ class RunConfig:
             if every and step % every == 0:
                 return True
         return False
+
+
+def _from_dict(options, values):
+    """Make a dataclass of options from the values of all its fields."""
+    fields = dict(values)
+    for field in dataclasses.fields(options):
+        value = fields[field.name]  # no default: another version's may differ
+        if dataclasses.is_dataclass(field.type):
+            fields[field.name] = _from_dict(field.type, value)
+    return options(**fields)
 
 
 @contextlib.contextmanager

@@ -39,26 +39,26 @@ class Length:
 
 def length(run: RunConfig, images: int) -> Length:
     """Length of a run over `images` training images, without partial batches."""
-    steps = steps_per_epoch(images, run.optim.batch_size)
-    return Length(steps, run.optim.epochs, run.eval_every_epochs)
+    steps = steps_per_epoch(images, run.batch_size)
+    return Length(steps, run.epochs, run.eval_every_epochs)
 
 
 def check_training(run: RunConfig, placement: Placement) -> None:
     """Raise InputError for a config that cannot be trained."""
     if not run.num_classes:
         raise InputError("config.num_classes is 0; it must be 1 or more in training")
-    if run.dtype == "float16":
+    if run.model.dtype == "float16":
         raise InputError(
             "config.model.dtype is 'float16', in which small gradients vanish in "
             "training; it must be 'float32' or 'bfloat16'"
         )
     # Raises for a batch that does not split over devices and micro-batches.
-    placement.positions(run.optim.batch_size)
-    micro = run.optim.batch_size // run.grad_accum_steps
+    placement.positions(run.batch_size)
+    micro = run.batch_size // run.grad_accum_steps
     mixes = (run.mixup > 0 or run.cutmix > 0) and run.mixup_prob > 0
     if mixes and micro % 2:
         raise InputError(
-            f"config.batch_size is {run.optim.batch_size}, which makes micro-batches "
+            f"config.batch_size is {run.batch_size}, which makes micro-batches "
             f"of {micro}; they must be even, as mixup and cutmix pair images"
         )
 
@@ -92,7 +92,7 @@ class RunData:
     def __init__(self, run: RunConfig, placement: Placement, dry_run: bool = False):
         check_training(run, placement)
         train_transform = run.data.train_transform(run.image_size)
-        preprocessing = run.model.preprocessing
+        preprocessing = run.vit_config.preprocessing
         self.train = open_images(run, "train", dry_run)
         self.val = open_images(run, "val", dry_run)
         data = run.data.name
@@ -109,7 +109,7 @@ class RunData:
             Batches,
             source=self.train,
             transform=train_transform,
-            batch_size=run.optim.batch_size,
+            batch_size=run.batch_size,
             seed=run.seed,
             placement=placement,
             repeats=run.data.repeats,

@@ -60,10 +60,10 @@ class InitialWeights:
         run = self._run
         if self._earlier is not None:
             return run.with_images_of(self._earlier.model)
-        config = run.model
+        config = run.vit_config
         if self.start is not None:
             config = self.start.config
-        if config.preprocessing.crop is None and run.model.preprocessing.resizes:
+        if config.preprocessing.crop is None and run.vit_config.preprocessing.resizes:
             config = config.with_preprocessing(crop=DEIT_CROP)
         return run.with_images_of(config)
 

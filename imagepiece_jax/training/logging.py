@@ -218,7 +218,7 @@ class RunLog(contextlib.ExitStack):
         if step == self._untimed:
             self.restart_clock()
         else:
-            self._images += self._config.optim.batch_size
+            self._images += self._config.batch_size
         seconds = time.perf_counter() - self._began
         timed = self._images > 0  # else only a program's first step was taken
         window = metrics["window"]
@@ -253,7 +253,7 @@ class RunLog(contextlib.ExitStack):
         say(f"{text}, loss {figures['loss']:.3f}")
 
     def _print_line(self, step, values):
-        images = (self._length.steps - step) * self._config.optim.batch_size
+        images = (self._length.steps - step) * self._config.batch_size
         throughput = values["throughput"]
         text = f"step {step} of {self._length.steps}, epoch {values['epoch']:.2f}: "
         text += f"loss {values['loss']:.3f}, acc1 {values['acc1']:.1f} %, "

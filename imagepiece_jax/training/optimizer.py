@@ -13,38 +13,36 @@ import jax.numpy as jnp
 import optax
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training.config import OptimConfig
+from imagepiece_jax.training.config import RunConfig
 
 # Names of parameters without weight decay, beside all 1-D parameters.
 NEVER_DECAYED = ("bias", "pos_embed", "cls_token", "dist_token", "reg_token")
 
 
-def create_optimizer(optim: OptimConfig, steps_per_epoch: int, param_groups=None):
+def create_optimizer(run: RunConfig, steps_per_epoch: int, param_groups=None):
     """Create (function step -> learning rate, optax transformation).
 
     param_groups: `Method.param_groups`, for parameters with their own rates; None: one
         rate for all parameters
     Raises InputError for a warm-up as long as the run.
     """
-    if optim.warmup_epochs >= optim.epochs:
+    if run.warmup_epochs >= run.epochs:
         raise InputError(
-            f"config.warmup_epochs is {optim.warmup_epochs}; it must be below "
-            f"config.epochs, {optim.epochs}"
+            f"config.warmup_epochs is {run.warmup_epochs}; it must be below "
+            f"config.epochs, {run.epochs}"
         )
     lr_schedule = functools.partial(
-        learning_rate, optim=optim, steps_per_epoch=steps_per_epoch
+        learning_rate, run=run, steps_per_epoch=steps_per_epoch
     )
-    optimizer = adamw(optim, lr_schedule)
+    optimizer = adamw(run, lr_schedule)
     if param_groups is not None:
         # Frozen parameters leave the clipping. Groups scale the finished update.
-        groups = scale_by_group(
-            param_groups, lr_schedule, optim.peak_lr, steps_per_epoch
-        )
+        groups = scale_by_group(param_groups, lr_schedule, run.peak_lr, steps_per_epoch)
         optimizer = optax.chain(without_frozen(optimizer, param_groups), groups)
     return lr_schedule, optimizer
 
 
-def learning_rate(step, optim: OptimConfig, steps_per_epoch: int):
+def learning_rate(step, run: RunConfig, steps_per_epoch: int):
     """Learning rate at `step` (integer array of any shape), float32 of that shape.
 
     With t in epochs: `warmup_lr + t (peak_lr - warmup_lr) / warmup_epochs` below
@@ -57,27 +55,27 @@ def learning_rate(step, optim: OptimConfig, steps_per_epoch: int):
     """
     # Whole epochs in integers: t is then exact where an epoch begins, on any device.
     epoch, remainder = jnp.divmod(jnp.asarray(step), steps_per_epoch)
-    if optim.lr_offset:
-        t = jnp.maximum(epoch - optim.lr_offset, 0).astype(jnp.float32)
+    if run.lr_offset:
+        t = jnp.maximum(epoch - run.lr_offset, 0).astype(jnp.float32)
     else:
         t = epoch.astype(jnp.float32) + remainder.astype(jnp.float32) / steps_per_epoch
     # (1 + cos x) / 2 as cos(x / 2)^2: the sum would cancel in the last epochs.
-    half_angle = jnp.pi / 2 * jnp.minimum(t / optim.epochs, 1.0)
-    cosine = optim.min_lr + (optim.peak_lr - optim.min_lr) * jnp.cos(half_angle) ** 2
-    if optim.warmup_epochs == 0:
+    half_angle = jnp.pi / 2 * jnp.minimum(t / run.epochs, 1.0)
+    cosine = run.min_lr + (run.peak_lr - run.min_lr) * jnp.cos(half_angle) ** 2
+    if run.warmup_epochs == 0:
         return cosine
-    rise = (optim.peak_lr - optim.warmup_lr) / optim.warmup_epochs
-    return jnp.where(t < optim.warmup_epochs, optim.warmup_lr + t * rise, cosine)
+    rise = (run.peak_lr - run.warmup_lr) / run.warmup_epochs
+    return jnp.where(t < run.warmup_epochs, run.warmup_lr + t * rise, cosine)
 
 
-def warmup_steps(optim: OptimConfig, steps_per_epoch: int) -> int:
+def warmup_steps(run: RunConfig, steps_per_epoch: int) -> int:
     """Number of steps, from the first on, that `learning_rate` warms up."""
-    if optim.warmup_epochs == 0:
+    if run.warmup_epochs == 0:
         return 0
-    epochs = optim.warmup_epochs
-    if optim.lr_offset:  # one rate per epoch
-        epochs = math.ceil(epochs) + optim.lr_offset
-    return math.ceil(min(optim.epochs, epochs) * steps_per_epoch)
+    epochs = run.warmup_epochs
+    if run.lr_offset:  # one rate per epoch
+        epochs = math.ceil(epochs) + run.lr_offset
+    return math.ceil(min(run.epochs, epochs) * steps_per_epoch)
 
 
 def decay_mask(params):
@@ -92,22 +90,22 @@ def decay_mask(params):
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def adamw(optim: OptimConfig, lr_schedule):
+def adamw(run: RunConfig, lr_schedule):
     """AdamW after gradient clipping; `lr_schedule`: function step -> learning rate."""
     # The decay is decoupled and multiplied by the rate, `p -= lr * weight_decay * p`,
     # as in torch. The paper multiplies by only the schedule's factor.
-    b1, b2 = optim.betas
+    b1, b2 = run.betas
     optimizer = optax.adamw(
         lr_schedule,
         b1=b1,
         b2=b2,
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
+        eps=run.eps,
+        weight_decay=run.weight_decay,
         mask=decay_mask,
     )
-    if optim.clip_grad_norm == 0:  # no clipping
+    if run.clip_grad_norm == 0:  # no clipping
         return optimizer
-    return optax.chain(optax.clip_by_global_norm(optim.clip_grad_norm), optimizer)
+    return optax.chain(optax.clip_by_global_norm(run.clip_grad_norm), optimizer)
 
 
 def without_frozen(optimizer, group_of):

@@ -25,7 +25,7 @@ def macs_by_epoch(run: RunConfig) -> list[int]:
     rate_at = run.reduction.method.rate_at
     macs_by_rate = {}
     macs = []
-    for epoch in range(run.optim.epochs):
+    for epoch in range(run.epochs):
         keep_rate = rate_at(epoch) if rate_at else None
         if keep_rate not in macs_by_rate:
             macs_by_rate[keep_rate] = model_macs(run.create_train_model(epoch))
@@ -50,7 +50,7 @@ def training_flop(
     # A step is a forward pass, a backward pass of twice its cost, and the teacher's
     # forward pass.
     macs = TRAINING_MACS * sum(macs_by_epoch(run)) + steps.epochs * teacher_macs
-    return 2.0 * steps.steps_per_epoch * run.optim.batch_size * macs
+    return 2.0 * steps.steps_per_epoch * run.batch_size * macs
 
 
 def dry_run(run):
@@ -95,12 +95,11 @@ def data_text(config, data):
     train, val = (s.split and f" ({s.split})" for s in (data.train, data.val))
     if data.val.split == "test":
         classes += "; test chooses nothing, so the last checkpoint is the best"
-    optim = config.optim
-    warmup = optimizer.warmup_steps(optim, data.length.steps_per_epoch)
+    warmup = optimizer.warmup_steps(config, data.length.steps_per_epoch)
     return (
         f"data: {config.data.name}, {len(data.train):,} training images{train}, "
         f"{len(data.val):,} validation images{val}, {classes}{note}\n"
-        f"learning rate: {optim.peak_lr:.4g} ({optim.lr:.4g} per 512 images) after a "
+        f"learning rate: {config.peak_lr:.4g} ({config.lr:.4g} per 512 images) after a "
         f"warm-up of {warmup} of {data.length.steps} steps"
     )
 
@@ -116,7 +115,7 @@ def final_table(workdir, config, model, progress):
         ("best", f"{best['acc1']:.2f} % at step {best['step']}"),
         ("tokens", " ".join(map(str, layers)) + "  (into block 0, then after each)"),
         ("cost", f"{macs:.4f} GMACs; dense {dense:.4f}, {dense / macs:.2f} times"),
-        *_history(workdir, config.optim.batch_size),
+        *_history(workdir, config.batch_size),
         ("folder", workdir),
     ]
     return "\n".join(f"{name:12s} {value}" for name, value in rows)

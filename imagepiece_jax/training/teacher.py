@@ -118,6 +118,6 @@ def _teacher_of_distillation(run, vit):
             f"the teacher has {config.num_classes} classes, but the student has "
             f"{run.num_classes}"
         )
-    execution = execution_of(config, run.dtype, run.attention)
+    execution = execution_of(config, run.model.dtype, run.model.attention)
     model = vit.model.clone(execution=execution)
     return model.with_execution(head_only=True), vit.variables

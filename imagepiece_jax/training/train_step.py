@@ -62,7 +62,7 @@ def step_counts(model: ViT) -> tuple:
 
 def count_programs(run: RunConfig) -> int:
     """Count the different programs of a run's training steps."""
-    models = map(run.create_train_model, range(run.optim.epochs))
+    models = map(run.create_train_model, range(run.epochs))
     return len(set(map(step_counts, models)))
 
 
@@ -288,11 +288,11 @@ def prepare(part, positions, step, index, run, model):
     positions: [m], image positions in the global batch
     index: micro-batch number
     """
-    keys = None
-    if run.augment.layers or run.augment.erase_prob:
-        keys = sample_keys(run.seed, step, positions, Purpose.AUGMENT)
+    draw_keys = functools.partial(
+        sample_keys, run.seed, step, positions, Purpose.AUGMENT
+    )
     image = pipeline.augment_batch(
-        part["image"], run.augment, model.config.mean, model.config.std, keys
+        part["image"], run.augment, model.config.mean, model.config.std, draw_keys
     )
     smoothing = run.label_smoothing
     targets = mixup.soft_targets(part["label"], run.num_classes, smoothing)

@@ -120,7 +120,7 @@ def plan_run(
         steps_per_epoch = data.length.steps_per_epoch
         groups = config.reduction.method.param_groups
         lr_schedule, transformation = optimizer.create_optimizer(
-            config.optim, steps_per_epoch, groups
+            config, steps_per_epoch, groups
         )
     return RunPlan(
         workdir, config, model, dense, data, lr_schedule, transformation, initial
@@ -170,7 +170,7 @@ class Run:
         program = parallel.pmap(step, donate_argnums=(0,), program="training step")
         devices = parallel.device_count()
         micro_batches = config.grad_accum_steps
-        images = config.optim.batch_size // (devices * micro_batches)
+        images = config.batch_size // (devices * micro_batches)
         batch = batch_shapes(config, (devices, micro_batches, images))
         program.compile(self.state, batch, self.frozen)
         return program

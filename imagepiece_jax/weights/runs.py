@@ -8,6 +8,7 @@ import numpy as np
 from flax import traverse_util
 
 from imagepiece_jax.common import checksums
+from imagepiece_jax.data.sources import registry
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import config_of_run
@@ -97,7 +98,10 @@ def own_files(*words):
     names += tuple(name for name in WEIGHTS if name.endswith(INDEX))
     files = []
     for word in words:
-        path = pathlib.Path(os.fspath(word).removeprefix("csv:")).expanduser()
+        word = os.fspath(word)
+        if registry.form_of(word).endswith(":FILE"):
+            word = word.partition(":")[2]
+        path = pathlib.Path(word).expanduser()
         beside = path.with_name(f"{path.name}.json")  # describes an .onnx file
         files += [path, beside, *(path / name for name in names)]
     return files

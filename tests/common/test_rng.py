@@ -79,6 +79,11 @@ def data(keys):
     return [tuple(row) for row in np.asarray(jax.random.key_data(keys)).reshape(-1, 2)]
 
 
+def test_keys_do_not_depend_on_the_count_of_keys():
+    key = rng.root_key(3)
+    assert data(jax.random.split(key, 5))[:4] == data(jax.random.split(key, 4))
+
+
 def test_purposes_keep_their_numbers():
     """Changing one would change every run that was ever started."""
     names = "INIT AUGMENT MIX DROP_PATH DROPOUT REDUCER REDUCER_EVAL".split()

@@ -42,6 +42,7 @@ def test_a_value_out_of_range_is_named(field, value):
 
 def test_a_config_of_a_run_has_its_format_counts_and_normalization():
     run = RunConfig.from_config(configured(reduction="tome:macs=0.7")).with_counts()
+    run = run.with_images_of(run.vit_config)
     written = run.to_dict()
     assert written["format"] == RUN_FORMAT
     assert "macs" not in written["reduction"]
@@ -58,7 +59,7 @@ SHOWN = {"crop": 0.9, "crop_mode": "squash", "interpolation": "bilinear"}
 
 def images_of(run):
     """mean, std, and evaluation's crop of a run, as its model and its data have them"""
-    model = run.model
+    model = run.vit_config
     crop = {name: getattr(model.preprocessing, name) for name in SHOWN}
     assert crop == {name: getattr(run.data, IN_CONFIG[name]) for name in SHOWN}
     return {"mean": model.mean, "std": model.std} | crop
@@ -83,7 +84,7 @@ def test_images_are_those_of_a_model_where_the_config_leaves_them_empty():
 def test_a_name_says_normalization_but_no_crop():
     fields = {"model.name": "vit_base_patch16_224.augreg_in1k", "image_size": 224}
     fields |= {"model.patch_size": 16, "data.resize": "deit"}
-    model = RunConfig.from_config(configured(fields)).model
+    model = RunConfig.from_config(configured(fields)).vit_config
     assert (model.mean, model.std) == ((0.5,) * 3, (0.5,) * 3)
     assert model.preprocessing == Preprocessing(224)
 

@@ -184,8 +184,8 @@ def test_a_run_has_the_images_of_its_weights(tmp_path):
     write(path, configured(OWN, LARGER, **{"data.eval_crop": 0.9}))
     config = configured(LARGER, **{"init.weights": str(path)})
     run = initial(config).completed()
-    assert (run.model.mean, run.model.std) == (HALF, HALF)
-    assert run.data.eval_crop == run.model.preprocessing.crop == 0.9
+    assert (run.vit_config.mean, run.vit_config.std) == (HALF, HALF)
+    assert run.data.eval_crop == run.vit_config.preprocessing.crop == 0.9
     workdir = tmp_path / "run"
     record_start(workdir, run.to_dict())
     (workdir / "checkpoints" / "latest" / "1").mkdir(parents=True)

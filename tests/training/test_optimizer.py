@@ -27,7 +27,7 @@ from tests.models import tiny
 from tests.rounding import assert_close
 
 STEPS = 1251  # 1281167 images // 1024
-DEIT = RunConfig.from_config(base.get_config()).optim
+DEIT = RunConfig.from_config(base.get_config())
 TABLE = [(0, 1e-6), (1, 2.008e-4), (4, 8.002e-4)]
 TABLE += [(5, 9.99322e-4), (150, 5.05e-4), (299, 1.00271e-5)]
 PRINTED = 50  # half a unit of the last of six digits, 5e-6, and float32

@@ -105,7 +105,7 @@ def test_a_dry_run_counts_imagenet_without_its_files(tmp_path):
 
     run, found = plan()
     assert found.image_counts == [1_281_167, 50_000]
-    assert found.length.steps_per_epoch == 1_281_167 // run.optim.batch_size
+    assert found.length.steps_per_epoch == 1_281_167 // run.batch_size
     assert "not read: train and val" in report.data_text(run, found)
     other = {"data.name": "folder:nowhere"}
     for fields in ({"dry_run": False}, {"num_classes": 10}, other):

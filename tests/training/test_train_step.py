@@ -229,7 +229,7 @@ RATES = jnp.array([0.1, 5.0, 6.0, 7.0, 0.2])
 def poisoned_run():
     """The step, and states before and after five of which three are not finite."""
     numbers = {"weight_decay": 0.1, "betas": (0.9, 0.99), "clip_grad_norm": 1.0}
-    optim = dataclasses.replace(PLAIN.optim, **numbers)
+    optim = dataclasses.replace(PLAIN, **numbers)
     recipe = dataclasses.replace(PLAIN, ema_decay=0.75, log_every_steps=3)
     recipe = with_loss(recipe, poisoned)
     optimizer = adamw(optim, lambda step: RATES[step])

@@ -5,6 +5,7 @@ erasing follow here, then mixup and cutmix (`mixup`). Every image draws from its
 key, so its draws do not depend on the rest of the batch.
 """
 
+import functools
 import math
 
 import jax
@@ -19,25 +20,27 @@ ERASED_AREA = (0.02, 1 / 3)  # share of the image
 ERASED_ASPECT = (0.3, 1 / 0.3)  # height / width
 
 
-def augment_batch(images, augment, mean, std, keys=None):
+def augment_batch(images, augment, mean, std, draw_keys):
     """Augment and normalize a batch, before mixing.
 
     images: uint8 [B, S, S, 3]
     mean, std: the model's, see `normalize`; gaps in moved images get the mean's color
-    keys: [B], one per image; None: draw nothing
+    draw_keys: function () -> [B], a key per image; called if any augmentation is on
     Returns float32 [B, S, S, 3].
     """
-    if keys is None:
-        return normalize(images, mean, std)
-    # The first two of four keys are unused, but a run's draws depend on the count.
-    _, _, op_keys, erase_keys = jax.vmap(
-        lambda key: jax.random.split(key, 4), out_axes=1
-    )(keys)
+
+    # A key per augmentation, [B] each; the first two are unused. A new augmentation
+    # takes a fifth: the others' draws do not depend on the count.
+    @functools.cache
+    def keys():
+        split = jax.vmap(lambda key: jax.random.split(key, 4), out_axes=1)
+        return [*split(draw_keys())]
+
     if augment.layers:
-        images = randaugment(images, op_keys, augment, fill_color(mean))
+        images = randaugment(images, keys()[2], augment, fill_color(mean))
     images = normalize(images, mean, std)
     if augment.erase_prob > 0:
-        images = random_erasing(images, erase_keys, augment.erase_prob)
+        images = random_erasing(images, keys()[3], augment.erase_prob)
     return images
 
 

@@ -26,7 +26,7 @@ class _Row(NamedTuple):
 
 
 def open_csv(
-    path: str, split: str, num_classes: int | None = None, labeled: bool = True
+    path: str, split: str, num_classes: int | None = None, labeled: bool = True, *_
 ) -> FileSource:
     """Open a split of a CSV file, in UTF-8 or Excel's UTF-16.
 

@@ -9,7 +9,7 @@ from PIL import Image
 from imagepiece_jax.data.source import ArraySource, check_num_classes
 
 
-def open_digits(split, num_classes):
+def open_digits(path, split, num_classes, *_):
     """Open a split of the digits, 16x16; arguments and errors as for `open_source`."""
     check_num_classes(num_classes, 10, "data set digits")
     pixels, labels = read_digits()

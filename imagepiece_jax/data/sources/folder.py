@@ -170,7 +170,7 @@ def train_folder(folder: str | os.PathLike) -> str | os.PathLike:
     return os.path.join(folder, "train")
 
 
-def open_folder(root, split, num_classes, names_of_model, labeled=True):
+def open_folder(root, split, num_classes, labeled, names_of_model, *_):
     """Open folder:ROOT: ROOT/train/CLASS and ROOT/val/CLASS, or ROOT/CLASS for "val".
 
     Arguments and errors are as for `open_source`.

@@ -16,7 +16,7 @@ from imagepiece_jax.data.source import (
 from imagepiece_jax.errors import InputError, NoLabels
 
 
-def open_hub_data(path, split, num_classes, labeled=True):
+def open_hub_data(path, split, num_classes, labeled, *_):
     """Open a split of hf:PATH; arguments and errors as for `open_source`."""
     data = f"hf:{path}"
     extras.check(data, "datasets")

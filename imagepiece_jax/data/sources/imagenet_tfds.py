@@ -13,7 +13,7 @@ COUNTS = {"train": 1_281_167, "val": 50_000}  # published
 OPEN_FILES = 4096  # TFDS keeps files open; ImageNet has 1,024 + 64
 
 
-def open_imagenet(split, num_classes, data_dir):
+def open_imagenet(path, split, num_classes, labeled, class_names, data_dir):
     """Open a split of ImageNet; arguments and errors as for `open_source`."""
     extras.check(NAME, "tensorflow_datasets")
     import tensorflow_datasets as tfds  # slow to import, and only this source needs it

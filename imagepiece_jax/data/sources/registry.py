@@ -1,8 +1,4 @@
-"""Data sets by name.
-
-A new one is a file here, a case in `open_source`, and its name: a word in `SETS`, or a
-prefix in `NAMES` and `is_set`.
-"""
+"""Data sets by name. A new one is a file here, and an entry of `OPENERS`."""
 
 import os
 import pathlib
@@ -17,8 +13,15 @@ from imagepiece_jax.data.sources.hub_data import open_hub_data
 from imagepiece_jax.data.sources.imagenet_tfds import open_imagenet
 from imagepiece_jax.errors import InputError
 
-SETS = ("imagenet2012", "digits")
-NAMES = (*SETS, "hf:OWNER/NAME", "folder:PATH", "csv:FILE")
+# {form of names: function (path, split, num_classes, labeled, class_names, data_dir)}.
+# No command overwrites a FILE it reads.
+OPENERS = {
+    "imagenet2012": open_imagenet,
+    "digits": open_digits,
+    "hf:OWNER/NAME": open_hub_data,
+    "folder:PATH": open_folder,
+    "csv:FILE": open_csv,
+}
 
 
 def open_source(
@@ -46,41 +49,42 @@ def open_source(
     class_names: a model's class names by label. A folder is named after a class or its
         WordNet ID; validation folders may cover some classes. None: labels follow
         all folders, sorted as text
-    labeled: False: no labels are needed, and none are read except in SETS
+    labeled: False: no labels are needed, and only imagenet2012 and digits read them
     Raises InputError for an unknown name, for missing, empty or unreadable files, for
         labels that do not fit `num_classes`, and for folders without `class_names`
         whose text order contradicts their numbers.
     """
     check_choice("split", split, SPLITS)
     name = full_name(name)
-    prefix, _, path = name.partition(":")
-    path = os.path.expanduser(path)
-    if name == "imagenet2012":
-        return open_imagenet(split, num_classes, data_dir)
-    if name == "digits":
-        return open_digits(split, num_classes)
-    if prefix == "hf" and path:
-        return open_hub_data(path, split, num_classes, labeled)
-    if prefix == "folder" and path:
-        return open_folder(path, split, num_classes, class_names, labeled)
-    if prefix == "csv" and path:
-        return open_csv(path, split, num_classes, labeled)
-    raise InputError(
-        f"name is {name!r}; it must be {', '.join(NAMES)}, or an existing folder or "
-        ".csv file"
-    )
+    form = form_of(name)
+    if not form:
+        raise InputError(
+            f"name is {name!r}; it must be {', '.join(OPENERS)}, or an existing folder "
+            "or .csv file"
+        )
+    path = os.path.expanduser(name.partition(":")[2])
+    return OPENERS[form](path, split, num_classes, labeled, class_names, data_dir)
+
+
+def form_of(name: str) -> str:
+    """The form in `OPENERS` of a data set's name; "" for another word."""
+    word, colon, path = name.partition(":")
+    for form in OPENERS:
+        start, form_colon, argument = form.partition(":")
+        if (word, colon, path != "") == (start, form_colon, argument != ""):
+            return form
+    return ""
 
 
 def is_set(word: str) -> bool:
     """Whether a word names a data set and not a path."""
-    named = word in SETS or word.startswith(("hf:", "csv:"))
-    return named and not os.path.exists(word)
+    return form_of(word) != "" and not os.path.exists(word)
 
 
 def full_name(name: str) -> str:
     """Complete a path to "folder:PATH" or "csv:FILE", if it exists."""
     path = os.path.expanduser(name)
-    if name in NAMES:
+    if name in OPENERS:
         return name
     if os.path.isdir(path):
         return f"folder:{name}"

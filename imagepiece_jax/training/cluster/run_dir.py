@@ -71,7 +71,7 @@ def read_earlier(workdir) -> Earlier | None:
         run = RunConfig.from_config(config)
     except InputError as error:
         raise InputError(f"{path}: {error}; {OTHER}") from error
-    return Earlier(run.model, read_class_names(folder, run.num_classes))
+    return Earlier(run.vit_config, read_class_names(folder, run.num_classes))
 
 
 def _read_config(path):

@@ -52,7 +52,7 @@ def test_steps_come_in_the_recipe_s_order(monkeypatch):
     watch(pipeline, "random_erasing", 0)
     full = dataclasses.replace(POLICY, erase_prob=0.5)
     images = jnp.zeros((2, 3, 3, 3))
-    out = pipeline.augment_batch(images, full, *HALF, keys(2))
+    out = pipeline.augment_batch(images, full, *HALF, lambda: keys(2))
     assert (out == 3).all()
     names, used, rest = zip(*seen, strict=True)
     assert names == ("randaugment", "normalize", "random_erasing")
@@ -63,6 +63,26 @@ def test_steps_come_in_the_recipe_s_order(monkeypatch):
     assert len(own) == 4 == len(set(own)), "two steps, two images"
 
 
+def test_keys_are_drawn_for_any_augmentation_and_else_for_none():
+    images = jnp.asarray(photographs(2, SIDE, SIDE))
+    drawn = []
+
+    def draw():
+        drawn.append(keys(2))
+        return drawn[-1]
+
+    normalized = pipeline.augment_batch(images, augment(), *HALF, draw)
+    np.testing.assert_array_equal(normalized, pipeline.normalize(images, *HALF))
+    assert not drawn
+    for fields in (
+        {"layers": 1},
+        {"erase_prob": 1.0},
+        {"layers": 1, "erase_prob": 1.0},
+    ):
+        pipeline.augment_batch(images, augment(**fields), *HALF, draw)
+    assert len(drawn) == 3
+
+
 def test_one_program_serves_every_draw():
     chex.clear_trace_counter()
     full = augment(erase_prob=0.5)
@@ -70,7 +90,7 @@ def test_one_program_serves_every_draw():
     @jax.jit
     @chex.assert_max_traces(n=1)
     def once(images, keys):
-        return pipeline.augment_batch(images, full, *HALF, keys)
+        return pipeline.augment_batch(images, full, *HALF, lambda: keys)
 
     images = photographs(COUNT, SIDE, SIDE)
     one = np.asarray(once(images, keys(COUNT, 0)))
