@@ -33,8 +33,9 @@ class Teacher:
     std: tuple[float, ...]  # likewise
 
     def apply(self, variables, images):
-        """Outputs for the student's images [B, H, W, 3]."""
-        return self.model.apply(variables, self.prepared(images))
+        """Outputs with states for the student's images [B, H, W, 3]."""
+        images = self.prepared(images)
+        return self.model.apply(variables, images, with_states=True)
 
     def record(self, variables):
         """Weights, model and normalization as JSON, for checkpoints."""

@@ -230,7 +230,7 @@ def micro_batch_gradient(
         keys[name] = sample_keys(run.seed, state.step, positions, purpose)
     taught = None
     if teacher_model is not None:
-        taught = teacher_model.apply(teacher, image, with_states=True)
+        taught = teacher_model.apply(teacher, image)
         taught = jax.lax.stop_gradient((taught, taught.states))
 
     def loss_fn(params):

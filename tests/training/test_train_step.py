@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import struct
 
 from configs import base
 from imagepiece_jax.common import parallel
@@ -203,19 +204,26 @@ def test_mixup_pairs_an_image_with_its_mirror_in_the_batch():
     assert abs(other["grad_norm"] - other_plain["grad_norm"]) > 1e-3
 
 
+@struct.dataclass
+class PoisonedOutputs:
+    value: jax.Array
+    root: jax.Array
+    states: tuple = ()
+
+
 class Poison:
     """Stands in for a teacher: returns its variables."""
 
     def apply(self, variables, image):
-        return variables
+        return PoisonedOutputs(**variables)
 
 
 def poisoned(outputs, teacher_outputs, plan):
     """A term whose value, or only whose gradient, is not finite on request."""
     size = jnp.sum(outputs.logits**2)
     return {
-        "value": teacher_outputs["value"] * size,
-        "root": jnp.sqrt(teacher_outputs["root"] * size),
+        "value": teacher_outputs.value * size,
+        "root": jnp.sqrt(teacher_outputs.root * size),
     }
 
 
