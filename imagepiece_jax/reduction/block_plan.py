@@ -243,38 +243,31 @@ def steps_to(
     return chosen
 
 
-def counts_of_step(
-    step: Step, n: int, n0: int, stage: int = 1, depth: int = 1
-) -> StepCounts | None:
-    """Count a step's tokens; None if all tokens stay. n, n0, stage: see `Rule.n_out`.
-
-    Raises Unreachable unless the rule gives None or a whole number from 1 to `n`.
-    """
-    if step.tokens is None:
-        n_out = step.rule.n_out(n, n0, stage)
-    else:
-        n_out = step.tokens if step.tokens < n else None
-    if n_out is None:
-        return None
-    if not isinstance(n_out, numbers.Integral) or not 1 <= n_out <= n:
-        raise Unreachable(
-            f"the rule {type(step.rule).__name__} leaves {n_out!r} image tokens at "
-            f"block {step.block}; it must leave 1 to {n}, or None"
-        )
-    progress = max(step.attention_block, 0) / depth
-    return StepCounts(n, n_out, step.rule.candidates(n), stage, progress)
-
-
 def count_tokens(steps: Sequence[Step | None], n0: int) -> Iterator[StepCounts | None]:
-    """Count the tokens of every block's step, in evaluation."""
+    """Count the tokens of every block's step in evaluation; None: all tokens stay.
+
+    Raises Unreachable unless a rule gives None, or a whole number that it can leave.
+    """
     n = n0
     stage = 1
     for step in steps:
-        counts = step and counts_of_step(step, n, n0, stage, len(steps))
-        yield counts
-        if counts:
-            n = counts.n_out
-            stage += 1
+        n_out = None
+        if step and step.tokens is None:
+            n_out = step.rule.n_out(n, n0, stage)
+        elif step and step.tokens < n:
+            n_out = step.tokens
+        if n_out is None:
+            yield None
+            continue
+        if not isinstance(n_out, numbers.Integral) or not 1 <= n_out <= n:
+            raise Unreachable(
+                f"the rule {type(step.rule).__name__} leaves {n_out!r} image tokens at "
+                f"block {step.block}; it must leave 1 to {n}, or None"
+            )
+        progress = max(step.attention_block, 0) / len(steps)
+        yield StepCounts(n, n_out, step.rule.candidates(n), stage, progress)
+        n = n_out
+        stage += 1
 
 
 def count_masked(

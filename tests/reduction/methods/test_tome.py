@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction.block_plan import Remove, Step, counts_of_step
+from imagepiece_jax.reduction.block_plan import Remove, Step, count_tokens
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.state import ReducerInputs, start
@@ -30,7 +30,7 @@ def inputs_of(metric, num_prefix=1, size=None):
 
 def removing(r, n):
     """Counts of a step that merges `r` of `n` tokens away; None: it changes nothing."""
-    return counts_of_step(Step(0, Bipartite(), Remove(r)), n=n, n0=n)
+    return next(count_tokens([Step(0, Bipartite(), Remove(r))], n))
 
 
 @pytest.mark.parametrize("form", FORMS)
