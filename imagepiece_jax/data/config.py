@@ -49,8 +49,8 @@ class DataConfig:
 
     def source(self, split: str, **options) -> registry.Source:
         """Open `split`, "train" or "val"; options as for `open_source`."""
-        folder = self.dir or None
-        return registry.open_source(self.name, split, data_dir=folder, **options)
+        options["data_dir"] = self.dir or None
+        return registry.open_source(self.name, split, **options)
 
     def train_transform(self, image_size: int) -> random_crop.TrainTransform:
         """Random crop and flip of a training image."""

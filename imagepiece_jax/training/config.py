@@ -57,8 +57,7 @@ class ModelConfig:
 class TeacherConfig:
     """Config group teacher: the frozen model a run learns from."""
 
-    # A file, folder, run or hf://OWNER/NAME, for distillation and for some methods.
-    weights: str = ""
+    weights: str = ""  # a file, folder, run or hf://OWNER/NAME
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -246,11 +245,10 @@ class RunConfig:
         from imagepiece_jax.models.create import build_model, execution_of  # import JAX
 
         with _in_config():
-            execution = execution_of(
-                self.vit_config, self.model.dtype, self.model.attention
-            )
+            model = self.model
+            execution = execution_of(self.vit_config, model.dtype, model.attention)
             execution = dataclasses.replace(
-                execution, axis_name=axis_name, drop_path_rate=self.model.drop_path_rate
+                execution, axis_name=axis_name, drop_path_rate=model.drop_path_rate
             )
             return build_model(self.vit_config, reduction, execution, masked)
 
