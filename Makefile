@@ -38,7 +38,7 @@ clients: $(INSTALLED)-dev .venv-clients/installed
 # Whether exported files stay on WebGPU: needs a Vulkan driver (docs/export.md).
 webgpu: $(INSTALLED)-dev .venv-webgpu/installed
 	IMAGEPIECE_WEBGPU_PYTHON=$(CURDIR)/.venv-webgpu/bin/python \
-	  $(BIN)/python -m pytest tests/export/test_webgpu.py tests/tools/test_webgpu_placement.py
+	  $(BIN)/python -m pytest tests/tools/test_runtime_operators.py tests/tools/test_webgpu_placement.py
 
 lint: $(INSTALLED)-dev
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
 | runtime | table |
 |---|---|
-| WebGPU | what onnxruntime-webgpu 1.27 runs, by tests/export/test_webgpu.py |
+| WebGPU | what onnxruntime-webgpu 1.27 runs, by tests/tools/test_runtime_operators.py |
 | CoreML | published in the package of onnxruntime, per format of CoreML's models |
 | XNNPACK | onnxruntime's page of execution-providers/Xnnpack-ExecutionProvider, 2025 |
 | TensorRT | docs/operators.md of onnx-tensorrt, TensorRT 10.15, 2026-02-02 |

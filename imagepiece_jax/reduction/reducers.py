@@ -27,7 +27,7 @@ from imagepiece_jax.reduction.state import Assignment
 
 METRICS = ("key", "query", "value", "token")  # features by which tokens are compared
 # Scores that rank tokens: {name: field of ReducerInputs}. "auto" reads class attention;
-# `Method.for_model` replaces it by a score that fits the model.
+# `Method.score_for` replaces it by a score that fits the model.
 SCORES = {
     "auto": "cls_attn",
     # attention from the class token

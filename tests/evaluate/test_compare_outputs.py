@@ -193,7 +193,7 @@ def test_recall_by_hand():
     rows = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     for ahead, share in {0: 1, 1: 2 / 3, 4: 2 / 3, 5: 1 / 3, 9: 1 / 3, 10: 0}.items():
         found = compare_outputs.recall(rows, rows[:1], np.array([ahead]))
-        np.testing.assert_allclose(found, [100 * share])
+        np.testing.assert_allclose(found, [100 * share], atol=1e-9)
     same = np.ones((20, 2)) / np.sqrt(2)  # a model that sees nothing finds nothing
     found = compare_outputs.recall(same, rows[:1], np.array([3]))
     np.testing.assert_array_equal(found, [0])

@@ -52,7 +52,7 @@ def assert_forms_agree(dtype, fn, *arrays, roundings=(32, 1), together=False):
     largest = [np.abs(np.float64(other)).max(initial=0) for _, other in pairs]
     for (one, other), size in zip(pairs, largest, strict=True):
         atol = unit * (max(largest) if together else size)
-        np.testing.assert_allclose(np.float64(one), np.float64(other), 0, atol)
+        np.testing.assert_allclose(np.float64(one), np.float64(other), atol=atol)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

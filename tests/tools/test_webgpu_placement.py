@@ -1,4 +1,4 @@
-"""The tool's sentences and lines; tests/export/test_webgpu.py has it on a GPU."""
+"""The tool's sentences and lines; `test_runtime_operators` has it on a GPU."""
 
 import json
 import os
@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from imagepiece_jax.export.onnx_model import onnx_model
-from tests.export.test_webgpu import PYTHON, needs_webgpu
 from tests.models import tiny
 from tests.runs import ROOT
+from tests.tools.test_runtime_operators import PYTHON, needs_webgpu
 from tools import webgpu_placement
 
 onnx = pytest.importorskip("onnx")

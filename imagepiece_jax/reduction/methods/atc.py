@@ -43,7 +43,7 @@ def agglomerate(distance, merges, linkage):
         distance, first, size = state
         pair = jnp.argmin(distance.reshape(batch, -1), axis=-1).astype(jnp.int32)
         # Cluster b, the cluster with the later first token, becomes a part of a.
-        a = jax.lax.div(pair[:, None], n)  # `//` would be nine operations
+        a = jax.lax.div(pair[:, None], jnp.int32(n))  # `//` would be nine operations
         b = pair[:, None] - n * a
         is_a = tokens == a
         is_b = tokens == b
