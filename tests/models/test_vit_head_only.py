@@ -16,7 +16,15 @@ from imagepiece_jax.benchmark import workloads
 from imagepiece_jax.common import parallel
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.kernels import attention, gelu, norm
+from imagepiece_jax.kernels import (
+    attention,
+    attention_scores,
+    gelu,
+    joining,
+    merging,
+    norm,
+    similarity,
+)
 from imagepiece_jax.models import attention as models_attention
 from imagepiece_jax.models import block, cost, layers, rotary, vit
 from imagepiece_jax.models.variables import variable_shapes
@@ -43,7 +51,8 @@ def in_float64():
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.enable_x64(True))
         models = (attention, models_attention, block, layers, rotary, vit)
-        for module in (*models, gelu, norm, moves, state):
+        operations = (gelu, norm, attention_scores, joining, merging, similarity)
+        for module in (*models, *operations, moves, state):
             stack.enter_context(mock.patch.object(module, "jnp", wide))
         wide_head = mock.patch.object(layers.dense, "__defaults__", (jnp.float64,))
         stack.enter_context(wide_head)

@@ -41,7 +41,7 @@ def in_training(vit, **data):
     config.init.weights = "w.npz"
     initial = InitialWeights(RunConfig.from_config(config), "nowhere")
     initial.start = vit  # in place of the loaded weights
-    return initial.completed().model.preprocessing
+    return initial.completed().vit_config.preprocessing
 
 
 @pytest.mark.parametrize("stem", SPELLINGS)
