@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.choice import is_reference
+from imagepiece_jax.kernels.merging import merge_map
 
 BACKENDS = ("auto", "xla", "cudnn")
 ALIGNED = 8  # two-byte values in 16 bytes, the alignment of a bias row
@@ -77,6 +78,17 @@ def masked_read(query, key, value, mask, key_bias=None, eps=1e-6):
     share = (weights + eps / key.shape[1]) / (total + eps)
     terms = share[..., None] * value.astype(jnp.float32)
     return jnp.sum(terms, axis=1)
+
+
+@onnx_op
+def attend_merged(weights, value, result, size):
+    """Sum merged tokens' values [B, N_out, H, d] by an attention map merged like them.
+
+    weights, size: [B, H, N, N] (or only the prefix rows) and [B, N], before the merge
+    """
+    prefix = size.shape[1] - result.dest.shape[1]
+    merged = merge_map(weights, result, size[:, prefix:])
+    return weighted_sum(merged, value)
 
 
 def attention_columns(query, key, key_bias=None, live=None):

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.kernels.attention import (
     attend,
     attention_columns,
@@ -24,21 +23,9 @@ from imagepiece_jax.kernels.attention_scores import (
     mean_attention,
     mean_query,
 )
-from imagepiece_jax.kernels.merging import merge_map
 from imagepiece_jax.kernels.token_layout import rows
 from imagepiece_jax.models.config import Execution, ViTConfig
 from imagepiece_jax.models.layers import LayerNorm, dense
-
-
-@onnx_op
-def attend_merged(weights, value, result, size):
-    """Sum merged tokens' values [B, N_out, H, d] by an attention map merged like them.
-
-    weights, size: [B, H, N, N] (or only the prefix rows) and [B, N], before the merge
-    """
-    prefix = size.shape[1] - result.dest.shape[1]
-    merged = merge_map(weights, result, size[:, prefix:])
-    return weighted_sum(merged, value)
 
 
 class Heads(NamedTuple):

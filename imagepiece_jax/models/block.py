@@ -10,8 +10,9 @@ from flax import linen as nn
 
 from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.kernels.attention import attend_merged
 from imagepiece_jax.kernels.token_layout import add_branch, on_rows, rows
-from imagepiece_jax.models.attention import Attention, attend_merged
+from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.models.config import Execution, ViTConfig
 from imagepiece_jax.models.directed_attention import DirectedAttention
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp

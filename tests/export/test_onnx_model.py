@@ -26,9 +26,12 @@ from imagepiece_jax.export.onnx_primitives import walk
 from imagepiece_jax.export.program_outputs import ProgramOutputs
 from imagepiece_jax.inference.features import features
 from imagepiece_jax.kernels import (
+    attention,
     attention_scores,
+    gelu,
     joining,
     merging,
+    norm,
     ranking,
     similarity,
 )
@@ -36,7 +39,7 @@ from imagepiece_jax.kernels.joining import distance_to_earlier, find_partners, j
 from imagepiece_jax.kernels.merging import merge
 from imagepiece_jax.kernels.ranking import gather_rows, index_among, invert, pick, rank
 from imagepiece_jax.kernels.similarity import cosine
-from imagepiece_jax.models import attention, layers, registry
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
@@ -495,7 +498,7 @@ def test_rewritten_nodes_give_the_same(fn, shapes):
 
 
 MARKED = nodes.onnx_op(lambda: None).__code__
-ROOMS = (attention_scores, joining, merging, ranking, similarity, layers, attention)
+ROOMS = (attention, attention_scores, gelu, joining, merging, norm, ranking, similarity)
 
 
 @pytest.mark.parametrize("room", ROOMS)
