@@ -349,7 +349,7 @@ class Graph:
 
     def concat(self, values, axis):
         # Runtimes differ in arrays without elements, such as an empty prefix.
-        values = [value for value in values if value.shape[axis]]
+        values = [value for value in values if value.shape[axis]] or values[:1]
         if len(values) == 1:
             return values[0]
         shape = list(values[0].shape)

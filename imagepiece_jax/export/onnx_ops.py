@@ -226,7 +226,7 @@ def invert(graph, position, values):
     if sorted_tokens and (known >= 0).all() and (known < n).all():
         operands = [sorted_tokens, known.astype(np.int64)]
         integers = graph.op("Gather", operands, (batch, m), np.int64, axis=1)
-        index = _numbers(graph, integers)
+        index = graph.cast(integers, np.float32)
         graph.notes[index.name] = Note(integers=integers, ranks=ranks)
         return index
     values = graph.reshape(values, (1, m, 1))
