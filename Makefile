@@ -33,7 +33,7 @@ plain: .venv-plain/installed
 
 # Programs that load exported folders, and their outputs.
 clients: $(INSTALLED)-dev .venv-clients/installed
-	IMAGEPIECE_CLIENTS=$(CURDIR)/.venv-clients/bin/python $(BIN)/python -m pytest tests/export/test_tower.py -k client
+	IMAGEPIECE_CLIENTS=$(CURDIR)/.venv-clients/bin/python $(BIN)/python -m pytest tests/exporters/test_tower.py -k client
 
 # Whether exported files stay on WebGPU: needs a Vulkan driver (docs/export.md).
 webgpu: $(INSTALLED)-dev .venv-webgpu/installed

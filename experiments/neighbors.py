@@ -28,10 +28,10 @@ from imagepiece_jax.common.progress import counted
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import Source
-from imagepiece_jax.evaluate import compare_outputs
-from imagepiece_jax.evaluate.compare_outputs import NEIGHBORS, nearest, shared
-from imagepiece_jax.evaluate.result_cache import decode_bits, encode_bits
-from imagepiece_jax.evaluate.statistics import format_estimate
+from imagepiece_jax.evaluation import compare_outputs
+from imagepiece_jax.evaluation.compare_outputs import NEIGHBORS, nearest, shared
+from imagepiece_jax.evaluation.result_cache import decode_bits, encode_bits
+from imagepiece_jax.evaluation.statistics import format_estimate
 from imagepiece_jax.models.variables import digest
 
 FOLDER = pathlib.Path("docs/results/neighbors")

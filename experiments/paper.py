@@ -57,7 +57,7 @@ from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.sources.registry import open_source, short_name
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate.result_cache import MeasuredWeights, ResultCache, Split
+from imagepiece_jax.evaluation.result_cache import MeasuredWeights, ResultCache, Split
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json

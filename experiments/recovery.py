@@ -60,16 +60,16 @@ from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.data.sources.csv_table import open_csv
-from imagepiece_jax.evaluate.result_cache import decode_bits, encode_bits
-from imagepiece_jax.evaluate.statistics import (
+from imagepiece_jax.evaluation.result_cache import decode_bits, encode_bits
+from imagepiece_jax.evaluation.statistics import (
     Estimate,
     format_estimate,
     paired_difference,
 )
-from imagepiece_jax.recover import recovery_loss
-from imagepiece_jax.recover.recovery_images import evaluation_batches
-from imagepiece_jax.recover.recovery_loss import relative_change
-from imagepiece_jax.recover.recovery_step import DenseTeacher
+from imagepiece_jax.recovery import recovery_loss
+from imagepiece_jax.recovery.recovery_images import evaluation_batches
+from imagepiece_jax.recovery.recovery_loss import relative_change
+from imagepiece_jax.recovery.recovery_step import DenseTeacher
 from imagepiece_jax.reduction.methods.recommended import IN_STAGES_FROM
 from imagepiece_jax.reduction.provenance import follow
 

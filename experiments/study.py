@@ -20,8 +20,8 @@ from imagepiece_jax.common.files import git_revision, replace_file
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.version import LIBRARIES
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.evaluate.result_cache import ResultCache, decode_bits, read_lines
+from imagepiece_jax.evaluation import accuracy
+from imagepiece_jax.evaluation.result_cache import ResultCache, decode_bits, read_lines
 
 FILE = "runs.jsonl"
 BATCH = 50  # images at once

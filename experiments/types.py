@@ -41,11 +41,11 @@ from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.pictures import read_images
 from imagepiece_jax.data.sources.csv_table import open_csv
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import compare_outputs, statistics
-from imagepiece_jax.evaluate.compare_outputs import CONTROLS, fidelity
-from imagepiece_jax.evaluate.result_cache import encode_bits, read_lines
-from imagepiece_jax.evaluate.statistics import format_estimate
-from imagepiece_jax.export import (
+from imagepiece_jax.evaluation import compare_outputs, statistics
+from imagepiece_jax.evaluation.compare_outputs import CONTROLS, fidelity
+from imagepiece_jax.evaluation.result_cache import encode_bits, read_lines
+from imagepiece_jax.evaluation.statistics import format_estimate
+from imagepiece_jax.exporters import (
     card,
     onnx_model,
     onnx_program,

@@ -7,10 +7,7 @@ and `export`. `create_model` makes a model without weights. `read_config` reads 
 """
 
 import importlib
-import sys
-import types
 import typing
-from typing import Any
 
 from imagepiece_jax.common.version import __version__ as __version__
 
@@ -18,16 +15,16 @@ if typing.TYPE_CHECKING:
     from imagepiece_jax.data.normalize import normalize
     from imagepiece_jax.data.preprocessing import Preprocessing
     from imagepiece_jax.errors import InputError, RunError
-    from imagepiece_jax.evaluate.compare import compare
-    from imagepiece_jax.evaluate.evaluate import evaluate
-    from imagepiece_jax.export.export import export
+    from imagepiece_jax.evaluation.compare import compare
+    from imagepiece_jax.evaluation.evaluate import evaluate
+    from imagepiece_jax.exporters.export import export
     from imagepiece_jax.inference.features import features
     from imagepiece_jax.inference.optimize import optimize
     from imagepiece_jax.inference.predictor import Predictor
     from imagepiece_jax.models.config import ViTConfig
     from imagepiece_jax.models.create import create_model
     from imagepiece_jax.models.pretrained import Pretrained
-    from imagepiece_jax.recover.recover import recover
+    from imagepiece_jax.recovery.recover import recover
     from imagepiece_jax.reduction.methods import METHODS
     from imagepiece_jax.reduction.reduction import Reduction
     from imagepiece_jax.weights.load import load, read_config
@@ -47,31 +44,18 @@ _HOMES = {
     "Reduction": "reduction.reduction",
     "RunError": "errors",
     "ViTConfig": "models.config",
-    "compare": "evaluate.compare",
+    "compare": "evaluation.compare",
     "create_model": "models.create",
-    "evaluate": "evaluate.evaluate",
-    "export": "export.export",
+    "evaluate": "evaluation.evaluate",
+    "export": "exporters.export",
     "features": "inference.features",
     "load": "weights.load",
     "normalize": "data.normalize",
     "optimize": "inference.optimize",
     "read_config": "weights.load",
-    "recover": "recover.recover",
+    "recover": "recovery.recover",
     "save": "weights.save",
 }
-
-
-class _Package(types.ModuleType):
-    """The package's module type: a public function wins over an equally named room."""
-
-    # Importing a subpackage such as `evaluate` sets it as an attribute of the package,
-    # which would hide the function `evaluate`.
-    def __setattr__(self, name: str, value: Any):
-        if name not in _HOMES or not isinstance(value, types.ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str):

@@ -25,7 +25,7 @@ from subprocess import Popen
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODULES = (
-    "imagepiece_jax.evaluate.compare",
+    "imagepiece_jax.evaluation.compare",
     "imagepiece_jax.training.cluster.job",
     "imagepiece_jax.training.trainer",
     "ml_collections.config_flags",

@@ -12,9 +12,9 @@ from flax import traverse_util
 
 from configs import quickstart
 from imagepiece_jax.common import checksums, parallel
-from imagepiece_jax.evaluate import accuracy
+from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.recover import recovery_step
+from imagepiece_jax.recovery import recovery_step
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.config import InitConfig, RunConfig
 from imagepiece_jax.training.logging import MEASURED, read_metrics

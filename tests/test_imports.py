@@ -27,21 +27,21 @@ reduction.reduction
 data
 models
 weights
-evaluate
+evaluation
 training.config training.cluster training.logging
 training
 inference
-recover
+recovery
 benchmark.timer
-export
+exporters
 visualize
 benchmark
-evaluate.evaluate
+evaluation.evaluate
 cli
 commands
 __main__
 """
-ABOVE_TRAINING = ("recover", "inference", "export", "visualize", "benchmark")
+ABOVE_TRAINING = ("recovery", "inference", "exporters", "visualize", "benchmark")
 FLOOR_OF = {}
 for number, line in enumerate(FLOORS.split("\n")):
     FLOOR_OF |= dict.fromkeys(line.split(), number)

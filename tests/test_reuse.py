@@ -13,7 +13,7 @@ from flax import linen as nn
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate.result_cache import MeasuredWeights, ResultCache, Split
+from imagepiece_jax.evaluation.result_cache import MeasuredWeights, ResultCache, Split
 from imagepiece_jax.inference.feature_files import write_features
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import Execution

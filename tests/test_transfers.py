@@ -12,7 +12,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.common import parallel
-from imagepiece_jax.evaluate import accuracy
+from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.visualize.trace import trace
 from tests.models import tiny
 from tests.rounding import assert_close

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.export import tower
+from imagepiece_jax.exporters import tower
 from imagepiece_jax.models import registry
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

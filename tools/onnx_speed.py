@@ -24,7 +24,7 @@ from imagepiece_jax.benchmark import timer
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.export.onnx_model import onnx_model
+from imagepiece_jax.exporters.onnx_model import onnx_model
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.cost import model_macs

@@ -19,7 +19,7 @@ import imagepiece_jax
 from imagepiece_jax import cli
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.export.onnx_model import onnx_model, write_onnx
+from imagepiece_jax.exporters.onnx_model import onnx_model, write_onnx
 from imagepiece_jax.reduction.methods import METHODS
 from tools.runtime_operators import RUNTIMES, elsewhere
 

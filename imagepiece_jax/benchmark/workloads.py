@@ -20,7 +20,7 @@ from imagepiece_jax.common.device import INPUTS
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.rng import normal, root_key
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.export.onnx_program import OnnxProgram
+from imagepiece_jax.exporters.onnx_program import OnnxProgram
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs

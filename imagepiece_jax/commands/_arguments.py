@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 from imagepiece_jax.errors import InputError
 
 if TYPE_CHECKING:  # JAX is imported here, but --help does not need it
-    from imagepiece_jax.export.onnx_program import OnnxProgram
+    from imagepiece_jax.exporters.onnx_program import OnnxProgram
     from imagepiece_jax.models.pretrained import Pretrained
     from imagepiece_jax.models.vit import ViT
 
@@ -90,7 +90,7 @@ class Weights:
         """Open an .onnx file; None if the argument is weights."""
         if not self.weights.lower().endswith(".onnx"):
             return None
-        from imagepiece_jax.export.onnx_program import open_file
+        from imagepiece_jax.exporters.onnx_program import open_file
 
         self.refuse("an exported program; export the weights again with it")
         return open_file(self.weights)

@@ -28,7 +28,7 @@ def main(
             beside it has the path of each row's image.
         out: The folder to write, or to complete.
     """
-    from imagepiece_jax.evaluate import compare
+    from imagepiece_jax.evaluation import compare
 
     if weights.reduction is not None:
         text = f"reduction is {weights.reduction}; give it in reductions"

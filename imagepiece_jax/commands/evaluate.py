@@ -28,9 +28,9 @@ def main(
         gelu: The GELU variant in the optimized program.
         json: A file to write the results to.
     """
-    from imagepiece_jax.evaluate import accuracy, statistics
-    from imagepiece_jax.evaluate.evaluate import evaluate
-    from imagepiece_jax.evaluate.labeled_images import data_name
+    from imagepiece_jax.evaluation import accuracy, statistics
+    from imagepiece_jax.evaluation.evaluate import evaluate
+    from imagepiece_jax.evaluation.labeled_images import data_name
     from imagepiece_jax.weights import runs
 
     vit = weights.exported() or weights.load()

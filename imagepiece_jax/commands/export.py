@@ -68,9 +68,9 @@ def main(
         push: OWNER/NAME on the Hugging Face hub, to upload the files and the card to.
         dry_run: List the files of --push, and upload nothing.
     """
-    from imagepiece_jax.export.card import table
-    from imagepiece_jax.export.export import checked_file, export
-    from imagepiece_jax.export.program_facts import files_of, read_facts
+    from imagepiece_jax.exporters.card import table
+    from imagepiece_jax.exporters.export import checked_file, export
+    from imagepiece_jax.exporters.program_facts import files_of, read_facts
 
     words = several("images", images)
     if layout is None:

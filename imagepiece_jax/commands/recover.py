@@ -38,7 +38,7 @@ def main(
     from imagepiece_jax.common.files import locked
     from imagepiece_jax.common.signals import finishing
     from imagepiece_jax.data.pictures import as_source
-    from imagepiece_jax.recover.recover import recover
+    from imagepiece_jax.recovery.recover import recover
     from imagepiece_jax.weights.save import checked_folder, save
 
     folder = checked_folder(out)

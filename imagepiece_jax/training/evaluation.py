@@ -2,7 +2,7 @@
 
 import contextlib
 
-from imagepiece_jax.evaluate import accuracy
+from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.training.cluster.preemption import Interrupted
 
 OF_A_PASS = ("images", "throughput")  # figures shared by all models of a pass

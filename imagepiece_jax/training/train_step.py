@@ -17,7 +17,7 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.common.rng import Purpose, batch_key, sample_keys
 from imagepiece_jax.data.augment import mixup, pipeline
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate.accuracy import correct_at
+from imagepiece_jax.evaluation.accuracy import correct_at
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import FIGURES

@@ -7,10 +7,10 @@ import imagepiece_jax
 from imagepiece_jax.commands import compare
 from imagepiece_jax.common import extras
 from imagepiece_jax.data.sources.registry import open_source
-from imagepiece_jax.evaluate import result_cache, statistics
-from imagepiece_jax.evaluate.result_cache import decode_bits
+from imagepiece_jax.evaluation import result_cache, statistics
+from imagepiece_jax.evaluation.result_cache import decode_bits
 from tests.command import call
-from tests.export import photographs
+from tests.exporters import photographs
 from tests.models import tiny
 from tests.refused import refused
 

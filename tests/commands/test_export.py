@@ -9,7 +9,7 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.commands import benchmark, describe, evaluate, export
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.export import onnx_model, program_facts
+from imagepiece_jax.exporters import onnx_model, program_facts
 from imagepiece_jax.models.config import MEAN, STD
 from tests.command import call, sentence
 from tests.models import tiny

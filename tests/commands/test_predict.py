@@ -8,7 +8,7 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import predict, visualize
-from imagepiece_jax.export import program_facts
+from imagepiece_jax.exporters import program_facts
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes

@@ -11,8 +11,8 @@ import imagepiece_jax
 from imagepiece_jax.commands import recover
 from imagepiece_jax.common.files import LOCK, locked
 from imagepiece_jax.data.pictures import as_source
-from imagepiece_jax.recover import recovery_step
-from imagepiece_jax.recover.recover import NOTHING_BETTER
+from imagepiece_jax.recovery import recovery_step
+from imagepiece_jax.recovery.recover import NOTHING_BETTER
 from tests.command import call, sentence, start
 from tests.models import tiny
 from tests.pictures import write_plain
@@ -62,7 +62,7 @@ def test_a_set_is_opened_by_its_name_where_no_path_has_it(tmp_path, monkeypatch)
 # save.
 SIGNALED = """
 import os, runpy, sys
-from imagepiece_jax.recover.recovery_step import Fit
+from imagepiece_jax.recovery.recovery_step import Fit
 
 _, signum, step, *words = sys.argv
 taken = []

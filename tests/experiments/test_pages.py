@@ -6,7 +6,7 @@ import pytest
 from experiments import controls, hyperspeed, paper_tables, published
 from experiments.models import OffTheShelf
 from experiments.paper import Answers, Study
-from imagepiece_jax.evaluate.result_cache import plan_facts
+from imagepiece_jax.evaluation.result_cache import plan_facts
 from tests import markdown
 from tests.models import tiny
 

@@ -4,7 +4,7 @@ import pytest
 
 import imagepiece_jax
 from experiments import paper
-from imagepiece_jax.evaluate.result_cache import FILE
+from imagepiece_jax.evaluation.result_cache import FILE
 from tests.command import call
 from tests.experiments import tiny_paper
 

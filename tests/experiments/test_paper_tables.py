@@ -8,7 +8,7 @@ from experiments import analysis, merges, paper_tables, published
 from experiments.models import TrainedRuns
 from experiments.paper_tables import DENSE, TableRow
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.evaluate.result_cache import FILE, read_lines
+from imagepiece_jax.evaluation.result_cache import FILE, read_lines
 from imagepiece_jax.models.config import MEAN, STD
 from tests.experiments import tiny_paper
 from tests.models import tiny

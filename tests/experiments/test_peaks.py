@@ -8,7 +8,7 @@ import pytest
 
 from experiments import peaks
 from experiments.peaks import Cell, KeepParts
-from imagepiece_jax.evaluate.result_cache import encode_bits
+from imagepiece_jax.evaluation.result_cache import encode_bits
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.peaks import KeepPeaks

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from experiments import recovery
-from imagepiece_jax.evaluate.result_cache import encode_bits
+from imagepiece_jax.evaluation.result_cache import encode_bits
 
 
 def test_the_page_has_the_lines():

@@ -7,7 +7,7 @@ from experiments.models import OffTheShelf
 from experiments.paper import Study, StudyImages
 from experiments.study import versions
 from imagepiece_jax.data.sources.registry import open_source
-from imagepiece_jax.evaluate.result_cache import ResultCache
+from imagepiece_jax.evaluation.result_cache import ResultCache
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes

@@ -17,9 +17,9 @@ from imagepiece_jax.common.files import write_json
 from imagepiece_jax.data import pictures
 from imagepiece_jax.inference import feature_files, feature_folder, optimize
 from imagepiece_jax.inference.feature_files import write_features
-from tests.evaluate.test_annotations import write_texts
-from tests.evaluate.test_compare_outputs import slow_recall, votes
-from tests.export.photographs import write as write_photographs
+from tests.evaluation.test_annotations import write_texts
+from tests.evaluation.test_compare_outputs import slow_recall, votes
+from tests.exporters.photographs import write as write_photographs
 from tests.models import tiny
 from tests.pictures import noise, write_images
 from tests.refused import refused

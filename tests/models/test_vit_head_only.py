@@ -14,7 +14,7 @@ from configs import quickstart
 from imagepiece_jax import kernels
 from imagepiece_jax.benchmark import workloads
 from imagepiece_jax.common import parallel
-from imagepiece_jax.evaluate import accuracy
+from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.kernels import (
     attention,

@@ -10,7 +10,7 @@ import transformers
 from PIL import Image
 
 import imagepiece_jax
-from imagepiece_jax.export.export import export
+from imagepiece_jax.exporters.export import export
 from tests.parity import test_open_clip
 from tests.parity.test_hub_folders import LABELS, clip, made, saved
 from tools import client_pixels, originals

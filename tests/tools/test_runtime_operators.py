@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.export import onnx_program, quantize
-from imagepiece_jax.export.onnx_model import onnx_model
-from imagepiece_jax.export.program_outputs import ProgramOutputs
+from imagepiece_jax.exporters import onnx_program, quantize
+from imagepiece_jax.exporters.onnx_model import onnx_model
+from imagepiece_jax.exporters.program_outputs import ProgramOutputs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
-from tests.export import test_onnx_model, test_tower
-from tests.export.photographs import pixels_of
+from tests.exporters import test_onnx_model, test_tower
+from tests.exporters.photographs import pixels_of
 from tests.models import tiny
 from tests.models.test_vit_families import FAMILIES
 from tests.rounding import UNIT

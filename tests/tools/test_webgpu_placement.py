@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from imagepiece_jax.export.onnx_model import onnx_model
+from imagepiece_jax.exporters.onnx_model import onnx_model
 from tests.models import tiny
 from tests.runs import ROOT
 from tests.tools.test_runtime_operators import PYTHON, needs_webgpu

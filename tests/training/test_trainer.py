@@ -18,7 +18,7 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.data.sources import registry
 from imagepiece_jax.errors import InputError, RunError, Stopped
-from imagepiece_jax.evaluate import accuracy
+from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.models.config import MEAN
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.training import trainer

@@ -1,0 +1,152 @@
+"""ONNX models of a ViT with weights and reduction, and their files."""
+
+import hashlib
+import os
+import pathlib
+import re
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from imagepiece_jax.common import nodes, signals
+from imagepiece_jax.common.files import replace_file, replacing
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.exporters.onnx_graph import Graph, Value
+from imagepiece_jax.exporters.onnx_primitives import walk
+from imagepiece_jax.exporters.program_facts import exported_images, output_dtype
+from imagepiece_jax.exporters.program_outputs import ProgramOutputs
+from imagepiece_jax.inference import optimize
+from imagepiece_jax.models.pretrained import Pretrained
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto
+
+OPSET = 20  # the first with Gelu
+LARGEST = 2**31 - 1  # bytes of the largest file in protobuf, ONNX's format
+ENTRY = 64  # upper bound of the extra bytes per node or tensor
+SMALL = 1024  # smaller tensors, in bytes, stay in the graph, where runtimes read shapes
+DIGITS = 16  # digest digits in a file's name
+
+
+def onnx_model(
+    vit: Pretrained,
+    *,
+    batch_size: int | None = None,
+    pixels: bool = False,
+    outputs: ProgramOutputs | None = None,
+    gathers: bool = False,
+) -> "ModelProto":
+    """Build a model's ONNX graph, from images [batch, H, W, 3] to logits, both float32.
+
+    The graph has opset `OPSET`, and no Scatter, Loop, If or NonZero. All shapes are
+    fixed except the batch. Weights and layers have the model's dtype. In a 16-bit dtype
+    norms, softmax, the head, and scores and order of reductions stay float32.
+
+    batch_size: images per call; None: any number
+    pixels: uint8 images, normalized by the program; else float32
+    outputs: other inputs and outputs of the program
+    gathers: as for `Graph`
+    """
+    outputs = outputs or ProgramOutputs(vit)
+    for layer in outputs.model.plan:
+        if layer.counts and layer.step.reducer.draws(layer.counts, train=False):
+            raise InputError(
+                f"reduction is {vit.label}, which draws random numbers: it has no graph"
+            )
+    images = exported_images(vit, batch_size, pixels, outputs.channels_first)
+    dtype = outputs.model.execution.dtype.name
+    fast, fixed = optimize.prepare(outputs.model, vit.variables, dtype=dtype)
+    with nodes.marked():
+        traced = jax.make_jaxpr(outputs.forward(fast))(fixed, images)
+    entry = Value(images.shape, np.dtype(images.dtype), outputs.image)
+    graph = Graph(entry, gathers)
+    weights = []
+    # Weights are named before the walk, so that initializers have the parameters'
+    # names.
+    for path, leaf in jax.tree_util.tree_leaves_with_path(fixed["params"]):
+        weight = Value.constant(leaf)
+        graph.name_of(weight, jax.tree_util.keystr(path, simple=True, separator="."))
+        weights.append(weight)
+    results = walk(graph, traced, [*weights, entry])
+    named = {}
+    for name, result, aval in zip(
+        outputs.names, results, traced.out_avals, strict=True
+    ):
+        result = graph.cast(result, output_dtype(aval.dtype))
+        named[name] = graph.output(result, aval.shape)
+    return in_model(graph.finished(named))
+
+
+def in_model(graph: "GraphProto") -> "ModelProto":
+    """Wrap a graph in an ONNX model, in the oldest file format with its operators."""
+    from onnx import helper
+
+    opsets = [helper.make_opsetid("", OPSET)]
+    return helper.make_model(
+        graph,
+        producer_name="imagepiece_jax",
+        opset_imports=opsets,
+        ir_version=helper.find_min_ir_version_for(opsets),
+    )
+
+
+def write_onnx(path: str | os.PathLike, model: "ModelProto") -> pathlib.Path | None:
+    """Write a model to a file, or to two files if it exceeds protobuf's 2 GB.
+
+    The second file, PATH.DIGEST.data, holds the large weights. They are then removed
+    from `model`.
+
+    Returns the second file's path, or None.
+    Raises RunError if a file cannot be written.
+    """
+    import onnx
+
+    path = pathlib.Path(path)
+    if _size(model) <= LARGEST:
+        replace_file(path, model.SerializeToString())
+        return None
+    tensors = [t for t in model.graph.initializer if len(t.raw_data) >= SMALL]
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.raw_data)
+    data = path.with_name(f"{path.name}.{digest.hexdigest()[:DIGITS]}.data")
+    # The weights file is in place before the graph, and named by its digest. So a kill
+    # leaves the old graph with its weights, or the new graph.
+    with (
+        replacing(path) as graph,
+        replacing(data) as weights,  # which ends first
+        tempfile.TemporaryDirectory(".tmp", ".", path.parent) as folder,
+        signals.unfinished(folder),  # gigabytes, which a second Ctrl-C would leave
+    ):
+        file = pathlib.Path(folder, path.name)
+        options = {"location": data.name, "size_threshold": SMALL}
+        onnx.save_model(model, file, save_as_external_data=True, **options)
+        file.replace(graph)
+        file.with_name(data.name).replace(weights)
+    return data
+
+
+def remove_weights(path: str | os.PathLike, name: Any, data: pathlib.Path | None):
+    """Remove the weights file of an earlier graph at `path`.
+
+    name: the file's name in the earlier graph's facts. A name that `write_onnx` does
+        not give is left alone.
+    data: the new graph's weights file, which stays
+    """
+    path = pathlib.Path(path)
+    pattern = rf"{re.escape(path.name)}\.[0-9a-f]{{{DIGITS}}}\.data"
+    if isinstance(name, str) and re.fullmatch(pattern, name):
+        if data is None or data.name != name:
+            path.with_name(name).unlink(missing_ok=True)
+
+
+def _size(model):
+    """Bytes of a graph with its weights, or a few more."""
+    total = 0
+    for node in model.graph.node:
+        total += node.ByteSize() + ENTRY
+    for tensor in model.graph.initializer:
+        total += len(tensor.raw_data) + len(tensor.name) + ENTRY
+    return total

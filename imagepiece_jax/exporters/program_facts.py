@@ -1,0 +1,133 @@
+"""Facts in the JSON beside an exported program: its input, output and model."""
+
+import hashlib
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imagepiece_jax.common.files import read_json
+from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.exporters.onnx_graph import stored_dtype
+from imagepiece_jax.exporters.program_outputs import ProgramOutputs
+from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.problem_type import activation
+from imagepiece_jax.models.record import as_json
+
+FACTS = {"input", "output", "preprocessing"}  # every program has these
+
+
+def facts_file(out: str | os.PathLike) -> pathlib.Path:
+    """Path of the JSON file beside the program in file `out`."""
+    return pathlib.Path(f"{out}.json")
+
+
+def read_facts(out: str | os.PathLike) -> dict[str, Any]:
+    """Read the facts about the program in file `out`; {} if they are unreadable."""
+    try:
+        return read_json(facts_file(out))
+    except (InputError, OSError):
+        return {}
+
+
+def digest_of(out: str | os.PathLike) -> str:
+    """SHA-256 of a graph, by which its JSON knows it; it names its weights by one."""
+    with open(out, "rb") as graph:
+        return hashlib.file_digest(graph, "sha256").hexdigest()
+
+
+def files_of(out: str | os.PathLike) -> list[pathlib.Path]:
+    """The program's file, and the second file of a program with large weights."""
+    out = pathlib.Path(out)
+    files = [out]
+    if weights := read_facts(out).get("external_data"):
+        files.append(out.with_name(weights))
+    return files
+
+
+def exported_images(
+    vit: Pretrained,
+    batch_size: int | None = None,
+    pixels: bool = False,
+    channels_first: bool = False,
+) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of an exported program's images.
+
+    batch_size: images per call; None: any number
+    pixels: uint8 images, normalized by the program; else float32
+    channels_first: [batch, 3, H, W]; else [batch, H, W, 3]
+    """
+    if batch_size is None:
+        (batch_size,) = jax.export.symbolic_shape("batch")
+    shape = (batch_size, *sides(vit.image_size), 3)
+    if channels_first:
+        shape = (batch_size, 3, *sides(vit.image_size))
+    dtype = "uint8" if pixels else "float32"
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+
+
+def output_dtype(dtype) -> np.dtype:
+    """Dtype of an output for a JAX dtype: floats are float32, as programs expect."""
+    if jnp.issubdtype(dtype, jnp.floating):
+        return np.dtype(np.float32)
+    return stored_dtype(dtype)
+
+
+def program_facts(
+    vit: Pretrained,
+    images: jax.ShapeDtypeStruct,
+    outputs: ProgramOutputs | None = None,
+) -> dict[str, Any]:
+    """Collect facts about an exported program as JSON values.
+
+    images: a result of `exported_images`
+    outputs: the program's outputs; None: logits
+    """
+    outputs = outputs or ProgramOutputs(vit)
+    model = outputs.model
+    config = model.config
+    arrays = jax.eval_shape(outputs.forward(model), vit.variables, images)
+
+    def entry(name, array):
+        shape = [side if isinstance(side, int) else str(side) for side in array.shape]
+        return {"name": name, "shape": shape, "dtype": output_dtype(array.dtype).name}
+
+    output = [*map(entry, outputs.names, arrays)]
+    if len(output) == 1:
+        output = output[0]
+    if images.dtype == jnp.uint8:
+        normalization = {"pixels": "0 to 255, normalized by the model"}
+    else:
+        normalization = {
+            "pixels": "0 to 1, of which the input is (pixels - mean) / std",
+            "mean": config.mean,
+            "std": config.std,
+        }
+    prepared = vit.preprocessing.as_json
+    if vit.preprocessing.resizes:
+        prepared["resized"] = list(vit.preprocessing.resized)
+    are_classes = "logits" in outputs.names and vit.is_classifier
+    classes_out = config.num_classes if are_classes else 0
+    method = None  # a plan made by hand has no method
+    if vit.reduction is not None:
+        method = str(vit.reduction)
+    return {
+        "input": entry(outputs.image, images),
+        "normalization": normalization,
+        "output": output,
+        "classes": config.num_classes,
+        "class_names": vit.class_names,
+        "problem_type": config.problem_type if config.num_classes else None,
+        "activation": activation(config.problem_type, classes_out),
+        "preprocessing": prepared,
+        "model": as_json(config),
+        "method": method,
+        "recovered": vit.recovered and vit.recovered.name,
+        "dtype": model.execution.dtype.name,
+        "gmacs": model_macs(model) / 1e9,
+    }

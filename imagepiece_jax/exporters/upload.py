@@ -1,0 +1,111 @@
+"""Upload of exported files to a repository on the Hugging Face hub, in one commit."""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator, Sequence
+
+from imagepiece_jax.common import extras
+from imagepiece_jax.common.progress import notes, working
+from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.exporters import card
+
+# {HTTP status: what the user can do}
+REFUSALS = {
+    401: "the hub does not accept the token; log in again: `hf auth login`",
+    403: "the token may not write there; log in with one that may: `hf auth login`",
+}
+
+
+def check_repository(name: str, dry_run: bool = False) -> None:
+    """Check, before any work, that files can be uploaded to a repository.
+
+    name: OWNER/NAME; the repository is new, empty, or of an earlier upload
+    dry_run: check the name alone, without the network
+    Raises InputError for another name, without a login, and without rights; RunError
+        if the hub cannot be reached.
+    """
+    extras.check("push", "huggingface_hub")
+    from huggingface_hub import HfApi, errors, utils
+
+    api = HfApi()
+    with hub_errors(name):
+        utils.validate_repo_id(name)
+        owner, is_whole, _ = name.partition("/")
+        if not is_whole:
+            raise InputError(f"push is {name!r}; it must be OWNER/NAME")
+        if dry_run:
+            return
+        user = api.whoami()
+        owners = [user["name"], *(group["name"] for group in user.get("orgs", ()))]
+        if owner.lower() not in map(str.lower, owners):
+            raise InputError(
+                f"push is {name!r}, but the login on the hub may write to "
+                f"{', '.join(owners)} alone"
+            )
+        if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise InputError(f"push is {name!r}: {REFUSALS[403]}")
+        try:
+            files = {*api.list_repo_files(name)} - {".gitattributes"}
+        except errors.RepositoryNotFoundError:
+            return
+        is_ours = not files
+        if card.NAME in files:
+            is_ours = card.is_card(pathlib.Path(api.hf_hub_download(name, card.NAME)))
+        if not is_ours:
+            raise InputError(
+                f"push is {name!r}, which exists, and export did not write it; choose "
+                "another name"
+            )
+
+
+def upload(
+    name: str,
+    folder: pathlib.Path,
+    files: Sequence[pathlib.Path],
+    dry_run: bool = False,
+) -> None:
+    """Upload files of a folder in one commit, and note their names and sizes.
+
+    Raises InputError and RunError like `check_repository`; then nothing is uploaded.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi()
+    lines = [f"{'would push' if dry_run else 'pushed'} to {api.endpoint}/{name}:"]
+    operations = []
+    for file in files:
+        path = file.relative_to(folder).as_posix()
+        operations.append(CommitOperationAdd(path, file))
+        lines.append(f"  {path}, {file.stat().st_size:,} bytes")
+    if not dry_run:
+        with hub_errors(name), working(f"uploading to {name}"):
+            api.create_repo(name, exist_ok=True)
+            api.create_commit(name, operations, commit_message="Export of a model")
+    for line in lines:
+        notes.info(line)
+
+
+@contextlib.contextmanager
+def hub_errors(name: str) -> Iterator[None]:
+    """Turn huggingface_hub's errors into sentences."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.HFValidationError as error:
+        raise InputError(
+            f"push is {name!r}; it must be OWNER/NAME ({error})"
+        ) from error
+    except errors.LocalTokenNotFoundError as error:
+        raise InputError(
+            "push needs a login on the hub: `hf auth login`, or a token in HF_TOKEN"
+        ) from error
+    except (errors.HTTPError, OSError, RuntimeError) as error:
+        source = error
+        if isinstance(error, RuntimeError):  # hides the error of a large file
+            source = error.__cause__ or error
+        status = getattr(getattr(source, "response", None), "status_code", None)
+        if status in REFUSALS:
+            raise InputError(f"push is {name!r}: {REFUSALS[status]}") from error
+        reason = str(source).partition("\n")[0]
+        raise RunError(f"push to {name} failed: {reason}") from error

@@ -1,0 +1,206 @@
+"""Accuracy over a whole split, from a model whose logits are known."""
+
+import functools
+import types
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.common import parallel
+from imagepiece_jax.evaluation import accuracy
+from imagepiece_jax.models.config import Execution
+from tests.models import tiny
+from tests.refused import refused
+from tests.rounding import assert_close
+
+# One program each: one by one, its operations take longer.
+correct_at = tiny.compiled(accuracy.correct_at, static_argnums=2)
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_correct_at_agrees_with_sorting(k):
+    rng = np.random.default_rng(k)
+    logits = rng.integers(0, 4, size=(200, 7)).astype(np.float32)  # many ties
+    labels = rng.integers(0, 7, size=200)
+    got = correct_at(logits, labels, k)
+    assert got.dtype == bool
+    for row, label, right in zip(logits, labels, got, strict=True):
+        best = sorted(range(7), key=lambda c: (-row[c], c))[:k]  # noqa: B023
+        assert right == (label in best)
+    logits = np.array([[np.nan] * 3, [np.nan, 1, 0], [np.nan, 1, 0]], np.float32)
+    right = correct_at(logits, np.array([0, 0, 1]), 1)
+    assert right.tolist() == [False, False, True]
+
+
+class Lookup:
+    """Logits by the red value of an image's first pixel: row r of `table`."""
+
+    config = types.SimpleNamespace(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    execution = Execution()
+
+    def __init__(self, table):
+        self.table = jnp.asarray(table, jnp.float32)
+
+    def with_execution(self, **fields):
+        return self
+
+    def apply(self, variables, images, keys):
+        # What was normalized.
+        red = images[:, 0, 0, 0] * self.config.std[0] + self.config.mean[0]
+        rows = self.table[jnp.round(red * 255).astype(jnp.int32)]
+        return types.SimpleNamespace(logits=rows * variables["scale"])
+
+
+def batch(rows, labels, mask=None):
+    """One device's batch: image i shows row rows[i]."""
+    images = np.zeros((1, len(rows), 2, 2, 3), np.uint8)
+    images[0, :, 0, 0, 0] = rows
+    mask = np.ones(len(rows)) if mask is None else mask
+    return {
+        "image": images,
+        "label": np.asarray([labels], np.int32),
+        "mask": np.asarray([mask], np.float32),
+        "index": np.zeros((1, len(rows)), np.int32),
+    }
+
+
+@functools.cache
+def variables_of(scale):
+    return parallel.replicate({"scale": np.float32(scale)})
+
+
+@functools.cache
+def step_of(table):
+    """The step of a Lookup: one for all tests of a table, compiled for each shape."""
+    return accuracy.model_step(Lookup(table))
+
+
+def run(table, batches, scale=1):
+    return accuracy.evaluate(step_of(table), variables_of(scale), iter(batches))
+
+
+# Row 0: class 0 first, 6 last. Row 1: the other way round. Row 2: not a number.
+TABLE = ((7, 6, 5, 4, 3, 2, 1), (1, 2, 3, 4, 5, 6, 7), (np.nan,) * 7)
+
+
+def test_sums_of_two_batches():
+    result = run(TABLE, [batch([0, 0, 0], [0, 4, 5]), batch([1, 1, 1], [6, 6, 0])])
+    # right: (0, 0), (1, 6) twice; among five: these, (0, 4); not: (0, 5), (1, 0)
+    assert result.images == 6
+    assert result.acc1 == pytest.approx(100 * 3 / 6)
+    assert result.acc5 == pytest.approx(100 * 4 / 6)
+    total = np.log(np.exp(np.arange(1, 8)).sum())
+    losses = total - np.array([7, 3, 2, 7, 7, 1])
+    assert result.loss == pytest.approx(losses.mean(), rel=1e-6)
+
+
+def test_masked_images_count_nothing_even_where_they_are_not_a_number():
+    whole = run(TABLE, [batch([0, 1, 1], [0, 6, 0])])
+    padded = run(TABLE, [batch([0, 2, 1, 1, 2], [0, 0, 6, 0, 3], [1, 0, 1, 1, 0])])
+    assert padded.images == 3
+    for name in ("acc1", "acc5", "loss"):
+        found = getattr(padded, name)
+        assert found == getattr(whole, name)
+        assert np.isfinite(found)
+
+
+def test_only_the_given_classes_are_answers():
+    """Row 0 among classes 2, 4 and 6: 2 is first, and all three are among five."""
+    step = accuracy.model_step(Lookup(TABLE), classes=(2, 4, 6))
+    images = batch([0, 0, 0, 1, 2], [2, 4, 6, 6, 2])
+    (result,) = accuracy.evaluate_each(step, [variables_of(1)], [images])
+    assert result.per_image["right"].tolist() == [True, False, False, True, False]
+    assert result.per_image["right5"].tolist() == [True, True, True, True, False]
+    row0 = np.log(np.exp([5, 3, 1]).sum()) - np.array([5, 3, 1])
+    row1 = np.log(np.exp([3, 5, 7]).sum()) - 7
+    assert_close(result.per_image["loss"][:4], np.array([*row0, row1]))
+    assert np.isnan(result.per_image["loss"][4])
+
+
+def test_a_program_has_the_same_answers():
+    step = accuracy.program_step(lambda images: jnp.asarray(TABLE)[:2])
+    _, per_image = step(None, batch([0, 0], [5, 6]))
+    assert per_image["right"].tolist() == [[False, True]]
+
+
+def test_each_image_is_in_the_order_of_the_set():
+    """Images 3, 1 and 0, then 5 and 4; 0 is masked, 2 is in no batch."""
+    first = batch([0, 1, 0], [0, 0, 0], [1, 1, 0])
+    second = batch([1, 0], [6, 4])
+    first["index"] = np.array([[3, 1, 0]])
+    second["index"] = np.array([[5, 4]])
+    per_image = run(TABLE, [first, second]).per_image
+    assert per_image["index"].tolist() == [1, 3, 4, 5]
+    assert per_image["right"].tolist() == [False, True, False, True]
+    assert per_image["right5"].tolist() == [False, True, True, True]
+    total = np.log(np.exp(np.arange(1, 8)).sum())
+    assert_close(per_image["loss"], total - [1, 7, 3, 7])
+
+
+def random_pass(model, images, order, batch_size):
+    chex.clear_trace_counter()
+    variables = parallel.replicate(tiny.variables(model))
+    batches = []
+    for part in np.reshape(order, (-1, batch_size)):
+        one = batch([0] * batch_size, part % tiny.CLASSES)
+        batches.append(one | {"image": images[part][None], "index": part[None]})
+    return accuracy.evaluate(accuracy.model_step(model, seed=3), variables, batches)
+
+
+def test_draws_of_an_image_depend_on_its_index_not_on_its_batch(traced_once):
+    """Twelve times the same image: whatever differs was drawn."""
+    model = tiny.model("random:keep_rate=0.5:blocks=(0,)", depth=2)
+    images = np.random.default_rng(0).integers(0, 256, (1, 20, 20, 3), np.uint8)
+    images = images.repeat(12, 0)
+    order = np.arange(12)
+    per_image = random_pass(model, images, order, 6).per_image
+    other = random_pass(model, images, order[::-1], 4).per_image
+    assert len(set(per_image["loss"][order % tiny.CLASSES == 0].tolist())) == 2
+    assert_close(other["loss"], per_image["loss"])
+    np.testing.assert_array_equal(other["right"], per_image["right"])
+
+
+def test_a_step_may_alter_images_and_measure_more():
+    """Every image is made to show row 1; the measure sees outputs and batch."""
+
+    def alter(images, batch, model):
+        row1 = (1 / 255 - model.config.mean[0]) / model.config.std[0]
+        return images.at[:, 0, 0, 0].set(row1)
+
+    def measure(outputs, batch):
+        return {"largest": outputs.logits.argmax(-1), "image": batch["image"][:, 0]}
+
+    step = accuracy.model_step(Lookup(TABLE), measure=measure, alter=alter)
+    result = accuracy.evaluate(step, variables_of(1), [batch([0, 1, 0], [6, 6, 0])])
+    assert result.per_image["largest"].tolist() == [6, 6, 6]
+    chex.assert_shape(result.per_image["image"], (3, 2, 3))
+    assert result.acc1 == pytest.approx(100 * 2 / 3)
+
+
+def test_fewer_than_five_classes_no_images_and_a_bad_one():
+    result = run(((1, 2, 3),), [batch([0, 0], [2, 0])])
+    assert (result.acc1, result.acc5) == (50.0, 100.0)
+    result = run(TABLE, [batch([0], [0], [0])])  # masked
+    assert (result.images, result.acc1, result.loss) == (0, 0.0, 0.0)
+    with refused("not finite"):
+        run(TABLE, [batch([0, 2], [0, 0])])
+
+
+def test_throughput_leaves_the_first_batch_out(monkeypatch):
+    """The clock: 100 s for the first batch, 1 s for each of the two others."""
+    clock = types.SimpleNamespace(perf_counter=iter((0.0, 100.0, 102.0)).__next__)
+    monkeypatch.setattr(accuracy, "time", clock)
+    batches = [batch([0] * 3, [0] * 3) for _ in range(3)]
+    assert run(TABLE, batches).throughput == pytest.approx(6 / 2)
+
+
+def test_several_sets_of_variables_share_one_pass():
+    batches = [batch([0, 1, 1], [0, 6, 0]), batch([1, 0], [0, 0])]
+    models = [variables_of(1), variables_of(-1)]  # which turns ranks over
+    results = accuracy.evaluate_each(step_of(TABLE), models, iter(batches))
+    for result, scale in zip(results, (1, -1), strict=True):
+        alone = run(TABLE, batches, scale)
+        assert result.figures | {"throughput": 0} == alone.figures | {"throughput": 0}
+    assert results[0].loss != results[1].loss

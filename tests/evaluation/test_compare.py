@@ -1,0 +1,273 @@
+"""A comparison: rows that are paired and corrected, against slow counts."""
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluation import compare, statistics
+from imagepiece_jax.evaluation.result_cache import (
+    MeasuredWeights,
+    ResultCache,
+    decode_bits,
+    encode_bits,
+)
+from imagepiece_jax.models import resize_positions, timm_tensors
+from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.create import create_model
+from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.reduction.reduction import DENSE
+from tests.evaluation.test_annotations import write_texts
+from tests.evaluation.test_compare_outputs import slow_recall, votes
+from tests.experiments import tiny_paper
+from tests.exporters import photographs
+from tests.models import make, recoveries, tiny
+
+pytestmark = pytest.mark.usefixtures("evaluations_compiled_once")
+
+IMAGES = 300
+
+
+def test_comparisons_are_those_of_a_slow_count():
+    """Each to dense, and reductions to smaller images; exact binomial p; Holm."""
+    draw = np.random.default_rng(0)
+    shares = {"dense": 0.8, "a": 0.7, "b": 0.75, "small": 0.6}
+    at = {name: draw.uniform(size=IMAGES) < share for name, share in shares.items()}
+    figures = {}
+    for name, right in at.items():
+        figures[name] = {"right": encode_bits(right), "images": IMAGES}
+    found = compare.comparisons(figures, ["small"])
+    pairs = [("a", "dense"), ("a", "small"), ("b", "dense"), ("b", "small")]
+    assert [*found] == [*pairs, ("small", "dense")]
+    p = []
+    for (name, other), line in found.items():
+        both = list(zip(at[name].tolist(), at[other].tolist(), strict=True))
+        gained = sum(one > two for one, two in both)
+        lost = sum(one < two for one, two in both)
+        assert (line["gained"], line["lost"]) == (gained, lost)
+        value, low, high = line["points"]
+        assert value == pytest.approx(100 * (gained - lost) / IMAGES)
+        assert low < value < high
+        p.append(stats.binomtest(gained, gained + lost).pvalue)
+        assert line["p"] == pytest.approx(p[-1])
+    corrected = [line["holm"] for line in found.values()]
+    assert corrected == pytest.approx(statistics.holm(p))
+
+
+def test_p_is_shown_where_it_is_below_005():
+    points = statistics.Estimate(-4.0, -6.0, -2.0)
+    for p, shown in ((0.04, ", p = .040"), (0.3, ""), (4e-7, ", p < .001")):
+        difference = compare.difference({"points": points, "holm": p})
+        assert difference == f"-4.0 [-6.0, -2.0]{shown}"
+    assert compare.difference(None) == ""
+
+
+def test_rows_without_a_name_are_two_costs():
+    vit = tiny.pretrained()
+    rows = compare.rows_of(MeasuredWeights(vit, tiny_paper.images()))
+    assert [row.name for row in rows] == ["0.6", "0.5"]
+    for row, share in zip(rows, (0.6, 0.5), strict=True):
+        assert row.reduction == vit.with_reduction(share).reduction
+
+
+def test_the_dense_model_is_there_once():
+    measured = MeasuredWeights(tiny.pretrained(), tiny_paper.images())
+    with pytest.raises(InputError, match="none is dense again"):
+        compare.rows_of(measured, ["none"])
+
+
+def test_folders_of_something_else_are_refused(tmp_path):
+    compare.check_folder(tmp_path / "new")
+    for name in ("points.jsonl", "compare.md", "compare.png", ".0123.tmp"):
+        (tmp_path / name).touch()
+    compare.check_folder(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match="notes.txt"):
+        compare.check_folder(tmp_path)
+
+
+@pytest.fixture
+def on_digits(tmp_path):
+    with contextlib.closing(ResultCache(tmp_path / "out")) as cache:
+        images = tiny_paper.images()
+        yield lambda weights: MeasuredWeights(weights, images, cache)
+
+
+def test_a_recovered_model_is_compared_with_the_dense_one(tmp_path, on_digits):
+    public = tiny_paper.pretrained(tmp_path, depth=2)
+    made = on_digits(recoveries.recovered(public, reductions=("tome:r=16",)))
+    rows = compare.rows_of(made, ["tome:r=16", "tome:r=1"])
+    report = compare.measure(made, rows, made.cache)
+    dense = on_digits(public).evaluate(DENSE)
+    assert report.figures["dense"]["right"] == dense["right"]
+    plain = on_digits(public).evaluate(rows[0].reduction)
+    assert report.figures["tome:r=16"]["loss"] != plain["loss"]
+    text = compare.table(report)
+    assert "`tome:r=16` (recovered) |" in text
+    assert text.count("(recovered)") == 1
+
+
+def test_smaller_images_are_seen_by_the_dense_weights(tmp_path, on_digits):
+    weights = tiny_paper.pretrained(tmp_path, depth=2)
+    measured = on_digits(weights)
+    size = 16 - weights.model.config.patch_size
+    both = (size, size)
+    batches = list(measured.images.batches())
+    pixels = np.concatenate([batch["image"][0] for batch in batches])
+    labels = np.concatenate([batch["label"][0] for batch in batches])
+    images = normalize(pixels, MEAN, STD)
+    resized = compare.on_smaller_images(measured, size)
+    made = resized.images.alter(images, None, None)
+    channel = np.asarray(images[3, :, :, 1], np.float32)
+    want = Image.fromarray(channel).resize(both, Image.Resampling.BICUBIC)
+    # Pillow's bicubic weights are those of a = -0.5, too.
+    np.testing.assert_allclose(made[3, :, :, 1], np.asarray(want), atol=1e-5)
+    fields = tiny_paper.FIELDS | {"image_size": both, "depth": 2}
+    model = create_model(make.config(**fields))
+    tensors = timm_tensors.to_timm(weights.variables)
+    tensors = resize_positions.fit(tensors, model.config, weights.image_size)
+    params = timm_tensors.from_timm(tensors, variable_shapes(model))["params"]
+    logits = tiny.logits(model)({"params": params}, made)
+    assert resized.vit.gmacs < weights.gmacs
+    right = decode_bits(resized.evaluate(DENSE)["right"], 24)
+    assert right.tolist() == (logits.argmax(axis=1) == labels).tolist()
+
+
+def cosine_rows(rows):
+    rows = np.asarray(rows, np.float64)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def jpeg(image):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=75)
+    return np.asarray(Image.open(file))
+
+
+@pytest.mark.parametrize("classes", [0, tiny.CLASSES])
+def test_without_labels_outputs_are_compared(tmp_path, classes):
+    """Against NumPy and Pillow; a second call measures the new row alone."""
+    vit = tiny.pretrained(num_classes=classes, depth=2)
+    pixels = photographs.pixels_of(30)
+    folder = photographs.write(tmp_path / "photos", 30)
+    options = {"out": tmp_path / "out", "workers": 0, "batch_size": 8}
+    report = compare.compare(vit, f"{folder}", reductions=["tome:r=6"], **options)
+    images = {
+        "dense": pixels,
+        "dense, images JPEG 75": np.stack([*map(jpeg, pixels)]),
+        "dense, images mirrored": pixels[:, :, ::-1],
+    }
+    outputs = {}
+    for name, changed in images.items():
+        normal = normalize(changed, vit.config.mean, vit.config.std)
+        outputs[name] = tiny.logits(vit.model)(vit.variables, normal)
+    order = np.random.default_rng(0).permutation(30)
+    outputs["dense, images shuffled"] = outputs["dense"][order]
+    reduced = vit.with_reduction("tome:r=6").model
+    normal = normalize(pixels, vit.config.mean, vit.config.std)
+    outputs["tome:r=6"] = tiny.logits(reduced)(vit.variables, normal)
+    assert {*report.figures} == {*outputs}
+    dense = outputs["dense"]
+    near = np.argsort(-cosine_rows(dense) @ cosine_rows(dense).T, axis=1)[:, 1:11]
+    for name, own in outputs.items():
+        figures = report.figures[name]["fidelity"]
+        by_own = np.argsort(-cosine_rows(own) @ cosine_rows(own).T, axis=1)[:, 1:11]
+        kept = [len({*a} & {*b}) for a, b in zip(near, by_own, strict=True)]
+        assert figures["neighbors_kept"][0] == pytest.approx(10 * np.mean(kept), abs=1)
+        cosines = np.sum(cosine_rows(own) * cosine_rows(dense), axis=1)
+        if classes:
+            same = 100 * np.mean(own.argmax(1) == dense.argmax(1))
+            assert figures["first_class"][0] == pytest.approx(same)
+        else:
+            assert figures["cosine_mean"] == pytest.approx(cosines.mean(), abs=1e-5)
+            assert figures["cosine_worst"] == pytest.approx(cosines.min(), abs=1e-5)
+    share = vit.gmacs_with("tome:r=6") / vit.gmacs
+    assert f"| {share:.2f} |\n" in compare.table(report)
+    lines = len((tmp_path / "out" / "points.jsonl").read_text().splitlines())
+    assert lines == len(outputs)
+    rows = ["tome:r=6", "tome:r=3"]
+    again = compare.compare(
+        vit, f"{folder}", reductions=rows, image_sizes=[16], **options
+    )
+    assert again.figures["tome:r=6"] == report.figures["tome:r=6"]
+    added = len((tmp_path / "out" / "points.jsonl").read_text().splitlines()) - lines
+    assert added == 2
+    smaller = again.figures["image_size=16"]
+    assert smaller["gmacs"] < vit.gmacs
+    assert smaller["fidelity"]["neighbors_kept"][0] < 100
+
+
+def test_texts_and_class_folders(tmp_path, monkeypatch):
+    """Unreadable images move the others' rows; texts are in another order."""
+    vit = tiny.pretrained(num_classes=0, depth=2)
+    for seed, name in enumerate(("cat", "dog")):
+        photographs.write(tmp_path / "data" / name, 100, seed)
+    paths = sorted((tmp_path / "data").rglob("*.png"))
+    for path in (paths.pop(125), paths.pop(3)):
+        path.write_bytes(b"no image")
+    pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
+    normal = normalize(pixels, vit.config.mean, vit.config.std)
+    dense = np.asarray(tiny.logits(vit.model)(vit.variables, normal))
+    reduced = vit.with_reduction("tome:r=6").model
+    own = np.asarray(tiny.logits(reduced)(vit.variables, normal))
+    order = np.random.default_rng(0).permutation(198)[:150]
+    noise = np.random.default_rng(1).normal(size=(150, dense.shape[1]))
+    texts = dense[order] + 0.5 * noise
+    names = [f"{paths[i].parent.name}/{paths[i].name}" for i in order]
+    file = write_texts(tmp_path, names, texts)
+    options = {"reductions": ["tome:r=6"], "workers": 0, "texts": file}
+    report = compare.compare(vit, f"{tmp_path}/data", **options)
+    classes = np.array([path.parent.name for path in paths])
+    for row, vectors in {"dense": dense, "tome:r=6": own}.items():
+        figures = report.figures[row]["fidelity"]
+        recall = slow_recall(vectors, texts, order)
+        assert figures["recall"][0] == pytest.approx(recall, abs=0.7)
+        voted = 100 * np.mean(votes(vectors, classes) == classes)
+        assert figures["voted_right"][0] == pytest.approx(voted, abs=1.1)
+    points = recall - slow_recall(dense, texts, order)
+    assert figures["recall_points"][0] == pytest.approx(points, abs=1.4)
+    assert "| points of recall | vote of ten nearest right, % |" in str(report)
+    drawn = []
+    monkeypatch.setattr(
+        compare.plotting, "draw_curves", lambda *words, level: drawn.extend(words[3])
+    )
+    compare.draw_plot("x.png", report)
+    assert drawn == ["tome", "dense, images JPEG 75", "dense, images mirrored"]
+
+
+def test_classes_and_labels_decide_what_is_compared():
+    """Accuracy needs both; a projection such as CLIP's has no classes."""
+    vit = tiny.pretrained(num_classes=10, image_size=16, depth=1)
+    options = {"limit": 12, "reductions": ["tome:r=2"], "workers": 0}
+    assert compare.compare(vit, "digits", **options).comparisons
+    head = vit.variables["params"]["head"]
+    params = {**vit.variables["params"], "head": {**head, "bias": 0 * head["bias"]}}
+    unbiased = vit.with_variables({**vit.variables, "params": params})
+    assert compare.compare(unbiased, "digits", **options).comparisons
+    report = compare.compare(tiny.of_problem(vit, "projection"), "digits", **options)
+    assert "cosine" in str(report) and not report.comparisons
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_other_outputs_than_one_class_per_image(tmp_path, problem_type, classes):
+    """Classes of folders would not fit them."""
+    wanted = {"difference"}
+    if problem_type != "regression":
+        wanted = {"first_class", "neighbors_kept"}
+        if classes == 1:
+            wanted = {"first_class"}
+    folder = photographs.write(tmp_path / "photographs", 14)
+    for data, side in ((f"{folder}", tiny.SIDE), ("digits", 16)):
+        vit = tiny.pretrained(num_classes=classes, image_size=side, depth=1)
+        vit = tiny.of_problem(vit, problem_type)
+        options = {"reductions": ["tome:r=2"], "workers": 0, "threads": 0}
+        out = tmp_path / f"out{side}"
+        report = compare.compare(vit, data, limit=14, out=out, **options)
+        assert {*report.figures["tome:r=2"]["fidelity"]} == wanted
+        assert (out / "compare.png").exists()

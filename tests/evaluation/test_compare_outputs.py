@@ -1,0 +1,249 @@
+"""Fidelity to the dense model, against loops over images."""
+
+import numpy as np
+import pytest
+from sklearn.neighbors import KNeighborsClassifier
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluation import compare_outputs
+from imagepiece_jax.evaluation.compare_outputs import Annotations, fidelity
+from tests.refused import refused
+
+
+def slow_neighbors(rows, index=None):
+    """The ten nearest others by cosine, the nearest first."""
+    index = rows if index is None else index
+    found = []
+    for i, row in enumerate(rows):
+        cosines = []
+        for j, other in enumerate(index):
+            if i != j:
+                length = np.sqrt((row @ row) * (other @ other))
+                cosines.append((-(row @ other) / length, j))
+        found.append([j for _, j in sorted(cosines)[:10]])
+    return found
+
+
+@pytest.mark.parametrize("has_classes", [True, False])
+def test_figures_are_those_of_a_slow_count(has_classes):
+    rng = np.random.default_rng(0)
+    dense = rng.normal(size=(30, 8))
+    outputs = dense + 0.3 * rng.normal(size=dense.shape)
+    found = fidelity(outputs, dense, has_classes)
+    pairs = list(zip(slow_neighbors(outputs), slow_neighbors(dense), strict=True))
+    kept = [10 * len({*own} & {*base}) for own, base in pairs]
+    assert found["neighbors_kept"].value == pytest.approx(np.mean(kept))
+    assert 0 < found["neighbors_kept"].value < 100
+    if has_classes:
+        same = [
+            own.argmax() == base.argmax()
+            for own, base in zip(outputs, dense, strict=True)
+        ]
+        assert found["first_class"].value == pytest.approx(100 * np.mean(same))
+    else:
+        lengths = np.linalg.norm(outputs, axis=1) * np.linalg.norm(dense, axis=1)
+        cosines = np.sum(outputs * dense, axis=1) / lengths
+        assert found["cosine_mean"] == pytest.approx(cosines.mean())
+        assert found["cosine_worst"] == pytest.approx(cosines.min())
+
+
+@pytest.mark.parametrize("block", [7, 1000])
+def test_new_queries_in_an_old_index(monkeypatch, block):
+    """Each finds what is near in the index, and not the image itself."""
+    monkeypatch.setattr(compare_outputs, "BLOCK", block)
+    rng = np.random.default_rng(0)
+    index = rng.normal(size=(30, 8))
+    queries = index + 0.3 * rng.normal(size=index.shape)
+    ours, theirs = slow_neighbors(queries, index), slow_neighbors(index)
+    unit = compare_outputs.unit
+    near = compare_outputs.nearest(unit(queries), unit(index))
+    np.testing.assert_array_equal(near, ours)
+    counts = [len({*own} & {*other}) for own, other in zip(ours, theirs, strict=True)]
+    got = compare_outputs.shared(np.array(ours), np.array(theirs))
+    np.testing.assert_array_equal(got, counts)
+
+
+def test_equal_outputs_are_alike_and_nan_is_no_answer():
+    dense = np.random.default_rng(0).normal(size=(12, 4))
+    assert fidelity(dense, dense, True)["first_class"].value == 100
+    assert fidelity(dense, dense, False)["cosine_worst"] == pytest.approx(1)
+    broken = np.full_like(dense, np.nan)
+    assert fidelity(broken, dense, True)["first_class"].value == 0
+    found = fidelity(broken, dense, False)
+    assert (found["cosine_mean"], found["neighbors_kept"].value) == (0, 0)
+
+
+def test_controls_change_images_as_they_say():
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    flipped = compare_outputs.CONTROLS["mirrored"](pixels)
+    np.testing.assert_array_equal(flipped[1, 2, 0], pixels[1, 2, 15])
+    changed = compare_outputs.compressed(pixels)
+    assert changed.shape == pixels.shape
+    assert 1 < np.abs(changed.astype(int) - pixels).mean() < 60
+
+
+def test_single_numbers_have_sides_or_spreads():
+    """By hand; unrelated numbers of one sign have the cosine 1."""
+    dense = np.tile([[1.0], [3.0]], (10, 1))  # mean 2, deviation 1
+    outputs = dense + np.tile([[0.5], [-0.1]], (10, 1))
+    for kind in (None, False):
+        found = fidelity(outputs, dense, kind)
+        assert found.keys() == {"difference"}
+        assert found["difference"].value == pytest.approx(30)
+    outputs[:5] = -0.2
+    found = fidelity(outputs, dense, True)
+    assert found.keys() == {"first_class"}
+    assert found["first_class"].value == pytest.approx(75)
+
+
+def test_every_number_has_its_own_spread():
+    dense = np.tile([[1.0, 300.0], [3.0, 100.0]], (10, 1))  # deviations 1 and 100
+    outputs = dense + [0.3, 40]
+    found = fidelity(outputs, dense, None)
+    assert found["difference"].value == pytest.approx(100 * np.sqrt(0.125))
+    assert fidelity(dense, dense, None)["difference"].value == 0
+
+
+@pytest.mark.parametrize("has_classes", [True, False, None])
+def test_an_infinite_dense_model_is_not_compared(has_classes):
+    dense = np.random.default_rng(0).normal(size=(12, 2))
+    infinite = np.full_like(dense, np.inf)
+    with pytest.raises(InputError, match="not finite"):
+        fidelity(dense, infinite, has_classes)
+
+
+def test_infinite_numbers_have_no_difference():
+    dense = np.random.default_rng(0).normal(size=(12, 2))
+    with pytest.raises(InputError, match="not finite"):
+        fidelity(np.full_like(dense, np.nan), dense, None)
+
+
+def votes(rows, classes):
+    """The class that the ten nearest others vote for, by scikit-learn."""
+    neighbors = KNeighborsClassifier(
+        n_neighbors=10, metric="cosine", weights=lambda distances: 1 - distances
+    )
+    return neighbors.fit(rows, classes).predict(None)  # without the image itself
+
+
+def test_votes_are_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    classes = np.array(["fish", "dog", "church"])[rng.integers(0, 3, 60)]
+    centers = dict(zip(("fish", "dog", "church"), rng.normal(size=(3, 8)), strict=True))
+    dense = rng.normal(size=(60, 8)) + [centers[name] for name in classes]
+    outputs = dense + 0.7 * rng.normal(size=dense.shape)
+    rights = [votes(rows, classes) == classes for rows in (outputs, dense)]
+    found = fidelity(outputs, dense, False, Annotations(classes))
+    assert found["voted_right"].value == pytest.approx(100 * rights[0].mean())
+    points = 100 * (rights[0].mean() - rights[1].mean())
+    assert found["voted_points"].value == pytest.approx(points) != 0
+    assert found["voted_points"].low < points < found["voted_points"].high
+    assert 40 < found["voted_right"].value < 95
+
+
+def test_votes_by_hand():
+    """Ten images and one of the other class in one direction, two more in another.
+
+    These two are near each other; their further neighbors have the cosine 0.
+    """
+    outputs = np.array([[1.0, 0.0]] * 11 + [[0.0, 1.0]] * 2)
+    classes = np.array([0] * 10 + [1] + [1] * 2)
+    found = fidelity(outputs, outputs, False, Annotations(classes))
+    assert found["voted_right"].value == pytest.approx(100 * 12 / 13)
+    assert "voted_points" not in found  # the dense model's own
+    changed = outputs.copy()
+    changed[11] = [1, 0.1]  # now among those of the other class
+    found = fidelity(changed, outputs, False, Annotations(classes))
+    assert found["voted_points"].value == pytest.approx(-100 / 13)
+
+
+def slow_recall(rows, texts, described):
+    """The mean of recall at 1, 5 and 10 over texts."""
+    hits = []
+    for text, image in zip(texts, described, strict=True):
+        cosines = [row @ text / np.linalg.norm(row) for row in rows]
+        place = np.argsort(cosines)[::-1].tolist().index(image)
+        hits += [place < 1, place < 5, place < 10]
+    return 100 * np.mean(hits)
+
+
+@pytest.mark.parametrize("block", [7, 1000])
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_recall_is_that_of_a_slow_count(monkeypatch, block, repeats):
+    """Of images with as many texts each, in any order; some images have none."""
+    monkeypatch.setattr(compare_outputs, "BLOCK", block)
+    rng = np.random.default_rng(0)
+    dense = rng.normal(size=(50, 6))
+    outputs = dense + 0.3 * rng.normal(size=dense.shape)
+    described = np.tile(rng.permutation(50)[:40], repeats)
+    texts = dense[described] + 0.8 * rng.normal(size=(40 * repeats, 6))
+    known = Annotations(None, texts.astype(np.float16), described)
+    found = fidelity(outputs, dense, False, known)
+    wanted = slow_recall(outputs, known.texts.astype(float), described)
+    dense_recall = slow_recall(dense, known.texts.astype(float), described)
+    assert found["recall"].value == pytest.approx(wanted)
+    assert found["recall_points"].value == pytest.approx(wanted - dense_recall)
+    assert 30 < wanted < dense_recall < 90
+    assert found["recall"].low < wanted < found["recall"].high
+
+
+def test_recall_by_hand():
+    """Directions of an arc: the images between are nearer to the text than its own."""
+    angles = np.arange(20) / 40
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    for ahead, share in {0: 1, 1: 2 / 3, 4: 2 / 3, 5: 1 / 3, 9: 1 / 3, 10: 0}.items():
+        found = compare_outputs.recall(rows, rows[:1], np.array([ahead]))
+        np.testing.assert_allclose(found, [100 * share], atol=1e-9)
+    same = np.ones((20, 2)) / np.sqrt(2)  # a model that sees nothing finds nothing
+    found = compare_outputs.recall(same, rows[:1], np.array([3]))
+    np.testing.assert_array_equal(found, [0])
+
+
+def test_shuffled_outputs_are_chance():
+    rng = np.random.default_rng(0)
+    classes = np.arange(600) % 4
+    dense = rng.normal(size=(600, 16)) + 8 * np.eye(16)[classes]
+    known = Annotations(classes, dense, np.arange(600))
+    rows = compare_outputs.fidelity_of_rows({"dense": dense}, False, known)
+    assert rows.keys() == {"dense", "shuffled"}
+    assert rows["dense"]["recall"].value == 100
+    assert rows["dense"]["voted_right"].value == 100
+    chance = rows["shuffled"]
+    assert abs(chance["neighbors_kept"].value - 100 * 10 / 599) < 2
+    assert abs(chance["recall"].value - 100 * np.mean([1, 5, 10]) / 600) < 1
+    assert abs(chance["voted_right"].value - 25) < 5
+    assert chance["voted_points"].high < -60
+
+
+def test_outputs_of_nan_find_nothing():
+    rng = np.random.default_rng(0)
+    dense = rng.normal(size=(30, 4))
+    known = Annotations(np.arange(30) % 2, -dense, np.arange(30))
+    found = fidelity(np.full_like(dense, np.nan), dense, False, known)
+    assert (found["recall"].value, found["voted_right"].value) == (0, 0)
+
+
+def test_a_part_of_annotations(capsys):
+    """Rows of texts follow their images; classes need two images each."""
+    classes = np.array([*"aabbab" * 5])
+    texts = np.arange(60).reshape(30, 2)
+    known = Annotations(classes, texts, np.arange(30)[::-1])
+    part = known.subset([*range(4, 30)])
+    assert [*part.classes] == [*classes[4:]]
+    np.testing.assert_array_equal(part.texts, texts[:26])
+    np.testing.assert_array_equal(part.described, np.arange(26)[::-1])
+    assert Annotations(classes).subset([0, 1, 2]).classes is None
+    assert Annotations(classes).subset([0, 1]).classes is None
+    assert known.setting != part.setting != Annotations().setting == {}
+    with refused("texts describe 11 of the 11 compared images", "12"):
+        known.subset(range(11))
+
+
+def test_a_class_without_a_neighbor_does_not_win():
+    """Votes of negative cosines add up to less than 0, the votes of an absent class."""
+    rows = np.eye(12) - 1 / 12  # every cosine of two rows is -1 / 11
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    near = np.array([np.flatnonzero(np.arange(12) != i)[:10] for i in range(12)])
+    classes = np.array([0] * 10 + [1, 2])
+    for image, winner in enumerate(compare_outputs.voted(rows, near, classes)):
+        assert winner in classes[near[image]]

@@ -1,0 +1,79 @@
+"""Labeled images that weights are evaluated on, and the notes on their labels."""
+
+import itertools
+import types
+
+import numpy as np
+import pytest
+
+from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluation.labeled_images import labeled_images
+from imagepiece_jax.models.problem_type import SINGLE_LABEL
+from tests.pictures import write_csv, write_plain
+
+VIT = types.SimpleNamespace(
+    config=types.SimpleNamespace(num_classes=10, problem_type=SINGLE_LABEL),
+    preprocessing=Preprocessing(16),
+    source=types.SimpleNamespace(title="w.npz", run=None),
+    class_names=tuple("0123456789"),
+)
+
+
+@pytest.mark.parametrize("labels, is_noted", [((1, 2), True), ((1, 0), False)])
+def test_labels_that_may_count_from_one_are_noted(tmp_path, capsys, labels, is_noted):
+    data = write_csv(tmp_path, np.zeros((2, 16, 16, 3), np.uint8), labels)
+    source = labeled_images(VIT, data, limit=1).source
+    assert len(source) == 1
+    assert ("labels count from 0" in capsys.readouterr().out) == is_noted
+
+
+def test_of_a_folder_with_splits_val_is_measured_on(tmp_path):
+    for split, name in itertools.product(("train", "val"), range(10)):
+        write_plain(tmp_path, f"{split}/{name}/0.png")
+    source = labeled_images(VIT, f"{tmp_path}").source
+    assert {source.name(index).split("/")[-3] for index in range(10)} == {"val"}
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("limit", 0), ("limit", 2.5), ("batch_size", 0), ("workers", -1), ("threads", -1)],
+)
+def test_numbers_below_their_least_are_refused(name, value):
+    with pytest.raises(InputError, match=f"{name} is {value}"):
+        labeled_images(VIT, "digits", **{name: value})
+
+
+ENCODER = types.SimpleNamespace(**vars(VIT) | {"is_single_label": False})
+ENCODER.config = types.SimpleNamespace(num_classes=0, problem_type=SINGLE_LABEL)
+CLASSIFIER = types.SimpleNamespace(**vars(VIT) | {"is_single_label": True})
+
+
+@pytest.mark.parametrize("vit", [ENCODER, CLASSIFIER])
+def test_images_without_labels(tmp_path, vit):
+    write_plain(tmp_path, "a.png", "b.png")
+    (tmp_path / "set.csv").write_text("filename\na.png\nb.png\n")
+    for data in (tmp_path, tmp_path / "set.csv"):
+        with pytest.raises(InputError, match="classes|label"):
+            labeled_images(vit, f"{data}")
+        source = labeled_images(vit, f"{data}", need_labels=False).source
+        assert (len(source), source[0].label, source.num_classes) == (2, -1, 0)
+
+
+def test_an_encoder_reads_no_labels(tmp_path):
+    """Whatever the classes are; of splits val is taken, as with labels."""
+    write_plain(tmp_path, "train/ant/a.png", "val/ant/b.png", "val/bee/deep/c.png")
+    source = labeled_images(ENCODER, f"{tmp_path}", need_labels=False).source
+    names = [source.name(index) for index in range(len(source))]
+    assert [name.removeprefix(f"{tmp_path}/val/") for name in names] == [
+        "ant/b.png",
+        "bee/deep/c.png",
+    ]
+    digits = labeled_images(ENCODER, "digits", need_labels=False).source
+    assert len(digits) == 359
+
+
+def test_classes_of_another_model_are_not_taken_for_no_labels(tmp_path):
+    write_plain(tmp_path, "ant/a.png", "bee/b.png")
+    with pytest.raises(InputError, match="ant"):
+        labeled_images(CLASSIFIER, f"{tmp_path}", need_labels=False)

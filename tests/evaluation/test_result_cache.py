@@ -1,0 +1,73 @@
+"""Results are measured once, written at once, and never half written."""
+
+import contextlib
+import json
+
+import pytest
+
+from imagepiece_jax.evaluation.result_cache import FILE, ResultCache
+from tests.refused import refused
+
+SETTING = {"kind": "accuracy", "reduction": "evit:keep_rate=0.7"}
+
+
+def measured(folder, *settings):
+    """(results, number of measurements) of one process."""
+    calls = []
+    with contextlib.closing(ResultCache(folder, versions={"jax": "0.0"})) as cache:
+
+        def measure():
+            calls.append("")
+            return {"acc1": 80.0 + len(calls)}
+
+        results = [cache.result(setting, measure) for setting in settings]
+    return results, len(calls)
+
+
+def test_a_result_is_measured_once_and_read_afterwards(tmp_path, capsys):
+    first, calls = measured(tmp_path, SETTING, SETTING)
+    assert calls == 1
+    assert first == [{"acc1": 81.0}] * 2
+    turned = {name: SETTING[name] for name in reversed(SETTING)}
+    assert capsys.readouterr().err == "measuring a point ..\ntook 0 s\n"
+    again, calls = measured(tmp_path, turned)
+    assert calls == 0
+    assert again == first[:1]
+    assert not capsys.readouterr().err
+    other = SETTING | {"reduction": "evit:keep_rate=0.6"}
+    assert measured(tmp_path, SETTING, other)[1] == 1
+
+
+def test_a_line_has_setting_versions_and_time(tmp_path):
+    measured(tmp_path, SETTING)
+    line = json.loads((tmp_path / FILE).read_text())
+    wanted = {"setting": SETTING, "result": {"acc1": 81.0}, "versions": {"jax": "0.0"}}
+    assert wanted.items() < line.items()
+    assert {"git", "time"} < set(line)
+
+
+@pytest.mark.parametrize("left", [1, 20, -1])  # -1: its end alone is missing
+def test_a_line_is_torn_anywhere(tmp_path, left):
+    measured(tmp_path, SETTING, SETTING | {"x": 1})
+    file = tmp_path / FILE
+    first, second = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(first + second[:left])
+    assert measured(tmp_path, SETTING, SETTING | {"x": 1})[1] == 1
+    assert file.read_bytes().startswith(first + second[:12])
+    assert len(file.read_bytes().splitlines()) == 2
+
+
+def test_folders_that_cannot_be_used_are_refused(tmp_path):
+    damaged = tmp_path / "damaged" / FILE
+    damaged.parent.mkdir()
+    used = ResultCache(tmp_path / "used")
+    with refused("in use"):
+        ResultCache(tmp_path / "used")
+    for line in ("nonsense", "3", '"ab"'):
+        damaged.write_text(f'{{"setting": {{}}, "result": {{}}}}\n{line}\n')
+        with refused("points.jsonl", " line 2"):
+            ResultCache(damaged.parent)
+    damaged.write_text('{"name": "of another file"}\n')
+    ResultCache(damaged.parent).close()
+    used.close()
+    ResultCache(tmp_path / "used").close()

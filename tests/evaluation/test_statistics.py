@@ -1,0 +1,112 @@
+"""Intervals against tables, SciPy and brute force."""
+
+import fractions
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from imagepiece_jax.evaluation import statistics
+from imagepiece_jax.evaluation.statistics import Estimate
+from tests.rounding import assert_close
+
+
+@pytest.mark.parametrize(
+    "right, wrong, low, high",
+    # Newcombe (1998), table I, method 3: the score interval of 81/263 and 15/148,
+    # and of none of 20
+    [(81, 182, 25.53, 36.62), (15, 133, 6.24, 16.05), (0, 20, 0.0, 16.11)],
+)
+def test_accuracy_has_wilsons_interval(right, wrong, low, high):
+    found = statistics.accuracy(np.array([True] * right + [False] * wrong))
+    assert found.value == pytest.approx(100 * right / (right + wrong))
+    np.testing.assert_allclose(found[1:], (low, high), atol=0.006)
+    theirs = stats.binomtest(right, right + wrong).proportion_ci(method="wilson")
+    np.testing.assert_allclose(found[1:], 100 * np.array(theirs), atol=1e-9)
+
+
+def pair(both, gained, lost, neither):
+    """Answers of two models with these counts in the 2 x 2 table."""
+    counts = (both, gained, lost, neither)
+    right = np.repeat([True, True, False, False], counts)
+    return right, np.repeat([True, False, True, False], counts)
+
+
+def test_paired_difference_by_hand():
+    """Agresti and Min: 12.5 gained, 4.5 lost, 102 images; value without the halves."""
+    found = statistics.paired_difference(*pair(70, 12, 4, 14))
+    deviation = np.sqrt((12.5 + 4.5) - 8**2 / 102) / 102
+    assert found.value == pytest.approx(8.0)
+    expected = 100 * (8 / 102 + 1.959964 * np.array([-1, 1]) * deviation)
+    assert_close(np.array(found[1:]), expected, units=1)
+
+
+def test_equal_answers_have_an_interval_and_none_passes_a_hundred_points():
+    """One image gained: 1/3 +- .84 with the halves, of a value of 100."""
+    found = statistics.paired_difference(*pair(8, 0, 0, 2))
+    assert found.value == 0
+    assert found.low < -5
+    assert found.high > 5
+    found = statistics.paired_difference(*pair(0, 1, 0, 0))
+    assert found.value == found.high == 100
+    assert -52 < found.low < -50
+    assert statistics.paired_difference(*pair(0, 0, 1, 0)).low == -100
+    with pytest.raises(ValueError, match="are not paired"):
+        statistics.paired_difference(np.ones(3, bool), np.ones(4, bool))
+
+
+@pytest.mark.parametrize("gained, lost", [(0, 0), (5, 5), (400, 312)])
+def test_mcnemar_sums_a_row_of_pascals_triangle(gained, lost):
+    tosses = gained + lost
+    fewer = min(gained, lost)
+    tail = sum(math.comb(tosses, k) for k in range(fewer + 1))
+    expected = min(fractions.Fraction(2 * tail, 2**tosses), 1)
+    p = statistics.mcnemar(*pair(50, gained, lost, 7))
+    assert p == pytest.approx(float(expected), rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    "p, corrected",
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.04, 0.03], [0.06, 0.06]),  # never below that of a smaller p
+        ([0.6, 0.7], [1.0, 1.0]),
+        ([], []),
+    ],
+)
+def test_holm_by_hand(p, corrected):
+    """Of .005 .01 .03 .04: four times, three times, twice, once; then rising."""
+    assert_close(statistics.holm(p), corrected, units=1)
+
+
+@pytest.mark.parametrize(
+    "estimate, written",
+    [
+        ((1, -1, 3), "+1.0 [-1.0, +3.0], within noise"),
+        ((-2, -3, -1), "-2.0 [-3.0, -1.0]"),
+        ((1, 0.1, 2), "+1.0 [+0.1, +2.0]"),
+    ],
+)
+def test_format_of_figures(estimate, written):
+    assert statistics.format_difference(Estimate(*estimate)) == written
+    figure = statistics.format_estimate(Estimate(84.94, 82.51, 87.0))
+    assert figure == "84.9 [82.5, 87.0]"
+    assert statistics.format_estimate(None) == statistics.format_difference(None) == ""
+
+
+@pytest.mark.parametrize("images", [4, 10, 14, 600])
+def test_an_interval_has_its_value_inside(images):
+    for right in (np.ones(images, bool), np.zeros(images, bool)):
+        value, low, high = statistics.accuracy(right)
+        assert low <= value <= high
+
+
+def test_the_interval_of_shares_stays_inside():
+    """Student's interval by SciPy, cut at 100."""
+    shares = [100.0] * 9 + [90.0]
+    found = statistics.mean_share(shares)
+    interval = stats.ttest_1samp(shares, 0).confidence_interval()
+    assert found.value == pytest.approx(99)
+    assert found.low == pytest.approx(interval.low)
+    assert found.high == 100 < interval.high

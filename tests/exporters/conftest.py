@@ -1,0 +1,11 @@
+"""Cards of tests are timed briefly."""
+
+import pytest
+
+from imagepiece_jax.benchmark.timer import Timing
+from imagepiece_jax.exporters import card
+
+
+@pytest.fixture(autouse=True)
+def timed_briefly(monkeypatch):
+    monkeypatch.setattr(card, "RULES", Timing(warmup=1, repeats=2, seconds=0.0))

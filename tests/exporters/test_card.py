@@ -1,0 +1,325 @@
+"""The card: its figures by other code, its images, and whose README.md it replaces."""
+
+import dataclasses
+import io
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import imagepiece_jax
+from imagepiece_jax import recover
+from imagepiece_jax.commands import export
+from imagepiece_jax.data.pictures import as_source
+from imagepiece_jax.evaluation.compare_outputs import CONTROLS
+from imagepiece_jax.exporters import card
+from imagepiece_jax.models.problem_type import MULTI_LABEL, REGRESSION
+from imagepiece_jax.models.recovery_record import Recovery
+from imagepiece_jax.recovery.recovery_images import divided
+from tests.command import call
+from tests.evaluation.test_annotations import write_texts
+from tests.evaluation.test_compare_outputs import slow_recall, votes
+from tests.exporters import photographs
+from tests.exporters.test_tower import clip
+from tests.models import recoveries, tiny
+from tests.refused import refused
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+# Facts of a card that nobody measured.
+CARD = {"mac_share": 0.5, "megabytes": {"file": 1.0, "dense": 2.0}, "threads": 2}
+CARD |= {"ms": dict.fromkeys(("file", "dense"), (1.0, 0.9, 1.1)), "machine": "a CPU"}
+CARD |= {"speedup": (2.0, 1.9, 2.1), "batch_size": 1, "images": ["a.jpg"] * 20}
+CARD["fidelity"] = {
+    name: {"first_class": (90.0, 80.0, 95.0)} for name in ("dense", "file", *CONTROLS)
+}
+
+FACTS = {"dtype": "float32", "float32_parts": [], "activation": "softmax"}
+
+
+def by_hand(file, facts, pixels):
+    """First output of a file for pixels, prepared as its JSON says."""
+    normal = facts["normalization"]
+    images = ((pixels / 255 - normal["mean"]) / normal["std"]).astype(np.float32)
+    if facts["input"]["shape"][1] == 3:
+        images = images.transpose(0, 3, 1, 2)
+    session = onnxruntime.InferenceSession(file)
+    names = [output.name for output in session.get_outputs()]
+    return session.run([names[-1]], {facts["input"]["name"]: images})[0]
+
+
+def kept_by_hand(own, base):
+    """% of the ten nearest images that stay."""
+    shares = []
+    sets = []
+    for rows in (own, base):
+        rows = rows.astype(np.float64)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        sets.append([{*np.argsort(-(rows @ row))[:11]} for row in rows])
+    for number, (ours, theirs) in enumerate(zip(*sets, strict=True)):
+        shares.append(len((ours & theirs) - {number}) / 10)
+    return 100 * np.mean(shares)
+
+
+@pytest.mark.parametrize("classes", [tiny.CLASSES, 0])
+def test_figures_are_those_of_the_files(tmp_path, classes):
+    vit = tiny.pretrained("tome:r=3", depth=2, num_classes=classes)
+    saved = imagepiece_jax.save(vit, tmp_path / "w")
+    folder = photographs.write(tmp_path / "photos", 60)
+    words = [saved, tmp_path / "half", "--dtype=float16", "--images", folder]
+    if not classes:
+        words += ["--layout", "transformers"]
+    ended = call(export.main, *words).ok()
+    file = tmp_path / "half" / "model_fp16.onnx"
+    if not classes:
+        file = tmp_path / "half" / "onnx" / "model_fp16.onnx"
+    facts = json.loads(file.with_name(f"{file.name}.json").read_text())
+    found = facts["card"]
+    pixels = np.stack([np.asarray(Image.open(folder / n)) for n in found["images"]])
+    assert len(pixels) >= 16
+    assert f"a card of 60 images: {len(pixels)} of them are compared" in ended.err
+    dense = imagepiece_jax.export(vit.with_reduction(None), tmp_path / "dense.onnx")
+    dense_facts = json.loads((tmp_path / "dense.onnx.json").read_text())
+    base = by_hand(dense, dense_facts, pixels)
+    jpeg = []
+    for image in pixels:
+        stored = io.BytesIO()
+        Image.fromarray(image).save(stored, "jpeg", quality=75)
+        jpeg.append(np.asarray(Image.open(stored)))
+    outputs = {
+        "file": by_hand(file, facts, pixels),
+        "JPEG 75": by_hand(dense, dense_facts, np.stack(jpeg)),
+        "mirrored": by_hand(dense, dense_facts, np.flip(pixels, 2)),
+    }
+    for name, own in outputs.items():
+        figures = found["fidelity"][name]
+        kept = kept_by_hand(own, base)
+        assert figures["neighbors_kept"][0] == pytest.approx(kept, abs=2)
+        if classes:
+            same = 100 * np.mean(own.argmax(1) == base.argmax(1))
+            assert figures["first_class"][0] == pytest.approx(same)
+        else:
+            lengths = np.linalg.norm(own, axis=1) * np.linalg.norm(base, axis=1)
+            cosines = np.sum(own * base, axis=1) / lengths
+            assert figures["cosine_mean"] == pytest.approx(cosines.mean(), abs=1e-4)
+            assert figures["cosine_worst"] == pytest.approx(cosines.min(), abs=1e-3)
+    gmacs = facts["gmacs"] / dense_facts["gmacs"]
+    assert found["mac_share"] == pytest.approx(gmacs)
+    assert found["megabytes"]["file"] == file.stat().st_size / 1e6
+    median, low, high = found["speedup"]
+    assert 0 < low <= median <= high
+    page = (tmp_path / "half" / "README.md").read_text()
+    rows = re.findall(r"^\| .*$", page, re.MULTILINE)
+    assert len(rows) == 7  # head, line, dense, file, and three controls
+    assert found["fidelity"].keys() == {*outputs, "dense", "shuffled"}
+    assert all(row in ended.out for row in rows)
+    assert page.startswith("---\npipeline_tag: image-")
+
+
+def test_texts_and_class_folders_join_the_card(tmp_path):
+    """Of images that are held out, with some unreadable ones before them."""
+    vit = tiny.pretrained("tome:r=3", depth=2, num_classes=0)
+    saved = imagepiece_jax.save(vit, tmp_path / "w")
+    for seed, name in enumerate(("cat", "dog")):
+        photographs.write(tmp_path / "photos" / name, 60, seed)
+    files = sorted((tmp_path / "photos").rglob("*.png"))
+    vectors = np.asarray(imagepiece_jax.features(vit, [*map(str, files)]).pooled)
+    texts = vectors + 0.8 * np.random.default_rng(0).normal(size=vectors.shape)
+    for file in files[5:120:20]:
+        file.write_bytes(b"no image")
+    names = [f"{file.parent.name}/{file.name}" for file in files]
+    words = ["--texts", write_texts(tmp_path, names, texts)]
+    words += ["--images", tmp_path / "photos"]
+    ended = call(export.main, saved, tmp_path / "out", *words).ok()
+    facts = json.loads((tmp_path / "out" / "model.onnx.json").read_text())
+    found = facts["card"]
+    paths = [tmp_path / "photos" / name for name in found["images"]]
+    pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
+    own = by_hand(tmp_path / "out" / "model.onnx", facts, pixels)
+    classes = np.array([path.parent.name for path in paths])
+    figures = found["fidelity"]["file"]
+    voted = 100 * np.mean(votes(own, classes) == classes)
+    assert figures["voted_right"][0] == pytest.approx(voted, abs=5)
+    rows = [names.index(name) for name in found["images"]]
+    recall = slow_recall(own, texts[rows], range(len(rows)))
+    assert figures["recall"][0] == pytest.approx(recall, abs=2)
+    assert 50 < recall < 99
+    assert figures["recall_points"][1] < figures["recall_points"][2]
+    assert "| points of recall | vote of ten nearest right, % |" in ended.out
+    with refused("texts", "images"):
+        imagepiece_jax.export(vit, tmp_path / "m.onnx", texts=tmp_path / "texts.npy")
+
+
+def test_the_card_of_another_file_or_person_is_no_card_of_this_one(tmp_path):
+    vit = tiny.pretrained("tome:r=3", depth=1)
+    pixels = photographs.pixels_of(30)
+    out = tmp_path / "m.onnx"
+    page = tmp_path / "README.md"
+    page.write_text("mine")
+    with refused("README.md"):
+        imagepiece_jax.export(vit, out, images=pixels)
+    assert {*tmp_path.iterdir()} == {page}
+    imagepiece_jax.export(vit, out)
+    assert page.read_text() == "mine"
+    page.unlink()
+    imagepiece_jax.export(vit, out, images=pixels)
+    imagepiece_jax.export(vit, tmp_path / "other.onnx")
+    assert "tome" in page.read_text()
+    imagepiece_jax.export(vit, out)  # another file from now on
+    assert not page.exists()
+
+
+def test_images_must_leave_some_to_compare(tmp_path):
+    vit = tiny.pretrained("tome:r=3", depth=1)
+    out = tmp_path / "m.onnx"
+    copies = np.repeat(photographs.pixels_of(2), 20, axis=0)
+    for images, word in ((photographs.pixels_of(9), "9"), (copies, "alike")):
+        with refused("images", word):
+            imagepiece_jax.export(vit, out, dtype="int8", images=images)
+    with refused("int8", "--images"):
+        imagepiece_jax.export(vit, out, dtype="int8")
+    with refused("dtype", "bfloat16"):
+        imagepiece_jax.export(vit, out, dtype="bfloat16")
+    folder = photographs.write(tmp_path / "photos", 30)
+    for file in folder.iterdir():
+        file.write_bytes(file.read_bytes()[:40])
+    with refused("images"):
+        imagepiece_jax.export(vit, out, dtype="int8", images=folder)
+    assert {*tmp_path.iterdir()} == {folder}
+
+
+@pytest.mark.parametrize("problem_type, classes", [(REGRESSION, 3), (MULTI_LABEL, 1)])
+def test_numbers_have_no_directions(tmp_path, problem_type, classes):
+    vit = tiny.pretrained("tome:r=3", depth=1, num_classes=classes)
+    vit = tiny.of_problem(vit, problem_type)
+    out = imagepiece_jax.export(vit, tmp_path, images=photographs.pixels_of(30))
+    facts = json.loads(out.with_name("model.onnx.json").read_text())
+    figure = "difference" if problem_type == REGRESSION else "first_class"
+    assert facts["card"]["fidelity"]["file"].keys() == {figure}
+
+
+def test_a_page_has_a_section_for_every_file(tmp_path):
+    vit = tiny.pretrained("tome:r=3", depth=1)
+    pixels = photographs.pixels_of(30)
+    page = tmp_path / "README.md"
+
+    def named():
+        return re.findall(r"^# .*, (float\w+)$", page.read_text(), re.MULTILINE)
+
+    imagepiece_jax.export(vit, tmp_path / "a.onnx", images=pixels)
+    imagepiece_jax.export(vit, tmp_path / "b.onnx", images=pixels, dtype="float16")
+    assert named() == ["float32", "float16"]
+    imagepiece_jax.export(vit, tmp_path / "a.onnx", images=pixels)
+    assert named() == ["float16", "float32"]
+    assert page.read_text().count("pipeline_tag") == 1
+    imagepiece_jax.export(vit, tmp_path / "b.onnx")
+    assert named() == ["float32"]
+
+
+LICENSES = ["apache-2.0", "CC BY-NC 4.0: see LICENSE", "[a, b]", "a # b", "Two\nlines"]
+
+
+@pytest.mark.parametrize("license", [*LICENSES, "no", "1.0", '"é" 雪'])
+def test_yaml_reads_the_license_as_it_is(tmp_path, license):
+    yaml = pytest.importorskip("yaml")
+    vit = tiny.pretrained("tome:r=3", depth=1)
+    source = dataclasses.replace(vit.source, license=license)
+    vit = dataclasses.replace(vit, source=source)
+    facts = FACTS | {"card": CARD}
+    text = card.page_of(tmp_path / "m.onnx", vit, facts)
+    assert yaml.safe_load(text.split("---\n")[1])["license"] == license
+
+
+def test_images_that_recovered_the_model_are_not_compared(tmp_path):
+    """Others were added to the folder since, which moves the even spacing."""
+    folder = photographs.write(tmp_path / "photos", 60)
+    vit = recover(tiny.pretrained("tome:r=3", depth=1), folder, steps=1)
+    assert vit.recovery.variants[0].learned
+    vit = recoveries.recovered(vit)  # as if something was better
+    learned = divided(as_source(folder), 16)
+    variant = dataclasses.replace(
+        vit.recovery.variants[0], depth=1, learned=learned.digests
+    )
+    vit = dataclasses.replace(vit, recovery=Recovery((variant,)))
+    names = {pathlib.Path(learned.learned.name(i)).name for i in range(44)}
+    photographs.write(tmp_path / "more", 7, seed=1)
+    for file in (tmp_path / "more").iterdir():
+        file.rename(folder / f"0{file.name}")
+    saved = imagepiece_jax.save(vit, tmp_path / "w")
+    vit = imagepiece_jax.load(saved)
+    assert vit.recovered
+    images = card.divided_images(vit, folder)
+    assert len(images.compared) >= 16
+    assert not names & {*images.compared_names}
+    with refused("recovered the model"):
+        card.divided_images(vit, [folder / name for name in names])
+
+
+@pytest.mark.parametrize("learned", [None, "00000000"])
+def test_a_card_says_whether_it_knows_what_recovered(tmp_path, learned):
+    vit = recoveries.recovered(tiny.pretrained("tome:r=3"))
+    (variant,) = vit.recovery.variants
+    variant = dataclasses.replace(variant, learned=learned)
+    vit = dataclasses.replace(vit, recovery=Recovery((variant,)))
+    facts = FACTS | {"card": CARD}
+    text = card.page_of(tmp_path / "m.onnx", vit, facts)
+    assert ("neither recovered nor" in text) == (learned is not None)
+    assert ("is not recorded" in text) == (learned is None)
+
+
+def test_images_of_one_name_in_two_folders_differ(tmp_path):
+    for seed, name in enumerate("ab"):
+        photographs.write(tmp_path / name, 20, seed)
+    folders = [tmp_path / name for name in "ab"]
+    images = card.divided_images(tiny.pretrained("tome:r=3"), folders)
+    names = images.compared_names
+    assert len({*names}) == len(names)
+    assert {name.split("/")[0] for name in names} == {"a", "b"}
+    for name, pixels in zip(names, images.compared, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / name)), pixels)
+    saved = imagepiece_jax.save(tiny.pretrained("tome:r=3", depth=1), tmp_path / "w")
+    call(export.main, saved, tmp_path / "v1", "--images", *folders).ok()
+    facts = json.loads((tmp_path / "v1" / "model.onnx.json").read_text())
+    assert {*facts["card"]["images"]} == {*names}
+
+
+def test_the_vector_of_a_projection_is_no_class(tmp_path):
+    out = imagepiece_jax.export(clip(), tmp_path, images=photographs.pixels_of(30))
+    facts = json.loads(out.with_name("model.onnx.json").read_text())
+    assert facts["activation"] is None
+    assert "cosine_mean" in facts["card"]["fidelity"]["file"]
+    assert "image-feature-extraction" in (tmp_path / "README.md").read_text()
+
+
+def test_tokens_that_no_head_pools_are_no_vectors(tmp_path):
+    """A reduced model has fewer of them."""
+    vit = tiny.pretrained("tome:r=3", depth=1, num_classes=0, pool="none")
+    pixels = photographs.pixels_of(30)
+    for output in ("logits", "features"):
+        with refused("pool", "--output patches"):
+            imagepiece_jax.export(vit, tmp_path, images=pixels, output=output)
+    assert not [*tmp_path.iterdir()]
+    imagepiece_jax.export(vit, tmp_path, images=pixels, output="patches")
+    assert (tmp_path / "README.md").exists()
+
+
+def test_a_folder_named_as_the_card_is_left_alone(tmp_path):
+    (tmp_path / "README.md").mkdir()
+    imagepiece_jax.export(tiny.pretrained(depth=1), tmp_path / "m.onnx")
+    assert (tmp_path / "README.md").is_dir()
+    assert (tmp_path / "m.onnx.json").exists()
+
+
+def test_damaged_images_are_left_out(tmp_path):
+    vit = tiny.pretrained("tome:r=3", depth=1)
+    folder = photographs.write(tmp_path / "photos", 40)
+    damaged = sorted(folder.iterdir())[::3]
+    for file in damaged:
+        file.write_bytes(b"no image")
+    out = imagepiece_jax.export(vit, tmp_path / "m.onnx", dtype="int8", images=folder)
+    found = json.loads(out.with_name("m.onnx.json").read_text())["card"]
+    assert len(found["images"]) >= 16
+    assert not {*found["images"]} & {file.name for file in damaged}

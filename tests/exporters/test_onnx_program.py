@@ -1,0 +1,143 @@
+"""Exported files in place of weights."""
+
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+
+import imagepiece_jax
+from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.exporters.onnx_program import KIND, OnnxProgram, open_file
+from imagepiece_jax.exporters.program_facts import facts_file
+from imagepiece_jax.models.pretrained import WeightsSource
+from tests.models import tiny
+from tests.refused import refused
+
+PIXELS = np.zeros((24, tiny.SIDE, tiny.SIDE, 3), np.uint8)
+USES = {
+    "export": lambda program, out: imagepiece_jax.export(program, out / "a.onnx"),
+    "features": lambda program, out: imagepiece_jax.features(program, PIXELS[:1]),
+    "optimize": lambda program, out: imagepiece_jax.optimize(program, batch_size=1),
+    "Predictor": lambda program, out: imagepiece_jax.Predictor(program),
+    "recover": lambda program, out: imagepiece_jax.recover(program, PIXELS),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_what_needs_weights_refuses_an_exported_file(use, tmp_path):
+    program = OnnxProgram(
+        model=tiny.model("tome:r=3"),
+        dense_variables={"params": {}},
+        class_names=tuple("abcdefg")[: tiny.CLASSES],
+        source=WeightsSource(path=tmp_path / "a.onnx", kind=KIND, name="a.onnx"),
+        session=None,
+        input_name="images",
+        input_dtype="float32",
+        batch_size=None,
+        channels_first=False,
+        recovered_name=None,
+    )
+    with pytest.raises(InputError, match=r"a\.onnx is an exported program"):
+        USES[use](program, tmp_path)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_last_part_is_filled_up_with_its_last_image():
+    """Black images would extend the ranges that calibrate int8."""
+    vit = tiny.pretrained()
+    program = OnnxProgram(
+        model=vit.model,
+        dense_variables={"params": {}},
+        session=None,
+        input_name="images",
+        input_dtype="uint8",
+        batch_size=2,
+        channels_first=False,
+        recovered_name=None,
+    )
+    pixels = np.arange(1, 4, dtype=np.uint8).reshape(3, 1, 1, 1)
+    parts = [part.ravel().tolist() for part in program.parts(pixels)]
+    assert parts == [[1, 2], [3, 3]]
+
+
+def answers(vit):
+    images = normalize(PIXELS, vit.config.mean, vit.config.std)
+    return np.asarray(vit.model.apply(vit.variables, images).logits)
+
+
+@pytest.mark.parametrize("place", [".onnx", ".json"])
+def test_a_kill_leaves_no_graph_with_another_description(tmp_path, monkeypatch, place):
+    pytest.importorskip("onnxruntime")
+    old = tiny.pretrained(depth=1)
+    config = dataclasses.replace(old.config, mean=(0.0,) * 3, std=(1.0,) * 3)
+    model = old.model.clone(config=config)
+    new = dataclasses.replace(
+        old, model=model, dense_variables=tiny.variables(model, 1)
+    )
+    file = imagepiece_jax.export(old, tmp_path / "m.onnx")
+    np.testing.assert_allclose(open_file(file)(PIXELS), answers(old), atol=1e-3)
+    replace = os.replace
+
+    def killed(source, target):
+        if str(target).endswith(place):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            imagepiece_jax.export(new, file)
+    if place == ".onnx":
+        np.testing.assert_allclose(open_file(file)(PIXELS), answers(old), atol=1e-3)
+    else:
+        with refused("m.onnx.json", "not from the same export"):
+            open_file(file)
+    imagepiece_jax.export(new, file)
+    np.testing.assert_allclose(open_file(file)(PIXELS), answers(new), atol=1e-3)
+
+
+LAYOUTS = ["immich", "transformers", "fastembed", "sentence_transformers"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_kill_leaves_no_graph_with_another_layout(tmp_path, monkeypatch, layout):
+    """Other programs know no digest; without their JSON they do not start."""
+    vit = tiny.pretrained(depth=1, num_classes=0)
+    graph = imagepiece_jax.export(vit, tmp_path, layout=layout)
+    known = {graph, facts_file(graph)}
+    files = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert files > known
+    replace = os.replace
+
+    def killed(source, target):
+        replace(source, target)
+        if target == graph:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            imagepiece_jax.export(vit, tmp_path, layout=layout)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == known
+    imagepiece_jax.export(vit, tmp_path, layout=layout)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == files
+
+
+def test_an_onnxruntime_without_the_operators_is_named(tmp_path, monkeypatch):
+    """onnxruntime 1.16 fails to load opset 20, and 1.17 loads it (both were run)."""
+    runtime = pytest.importorskip("onnxruntime")
+    file = imagepiece_jax.export(tiny.pretrained(depth=1), tmp_path / "a.onnx")
+
+    def failing(*args, **options):
+        raise RuntimeError("ONNX Runtime only *guarantees* support\nfor opset 19")
+
+    monkeypatch.setattr(runtime, "InferenceSession", failing)
+    monkeypatch.setattr(runtime, "__version__", "1.16.3")
+    with refused("a.onnx", "onnxruntime 1.16.3 lacks Gelu of opset 20", "1.17 has"):
+        open_file(file)
+    monkeypatch.setattr(runtime, "__version__", "1.17.0")
+    with refused("a.onnx", "guarantees") as caught:
+        open_file(file)
+    assert "lacks" not in str(caught.value)

@@ -1,0 +1,70 @@
+"""int8 files: what is quantized, and what decides in float32."""
+
+import collections
+
+import numpy as np
+import pytest
+
+import imagepiece_jax
+from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.exporters import onnx_model, quantize
+from tests.exporters.photographs import pixels_of
+from tests.models import tiny
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+def logits_of(path, images):
+    session = onnxruntime.InferenceSession(path)
+    return session.run(["logits"], {"images": images})[0]
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_products_with_weights_are_int8_and_others_stay(tmp_path, monkeypatch, large):
+    vit = tiny.pretrained("tome:r=3", depth=2)
+    pixels = pixels_of(44)
+    images = np.asarray(normalize(pixels[:4], vit.config.mean, vit.config.std))
+    if large:  # as if the float32 graph were above 2 GB
+        monkeypatch.setattr(onnx_model, "LARGEST", 60_000)
+    file = imagepiece_jax.export(
+        vit, tmp_path / "m.onnx", dtype="int8", images=pixels[4:], batch_size=4
+    )
+    assert {*tmp_path.iterdir()} >= {file, tmp_path / "m.onnx.json"}
+    graph = onnx.load(file).graph
+    weights = [tensor for tensor in graph.initializer if len(tensor.dims) > 1]
+    weights = [w for w in weights if w.data_type == onnx.TensorProto.INT8]
+    assert len(weights) == 6 * 2 + 2  # stem and head
+    for weight in map(onnx.numpy_helper.to_array, weights):
+        assert 32 < np.abs(weight.astype(int)).max() <= 64  # 2 * 64 * 255 < 2**15
+    # Each has a quantized input, which several share, and output: no other node has.
+    nodes = collections.Counter(node.op_type for node in graph.node)
+    assert 6 * 2 + 2 < nodes["QuantizeLinear"] <= 2 * (6 * 2 + 2)
+    want = np.asarray(tiny.jit(vit.model.apply)(vit.variables, images).logits)
+    found = logits_of(file, images)
+    assert 0 < np.abs(found - want).mean() < 0.1 * want.std()
+
+
+def test_products_that_only_decide_are_left_out():
+    """By hand: a score, its comparison, what the comparison chooses, and attention."""
+    node = onnx.helper.make_node
+    weights = []
+    for name in "wuv":
+        weights.append(onnx.numpy_helper.from_array(np.ones((2, 2), np.float32), name))
+    graph = onnx.helper.make_graph(
+        [
+            node("MatMul", ["x", "w"], ["y"], "layer"),
+            node("MatMul", ["y", "u"], ["score"], "selector"),
+            node("TopK", ["score", "k"], ["best", "order"], "TopK"),
+            node("MatMul", ["y", "v"], ["vote"], "voter"),
+            node("Greater", ["vote", "zero"], ["keep"], "Greater"),
+            node("MatMul", ["y", "y"], ["attention"], "tokens"),
+            node("GatherElements", ["attention", "order"], ["kept"], "Gather"),
+            node("Where", ["keep", "kept", "y"], ["out"], "Where"),
+        ],
+        "hand",
+        inputs=[],
+        outputs=[onnx.helper.make_tensor_value_info("out", 1, None)],
+        initializer=weights,
+    )
+    assert quantize.weight_products(graph) == ["layer"]

@@ -1,0 +1,468 @@
+"""Folders that other programs load."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import imagepiece_jax
+from imagepiece_jax.exporters import tower
+from imagepiece_jax.exporters.export import export
+from imagepiece_jax.exporters.onnx_program import open_file
+from imagepiece_jax.exporters.program_facts import facts_file
+from imagepiece_jax.models.problem_type import probabilities
+from tests.exporters import photographs as photographs_of
+from tests.models import tiny
+from tests.refused import refused
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+REDUCTION = "tome:r=4"
+# Eight of 224 pixels.
+PHOTOGRAPHS = pathlib.Path(imagepiece_jax.__file__).parent / "inference" / "photographs"
+# A Python with requirements-clients.txt: `make clients`.
+CLIENTS = os.environ.get("IMAGEPIECE_CLIENTS")
+# A folder in which `npm install @huggingface/transformers` has run.
+TRANSFORMERS_JS = os.environ.get("IMAGEPIECE_TRANSFORMERS_JS")
+
+
+def encoder(reduction=REDUCTION, **options):
+    """A model without a head."""
+    return tiny.pretrained(reduction, num_classes=0, **options)
+
+
+def clip(reduction=REDUCTION):
+    """A model whose head is a projection."""
+    return tiny.of_problem(tiny.pretrained(reduction), "projection")
+
+
+def siglip(reduction=REDUCTION):
+    """A model whose vector a learned probe reads."""
+    return encoder(reduction, class_token=False, pool="map")
+
+
+def nameless(reduction=REDUCTION):
+    """A classifier whose classes have no names."""
+    return tiny.pretrained(reduction)
+
+
+def classifier(reduction=REDUCTION):
+    names = tuple(f"class {label}" for label in range(tiny.CLASSES))
+    return dataclasses.replace(tiny.pretrained(reduction), class_names=names)
+
+
+def models(layout):
+    """The models of these tests that a layout's program takes."""
+    makers = {tower.VECTORS: clip, tower.SOFTMAX: classifier}
+    return [makers[head] for head in tower.LAYOUTS[layout].heads if head in makers]
+
+
+# {folder} is the name of the folder.
+CASES = [
+    (encoder, "immich", "visual/model.onnx", ["embedding"]),
+    (clip, "immich", "visual/model.onnx", ["embedding"]),
+    (encoder, "fastembed", "model.onnx", ["image_embeds"]),
+    (encoder, "sentence_transformers", "onnx/model.onnx", ["last_hidden_state"]),
+    (clip, "sentence_transformers", "onnx/model.onnx", ["last_hidden_state"]),
+    (classifier, "photoprism", "{folder}.onnx", ["logits"]),
+    (classifier, "model_api", "model.onnx", ["logits"]),
+    (clip, "transformers", "onnx/vision_model.onnx", ["image_embeds"]),
+    (classifier, "transformers", "onnx/model.onnx", ["logits"]),
+    (nameless, "transformers", "onnx/model.onnx", ["logits"]),
+    (
+        siglip,
+        "transformers",
+        "onnx/vision_model.onnx",
+        ["last_hidden_state", "pooler_output"],
+    ),
+    (
+        encoder,
+        "transformers",
+        "onnx/model.onnx",
+        ["last_hidden_state", "pooler_output"],
+    ),
+]
+
+
+IMAGES = {"immich": "image", "photoprism": "input", "model_api": "input"}
+
+
+@pytest.mark.parametrize("reduction", [None, REDUCTION])
+@pytest.mark.parametrize("make, layout, file, names", CASES)
+def test_a_graph_takes_and_gives_what_its_client_knows(
+    tmp_path, make, layout, file, names, reduction
+):
+    vit = make(reduction)
+    out = export(vit, tmp_path, layout=layout)
+    assert out == tmp_path / file.format(folder=tmp_path.name)
+    session = onnxruntime.InferenceSession(out)
+    (images,) = session.get_inputs()
+    assert images.shape == ["batch", 3, tiny.SIDE, tiny.SIDE]
+    assert images.type == "tensor(float)"
+    assert images.name == IMAGES.get(layout, "pixel_values")
+    found = {value.name: value for value in session.get_outputs()}
+    assert [*found] == names
+    given = tiny.images(2)
+    arrays = session.run(None, {images.name: np.asarray(given).transpose(0, 3, 1, 2)})
+    outputs = vit.model.apply(vit.variables, given)
+    want = outputs.logits if vit.config.num_classes else outputs.pooled
+    if layout == "immich":
+        want = want / np.linalg.norm(want, axis=1, keepdims=True)
+    np.testing.assert_allclose(arrays[-1], want, rtol=1e-4, atol=1e-5)
+    if "pooler_output" in names:
+        tokens = arrays[0]
+        assert tokens.shape == (2, outputs.tokens.shape[1], vit.config.embed_dim)
+        np.testing.assert_allclose(tokens, outputs.tokens, rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_of_clip_are_those_before_its_last_norm(tmp_path):
+    """As in transformers, which norms the class token alone."""
+    vit = encoder(None, pre_norm=True)
+    session = onnxruntime.InferenceSession(export(vit, tmp_path, layout="transformers"))
+    given = tiny.images(2)
+    array = np.asarray(given).transpose(0, 3, 1, 2)
+    tokens, pooled = session.run(None, {"pixel_values": array})
+    outputs = vit.model.apply(vit.variables, given)
+    np.testing.assert_allclose(tokens, outputs.state.x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(pooled, outputs.pooled, rtol=1e-4, atol=1e-5)
+
+
+def test_immich_may_hand_over_pixels(tmp_path):
+    vit = encoder()
+    out = export(vit, tmp_path, layout="immich", pixels=True)
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (1, tiny.SIDE, tiny.SIDE, 3), np.uint8
+    )
+    session = onnxruntime.InferenceSession(out)
+    (images,) = session.get_inputs()
+    assert (images.name, images.type) == ("image", "tensor(uint8)")
+    (found,) = session.run(None, {"image": pixels})
+    want = np.asarray(imagepiece_jax.features(vit, pixels).pooled)
+    want = want / np.linalg.norm(want, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+    fields = json.loads((tmp_path / "visual/preprocess_cfg.json").read_text())
+    assert fields["size"] == [tiny.SIDE, tiny.SIDE]
+    assert fields["resize_mode"] == "shortest"
+    assert fields["mean"] == list(vit.config.mean)
+
+
+def test_what_a_client_cannot_take_is_refused(tmp_path):
+    with refused("layout"):
+        export(encoder(), tmp_path, layout="photos")
+    with refused("layout", f"{tiny.CLASSES} classes"):
+        export(classifier(), tmp_path, layout="immich")
+    with refused("layout", f"{tiny.CLASSES} classes"):
+        export(nameless(), tmp_path, layout="fastembed")
+    for layout in ("photoprism", "model_api"):
+        with refused(layout, "classes with softmax", "give vectors"):
+            export(encoder(), tmp_path, layout=layout)
+        with refused(layout, "regressed numbers"):
+            number = tiny.of_problem(classifier(), "regression")
+            export(number, tmp_path, layout=layout)
+    with refused("photoprism", "sigmoid"):
+        labels = tiny.of_problem(classifier(), "multi_label_classification")
+        export(labels, tmp_path, layout="photoprism")
+    with refused("photoprism", "crop=1"):
+        squashed = classifier().with_preprocessing(crop=0.9, crop_mode="squash")
+        export(squashed, tmp_path, layout="photoprism")
+    with refused("model_api", "crop=1"):
+        cropped = classifier().with_preprocessing(crop=0.9)
+        export(cropped, tmp_path, layout="model_api")
+    with refused("output"):
+        export(encoder(), tmp_path, layout="fastembed", output="patches")
+    with refused("pixels"):
+        export(encoder(), tmp_path, layout="fastembed", pixels=True)
+    with refused("immich", "crop=1"):
+        export(encoder().with_preprocessing(crop=0.9), tmp_path, layout="immich")
+    with refused("pool", "no image vector"):
+        export(encoder(None, pool="none"), tmp_path, layout="fastembed")
+    with refused("image_size", "square images"):
+        export(encoder(image_size=(20, 28)), tmp_path, layout="fastembed")
+
+
+@pytest.mark.parametrize("layout", tower.LAYOUTS)
+def test_files_of_others_stay(tmp_path, layout):
+    """A saved model has a config.json of its own."""
+    vit = models(layout)[0]()
+    saved = imagepiece_jax.save(vit, tmp_path / "saved")
+    before = {file: file.read_bytes() for file in saved.iterdir()}
+    with refused("out", "holds config.json; it must be new, be empty"):
+        export(vit, saved, layout=layout)
+    assert {file: file.read_bytes() for file in saved.iterdir()} == before
+    out = tmp_path / "new"
+    graph = tower.graph_file(out, layout, vit)
+    graph.parent.mkdir(parents=True)  # as Ctrl-C in the middle leaves it
+    assert export(vit, out, layout=layout) == export(vit, out, layout=layout)
+    files = {file for file in out.rglob("*") if file.is_file()}
+    assert files == {graph, facts_file(graph), *tower.files(out, vit, layout)}
+
+
+NAMES = {
+    "immich": ["visual/model.onnx"] * 2,
+    "fastembed": ["model.onnx"] * 2,
+    "sentence_transformers": ["onnx/model.onnx"] * 2,
+    "photoprism": ["{folder}.onnx"] * 2,
+    "model_api": ["model.onnx"] * 2,
+    "transformers": ["onnx/vision_model_fp16.onnx", "onnx/vision_model_quantized.onnx"],
+}
+
+
+@pytest.mark.parametrize("layout", tower.LAYOUTS)
+def test_small_types_have_the_names_that_clients_ask_for(tmp_path, layout):
+    """transformers.js reads dtype "fp16" and "q8"; the other programs one name."""
+    vit = models(layout)[0]()
+    if layout == "transformers":  # beside the file in float32
+        export(vit, tmp_path, layout=layout)
+    images = photographs_of.pixels_of(40)
+    given = np.asarray(tiny.images(2)).transpose(0, 3, 1, 2)
+    want = vit.model.apply(vit.variables, tiny.images(2)).logits
+    for dtype, name in zip(("float16", "int8"), NAMES[layout], strict=True):
+        out = export(vit, tmp_path, layout=layout, dtype=dtype, images=images)
+        name = name.format(folder=tmp_path.name)
+        assert out == tmp_path / name
+        session = onnxruntime.InferenceSession(out)
+        (entry,) = session.get_inputs()
+        vectors = session.run(None, {entry.name: given})[-1]
+        assert vectors.dtype == np.float32
+        assert_near(vectors, want, dtype)
+        assert open_file(out).model.execution.dtype == dtype  # for reports
+        assert name.rpartition("/")[2] in (tmp_path / "README.md").read_text()
+
+
+def test_types_of_two_models_share_no_folder(tmp_path):
+    first = export(encoder(), tmp_path, layout="transformers")
+    before = first.read_bytes()
+    with refused(first.name, "another model"):
+        export(encoder(depth=2), tmp_path, layout="transformers", dtype="float16")
+    assert first.read_bytes() == before
+    assert len([*first.parent.iterdir()]) == 2
+
+
+def test_a_graph_by_itself_makes_no_layout_of_its_folder(tmp_path):
+    saved = imagepiece_jax.save(encoder(), tmp_path / "saved")
+    export(encoder(), saved / "model.onnx")
+    before = {file: file.read_bytes() for file in saved.iterdir()}
+    with refused("out", "it must be new, be empty"):
+        export(encoder(), saved, layout="fastembed")
+    assert {file: file.read_bytes() for file in saved.iterdir()} == before
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Files of the model's size, which no client resizes."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        pixels = rng.integers(0, 256, (tiny.SIDE, tiny.SIDE, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return sorted(map(str, folder.iterdir()))
+
+
+def uncropped(vit):
+    """The model with a crop of the whole image."""
+    return vit.with_preprocessing(crop=1.0)
+
+
+CLOSE = {"float32": 1 - 1e-5, "float16": 0.999, "int8": 0.9}
+THEIRS = {"float32": "fp32", "float16": "fp16", "int8": "q8"}  # in transformers.js
+
+
+def assert_near(vectors, want, dtype):
+    """Cosines of rows, of which none is further away than the type explains."""
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(want, axis=1)
+    assert (np.sum(vectors * want, axis=1) / lengths > CLOSE[dtype]).all()
+
+
+# Each prints a row per image: the vector, or the probabilities.
+CLIENT_SCRIPTS = {
+    "fastembed": """
+import json, sys
+import fastembed
+folder, graph, *images = sys.argv[1:]
+model = fastembed.ImageEmbedding("Qdrant/resnet50-onnx", specific_model_path=folder)
+print(json.dumps([vector.tolist() for vector in model.embed(images)]))
+""",
+    "sentence_transformers": """
+import json, sys
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+folder, graph, *images = sys.argv[1:]
+model = SentenceTransformer(folder, backend="onnx", device="cpu")
+vectors = model.encode([Image.open(path) for path in images])
+assert vectors.shape[1] == model.get_embedding_dimension()
+print(json.dumps(vectors.tolist()))
+""",
+    "model_api": """
+import json, sys
+import cv2
+from model_api.adapters import OpenvinoAdapter, create_core
+from model_api.models import Model
+folder, graph, *images = sys.argv[1:]
+hints = {"INFERENCE_PRECISION_HINT": "f32"}
+adapter = OpenvinoAdapter(create_core(), graph, device="CPU", plugin_config=hints)
+model = Model.create_model(adapter, configuration={"output_raw_scores": True})
+with open(f"{graph}.json") as facts:
+    names = json.load(facts)["class_names"]
+rows = []
+for path in images:
+    found = model(cv2.imread(path))
+    best = found.top_labels[0]
+    assert best.id == found.raw_scores.argmax()
+    assert best.name == names[best.id].replace(" ", "_")
+    rows.append(found.raw_scores.tolist())
+print(json.dumps(rows))
+""",
+}
+
+
+def assert_client_finds_outputs(vit, folder, layout, photographs, **options):
+    """Check a client's outputs for photographs of the model's size."""
+    graph = export(vit, folder, layout=layout, **options)
+    command = [CLIENTS, "-c", CLIENT_SCRIPTS[layout], folder, graph, *photographs]
+    # The tests' own packages are not the client's.
+    variables = os.environ | {"PYTHONPATH": ""}
+    ended = subprocess.run(command, capture_output=True, text=True, env=variables)
+    assert ended.returncode == 0, ended.stderr
+    pixels = np.stack([np.asarray(Image.open(path)) for path in photographs])
+    given = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
+    want = np.asarray(vit.model.apply(vit.variables, given).logits)
+    if vit.is_classifier:
+        want = probabilities(want)
+    found = np.array(json.loads(ended.stdout))
+    assert_near(found, want, options.get("dtype", "float32"))
+
+
+@pytest.mark.skipif(not CLIENTS, reason="IMAGEPIECE_CLIENTS is not set")
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("layout", CLIENT_SCRIPTS)
+def test_a_client_finds_the_outputs_of_the_model(tmp_path, photographs, layout, dtype):
+    options = {"dtype": dtype, "images": photographs_of.pixels_of(40)}
+    for number, make in enumerate(models(layout)):
+        folder = tmp_path / str(number)
+        vit = uncropped(make())
+        assert_client_finds_outputs(vit, folder, layout, photographs, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CLIENTS, reason="IMAGEPIECE_CLIENTS is not set")
+@pytest.mark.parametrize("reduction", [None, 0.5])
+@pytest.mark.parametrize("layout", CLIENT_SCRIPTS)
+def test_a_client_finds_the_outputs_of_deit(tmp_path, assets, layout, reduction):
+    weights = assets / "weights" / "deit_tiny_patch16_224.pth"
+    options = {"reduction": reduction, "crop": 1.0}
+    if tower.VECTORS in tower.LAYOUTS[layout].heads:
+        options["num_classes"] = 0
+    vit = imagepiece_jax.load(weights, **options)
+    photographs = sorted(map(str, PHOTOGRAPHS.glob("*.jpg")))
+    assert_client_finds_outputs(vit, tmp_path, layout, photographs)
+
+
+SCRIPT = """
+import { AutoModel, AutoProcessor, RawImage, env } from '@huggingface/transformers';
+env.allowRemoteModels = false;
+const [root, file, dtype, ...images] = process.argv.slice(2);
+env.localModelPath = root;
+const model = await AutoModel.from_pretrained(
+  'out', {dtype, model_file_name: file});
+const processor = await AutoProcessor.from_pretrained('out');
+for (const path of images) {
+  const found = await model(await processor(await RawImage.read(path)));
+  const [vector] = ['pooler_output', 'image_embeds'].flatMap(name => found[name] ?? []);
+  console.log(JSON.stringify(Array.from(vector.data)));
+}
+"""
+
+
+@pytest.mark.skipif(not TRANSFORMERS_JS, reason="IMAGEPIECE_TRANSFORMERS_JS is not set")
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("make", [encoder, clip])
+def test_transformers_js_finds_the_vectors_of_the_model(
+    tmp_path, photographs, make, dtype
+):
+    vit = uncropped(make())
+    images = photographs_of.pixels_of(40)
+    file = export(
+        vit, tmp_path / "out", layout="transformers", dtype=dtype, images=images
+    )
+    name = file.stem.removesuffix(tower.SUFFIX[dtype])
+    script = os.path.join(TRANSFORMERS_JS, "tower.mjs")
+    with open(script, "w", encoding="utf-8") as opened:
+        opened.write(SCRIPT)
+    command = ["node", script, f"{tmp_path}/", name, THEIRS[dtype], *photographs]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = np.array([json.loads(line) for line in ended.stdout.splitlines()])
+    pixels = np.stack([np.asarray(Image.open(path)) for path in photographs])
+    given = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
+    assert_near(found, vit.model.apply(vit.variables, given).logits, dtype)
+
+
+def test_configs_are_those_of_transformers(tmp_path):
+    vit = classifier()
+    export(vit, tmp_path, layout="transformers")
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert fields["id2label"]["2"] == "class 2"
+    assert tower.config_fields(nameless())["id2label"][2] == "LABEL_2"
+    assert fields["patch_size"] == vit.config.patch_size
+
+
+def test_a_config_of_transformers_is_copied_and_one_of_ours_is_not(tmp_path):
+    vit = encoder()
+    content = {"model_type": "dinov2", "torch_dtype": "float32"}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    source = dataclasses.replace(vit.source, path=tmp_path)
+    found = tower.config_fields(dataclasses.replace(vit, source=source))
+    assert found == content
+    saved = imagepiece_jax.load(imagepiece_jax.save(vit, tmp_path / "saved"))
+    assert tower.config_fields(saved)["model_type"] == "vit"
+
+
+def test_a_copied_config_has_the_images_and_classes_of_the_model(tmp_path):
+    vit = classifier()
+    content = {"model_type": "vit", "image_size": 8, "id2label": {"0": "cat"}}
+    content["architectures"] = ["ViTModel"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    source = dataclasses.replace(vit.source, path=tmp_path)
+    found = tower.config_fields(dataclasses.replace(vit, source=source))
+    assert found["id2label"] == dict(enumerate(vit.class_names))
+    assert found["label2id"]["class 1"] == 1
+    assert found["architectures"] == ["ViTForImageClassification"]
+    assert found["problem_type"] == "single_label_classification"
+    assert found["image_size"] == tiny.SIDE
+    found = tower.config_fields(dataclasses.replace(encoder(), source=source))
+    assert found == {"model_type": "vit", "image_size": tiny.SIDE}
+
+
+def test_sentence_transformers_gets_one_module_of_images(tmp_path):
+    export(encoder(), tmp_path, layout="sentence_transformers")
+    (module,) = json.loads((tmp_path / "modules.json").read_text())
+    assert module["path"] == ""  # the folder itself
+    fields = json.loads((tmp_path / "sentence_bert_config.json").read_text())
+    assert [*fields["modality_config"]] == ["image"]
+    assert fields["module_output_name"] == "sentence_embedding"
+    size = json.loads((tmp_path / "config.json").read_text())["hidden_size"]
+    assert size == tiny.WIDTH  # the vector's, which it reports
+
+
+def properties(file):
+    """The properties inside an ONNX file."""
+    return onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
+
+
+def test_model_api_gets_its_properties(tmp_path):
+    vit = tiny.of_problem(classifier(), "multi_label_classification")
+    vit = vit.with_preprocessing(crop=1.0, interpolation="bilinear")
+    file = export(vit, tmp_path, layout="model_api")
+    found = properties(file)
+    assert found["model_info model_type"] == "Classification"
+    assert found["model_info labels"].split()[2] == "class_2"
+    assert found["model_info multilabel"] == "True"
+    assert found["model_info interpolation_mode"] == "LINEAR"
+    means = [float(value) / 255 for value in found["model_info mean_values"].split()]
+    np.testing.assert_allclose(means, vit.config.mean, atol=1e-9)
+    assert not properties(export(encoder(), tmp_path / "other", layout="fastembed"))

@@ -1,0 +1,210 @@
+"""Pixels that clients make by a tower's JSON files, against those of the model.
+
+tests/fixtures/client_pixels.npz has what OpenCLIP and transformers make of odd images.
+"""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import imagepiece_jax
+from imagepiece_jax.data import decode
+from imagepiece_jax.exporters import tower
+from imagepiece_jax.exporters.export import export
+from tests.models import tiny
+from tools import client_pixels
+
+CASES = client_pixels.CASES
+# Gray levels: torchvision keeps 15 bits of a filter's weights, Pillow 22.
+ROUNDING = 2
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    with np.load(client_pixels.FILE) as file:
+        return dict(file)
+
+
+def apart(case, theirs, **changes):
+    """The largest difference of each image, in gray levels."""
+    prepare = dataclasses.replace(client_pixels.preprocessing(case), **changes)
+    ours = np.stack([prepare(image) for image in client_pixels.pictures()])
+    return np.abs(ours.astype(int) - theirs[case]).max(axis=(1, 2, 3))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_json_files_give_the_pixels_of_the_model(case, theirs):
+    assert json.loads(str(theirs["json"]))[case] == client_pixels.fields(case)
+    assert apart(case, theirs).max() <= ROUNDING
+    # Another filter shows in every image but those that are as large as the result,
+    # and a crop that starts a pixel later in many.
+    filters = {"bicubic", "bilinear"}
+    (other,) = filters - {client_pixels.preprocessing(case).interpolation}
+    assert (apart(case, theirs, interpolation=other) > 2 * ROUNDING).mean() > 0.8
+    if client_pixels.preprocessing(case).crop_mode == "center":
+        (other,) = {"timm", "transformers"} - {client_pixels.preprocessing(case).rule}
+        assert (apart(case, theirs, rule=other) > 5 * ROUNDING).sum() >= 2
+
+
+def resized_by_immich(image, fields):
+    """Pixels by preprocess_cfg.json as immich reads it, written from its contract.
+
+    A PIL image -> [size, size, 3] uint8. Sizes and offsets are rounded down.
+    """
+    size = fields["size"][0]
+    filter = Image.Resampling[fields["interpolation"].upper()]
+    image = image.convert("RGB")
+    if fields["resize_mode"] == "squash":
+        return np.asarray(image.resize((size, size), filter))
+    ratio = max(image.size) / min(image.size)
+    width, height = (int(ratio * size), size)
+    if image.width < image.height:
+        width, height = height, width
+    image = image.resize((width, height), filter)
+    left = (width - size) // 2
+    top = (height - size) // 2
+    return np.asarray(image)[top : top + size, left : left + size]
+
+
+def odd_files(folder):
+    """PNG files of odd sizes, some of them gray, with a palette, or transparent."""
+    files = []
+    modes = ("RGB", "L", "P", "RGBA", "RGB", "1")
+    sizes = client_pixels.SIZES[1:7]
+    for number, (mode, size) in enumerate(zip(modes, sizes, strict=True)):
+        file = folder / f"{number}.png"
+        image = Image.fromarray(client_pixels.picture(*size)).convert(mode)
+        if mode == "RGBA":
+            image.putalpha(100)
+        image.save(file)
+        files.append(file)
+    return files
+
+
+def small(reduction=None, **fields):
+    """A tower of SIDE pixels that crops as immich and transformers do."""
+    vit = tiny.pretrained(reduction, image_size=client_pixels.SIDE, num_classes=0)
+    return vit.with_preprocessing(rule="transformers", **fields)
+
+
+@pytest.mark.parametrize("mode", ["center", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_immich_gets_the_pixels_of_the_model(tmp_path, mode, interpolation):
+    vit = small(crop=1.0, crop_mode=mode, interpolation=interpolation)
+    fields = tower.open_clip_fields(vit)
+    for file in odd_files(tmp_path):
+        with Image.open(file) as image:
+            theirs = resized_by_immich(image, fields)
+        ours = vit.preprocessing(decode.decode(file, file.name))
+        # Of some images Pillow resizes columns before rows.
+        assert np.abs(ours.astype(int) - theirs).max() <= 3 * ROUNDING
+
+
+def session_of_immich(file):
+    """A session with the options of immich: two threads, one image."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    options.add_free_dimension_override_by_name("batch", 1)
+    providers = ["CPUExecutionProvider"]
+    return onnxruntime.InferenceSession(file, options, providers=providers)
+
+
+@pytest.mark.parametrize("reduction", [None, "tome:r=1"])
+@pytest.mark.parametrize("pixels", [False, True])
+def test_immich_finds_the_vectors_of_features(tmp_path, pixels, reduction):
+    vit = small(reduction, crop=1.0)
+    file = export(vit, tmp_path / "out", layout="immich", pixels=pixels)
+    fields = json.loads((file.parent / "preprocess_cfg.json").read_text())
+    session = session_of_immich(file)
+    takes_pixels = session.get_inputs()[0].type == "tensor(uint8)"
+    files = odd_files(tmp_path)
+    found = []
+    for each in files:
+        with Image.open(each) as image:
+            array = resized_by_immich(image, fields)
+        if not takes_pixels:
+            array = (np.float32(array) / 255 - fields["mean"]) / fields["std"]
+            array = np.float32(array).transpose(2, 0, 1)
+        found.append(session.run(None, {"image": array[None]})[0][0])
+    want = np.asarray(imagepiece_jax.features(vit, files).pooled)
+    want = want / np.linalg.norm(want, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["center", "squash"])
+@pytest.mark.parametrize("crop", [0.875, 1.0])
+def test_fastembed_gets_the_pixels_of_the_model(mode, crop):
+    operators = pytest.importorskip("fastembed.image.transform.operators")
+    vit = small(crop=crop, crop_mode=mode)
+    prepare = operators.Compose.from_config(tower.processor_fields(vit))
+    pictures = client_pixels.pictures()[1:-1]
+    arrays = prepare([*map(Image.fromarray, pictures)])
+    theirs = np.stack(arrays).transpose(0, 2, 3, 1)
+    ours = np.stack([vit.preprocessing(picture) for picture in pictures])
+    ours = imagepiece_jax.normalize(ours, vit.config.mean, vit.config.std)
+    one_level = 1 / (255 * min(vit.config.std))
+    assert np.abs(theirs - ours).max() <= 3 * ROUNDING * one_level
+
+
+def labels_by_photoprism(folder, image):
+    """{label: probability} of an image, by PhotoPrism's packages classify and onnx.
+
+    Written from their contract for custom models: FOLDER/FOLDER.onnx with one output,
+    labels.txt, and properties that state everything a graph does not.
+    """
+    file = folder / f"{folder.name}.onnx"
+    session = pytest.importorskip("onnxruntime").InferenceSession(file)
+    stored = session.get_modelmeta().custom_metadata_map
+    given = {name.removeprefix("photoprism."): text for name, text in stored.items()}
+    (entry,) = session.get_inputs()
+    (logits,) = session.get_outputs()
+    _, _, height, width = entry.shape
+    assert (given["layout"], given["color_order"]) == ("NCHW", "RGB")
+    filters = {"linear": Image.BILINEAR, "bicubic": Image.BICUBIC}
+    how = filters[given["interpolation"]]
+    size = (width, height)
+    if given["resize_mode"] == "center-crop":
+        ratio = int(given["resize_short_edge"]) / min(image.size)
+        size = [round(side * ratio) for side in image.size]
+    image = image.convert("RGB").resize(size, how)
+    left = max((size[0] - width) // 2, 0)
+    top = max((size[1] - height) // 2, 0)
+    pixels = np.float32(image.crop((left, top, left + width, top + height)))
+    mean, std = [np.float32(json.loads(given[name])) for name in ("mean", "std_dev")]
+    array = ((pixels - mean) / std).transpose(2, 0, 1)[None]
+    (row,) = session.run(None, {entry.name: array})[0]
+    assert given["outputs_logits"] == "true"
+    powers = np.exp(np.float64(row) - row.max())
+    labels = (folder / "labels.txt").read_text().splitlines()
+    assert logits.shape[-1] == len(labels)
+    return dict(zip(labels, powers / powers.sum(), strict=True))
+
+
+@pytest.mark.parametrize("mode, crop", [("center", 0.875), ("squash", 1.0)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_photoprism_gets_the_classes_of_the_model(tmp_path, mode, crop, interpolation):
+    names = tuple(f"class {label}" for label in range(tiny.CLASSES))
+    vit = tiny.pretrained("tome:r=1", image_size=client_pixels.SIDE)
+    fields = {"crop": crop, "crop_mode": mode, "interpolation": interpolation}
+    vit = vit.with_preprocessing(rule="transformers", **fields)
+    vit = dataclasses.replace(vit, class_names=names)
+    export(vit, tmp_path / "tags", layout="photoprism")
+    predictor = imagepiece_jax.Predictor(vit)
+    # Of other sizes transformers rounds the longer side down, and PhotoPrism does not.
+    files = []
+    for number, size in enumerate([(26, 52), (78, 39), (13, 13)]):
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(client_pixels.picture(*size)).save(files[-1])
+    for file, predicted in zip(files, predictor(files), strict=True):
+        with Image.open(file) as image:
+            labels = labels_by_photoprism(tmp_path / "tags", image)
+        best = max(labels, key=labels.get)
+        assert best == predicted[0].label
+        assert abs(labels[best] - predicted[0].probability) < 0.01
