@@ -29,7 +29,7 @@ quick: $(INSTALLED)-dev
 
 # What `pip install .` brings, alone, and README's first example with it.
 plain: .venv-plain/installed
-	.venv-plain/bin/python -m tests.plain
+	.venv-plain/bin/python -m tests.helpers.readme_example
 
 # Programs that load exported folders, and their outputs.
 clients: $(INSTALLED)-dev .venv-clients/installed

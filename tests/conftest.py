@@ -6,12 +6,13 @@ import pathlib
 import signal
 import sys
 
-from tests import compiling, forked
+from tests.helpers import compiling, forked_processes
 
 # What is imported stays: looking for garbage in it takes a fifth of the time.
 gc.disable()
 # Tests compile hundreds of tiny programs and run each once: compile them fast. Some
-# runs in processes of their own (tests/runs.py) are compiled as users compile them.
+# runs in processes of their own (tests/helpers/small_runs.py) are compiled as users
+# compile them.
 os.environ.setdefault("XLA_FLAGS", compiling.QUICK)
 # A shell's `&` starts processes that ignore Ctrl-C, and nohup's ignore SIGHUP. Tests
 # send both.
@@ -34,24 +35,24 @@ import pytest  # noqa: E402
 from flax import linen as nn  # noqa: E402
 
 from imagepiece_jax.common import parallel, progress  # noqa: E402
-from tests import command, programs, tracing  # noqa: E402
+from tests.helpers import fast_tracing, run_command, stored_programs  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # chex skips its variant with_pmap without a second device; the package takes the first.
 jax.config.update("jax_num_cpu_devices", 2)
 parallel.local_devices = lambda process=None: jax.local_devices(process)[:1]
 parallel.device_count = lambda: 1
-tracing.remember_initializers()
-tracing.name_no_arguments()
-tracing.remember_exports()
-tracing.lower_fast()
+fast_tracing.remember_initializers()
+fast_tracing.name_no_arguments()
+fast_tracing.remember_exports()
+fast_tracing.lower_fast()
 if KEPT:
-    programs.keep(KEPT)
+    stored_programs.keep(KEPT)
 
 
 def pytest_configure(config):
     if KEPT and not hasattr(config, "workerinput"):
-        programs.empty_where_large(KEPT)
+        stored_programs.empty_where_large(KEPT)
 
 
 def pytest_collection_finish():
@@ -60,7 +61,7 @@ def pytest_collection_finish():
     The searches are a twelfth of the suite's time at Python's own thresholds.
     """
     gc.freeze()
-    gc.set_threshold(*forked.GARBAGE)
+    gc.set_threshold(*forked_processes.GARBAGE)
     gc.enable()
 
 
@@ -92,28 +93,28 @@ def quickly_begun():
     JAX compiles 1-2 s before it draws any.
     """
     with pytest.MonkeyPatch.context() as patch:
-        forked.begin_quickly(patch.setattr)
-        patch.setenv(forked.QUICKLY, "1")
+        forked_processes.begin_quickly(patch.setattr)
+        patch.setenv(forked_processes.QUICKLY, "1")
         yield
 
 
 @pytest.fixture(scope="module")
 def recoveries_compiled_once():
     """Recoveries of one model compile once, whatever their lengths."""
-    from tests import runs
+    from tests.helpers import small_runs
 
     with pytest.MonkeyPatch.context() as patch:
-        runs.compile_recoveries_once(patch)
+        small_runs.compile_recoveries_once(patch)
         yield
 
 
 @pytest.fixture(scope="module")
 def evaluations_compiled_once():
     """Evaluations of equal models compile once."""
-    from tests import runs
+    from tests.helpers import small_runs
 
     with pytest.MonkeyPatch.context() as patch:
-        runs.compile_evaluations_once(patch)
+        small_runs.compile_evaluations_once(patch)
         yield
 
 
@@ -142,14 +143,14 @@ def _free_programs():
     """
     yield
     if len(jax.devices()[0].client.live_executables()) > 1000:
-        tracing.renew_mlir_context()
+        fast_tracing.renew_mlir_context()
         jax.clear_caches()
 
 
 @pytest.fixture
 def shown():
     """Print what the package logs, as commands do."""
-    with command.shown():
+    with run_command.shown():
         yield
 
 

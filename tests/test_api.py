@@ -8,9 +8,9 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.inference import predictor
-from tests.command import start
-from tests.models import tiny
-from tests.runs import ROOT
+from tests.helpers import tiny_vit
+from tests.helpers.run_command import start
+from tests.helpers.small_runs import ROOT
 
 HEADS = re.findall(
     r"^### `(\w+)(?:\((.*)\))?`$", (ROOT / "docs" / "api.md").read_text("utf-8"), re.M
@@ -36,7 +36,7 @@ def test_signatures_have_arguments_that_exist_and_their_defaults():
 @pytest.mark.parametrize("name", ["optimize", "Predictor"])
 def test_a_wrong_option_is_a_type_error(name):
     with pytest.raises(TypeError, match="zebra"):
-        getattr(imagepiece_jax, name)(tiny.pretrained(), batch_size=1, zebra=1)
+        getattr(imagepiece_jax, name)(tiny_vit.pretrained(), batch_size=1, zebra=1)
 
 
 IMPORTED = """

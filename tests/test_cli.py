@@ -8,8 +8,8 @@ import pytest
 
 from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError, RunError, Stopped
-from tests.command import call, start
-from tests.runs import ROOT
+from tests.helpers.run_command import call, start
+from tests.helpers.small_runs import ROOT
 
 
 @pytest.mark.parametrize(

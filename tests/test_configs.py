@@ -22,7 +22,7 @@ from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.report import training_flop
 from tests.data.augment.test_randaugment import tables
-from tests.runs import ROOT
+from tests.helpers.small_runs import ROOT
 
 # What config_flags reads a file by on Python 3.11.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")

@@ -9,11 +9,11 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax import __main__ as entry
-from tests.benchmark.small import SMALL, simplify
-from tests.command import call, sentence, start
-from tests.models import tiny
-from tests.pictures import noise, write_images
-from tests.runs import ROOT
+from tests.helpers import tiny_vit
+from tests.helpers.picture_files import noise, write_images
+from tests.helpers.run_command import call, sentence, start
+from tests.helpers.small_runs import ROOT
+from tests.helpers.tiny_benchmark import SMALL, simplify
 
 COMMANDS = ["benchmark", "compare", "describe", "doctor", "evaluate", "export"]
 COMMANDS += ["features", "predict", "recover", "visualize"]
@@ -50,7 +50,7 @@ def test_a_mistyped_flag_imports_no_jax(command):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("examples")
-    vit = tiny.pretrained(num_classes=10, image_size=16, depth=2)
+    vit = tiny_vit.pretrained(num_classes=10, image_size=16, depth=2)
     imagepiece_jax.save(vit, folder / "weights")
     write_images(folder / "photos", noise(3, 16, 16))
     return folder

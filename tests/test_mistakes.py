@@ -9,9 +9,9 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.benchmark import timer
-from tests.command import call
-from tests.models import tiny
-from tests.pictures import write_csv
+from tests.helpers import tiny_vit
+from tests.helpers.picture_files import write_csv
+from tests.helpers.run_command import call
 
 TYRO = "For full helptext"  # in each of its boxes
 MISTAKES = [
@@ -121,11 +121,11 @@ MISTAKES = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mistakes")
-    vit = tiny.pretrained(num_classes=10, image_size=16)
+    vit = tiny_vit.pretrained(num_classes=10, image_size=16)
     imagepiece_jax.save(vit, folder / "weights")
-    encoder = tiny.pretrained(num_classes=0, image_size=16)
+    encoder = tiny_vit.pretrained(num_classes=0, image_size=16)
     imagepiece_jax.save(encoder, folder / "encoder")
-    tiny.write(folder / "bare.npz", vit.variables)
+    tiny_vit.write(folder / "bare.npz", vit.variables)
     (folder / "empty").mkdir()
     (folder / "photos").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
@@ -133,7 +133,7 @@ def folder(tmp_path_factory):
         Image.fromarray(pixels[0]).save(folder / name)
     (folder / "damaged.png").write_bytes(b"no image")
     (folder / "a.txt").write_text("mine")
-    np.save(folder / "texts.npy", np.ones((3, tiny.WIDTH), np.float32))
+    np.save(folder / "texts.npy", np.ones((3, tiny_vit.WIDTH), np.float32))
     write_csv(folder, pixels, [0, 12])
     (folder / "set.csv").rename(folder / "other.csv")
     names = [*"abcdefghij"]

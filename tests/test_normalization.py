@@ -19,11 +19,10 @@ from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.weights.save import save
-from tests import runs
-from tests.command import call
-from tests.models import tiny
-from tests.oracles import log_softmax, softmax
-from tests.pictures import write_csv
+from tests.helpers import small_runs, tiny_vit
+from tests.helpers.oracles import log_softmax, softmax
+from tests.helpers.picture_files import write_csv
+from tests.helpers.run_command import call
 
 HALF = (0.5, 0.5, 0.5)
 # Some reduction, for runs.
@@ -40,7 +39,7 @@ TYPED = ["--reduction", REDUCED]
 
 
 def config(**fields):
-    return runs.configured(FIELDS, **fields)
+    return small_runs.configured(FIELDS, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +49,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def variables(model):
-    return tiny.fill(variable_shapes(model))
+    return tiny_vit.fill(variable_shapes(model))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,7 @@ def folder(model, variables, tmp_path_factory):
     w.npz has the tensors of both, and says nothing of its model.
     """
     folder = tmp_path_factory.mktemp("normalization")
-    tiny.write(folder / "w.npz", variables)
+    tiny_vit.write(folder / "w.npz", variables)
     settled = config(**{"model.mean": HALF, "model.std": HALF})
     own = RunConfig.from_config(settled).create_dense()
     save(Pretrained(model, variables), folder / "w")
@@ -86,7 +85,7 @@ def expected(model, variables, folder):
     def by_numpy(mean, std):
         images = (pixels.astype(np.float64) / 255 - mean) / np.array(std)
         images = jnp.asarray(images, jnp.float32)
-        logits = np.asarray(tiny.jit(model.apply)(variables, images).logits, float)
+        logits = np.asarray(tiny_vit.jit(model.apply)(variables, images).logits, float)
         return logits, -log_softmax(logits)[np.arange(40), labels].mean()
 
     found = {"halves": by_numpy(HALF, HALF), "imagenet": by_numpy(MEAN, STD)}

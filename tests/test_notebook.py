@@ -11,7 +11,7 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights import hub
-from tests.shallow import deit_ti
+from tests.helpers.shallow_deit import deit_ti
 
 plt = pytest.importorskip("matplotlib.pyplot")
 

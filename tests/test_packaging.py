@@ -13,10 +13,9 @@ import pytest
 import yaml
 
 import imagepiece_jax
-from tests import compiling
-from tests.command import start
-from tests.models import tiny
-from tests.runs import ROOT
+from tests.helpers import compiling, tiny_vit
+from tests.helpers.run_command import start
+from tests.helpers.small_runs import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
@@ -124,7 +123,7 @@ def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
     folder.mkdir()
     install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
     ended = start(*install, "--no-compile", "--target", site, wheel).ok()
-    vit = tiny.pretrained(image_size=16, num_classes=10, depth=1)
+    vit = tiny_vit.pretrained(image_size=16, num_classes=10, depth=1)
     imagepiece_jax.save(vit, folder / "weights")
     words = ["-m", "imagepiece_jax", "evaluate", "weights", "digits", "--limit=16"]
     variables = {"PYTHONPATH": str(site), "XLA_FLAGS": compiling.QUICK}

@@ -11,10 +11,9 @@ import pytest
 from imagepiece_jax.common import extras
 from imagepiece_jax.data.sources import registry
 from imagepiece_jax.errors import InputError
-from tests import compiling, runs
-from tests.command import sentence, start
-from tests.models import tiny
-from tests.runs import ROOT
+from tests.helpers import compiling, small_runs, tiny_vit
+from tests.helpers.run_command import sentence, start
+from tests.helpers.small_runs import ROOT
 from tests.test_packaging import INSTALLED_AS, PROJECT, imported_by, name_of
 
 
@@ -36,13 +35,15 @@ def test_the_small_set_is_what_the_public_functions_import():
 @pytest.mark.slow
 def test_the_first_example_and_public_functions_need_the_small_set_alone():
     """And print nothing unless asked."""
-    ended = start("-m", "tests.plain", "--hide", XLA_FLAGS=compiling.QUICK).ok()
+    ended = start(
+        "-m", "tests.helpers.readme_example", "--hide", XLA_FLAGS=compiling.QUICK
+    ).ok()
     before, _, after = ended.err.partition("asked\n")
     assert before == "" and "of the MACs" in after
     found = json.loads(ended.out)
     assert found["reduction"].startswith("peaks:")
     assert found["steps"] == 1
-    assert found["logits"] == [2, tiny.CLASSES]
+    assert found["logits"] == [2, tiny_vit.CLASSES]
 
 
 HIDING = "import runpy, sys; from tests import plain; plain.hide(); "
@@ -66,7 +67,7 @@ def test_training_names_what_is_missing_before_it_begins(without, tmp_path, modu
     package = extras.EXTRAS["train"][module]
     said = f"training needs {package}, which is not installed"
     with pytest.raises(InputError, match=said):
-        runs.train(runs.configured(), workdir)
+        small_runs.train(small_runs.configured(), workdir)
     assert not workdir.exists()
 
 

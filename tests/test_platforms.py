@@ -10,7 +10,7 @@ from imagepiece_jax.benchmark import timer, workloads
 from imagepiece_jax.common import device, parallel, xla_options
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.create import create_model
-from tests.models import make, tiny
+from tests.helpers import named_models, tiny_vit
 
 GPU = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H200")
 GPU.compute_capability = "9.0"
@@ -28,7 +28,7 @@ def test_the_benchmarked_device(monkeypatch):
 
 @pytest.mark.parametrize("dtype, named", [("float32", False), ("bfloat16", True)])
 def test_a_speed_is_that_of_what_the_device_takes(monkeypatch, dtype, named):
-    vit = tiny.pretrained(dtype=dtype, embed_dim=24)
+    vit = tiny_vit.pretrained(dtype=dtype, embed_dim=24)
     here = Clock().setting(vit)
     assert not {"gelu", "sizes"} & here.keys()
     monkeypatch.setattr(jax, "local_devices", lambda: [GPU])
@@ -38,7 +38,7 @@ def test_a_speed_is_that_of_what_the_device_takes(monkeypatch, dtype, named):
 
 
 def test_a_training_step_is_measured_on_one_device(monkeypatch):
-    model = create_model(make.config("deit_ti", image_size=32, depth=1))
+    model = create_model(named_models.config("deit_ti", image_size=32, depth=1))
     vit = workloads.with_random_weights(model)
     workloads.Case(vit, "train", 64, "float32")
     monkeypatch.setattr(parallel, "device_count", lambda: 8)

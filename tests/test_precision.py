@@ -17,8 +17,8 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.source import ArraySource
 from imagepiece_jax.visualize.trace import trace
 from imagepiece_jax.weights.load import load
-from tests.command import call
-from tests.models import tiny
+from tests.helpers import tiny_vit
+from tests.helpers.run_command import call
 
 SIZE = dict(embed_dim=64, depth=2, num_heads=4, stem="conv")
 SETTING = "imagepiece:merge_blocks=(0,):prune_blocks=(1,)"
@@ -36,7 +36,7 @@ def lowered(tmp_path):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    vit = tiny.pretrained(image_size=16, num_classes=10, **SIZE)
+    vit = tiny_vit.pretrained(image_size=16, num_classes=10, **SIZE)
     return imagepiece_jax.save(vit, tmp_path_factory.mktemp("weights") / "mini")
 
 

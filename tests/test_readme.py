@@ -33,12 +33,12 @@ from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights import hub
-from tests.command import call
-from tests.models import make, tiny
-from tests.models.make import facts
-from tests.pictures import noise, write_images
-from tests.rounding import assert_close
-from tests.shallow import deit_ti
+from tests.helpers import named_models, tiny_vit
+from tests.helpers.named_models import facts
+from tests.helpers.picture_files import noise, write_images
+from tests.helpers.rounding import assert_close
+from tests.helpers.run_command import call
+from tests.helpers.shallow_deit import deit_ti
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -72,11 +72,11 @@ def test_the_new_method_joins_tokens_to_those_of_largest_norm():
     steps = space["NormMerge"](keep_rate=0.5, blocks=(1,)).steps(facts(4))
     plan = block_plan.build(4, 16, steps)
     assert [layer.mlp_tokens for layer in plan] == [17, 9, 9, 9]
-    model = tiny.vit(plan, embed_dim=8, num_heads=2, patch_size=2, num_classes=3)
+    model = tiny_vit.vit(plan, embed_dim=8, num_heads=2, patch_size=2, num_classes=3)
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
-    variables = tiny.fill(jax.eval_shape(model.init, jax.random.key(1), images))
+    variables = tiny_vit.fill(jax.eval_shape(model.init, jax.random.key(1), images))
 
-    @tiny.compiled
+    @tiny_vit.compiled
     def decide(variables, images):
         outputs = model.apply(variables, images)
         return outputs.reducer_inputs[0].x, outputs.results[0].dest
@@ -91,7 +91,7 @@ def test_the_new_method_joins_tokens_to_those_of_largest_norm():
         np.testing.assert_array_equal(dest[others], best[others])
     own = space["JoinByNorm"]()
     counts = block_plan.StepCounts(n_in=16, n_out=8)
-    decide_alone = tiny.compiled(lambda inputs: own(inputs, counts).dest)
+    decide_alone = tiny_vit.compiled(lambda inputs: own(inputs, counts).dest)
     size = np.ones((2, 16), np.float32)
     inputs = ReducerInputs(x=images.reshape(2, 16, 12), size=size)
     assert {*np.ravel(decide_alone(inputs))} == {*range(8)}
@@ -108,7 +108,7 @@ def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
     inputs = ReducerInputs(x=x, size=np.ones((3, 10), np.float32), cls_attn=x[..., 0])
     counts = block_plan.StepCounts(n_in=10, n_out=4)
     own = space["PruneAndMerge"](keep=7)
-    decide = tiny.compiled(lambda inputs: own(inputs, counts))
+    decide = tiny_vit.compiled(lambda inputs: own(inputs, counts))
     for dest, tokens_of in zip(decide(inputs).dest, x, strict=True):
         assert (dest == DROPPED).sum() == 3
         assert set(dest) == {-1, 0, 1, 2, 3}
@@ -250,8 +250,10 @@ def published(tmp_path_factory):
     names.append("vit_small_patch14_reg4_dinov2.lvd142m")
     folders = {}
     for name in names:
-        model = create_model(make.config(name, depth=2, embed_dim=24, num_heads=2))
-        vit = imagepiece_jax.Pretrained(model, tiny.variables(model))
+        model = create_model(
+            named_models.config(name, depth=2, embed_dim=24, num_heads=2)
+        )
+        vit = imagepiece_jax.Pretrained(model, tiny_vit.variables(model))
         folders[f"hf://timm/{name}"] = imagepiece_jax.save(vit, parent / name)
     return folders
 
@@ -314,12 +316,12 @@ def test_the_block_of_commands_runs_as_pasted(downloaded, monkeypatch):
 
 
 def test_a_loop_of_ones_own_runs_and_draws_from_keys():
-    vit = tiny.pretrained("random:keep_rate=0.7:blocks=(1,)", depth=2)
+    vit = tiny_vit.pretrained("random:keep_rate=0.7:blocks=(1,)", depth=2)
     model = vit.model.with_execution(drop_path_rate=0.9)
-    space = {"vit": dataclasses.replace(vit, model=model), "images": tiny.images(4)}
+    space = {"vit": dataclasses.replace(vit, model=model), "images": tiny_vit.images(4)}
     space["labels"] = np.arange(4)
     run(DOCS / "own_trainer.md", "import jax\nimport optax\n", space)
-    again = tiny.jit(space["loss_of"])
+    again = tiny_vit.jit(space["loss_of"])
     losses = set()
     for seed in (0, 0, 1):
         key = jax.random.key(seed)
@@ -328,7 +330,7 @@ def test_a_loop_of_ones_own_runs_and_draws_from_keys():
     assert min(abs(loss - space["loss"]) for loss in losses) < 1e-4
     chex.assert_tree_all_finite(space["gradient"])
     chex.assert_trees_all_equal(space["trained"].variables, vit.variables)
-    images = [tiny.images()]
+    images = [tiny_vit.images()]
     with pytest.raises(TypeError, match="forward-mode autodiff"):
         jax.jvp(functools.partial(vit.model.apply, vit.variables), images, images)
 
@@ -346,8 +348,8 @@ def test_the_examples_of_configs_run(tmp_path, monkeypatch):
     monkeypatch.setitem(registry.public_models()[name.partition(".")[0]], "depth", 1)
     monkeypatch.setattr(registry, "config", registry.config.__wrapped__)
     monkeypatch.chdir(tmp_path)
-    variables = tiny.variables(create_model(name))
-    tiny.write("my.npz", variables)
+    variables = tiny_vit.variables(create_model(name))
+    tiny_vit.write("my.npz", variables)
     space = {"imagepiece_jax": imagepiece_jax}
     vit = run(DOCS / "weight_files.md", "import dataclasses\n\nvit = ", space)["vit"]
     assert (vit.config.name, vit.config.mean) == (name, MEAN)
@@ -378,7 +380,7 @@ def test_the_page_of_models_runs(hub_of_pages, tmp_path):
     assert space["vectors"].shape == wanted.shape
     assert_close(space["vectors"], by_function)
     own = jax.tree.leaves(nnx.state(net, nnx.Param))
-    assert tiny.count(own) == tiny.count(variables)
+    assert tiny_vit.count(own) == tiny_vit.count(variables)
     # They are its parameters: with others it gives something else.
     nnx.update(net, jax.tree.map(lambda leaf: leaf / 2, nnx.state(net, nnx.Param)))
     assert np.abs(embed(net, images) - wanted).max() > 0.01

@@ -20,9 +20,8 @@ from imagepiece_jax.models.config import Execution
 from imagepiece_jax.models.record import as_json
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.training.config import RunConfig
-from tests import runs
-from tests.models import tiny
-from tests.pictures import noise, write_images
+from tests.helpers import small_runs, tiny_vit
+from tests.helpers.picture_files import noise, write_images
 
 SIDE = 40  # of images that are resized, as larger ones than 32 pixels are
 HALF = (0.5, 0.5, 0.5)
@@ -49,7 +48,9 @@ MODELS = {
     "dtype": lambda vit: vit.analyzed("bfloat16"),
     "gelu": lambda vit: with_config(vit, vit.config.with_arch(gelu="tanh")),
     "image_size": lambda vit: vit.with_reduction(None).at_size(36),
-    "counts": lambda vit: vit.with_reduction(tiny.changed(tiny.EVIT, keep_rate=0.61)),
+    "counts": lambda vit: vit.with_reduction(
+        tiny_vit.changed(tiny_vit.EVIT, keep_rate=0.61)
+    ),
 }
 OF_DEVICE = {"attention_impl": fused}
 IMAGES = {"crop": lambda vit: vit.with_preprocessing(crop=0.8)}
@@ -58,14 +59,18 @@ OPTIONS = {"storage": "float32"}
 
 @pytest.fixture(scope="module")
 def vit():
-    fields = {"name": "vit_mini", "num_heads": tiny.HEADS, "patch_size": tiny.PATCH}
-    fields |= {"embed_dim": tiny.WIDTH, "depth": tiny.DEPTH, "image_size": SIDE}
-    fields |= {"num_classes": tiny.CLASSES, "mlp_ratio": 4.0}
-    made = tiny.loaded("tiny.npz", tiny.EVIT, **fields)
-    return made.with_variables(tiny.variables(made.model))
+    fields = {
+        "name": "vit_mini",
+        "num_heads": tiny_vit.HEADS,
+        "patch_size": tiny_vit.PATCH,
+    }
+    fields |= {"embed_dim": tiny_vit.WIDTH, "depth": tiny_vit.DEPTH, "image_size": SIDE}
+    fields |= {"num_classes": tiny_vit.CLASSES, "mlp_ratio": 4.0}
+    made = tiny_vit.loaded("tiny.npz", tiny_vit.EVIT, **fields)
+    return made.with_variables(tiny_vit.variables(made.model))
 
 
-MODEL = tiny.model(tiny.EVIT)
+MODEL = tiny_vit.model(tiny_vit.EVIT)
 LAYER = MODEL.plan[1]
 PARTS = [LAYER, LAYER.step, LAYER.step.reducer, LAYER.counts]
 PARTS += [MODEL, MODEL.config, Execution(), Architecture(), Rotary()]
@@ -159,11 +164,11 @@ def student(quickly_begun, tmp_path_factory):
     folder = tmp_path_factory.mktemp("student")
     fields = {"distill.kind": "soft", "teacher.weights": str(folder / "teacher")}
     fields |= {"epochs": 1, "warmup_epochs": 0.0, "batch_size": 256, "model.depth": 1}
-    config = runs.configured(runs.DENSE | {"model.stem": "patch"}, fields)
+    config = small_runs.configured(small_runs.DENSE | {"model.stem": "patch"}, fields)
     model = RunConfig.from_config(config).create_dense()
-    teacher = imagepiece_jax.Pretrained(model, tiny.fill(tiny.shapes(model)))
+    teacher = imagepiece_jax.Pretrained(model, tiny_vit.fill(tiny_vit.shapes(model)))
     imagepiece_jax.save(teacher, folder / "teacher")
-    runs.train(config, folder / "run")
+    small_runs.train(config, folder / "run")
     return config, folder / "run", teacher
 
 
@@ -175,6 +180,6 @@ def test_the_teacher_of_a_run(student, name):
     place = config.teacher.weights
     imagepiece_jax.save(MODELS[name](teacher), place)
     with pytest.raises(InputError, match="another teacher than the run"):
-        runs.train(config, workdir)
+        small_runs.train(config, workdir)
     imagepiece_jax.save(teacher, place)
-    runs.train(config, workdir)
+    small_runs.train(config, workdir)

@@ -9,9 +9,9 @@ import train
 from configs import _run, base
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.config import RunConfig
-from tests import runs
-from tests.command import start
-from tests.runs import ROOT
+from tests.helpers import small_runs
+from tests.helpers.run_command import start
+from tests.helpers.small_runs import ROOT
 
 README = ROOT / "README.md"
 QUICKSTART = "--config=configs/quickstart.py"
@@ -62,7 +62,7 @@ def test_help_and_a_mistyped_flag_import_no_jax(words, said):
 def test_a_run_is_resumed_by_its_folder(tmp_path, monkeypatch):
     fields = {"epochs": 7, "model.mean": (0.1, 0.2, 0.3), "model.std": (1.0, 1.0, 1.0)}
     fields |= {"init.fresh": ("head",), "init.weights": "w.npz"}
-    config = RunConfig.from_config(runs.configured({}, fields))
+    config = RunConfig.from_config(small_runs.configured({}, fields))
     written = config.to_dict()
     (tmp_path / "config.json").write_text(json.dumps(written))
     words = ["train.py", f"--workdir={tmp_path}"]

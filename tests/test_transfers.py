@@ -14,13 +14,15 @@ import imagepiece_jax
 from imagepiece_jax.common import parallel
 from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.visualize.trace import trace
-from tests.models import tiny
-from tests.rounding import assert_close
+from tests.helpers import tiny_vit
+from tests.helpers.rounding import assert_close
 
 REDUCTION = "tome:r=3"
 FAST = {"compiler_options": {"xla_backend_optimization_level": 0}}
-FIELDS = {"depth": 2, "image_size": tiny.SIDE, "num_classes": 4, "patch_size": 4}
-PIXELS = np.random.default_rng(0).integers(0, 256, (48, *[tiny.SIDE] * 2, 3), np.uint8)
+FIELDS = {"depth": 2, "image_size": tiny_vit.SIDE, "num_classes": 4, "patch_size": 4}
+PIXELS = np.random.default_rng(0).integers(
+    0, 256, (48, *[tiny_vit.SIDE] * 2, 3), np.uint8
+)
 FLOATS = np.float32(PIXELS[:3])
 ROWS = {"image": PIXELS[None, :3], "label": np.zeros((1, 3), np.int32)}
 ROWS |= {"mask": np.ones((1, 3), np.float32), "index": np.arange(3)[None]}
@@ -28,8 +30,8 @@ ROWS |= {"mask": np.ones((1, 3), np.float32), "index": np.arange(3)[None]}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    shapes = tiny.loaded("weights", REDUCTION, name="vit_mini", **FIELDS)
-    vit = shapes.with_variables(tiny.variables(shapes.model))
+    shapes = tiny_vit.loaded("weights", REDUCTION, name="vit_mini", **FIELDS)
+    vit = shapes.with_variables(tiny_vit.variables(shapes.model))
     folder = tmp_path_factory.mktemp("transfers")
     step = accuracy.model_step(vit.model)
     program = imagepiece_jax.optimize(vit, batch_size=4, **FAST)
@@ -79,8 +81,8 @@ def test_weights_are_beside_images_of_other_devices():
     devices = jax.local_devices(backend="cpu")[:2]
     mesh = jax.sharding.Mesh(np.array(devices), ("images",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("images"))
-    vit = tiny.pretrained(depth=1)
-    images = jax.device_put(tiny.images(2), sharding)
+    vit = tiny_vit.pretrained(depth=1)
+    images = jax.device_put(tiny_vit.images(2), sharding)
     expected = imagepiece_jax.features(vit, np.asarray(images)).pooled
     found = imagepiece_jax.features(vit, images)
     assert found.pooled.sharding.device_set == images.sharding.device_set

@@ -6,17 +6,17 @@ from imagepiece_jax.benchmark import suite
 from imagepiece_jax.benchmark.timer import TimedCall
 from imagepiece_jax.benchmark.workloads import Workload
 from imagepiece_jax.errors import InputError
-from tests.models import tiny
+from tests.helpers import tiny_vit
 
 
 def test_batch_sizes_fall():
-    vits = {"dense": tiny.pretrained()}
+    vits = {"dense": tiny_vit.pretrained()}
     found = suite.groups(vits, (1, 8, 32, 8), "float32", "inference")
     assert [group["dense"].batch_size for group in found] == [32, 8, 1]
 
 
 def test_a_reduction_is_there_once():
-    vit = tiny.pretrained()
+    vit = tiny_vit.pretrained()
     with pytest.raises(InputError, match="twice"):
         suite.variants(vit, ["tome:r=1", "tome:r=1"])
     assert [*suite.variants(vit, ["tome:r=1"])] == ["dense", "tome:r=1"]

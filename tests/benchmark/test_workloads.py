@@ -6,13 +6,13 @@ import pytest
 from imagepiece_jax.benchmark import workloads
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.create import create_model
-from tests.benchmark.small import Mean
-from tests.models import make, tiny
+from tests.helpers import named_models, tiny_vit
+from tests.helpers.tiny_benchmark import Mean
 
 
 @pytest.fixture
 def vit():
-    return tiny.pretrained("tome:r=2", depth=2)
+    return tiny_vit.pretrained("tome:r=2", depth=2)
 
 
 def test_inputs_differ_and_rotate(vit, monkeypatch):
@@ -30,7 +30,7 @@ def test_inputs_differ_and_rotate(vit, monkeypatch):
     again = made[0].seen[workloads.INPUTS :]
     assert all(a is b for a, b in zip(first, again, strict=True))
     assert len({float(images.std()) for images in first}) == workloads.INPUTS
-    assert all(images.shape == (3, tiny.SIDE, tiny.SIDE, 3) for images in first)
+    assert all(images.shape == (3, tiny_vit.SIDE, tiny_vit.SIDE, 3) for images in first)
     assert all(images.std() > 0.5 for images in first)  # no zeros
 
 
@@ -38,9 +38,9 @@ def test_the_optimized_model_is_timed(vit):
     work = workloads.Case(vit, "inference", 4, "float32").workload()
     logits = work.job.call(0)
     work.job.wait(logits)
-    assert logits.shape == (4, tiny.CLASSES)
+    assert logits.shape == (4, tiny_vit.CLASSES)
     assert np.isfinite(logits).all()
-    assert work.facts["peak_memory"] > 4 * tiny.SIDE**2 * 3
+    assert work.facts["peak_memory"] > 4 * tiny_vit.SIDE**2 * 3
     assert (work.images, work.macs) == (4, 4 * model_macs(vit.model))
 
 
@@ -48,7 +48,7 @@ def test_the_optimized_model_is_timed(vit):
 def test_a_training_step_changes_the_state_and_counts_three_forward_passes():
     sizes = {"depth": 1, "patch_size": 4, "embed_dim": 8, "num_heads": 2}
     sizes |= {"image_size": 16, "num_classes": 10}
-    model = create_model(make.config("vit_mini", **sizes))
+    model = create_model(named_models.config("vit_mini", **sizes))
     vit = workloads.with_random_weights(model).with_reduction("tome:r=2")
     work = workloads.Case(vit, "train", 4, "float32").workload()
     first, second = (work.job.call(number) for number in range(2))

@@ -7,9 +7,9 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.commands import benchmark
-from tests.benchmark.small import SMALL, simplify
-from tests.command import call
-from tests.models import tiny
+from tests.helpers import tiny_vit
+from tests.helpers.run_command import call
+from tests.helpers.tiny_benchmark import SMALL, simplify
 
 NAMES = ("dense", "tome:r=2", "dynamicvit:blocks=(1,)")
 
@@ -17,7 +17,7 @@ NAMES = ("dense", "tome:r=2", "dynamicvit:blocks=(1,)")
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
-    return imagepiece_jax.save(tiny.pretrained(depth=2), folder / "trained")
+    return imagepiece_jax.save(tiny_vit.pretrained(depth=2), folder / "trained")
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,10 @@ def test_costs_are_those_of_the_methods(measured):
     assert gmacs[0] > gmacs[1] and gmacs[0] > gmacs[2]
     # The MLP of the first block has two tokens fewer, that of the second four; so has
     # its attention two.
-    mlp = 8 * tiny.WIDTH**2
-    attention = 4 * tiny.WIDTH**2
-    scores = 2 * tiny.WIDTH * ((tiny.TOKENS + 1) ** 2 - (tiny.TOKENS - 1) ** 2)
+    mlp = 8 * tiny_vit.WIDTH**2
+    attention = 4 * tiny_vit.WIDTH**2
+    scores = (
+        2 * tiny_vit.WIDTH * ((tiny_vit.TOKENS + 1) ** 2 - (tiny_vit.TOKENS - 1) ** 2)
+    )
     saved = (2 + 4) * mlp + 2 * attention + scores
     assert gmacs[0] - gmacs[1] == pytest.approx(saved / 1e9, rel=1e-3)

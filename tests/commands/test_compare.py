@@ -9,17 +9,16 @@ from imagepiece_jax.common import extras
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.evaluation import result_cache, statistics
 from imagepiece_jax.evaluation.result_cache import decode_bits
-from tests.command import call
-from tests.exporters import photographs
-from tests.models import tiny
-from tests.refused import refused
+from tests.helpers import small_photographs, tiny_vit
+from tests.helpers.refused_calls import refused
+from tests.helpers.run_command import call
 
 pytestmark = pytest.mark.usefixtures("evaluations_compiled_once")
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    vit = tiny.pretrained(num_classes=10, image_size=16, depth=2)
+    vit = tiny_vit.pretrained(num_classes=10, image_size=16, depth=2)
     return imagepiece_jax.save(vit, tmp_path_factory.mktemp("weights") / "w")
 
 
@@ -60,7 +59,7 @@ def test_the_table_of_another_model_stays(weights, tmp_path):
     first_30 = open_source("digits", "val").subset(range(30))  # not evenly spaced
     assert setting["digest"] != first_30.digest
     vit = imagepiece_jax.load(weights)
-    other = vit.with_variables(tiny.variables(vit.model, seed=1))
+    other = vit.with_variables(tiny_vit.variables(vit.model, seed=1))
     saved = imagepiece_jax.save(other, tmp_path / "w")
     ended = call(compare.main, saved, *words).ok()
     assert (out / "compare.md").read_text() == table
@@ -75,9 +74,9 @@ def test_the_table_of_another_model_stays(weights, tmp_path):
 
 def test_an_encoder_and_photographs(tmp_path):
     """The table on stdout; a damaged photograph is named, in one sentence."""
-    vit = tiny.pretrained(num_classes=0, depth=1)
+    vit = tiny_vit.pretrained(num_classes=0, depth=1)
     saved = imagepiece_jax.save(vit, tmp_path / "w")
-    photos = photographs.write(tmp_path / "photos", 13)
+    photos = small_photographs.write(tmp_path / "photos", 13)
     out = tmp_path / "out"
     words = [saved, photos, "--reductions", "tome:r=4", "--out", out, "--workers=0"]
     ended = call(compare.main, *words).ok()
@@ -96,7 +95,7 @@ def test_an_encoder_and_photographs(tmp_path):
 
 def test_a_plot_needs_matplotlib_before_anything_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
-    vit = tiny.pretrained(num_classes=10, image_size=16, depth=1)
+    vit = tiny_vit.pretrained(num_classes=10, image_size=16, depth=1)
     with refused("matplotlib"):
         imagepiece_jax.compare(vit, "digits", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -9,9 +9,9 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.commands import describe, evaluate
 from imagepiece_jax.data.normalize import normalize
-from tests.command import call, sentence, start
-from tests.models import tiny
-from tests.pictures import write_csv
+from tests.helpers import tiny_vit
+from tests.helpers.picture_files import write_csv
+from tests.helpers.run_command import call, sentence, start
 
 REDUCTION = "evit:keep_rate=0.5:blocks=(0,)"
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("evaluations_compiled_once")
 
 @pytest.fixture(scope="module")
 def vit():
-    return tiny.pretrained(REDUCTION, num_classes=10, image_size=16, depth=1)
+    return tiny_vit.pretrained(REDUCTION, num_classes=10, image_size=16, depth=1)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_describe_of_a_name_and_of_weights(weights):
 
 
 def test_a_file_is_described_by_the_config_beside_others(vit, weights, tmp_path):
-    file = tiny.write(tmp_path / "own.npz", vit.variables)
+    file = tiny_vit.write(tmp_path / "own.npz", vit.variables)
     words = [file, f"--reduction={REDUCTION}"]
     ended = call(describe.main, *words, "--config", weights).quiet()
     assert ended.out == call(describe.main, weights).quiet().out
@@ -75,7 +75,7 @@ def logits(vit, image_set):
     """The model's, float64 [150, 10], one image at a time."""
     model = vit.model
     variables = vit.variables
-    forward = tiny.compiled(lambda image: model.apply(variables, image).logits)
+    forward = tiny_vit.compiled(lambda image: model.apply(variables, image).logits)
     images = np.asarray(normalize(image_set[1], model.config.mean, model.config.std))
     return np.concatenate([forward(image[None]) for image in images], dtype=float)
 

@@ -11,16 +11,16 @@ from imagepiece_jax.commands import benchmark, describe, evaluate, export
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.exporters import onnx_model, program_facts
 from imagepiece_jax.models.config import MEAN, STD
-from tests.command import call, sentence
-from tests.models import tiny
-from tests.refused import refused
+from tests.helpers import tiny_vit
+from tests.helpers.refused_calls import refused
+from tests.helpers.run_command import call, sentence
 
 NEEDED = ("input", "preprocessing", "model")  # among the facts
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    vit = tiny.pretrained("evit:keep_rate=0.6:blocks=(0,)", depth=1)
+    vit = tiny_vit.pretrained("evit:keep_rate=0.6:blocks=(0,)", depth=1)
     return imagepiece_jax.save(vit, tmp_path_factory.mktemp("weights") / "w")
 
 
@@ -30,9 +30,9 @@ ACTIVATIONS += [("multi_label_classification", "sigmoid")]
 
 @pytest.mark.parametrize("problem_type, activation", ACTIVATIONS)
 def test_the_facts_say_what_images_and_logits_are(problem_type, activation):
-    vit = tiny.pretrained(depth=1)
-    prepared = Preprocessing(tiny.SIDE, crop=0.9, rule="transformers")
-    vit = tiny.of_problem(vit, problem_type).with_preprocessing(**vars(prepared))
+    vit = tiny_vit.pretrained(depth=1)
+    prepared = Preprocessing(tiny_vit.SIDE, crop=0.9, rule="transformers")
+    vit = tiny_vit.of_problem(vit, problem_type).with_preprocessing(**vars(prepared))
     images = program_facts.exported_images(vit)
     facts = program_facts.program_facts(vit, images)
     assert (facts["problem_type"], facts["activation"]) == (problem_type, activation)
@@ -58,7 +58,7 @@ def test_large_weights_are_beside_an_onnx_file_and_named(
         patch.setattr(onnx_model, "LARGEST", 20_000)
         name, said = exported()
         assert f"{out} and {tmp_path / name}" in said
-        pixels = np.zeros((1, tiny.SIDE, tiny.SIDE, 3), np.uint8)
+        pixels = np.zeros((1, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.uint8)
         (logits,) = runtime.InferenceSession(out).run(None, {"images": pixels})
         assert exported()[0] == name
         assert {*tmp_path.iterdir()} == {out, facts_file, tmp_path / name}
@@ -90,7 +90,7 @@ def test_a_folder_may_have_a_dot_in_its_name(weights, tmp_path):
 @pytest.mark.parametrize("fields", [{}, {"pixels": True, "batch_size": 7}])
 def test_a_file_is_evaluated_as_its_model(tmp_path, fields):
     pytest.importorskip("onnxruntime")
-    vit = tiny.pretrained("tome:r=3", num_classes=10, image_size=16, depth=2)
+    vit = tiny_vit.pretrained("tome:r=3", num_classes=10, image_size=16, depth=2)
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx", **fields)
     words = ["digits", "--limit=40", "--workers=0", "--json", tmp_path / "a.json"]
     call(evaluate.main, file, *words).ok()
@@ -118,7 +118,7 @@ def test_a_file_is_evaluated_as_its_model(tmp_path, fields):
 def exported(tmp_path_factory):
     """The file of a model of digits for two images."""
     pytest.importorskip("onnxruntime")
-    vit = tiny.pretrained(num_classes=10, image_size=16, depth=1)
+    vit = tiny_vit.pretrained(num_classes=10, image_size=16, depth=1)
     file = tmp_path_factory.mktemp("exported") / "m.onnx"
     return imagepiece_jax.export(vit, file, batch_size=2)
 

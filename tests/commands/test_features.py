@@ -9,18 +9,18 @@ from PIL import ExifTags, Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import features
-from tests.command import call
-from tests.models import tiny
-from tests.pictures import write_damaged
-from tests.runs import ROOT
+from tests.helpers import tiny_vit
+from tests.helpers.picture_files import write_damaged
+from tests.helpers.run_command import call
+from tests.helpers.small_runs import ROOT
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Weights in a saved folder, and three images of which the second is damaged."""
     folder = tmp_path_factory.mktemp("features")
-    imagepiece_jax.save(tiny.pretrained(), folder / "weights")
-    write_damaged(folder / "photos", tiny.SIDE)
+    imagepiece_jax.save(tiny_vit.pretrained(), folder / "weights")
+    write_damaged(folder / "photos", tiny_vit.SIDE)
     return folder
 
 
@@ -34,7 +34,7 @@ def test_vectors_of_a_folder_with_a_reduction(folder, tmp_path, monkeypatch):
     assert rows == f"{out}/pooled.npy: 3 x 30 float16"
     assert damaged == f"1 damaged, whose rows are NaN: {out}/damaged.csv"
     assert "photos/b.png cannot be read" in ended.err
-    vit = imagepiece_jax.load("weights", reduction=tiny.EVIT)
+    vit = imagepiece_jax.load("weights", reduction=tiny_vit.EVIT)
     maps = imagepiece_jax.features(vit, ["photos/a.png", "photos/c.png"])
     found = np.load(out / "pooled.npy")
     np.testing.assert_allclose(found[[0, 2]], maps.pooled, rtol=2e-3, atol=2e-3)

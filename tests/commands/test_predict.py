@@ -12,9 +12,9 @@ from imagepiece_jax.exporters import program_facts
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
-from tests.command import call
-from tests.models import make, tiny
-from tests.pictures import write_damaged
+from tests.helpers import named_models, tiny_vit
+from tests.helpers.picture_files import write_damaged
+from tests.helpers.run_command import call
 
 
 def test_vectors_of_all_tokens_are_counted():
@@ -25,8 +25,8 @@ def test_vectors_of_all_tokens_are_counted():
 def test_a_bad_image_is_named_and_the_others_answered(tmp_path):
     out = tmp_path / "out.json"
     images = tmp_path / "images"
-    write_damaged(images, tiny.SIDE)
-    weights = imagepiece_jax.save(tiny.pretrained(), tmp_path / "w")
+    write_damaged(images, tiny_vit.SIDE)
+    weights = imagepiece_jax.save(tiny_vit.pretrained(), tmp_path / "w")
     words = [weights, images, "--top=2", f"--json={out}"]
     ended = call(predict.main, *words)
     assert ended.status == 1
@@ -47,8 +47,8 @@ def test_a_bad_image_is_named_and_the_others_answered(tmp_path):
 def panda(tmp_path_factory):
     """Public weights by their name, whose class is 388 for every image."""
     folder = tmp_path_factory.mktemp("public")
-    model = create_model(make.config("test_vit", num_classes=1000))
-    tensors = timm_tensors.to_timm(tiny.fill(variable_shapes(model)))
+    model = create_model(named_models.config("test_vit", num_classes=1000))
+    tensors = timm_tensors.to_timm(tiny_vit.fill(variable_shapes(model)))
     tensors["head.bias"] = 100 * np.eye(1000, dtype=np.float32)[388]
     np.savez(folder / "test_vit.npz", **tensors)
     Image.new("RGB", (160, 160)).save(folder / "a.png")

@@ -13,9 +13,9 @@ from imagepiece_jax.common.files import LOCK, locked
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.recovery import recovery_step
 from imagepiece_jax.recovery.recover import NOTHING_BETTER
-from tests.command import call, sentence, start
-from tests.models import tiny
-from tests.pictures import write_plain
+from tests.helpers import tiny_vit
+from tests.helpers.picture_files import write_plain
+from tests.helpers.run_command import call, sentence, start
 
 REDUCTION = "--reduction=evit:keep_rate=.5:blocks=(1,)"
 
@@ -29,7 +29,7 @@ def words(tmp_path):
     draw = np.random.default_rng(0)
     for number, pixels in enumerate(draw.integers(0, 256, (48, 40, 30, 3), np.uint8)):
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{number:02}.png")
-    imagepiece_jax.save(tiny.pretrained(depth=3), tmp_path / "weights")
+    imagepiece_jax.save(tiny_vit.pretrained(depth=3), tmp_path / "weights")
     words = [tmp_path / "weights", tmp_path / "photos", f"--out={tmp_path / 'out'}"]
     return [*words, "--crop=.9", REDUCTION, "--steps=40", "--batch-size=8"]
 

@@ -5,22 +5,22 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.commands import visualize
-from tests.command import call, sentence
-from tests.models import tiny
-from tests.pictures import write_damaged
-from tests.visualize.traces import read_traces
+from tests.helpers import tiny_vit
+from tests.helpers.handmade_traces import read_traces
+from tests.helpers.picture_files import write_damaged
+from tests.helpers.run_command import call, sentence
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    vit = tiny.pretrained(embed_dim=64, num_heads=4, depth=1)
+    vit = tiny_vit.pretrained(embed_dim=64, num_heads=4, depth=1)
     return imagepiece_jax.save(vit, tmp_path_factory.mktemp("weights") / "mini")
 
 
 @pytest.fixture
 def folder(tmp_path):
     """Two images of the model's size, one damaged, and a text."""
-    folder = write_damaged(tmp_path / "images", tiny.SIDE)
+    folder = write_damaged(tmp_path / "images", tiny_vit.SIDE)
     (folder / "d.txt").write_text("no image")
     return folder
 
@@ -48,7 +48,7 @@ def test_a_folder_of_images_under_two_methods(tmp_path, weights, folder):
 
 
 def test_images_of_a_data_set_are_drawn(tmp_path):
-    vit = tiny.pretrained("tome:r=3", num_classes=10, image_size=16, depth=1)
+    vit = tiny_vit.pretrained("tome:r=3", num_classes=10, image_size=16, depth=1)
     weights = imagepiece_jax.save(vit, tmp_path / "w")
     call(visualize.main, weights, "digits", "--out", tmp_path / "page").ok()
     assert len([*(tmp_path / "page" / "figures").iterdir()]) == visualize.DRAWN

@@ -21,8 +21,8 @@ from imagepiece_jax.common.files import (
 )
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.weights.runs import own_files
-from tests.command import start
-from tests.refused import refused
+from tests.helpers.refused_calls import refused
+from tests.helpers.run_command import start
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])

@@ -20,16 +20,16 @@ from imagepiece_jax.training.cluster.job import (
     check_same_start,
     joined_cluster,
 )
-from tests import compiling, forked
-from tests.refused import refused
-from tests.rounding import assert_close
+from tests.helpers import compiling, forked_processes
+from tests.helpers.refused_calls import refused
+from tests.helpers.rounding import assert_close
 
 
 def start(devices, *arguments):
     """This file as a script in a process of its own, with that many CPU devices."""
     flags = f"{compiling.QUICK} --xla_force_host_platform_device_count={devices}"
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    return forked.Process([sys.executable, __file__, *arguments], env=env)
+    return forked_processes.Process([sys.executable, __file__, *arguments], env=env)
 
 
 def test_eight_devices():
@@ -39,9 +39,9 @@ def test_eight_devices():
 @pytest.mark.slow
 @pytest.mark.usefixtures("quickly_begun")
 def test_two_processes_of_two_devices():
-    port = str(forked.free_port())
+    port = str(forked_processes.free_port())
     children = [start(2, "process", process, port) for process in "01"]
-    assert forked.statuses(children, timeout=300) == [0, 0]
+    assert forked_processes.statuses(children, timeout=300) == [0, 0]
 
 
 def test_one_device_is_a_special_case_of_many():

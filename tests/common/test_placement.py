@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from imagepiece_jax.common.placement import Placement, device_samples
-from tests.refused import refused
+from tests.helpers.refused_calls import refused
 
 
 @pytest.mark.parametrize("samples, devices", [(12, 3), (12, 4), (9, 3), (4, 4), (5, 1)])

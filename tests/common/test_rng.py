@@ -16,8 +16,8 @@ from imagepiece_jax.common import rng
 from imagepiece_jax.common.rng import Purpose, batch_key, sample_keys
 from imagepiece_jax.models import variables
 from imagepiece_jax.models.variables import digest, fresh_variables
-from tests.models import tiny
-from tests.rounding import assert_close
+from tests.helpers import tiny_vit
+from tests.helpers.rounding import assert_close
 
 # Settings of JAX that a draw depends on unless `rng` fixes it, with another value.
 SETTINGS = {
@@ -150,8 +150,8 @@ def test_no_setting_changes_fresh_variables():
     """Nor flax's, by which the keys of parameters differ; with a convolutional stem."""
 
     def found():
-        learned = tiny.small("token_learner")
-        model = tiny.model(learned, stem="conv", depth=2)
+        learned = tiny_vit.small("token_learner")
+        model = tiny_vit.model(learned, stem="conv", depth=2)
         return digest(fresh_variables(model, seed=2**32 - 1))
 
     before = found()

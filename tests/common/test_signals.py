@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.command import start
+from tests.helpers.run_command import start
 
 ENDED = {
     signal.SIGINT: (130, "interrupted\n"),

@@ -22,8 +22,15 @@ from imagepiece_jax.data.batches import (
 )
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
-from tests.data.noise import Noise, global_batches, same, train, train_batches, values
-from tests.refused import refused
+from tests.helpers.noise_images import (
+    Noise,
+    global_batches,
+    same,
+    train,
+    train_batches,
+    values,
+)
+from tests.helpers.refused_calls import refused
 
 repeated = functools.partial(train, repeats=3)
 

@@ -18,15 +18,14 @@ from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.weights.run_files import read_class_names
-from tests import runs
-from tests.command import call, sentence
-from tests.models import tiny
-from tests.pictures import write_plain
-from tests.refused import refused
+from tests.helpers import small_runs, tiny_vit
+from tests.helpers.picture_files import write_plain
+from tests.helpers.refused_calls import refused
+from tests.helpers.run_command import call, sentence
 
 SMALL = {"model.depth": 1, "model.embed_dim": 8, "model.num_heads": 2}
 SMALL["reduction"] = "imagepiece:merge_blocks=():prune_blocks=()"
-configured = functools.partial(runs.configured, SMALL, {"num_classes": 2})
+configured = functools.partial(small_runs.configured, SMALL, {"num_classes": 2})
 
 
 @pytest.mark.parametrize(
@@ -59,7 +58,7 @@ def run(tmp_path_factory):
     config = RunConfig.from_config(configured())
     run_dir.record_start(workdir, config.to_dict())
     run_dir.record_classes(workdir, ("ant", "bee"))
-    variables = tiny.fill(variable_shapes(config.create_model()))
+    variables = tiny_vit.fill(variable_shapes(config.create_model()))
     checkpoints = Checkpoints(workdir)
     checkpoints.save(1, variables, {}, "best")
     checkpoints.save(1, variables, {})

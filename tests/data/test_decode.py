@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from imagepiece_jax.data.decode import UnreadableImage, decode, rgb, size
-from tests.command import start
-from tests.runs import ROOT
+from tests.helpers.run_command import start
+from tests.helpers.small_runs import ROOT
 
 
 def encoded(image, format, **options):

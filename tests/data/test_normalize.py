@@ -11,7 +11,7 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize, warn_of_range
 from imagepiece_jax.errors import InputError
-from tests.models import tiny
+from tests.helpers import tiny_vit
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5,) * 3, (0.5,) * 3  # of the AugReg ViTs
@@ -83,7 +83,7 @@ def swapped(leaf):
 
 def test_the_order_of_bytes_changes_nothing():
     """JAX takes the machine's alone; FITS files and old checkpoints have the other."""
-    vit = tiny.pretrained(num_classes=3, image_size=16, depth=1)
+    vit = tiny_vit.pretrained(num_classes=3, image_size=16, depth=1)
     images = np.float32(np.random.default_rng(0).normal(size=(2, 16, 16, 3)))
     program = imagepiece_jax.optimize(vit, batch_size=2)
     chex.assert_trees_all_equal(program(swapped(images)), program(images))

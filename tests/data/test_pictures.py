@@ -11,7 +11,7 @@ from PIL import Image
 from imagepiece_jax.data.pictures import as_source, find_images
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
-from tests.pictures import write_plain
+from tests.helpers.picture_files import write_plain
 
 NAMES = ("a.png", "b c.png", "d.png")
 

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.data.preprocessing import MAX_ASPECT, Preprocessing, resize_exactly
-from tests.data.noise import ramp, train_transform
-from tests.refused import refused
+from tests.helpers.noise_images import ramp, train_transform
+from tests.helpers.refused_calls import refused
 
 RNG = np.random.default_rng(0)
 DEIT = Preprocessing(28, crop=0.875)

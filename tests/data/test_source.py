@@ -15,8 +15,8 @@ from imagepiece_jax.data.sources.digits import read_digits
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
 from tests.data.test_preprocessing import filtered
-from tests.pictures import write_plain
-from tests.refused import refused
+from tests.helpers.picture_files import write_plain
+from tests.helpers.refused_calls import refused
 
 
 def labels_of(source):

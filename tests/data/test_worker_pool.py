@@ -21,11 +21,10 @@ from imagepiece_jax.data.worker_pool import read_ahead
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import RunData
-from tests import forked
-from tests.data import noise
-from tests.data.noise import Noise, same, train_transform
-from tests.data.tasks import Filled, train
-from tests.runs import configured
+from tests.helpers import forked_processes, noise_images
+from tests.helpers.noise_images import Noise, same, train_transform
+from tests.helpers.reading_tasks import Filled, train
+from tests.helpers.small_runs import configured
 
 
 @pytest.fixture(autouse=True)
@@ -134,8 +133,8 @@ def reading_forever(*words):
     reader, writer = map(open, os.pipe(), "rw")
     with reader:
         with writer:
-            command = [sys.executable, "-m", "tests.data.tasks", *words]
-            running = forked.Process(command, stdout=writer, stderr=writer)
+            command = [sys.executable, "-m", "tests.helpers.reading_tasks", *words]
+            running = forked_processes.Process(command, stdout=writer, stderr=writer)
         try:
             assert reader.readline() == "\n"
             yield running, reader
@@ -206,7 +205,7 @@ def own_memory():
 def test_memory_does_not_grow():
     """Batches have 5 MB: one kept in each epoch would be 75 MB more at the end."""
     options = {"transform": train_transform(160), "workers": 2, "threads": 2}
-    batches = noise.train_batches(Noise(64, size=64), 10_000, 64, **options)
+    batches = noise_images.train_batches(Noise(64, size=64), 10_000, 64, **options)
     epochs = [own_memory() for _, _ in zip(range(40), batches, strict=False)]
     batches.close()
     assert epochs[0] > 20

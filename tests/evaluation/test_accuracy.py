@@ -11,12 +11,12 @@ import pytest
 from imagepiece_jax.common import parallel
 from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.models.config import Execution
-from tests.models import tiny
-from tests.refused import refused
-from tests.rounding import assert_close
+from tests.helpers import tiny_vit
+from tests.helpers.refused_calls import refused
+from tests.helpers.rounding import assert_close
 
 # One program each: one by one, its operations take longer.
-correct_at = tiny.compiled(accuracy.correct_at, static_argnums=2)
+correct_at = tiny_vit.compiled(accuracy.correct_at, static_argnums=2)
 
 
 @pytest.mark.parametrize("k", [1, 5])
@@ -141,23 +141,23 @@ def test_each_image_is_in_the_order_of_the_set():
 
 def random_pass(model, images, order, batch_size):
     chex.clear_trace_counter()
-    variables = parallel.replicate(tiny.variables(model))
+    variables = parallel.replicate(tiny_vit.variables(model))
     batches = []
     for part in np.reshape(order, (-1, batch_size)):
-        one = batch([0] * batch_size, part % tiny.CLASSES)
+        one = batch([0] * batch_size, part % tiny_vit.CLASSES)
         batches.append(one | {"image": images[part][None], "index": part[None]})
     return accuracy.evaluate(accuracy.model_step(model, seed=3), variables, batches)
 
 
 def test_draws_of_an_image_depend_on_its_index_not_on_its_batch(traced_once):
     """Twelve times the same image: whatever differs was drawn."""
-    model = tiny.model("random:keep_rate=0.5:blocks=(0,)", depth=2)
+    model = tiny_vit.model("random:keep_rate=0.5:blocks=(0,)", depth=2)
     images = np.random.default_rng(0).integers(0, 256, (1, 20, 20, 3), np.uint8)
     images = images.repeat(12, 0)
     order = np.arange(12)
     per_image = random_pass(model, images, order, 6).per_image
     other = random_pass(model, images, order[::-1], 4).per_image
-    assert len(set(per_image["loss"][order % tiny.CLASSES == 0].tolist())) == 2
+    assert len(set(per_image["loss"][order % tiny_vit.CLASSES == 0].tolist())) == 2
     assert_close(other["loss"], per_image["loss"])
     np.testing.assert_array_equal(other["right"], per_image["right"])
 

@@ -10,15 +10,15 @@ from imagepiece_jax.data.source import FileSource
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation.annotations import annotations
-from tests.models import tiny
-from tests.refused import refused
+from tests.helpers import tiny_vit
+from tests.helpers.refused_calls import refused
 
-WIDTH = tiny.WIDTH
+WIDTH = tiny_vit.WIDTH
 
 
 @pytest.fixture(scope="module")
 def vit():
-    return tiny.pretrained(num_classes=0, depth=1)
+    return tiny_vit.pretrained(num_classes=0, depth=1)
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_files_that_do_not_fit(vit, folder, tmp_path):
     check("row 5", vectors=holed)
     check("row 6", vectors=zero)
     check("describe 0", paths=[f"no/{name}" for name in names])
-    check("--num-classes 0", model=tiny.pretrained(depth=1))
+    check("--num-classes 0", model=tiny_vit.pretrained(depth=1))
     (folder / "cat" / "00.png").touch()
     source = as_source(folder)
     check("'00.png'", "several")
@@ -128,7 +128,7 @@ def test_ends_that_name_several_images_stay_ambiguous_in_a_part(tmp_path):
     """A limit does not choose between two images of one name."""
     files = ["beach/dup.png", *(f"beach/{i}.png" for i in range(20)), "city/dup.png"]
     source = FileSource(str(tmp_path), files, np.zeros(len(files)))
-    vit = tiny.pretrained(num_classes=0)
+    vit = tiny_vit.pretrained(num_classes=0)
     width = vit.config.embed_dim
     np.save(tmp_path / "texts.npy", np.ones((20, width), np.float32))
     lines = ["dup.png", *files[1:20]]

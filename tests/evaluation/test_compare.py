@@ -24,9 +24,13 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE
 from tests.evaluation.test_annotations import write_texts
 from tests.evaluation.test_compare_outputs import slow_recall, votes
-from tests.experiments import tiny_paper
-from tests.exporters import photographs
-from tests.models import make, recoveries, tiny
+from tests.helpers import (
+    made_up_recoveries,
+    named_models,
+    small_photographs,
+    tiny_paper,
+    tiny_vit,
+)
 
 pytestmark = pytest.mark.usefixtures("evaluations_compiled_once")
 
@@ -68,7 +72,7 @@ def test_p_is_shown_where_it_is_below_005():
 
 
 def test_rows_without_a_name_are_two_costs():
-    vit = tiny.pretrained()
+    vit = tiny_vit.pretrained()
     rows = compare.rows_of(MeasuredWeights(vit, tiny_paper.images()))
     assert [row.name for row in rows] == ["0.6", "0.5"]
     for row, share in zip(rows, (0.6, 0.5), strict=True):
@@ -76,7 +80,7 @@ def test_rows_without_a_name_are_two_costs():
 
 
 def test_the_dense_model_is_there_once():
-    measured = MeasuredWeights(tiny.pretrained(), tiny_paper.images())
+    measured = MeasuredWeights(tiny_vit.pretrained(), tiny_paper.images())
     with pytest.raises(InputError, match="none is dense again"):
         compare.rows_of(measured, ["none"])
 
@@ -100,7 +104,7 @@ def on_digits(tmp_path):
 
 def test_a_recovered_model_is_compared_with_the_dense_one(tmp_path, on_digits):
     public = tiny_paper.pretrained(tmp_path, depth=2)
-    made = on_digits(recoveries.recovered(public, reductions=("tome:r=16",)))
+    made = on_digits(made_up_recoveries.recovered(public, reductions=("tome:r=16",)))
     rows = compare.rows_of(made, ["tome:r=16", "tome:r=1"])
     report = compare.measure(made, rows, made.cache)
     dense = on_digits(public).evaluate(DENSE)
@@ -128,11 +132,11 @@ def test_smaller_images_are_seen_by_the_dense_weights(tmp_path, on_digits):
     # Pillow's bicubic weights are those of a = -0.5, too.
     np.testing.assert_allclose(made[3, :, :, 1], np.asarray(want), atol=1e-5)
     fields = tiny_paper.FIELDS | {"image_size": both, "depth": 2}
-    model = create_model(make.config(**fields))
+    model = create_model(named_models.config(**fields))
     tensors = timm_tensors.to_timm(weights.variables)
     tensors = resize_positions.fit(tensors, model.config, weights.image_size)
     params = timm_tensors.from_timm(tensors, variable_shapes(model))["params"]
-    logits = tiny.logits(model)({"params": params}, made)
+    logits = tiny_vit.logits(model)({"params": params}, made)
     assert resized.vit.gmacs < weights.gmacs
     right = decode_bits(resized.evaluate(DENSE)["right"], 24)
     assert right.tolist() == (logits.argmax(axis=1) == labels).tolist()
@@ -149,12 +153,12 @@ def jpeg(image):
     return np.asarray(Image.open(file))
 
 
-@pytest.mark.parametrize("classes", [0, tiny.CLASSES])
+@pytest.mark.parametrize("classes", [0, tiny_vit.CLASSES])
 def test_without_labels_outputs_are_compared(tmp_path, classes):
     """Against NumPy and Pillow; a second call measures the new row alone."""
-    vit = tiny.pretrained(num_classes=classes, depth=2)
-    pixels = photographs.pixels_of(30)
-    folder = photographs.write(tmp_path / "photos", 30)
+    vit = tiny_vit.pretrained(num_classes=classes, depth=2)
+    pixels = small_photographs.pixels_of(30)
+    folder = small_photographs.write(tmp_path / "photos", 30)
     options = {"out": tmp_path / "out", "workers": 0, "batch_size": 8}
     report = compare.compare(vit, f"{folder}", reductions=["tome:r=6"], **options)
     images = {
@@ -165,12 +169,12 @@ def test_without_labels_outputs_are_compared(tmp_path, classes):
     outputs = {}
     for name, changed in images.items():
         normal = normalize(changed, vit.config.mean, vit.config.std)
-        outputs[name] = tiny.logits(vit.model)(vit.variables, normal)
+        outputs[name] = tiny_vit.logits(vit.model)(vit.variables, normal)
     order = np.random.default_rng(0).permutation(30)
     outputs["dense, images shuffled"] = outputs["dense"][order]
     reduced = vit.with_reduction("tome:r=6").model
     normal = normalize(pixels, vit.config.mean, vit.config.std)
-    outputs["tome:r=6"] = tiny.logits(reduced)(vit.variables, normal)
+    outputs["tome:r=6"] = tiny_vit.logits(reduced)(vit.variables, normal)
     assert {*report.figures} == {*outputs}
     dense = outputs["dense"]
     near = np.argsort(-cosine_rows(dense) @ cosine_rows(dense).T, axis=1)[:, 1:11]
@@ -204,17 +208,17 @@ def test_without_labels_outputs_are_compared(tmp_path, classes):
 
 def test_texts_and_class_folders(tmp_path, monkeypatch):
     """Unreadable images move the others' rows; texts are in another order."""
-    vit = tiny.pretrained(num_classes=0, depth=2)
+    vit = tiny_vit.pretrained(num_classes=0, depth=2)
     for seed, name in enumerate(("cat", "dog")):
-        photographs.write(tmp_path / "data" / name, 100, seed)
+        small_photographs.write(tmp_path / "data" / name, 100, seed)
     paths = sorted((tmp_path / "data").rglob("*.png"))
     for path in (paths.pop(125), paths.pop(3)):
         path.write_bytes(b"no image")
     pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
     normal = normalize(pixels, vit.config.mean, vit.config.std)
-    dense = np.asarray(tiny.logits(vit.model)(vit.variables, normal))
+    dense = np.asarray(tiny_vit.logits(vit.model)(vit.variables, normal))
     reduced = vit.with_reduction("tome:r=6").model
-    own = np.asarray(tiny.logits(reduced)(vit.variables, normal))
+    own = np.asarray(tiny_vit.logits(reduced)(vit.variables, normal))
     order = np.random.default_rng(0).permutation(198)[:150]
     noise = np.random.default_rng(1).normal(size=(150, dense.shape[1]))
     texts = dense[order] + 0.5 * noise
@@ -242,14 +246,16 @@ def test_texts_and_class_folders(tmp_path, monkeypatch):
 
 def test_classes_and_labels_decide_what_is_compared():
     """Accuracy needs both; a projection such as CLIP's has no classes."""
-    vit = tiny.pretrained(num_classes=10, image_size=16, depth=1)
+    vit = tiny_vit.pretrained(num_classes=10, image_size=16, depth=1)
     options = {"limit": 12, "reductions": ["tome:r=2"], "workers": 0}
     assert compare.compare(vit, "digits", **options).comparisons
     head = vit.variables["params"]["head"]
     params = {**vit.variables["params"], "head": {**head, "bias": 0 * head["bias"]}}
     unbiased = vit.with_variables({**vit.variables, "params": params})
     assert compare.compare(unbiased, "digits", **options).comparisons
-    report = compare.compare(tiny.of_problem(vit, "projection"), "digits", **options)
+    report = compare.compare(
+        tiny_vit.of_problem(vit, "projection"), "digits", **options
+    )
     assert "cosine" in str(report) and not report.comparisons
 
 
@@ -262,10 +268,10 @@ def test_other_outputs_than_one_class_per_image(tmp_path, problem_type, classes)
         wanted = {"first_class", "neighbors_kept"}
         if classes == 1:
             wanted = {"first_class"}
-    folder = photographs.write(tmp_path / "photographs", 14)
-    for data, side in ((f"{folder}", tiny.SIDE), ("digits", 16)):
-        vit = tiny.pretrained(num_classes=classes, image_size=side, depth=1)
-        vit = tiny.of_problem(vit, problem_type)
+    folder = small_photographs.write(tmp_path / "photographs", 14)
+    for data, side in ((f"{folder}", tiny_vit.SIDE), ("digits", 16)):
+        vit = tiny_vit.pretrained(num_classes=classes, image_size=side, depth=1)
+        vit = tiny_vit.of_problem(vit, problem_type)
         options = {"reductions": ["tome:r=2"], "workers": 0, "threads": 0}
         out = tmp_path / f"out{side}"
         report = compare.compare(vit, data, limit=14, out=out, **options)

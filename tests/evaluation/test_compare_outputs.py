@@ -7,7 +7,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import compare_outputs
 from imagepiece_jax.evaluation.compare_outputs import Annotations, fidelity
-from tests.refused import refused
+from tests.helpers.refused_calls import refused
 
 
 def slow_neighbors(rows, index=None):

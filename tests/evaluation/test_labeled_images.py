@@ -10,7 +10,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation.labeled_images import labeled_images
 from imagepiece_jax.models.problem_type import SINGLE_LABEL
-from tests.pictures import write_csv, write_plain
+from tests.helpers.picture_files import write_csv, write_plain
 
 VIT = types.SimpleNamespace(
     config=types.SimpleNamespace(num_classes=10, problem_type=SINGLE_LABEL),

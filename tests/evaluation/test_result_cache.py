@@ -6,7 +6,7 @@ import json
 import pytest
 
 from imagepiece_jax.evaluation.result_cache import FILE, ResultCache
-from tests.refused import refused
+from tests.helpers.refused_calls import refused
 
 SETTING = {"kind": "accuracy", "reduction": "evit:keep_rate=0.7"}
 

@@ -9,7 +9,7 @@ from scipy import stats
 
 from imagepiece_jax.evaluation import statistics
 from imagepiece_jax.evaluation.statistics import Estimate
-from tests.rounding import assert_close
+from tests.helpers.rounding import assert_close
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,9 @@ from imagepiece_jax.reduction.block_plan import StepCounts, build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.state import ReducerInputs
-from tests import oracles
-from tests.models import tiny
-from tests.models.make import facts
-from tests.reduction.steps import decide
+from tests.helpers import oracles, tiny_vit
+from tests.helpers.named_models import facts
+from tests.helpers.reduction_steps import decide
 
 FIELDS = [
     {"keep_rate": 0.77},
@@ -132,6 +131,6 @@ def test_controls_are_methods_while_they_are_registered():
     """By name in a model."""
     with controls.registered(), controls.registered():
         for name, kind in controls.CONTROLS.items():
-            vit = tiny.pretrained(tiny.IMAGEPIECE.replace("imagepiece", name))
+            vit = tiny_vit.pretrained(tiny_vit.IMAGEPIECE.replace("imagepiece", name))
             assert type(vit.reduction.method) is kind
     assert not {*METHODS} & {*controls.CONTROLS}

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests import markdown
+from tests.helpers import markdown
 
 pytest.importorskip("matplotlib")
 

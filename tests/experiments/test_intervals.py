@@ -7,7 +7,7 @@ from scipy import stats
 from experiments import intervals
 from imagepiece_jax.evaluation import statistics
 from tests.evaluation.test_statistics import pair
-from tests.rounding import assert_close
+from tests.helpers.rounding import assert_close
 
 
 @pytest.mark.parametrize(

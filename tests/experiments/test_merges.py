@@ -10,9 +10,9 @@ from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.state import ReducerInputs
-from tests.models import tiny
-from tests.reduction.steps import vectors
-from tests.rounding import assert_close
+from tests.helpers import tiny_vit
+from tests.helpers.reduction_steps import vectors
+from tests.helpers.rounding import assert_close
 
 
 def inputs(degrees, attention):
@@ -55,7 +55,7 @@ def _run(reducer, counts, tokens):
     }
 
 
-run = tiny.compiled(_run, static_argnums=(0, 1))
+run = tiny_vit.compiled(_run, static_argnums=(0, 1))
 
 
 # Ten tokens, six candidates in the order 6 1 5 7 3 8, split into A = 6 5 3, B = 1 7 8.
@@ -91,7 +91,7 @@ def test_all_pairs_of_candidates_by_hand():
     degrees = {6: 20, 5: 70, 3: 33, 1: 30, 7: 75, 8: 28}
     places = itertools.product((6, 5, 3), (1, 7, 8))
     pairs = [cosine(degrees[a] - degrees[b]) for a, b in places]
-    similarity = tiny.compiled(merges.candidate_similarity, static_argnums=1)
+    similarity = tiny_vit.compiled(merges.candidate_similarity, static_argnums=1)
     assert_close(similarity(TEN, TEN_COUNTS), [np.mean(pairs)])
 
 
@@ -128,7 +128,7 @@ def test_attentive_share_by_hand():
     """One of tokens 0, 3 and 4, 3, is among the two most attended."""
     merged = np.asarray([[True, False, False, True, True]])
     attention = np.asarray([[0.1, 0.5, 0.2, 0.3, 0.0]], np.float32)
-    share = tiny.compiled(merges.attentive_share, static_argnums=2)
+    share = tiny_vit.compiled(merges.attentive_share, static_argnums=2)
     assert_close(share(merged, attention, 2), [1 / 3], units=8)
 
 

@@ -13,8 +13,7 @@ from experiments.paper_tables import DENSE, TableRow, measure, table
 from imagepiece_jax.data.sources import digits
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reduction import Reduction
-from tests import runs
-from tests.experiments import tiny_paper
+from tests.helpers import small_runs, tiny_paper
 
 EVIT = "evit:keep_rate=0.5:blocks=(1,)"
 
@@ -107,7 +106,7 @@ def test_the_head_is_fresh_where_a_class_has_another_name(tmp_path, config, trai
 @pytest.mark.slow
 @pytest.mark.usefixtures("quickly_begun")
 def test_methods_are_trained_once_and_compared(tmp_path, config, capfd, monkeypatch):
-    runs.compile_once(monkeypatch)
+    small_runs.compile_once(monkeypatch)
     config.model.depth = 1
     evit = EVIT.replace("blocks=(1,)", "blocks=(0,)")
     maker = finetuner(tmp_path, config)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import neighbors
-from tests import markdown
+from tests.helpers import markdown
 
 FOLDER = markdown.ROOT / neighbors.FOLDER
 

@@ -7,8 +7,7 @@ from experiments import controls, hyperspeed, paper_tables, published
 from experiments.models import OffTheShelf
 from experiments.paper import Answers, Study
 from imagepiece_jax.evaluation.result_cache import plan_facts
-from tests import markdown
-from tests.models import tiny
+from tests.helpers import markdown, tiny_vit
 
 IMAGES = 1000
 
@@ -35,7 +34,7 @@ class Monotone(Study):
 @pytest.fixture
 def study(tmp_path):
     size = {"name": "deit_ti", "image_size": 224, "num_classes": 1000}
-    models = OffTheShelf(tiny.loaded("none", **size, stem="patch"))
+    models = OffTheShelf(tiny_vit.loaded("none", **size, stem="patch"))
     return Monotone(models=models, images=Photographs(), out=tmp_path)
 
 

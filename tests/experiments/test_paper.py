@@ -5,8 +5,8 @@ import pytest
 import imagepiece_jax
 from experiments import paper
 from imagepiece_jax.evaluation.result_cache import FILE
-from tests.command import call
-from tests.experiments import tiny_paper
+from tests.helpers import tiny_paper
+from tests.helpers.run_command import call
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,8 @@ from experiments.paper_tables import DENSE, TableRow
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluation.result_cache import FILE, read_lines
 from imagepiece_jax.models.config import MEAN, STD
-from tests.experiments import tiny_paper
-from tests.models import tiny
-from tests.oracles import log_softmax
+from tests.helpers import tiny_paper, tiny_vit
+from tests.helpers.oracles import log_softmax
 
 TOME = "tome:r=4"
 
@@ -35,7 +34,7 @@ def test_figures_are_those_of_plain_numpy(study, pretrained):
     batches = list(study.images.batches())
     pixels = np.concatenate([batch["image"][0] for batch in batches])
     label = np.concatenate([batch["label"][0] for batch in batches])
-    logits = tiny.logits(model)(variables, normalize(pixels, MEAN, STD))
+    logits = tiny_vit.logits(model)(variables, normalize(pixels, MEAN, STD))
     order = np.argsort(-logits, axis=1, kind="stable")
     right = order[:, 0] == label
     losses = -log_softmax(logits)[np.arange(24), label]

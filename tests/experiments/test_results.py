@@ -6,7 +6,7 @@ from experiments import results
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.reduction_plan import with_plan
 from imagepiece_jax.reduction.reduction import Reduction
-from tests import markdown
+from tests.helpers import markdown
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from imagepiece_jax.benchmark.timer import Timing
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.create import create_model
-from tests.models import tiny
+from tests.helpers import tiny_vit
 
 
 def test_forms_take_turns_in_each_runtime(monkeypatch):
@@ -17,8 +17,8 @@ def test_forms_take_turns_in_each_runtime(monkeypatch):
     rules = Timing(warmup=1, repeats=2, seconds=0.0)
     monkeypatch.setattr(towers, "RULES", rules)
     forms = {
-        towers.DENSE: tiny.pretrained(None, num_classes=0),
-        "0.5": tiny.pretrained("tome:macs=0.5", num_classes=0),
+        towers.DENSE: tiny_vit.pretrained(None, num_classes=0),
+        "0.5": tiny_vit.pretrained("tome:macs=0.5", num_classes=0),
     }
     rows = towers.measure(forms)
     for runtime in towers.RUNTIMES:

@@ -14,8 +14,7 @@ from imagepiece_jax.benchmark.timer import Timing
 from imagepiece_jax.data.source import ArraySource
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights.save import save
-from tests import markdown
-from tests.models import tiny
+from tests.helpers import markdown, tiny_vit
 
 DENSE = Cell("deit", "dense", "float32")
 REDUCED = DENSE._replace(form="0.6")
@@ -30,9 +29,9 @@ def tried(tmp_path_factory):
     pytest.importorskip("openvino")
     folder = tmp_path_factory.mktemp("types")
     rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (COUNT, tiny.SIDE, tiny.SIDE, 3), np.uint8)
-    photographs = ArraySource([*pixels], np.arange(COUNT) % tiny.CLASSES)
-    vit = tiny.pretrained()
+    pixels = rng.integers(0, 256, (COUNT, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.uint8)
+    photographs = ArraySource([*pixels], np.arange(COUNT) % tiny_vit.CLASSES)
+    vit = tiny_vit.pretrained()
     path = str(save(vit, folder / "weights"))
     weights = {"deit": path, "deit-0.6": path}
     study = types.Study(folder / "files", photographs, weights, judged=COUNT // 2)
@@ -51,7 +50,7 @@ def test_even_photographs_judge_and_odd_ones_calibrate(tried):
 def test_lines_have_the_answers_of_the_model(tried):
     config = tried.vit.config
     images = ((tried.pixels[::2] / 255 - config.mean) / config.std).astype(np.float32)
-    answer = tiny.logits(tried.vit.model)
+    answer = tiny_vit.logits(tried.vit.model)
     first = answer(tried.vit.variables, images).argmax(1)
     first_mirrored = answer(tried.vit.variables, images[:, :, ::-1]).argmax(1)
     lines = {cell: tried.study.measure(cell) for cell in (DENSE, MIRRORED)}

@@ -19,13 +19,12 @@ from imagepiece_jax.exporters import card
 from imagepiece_jax.models.problem_type import MULTI_LABEL, REGRESSION
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.recovery.recovery_images import divided
-from tests.command import call
 from tests.evaluation.test_annotations import write_texts
 from tests.evaluation.test_compare_outputs import slow_recall, votes
-from tests.exporters import photographs
 from tests.exporters.test_tower import clip
-from tests.models import recoveries, tiny
-from tests.refused import refused
+from tests.helpers import made_up_recoveries, small_photographs, tiny_vit
+from tests.helpers.refused_calls import refused
+from tests.helpers.run_command import call
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -64,11 +63,11 @@ def kept_by_hand(own, base):
     return 100 * np.mean(shares)
 
 
-@pytest.mark.parametrize("classes", [tiny.CLASSES, 0])
+@pytest.mark.parametrize("classes", [tiny_vit.CLASSES, 0])
 def test_figures_are_those_of_the_files(tmp_path, classes):
-    vit = tiny.pretrained("tome:r=3", depth=2, num_classes=classes)
+    vit = tiny_vit.pretrained("tome:r=3", depth=2, num_classes=classes)
     saved = imagepiece_jax.save(vit, tmp_path / "w")
-    folder = photographs.write(tmp_path / "photos", 60)
+    folder = small_photographs.write(tmp_path / "photos", 60)
     words = [saved, tmp_path / "half", "--dtype=float16", "--images", folder]
     if not classes:
         words += ["--layout", "transformers"]
@@ -121,10 +120,10 @@ def test_figures_are_those_of_the_files(tmp_path, classes):
 
 def test_texts_and_class_folders_join_the_card(tmp_path):
     """Of images that are held out, with some unreadable ones before them."""
-    vit = tiny.pretrained("tome:r=3", depth=2, num_classes=0)
+    vit = tiny_vit.pretrained("tome:r=3", depth=2, num_classes=0)
     saved = imagepiece_jax.save(vit, tmp_path / "w")
     for seed, name in enumerate(("cat", "dog")):
-        photographs.write(tmp_path / "photos" / name, 60, seed)
+        small_photographs.write(tmp_path / "photos" / name, 60, seed)
     files = sorted((tmp_path / "photos").rglob("*.png"))
     vectors = np.asarray(imagepiece_jax.features(vit, [*map(str, files)]).pooled)
     texts = vectors + 0.8 * np.random.default_rng(0).normal(size=vectors.shape)
@@ -154,8 +153,8 @@ def test_texts_and_class_folders_join_the_card(tmp_path):
 
 
 def test_the_card_of_another_file_or_person_is_no_card_of_this_one(tmp_path):
-    vit = tiny.pretrained("tome:r=3", depth=1)
-    pixels = photographs.pixels_of(30)
+    vit = tiny_vit.pretrained("tome:r=3", depth=1)
+    pixels = small_photographs.pixels_of(30)
     out = tmp_path / "m.onnx"
     page = tmp_path / "README.md"
     page.write_text("mine")
@@ -173,17 +172,17 @@ def test_the_card_of_another_file_or_person_is_no_card_of_this_one(tmp_path):
 
 
 def test_images_must_leave_some_to_compare(tmp_path):
-    vit = tiny.pretrained("tome:r=3", depth=1)
+    vit = tiny_vit.pretrained("tome:r=3", depth=1)
     out = tmp_path / "m.onnx"
-    copies = np.repeat(photographs.pixels_of(2), 20, axis=0)
-    for images, word in ((photographs.pixels_of(9), "9"), (copies, "alike")):
+    copies = np.repeat(small_photographs.pixels_of(2), 20, axis=0)
+    for images, word in ((small_photographs.pixels_of(9), "9"), (copies, "alike")):
         with refused("images", word):
             imagepiece_jax.export(vit, out, dtype="int8", images=images)
     with refused("int8", "--images"):
         imagepiece_jax.export(vit, out, dtype="int8")
     with refused("dtype", "bfloat16"):
         imagepiece_jax.export(vit, out, dtype="bfloat16")
-    folder = photographs.write(tmp_path / "photos", 30)
+    folder = small_photographs.write(tmp_path / "photos", 30)
     for file in folder.iterdir():
         file.write_bytes(file.read_bytes()[:40])
     with refused("images"):
@@ -193,17 +192,17 @@ def test_images_must_leave_some_to_compare(tmp_path):
 
 @pytest.mark.parametrize("problem_type, classes", [(REGRESSION, 3), (MULTI_LABEL, 1)])
 def test_numbers_have_no_directions(tmp_path, problem_type, classes):
-    vit = tiny.pretrained("tome:r=3", depth=1, num_classes=classes)
-    vit = tiny.of_problem(vit, problem_type)
-    out = imagepiece_jax.export(vit, tmp_path, images=photographs.pixels_of(30))
+    vit = tiny_vit.pretrained("tome:r=3", depth=1, num_classes=classes)
+    vit = tiny_vit.of_problem(vit, problem_type)
+    out = imagepiece_jax.export(vit, tmp_path, images=small_photographs.pixels_of(30))
     facts = json.loads(out.with_name("model.onnx.json").read_text())
     figure = "difference" if problem_type == REGRESSION else "first_class"
     assert facts["card"]["fidelity"]["file"].keys() == {figure}
 
 
 def test_a_page_has_a_section_for_every_file(tmp_path):
-    vit = tiny.pretrained("tome:r=3", depth=1)
-    pixels = photographs.pixels_of(30)
+    vit = tiny_vit.pretrained("tome:r=3", depth=1)
+    pixels = small_photographs.pixels_of(30)
     page = tmp_path / "README.md"
 
     def named():
@@ -225,7 +224,7 @@ LICENSES = ["apache-2.0", "CC BY-NC 4.0: see LICENSE", "[a, b]", "a # b", "Two\n
 @pytest.mark.parametrize("license", [*LICENSES, "no", "1.0", '"é" 雪'])
 def test_yaml_reads_the_license_as_it_is(tmp_path, license):
     yaml = pytest.importorskip("yaml")
-    vit = tiny.pretrained("tome:r=3", depth=1)
+    vit = tiny_vit.pretrained("tome:r=3", depth=1)
     source = dataclasses.replace(vit.source, license=license)
     vit = dataclasses.replace(vit, source=source)
     facts = FACTS | {"card": CARD}
@@ -235,17 +234,17 @@ def test_yaml_reads_the_license_as_it_is(tmp_path, license):
 
 def test_images_that_recovered_the_model_are_not_compared(tmp_path):
     """Others were added to the folder since, which moves the even spacing."""
-    folder = photographs.write(tmp_path / "photos", 60)
-    vit = recover(tiny.pretrained("tome:r=3", depth=1), folder, steps=1)
+    folder = small_photographs.write(tmp_path / "photos", 60)
+    vit = recover(tiny_vit.pretrained("tome:r=3", depth=1), folder, steps=1)
     assert vit.recovery.variants[0].learned
-    vit = recoveries.recovered(vit)  # as if something was better
+    vit = made_up_recoveries.recovered(vit)  # as if something was better
     learned = divided(as_source(folder), 16)
     variant = dataclasses.replace(
         vit.recovery.variants[0], depth=1, learned=learned.digests
     )
     vit = dataclasses.replace(vit, recovery=Recovery((variant,)))
     names = {pathlib.Path(learned.learned.name(i)).name for i in range(44)}
-    photographs.write(tmp_path / "more", 7, seed=1)
+    small_photographs.write(tmp_path / "more", 7, seed=1)
     for file in (tmp_path / "more").iterdir():
         file.rename(folder / f"0{file.name}")
     saved = imagepiece_jax.save(vit, tmp_path / "w")
@@ -260,7 +259,7 @@ def test_images_that_recovered_the_model_are_not_compared(tmp_path):
 
 @pytest.mark.parametrize("learned", [None, "00000000"])
 def test_a_card_says_whether_it_knows_what_recovered(tmp_path, learned):
-    vit = recoveries.recovered(tiny.pretrained("tome:r=3"))
+    vit = made_up_recoveries.recovered(tiny_vit.pretrained("tome:r=3"))
     (variant,) = vit.recovery.variants
     variant = dataclasses.replace(variant, learned=learned)
     vit = dataclasses.replace(vit, recovery=Recovery((variant,)))
@@ -272,22 +271,26 @@ def test_a_card_says_whether_it_knows_what_recovered(tmp_path, learned):
 
 def test_images_of_one_name_in_two_folders_differ(tmp_path):
     for seed, name in enumerate("ab"):
-        photographs.write(tmp_path / name, 20, seed)
+        small_photographs.write(tmp_path / name, 20, seed)
     folders = [tmp_path / name for name in "ab"]
-    images = card.divided_images(tiny.pretrained("tome:r=3"), folders)
+    images = card.divided_images(tiny_vit.pretrained("tome:r=3"), folders)
     names = images.compared_names
     assert len({*names}) == len(names)
     assert {name.split("/")[0] for name in names} == {"a", "b"}
     for name, pixels in zip(names, images.compared, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / name)), pixels)
-    saved = imagepiece_jax.save(tiny.pretrained("tome:r=3", depth=1), tmp_path / "w")
+    saved = imagepiece_jax.save(
+        tiny_vit.pretrained("tome:r=3", depth=1), tmp_path / "w"
+    )
     call(export.main, saved, tmp_path / "v1", "--images", *folders).ok()
     facts = json.loads((tmp_path / "v1" / "model.onnx.json").read_text())
     assert {*facts["card"]["images"]} == {*names}
 
 
 def test_the_vector_of_a_projection_is_no_class(tmp_path):
-    out = imagepiece_jax.export(clip(), tmp_path, images=photographs.pixels_of(30))
+    out = imagepiece_jax.export(
+        clip(), tmp_path, images=small_photographs.pixels_of(30)
+    )
     facts = json.loads(out.with_name("model.onnx.json").read_text())
     assert facts["activation"] is None
     assert "cosine_mean" in facts["card"]["fidelity"]["file"]
@@ -296,8 +299,8 @@ def test_the_vector_of_a_projection_is_no_class(tmp_path):
 
 def test_tokens_that_no_head_pools_are_no_vectors(tmp_path):
     """A reduced model has fewer of them."""
-    vit = tiny.pretrained("tome:r=3", depth=1, num_classes=0, pool="none")
-    pixels = photographs.pixels_of(30)
+    vit = tiny_vit.pretrained("tome:r=3", depth=1, num_classes=0, pool="none")
+    pixels = small_photographs.pixels_of(30)
     for output in ("logits", "features"):
         with refused("pool", "--output patches"):
             imagepiece_jax.export(vit, tmp_path, images=pixels, output=output)
@@ -308,14 +311,14 @@ def test_tokens_that_no_head_pools_are_no_vectors(tmp_path):
 
 def test_a_folder_named_as_the_card_is_left_alone(tmp_path):
     (tmp_path / "README.md").mkdir()
-    imagepiece_jax.export(tiny.pretrained(depth=1), tmp_path / "m.onnx")
+    imagepiece_jax.export(tiny_vit.pretrained(depth=1), tmp_path / "m.onnx")
     assert (tmp_path / "README.md").is_dir()
     assert (tmp_path / "m.onnx.json").exists()
 
 
 def test_damaged_images_are_left_out(tmp_path):
-    vit = tiny.pretrained("tome:r=3", depth=1)
-    folder = photographs.write(tmp_path / "photos", 40)
+    vit = tiny_vit.pretrained("tome:r=3", depth=1)
+    folder = small_photographs.write(tmp_path / "photos", 40)
     damaged = sorted(folder.iterdir())[::3]
     for file in damaged:
         file.write_bytes(b"no image")

@@ -12,11 +12,11 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.exporters import largest_numbers
 from imagepiece_jax.exporters.onnx_model import onnx_model
 from imagepiece_jax.models.pretrained import Pretrained
-from tests.command import call
-from tests.exporters.photographs import pixels_of, write
-from tests.models import tiny
+from tests.helpers import tiny_vit
+from tests.helpers.refused_calls import refused
+from tests.helpers.run_command import call
+from tests.helpers.small_photographs import pixels_of, write
 from tests.models.test_vit_families import FAMILIES
-from tests.refused import refused
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -45,7 +45,7 @@ def logits_of(graph, images):
     return session.run(None, {"images": images})[0]
 
 
-IMAGES = np.asarray(tiny.images(2))
+IMAGES = np.asarray(tiny_vit.images(2))
 INSIDE = {"blocks_1/mlp/fc1/kernel": 1e6, "blocks_1/mlp/fc2/kernel": 1e-6}
 # The stream is large from one block's end to the end of the next block.
 STREAM = {"blocks_0/mlp/fc2/bias": 1e5, "blocks_1/mlp/fc2/bias": -1e5}
@@ -54,9 +54,9 @@ STEM = {"pos_embed": 1e6, "norm_pre/scale": 1}
 POOL = {"attn_pool/v/kernel": 1e6, "attn_pool/proj/kernel": 1e-6}
 END = {"blocks_2/attn/proj/kernel": 1e7}
 CASES = {
-    "inside": (tiny.EVIT, None, INSIDE, ["blocks_1"]),
+    "inside": (tiny_vit.EVIT, None, INSIDE, ["blocks_1"]),
     "merged": ("tome:r=3", None, INSIDE, ["blocks_1"]),
-    "stream": (tiny.EVIT, None, STREAM, ["blocks_0", "blocks_1"]),
+    "stream": (tiny_vit.EVIT, None, STREAM, ["blocks_0", "blocks_1"]),
     "stem": (None, "clip", STEM, ["norm_pre"]),
     "pool": (None, "siglip", POOL, ["attn_pool"]),
     "end": (None, None, END, ["blocks_2", "norm"]),
@@ -68,7 +68,7 @@ def test_parts_with_large_numbers_stay_float32(tmp_path, case):
     """Without it the outputs are not finite."""
     reduction, family, change, parts = CASES[case]
     arch = {} if family is None else {"arch": FAMILIES[family]}
-    vit = changed(tiny.pretrained(reduction, **arch), **change)
+    vit = changed(tiny_vit.pretrained(reduction, **arch), **change)
     half = vit.model.with_execution(dtype=np.dtype(np.float16))
     control = logits_of(onnx_model(Pretrained(half, vit.variables)), IMAGES)
     assert not np.isfinite(control).all()
@@ -87,7 +87,7 @@ def test_parts_with_large_numbers_stay_float32(tmp_path, case):
 
 
 def test_a_model_of_usual_numbers_is_float16_except_its_stem(tmp_path):
-    vit = tiny.pretrained(tiny.EVIT)
+    vit = tiny_vit.pretrained(tiny_vit.EVIT)
     imagepiece_jax.export(vit, tmp_path / "m.onnx", dtype="float16")
     imagepiece_jax.export(vit, tmp_path / "wide.onnx")
     for name, parts in (("m", ["patch_embed"]), ("wide", [])):
@@ -96,7 +96,7 @@ def test_a_model_of_usual_numbers_is_float16_except_its_stem(tmp_path):
 
 
 def test_the_command_and_the_card_name_the_parts(tmp_path):
-    vit = changed(tiny.pretrained(tiny.EVIT), **INSIDE)
+    vit = changed(tiny_vit.pretrained(tiny_vit.EVIT), **INSIDE)
     saved = imagepiece_jax.save(vit, tmp_path / "w")
     folder = write(tmp_path / "photos", 40)
     words = [saved, tmp_path / "half", "--dtype=float16", "--images", folder]
@@ -108,7 +108,7 @@ def test_the_command_and_the_card_name_the_parts(tmp_path):
 
 
 def test_a_stream_that_stays_large_is_refused(tmp_path):
-    vit = changed(tiny.pretrained(tiny.EVIT), **{"blocks_0/mlp/fc2/bias": 1e6})
+    vit = changed(tiny_vit.pretrained(tiny_vit.EVIT), **{"blocks_0/mlp/fc2/bias": 1e6})
     vit = changed(vit, **{"blocks_0/norm1/bias": 1e5})
     with refused("float16", "blocks_0", "e+0", "export float32"):
         imagepiece_jax.export(vit, tmp_path / "new", dtype="float16")
@@ -123,7 +123,7 @@ INFINITE = {"blocks_1/mlp/fc1/kernel": 1e30, "blocks_1/mlp/fc2/kernel": 1e30}
 def test_a_model_without_finite_outputs_is_not_written(tmp_path, dtype, images):
     if dtype == "int8" and images is None:
         pytest.skip("int8 needs images")
-    good = tiny.pretrained(depth=2)
+    good = tiny_vit.pretrained(depth=2)
     file = imagepiece_jax.export(good, tmp_path / "m.onnx")
     before = file.read_bytes()
     vit = changed(good, **INFINITE)
@@ -135,7 +135,7 @@ def test_a_model_without_finite_outputs_is_not_written(tmp_path, dtype, images):
 
 
 def test_nan_names_its_part():
-    vit = tiny.pretrained(depth=1)
+    vit = tiny_vit.pretrained(depth=1)
     vit.variables["params"]["pos_embed"][:] = np.nan
     with refused("not finite", "patch_embed"):
         largest_numbers.find(vit)
@@ -143,7 +143,7 @@ def test_nan_names_its_part():
 
 def test_a_file_without_finite_outputs_does_not_replace_another(tmp_path, monkeypatch):
     """As if its images had smaller numbers than those that are compared."""
-    good = tiny.pretrained(tiny.EVIT)
+    good = tiny_vit.pretrained(tiny_vit.EVIT)
     file = imagepiece_jax.export(good, tmp_path / "m.onnx", dtype="float16")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.setattr(largest_numbers, "LIMIT", np.inf)
@@ -156,14 +156,14 @@ def test_a_file_without_finite_outputs_does_not_replace_another(tmp_path, monkey
 
 def test_largest_numbers_are_those_of_a_pass():
     """Of a few given images, by the tokens that follow the stem."""
-    vit = tiny.pretrained(depth=2)
-    white = np.full((3, tiny.SIDE, tiny.SIDE, 3), 255, np.uint8)
+    vit = tiny_vit.pretrained(depth=2)
+    white = np.full((3, tiny_vit.SIDE, tiny_vit.SIDE, 3), 255, np.uint8)
     found = largest_numbers.find(vit)
     given = largest_numbers.find(vit, white)
     assert [*found] == ["patch_embed", "blocks_0", "blocks_1", "norm", "head"]
     assert given["patch_embed"] >= found["patch_embed"]
     images = normalize(white, vit.config.mean, vit.config.std)
-    _, tokens = tiny.traced_blocks(vit.model, vit.variables, images)
+    _, tokens = tiny_vit.traced_blocks(vit.model, vit.variables, images)
     for block, x in enumerate(tokens):
         assert given[f"blocks_{block}"] >= np.abs(x).max()
     scaled = changed(vit, **{"norm/bias": 1e3})
@@ -173,7 +173,7 @@ def test_largest_numbers_are_those_of_a_pass():
 def test_logits_of_attention_are_bounded():
     """Queries and keys fit, and their products do not."""
     change = {"blocks_1/attn/q/kernel": 2e3, "blocks_1/attn/k/kernel": 2e3}
-    vit = changed(tiny.pretrained(depth=3), **change)
+    vit = changed(tiny_vit.pretrained(depth=3), **change)
     largest = largest_numbers.find(vit)
     half = largest_numbers.in_float16(vit.model, largest)
     assert half.execution.float32_parts == ("patch_embed", "blocks_1")
@@ -181,7 +181,7 @@ def test_logits_of_attention_are_bounded():
 
 def test_numbers_of_a_float32_head_may_be_large(tmp_path):
     """As those of a regression."""
-    vit = changed(tiny.pretrained(tiny.EVIT), **{"head/kernel": 1e6})
+    vit = changed(tiny_vit.pretrained(tiny_vit.EVIT), **{"head/kernel": 1e6})
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx", dtype="float16")
     logits = logits_of(onnx.load(file), IMAGES)
     assert np.isfinite(logits).all() and np.abs(logits).max() > 65504

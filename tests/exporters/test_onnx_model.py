@@ -43,11 +43,11 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
-from tests.models import tiny
+from tests.helpers import tiny_vit
+from tests.helpers.refused_calls import refused
+from tests.helpers.rounding import assert_close
 from tests.models.test_vit_families import FAMILIES
 from tests.reduction.test_moves import make
-from tests.refused import refused
-from tests.rounding import assert_close
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -67,8 +67,8 @@ SHORT = {
     "prune_blocks": (0,),  # after its attention: in the last block logits would be
     "merge_blocks": (1,),  # the same without
 }
-IMAGEPIECE = tiny.changed(tiny.IMAGEPIECE, prune_blocks=(0,), merge_blocks=(1,))
-EVIT = tiny.changed(tiny.EVIT, blocks=(0,))
+IMAGEPIECE = tiny_vit.changed(tiny_vit.IMAGEPIECE, prune_blocks=(0,), merge_blocks=(1,))
+EVIT = tiny_vit.changed(tiny_vit.EVIT, blocks=(0,))
 
 
 def session_of(graph):
@@ -98,19 +98,23 @@ def run_openvino(graph, *batches):
 @functools.cache
 def by_jax(model, side):
     """(variables, images, logits) of a model: two images."""
-    variables = tiny.variables(model)
-    images = tiny.images(2, side=side)
+    variables = tiny_vit.variables(model)
+    images = tiny_vit.images(2, side=side)
     return variables, images, logits_of(model, variables, images)
 
 
 def logits_of(model, variables, images):
     """JAX's; what nobody reads of Outputs need not be compiled."""
-    run = tiny.jit(lambda *args: model.apply(*args).logits)
+    run = tiny_vit.jit(lambda *args: model.apply(*args).logits)
     return run(variables, images)
 
 
 def check(
-    model, side=tiny.SIDE, batch_size=None, gathers=False, runtimes=(run, run_openvino)
+    model,
+    side=tiny_vit.SIDE,
+    batch_size=None,
+    gathers=False,
+    runtimes=(run, run_openvino),
 ):
     """The graph of `model`, which gives the logits of JAX for two images and one."""
     variables, images, want = by_jax(model, side)
@@ -144,12 +148,12 @@ def with_constants_per_row(graph):
 
 def short(name, arch=None):
     """A model with two or three blocks, reduced in two of them."""
-    reduction = tiny.small(name)
+    reduction = tiny_vit.small(name)
     if name in ("mctf", "token_pooling"):  # which begin at the second block
-        return tiny.model(reduction, depth=3, arch=arch)
+        return tiny_vit.model(reduction, depth=3, arch=arch)
     typed = [field for field in SHORT if f":{field}=" in reduction]
-    reduction = tiny.changed(reduction, **{field: SHORT[field] for field in typed})
-    return tiny.model(reduction, depth=2, arch=arch)
+    reduction = tiny_vit.changed(reduction, **{field: SHORT[field] for field in typed})
+    return tiny_vit.model(reduction, depth=2, arch=arch)
 
 
 @pytest.mark.parametrize("family", ["siglip", "gap"])
@@ -169,7 +173,7 @@ def test_a_reduction_adds_few_nodes(name, most):
     """A CPU takes microseconds to start a node, however small its arrays are."""
     counts = []
     for model in (short("none"), short(name)):
-        graph = onnx_model(Pretrained(model, tiny.variables(model)))
+        graph = onnx_model(Pretrained(model, tiny_vit.variables(model)))
         counts.append(len(graph.graph.node))
     dense, reduced = counts
     assert reduced - dense <= 2 * most
@@ -182,16 +186,16 @@ PRUNING = "diffrate:prune=(24,20,15):merge=(24,17,15)"
 @pytest.mark.parametrize(
     "reduction, options, batch_size",
     [
-        (tiny.changed(EVIT, score="shift"), {}, None),
-        (tiny.changed(EVIT, score="class_and_mean"), {}, None),
+        (tiny_vit.changed(EVIT, score="shift"), {}, None),
+        (tiny_vit.changed(EVIT, score="class_and_mean"), {}, None),
         ("peaks:blocks=(0,1)", {"arch": FAMILIES["gap"]}, 1),  # no class token
         (EVIT, {"image_size": (12, 28)}, None),
         (PRUNING, {"depth": 3}, 2),
     ],
 )
 def test_other_forms_have_the_logits_of_jax(reduction, options, batch_size):
-    model = tiny.model(reduction, **{"depth": 2} | options)
-    check(model, options.get("image_size", tiny.SIDE), batch_size)
+    model = tiny_vit.model(reduction, **{"depth": 2} | options)
+    check(model, options.get("image_size", tiny_vit.SIDE), batch_size)
 
 
 # One public model of each architecture, and of each form of rotary positions.
@@ -231,7 +235,7 @@ def with_all_pairs(archs):
 def small(name, reduction=None, depth=2):
     """A tiny model of an architecture by its name; a public one's grid is another."""
     arch = (FAMILIES | ARCHITECTURES)[name]
-    return tiny.model(reduction, arch=arch, embed_dim=24, depth=depth)
+    return tiny_vit.model(reduction, arch=arch, embed_dim=24, depth=depth)
 
 
 @pytest.mark.parametrize("name", with_all_pairs(FAMILIES | ARCHITECTURES))
@@ -240,7 +244,7 @@ def test_pairs_of_fields_of_all_architectures_have_the_logits_of_jax(name):
     check(small(name, "tome:r=2:inflection=-1.0"), runtimes=[run])
 
 
-MERGED = tiny.changed(tiny.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,))
+MERGED = tiny_vit.changed(tiny_vit.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,))
 MEANS = "token_learner:num_tokens=8:block=0"
 
 
@@ -255,7 +259,7 @@ def test_rotary_positions_of_merged_and_of_learned_tokens(planes, reduction, dep
 
 
 def test_the_conv_stem():
-    graph = check(tiny.model(IMAGEPIECE, stem="conv", depth=2))
+    graph = check(tiny_vit.model(IMAGEPIECE, stem="conv", depth=2))
     order = [node.op_type for node in graph.graph.node]
     first = order.index("Conv")
     last = len(order) - order[::-1].index("Conv")
@@ -265,15 +269,15 @@ def test_the_conv_stem():
 
 def test_the_format_is_the_oldest_that_has_the_operators():
     """Opset 20 came with IR 9 (the table of versions in ONNX's docs)."""
-    model = onnx_model(tiny.pretrained())
+    model = onnx_model(tiny_vit.pretrained())
     assert (model.opset_import[0].version, model.ir_version) == (20, 9)
 
 
 def test_a_fixed_batch_has_fixed_shapes_and_whole_nodes():
     """Norms and GELUs in half precision are sound only where they are one node."""
-    graph = check(tiny.model(IMAGEPIECE, depth=2), batch_size=2)
+    graph = check(tiny_vit.model(IMAGEPIECE, depth=2), batch_size=2)
     sides = graph.graph.input[0].type.tensor_type.shape.dim
-    assert [side.dim_value for side in sides] == [2, tiny.SIDE, tiny.SIDE, 3]
+    assert [side.dim_value for side in sides] == [2, tiny_vit.SIDE, tiny_vit.SIDE, 3]
     kinds = collections.Counter(node.op_type for node in graph.graph.node)
     assert kinds["LayerNormalization"] == 2 * 2 + 1
     assert kinds["Gelu"] == 2
@@ -283,7 +287,7 @@ def test_a_fixed_batch_has_fixed_shapes_and_whole_nodes():
 
 def test_an_open_batch_and_weights_are_named():
     """Weights are there once."""
-    vit = tiny.pretrained(EVIT, depth=2)
+    vit = tiny_vit.pretrained(EVIT, depth=2)
     model = onnx_model(vit)
     for value in (model.graph.input[0], model.graph.output[0]):
         assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
@@ -292,7 +296,7 @@ def test_an_open_batch_and_weights_are_named():
     names = [constant.name for constant in model.graph.initializer]
     assert "blocks_0.attn.q.kernel" in names
     assert len(set(names)) == len(names)
-    weights = 4 * tiny.count(vit.variables)
+    weights = 4 * tiny_vit.count(vit.variables)
     assert weights < model.ByteSize() < 1.2 * weights + 60_000
 
 
@@ -304,7 +308,7 @@ DECIDING = ("Greater", "LayerNormalization", "ReduceMax", "Softmax")
 )
 def test_norms_softmax_and_scores_are_float32_in_float16(name):
     """Weights of layers are float16; the logits are JAX's but for rounding."""
-    vit = tiny.pretrained(tiny.small(name), depth=3)
+    vit = tiny_vit.pretrained(tiny_vit.small(name), depth=3)
     half = vit.model.with_execution(dtype=np.dtype(np.float16))
     graph = onnx_model(Pretrained(half, vit.variables))
     onnx.checker.check_model(graph, full_check=True)
@@ -317,7 +321,7 @@ def test_norms_softmax_and_scores_are_float32_in_float16(name):
     stored = {each.name: each.data_type for each in graph.graph.initializer}
     assert stored["blocks_0.attn.q.kernel"] == onnx.TensorProto.FLOAT16
     assert stored["head.kernel"] == onnx.TensorProto.FLOAT
-    images = np.asarray(tiny.images(2))
+    images = np.asarray(tiny_vit.images(2))
     logits, of_one = run(graph, images, images[:1])
     assert logits.dtype == np.float32
     want = logits_of(vit.model, vit.variables, images)
@@ -329,12 +333,12 @@ def test_norms_softmax_and_scores_are_float32_in_float16(name):
 def test_float16_graphs_of_all_architectures_have_sound_types(name):
     model = small(name, depth=1)
     half = model.with_execution(dtype=np.dtype(np.float16))
-    graph = onnx_model(Pretrained(half, tiny.variables(model)))
+    graph = onnx_model(Pretrained(half, tiny_vit.variables(model)))
     onnx.checker.check_model(graph, full_check=True)
 
 
 def test_pixels_are_normalized_inside():
-    vit = tiny.pretrained(EVIT, depth=1)
+    vit = tiny_vit.pretrained(EVIT, depth=1)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
     images = normalize(jnp.asarray(pixels), vit.model.config.mean, vit.model.config.std)
     want = logits_of(vit.model, vit.variables, images)
@@ -346,7 +350,7 @@ def test_pixels_are_normalized_inside():
     "reduction, options",
     [
         ("none", {"batch_size": 2}),
-        (tiny.changed(EVIT, blocks=(0, 1)), {}),
+        (tiny_vit.changed(EVIT, blocks=(0, 1)), {}),
         ("tome:r=4", {"output": "patches"}),
         ("tome:r=4", {"arch": FAMILIES["siglip"]}),  # no prefix
         ("token_learner:num_tokens=5:block=0", {}),
@@ -357,8 +361,8 @@ def test_features_are_those_of_jax(reduction, options):
     arch = {}
     if "arch" in options:
         arch["arch"] = options.pop("arch")
-    vit = tiny.pretrained(reduction, depth=2, **arch)
-    images = np.asarray(tiny.images(2))
+    vit = tiny_vit.pretrained(reduction, depth=2, **arch)
+    images = np.asarray(tiny_vit.images(2))
     output = options.pop("output")
     graph = onnx_model(vit, outputs=ProgramOutputs(vit, output), **options)
     onnx.checker.check_model(graph, full_check=True)
@@ -399,7 +403,7 @@ def answers(path, images):
 
 def test_large_weights_are_in_one_file_beside_the_graph(small_files, tmp_path):
     path = tmp_path / "model.onnx"
-    vit = tiny.pretrained(EVIT, depth=2)
+    vit = tiny_vit.pretrained(EVIT, depth=2)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
     (want,) = run(onnx_model(vit, pixels=True), pixels)
     data = write_onnx(path, onnx_model(vit, pixels=True))
@@ -418,9 +422,9 @@ def test_large_weights_are_in_one_file_beside_the_graph(small_files, tmp_path):
 def test_a_graph_is_never_beside_weights_of_another(small_files, tmp_path, monkeypatch):
     """A kill between the two files leaves the old graph with its own."""
     path = tmp_path / "model.onnx"
-    images = np.asarray(tiny.images(1))
-    old = tiny.pretrained(EVIT, depth=1)
-    new = tiny.pretrained(EVIT, depth=2)
+    images = np.asarray(tiny_vit.images(1))
+    old = tiny_vit.pretrained(EVIT, depth=1)
+    new = tiny_vit.pretrained(EVIT, depth=2)
     first = write_onnx(path, onnx_model(old))
     want, _ = answers(path, images)
     replace = os.replace
@@ -446,9 +450,9 @@ def test_a_graph_is_never_beside_weights_of_another(small_files, tmp_path, monke
 def test_equally_good_tokens_are_taken_in_the_order_of_jax():
     """All patches are alike: every score and every similarity is a tie."""
     for reduction in (EVIT, IMAGEPIECE, "tome:r=4", "peaks:blocks=(0,)"):
-        vit = tiny.pretrained(reduction, depth=2)
+        vit = tiny_vit.pretrained(reduction, depth=2)
         vit.variables["params"]["pos_embed"][:] = 0
-        images = np.ones((2, tiny.SIDE, tiny.SIDE, 3), np.float32)
+        images = np.ones((2, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.float32)
         want = logits_of(vit.model, vit.variables, images)
         (logits,) = run(onnx_model(vit), images)
         np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
@@ -456,7 +460,7 @@ def test_equally_good_tokens_are_taken_in_the_order_of_jax():
 
 def test_what_draws_has_no_graph():
     with refused("reduction", "it has no graph"):
-        onnx_model(tiny.pretrained("random:blocks=(1,)"))
+        onnx_model(tiny_vit.pretrained("random:blocks=(1,)"))
 
 
 def outputs(fn, *shapes, gathers=False):

@@ -12,10 +12,10 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters.onnx_program import KIND, OnnxProgram, open_file
 from imagepiece_jax.exporters.program_facts import facts_file
 from imagepiece_jax.models.pretrained import WeightsSource
-from tests.models import tiny
-from tests.refused import refused
+from tests.helpers import tiny_vit
+from tests.helpers.refused_calls import refused
 
-PIXELS = np.zeros((24, tiny.SIDE, tiny.SIDE, 3), np.uint8)
+PIXELS = np.zeros((24, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.uint8)
 USES = {
     "export": lambda program, out: imagepiece_jax.export(program, out / "a.onnx"),
     "features": lambda program, out: imagepiece_jax.features(program, PIXELS[:1]),
@@ -28,9 +28,9 @@ USES = {
 @pytest.mark.parametrize("use", USES)
 def test_what_needs_weights_refuses_an_exported_file(use, tmp_path):
     program = OnnxProgram(
-        model=tiny.model("tome:r=3"),
+        model=tiny_vit.model("tome:r=3"),
         dense_variables={"params": {}},
-        class_names=tuple("abcdefg")[: tiny.CLASSES],
+        class_names=tuple("abcdefg")[: tiny_vit.CLASSES],
         source=WeightsSource(path=tmp_path / "a.onnx", kind=KIND, name="a.onnx"),
         session=None,
         input_name="images",
@@ -46,7 +46,7 @@ def test_what_needs_weights_refuses_an_exported_file(use, tmp_path):
 
 def test_a_last_part_is_filled_up_with_its_last_image():
     """Black images would extend the ranges that calibrate int8."""
-    vit = tiny.pretrained()
+    vit = tiny_vit.pretrained()
     program = OnnxProgram(
         model=vit.model,
         dense_variables={"params": {}},
@@ -70,11 +70,11 @@ def answers(vit):
 @pytest.mark.parametrize("place", [".onnx", ".json"])
 def test_a_kill_leaves_no_graph_with_another_description(tmp_path, monkeypatch, place):
     pytest.importorskip("onnxruntime")
-    old = tiny.pretrained(depth=1)
+    old = tiny_vit.pretrained(depth=1)
     config = dataclasses.replace(old.config, mean=(0.0,) * 3, std=(1.0,) * 3)
     model = old.model.clone(config=config)
     new = dataclasses.replace(
-        old, model=model, dense_variables=tiny.variables(model, 1)
+        old, model=model, dense_variables=tiny_vit.variables(model, 1)
     )
     file = imagepiece_jax.export(old, tmp_path / "m.onnx")
     np.testing.assert_allclose(open_file(file)(PIXELS), answers(old), atol=1e-3)
@@ -104,7 +104,7 @@ LAYOUTS = ["immich", "transformers", "fastembed", "sentence_transformers"]
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_kill_leaves_no_graph_with_another_layout(tmp_path, monkeypatch, layout):
     """Other programs know no digest; without their JSON they do not start."""
-    vit = tiny.pretrained(depth=1, num_classes=0)
+    vit = tiny_vit.pretrained(depth=1, num_classes=0)
     graph = imagepiece_jax.export(vit, tmp_path, layout=layout)
     known = {graph, facts_file(graph)}
     files = {path for path in tmp_path.rglob("*") if path.is_file()}
@@ -128,7 +128,7 @@ def test_a_kill_leaves_no_graph_with_another_layout(tmp_path, monkeypatch, layou
 def test_an_onnxruntime_without_the_operators_is_named(tmp_path, monkeypatch):
     """onnxruntime 1.16 fails to load opset 20, and 1.17 loads it (both were run)."""
     runtime = pytest.importorskip("onnxruntime")
-    file = imagepiece_jax.export(tiny.pretrained(depth=1), tmp_path / "a.onnx")
+    file = imagepiece_jax.export(tiny_vit.pretrained(depth=1), tmp_path / "a.onnx")
 
     def failing(*args, **options):
         raise RuntimeError("ONNX Runtime only *guarantees* support\nfor opset 19")

@@ -8,8 +8,8 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.exporters import onnx_model, quantize
-from tests.exporters.photographs import pixels_of
-from tests.models import tiny
+from tests.helpers import tiny_vit
+from tests.helpers.small_photographs import pixels_of
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -22,7 +22,7 @@ def logits_of(path, images):
 
 @pytest.mark.parametrize("large", [False, True])
 def test_products_with_weights_are_int8_and_others_stay(tmp_path, monkeypatch, large):
-    vit = tiny.pretrained("tome:r=3", depth=2)
+    vit = tiny_vit.pretrained("tome:r=3", depth=2)
     pixels = pixels_of(44)
     images = np.asarray(normalize(pixels[:4], vit.config.mean, vit.config.std))
     if large:  # as if the float32 graph were above 2 GB
@@ -40,7 +40,7 @@ def test_products_with_weights_are_int8_and_others_stay(tmp_path, monkeypatch, l
     # Each has a quantized input, which several share, and output: no other node has.
     nodes = collections.Counter(node.op_type for node in graph.node)
     assert 6 * 2 + 2 < nodes["QuantizeLinear"] <= 2 * (6 * 2 + 2)
-    want = np.asarray(tiny.jit(vit.model.apply)(vit.variables, images).logits)
+    want = np.asarray(tiny_vit.jit(vit.model.apply)(vit.variables, images).logits)
     found = logits_of(file, images)
     assert 0 < np.abs(found - want).mean() < 0.1 * want.std()
 

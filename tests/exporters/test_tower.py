@@ -16,9 +16,8 @@ from imagepiece_jax.exporters.export import export
 from imagepiece_jax.exporters.onnx_program import open_file
 from imagepiece_jax.exporters.program_facts import facts_file
 from imagepiece_jax.models.problem_type import probabilities
-from tests.exporters import photographs as photographs_of
-from tests.models import tiny
-from tests.refused import refused
+from tests.helpers import small_photographs, tiny_vit
+from tests.helpers.refused_calls import refused
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -33,12 +32,12 @@ TRANSFORMERS_JS = os.environ.get("IMAGEPIECE_TRANSFORMERS_JS")
 
 def encoder(reduction=REDUCTION, **options):
     """A model without a head."""
-    return tiny.pretrained(reduction, num_classes=0, **options)
+    return tiny_vit.pretrained(reduction, num_classes=0, **options)
 
 
 def clip(reduction=REDUCTION):
     """A model whose head is a projection."""
-    return tiny.of_problem(tiny.pretrained(reduction), "projection")
+    return tiny_vit.of_problem(tiny_vit.pretrained(reduction), "projection")
 
 
 def siglip(reduction=REDUCTION):
@@ -48,12 +47,12 @@ def siglip(reduction=REDUCTION):
 
 def nameless(reduction=REDUCTION):
     """A classifier whose classes have no names."""
-    return tiny.pretrained(reduction)
+    return tiny_vit.pretrained(reduction)
 
 
 def classifier(reduction=REDUCTION):
-    names = tuple(f"class {label}" for label in range(tiny.CLASSES))
-    return dataclasses.replace(tiny.pretrained(reduction), class_names=names)
+    names = tuple(f"class {label}" for label in range(tiny_vit.CLASSES))
+    return dataclasses.replace(tiny_vit.pretrained(reduction), class_names=names)
 
 
 def models(layout):
@@ -102,12 +101,12 @@ def test_a_graph_takes_and_gives_what_its_client_knows(
     assert out == tmp_path / file.format(folder=tmp_path.name)
     session = onnxruntime.InferenceSession(out)
     (images,) = session.get_inputs()
-    assert images.shape == ["batch", 3, tiny.SIDE, tiny.SIDE]
+    assert images.shape == ["batch", 3, tiny_vit.SIDE, tiny_vit.SIDE]
     assert images.type == "tensor(float)"
     assert images.name == IMAGES.get(layout, "pixel_values")
     found = {value.name: value for value in session.get_outputs()}
     assert [*found] == names
-    given = tiny.images(2)
+    given = tiny_vit.images(2)
     arrays = session.run(None, {images.name: np.asarray(given).transpose(0, 3, 1, 2)})
     outputs = vit.model.apply(vit.variables, given)
     want = outputs.logits if vit.config.num_classes else outputs.pooled
@@ -124,7 +123,7 @@ def test_tokens_of_clip_are_those_before_its_last_norm(tmp_path):
     """As in transformers, which norms the class token alone."""
     vit = encoder(None, pre_norm=True)
     session = onnxruntime.InferenceSession(export(vit, tmp_path, layout="transformers"))
-    given = tiny.images(2)
+    given = tiny_vit.images(2)
     array = np.asarray(given).transpose(0, 3, 1, 2)
     tokens, pooled = session.run(None, {"pixel_values": array})
     outputs = vit.model.apply(vit.variables, given)
@@ -136,7 +135,7 @@ def test_immich_may_hand_over_pixels(tmp_path):
     vit = encoder()
     out = export(vit, tmp_path, layout="immich", pixels=True)
     pixels = np.random.default_rng(0).integers(
-        0, 256, (1, tiny.SIDE, tiny.SIDE, 3), np.uint8
+        0, 256, (1, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.uint8
     )
     session = onnxruntime.InferenceSession(out)
     (images,) = session.get_inputs()
@@ -146,7 +145,7 @@ def test_immich_may_hand_over_pixels(tmp_path):
     want = want / np.linalg.norm(want, axis=1, keepdims=True)
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
     fields = json.loads((tmp_path / "visual/preprocess_cfg.json").read_text())
-    assert fields["size"] == [tiny.SIDE, tiny.SIDE]
+    assert fields["size"] == [tiny_vit.SIDE, tiny_vit.SIDE]
     assert fields["resize_mode"] == "shortest"
     assert fields["mean"] == list(vit.config.mean)
 
@@ -154,18 +153,18 @@ def test_immich_may_hand_over_pixels(tmp_path):
 def test_what_a_client_cannot_take_is_refused(tmp_path):
     with refused("layout"):
         export(encoder(), tmp_path, layout="photos")
-    with refused("layout", f"{tiny.CLASSES} classes"):
+    with refused("layout", f"{tiny_vit.CLASSES} classes"):
         export(classifier(), tmp_path, layout="immich")
-    with refused("layout", f"{tiny.CLASSES} classes"):
+    with refused("layout", f"{tiny_vit.CLASSES} classes"):
         export(nameless(), tmp_path, layout="fastembed")
     for layout in ("photoprism", "model_api"):
         with refused(layout, "classes with softmax", "give vectors"):
             export(encoder(), tmp_path, layout=layout)
         with refused(layout, "regressed numbers"):
-            number = tiny.of_problem(classifier(), "regression")
+            number = tiny_vit.of_problem(classifier(), "regression")
             export(number, tmp_path, layout=layout)
     with refused("photoprism", "sigmoid"):
-        labels = tiny.of_problem(classifier(), "multi_label_classification")
+        labels = tiny_vit.of_problem(classifier(), "multi_label_classification")
         export(labels, tmp_path, layout="photoprism")
     with refused("photoprism", "crop=1"):
         squashed = classifier().with_preprocessing(crop=0.9, crop_mode="squash")
@@ -218,9 +217,9 @@ def test_small_types_have_the_names_that_clients_ask_for(tmp_path, layout):
     vit = models(layout)[0]()
     if layout == "transformers":  # beside the file in float32
         export(vit, tmp_path, layout=layout)
-    images = photographs_of.pixels_of(40)
-    given = np.asarray(tiny.images(2)).transpose(0, 3, 1, 2)
-    want = vit.model.apply(vit.variables, tiny.images(2)).logits
+    images = small_photographs.pixels_of(40)
+    given = np.asarray(tiny_vit.images(2)).transpose(0, 3, 1, 2)
+    want = vit.model.apply(vit.variables, tiny_vit.images(2)).logits
     for dtype, name in zip(("float16", "int8"), NAMES[layout], strict=True):
         out = export(vit, tmp_path, layout=layout, dtype=dtype, images=images)
         name = name.format(folder=tmp_path.name)
@@ -259,7 +258,7 @@ def photographs(tmp_path):
     folder.mkdir()
     rng = np.random.default_rng(0)
     for number in range(3):
-        pixels = rng.integers(0, 256, (tiny.SIDE, tiny.SIDE, 3), np.uint8)
+        pixels = rng.integers(0, 256, (tiny_vit.SIDE, tiny_vit.SIDE, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
     return sorted(map(str, folder.iterdir()))
 
@@ -342,7 +341,7 @@ def assert_client_finds_outputs(vit, folder, layout, photographs, **options):
 @pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("layout", CLIENT_SCRIPTS)
 def test_a_client_finds_the_outputs_of_the_model(tmp_path, photographs, layout, dtype):
-    options = {"dtype": dtype, "images": photographs_of.pixels_of(40)}
+    options = {"dtype": dtype, "images": small_photographs.pixels_of(40)}
     for number, make in enumerate(models(layout)):
         folder = tmp_path / str(number)
         vit = uncropped(make())
@@ -386,7 +385,7 @@ def test_transformers_js_finds_the_vectors_of_the_model(
     tmp_path, photographs, make, dtype
 ):
     vit = uncropped(make())
-    images = photographs_of.pixels_of(40)
+    images = small_photographs.pixels_of(40)
     file = export(
         vit, tmp_path / "out", layout="transformers", dtype=dtype, images=images
     )
@@ -433,9 +432,9 @@ def test_a_copied_config_has_the_images_and_classes_of_the_model(tmp_path):
     assert found["label2id"]["class 1"] == 1
     assert found["architectures"] == ["ViTForImageClassification"]
     assert found["problem_type"] == "single_label_classification"
-    assert found["image_size"] == tiny.SIDE
+    assert found["image_size"] == tiny_vit.SIDE
     found = tower.config_fields(dataclasses.replace(encoder(), source=source))
-    assert found == {"model_type": "vit", "image_size": tiny.SIDE}
+    assert found == {"model_type": "vit", "image_size": tiny_vit.SIDE}
 
 
 def test_sentence_transformers_gets_one_module_of_images(tmp_path):
@@ -446,7 +445,7 @@ def test_sentence_transformers_gets_one_module_of_images(tmp_path):
     assert [*fields["modality_config"]] == ["image"]
     assert fields["module_output_name"] == "sentence_embedding"
     size = json.loads((tmp_path / "config.json").read_text())["hidden_size"]
-    assert size == tiny.WIDTH  # the vector's, which it reports
+    assert size == tiny_vit.WIDTH  # the vector's, which it reports
 
 
 def properties(file):
@@ -455,7 +454,7 @@ def properties(file):
 
 
 def test_model_api_gets_its_properties(tmp_path):
-    vit = tiny.of_problem(classifier(), "multi_label_classification")
+    vit = tiny_vit.of_problem(classifier(), "multi_label_classification")
     vit = vit.with_preprocessing(crop=1.0, interpolation="bilinear")
     file = export(vit, tmp_path, layout="model_api")
     found = properties(file)

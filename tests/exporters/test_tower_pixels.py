@@ -14,7 +14,7 @@ import imagepiece_jax
 from imagepiece_jax.data import decode
 from imagepiece_jax.exporters import tower
 from imagepiece_jax.exporters.export import export
-from tests.models import tiny
+from tests.helpers import tiny_vit
 from tools import client_pixels
 
 CASES = client_pixels.CASES
@@ -86,7 +86,7 @@ def odd_files(folder):
 
 def small(reduction=None, **fields):
     """A tower of SIDE pixels that crops as immich and transformers do."""
-    vit = tiny.pretrained(reduction, image_size=client_pixels.SIDE, num_classes=0)
+    vit = tiny_vit.pretrained(reduction, image_size=client_pixels.SIDE, num_classes=0)
     return vit.with_preprocessing(rule="transformers", **fields)
 
 
@@ -190,8 +190,8 @@ def labels_by_photoprism(folder, image):
 @pytest.mark.parametrize("mode, crop", [("center", 0.875), ("squash", 1.0)])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_photoprism_gets_the_classes_of_the_model(tmp_path, mode, crop, interpolation):
-    names = tuple(f"class {label}" for label in range(tiny.CLASSES))
-    vit = tiny.pretrained("tome:r=1", image_size=client_pixels.SIDE)
+    names = tuple(f"class {label}" for label in range(tiny_vit.CLASSES))
+    vit = tiny_vit.pretrained("tome:r=1", image_size=client_pixels.SIDE)
     fields = {"crop": crop, "crop_mode": mode, "interpolation": interpolation}
     vit = vit.with_preprocessing(rule="transformers", **fields)
     vit = dataclasses.replace(vit, class_names=names)

@@ -7,10 +7,9 @@ from imagepiece_jax.commands import export as command
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.exporters import card
 from imagepiece_jax.exporters.export import export
-from tests.command import call
-from tests.exporters import hub_server, photographs
-from tests.models import tiny
-from tests.refused import refused
+from tests.helpers import hub_server, small_photographs, tiny_vit
+from tests.helpers.refused_calls import refused
+from tests.helpers.run_command import call
 
 constants = pytest.importorskip("huggingface_hub.constants")
 pytest.importorskip("onnxruntime")
@@ -38,12 +37,15 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def vit():
-    return tiny.pretrained("tome:r=4", num_classes=0, depth=2)
+    return tiny_vit.pretrained("tome:r=4", num_classes=0, depth=2)
 
 
 def pushed(vit, folder, name=NAME, **options):
     """Export and push with a card."""
-    options = {"layout": "fastembed", "images": photographs.pixels_of(40)} | options
+    options = {
+        "layout": "fastembed",
+        "images": small_photographs.pixels_of(40),
+    } | options
     return export(vit, folder, push=name, **options)
 
 
@@ -135,7 +137,7 @@ def test_an_upload_that_fails_leaves_no_file(tmp_path, hub, vit, part):
 
 def test_a_dry_run_lists_the_files(tmp_path, hub, vit):
     weights = imagepiece_jax.save(vit, tmp_path / "weights")
-    images = photographs.write(tmp_path / "images", 40)
+    images = small_photographs.write(tmp_path / "images", 40)
     words = [weights, tmp_path / "out", "--layout", "fastembed", "--images", images]
     ended = call(command.main, *words, "--push", NAME, "--dry-run").ok()
     assert not hub.asked

@@ -19,10 +19,10 @@ from imagepiece_jax.inference import feature_files, feature_folder, optimize
 from imagepiece_jax.inference.feature_files import write_features
 from tests.evaluation.test_annotations import write_texts
 from tests.evaluation.test_compare_outputs import slow_recall, votes
-from tests.exporters.photographs import write as write_photographs
-from tests.models import tiny
-from tests.pictures import noise, write_images
-from tests.refused import refused
+from tests.helpers import tiny_vit
+from tests.helpers.picture_files import noise, write_images
+from tests.helpers.refused_calls import refused
+from tests.helpers.small_photographs import write as write_photographs
 
 COUNT = 22  # photographs, in batches of 4
 DAMAGED = (5, 9, 21)
@@ -49,14 +49,14 @@ def compiled_once():
 
 @pytest.fixture(scope="module")
 def vit():
-    return tiny.pretrained(tiny.EVIT)
+    return tiny_vit.pretrained(tiny_vit.EVIT)
 
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
     """Paths of images of noise, of which three are damaged."""
     folder = tmp_path_factory.mktemp("photographs")
-    write_images(folder, noise(COUNT, tiny.SIDE, tiny.SIDE))
+    write_images(folder, noise(COUNT, tiny_vit.SIDE, tiny_vit.SIDE))
     for number in DAMAGED:
         (folder / f"{number:02}.png").write_bytes(b"nothing %d" % number)
     return pictures.find_images([folder])
@@ -103,7 +103,7 @@ def test_rows_are_the_features_of_the_lines_of_paths(vit, photographs, written):
     want = imagepiece_jax.features(vit, images)._asdict()
     pixels = np.stack([vit.preprocessing(np.array(Image.open(i))) for i in images])
     normalized = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
-    want["logits"] = tiny.logits(vit.model)(vit.variables, normalized)
+    want["logits"] = tiny_vit.logits(vit.model)(vit.variables, normalized)
     assert [*result.shapes] == [*ARRAYS]
     for name in ARRAYS:
         rows = np.load(folder / f"{name}.npy", mmap_mode="r")
@@ -142,10 +142,10 @@ def test_vectors_are_compared_with_dense_ones(
 @pytest.mark.parametrize("head", ["none", "projection"])
 def test_texts_and_classes_join_the_comparison(tmp_path, capsys, head):
     """Each call compares what texts describe, also without new photographs."""
-    vit = tiny.pretrained(tiny.EVIT, num_classes=0)
+    vit = tiny_vit.pretrained(tiny_vit.EVIT, num_classes=0)
     array = "pooled"
     if head == "projection":
-        vit = tiny.of_problem(tiny.pretrained(tiny.EVIT), head)
+        vit = tiny_vit.of_problem(tiny_vit.pretrained(tiny_vit.EVIT), head)
         array = "logits"
     paths = []
     for seed, name in enumerate(("cat", "dog")):
@@ -155,7 +155,7 @@ def test_texts_and_classes_join_the_comparison(tmp_path, capsys, head):
     for form in (vit, vit.with_reduction(None)):
         pixels = np.stack([form.preprocessing(np.array(Image.open(i))) for i in paths])
         pixels = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
-        vectors.append(np.asarray(tiny.logits(form.model)(form.variables, pixels)))
+        vectors.append(np.asarray(tiny_vit.logits(form.model)(form.variables, pixels)))
     order = np.random.default_rng(0).permutation(40)[:30]
     texts = vectors[1][order] + np.random.default_rng(1).normal(size=(30, 1))
     write_texts(tmp_path, [paths[i] for i in order], texts.astype(np.float32))
@@ -179,8 +179,8 @@ def test_texts_and_classes_join_the_comparison(tmp_path, capsys, head):
 
 def test_a_stem_may_join_pixels_as_on_gpus(monkeypatch):
     """What its first convolution adds are the same products, and zeros."""
-    vit = tiny.pretrained(tiny.EVIT, stem="conv")
-    pixels = noise(4, tiny.SIDE, tiny.SIDE)
+    vit = tiny_vit.pretrained(tiny_vit.EVIT, stem="conv")
+    pixels = noise(4, tiny_vit.SIDE, tiny_vit.SIDE)
     found = []
     for joined in (1, vit.model.config.patch_size):
         monkeypatch.setattr(optimize, "joined_pixels", lambda *_, n=joined: n)

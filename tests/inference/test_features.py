@@ -22,20 +22,19 @@ from imagepiece_jax.reduction.state import (
     ReducerInputs,
     start,
 )
-from tests import oracles
-from tests.models import tiny
-from tests.pictures import noise, write_images
-from tests.refused import refused
-from tests.rounding import assert_close
-from tests.runs import ROOT
-from tests.shallow import deit_ti
+from tests.helpers import oracles, tiny_vit
+from tests.helpers.picture_files import noise, write_images
+from tests.helpers.refused_calls import refused
+from tests.helpers.rounding import assert_close
+from tests.helpers.shallow_deit import deit_ti
+from tests.helpers.small_runs import ROOT
 
 DINOV2 = Architecture(registers=2, prefix_positions=False, layer_scale=True)
 TOME = "tome:r=4"  # 25 image tokens, 21, 17, 13
 # Drops 5 tokens of 25 at block 1; merges some at block 0.
-PIECE = tiny.changed(tiny.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,))
+PIECE = tiny_vit.changed(tiny_vit.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,))
 # Compiled as a whole: one by one, its operations take longer.
-feature_map = tiny.jit(features.feature_map, static_argnums=(1, 2, 3))
+feature_map = tiny_vit.jit(features.feature_map, static_argnums=(1, 2, 3))
 GRID = (2, 3)
 TENSOR = types.SimpleNamespace(shape=(3, 20, 20, 3), dtype="torch.float32")  # of torch
 CLASS = [100.0, -100.0]
@@ -47,7 +46,7 @@ def state_of(patches):
     return start(jnp.asarray([[CLASS, *patches]], jnp.float32))
 
 
-@tiny.jit
+@tiny_vit.jit
 def outputs_of(state, *steps):
     """Outputs after `steps`: (result, what the network adds to every token then)."""
     results = []
@@ -151,7 +150,7 @@ def test_impossible_maps_are_refused(fill, state, results, said):
 
 
 def test_photographs_are_taken_as_a_predictor_takes_them(tmp_path):
-    vit = tiny.pretrained(depth=1).with_preprocessing(crop=0.8)
+    vit = tiny_vit.pretrained(depth=1).with_preprocessing(crop=0.8)
     images = noise(2, 30, 44)
     photographs = [Image.fromarray(image) for image in images]
     exif = Image.Exif()
@@ -174,7 +173,7 @@ def test_photographs_are_taken_as_a_predictor_takes_them(tmp_path):
 
 def test_a_folder_and_many_files_are_computed_in_batches(tmp_path, monkeypatch):
     """Two at a time, of which the last has one image of the five twice."""
-    vit = tiny.pretrained("tome:r=4", depth=1)
+    vit = tiny_vit.pretrained("tome:r=4", depth=1)
     pixels = noise(5, 20, 20)
     write_images(tmp_path, pixels)
     options = {"layers": np.array([0])}
@@ -210,14 +209,14 @@ def test_what_is_no_photograph_is_refused(tmp_path, monkeypatch, images, said):
     monkeypatch.chdir(tmp_path)
     pathlib.Path("a.png").write_bytes(b"no image")
     with refused(said):
-        features.features(tiny.pretrained(depth=1), images)
+        features.features(tiny_vit.pretrained(depth=1), images)
 
 
 def test_weights_on_the_device_outlive_a_trace_and_are_not_changed_behind_them():
-    vit = tiny.pretrained(tiny.EVIT)
+    vit = tiny_vit.pretrained(tiny_vit.EVIT)
     variables = jax.tree.map(np.array, vit.variables)
     vit = vit.with_variables(variables)
-    images = np.zeros((1, tiny.SIDE, tiny.SIDE, 3), np.uint8)
+    images = np.zeros((1, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.uint8)
     traced = jax.jit(lambda scale: scale * features.features(vit, images).pooled)(1.0)
     chex.assert_trees_all_close(
         traced, features.features(vit, images).pooled, atol=1e-5
@@ -231,15 +230,15 @@ def close(got, want):
 
 
 def test_a_layer_is_what_a_shorter_model_ends_with():
-    vit = tiny.pretrained(arch=DINOV2, depth=2)
-    images = tiny.images(2)
+    vit = tiny_vit.pretrained(arch=DINOV2, depth=2)
+    images = tiny_vit.images(2)
     found = features.features(vit, images, layers=(1, 0))
     assert len(found.layers) == 2
-    assert found.pooled.shape == (2, tiny.WIDTH)
+    assert found.pooled.shape == (2, tiny_vit.WIDTH)
     for depth, layer in zip((2, 1), found.layers, strict=True):
-        short = tiny.model(arch=DINOV2, depth=depth)
-        out = tiny.compiled(short.apply)(vit.variables, images)
-        chex.assert_shape(layer.patches, (2, 5, 5, tiny.WIDTH))
+        short = tiny_vit.model(arch=DINOV2, depth=depth)
+        out = tiny_vit.compiled(short.apply)(vit.variables, images)
+        chex.assert_shape(layer.patches, (2, 5, 5, tiny_vit.WIDTH))
         close(layer.patches.reshape(2, 25, -1), out.tokens[:, 3:])
         close(layer.prefix, out.tokens[:, :3])
         assert not layer.dropped.any()
@@ -250,15 +249,15 @@ def test_a_layer_is_what_a_shorter_model_ends_with():
 
 @pytest.fixture(scope="module")
 def reduced():
-    vit = tiny.pretrained(PIECE, depth=2)
-    return vit, tiny.compiled(vit.model.apply)(vit.variables, tiny.images(2))
+    vit = tiny_vit.pretrained(PIECE, depth=2)
+    return vit, tiny_vit.compiled(vit.model.apply)(vit.variables, tiny_vit.images(2))
 
 
 @pytest.mark.parametrize("fill", ["nearest", "last"])
 def test_after_a_reduction_every_patch_has_the_feature_of_its_token(reduced, fill):
     vit, out = reduced
-    found = features.features(vit, tiny.images(2), fill=fill, layers=[0, 1])
-    source = np.asarray(tiny.slots(out))
+    found = features.features(vit, tiny_vit.images(2), fill=fill, layers=[0, 1])
+    source = np.asarray(tiny_vit.slots(out))
     assert 0 < (source == -1).sum() < source.size
     np.testing.assert_array_equal(found.dropped.reshape(2, 25), source == -1)
     norm = vit.variables["params"]["norm"]
@@ -284,22 +283,24 @@ def test_after_a_reduction_every_patch_has_the_feature_of_its_token(reduced, fil
 
 def test_layers_without_norm_are_the_residual_stream():
     """By the model's own epsilon, which counts where features are small."""
-    vit = tiny.pretrained(TOME, arch=Architecture(norm_eps=0.5), depth=2)
-    found = features.features(vit, tiny.images(2), layers=1, reshape=False, norm=False)
+    vit = tiny_vit.pretrained(TOME, arch=Architecture(norm_eps=0.5), depth=2)
+    found = features.features(
+        vit, tiny_vit.images(2), layers=1, reshape=False, norm=False
+    )
     (plain,) = found.layers
     params = vit.variables["params"]["norm"]
     for one, other in zip(plain[:2], (found.patches, found.prefix), strict=True):
         close(oracles.layer_norm(one, params, 0.5), other)
-    chex.assert_shape(found.patches, (2, 25, tiny.WIDTH))
+    chex.assert_shape(found.patches, (2, 25, tiny_vit.WIDTH))
     chex.assert_shape(found.dropped, (2, 25))
 
 
 def test_a_pooled_vector_is_what_the_head_reads():
     arch = Architecture(class_token=False, pool="mean", final_norm=False, fc_norm=True)
-    vit = tiny.pretrained(TOME, arch=arch, depth=1, image_size=(12, 20))
-    found = features.features(vit, tiny.images(2, side=(12, 20)))
-    chex.assert_shape(found.patches, (2, 3, 5, tiny.WIDTH))
-    chex.assert_shape(found.prefix, (2, 0, tiny.WIDTH))
+    vit = tiny_vit.pretrained(TOME, arch=arch, depth=1, image_size=(12, 20))
+    found = features.features(vit, tiny_vit.images(2, side=(12, 20)))
+    chex.assert_shape(found.patches, (2, 3, 5, tiny_vit.WIDTH))
+    chex.assert_shape(found.prefix, (2, 0, tiny_vit.WIDTH))
     mean = np.asarray(found.patches, float).mean(axis=(1, 2))
     close(found.pooled, oracles.layer_norm(mean, vit.variables["params"]["fc_norm"]))
 
@@ -315,9 +316,9 @@ def test_a_pooled_vector_is_what_the_head_reads():
     ],
 )
 def test_what_does_not_fit_is_refused(option, value):
-    vit = Pretrained(tiny.model(TOME), {"params": {}})
+    vit = Pretrained(tiny_vit.model(TOME), {"params": {}})
     with refused(option):
-        features.features(vit, **{"images": tiny.images(1), option: value})
+        features.features(vit, **{"images": tiny_vit.images(1), option: value})
 
 
 @pytest.mark.slow

@@ -13,9 +13,9 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.config import MEAN, STD, Execution
 from imagepiece_jax.models.pretrained import Pretrained
-from tests.models import tiny
-from tests.refused import refused
-from tests.rounding import assert_close
+from tests.helpers import tiny_vit
+from tests.helpers.refused_calls import refused
+from tests.helpers.rounding import assert_close
 
 QUICK = {"xla_backend_optimization_level": 0}
 EVIT = "evit:keep_rate=0.6:blocks=(0,)"  # 25 image tokens, 15
@@ -29,8 +29,8 @@ def optimized(model, variables, **options):
 @pytest.fixture(scope="module")
 def trained():
     """A reduced model with the conv stem, whose norms have seen images."""
-    model = tiny.model(EVIT, stem="conv", depth=1)
-    return model, tiny.variables(model)
+    model = tiny_vit.model(EVIT, stem="conv", depth=1)
+    return model, tiny_vit.variables(model)
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,8 @@ def program(trained):
 @pytest.fixture(scope="module")
 def for_pixels():
     """(model, variables, its program): patch stem, bfloat16, another GELU."""
-    model = tiny.model(depth=1)
-    variables = tiny.variables(model)
+    model = tiny_vit.model(depth=1)
+    variables = tiny_vit.variables(model)
     fast = optimized(model, variables, dtype="bfloat16", gelu="tanh", pixels=True)
     return model, variables, fast
 
@@ -50,11 +50,11 @@ def for_pixels():
 @pytest.fixture(scope="module")
 def logits(trained):
     model, variables = trained
-    return np.asarray(tiny.jit(model.apply)(variables, tiny.images()).logits)
+    return np.asarray(tiny_vit.jit(model.apply)(variables, tiny_vit.images()).logits)
 
 
 def test_folded_norms_change_nothing(program, logits):
-    images = tiny.images()
+    images = tiny_vit.images()
     first = np.asarray(program(images))
     np.testing.assert_allclose(first, logits, atol=2e-5)
     np.testing.assert_array_equal(program(images), first)  # they can be used again
@@ -64,8 +64,8 @@ def test_folded_norms_change_nothing(program, logits):
 def test_fast_reductions_are_of_programs_in_two_bytes():
     reduction = "attended:blocks=(1,):macs=0.7"
     for dtype, differs in (("bfloat16", True), ("float32", False)):
-        model = tiny.model(reduction, dtype=dtype)
-        arguments = tiny.shapes(model), tiny.images(2)
+        model = tiny_vit.model(reduction, dtype=dtype)
+        arguments = tiny_vit.shapes(model), tiny_vit.images(2)
         programs = set()
         for form in optimize.REDUCTIONS:
             forward = optimize.forward_logits(model, reductions=form)
@@ -74,9 +74,9 @@ def test_fast_reductions_are_of_programs_in_two_bytes():
 
 
 def test_a_smaller_batch_gives_its_own_logits(program, logits):
-    for images in (tiny.images()[:2], np.asarray(tiny.images())[:2]):
+    for images in (tiny_vit.images()[:2], np.asarray(tiny_vit.images())[:2]):
         out = program(images)
-        assert out.shape == (2, tiny.CLASSES)
+        assert out.shape == (2, tiny_vit.CLASSES)
         assert out.dtype == jnp.float32
         np.testing.assert_allclose(out, logits[:2], atol=2e-5)
 
@@ -116,11 +116,13 @@ def test_a_device_by_its_platform_and_its_fast_dtype(trained, program):
 def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
     """uint8 images; against float32 on images normalized by hand."""
     model, variables, fast = for_pixels
-    pixels = np.random.default_rng(1).integers(0, 256, (3, tiny.SIDE, tiny.SIDE, 3))
+    pixels = np.random.default_rng(1).integers(
+        0, 256, (3, tiny_vit.SIDE, tiny_vit.SIDE, 3)
+    )
     normalized = (pixels / 255 - np.array(MEAN)) / np.array(STD)
     tanh = model.clone(config=model.config.with_arch(gelu="tanh"))
     images = jnp.asarray(normalized, jnp.float32)
-    want = np.asarray(tiny.jit(tanh.apply)(variables, images).logits)
+    want = np.asarray(tiny_vit.jit(tanh.apply)(variables, images).logits)
     np.testing.assert_allclose(fast(pixels.astype(np.uint8)), want, atol=0.1)
     assert (fast.model.config.arch.gelu, model.config.arch.gelu) == ("tanh", "exact")
     assert fast.images.dtype == "uint8"
@@ -141,7 +143,7 @@ def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
 def test_gpus_take_tanh_for_exact_in_two_bytes(platform, dtype, arch, form):
     """And reduce by fewer kernels."""
     device = types.SimpleNamespace(platform=platform)
-    model = tiny.model(dtype=dtype, arch=arch)
+    model = tiny_vit.model(dtype=dtype, arch=arch)
     assert optimize.default_gelu(model, device) == form
     is_fast = (platform, dtype) == ("gpu", "bfloat16")
     assert (optimize.default_reductions(model, device) == "fast") == is_fast
@@ -164,12 +166,12 @@ def test_gpus_join_pixels_in_two_bytes(platform, dtype, stem, patch_size, pixels
 
 
 def test_the_forms_of_the_device_are_taken_where_none_is_requested(monkeypatch):
-    model = tiny.model(depth=1, dtype="bfloat16", stem="conv")
+    model = tiny_vit.model(depth=1, dtype="bfloat16", stem="conv")
     monkeypatch.setattr(optimize, "default_gelu", lambda *_: "tanh")
     monkeypatch.setattr(optimize, "joined_pixels", lambda *_: 2)
     monkeypatch.setattr(optimize, "default_reductions", lambda *_: "fast")
     monkeypatch.setattr(optimize, "forward_logits", lambda *_: lambda *_: jnp.zeros(()))
-    variables = tiny.variables(model)
+    variables = tiny_vit.variables(model)
     program = optimized(model, variables, dtype="bfloat16")
     assert (program.model.config.arch.gelu, program.reductions) == ("tanh", "fast")
     assert program.model.execution.folded == 2
@@ -182,8 +184,8 @@ def test_the_forms_of_the_device_are_taken_where_none_is_requested(monkeypatch):
 
 def test_only_what_layers_cast_is_cast():
     """Shapes can be prepared without weights."""
-    model = tiny.model("dynamicvit:keep_rate=0.7:blocks=(1,)")
-    variables = tiny.variables(model)
+    model = tiny_vit.model("dynamicvit:keep_rate=0.7:blocks=(1,)")
+    variables = tiny_vit.variables(model)
     shapes = jax.eval_shape(lambda v: optimize.prepare(model, v)[1], variables)
     _, variables = optimize.prepare(model, variables)
     chex.assert_trees_all_equal_shapes_and_dtypes(variables, shapes)
@@ -198,7 +200,7 @@ def test_only_what_layers_cast_is_cast():
 def test_a_program_is_described(program):
     assert "26 to 16 tokens, 0.000 GMACs an image" in program.summary()
     assert program.compile_seconds > 0
-    assert program.memory.output_size_in_bytes == 3 * tiny.CLASSES * 4
+    assert program.memory.output_size_in_bytes == 3 * tiny_vit.CLASSES * 4
 
 
 @pytest.mark.parametrize(
@@ -218,7 +220,7 @@ def test_impossible_options(trained, option, value, said):
 
 
 def test_variables_of_another_model(trained):
-    larger = tiny.model(EVIT, depth=1, stem="conv", image_size=24)
+    larger = tiny_vit.model(EVIT, depth=1, stem="conv", image_size=24)
     with refused("params/pos_embed", "(1, 37, 30)"):
         optimized(larger, trained[1])
 
@@ -237,7 +239,7 @@ def test_pixels_are_normalized(trained, program, for_pixels):
     assert warned[0].filename == __file__
     fresh(np.float32(pixels))  # looked at once
     with refused("images", "it must be "):
-        for_pixels[2](tiny.images())
+        for_pixels[2](tiny_vit.images())
 
 
 def test_images_that_do_not_fit(program):

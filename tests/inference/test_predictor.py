@@ -12,25 +12,25 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference import predictor as api
 from imagepiece_jax.models.config import MEAN, STD
-from tests.models import tiny
-from tests.oracles import softmax
-from tests.pictures import noise, write_images
-from tests.refused import refused
-from tests.rounding import assert_close
+from tests.helpers import tiny_vit
+from tests.helpers.oracles import softmax
+from tests.helpers.picture_files import noise, write_images
+from tests.helpers.refused_calls import refused
+from tests.helpers.rounding import assert_close
 
-NAMES = [f"class {i}" for i in range(tiny.CLASSES)]
+NAMES = [f"class {i}" for i in range(tiny_vit.CLASSES)]
 QUICK = {"compiler_options": {"xla_backend_optimization_level": 0}}
 QUICK |= {"dtype": "float32"}
 
 
 @pytest.fixture(scope="module")
 def trained():
-    return tiny.pretrained(depth=1)
+    return tiny_vit.pretrained(depth=1)
 
 
 @pytest.fixture(scope="module")
 def pictures():
-    return noise(3, tiny.SIDE, tiny.SIDE)
+    return noise(3, tiny_vit.SIDE, tiny_vit.SIDE)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_predictions_of_arrays_and_files(trained, predictor, pictures, tmp_path)
     Image.fromarray(pictures[2]).save(tmp_path / "2.png")
     images = [pictures[0], Image.fromarray(pictures[1]), tmp_path / "2.png"]
     normalized = (pictures / 255 - np.array(MEAN)) / np.array(STD)
-    run = tiny.compiled(trained.model.apply)
+    run = tiny_vit.compiled(trained.model.apply)
     odds = softmax(np.float64(run(trained.variables, np.float32(normalized)).logits))
     found = predictor(images)
     assert len(found) == 3
@@ -188,23 +188,25 @@ def test_images_are_cropped_as_the_weights_say(trained, traced_once):
     options = {"batch_size": 1, "top": 7} | QUICK
     predict = imagepiece_jax.Predictor(vit, **options)
     pixels = noise(40, 30)
-    small = Image.fromarray(pixels).resize((tiny.SIDE,) * 2, Image.Resampling.BILINEAR)
+    small = Image.fromarray(pixels).resize(
+        (tiny_vit.SIDE,) * 2, Image.Resampling.BILINEAR
+    )
     assert predict(pixels) == predict(np.asarray(small))
 
 
 def test_several_labels_have_a_probability_each(trained, predictor, pictures):
     """The sigmoid of each logit, in the order of a softmax."""
-    vit = tiny.of_problem(trained, "multi_label_classification")
-    several = imagepiece_jax.Predictor(vit, top=tiny.CLASSES, batch_size=1, **QUICK)
+    vit = tiny_vit.of_problem(trained, "multi_label_classification")
+    several = imagepiece_jax.Predictor(vit, top=tiny_vit.CLASSES, batch_size=1, **QUICK)
     normalized = (pictures[:1] / 255 - np.array(MEAN)) / np.array(STD)
-    run = tiny.compiled(trained.model.apply)
+    run = tiny_vit.compiled(trained.model.apply)
     (logits,) = np.float64(run(trained.variables, np.float32(normalized)).logits)
     found = several(pictures[0])
     assert [p.index for p in found[:3]] == [p.index for p in predictor(pictures[0])]
     for one in found:
         wanted = 1 / (1 + np.exp(-logits[one.index]))
         assert one.probability == pytest.approx(wanted, rel=1e-4)
-    vit = tiny.of_problem(trained, "regression")
+    vit = tiny_vit.of_problem(trained, "regression")
     with refused("problem_type"):
         imagepiece_jax.Predictor(vit, batch_size=1, **QUICK)
 
@@ -228,7 +230,7 @@ def test_a_new_head_is_warned_of_once(trained, tmp_path):
 
 
 def test_a_projection_is_no_classifier(trained):
-    projecting = tiny.of_problem(trained, "projection")
+    projecting = tiny_vit.of_problem(trained, "projection")
     for labels in (None, NAMES):
         with refused("problem_type is 'projection'", "the values"):
             imagepiece_jax.Predictor(projecting, labels=labels)

@@ -15,9 +15,8 @@ from imagepiece_jax.inference import size_direction
 from imagepiece_jax.inference.optimize import takes_direction
 from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.reduction.methods import METHODS
-from tests import oracles_peaks
-from tests.models import tiny
-from tests.refused import refused
+from tests.helpers import oracles_peaks, tiny_vit
+from tests.helpers.refused_calls import refused
 
 TOME = "tome:counts=(16,11,9):prop_attn=True"
 
@@ -43,12 +42,12 @@ def results_of(method, model):
 
 
 def compiled_results(method, model, variables, images):
-    return tiny.compiled(results_of(method, model))(variables, images)
+    return tiny_vit.compiled(results_of(method, model))(variables, images)
 
 
 @pytest.fixture(scope="module")
 def vit():
-    return tiny.pretrained(TOME)
+    return tiny_vit.pretrained(TOME)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -101,7 +100,7 @@ def test_logits_lose_the_direction_and_gain_the_log_of_the_size(vit, given):
 
 def test_the_mean_query_gains_the_log_of_the_size():
     """It is 1 along the direction where all queries are. Block 1 meets sizes first."""
-    vit = tiny.pretrained("peaks:blocks=(0,1):keep_rate=0.6")
+    vit = tiny_vit.pretrained("peaks:blocks=(0,1):keep_rate=0.6")
     images = photographs(vit)
     u = size_direction.directions(vit, images)
     images = normalize(images, vit.config.mean, vit.config.std)
@@ -140,9 +139,9 @@ def test_reducers_compare_keys_as_they_were(vit, given):
 )
 def test_sized_blocks_are_those_whose_attention_has_a_bias(name):
     assert name in METHODS
-    model = tiny.model(tiny.changed(tiny.small(name), prop_attn=True))
-    variables = tiny.shapes(model)
-    images = jax.ShapeDtypeStruct((1, tiny.SIDE, tiny.SIDE, 3), jnp.float32)
+    model = tiny_vit.model(tiny_vit.changed(tiny_vit.small(name), prop_attn=True))
+    variables = tiny_vit.shapes(model)
+    images = jax.ShapeDtypeStruct((1, tiny_vit.SIDE, tiny_vit.SIDE, 3), jnp.float32)
     heads = jax.eval_shape(results_of("project", model), variables, images)
     biased = [block for block, each in enumerate(heads) if each.key_bias is not None]
     sized = [*size_direction.sized_blocks(model)]
@@ -157,7 +156,7 @@ def test_a_program_says_how_it_takes_sizes(vit):
     model, variables = size_direction.folded(vit.model, vit.variables, u)
     images = photographs(vit)
     pixels = normalize(images, vit.config.mean, vit.config.std)
-    wanted = tiny.logits(model)(variables, pixels)
+    wanted = tiny_vit.logits(model)(variables, pixels)
     np.testing.assert_allclose(program(images), wanted, atol=2e-5)
 
 
@@ -172,13 +171,13 @@ def test_a_program_says_how_it_takes_sizes(vit):
     ],
 )
 def test_a_direction_is_taken_by_fused_attention(reduction, asked, backend, taken):
-    model = tiny.model(reduction).with_execution(attention_impl=backend)
+    model = tiny_vit.model(reduction).with_execution(attention_impl=backend)
     assert takes_direction(model, asked) is taken
 
 
 def test_what_turns_directions_keeps_the_bias():
-    rotary = tiny.pretrained(TOME, arch={"rotary": {}}, embed_dim=24)
-    for vit in (rotary, tiny.pretrained(f"{TOME}:metric=query")):
+    rotary = tiny_vit.pretrained(TOME, arch={"rotary": {}}, embed_dim=24)
+    for vit in (rotary, tiny_vit.pretrained(f"{TOME}:metric=query")):
         assert not takes_direction(vit.model.with_execution(attention_impl="cudnn"))
         with refused("sizes"):
             optimize(vit, 2, sizes="direction")
@@ -227,6 +226,6 @@ def test_deit_hardly_notices(assets):
     every = range(vit.model.depth)
     u = size_direction.directions(vit)
     model, variables = size_direction.folded(vit.model, vit.variables, u, every)
-    dense = jax.nn.log_softmax(tiny.logits(vit.model)(vit.variables, images))
-    folded = jax.nn.log_softmax(tiny.logits(model)(variables, images))
+    dense = jax.nn.log_softmax(tiny_vit.logits(vit.model)(vit.variables, images))
+    folded = jax.nn.log_softmax(tiny_vit.logits(model)(variables, images))
     assert 1e-6 < jnp.mean(jnp.sum(jnp.exp(dense) * (dense - folded), -1)) < 5e-4

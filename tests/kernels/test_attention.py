@@ -20,20 +20,19 @@ from imagepiece_jax.kernels.attention import (
     weighted_sum,
 )
 from imagepiece_jax.reduction.state import TokenState
-from tests import compiling, oracles, oracles_learned
-from tests.models import tiny
-from tests.refused import refused
-from tests.rounding import assert_close
+from tests.helpers import compiling, oracles, oracles_learned, tiny_vit
+from tests.helpers.refused_calls import refused
+from tests.helpers.rounding import assert_close
 
 # One compile a shape instead of one an operation.
-defined = tiny.compiled(plain_attend)
+defined = tiny_vit.compiled(plain_attend)
 
 
 def masked_attend(query, key, value, mask, key_bias=None):
     return weighted_sum(attention_map(query, key, key_bias, mask), value)
 
 
-attend_masked = tiny.compiled(masked_attend)
+attend_masked = tiny_vit.compiled(masked_attend)
 
 
 def random_qkv(length, heads=3, width=5, batch=2, seed=0):
@@ -106,12 +105,12 @@ spoilt.defvjp(lambda keys: (keys, None), lambda _, g: (g.at[:, -1].set(jnp.nan),
 def test_gradients_pad_odd_lengths_and_change_nothing(
     cudnn_calls, length, biased, train
 ):
-    layer = tiny.attention(15, 3, biased, attention_impl="cudnn")
+    layer = tiny_vit.attention(15, 3, biased, attention_impl="cudnn")
     rng = np.random.default_rng(0)
     x, probe = rng.normal(size=(2, 2, length, 15)).astype(np.float32)
     size = np.exp(random_bias(length)) if biased else np.ones((2, length), np.float32)
     state = TokenState(x=x, size=size)
-    variables = tiny.fill(jax.eval_shape(layer.init, jax.random.key(0), x, state))
+    variables = tiny_vit.fill(jax.eval_shape(layer.init, jax.random.key(0), x, state))
     cudnn_calls.clear()
 
     def gradients():
@@ -120,7 +119,7 @@ def test_gradients_pad_odd_lengths_and_change_nothing(
             return jnp.sum(out[0] * probe), out
 
         slope = jax.grad(loss, argnums=(0, 1), has_aux=True)
-        return tiny.compiled(slope)(variables, x)
+        return tiny_vit.compiled(slope)(variables, x)
 
     got = gradients()
     called, _, _, masked = cudnn_calls.pop()
@@ -139,7 +138,7 @@ def test_inference_aligns_the_bias_of_odd_lengths(cudnn_calls, length, keys, bia
     """A bias of even lengths is as fast without padding."""
     qkv = random_qkv(length)
     bias = random_bias(length) if biased else None
-    out = tiny.compiled(functools.partial(attend, backend="cudnn"))(*qkv, bias)
+    out = tiny_vit.compiled(functools.partial(attend, backend="cudnn"))(*qkv, bias)
     ((*lengths, given, masked),) = cudnn_calls
     assert (lengths, given is not None, masked) == ([length, keys], biased, False)
     assert_close(out, defined(*qkv, bias))
@@ -236,5 +235,5 @@ def test_all_masked_and_far_apart_stays_finite(dtype):
         assert out.dtype == dtype
         return jnp.sum(out.astype(jnp.float32) ** 2)
 
-    run = tiny.compiled(jax.value_and_grad(total, argnums=(0, 1)))
+    run = tiny_vit.compiled(jax.value_and_grad(total, argnums=(0, 1)))
     chex.assert_tree_all_finite(run(heads, mask))

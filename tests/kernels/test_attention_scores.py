@@ -14,8 +14,8 @@ from imagepiece_jax.kernels.attention_scores import (
     class_and_mean_queries,
     mean_attention,
 )
-from tests.models import tiny
-from tests.rounding import assert_close
+from tests.helpers import tiny_vit
+from tests.helpers.rounding import assert_close
 
 
 @pytest.mark.parametrize("biased", [True, False])
@@ -30,7 +30,7 @@ def test_attention_is_that_of_the_definition(biased, dtype):
         bias[:, 5:7] = -np.inf
     probe = rng.normal(size=(3, 9)).astype(np.float32)
 
-    @functools.partial(tiny.compiled, static_argnums=2)
+    @functools.partial(tiny_vit.compiled, static_argnums=2)
     def attended(query, key, form):
         def total(query, key):
             with form():

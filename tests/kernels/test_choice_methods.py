@@ -22,7 +22,7 @@ from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import ATTENTION_SCORES
 from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
-from tests.models import tiny
+from tests.helpers import tiny_vit
 from tests.reduction.test_methods import DEFAULTS, GRID, D, decide, image_keys, plan_of
 
 IMAGES = 24
@@ -73,7 +73,7 @@ def inputs_of(state, block):
     )
 
 
-@functools.partial(tiny.compiled, static_argnums=(0, 1, 2, 3))
+@functools.partial(tiny_vit.compiled, static_argnums=(0, 1, 2, 3))
 def step(layer, block, prefix, form, x, size, probe):
     """One reduction: (decisions, (tokens after it, sizes, their gradient))."""
 
@@ -167,10 +167,10 @@ def test_a_gpu_decides_as_by_definition_but_at_near_ties(name):
 def test_a_model_with_sizes_in_a_direction_answers_as_usual():
     """By class attention and mean keys, which products read with the prefix."""
     fields = "merge_ratio=0.06:merge_blocks=(0,1):prune_blocks=(2,):prop_attn=True"
-    vit = tiny.pretrained(f"imagepiece_tome:{fields}")
+    vit = tiny_vit.pretrained(f"imagepiece_tome:{fields}")
     options = {"dtype": "bfloat16", "sizes": "direction", "batch_size": 4}
     exact, fast = (
-        np.asarray(optimize(vit, reductions=form, **options)(tiny.images(4)))
+        np.asarray(optimize(vit, reductions=form, **options)(tiny_vit.images(4)))
         for form in ("exact", "fast")
     )
     np.testing.assert_allclose(fast, exact, atol=0.02 * np.abs(exact).max())

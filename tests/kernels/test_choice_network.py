@@ -15,8 +15,8 @@ from imagepiece_jax.kernels.folded_stem import FoldedStem, fold
 from imagepiece_jax.kernels.token_layout import token_major
 from imagepiece_jax.models.stems import NORM_EPSILON, ConvStem, PatchStem
 from imagepiece_jax.reduction.state import TokenState
-from tests.models import tiny
-from tests.rounding import assert_close
+from tests.helpers import tiny_vit
+from tests.helpers.rounding import assert_close
 
 DTYPES = ("float32", "bfloat16")
 
@@ -34,7 +34,7 @@ def pulled_back(fn, context, *arrays):
             out, pull = jax.vjp(fn, *arrays)
             return out, pull(draw(*out.shape, seed=9).astype(out.dtype))
 
-    return tiny.compiled(both)(*arrays)
+    return tiny_vit.compiled(both)(*arrays)
 
 
 def assert_forms_agree(dtype, fn, *arrays, roundings=(32, 1), together=False):
@@ -111,14 +111,14 @@ def test_sizes_in_a_direction(dtype):
 @pytest.mark.parametrize("form", ["dense", "masked", "biased", "registers"])
 def test_whole_attention(form, dtype):
     is_biased = form == "biased"
-    module = tiny.attention(12, 3, is_biased, dtype=dtype)
+    module = tiny_vit.attention(12, 3, is_biased, dtype=dtype)
     x = draw(2, 7, 12, dtype=dtype)
     prefix = 5 if form == "registers" else 1
     size = np.random.default_rng(1).integers(1, 9, (2, 7)).astype(np.float32)
     state = TokenState(x=x, size=size, num_prefix=prefix)
     if form == "masked":
         state = state.replace(mask=np.float32([[1, 0, 1, 1, 0, 1], [1] * 6]))
-    variables = tiny.fill(jax.eval_shape(module.init, jax.random.key(0), x, state))
+    variables = tiny_vit.fill(jax.eval_shape(module.init, jax.random.key(0), x, state))
 
     def attend(params, x):
         return module.apply({"params": params}, x, state, train=True)[0]
@@ -132,9 +132,9 @@ def test_whole_attention(form, dtype):
 )
 def test_folded_stem(stem, pixels):
     """The stem that `fold` rewrites defines it, however small a variance is."""
-    images = tiny.images(2, side=(16, 24))
+    images = tiny_vit.images(2, side=(16, 24))
     trained = {"patch": PatchStem, "conv": ConvStem}[stem](8, 8)
-    variables = tiny.fill(tiny.shapes(trained, (16, 24)))
+    variables = tiny_vit.fill(tiny_vit.shapes(trained, (16, 24)))
     stats = variables.get("batch_stats", {})
     if stats:
         stats["norm_0"]["var"] = np.full_like(stats["norm_0"]["var"], 1e-5)
@@ -152,9 +152,9 @@ def test_folded_stem(stem, pixels):
 @pytest.mark.parametrize("reduction", ["none", "peaks:blocks=(1,):keep_rate=0.6"])
 def test_whole_models(reduction, dtype):
     """In bfloat16 every block rounds each number that it passes on."""
-    model = tiny.model(reduction, dtype=dtype, depth=2)
-    variables = tiny.variables(model)
-    images = tiny.images(2)
+    model = tiny_vit.model(reduction, dtype=dtype, depth=2)
+    variables = tiny_vit.variables(model)
+    images = tiny_vit.images(2)
 
     def logits(params):
         return model.apply({"params": params}, images, train=True).logits

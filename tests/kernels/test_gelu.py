@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.kernels.gelu import gelu
-from tests import oracles
-from tests.models import tiny
-from tests.rounding import assert_close
+from tests.helpers import oracles, tiny_vit
+from tests.helpers.rounding import assert_close
 
 
 @pytest.mark.parametrize("form", ["exact", "tanh", "quick"])
@@ -20,7 +19,7 @@ def test_slope_of_gelu_is_that_of_its_differences(form):
     slow = functools.partial(oracles.gelu, form=form)
     want = (slow(x + 1e-5) - slow(x - 1e-5)) / 2e-5
     both = jax.vmap(jax.value_and_grad(lambda v: gelu(v, form)))
-    value, slope = tiny.compiled(both)(x.astype(np.float32))
+    value, slope = tiny_vit.compiled(both)(x.astype(np.float32))
     assert_close(slope, want)
     assert_close(value, slow(x))
 
@@ -29,7 +28,7 @@ def test_slope_of_gelu_is_that_of_its_differences(form):
 def test_gelu_keeps_its_input_alone_and_its_type(form):
     x = np.asarray([-3e4, -4.0, 0.0, 3.0, 3e4], jnp.bfloat16)
 
-    @tiny.compiled
+    @tiny_vit.compiled
     def both(x):
         out, pull = jax.vjp(lambda x: gelu(x, form), x)
         kept = [leaf.shape for leaf in jax.tree.leaves(pull) if hasattr(leaf, "shape")]

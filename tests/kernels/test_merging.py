@@ -15,10 +15,9 @@ from imagepiece_jax.kernels.merging import SlotIndex, merge_map
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.state import Assignment, TokenState
-from tests import compiling
-from tests.models import tiny
+from tests.helpers import compiling, tiny_vit
+from tests.helpers.rounding import assert_close
 from tests.reduction.test_moves import make
-from tests.rounding import assert_close
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -29,7 +28,7 @@ def test_attention_maps_merge_as_by_definition(weighted):
     weights = rng.uniform(size=(3, 2, 10, 10)).astype(np.float32)
     probe = rng.normal(size=(3, 2, 6, 6)).astype(np.float32)
 
-    @functools.partial(tiny.compiled, static_argnums=2)
+    @functools.partial(tiny_vit.compiled, static_argnums=2)
     def merged(weights, weight, form):
         def total(weights, weight):
             with form():
@@ -112,8 +111,8 @@ def test_clusters_move_by_one_product_of_two_bytes(chosen):
     ],
 )
 def test_clusters_need_no_product_of_float32(reduction, monkeypatch):
-    model = tiny.model(reduction).with_execution(dtype=jnp.dtype("bfloat16"))
+    model = tiny_vit.model(reduction).with_execution(dtype=jnp.dtype("bfloat16"))
     shapes = variable_shapes(model)
     monkeypatch.delattr(merging, "mix")
     with choice.fast():
-        jax.eval_shape(model.apply, shapes, tiny.images(2))
+        jax.eval_shape(model.apply, shapes, tiny_vit.images(2))

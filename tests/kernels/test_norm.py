@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from imagepiece_jax.kernels.norm import layer_norm
-from tests.models import tiny
+from tests.helpers import tiny_vit
 
 
 def draw(*shape, seed=0):
@@ -21,7 +21,7 @@ def pulled_back(fn, *arguments):
         out, pull = jax.vjp(fn, *arguments)
         return out, pull(jnp.asarray(draw(*out.shape, seed=9), out.dtype))
 
-    return tiny.compiled(both)(*arguments)
+    return tiny_vit.compiled(both)(*arguments)
 
 
 @pytest.mark.parametrize("shape, eps", [((7, 12), 1e-6), ((2, 3, 12), 0.1)])

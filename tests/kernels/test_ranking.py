@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.kernels.ranking import count_before, rank
-from tests import oracles
+from tests.helpers import oracles
 
 NAN = np.nan
 INF = np.inf

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.kernels.similarity import cosine
-from tests import oracles
+from tests.helpers import oracles
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

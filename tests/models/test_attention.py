@@ -11,14 +11,13 @@ from imagepiece_jax.kernels import choice
 from imagepiece_jax.kernels.attention import attention_columns
 from imagepiece_jax.kernels.attention_scores import mean_attention, mean_query
 from imagepiece_jax.reduction.state import TokenState
-from tests import oracles_peaks
+from tests.helpers import oracles_peaks, tiny_vit
+from tests.helpers.rounding import assert_close
 from tests.kernels.test_attention import random_bias, random_qkv, slow_attention
-from tests.models import tiny
-from tests.rounding import assert_close
 
 # One compile a shape instead of one an operation.
-row_of = tiny.compiled(mean_attention)
-columns = tiny.compiled(attention_columns)
+row_of = tiny_vit.compiled(mean_attention)
+columns = tiny_vit.compiled(attention_columns)
 
 
 def rows_of(query, rows):
@@ -48,7 +47,7 @@ def test_rows_have_the_gradient_of_a_softmax(rows):
     def by_row(query, key):
         return jnp.sum(mean_attention(rows_of(query, rows), key, bias) * along)
 
-    gradients = (tiny.compiled(jax.grad(f, (0, 1))) for f in (by_row, by_softmax))
+    gradients = (tiny_vit.compiled(jax.grad(f, (0, 1))) for f in (by_row, by_softmax))
     for found, wanted in zip(*(g(query, key) for g in gradients), strict=True):
         assert np.abs(wanted).max() > 0.01
         np.testing.assert_allclose(found, wanted, atol=1e-6)
@@ -75,7 +74,7 @@ def test_the_row_of_the_mean_query_is_float32(length, biased, dtype, fast):
     query, key, _ = (a.astype(jnp.dtype(dtype)) for a in random_qkv(length))
     bias = random_bias(length) if biased else None
 
-    @tiny.compiled
+    @tiny_vit.compiled
     def both(query, key, bias):
         with choice.fast(fast):
             mean = mean_query(query)
@@ -105,10 +104,10 @@ X = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
 
 def attention(num_prefix=1):
     """(Attention of width 12, its variables, the state of the seven tokens X)."""
-    module = tiny.attention(12, 3)
+    module = tiny_vit.attention(12, 3)
     state = TokenState(x=X, size=np.ones((2, 7), np.float32), num_prefix=num_prefix)
     shapes = jax.eval_shape(module.init, jax.random.key(0), X, state)
-    return module, tiny.fill(shapes), state
+    return module, tiny_vit.fill(shapes), state
 
 
 def projected(variables, name):
@@ -136,7 +135,7 @@ def test_only_what_is_needed_is_tapped():
 def test_the_metric_is_the_mean_over_heads_of_one_projection(metric):
     module, variables, state = attention()
     apply = functools.partial(module.apply, reads={metric})
-    _, scores = tiny.compiled(apply)(variables, X, state)
+    _, scores = tiny_vit.compiled(apply)(variables, X, state)
     want = projected(variables, metric[0])
     assert scores[metric].dtype == jnp.float32
     np.testing.assert_allclose(scores[metric], want[:, 1:].mean(axis=2), atol=2e-6)
@@ -149,7 +148,7 @@ def test_the_tap_has_image_columns_of_all_live_queries(prefix, masked):
     mask = np.float32([[1, 1, 0, 1, 1, 0, 1] if masked else [1] * 7, [1] * 7])
     if masked:
         state = state.replace(mask=mask[:, prefix:])
-    run = tiny.compiled(functools.partial(module.apply, reads={"attn_columns"}))
+    run = tiny_vit.compiled(functools.partial(module.apply, reads={"attn_columns"}))
     _, scores = run(variables, X, state)
     query, key = (projected(variables, name) for name in "qk")
     _, weights = slow_attention(query, key, key, np.where(mask, 0, -1e9))
@@ -174,7 +173,7 @@ def test_rows_have_image_columns_of_all_live_tokens(name, prefix, masked):
     state = state.replace(attn_size=sizes)
     if masked:
         state = state.replace(mask=mask[:, prefix:])
-    run = tiny.compiled(functools.partial(module.apply, reads={ROWS[name]}))
+    run = tiny_vit.compiled(functools.partial(module.apply, reads={ROWS[name]}))
     _, scores = run(variables, X, state)
     query, key = (projected(variables, name) for name in "qk")
     for image in range(2):

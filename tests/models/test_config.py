@@ -7,8 +7,8 @@ import pytest
 from imagepiece_jax.models.architecture import DEIT, Architecture
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.rotary import Rotary
-from tests.models import make, tiny
-from tests.refused import refused
+from tests.helpers import named_models, tiny_vit
+from tests.helpers.refused_calls import refused
 
 UNWEIGHTED = "tome:prop_attn=False"
 WRONG = [  # (fields, what the sentence has)
@@ -39,19 +39,19 @@ WRONG = [  # (fields, what the sentence has)
 @pytest.mark.parametrize("fields, said", WRONG)
 def test_a_wrong_field_is_named_with_its_value(fields, said):
     with refused(said):
-        tiny.model(**fields)
+        tiny_vit.model(**fields)
 
 
 def test_a_model_without_a_name_is_made_of_its_fields():
     size = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
     arch = {"gelu": "quick", "norm_eps": 1e-5, "registers": 2}
-    model = create_model(make.config(None, image_size=18, arch=arch, **size))
+    model = create_model(named_models.config(None, image_size=18, arch=arch, **size))
     assert model.config.arch == Architecture(gelu="quick", norm_eps=1e-5, registers=2)
     assert model.config.arch.difference(DEIT) == arch
     assert model.plan[0].attn_tokens == 16 + 3  # of 18 pixels two are cut
     turned = Architecture(rotary=Rotary(origin="center", reference=(3, 4)))
     plain = json.loads(json.dumps(turned.difference(DEIT)))
-    assert make.config(None, arch=plain, **size).arch == turned
+    assert named_models.config(None, arch=plain, **size).arch == turned
 
 
 MAE = "vit_base_patch16_224.mae"
@@ -75,5 +75,5 @@ MAE = "vit_base_patch16_224.mae"
 )
 def test_attention_is_proportional_as_is_meant_or_said(name, reduction, given, used):
     options = {} if given is None else {"prop_attn": given}
-    model = create_model(make.config(name, **options), reduction)
+    model = create_model(named_models.config(name, **options), reduction)
     assert model.prop_attn is used

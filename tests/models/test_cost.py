@@ -17,8 +17,8 @@ from imagepiece_jax.models.create import create_model
 from imagepiece_jax.reduction.block_plan import Keep, Step, build
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.training.config import RunConfig
-from tests.models import make, tiny
-from tests.runs import ROOT
+from tests.helpers import named_models, tiny_vit
+from tests.helpers.small_runs import ROOT
 
 VECTORS = json.loads((ROOT / "tests/models/cost_vectors.json").read_text("utf-8"))
 
@@ -27,7 +27,7 @@ VECTORS = json.loads((ROOT / "tests/models/cost_vectors.json").read_text("utf-8"
     "row", VECTORS, ids=lambda row: f"{row['model']} {row['reduction']}"
 )
 def test_published_tokens_and_macs(row):
-    config = make.config(row["model"], stem=row.get("stem", "patch"))
+    config = named_models.config(row["model"], stem=row.get("stem", "patch"))
     with controls.registered():  # imagepiece_later is one of a study
         model = create_model(config, row["reduction"])
     for name in ("attn", "mlp"):
@@ -45,7 +45,7 @@ def test_steps_cost_and_are_listed_where_they_change_something():
 
     rules = Keep(1.0), Keep(0.5)
     plan = build(2, 16, [Step(i, Costly(), rule) for i, rule in enumerate(rules)])
-    model = tiny.vit(plan, 8, 2)
+    model = tiny_vit.vit(plan, 8, 2)
     assert sum(cost.reducer_macs(model, layer) for layer in plan) == 16082
     assert [cost.action(layer) for layer in plan] == ["", "Costly: 16 - 8"]
 

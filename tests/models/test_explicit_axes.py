@@ -10,16 +10,16 @@ from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 
 import imagepiece_jax
-from tests.models import masked, tiny
+from tests.helpers import masked_models, tiny_vit
 from tests.models.test_vit_switches import PARTS
 
 BATCH = 4
 RANDOM = "random:keep_rate=0.7:blocks=(1,)"
-LEARNED = tiny.small("dynamicvit")
+LEARNED = tiny_vit.small("dynamicvit")
 # A reduction, the model's options, and whether `jax.set_mesh` names the mesh.
 CASES = [("tome:r=3", {"depth": 2}, True), (RANDOM, {"depth": 2}, False)]
 CASES += [(LEARNED, {}, True)]
-CASES += [(tiny.IMAGEPIECE, PARTS["conv"] | PARTS["drop"], False)]
+CASES += [(tiny_vit.IMAGEPIECE, PARTS["conv"] | PARTS["drop"], False)]
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +47,13 @@ def spread(variables, mesh, whole=True):
 @pytest.mark.parametrize("reduction, fields, within", CASES)
 def test_a_step_of_training_is_that_of_one_device(reduction, fields, within, mesh):
     """The loss, gradients, new statistics and tokens; all stay where their input is."""
-    model = tiny.model(reduction, **fields)
-    keys = masked.keys(BATCH)
+    model = tiny_vit.model(reduction, **fields)
+    keys = masked_models.keys(BATCH)
     keys["drop_path"] = keys["reducer"]
-    variables = dict(tiny.variables(model))
+    variables = dict(tiny_vit.variables(model))
     params = variables.pop("params")
 
-    @tiny.jit
+    @tiny_vit.jit
     def step(params, rest, images, keys):
         def loss(params):
             outputs, changed = model.apply(
@@ -69,7 +69,7 @@ def test_a_step_of_training_is_that_of_one_device(reduction, fields, within, mes
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
-    images = tiny.images(BATCH)
+    images = tiny_vit.images(BATCH)
     expected = step(params, variables, images, keys)
     split = spread(params, mesh, whole=within)
     rest = spread(variables, mesh)
@@ -85,9 +85,9 @@ def test_a_step_of_training_is_that_of_one_device(reduction, fields, within, mes
 
 
 def test_first_variables_do_not_depend_on_the_mesh(mesh):
-    model = tiny.model(LEARNED)
-    init = tiny.jit(model.init)
-    images = tiny.images(2)
+    model = tiny_vit.model(LEARNED)
+    init = tiny_vit.jit(model.init)
+    images = tiny_vit.images(2)
     found = init(jax.random.key(0), divided(images, mesh))
     wanted = init(jax.random.key(0), images)
     chex.assert_trees_all_close(found, wanted, atol=1e-6)
@@ -95,8 +95,8 @@ def test_first_variables_do_not_depend_on_the_mesh(mesh):
 
 @pytest.mark.filterwarnings("ignore:the values of images")
 def test_features_stay_on_their_devices(mesh):
-    vit = tiny.pretrained("evit:keep_rate=0.6:blocks=(1,)", depth=2)
-    images = tiny.images(BATCH)
+    vit = tiny_vit.pretrained("evit:keep_rate=0.6:blocks=(1,)", depth=2)
+    images = tiny_vit.images(BATCH)
     found = imagepiece_jax.features(vit, divided(images, mesh), layers=1)
     assert found.patches.sharding.spec[0] == "data"
     expected = imagepiece_jax.features(vit, images, layers=1)
@@ -115,11 +115,13 @@ class Around(nn.Module):
 
 
 def test_inside_a_module_that_draws_from_rngs(mesh):
-    module = Around(tiny.model("tome:r=3", depth=2))
-    images = tiny.images(BATCH)
+    module = Around(tiny_vit.model("tome:r=3", depth=2))
+    images = tiny_vit.images(BATCH)
     rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-    variables = tiny.fill(jax.eval_shape(module.init, rngs, images))
-    apply = tiny.jit(lambda v, x: module.apply(v, x, rngs={"dropout": rngs["dropout"]}))
+    variables = tiny_vit.fill(jax.eval_shape(module.init, rngs, images))
+    apply = tiny_vit.jit(
+        lambda v, x: module.apply(v, x, rngs={"dropout": rngs["dropout"]})
+    )
     expected = apply(variables, images)
     found = apply(spread(variables, mesh), divided(images, mesh))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -4,35 +4,35 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax import Preprocessing, Pretrained
-from tests.models import tiny
-from tests.refused import refused
+from tests.helpers import tiny_vit
+from tests.helpers.refused_calls import refused
 from tests.weights.test_load_published import same
 
 TOME = "tome:r=4"
 DYNAMICVIT = "dynamicvit:blocks=(1,):keep_rate=0.6"
-GIVEN = {"config": tiny.model().config}
+GIVEN = {"config": tiny_vit.model().config}
 
 
 @pytest.fixture(scope="module")
 def dense():
-    return tiny.pretrained()
+    return tiny_vit.pretrained()
 
 
 def test_a_model_that_someone_made_has_defaults(dense):
     assert dense.label == str(dense.reduction) == "none"
-    assert dense.preprocessing == Preprocessing(tiny.SIDE)
+    assert dense.preprocessing == Preprocessing(tiny_vit.SIDE)
     assert (dense.class_names, dense.source.path) == (None, None)
-    early = tiny.pretrained("token_learner:block=0")
+    early = tiny_vit.pretrained("token_learner:block=0")
     vit = Pretrained(early.model, early.variables)
-    assert vit.image_size == tiny.SIDE
+    assert vit.image_size == tiny_vit.SIDE
     assert vit.reduction == early.reduction
-    by_hand = tiny.model().clone(plan=early.model.plan)
+    by_hand = tiny_vit.model().clone(plan=early.model.plan)
     assert Pretrained(by_hand, early.variables).reduction is None
 
 
 def test_the_same_weights_at_another_size(tmp_path, dense):
     size = (12, 24)
-    file = tiny.write(tmp_path / "w.npz", dense.variables)
+    file = tiny_vit.write(tmp_path / "w.npz", dense.variables)
     loaded = imagepiece_jax.load(file, **GIVEN)
     wanted = imagepiece_jax.load(file, image_size=size, reduction=TOME, **GIVEN)
     for found in (
@@ -42,23 +42,25 @@ def test_the_same_weights_at_another_size(tmp_path, dense):
         assert found.model == wanted.model
         assert found.image_size == size
         assert same(found.variables, wanted.variables)
-        assert found.source.image_size == tiny.SIDE
+        assert found.source.image_size == tiny_vit.SIDE
         assert found.digest == wanted.digest != loaded.digest
-    assert same(loaded.at_size(tiny.SIDE).variables, loaded.variables)
+    assert same(loaded.at_size(tiny_vit.SIDE).variables, loaded.variables)
 
 
 def test_positions_are_resized_once(tmp_path, dense):
-    file = tiny.write(tmp_path / "w.npz", dense.variables)
+    file = tiny_vit.write(tmp_path / "w.npz", dense.variables)
     loaded = imagepiece_jax.load(file, image_size=28, **GIVEN)
     for larger in (dense.at_size(28), loaded):
-        with refused("positions", f"resized from {tiny.SIDE}x{tiny.SIDE} already"):
+        with refused(
+            "positions", f"resized from {tiny_vit.SIDE}x{tiny_vit.SIDE} already"
+        ):
             larger.at_size(40)
 
 
 def test_a_size_that_is_no_multiple_is_one_only_for_its_own_model():
     """SigLIP So400m/14 at 384 pixels: what is left over is cut."""
-    made = tiny.model(image_size=22)
-    own = Pretrained(made, tiny.variables(made))
+    made = tiny_vit.model(image_size=22)
+    own = Pretrained(made, tiny_vit.variables(made))
     assert own.at_size(22).model == made
     for size in (26, 13_392):  # which has more pixels than an image may have
         with refused("image_size"):
@@ -68,36 +70,36 @@ def test_a_size_that_is_no_multiple_is_one_only_for_its_own_model():
 def test_counts_of_one_size_are_refused_at_another(dense, tmp_path):
     own = dense.with_reduction("tome:macs=0.5")
     with refused("counts"):
-        own.at_size(8 * tiny.SIDE)
+        own.at_size(8 * tiny_vit.SIDE)
     imagepiece_jax.save(own, tmp_path / "saved")
     with refused("counts", str(tmp_path / "saved")):
-        imagepiece_jax.load(tmp_path / "saved", image_size=8 * tiny.SIDE)
+        imagepiece_jax.load(tmp_path / "saved", image_size=8 * tiny_vit.SIDE)
 
 
 def test_metadata_that_do_not_fit_the_model(dense):
     with refused("class_names"):
-        Pretrained(tiny.model(), {"params": {}}, class_names=["a"])
+        Pretrained(tiny_vit.model(), {"params": {}}, class_names=["a"])
     with refused("image_size", "at_size"):
         dense.with_preprocessing(image_size=24)
 
 
 def test_images_that_are_cropped_in_another_way(dense):
     vit = dense.with_reduction(TOME).with_preprocessing(crop=0.7, rule="transformers")
-    images = Preprocessing(tiny.SIDE, crop=0.7, rule="transformers")
+    images = Preprocessing(tiny_vit.SIDE, crop=0.7, rule="transformers")
     assert vit.preprocessing == vit.config.preprocessing == images
-    assert vit.model.plan == tiny.model(TOME).plan
+    assert vit.model.plan == tiny_vit.model(TOME).plan
     assert same(vit.variables, dense.variables)
 
 
 def test_the_same_weights_with_another_reduction(dense):
     tome = dense.with_reduction(TOME)
-    assert tome.model == tiny.model(TOME)
+    assert tome.model == tiny_vit.model(TOME)
     assert tome.model.prop_attn
     assert same(tome.variables, dense.variables)
     assert tome.label == str(tome.reduction) == TOME
     assert tome.gmacs < dense.gmacs
     assert str(dense.reduction) == "none"  # which is not changed
-    unweighted = tiny.changed(TOME, prop_attn=False)
+    unweighted = tiny_vit.changed(TOME, prop_attn=False)
     plain = dense.with_reduction(unweighted)
     assert not plain.model.prop_attn
     assert str(plain.reduction) == unweighted
@@ -115,11 +117,11 @@ def test_learned_selectors_stay_with_the_weights(tmp_path, dense):
     fresh = dense.with_reduction(DYNAMICVIT, seed=1)
     assert fresh.untrained and fresh.label.endswith("(untrained selectors)")
     assert not fresh.with_reduction(TOME).untrained
-    learned = tiny.pretrained(DYNAMICVIT)
-    tiny.write(tmp_path / "w.npz", learned.variables)
+    learned = tiny_vit.pretrained(DYNAMICVIT)
+    tiny_vit.write(tmp_path / "w.npz", learned.variables)
     loaded = imagepiece_jax.load(tmp_path / "w.npz", reduction=DYNAMICVIT, **GIVEN)
     for vit in (learned, loaded):
-        slower = vit.with_reduction(tiny.changed(DYNAMICVIT, keep_rate=0.8))
+        slower = vit.with_reduction(tiny_vit.changed(DYNAMICVIT, keep_rate=0.8))
         assert not slower.untrained
         assert same(slower.variables, vit.variables)
     # A reduction without selectors loses none of a file's.

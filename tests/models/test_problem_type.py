@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.models.problem_type import PROBLEMS, REGRESSION, activation
-from tests.models import tiny
-from tests.refused import refused
+from tests.helpers import tiny_vit
+from tests.helpers.refused_calls import refused
 
 SINGLE, MULTI = PROBLEMS[:2]
 
@@ -25,12 +25,16 @@ SINGLE, MULTI = PROBLEMS[:2]
 )
 def test_probabilities_by_hand(problem_type, logits, wanted):
     logits = np.float32(logits)
-    vit = tiny.of_problem(tiny.pretrained(num_classes=logits.shape[-1]), problem_type)
+    vit = tiny_vit.of_problem(
+        tiny_vit.pretrained(num_classes=logits.shape[-1]), problem_type
+    )
     np.testing.assert_allclose(vit.probabilities(logits), wanted, atol=1e-6)
 
 
 def test_numbers_are_no_probabilities():
     with refused("problem_type"):
-        tiny.of_problem(tiny.pretrained(), REGRESSION).probabilities(np.zeros(7))
+        tiny_vit.of_problem(tiny_vit.pretrained(), REGRESSION).probabilities(
+            np.zeros(7)
+        )
     assert activation(REGRESSION, 3) is None
     assert activation(PROBLEMS[0], 0) is None

@@ -14,24 +14,24 @@ import imagepiece_jax
 from imagepiece_jax import load
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.recovery_record import Recovery
-from tests.models import recoveries, tiny
-from tests.models.recoveries import TOME
-from tests.refused import refused
+from tests.helpers import made_up_recoveries, tiny_vit
+from tests.helpers.made_up_recoveries import TOME
+from tests.helpers.refused_calls import refused
 
-LARGER = 2 * tiny.SIDE
+LARGER = 2 * tiny_vit.SIDE
 MORE = "tome:r=6"
 COSTS = (TOME, MORE)
 
 
 @pytest.fixture(scope="module")
 def public():
-    return tiny.pretrained()
+    return tiny_vit.pretrained()
 
 
 @pytest.fixture(scope="module")
 def vit(public):
     """A dense model that was recovered at two costs."""
-    return recoveries.recovered(public, reductions=COSTS)
+    return made_up_recoveries.recovered(public, reductions=COSTS)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_the_dense_model_stays_what_it_was(public, vit, folder, tmp_path):
         vit.with_reduction(TOME).with_reduction(None),
         load(folder, reduction="none"),
         load(again, reduction="none"),
-        load(folder / "model.safetensors", config=tiny.model().config),
+        load(folder / "model.safetensors", config=tiny_vit.model().config),
     ):
         chex.assert_trees_all_equal(dense.variables, public.variables)
         assert dense.label == "none"
@@ -67,7 +67,7 @@ def test_the_dense_model_stays_what_it_was(public, vit, folder, tmp_path):
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_form_has_the_values_of_its_cost(public, vit, folder, capsys, number):
-    expected = recoveries.values(public, number)
+    expected = made_up_recoveries.values(public, number)
     reduction = COSTS[number]
     forms = [vit.with_reduction(reduction), load(folder, reduction=reduction)]
     forms.append(vit.with_reduction(COSTS[1 - number]).with_reduction(reduction))
@@ -84,7 +84,7 @@ def test_a_form_has_the_values_of_its_cost(public, vit, folder, capsys, number):
 @pytest.mark.parametrize("classes", [0, 3])
 def test_another_head_or_none_takes_what_fits(public, folder, classes):
     form = load(folder, reduction=TOME, num_classes=classes)
-    expected = recoveries.values(public)
+    expected = made_up_recoveries.values(public)
     body = {k: v for k, v in expected.items() if not k.startswith("head")}
     assert has_values(form, body)
     biases = [v.shape for k, v in leaves_of(form).items() if k == "head/bias"]
@@ -127,7 +127,7 @@ def test_another_model_by_hand_has_its_own_values(public, vit):
 
 
 def test_nothing_that_came_back_is_the_dense_model(public, tmp_path):
-    vit = recoveries.recovered(public, changed=False)
+    vit = made_up_recoveries.recovered(public, changed=False)
     again = load(imagepiece_jax.save(vit, tmp_path / "m"))
     assert again.recovery.variants == vit.recovery.variants
     form = again.with_reduction(TOME)
@@ -144,21 +144,23 @@ def test_a_folder_without_its_values_is_refused(folder, tmp_path):
 
 
 def test_all_parameters_may_be_recovered_and_positions_follow_the_size(tmp_path):
-    public = tiny.pretrained(num_classes=3)
+    public = tiny_vit.pretrained(num_classes=3)
     leaves = leaves_of(public)
     values = {path: np.asarray(leaf) + 1 for path, leaf in leaves.items()}
-    cost = recoveries.variant_of(public.with_reduction(tiny.EVIT), values=values)
+    cost = made_up_recoveries.variant_of(
+        public.with_reduction(tiny_vit.EVIT), values=values
+    )
     vit = dataclasses.replace(public, recovery=Recovery((cost,)))
     again = load(imagepiece_jax.save(vit, tmp_path / "m"))
     for each in (vit, again):
-        form = each.with_reduction(tiny.EVIT)
+        form = each.with_reduction(tiny_vit.EVIT)
         assert has_values(form, values)
         larger = form.at_size(LARGER)
         original = public.at_size(LARGER)
         back = larger.with_reduction(None)
         chex.assert_trees_all_equal(larger.variables, original.variables)
         chex.assert_trees_all_equal(back.variables, original.variables)
-    loaded = load(tmp_path / "m", reduction=tiny.EVIT, image_size=LARGER)
+    loaded = load(tmp_path / "m", reduction=tiny_vit.EVIT, image_size=LARGER)
     chex.assert_trees_all_equal(loaded.variables, larger.variables)
 
 
@@ -174,6 +176,8 @@ def test_all_parameters_may_be_recovered_and_positions_follow_the_size(tmp_path)
     ],
 )
 def test_a_report_says_what_makes_it_doubtful(field, value, words):
-    said = str(recoveries.variant_of(tiny.pretrained("tome:r=3"), **{field: value}))
+    said = str(
+        made_up_recoveries.variant_of(tiny_vit.pretrained("tome:r=3"), **{field: value})
+    )
     doubts = ("within noise", "too good", "scenes")
     assert [doubt for doubt in doubts if doubt in said] == words

@@ -13,8 +13,8 @@ from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.diffrate import published
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reduction import Reduction
-from tests.models import make, tiny
-from tests.refused import refused
+from tests.helpers import named_models, tiny_vit
+from tests.helpers.refused_calls import refused
 
 LATER = "proportional-1"  # all tokens stay in block 0
 NAMES = sorted(set(METHODS) - {"none"})
@@ -32,7 +32,7 @@ REASONS = {
 
 
 def dense(reduction=None, **fields):
-    return create_model(make.config("deit_ti", **fields), reduction)
+    return create_model(named_models.config("deit_ti", **fields), reduction)
 
 
 def at_cost(reduction, model=None):
@@ -99,7 +99,7 @@ def test_an_amount_that_a_cost_replaces_changes_nothing_and_is_refused(name):
 
     def scaled(**fields):
         method = kind(**fields)
-        return [method.scaled(ratio, make.facts()) for ratio in (0.2, 0.7)]
+        return [method.scaled(ratio, named_models.facts()) for ratio in (0.2, 0.7)]
 
     for field in {*kind.amounts} - {"prune", "merge"}:
         changed = {field: other[field]}
@@ -118,7 +118,7 @@ def test_unusual_models():
         _, share, left = at_cost(full)
         assert share == 1
         assert left == [196] * 12
-    assert tiny.model("none:counts=(25,25,25)").plan == tiny.model().plan
+    assert tiny_vit.model("none:counts=(25,25,25)").plan == tiny_vit.model().plan
     _, share, _ = at_cost("tome:macs=0.8", dense(depth=1))
     assert abs(share - 0.8) <= TOLERANCE
     listed = [*np.arange(190, 70, -10)]
@@ -136,7 +136,7 @@ SIZES += [("vit_huge_patch14_224.mae", 224)]
 def test_every_method_has_a_shape_of_its_own_for_every_model(name, model, size):
     """Without a published list of the model's size, and with fewer blocks than 12."""
     cost = 0.55 if name == "imagepiece_tome" else 0.5  # the least of six blocks
-    model = create_model(make.config(model, image_size=size))
+    model = create_model(named_models.config(model, image_size=size))
     found, share, _ = at_cost(f"{name}:macs={cost}", model)
     assert abs(share - cost) <= TOLERANCE
     assert found.method.macs is None
@@ -145,7 +145,9 @@ def test_every_method_has_a_shape_of_its_own_for_every_model(name, model, size):
 def test_lists_of_diffrate_are_stretched_to_sizes_that_have_none():
     """Of DeiT-S at 2.9 GMACs, whose 196 patches are 1369 of DINOv2, by hand."""
     method = METHODS["diffrate"](macs=0.5)
-    method = method.at_ratio(0.5, make.facts(patches=1369))  # to the power of one
+    method = method.at_ratio(
+        0.5, named_models.facts(patches=1369)
+    )  # to the power of one
     prune, merge = published("deit_s")[2.9]
     wanted = [1 + int(1369 * (tokens - 1) / 196 + 0.5) for tokens in prune]
     assert method.prune == tuple(wanted)

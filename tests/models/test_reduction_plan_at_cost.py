@@ -14,8 +14,8 @@ from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.methods.recommended import recommendation, recommended
 from imagepiece_jax.weights.load import load
 from imagepiece_jax.weights.save import save
-from tests.models import tiny
-from tests.models.make import facts
+from tests.helpers import tiny_vit
+from tests.helpers.named_models import facts
 
 
 def image_tokens(model):
@@ -79,7 +79,7 @@ def test_with_few_macs_every_block_but_the_first_removes_the_same_share():
 
 def test_it_is_kept_as_the_method_and_its_counts(tmp_path, capsys):
     arch = {"arch": {"pool": "token"}}
-    dense = tiny.pretrained(**arch)
+    dense = tiny_vit.pretrained(**arch)
     vit = dense.with_reduction(0.7)
     assert vit.reduction.name == "peaks"
     (said,) = capsys.readouterr().err.splitlines()
@@ -96,7 +96,7 @@ def test_it_is_kept_as_the_method_and_its_counts(tmp_path, capsys):
     assert (other.reduction, other.label) == (vit.reduction, vit.label)
     assert capsys.readouterr().err == f"{said}\n"
     assert load(tmp_path / "saved", reduction="none").model.plan == dense.model.plan
-    model = tiny.model(0.7, **arch)
+    model = tiny_vit.model(0.7, **arch)
     assert Pretrained(model, vit.variables).reduction == vit.reduction
 
 

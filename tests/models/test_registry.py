@@ -4,8 +4,8 @@ import pytest
 
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
-from tests.models import make, tiny
-from tests.refused import refused
+from tests.helpers import named_models, tiny_vit
+from tests.helpers.refused_calls import refused
 
 
 @pytest.mark.parametrize(
@@ -20,8 +20,8 @@ from tests.refused import refused
     ],
 )
 def test_parameters_are_as_many_as_published(name, stem, parameters):
-    shapes = tiny.shapes(create_model(make.config(name, stem=stem)))
-    assert tiny.count(shapes["params"]) == parameters
+    shapes = tiny_vit.shapes(create_model(named_models.config(name, stem=stem)))
+    assert tiny_vit.count(shapes["params"]) == parameters
 
 
 def test_an_unknown_model_is_answered_with_the_list():

@@ -16,11 +16,10 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import SCORES
 from imagepiece_jax.reduction.state import Assignment, Masking, Mixing, start
-from tests import oracles, oracles_peaks
-from tests.models import tiny
+from tests.helpers import oracles, oracles_peaks, tiny_vit
+from tests.helpers.reduction_steps import apply
+from tests.helpers.rounding import assert_close
 from tests.models.test_vit_families import few
-from tests.reduction.steps import apply
-from tests.rounding import assert_close
 
 DINOV3 = Architecture(
     registers=2,
@@ -49,7 +48,7 @@ HEADS = 3  # of 8 channels, four planes
 
 def model(family, reduction=None, **options):
     size = {"embed_dim": WIDTH, "num_heads": HEADS}
-    return tiny.model(reduction, arch=ARCHS[family], **size | options)
+    return tiny_vit.model(reduction, arch=ARCHS[family], **size | options)
 
 
 def test_places_of_patches_are_those_of_dinov3_and_of_eva02():
@@ -92,7 +91,7 @@ def test_patches_are_turned_and_the_prefix_is_not(family):
     places = rng.uniform(-3, 3, (2, 4, 2)).astype(np.float32)
     heads = rng.normal(size=(2, 5, 2, 8)).astype(np.float32)
 
-    @tiny.compiled
+    @tiny_vit.compiled
     def rotate(heads, places):
         return rotary.rotate(heads, rotary.rotations(places, 8, prefix=1))
 
@@ -112,7 +111,7 @@ def test_the_other_order_of_axes_turns_by_x_first():
     assert by_y.ravel()[0] == pytest.approx(math.cos(3))
 
 
-begin = tiny.compiled(lambda x, places: start(x, 2, coordinates=places))
+begin = tiny_vit.compiled(lambda x, places: start(x, 2, coordinates=places))
 
 
 def state_at(places, size=None):
@@ -158,7 +157,7 @@ def test_soft_tokens_and_packages_stand_where_their_weights_are():
 def test_every_token_has_coordinates(name, masked):
     depth, reduction, _ = few(name)
     made = model("dinov3", reduction, masked=masked, depth=max(depth, 2))
-    state = jax.eval_shape(made.apply, tiny.shapes(made), tiny.images(2)).state
+    state = jax.eval_shape(made.apply, tiny_vit.shapes(made), tiny_vit.images(2)).state
     assert state.coordinates.shape == (2, state.x.shape[1] - 3, 2)
     assert state.x.shape == (2, made.plan[-1].mlp_tokens, WIDTH)
     assert start(np.zeros((1, 2, 3)), 1).coordinates is None  # of other models
@@ -167,7 +166,7 @@ def test_every_token_has_coordinates(name, masked):
 TOME = "tome:counts=(22,20,18)"
 LEARNED = "token_learner:num_tokens=8:block=1"
 PEAKS = "peaks:blocks=(1,2):prop_attn=False"
-REDUCED = [("dinov3", TOME), ("dinov3", LEARNED), ("eva02", tiny.IMAGEPIECE)]
+REDUCED = [("dinov3", TOME), ("dinov3", LEARNED), ("eva02", tiny_vit.IMAGEPIECE)]
 REDUCED += [("dinov3", PEAKS), ("eva02", f"{PEAKS}:score=class_and_mean")]
 
 
@@ -180,15 +179,15 @@ def captured(made, variables, images):
     run = functools.partial(
         made.apply, capture_intermediates=wanted, mutable=["intermediates"]
     )
-    out, seen = jax.device_get(tiny.jit(run)(variables, images))
+    out, seen = jax.device_get(tiny_vit.jit(run)(variables, images))
     return out, seen["intermediates"]
 
 
 @pytest.mark.parametrize("family, reduction", REDUCED)
 def test_each_block_attends_by_where_its_tokens_stand(family, reduction):
     made = model(family, reduction)
-    images = tiny.images(1)
-    variables = tiny.variables(made)
+    images = tiny_vit.images(1)
+    variables = tiny_vit.variables(made)
     out, seen = captured(made, variables, images)
     grid = ARCHS[family].rotary.coordinates((GRID, GRID)).astype(float)
     prefix = made.config.arch.prefix
@@ -261,6 +260,6 @@ def after(result, inputs, groups, places, grid):
 )
 def test_parameters_and_costs_are_the_published_ones(name, millions, gmacs):
     made = create_model(name)
-    assert round(tiny.count(variable_shapes(made)) / 1e6, 1) == millions
+    assert round(tiny_vit.count(variable_shapes(made)) / 1e6, 1) == millions
     # The cards count a little more than matrix products.
     assert model_macs(made) / 1e9 == pytest.approx(gmacs, abs=0.06)

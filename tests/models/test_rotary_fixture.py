@@ -11,7 +11,7 @@ from imagepiece_jax.models import resize_positions, timm_tensors
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.weights import layouts
-from tests.models import make, tiny
+from tests.helpers import named_models, tiny_vit
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "rope.npz"
 SIZE = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 4, "num_classes": 5}
@@ -35,7 +35,9 @@ def tensors_of(name, fixture):
 def made(name, fixture):
     tensors = tensors_of(name, fixture)
     ratio = tensors["blocks.0.mlp.fc2.weight"].shape[1] / SIZE["embed_dim"]
-    model = create_model(make.config(name, image_size=IMAGE, mlp_ratio=ratio, **SIZE))
+    model = create_model(
+        named_models.config(name, image_size=IMAGE, mlp_ratio=ratio, **SIZE)
+    )
     tensors = layouts.with_timm_names(tensors)
     tensors = resize_positions.fit(tensors, model.config, IMAGE)
     variables = timm_tensors.from_timm(tensors, variable_shapes(model))
@@ -44,7 +46,7 @@ def made(name, fixture):
 
 def differences(name, fixture, model, variables, image):
     """Of logits and of features, in units of the largest value."""
-    outputs = tiny.jit(model.apply)(variables, image)
+    outputs = tiny_vit.jit(model.apply)(variables, image)
     for field, got in (("logits", outputs.logits), ("features", outputs.tokens)):
         want = fixture[f"{name}/{field}"]
         assert got.shape == want.shape

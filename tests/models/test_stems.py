@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.models.stems import ConvStem, PatchStem, conv_stem_widths
-from tests import oracles
-from tests.models import tiny
-from tests.refused import refused
+from tests.helpers import oracles, tiny_vit
+from tests.helpers.refused_calls import refused
 
 SLOT = 4  # images on each of the devices that share batch statistics
 
@@ -47,11 +46,11 @@ def test_conv_stem_equals_slow_convolutions(side, is_train):
     """Padding is one pixel on both sides, so an even side reads its first border."""
     stem = ConvStem(embed_dim=6, patch_size=4)
     images = random_images(3, side)
-    variables = tiny.fill(tiny.shapes(stem, side))
+    variables = tiny_vit.fill(tiny_vit.shapes(stem, side))
     if is_train:
-        out, new = tiny.jit(functools.partial(train, stem))(variables, images)
+        out, new = tiny_vit.jit(functools.partial(train, stem))(variables, images)
     else:
-        out, new = tiny.jit(stem.apply)(variables, images), {}
+        out, new = tiny_vit.jit(stem.apply)(variables, images), {}
     want, statistics = slow_stem(variables, images, is_train)
     np.testing.assert_allclose(out, want, atol=2e-5)
     chex.assert_trees_all_close(dict(new), statistics, rtol=1e-5, atol=1e-6)
@@ -68,8 +67,12 @@ def test_a_patch_of_two_to_the_k_takes_k_convolutions(embed_dim, patch_size, wid
 def test_convolutions_start_uniform_within_one_over_the_root_of_their_fan_in():
     images = jnp.zeros((1, 8, 8, 3))
     key = jax.random.key(0)
-    conv = tiny.jit(ConvStem(embed_dim=64, patch_size=4).init)(key, images)["params"]
-    patch = tiny.jit(PatchStem(embed_dim=64, patch_size=4).init)(key, images)["params"]
+    conv = tiny_vit.jit(ConvStem(embed_dim=64, patch_size=4).init)(key, images)[
+        "params"
+    ]
+    patch = tiny_vit.jit(PatchStem(embed_dim=64, patch_size=4).init)(key, images)[
+        "params"
+    ]
     drawn = [(conv["conv_0"]["kernel"], 27), (conv["conv_1"]["kernel"], 9 * 32)]
     drawn += [(conv["proj"][name], 64) for name in ("kernel", "bias")]
     drawn += [(patch["proj"][name], 48) for name in ("kernel", "bias")]
@@ -93,7 +96,7 @@ def test_two_devices_normalize_by_the_whole_batch():
     probe = random_images(2 * SLOT, 4, seed=1).reshape(2 * SLOT, 2, 2, 12)
     whole = ConvStem(embed_dim=12, patch_size=4)
     shared = whole.clone(axis_name="devices")
-    variables = tiny.fill(tiny.shapes(whole, 8))
+    variables = tiny_vit.fill(tiny_vit.shapes(whole, 8))
 
     def step(stem, images, probe):
         def loss(params):
@@ -106,15 +109,15 @@ def test_two_devices_normalize_by_the_whole_batch():
         return x.reshape(2, SLOT, *x.shape[1:])
 
     both = jax.vmap(functools.partial(step, shared), axis_name="devices")
-    gradients, (out, new) = tiny.jit(both)(split(images), split(probe))
-    at_once = tiny.jit(functools.partial(step, whole))
+    gradients, (out, new) = tiny_vit.jit(both)(split(images), split(probe))
+    at_once = tiny_vit.jit(functools.partial(step, whole))
     want_gradients, (want, want_new) = at_once(images, probe)
     first, second = (jax.tree.map(lambda a, d=d: a[d], new) for d in range(2))
     summed = jax.tree.map(lambda a: a.sum(axis=0), gradients)
     got = out.reshape(want.shape), first, second, summed
     want_all = want, want_new, want_new, want_gradients
     chex.assert_trees_all_close(got, want_all, rtol=1e-4, atol=2e-5)
-    alone = tiny.jit(functools.partial(train, whole))(variables, images[:SLOT])[0]
+    alone = tiny_vit.jit(functools.partial(train, whole))(variables, images[:SLOT])[0]
     assert np.abs(alone - want[:SLOT]).max() > 0.01
 
 

@@ -10,16 +10,16 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.models import resize_positions, timm_tensors
-from tests.models import tiny
-from tests.refused import refused
-from tests.rounding import assert_close
+from tests.helpers import tiny_vit
+from tests.helpers.refused_calls import refused
+from tests.helpers.rounding import assert_close
 
 
 def variables(width=6, tokens=9, classes=5, stem="patch", seed=0):
     size = {"embed_dim": width, "num_heads": 1, "depth": 2, "num_classes": classes}
     side = 4 * math.isqrt(tokens)
-    model = tiny.model(image_size=side, stem=stem, **size)
-    return tiny.fill(tiny.shapes(model), seed)
+    model = tiny_vit.model(image_size=side, stem=stem, **size)
+    return tiny_vit.fill(tiny_vit.shapes(model), seed)
 
 
 def with_reducers(tree):
@@ -68,11 +68,11 @@ def test_pos_embed_is_resized_as_pillow_resizes(old, new, caplog):
     """Pillow's bicubic is an independent implementation of the same kernel."""
     positions = np.random.default_rng(0).normal(size=(1, 1 + old * old, 6))
     positions = positions.astype(np.float32)
-    size = new * tiny.PATCH
-    config = tiny.model(embed_dim=6, num_heads=1, image_size=size).config
+    size = new * tiny_vit.PATCH
+    config = tiny_vit.model(embed_dim=6, num_heads=1, image_size=size).config
     with caplog.at_level("INFO", logger="imagepiece_jax.models"):
         tensors = {"pos_embed": positions}
-        tensors = resize_positions.fit(tensors, config, old * tiny.PATCH)
+        tensors = resize_positions.fit(tensors, config, old * tiny_vit.PATCH)
     assert f"resized to {new}x{new}" in caplog.text
     resized = tensors["pos_embed"]
     np.testing.assert_array_equal(resized[:, 0], positions[:, 0])

@@ -5,11 +5,13 @@ import pytest
 
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods import METHODS
-from tests.models import tiny
+from tests.helpers import tiny_vit
 from tests.models.test_vit_families import FAMILIES
 
 BFLOAT16 = {"dtype": "bfloat16"}
-LEARNED = [name for name in METHODS if tiny.model(tiny.small(name)).has_selectors]
+LEARNED = [
+    name for name in METHODS if tiny_vit.model(tiny_vit.small(name)).has_selectors
+]
 assert LEARNED
 
 
@@ -17,16 +19,16 @@ assert LEARNED
     "reduction, options",
     [
         (None, {"stem": "conv"}),
-        (tiny.EVIT, {"arch": FAMILIES["dinov2"], "stem": "conv"}),
+        (tiny_vit.EVIT, {"arch": FAMILIES["dinov2"], "stem": "conv"}),
         ("dtem:counts=(22,22,22)", {"arch": FAMILIES["siglip"], "stem": "conv"}),
-        *((tiny.small(name), BFLOAT16) for name in LEARNED),
+        *((tiny_vit.small(name), BFLOAT16) for name in LEARNED),
         ("dynamicvit:keep_rate=1.0:blocks=(1,)", BFLOAT16),  # none leaves
-        (tiny.small("spvit"), BFLOAT16 | {"masked": True}),
+        (tiny_vit.small("spvit"), BFLOAT16 | {"masked": True}),
     ],
 )
 def test_shapes_are_those_of_what_is_drawn(reduction, options):
-    model = tiny.model(reduction, **options)
-    images = jax.ShapeDtypeStruct((1, tiny.SIDE, tiny.SIDE, 3), "float32")
+    model = tiny_vit.model(reduction, **options)
+    images = jax.ShapeDtypeStruct((1, tiny_vit.SIDE, tiny_vit.SIDE, 3), "float32")
     drawn = jax.eval_shape(model.init, jax.random.key(0), images)
     assert variable_shapes(model) == drawn
     drawn_reducers = any(part.startswith("reducer") for part in drawn["params"])

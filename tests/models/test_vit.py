@@ -10,14 +10,13 @@ import pytest
 from flax import traverse_util
 
 from imagepiece_jax.models import vit
-from tests import oracles
-from tests.models import slow_deit, tiny
-from tests.refused import refused
-from tests.rounding import assert_close
+from tests.helpers import oracles, slow_deit, tiny_vit
+from tests.helpers.refused_calls import refused
+from tests.helpers.rounding import assert_close
 
 
 def forward(model):
-    return tiny.compiled(model.apply)
+    return tiny_vit.compiled(model.apply)
 
 
 close = functools.partial(assert_close, units=128)
@@ -27,7 +26,7 @@ def slow_outputs(model, variables, images, results=(), scale=None, prop_attn=Fal
     """The float64 model's answers, stacked: (logits, tokens, size, seen by image)."""
     steps = [block for block, layer in enumerate(model.plan) if layer.counts]
     params = jax.tree.map(lambda a: np.asarray(a, float), variables["params"])
-    options = {"heads": tiny.HEADS, "patch": tiny.PATCH, "prop_attn": prop_attn}
+    options = {"heads": tiny_vit.HEADS, "patch": tiny_vit.PATCH, "prop_attn": prop_attn}
     answers = []
     for b, image in enumerate(np.asarray(images, float)):
         moves = {}
@@ -53,18 +52,21 @@ def both_scores(inputs, slow):
     "reduction, prop_attn",
     [
         ("none", False),
-        (tiny.IMAGEPIECE, True),
-        (tiny.changed(tiny.IMAGEPIECE, metric="token", size_weighting=False), False),
-        (tiny.FUSED, True),
-        (tiny.changed(tiny.IMAGEPIECE, score="class_and_mean"), True),
-        (tiny.changed(tiny.FUSED, score="mean"), True),
+        (tiny_vit.IMAGEPIECE, True),
+        (
+            tiny_vit.changed(tiny_vit.IMAGEPIECE, metric="token", size_weighting=False),
+            False,
+        ),
+        (tiny_vit.FUSED, True),
+        (tiny_vit.changed(tiny_vit.IMAGEPIECE, score="class_and_mean"), True),
+        (tiny_vit.changed(tiny_vit.FUSED, score="mean"), True),
     ],
     ids=["dense", "key", "token", "fused", "both rows", "mean row"],
 )
 def test_it_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_attn):
-    model = tiny.model(reduction, prop_attn=prop_attn)
-    variables = tiny.variables(model)
-    images = tiny.images(2)
+    model = tiny_vit.model(reduction, prop_attn=prop_attn)
+    variables = tiny_vit.variables(model)
+    images = tiny_vit.images(2)
     out = forward(model)(variables, images)
     logits, tokens, size, seen = slow_outputs(
         model, variables, images, out.results, prop_attn=prop_attn
@@ -72,12 +74,12 @@ def test_it_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_attn):
     close(out.logits, logits)
     close(out.tokens, tokens)
     np.testing.assert_array_equal(out.state.size, size)
-    slots = np.asarray(tiny.slots(out))
+    slots = np.asarray(tiny_vit.slots(out))
     steps = [block for block, layer in enumerate(model.plan) if layer.counts]
     assert len(out.results) == len(out.reducer_inputs) == len(steps)
     assert len(steps) > 1 or reduction == "none"
     for b in range(2):
-        source = np.arange(tiny.TOKENS)
+        source = np.arange(tiny_vit.TOKENS)
         for block, inputs, result in zip(
             steps, out.reducer_inputs, out.results, strict=True
         ):
@@ -98,12 +100,12 @@ def test_it_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_attn):
 
 
 def test_bfloat16_keeps_parameters_and_logits_in_float32():
-    fused = tiny.changed(tiny.FUSED, blocks=(0,))
+    fused = tiny_vit.changed(tiny_vit.FUSED, blocks=(0,))
     options = {"dtype": "bfloat16", "stem": "conv", "prop_attn": True, "depth": 2}
-    model = tiny.model(fused, **options)
-    variables = tiny.variables(model)
-    images = tiny.images()
-    kinds = {leaf.dtype for leaf in jax.tree.leaves(tiny.shapes(model))}
+    model = tiny_vit.model(fused, **options)
+    variables = tiny_vit.variables(model)
+    images = tiny_vit.images()
+    kinds = {leaf.dtype for leaf in jax.tree.leaves(tiny_vit.shapes(model))}
     assert kinds == {jnp.dtype("float32")}
 
     def loss(params):
@@ -111,7 +113,9 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
         out, _ = model.apply(given, images, True, mutable=["batch_stats"])
         return jnp.sum(out.logits**2), out
 
-    gradients, out = tiny.compiled(jax.grad(loss, has_aux=True))(variables["params"])
+    gradients, out = tiny_vit.compiled(jax.grad(loss, has_aux=True))(
+        variables["params"]
+    )
     assert out.logits.dtype == jnp.float32
     assert out.state.x.dtype == out.tokens.dtype == jnp.bfloat16
     assert out.state.size.dtype == out.reducer_inputs[0].cls_attn.dtype == jnp.float32
@@ -124,8 +128,10 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
 
 def test_weights_start_from_an_untruncated_normal_of_std_002():
     """Cut at two deviations it would be another distribution: none beyond 0.04."""
-    model = tiny.model(embed_dim=96, depth=1)
-    params = tiny.compiled(model.init)(jax.random.key(0), tiny.images(1))["params"]
+    model = tiny_vit.model(embed_dim=96, depth=1)
+    params = tiny_vit.compiled(model.init)(jax.random.key(0), tiny_vit.images(1))[
+        "params"
+    ]
     del params["patch_embed"]  # test_stems
     normal = 0
     for name, values in traverse_util.flatten_dict(params, sep="/").items():
@@ -144,7 +150,7 @@ def test_weights_start_from_an_untruncated_normal_of_std_002():
 
 RATE = 0.4
 BLOCKS = 5
-path_scale = tiny.compiled(vit.drop_path_scale, static_argnums=(1, 2))
+path_scale = tiny_vit.compiled(vit.drop_path_scale, static_argnums=(1, 2))
 
 
 def sample_keys(count, seed=0):
@@ -166,63 +172,65 @@ def test_drop_path_drops_linearly_more_with_depth():
 
 
 def test_training_scales_both_branches_of_every_block():
-    model = tiny.model(drop_path_rate=0.5)
-    images = tiny.images()
-    variables = tiny.variables(model)
+    model = tiny_vit.model(drop_path_rate=0.5)
+    images = tiny_vit.images()
+    variables = tiny_vit.variables(model)
     keys = {"drop_path": sample_keys(3)}
-    run = tiny.compiled(model.apply, static_argnums=2)
+    run = tiny_vit.compiled(model.apply, static_argnums=2)
     out = run(variables, images, True, keys)
-    scale = np.float64(path_scale(keys["drop_path"], tiny.DEPTH, 0.5))
+    scale = np.float64(path_scale(keys["drop_path"], tiny_vit.DEPTH, 0.5))
     assert (scale == 0).any()
     logits, _, _, _ = slow_outputs(model, variables, images, scale=scale)
     close(out.logits, logits)
 
 
 def test_drop_path_is_for_training():
-    model = tiny.model(drop_path_rate=0.5)
-    images = tiny.images()
-    shapes = tiny.shapes(model)
+    model = tiny_vit.model(drop_path_rate=0.5)
+    images = tiny_vit.images()
+    shapes = tiny_vit.shapes(model)
     with pytest.raises(ValueError, match=r"keys=.*drop_path.* is missing"):
         jax.eval_shape(functools.partial(model.apply, train=True), shapes, images)
     keys = {"drop_path": sample_keys(3)}
     with_keys = functools.partial(model.apply, train=False, keys=keys)
     evaluated = str(jax.make_jaxpr(with_keys)(shapes, images))
-    never = tiny.model(drop_path_rate=0.0).apply
+    never = tiny_vit.model(drop_path_rate=0.0).apply
     assert evaluated == str(jax.make_jaxpr(never)(shapes, images))
 
 
 def test_other_random_numbers_than_keys_are_refused():
     """Flax's rngs draw nothing here, which nobody would notice."""
-    model = tiny.model()
+    model = tiny_vit.model()
     with refused("rngs has ['dropout']", 'keys={"drop_path": '):
         model.apply(
-            tiny.shapes(model), tiny.images(), rngs={"dropout": jax.random.key(0)}
+            tiny_vit.shapes(model),
+            tiny_vit.images(),
+            rngs={"dropout": jax.random.key(0)},
         )
 
 
 def test_norms_behind_the_branches():
     """With a factor of 0 they give their biases, which are added, whatever they get."""
-    reduction = tiny.changed(tiny.EVIT, blocks=(0,))
-    model = tiny.model(reduction, arch={"post_norm": True}, depth=1)
-    variables = tiny.variables(model)
+    reduction = tiny_vit.changed(tiny_vit.EVIT, blocks=(0,))
+    model = tiny_vit.model(reduction, arch={"post_norm": True}, depth=1)
+    variables = tiny_vit.variables(model)
     block = variables["params"]["blocks_0"]
     norms = block["norm1"], block["norm2"]
     for norm in norms:
         norm["scale"] = np.zeros_like(norm["scale"])
     run = forward(model)
-    x = run(variables, tiny.images()).state.x
+    x = run(variables, tiny_vit.images()).state.x
     added = norms[0]["bias"] + norms[1]["bias"]
     for norm in norms:
         norm["bias"] = np.zeros_like(norm["bias"])
-    before = run(variables, tiny.images()).state.x
+    before = run(variables, tiny_vit.images()).state.x
     close(x - before, np.broadcast_to(added, x.shape))
 
 
 def test_without_a_pool_all_tokens_come_out():
-    model = tiny.model(tiny.EVIT, arch={"pool": "none"}, num_classes=0)
-    out = forward(model)(tiny.variables(model), tiny.images())
+    model = tiny_vit.model(tiny_vit.EVIT, arch={"pool": "none"}, num_classes=0)
+    out = forward(model)(tiny_vit.variables(model), tiny_vit.images())
     tokens = 1 + model.image_tokens
-    assert out.logits.shape == (len(tiny.images()), tokens, tiny.WIDTH)
+    assert out.logits.shape == (len(tiny_vit.images()), tokens, tiny_vit.WIDTH)
     np.testing.assert_array_equal(out.logits, out.tokens)
     np.testing.assert_array_equal(out.pooled, out.tokens)
 
@@ -234,11 +242,11 @@ def kept():
     The images are two different ones and the same two again.
     """
     fields = "random:keep_rate=0.6"
-    models = [tiny.model(f"{fields}:blocks=({b},)", depth=2) for b in (0, 1)]
-    variables = tiny.variables(models[0])
-    images = tiny.images(2)
+    models = [tiny_vit.model(f"{fields}:blocks=({b},)", depth=2) for b in (0, 1)]
+    variables = tiny_vit.variables(models[0])
+    images = tiny_vit.images(2)
 
-    @tiny.jit
+    @tiny_vit.jit
     def run(keys):
         twice = jnp.concatenate([images, images])
         outputs = [model.apply(variables, twice, keys=keys) for model in models]
@@ -266,13 +274,13 @@ def test_every_key_and_every_block_draws_its_own(kept):
     assert (draws != kept(keys_of(1))).any(axis=2).all()
 
 
-@pytest.mark.parametrize("train, count", [(True, 2 * tiny.DEPTH), (False, 0)])
+@pytest.mark.parametrize("train, count", [(True, 2 * tiny_vit.DEPTH), (False, 0)])
 def test_only_training_computes_twice(train, count):
-    model = tiny.model().with_execution(remat=True)
+    model = tiny_vit.model().with_execution(remat=True)
 
     def loss(params):
-        return jnp.sum(model.apply({"params": params}, tiny.images(), train).logits)
+        return jnp.sum(model.apply({"params": params}, tiny_vit.images(), train).logits)
 
-    traced = jax.make_jaxpr(jax.grad(loss))(tiny.shapes(model)["params"])
+    traced = jax.make_jaxpr(jax.grad(loss))(tiny_vit.shapes(model)["params"])
     names = [equation.primitive.name for equation in traced.eqns]
     assert sum(name in ("remat2", "checkpoint") for name in names) == count

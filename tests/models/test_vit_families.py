@@ -18,8 +18,7 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.block import BlockReduction
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.state import Mixing
-from tests import oracles
-from tests.models import tiny
+from tests.helpers import oracles, tiny_vit
 
 FAMILIES = {
     "deit": Architecture(),
@@ -33,7 +32,7 @@ FAMILIES = {
 }
 PREFIX = dict(zip(FAMILIES, (1, 2, 1, 5, 1, 0, 1, 2), strict=True))
 # Reductions with which a method has its steps in so few blocks: 25 image tokens come,
-# and these are left. A method that is not here runs in three, as `tiny.small` has it.
+# and these are left. A method that is not here runs in three, as in `tiny_vit.small`.
 PIECE = "merge_blocks=(0,):prune_blocks=(1,):merge_ratio=0.06"
 FEW = {
     "none": (1, "none", 25),
@@ -60,19 +59,21 @@ FEW = {
 
 def few(name):
     """(blocks, reduction, tokens left or None) of a method."""
-    return FEW.get(name, (3, tiny.small(name), None))
+    return FEW.get(name, (3, tiny_vit.small(name), None))
 
 
 SOFT = {"token_learner"}  # no patch is in one token alone
 DIFFERENT = ("distilled", "dinov2", "siglip", "mae")
-IMAGES = (2, tiny.SIDE, tiny.SIDE, 3)
+IMAGES = (2, tiny_vit.SIDE, tiny_vit.SIDE, 3)
 RUN = list(zip(METHODS, itertools.cycle(DIFFERENT), strict=False))
 
 
 def model_of(name, family, changes=None, depth=None, **options):
     own, reduction, _ = few(name)
-    reduction = tiny.changed(reduction, **(changes or {}))
-    return tiny.model(reduction, arch=FAMILIES[family], depth=depth or own, **options)
+    reduction = tiny_vit.changed(reduction, **(changes or {}))
+    return tiny_vit.model(
+        reduction, arch=FAMILIES[family], depth=depth or own, **options
+    )
 
 
 def facts(model, variables):
@@ -88,8 +89,8 @@ def facts(model, variables):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BlockReduction, "__call__", note)
-        out = model.apply(variables, tiny.images(2))
-    return out.logits, out.state.size, tiny.slots(out), states
+        out = model.apply(variables, tiny_vit.images(2))
+    return out.logits, out.state.size, tiny_vit.slots(out), states
 
 
 TRACED = {*itertools.product(METHODS, ["siglip"])}
@@ -101,13 +102,13 @@ TRACED -= {*RUN}
 def test_every_method_runs_on_every_family(name, family):
     model = model_of(name, family)
     images = jax.ShapeDtypeStruct(IMAGES, np.float32)
-    out = jax.eval_shape(model.apply, tiny.shapes(model), images)
+    out = jax.eval_shape(model.apply, tiny_vit.shapes(model), images)
     left = few(name)[-1] or model.image_tokens
     left += PREFIX[family]
     assert model.config.arch.prefix == PREFIX[family]
-    assert out.logits.shape == (2, tiny.CLASSES)
-    assert out.pooled.shape == (2, tiny.WIDTH)
-    assert out.tokens.shape == out.state.x.shape == (2, left, tiny.WIDTH)
+    assert out.logits.shape == (2, tiny_vit.CLASSES)
+    assert out.pooled.shape == (2, tiny_vit.WIDTH)
+    assert out.tokens.shape == out.state.x.shape == (2, left, tiny_vit.WIDTH)
     assert out.state.size.shape == (2, left)
     assert model.plan[-1].mlp_tokens == left
     counts = [layer.counts for layer in model.plan if layer.counts]
@@ -116,7 +117,7 @@ def test_every_method_runs_on_every_family(name, family):
     ):
         before = count.n_in
         after = count.n_out
-        assert inputs.x.shape == (2, before, tiny.WIDTH)  # of image tokens alone
+        assert inputs.x.shape == (2, before, tiny_vit.WIDTH)  # of image tokens alone
         for row in (inputs.size, inputs.cls_attn, inputs.attn_columns):
             assert row is None or row.shape == (2, before)
         if isinstance(result, Mixing):
@@ -130,9 +131,11 @@ def test_every_method_runs_on_every_family(name, family):
 def test_the_prefix_is_protected_and_every_patch_is_accounted_for(name, family):
     model = model_of(name, family)
     prefix = PREFIX[family]
-    variables = tiny.variables(model)
-    logits, size, source, states = tiny.jit(functools.partial(facts, model))(variables)
-    assert logits.shape == (2, tiny.CLASSES)
+    variables = tiny_vit.variables(model)
+    logits, size, source, states = tiny_vit.jit(functools.partial(facts, model))(
+        variables
+    )
+    assert logits.shape == (2, tiny_vit.CLASSES)
     assert np.isfinite(logits).all()
     assert size.shape == (2, model.plan[-1].mlp_tokens)
     assert len(states) == sum(bool(layer.counts) for layer in model.plan)
@@ -147,4 +150,4 @@ def test_the_prefix_is_protected_and_every_patch_is_accounted_for(name, family):
     for image in range(2):
         counted = oracles.count_sources(source[image], size.shape[1])
         np.testing.assert_array_equal(size[image], counted)
-        assert size[image].sum() + (source[image] < 0).sum() == tiny.TOKENS
+        assert size[image].sum() + (source[image] < 0).sum() == tiny_vit.TOKENS

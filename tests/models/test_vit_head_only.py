@@ -31,12 +31,12 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction import moves, state
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.train_step import batch_shapes
-from tests.models import tiny
-from tests.models.traced_programs import equations
+from tests.helpers import tiny_vit
+from tests.helpers.traced_programs import equations
 
 EVERY_PART = {"dist_token": True, "registers": 2, "layer_scale": True, "mlp": "swiglu"}
 EVERY_PART |= {"rotary": {"temperature": 100.0}, "attn_norm": True, "mlp_norm": True}
-FUSED = tiny.changed(tiny.FUSED, blocks=(0, 1))
+FUSED = tiny_vit.changed(tiny_vit.FUSED, blocks=(0, 1))
 CASES = {
     "dense": (None, {"arch": EVERY_PART, "embed_dim": 36, "depth": 1}),
     "dropped behind": (FUSED, {"depth": 2}),
@@ -65,8 +65,8 @@ def in_float64():
 def test_logits_and_gradients_are_those_of_the_full_model(case):
     """With drop path, rematerialized; what nothing reads has a gradient of zero."""
     reduction, options = CASES[case]
-    full = tiny.model(reduction, drop_path_rate=0.5, **options)
-    variables = tiny.variables(full)
+    full = tiny_vit.model(reduction, drop_path_rate=0.5, **options)
+    variables = tiny_vit.variables(full)
     draw = jax.random.split(jax.random.key(1), 3)
     keys = {"drop_path": draw, "reducer": draw}
     with in_float64():
@@ -81,8 +81,8 @@ def test_logits_and_gradients_are_those_of_the_full_model(case):
                 read = out.logits, out.pooled, out.tokens[:, 0]
                 return jnp.sum(out.logits**2), read
 
-            wide = jax.tree.map(np.float64, (variables["params"], tiny.images()))
-            results.append(tiny.compiled(jax.grad(loss, has_aux=True))(*wide))
+            wide = jax.tree.map(np.float64, (variables["params"], tiny_vit.images()))
+            results.append(tiny_vit.compiled(jax.grad(loss, has_aux=True))(*wide))
     (gradients, outputs), (fewer, same) = results
     assert outputs[0].dtype == np.float64
     chex.assert_trees_all_close(same, outputs, rtol=1e-12, atol=1e-12)
@@ -92,8 +92,8 @@ def test_logits_and_gradients_are_those_of_the_full_model(case):
 
 @pytest.mark.parametrize("pool", ["mean", "map"])
 def test_heads_that_read_patches_read_all(pool):
-    model = tiny.model("tome:counts=(25,21)", arch={"pool": pool}, depth=2)
-    inputs = tiny.shapes(model), tiny.images()
+    model = tiny_vit.model("tome:counts=(25,21)", arch={"pool": pool}, depth=2)
+    inputs = tiny_vit.shapes(model), tiny_vit.images()
     less = jax.make_jaxpr(model.with_execution(head_only=True).apply)(*inputs)
     assert str(less) == str(jax.make_jaxpr(model.apply)(*inputs))
     assert cost.dead_macs(model) == 0
@@ -101,18 +101,18 @@ def test_heads_that_read_patches_read_all(pool):
 
 def test_the_compiled_program_has_fewer_operations():
     """By two a MAC, and those of norms, softmax and GELU."""
-    model = tiny.model("mctf:r=7:blocks=(1,)", depth=2, embed_dim=96)
+    model = tiny_vit.model("mctf:r=7:blocks=(1,)", depth=2, embed_dim=96)
 
     def flops(model):
         run = jax.jit(lambda *arguments: model.apply(*arguments).logits)
-        lowered = run.lower(tiny.shapes(model), tiny.images(1))
+        lowered = run.lower(tiny_vit.shapes(model), tiny_vit.images(1))
         return lowered.compile().cost_analysis()["flops"]
 
     less = flops(model) - flops(model.with_execution(head_only=True))
     assert 1 < less / (2 * cost.dead_macs(model)) < 1.1
 
 
-def mlp_rows(fn, *arguments, hidden=4 * tiny.WIDTH, **options):
+def mlp_rows(fn, *arguments, hidden=4 * tiny_vit.WIDTH, **options):
     """Rows of the first product of each MLP in the traced program of `fn`."""
     traced = jax.make_jaxpr(fn, **options)(*arguments)
     shapes = [
@@ -125,12 +125,12 @@ def mlp_rows(fn, *arguments, hidden=4 * tiny.WIDTH, **options):
 
 def test_it_is_left_out_where_logits_are_wanted_and_nothing_else_measured():
     """Of two images of 26 tokens."""
-    model = tiny.model()
-    shapes = tiny.shapes(model)
+    model = tiny_vit.model()
+    shapes = tiny_vit.shapes(model)
     run = optimize.forward_logits(model)
-    assert mlp_rows(run, shapes, tiny.images(2)) == [52, 52, 2]
+    assert mlp_rows(run, shapes, tiny_vit.images(2)) == [52, 52, 2]
     batch = dict.fromkeys(("label", "mask", "index"), np.zeros(2, np.int32))
-    batch["image"] = np.zeros((2, tiny.SIDE, tiny.SIDE, 3), np.uint8)
+    batch["image"] = np.zeros((2, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.uint8)
     for measure, last in ((None, 2), (lambda outputs, batch: {}, 52)):
         with mock.patch.object(parallel, "pmap", lambda step, program: step):
             step = accuracy.model_step(model, measure=measure)

@@ -14,8 +14,8 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.cost import model_macs, stem_macs
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
-from tests.models import make, tiny
-from tests.refused import refused
+from tests.helpers import named_models, tiny_vit
+from tests.helpers.refused_calls import refused
 
 WIDE = (12, 20)  # of patches of 4: 3 rows of 5
 
@@ -23,8 +23,8 @@ WIDE = (12, 20)  # of patches of 4: 3 rows of 5
 def test_cells_of_a_grid_are_rows_and_columns_of_patches():
     """3 x 5 patches in 2 x 2 cells: rows 0 1 | 2, columns 0 1 2 | 3 4."""
     pooling = "grid_pooling:grid_size=2:block=0"
-    vit = tiny.pretrained(pooling, image_size=WIDE, depth=1)
-    found = features(vit, tiny.images(2, side=WIDE))
+    vit = tiny_vit.pretrained(pooling, image_size=WIDE, depth=1)
+    found = features(vit, tiny_vit.images(2, side=WIDE))
     patches = np.asarray(found.patches)[0, :, :, 0]
     assert patches.shape == (3, 5)
     values = np.unique(patches, return_inverse=True)[1].reshape(3, 5)
@@ -37,12 +37,12 @@ def test_cells_of_a_grid_are_rows_and_columns_of_patches():
 
 def test_parts_of_a_model_are_counted():
     """Every product by hand: 15 patches of 48 numbers, 16 and then 12 tokens."""
-    model = tiny.model("tome:r=4", image_size=WIDE, depth=1)
+    model = tiny_vit.model("tome:r=4", image_size=WIDE, depth=1)
     block = 4 * 16 * 30**2 + 2 * 16**2 * 30 + 2 * 12 * 30 * 120
     assert model_macs(model) == 15 * 48 * 30 + block + 30 * 7
     assert stem_macs("conv", 6, (8, 12), 4) == 3 * (1296 + 648 + 144) // 2
     arch = Architecture(class_token=False, pool="map", mlp="swiglu")
-    model = tiny.model(arch=arch, image_size=WIDE, depth=1)
+    model = tiny_vit.model(arch=arch, image_size=WIDE, depth=1)
     block = 4 * 15 * 30**2 + 2 * 15**2 * 30 + 3 * 15 * 30 * 120
     pool = 2 * 15 * 30**2 + 2 * 15 * 30 + 30**2 + 2 * 30 * 120
     assert model_macs(model) == 15 * 48 * 30 + block + pool + 30 * 7
@@ -74,18 +74,18 @@ def test_what_fills_no_patch_is_not_read(folded):
     """A stride leaves it at the bottom and on the right."""
     size = {"patch_size": 4, "embed_dim": 30, "depth": 1, "num_heads": 3}
     size |= {"arch": Architecture(), "mlp_ratio": 4.0, "num_classes": 7}
-    cut = create_model(make.config(None, image_size=23, **size))
-    whole = create_model(make.config(None, image_size=20, **size))
-    variables = tiny.fill(tiny.shapes(whole))
+    cut = create_model(named_models.config(None, image_size=23, **size))
+    whole = create_model(named_models.config(None, image_size=20, **size))
+    variables = tiny_vit.fill(tiny_vit.shapes(whole))
     params = variable_shapes(cut)["params"]
     chex.assert_trees_all_equal_shapes_and_dtypes(params, variables["params"])
-    images = tiny.images(2, side=23)
+    images = tiny_vit.images(2, side=23)
     models = (cut, whole)
     if folded:
         fast = [optimize.prepare(m, variables, dtype="float32") for m in models]
         models, (variables, _) = zip(*fast, strict=True)
     found, expected = (
-        tiny.jit(m.apply)(variables, x).logits
+        tiny_vit.jit(m.apply)(variables, x).logits
         for m, x in zip(models, (images, images[:, :20, :20]), strict=True)
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -94,9 +94,9 @@ def test_what_fills_no_patch_is_not_read(folded):
 def test_positions_of_a_published_square_are_resized_to_another_shape(tmp_path):
     """196 positions are 14 x 14 by the name, whatever has as many: 7 x 28 is new."""
     name = "vit_tiny_patch16_224.augreg_in21k"
-    made = create_model(make.config(name, depth=1, num_classes=3))
-    variables = tiny.variables(made)
-    tiny.write(tmp_path / "w.npz", variables)
+    made = create_model(named_models.config(name, depth=1, num_classes=3))
+    variables = tiny_vit.variables(made)
+    tiny_vit.write(tmp_path / "w.npz", variables)
     with refused("images", "but the model has positions for 196"):
         images = jax.ShapeDtypeStruct((1, 224, 240, 3), "float32")
         jax.eval_shape(made.apply, variables, images)

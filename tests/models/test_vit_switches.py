@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import pytest
 
 from imagepiece_jax.reduction.methods import METHODS
-from tests.models import masked, tiny
+from tests.helpers import masked_models, tiny_vit
+from tests.helpers.traced_programs import found_in_64_bits
 from tests.models.test_rotary import ARCHS
 from tests.models.test_vit_families import FAMILIES, few
-from tests.models.traced_programs import found_in_64_bits
 
 PARTS = {"conv": {"stem": "conv"}, "drop": {"drop_path_rate": 0.3}}
 PARTS |= {name: {"arch": arch} for name, arch in FAMILIES.items()}
@@ -29,9 +29,9 @@ def _switches():
 
 def gradient(model, train=True, batch=2):
     """Jaxpr of a loss of logits and tokens, of its gradient and of new statistics."""
-    keys = masked.keys(batch)
+    keys = masked_models.keys(batch)
     keys["drop_path"] = keys["reducer"]
-    rest = dict(tiny.shapes(model))
+    rest = dict(tiny_vit.shapes(model))
     params = rest.pop("params")
 
     def loss(params, rest, images):
@@ -42,23 +42,25 @@ def gradient(model, train=True, batch=2):
         return out.logits.sum() + jnp.sum(out.tokens, dtype=jnp.float32), changed
 
     traced = jax.make_jaxpr(jax.value_and_grad(loss, has_aux=True))
-    return traced(params, rest, tiny.images(batch))
+    return traced(params, rest, tiny_vit.images(batch))
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_traced_with_the_same_types(name):
     """Trained in bfloat16 with its own loss, and evaluated where training masks."""
     depth, fields, _ = few(name)
-    trained = tiny.model(fields, depth=depth, masked=True, dtype="bfloat16")
+    trained = tiny_vit.model(fields, depth=depth, masked=True, dtype="bfloat16")
     assert found_in_64_bits(gradient(trained)) == []
     if trained.has_selectors:
-        evaluated = tiny.model(fields, depth=depth)
-        traced = jax.make_jaxpr(evaluated.apply)(tiny.shapes(evaluated), tiny.images(2))
+        evaluated = tiny_vit.model(fields, depth=depth)
+        traced = jax.make_jaxpr(evaluated.apply)(
+            tiny_vit.shapes(evaluated), tiny_vit.images(2)
+        )
         assert found_in_64_bits(traced) == []
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_of_a_model_is_traced_with_the_same_types(part):
     options = {"depth": 2, "dtype": "bfloat16"} | PARTS[part]
-    model = tiny.model("tome:r=4", **options)
+    model = tiny_vit.model("tome:r=4", **options)
     assert found_in_64_bits(gradient(model)) == []

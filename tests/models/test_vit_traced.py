@@ -11,10 +11,8 @@ import jax
 import pytest
 
 from imagepiece_jax.reduction.methods import METHODS
-from tests.models import tiny
-from tests.models.test_rotary import ARCHS
-from tests.models.test_vit_families import FAMILIES
-from tests.models.traced_programs import (
+from tests.helpers import tiny_vit
+from tests.helpers.traced_programs import (
     REDUCED,
     SMALL,
     equations,
@@ -22,6 +20,8 @@ from tests.models.traced_programs import (
     replace_core,
     unwanted,
 )
+from tests.models.test_rotary import ARCHS
+from tests.models.test_vit_families import FAMILIES
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def without_core(monkeypatch):
 
 
 ALL_KEPT = "evit:keep_rate=1.0:blocks=(0,)"
-IDENTITY = tiny.changed(tiny.IMAGEPIECE, keep_rate=1.0, merge_ratio=0.0)
+IDENTITY = tiny_vit.changed(tiny_vit.IMAGEPIECE, keep_rate=1.0, merge_ratio=0.0)
 
 
 @pytest.mark.parametrize(
@@ -39,19 +39,19 @@ IDENTITY = tiny.changed(tiny.IMAGEPIECE, keep_rate=1.0, merge_ratio=0.0)
         (IDENTITY, {"stem": "conv", "dtype": "bfloat16"}),
         (IDENTITY, {"arch": ARCHS["eva02"], "embed_dim": 24}),
         *((ALL_KEPT, {"arch": FAMILIES[f], "depth": 1}) for f in ("dinov2", "siglip")),
-        (tiny.changed(tiny.FUSED, keep_rate=1.0), {}),
+        (tiny_vit.changed(tiny_vit.FUSED, keep_rate=1.0), {}),
         ("tome:r=0", {"arch": ARCHS["dinov3"], "embed_dim": 24}),
     ],
 )
 def test_a_method_that_reduces_nothing_is_the_dense_program(reduction, options):
-    reduced, dense = (tiny.model(each, **options) for each in (reduction, None))
+    reduced, dense = (tiny_vit.model(each, **options) for each in (reduction, None))
     assert text(program(reduced)) == text(program(dense))
 
 
 def test_training_alone_changes_the_conv_stem_alone():
     """Batch norm; drop path, where there is any, is tested with the model's values."""
     for stem in ("patch", "conv"):
-        model = tiny.model(tiny.EVIT, stem=stem)
+        model = tiny_vit.model(tiny_vit.EVIT, stem=stem)
         both = (program(model, train, backward=False) for train in (True, False))
         assert (text(next(both)) == text(next(both))) == (stem == "patch")
 
@@ -79,7 +79,7 @@ BY_MODE = ("none", "dynamicvit", "spvit", "token_learner", "imagepiece_dynamicvi
 )
 def test_no_sort_scatter_attention_matrix_or_one_hot_product(without_core, name, train):
     """Where training does not mask, and no option asks for columns of the weights."""
-    model = tiny.model(SMALL[name], stem="conv" if name == "none" else "patch")
+    model = tiny_vit.model(SMALL[name], stem="conv" if name == "none" else "patch")
     assert name == "none" or any(layer.counts for layer in model.plan)
     found = unwanted(model, train=train)
     assert bool(found) == (name in EXPECTED), found
@@ -88,12 +88,12 @@ def test_no_sort_scatter_attention_matrix_or_one_hot_product(without_core, name,
 
 # A pass is an operation that ends a fusion, on a GPU a kernel of its own, or nearly so.
 # Those of one step, class attention and move included: fewer are better.
-LAST = tiny.DEPTH - 1  # after it no block is another for having fewer tokens
+LAST = tiny_vit.DEPTH - 1  # after it no block is another for having fewer tokens
 ALLOWED = {
     f"evit:blocks={(LAST,)}": 10,
     f"evit:blocks={(LAST,)}:fuse_token=True": 32,
     f"imagepiece:merge_ratio=0.06:merge_blocks={(LAST,)}:prune_blocks=()": 31,
-    f"tome:counts={(tiny.TOKENS,) * LAST + (tiny.TOKENS - 4,)}": 27,
+    f"tome:counts={(tiny_vit.TOKENS,) * LAST + (tiny_vit.TOKENS - 4,)}": 27,
     f"peaks:blocks={(LAST,)}": 18,
 }
 PASS = re.compile(
@@ -105,9 +105,9 @@ NO_PASS = ("reduce_precision",)
 @functools.cache
 def passes(reduction):
     """Number of passes of the forward program, those inside of others too."""
-    model = tiny.model(reduction, prop_attn=False)
-    traced = jax.make_jaxpr(lambda v: model.apply(v, tiny.images(2)).logits)
-    names = [each.primitive.name for each in equations(traced(tiny.shapes(model)))]
+    model = tiny_vit.model(reduction, prop_attn=False)
+    traced = jax.make_jaxpr(lambda v: model.apply(v, tiny_vit.images(2)).logits)
+    names = [each.primitive.name for each in equations(traced(tiny_vit.shapes(model)))]
     return len([n for n in names if PASS.search(n) and n not in NO_PASS])
 
 

@@ -14,7 +14,7 @@ from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.weights import layouts
-from tests.runs import ROOT
+from tests.helpers.small_runs import ROOT
 
 FILE = ROOT / "tests" / "fixtures" / "whole_models.json"
 MODELS = json.loads(FILE.read_text())

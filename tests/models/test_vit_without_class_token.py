@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.reduction.provenance import rows_of
-from tests.models import tiny
+from tests.helpers import tiny_vit
 
 
 def run(reduction):
     """(function of pooled vectors that is the head, Outputs) for three images."""
-    model = tiny.model(reduction, class_token=False, prop_attn=True)
-    variables = tiny.variables(model)
+    model = tiny_vit.model(reduction, class_token=False, prop_attn=True)
+    variables = tiny_vit.variables(model)
     head = variables["params"]["head"]
-    outputs = tiny.compiled(model.apply)(variables, tiny.images())
+    outputs = tiny_vit.compiled(model.apply)(variables, tiny_vit.images())
     return lambda pooled: pooled @ head["kernel"] + head["bias"], outputs
 
 
@@ -24,7 +24,7 @@ def close(got, want):
 def test_it_is_the_mean_of_the_tokens_that_are_left():
     """It does not shrink with those that are dropped."""
     read, out = run("random:keep_rate=0.6:blocks=(1,)")
-    assert out.tokens.shape == (3, 15, tiny.WIDTH)
+    assert out.tokens.shape == (3, 15, tiny_vit.WIDTH)
     close(out.logits, read(out.tokens.mean(axis=1)))
 
 
@@ -33,9 +33,9 @@ def test_merged_tokens_count_by_their_patches(reduction):
     """sum s_i x_i / n0: the mean of what every patch reads back."""
     read, out = run(reduction)
     size = out.state.size
-    assert (size.sum(axis=1) == tiny.TOKENS).all()
-    pooled = np.einsum("bn,bnd->bd", size, out.tokens) / tiny.TOKENS
+    assert (size.sum(axis=1) == tiny_vit.TOKENS).all()
+    pooled = np.einsum("bn,bnd->bd", size, out.tokens) / tiny_vit.TOKENS
     close(out.logits, read(pooled))
-    spread = rows_of(jnp.asarray(out.tokens), tiny.slots(out))
+    spread = rows_of(jnp.asarray(out.tokens), tiny_vit.slots(out))
     close(out.logits, read(np.asarray(spread).mean(axis=1)))
     assert np.abs(out.logits - read(out.tokens.mean(axis=1))).max() > 0.01

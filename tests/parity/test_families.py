@@ -12,8 +12,8 @@ import torch
 
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.weights import layouts
-from tests.models import make
-from tests.parity.record import apart, noise, outputs, record, torched
+from tests.helpers import named_models
+from tests.helpers.parity_record import apart, noise, outputs, record, torched
 from tools import originals
 
 # Family: (weights by timm's name, fields that differ from theirs). Where one size is
@@ -69,7 +69,7 @@ def randomized(model):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_and_tokens_are_timms(family):
     name, fields = FAMILIES[family]
-    ours = create_model(make.config(name, num_classes=7, **fields))
+    ours = create_model(named_models.config(name, num_classes=7, **fields))
     side = ours.config.image_size
     options = {"act_layer": ACTIVATIONS[ours.config.arch.gelu]}
     if ours.config.arch.mlp == "swiglu":

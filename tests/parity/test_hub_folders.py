@@ -16,8 +16,8 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.problem_type import PROBLEMS
 from imagepiece_jax.weights import timm_config, transformers_config
-from tests.models import make
-from tests.parity.record import apart, computed, noise, torched
+from tests.helpers import named_models
+from tests.helpers.parity_record import apart, computed, noise, torched
 from tests.parity.test_config_fields import IDLE
 from tools import originals
 from tools.originals import CLASSES, config
@@ -236,7 +236,7 @@ def test_a_model_with_norms_behind_its_branches(tmp_path):
         imagepiece_jax.load(tmp_path)
     fields = MADE | {"image_size": 28, "mlp_ratio": int(24 * 15360 / 1792) / 24}
     parts = {"post_norm": True, "pool": "token", "final_norm": True, "fc_norm": False}
-    config = make.config("eva_giant_patch14_224", arch=parts, **fields)
+    config = named_models.config("eva_giant_patch14_224", arch=parts, **fields)
     agrees(tmp_path / "model.safetensors", *expected, config=config)
 
 
@@ -253,7 +253,7 @@ def test_the_pool_of_a_file_is_the_configs(tmp_path, pool):
     _, *expected = saved_by_timm(tmp_path, "vit_tiny_patch16_224", **arguments)
     agrees(tmp_path, *expected)
     fields = MADE | {"num_classes": 0} | POOLS[pool]
-    config = make.config("vit_tiny_patch16_224", **fields)
+    config = named_models.config("vit_tiny_patch16_224", **fields)
     agrees(tmp_path / "model.safetensors", *expected, config=config)
 
 
@@ -262,5 +262,5 @@ def test_a_file_of_images_that_are_no_squares(tmp_path):
     arguments = TINY | {"img_size": size}
     _, *expected = saved_by_timm(tmp_path, "vit_tiny_patch16_224", **arguments)
     agrees(tmp_path, *expected)
-    config = make.config("vit_tiny_patch16_224", **MADE | {"image_size": size})
+    config = named_models.config("vit_tiny_patch16_224", **MADE | {"image_size": size})
     agrees(tmp_path / "model.safetensors", *expected, config=config)

@@ -11,8 +11,8 @@ from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
-from tests.models import make
-from tests.parity.record import apart, noise, torched
+from tests.helpers import named_models
+from tests.helpers.parity_record import apart, noise, torched
 from tools import originals
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -36,7 +36,9 @@ def test_layers_are_those_of_timm(name):
         name, pretrained=False, img_size=size, act_layer=act, num_classes=5, **SMALL
     ).eval()
     originals.randomize(theirs)
-    ours = create_model(make.config(name, image_size=size, num_classes=5, **SMALL))
+    ours = create_model(
+        named_models.config(name, image_size=size, num_classes=5, **SMALL)
+    )
     tensors = originals.memory(theirs)
     variables = timm_tensors.from_timm(tensors, variable_shapes(ours))
     images = noise(2, *size, 3)

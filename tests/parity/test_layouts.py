@@ -15,7 +15,7 @@ import torch
 
 import imagepiece_jax
 from imagepiece_jax.weights import layouts
-from tests.parity.record import apart, computed, record
+from tests.helpers.parity_record import apart, computed, record
 from tools import fixtures, originals
 
 # Of transformers and its own packages, when it is imported and when it saves.

@@ -9,8 +9,8 @@ import torch
 
 import imagepiece_jax
 from imagepiece_jax.weights import open_clip_config as ours
-from tests.parity.record import apart, computed, noise, torched
-from tests.refused import refused
+from tests.helpers.parity_record import apart, computed, noise, torched
+from tests.helpers.refused_calls import refused
 from tools import originals
 
 TEXT = dict(context_length=8, vocab_size=20, width=16, heads=2, layers=1)

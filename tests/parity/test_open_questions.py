@@ -19,7 +19,7 @@ from timm.models import _hub, eva
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from tests.parity.record import apart, computed, noise, torched
+from tests.helpers.parity_record import apart, computed, noise, torched
 from tools import originals
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, when it saves

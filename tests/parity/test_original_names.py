@@ -5,7 +5,7 @@ import pathlib
 import timm
 
 from imagepiece_jax.models import registry
-from tests.parity.record import public_weights
+from tests.helpers.parity_record import public_weights
 
 
 def addresses():

@@ -19,7 +19,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.weights import config_json, transformers_config
-from tests.parity.record import public_weights
+from tests.helpers.parity_record import public_weights
 
 SHAPES = ((61, 43), (37, 37), (40, 901), (64, 117))
 

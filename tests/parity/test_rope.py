@@ -12,8 +12,8 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.weights import layouts
-from tests.models import make
-from tests.parity.record import apart, noise, outputs, record, torched
+from tests.helpers import named_models
+from tests.helpers.parity_record import apart, noise, outputs, record, torched
 from tests.weights.test_layouts_rope import eva, own
 from tools import fixtures, originals
 
@@ -52,7 +52,7 @@ def test_logits_and_features_are_timms(name):
         name, pretrained=False, **{"img_size": size} if MODELS[name] else {}
     )
     fixtures.randomize(theirs.eval())
-    ours = create_model(make.config(name, image_size=size))
+    ours = create_model(named_models.config(name, image_size=size))
     raw = originals.memory(theirs)
     tensors = layouts.with_timm_names(raw)
     pixels = noise(2, *sides(size), 3)
@@ -82,7 +82,9 @@ def test_learned_and_rotary_positions_are_resized_as_timm_does(new):
     tensors = layouts.with_timm_names(originals.memory(theirs))
     theirs.set_input_size(new)
     pixels = noise(2, *new, 3)
-    out = outputs(create_model(make.config(name, image_size=new)), tensors, pixels)
+    out = outputs(
+        create_model(named_models.config(name, image_size=new)), tensors, pixels
+    )
     assert apart(out.logits, torched(theirs, pixels)) < ALLOWED
 
 

@@ -14,8 +14,8 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
-from tests.models import make, recoveries, tiny
-from tests.parity.record import apart, computed, noise, torched
+from tests.helpers import made_up_recoveries, named_models, tiny_vit
+from tests.helpers.parity_record import apart, computed, noise, torched
 from tools import originals
 
 NAMES = ("test_vit.r160_in1k", "test_vit2.r160_in1k", "test_vit3.r160_in1k")
@@ -36,12 +36,12 @@ def agrees(folder, vit):
 
 def made(name, reduction=None, **fields):
     """A public model with random variables, as trained: attention is no maximum."""
-    model = create_model(make.config(name, **fields), reduction)
+    model = create_model(named_models.config(name, **fields), reduction)
 
     def scaled(leaf):
         return leaf / np.sqrt(0.1 * leaf.shape[0]) if leaf.ndim > 1 else leaf
 
-    variables = jax.tree.map(scaled, tiny.fill(variable_shapes(model)))
+    variables = jax.tree.map(scaled, tiny_vit.fill(variable_shapes(model)))
     return Pretrained(model, variables)
 
 
@@ -60,7 +60,7 @@ def test_timm_computes_the_same(tmp_path, name, fields):
 
 def test_timm_reads_a_recovered_folder_as_its_dense_model(tmp_path):
     public = made("test_vit").with_reduction(None)
-    vit = recoveries.recovered(public, reductions=("tome:r=3",))
+    vit = made_up_recoveries.recovered(public, reductions=("tome:r=3",))
     forms = {"public": public, "dense": vit, "reduced": vit.with_reduction("tome:r=3")}
     read = []
     for name, form in forms.items():

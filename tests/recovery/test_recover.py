@@ -18,23 +18,28 @@ from imagepiece_jax.evaluation import statistics
 from imagepiece_jax.models import recovery_record
 from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
 from imagepiece_jax.recovery import recover, recovery_images, recovery_step
-from tests import forked, programs, runs
-from tests.models import recoveries, tiny
-from tests.oracles import softmax
-from tests.pictures import write_images
-from tests.refused import refused
-from tests.rounding import assert_close
+from tests.helpers import (
+    forked_processes,
+    made_up_recoveries,
+    small_runs,
+    stored_programs,
+    tiny_vit,
+)
+from tests.helpers.oracles import softmax
+from tests.helpers.picture_files import write_images
+from tests.helpers.refused_calls import refused
+from tests.helpers.rounding import assert_close
 
 DROPPING = "evit:keep_rate=0.3:blocks=(0,):fuse_token=False"
 MERGING = "tome:r=5"
-SIDE = tiny.SIDE
+SIDE = tiny_vit.SIDE
 
 pytestmark = pytest.mark.usefixtures("recoveries_compiled_once")
 
 
 def reduced(reduction=DROPPING, **options):
     """A model of two blocks: what the first loses shows in the second."""
-    return tiny.pretrained(reduction, depth=2, **options)
+    return tiny_vit.pretrained(reduction, depth=2, **options)
 
 
 def noise(count=48, side=SIDE, seed=0):
@@ -55,7 +60,7 @@ def kl(teacher, student):
 
 @pytest.mark.parametrize("which", TRAINED)
 def test_only_what_is_chosen_is_trained(which):
-    params = tiny.variables(tiny.model(arch={"layer_scale": True}))["params"]
+    params = tiny_vit.variables(tiny_vit.model(arch={"layer_scale": True}))["params"]
     part = trained_part(params, which)
     names = recovery_record.flat_params(part).keys()
     every = recovery_record.flat_params(params).keys()
@@ -101,7 +106,7 @@ def logits_of(vit):
     """A model's logits of the images that are held out of `noise`, float64."""
     images = noise()[np.linspace(0, 47, 16).round().astype(int)]
     images = imagepiece_jax.normalize(images, vit.config.mean, vit.config.std)
-    return tiny.logits(vit.model)(vit.variables, images).astype(float)
+    return tiny_vit.logits(vit.model)(vit.variables, images).astype(float)
 
 
 @pytest.fixture(scope="module")
@@ -172,14 +177,14 @@ np.savez(sys.argv[1], *leaves, curve=better.recovery.variants[0].curve)
 @pytest.mark.slow
 def test_other_processes_and_devices_recover_the_same(tmp_path):
     """One device to the bit; several add up in another order."""
-    cache = programs.of_processes(tmp_path / "cache")
+    cache = stored_programs.of_processes(tmp_path / "cache")
     processes = {}
     for devices in (1, 4):
-        environment = runs.environment(cache, devices, quick=True)
+        environment = small_runs.environment(cache, devices, quick=True)
         words = [sys.executable, "-c", ELSEWHERE, str(tmp_path / f"{devices}.npz")]
-        processes[devices] = forked.Process(words, env=environment)
+        processes[devices] = forked_processes.Process(words, env=environment)
     here = small_recovery()
-    assert forked.statuses(processes.values(), timeout=300) == [0, 0]
+    assert forked_processes.statuses(processes.values(), timeout=300) == [0, 0]
     curve = np.array(here.recovery.variants[0].curve)
     found = {n: np.load(tmp_path / f"{n}.npz") for n in processes}
     np.testing.assert_array_equal(found[1]["curve"], curve)
@@ -301,7 +306,7 @@ def test_ctrl_c_before_anything_is_better_leaves_the_weights(vit, monkeypatch, c
 
 
 def test_a_dense_model_learns_on_from_the_costs_that_it_has():
-    better = recoveries.recovered(tiny.pretrained(None), reductions=(0.5,))
+    better = made_up_recoveries.recovered(tiny_vit.pretrained(None), reductions=(0.5,))
     forms = recover.reduced_models(better, better.with_reduction(None))
     assert [form.recovered is None for form in forms] == [True, False, True]
 
@@ -401,7 +406,7 @@ def test_fewer_parameters_learned_again_leave_the_others(vit, monkeypatch, lr):
 
 @pytest.fixture(scope="module")
 def public():
-    return tiny.pretrained(depth=2)
+    return tiny_vit.pretrained(depth=2)
 
 
 def test_a_dense_model_learns_three_costs(public):
@@ -541,20 +546,20 @@ def test_mistakes_are_refused(vit, monkeypatch, given, subject):
 
 
 def test_learned_selectors_are_refused():
-    learned = tiny.pretrained("dynamicvit:keep_rate=0.5:blocks=(1,)")
+    learned = tiny_vit.pretrained("dynamicvit:keep_rate=0.5:blocks=(1,)")
     with refused(learned.label):
         recovered(learned)
 
 
 @pytest.mark.parametrize("reduction", [1, "tome:r=0"])
 def test_a_reduction_that_leaves_all_tokens_has_nothing_to_recover(reduction):
-    vit = tiny.pretrained(reduction)
+    vit = tiny_vit.pretrained(reduction)
     with refused("reduction", "nothing to recover"):
         recovered(vit)
 
 
 def test_a_dense_model_may_say_that_its_attention_is_proportional():
-    recover.check_recoverable(tiny.pretrained("none:prop_attn=True"))
+    recover.check_recoverable(tiny_vit.pretrained("none:prop_attn=True"))
 
 
 def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
@@ -650,7 +655,7 @@ def test_a_recovered_model_knows_the_images_that_it_learned_from(vit, tmp_path):
     (once,) = imagepiece_jax.recover(vit, images, steps=1).recovery.variants
     assert len(once.learned) == 8 * once.images
     assert once.learned == recovery_images.divided(as_source(images), 16).digests
-    before = recoveries.variant_of(vit, values=recoveries.values(vit))
+    before = made_up_recoveries.variant_of(vit, values=made_up_recoveries.values(vit))
     for earlier, wanted in ((None, None), ("01234567", "01234567" + once.learned)):
         first = dataclasses.replace(before, learned=earlier)
         started = dataclasses.replace(vit, recovery=recovery_record.Recovery((first,)))

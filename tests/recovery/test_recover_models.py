@@ -10,8 +10,7 @@ import pytest
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.problem_type import MULTI_LABEL, REGRESSION
 from imagepiece_jax.recovery import recovery_loss, recovery_step
-from tests import oracles
-from tests.models import tiny
+from tests.helpers import oracles, tiny_vit
 from tests.models.test_rotary import ARCHS
 from tests.models.test_vit_families import FAMILIES
 
@@ -45,7 +44,7 @@ WITH_GRADIENT = ("DeiT", "no pool", "one class")
 
 def pretrained(name):
     reduction, options, problem, _ = MODELS[name]
-    vit = tiny.pretrained(reduction, depth=2, **options)
+    vit = tiny_vit.pretrained(reduction, depth=2, **options)
     if problem:
         config = dataclasses.replace(vit.config, problem_type=problem)
         vit = dataclasses.replace(vit, model=vit.model.clone(config=config))
@@ -58,9 +57,9 @@ def stream_of(model):
     if model.config.arch.pool == "none":
         model = model.clone(config=model.config.with_arch(pool="token"))
 
-    @tiny.compiled
+    @tiny_vit.compiled
     def run(variables, images):
-        outputs, blocks = tiny.traced_blocks(model, variables, images)
+        outputs, blocks = tiny_vit.traced_blocks(model, variables, images)
         dests = [result.dest for result in outputs.results]
         return outputs.logits, outputs.tokens, blocks, dests
 
@@ -129,7 +128,7 @@ def test_loss_and_measure_are_those_of_the_oracle(name):
     vit = pretrained(name)
     outputs = MODELS[name][-1]
     assert recovery_loss.outputs_of(vit) == outputs
-    images = tiny.images(2, side=vit.image_size)
+    images = tiny_vit.images(2, side=vit.image_size)
     teacher = recovery_step.DenseTeacher(vit.with_reduction(None))
     fit = recovery_step.Fit(vit, recovery_step.Recipe(batch_size=2), teacher)
 
@@ -140,13 +139,13 @@ def test_loss_and_measure_are_those_of_the_oracle(name):
 
     trained = fit.trained_of(vit.variables["params"])
     if name in WITH_GRADIENT:
-        slope = tiny.compiled(jax.value_and_grad(step, has_aux=True))
+        slope = tiny_vit.compiled(jax.value_and_grad(step, has_aux=True))
         (loss, measure), gradient = slope(trained, vit.variables, images)
         leaves = jax.tree.leaves(gradient)
         assert all(np.isfinite(leaf).all() for leaf in leaves)
         assert any(np.any(leaf) for leaf in leaves)
     else:
-        loss, measure = tiny.compiled(step)(trained, vit.variables, images)
+        loss, measure = tiny_vit.compiled(step)(trained, vit.variables, images)
     dense = vit.with_reduction(None)
     student = seen(vit, images)
     teacher = seen(dense, images)
@@ -181,4 +180,6 @@ def test_nothing_is_guessed_from_a_bias_of_zeros():
     vit = pretrained("DeiT")
     vit.variables["params"]["head"]["bias"][:] = 0
     assert recovery_loss.outputs_of(vit) == "softmax"
-    assert recovery_loss.outputs_of(tiny.of_problem(vit, "projection")) == "features"
+    assert (
+        recovery_loss.outputs_of(tiny_vit.of_problem(vit, "projection")) == "features"
+    )

@@ -16,8 +16,8 @@ from imagepiece_jax.reduction.block_plan import (
     steps_to,
 )
 from imagepiece_jax.reduction.reducers import Reducer
-from tests import oracles
-from tests.refused import refused
+from tests.helpers import oracles
+from tests.helpers.refused_calls import refused
 
 SIZES = (*range(1, 41), 75, 90, 100, 137, 165, 180, 196, 256, 576)
 RATES = ("0", "0.01", "0.07", "0.3", "0.55", "0.6", "0.7", "0.8", "0.9", "0.999", "1")

@@ -21,9 +21,9 @@ from imagepiece_jax.reduction.reducers import (
     merge_in_place,
 )
 from imagepiece_jax.reduction.state import Assignment, Masking, Mixing
-from tests.models import tiny
-from tests.reduction.steps import index_of
-from tests.refused import refused
+from tests.helpers import tiny_vit
+from tests.helpers.reduction_steps import index_of
+from tests.helpers.refused_calls import refused
 
 COUNTS = StepCounts(n_in=6, n_out=4)
 RIGHT = [0, 1, 2, 3, 0, -1]
@@ -45,12 +45,12 @@ def indexed(**fields):
 
 
 def merged(absorbed, partners):
-    run = tiny.compiled(merge_in_place, static_argnums=2)
+    run = tiny_vit.compiled(merge_in_place, static_argnums=2)
     return functools.partial(run, tokens(absorbed), tokens(partners), COUNTS)
 
 
 def joined(keep, absorbed, target):
-    run = tiny.compiled(keep_and_join, static_argnums=3)
+    run = tiny_vit.compiled(keep_and_join, static_argnums=3)
     return functools.partial(run, tokens(keep), tokens(absorbed), tokens(target), 6)
 
 
@@ -144,11 +144,11 @@ def test_a_method_that_breaks_the_contract_is_named_when_it_is_made(
 ):
     monkeypatch.setitem(METHODS, "wrong", made([Step(1, reducer, rule)]))
     with refused("wrong", said):
-        tiny.model(f"wrong{schedule}")
+        tiny_vit.model(f"wrong{schedule}")
 
 
 def test_every_model_checks_what_needs_no_values(monkeypatch):
     monkeypatch.setitem(METHODS, "wrong", made([Step(1, Fewer(), Keep(0.6))]))
-    model = tiny.model("wrong")
+    model = tiny_vit.model("wrong")
     with pytest.raises(InputError, match="^block 1, Fewer: .* n_out 14; .* 15"):
-        jax.eval_shape(model.apply, tiny.shapes(model), ones(1, 20, 20, 3))
+        jax.eval_shape(model.apply, tiny_vit.shapes(model), ones(1, 20, 20, 3))

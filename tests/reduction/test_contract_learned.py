@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from imagepiece_jax.models import cost
 from imagepiece_jax.reduction.methods import METHODS
-from tests.models import masked, tiny
+from tests.helpers import masked_models, tiny_vit
 from tests.models.test_vit_families import few
 
 
@@ -23,8 +23,8 @@ def model_of(name, **options):
     if name in ("dtem", "imagepiece_dynamicvit"):
         depth += 1  # only the next block reads what the last step has decided
     if name == "dtem":  # whose counts are one for each block
-        reduction = tiny.small(name)
-    return tiny.model(reduction, depth=depth, **options)
+        reduction = tiny_vit.small(name)
+    return tiny_vit.model(reduction, depth=depth, **options)
 
 
 LEARNED = [name for name in METHODS if model_of(name).has_selectors]
@@ -35,17 +35,17 @@ assert len(LEARNED) >= 5
 def test_the_logits_teach_every_parameter_of_a_reducer(name):
     """In bfloat16; a choice without a gradient, a plain top-k, learns nothing."""
     model = model_of(name, masked=True, dtype="bfloat16")
-    params = tiny.variables(model)["params"]
-    images = tiny.images(4)
-    probe = np.random.default_rng(0).normal(size=(4, tiny.CLASSES))
+    params = tiny_vit.variables(model)["params"]
+    images = tiny_vit.images(4)
+    probe = np.random.default_rng(0).normal(size=(4, tiny_vit.CLASSES))
     learned = {key: params[key] for key in params if key.startswith("reducer_")}
 
     def loss(learned):
         variables = {"params": params | learned}
-        out = model.apply(variables, images, True, masked.keys(4))
+        out = model.apply(variables, images, True, masked_models.keys(4))
         return jnp.sum(out.logits * probe)
 
-    slopes = tiny.compiled(jax.grad(loss))(learned)
+    slopes = tiny_vit.compiled(jax.grad(loss))(learned)
     chex.assert_trees_all_equal_shapes_and_dtypes(slopes, learned)
     chex.assert_tree_all_finite(slopes)
     largest = jax.tree.map(lambda slope: np.abs(slope).max(), slopes)
@@ -59,7 +59,7 @@ def test_what_a_reducer_multiplies_is_counted(name):
     """By `extra_macs`: every weight is used once an image, most for every token."""
     model = model_of(name)
     counted = sum(cost.reducer_macs(model, layer) for layer in model.plan)
-    params = traverse_util.flatten_dict(tiny.shapes(model)["params"], sep="/")
+    params = traverse_util.flatten_dict(tiny_vit.shapes(model)["params"], sep="/")
     kernels = {path: leaf for path, leaf in params.items() if path.endswith("kernel")}
     learned = {k: v for k, v in kernels.items() if k.startswith("reducer_")}
-    assert counted >= tiny.count(learned) > 0
+    assert counted >= tiny_vit.count(learned) > 0

@@ -23,10 +23,9 @@ from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import ATTENTION_SCORES
 from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.reduction.state import ReducerInputs, start
-from tests import oracles
-from tests.models import tiny
-from tests.models.make import facts
-from tests.reduction.steps import reducers, shortest
+from tests.helpers import oracles, tiny_vit
+from tests.helpers.named_models import facts
+from tests.helpers.reduction_steps import reducers, shortest
 
 SETTINGS = [
     "imagepiece:merge_blocks=(0,2):prune_blocks=(1,):parity=1:size_weighting=False",
@@ -55,7 +54,7 @@ SETTINGS = [
 ]
 # What has to be smaller than the default for the few tokens here.
 SMALLER = {"grid_pooling": "grid_size=2", "tofu": "keep_rate=0.7"}
-SMALLER |= {name: tiny.SMALL[name] for name in ("diffrate", "dtem", "mctf")}
+SMALLER |= {name: tiny_vit.SMALL[name] for name in ("diffrate", "dtem", "mctf")}
 # Where patches are decides with these, not only what they are.
 BY_POSITION = {"tome", "imagepiece_tome", "random", "grid_pooling", "tofu", "mctf"}
 BY_POSITION |= {"dtem"}
@@ -109,7 +108,7 @@ def decide(reducer, inputs, counts):
 
     if reducer not in _parameters:  # of one shape however many tokens there are
         init = functools.partial(reducer.init, inputs=inputs, counts=counts)
-        _parameters[reducer] = tiny.fill(jax.eval_shape(init, jax.random.key(0)))
+        _parameters[reducer] = tiny_vit.fill(jax.eval_shape(init, jax.random.key(0)))
     return reducer.apply(_parameters[reducer], inputs, counts)
 
 
@@ -283,7 +282,9 @@ class MethodsTest(chex.TestCase):
     @parameterized.named_parameters(*ONE_OF_EACH_KIND)
     def test_stacked_batches_are_decided_as_each_of_them(self, name, method):
         run, inputs, want = first_step(name, method)
-        got = self.variant(jax.vmap(run), **tiny.ON_DEVICES)(stacked(inputs, jnp.stack))
+        got = self.variant(jax.vmap(run), **tiny_vit.ON_DEVICES)(
+            stacked(inputs, jnp.stack)
+        )
         want = stacked(want, np.stack)
         chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
 

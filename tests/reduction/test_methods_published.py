@@ -16,8 +16,8 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.create import create_model
-from tests.models import tiny
-from tests.rounding import assert_close
+from tests.helpers import tiny_vit
+from tests.helpers.rounding import assert_close
 
 pytestmark = pytest.mark.slow
 
@@ -69,10 +69,10 @@ def case(request, given):
         own = {f"reducer_{block}": {"embed": embedding(block)} for block in range(12)}
         variables = {"params": variables["params"] | own}
 
-    @tiny.compiled
+    @tiny_vit.compiled
     def answers(variables, images):
         outputs = model.apply(variables, images)
-        return outputs, tiny.slots(outputs, 196)
+        return outputs, tiny_vit.slots(outputs, 196)
 
     outputs, slots = answers(variables, images)
     named |= {"dense": theirs["dense"], "method": reduction.partition(":")[0]}

@@ -10,10 +10,9 @@ import pytest
 
 from imagepiece_jax.kernels.merging import DROPPED, FEW
 from imagepiece_jax.reduction.state import Assignment, Masking, TokenState
-from tests import oracles
-from tests.models import tiny
-from tests.reduction.steps import FORMS, apply, index_of, move
-from tests.rounding import assert_close
+from tests.helpers import oracles, tiny_vit
+from tests.helpers.reduction_steps import FORMS, apply, index_of, move
+from tests.helpers.rounding import assert_close
 
 
 def random_maps(rng, batch, n, n_out, drop=0.2):
@@ -141,7 +140,7 @@ def test_a_package_travels_at_the_end_and_is_live():
     assert moved.mask.tolist() == [[1, 0, 1, 1, 0, 1]] * 3
 
 
-@functools.partial(tiny.compiled, static_argnames="form")
+@functools.partial(tiny_vit.compiled, static_argnames="form")
 def gradients(state, assignment, probe, form):
     def loss(x, weight):
         moved = move(state.replace(x=x), assignment.replace(weight=weight), form)

@@ -5,10 +5,10 @@ import pytest
 
 from imagepiece_jax.kernels.merging import merge_map
 from imagepiece_jax.reduction.state import Assignment
-from tests.models import tiny
-from tests.reduction.steps import FORMS, apply
+from tests.helpers import tiny_vit
+from tests.helpers.reduction_steps import FORMS, apply
+from tests.helpers.rounding import assert_close
 from tests.reduction.test_moves import expected, make
-from tests.rounding import assert_close
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -40,7 +40,7 @@ def test_a_map_of_attention_is_merged_by_rows_and_columns(weighted):
     state, assignment = make(7, 3, prefix=2, weighted=weighted)
     weights = np.random.default_rng(1).uniform(size=(3, 2, 9, 9)).astype(np.float32)
     size = state.size[:, 2:]
-    merged = tiny.compiled(merge_map)
+    merged = tiny_vit.compiled(merge_map)
     got = merged(weights, assignment, size)
     loose = merged(weights, assignment.replace(index=None), size)
     assert_close(got, loose, units=8)

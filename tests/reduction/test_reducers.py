@@ -20,10 +20,9 @@ from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.methods.peaks import KeepPeaks
 from imagepiece_jax.reduction.reducers import Bipartite, TopK
 from imagepiece_jax.reduction.state import ReducerInputs, start
-from tests import oracles
-from tests.models import tiny
-from tests.reduction.steps import FORMS, apply, decide, vectors
-from tests.rounding import assert_close
+from tests.helpers import oracles, tiny_vit
+from tests.helpers.reduction_steps import FORMS, apply, decide, vectors
+from tests.helpers.rounding import assert_close
 
 
 def make_inputs(scores, metric):
@@ -105,7 +104,7 @@ RATES = ("0", "0.7", "1")
 MERGES = [("0", "0.3", "all"), ("0.5", "0.6", "candidates"), ("1", "1", "all")]
 
 
-@functools.partial(tiny.compiled, static_argnums=1)
+@functools.partial(tiny_vit.compiled, static_argnums=1)
 def decide_all(inputs, work):
     """Similarities of all tokens, and all decisions at one n, as one program."""
     similarity = cosine(inputs.metric, inputs.metric)
@@ -166,7 +165,7 @@ def test_fusing_passes_gradient_to_the_attention():
         result = TopK(fuse=True)(make_inputs(scores, state.x[:, 1:]), counts)
         return moves.apply(state, result).x.sum()
 
-    slope = tiny.compiled(jax.grad(loss))(scores)
+    slope = tiny_vit.compiled(jax.grad(loss))(scores)
     for image in range(2):
         dropped = oracles.rank_by_score(scores[image]) >= 4
         want = np.where(dropped, np.asarray(state.x)[image, 1:].sum(axis=-1), 0)
@@ -203,5 +202,5 @@ def test_partners_of_very_large_images():
     similarity = np.zeros((1, 2, 40_000))
     similarity[0, 0, [7, 39_000]] = similarity[0, 1, [30_000, 35_000]] = 1.0
     arrays = jnp.asarray(similarity, jnp.float32), jnp.asarray(tokens, jnp.int32)
-    _, partners = tiny.compiled(find_partners)(*arrays)
+    _, partners = tiny_vit.compiled(find_partners)(*arrays)
     assert partners.tolist() == [[60_007, 90_000]]

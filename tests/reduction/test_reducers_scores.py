@@ -15,15 +15,14 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.reducers import SCORES, Ranking, shift_shares, uniqueness
 from imagepiece_jax.reduction.state import ReducerInputs, start
-from tests import oracles, oracles_peaks
-from tests.models import tiny
+from tests.helpers import oracles, oracles_peaks, tiny_vit
+from tests.helpers.refused_calls import refused
+from tests.helpers.rounding import assert_close
 from tests.models.test_rotary import captured
 from tests.models.test_vit_families import FAMILIES
-from tests.refused import refused
-from tests.rounding import assert_close
 
-SHORT = tiny.changed(
-    tiny.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,)
+SHORT = tiny_vit.changed(
+    tiny_vit.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,)
 )  # 25, 23, 19
 SIGLIP = Architecture(class_token=False, pool="map")
 # PiToMe's examples, computed with the published code: unit keys at these angles.
@@ -53,7 +52,7 @@ def test_energy_is_the_published_one(margin):
     keys = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
     energy = np.array(ENERGIES[margin])
     np.testing.assert_allclose(slow_energy(keys, margin), energy, atol=6e-5)
-    unique = tiny.compiled(uniqueness, static_argnums=1)
+    unique = tiny_vit.compiled(uniqueness, static_argnums=1)
     got = unique(np.float32(3 * keys[None]), margin)[0]
     np.testing.assert_allclose(got, shares(energy), atol=2e-5)
     assert list(np.argsort(got)) == list(np.argsort(-energy))
@@ -61,15 +60,19 @@ def test_energy_is_the_published_one(margin):
 
 def run(arch, reduction, **options):
     """(model, variables, Outputs) of a tiny model of two blocks."""
-    model = tiny.model(reduction, arch=arch, depth=2, **options)
-    variables = tiny.variables(model)
-    return model, variables, tiny.compiled(model.apply)(variables, tiny.images(2))
+    model = tiny_vit.model(reduction, arch=arch, depth=2, **options)
+    variables = tiny_vit.variables(model)
+    return (
+        model,
+        variables,
+        tiny_vit.compiled(model.apply)(variables, tiny_vit.images(2)),
+    )
 
 
 def scores_of(layer, inputs):
     reducer = layer.step.reducer
     counts = layer.counts
-    return tiny.compiled(lambda inputs: reducer.scores(inputs, counts))(inputs)
+    return tiny_vit.compiled(lambda inputs: reducer.scores(inputs, counts))(inputs)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +85,7 @@ def scores_of(layer, inputs):
 )
 def test_a_model_has_energies_of_its_own_keys(reduction, blocks):
     """The margin falls from 3/4 by the depth; the prefix has no part."""
-    model, _, out = run(None, tiny.changed(reduction, score="energy"))
+    model, _, out = run(None, tiny_vit.changed(reduction, score="energy"))
     steps = [layer for layer in model.plan if layer.counts]
     for block, layer, inputs in zip(blocks, steps, out.reducer_inputs, strict=True):
         got = scores_of(layer, inputs)
@@ -121,7 +124,7 @@ def slow_stem(params, images, prefix):
     """What enters block 0: projected patches with positions, float64. -> [B, n, D]."""
     proj = params["patch_embed"]["proj"]
     images = np.float64(images)
-    p = tiny.PATCH
+    p = tiny_vit.PATCH
     corners = itertools.product(range(0, images.shape[1], p), repeat=2)
     patches = [images[:, i : i + p, j : j + p] for i, j in corners]
     x = [np.tensordot(patch, proj["kernel"], 3) + proj["bias"] for patch in patches]
@@ -133,7 +136,7 @@ def test_the_shift_is_how_far_attention_moves_a_token():
     arch = Architecture(registers=2, layer_scale=True)
     model, variables, out = run(arch, f"{SHORT}:score=shift")
     first, second = out.reducer_inputs
-    images = tiny.images(2)
+    images = tiny_vit.images(2)
     options = {"layers": [0], "norm": False, "reshape": False}
     (layer,) = features(Pretrained(model, variables), images, **options).layers
     dest = out.results[0].dest
@@ -153,11 +156,11 @@ def test_shifts_of_live_tokens_are_shares_and_have_gradients_at_zero():
     change = np.float32([[[3, 4], [0, 0], [6, 8], [0, 1]]])
     live = np.float32([[1, 1, 0, 1]])
     both = jax.value_and_grad(lambda change: shift_shares(change, live)[0, 0])
-    first, slope = tiny.compiled(both)(change)
+    first, slope = tiny_vit.compiled(both)(change)
     assert_close(first, 5 / 6)
     assert np.isfinite(slope).all()
     assert np.abs(slope).max() > 0.01
-    shares = tiny.compiled(shift_shares)(change)
+    shares = tiny_vit.compiled(shift_shares)(change)
     np.testing.assert_allclose(shares, [[5 / 16, 0, 10 / 16, 1 / 16]], atol=1e-6)
 
 
@@ -180,14 +183,14 @@ def test_the_mean_query_is_that_of_all_tokens_of_a_block(family, score):
     arch = FAMILIES[family]
     told = "evit:blocks=(1,):keep_rate=0.6"
     for reduction in ("peaks:blocks=(0,1)", f"{told}:score={score}"):
-        model = tiny.model(reduction, arch=arch, depth=2, prop_attn=True)
+        model = tiny_vit.model(reduction, arch=arch, depth=2, prop_attn=True)
         steps = {i: each.step for i, each in enumerate(model.plan) if each.counts}
         assert {step.reducer.score for step in steps.values()} == {score}
-        out, seen = captured(model, tiny.variables(model), tiny.images(2))
+        out, seen = captured(model, tiny_vit.variables(model), tiny_vit.images(2))
         for block, inputs in zip(steps, out.reducer_inputs, strict=True):
             inside = seen[f"blocks_{block}"]["attn"]
             query, key = (
-                inside[name]["__call__"][0].reshape(2, -1, tiny.HEADS, 10)
+                inside[name]["__call__"][0].reshape(2, -1, tiny_vit.HEADS, 10)
                 for name in "qk"
             )
             got = getattr(inputs, SCORES[score])
@@ -202,12 +205,12 @@ def test_the_mean_query_is_that_of_all_tokens_of_a_block(family, score):
 @pytest.mark.parametrize("name", ["evit", "imagepiece", "token_pooling"])
 def test_tokens_are_ranked_by_what_there_is(arch, name):
     """Class attention where there is a class token, else attention received."""
-    fields = {"evit": tiny.EVIT, "imagepiece": tiny.IMAGEPIECE}
+    fields = {"evit": tiny_vit.EVIT, "imagepiece": tiny_vit.IMAGEPIECE}
     reduction = fields.get(name, f"{name}:blocks=(1,2)")
     own = "class" if arch is None and name != "token_pooling" else "received"
-    steps = [layer.step for layer in tiny.model(reduction, arch=arch).plan]
+    steps = [layer.step for layer in tiny_vit.model(reduction, arch=arch).plan]
     assert {step.reducer.score for step in steps if step} == {own}
-    chosen = tiny.model(tiny.changed(reduction, score="energy"), arch=arch).plan
+    chosen = tiny_vit.model(tiny_vit.changed(reduction, score="energy"), arch=arch).plan
     assert {la.step.reducer.score for la in chosen if la.step} == {"energy"}
 
 
@@ -222,7 +225,7 @@ def test_tokens_are_ranked_by_what_there_is(arch, name):
 )
 def test_a_score_that_the_model_cannot_have_is_refused(arch, score, text):
     with refused("score", text):
-        tiny.model(tiny.changed(tiny.EVIT, score=score), arch=arch)
+        tiny_vit.model(tiny_vit.changed(tiny_vit.EVIT, score=score), arch=arch)
 
 
 def init_of(module):
@@ -230,7 +233,7 @@ def init_of(module):
     return lambda x: module.init(jax.random.key(0), x, start(x, 2))
 
 
-begin = tiny.compiled(lambda x: start(x, 2))
+begin = tiny_vit.compiled(lambda x: start(x, 2))
 
 
 @pytest.mark.parametrize(
@@ -238,10 +241,10 @@ begin = tiny.compiled(lambda x: start(x, 2))
 )
 def test_masked_tokens_have_no_part_in_scores_of_the_others(score):
     """They are as if they were not there; two of the five tokens are the prefix."""
-    module = tiny.attention(12, 3)
+    module = tiny_vit.attention(12, 3)
     reducer = Ranking(score=score)
     x = np.random.default_rng(0).normal(size=(1, 7, 12)).astype(np.float32)
-    variables = tiny.fill(jax.eval_shape(init_of(module), x))
+    variables = tiny_vit.fill(jax.eval_shape(init_of(module), x))
     mask = np.float32([[1, 0, 1, 0, 1]])
     there = np.flatnonzero(np.append([1, 1], mask))
 
@@ -251,19 +254,21 @@ def test_masked_tokens_have_no_part_in_scores_of_the_others(score):
         inputs = ReducerInputs(x[:, 2:], state.size[:, 2:], mask=mask, **found)
         return reducer.scores(inputs, StepCounts(5, 4, progress=1 / 3))
 
-    got = tiny.compiled(scores)(x, mask)
+    got = tiny_vit.compiled(scores)(x, mask)
     got = np.where(mask > 0.5, got, 0)
-    want = tiny.compiled(scores)(x[:, there])
+    want = tiny_vit.compiled(scores)(x[:, there])
     assert_close(got[:, there[2:] - 2], want)
     np.testing.assert_array_equal(got[:, [1, 3]], 0)
 
 
 def pooled(prop_attn=True, include=True):
     """AttentionPool of width 12, its variables, and seven tokens, two of a prefix."""
-    vit = tiny.vit((), 12, 3, mlp_ratio=2.0, pool="map", pool_include_prefix=include)
+    vit = tiny_vit.vit(
+        (), 12, 3, mlp_ratio=2.0, pool="map", pool_include_prefix=include
+    )
     pool = AttentionPool(vit.config, prop_attn=prop_attn)
     x = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
-    return pool, tiny.fill(jax.eval_shape(init_of(pool), x)), x, begin(x)
+    return pool, tiny_vit.fill(jax.eval_shape(init_of(pool), x)), x, begin(x)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +278,7 @@ def test_the_probe_does_not_read_masked_tokens(method, include):
     pool, variables, x, state = pooled(include=include)
     mask = np.float32([[1, 0, 1, 0, 1]] * 2)
     there = np.array([0, 1, 2, 4, 6])
-    run = tiny.compiled(functools.partial(pool.apply, method=method))
+    run = tiny_vit.compiled(functools.partial(pool.apply, method=method))
     got = run(variables, x, state.replace(mask=mask))
     want = run(variables, x[:, there], begin(x[:, there]))
     got = got[:, ::2] if method == "scores" else got
@@ -303,7 +308,7 @@ def test_a_token_of_three_patches_is_read_as_three_tokens(prop_attn, include):
     pool, variables, x, state = pooled(prop_attn, include)
     sizes = np.array([[1, 1, 3, 1, 5, 1, 2], [1, 1, 1, 4, 1, 1, 1]])
     state = state.replace(size=np.float32(sizes))
-    got = tiny.compiled(pool.apply)(variables, x, state)
+    got = tiny_vit.compiled(pool.apply)(variables, x, state)
     counted = sizes if prop_attn else np.ones_like(sizes)
     counted = counted if include else counted * [0, 0, 1, 1, 1, 1, 1]
     for image in range(2):

@@ -12,8 +12,8 @@ from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
-from tests.refused import refused
-from tests.runs import ROOT
+from tests.helpers.refused_calls import refused
+from tests.helpers.small_runs import ROOT
 
 METHODS_FOLDER = ROOT / "imagepiece_jax" / "reduction" / "methods"
 

@@ -5,8 +5,8 @@ import pytest
 from imagepiece_jax.reduction.block_plan import build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.schedules import check_counts, counts_of
-from tests.models.make import facts
-from tests.refused import refused
+from tests.helpers.named_models import facts
+from tests.helpers.refused_calls import refused
 
 
 @pytest.mark.parametrize(

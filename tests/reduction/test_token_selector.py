@@ -11,9 +11,8 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.state import Assignment, Masking, ReducerInputs, start
-from tests import oracles, oracles_learned
-from tests.models import tiny
-from tests.rounding import assert_close
+from tests.helpers import oracles, oracles_learned, tiny_vit
+from tests.helpers.rounding import assert_close
 
 
 def numbers(*shape, seed=0):
@@ -28,8 +27,12 @@ def image_keys(batch, seed=0):
 def network(*shape):
     """(parameters of random values, compiled (parameters, x, mask) -> scores)."""
     net = token_selector.KeepScores()
-    parameters = tiny.fill(jax.eval_shape(net.init, jax.random.key(0), numbers(*shape)))
-    return parameters["params"], tiny.jit(lambda p, *a: net.apply({"params": p}, *a))
+    parameters = tiny_vit.fill(
+        jax.eval_shape(net.init, jax.random.key(0), numbers(*shape))
+    )
+    return parameters["params"], tiny_vit.jit(
+        lambda p, *a: net.apply({"params": p}, *a)
+    )
 
 
 @pytest.mark.parametrize("n, dim", [(1, 8), (7, 12), (5, 11)])
@@ -79,8 +82,8 @@ def test_the_gradient_of_a_draw_is_that_of_the_softmax():
         noise = token_selector.noise(image_keys(2), (5, 2))
         return jnp.sum(weight * jax.nn.softmax(scores + noise)[..., 0])
 
-    slope = tiny.jit(jax.grad(hard))(scores)
-    wanted = tiny.jit(jax.grad(soft))(scores)
+    slope = tiny_vit.jit(jax.grad(hard))(scores)
+    wanted = tiny_vit.jit(jax.grad(soft))(scores)
     assert np.abs(wanted).min() > 1e-5
     np.testing.assert_allclose(slope, wanted, rtol=1e-5, atol=1e-7)
 
@@ -122,7 +125,7 @@ def test_the_teacher_has_no_gradient():
         return jnp.mean(kl) + token_selector.token_loss(student, teacher)
 
     assert float(total(x, logits)) > 0
-    for slope in tiny.jit(jax.grad(total, argnums=(0, 1)))(x, logits):
+    for slope in tiny_vit.jit(jax.grad(total, argnums=(0, 1)))(x, logits):
         np.testing.assert_array_equal(slope, np.zeros(slope.shape))
 
 
@@ -170,7 +173,7 @@ def test_what_the_student_merges_and_drops_the_teacher_does_too():
         error = (a[image, 1:] - rows) ** 2
         wanted += [error[t].mean() for t in range(2) if mask[image, t]]
 
-    @tiny.jit
+    @tiny_vit.jit
     def run(a, b):
         student = outputs(a, numbers(2, 5), results, mask, n0=5)
         return token_selector.token_loss(student, outputs(b, numbers(2, 5)))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import quickstart
-from tests.command import start
+from tests.helpers.run_command import start
 from tools import compile_only, hlo
 
 TEXT = """HloModule jit_f

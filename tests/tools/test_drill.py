@@ -6,7 +6,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from tests import forked, programs
+from tests.helpers import forked_processes, stored_programs
 from tools import drill
 
 RUNS = [("train", signal.SIGKILL, 3), ("train of two", signal.SIGTERM, 4)]
@@ -17,9 +17,9 @@ RUNS.append(("features", signal.SIGINT, 3))
 @pytest.mark.usefixtures("quickly_begun")
 @pytest.mark.parametrize("name, signum, count", RUNS)
 def test_a_signal_and_the_command_again(tmp_path, monkeypatch, name, signum, count):
-    monkeypatch.setattr(subprocess, "Popen", forked.Process)
+    monkeypatch.setattr(subprocess, "Popen", forked_processes.Process)
     monkeypatch.setattr(drill, "SIGNALS", (signum,))
-    programs.of_processes(tmp_path / "cache")
+    stored_programs.of_processes(tmp_path / "cache")
     rows = [*drill.drill(tmp_path, [name], 1, np.random.default_rng(0))]
     assert len(rows) == count
     assert all(row.passed for row in rows), rows

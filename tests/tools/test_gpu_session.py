@@ -9,9 +9,9 @@ import pytest
 
 from imagepiece_jax.benchmark import suite
 from imagepiece_jax.benchmark.timer import Timing
-from tests.command import call
-from tests.models import tiny
-from tests.runs import ROOT
+from tests.helpers import tiny_vit
+from tests.helpers.run_command import call
+from tests.helpers.small_runs import ROOT
 from tools import gpu_speed, host_time, torch_baselines
 
 COMMANDS = {
@@ -46,7 +46,9 @@ def timed(monkeypatch):
         return []
 
     monkeypatch.setattr(gpu_speed, "measure", measure)
-    monkeypatch.setattr(host_time, "with_random_weights", lambda _: tiny.pretrained())
+    monkeypatch.setattr(
+        host_time, "with_random_weights", lambda _: tiny_vit.pretrained()
+    )
     monkeypatch.setattr(host_time, "RULES", Timing(warmup=1, repeats=1, seconds=0))
     monkeypatch.setattr(torch_baselines, "prepare", lambda *_: None)
     monkeypatch.setattr(suite, "groups", lambda *_: [{}])

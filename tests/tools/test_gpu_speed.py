@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tests.command import call, start
+from tests.helpers.run_command import call, start
 from tools import gpu_speed
 
 SMOKE = ["--smoke", "--warmup=2", "--repeats=2", "--seconds=0", "--cases=deit_ti"]

@@ -2,7 +2,7 @@
 
 import json
 
-from tests.runs import ROOT
+from tests.helpers.small_runs import ROOT
 from tools import model_table
 
 

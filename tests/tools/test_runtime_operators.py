@@ -20,11 +20,11 @@ from imagepiece_jax.exporters.program_outputs import ProgramOutputs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
 from tests.exporters import test_onnx_model, test_tower
-from tests.exporters.photographs import pixels_of
-from tests.models import tiny
+from tests.helpers import tiny_vit
+from tests.helpers.rounding import UNIT
+from tests.helpers.small_photographs import pixels_of
+from tests.helpers.small_runs import ROOT
 from tests.models.test_vit_families import FAMILIES
-from tests.rounding import UNIT
-from tests.runs import ROOT
 from tools import runtime_operators
 from tools.runtime_operators import elsewhere
 
@@ -42,17 +42,17 @@ needs_webgpu = pytest.mark.skipif(
 def method_graph(name, batch_size, dtype):
     model = test_onnx_model.short(name)
     made = model.with_execution(dtype=np.dtype(dtype))
-    vit = Pretrained(made, tiny.variables(model))
+    vit = Pretrained(made, tiny_vit.variables(model))
     return onnx_model(vit, batch_size=batch_size)
 
 
 def architecture_graph(name, reduction="tome:r=2:inflection=-1.0", depth=2):
     model = test_onnx_model.small(name, reduction, depth)
-    return onnx_model(Pretrained(model, tiny.variables(model)))
+    return onnx_model(Pretrained(model, tiny_vit.variables(model)))
 
 
 def output_graph(reduction, output, batch_size):
-    vit = tiny.pretrained(reduction, depth=2)
+    vit = tiny_vit.pretrained(reduction, depth=2)
     outputs = ProgramOutputs(vit, output)
     return onnx_model(vit, batch_size=batch_size, outputs=outputs)
 
@@ -83,7 +83,7 @@ def float_graphs(folder):
             title = f"{name}-{reduction.partition(':')[0]}"
             graphs[title] = functools.partial(architecture_graph, name, reduction, 3)
     for reduction in (
-        tiny.changed(tiny.FUSED, blocks=(0,)),
+        tiny_vit.changed(tiny_vit.FUSED, blocks=(0,)),
         "tome:r=4",
         test_onnx_model.MEANS,
         "mctf:r=3",
@@ -116,7 +116,7 @@ def test_operators_of_every_graph_are_those_of_webgpu(graphs):
 
 
 def test_a_graph_that_gathers_leaves():
-    vit = tiny.pretrained("tome:r=4", depth=2)
+    vit = tiny_vit.pretrained("tome:r=4", depth=2)
     assert not elsewhere(onnx_model(vit), "WebGPU")
     leaving = elsewhere(onnx_model(vit, gathers=True), "WebGPU")
     assert {"TopK", "GatherND"} & {kind for kind, _ in leaving}
@@ -127,7 +127,7 @@ def test_a_graph_that_gathers_leaves():
 def test_of_int8_only_the_quantization_leaves(tmp_path, name, batch_size):
     """onnxruntime's WebGPU has no QuantizeLinear, for a dense model either."""
     model = test_onnx_model.short(name)
-    vit = Pretrained(model, tiny.variables(model))
+    vit = Pretrained(model, tiny_vit.variables(model))
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx", batch_size=batch_size)
     program = onnx_program.open_file(file)
     graph = quantize.quantized(program, pixels_of(1))
@@ -137,7 +137,7 @@ def test_of_int8_only_the_quantization_leaves(tmp_path, name, batch_size):
 
 
 def test_of_pixels_only_nodes_that_read_them_leave():
-    vit = tiny.pretrained("tome:r=4", depth=2)
+    vit = tiny_vit.pretrained("tome:r=4", depth=2)
     graph = onnx_model(vit, batch_size=1, pixels=True)
     assert elsewhere(graph, "WebGPU") == {("Cast", "u"): 1}
     leaving = elsewhere(onnx_model(vit, pixels=True), "WebGPU")
@@ -239,7 +239,7 @@ def test_onnxruntime_runs_deit_on_webgpu(tmp_path, assets, name):
 
 @needs_webgpu
 def test_quantizations_leave_webgpu(tmp_path):
-    vit = tiny.pretrained("none", depth=1)
+    vit = tiny_vit.pretrained("none", depth=1)
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx", batch_size=1)
     graph = quantize.quantized(onnx_program.open_file(file), pixels_of(1))
     onnx.save(graph, tmp_path / "int8.onnx")

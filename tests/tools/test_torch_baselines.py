@@ -8,9 +8,9 @@ import pytest
 
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import create_model
-from tests.benchmark.small import SMALL
-from tests.command import call
-from tests.models import make, tiny
+from tests.helpers import named_models, tiny_vit
+from tests.helpers.run_command import call
+from tests.helpers.tiny_benchmark import SMALL
 from tools import torch_baselines
 
 DEPTH = 4
@@ -29,7 +29,7 @@ def vit():
         embed_dim=48,
         depth=DEPTH,
         num_heads=3,
-        num_classes=tiny.CLASSES,
+        num_classes=tiny_vit.CLASSES,
     )
     for name, parameter in model.named_parameters():
         around = 1.0 if "norm" in name and name.endswith("weight") else 0.0
@@ -40,11 +40,11 @@ def vit():
 def ours(vit, reduction=None, **options):
     """Our model with the same weights, as a function of NHWC images."""
     size = {"patch_size": 16, "embed_dim": 48, "depth": DEPTH, "num_heads": 3}
-    size |= {"num_classes": tiny.CLASSES} | options
-    model = create_model(make.config("deit_ti", **size), reduction)
+    size |= {"num_classes": tiny_vit.CLASSES} | options
+    model = create_model(named_models.config("deit_ti", **size), reduction)
     state = {name: value.numpy() for name, value in vit.state_dict().items()}
-    variables = timm_tensors.from_timm(state, tiny.shapes(model))
-    return lambda images: tiny.jit(model.apply)(variables, images).logits
+    variables = timm_tensors.from_timm(state, tiny_vit.shapes(model))
+    return lambda images: tiny_vit.jit(model.apply)(variables, images).logits
 
 
 @pytest.mark.parametrize("r", [0, 13])

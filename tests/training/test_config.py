@@ -8,9 +8,9 @@ from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights.run_files import FORMAT as RUN_FORMAT
-from tests.models.make import config
-from tests.refused import refused
-from tests.runs import configured
+from tests.helpers.named_models import config
+from tests.helpers.refused_calls import refused
+from tests.helpers.small_runs import configured
 
 TINY = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2, "image_size": 48}
 

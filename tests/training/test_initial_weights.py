@@ -15,17 +15,16 @@ from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.teacher import create_teacher
 from imagepiece_jax.weights.save import save
-from tests import runs
-from tests.models import recoveries
-from tests.refused import refused
+from tests.helpers import made_up_recoveries, small_runs
+from tests.helpers.refused_calls import refused
 
 TINY = {"model.depth": 1, "model.embed_dim": 8, "model.num_heads": 2}
 TINY |= {"model.stem": "patch", "reduction": "none"}
-configured = functools.partial(runs.configured, TINY)
+configured = functools.partial(small_runs.configured, TINY)
 
 
 def drawn(config, seed=0):
-    return runs.untrained(model_of(config), seed)
+    return small_runs.untrained(model_of(config), seed)
 
 
 def model_of(config):
@@ -88,7 +87,7 @@ reducing = functools.partial(configured, {"model.depth": 2, "reduction": TOME})
 def recovered(tmp_path_factory):
     vit = Pretrained(model_of(reducing()), drawn(reducing()))
     folder = tmp_path_factory.mktemp("recovered") / "m"
-    return save(recoveries.recovered(vit, reductions=(TOME,)), folder)
+    return save(made_up_recoveries.recovered(vit, reductions=(TOME,)), folder)
 
 
 def scales(variables):

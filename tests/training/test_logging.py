@@ -19,12 +19,12 @@ from imagepiece_jax.training import logging
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import Length
 from imagepiece_jax.training.logging import MetricWriter, read_metrics
-from tests import runs
+from tests.helpers import small_runs
 
 
 def make(workdir, step=0, saved=None, epochs=2, **fields):
     """A RunLog of a run of 20 steps an epoch, 64 images each."""
-    config = runs.configured({"progress": False, "log_every_steps": 2}, **fields)
+    config = small_runs.configured({"progress": False, "log_every_steps": 2}, **fields)
     config = RunConfig.from_config(config)
     length = Length(steps_per_epoch=20, epochs=epochs, eval_every_epochs=1)
     return logging.RunLog(workdir, config, length, step, lambda: saved)

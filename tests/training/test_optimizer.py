@@ -23,8 +23,8 @@ from imagepiece_jax.training.optimizer import (
     scale_by_group,
     warmup_steps,
 )
-from tests.models import tiny
-from tests.rounding import assert_close
+from tests.helpers import tiny_vit
+from tests.helpers.rounding import assert_close
 
 STEPS = 1251  # 1281167 images // 1024
 DEIT = RunConfig.from_config(base.get_config())
@@ -89,8 +89,8 @@ def test_decay_mask():
     """Kernels of a model decay; no 2-D bias does, and no parameter of one number."""
     arch = {"dist_token": True, "registers": 4, "layer_scale": True}
     reduction = "spvit:blocks=(1,):keep_rates=(0.6,)"
-    model = tiny.model(reduction, stem="conv", arch=arch, depth=2)
-    params = tiny.shapes(model)["params"]
+    model = tiny_vit.model(reduction, stem="conv", arch=arch, depth=2)
+    params = tiny_vit.shapes(model)["params"]
     params |= {"attn": {"bias": np.zeros((2, 2))}, "temperature": np.zeros(())}
     mask = traverse_util.flatten_dict(decay_mask(params), sep="/")
     assert {"cls_token", "dist_token", "reg_token", "pos_embed"} <= mask.keys()

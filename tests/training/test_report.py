@@ -12,15 +12,15 @@ from imagepiece_jax.training import data, report
 from imagepiece_jax.training.cluster.checkpoint import RunProgress
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import MetricWriter
-from tests import runs
-from tests.refused import refused
+from tests.helpers import small_runs
+from tests.helpers.refused_calls import refused
 
 LAST = {"acc1": 97.5, "acc5": 99.9, "loss": 0.1, "images": 359}
 PROGRESS = RunProgress([1438, 359], [], {"acc1": 98.125, "step": 352}, LAST)
 
 
 def rows(workdir, progress=PROGRESS, **fields):
-    run = RunConfig.from_config(runs.configured(fields))
+    run = RunConfig.from_config(small_runs.configured(fields))
     table = report.final_table(workdir, run, run.create_model(), progress)
     return {line[:12].strip(): line[13:] for line in table.split("\n")}
 
@@ -66,7 +66,7 @@ def test_flop_of_a_run_is_that_of_every_epoch_and_of_the_teacher():
     assert (length.steps_per_epoch, length.steps) == (1251, 375300)
     by_hand = 300 * 1251 * 1024 * 3 * 2 * 4.6e9
     assert report.training_flop(deit, images) == pytest.approx(by_hand, rel=1e-3)
-    config = runs.configured(epochs=4)
+    config = small_runs.configured(epochs=4)
     config.reduction = "evit:blocks=(1,2,3):rate_warmup_start=1:rate_warmup_epochs=2"
     evit = RunConfig.from_config(config)
     macs = [model_macs(evit.create_train_model(epoch)) for epoch in range(4)]
@@ -85,7 +85,7 @@ def test_flop_of_a_run_is_that_of_every_epoch_and_of_the_teacher():
 @pytest.mark.parametrize("on", [{"mixup": 0.8}, {"cutmix": 1.0}])
 def test_mixing_needs_pairs(on):
     def check(**fields):
-        config = runs.configured(batch_size=6, grad_accum_steps=2, **fields)
+        config = small_runs.configured(batch_size=6, grad_accum_steps=2, **fields)
         data.check_training(RunConfig.from_config(config), Placement(accumulation=2))
 
     with refused("config.batch_size is 6, which makes micro-batches of 3"):

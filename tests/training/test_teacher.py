@@ -22,13 +22,12 @@ from imagepiece_jax.training.config import DistillConfig, RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.losses import distillation, teacher_distance
 from imagepiece_jax.weights.save import save
-from tests import runs
-from tests.models import tiny
-from tests.models.make import config
-from tests.models.tiny import fill
-from tests.oracles import log_softmax
-from tests.refused import refused
-from tests.rounding import assert_close
+from tests.helpers import small_runs, tiny_vit
+from tests.helpers.named_models import config
+from tests.helpers.oracles import log_softmax
+from tests.helpers.refused_calls import refused
+from tests.helpers.rounding import assert_close
+from tests.helpers.tiny_vit import fill
 from tests.training.test_train_step import (
     BATCH,
     CLASSES,
@@ -159,10 +158,10 @@ def test_the_loss_of_a_step():
     labels = one["label"][0, 0]
     student = create_model(config("vit_mini", **DENSE))
     variables = parallel.unreplicate(state).variables
-    logits = tiny.logits(student)(variables, ours(images))
+    logits = tiny_vit.logits(student)(variables, ours(images))
     teaching, given = other_teacher()
     theirs = jnp.asarray(seen_by_teacher(images), jnp.float32)
-    answers = tiny.logits(teaching.model)(given, theirs)
+    answers = tiny_vit.logits(teaching.model)(given, theirs)
     targets = np.full((BATCH, CLASSES), 0.1 / CLASSES)
     targets[np.arange(BATCH), labels] += 0.9
     by_labels = -(targets * log_softmax(logits)).sum(1).mean()
@@ -194,7 +193,9 @@ def test_each_head_of_a_distilled_model_learns_its_own():
 
 def teacher_of(**fields):
     normalized = {"model.mean": MEAN, "model.std": STD}
-    run = RunConfig.from_config(runs.configured(runs.DENSE, normalized, fields))
+    run = RunConfig.from_config(
+        small_runs.configured(small_runs.DENSE, normalized, fields)
+    )
     weights = InitialWeights(run, "no_such_run")
     return teacher.create_teacher(run, run.create_dense(), weights)
 

@@ -22,10 +22,10 @@ from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.losses import soft_cross_entropy
 from imagepiece_jax.training.optimizer import adamw
 from imagepiece_jax.training.train_step import init_state, prepare, train_step
-from tests import runs
-from tests.models.make import config
-from tests.refused import refused
-from tests.rounding import assert_close
+from tests.helpers import small_runs
+from tests.helpers.named_models import config
+from tests.helpers.refused_calls import refused
+from tests.helpers.rounding import assert_close
 
 SIZE = 8
 CLASSES = 10
@@ -68,7 +68,7 @@ def make(recipe=None, optimizer=None, seed=0, **fields):
     model = model.with_execution(**execution)
     recipe = recipe or dataclasses.replace(PLAIN, seed=seed, log_every_steps=3)
     optimizer = optimizer or optax.sgd(0.1)
-    variables = runs.untrained(model, seed)
+    variables = small_runs.untrained(model, seed)
     state = init_state(variables, optimizer, recipe.ema_decay > 0)
     step = functools.partial(
         train_step, model=model, optimizer=optimizer, lr_schedule=rate, run=recipe

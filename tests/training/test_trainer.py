@@ -26,46 +26,47 @@ from imagepiece_jax.training.cluster.checkpoint import Checkpoints, RunProgress
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.weights.save import save
-from tests import forked, programs, runs, test_readme
+from tests import test_readme
 from tests.data.test_worker_pool import shared_memory, workers
-from tests.pictures import write_csv, write_plain
-from tests.refused import refused
-from tests.rounding import assert_close
-from tests.training.states import assert_same
+from tests.helpers import forked_processes, small_runs, stored_programs
+from tests.helpers.picture_files import write_csv, write_plain
+from tests.helpers.refused_calls import refused
+from tests.helpers.rounding import assert_close
+from tests.helpers.small_states import assert_same
 
 pytestmark = pytest.mark.usefixtures("quickly_begun")
 
 # 1,438 digits of 16 patches, 256 a step: 5 steps an epoch.
 PLAIN = {"model.depth": 1, "reduction": "none"}
-FIELDS = runs.SMALL | {"batch_size": 256, "eval_batch_size": 359}
+FIELDS = small_runs.SMALL | {"batch_size": 256, "eval_batch_size": 359}
 FIELDS |= {"epochs": 2, "warmup_epochs": 0.0, "model.patch_size": 4}
 FIELDS |= {"model.stem": "patch"}  # compiles fast
-configured = functools.partial(runs.configured, FIELDS)
+configured = functools.partial(small_runs.configured, FIELDS)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_once():
     with pytest.MonkeyPatch.context() as patch:
-        runs.compile_once(patch)
+        small_runs.compile_once(patch)
         yield
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    last = runs.train(configured(profile=True), workdir)
+    last = small_runs.train(configured(profile=True), workdir)
     return workdir, last
 
 
 def test_metrics_have_every_step_and_both_evaluations(finished):
     workdir, last = finished
-    train = runs.lines(workdir, "train")
+    train = small_runs.lines(workdir, "train")
     assert [line["step"] for line in train] == list(range(1, 11))
     first, *rest = train
     assert first["throughput"] is None is first["input_wait"], "it compiles"
     assert all(line["throughput"] > 0 <= line["input_wait"] < 1 for line in rest)
     assert all(line["grad_norm"] > 0 == line["skipped"] for line in train)
-    (evaluated,) = runs.lines(workdir, "eval")
+    (evaluated,) = small_runs.lines(workdir, "eval")
     assert (evaluated["step"], evaluated["acc1"]) == (10, last["acc1"])
     assert evaluated["images"] == 359  # 359 = 36 * 10 - 1: every image of the fifth
     assert_close(train[-1]["epoch"], 2.0, units=1)
@@ -90,7 +91,7 @@ def test_a_run_with_other_classes_is_not_resumed(finished, tmp_path):
     names[3:5] = "drei", "vier"
     (workdir / "classes.json").write_text(json.dumps(names))
     with refused(f"{workdir}: class 3 is 'drei', but '3' in ", "another workdir"):
-        runs.train(configured(profile=True), workdir)
+        small_runs.train(configured(profile=True), workdir)
 
 
 def test_a_run_whose_config_has_another_normalization_is_refused(finished, tmp_path):
@@ -101,7 +102,7 @@ def test_a_run_whose_config_has_another_normalization_is_refused(finished, tmp_p
     path.write_text(json.dumps(config))
     said = f"{path}: model.std is [0.1, 0.2, 0.3], but the run was trained with "
     with refused(said):
-        runs.train(configured(profile=True), workdir)
+        small_runs.train(configured(profile=True), workdir)
     with refused(said):
         imagepiece_jax.load(workdir)
 
@@ -109,14 +110,14 @@ def test_a_run_whose_config_has_another_normalization_is_refused(finished, tmp_p
 def test_a_finished_run_stays_as_it_is(finished, capsys):
     workdir, last = finished
     before = (workdir / "metrics.jsonl").read_bytes()
-    assert runs.train(configured(profile=True), workdir) == last
+    assert small_runs.train(configured(profile=True), workdir) == last
     assert "this run is complete: 10 steps" in capsys.readouterr().out
     assert (workdir / "metrics.jsonl").read_bytes() == before
     times = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     with refused(
         "config.epochs is 99, but 2 in the run in ", "change it back, or choose"
     ):
-        runs.train(configured(epochs=99), workdir)
+        small_runs.train(configured(epochs=99), workdir)
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == times
 
 
@@ -128,18 +129,18 @@ def test_steps_that_are_not_finite_stop_the_run_and_stop_it_again(finished, tmp_
     config = configured(fields, **{"init.weights": str(start)})
     message = r"^(loss|grad_norm) is nan at step \d+, as in 3 steps in a row: .* kept"
     with pytest.raises(RunError, match=message) as error:
-        runs.train(config, workdir)
+        small_runs.train(config, workdir)
     step = int(re.search(r"\d+", str(error.value))[0])
     # The last step has no line and no checkpoint: what is kept is as good as before.
     assert Checkpoints(workdir).latest_step() == step - 1
-    lines = runs.lines(workdir, "train")
+    lines = small_runs.lines(workdir, "train")
     assert [line["skipped"] for line in lines] == [0] * (step - 3) + [1, 1]
     nothing = [line["loss"] is None is line["acc1"] for line in lines]
     assert nothing == [False] * (step - 3) + [True] * 2
     shutil.rmtree(start)  # a resumed run needs it no more
     with pytest.raises(RunError, match=f"^{re.escape(str(error.value))}$"):
-        runs.train(config, workdir)
-    assert runs.lines(workdir, "train") == lines
+        small_runs.train(config, workdir)
+    assert small_runs.lines(workdir, "train") == lines
 
 
 def test_the_best_is_the_first_of_the_highest():
@@ -165,7 +166,7 @@ def shades(tmp_path_factory):
             write_plain(folder, f"{split}/{name}/{shade}.bmp", color=(shade,) * 3)
         fields = {"data.name": f"folder:{folder}", "num_classes": 2}
         fields |= {"batch_size": 8, "eval_batch_size": 16}
-        return configured(runs.DENSE, PLAIN, **fields)
+        return configured(small_runs.DENSE, PLAIN, **fields)
 
     return config
 
@@ -176,7 +177,7 @@ def test_a_test_split_chooses_no_step(tmp_path, shades, capsys):
     for step, acc1 in enumerate((50, 55, 40), start=1):
         progress = progress.with_evaluation(step, {"acc1": acc1}, chooses=False)
     assert progress.best == {"acc1": 40, "step": 3}
-    runs.train(shades("train", "test"), tmp_path / "run")
+    small_runs.train(shades("train", "test"), tmp_path / "run")
     steps = [path.name for path in (tmp_path / "run/checkpoints/best").glob("[0-9]*")]
     assert steps == ["4"]
     assert "(test)" in capsys.readouterr().out
@@ -185,15 +186,15 @@ def test_a_test_split_chooses_no_step(tmp_path, shades, capsys):
 def test_a_run_is_not_resumed_with_other_images(tmp_path, shades):
     config = shades("train", "val")
     workdir = tmp_path / "run"
-    runs.train(config, workdir)
-    runs.train(shades("train", "val"), workdir)  # brought anew
+    small_runs.train(config, workdir)
+    small_runs.train(shades("train", "val"), workdir)  # brought anew
     val = pathlib.Path(config.data.name.removeprefix("folder:")) / "val" / "b"
     shutil.copy(val / "0.bmp", val / "1.bmp")
     there = {path: path.read_bytes() for path in workdir.glob("*.json")}
     with refused(
         "folder:", "set, whose validation set has digest ", ", but the run in"
     ):
-        runs.train(config, workdir)
+        small_runs.train(config, workdir)
     assert there == {path: path.read_bytes() for path in workdir.glob("*.json")}
 
 
@@ -211,19 +212,19 @@ def test_a_training_that_stops_for_damaged_images_ends_as_documented(tmp_path):
     config = configured(PLAIN, **fields)
     # Not `refused`, in whose frame the error would keep the shared memory.
     with pytest.raises(InputError, match="^5 of 400 images cannot be read, more than"):
-        runs.train(config, tmp_path / "run")
+        small_runs.train(config, tmp_path / "run")
     assert read_metrics(tmp_path / "run")  # of steps before
     assert not workers() and not shared_memory()
 
 
 # 1,438 digits, 256 a step: 10 steps, in this process, of two programs: all tokens in
 # the first epoch, half of them in the second.
-SHORT = runs.DENSE | {"batch_size": 256, "epochs": 2, "warmup_epochs": 0.0}
+SHORT = small_runs.DENSE | {"batch_size": 256, "epochs": 2, "warmup_epochs": 0.0}
 SHORT |= {"model.depth": 1, "model.stem": "patch"}
 
 
 def short(**fields):
-    config = runs.configured(SHORT, **fields)
+    config = small_runs.configured(SHORT, **fields)
     config.reduction = "evit:keep_rate=0.5:blocks=(0,):rate_warmup_epochs=1"
     return config
 
@@ -248,7 +249,7 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(accuracy, "evaluate_each", asked_to_stop)
     with pytest.raises(Stopped, match="stopped at step 10") as stopped:
-        runs.train(short(**fields), tmp_path)
+        small_runs.train(short(**fields), tmp_path)
     assert stopped.value.signum == signal.SIGTERM
     assert {line["kind"] for line in read_metrics(tmp_path)} == {"train"}
     stored = sorted(int(p.name) for p in (tmp_path / "checkpoints/latest").iterdir())
@@ -258,23 +259,23 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     written = state.stat()
 
     monkeypatch.setattr(accuracy, "evaluate_each", evaluate)
-    last = runs.train(short(**fields), tmp_path)
+    last = small_runs.train(short(**fields), tmp_path)
     assert "resuming from step 10 of 10" in capsys.readouterr().out
     line = read_metrics(tmp_path)[-1]
     assert (line["kind"], line["acc1"]) == ("eval", last["acc1"])
     assert os.path.samestat(state.stat(), written)  # a kill could not have lost it
-    assert runs.train(short(**fields), tmp_path) == last
+    assert small_runs.train(short(**fields), tmp_path) == last
     assert "this run is complete: 10 steps" in capsys.readouterr().out
-    assert runs.stored(tmp_path, "best")["step"] == 10
+    assert small_runs.stored(tmp_path, "best")["step"] == 10
 
     again = shutil.copytree(tmp_path, tmp_path / "again")
     shutil.rmtree(again / "checkpoints" / "best")
     for step in stored[2:]:
         shutil.rmtree(again / "checkpoints" / "latest" / f"{step}")
-    assert runs.train(short(**fields), again) == last
+    assert small_runs.train(short(**fields), again) == last
     assert "resuming from step 6 of 10" in capsys.readouterr().out
     assert epochs == [0, 1, 1]
-    assert runs.computed(again) == runs.computed(tmp_path)
+    assert small_runs.computed(again) == small_runs.computed(tmp_path)
 
 
 PAGE = test_readme.DOCS / "own_trainer.md"
@@ -283,9 +284,9 @@ FOCAL = SHORT | {"batch_size": 479, "epochs": 1, "checkpoint_every_steps": 2}
 
 
 def train_by_page(workdir):
-    config = RunConfig.from_config(runs.configured(FOCAL))
+    config = RunConfig.from_config(small_runs.configured(FOCAL))
     test_readme.run(PAGE, "import dataclasses", {"config": config})
-    return runs.computed(workdir), runs.stored(workdir, "latest")
+    return small_runs.computed(workdir), small_runs.stored(workdir, "latest")
 
 
 def test_the_page_trains_with_a_loss_of_ones_own(tmp_path, monkeypatch, capsys):
@@ -310,7 +311,7 @@ def test_the_page_trains_with_a_loss_of_ones_own(tmp_path, monkeypatch, capsys):
 
 
 # Everything that draws is on, in two micro-batches: 320 digits, 64 a step, 10 steps.
-DRAWING = runs.DENSE | {"model.drop_path_rate": 0.2, "mixup": 0.8, "cutmix": 1.0}
+DRAWING = small_runs.DENSE | {"model.drop_path_rate": 0.2, "mixup": 0.8, "cutmix": 1.0}
 DRAWING |= {"batch_size": 64, "grad_accum_steps": 2, "epochs": 2, "warmup_epochs": 0.4}
 DRAWING |= {"eval_every_epochs": 2, "eval_batch_size": 16}
 
@@ -329,21 +330,21 @@ def some_digits(tmp_path):
 
 
 def losses(workdir):
-    return np.array([line["loss"] for line in runs.lines(workdir, "train")])
+    return np.array([line["loss"] for line in small_runs.lines(workdir, "train")])
 
 
 @pytest.mark.slow
 def test_eight_devices_train_like_one(tmp_path, some_digits):
     """Dense, as rounding may flip near ties of a reduction."""
-    config = runs.configured(DRAWING)
+    config = small_runs.configured(DRAWING)
     weights = tmp_path / "weights"
     model = RunConfig.from_config(config).create_model()
-    save(Pretrained(model, runs.untrained(model, 0)), weights)
+    save(Pretrained(model, small_runs.untrained(model, 0)), weights)
     fields = DRAWING | {"data.name": some_digits, "init.weights": f"{weights}"}
-    cache = programs.of_processes(tmp_path / "cache")
-    running = runs.start(tmp_path / "8", fields, cache, devices=8, quick=True)
+    cache = stored_programs.of_processes(tmp_path / "cache")
+    running = small_runs.start(tmp_path / "8", fields, cache, devices=8, quick=True)
     config.update_from_flattened_dict(fields)
-    runs.train(config, tmp_path / "1")
+    small_runs.train(config, tmp_path / "1")
     assert running.wait(timeout=300) == 0
     one = losses(tmp_path / "1")
     eight = losses(tmp_path / "8")
@@ -355,8 +356,8 @@ def test_eight_devices_train_like_one(tmp_path, some_digits):
 def test_hosts_with_different_configs_are_refused(tmp_path):
     """Both name the field and leave no folder; see tests/tools/test_drill.py."""
     run = tmp_path / "run"
-    processes = runs.start_two(run, runs.SMALL, tmp_path / "cache", lr=0.5)
-    assert forked.statuses(processes, timeout=100) == [2, 2]
+    processes = small_runs.start_two(run, small_runs.SMALL, tmp_path / "cache", lr=0.5)
+    assert forked_processes.statuses(processes, timeout=100) == [2, 2]
     for process in (0, 1):
         output = run.with_name(f"run.{process}.log").read_text()
         last = output.strip().splitlines()[-1]
@@ -365,7 +366,7 @@ def test_hosts_with_different_configs_are_refused(tmp_path):
 
 
 # 1,438 digits, 719 a step: two steps. 64 image tokens and the class token: 65.
-ODD = runs.SMALL | {"model.embed_dim": 64, "model.dtype": "bfloat16"}
+ODD = small_runs.SMALL | {"model.embed_dim": 64, "model.dtype": "bfloat16"}
 ODD |= {"batch_size": 719, "epochs": 1, "warmup_epochs": 0.0}
 
 
@@ -376,10 +377,10 @@ def test_cudnn_trains_on_odd_lengths(tmp_path):
         pytest.skip("no GPU here")
     found = []
     for attention in ("xla", "cudnn"):
-        config = runs.configured(ODD, **{"model.attention": attention})
+        config = small_runs.configured(ODD, **{"model.attention": attention})
         plan = RunConfig.from_config(config).create_model().plan
         assert any(layer.attn_tokens % 2 for layer in plan), plan
-        runs.train(config, tmp_path / attention)
+        small_runs.train(config, tmp_path / attention)
         found.append(losses(tmp_path / attention))
     assert len(found[0]) == 2
     np.testing.assert_allclose(found[1], found[0], rtol=0, atol=0.02)

@@ -8,7 +8,7 @@ import pytest
 from imagepiece_jax.common.files import append_line
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
-from tests.training.states import abstract, assert_same, folders, make_state, saved
+from tests.helpers.small_states import abstract, assert_same, folders, make_state, saved
 
 
 @contextlib.contextmanager

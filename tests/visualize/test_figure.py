@@ -5,18 +5,24 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.visualize import figure
-from tests.visualize import traces
+from tests.helpers import handmade_traces
 
 
 def test_sizes_are_those_of_the_trace():
-    shares, note = figure.size_shares(traces.hard().stages[1], 1)
+    shares, note = figure.size_shares(handmade_traces.hard().stages[1], 1)
     np.testing.assert_array_equal(shares, [1, 1, 0, 0, 0, np.nan])
     assert note == "1 to 2 patches"
 
 
 @pytest.mark.parametrize("kind, rows", [("hard", 2), ("soft", 1), ("dense", 1)])
 def test_figures_are_written_for_every_kind(tmp_path, kind, rows):
-    figure.save(tmp_path / "f.png", traces.images()[0], "a", getattr(traces, kind)(), 0)
+    figure.save(
+        tmp_path / "f.png",
+        handmade_traces.images()[0],
+        "a",
+        getattr(handmade_traces, kind)(),
+        0,
+    )
     with Image.open(tmp_path / "f.png") as picture:
         panels = (picture.height - 40) // (228 + 58)
         assert picture.format == "PNG"

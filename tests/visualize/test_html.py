@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.visualize import html
-from tests.models import tiny
-from tests.visualize import traces
+from tests.helpers import handmade_traces, tiny_vit
 
 NAMES = ["one.jpg", '<b>"two".jpg']
 
 
 def test_the_page_names_figures_and_likeliest_classes():
     """traces: class 3 of the first image, 4 of the second."""
-    text = html.page(NAMES, *traces.methods(), "w.npz", ["a", "b", "c", "<cat>", None])
+    text = html.page(
+        NAMES, *handmade_traces.methods(), "w.npz", ["a", "b", "c", "<cat>", None]
+    )
     assert text.count("dense: &lt;cat&gt;, 25 % sure") == 2  # caption and alt
     assert text.count("imagepiece: class 4, 50 % sure") == 2
     assert "<h2>&lt;b&gt;&quot;two&quot;.jpg</h2>" in text
@@ -30,8 +31,8 @@ def test_the_page_names_figures_and_likeliest_classes():
     ],
 )
 def test_outputs_that_are_no_classes_have_no_likeliest(tmp_path, problem_type, options):
-    vit = tiny.pretrained(depth=1, **options)
-    vit = tiny.of_problem(vit, problem_type)
+    vit = tiny_vit.pretrained(depth=1, **options)
+    vit = tiny_vit.of_problem(vit, problem_type)
     images = np.zeros((1, 20, 20, 3), np.uint8)
     list(html.write_folder(tmp_path, [vit], images, ["a"], "w.npz"))
     assert "% sure" not in (tmp_path / "index.html").read_text()

@@ -5,7 +5,7 @@ import pytest
 
 from imagepiece_jax.visualize import token_pictures
 from imagepiece_jax.visualize.token_pictures import draw_groups
-from tests.rounding import assert_close
+from tests.helpers.rounding import assert_close
 
 DROPPED = -1
 

@@ -8,37 +8,36 @@ from imagepiece_jax.errors import RunError
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.visualize import trace as trace_module
 from imagepiece_jax.visualize.trace import Stage, trace, write_traces
-from tests.models import tiny
-from tests.oracles import softmax
-from tests.rounding import assert_close
-from tests.visualize import traces
+from tests.helpers import handmade_traces, tiny_vit
+from tests.helpers.oracles import softmax
+from tests.helpers.rounding import assert_close
 
 # 25 image tokens, 23, 19
-SHORT = tiny.changed(tiny.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,))
+SHORT = tiny_vit.changed(tiny_vit.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,))
 LEARNER = "token_learner:num_tokens=4:block=1"
 
 
 @pytest.fixture(scope="module")
 def images():
     rng = np.random.default_rng(1)
-    return rng.integers(0, 256, (3, tiny.SIDE, tiny.SIDE, 3), dtype=np.uint8)
+    return rng.integers(0, 256, (3, tiny_vit.SIDE, tiny_vit.SIDE, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
 def imagepiece(images):
-    model = tiny.model(SHORT, depth=2)
-    variables = tiny.variables(model)
+    model = tiny_vit.model(SHORT, depth=2)
+    variables = tiny_vit.variables(model)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trace_module, "BATCH", 2)
         traced = trace(model, variables, images)
-    return traced, tiny.jit(model.apply)(variables, normalize(images, MEAN, STD))
+    return traced, tiny_vit.jit(model.apply)(variables, normalize(images, MEAN, STD))
 
 
 def test_groups_are_the_tokens_that_the_model_ended_with(imagepiece):
     traced, outputs = imagepiece
     last = traced.stages[-1]
     assert [(s.block, s.site) for s in traced.stages] == [(b, "mid") for b in range(2)]
-    np.testing.assert_array_equal(last.source, tiny.slots(outputs))
+    np.testing.assert_array_equal(last.source, tiny_vit.slots(outputs))
     np.testing.assert_array_equal(last.sizes, outputs.state.size[:, 1:])
     assert traced.tokens == outputs.tokens.shape[1] - 1 == 19
     for row in last.source:
@@ -57,33 +56,36 @@ def test_predictions_are_those_of_the_logits(imagepiece):
 
 
 def test_a_projection_predicts_no_class(images):
-    model = tiny.model("tome:r=3", depth=1)
-    assert trace(model, tiny.variables(model), images[:1], None).top is None
+    model = tiny_vit.model("tome:r=3", depth=1)
+    assert trace(model, tiny_vit.variables(model), images[:1], None).top is None
 
 
 def test_a_trace_ends_at_learned_tokens(images):
-    model = tiny.model(LEARNER, depth=2)
-    traced = trace(model, tiny.variables(model), images)
+    model = tiny_vit.model(LEARNER, depth=2)
+    traced = trace(model, tiny_vit.variables(model), images)
     assert traced.stages == (Stage(1, "pre", 4),)
     assert traced.tokens == 4
 
 
 def test_without_a_class_token_all_tokens_are_traced(images):
-    model = tiny.model("tome:r=3", class_token=False, depth=1)
-    traced = trace(model, tiny.variables(model), images[:1])
+    model = tiny_vit.model("tome:r=3", class_token=False, depth=1)
+    traced = trace(model, tiny_vit.variables(model), images[:1])
     assert traced.tokens == traced.stages[0].tokens == 22
 
 
 def test_traces_are_written(tmp_path):
-    methods, traced = traces.methods()
+    methods, traced = handmade_traces.methods()
     write_traces(tmp_path, ["a.jpg", "b.jpg"], methods, traced)
-    names, saved = traces.read_traces(tmp_path)
+    names, saved = handmade_traces.read_traces(tmp_path)
     assert names == ["a.jpg", "b.jpg"]
     imagepiece, learner, dense = saved
     assert imagepiece.items() >= methods[0].items()
-    assert imagepiece["grid"] == [*traces.GRID]
+    assert imagepiece["grid"] == [*handmade_traces.GRID]
     sources = [stage["source"] for stage in imagepiece["stages"]]
-    assert sources == [[traces.MERGED.tolist()] * 2, [traces.PRUNED.tolist()] * 2]
+    assert sources == [
+        [handmade_traces.MERGED.tolist()] * 2,
+        [handmade_traces.PRUNED.tolist()] * 2,
+    ]
     assert imagepiece["stages"][1]["sizes"] == [[2, 1, 1, 1]] * 2
     assert [stage["source"] for stage in learner["stages"]] == [None]
     assert dense["stages"] == []

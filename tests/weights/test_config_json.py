@@ -13,8 +13,8 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.problem_type import MULTI_LABEL, PROBLEMS
 from imagepiece_jax.weights import config_json, location, timm_config
 from imagepiece_jax.weights.open_clip_config import parse_open_clip
-from tests.models import make
-from tests.refused import refused
+from tests.helpers import named_models
+from tests.helpers.refused_calls import refused
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CLIP = {
@@ -198,7 +198,9 @@ def test_arguments_that_leave_the_parts(arguments, wanted):
     arch = Architecture(registers=4, prefix_positions=False, layer_scale=True)
     fields = {"patch_size": 14, "embed_dim": 384, "depth": 12, "num_heads": 6}
     fields |= {"arch": arch} | IMAGENET | usual
-    assert found == dataclasses.replace(make.config(None, **fields | wanted), name=REG4)
+    assert found == dataclasses.replace(
+        named_models.config(None, **fields | wanted), name=REG4
+    )
 
 
 DEIT = "deit_tiny_patch16_224"
@@ -288,7 +290,7 @@ def test_transformers_form(name):
         "resize": "bicubic",
         "rule": "transformers",
     }
-    assert found.config == make.config(None, **wanted | TRANSFORMERS[name])
+    assert found.config == named_models.config(None, **wanted | TRANSFORMERS[name])
     names = ("tench, Tinca tinca", "goldfish") if found.config.num_classes else None
     assert found.class_names == names
     is_projection = found.of_head["problem_type"] == "projection"

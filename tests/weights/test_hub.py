@@ -14,9 +14,8 @@ import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.weights import hub, load
-from tests.models import tiny
-from tests.refused import refused
-from tests.weights import hub_stand_in
+from tests.helpers import hub_stand_in, tiny_vit
+from tests.helpers.refused_calls import refused
 from tests.weights.test_load_published import HF, STD, TIMM, same
 
 COMMIT = "a" * 40
@@ -25,7 +24,7 @@ OLDER = "b" * 40
 
 @pytest.fixture(scope="module")
 def variables():
-    return tiny.variables(tiny.model(depth=1))
+    return tiny_vit.variables(tiny_vit.model(depth=1))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +68,7 @@ def test_a_cached_id_loads_without_a_network(cache, files, variables):
     snapshot = lay_out(cache, files)
     vit = imagepiece_jax.load("hf://org/name")
     assert vit.source.title == "folder hf://org/name"  # not that of the cache
-    found, values = tiny.pair(vit)
+    found, values = tiny_vit.pair(vit)
     assert same(values, variables)
     assert (found.config.num_classes, found.config.std) == (7, STD)
     assert hub.fetched("hf://org/name") == snapshot
@@ -79,7 +78,7 @@ def test_a_cached_id_loads_without_a_network(cache, files, variables):
 
 def test_a_revision_is_another_commit(cache, files, variables):
     lay_out(cache, files)
-    other = timm_tensors.to_timm(tiny.variables(tiny.model(depth=1), seed=1))
+    other = timm_tensors.to_timm(tiny_vit.variables(tiny_vit.model(depth=1), seed=1))
     older = {**files, "model.safetensors": safetensors.numpy.save(other)}
     snapshot = lay_out(cache, older, OLDER, ref="v1")
     for revision in ("v1", OLDER):

@@ -22,9 +22,9 @@ from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.problem_type import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from imagepiece_jax.models.resize_positions import resize
 from imagepiece_jax.weights import layouts
-from tests.models import tiny
-from tests.refused import refused
-from tests.rounding import assert_close
+from tests.helpers import tiny_vit
+from tests.helpers.refused_calls import refused
+from tests.helpers.rounding import assert_close
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "fixtures" / "layouts"
 FIXTURES = sorted(FOLDER.glob("*.npz"))
@@ -50,7 +50,7 @@ def test_a_checkpoint_computes_what_its_project_does(name, tmp_path):
     tensors, about = stored(name)
     np.savez(tmp_path / "w.npz", **tensors)
     vit = imagepiece_jax.load(tmp_path / "w.npz", config=about["config"])
-    model, variables = tiny.pair(vit)
+    model, variables = tiny_vit.pair(vit)
     with jax.default_matmul_precision("highest"):
         ours = apply(model, variables, about["images"].astype(np.float32))
     theirs = about["outputs"]

@@ -11,10 +11,10 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.weights import layouts
-from tests.models import make
+from tests.helpers import named_models
+from tests.helpers.pth_files import check_same
+from tests.helpers.refused_calls import refused
 from tests.models.test_rotary_fixture import DINOV3, EVA02, FIXTURE, SIZE, tensors_of
-from tests.refused import refused
-from tests.weights.pth import check_same
 
 WIDTH = 24
 # (what timm's names hold, by what it is replaced), in this order.
@@ -144,7 +144,7 @@ def test_a_bias_of_keys_without_a_mask_stays(fixture, tmp_path):
     assert 7.0 not in {*thirds[0], *thirds[2]}
     np.savez(tmp_path / "dinov3.npz", **tensors)
     ratio = found["blocks.0.mlp.fc2.weight"].shape[1] / WIDTH
-    config = make.config(DINOV3, mlp_ratio=ratio, **SIZE | {"num_classes": 0})
+    config = named_models.config(DINOV3, mlp_ratio=ratio, **SIZE | {"num_classes": 0})
     with refused("qkv.bias of shape (72,) is left over"):
         imagepiece_jax.load(tmp_path / "dinov3.npz", config=config)
     config = config.with_arch(key_bias=True)

@@ -20,15 +20,14 @@ from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights import layouts, load, location
 from imagepiece_jax.weights.run_files import FORMAT as RUN_FORMAT
-from tests import runs
-from tests.models import make, tiny
-from tests.refused import refused
+from tests.helpers import named_models, small_runs, tiny_vit
+from tests.helpers.refused_calls import refused
 from tests.weights.test_load_published import same
 
 HALF = (0.5, 0.5, 0.5)
 SIZE = {"patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 1}
-SIZE |= {"image_size": tiny.SIDE, "num_classes": tiny.CLASSES}
-CONFIG = make.config("vit_mini", **SIZE)
+SIZE |= {"image_size": tiny_vit.SIDE, "num_classes": tiny_vit.CLASSES}
+CONFIG = named_models.config("vit_mini", **SIZE)
 MODEL = imagepiece_jax.create_model(CONFIG)
 SEVERAL = "deit3_small_patch16_224"
 IMAGES = {"input_size": [3, 8, 8], "mean": HALF, "std": HALF}
@@ -39,12 +38,12 @@ TAGS = f"{SEVERAL}.fb_in1k, {SEVERAL}.fb_in22k_ft_in1k"
 
 @pytest.fixture(scope="module")
 def variables():
-    return tiny.variables(MODEL)
+    return tiny_vit.variables(MODEL)
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory, variables):
-    return tiny.write(tmp_path_factory.mktemp("weights") / "w.npz", variables)
+    return tiny_vit.write(tmp_path_factory.mktemp("weights") / "w.npz", variables)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +55,7 @@ def saved(tmp_path_factory, file):
 def run_folder(path, **fields):
     """The folder of a run of the quickstart, without its weights."""
     path.mkdir(exist_ok=True)
-    config = runs.configured({"model.mean": MEAN, "model.std": STD}, fields)
+    config = small_runs.configured({"model.mean": MEAN, "model.std": STD}, fields)
     fields = {"format": RUN_FORMAT, **config.to_dict()}
     (path / "config.json").write_text(json.dumps(fields))
     return path
@@ -94,7 +93,7 @@ def test_a_config_goes_over_that_of_a_folder(saved):
     config = dataclasses.replace(config.with_arch(gelu="tanh"), mean=HALF)
     vit = imagepiece_jax.load(saved, config=config, image_size=32)
     assert vit.config == config.at_size(32)
-    assert (vit.image_size, vit.source.image_size) == (32, tiny.SIDE)
+    assert (vit.image_size, vit.source.image_size) == (32, tiny_vit.SIDE)
 
 
 BROKEN = ["{ broken", '{"imagepiece_jax": {"format": 2}}']
@@ -105,7 +104,7 @@ def test_a_given_config_has_tensors_sizes(saved, file, variables, tmp_path, cont
     """Also in a folder that has a config.json, whatever that says."""
     folder = shutil.copytree(saved, tmp_path / "m")
     (folder / "config.json").write_text(content)
-    given = dataclasses.replace(CONFIG.at_size(2 * tiny.SIDE), num_classes=9)
+    given = dataclasses.replace(CONFIG.at_size(2 * tiny_vit.SIDE), num_classes=9)
     said = contextlib.nullcontext()
     if content in BROKEN:
         said = pytest.warns(UserWarning, match="config.json.*is ignored, because")
@@ -115,7 +114,7 @@ def test_a_given_config_has_tensors_sizes(saved, file, variables, tmp_path, cont
             assert vit.model == MODEL
             assert same(vit.variables, variables)
         larger = imagepiece_jax.load(folder, config=given, image_size=32)
-    assert (larger.image_size, larger.source.image_size) == (32, tiny.SIDE)
+    assert (larger.image_size, larger.source.image_size) == (32, tiny_vit.SIDE)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +128,7 @@ def test_a_given_config_has_tensors_sizes(saved, file, variables, tmp_path, cont
     ],
 )
 def test_tensors_that_are_not_the_configs_are_named(file, changes, theirs, ours):
-    config = make.config("vit_mini", **SIZE | changes)
+    config = named_models.config("vit_mini", **SIZE | changes)
     with refused(f"weights file {file}", theirs, ours):
         imagepiece_jax.load(file, config=config)
 
@@ -156,9 +155,9 @@ def test_a_folder_has_the_size_of_its_config(saved, tmp_path, field, value, said
 def test_positions_with_those_of_the_prefix_or_without(tmp_path, included, side):
     """16 rows are a class token, six registers and 3 x 3 patches, or 4 x 4."""
     changes = {"image_size": side, "registers": 6, "prefix_positions": included}
-    config = make.config("vit_mini", **SIZE | changes)
+    config = named_models.config("vit_mini", **SIZE | changes)
     made = create_model(config)
-    path = tiny.write(tmp_path / "w.npz", tiny.variables(made))
+    path = tiny_vit.write(tmp_path / "w.npz", tiny_vit.variables(made))
     assert timm_tensors.timm_shapes(variable_shapes(made))["pos_embed"] == (1, 16, 64)
     assert imagepiece_jax.load(path, config=config.at_size(32)).config == config
 
@@ -186,12 +185,14 @@ def test_a_wrong_field_of_a_run_is_one_of_its_config(tmp_path, field, value, sai
     ],
 )
 def test_a_config_that_is_not_of_the_checkpoint(tmp_path, field, value, problem):
-    model = RunConfig.from_config(runs.configured(runs.DENSE)).create_model()
+    model = RunConfig.from_config(
+        small_runs.configured(small_runs.DENSE)
+    ).create_model()
     with Checkpoints(tmp_path) as checkpoints:  # before the first best
-        checkpoints.save(1, tiny.fill(variable_shapes(model)), {})
-    run_folder(tmp_path, **runs.DENSE)
+        checkpoints.save(1, tiny_vit.fill(variable_shapes(model)), {})
+    run_folder(tmp_path, **small_runs.DENSE)
     imagepiece_jax.load(tmp_path, checkpoint="latest")
-    run_folder(tmp_path, **runs.DENSE | {field: value})
+    run_folder(tmp_path, **small_runs.DENSE | {field: value})
     with refused(tmp_path, problem):
         imagepiece_jax.load(tmp_path, checkpoint="latest")
 
@@ -228,12 +229,12 @@ def test_a_folder_of_weights_may_lack_a_config(file):
 
 def test_a_run_loads_with_its_selectors_or_without(tmp_path):
     fields = {"seed": 7, "model.stem": "conv", "model.mean": HALF, "model.std": HALF}
-    config = runs.configured(runs.DENSE, fields)
+    config = small_runs.configured(small_runs.DENSE, fields)
     config.reduction = "token_learner:num_tokens=8:block=1"
     run = RunConfig.from_config(config)
     (tmp_path / "config.json").write_text(json.dumps(run.to_dict()))
     model = run.create_model()
-    variables = tiny.fill(variable_shapes(model))
+    variables = tiny_vit.fill(variable_shapes(model))
     with refused("checkpoint"):
         imagepiece_jax.load(tmp_path)
     with Checkpoints(tmp_path) as checkpoints:
@@ -314,7 +315,7 @@ def test_torch_tensors_are_loaded_from_memory(file, variables):
 
 
 def test_none_is_the_dense_model_of_load_and_of_with_reduction(tmp_path):
-    saved = imagepiece_jax.save(tiny.pretrained("tome:r=2"), tmp_path / "m")
+    saved = imagepiece_jax.save(tiny_vit.pretrained("tome:r=2"), tmp_path / "m")
     for reduction, name in ((None, "none"), ("none", "none"), ("trained", "tome")):
         assert imagepiece_jax.load(saved, reduction).reduction.name == name
     vit = imagepiece_jax.load(saved)
@@ -323,8 +324,8 @@ def test_none_is_the_dense_model_of_load_and_of_with_reduction(tmp_path):
 
 def test_selectors_of_other_shapes_than_those_of_the_weights_are_fresh(tmp_path):
     dynamicvit = "dynamicvit:blocks=(1,)"
-    learned = tiny.variables(create_model(CONFIG, dynamicvit), seed=3)
-    path = tiny.write(tmp_path / "vit_mini.npz", learned)
+    learned = tiny_vit.variables(create_model(CONFIG, dynamicvit), seed=3)
+    path = tiny_vit.write(tmp_path / "vit_mini.npz", learned)
     both = {"spvit:blocks=(1,):keep_rates=(0.5,)": True, dynamicvit: False}
     dense = imagepiece_jax.load(path, "none", config=CONFIG)
     for reduction, lacking in both.items():
@@ -340,15 +341,15 @@ def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
         config = json.loads((run / "config.json").read_text())
         model = RunConfig.from_config(config).create_model()
         with Checkpoints(run) as checkpoints:
-            checkpoints.save(1, tiny.fill(variable_shapes(model)), {}, "best")
+            checkpoints.save(1, tiny_vit.fill(variable_shapes(model)), {}, "best")
         return imagepiece_jax.load(run).analyzed()
 
     usual = described()
     other = described(reduction="imagepiece:prop_attn=True")
-    own = RunConfig.from_config(runs.configured()).create_model()
+    own = RunConfig.from_config(small_runs.configured()).create_model()
     assert usual.model == own.with_execution(drop_path_rate=0.0)
     assert other.model.prop_attn is True
-    given = runs.configured().reduction
+    given = small_runs.configured().reduction
     assert usual.use(given) == "as trained"
     assert usual.use(f"{given}:keep_rate=0.5") == "off-the-shelf"
     assert other.use(given) == usual.use(DENSE) == "off-the-shelf"

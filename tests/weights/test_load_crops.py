@@ -15,19 +15,19 @@ from imagepiece_jax.models.create import create_model
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.weights import load
-from tests.models import make, tiny
+from tests.helpers import named_models, tiny_vit
 
 SIDE = 48
 TINY = "deit_tiny_patch16_224"
 SQUASHED = "vit_base_patch32_clip_384.openai_ft_in12k_in1k"
-CONFIG = make.config(TINY, depth=1, image_size=SIDE, num_classes=5)
+CONFIG = named_models.config(TINY, depth=1, image_size=SIDE, num_classes=5)
 SPELLINGS = (TINY, f"{TINY}.fb_in1k", f"{TINY}-a1311bcf", "deit_ti")
 
 
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
-    path = tiny.write(folder / "w.npz", tiny.variables(create_model(CONFIG)))
+    path = tiny_vit.write(folder / "w.npz", tiny_vit.variables(create_model(CONFIG)))
     return imagepiece_jax.load(path, config=CONFIG)
 
 

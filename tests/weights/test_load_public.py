@@ -20,9 +20,8 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.create import create_model
-from tests import forked
-from tests.models import tiny
-from tests.parity.record import apart
+from tests.helpers import forked_processes, tiny_vit
+from tests.helpers.parity_record import apart
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +51,7 @@ def test_patch_projection_embeddings_and_logits(reference, variables, images):
         return method in ("__call__", "_embed")
 
     options = {"capture_intermediates": is_read, "mutable": ["intermediates"]}
-    run = tiny.compiled(functools.partial(model.apply, **options))
+    run = tiny_vit.compiled(functools.partial(model.apply, **options))
     outputs, seen = run(variables, images)
     seen = seen["intermediates"]
     (patches,) = seen["patch_embed"]["__call__"]
@@ -72,7 +71,7 @@ def evit(assets, variables, images):
         named = {name.removeprefix("evit_keep0.7_fuse_"): file[name] for name in file}
     reduction = "evit:keep_rate=0.7:fuse_token=True"
     model = create_model("deit_ti", reduction, attention="xla")
-    outputs = tiny.compiled(model.apply)(variables, images[:2])
+    outputs = tiny_vit.compiled(model.apply)(variables, images[:2])
     return types.SimpleNamespace(**named), model.plan, outputs
 
 
@@ -106,7 +105,7 @@ def test_evit_keeps_the_tokens_that_its_authors_keep(evit, image):
 
 def evaluated(assets, out, *words):
     data = assets / "data/nips2017_224_jpg/labels.csv"
-    ended = forked.run(
+    ended = forked_processes.run(
         [
             *(sys.executable, "-m", "imagepiece_jax", "evaluate"),
             *(assets / f"{WEIGHTS}.npz", f"csv:{data}"),

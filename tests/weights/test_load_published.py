@@ -12,23 +12,23 @@ import imagepiece_jax
 from imagepiece_jax.data import class_names
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.variables import fresh_variables
-from tests.models import tiny
-from tests.refused import untrained
-from tests.weights.pth import mapping, tensor, write_pth
+from tests.helpers import tiny_vit
+from tests.helpers.pth_files import mapping, tensor, write_pth
+from tests.helpers.refused_calls import untrained
 
-NAMES = [f"class {i}" for i in range(tiny.CLASSES)]
+NAMES = [f"class {i}" for i in range(tiny_vit.CLASSES)]
 SIZE = {"patch_size": 4, "embed_dim": 30, "depth": 1, "num_heads": 3}
 HALF = (0.5, 0.5, 0.5)
 STD = (0.25, 0.5, 0.75)
 # timm's form, of a model that none of its names has.
 TIMM = {
     "architecture": "vit_base_patch16_224",
-    "num_classes": tiny.CLASSES,
+    "num_classes": tiny_vit.CLASSES,
     "label_names": NAMES,
     "model_args": SIZE,
     "pretrained_cfg": {
         "tag": None,
-        "input_size": [3, tiny.SIDE, tiny.SIDE],
+        "input_size": [3, tiny_vit.SIDE, tiny_vit.SIDE],
         "mean": HALF,
         "std": STD,
         "crop_pct": 0.9,
@@ -44,20 +44,20 @@ HF = {
     "num_hidden_layers": 1,
     "num_attention_heads": 3,
     "patch_size": 4,
-    "image_size": tiny.SIDE,
+    "image_size": tiny_vit.SIDE,
     "id2label": {str(i): name for i, name in enumerate(NAMES)},
 }
-PROCESSOR = {"image_mean": HALF, "image_std": STD, "size": tiny.SIDE}
+PROCESSOR = {"image_mean": HALF, "image_std": STD, "size": tiny_vit.SIDE}
 
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny.model(depth=1, mean=HALF, std=STD)
+    return tiny_vit.model(depth=1, mean=HALF, std=STD)
 
 
 @pytest.fixture(scope="module")
 def variables(model):
-    return tiny.variables(model)
+    return tiny_vit.variables(model)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_timms_folder_is_the_model_of_its_config(tmp_path, model, variables, ten
     assert same(found.variables, variables)
     assert found.class_names == tuple(NAMES)
     assert found.preprocessing == found.config.preprocessing
-    larger, values = tiny.pair(imagepiece_jax.load(path, image_size=24))
+    larger, values = tiny_vit.pair(imagepiece_jax.load(path, image_size=24))
     assert larger.config.image_size == 24
     assert values["params"]["pos_embed"].shape == (1, 1 + 36, 30)
 
@@ -156,6 +156,6 @@ def test_a_new_head_is_that_of_a_training(tmp_path, variables, tensors):
     assert not same(other, values)
     assert named.class_names == ("a", "b", "c")
     assert "head" not in imagepiece_jax.load(path, num_classes=0).variables["params"]
-    own = imagepiece_jax.load(path, num_classes=tiny.CLASSES)
+    own = imagepiece_jax.load(path, num_classes=tiny_vit.CLASSES)
     assert own.class_names == tuple(NAMES)
     assert same(own.variables, variables)

@@ -8,7 +8,7 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.weights import location
 from imagepiece_jax.weights.location import FOLDER, RUN, Location
-from tests.refused import refused
+from tests.helpers.refused_calls import refused
 
 TIMM = {"architecture": "vit_tiny_patch16_224"}
 OF_RUN = {"image_size": 16, "num_classes": 2, "model": {}, "reduction": "none"}

@@ -23,9 +23,9 @@ from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.weights import config_json
-from tests.models import make, tiny
-from tests.models.recoveries import recovered
-from tests.refused import refused, untrained
+from tests.helpers import named_models, tiny_vit
+from tests.helpers.made_up_recoveries import recovered
+from tests.helpers.refused_calls import refused, untrained
 from tests.training.test_trainer_full_disk import full_disk
 from tests.weights.test_load_published import same
 
@@ -77,8 +77,10 @@ def made(
 ):
     """A Pretrained of `fields`, with random variables, on images of 16 x 16 pixels."""
     usual = {"image_size": 16, "num_classes": 7, **SIZE, "arch": Architecture()}
-    model = create_model(make.config(None, **usual | fields), reduction, dtype=dtype)
-    vit = Pretrained(model, tiny.fill(variable_shapes(model)), class_names)
+    model = create_model(
+        named_models.config(None, **usual | fields), reduction, dtype=dtype
+    )
+    vit = Pretrained(model, tiny_vit.fill(variable_shapes(model)), class_names)
     return vit.with_preprocessing(**preprocessing or {})
 
 
@@ -111,7 +113,7 @@ def test_a_folder_holds_the_dense_part_by_timms_names_and_the_rest_beside_it(tmp
 
 
 def described(name, class_names=None, reduction=None, **fields):
-    model = create_model(make.config(name, **fields), reduction)
+    model = create_model(named_models.config(name, **fields), reduction)
     return config_json.config_fields(Pretrained(model, {"params": {}}, class_names))
 
 
@@ -159,7 +161,7 @@ def test_a_loaded_model_may_get_another_reduction(tmp_path):
     imagepiece_jax.save(found, tmp_path / "tome")
     assert not imagepiece_jax.load(tmp_path / "tome", reduction="none").model.prop_attn
     with untrained():
-        fresh, values = tiny.pair(imagepiece_jax.load(path, num_classes=3))
+        fresh, values = tiny_vit.pair(imagepiece_jax.load(path, num_classes=3))
     assert fresh.config.num_classes == 3
     assert "reducer_1" in values["params"]
     # A reduction that is given has its own.
@@ -239,12 +241,12 @@ def test_a_value_of_another_type_is_refused(field):
 
 def learned(seed):
     vit = made(reduction=DYNAMICVIT)
-    return vit.with_variables(tiny.fill(variable_shapes(vit.model), seed))
+    return vit.with_variables(tiny_vit.fill(variable_shapes(vit.model), seed))
 
 
 def recovered_of(seed):
     vit = made()
-    vit = vit.with_variables(tiny.variables(vit.model, seed=seed))
+    vit = vit.with_variables(tiny_vit.variables(vit.model, seed=seed))
     return recovered(vit, reductions=(f"tome:r={seed}",))
 
 
@@ -339,7 +341,7 @@ def test_the_license_of_timms_config_stays(tmp_path):
 
 
 def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
-    model, variables = tiny.pair(made())
+    model, variables = tiny_vit.pair(made())
     evit = made(reduction="evit:blocks=(1,)").model
     without = {"params": {**variables["params"], "norm": {}}}
     spoilt = jax.tree.map(np.array, variables)
@@ -369,10 +371,10 @@ def test_selectors_that_were_drawn_stay_untrained(tmp_path):
 
 
 def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
-    file = tiny.write(tmp_path / "w.npz", tiny.pretrained().variables)
-    fields = {"config": tiny.model().config, "num_classes": 4}
+    file = tiny_vit.write(tmp_path / "w.npz", tiny_vit.pretrained().variables)
+    fields = {"config": tiny_vit.model().config, "num_classes": 4}
     with untrained() as said:
-        vit = imagepiece_jax.load(file, reduction=tiny.EVIT, **fields)
+        vit = imagepiece_jax.load(file, reduction=tiny_vit.EVIT, **fields)
     assert len(said) == 1
     assert said[0].filename == __file__
     assert vit.untrained_parts == ("head",)

@@ -5,8 +5,15 @@ import safetensors.numpy
 
 from imagepiece_jax.weights.state_dicts import SMALLEST
 from imagepiece_jax.weights.tensor_files import read_state_dict
-from tests.refused import refused
-from tests.weights.pth import NAMESPACE, check_same, integer, mapping, tensor, write_pth
+from tests.helpers.pth_files import (
+    NAMESPACE,
+    check_same,
+    integer,
+    mapping,
+    tensor,
+    write_pth,
+)
+from tests.helpers.refused_calls import refused
 
 
 def under_keys(**values):

@@ -12,8 +12,7 @@ import safetensors.numpy
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights.tensor_files import opened, read_state_dict
-from tests.refused import refused
-from tests.weights.pth import (
+from tests.helpers.pth_files import (
     MAGIC,
     NAMESPACE,
     ORDERED,
@@ -27,6 +26,7 @@ from tests.weights.pth import (
     text,
     write_pth,
 )
+from tests.helpers.refused_calls import refused
 
 
 def test_real_files_agree_bit_for_bit(assets):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.weights.tensor_files import read_state_dict
-from tests.weights.pth import (
+from tests.helpers.pth_files import (
     check_same,
     mapping,
     old_tensor,

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from imagepiece_jax.data.augment import mixup
-from tests.rounding import assert_close
+from tests.helpers.rounding import assert_close
 
 beta = jax.jit(jax.vmap(mixup.beta, (0, None)))
 cutmix_box = jax.jit(mixup.cutmix_box, static_argnums=(2, 3))

@@ -10,7 +10,7 @@ import numpy as np
 
 from imagepiece_jax.data.augment import pipeline
 from imagepiece_jax.data.config import AugmentConfig
-from tests.oracles_augment import erased_boxes, photographs
+from tests.helpers.oracles_augment import erased_boxes, photographs
 
 COUNT = 6
 SIDE = 24

@@ -9,9 +9,9 @@ import pytest
 
 from imagepiece_jax.data.augment import randaugment
 from imagepiece_jax.data.augment.randaugment import OPS, Draws, fill_color
-from tests import oracles_randaugment
 from tests.data.augment.test_pipeline import augment
-from tests.oracles_augment import photographs
+from tests.helpers import oracles_randaugment
+from tests.helpers.oracles_augment import photographs
 
 INTERPOLATED = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 SIZE = (64, 48)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from imagepiece_jax.data.augment import random_crop
 from imagepiece_jax.data.augment.random_crop import resize_fast
-from tests.data.noise import ramp
+from tests.helpers.noise_images import ramp
 
 AREA = (0.08, 1.0)
 

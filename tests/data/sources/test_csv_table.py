@@ -9,7 +9,7 @@ from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.sources.csv_table import open_csv
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
-from tests.pictures import write_plain
+from tests.helpers.picture_files import write_plain
 
 SPLIT = "filename,label,split"
 NO_SPLIT = "filename,label"

@@ -12,8 +12,8 @@ from imagepiece_jax.data.source import VALIDATION_NAMES
 from imagepiece_jax.data.sources.folder import list_images, split_folders, train_folder
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
-from tests.pictures import write_plain
-from tests.refused import refused
+from tests.helpers.picture_files import write_plain
+from tests.helpers.refused_calls import refused
 
 SYSTEM = ("@eaDir", "#recycle", "__MACOSX", ".thumbnails", "lost+found")
 SYSTEM += ("$RECYCLE.BIN", "System Volume Information", "@eadir")

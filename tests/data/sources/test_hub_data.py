@@ -16,7 +16,7 @@ from imagepiece_jax.data.sources.hub_data import HubSource  # noqa: E402
 from imagepiece_jax.data.sources.registry import open_source  # noqa: E402
 from imagepiece_jax.data.worker_pool import read_ahead  # noqa: E402
 from imagepiece_jax.errors import InputError, NoLabels  # noqa: E402
-from tests.pictures import write_plain  # noqa: E402
+from tests.helpers.picture_files import write_plain  # noqa: E402
 
 CLASSES = datasets.ClassLabel(names=["ant", "bee", "cat"])
 EACH = {"train": range(40), "validation": range(40, 56), "test": range(56, 60)}

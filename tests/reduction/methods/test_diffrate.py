@@ -10,8 +10,8 @@ from imagepiece_jax.models.create import create_model
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.diffrate import PruneAndMerge, published
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
-from tests.models import make
-from tests.reduction.steps import apply, decide, vectors
+from tests.helpers import named_models
+from tests.helpers.reduction_steps import apply, decide, vectors
 
 MEAN = Architecture(pool="mean", final_norm=False, fc_norm=True)
 MAE = {8.7: 8710439424, 10.0: 10002465792, 10.4: 10417958400, 11.5: 11516556288}
@@ -23,7 +23,9 @@ MAE = {8.7: 8710439424, 10.0: 10002465792, 10.4: 10417958400, 11.5: 11516556288}
 )
 def test_the_schedule_of_mae(name, arch, target):
     reduction = f"diffrate:target={target}"
-    model = create_model(make.config(name, arch=arch, num_classes=1000), reduction)
+    model = create_model(
+        named_models.config(name, arch=arch, num_classes=1000), reduction
+    )
     _, merge = published("mae_b")[target]
     assert tuple(p.mlp_tokens for p in model.plan) == merge
     if arch:

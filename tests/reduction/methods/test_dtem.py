@@ -14,7 +14,7 @@ from imagepiece_jax.kernels.similarity import cosine
 from imagepiece_jax.models import create
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.reduction.methods import dtem
-from tests.models import make, tiny
+from tests.helpers import named_models, tiny_vit
 from tests.reduction.test_methods_published import embedding
 
 
@@ -29,7 +29,7 @@ def test_a_soft_merge_and_its_gradient_are_its_authors(assets):
     # The class token is left out.
     x, size, w = (jnp.asarray(unit[name][:, 1:]) for name in ("x", "size", "w"))
 
-    @tiny.compiled
+    @tiny_vit.compiled
     @functools.partial(jax.grad, has_aux=True)
     def run(metric):
         metric = metric[:, :live]
@@ -66,9 +66,9 @@ def test_a_training_step_is_its_authors(assets):
     file = assets / "weights/deit_tiny_patch16_224.npz"
     dense = imagepiece_jax.load(file).variables
     reduction = f"dtem:counts={(196,) * block + (180,) * (12 - block)}"
-    model = create.build_model(make.config("deit_ti"), reduction, masked=True)
+    model = create.build_model(named_models.config("deit_ti"), reduction, masked=True)
 
-    @tiny.compiled
+    @tiny_vit.compiled
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss(own, params):
         params = params | {f"reducer_{block}": {"embed": own}}
@@ -87,7 +87,7 @@ def test_a_training_step_is_its_authors(assets):
 
 
 def test_a_masked_plan_removes_nothing_and_knows_what_evaluation_does():
-    plan = create.build_model(make.config("deit_ti"), "dtem", masked=True).plan
+    plan = create.build_model(named_models.config("deit_ti"), "dtem", masked=True).plan
     assert {layer.mlp_tokens for layer in plan} == {197}
     live = [layer.counts.evaluation for layer in plan]
     assert [(c.n_in, c.n_out) for c in live[:2]] == [(196, 180), (180, 164)]

@@ -7,32 +7,33 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.reduction.methods.dynamicvit import DynamicViT
-from tests import oracles_learned
-from tests.models import masked, tiny
+from tests.helpers import masked_models, oracles_learned, tiny_vit
 
 FIELDS = "dynamicvit:keep_rate=0.6:blocks=(1,2)"  # 25, 15, 9
 
 
 def student(blocks=(1, 2), **options):
-    model = tiny.model(tiny.changed(FIELDS, blocks=blocks), masked=True, **options)
-    return model, tiny.variables(model)
+    model = tiny_vit.model(
+        tiny_vit.changed(FIELDS, blocks=blocks), masked=True, **options
+    )
+    return model, tiny_vit.variables(model)
 
 
 @pytest.fixture(scope="module")
 def training():
-    return masked.trained(FIELDS)
+    return masked_models.trained(FIELDS)
 
 
 @pytest.mark.parametrize("prefix", [1, 0])
 def test_to_mask_is_to_remove(prefix):
     model, variables = student(class_token=bool(prefix))
-    variables = masked.lean(variables, 1.0)
-    images = tiny.images(1)
-    out = masked.train(model)(variables, images, masked.keys(1))
+    variables = masked_models.lean(variables, 1.0)
+    images = tiny_vit.images(1)
+    out = masked_models.train(model)(variables, images, masked_models.keys(1))
     masks = dict(zip((1, 2), (result.keep[0] for result in out.results), strict=True))
     live = np.flatnonzero(masks[2])
-    assert 0 < len(live) < masks[1].sum() < tiny.TOKENS
-    want = tiny.jit(masked.without(model, masks).apply)(variables, images)
+    assert 0 < len(live) < masks[1].sum() < tiny_vit.TOKENS
+    want = tiny_vit.jit(masked_models.without(model, masks).apply)(variables, images)
     np.testing.assert_allclose(out.logits, want.logits, atol=1e-4)
     rows = out.tokens[0, prefix + live]
     np.testing.assert_allclose(rows, want.tokens[0, prefix:], atol=1e-4)
@@ -42,16 +43,18 @@ def test_all_masked_is_finite_with_all_its_gradients():
     """A predictor that drops everything, in a model without a class token."""
     options = {"class_token": False, "dtype": "bfloat16"}
     model, variables = student(blocks=(0, 1), depth=2, **options)
-    variables = masked.lean(variables, -120.0)
-    taught = masked.taught(tiny.model(depth=1, **options))
+    variables = masked_models.lean(variables, -120.0)
+    taught = masked_models.taught(tiny_vit.model(depth=1, **options))
 
     def objective(params):
-        out = model.apply({"params": params}, tiny.images(), True, masked.keys())
+        out = model.apply(
+            {"params": params}, tiny_vit.images(), True, masked_models.keys()
+        )
         terms = DynamicViT().loss(out, taught, model.plan)
         total = jnp.sum(out.logits**2) + sum(terms.values())
         return total, (out.logits, out.state.mask, terms)
 
-    run = tiny.compiled(jax.grad(objective, has_aux=True))
+    run = tiny_vit.compiled(jax.grad(objective, has_aux=True))
     slopes, (logits, mask, terms) = run(variables["params"])
     chex.assert_tree_all_finite((slopes, logits))
     assert not np.asarray(mask).any()
@@ -62,11 +65,11 @@ def test_all_masked_is_finite_with_all_its_gradients():
 def test_terms_of_the_loss(training):
     """Shares of both stages at .6 and .36; weights 2, .5 and .5 by default."""
     model, run = training
-    out = run(masked.keys())
-    taught = masked.taught(tiny.model(depth=1))
+    out = run(masked_models.keys())
+    taught = masked_models.taught(tiny_vit.model(depth=1))
     weights = {"ratio_weight": 4.0, "kl_weight": 1.0, "token_weight": 0.0}
 
-    @tiny.compiled
+    @tiny_vit.compiled
     def losses(out, taught):
         terms = DynamicViT().loss(out, taught, model.plan)
         assert list(terms) == ["ratio", "kl", "tokens"]

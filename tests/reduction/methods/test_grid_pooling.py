@@ -12,8 +12,7 @@ from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.grid_pooling import Cells
 from imagepiece_jax.reduction.state import ReducerInputs, start
-from tests import oracles
-from tests.models import tiny
+from tests.helpers import oracles, tiny_vit
 
 
 def inputs_of(grid, batch=2):
@@ -23,7 +22,7 @@ def inputs_of(grid, batch=2):
     return ReducerInputs(x=x, size=np.ones((batch, n), np.float32), grid=grid)
 
 
-@functools.partial(tiny.compiled, static_argnums=(1, 2, 3))
+@functools.partial(tiny_vit.compiled, static_argnums=(1, 2, 3))
 def pooled(x, grid, size, prefix=1):
     """(state, slots) after pooling the tokens x [B, prefix + n, D]."""
     counts = StepCounts(n_in=grid[0] * grid[1], n_out=size * size)

@@ -6,8 +6,8 @@ from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction.block_plan import Keep, Merge, build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
-from tests.models import tiny
-from tests.models.make import facts
+from tests.helpers import tiny_vit
+from tests.helpers.named_models import facts
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_its_schedule_is_a_path_from_dense_through_its_own_rates():
     trained = ImagePiece(keep_rate=0.6, merge_ratio=0.1).scaled(0.4, facts())
     assert (trained.keep_rate, trained.merge_ratio) == (0.6, 0.1)
     plans = [build(12, 196, method.steps(facts())) for method in path]
-    costs = [model_macs(tiny.vit(plan, 192, 3)) for plan in plans]
+    costs = [model_macs(tiny_vit.vit(plan, 192, 3)) for plan in plans]
     assert costs == sorted(costs, reverse=True)
 
 

@@ -12,11 +12,10 @@ from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import (
     NoisyTopK,
 )
 from imagepiece_jax.reduction.state import Assignment, Masking, ReducerInputs, start
-from tests import oracles, oracles_learned
-from tests.models import masked, tiny
-from tests.models.make import facts
-from tests.reduction.steps import random_variables
-from tests.rounding import assert_close
+from tests.helpers import masked_models, oracles, oracles_learned, tiny_vit
+from tests.helpers.named_models import facts
+from tests.helpers.reduction_steps import random_variables
+from tests.helpers.rounding import assert_close
 
 MASK = (  # 25 image tokens; merged 23; pruned 14; merged 13
     "imagepiece_dynamicvit:keep_rate=0.6:merge_ratio=0.06:mode=mask"
@@ -26,7 +25,7 @@ MASK = (  # 25 image tokens; merged 23; pruned 14; merged 13
 
 @pytest.fixture(scope="module")
 def with_masks():
-    return masked.trained(MASK)
+    return masked_models.trained(MASK)
 
 
 def test_merges_look_at_as_many_candidates_as_in_evaluation():
@@ -42,8 +41,8 @@ def test_merges_look_at_as_many_candidates_as_in_evaluation():
 def test_masked_tokens_are_never_merged(with_masks, score):
     _, run = with_masks
     if score != "class":
-        _, run = masked.trained(f"{MASK}:score={score}")
-    out = run(masked.keys())
+        _, run = masked_models.trained(f"{MASK}:score={score}")
+    out = run(masked_models.keys())
     first, second, third = out.results
     assert isinstance(second, Masking)
     assert isinstance(third, Assignment)
@@ -63,10 +62,10 @@ def test_masked_tokens_are_never_merged(with_masks, score):
 def test_masked_training_has_terms_for_all(with_masks):
     """The ratio's target is 14 of 23."""
     model, run = with_masks
-    out = run(masked.keys())
-    taught = masked.taught(tiny.model(depth=1))
+    out = run(masked_models.keys())
+    taught = masked_models.taught(tiny_vit.model(depth=1))
     loss = ImagePieceDynamicViT().loss
-    terms = tiny.compiled(lambda *both: loss(*both, model.plan))(out, taught)
+    terms = tiny_vit.compiled(lambda *both: loss(*both, model.plan))(out, taught)
     share = np.asarray(out.results[1].keep).mean(axis=1)
     ratio = 2 * np.mean((share - 14 / 23) ** 2)
     kl = 0.5 * oracles_learned.kl(out.logits, taught.logits)
@@ -105,7 +104,7 @@ def noisy_topk(spread=1.0):
 
 def test_noise_decides_between_scores_that_are_close():
     """Spread out a lot, the scores alone decide, as in evaluation."""
-    run = tiny.compiled(NoisyTopK().apply, static_argnums=(2, 3))
+    run = tiny_vit.compiled(NoisyTopK().apply, static_argnums=(2, 3))
     for spread, same in ((1.0, False), (1e5, True)):
         inputs, variables = noisy_topk(spread)
         trained = run(variables, inputs, COUNTS, True)
@@ -127,7 +126,7 @@ def test_the_score_learns_from_the_kept_tokens():
         state = moves.apply(start(inputs.x, num_prefix=0), result)
         return jnp.sum(state.x * weight), result.dest
 
-    slopes, dest = tiny.compiled(jax.grad(objective, has_aux=True))(variables)
+    slopes, dest = tiny_vit.compiled(jax.grad(objective, has_aux=True))(variables)
     wanted = 0.0
     for image in range(2):
         x = np.asarray(inputs.x[image], float)

@@ -6,7 +6,7 @@ from imagepiece_jax.reduction.block_plan import Merge, MergeTo, build
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.methods.imagepiece_tome import ImagePieceToMe
 from imagepiece_jax.reduction.reducers import Bipartite
-from tests.models.make import facts
+from tests.helpers.named_models import facts
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,10 @@ from imagepiece_jax.reduction.block_plan import StepCounts, build
 from imagepiece_jax.reduction.methods.mctf import MCTF, Fusion
 from imagepiece_jax.reduction.methods.token_pooling import TokenPooling
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
-from tests import oracles
-from tests.models import tiny
-from tests.models.make import facts
-from tests.reduction.steps import apply, decide, vectors
-from tests.rounding import assert_close
+from tests.helpers import oracles, tiny_vit
+from tests.helpers.named_models import facts
+from tests.helpers.reduction_steps import apply, decide, vectors
+from tests.helpers.rounding import assert_close
 
 # Class token first.
 EIGHT = vectors([0, 10, 30, 35, 60, 70, 80, 160], [1, 1, 1, 2, 1, 1, 1, 1])
@@ -38,7 +37,7 @@ def test_a_fusion_by_hand():
     want.append((-0.9397, 0.342))
     np.testing.assert_allclose(after.x[0], want, atol=1e-4)
     assert after.size.tolist() == [[1, 3, 6, 1, 1]]
-    merged = tiny.compiled(merge_map)(weights, result, image)
+    merged = tiny_vit.compiled(merge_map)(weights, result, image)
     want = np.tile([0.1052, 0.3496, 0.3332, 0.1734, 0.0387], (5, 1))
     np.testing.assert_allclose(merged[0, 0], want, atol=1e-4)
 
@@ -72,7 +71,7 @@ def test_fusion_values_are_products_of_the_criteria(similarity, even):
         want = want * np.outer(small, small) ** (1 / temperature)
     fusion = Fusion(similarity, 2.0, 3.0)
     arrays = (x[None], received[None], size[None])
-    got = tiny.compiled(fusion.affinity, static_argnums=3)(*arrays, even)
+    got = tiny_vit.compiled(fusion.affinity, static_argnums=3)(*arrays, even)
     assert_close(got[0], want[even::2, 1 - even :: 2], units=256)
 
 

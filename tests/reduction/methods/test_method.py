@@ -7,9 +7,9 @@ import pytest
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reduction import Reduction
-from tests.models import tiny
-from tests.models.make import facts
-from tests.refused import refused
+from tests.helpers import tiny_vit
+from tests.helpers.named_models import facts
+from tests.helpers.refused_calls import refused
 
 DEPTH = 10
 FIELDS = []
@@ -85,4 +85,4 @@ def test_two_of_a_method_have_equal_steps(name):
 )
 def test_what_a_model_does_not_have_is_refused(text, said):
     with refused(said):
-        tiny.model(text)
+        tiny_vit.model(text)

@@ -4,7 +4,7 @@ import pytest
 
 from imagepiece_jax.reduction.block_plan import build
 from imagepiece_jax.reduction.reduction import Reduction
-from tests.models.make import facts
+from tests.helpers.named_models import facts
 
 
 def numbers(text):

@@ -9,8 +9,7 @@ from imagepiece_jax.models import create
 from imagepiece_jax.reduction.methods.dynamicvit import DynamicViT
 from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import ImagePieceDynamicViT
 from imagepiece_jax.reduction.methods.spvit import SPViT
-from tests import oracles, oracles_learned
-from tests.models import make, tiny
+from tests.helpers import named_models, oracles, oracles_learned, tiny_vit
 
 SPVIT = "spvit:keep_rates=(0.6,0.3):blocks=(0,1)"
 
@@ -28,10 +27,10 @@ SPVIT = "spvit:keep_rates=(0.6,0.3):blocks=(0,1)"
 def test_parameters_of_a_selector(name, reduction, each):
     for is_masked in (False, True):
         model = create.build_model(
-            make.config(name, depth=2), reduction, masked=is_masked
+            named_models.config(name, depth=2), reduction, masked=is_masked
         )
-        params = tiny.shapes(model)["params"]
-        sizes = {k: tiny.count(v) for k, v in params.items() if "reducer" in k}
+        params = tiny_vit.shapes(model)["params"]
+        sizes = {k: tiny_vit.count(v) for k, v in params.items() if "reducer" in k}
         assert sizes == {"reducer_0": each, "reducer_1": each}
 
 
@@ -64,9 +63,9 @@ def test_groups_of_parameters(method, rates, half):
 def test_evaluation_keeps_the_best_scores_of_what_is_left():
     """25 tokens, merged 23, pruned 14."""
     fields = "merge_ratio=0.06:keep_rate=0.6:merge_blocks=(0,):prune_blocks=(1,)"
-    model = tiny.model(f"imagepiece_dynamicvit:{fields}", depth=2)
-    variables = tiny.variables(model)
-    out = tiny.compiled(model.apply)(variables, tiny.images())
+    model = tiny_vit.model(f"imagepiece_dynamicvit:{fields}", depth=2)
+    variables = tiny_vit.variables(model)
+    out = tiny_vit.compiled(model.apply)(variables, tiny_vit.images())
     blocks = [block for block, layer in enumerate(model.plan) if layer.counts]
     for block, result, inputs in zip(
         blocks, out.results, out.reducer_inputs, strict=True

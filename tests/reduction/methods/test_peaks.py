@@ -18,11 +18,10 @@ from imagepiece_jax.reduction import block_plan, moves
 from imagepiece_jax.reduction.block_plan import Fixed, Step, StepCounts
 from imagepiece_jax.reduction.methods.peaks import KeepPeaks
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
-from tests import compiling, oracles, oracles_peaks
-from tests.models import masked, tiny
-from tests.reduction.steps import vectors
-from tests.refused import refused
-from tests.rounding import assert_close
+from tests.helpers import compiling, masked_models, oracles, oracles_peaks, tiny_vit
+from tests.helpers.reduction_steps import vectors
+from tests.helpers.refused_calls import refused
+from tests.helpers.rounding import assert_close
 
 REDUCER = KeepPeaks(score="class_and_mean")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -57,7 +56,7 @@ def step(x, score, size, patches, n_out, mask=None, fast=False):
         return all_cosines(inputs.x, inputs.all_x), result, moves.apply(state, result)
 
 
-run = tiny.compiled(step, static_argnames=("n_out", "fast"))
+run = tiny_vit.compiled(step, static_argnames=("n_out", "fast"))
 
 
 def test_an_attended_token_leaves_if_a_more_attended_one_says_the_same():
@@ -106,7 +105,7 @@ def images(n, seed=0):
     return tuple(np.float32(a) for a in (x, score, size, patches))
 
 
-@functools.partial(tiny.compiled, static_argnums=1)
+@functools.partial(tiny_vit.compiled, static_argnums=1)
 def run_all(arrays, outs):
     return [step(*arrays, n_out=n_out) for n_out in outs]
 
@@ -235,7 +234,7 @@ def test_tokens_have_the_gradient_of_their_means_and_scores_none(dtype):
         total = jnp.sum(after.x.astype(jnp.float32) * probe)
         return total + jnp.sum(after.attn_size), result
 
-    (slope, of_score, _), result = tiny.compiled(slopes)(x, score, size)
+    (slope, of_score, _), result = tiny_vit.compiled(slopes)(x, score, size)
     assert slope.dtype == dtype
     np.testing.assert_array_equal(of_score, 0)
     for image in range(len(KINDS)):
@@ -262,12 +261,12 @@ def slow_answers(variables, images, counts, patch, heads, **options):
 @pytest.mark.parametrize("score", ["class", "mean", "class_and_mean"])
 def test_a_model_is_the_oracles(score):
     """Attention counts merged tokens by their sizes, and so do the scores."""
-    model = tiny.model(f"peaks:blocks=(1,2):keep_rate=0.6:score={score}")
-    variables = tiny.variables(model)
-    images = tiny.images(2)
-    out = tiny.compiled(model.apply)(variables, images)
+    model = tiny_vit.model(f"peaks:blocks=(1,2):keep_rate=0.6:score={score}")
+    variables = tiny_vit.variables(model)
+    images = tiny_vit.images(2)
+    out = tiny_vit.compiled(model.apply)(variables, images)
     counts = {1: 15, 2: 9}
-    sizes = tiny.PATCH, tiny.HEADS
+    sizes = tiny_vit.PATCH, tiny_vit.HEADS
     wanted = slow_answers(variables, images, counts, *sizes, name=score)
     for image, (logits, size, steps) in enumerate(wanted):
         assert_close(out.logits[image], logits, units=128)
@@ -300,10 +299,10 @@ def test_decisions_of_deit_on_photographs_are_the_oracles(assets):
     model = create_model("deit_ti", "peaks:macs=0.5", attention="xla")
     variables = dense.variables
 
-    @tiny.compiled
+    @tiny_vit.compiled
     def answers(variables, images):
         outputs = model.apply(variables, images)
-        return outputs, tiny.slots(outputs, 196)
+        return outputs, tiny_vit.slots(outputs, 196)
 
     out, slots = answers(variables, images)
     counts = {3: 99, 6: 50, 9: 26}
@@ -322,23 +321,23 @@ def test_decisions_of_deit_on_photographs_are_the_oracles(assets):
 
 def test_to_mask_is_to_remove():
     """Tokens that DynamicViT masks in training at block 0, before peaks at block 1."""
-    made = tiny.model("dynamicvit:blocks=(0,)", masked=True)
+    made = tiny_vit.model("dynamicvit:blocks=(0,)", masked=True)
 
     def with_peaks(model, left):
         steps = [layer.step for layer in model.plan if layer.step]
         steps.append(Step(1, REDUCER, Fixed(left), "mid"))
-        plan = block_plan.build(tiny.DEPTH, tiny.TOKENS, steps, 1, masked=True)
+        plan = block_plan.build(tiny_vit.DEPTH, tiny_vit.TOKENS, steps, 1, masked=True)
         return model.clone(plan=plan, prop_attn=True)
 
-    variables = masked.lean(tiny.variables(made), 1.0)
-    images = tiny.images(1)
+    variables = masked_models.lean(tiny_vit.variables(made), 1.0)
+    images = tiny_vit.images(1)
     model = with_peaks(made, left=6)
-    out = masked.train(model)(variables, images, masked.keys(1))
+    out = masked_models.train(model)(variables, images, masked_models.keys(1))
     mask = out.results[0].keep[0]
     left = model.image_tokens
-    assert left < mask.sum() < tiny.TOKENS
-    removed = with_peaks(masked.without(made, {0: mask}), left)
-    want = tiny.compiled(removed.apply)(variables, images)
+    assert left < mask.sum() < tiny_vit.TOKENS
+    removed = with_peaks(masked_models.without(made, {0: mask}), left)
+    want = tiny_vit.compiled(removed.apply)(variables, images)
     np.testing.assert_allclose(out.logits, want.logits, atol=1e-4)
     sizes = (each.state.effective_size for each in (out, want))
     np.testing.assert_allclose(*sizes, atol=1e-4)
@@ -347,18 +346,18 @@ def test_to_mask_is_to_remove():
 
 def test_a_grid_of_one_patch_has_nothing_to_leave():
     reduction = "peaks:blocks=(0,1):keep_rate=0.0"
-    model = tiny.model(reduction, depth=2, image_size=tiny.PATCH)
+    model = tiny_vit.model(reduction, depth=2, image_size=tiny_vit.PATCH)
     assert [layer.counts for layer in model.plan] == [None, None]
 
 
 def test_two_patches_become_one():
-    side = (tiny.PATCH, 2 * tiny.PATCH)
+    side = (tiny_vit.PATCH, 2 * tiny_vit.PATCH)
     reduction = "peaks:blocks=(0,1):keep_rate=0.0"
-    model = tiny.model(reduction, depth=2, image_size=side)
-    variables = tiny.variables(model)
-    images = tiny.images(1, side=side)
-    out = tiny.compiled(model.apply)(variables, images)
-    sizes = tiny.PATCH, tiny.HEADS
+    model = tiny_vit.model(reduction, depth=2, image_size=side)
+    variables = tiny_vit.variables(model)
+    images = tiny_vit.images(1, side=side)
+    out = tiny_vit.compiled(model.apply)(variables, images)
+    sizes = tiny_vit.PATCH, tiny_vit.HEADS
     ((logits, size, steps),) = slow_answers(variables, images, {0: 1}, *sizes)
     assert len(out.results) == len(steps) == 1
     assert_close(out.logits[0], logits, units=128)
@@ -367,7 +366,7 @@ def test_two_patches_become_one():
 
 @pytest.mark.parametrize("depth, blocks", [(12, (3, 6, 9)), (6, (1, 3, 4))])
 def test_blocks_beside_a_cost_are_those_of_the_model(depth, blocks):
-    plan = tiny.model("peaks:macs=0.7", depth=depth).plan
+    plan = tiny_vit.model("peaks:macs=0.7", depth=depth).plan
     assert tuple(i for i, layer in enumerate(plan) if layer.counts) == blocks
     assert isinstance(plan[blocks[0]].step.reducer, KeepPeaks)
 
@@ -388,5 +387,5 @@ def test_blocks_beside_a_cost_are_those_of_the_model(depth, blocks):
 )
 def test_what_cannot_be_is_said_in_a_sentence(reduction, depth, said):
     with refused(said) as caught:
-        tiny.model(reduction, depth=depth)
+        tiny_vit.model(reduction, depth=depth)
     assert "\n" not in str(caught.value)

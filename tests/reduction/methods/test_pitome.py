@@ -6,9 +6,9 @@ import pytest
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.pitome import ByEnergy, PiToMe
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
-from tests.models.make import facts
-from tests.reduction.steps import apply, decide, vectors
-from tests.rounding import assert_close
+from tests.helpers.named_models import facts
+from tests.helpers.reduction_steps import apply, decide, vectors
+from tests.helpers.rounding import assert_close
 
 
 @pytest.mark.parametrize(

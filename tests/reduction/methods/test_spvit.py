@@ -9,10 +9,9 @@ from imagepiece_jax.reduction.block_plan import StepCounts, build
 from imagepiece_jax.reduction.methods.spvit import Selector, SPViT, package_weights
 from imagepiece_jax.reduction.moves import apply
 from imagepiece_jax.reduction.state import Assignment, Masking, ReducerInputs, start
-from tests import oracles, oracles_learned
-from tests.models import tiny
-from tests.models.make import facts
-from tests.reduction.steps import apply_learned, random_variables
+from tests.helpers import oracles, oracles_learned, tiny_vit
+from tests.helpers.named_models import facts
+from tests.helpers.reduction_steps import apply_learned, random_variables
 from tests.reduction.test_token_selector import numbers, outputs
 
 FIELDS = "spvit:keep_rates=(0.6,0.3):blocks=(1,2)"  # 25, 16, 9
@@ -38,7 +37,7 @@ def test_nothing_dropped_is_a_package_of_zeros_with_a_tame_gradient():
         weight = package_weights(probability, before - keep)
         return jnp.sum(weight * jnp.arange(1.0, 5.0)[None])
 
-    run = tiny.compiled(jax.value_and_grad(package, argnums=(0, 1)))
+    run = tiny_vit.compiled(jax.value_and_grad(package, argnums=(0, 1)))
     value, slopes = run(probability, before)
     assert float(value) == 0
     assert max(np.abs(slope).max() for slope in slopes) <= 4
@@ -51,7 +50,7 @@ def test_evaluation_equals_the_oracle():
     parameters, result = run(Selector(), counts, x)
     assert isinstance(result, Assignment)
     assert result.n_out == 6
-    move = tiny.compiled(lambda x, result: apply(start(x, num_prefix=0), result))
+    move = tiny_vit.compiled(lambda x, result: apply(start(x, num_prefix=0), result))
     state = move(x, result)
     for image in range(BATCH):
         tokens = x[image].astype(float)
@@ -105,7 +104,7 @@ def test_votes_that_underflow_still_count():
     parameters["vote_out"]["bias"] = np.float32([-300, -302, -301])
     size = np.ones((BATCH, 5), np.float32)
 
-    @tiny.compiled
+    @tiny_vit.compiled
     @jax.value_and_grad
     def total(x):
         inputs = ReducerInputs(x=x, size=size, num_heads=HEADS)

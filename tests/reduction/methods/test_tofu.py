@@ -6,8 +6,8 @@ import pytest
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.tofu import Discard, Fuse, ToFu
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
-from tests.models.make import facts
-from tests.reduction.steps import apply, decide, vectors
+from tests.helpers.named_models import facts
+from tests.helpers.reduction_steps import apply, decide, vectors
 
 
 def test_up_to_the_middle_block_it_drops():

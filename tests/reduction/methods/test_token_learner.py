@@ -8,9 +8,8 @@ import pytest
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.token_learner import MlpLearner
 from imagepiece_jax.reduction.state import ReducerInputs
-from tests import oracles
-from tests.models import tiny
-from tests.reduction.steps import apply_learned, random_variables
+from tests.helpers import oracles, tiny_vit
+from tests.helpers.reduction_steps import apply_learned, random_variables
 
 
 def inputs_of(x):
@@ -40,9 +39,9 @@ def test_weights_are_a_softmax_over_tokens_of_the_scores(n, dtype):
 def test_parameters_and_where_they_start():
     learner = MlpLearner(num_tokens=16)
     x = inputs_of(np.ones((1, 4, 384), np.float32))
-    init = tiny.compiled(learner.init, static_argnums=2)
+    init = tiny_vit.compiled(learner.init, static_argnums=2)
     params = init(jax.random.key(0), x, StepCounts(4, 16))["params"]
-    assert tiny.count(params) == 26_448  # 2 * 384 + 384 * 64 + 64 + 64 * 16 + 16
+    assert tiny_vit.count(params) == 26_448  # 2 * 384 + 384 * 64 + 64 + 64 * 16 + 16
     for name in ("fc1", "fc2"):
         kernel = params["scores"][name]["kernel"]
         limit = np.sqrt(6 / sum(kernel.shape))  # Xavier, uniform

@@ -13,12 +13,11 @@ from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.token_pooling import KMedoids
 from imagepiece_jax.reduction.state import ReducerInputs, start
-from tests import oracles
-from tests.models import tiny
-from tests.rounding import assert_close
+from tests.helpers import oracles, tiny_vit
+from tests.helpers.rounding import assert_close
 
 
-@functools.partial(tiny.compiled, static_argnames=("n_out", "iterations", "prefix"))
+@functools.partial(tiny_vit.compiled, static_argnames=("n_out", "iterations", "prefix"))
 def pool(x, weight, n_out, iterations=3, prefix=0):
     """dest, tokens and sizes after a reduction. x [B, prefix + n, D]."""
     image = x[:, prefix:]
@@ -126,7 +125,7 @@ def test_small_differences_beside_a_large_offset_are_seen():
     x, weight = random_tokens(25)
     x = np.float32(1000 + 0.01 * x)
     check(x, weight, 8)
-    near = tiny.compiled(squared_distances)(x)
+    near = tiny_vit.compiled(squared_distances)(x)
     want = [[distance(a, b) ** 2 for b in x[0]] for a in x[0]]
     assert_close(near[0], want)
     x, weight = random_tokens(20)
@@ -135,8 +134,8 @@ def test_small_differences_beside_a_large_offset_are_seen():
 
 
 def test_a_model_clusters_by_what_the_block_before_attends_to():
-    model = tiny.model("token_pooling:blocks=(1,2):keep_rate=0.6:score=received")
-    out = tiny.compiled(model.apply)(tiny.variables(model), tiny.images())
+    model = tiny_vit.model("token_pooling:blocks=(1,2):keep_rate=0.6:score=received")
+    out = tiny_vit.compiled(model.apply)(tiny_vit.variables(model), tiny_vit.images())
     assert [layer.attn_tokens for layer in model.plan] == [26, 16, 10]
     for inputs, result, n_out in zip(
         out.reducer_inputs, out.results, (15, 9), strict=True

@@ -10,13 +10,12 @@ from imagepiece_jax.reduction.block_plan import Remove, Step, count_tokens
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.state import ReducerInputs, start
-from tests import oracles, oracles_tome
-from tests.models import tiny
-from tests.reduction.steps import FORMS, apply, decide, vectors
-from tests.rounding import assert_close
+from tests.helpers import oracles, oracles_tome, tiny_vit
+from tests.helpers.reduction_steps import FORMS, apply, decide, vectors
+from tests.helpers.rounding import assert_close
 
 
-@functools.partial(tiny.compiled, static_argnums=1)
+@functools.partial(tiny_vit.compiled, static_argnums=1)
 def decide_all(inputs, work):
     return [Bipartite()(inputs, counts) for counts in work]
 

@@ -14,8 +14,8 @@ from orbax.checkpoint import v1
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
-from tests import forked, runs
-from tests.training.states import abstract, assert_same, folders, make_state, saved
+from tests.helpers import forked_processes, small_runs
+from tests.helpers.small_states import abstract, assert_same, folders, make_state, saved
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_best_is_kept_although_older_than_the_kept_latest(tmp_path):
     for step in (2, 3, 4):
         checkpoints.save(step, make_state(step), {})
     checkpoints.close()
-    assert_same(runs.stored(tmp_path, "best")["params"], make_state(1).params)
+    assert_same(small_runs.stored(tmp_path, "best")["params"], make_state(1).params)
     assert folders(tmp_path) == ["3", "4"]
 
 
@@ -133,7 +133,7 @@ def test_orbaxs_v1_reads_what_is_written_today(workdir):
     with v1.training.Checkpointer(workdir / "checkpoints" / "latest") as steps:
         assert [found.step for found in steps.checkpoints] == [1, 2]
         items = steps.load_checkpointables(2)
-    assert_same(items["state"], runs.stored(workdir, "latest"))
+    assert_same(items["state"], small_runs.stored(workdir, "latest"))
     assert_same(items["state"]["params"], make_state(2).params)
     assert json.loads(items["meta"]["content"])["meta"] == {"epoch": 1.0}
 
@@ -226,7 +226,7 @@ def test_kill_while_saving_loses_no_finished_step(tmp_path):
     with reader:
         with writer:
             command = [sys.executable, __file__, tmp_path]
-            child = forked.Process(command, stdout=writer)
+            child = forked_processes.Process(command, stdout=writer)
         for _ in range(4):
             assert reader.readline()
         time.sleep(0.013)

@@ -13,9 +13,9 @@ import jax
 import pytest
 
 from imagepiece_jax.training.cluster.job import check_device_counts, check_gpus, is_loss
-from tests import forked
-from tests.command import start
-from tests.refused import refused
+from tests.helpers import forked_processes
+from tests.helpers.refused_calls import refused
+from tests.helpers.run_command import start
 
 SLURM = {
     "SLURM_JOB_ID": "4711",
@@ -44,7 +44,7 @@ def test_without_a_scheduler_or_with_one_process_nothing_is_joined():
 
 
 def test_srun_gives_each_task_one_gpu_and_flags_give_all():
-    port = forked.free_port()
+    port = forked_processes.free_port()
     of_srun = f"os.environ['JAX_COORDINATOR_PORT'] = '{port}'\nwith joined_cluster()"
     by_flags = f"with joined_cluster('127.0.0.1:{port}', 1, 0)"
     for joined, gpus in ((of_srun, "0"), (by_flags, "all")):
@@ -92,12 +92,12 @@ def test_processes_with_unequally_many_devices_are_refused(monkeypatch):
 @pytest.mark.parametrize("process, signum", [(0, signal.SIGINT), (1, signal.SIGTERM)])
 def test_a_process_that_waits_for_the_others_ends_at_a_signal(process, signum):
     """JAX waits in C++, where Python's own handlers do not run."""
-    address = f"127.0.0.1:{forked.free_port()}"
+    address = f"127.0.0.1:{forked_processes.free_port()}"
     reader, writer = map(open, os.pipe(), "rw")
     with reader:
         with writer:
             code = f"{HEAD}with joined_cluster({address!r}, 2, {process}): pass"
-            waiting = forked.Process(
+            waiting = forked_processes.Process(
                 [sys.executable, "-c", code],
                 env=os.environ | {"JAX_PLATFORMS": "cpu"},
                 stderr=writer,
@@ -127,7 +127,7 @@ ENDS = {
 
 @pytest.mark.parametrize("work", ENDS)
 def test_a_process_ends_with_its_own_error_or_that_another_is_lost(work):
-    address = f"127.0.0.1:{forked.free_port()}"
+    address = f"127.0.0.1:{forked_processes.free_port()}"
     done = run(f"with joined_cluster({address!r}, 1, 0):\n    {work}")
     first, *lines = done.err.splitlines()
     assert first == f"waiting for all processes at {address}"

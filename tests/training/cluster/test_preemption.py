@@ -9,9 +9,9 @@ import pytest
 from imagepiece_jax.common.signals import SIGNALS
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.cluster.preemption import Interrupted, StopRequest
-from tests import runs
-from tests.command import start
-from tests.runs import ROOT
+from tests.helpers import small_runs
+from tests.helpers.run_command import start
+from tests.helpers.small_runs import ROOT
 from tools import drill
 
 
@@ -104,7 +104,7 @@ def test_what_cannot_answer_ends_at_once(where, signum):
 def test_sigterm_in_the_first_compile_ends_at_once(tmp_path):
     workdir = tmp_path / "run"
     fields = drill.FIELDS | {"model.stem": "patch"}
-    process = runs.start(workdir, fields, tmp_path / "cache", quick=True)
+    process = small_runs.start(workdir, fields, tmp_path / "cache", quick=True)
     while not (workdir / "metrics.jsonl").exists():  # which is opened before it
         assert process.poll() is None, workdir.with_name("run.log").read_text()
         time.sleep(0.001)

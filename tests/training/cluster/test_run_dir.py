@@ -16,9 +16,9 @@ from imagepiece_jax.training.cluster.run_dir import (
 )
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights.run_files import FORMAT as RUN_FORMAT
-from tests import runs
-from tests.pictures import write_plain
-from tests.refused import refused
+from tests.helpers import small_runs
+from tests.helpers.picture_files import write_plain
+from tests.helpers.refused_calls import refused
 
 CONFIG = {
     "format": RUN_FORMAT,
@@ -139,7 +139,7 @@ def test_a_run_without_its_config_is_refused(tmp_path, text, said):
     ],
 )
 def test_a_damaged_file_of_a_run_is_named(tmp_path, file, damage, said):
-    config = RunConfig.from_config(runs.configured()).to_dict()
+    config = RunConfig.from_config(small_runs.configured()).to_dict()
     started(tmp_path, config)
     (tmp_path / "run.json").write_text("{}")  # which is begun anew
     record_start(tmp_path, config)
@@ -149,7 +149,7 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path, file, damage, said):
 
 
 def test_weights_of_a_run_of_another_version_are_refused(tmp_path):
-    config = RunConfig.from_config(runs.configured()).to_dict()
+    config = RunConfig.from_config(small_runs.configured()).to_dict()
     started(tmp_path, config | {"format": 0})
     with refused("format 0; this version reads"):
         check_config(tmp_path, CONFIG)

@@ -9,26 +9,28 @@ import jax
 import numpy as np
 
 from imagepiece_jax.reduction.methods import METHODS
-from tests.models import tiny
+from tests.helpers import tiny_vit
 
 BATCH = 2
 REDUCED = {
-    "imagepiece": tiny.IMAGEPIECE,
-    "fused": tiny.FUSED,
-    "token": tiny.changed(tiny.IMAGEPIECE, metric="token", size_weighting=False),
+    "imagepiece": tiny_vit.IMAGEPIECE,
+    "fused": tiny_vit.FUSED,
+    "token": tiny_vit.changed(
+        tiny_vit.IMAGEPIECE, metric="token", size_weighting=False
+    ),
     "tome": "tome:counts=(23,21,17)",
     "random": "random:keep_rate=0.7:blocks=(1,2)",
 }
 
 # Every method with the fields for a model of three blocks.
-SMALL = {name: tiny.small(name) for name in METHODS} | REDUCED
+SMALL = {name: tiny_vit.small(name) for name in METHODS} | REDUCED
 # Of an option whose score needs no map of the attention, where there is one.
-SMALL["token_pooling"] = tiny.changed(SMALL["token_pooling"], score="class")
+SMALL["token_pooling"] = tiny_vit.changed(SMALL["token_pooling"], score="class")
 
 
 def program(model, train=True, backward=True):
     """Jaxpr of outputs, new statistics and, `backward`, the gradient of all logits."""
-    images = tiny.images(BATCH)
+    images = tiny_vit.images(BATCH)
 
     def loss(params, rest):
         out, changed = model.apply(
@@ -36,7 +38,7 @@ def program(model, train=True, backward=True):
         )
         return out.logits.sum(), (out, changed)
 
-    rest = dict(tiny.shapes(model))
+    rest = dict(tiny_vit.shapes(model))
     params = rest.pop("params")
     return jax.make_jaxpr(jax.grad(loss, has_aux=True) if backward else loss)(
         params, rest
@@ -80,8 +82,14 @@ def token_counts(model):
     totals = {layer.attn_tokens for layer in model.plan}
     totals |= {layer.mlp_tokens for layer in model.plan}
     counts = totals | {total - 1 for total in totals}
-    other = {BATCH, tiny.HEADS, tiny.WIDTH, 4 * tiny.WIDTH, tiny.WIDTH // 2}
-    other |= {tiny.SIDE, tiny.SIDE // 2, tiny.SIDE // 4}
+    other = {
+        BATCH,
+        tiny_vit.HEADS,
+        tiny_vit.WIDTH,
+        4 * tiny_vit.WIDTH,
+        tiny_vit.WIDTH // 2,
+    }
+    other |= {tiny_vit.SIDE, tiny_vit.SIDE // 2, tiny_vit.SIDE // 4}
     both = sorted(counts & other)
     assert not both, f"{both}: name fields in `small` that leave other counts"
     return counts
@@ -111,7 +119,7 @@ def unwanted(model, **options):
             f"attention weights {shape} in {name}"
             for shape in shapes
             if len(shape) >= 4
-            and tiny.HEADS in shape
+            and tiny_vit.HEADS in shape
             and len([n for n in shape if n in counts]) > 1
         ]
     return found
@@ -121,7 +129,7 @@ def moves_tokens(left, right, counts):
     """Whether one operand holds all tokens of an image and the other a map of them."""
 
     def tokens(shape):
-        whole = len(shape) == 3 and shape[0] == BATCH and tiny.WIDTH in shape
+        whole = len(shape) == 3 and shape[0] == BATCH and tiny_vit.WIDTH in shape
         return whole and bool(counts & set(shape))
 
     def slots(shape):

@@ -5,7 +5,7 @@ import time
 
 from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.batches import Batches, Part
-from tests.data.noise import Noise, train_batches, train_transform
+from tests.helpers.noise_images import Noise, train_batches, train_transform
 
 
 class Filled:

@@ -23,7 +23,7 @@ import tempfile
 import types
 from subprocess import Popen
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 MODULES = (
     "imagepiece_jax.evaluation.compare",
     "imagepiece_jax.training.cluster.job",
@@ -41,7 +41,12 @@ def _server():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         process = Popen(
-            [sys.executable, "-m", "tests.forked", f"{theirs.fileno()}"],
+            [
+                sys.executable,
+                "-m",
+                "tests.helpers.forked_processes",
+                f"{theirs.fileno()}",
+            ],
             cwd=ROOT,
             # It has no second thread, which a fork would lose.
             env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
@@ -160,9 +165,9 @@ def _request(requests):
 def begin_quickly(replace=setattr):
     """Let NumPy draw the weights that runs begin with."""
     from imagepiece_jax.training import initial_weights
-    from tests import runs
+    from tests.helpers import small_runs
 
-    replace(initial_weights, "fresh_variables", runs.untrained)
+    replace(initial_weights, "fresh_variables", small_runs.untrained)
 
 
 def _run(words, folder, environment):
@@ -198,14 +203,14 @@ def main():
     gc.disable()
     for name in MODULES:
         importlib.import_module(name)
-    from tests import programs, tracing  # which import JAX
+    from tests.helpers import fast_tracing, stored_programs  # which import JAX
 
     gc.freeze()
     gc.set_threshold(*GARBAGE)
-    tracing.remember_initializers()
-    tracing.name_no_arguments()
-    tracing.lower_fast()
-    programs.write_whole()
+    fast_tracing.remember_initializers()
+    fast_tracing.name_no_arguments()
+    fast_tracing.lower_fast()
+    stored_programs.write_whole()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the tests end it
     if request := _request(socket.socket(fileno=int(sys.argv[1]))):
         return _run(*request)

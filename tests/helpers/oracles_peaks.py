@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tests import oracles
-from tests.models import slow_deit
+from tests.helpers import oracles, slow_deit
 
 
 def attention_row(query, key, size, live):

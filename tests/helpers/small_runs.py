@@ -18,9 +18,9 @@ from imagepiece_jax.recovery import recovery_step
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.config import InitConfig, RunConfig
 from imagepiece_jax.training.logging import MEASURED, read_metrics
-from tests import compiling, forked
+from tests.helpers import compiling, forked_processes
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 ZEROS = ("bias", "mean")
 ONES = ("scale", "var")
 
@@ -191,7 +191,9 @@ def start(workdir, fields, cache, devices=1, quick=False, log="", **variables):
     env = environment(cache, devices, quick) | variables
     with open(name, "a", encoding="utf-8") as out:
         words = command(workdir, fields)
-        return forked.Process(words, cwd=ROOT, env=env, stdout=out, stderr=out)
+        return forked_processes.Process(
+            words, cwd=ROOT, env=env, stdout=out, stderr=out
+        )
 
 
 def start_two(workdir, fields, cache, **of_the_second):

@@ -1,6 +1,6 @@
 """README's first example, and the public functions, without the extra `train`.
 
-    python -m tests.plain
+    python -m tests.helpers.readme_example
 
 `make plain` runs it where `pip install .` alone did; elsewhere `hide` makes the rest of
 an installation unimportable. It prints what was predicted, as JSON.
@@ -24,9 +24,9 @@ from imagepiece_jax.common import extras
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
-from tests.models import make, tiny
+from tests.helpers import named_models, tiny_vit
 
-README = pathlib.Path(__file__).resolve().parent.parent / "README.md"
+README = pathlib.Path(__file__).resolve().parent.parent.parent / "README.md"
 FILE = "deit_tiny_patch16_224"  # the stem of the file in README's first example
 # What the small set's own packages import.
 IMPORTED_BY_OTHERS = ("absl", "google")
@@ -71,8 +71,8 @@ def first_example():
     for name in ("cat.jpg", "dog.jpg"):
         Image.new("RGB", (300, 200), "gray").save(name)
     registry.public_models()[FILE]["depth"] = 2
-    model = create_model(make.config(FILE, image_size=224))
-    tiny.write(f"{FILE}.npz", tiny.fill(variable_shapes(model)))
+    model = create_model(named_models.config(FILE, image_size=224))
+    tiny_vit.write(f"{FILE}.npz", tiny_vit.fill(variable_shapes(model)))
     blocks = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     code = re.sub(rf"{FILE}-\w+\.pth", f"{FILE}.npz", blocks[0])
     assert f'"{FILE}.npz"' in code
@@ -89,11 +89,11 @@ def functions():
     """Figures of a tiny model in every public function."""
     for name in imagepiece_jax.__all__:
         getattr(imagepiece_jax, name)
-    vit = tiny.pretrained("tome:r=3", depth=2)
+    vit = tiny_vit.pretrained("tome:r=3", depth=2)
     imagepiece_jax.save(vit, "saved")
     vit = imagepiece_jax.load("saved")
     rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (40, tiny.SIDE, tiny.SIDE, 3), np.uint8)
+    pixels = rng.integers(0, 256, (40, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.uint8)
     program = imagepiece_jax.optimize(vit, batch_size=2, pixels=True)
     better = imagepiece_jax.recover(vit, pixels, steps=1, batch_size=8)
     maps = imagepiece_jax.features(vit, pixels[:2])

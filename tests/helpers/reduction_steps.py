@@ -7,7 +7,7 @@ import numpy as np
 
 from imagepiece_jax.kernels.merging import SlotIndex
 from imagepiece_jax.reduction import moves
-from tests.models import tiny
+from tests.helpers import tiny_vit
 
 FORMS = ("gather", "one_hot")
 
@@ -35,7 +35,7 @@ def index_of(dest, n_out):
     return SlotIndex(**dict(zip(names, arrays, strict=True)))
 
 
-_apply = tiny.compiled(move, static_argnames="form")
+_apply = tiny_vit.compiled(move, static_argnames="form")
 
 
 def apply(state, result, form=None):
@@ -45,7 +45,7 @@ def apply(state, result, form=None):
     return _apply(state, result, form=form)
 
 
-decide = tiny.compiled(
+decide = tiny_vit.compiled(
     lambda reducer, inputs, counts: reducer(inputs, counts), static_argnums=(0, 2)
 )
 
@@ -66,12 +66,12 @@ def shortest(plan):
 
 def random_variables(reducer, inputs, counts, seed=0):
     init = functools.partial(reducer.init, counts=counts)
-    return tiny.fill(jax.eval_shape(init, jax.random.key(0), inputs), seed)
+    return tiny_vit.fill(jax.eval_shape(init, jax.random.key(0), inputs), seed)
 
 
 def apply_learned(reducer, variables, inputs, counts):
     run = functools.partial(reducer.apply, counts=counts)
-    return tiny.compiled(run)(variables, inputs)
+    return tiny_vit.compiled(run)(variables, inputs)
 
 
 def vectors(degrees, lengths=1.0):

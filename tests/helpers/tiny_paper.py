@@ -12,7 +12,7 @@ from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.weights.save import save
-from tests.models import make, tiny
+from tests.helpers import named_models, tiny_vit
 
 SIZE = {"patch_size": 2, "embed_dim": 8, "depth": 4, "num_heads": 2}
 FIELDS = {
@@ -32,10 +32,10 @@ PROGRAMS = {}  # of all studies, whose models are mostly the same
 def pretrained(folder, seed=0, **fields):
     """Random weights of a dense model, which are saved in a folder."""
     fields = FIELDS | fields
-    model = create_model(make.config(**fields))
-    variables = tiny.fill(variable_shapes(model), seed)
+    model = create_model(named_models.config(**fields))
+    variables = tiny_vit.fill(variable_shapes(model), seed)
     path = save(Pretrained(model, variables), folder / f"tiny{seed}")
-    return tiny.loaded(path, variables=variables, seed=seed, **fields)
+    return tiny_vit.loaded(path, variables=variables, seed=seed, **fields)
 
 
 def images(count=24):

@@ -8,8 +8,8 @@ import dataclasses
 
 import numpy as np
 
-from tests import oracles
-from tests.oracles import dense, gelu, layer_norm
+from tests.helpers import oracles
+from tests.helpers.oracles import dense, gelu, layer_norm
 
 
 @dataclasses.dataclass

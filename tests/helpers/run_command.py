@@ -13,8 +13,8 @@ from unittest import mock
 
 from imagepiece_jax import cli
 from imagepiece_jax.common import progress, signals
-from tests import forked
-from tests.runs import ROOT
+from tests.helpers import forked_processes
+from tests.helpers.small_runs import ROOT
 
 
 @contextlib.contextmanager
@@ -89,7 +89,7 @@ def start(*words, cwd=ROOT, imported=False, **environment):
     `imported`: one that has imported JAX and the package before.
     """
     run = functools.partial(subprocess.run, capture_output=True, text=True)
-    done = (forked.run if imported else run)(
+    done = (forked_processes.run if imported else run)(
         [sys.executable, *map(str, words)],
         cwd=cwd,
         env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,

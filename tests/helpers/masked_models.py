@@ -11,7 +11,7 @@ from imagepiece_jax.reduction import block_plan
 from imagepiece_jax.reduction.block_plan import Fixed, Step
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.state import Assignment
-from tests.models import tiny
+from tests.helpers import tiny_vit
 
 
 def keys(batch=3, seed=0):
@@ -21,17 +21,17 @@ def keys(batch=3, seed=0):
 
 def train(model):
     """Compiled (variables, images, keys) -> Outputs in training."""
-    return tiny.compiled(
+    return tiny_vit.compiled(
         lambda variables, *args: model.apply(variables, args[0], True, args[1])
     )
 
 
 def trained(fields):
     """(training model, compiled (keys) -> Outputs for three images)."""
-    model = tiny.model(fields, masked=True)
-    variables = tiny.variables(model)
+    model = tiny_vit.model(fields, masked=True)
+    variables = tiny_vit.variables(model)
     run = train(model)
-    return model, lambda keys: run(variables, tiny.images(), keys)
+    return model, lambda keys: run(variables, tiny_vit.images(), keys)
 
 
 def lean(variables, to):
@@ -46,7 +46,7 @@ def lean(variables, to):
 def taught(model, seed=5):
     """Outputs of random numbers in the shapes of a model's, which teach a student."""
     draw = np.random.default_rng(seed)
-    outputs = jax.eval_shape(model.apply, tiny.shapes(model), tiny.images())
+    outputs = jax.eval_shape(model.apply, tiny_vit.shapes(model), tiny_vit.images())
     return jax.tree.map(lambda a: draw.normal(size=a.shape).astype(a.dtype), outputs)
 
 
@@ -71,11 +71,13 @@ def without(model, masks):
     A mask covers the tokens of the first block; each is part of the one before.
     """
     steps = []
-    held = list(range(tiny.TOKENS))
+    held = list(range(tiny_vit.TOKENS))
     for block, mask in masks.items():
         rest = [token for token in held if mask[token] > 0.5]
         keep = Keep(tuple(held.index(token) for token in rest))
         steps.append(Step(block, keep, Fixed(len(rest)), "pre"))
         held = rest
-    plan = block_plan.build(tiny.DEPTH, tiny.TOKENS, steps, model.config.arch.prefix)
+    plan = block_plan.build(
+        tiny_vit.DEPTH, tiny_vit.TOKENS, steps, model.config.arch.prefix
+    )
     return model.clone(plan=plan)

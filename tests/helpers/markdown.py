@@ -1,6 +1,6 @@
 """Tables and figures of Markdown pages, read."""
 
-from tests.runs import ROOT
+from tests.helpers.small_runs import ROOT
 
 
 def cells(line):

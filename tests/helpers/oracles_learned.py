@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from tests.oracles import dense, gelu, layer_norm, log_softmax, sigmoid
+from tests.helpers.oracles import dense, gelu, layer_norm, log_softmax, sigmoid
 
 
 def keep_scores(parameters, x, mask=None):

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from tests.models import tiny
+from tests.helpers import tiny_vit
 
 
 def pixels_of(count, seed=0):
@@ -12,7 +12,7 @@ def pixels_of(count, seed=0):
     images = []
     for _ in range(count):
         field = rng.integers(0, 256, (5, 5, 3), np.uint8)
-        side = (tiny.SIDE, tiny.SIDE)
+        side = (tiny_vit.SIDE, tiny_vit.SIDE)
         images.append(np.asarray(Image.fromarray(field).resize(side)))
     return np.stack(images)
 

@@ -19,7 +19,7 @@ from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.provenance import patch_slots
 from imagepiece_jax.reduction.reduction import Reduction
-from tests.models.make import config
+from tests.helpers.named_models import config
 
 # No two of these, and no token count below, are the same number.
 SIDE = 20

@@ -6,7 +6,7 @@ import numpy as np
 from flax import traverse_util
 
 from imagepiece_jax.models.recovery_record import RecoveredVariant, Recovery
-from tests.models import tiny
+from tests.helpers import tiny_vit
 
 TOME = "tome:r=3"
 FIGURES = {
@@ -53,7 +53,7 @@ def values(vit, seed=0):
 
 def recovered(vit=None, changed=True, reductions=(TOME,)):
     """A Pretrained, first dense, with made-up recoveries of some reductions."""
-    vit = vit or tiny.pretrained(TOME)
+    vit = vit or tiny_vit.pretrained(TOME)
     dense = vit.with_reduction(None)
     made = []
     for seed, reduction in enumerate(reductions):
