@@ -253,7 +253,7 @@ def lcb_similarity(paper):
         for vit, reduction in models:
             estimates = first_merge(paper, vit, reduction)
             figures = [interval(estimates[name], 3) for name in STEM_FIGURES]
-            lines.append([*line, vit.source.seed, *figures])
+            lines.append([*line, vit.origin.seed, *figures])
     head = ["model", f"DeiT-S, lowest 1 % ({published.LABEL})", "seed"]
     head += STEM_FIGURES.values()
     more = {"merge": "ImagePiece's first"}

@@ -35,7 +35,7 @@ def masking(paper):
             vit, reduction = model
             # Fresh selectors say nothing of the method.
             variant = vit.with_reduction(reduction, seed=0)
-            if "selectors" not in variant.untrained_kinds:
+            if "selectors" not in variant.untrained:
                 rights[row] = [rights_of(paper, model, count) for count in COUNTS]
     lines = []
     series = {}

@@ -230,9 +230,9 @@ class Finetuner(Models):
         fresh = () if stem == pretrained.model.config.stem else ("patch_embed",)
         if not self._has_classes_of(pretrained):
             fresh += ("head",)
-        config.init.weights = str(pretrained.source.path)
+        config.init.weights = str(pretrained.origin.path)
         config.init.fresh = fresh
-        return self._run(config, f"start_{stem}_seed{seed}").source.path
+        return self._run(config, f"start_{stem}_seed{seed}").origin.path
 
     def _prepared(self, reduction, stem, seed):
         """The config of a run, without the weights that it starts from."""

@@ -342,7 +342,7 @@ class Study:
         """
 
         def measure():
-            reduced = vit.with_reduction(reduction, vit.source.seed)
+            reduced = vit.with_reduction(reduction, vit.origin.seed)
             answer = study.reader(reduced, read, merges.observed(reduced.model))
             return summarize(answer(self.images.batches()))
 
@@ -438,7 +438,7 @@ def opened_images(models: Models, options: Options) -> StudyImages:
     )
     names = images.source.class_names
     for vit in models.weights:
-        path = str(vit.source.path)
+        path = str(vit.origin.path)
         if line := check_classes(vit.class_names, path, names, name):
             print(f"note: {line}", flush=True)
     return images

@@ -18,6 +18,7 @@ from experiments.models import Model
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import statistics
+from imagepiece_jax.evaluation.result_cache import name_use
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.registry import MODELS
@@ -140,7 +141,7 @@ def measure(paper, rows: tuple[TableRow, ...], by_stem: bool = False) -> Results
         for vit, reduction in vits:
             vit.model_with(reduction)  # fail before anything is measured
     if not any(models.values()):
-        paths = [str(vit.source.path) for vit in paper.models.weights]
+        paths = [str(vit.origin.path) for vit in paper.models.weights]
         names = ", ".join(paths)
         problem = f"has no model but {names or 'none'}"
         allowed = "--weights of a row, --runs with trained ones, or --small"
@@ -162,14 +163,14 @@ def measure_row(
     """
     bases = {}
     for vit, reduction in dense:
-        bases[vit.source.seed] = paper.evaluate(vit, reduction)
+        bases[vit.origin.seed] = paper.evaluate(vit, reduction)
     first = next(iter(bases.values()), None)
     results = []
     beside = []
     for vit, reduction in models:
         results.append(paper.evaluate(vit, reduction))
         if bases:
-            beside.append(bases.get(vit.source.seed, first))
+            beside.append(bases.get(vit.origin.seed, first))
     vit, reduction = models[0]
     return Measured(
         row=row,
@@ -236,7 +237,7 @@ def measured_cells(
     """The measured cells of a line; several: whether it has accuracies by seed."""
     facts = measured.facts
     gmacs = facts["gmacs"]
-    use = measured.pretrained.use(measured.reduction)
+    use = name_use(measured.pretrained, measured.reduction)
     if facts["untrained_selectors"]:
         use += ", untrained selectors"
     difference = ""

@@ -151,8 +151,8 @@ def test_a_line_of_compare(vit, measured, name):
     elif name == "reducers":
         changes["seed"] = 1
     else:
-        source = dataclasses.replace(vit.source, run={"seed": 1})
-        changes["vit"] = dataclasses.replace(vit, source=source)
+        origin = dataclasses.replace(vit.origin, run={"seed": 1})
+        changes["vit"] = dataclasses.replace(vit, origin=origin)
     other = dataclasses.replace(measured, **changes)
     assert is_measured(measured)
     assert not is_measured(other)

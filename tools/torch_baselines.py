@@ -24,7 +24,7 @@ from imagepiece_jax.commands._arguments import Model
 from imagepiece_jax.common import extras, xla_options
 from imagepiece_jax.common.machine import cores
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.cost import TRAINING_MACS
+from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 
 NAMES = ("timm", "tome")
 LIBRARIES = ("torch", "timm")
@@ -239,7 +239,7 @@ def wait(event):
 
 def _macs(case, reduction):
     """MACs of an image through our model with a reduction."""
-    return 1e9 * case.vit.gmacs_with(reduction)
+    return model_macs(case.vit.model_with(reduction))
 
 
 def _workload(case, call, macs, where):

@@ -65,7 +65,7 @@ class Case:
         size = self.batch_size
         optimize.check_gelu(vit.model, self.gelu)
         if isinstance(vit, OnnxProgram) and vit.batch_size not in (None, size):
-            takes = f"{vit.source.title} takes {vit.batch_size}"
+            takes = f"{vit.origin.title} takes {vit.batch_size}"
             raise InputError(f"batch_size has {size}, but {takes}")
         if self.mode == "train" and self.run is None:
             run = training_run(vit, size, self.dtype)
@@ -79,7 +79,7 @@ class Case:
     @property
     def path(self) -> str | None:
         """Path of the weights; None for random weights."""
-        path = self.vit.source.path
+        path = self.vit.origin.path
         return path and str(path)
 
     def workload(self) -> Workload:

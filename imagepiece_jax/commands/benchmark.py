@@ -53,7 +53,7 @@ def main(
             raise InputError(
                 "reductions, gelu and mode are for weights, not for a file"
             )
-        models = {vit.source.name: vit}
+        models = {vit.origin.name: vit}
         sizes = sizes or [vit.batch_size or 1]
         dtype = vit.model.execution.dtype.name
     else:

@@ -30,7 +30,7 @@ def main(model: Model):
     for variant in recovery.variants:
         outcome = "recovered for" if variant.changed else "no better for"
         print(f"{outcome} {variant}")
-    own = recovery.of(vit)
+    own = recovery.variant_for(vit)
     if own is None:
         print("its values are the dense model's")
     elif own.changed:

@@ -37,8 +37,8 @@ def main(
     if json is not None:
         input_files = runs.own_files(weights.weights, data_name(vit, data.data))
         check_writable("json", json, [".json"], input_files)
-    how = [vit.preprocessing.text, *vit.differences_from_training()]
-    if vit.source.averaged:
+    how = [vit.preprocessing.text, *vit.origin.differences(vit)]
+    if vit.origin.averaged:
         how.insert(0, "averaged weights")
     figures = evaluate(vit, optimized=optimized, gelu=gelu, **vars(data))
     if optimized:

@@ -62,7 +62,7 @@ def main(
                 if not (folder / name).exists():
                     stack.enter_context(signals.unfinished(folder / name))
             lines = html.write_folder(
-                folder, models, pixels, names, vit.source.name, drawn
+                folder, models, pixels, names, vit.origin.name, drawn
             )
             for line in lines:
                 print(line, flush=True)

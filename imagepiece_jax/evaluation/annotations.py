@@ -52,7 +52,7 @@ def annotations(
 
 def _texts(vit, file, names):
     """Vectors of texts, and per text the index of its image in `names`; -1: none."""
-    if vit.is_classifier:
+    if vit.config.head.is_classifier:
         raise InputError(
             f"texts is {file}, which needs vectors, but the weights' head has "
             f"{vit.config.num_classes} classes; num_classes=0 (--num-classes 0) "

@@ -123,7 +123,7 @@ def compare(
         workers=workers,
         threads=threads,
     )
-    is_fidelity = not vit.is_single_label or not images.source.num_classes
+    is_fidelity = not vit.config.head.is_single_label or not images.source.num_classes
     known = Annotations()
     if is_fidelity or texts is not None:
         check_range("number of images", len(images.source), MIN_IMAGES)
@@ -310,7 +310,7 @@ def head(report: Report) -> str:
     dense = report.figures["dense"]
     vit = report.weights.vit
     columns = {
-        "weights": f"`{vit.source.name}`",
+        "weights": f"`{vit.origin.name}`",
         "digest": vit.digest,
         "images": f"{dense['images']:,} of {report.weights.images.setting['data']}",
         "crop": vit.preprocessing.text,
@@ -342,7 +342,7 @@ def table(report: Report) -> str:
         figures = report.figures[row.name]
         variant = None
         if vit.recovery and row.reduction != DENSE:
-            variant = vit.recovery.of(vit.model_with(row.reduction))
+            variant = vit.recovery.variant_for(vit.model_with(row.reduction))
         recovered = " (recovered)" if variant and variant.values else ""
         line = {"row": f"`{row.name}`{recovered}"}
         line |= cells(figures.get("fidelity", {}))

@@ -18,7 +18,6 @@ from imagepiece_jax.data.source import Source
 from imagepiece_jax.data.sources import registry
 from imagepiece_jax.errors import InputError, NoLabels
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.problem_type import check_single_label
 
 LEAST = {"limit": 1, "batch_size": 1, "workers": 0, "threads": 0}
 
@@ -56,19 +55,19 @@ class LabeledImages:
 
     def facts(self, vit: Pretrained) -> dict[str, Any]:
         """Everything that decides a model's figures on the images, as JSON values."""
-        source = vit.source
+        origin = vit.origin
         return {
             "preprocessing": self.preprocessing.as_json,
-            "checkpoint": source.checkpoint,
-            "averaged": source.averaged,
+            "checkpoint": origin.checkpoint,
+            "averaged": origin.averaged,
             "data": self.name,
             "limit": self.limit,
             **self.source.part,
             "num_classes": vit.config.num_classes,
             "dtype": vit.model.execution.dtype.name,
             "trained": {
-                "reduction": source.reduction and str(source.reduction),
-                "image_size": source.image_size or vit.image_size,
+                "reduction": origin.reduction and str(origin.reduction),
+                "image_size": origin.image_size or vit.image_size,
             },
             "recovered": vit.recovered and vit.recovered.name,
             "reduction": str(vit.reduction),
@@ -91,7 +90,7 @@ class LabeledImages:
 
 def data_name(vit: Pretrained, data: str | None = None) -> str:
     """Full name of `data`; without it, the name of the run's validation data."""
-    run = vit.source.run or {}
+    run = vit.origin.run or {}
     name = registry.full_name(data or run.get("data", {}).get("name", ""))
     if not name:
         raise InputError("data is missing; only a run names its own data")
@@ -115,17 +114,17 @@ def labeled_images(
         the default
     Raises InputError for weights without classes, and for images of other classes.
     """
-    path = vit.source.title
+    path = vit.origin.title
     if need_labels and not vit.config.num_classes:
         raise InputError(
             f"{path} has no classes; train a head, or take vectors by `features`"
         )
     if need_labels:
-        check_single_label(vit.config.problem_type, path, "accuracy")
+        vit.config.head.check_single_label(path, "accuracy")
     typed = {name: value for name, value in options.items() if value is not None}
     for name, value in typed.items():
         check_range(name, value, LEAST[name], whole=True)
-    run = vit.source.run or {}
+    run = vit.origin.run or {}
     of_run = run.get("data", {})
     reading = {name: of_run[name] for name in ("workers", "threads") if name in of_run}
     if "eval_batch_size" in run:
@@ -134,7 +133,7 @@ def labeled_images(
     data_dir = data_dir or of_run.get("dir") or None
     opened = functools.partial(registry.open_source, name, "val", data_dir=data_dir)
     classes = {"num_classes": vit.config.num_classes, "class_names": vit.class_names}
-    if not need_labels and not vit.is_single_label:
+    if not need_labels and not vit.config.head.is_single_label:
         classes = {"labeled": False}
     try:
         every = opened(**classes)
@@ -155,7 +154,7 @@ def labeled_images(
 
 def _notes(vit, name, every, source):
     """Check classes; note facts about labels and sizes in `source`, part of `every`."""
-    check_classes(vit.class_names, vit.source.title, source.class_names, name)
+    check_classes(vit.class_names, vit.origin.title, source.class_names, name)
     texts = []
     if source.split:
         texts.append(f"images are from the split {source.split} of {name}")

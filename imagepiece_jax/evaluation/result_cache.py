@@ -25,7 +25,7 @@ from imagepiece_jax.evaluation.compare_outputs import Annotations, fidelity, shu
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import record_of
-from imagepiece_jax.reduction.reduction import Reduction
+from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 
 FILE = "points.jsonl"
 
@@ -145,14 +145,14 @@ class MeasuredWeights:
         """Figures with a reduction, as JSON values; "right" has a bit per image."""
 
         def measure():
-            vit = self.vit.with_reduction(reduction, seed=self.vit.source.seed)
+            vit = self.vit.with_reduction(reduction, seed=self.vit.origin.seed)
             if self.reference:
                 dense, known = self.reference()
                 if self.is_shuffled:
                     outputs = shuffled(dense)
                 else:
                     outputs = self.run(vit).per_image["outputs"]
-                near = fidelity(outputs, dense, vit.has_classes, known)
+                near = fidelity(outputs, dense, vit.config.head.has_classes, known)
                 figures = {"images": len(outputs), "fidelity": near}
             else:
                 result = self.run(vit)
@@ -160,7 +160,7 @@ class MeasuredWeights:
                 figures = result.figures | {"right": right}
             return {
                 **figures,
-                "untrained_selectors": "selectors" in vit.untrained_kinds,
+                "untrained_selectors": "selectors" in vit.untrained,
                 **plan_facts(vit.model),
             }
 
@@ -182,12 +182,12 @@ class MeasuredWeights:
             "kind": task,
             **record_of(self.vit, self.vit.model_with(reduction)),
             "reduction": self.text(reduction),
-            "use": self.vit.use(reduction),
+            "use": name_use(self.vit, reduction),
             "trained_as": str(self.vit.reduction),
-            "seed": self.vit.source.seed,  # draws missing selectors
+            "seed": self.vit.origin.seed,  # draws missing selectors
             **self.images.setting,
         }
-        if self.seed not in (None, self.vit.source.seed):
+        if self.seed not in (None, self.vit.origin.seed):
             setting["reducer_seed"] = self.seed
         return setting
 
@@ -201,7 +201,7 @@ class MeasuredWeights:
         alter = self.images.alter
         seed = self.seed
         if seed is None:
-            seed = self.vit.source.seed
+            seed = self.vit.origin.seed
         measure = self.reference and _outputs
         key = model, seed, alter, measure
         if key not in self.programs:
@@ -216,6 +216,12 @@ class MeasuredWeights:
 
 def _outputs(outputs, batch):
     return {"outputs": outputs.logits}  # vectors of a model without a head
+
+
+def name_use(vit: Pretrained, reduction: ReductionLike) -> str:
+    """Name results with `reduction`: "as trained" or "off-the-shelf"."""
+    same = vit.model_with(reduction).reduction == vit.reduction
+    return "as trained" if same else "off-the-shelf"
 
 
 def plan_facts(model) -> dict[str, Any]:

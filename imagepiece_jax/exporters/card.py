@@ -200,14 +200,14 @@ def page_of(out: pathlib.Path, vit: Pretrained, facts: Mapping[str, Any]) -> str
     if facts["activation"]:
         task = "image-classification"
     head = ["---", f"pipeline_tag: {task}", "tags: [onnx, token-reduction]"]
-    if "/" in vit.source.name:
-        head.append(f"base_model: {vit.source.name}")
-    if vit.source.license:  # any text, as JSON, which YAML reads
-        head.append(f"license: {json.dumps(vit.source.license, ensure_ascii=False)}")
+    if "/" in vit.origin.name:
+        head.append(f"base_model: {vit.origin.name}")
+    if vit.origin.license:  # any text, as JSON, which YAML reads
+        head.append(f"license: {json.dumps(vit.origin.license, ensure_ascii=False)}")
     others = "neither recovered nor calibrated"
     if vit.recovered and vit.recovered.learned is None:
         others = "did not calibrate; which images recovered the model is not recorded"
-    name = vit.source.name or vit.config.name or "ViT"
+    name = vit.origin.name or vit.config.name or "ViT"
     count = len(card["images"])
     lines = [
         *head,

@@ -188,7 +188,7 @@ def export(
             dense = float32_export(vit.with_reduction(None), temporary)
             trial = dense.with_name(f"trial_{out.name}")
             _write_files(trial, program, facts, dense.with_name(card.NAME), {})
-            has_classes = "logits" in outputs.names and vit.has_classes
+            has_classes = "logits" in outputs.names and vit.config.head.has_classes
             facts["card"] = card.measured(trial, dense, card_images, has_classes)
             program = onnx.load(trial)
     with finishing():

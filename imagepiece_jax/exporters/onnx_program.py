@@ -18,7 +18,8 @@ from imagepiece_jax.exporters.program_facts import FACTS, digest_of, facts_file
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import build_model
-from imagepiece_jax.models.pretrained import Pretrained, WeightsSource
+from imagepiece_jax.models.origin import Origin
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.weights.config_json import guarded
 
 KIND = "ONNX file"
@@ -40,7 +41,7 @@ class OnnxProgram(Pretrained):
     def variables(self):
         """Raises InputError, because the weights are in the file."""
         raise InputError(
-            f"{self.source.title} is an exported program; only evaluate and benchmark "
+            f"{self.origin.title} is an exported program; only evaluate and benchmark "
             "take it, so load the original weights"
         )
 
@@ -65,7 +66,7 @@ class OnnxProgram(Pretrained):
         """Logits of images. uint8 [B, H, W, 3] -> [B, classes]."""
         names = self.output_names
         if "logits" not in names:
-            title = self.source.title
+            title = self.origin.title
             raise InputError(f"{title} returns {', '.join(names)}, and no logits")
         return self.output(pixels, "logits")
 
@@ -148,7 +149,7 @@ def _program(path, facts, session):
         model=build_model(config, facts["method"]).with_execution(dtype=dtype),
         dense_variables={"params": {}},
         class_names=facts["class_names"],
-        source=WeightsSource(path=path, kind=KIND, name=path.name),
+        origin=Origin(path=path, kind=KIND, name=path.name),
         session=session,
         input_name=facts["input"]["name"],
         input_dtype=facts["input"]["dtype"],

@@ -16,7 +16,6 @@ from imagepiece_jax.exporters.onnx_graph import stored_dtype
 from imagepiece_jax.exporters.program_outputs import ProgramOutputs
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.problem_type import activation
 from imagepiece_jax.models.record import as_json
 
 FACTS = {"input", "output", "preprocessing"}  # every program has these
@@ -111,8 +110,7 @@ def program_facts(
     prepared = vit.preprocessing.as_json
     if vit.preprocessing.resizes:
         prepared["resized"] = list(vit.preprocessing.resized)
-    are_classes = "logits" in outputs.names and vit.is_classifier
-    classes_out = config.num_classes if are_classes else 0
+    are_classes = "logits" in outputs.names and vit.config.head.is_classifier
     method = None  # a plan made by hand has no method
     if vit.reduction is not None:
         method = str(vit.reduction)
@@ -123,7 +121,7 @@ def program_facts(
         "classes": config.num_classes,
         "class_names": vit.class_names,
         "problem_type": config.problem_type if config.num_classes else None,
-        "activation": activation(config.problem_type, classes_out),
+        "activation": config.head.activation if are_classes else None,
         "preprocessing": prepared,
         "model": as_json(config),
         "method": method,

@@ -30,7 +30,7 @@ def quantized(program: OnnxProgram, pixels: np.ndarray) -> "ModelProto":
     from onnxruntime import quantization
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-    path = program.source.path
+    path = program.origin.path
     model = onnx.load(path)
     batches = ({program.input_name: images} for images in program.parts(pixels, 1))
     calibration = types.SimpleNamespace(get_next=lambda: next(batches, None))

@@ -18,7 +18,6 @@ from imagepiece_jax.data.preprocessing import CROP_MODES
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters.program_outputs import TowerOutputs
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.problem_type import activation
 from imagepiece_jax.weights.file_names import CONFIG, PREPROCESSOR
 from imagepiece_jax.weights.transformers_config import RESAMPLE, RESCALE
 
@@ -124,10 +123,10 @@ def files(
 
 def head_of(vit: Pretrained) -> str:
     """What the head gives, in the words of `Layout.heads`."""
-    if not vit.is_classifier:
+    if not vit.config.head.is_classifier:
         return VECTORS
     kinds = {"softmax": SOFTMAX, "sigmoid": SIGMOID, None: NUMBERS}
-    return kinds[activation(vit.config.problem_type, vit.config.num_classes)]
+    return kinds[vit.config.head.activation]
 
 
 def is_siglip(vit: Pretrained) -> bool:
@@ -150,7 +149,7 @@ def label_names(vit: Pretrained, space: str = " ") -> list[str]:
 def transformers_graph(vit: Pretrained) -> str:
     """Name of the graph: optimum's for image-text models, or its usual one."""
     name = "model"
-    if vit.has_projection or is_siglip(vit):
+    if vit.config.head.is_projection or is_siglip(vit):
         name = "vision_model"
     return f"onnx/{name}{{dtype}}.onnx"
 
@@ -158,9 +157,9 @@ def transformers_graph(vit: Pretrained) -> str:
 def transformers_outputs(vit: Pretrained) -> dict[str, str]:
     """Outputs of transformers' class for this head."""
     names = ["last_hidden_state", "pooler_output"]
-    if vit.is_classifier:
+    if vit.config.head.is_classifier:
         names = ["logits"]
-    elif vit.has_projection:
+    elif vit.config.head.is_projection:
         names = ["image_embeds"]
     return {name: name for name in names}
 
@@ -289,14 +288,15 @@ def config_fields(vit: Pretrained) -> dict:
     """
     config = vit.config
     fields = stored_fields(vit)
-    if not vit.is_classifier and "id2label" in fields:  # the head was left out
+    is_classifier = config.head.is_classifier
+    if not is_classifier and "id2label" in fields:  # the head was left out
         for name in ("architectures", *OF_CLASSES):
             fields.pop(name, None)
     for part in (fields, fields.get("vision_config", {})):
         if "image_size" in part:
             part["image_size"] = min(vit.preprocessing.shape)
     fields = fields or written_fields(vit)
-    if vit.is_classifier:
+    if is_classifier:
         kinds = fields.get("architectures") or [""]
         if not kinds[0].endswith(CLASSIFIER):
             fields["architectures"] = [f"ViT{CLASSIFIER}"]
@@ -309,9 +309,9 @@ def config_fields(vit: Pretrained) -> dict:
 
 def stored_fields(vit: Pretrained) -> dict:
     """Read the weights folder's config.json if it is transformers', else {}."""
-    if vit.source.path is None:
+    if vit.origin.path is None:
         return {}
-    file = pathlib.Path(vit.source.path) / CONFIG
+    file = pathlib.Path(vit.origin.path) / CONFIG
     if not file.is_file():
         return {}
     fields = read_json(file)
@@ -329,7 +329,7 @@ def written_fields(vit: Pretrained) -> dict:
         "patch_size": config.patch_size,
         "image_size": min(vit.preprocessing.shape),
     }
-    if vit.has_projection:
+    if vit.config.head.is_projection:
         fields["model_type"] = "clip_vision_model"
         fields["projection_dim"] = config.num_classes
     elif is_siglip(vit):

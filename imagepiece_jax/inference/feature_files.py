@@ -74,7 +74,7 @@ def write_features(
         check_range("threads", threads, 1, whole=True)
     if logits and not vit.model.config.num_classes:
         raise InputError("logits is for weights with a head")
-    if texts is not None and vit.has_projection and not logits:
+    if texts is not None and vit.config.head.is_projection and not logits:
         raise InputError(
             "texts needs the vectors next to texts; give logits (--logits)"
         )
@@ -187,7 +187,7 @@ def _comparison(vit, run, photographs, known, size, threads):
     known: Annotations of the photographs
     """
     array = "pooled"
-    if vit.has_projection and "logits" in run.shapes:
+    if vit.config.head.is_projection and "logits" in run.shapes:
         array = "logits"
     sample = photographs
     if known.texts is not None:

@@ -68,7 +68,8 @@ class Predictor:
             self._top = min(5, classes)
         check_range("top", self._top, min(1, classes), classes, whole=True)
         if classes:
-            vit.probabilities(np.zeros(classes))  # raises unless there are classes
+            # Raises InputError unless the outputs are classes.
+            vit.config.head.probabilities(np.zeros(classes))
         if threads is None:
             threads = min(16, cores())
         check_range("batch_size", batch_size, 1, whole=True)
@@ -76,7 +77,7 @@ class Predictor:
         self.sizes = (*smaller, batch_size)
         self._answer = self._most_probable if classes else np.array
         self._preprocessing = vit.preprocessing
-        self._probabilities = vit.probabilities
+        self._probabilities = vit.config.head.probabilities
         self._compile = compiler(
             vit,
             dtype=dtype,

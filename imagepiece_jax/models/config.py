@@ -12,7 +12,7 @@ from imagepiece_jax.data.normalize import Normalization
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import DEIT, Architecture
-from imagepiece_jax.models.problem_type import PROBLEMS, SINGLE_LABEL
+from imagepiece_jax.models.head import PROBLEMS, SINGLE_LABEL, Head
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 
 MOST = 10**5  # upper bound of widths and depths, far above any model
@@ -103,6 +103,11 @@ class ViTConfig:
     def image_size(self) -> int | tuple[int, int]:
         """Pixels a side, or (height, width)."""
         return self.preprocessing.image_size
+
+    @property
+    def head(self) -> Head:
+        """What the outputs mean."""
+        return Head(self.num_classes, self.problem_type)
 
     @property
     def head_dim(self) -> int:

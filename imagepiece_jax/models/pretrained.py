@@ -1,17 +1,14 @@
-"""Pretrained: a model, its variables and their metadata as one object."""
+"""Pretrained: a model, its variables, their origin and what was recovered."""
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from imagepiece_jax.common import parallel
 from imagepiece_jax.common.image_size import sides, size_text
-from imagepiece_jax.common.progress import log
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.normalize import native
@@ -21,55 +18,11 @@ from imagepiece_jax.models import reduction_plan, resize_positions, timm_tensors
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.create import execution_of
-from imagepiece_jax.models.problem_type import (
-    PROJECTION,
-    REGRESSION,
-    SINGLE_LABEL,
-    probabilities,
-)
-from imagepiece_jax.models.recovery_record import (
-    RecoveredVariant,
-    Recovery,
-    flat_params,
-    with_values,
-)
+from imagepiece_jax.models.origin import Origin
+from imagepiece_jax.models.recovery_record import RecoveredVariant, Recovery
 from imagepiece_jax.models.variables import digest
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE, Reduction, ReductionLike
-
-
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class WeightsSource:
-    """Origin of the weights; empty for a model made in memory."""
-
-    path: pathlib.Path | None = None  # on this machine
-    kind: str = "model"  # "weights file", "folder" or "run"
-    name: str = ""  # last part of the path; for hub weights OWNER/NAME
-    license: str | None = None
-    # image size the position embeddings were trained at; None: the model's
-    image_size: int | tuple[int, int] | None = None
-    # reduction used in training; None: unknown
-    reduction: Reduction | None = None
-    checkpoint: str | None = None  # a run's "best" or "latest"; a key in a file
-    averaged: bool = False  # weights averaged over training steps
-    run: Mapping[str, Any] | None = None  # the run's config
-    # {part: digest of its random values}. A part with another digest was trained since.
-    untrained: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    @property
-    def seed(self) -> int:
-        """The run's seed; 0 without a run."""
-        return self.run["seed"] if self.run else 0
-
-    @property
-    def title(self) -> str:
-        """The weights' name in messages, such as "run runs/a"."""
-        if self.path is None:
-            return f"the {self.kind}"
-        path = self.path
-        if "/" in self.name:
-            path = f"hf://{self.name}"
-        return f"{self.kind} {path}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -91,7 +44,7 @@ class Pretrained:
     class_names: tuple[str | None, ...] | None = None
     # values learned by `recover`, which replace dense parameters in reduced models
     recovery: Recovery | None = None
-    source: WeightsSource = dataclasses.field(default_factory=WeightsSource)
+    origin: Origin = dataclasses.field(default_factory=Origin)
     # tensors of learned selectors by timm's names, kept for other reductions
     selectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -143,24 +96,17 @@ class Pretrained:
 
     def _variables_of(self, model):
         """`dense_variables` with the values recovered for a ViT's reduction, if any."""
-        variant = self.recovery and self.recovery.of(model)
-        if variant is None:
+        if self.recovery is None:
             return self.dense_variables
-        params = with_values(self.dense_variables["params"], variant.values)
-        return {**self.dense_variables, "params": params}
+        return self.recovery.variables_for(model, self.dense_variables)
 
     @functools.cached_property
     def digest(self) -> str:
         """16 hex digits that change with the weights and with any recovered value."""
-        if self.recovery is None:
-            return digest(self.variables)[:16]
-        leaves = flat_params(self.dense_variables["params"])
-        replaced = {}
-        parts = [self.variables, replaced]
-        for variant in self.recovery.variants:
-            replaced |= {path: leaves[path] for path in variant.values}
-            parts += [variant.values, np.frombuffer(variant.name.encode(), np.uint8)]
-        return digest(parts)[:16]
+        tree = self.variables
+        if self.recovery is not None:
+            tree = [tree, *self.recovery.digest_parts(self.dense_variables["params"])]
+        return digest(tree)[:16]
 
     @functools.cached_property
     def device_variables(self) -> Mapping[str, Any]:
@@ -178,35 +124,12 @@ class Pretrained:
         return model_macs(self.model) / 1e9
 
     @property
-    def has_projection(self) -> bool:
-        """Whether the head is a projection, as in CLIP."""
-        is_projection = self.config.problem_type == PROJECTION
-        return is_projection and self.config.num_classes > 0
-
-    @property
-    def is_classifier(self) -> bool:
-        """Whether the head has classes: neither missing nor a projection."""
-        return self.config.num_classes > 0 and not self.has_projection
-
-    @property
-    def is_single_label(self) -> bool:
-        """Whether the head gives one class per image, so that images have labels."""
-        return self.is_classifier and self.config.problem_type == SINGLE_LABEL
-
-    @property
-    def has_classes(self) -> bool | None:
-        """Whether the outputs are logits of classes; None: a regression's numbers."""
-        if self.config.problem_type == REGRESSION and self.config.num_classes:
-            return None
-        return self.is_classifier
-
-    @property
     def label(self) -> str:
         """The reduction in a few words, for messages."""
         if self.reduction is None:
             return "a reduction without a name"
         label = str(self.reduction)
-        if kinds := " and ".join(self.untrained_kinds):
+        if kinds := " and ".join(self.untrained):
             label += f" (untrained {kinds})"
         return f"{label} (recovered)" if self.recovered else label
 
@@ -215,8 +138,24 @@ class Pretrained:
         """The recovered variant in use; None: the model has its dense parameters."""
         if self.recovery is None:
             return None
-        variant = self.recovery.of(self.model)
+        variant = self.recovery.variant_for(self.model)
         return variant if variant and variant.values else None
+
+    @functools.cached_property
+    def untrained(self) -> tuple[str, ...]:
+        """The kinds of parts with random values: "head", "selectors", both or ()."""
+        if not self.origin.untrained:
+            return ()
+        kinds = set()
+        for part in self.origin.untrained_parts(self.variables["params"]):
+            is_selector = part.startswith(timm_tensors.SELECTOR)
+            kinds.add("selectors" if is_selector else "head")
+        return tuple(sorted(kinds))
+
+    def warn_of_untrained(self) -> None:
+        """Warn if any part is untrained."""
+        if self.untrained:
+            warn(f"{self!r}: untrained parts were drawn from a seed; train them first")
 
     def with_variables(self, variables: Mapping[str, Any]) -> "Pretrained":
         """The same model with new variables, for example trained further."""
@@ -238,55 +177,12 @@ class Pretrained:
         if "pos_embed" not in fresh:
             config = model.config.with_arch(resize=self.config.arch.resize)
             tensors = resize_positions.fit(tensors, config, self.image_size)
-        origin = self.source.title
-        tensors, fresh = timm_tensors.own_selectors(model, tensors, origin, fresh)
+        title = self.origin.title
+        tensors, fresh = timm_tensors.own_selectors(model, tensors, title, fresh)
         variables, _ = timm_tensors.model_variables(
-            model, tensors, origin, fresh=fresh, seed=seed
+            model, tensors, title, fresh=fresh, seed=seed
         )
         return variables
-
-    def say_dense_values(self):
-        """Log that this reduced model was not recovered, if another variant was."""
-        # Recovered values fit only their own variant.
-        is_reduced = any(layer.counts for layer in self.model.plan)
-        if self.recovery is None or not is_reduced or not parallel.is_main():
-            return
-        if self.recovery.of(self.model) is None:
-            log.info(f"{self.label}: not recovered, so it has the dense model's values")
-
-    @functools.cached_property
-    def untrained_parts(self) -> tuple[str, ...]:
-        """Names of untrained parts, such as "head"."""
-        drawn = self.source.untrained.items()
-        params = self.variables["params"] if drawn else {}
-        return tuple(k for k, v in drawn if k in params and digest(params[k]) == v)
-
-    @property
-    def untrained_kinds(self) -> list[str]:
-        """The untrained kinds among "head" and "selectors", sorted."""
-        kinds = set()
-        for part in self.untrained_parts:
-            is_selector = part.startswith(timm_tensors.SELECTOR)
-            kinds.add("selectors" if is_selector else "head")
-        return sorted(kinds)
-
-    @property
-    def untrained(self) -> bool:
-        """Whether any part still has random values."""
-        return bool(self.untrained_parts)
-
-    def warn_of_untrained(self):
-        """Warn if any part is untrained."""
-        if self.untrained:
-            warn(f"{self!r}: untrained parts were drawn from a seed; train them first")
-
-    def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Class probabilities for the head's problem type. [.., C] -> [.., C].
-
-        A softmax, or sigmoids for multi-label heads and for a single class.
-        Raises InputError for problem_type "regression".
-        """
-        return probabilities(logits, self.config.problem_type)
 
     def with_reduction(
         self, reduction: ReductionLike, seed: int | None = None
@@ -310,7 +206,7 @@ class Pretrained:
         Raises InputError for a size that does not fit patches or reduction, and for
             position embeddings that are already resized.
         """
-        trained_size = self.source.image_size or self.image_size
+        trained_size = self.origin.image_size or self.image_size
         resized = sides(trained_size) != sides(self.image_size)
         if resized and self.config.arch.positions:
             raise InputError(
@@ -345,33 +241,10 @@ class Pretrained:
         """The ViT of `with_reduction`, without variables."""
         return reduction_plan.with_plan(self.model, Reduction.read(reduction))
 
-    def gmacs_with(self, reduction: ReductionLike) -> float:
-        """`gmacs` with another reduction."""
-        return model_macs(self.model_with(reduction)) / 1e9
-
-    def use(self, reduction: ReductionLike) -> str:
-        """Name results with `reduction`: "as trained" or "off-the-shelf"."""
-        same = self.model_with(reduction).reduction == self.reduction
-        return "as trained" if same else "off-the-shelf"
-
-    def differences_from_training(self) -> list[str]:
-        """Describe the reduction and image size if they differ from training's."""
-        source = self.source
-        lines = []
-        if source.reduction is not None and not self.recovery:
-            before = self.model_with(source.reduction).reduction
-            if before != self.reduction:
-                lines.append(f"reduction {self.reduction} (trained with {before})")
-        trained_size = source.image_size or self.image_size
-        if sides(self.image_size) != sides(trained_size):
-            size = size_text(self.image_size)
-            lines.append(f"size {size} (trained with {size_text(trained_size)})")
-        return lines
-
     @property
     def _learned(self):
         """Tensors of all learned selectors, for any reduction, by timm's names."""
-        if "selectors" in self.untrained_kinds:
+        if "selectors" in self.untrained:
             return self.selectors
         # The model's selectors may have been trained after `self.selectors` was set.
         selectors = timm_tensors.selectors_of(self.dense_variables)
@@ -386,38 +259,33 @@ class Pretrained:
         model: a ViT of equal sizes and parts, with any reduction and image size
         seed: draws missing selectors; None: a missing selector raises InputError
         """
-        source = self.source
+        origin = self.origin
         params = {}
         for name, part in self.dense_variables["params"].items():
             if not name.startswith(timm_tensors.SELECTOR):
                 params[name] = part
         if sides(model.config.image_size) != sides(self.image_size):
-            trained_size = source.image_size or self.image_size
-            source = dataclasses.replace(source, image_size=trained_size)
+            trained_size = origin.image_size or self.image_size
+            origin = dataclasses.replace(origin, image_size=trained_size)
             params = resize_positions.fit(params, model.config, trained_size)
         learned = self._learned
         drawn = () if seed is None else None
-        tensors, fresh = timm_tensors.own_selectors(model, learned, source.title, drawn)
+        tensors, fresh = timm_tensors.own_selectors(model, learned, origin.title, drawn)
         variables, drawn = timm_tensors.model_variables(
             model,
             tensors,
-            source.title,
+            origin.title,
             fresh=fresh,
             seed=seed or 0,
             known={**self.dense_variables, "params": params},
         )
-        untrained = {**source.untrained, **digests(variables, drawn)}
         vit = dataclasses.replace(
             self,
             model=model,
             dense_variables=variables,
             selectors=learned,
-            source=dataclasses.replace(source, untrained=untrained),
+            origin=origin.with_untrained(variables["params"], drawn),
         )
-        vit.say_dense_values()
+        if self.recovery is not None:
+            self.recovery.say_dense_values(model, vit.label)
         return vit
-
-
-def digests(variables: Mapping[str, Any], parts: Iterable[str]) -> dict[str, str]:
-    """{part: digest of its parameters}."""
-    return {part: digest(variables["params"][part]) for part in parts}

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
+from imagepiece_jax.common import parallel
 from imagepiece_jax.common.checks import as_tuple
 from imagepiece_jax.common.image_size import sides, size_text
+from imagepiece_jax.common.progress import log
 from imagepiece_jax.common.tables import amount
+from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
 NOTHING_LOWER = "nothing was better: try a smaller reduction, or more images or steps"
@@ -46,7 +49,7 @@ class RecoveredVariant:
     image_size: int | tuple[int, int]
     depth: int  # block count
     lr: float | None = None  # peak learning rate, as a share of a parameter's size
-    weights: str | None = None  # `WeightsSource.name` of the dense model
+    weights: str | None = None  # `Origin.name` of the dense model
     share: float | None = None  # MACs / dense MACs
     # the measure with dense parameters; differs from `before` if this recovery
     # started from an earlier recovery
@@ -79,7 +82,7 @@ class RecoveredVariant:
         size = size_text(self.image_size)
         return f"{self.reduction}, {self.depth} blocks, {size} pixels"
 
-    def fits(self, model) -> bool:
+    def fits(self, model: ViT) -> bool:
         """Whether a model has this variant's reduction, image size and depth."""
         same = (model.reduction or DENSE) == self.reduction
         same = same and sides(model.config.image_size) == sides(self.image_size)
@@ -122,12 +125,41 @@ class Recovery:
     def __str__(self):
         return "\n".join(map(str, self.variants))
 
-    def of(self, model) -> RecoveredVariant | None:
+    def variant_for(self, model: ViT) -> RecoveredVariant | None:
         """The variant with a model's reduction, image size and depth, or None."""
         for variant in self.variants:
             if variant.fits(model):
                 return variant
         return None
+
+    def variables_for(self, model: ViT, dense: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Replace dense variables by the recovered values of a model's variant."""
+        variant = self.variant_for(model)
+        if variant is None or not variant.values:
+            return dense
+        leaves = traverse_util.flatten_dict(dense["params"], sep="/")
+        # Values of a part that the model lacks, such as a head, are ignored.
+        present = {path: v for path, v in variant.values.items() if path in leaves}
+        params = traverse_util.unflatten_dict(leaves | present, sep="/")
+        return {**dense, "params": params}
+
+    def digest_parts(self, dense_params: Mapping[str, Any]) -> list[Any]:
+        """Everything in a digest of weights that tells this recovery."""
+        leaves = flat_params(dense_params)
+        replaced = {}
+        parts = [replaced]
+        for variant in self.variants:
+            replaced |= {path: leaves[path] for path in variant.values}
+            parts += [variant.values, np.frombuffer(variant.name.encode(), np.uint8)]
+        return parts
+
+    def say_dense_values(self, model: ViT, label: str) -> None:
+        """Log that a reduced model, called `label`, was not recovered."""
+        # Recovered values fit only their own variant.
+        is_reduced = any(layer.counts for layer in model.plan)
+        if not is_reduced or self.variant_for(model) or not parallel.is_main():
+            return
+        log.info(f"{label}: not recovered, so it has the dense model's values")
 
     def merged(self, other: "Recovery | None") -> "Recovery":
         """Add the variants of an earlier Recovery; newer variants win."""
@@ -150,12 +182,3 @@ def flat_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Flatten parameters to {path: value} without None."""
     leaves = traverse_util.flatten_dict(params, sep="/")
     return {path: leaf for path, leaf in leaves.items() if leaf is not None}
-
-
-def with_values(params: Mapping[str, Any], values: Values) -> Mapping[str, Any]:
-    """Replace parameters by `values`; paths without a parameter are ignored."""
-    if not values:
-        return params
-    leaves = traverse_util.flatten_dict(params, sep="/")
-    present = {path: value for path, value in values.items() if path in leaves}
-    return traverse_util.unflatten_dict(leaves | present, sep="/")

@@ -310,7 +310,7 @@ class RecoveryRun:
             changed=self.trained is not None,
             image_size=vit.image_size,
             depth=vit.model.depth,
-            weights=dense.source.name or None,
+            weights=dense.origin.name or None,
             share=vit.gmacs / dense.gmacs,
             learned=learned,
             values=values,

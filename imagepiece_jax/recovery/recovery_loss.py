@@ -5,7 +5,6 @@ import jax.numpy as jnp
 
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.problem_type import REGRESSION, activation
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.provenance import follow, rows_of
 from imagepiece_jax.reduction.token_selector import kl_divergence
@@ -86,11 +85,10 @@ KINDS = {
 
 def outputs_of(vit: Pretrained) -> str:
     """The kind of a model's outputs, one of `KINDS`."""
-    if not vit.is_classifier:
+    head = vit.config.head
+    if not head.is_classifier:
         return "features"
-    if vit.config.problem_type == REGRESSION:
-        return "numbers"
-    return activation(vit.config.problem_type, vit.config.num_classes)
+    return head.activation or "numbers"
 
 
 class Comparison:

@@ -136,7 +136,7 @@ def _dense_model(field, path):
 def fitted(vit: Pretrained, model, fresh=(), seed: int = 0) -> Mapping[str, Any]:
     """Variables of `model` with trained values; `fresh` parts are drawn instead."""
     variables = vit.variables_for(model, fresh, seed)
-    check_unstored(model.config, vit.config, vit.source.title, "head" in fresh)
+    check_unstored(model.config, vit.config, vit.origin.title, "head" in fresh)
     return variables
 
 

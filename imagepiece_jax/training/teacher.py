@@ -14,7 +14,6 @@ import numpy as np
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.create import execution_of
-from imagepiece_jax.models.problem_type import check_single_label
 from imagepiece_jax.models.record import as_json
 from imagepiece_jax.models.variables import digest
 from imagepiece_jax.models.vit import ViT
@@ -79,8 +78,8 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
         return None, None
     vit = initial.teacher
     named = f"config.teacher.weights {run.teacher.weights}"
-    check_single_label(vit.config.problem_type, named, "distillation")
-    trained = vit.source.reduction or DENSE
+    vit.config.head.check_single_label(named, "distillation")
+    trained = vit.origin.reduction or DENSE
     if trained.name != DENSE.name:
         say(f"note: {named} was trained with {trained}, and teaches without it")
     try:

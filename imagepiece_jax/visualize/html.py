@@ -85,8 +85,7 @@ def write_folder(
     os.makedirs(out, exist_ok=True)
     images_of_patches, _ = cut_to_patches(images, models[0].model.config.patch_size)
     for vit in models:
-        problem_type = vit.config.problem_type
-        trace = tracing.trace(vit.model, vit.variables, images, problem_type)
+        trace = tracing.trace(vit.model, vit.variables, images)
         traces.append(trace)
         setting = str(vit.reduction)
         method = {"label": vit.label, "setting": setting, "gmacs": vit.gmacs}

@@ -13,7 +13,6 @@ from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import counted
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.models.problem_type import SINGLE_LABEL, activation, probabilities
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.provenance import patch_slots
 
@@ -45,21 +44,18 @@ class Trace:
     confidence: np.ndarray | None  # [B] float32, its probability
 
 
-def trace(
-    model: ViT, variables, images: np.ndarray, problem_type: str | None = SINGLE_LABEL
-) -> Trace:
+def trace(model: ViT, variables, images: np.ndarray) -> Trace:
     """Trace uint8 images [B, H, W, 3] up to the first soft reduction.
 
     model: not in masked training
-    problem_type: the head's; None: outputs are not classes
     """
     slots, logits = _in_batches(model, variables, images)
     top = None
     confidence = None
-    classes = model.config.num_classes
-    if problem_type is not None and activation(problem_type, classes) is not None:
+    head = model.config.head
+    if head.activation:
         top = logits.argmax(axis=-1).astype(np.int32)
-        confidence = probabilities(logits, problem_type).max(axis=-1)
+        confidence = head.probabilities(logits).max(axis=-1)
     stages = []
     sources = iter(slots)
     for block, layer in enumerate(model.plan):

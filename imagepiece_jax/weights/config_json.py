@@ -129,16 +129,16 @@ def config_fields(vit: Pretrained) -> dict[str, Any]:
     model = vit.model
     reduction = dataclasses.replace(vit.reduction, prop_attn=model.prop_attn)
     optional = {}
-    if vit.untrained_parts:
-        optional["untrained"] = vit.untrained_parts
+    if untrained := vit.origin.untrained_parts(vit.variables["params"]):
+        optional["untrained"] = untrained
     if vit.recovery:
         optional["recovery"] = {
             "variants": [variant.record for variant in vit.recovery.variants]
         }
     if vit.class_names:
         optional["class_names"] = vit.class_names
-    if vit.source.license:
-        optional["license"] = vit.source.license
+    if vit.origin.license:
+        optional["license"] = vit.origin.license
     record = {
         "format": FORMAT,
         "config": dataclasses.asdict(model.config),

@@ -24,8 +24,9 @@ from imagepiece_jax.models import (
 )
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import build_model, execution_of
-from imagepiece_jax.models.pretrained import Pretrained, WeightsSource, digests
-from imagepiece_jax.models.problem_type import PROJECTION, SINGLE_LABEL
+from imagepiece_jax.models.head import PROJECTION, SINGLE_LABEL
+from imagepiece_jax.models.origin import Origin
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.variables import digest, matches
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
@@ -132,7 +133,7 @@ def load(
         variables,
         class_names=class_names,
         recovery=_recovery(source, described, recovered, variables, skipped),
-        source=WeightsSource(
+        origin=Origin(
             path=source.path,
             kind=source.kind,
             name=source.name or vit_config.name or "",
@@ -142,11 +143,10 @@ def load(
             checkpoint=checkpoint,
             averaged=averaged,
             run=source.config if source.kind == location.RUN else None,
-            untrained=digests(variables, untrained),
-        ),
+        ).with_untrained(variables["params"], untrained),
         selectors=learned,
     )
-    is_clip = vit.config.arch.pre_norm and vit.is_single_label
+    is_clip = vit.config.arch.pre_norm and vit.config.head.is_single_label
     if is_clip and not vit.class_names and not vit.untrained:
         warn(
             f"{vit!r}: the head is taken for a classifier; config.problem_type "
@@ -154,7 +154,8 @@ def load(
         )
     if num_classes is not None or seed is not None:
         vit.warn_of_untrained()
-    vit.say_dense_values()
+    if vit.recovery is not None:
+        vit.recovery.say_dense_values(model, vit.label)
     return vit
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.pretrained import WeightsSource
+from imagepiece_jax.models.origin import Origin
 from imagepiece_jax.weights import hub
 from imagepiece_jax.weights.file_names import (
     BESIDE,
@@ -54,7 +54,7 @@ class Location:
     @property
     def title(self) -> str:
         """The path in error messages: "run runs/a", "folder hf://OWNER/NAME"."""
-        return WeightsSource(path=self.path, kind=self.kind, name=self.name).title
+        return Origin(path=self.path, kind=self.kind, name=self.name).title
 
     def weights_file(self) -> pathlib.Path:
         """Find a folder's single weights file."""

@@ -13,7 +13,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.models.problem_type import PROJECTION
+from imagepiece_jax.models.head import PROJECTION
 from imagepiece_jax.weights import timm_config
 
 Fields = Mapping[str, Any]  # of a JSON file

@@ -264,8 +264,8 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
         fields = images.as_json
         optional = {"crop_pct": fields["crop"], "crop_mode": fields["crop_mode"]}
         optional["interpolation"] = fields["interpolation"]
-    if vit.source.license:
-        optional["license"] = vit.source.license
+    if vit.origin.license:
+        optional["license"] = vit.origin.license
     heads = "head"
     if config.arch.dist_token:
         heads = ["head", "head_dist"]

@@ -17,7 +17,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import MEAN, STD, ViTConfig
-from imagepiece_jax.models.problem_type import (
+from imagepiece_jax.models.head import (
     MULTI_LABEL,
     PROBLEMS,
     PROJECTION,

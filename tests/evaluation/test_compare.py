@@ -190,7 +190,7 @@ def test_without_labels_outputs_are_compared(tmp_path, classes):
         else:
             assert figures["cosine_mean"] == pytest.approx(cosines.mean(), abs=1e-5)
             assert figures["cosine_worst"] == pytest.approx(cosines.min(), abs=1e-5)
-    share = vit.gmacs_with("tome:r=6") / vit.gmacs
+    share = vit.with_reduction("tome:r=6").gmacs / vit.gmacs
     assert f"| {share:.2f} |\n" in compare.table(report)
     lines = len((tmp_path / "out" / "points.jsonl").read_text().splitlines())
     assert lines == len(outputs)

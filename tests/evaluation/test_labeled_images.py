@@ -9,13 +9,13 @@ import pytest
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation.labeled_images import labeled_images
-from imagepiece_jax.models.problem_type import SINGLE_LABEL
+from imagepiece_jax.models.head import Head
 from tests.helpers.picture_files import write_csv, write_plain
 
 VIT = types.SimpleNamespace(
-    config=types.SimpleNamespace(num_classes=10, problem_type=SINGLE_LABEL),
+    config=types.SimpleNamespace(num_classes=10, head=Head(10)),
     preprocessing=Preprocessing(16),
-    source=types.SimpleNamespace(title="w.npz", run=None),
+    origin=types.SimpleNamespace(title="w.npz", run=None),
     class_names=tuple("0123456789"),
 )
 
@@ -44,12 +44,11 @@ def test_numbers_below_their_least_are_refused(name, value):
         labeled_images(VIT, "digits", **{name: value})
 
 
-ENCODER = types.SimpleNamespace(**vars(VIT) | {"is_single_label": False})
-ENCODER.config = types.SimpleNamespace(num_classes=0, problem_type=SINGLE_LABEL)
-CLASSIFIER = types.SimpleNamespace(**vars(VIT) | {"is_single_label": True})
+ENCODER = types.SimpleNamespace(**vars(VIT))
+ENCODER.config = types.SimpleNamespace(num_classes=0, head=Head(0))
 
 
-@pytest.mark.parametrize("vit", [ENCODER, CLASSIFIER])
+@pytest.mark.parametrize("vit", [ENCODER, VIT])
 def test_images_without_labels(tmp_path, vit):
     write_plain(tmp_path, "a.png", "b.png")
     (tmp_path / "set.csv").write_text("filename\na.png\nb.png\n")
@@ -76,4 +75,4 @@ def test_an_encoder_reads_no_labels(tmp_path):
 def test_classes_of_another_model_are_not_taken_for_no_labels(tmp_path):
     write_plain(tmp_path, "ant/a.png", "bee/b.png")
     with pytest.raises(InputError, match="ant"):
-        labeled_images(CLASSIFIER, f"{tmp_path}", need_labels=False)
+        labeled_images(VIT, f"{tmp_path}", need_labels=False)

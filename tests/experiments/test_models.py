@@ -11,6 +11,7 @@ from experiments import models
 from experiments.models import Finetuner, label, with_cost
 from experiments.paper_tables import DENSE, TableRow, measure, table
 from imagepiece_jax.data.sources import digits
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reduction import Reduction
 from tests.helpers import small_runs, tiny_paper
@@ -40,8 +41,8 @@ def trained(monkeypatch):
 
     def train_run(config, workdir):
         configs[workdir.name] = config
-        source = types.SimpleNamespace(path=workdir)
-        return types.SimpleNamespace(source=source, reduction=None)
+        origin = types.SimpleNamespace(path=workdir)
+        return types.SimpleNamespace(origin=origin, reduction=None)
 
     monkeypatch.setattr(models, "train_run", train_run)
     return configs
@@ -67,8 +68,8 @@ def test_matching_leaves_the_reference_and_dense_alone(tmp_path, config, trained
     assert fitted.keep_rate != Reduction.read(EVIT).method.keep_rate
     assert fitted.blocks == (1,)
     assert fitted.keep_rate == maker.match(Reduction.read(EVIT)).method.keep_rate
-    cost = maker.pretrained.gmacs_with
-    assert cost(fitted) == pytest.approx(cost(models.REFERENCE), rel=0.1)
+    matched, reference = map(maker.pretrained.model_with, (fitted, models.REFERENCE))
+    assert model_macs(matched) == pytest.approx(model_macs(reference), rel=0.1)
 
 
 def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, trained):
@@ -80,7 +81,7 @@ def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, trained):
     maker.find("tome:r=4:prop_attn=False", "conv", True)
     start, learned, conv_start, tome = trained.values()
     assert (start.reduction, start.init.fresh, start.seed) == ("none", (), 1)
-    assert start.init.weights == str(maker.pretrained.source.path)
+    assert start.init.weights == str(maker.pretrained.origin.path)
     teacher = str(tmp_path / "small" / "start_patch_seed1")
     assert learned.init.weights == learned.teacher.weights == teacher
     assert learned.init.fresh == ("reducer",)

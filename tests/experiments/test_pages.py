@@ -7,6 +7,7 @@ from experiments import controls, hyperspeed, paper_tables, published
 from experiments.models import OffTheShelf
 from experiments.paper import Answers, Study
 from imagepiece_jax.evaluation.result_cache import plan_facts
+from imagepiece_jax.models.cost import model_macs
 from tests.helpers import markdown, tiny_vit
 
 IMAGES = 1000
@@ -58,8 +59,9 @@ def test_gains_are_the_combinations_over_their_methods(study):
     gains = lines(study, "combos")
     for single, combined in paper_tables.PAIRS[:3]:
         gain = points(study, combined.reduction, single.reduction)
-        costs = [study.pretrained.gmacs_with(r.reduction) for r in (single, combined)]
-        assert gains[single.name][:2] == [f"{cost:.3f}" for cost in costs]
+        pair = [study.pretrained.model_with(r.reduction) for r in (single, combined)]
+        costs = [f"{model_macs(model) / 1e9:.3f}" for model in pair]
+        assert gains[single.name][:2] == costs
         assert gains[single.name][2].startswith(f"{gain:+.1f} [")
 
 

@@ -16,7 +16,7 @@ from imagepiece_jax.commands import export
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.evaluation.compare_outputs import CONTROLS
 from imagepiece_jax.exporters import card
-from imagepiece_jax.models.problem_type import MULTI_LABEL, REGRESSION
+from imagepiece_jax.models.head import MULTI_LABEL, REGRESSION
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.recovery.recovery_images import divided
 from tests.evaluation.test_annotations import write_texts
@@ -225,8 +225,8 @@ LICENSES = ["apache-2.0", "CC BY-NC 4.0: see LICENSE", "[a, b]", "a # b", "Two\n
 def test_yaml_reads_the_license_as_it_is(tmp_path, license):
     yaml = pytest.importorskip("yaml")
     vit = tiny_vit.pretrained("tome:r=3", depth=1)
-    source = dataclasses.replace(vit.source, license=license)
-    vit = dataclasses.replace(vit, source=source)
+    origin = dataclasses.replace(vit.origin, license=license)
+    vit = dataclasses.replace(vit, origin=origin)
     facts = FACTS | {"card": CARD}
     text = card.page_of(tmp_path / "m.onnx", vit, facts)
     assert yaml.safe_load(text.split("---\n")[1])["license"] == license

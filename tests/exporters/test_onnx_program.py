@@ -11,7 +11,7 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters.onnx_program import KIND, OnnxProgram, open_file
 from imagepiece_jax.exporters.program_facts import facts_file
-from imagepiece_jax.models.pretrained import WeightsSource
+from imagepiece_jax.models.origin import Origin
 from tests.helpers import tiny_vit
 from tests.helpers.refused_calls import refused
 
@@ -31,7 +31,7 @@ def test_what_needs_weights_refuses_an_exported_file(use, tmp_path):
         model=tiny_vit.model("tome:r=3"),
         dense_variables={"params": {}},
         class_names=tuple("abcdefg")[: tiny_vit.CLASSES],
-        source=WeightsSource(path=tmp_path / "a.onnx", kind=KIND, name="a.onnx"),
+        origin=Origin(path=tmp_path / "a.onnx", kind=KIND, name="a.onnx"),
         session=None,
         input_name="images",
         input_dtype="float32",

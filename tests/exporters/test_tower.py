@@ -15,7 +15,6 @@ from imagepiece_jax.exporters import tower
 from imagepiece_jax.exporters.export import export
 from imagepiece_jax.exporters.onnx_program import open_file
 from imagepiece_jax.exporters.program_facts import facts_file
-from imagepiece_jax.models.problem_type import probabilities
 from tests.helpers import small_photographs, tiny_vit
 from tests.helpers.refused_calls import refused
 
@@ -331,8 +330,8 @@ def assert_client_finds_outputs(vit, folder, layout, photographs, **options):
     pixels = np.stack([np.asarray(Image.open(path)) for path in photographs])
     given = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
     want = np.asarray(vit.model.apply(vit.variables, given).logits)
-    if vit.is_classifier:
-        want = probabilities(want)
+    if vit.config.head.is_classifier:
+        want = vit.config.head.probabilities(want)
     found = np.array(json.loads(ended.stdout))
     assert_near(found, want, options.get("dtype", "float32"))
 
@@ -414,8 +413,8 @@ def test_a_config_of_transformers_is_copied_and_one_of_ours_is_not(tmp_path):
     vit = encoder()
     content = {"model_type": "dinov2", "torch_dtype": "float32"}
     (tmp_path / "config.json").write_text(json.dumps(content))
-    source = dataclasses.replace(vit.source, path=tmp_path)
-    found = tower.config_fields(dataclasses.replace(vit, source=source))
+    origin = dataclasses.replace(vit.origin, path=tmp_path)
+    found = tower.config_fields(dataclasses.replace(vit, origin=origin))
     assert found == content
     saved = imagepiece_jax.load(imagepiece_jax.save(vit, tmp_path / "saved"))
     assert tower.config_fields(saved)["model_type"] == "vit"
@@ -426,14 +425,14 @@ def test_a_copied_config_has_the_images_and_classes_of_the_model(tmp_path):
     content = {"model_type": "vit", "image_size": 8, "id2label": {"0": "cat"}}
     content["architectures"] = ["ViTModel"]
     (tmp_path / "config.json").write_text(json.dumps(content))
-    source = dataclasses.replace(vit.source, path=tmp_path)
-    found = tower.config_fields(dataclasses.replace(vit, source=source))
+    origin = dataclasses.replace(vit.origin, path=tmp_path)
+    found = tower.config_fields(dataclasses.replace(vit, origin=origin))
     assert found["id2label"] == dict(enumerate(vit.class_names))
     assert found["label2id"]["class 1"] == 1
     assert found["architectures"] == ["ViTForImageClassification"]
     assert found["problem_type"] == "single_label_classification"
     assert found["image_size"] == tiny_vit.SIDE
-    found = tower.config_fields(dataclasses.replace(encoder(), source=source))
+    found = tower.config_fields(dataclasses.replace(encoder(), origin=origin))
     assert found == {"model_type": "vit", "image_size": tiny_vit.SIDE}
 
 

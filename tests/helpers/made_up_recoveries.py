@@ -33,7 +33,7 @@ def variant_of(vit, changed=True, **fields):
         "reduction": vit.reduction,
         "image_size": vit.image_size,
         "depth": vit.model.depth,
-        "share": vit.gmacs / vit.gmacs_with("none"),
+        "share": vit.gmacs / vit.with_reduction("none").gmacs,
         "changed": changed,
     } | fields
     return RecoveredVariant(**FIGURES | fields)

@@ -13,7 +13,8 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.models import create, timm_tensors
 from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.models.config import Execution
-from imagepiece_jax.models.pretrained import Pretrained, WeightsSource
+from imagepiece_jax.models.origin import Origin
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.methods import METHODS
@@ -187,12 +188,11 @@ def loaded(path, reduction=None, variables=None, seed=0, **fields):
     path = pathlib.Path(path)
     made = create.build_model(config(**fields), reduction)
     size = made.config.image_size
-    source = WeightsSource(
-        path=path, name=path.name, image_size=size, run={"seed": seed}
-    )
+    run = {"seed": seed}
+    origin = Origin(path=path, name=path.name, image_size=size, run=run)
     if variables is None:
         variables = shapes(made)
-    return Pretrained(made, variables, source=source)
+    return Pretrained(made, variables, origin=origin)
 
 
 def of_problem(vit, problem_type):

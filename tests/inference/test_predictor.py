@@ -238,4 +238,4 @@ def test_a_projection_is_no_classifier(trained):
 
 def test_numbers_that_are_not_finite_have_no_probabilities(trained):
     with refused("not finite"):
-        trained.probabilities(np.float32([1, np.nan]))
+        trained.config.head.probabilities(np.float32([1, np.nan]))

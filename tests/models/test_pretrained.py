@@ -21,7 +21,7 @@ def dense():
 def test_a_model_that_someone_made_has_defaults(dense):
     assert dense.label == str(dense.reduction) == "none"
     assert dense.preprocessing == Preprocessing(tiny_vit.SIDE)
-    assert (dense.class_names, dense.source.path) == (None, None)
+    assert (dense.class_names, dense.origin.path) == (None, None)
     early = tiny_vit.pretrained("token_learner:block=0")
     vit = Pretrained(early.model, early.variables)
     assert vit.image_size == tiny_vit.SIDE
@@ -42,7 +42,7 @@ def test_the_same_weights_at_another_size(tmp_path, dense):
         assert found.model == wanted.model
         assert found.image_size == size
         assert same(found.variables, wanted.variables)
-        assert found.source.image_size == tiny_vit.SIDE
+        assert found.origin.image_size == tiny_vit.SIDE
         assert found.digest == wanted.digest != loaded.digest
     assert same(loaded.at_size(tiny_vit.SIDE).variables, loaded.variables)
 

@@ -64,7 +64,7 @@ def test_a_head_has_its_labels_wherever_the_config_is_from(
     image = picture(32, 32)
     theirs = scores(tmp_path, image, image_processor=processor)
     vit = imagepiece_jax.load(tmp_path)
-    found = vit.probabilities(computed(vit, prepared(vit, image)).logits)[0]
+    found = vit.config.head.probabilities(computed(vit, prepared(vit, image)).logits)[0]
     assert vit.class_names == (*LABELS.values(),)
     np.testing.assert_allclose(found, theirs, atol=1e-3)
     torch.save(model.vit.state_dict(), tmp_path / "pytorch_model.bin")
@@ -93,9 +93,11 @@ def test_what_the_head_of_a_timm_wrapper_means(tmp_path, problem_type):
     if problem_type == "regression":
         np.testing.assert_allclose(logits[0], theirs, rtol=1e-3, atol=1e-3)
         with pytest.raises(InputError):
-            vit.probabilities(logits)
+            vit.config.head.probabilities(logits)
     else:
-        np.testing.assert_allclose(vit.probabilities(logits)[0], theirs, atol=1e-3)
+        np.testing.assert_allclose(
+            vit.config.head.probabilities(logits)[0], theirs, atol=1e-3
+        )
 
 
 def test_a_timm_wrapper_without_a_head(tmp_path):
@@ -132,7 +134,7 @@ def test_images_of_a_model_of_flexible_size(tmp_path, name, arguments):
     with torch.no_grad():
         theirs = again(transform(image)[None])
     vit = imagepiece_jax.load(tmp_path)
-    assert (vit.image_size, vit.source.image_size) == (96, 64)
+    assert (vit.image_size, vit.origin.image_size) == (96, 64)
     assert apart(computed(vit, prepared(vit, image)).logits, theirs) < 1e-5
     assert imagepiece_jax.load(tmp_path, image_size=32).image_size == 32
 

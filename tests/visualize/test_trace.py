@@ -56,8 +56,8 @@ def test_predictions_are_those_of_the_logits(imagepiece):
 
 
 def test_a_projection_predicts_no_class(images):
-    model = tiny_vit.model("tome:r=3", depth=1)
-    assert trace(model, tiny_vit.variables(model), images[:1], None).top is None
+    model = tiny_vit.model("tome:r=3", depth=1, problem_type="projection")
+    assert trace(model, tiny_vit.variables(model), images[:1]).top is None
 
 
 def test_a_trace_ends_at_learned_tokens(images):

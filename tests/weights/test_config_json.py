@@ -10,7 +10,7 @@ from imagepiece_jax.data import class_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.problem_type import MULTI_LABEL, PROBLEMS
+from imagepiece_jax.models.head import MULTI_LABEL, PROBLEMS
 from imagepiece_jax.weights import config_json, location, timm_config
 from imagepiece_jax.weights.open_clip_config import parse_open_clip
 from tests.helpers import named_models

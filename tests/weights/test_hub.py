@@ -67,7 +67,7 @@ def lay_out(cache, files, commit=COMMIT, ref="main", name="org/name"):
 def test_a_cached_id_loads_without_a_network(cache, files, variables):
     snapshot = lay_out(cache, files)
     vit = imagepiece_jax.load("hf://org/name")
-    assert vit.source.title == "folder hf://org/name"  # not that of the cache
+    assert vit.origin.title == "folder hf://org/name"  # not that of the cache
     found, values = tiny_vit.pair(vit)
     assert same(values, variables)
     assert (found.config.num_classes, found.config.std) == (7, STD)

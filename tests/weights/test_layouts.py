@@ -19,7 +19,7 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.models.problem_type import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from imagepiece_jax.models.head import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from imagepiece_jax.models.resize_positions import resize
 from imagepiece_jax.weights import layouts
 from tests.helpers import tiny_vit
@@ -63,12 +63,12 @@ def test_the_head_of_a_tower_is_asked_for(tmp_path):
     tensors, about = stored("openclip")
     np.savez(tmp_path / "w.npz", **tensors)
     vit = imagepiece_jax.load(tmp_path / "w.npz", config=about["config"])
-    assert vit.has_projection
+    assert vit.config.head.is_projection
     for changes in ({"problem_type": SINGLE_LABEL}, {"num_classes": 512}):
         config = dataclasses.replace(about["config"], **changes)
         with pytest.warns(UserWarning, match="problem_type 'projection'"):
             vit = imagepiece_jax.load(tmp_path / "w.npz", config=config)
-        assert vit.has_classes
+        assert vit.config.head.has_classes
 
 
 @pytest.mark.parametrize("problem_type", [MULTI_LABEL, REGRESSION])

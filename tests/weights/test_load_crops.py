@@ -59,7 +59,7 @@ def test_a_model_is_cropped_as_its_config_says(vit):
     assert registry.config(SQUASHED).preprocessing == squashed
     assert vit.preprocessing == Preprocessing(SIDE, crop=0.9)
     assert Pretrained(vit.model, vit.variables).preprocessing == vit.preprocessing
-    path = vit.source.path
+    path = vit.origin.path
     assert imagepiece_jax.load(path, config=CONFIG, crop=0.8).preprocessing.crop == 0.8
 
 
@@ -87,6 +87,6 @@ def test_a_saved_folder_is_cropped_as_it_was(tmp_path, vit, chosen):
 def test_a_run_takes_the_whole_way_of_its_weights_or_has_its_own(vit):
     fields = {"crop": 0.95, "crop_mode": "squash", "interpolation": "bilinear"}
     config = CONFIG.with_preprocessing(**fields)
-    other = imagepiece_jax.load(vit.source.path, config=config)
+    other = imagepiece_jax.load(vit.origin.path, config=config)
     assert in_training(other) == config.preprocessing
     assert in_training(other, eval_crop=0.8) == Preprocessing(SIDE, crop=0.8)

@@ -17,8 +17,8 @@ from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import create_model
+from imagepiece_jax.models.head import PROBLEMS
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.problem_type import PROBLEMS
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods.tome import ToMe
@@ -334,10 +334,10 @@ def test_the_license_of_timms_config_stays(tmp_path):
     del config["imagepiece_jax"]
     config["pretrained_cfg"]["license"] = "dinov3-license"
     license = config_json.parse(config, {}).license
-    source = dataclasses.replace(vit.source, license=license)
+    origin = dataclasses.replace(vit.origin, license=license)
     folder = tmp_path / "m"
-    imagepiece_jax.save(dataclasses.replace(vit, source=source), folder)
-    assert imagepiece_jax.load(folder).source.license == "dinov3-license"
+    imagepiece_jax.save(dataclasses.replace(vit, origin=origin), folder)
+    assert imagepiece_jax.load(folder).origin.license == "dinov3-license"
 
 
 def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
@@ -377,7 +377,7 @@ def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
         vit = imagepiece_jax.load(file, reduction=tiny_vit.EVIT, **fields)
     assert len(said) == 1
     assert said[0].filename == __file__
-    assert vit.untrained_parts == ("head",)
+    assert vit.untrained == ("head",)
     other = vit.with_reduction("tome:r=3")
     assert other.untrained and other.label == "tome:r=3 (untrained head)"
     with untrained():
@@ -386,14 +386,14 @@ def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
         imagepiece_jax.save(vit, tmp_path / "m")
     assert said[0].filename == __file__
     again = imagepiece_jax.load(tmp_path / "m")
-    assert again.untrained_parts == ("head",)
+    assert again.untrained == ("head",)
     assert again.label == vit.label
     # What is trained since says so by its numbers; without a head nothing was drawn.
     params = again.variables["params"]
     head = jax.tree.map(lambda leaf: leaf + 1, params["head"])
     variables = {**again.variables, "params": {**params, "head": head}}
     trained = again.with_variables(variables)
-    assert trained.untrained is False
+    assert trained.untrained == ()
     imagepiece_jax.save(trained, tmp_path / "trained")
     assert not imagepiece_jax.load(tmp_path / "trained").untrained
     assert not imagepiece_jax.load(tmp_path / "m", num_classes=0).untrained

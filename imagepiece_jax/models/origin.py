@@ -1,0 +1,75 @@
+"""Origin: where weights come from, how they were trained, and what was not trained."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from imagepiece_jax.common.image_size import sides, size_text
+from imagepiece_jax.models.variables import digest
+from imagepiece_jax.reduction.reduction import Reduction
+
+if TYPE_CHECKING:
+    from imagepiece_jax.models.pretrained import Pretrained
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Origin:
+    """Where weights come from; empty for a model made in memory."""
+
+    path: pathlib.Path | None = None  # on this machine
+    kind: str = "model"  # "weights file", "folder" or "run"
+    name: str = ""  # last part of the path; for hub weights OWNER/NAME
+    license: str | None = None
+    # image size the position embeddings were trained at; None: the model's
+    image_size: int | tuple[int, int] | None = None
+    # reduction used in training; None: unknown
+    reduction: Reduction | None = None
+    checkpoint: str | None = None  # a run's "best" or "latest"; a key in a file
+    averaged: bool = False  # weights averaged over training steps
+    run: Mapping[str, Any] | None = None  # the run's config
+    # {part: digest of its random values}. A part with another digest was trained since.
+    untrained: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        """The run's seed; 0 without a run."""
+        return self.run["seed"] if self.run else 0
+
+    @property
+    def title(self) -> str:
+        """The weights' name in messages, such as "run runs/a"."""
+        if self.path is None:
+            return f"the {self.kind}"
+        path = self.path
+        if "/" in self.name:
+            path = f"hf://{self.name}"
+        return f"{self.kind} {path}"
+
+    def with_untrained(
+        self, params: Mapping[str, Any], parts: Iterable[str]
+    ) -> "Origin":
+        """The same origin with more untrained parts, which have random values."""
+        drawn = {part: digest(params[part]) for part in parts}
+        return dataclasses.replace(self, untrained={**self.untrained, **drawn})
+
+    def untrained_parts(self, params: Mapping[str, Any]) -> tuple[str, ...]:
+        """Names of the parts that still have random values, such as "head"."""
+        drawn = self.untrained.items()
+        return tuple(k for k, v in drawn if k in params and digest(params[k]) == v)
+
+    def differences(self, vit: "Pretrained") -> list[str]:
+        """Describe a model's reduction and image size if they differ from training's.
+
+        vit: a model of these weights, recovered or not
+        """
+        lines = []
+        if self.reduction is not None and not vit.recovery:
+            before = vit.model_with(self.reduction).reduction
+            if before != vit.reduction:
+                lines.append(f"reduction {vit.reduction} (trained with {before})")
+        trained_size = self.image_size or vit.image_size
+        if sides(vit.image_size) != sides(trained_size):
+            size = size_text(vit.image_size)
+            lines.append(f"size {size} (trained with {size_text(trained_size)})")
+        return lines
