@@ -34,6 +34,10 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from flax import linen as nn  # noqa: E402
 
+from tests.helpers import checked_shapes  # noqa: E402
+
+checked_shapes.install()  # before the package is imported
+
 from imagepiece_jax.common import parallel, progress  # noqa: E402
 from tests.helpers import fast_tracing, run_command, stored_programs  # noqa: E402
 

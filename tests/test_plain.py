@@ -46,7 +46,8 @@ def test_the_first_example_and_public_functions_need_the_small_set_alone():
     assert found["logits"] == [2, tiny_vit.CLASSES]
 
 
-HIDING = "import runpy, sys; from tests import plain; plain.hide(); "
+HIDING = "import runpy, sys; from tests.helpers import readme_example; "
+HIDING += "readme_example.hide(); "
 HIDING += "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 
 

@@ -10,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Bool, Float, Int
 
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.kernels.choice import is_fast, is_reference, is_short
@@ -41,16 +42,18 @@ class SlotIndex:
         return self.target[:, : self.partner.shape[1]]
 
 
-def is_in_slot(dest, n_out):
-    """Mark the tokens in every slot. [B, n] -> [B, n_out, n] bool."""
+def is_in_slot(dest: Int[Array, "B n"], n_out: int) -> Bool[Array, "B {n_out} n"]:
+    """Mark the tokens in every slot."""
     dest = dest[:, None, :]
     slots = jnp.arange(n_out, dtype=dest.dtype)
     return dest == slots[None, :, None]
 
 
 @onnx_op
-def slot_matrix(weight, dest, n_out, mean):
-    """Token factors in every slot's mean (or sum). [B, n] -> [B, n_out, n] float32."""
+def slot_matrix(
+    weight: Float[Array, "B n"], dest: Int[Array, "B n"], n_out: int, mean: bool
+) -> Float[Array, "B {n_out} n"]:
+    """Token factors in every slot's mean (or sum)."""
     matrix = jnp.where(is_in_slot(dest, n_out), weight[:, None, :], 0)
     if not mean:
         return matrix
