@@ -63,7 +63,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
 from imagepiece_jax.reduction.reduction import DENSE, Reduction, ReductionLike
 from imagepiece_jax.weights.load import load
-from imagepiece_jax.weights.location import is_run
+from imagepiece_jax.weights.located import is_run
 
 TABLES = {
     "table1": paper_tables.table1,

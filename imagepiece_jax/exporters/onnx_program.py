@@ -20,7 +20,7 @@ from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.origin import Origin
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.weights.config_json import guarded
+from imagepiece_jax.weights.described import guarded
 
 KIND = "ONNX file"
 FIRST = "1.17"  # of onnxruntime's versions, that has opset 20, and so its Gelu

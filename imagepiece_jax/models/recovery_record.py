@@ -5,7 +5,7 @@ and biases, by learned values.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from imagepiece_jax.common.checks import as_tuple
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.progress import log
 from imagepiece_jax.common.tables import amount
+from imagepiece_jax.models.variables import matches
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
@@ -160,6 +161,14 @@ class Recovery:
         if not is_reduced or self.variant_for(model) or not parallel.is_main():
             return
         log.info(f"{label}: not recovered, so it has the dense model's values")
+
+    def without(self, parts: Collection[str]) -> "Recovery":
+        """The same recovery without values for some parts, such as "head"."""
+        variants = []
+        for variant in self.variants:
+            kept = {k: v for k, v in variant.values.items() if not matches(k, parts)}
+            variants.append(dataclasses.replace(variant, values=kept))
+        return Recovery(tuple(variants))
 
     def merged(self, other: "Recovery | None") -> "Recovery":
         """Add the variants of an earlier Recovery; newer variants win."""

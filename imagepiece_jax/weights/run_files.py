@@ -8,8 +8,8 @@ from typing import Any
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.weights.file_names import CONFIG
 
-CONFIG = "config.json"  # the full config
 FORMAT = 1  # of CONFIG; other formats are refused
 CLASSES = "classes.json"  # class names by label, if the data have names
 CHECKPOINTS = "checkpoints"  # the folder of weights

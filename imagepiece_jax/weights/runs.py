@@ -1,4 +1,4 @@
-"""Read a run's folder: its config as a WeightsInfo, and its checkpoints."""
+"""Read a run's checkpoints, and list the files of a command's inputs."""
 
 import os
 import pathlib
@@ -11,48 +11,23 @@ from imagepiece_jax.common import checksums
 from imagepiece_jax.data.sources import registry
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
-from imagepiece_jax.models.create import config_of_run
-from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.weights.config_json import WeightsInfo, guarded
 from imagepiece_jax.weights.file_names import (
+    CONFIG,
     INDEX,
     OPEN_CLIP,
     PREPROCESSOR,
     PROCESSOR,
     WEIGHTS,
 )
-from imagepiece_jax.weights.location import Location
 from imagepiece_jax.weights.run_files import (
     CHECKPOINTS,
     CLASSES,
-    CONFIG,
     KINDS,
-    check_format,
-    read_class_names,
 )
 
-FIELDS = {"image_size", "num_classes", "model", "reduction"}  # of a run's config
 OTHERS = ("run.json", "metrics.jsonl")  # files that only a run writes
 COLLECTIONS = ("params", "batch_stats")
 AVERAGES = "ema"  # where a run's state keeps COLLECTIONS averaged over steps
-
-
-def read(source: Location) -> WeightsInfo:
-    """Read the facts about a run's weights."""
-    run = source.config
-    if not FIELDS <= {*run}:
-        raise InputError(
-            f"{source.config_file} describes neither a run nor published weights"
-        )
-    config, reduction, dtype = guarded(source.config_file, _parts, run)
-    names = read_class_names(source.path, run["num_classes"])
-    return WeightsInfo(config, names, reduction=reduction, dtype=dtype)
-
-
-def _parts(run):
-    """Return (ViTConfig, Reduction, dtype) from a run's config."""
-    check_format(run)
-    return config_of_run(run), Reduction.read(run["reduction"]), run["model"]["dtype"]
 
 
 def read_checkpoint(
@@ -88,7 +63,7 @@ def read_checkpoint(
     return tensors, facts
 
 
-def own_files(*words):
+def own_files(*words: str | os.PathLike) -> list[pathlib.Path]:
     """List the files of a command's inputs, which its outputs may not overwrite.
 
     words: paths of weights, and names of data such as csv:FILE; files that belong to

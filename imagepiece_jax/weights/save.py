@@ -1,9 +1,11 @@
 """Save a trained model to a folder for `load`, in the Hugging Face hub's format."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
+from typing import Any
 
 import safetensors
 import safetensors.numpy
@@ -21,7 +23,8 @@ from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import check_variables, digest, variable_shapes
-from imagepiece_jax.weights import config_json, layouts
+from imagepiece_jax.weights import layouts, timm_config
+from imagepiece_jax.weights.described import FORMAT, parse_config
 from imagepiece_jax.weights.file_names import (
     BESIDE,
     CONFIG,
@@ -60,7 +63,7 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     tensors = timm_tensors.to_timm(vit.dense_variables)
     dense, selectors = timm_tensors.apart(tensors)
     learned = timm_tensors.merged_selectors(vit.selectors, selectors)
-    described = config_json.config_fields(vit)
+    described = config_fields(vit)
     dense = layouts.as_timm(dense, vit.config.arch, described["architecture"])
     recovered = _recovered(vit.recovery)
     described[OURS]["digest"] = digest(
@@ -78,6 +81,35 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
             _write(new / RECOVERED, recovered)
         write_json(new / CONFIG, config)
     return folder
+
+
+def config_fields(vit: Pretrained) -> dict[str, Any]:
+    """Make the content of a config.json for `load`: our own complete part, and timm's.
+
+    "architecture" is timm's name if timm has the model, so that `timm.create_model`
+    loads the dense part; else it is our own name (OURS).
+    """
+    model = vit.model
+    reduction = dataclasses.replace(vit.reduction, prop_attn=model.prop_attn)
+    optional = {}
+    if untrained := vit.origin.untrained_parts(vit.variables["params"]):
+        optional["untrained"] = untrained
+    if vit.recovery:
+        optional["recovery"] = {
+            "variants": [variant.record for variant in vit.recovery.variants]
+        }
+    if vit.class_names:
+        optional["class_names"] = vit.class_names
+    if vit.origin.license:
+        optional["license"] = vit.origin.license
+    record = {
+        "format": FORMAT,
+        "config": dataclasses.asdict(model.config),
+        "reduction": str(reduction),
+        "dtype": model.execution.dtype.name,
+        **optional,
+    }
+    return {"architecture": OURS} | timm_config.describe_timm(vit) | {OURS: record}
 
 
 def _recovered(recovery):
@@ -115,7 +147,7 @@ def checked_folder(folder):
 
 def _check_round_trip(model, tensors, config):
     """Check that `load` would make the same model from these tensors and config."""
-    described = config_json.parse(config, {})
+    described = parse_config(config, {})
     again = build_model(described.config, described.reduction)
     read = layouts.with_timm_names(tensors)
     timm_tensors.from_timm(read, variable_shapes(again))

@@ -14,7 +14,8 @@ from timm.models._pretrained import PretrainedCfg
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.weights import config_json, timm_config
+from imagepiece_jax.weights import timm_config
+from imagepiece_jax.weights.described import parse_config
 from imagepiece_jax.weights.transformers_config import (
     MODEL_TYPES,
     OF_TWO_TOWERS,
@@ -98,11 +99,11 @@ def test_every_argument_of_timm_is_known(kind):
     name = TIMM_NAMES[kind.__name__]
     for field in sorted(theirs & FIXED):
         with pytest.raises(InputError, match=f"model_args.{field}"):
-            config_json.parse(timm_file(name, **{field: "x"}), {})
+            parse_config(timm_file(name, **{field: "x"}), {})
     # Those of the other class are refused, too.
     for field in sorted({*timm_config.PARTS} - theirs):
         with pytest.raises(InputError, match=f"model_args.{field}"):
-            config_json.parse(timm_file(name, **{field: 1}), {})
+            parse_config(timm_file(name, **{field: 1}), {})
 
 
 def timm_file(name, **arguments):

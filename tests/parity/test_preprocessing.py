@@ -18,7 +18,8 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.weights import config_json, transformers_config
+from imagepiece_jax.weights import transformers_config
+from imagepiece_jax.weights.described import parse_config
 from tests.helpers.parity_record import public_weights
 
 SHAPES = ((61, 43), (37, 37), (40, 901), (64, 117))
@@ -117,7 +118,7 @@ def test_transformers_processors(tmp_path, name):
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     assert processor.backend == "torchvision"
     file = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    config = config_json.parse({"model_type": "vit"}, file).config
+    config = parse_config({"model_type": "vit"}, file).config
     ours = of_size(config, SIDE)
     for shape in ODD:
         image = noise(*shape)
@@ -168,7 +169,7 @@ def test_a_file_that_names_no_processor_has_that_of_its_model():
         plain = {"do_resize": True, "size": 20, "do_center_crop": False}
         if not transformers_config.PROCESSORS[name]["default_to_square"]:
             plain["size"] = {"height": 20, "width": 20}
-        found = config_json.parse({"model_type": kind}, plain)
+        found = parse_config({"model_type": kind}, plain)
         theirs = getattr(transformers, f"{name}ImageProcessor")()
         assert found.config.mean == pytest.approx(theirs.image_mean)
 
@@ -208,7 +209,7 @@ def test_random_files_give_transformers_pixels_or_are_refused():
             file[field] = draw.choice(CHOICES[field])
         image = noise(draw.randint(17, 90), draw.randint(17, 90))
         try:
-            found = config_json.parse({"model_type": "vit"}, file)
+            found = parse_config({"model_type": "vit"}, file)
         except InputError:
             refused += 1
             continue

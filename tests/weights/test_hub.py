@@ -13,7 +13,7 @@ import safetensors.numpy
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
-from imagepiece_jax.weights import hub, load
+from imagepiece_jax.weights import hub
 from tests.helpers import hub_stand_in, tiny_vit
 from tests.helpers.refused_calls import refused
 from tests.weights.test_load_published import HF, STD, TIMM, same
@@ -72,7 +72,7 @@ def test_a_cached_id_loads_without_a_network(cache, files, variables):
     assert same(values, variables)
     assert (found.config.num_classes, found.config.std) == (7, STD)
     assert hub.fetched("hf://org/name") == snapshot
-    assert load.read_config("hf://org/name") == found.config
+    assert imagepiece_jax.read_config("hf://org/name") == found.config
     assert not hub.is_id("org/name")
 
 

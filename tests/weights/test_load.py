@@ -19,7 +19,7 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.weights import layouts, load, location
+from imagepiece_jax.weights import layouts, located
 from imagepiece_jax.weights.run_files import FORMAT as RUN_FORMAT
 from tests.helpers import named_models, small_runs, tiny_vit
 from tests.helpers.refused_calls import refused
@@ -85,11 +85,11 @@ def test_a_config_is_one_or_its_name_or_its_file(file, saved, variables):
         assert same(vit.variables, variables)
     with refused("a model of depth 2 and width 64", "depth 6 and width 64"):
         imagepiece_jax.load(file, config="vit_mini")
-    assert load.read_config("vit_mini") == registry.config("vit_mini")
+    assert imagepiece_jax.read_config("vit_mini") == registry.config("vit_mini")
 
 
 def test_a_config_goes_over_that_of_a_folder(saved):
-    config = load.read_config(saved)
+    config = imagepiece_jax.read_config(saved)
     assert config == CONFIG
     config = dataclasses.replace(config.with_arch(gelu="tanh"), mean=HALF)
     vit = imagepiece_jax.load(saved, config=config, image_size=32)
@@ -213,13 +213,13 @@ def test_a_folder_without_a_config(tmp_path):
 def test_the_file_that_is_named_is_read(saved, tmp_path):
     shutil.copy(saved / "config.json", tmp_path)
     (tmp_path / "open_clip_config.json").write_text("{}")
-    assert load.read_config(tmp_path / "config.json") == CONFIG
+    assert imagepiece_jax.read_config(tmp_path / "config.json") == CONFIG
     with refused("open_clip_config.json"):
-        load.read_config(tmp_path / "open_clip_config.json")
+        imagepiece_jax.read_config(tmp_path / "open_clip_config.json")
     for name in ("preprocessor_config.json", "a.png", "w.npz"):
         (tmp_path / name).touch()
         with refused(tmp_path / name, "config.json"):
-            load.read_config(tmp_path / name)
+            imagepiece_jax.read_config(tmp_path / name)
 
 
 def test_a_folder_of_weights_may_lack_a_config(file):
@@ -296,7 +296,7 @@ def test_a_state_dict_in_memory_is_loaded_as_its_file(file, variables):
 
 def test_names_are_mapped_once_and_a_folder_is_listed_once(saved, monkeypatch):
     noted = []
-    for module, name in ((layouts, "timm_names"), (location.os, "listdir")):
+    for module, name in ((layouts, "timm_names"), (located.os, "listdir")):
         noted.append(mock.Mock(side_effect=getattr(module, name)))
         monkeypatch.setattr(module, name, noted[-1])
     imagepiece_jax.load(saved)

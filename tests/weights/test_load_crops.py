@@ -14,7 +14,6 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
-from imagepiece_jax.weights import load
 from tests.helpers import named_models, tiny_vit
 
 SIDE = 48
@@ -48,9 +47,11 @@ def in_training(vit, **data):
 def test_one_file_has_one_crop_by_every_name(tmp_path, stem):
     path = tmp_path / f"{stem}.npz"
     path.touch()  # no tensor is read for it
-    assert load.read_config(path).preprocessing == Preprocessing(224, crop=0.9)
+    assert imagepiece_jax.read_config(path).preprocessing == Preprocessing(
+        224, crop=0.9
+    )
     path.rename(tmp_path / f"{stem}.pth.tar")
-    config = load.read_config(tmp_path / f"{stem}.pth.tar")
+    config = imagepiece_jax.read_config(tmp_path / f"{stem}.pth.tar")
     assert config.preprocessing == Preprocessing(224, crop=0.9)
 
 

@@ -22,7 +22,8 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods.tome import ToMe
-from imagepiece_jax.weights import config_json
+from imagepiece_jax.weights.described import parse_config
+from imagepiece_jax.weights.save import config_fields
 from tests.helpers import named_models, tiny_vit
 from tests.helpers.made_up_recoveries import recovered
 from tests.helpers.refused_calls import refused, untrained
@@ -114,7 +115,7 @@ def test_a_folder_holds_the_dense_part_by_timms_names_and_the_rest_beside_it(tmp
 
 def described(name, class_names=None, reduction=None, **fields):
     model = create_model(named_models.config(name, **fields), reduction)
-    return config_json.config_fields(Pretrained(model, {"params": {}}, class_names))
+    return config_fields(Pretrained(model, {"params": {}}, class_names))
 
 
 PUBLIC = ["vit_small_patch14_reg4_dinov2.lvd142m", "test_vit3.r160_in1k"]
@@ -147,7 +148,7 @@ def test_what_timm_reads_of_a_public_model():
 
 @pytest.mark.parametrize("name", ["dense", "large eps"])
 def test_another_model_is_none_of_timms(name):
-    found = config_json.config_fields(made(**MODELS[name]))
+    found = config_fields(made(**MODELS[name]))
     assert found["architecture"] == "imagepiece_jax"
     assert found.keys() == {"architecture", "imagepiece_jax"}
 
@@ -201,7 +202,7 @@ def test_a_config_that_somebody_changed_is_refused(changed, value, said):
         part = part[group]
     part[last] = value
     with refused("config.json", said):
-        config_json.parse(config, {})
+        parse_config(config, {})
 
 
 @pytest.mark.parametrize(
@@ -215,15 +216,15 @@ def test_a_config_that_somebody_changed_is_refused(changed, value, said):
 )
 def test_a_record_lacks_no_field(group, kind):
     """What it lacks would be DeiT's."""
-    config = json.loads(json.dumps(config_json.config_fields(made(**MODELS["eva02"]))))
-    config_json.parse(config, {})
+    config = json.loads(json.dumps(config_fields(made(**MODELS["eva02"]))))
+    parse_config(config, {})
     for field in dataclasses.fields(kind):
         part = changed = json.loads(json.dumps(config))
         for name in ("imagepiece_jax", *group.split(".")):
             part = part[name]
         del part[field.name]
         with refused("config.json", f"has no {field.name}"):
-            config_json.parse(changed, {})
+            parse_config(changed, {})
 
 
 WRONG = {"dtype": (1, "x", []), "class_names": (3, ["a"]), "reduction": [None]}
@@ -232,11 +233,11 @@ WRONG |= {"untrained": [3], "config": ({}, 3)}
 
 @pytest.mark.parametrize("field", WRONG)
 def test_a_value_of_another_type_is_refused(field):
-    config = json.loads(json.dumps(config_json.config_fields(made())))
+    config = json.loads(json.dumps(config_fields(made())))
     for value in WRONG[field]:
         config["imagepiece_jax"][field] = value
         with refused("config.json"):
-            config_json.parse(config, {})
+            parse_config(config, {})
 
 
 def learned(seed):
@@ -333,7 +334,7 @@ def test_the_license_of_timms_config_stays(tmp_path):
     config = described("test_vit")
     del config["imagepiece_jax"]
     config["pretrained_cfg"]["license"] = "dinov3-license"
-    license = config_json.parse(config, {}).license
+    license = parse_config(config, {}).license
     origin = dataclasses.replace(vit.origin, license=license)
     folder = tmp_path / "m"
     imagepiece_jax.save(dataclasses.replace(vit, origin=origin), folder)

@@ -1,6 +1,6 @@
-"""Find out what a weights path holds: a file, a published folder, or a run.
+"""Located, the first stage of `load`: a file, a published folder, a run or a dict.
 
-`find` looks at a path once. Later questions read its Location.
+`locate` looks at a path once. The later stages read its result.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.origin import Origin
@@ -21,8 +22,9 @@ from imagepiece_jax.weights.file_names import (
     OURS,
     WEIGHTS,
 )
+from imagepiece_jax.weights.run_files import KINDS
 
-# Kinds of a Location, as error messages call them.
+# Kinds of weights, as error messages call them.
 FILE = "weights file"
 FOLDER = "folder"  # in the Hugging Face hub's format
 RUN = "run"
@@ -32,7 +34,7 @@ PUBLISHED = {"architecture", "architectures", "model_type", OURS}
 
 
 @dataclasses.dataclass(frozen=True)
-class Location:
+class Located:
     """Weights on this machine."""
 
     path: pathlib.Path | None  # None: in memory
@@ -43,18 +45,33 @@ class Location:
     tensors: Mapping[str, Any] | None = None  # a STATE_DICT's
     # file names in a folder
     names: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
+    checkpoint: str | None = None  # one of a run's KINDS; the key of a model in a file
+    averaged: bool = False  # whether to read a run's averaged weights
 
     @property
-    def name(self) -> str:
-        """The last part of the path, or OWNER/NAME for a hub repository."""
-        if self.path is None:
-            return ""
-        return hub.repository_at(self.path) or self.path.name
+    def origin(self) -> Origin:
+        """What the path tells about the weights; an Origin's other fields are empty."""
+        name = ""
+        if self.path is not None:
+            name = hub.repository_at(self.path) or self.path.name
+        return Origin(
+            path=self.path,
+            kind=self.kind,
+            name=name,
+            checkpoint=self.checkpoint,
+            averaged=self.averaged,
+            run=self.config if self.kind == RUN else None,
+        )
+
+    @property
+    def has_facts(self) -> bool:
+        """Whether files beside the tensors tell their training's reduction."""
+        return self.kind in (FOLDER, RUN)
 
     @property
     def title(self) -> str:
         """The path in error messages: "run runs/a", "folder hf://OWNER/NAME"."""
-        return Origin(path=self.path, kind=self.kind, name=self.name).title
+        return self.origin.title
 
     def weights_file(self) -> pathlib.Path:
         """Find a folder's single weights file."""
@@ -67,13 +84,42 @@ class Location:
         )
 
 
-def find(path: str | os.PathLike, may_be_broken: bool = False) -> Location:
-    """Find the weights at a path or hub id; a hub id is fetched unless it is cached.
+def locate(
+    weights: str | os.PathLike | Mapping[str, Any],
+    has_config: bool = False,
+    checkpoint: str | None = None,
+    averaged: bool = False,
+) -> Located:
+    """Find weights on this machine; a hub id is fetched unless it is cached.
 
     Only a folder's config file is read. A folder with one weights file may lack it.
 
-    may_be_broken: accept a local config file that is not JSON
+    weights: a path, a hub id or a state dict
+    has_config: whether the caller describes the model; a state dict then needs no
+        config file, and a local config file need not be JSON
+    checkpoint, averaged: as for `load`
     """
+    if not isinstance(weights, Mapping):
+        located = _at_path(weights, has_config)
+    elif has_config:
+        located = Located(None, STATE_DICT, tensors=weights)
+    else:
+        raise InputError("config is missing: a state dict does not say its model")
+    if located.kind == RUN:
+        checkpoint = checkpoint or "best"
+        check_choice("checkpoint", checkpoint, KINDS)
+    elif checkpoint in KINDS:
+        raise InputError(f"checkpoint is {checkpoint!r}, but {located.title} is no run")
+    elif averaged:
+        raise InputError(
+            f"averaged is for a run, but this is {located.title}; in a file, "
+            "checkpoint is the key of the averages"
+        )
+    return dataclasses.replace(located, checkpoint=checkpoint, averaged=averaged)
+
+
+def _at_path(path: str | os.PathLike, may_be_broken: bool) -> Located:
+    """Find the weights at a path or hub id."""
     if hub.is_id(path):  # its config must be JSON: it tells which files to fetch
         return _in_folder(hub.fetched(str(path)))
     path = pathlib.Path(path).expanduser()
@@ -89,16 +135,16 @@ def find(path: str | os.PathLike, may_be_broken: bool = False) -> Location:
             f"weights is '{path}', an exported program; evaluate, benchmark and "
             "onnxruntime run it, but load needs the original weights"
         )
-    return Location(path, FILE)
+    return Located(path, FILE)
 
 
-def of_config(file: str | os.PathLike) -> Location:
+def locate_config(file: str | os.PathLike) -> Located:
     """Find the weights in a config file's folder, and read that config file."""
     file = pathlib.Path(file).expanduser()
     return _in_folder(file.parent, config_file=file)
 
 
-def exists(path: str | os.PathLike) -> bool:
+def weights_exist(path: str | os.PathLike) -> bool:
     """Whether a file or folder exists, or `path` is a hub id."""
     # os.path.exists is False for a name that is too long.
     return hub.is_id(path) or os.path.exists(path)
@@ -112,17 +158,21 @@ def is_run(path: str | os.PathLike) -> bool:
     return _in_folder(folder).kind == RUN
 
 
-def _in_folder(folder, may_be_broken=False, config_file=None):
-    """Make a folder's Location.
+def _in_folder(
+    folder: pathlib.Path,
+    may_be_broken: bool = False,
+    config_file: pathlib.Path | None = None,
+) -> Located:
+    """Find the weights in a folder.
 
     config_file: None: the preferred config file
     """
     names = frozenset(os.listdir(folder))
     file = config_file or folder / _config_name(names)
     if file.name not in names:
-        location = Location(folder, FOLDER, names=names)
-        location.weights_file()  # raises unless there is exactly one weights file
-        return location
+        located = Located(folder, FOLDER, names=names)
+        located.weights_file()  # raises unless there is exactly one weights file
+        return located
     config = None
     try:
         config = read_json(file)
@@ -132,10 +182,10 @@ def _in_folder(folder, may_be_broken=False, config_file=None):
     kind = FOLDER
     if config is not None and OPEN_CLIP not in names and not {*config} & PUBLISHED:
         kind = RUN
-    return Location(folder, kind, file, config, names=names)
+    return Located(folder, kind, file, config, names=names)
 
 
-def _config_name(names):
+def _config_name(names: frozenset[str]) -> str:
     """Choose a folder's config file name; the file may be missing."""
     # OpenCLIP repositories often hold transformers' weights and config.json too, and
     # these are preferred.
@@ -146,7 +196,7 @@ def _config_name(names):
     return CONFIG
 
 
-def _weights_names(names):
+def _weights_names(names: frozenset[str]) -> list[str]:
     """List a folder's weights files: the first usual name, or else all."""
     for name in WEIGHTS:
         if name in names:

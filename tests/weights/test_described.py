@@ -11,7 +11,9 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.head import MULTI_LABEL, PROBLEMS
-from imagepiece_jax.weights import config_json, location, timm_config
+from imagepiece_jax.weights import timm_config
+from imagepiece_jax.weights.described import describe, parse_config
+from imagepiece_jax.weights.located import locate
 from imagepiece_jax.weights.open_clip_config import parse_open_clip
 from tests.helpers import named_models
 from tests.helpers.refused_calls import refused
@@ -23,7 +25,7 @@ CLIP = {
 }
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 # {name: {file: its content}} of transformers' models
-FILES = json.loads(pathlib.Path(__file__).with_name("config_json.json").read_text())
+FILES = json.loads(pathlib.Path(__file__).with_name("described.json").read_text())
 
 
 def timm(**fields):
@@ -50,7 +52,7 @@ def timm(**fields):
 
 def test_timms_form():
     """Also from before its fields were grouped."""
-    found = config_json.parse(timm(), {})
+    found = parse_config(timm(), {})
     config = found.config
     assert config == registry.config("vit_small_patch14_reg4_dinov2.lvd142m")
     assert (config.image_size, config.num_classes) == (518, 0)
@@ -58,7 +60,7 @@ def test_timms_form():
     assert config.preprocessing == Preprocessing(518, crop=1.0)
     assert found.class_names is None
     config = timm()
-    assert config_json.parse(config.pop("pretrained_cfg") | config, {}) == found
+    assert parse_config(config.pop("pretrained_cfg") | config, {}) == found
 
 
 USUAL = {"in_chans": 3, "num_classes": 512, "global_pool": "token"}
@@ -84,19 +86,19 @@ def test_the_tag_of_a_fine_tuned_model_is_that_of_its_start(changes, arguments, 
     config = timm(architecture=name, model_args=arguments)
     del config["num_classes"]
     config["pretrained_cfg"] |= TUNED | changes
-    said = config_json.parse(config, {}).config
+    said = parse_config(config, {}).config
     assert said.name == name + tag
     assert said.arch.gelu == ("quick" if tag else "exact")
     assert (said.problem_type == "projection") == bool(tag)
     config["model_args"] = {**arguments, "act_layer": "gelu_tanh"}
-    assert config_json.parse(config, {}).config.arch.gelu == "tanh"
+    assert parse_config(config, {}).config.arch.gelu == "tanh"
 
 
 @pytest.mark.parametrize("tag, named", [("augreg_in1k", True), ("my_flowers", False)])
 def test_imagenets_names_are_of_weights_that_say_so(tag, named):
     config = timm(architecture="vit_small_patch16_224", num_classes=1000)
     config["pretrained_cfg"] |= {"tag": tag, "input_size": [3, 224, 224]} | HALF
-    found = config_json.parse(config, {})
+    found = parse_config(config, {})
     assert found.config.name.partition(".")[2] == (tag if named else "")
     assert found.class_names == (class_names.imagenet_names() if named else None)
 
@@ -121,10 +123,10 @@ def test_a_label_map_of_imagenet_has_its_short_names(form, same):
     config, processor = FILES["google/vit-base-patch16-224"].values()
     labels = {str(i): name for i, name in enumerate(names)}
     wanted = class_names.imagenet_names() if same else tuple(names)
-    found = config_json.parse(config | {"id2label": labels}, processor)
+    found = parse_config(config | {"id2label": labels}, processor)
     assert found.class_names == wanted
     config = timm(num_classes=1000, label_names=names)
-    assert config_json.parse(config, {}).class_names == wanted
+    assert parse_config(config, {}).class_names == wanted
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,7 @@ def test_a_label_map_of_imagenet_has_its_short_names(form, same):
     ],
 )
 def test_labels_of_timms_form(fields, names):
-    assert config_json.parse(timm(num_classes=3, **fields), {}).class_names == names
+    assert parse_config(timm(num_classes=3, **fields), {}).class_names == names
 
 
 @pytest.mark.parametrize("name", registry.public_models())
@@ -152,13 +154,13 @@ def test_the_arguments_of_timms_class_make_its_parts(name):
 def test_names_from_before_timm_0_9():
     images = {"input_size": [3, 224, 224], **HALF}
     former = {"architecture": "vit_small_patch16_224_dino", "num_classes": 0} | images
-    found = config_json.parse(former, {}).config
+    found = parse_config(former, {}).config
     assert found.name.startswith("vit_small_patch16_224")
     tuned = former | {"architecture": "vit_base_patch16_224_in21k", "num_classes": 3}
-    found = config_json.parse(tuned, {}).config
+    found = parse_config(tuned, {}).config
     assert (found.name, found.num_classes) == ("vit_base_patch16_224", 3)
     with refused("vit_base_patch16_of_nobody"):
-        config_json.parse(tuned | {"architecture": "vit_base_patch16_of_nobody"}, {})
+        parse_config(tuned | {"architecture": "vit_base_patch16_of_nobody"}, {})
 
 
 def test_heads_of_open_clip_are_as_wide_as_it_says():
@@ -192,7 +194,7 @@ def test_a_trunk_of_open_clip(proj, size):
     ],
 )
 def test_arguments_that_leave_the_parts(arguments, wanted):
-    found = config_json.parse(timm(model_args=arguments), {}).config
+    found = parse_config(timm(model_args=arguments), {}).config
     usual = {"num_classes": 0, "image_size": 518, "crop": 1.0}
     # Positions are resized as in timm's code, not as those of the published weights.
     arch = Architecture(registers=4, prefix_positions=False, layer_scale=True)
@@ -248,7 +250,7 @@ DISTILLED = "deit_tiny_distilled_patch16_224"
 )
 def test_arguments_that_change_the_parts(name, arguments, wanted):
     config = timm(architecture=name, model_args=arguments, num_classes=0)
-    found = config_json.parse(config, {}).config
+    found = parse_config(config, {}).config
     known = registry.config(name)
     assert found.arch == dataclasses.replace(known.arch, **wanted)
     for field in ("name", "num_heads", "patch_size", "embed_dim", "depth"):
@@ -277,7 +279,7 @@ TRANSFORMERS = {
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_transformers_form(name):
     config, processor = FILES[name].values()
-    found = config_json.parse(config, processor)
+    found = parse_config(config, processor)
     own = config.get("vision_config", config)
     width = own["hidden_size"]
     wanted = {
@@ -293,7 +295,7 @@ def test_transformers_form(name):
     assert found.config == named_models.config(None, **wanted | TRANSFORMERS[name])
     names = ("tench, Tinca tinca", "goldfish") if found.config.num_classes else None
     assert found.class_names == names
-    is_projection = found.of_head["problem_type"] == "projection"
+    is_projection = found.head_fields["problem_type"] == "projection"
     assert is_projection == ("clip" in name)
 
 
@@ -302,7 +304,7 @@ SQUARE = {"size": {"height": 224, "width": 224}}
 
 
 def transformers(config, images=SQUARE):
-    return config_json.parse(config, images).config
+    return parse_config(config, images).config
 
 
 def prepared(found):
@@ -344,7 +346,7 @@ def test_a_crop_gives_the_size_that_it_is_of(size):
 
 def test_without_a_processor_nothing_says_how_images_are_normalized():
     with refused("has no preprocessor_config.json", "or give config="):
-        config_json.parse({"model_type": "vit"}, {})
+        parse_config({"model_type": "vit"}, {})
 
 
 # (file, mean and std, fields of a Preprocessing), by transformers' classes
@@ -417,7 +419,7 @@ def test_an_earlier_form_of_a_tower_goes_over_the_later_one():
 def test_placeholders_are_no_names():
     labels = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
     config = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
-    found = config_json.parse(config | labels, SQUARE)
+    found = parse_config(config | labels, SQUARE)
     assert found.class_names is None
     assert found.config.num_classes == 2
 
@@ -473,7 +475,7 @@ def with_arguments(**arguments):
 )
 def test_what_no_model_here_has(config, processor, field):
     with refused(field) as error:
-        config_json.parse(config, processor or SQUARE)
+        parse_config(config, processor or SQUARE)
     file = "config.json" if not processor else "preprocessor_config.json"
     assert str(error.value).startswith(f"{file}: ")
 
@@ -484,7 +486,7 @@ def test_a_config_without_a_field_or_with_another_type():
     configs["has an unknown field: int too"] = eps
     for problem, config in configs.items():
         with refused(f"config.json {problem}"):
-            config_json.parse(config, SQUARE)
+            parse_config(config, SQUARE)
 
 
 @pytest.mark.parametrize(
@@ -501,15 +503,15 @@ def test_a_file_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
     (tmp_path / "preprocessor_config.json").write_text('{"size": 224}')
     with refused(f"{tmp_path / 'config.json'}: model_type is "):
-        config_json.read(location.find(tmp_path))
+        describe(locate(tmp_path))
 
 
 def test_a_rotary_model_of_timm_says_its_own_pool():
     """timm writes global_pool whatever the model; only the head may be another."""
     config = timm(architecture=EVA, model_args={"global_pool": "avg"})
     own = registry.config(EVA).arch
-    assert config_json.parse(config, {}).config.arch == own
+    assert parse_config(config, {}).config.arch == own
     config["model_args"] = {"global_pool": "token"}
-    found = config_json.parse(config, {}).config.arch
+    found = parse_config(config, {}).config.arch
     assert (found.pool, found.final_norm, found.fc_norm) == ("token", True, False)
     assert found.rotary == own.rotary

@@ -6,8 +6,14 @@ import pathlib
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.weights import location
-from imagepiece_jax.weights.location import FOLDER, RUN, Location
+from imagepiece_jax.weights.located import (
+    FOLDER,
+    RUN,
+    Located,
+    is_run,
+    locate,
+    weights_exist,
+)
 from tests.helpers.refused_calls import refused
 
 TIMM = {"architecture": "vit_tiny_patch16_224"}
@@ -23,10 +29,12 @@ def write(folder, name, content):
 @pytest.mark.parametrize("config, kind", [(TIMM, FOLDER), (OF_RUN, RUN)])
 def test_a_folder_is_what_its_config_says(tmp_path, config, kind):
     folder = write(tmp_path / "a", "config.json", config)
-    found = location.find(folder)
-    assert found == Location(folder, kind, folder / "config.json", config)
-    assert (found.name, found.title) == ("a", f"{kind} {folder}")
-    assert location.is_run(folder) == (kind == RUN)
+    found = locate(folder)
+    checkpoint = "best" if kind == RUN else None
+    file = folder / "config.json"
+    assert found == Located(folder, kind, file, config, checkpoint=checkpoint)
+    assert (found.origin.name, found.title) == ("a", f"{kind} {folder}")
+    assert is_run(folder) == (kind == RUN)
 
 
 def test_a_folder_without_a_config_has_one_weights_file(tmp_path):
@@ -34,40 +42,40 @@ def test_a_folder_without_a_config_has_one_weights_file(tmp_path):
     (tmp_path / "recovered.safetensors").touch()
     must = f"folder {tmp_path} must have one weights file, such as model.safetensors"
     with refused(f"{must}; it has none"):
-        location.find(tmp_path)
+        locate(tmp_path)
     (tmp_path / "b.pth").touch()
-    assert location.find(tmp_path) == Location(tmp_path, FOLDER)
+    assert locate(tmp_path) == Located(tmp_path, FOLDER)
     (tmp_path / "a.npz").touch()
     with refused(f"{must}; it has a.npz, b.pth"):
-        location.find(tmp_path)
+        locate(tmp_path)
 
 
 def test_open_clip_counts_where_no_other_weights_are(tmp_path):
     folder = write(tmp_path, "open_clip_config.json", {"model_cfg": {}})
     (folder / "open_clip_model.safetensors").touch()
-    assert location.find(folder).config_file.name == "open_clip_config.json"
+    assert locate(folder).config_file.name == "open_clip_config.json"
     write(folder, "config.json", {"architectures": ["CLIPModel"]})
-    assert location.find(folder).config_file.name == "open_clip_config.json"
+    assert locate(folder).config_file.name == "open_clip_config.json"
     (folder / "model.safetensors").touch()
-    found = location.find(folder)
+    found = locate(folder)
     assert (found.kind, found.config_file.name) == (FOLDER, "config.json")
 
 
 def test_a_folder_of_the_hubs_cache_has_the_name_of_its_repository(tmp_path):
     folder = tmp_path / "models--org--name" / "snapshots" / "0a1b"
-    found = location.find(write(folder, "config.json", TIMM))
-    assert (found.name, found.title) == ("org/name", "folder hf://org/name")
+    found = locate(write(folder, "config.json", TIMM))
+    assert (found.origin.name, found.title) == ("org/name", "folder hf://org/name")
 
 
 def test_nothing_is_no_run(tmp_path, monkeypatch):
     write(tmp_path / "a", "config.json", OF_RUN)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert location.is_run("~/a")
-    assert not location.is_run(tmp_path)
-    assert not location.is_run(tmp_path / "x")
-    assert not location.is_run("x" * 5000)  # longer than names may be
-    assert location.exists("hf://org/name")
-    assert not location.exists(tmp_path / "x")
+    assert is_run("~/a")
+    assert not is_run(tmp_path)
+    assert not is_run(tmp_path / "x")
+    assert not is_run("x" * 5000)  # longer than names may be
+    assert weights_exist("hf://org/name")
+    assert not weights_exist(tmp_path / "x")
 
 
 IDS = ["hf://name", "hf://org/name/file", "hf://org/name@", pathlib.Path("hf://o/n")]

@@ -1,0 +1,294 @@
+"""Described, the second stage of `load`: everything but the tensors.
+
+The config comes from the caller, a public name, or the files beside the weights: a
+config.json of timm, transformers, `save` or a run, or an open_clip_config.json.
+"""
+
+import dataclasses
+import os
+import pathlib
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from imagepiece_jax.common.checks import as_tuple
+from imagepiece_jax.common.files import read_json
+from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.warning import warn
+from imagepiece_jax.common.xla_options import checked_dtype
+from imagepiece_jax.data.class_names import checked_names
+from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.config import ViTConfig
+from imagepiece_jax.models.create import config_of_run
+from imagepiece_jax.models.recovery_record import RecoveredVariant, Recovery
+from imagepiece_jax.models.rotary import Rotary
+from imagepiece_jax.reduction.reduction import DENSE, Reduction
+from imagepiece_jax.weights import (
+    hub,
+    open_clip_config,
+    timm_config,
+    transformers_config,
+)
+from imagepiece_jax.weights.file_names import (
+    CONFIG,
+    OPEN_CLIP,
+    OURS,
+    PREPROCESSOR,
+    PROCESSOR,
+)
+from imagepiece_jax.weights.located import (
+    FILE,
+    RUN,
+    Located,
+    locate,
+    locate_config,
+    weights_exist,
+)
+from imagepiece_jax.weights.run_files import check_format, read_class_names
+
+Result = TypeVar("Result")
+FORMAT = 4  # of the part OURS; other formats are refused
+RUN_FIELDS = {"image_size", "num_classes", "model", "reduction"}  # of a run's config
+
+
+class Described(NamedTuple):
+    """The facts about weights from the caller and the files beside them."""
+
+    config: ViTConfig
+    class_names: tuple[str | None, ...] | None = None
+    license: str | None = None  # from timm's or our own config.json
+    reduction: Reduction = DENSE  # of the training or the saved model
+    dtype: str = "float32"
+    untrained: tuple[str, ...] = ()  # drawn parts that were never trained
+    # the record of `recover`, without parameters, which RECOVERED holds
+    recovery: Recovery | None = None
+    # whether files beside the weights state the config; False: the caller or a name
+    stated: bool = True
+    # fields of the config that apply if the weights have a head
+    head_fields: Mapping[str, Any] = types.MappingProxyType({})
+    # image size of the positions in a model of flexible size; None: the config's
+    trained_size: int | tuple[int, int] | None = None
+    digest: str | None = None  # of all files saved together; None: not compared
+
+
+def describe(
+    located: Located, config: ViTConfig | str | os.PathLike | None = None
+) -> Described:
+    """Collect the facts about weights from their files and the caller's `config`.
+
+    config: as for `load`
+    Raises InputError if nothing tells which model the weights are.
+    """
+    if config is not None and not isinstance(config, ViTConfig):
+        config = read_config(config)
+    if located.kind == RUN:
+        described = _describe_run(located)
+    elif located.config_file is None:
+        return Described(config or _public_config(located), stated=False)
+    else:
+        try:
+            described = _describe_folder(located, config is not None)
+        except InputError as error:
+            # The caller's config replaces a config.json of `save` that is broken or
+            # from another version.
+            if config is None or OURS not in (located.config or {OURS}):
+                raise
+            warn(f"{error}; the file is ignored, because config describes the model")
+            return Described(config, stated=False)
+    if config is not None:
+        described = described._replace(config=config, stated=False, trained_size=None)
+    return described
+
+
+def read_config(config: str | os.PathLike) -> ViTConfig:
+    """Read a public model's config, or the config files beside weights.
+
+    config: a public name, such as "deit_tiny_patch16_224.fb_in1k"; a config.json of
+        timm, transformers, `save` or a run; an open_clip_config.json; or a folder with
+        such a file
+    """
+    name = os.fspath(config)
+    if registry.is_known(name):
+        return registry.config(name)
+    if not weights_exist(os.path.expanduser(name)):
+        names = registry.names_for(name)
+        raise InputError(
+            f"config is {name!r}, which is neither a model name nor a file; {names}"
+        )
+    folder, file = os.path.split(name)
+    if file not in (CONFIG, OPEN_CLIP):
+        return describe(locate(name)).config
+    if hub.is_id(name):
+        return describe(locate(folder)).config
+    return describe(locate_config(name)).config
+
+
+def _public_config(located: Located) -> ViTConfig:
+    """Find the config by a file's own name, if it is the name of a public model."""
+    if located.kind == FILE:
+        name = registry.name_of_file(located.path)
+        if name is not None:
+            return registry.config(name)
+    remedy = (
+        "load(.., config=NAME) or --config NAME, such as deit_ti, says which model it "
+        "is, and save keeps that beside the weights"
+    )
+    if (located.path.parent / CONFIG).is_file():
+        remedy = f"its folder, {located.path.parent}, has a {CONFIG}, so load that"
+    raise InputError(
+        f"{located.title} has no {CONFIG} and no public model's name; {remedy}"
+    )
+
+
+def _describe_run(located: Located) -> Described:
+    """Read a run's config and its class names."""
+    run = located.config
+    if not RUN_FIELDS <= {*run}:
+        raise InputError(
+            f"{located.config_file} describes neither a run nor published weights"
+        )
+    described = guarded(located.config_file, _parse_run, run)
+    names = read_class_names(located.path, run["num_classes"])
+    return described._replace(class_names=names)
+
+
+def _parse_run(run: Mapping[str, Any]) -> Described:
+    check_format(run)
+    reduction = Reduction.read(run["reduction"])
+    return Described(
+        config_of_run(run), reduction=reduction, dtype=run["model"]["dtype"]
+    )
+
+
+def _describe_folder(located: Located, has_config: bool) -> Described:
+    """Read a folder's config file and its image processor's config file."""
+    folder = located.path
+    if located.config is None:
+        read_json(located.config_file)  # raises the error in the file
+    if located.config_file.name == OPEN_CLIP:
+        parse_open_clip = open_clip_config.parse_open_clip
+        return Described(guarded(located.config_file, parse_open_clip, located.config))
+    images = {}
+    if PROCESSOR in located.names:
+        images = read_json(folder / PROCESSOR).get("image_processor") or {}
+    if not images and PREPROCESSOR in located.names:
+        images = read_json(folder / PREPROCESSOR)
+    return parse_config(located.config, images, folder, has_config)
+
+
+def parse_config(
+    config: Mapping[str, Any],
+    images: Mapping[str, Any],
+    folder: pathlib.Path = pathlib.Path(),
+    has_config: bool = False,
+) -> Described:
+    """Describe weights by the contents of their folder's config files.
+
+    config, images: of config.json and preprocessor_config.json
+    has_config: whether the caller describes the images, which no file then need do
+    """
+    file = folder / CONFIG
+    if OURS in config:
+        return guarded(file, _parse_ours, config)
+    if "architecture" in config:
+        vit_config, names, size = guarded(file, timm_config.parse_timm, config)
+        license = config.get("pretrained_cfg", config).get("license")
+        return Described(vit_config, names, license, trained_size=size)
+    if not images and not has_config:
+        raise InputError(
+            f"folder {folder} has no {PREPROCESSOR}, so nothing says how images are "
+            "normalized; place it beside the weights, or give config="
+        )
+    model_type = guarded(file, transformers_config.kind_of, config)
+    parse_images = transformers_config.parse_images
+    images = guarded(folder / PREPROCESSOR, parse_images, images, model_type)
+    parse_transformers = transformers_config.parse_transformers
+    vit_config, names, head = guarded(file, parse_transformers, config, images)
+    return Described(vit_config, names, head_fields=head)
+
+
+def guarded(
+    file: str | os.PathLike, call: Callable[..., Result], *content: Any
+) -> Result:
+    """Call `call(*content)`, and name the file in its errors."""
+    try:
+        return call(*content)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    except KeyError as error:
+        raise InputError(f"{file} has no {error.args[0]}") from error
+    except (
+        ArithmeticError,
+        AttributeError,
+        IndexError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise InputError(f"{file} has an unknown field: {error}") from error
+
+
+def _parse_ours(file: Mapping[str, Any]) -> Described:
+    """Parse our own part of a file (`config_fields`)."""
+    record = as_tuple(file[OURS])
+    if record.get("format") != FORMAT:
+        raise InputError(
+            f"{OURS}.format is {record.get('format')}; this version reads {FORMAT}: "
+            "load it with the version that wrote it, or save the original weights "
+            "again"
+        )
+    fields = dict(record["config"])
+    fields["preprocessing"] = _read_record(Preprocessing, fields["preprocessing"])
+    arch = dict(fields["arch"])
+    if arch["rotary"]:
+        arch["rotary"] = _read_record(Rotary, arch["rotary"])
+    fields["arch"] = _read_record(Architecture, arch)
+    config = _read_record(ViTConfig, fields)
+    _check_same(config, file)
+    recovery = None
+    if "recovery" in record:
+        variants = [
+            _read_record(RecoveredVariant, variant)
+            for variant in record["recovery"]["variants"]
+        ]
+        recovery = Recovery(tuple(variants))
+    names = record.get("class_names")
+    if names is not None:
+        names = checked_names(names, config.num_classes)
+    if record["reduction"] is None:  # Reduction.read(None) would be the dense model
+        raise InputError(f"{OURS}.reduction is None")
+    return Described(
+        config,
+        class_names=names,
+        license=record.get("license"),
+        reduction=Reduction.read(record["reduction"]),
+        dtype=checked_dtype(record["dtype"]),
+        untrained=tuple(map(str, record.get("untrained", ()))),
+        recovery=recovery,
+        digest=record.get("digest"),
+    )
+
+
+def _read_record(record_class: type[Result], fields: Mapping[str, Any]) -> Result:
+    """Make a dataclass from a record, which must hold every field, without defaults."""
+    for field in dataclasses.fields(record_class):
+        # Values are in another file, and earlier versions wrote no `learned`.
+        if field.name not in (*fields, "values", "learned"):
+            raise KeyError(field.name)
+    return record_class(**fields)
+
+
+def _check_same(config: ViTConfig, file: Mapping[str, Any]) -> None:
+    """Refuse a file whose timm part and own part disagree about the images."""
+    # `save` writes both parts for one model, so somebody has edited one part.
+    images = as_tuple(file.get("pretrained_cfg", {}))
+    fields = {"mean": config.mean, "std": config.std}
+    fields["input_size"] = (3, *sides(config.image_size))
+    for field, value in fields.items():
+        if images.get(field, value) != value:
+            raise InputError(
+                f"pretrained_cfg.{field} is {images[field]}, but {OURS}.config says "
+                f"{value}"
+            )

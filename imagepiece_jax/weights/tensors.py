@@ -1,0 +1,153 @@
+"""Tensors, the third stage of `load`: stored arrays, and the config they show."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import registry, timm_tensors
+from imagepiece_jax.models.config import ViTConfig
+from imagepiece_jax.models.create import build_model
+from imagepiece_jax.models.head import PROJECTION, SINGLE_LABEL
+from imagepiece_jax.models.recovery_record import Recovery
+from imagepiece_jax.models.variables import digest, variable_shapes
+from imagepiece_jax.weights import layouts, runs
+from imagepiece_jax.weights.described import Described, guarded
+from imagepiece_jax.weights.file_names import BESIDE, RECOVERED, SELECTORS
+from imagepiece_jax.weights.located import FOLDER, RUN, Located
+from imagepiece_jax.weights.run_files import check_normalization
+from imagepiece_jax.weights.tensor_files import read_state_dict, title
+
+Arrays = Mapping[str, np.ndarray]  # {timm's name: array}
+
+
+class Tensors(NamedTuple):
+    """A model's stored tensors by timm's names, and what they show."""
+
+    config: ViTConfig  # the described config, corrected by the tensors
+    class_names: tuple[str | None, ...] | None  # of the stored head
+    dense: Arrays
+    selectors: Arrays  # of learned reducers, maybe for several reductions
+    learned: Arrays  # `selectors` without untrained ones
+    recovery: Recovery | None  # with its values
+
+
+def read_tensors(located: Located, described: Described) -> Tensors:
+    """Read all tensors that the model may need.
+
+    Raises InputError for tensors that contradict the described config.
+    """
+    tensors, recovered = _read_files(located, described)
+    config = correct_config(located, described, tensors)
+    class_names = described.class_names
+    if not config.num_classes:
+        class_names = None
+    elif class_names is None and not described.stated:
+        # Without a file that states classes, only a public name tells their names.
+        class_names = registry.published_class_names(config.name, config.num_classes)
+    dense, selectors = timm_tensors.apart(tensors)
+    untrained = tuple([f"{part.replace('_', '.')}." for part in described.untrained])
+    learned = {k: v for k, v in selectors.items() if not k.startswith(untrained)}
+    recovery = None
+    if described.recovery is not None:
+        file = title(located.path / RECOVERED)
+        recovery = _with_values(described.recovery, recovered, config, file)
+    return Tensors(config, class_names, dense, selectors, learned, recovery)
+
+
+def _read_files(located: Located, described: Described) -> tuple[Arrays, Arrays]:
+    """Read (the model's tensors, tensors of recovered variants)."""
+    if located.kind == RUN:
+        tensors, facts = runs.read_checkpoint(
+            located.path, located.checkpoint, located.averaged
+        )
+        check_normalization(located.path, vars(described.config), facts)
+        return tensors, {}
+    file = located.path or located.tensors
+    if located.kind == FOLDER:
+        file = located.weights_file()
+    tensors = layouts.read_weights(file, located.checkpoint, described.config)
+    beside = [name for name in BESIDE if name in located.names]
+    read = {name: read_state_dict(located.path / name) for name in beside}
+    tensors |= read.get(SELECTORS, {})
+    recovered = read.get(RECOVERED, {})
+    if beside and described.digest not in (None, digest([tensors, recovered])):
+        raise InputError(
+            f"{located.title}: {' or '.join(beside)} belongs to another model than the "
+            "weights"
+        )
+    return tensors, recovered
+
+
+def correct_config(
+    located: Located, described: Described, tensors: Arrays
+) -> ViTConfig:
+    """Correct a config by its tensors.
+
+    Tensors decide the number of classes and whether DeiT's distillation token is a
+    register. Unless the files state them, tensors also decide the positions' image size
+    and a gated MLP's width.
+    """
+    config = described.config
+    arch = config.arch
+    head = tensors.get("head.weight")
+    classes = len(head) if np.ndim(head) else 0
+    if classes and described.stated:
+        config = dataclasses.replace(config, **described.head_fields)
+    # A number of classes in the files must agree with the head.
+    stated = config.num_classes
+    if stated and stated != classes and described.stated:
+        raise InputError(
+            f"{located.title}: num_classes is {stated}, but its tensors have {classes}"
+        )
+    changes = {"num_classes": classes}
+    is_other_head = config.name and config.num_classes not in (0, classes)
+    if is_other_head and config.problem_type == PROJECTION:
+        changes["problem_type"] = SINGLE_LABEL
+    # Without a head of its own, DeiT's distillation token is a register.
+    if arch.dist_token and "reg_token" in tensors and "dist_token" not in tensors:
+        changes["arch"] = dataclasses.replace(arch, dist_token=False, registers=1)
+    # timm's mlp_ratio counts both halves of a gated MLP; the tensors tell the width.
+    last_layer = tensors.get("blocks.0.mlp.fc2.weight")
+    if not described.stated and arch.mlp == "swiglu" and np.ndim(last_layer) == 2:
+        changes["mlp_ratio"] = last_layer.shape[1] / config.embed_dim
+    size = described.trained_size or config.image_size
+    config = dataclasses.replace(config, **changes).with_preprocessing(image_size=size)
+    positions = tensors.get("pos_embed")
+    fixed = described.stated and described.trained_size is None
+    if fixed or positions is None or positions.ndim != 3:
+        return config
+    rows = positions.shape[1]
+    if config.arch.prefix_positions:
+        rows -= config.arch.prefix
+    # Positions of another grid than the config's are taken for a square's.
+    side = math.isqrt(max(0, rows))
+    if rows != math.prod(config.grid) and side * side == rows:
+        size = side * config.patch_size
+    return config.with_preprocessing(image_size=size)
+
+
+def _with_values(
+    recovery: Recovery, recovered: Arrays, config: ViTConfig, file: str
+) -> Recovery:
+    """Give every recovered variant its values.
+
+    recovered: {"INDEX.NAME": tensor}, where INDEX counts the variants
+    file: the title of their file
+    """
+    shapes = variable_shapes(build_model(config))
+    variants = []
+    for index, variant in enumerate(recovery.variants):
+        start = f"{index}."
+        tensors = {}
+        for name, tensor in recovered.items():
+            if name.startswith(start):
+                tensors[name.removeprefix(start)] = tensor
+        if not tensors and variant.changed:
+            raise InputError(f"{file} has no values for {variant.name}")
+        values = guarded(file, timm_tensors.values_from_timm, tensors, shapes)
+        variants.append(dataclasses.replace(variant, values=values))
+    return Recovery(tuple(variants))
