@@ -31,11 +31,11 @@ def main(
     from imagepiece_jax.evaluation import accuracy, statistics
     from imagepiece_jax.evaluation.evaluate import evaluate
     from imagepiece_jax.evaluation.labeled_images import data_name
-    from imagepiece_jax.weights import runs
+    from imagepiece_jax.weights.run_files import own_files
 
     vit = weights.exported() or weights.load()
     if json is not None:
-        input_files = runs.own_files(weights.weights, data_name(vit, data.data))
+        input_files = own_files(weights.weights, data_name(vit, data.data))
         check_writable("json", json, [".json"], input_files)
     how = [vit.preprocessing.text, *vit.origin.differences(vit)]
     if vit.origin.averaged:

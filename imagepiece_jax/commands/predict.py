@@ -31,7 +31,7 @@ def main(
     """
     from imagepiece_jax.data import pictures
     from imagepiece_jax.inference.predictor import Predictor
-    from imagepiece_jax.weights.runs import own_files
+    from imagepiece_jax.weights.run_files import own_files
 
     files = pictures.find_images(images.images)
     if json is not None:

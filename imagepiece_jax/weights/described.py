@@ -26,12 +26,7 @@ from imagepiece_jax.models.create import config_of_run
 from imagepiece_jax.models.recovery_record import RecoveredVariant, Recovery
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
-from imagepiece_jax.weights import (
-    hub,
-    open_clip_config,
-    timm_config,
-    transformers_config,
-)
+from imagepiece_jax.weights import open_clip_config, timm_config, transformers_config
 from imagepiece_jax.weights.file_names import (
     CONFIG,
     OPEN_CLIP,
@@ -39,18 +34,13 @@ from imagepiece_jax.weights.file_names import (
     PREPROCESSOR,
     PROCESSOR,
 )
-from imagepiece_jax.weights.located import (
-    FILE,
-    RUN,
-    Located,
-    locate,
-    locate_config,
-    weights_exist,
-)
+from imagepiece_jax.weights.located import FILE, RUN, Located, locate_config
 from imagepiece_jax.weights.run_files import check_format, read_class_names
 
 Result = TypeVar("Result")
 FORMAT = 4  # of the part OURS; other formats are refused
+# Errors of parsers for content of an unknown form.
+UNREADABLE = (ArithmeticError, AttributeError, IndexError, TypeError, ValueError)
 RUN_FIELDS = {"image_size", "num_classes", "model", "reduction"}  # of a run's config
 
 
@@ -113,17 +103,13 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
     name = os.fspath(config)
     if registry.is_known(name):
         return registry.config(name)
-    if not weights_exist(os.path.expanduser(name)):
+    located = locate_config(name)
+    if located is None:
         names = registry.names_for(name)
         raise InputError(
             f"config is {name!r}, which is neither a model name nor a file; {names}"
         )
-    folder, file = os.path.split(name)
-    if file not in (CONFIG, OPEN_CLIP):
-        return describe(locate(name)).config
-    if hub.is_id(name):
-        return describe(locate(folder)).config
-    return describe(locate_config(name)).config
+    return describe(located).config
 
 
 def _public_config(located: Located) -> ViTConfig:
@@ -220,13 +206,7 @@ def guarded(
         raise InputError(f"{file}: {error}") from error
     except KeyError as error:
         raise InputError(f"{file} has no {error.args[0]}") from error
-    except (
-        ArithmeticError,
-        AttributeError,
-        IndexError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except UNREADABLE as error:
         raise InputError(f"{file} has an unknown field: {error}") from error
 
 

@@ -9,10 +9,11 @@ PROCESSOR = "processor_config.json"  # for images and text, since transformers 5
 INDEX = ".index.json"  # ending of the file that lists a sharded file's parts
 # Weights files in order of preference. OpenCLIP's come last, because its repositories
 # often hold transformers' weights too.
-WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin")
-WEIGHTS += (f"pytorch_model.bin{INDEX}",)
-WEIGHTS += ("model.npz", "model.pth", "pytorch_model.pth")
-WEIGHTS += ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+WEIGHTS = """
+    model.safetensors model.safetensors.index.json pytorch_model.bin
+    pytorch_model.bin.index.json model.npz model.pth pytorch_model.pth
+    open_clip_model.safetensors open_clip_pytorch_model.bin
+""".split()
 # Endings of weights files with any other name.
 ENDINGS = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt")
 # Files beside a saved model's weights.

@@ -12,18 +12,7 @@ import re
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.weights import tensor_files
-from imagepiece_jax.weights.file_names import (
-    CONFIG,
-    INDEX,
-    OPEN_CLIP,
-    OURS,
-    PREPROCESSOR,
-    PROCESSOR,
-    RECOVERED,
-    SELECTORS,
-    WEIGHTS,
-)
+from imagepiece_jax.weights import file_names, tensor_files
 
 SCHEME = "hf://"
 _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -62,28 +51,28 @@ def repository_files(text):
     extras.check(text, "huggingface_hub")
     name, _, revision = name.partition("@")
     repository = _Repository(text, name, revision or None)
-    file = repository.needed(CONFIG, OPEN_CLIP)
+    file = repository.needed(file_names.CONFIG, file_names.OPEN_CLIP)
     config = read_json(file)
-    weights = repository.needed(*WEIGHTS)
-    if weights.name.endswith(INDEX):
+    weights = repository.needed(*file_names.WEIGHTS)
+    if weights.name.endswith(file_names.INDEX):
         for part in sorted({*tensor_files.parts(weights).values()}):
             repository.needed(part)
-    if file.name == OPEN_CLIP:
+    if file.name == file_names.OPEN_CLIP:
         return repository.files
     if weights.name.startswith("open_clip"):
-        repository.optional(OPEN_CLIP)
+        repository.optional(file_names.OPEN_CLIP)
     if "architecture" not in config:  # timm's and our own config need no other file
         # transformers 5 prefers processor_config.json, and writes no other file for
         # image-text models. Caches that older versions filled do not know it, so beside
         # a preprocessor_config.json it may be out of reach.
-        if repository.optional(PREPROCESSOR):
-            repository.get(PROCESSOR)
+        if repository.optional(file_names.PREPROCESSOR):
+            repository.get(file_names.PROCESSOR)
         else:
-            repository.optional(PROCESSOR)
-    if OURS in config:
-        repository.optional(SELECTORS)
-        if "recovery" in config[OURS]:
-            repository.optional(RECOVERED)
+            repository.optional(file_names.PROCESSOR)
+    if file_names.OURS in config:
+        repository.optional(file_names.SELECTORS)
+        if "recovery" in config[file_names.OURS]:
+            repository.optional(file_names.RECOVERED)
     return repository.files
 
 

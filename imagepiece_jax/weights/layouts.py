@@ -443,7 +443,7 @@ def _canonical(tensors):
             out[name] = tensor.reshape(-1)  # Flax biases have an extra axis of heads
         elif name == "pos_embed" and tensor.ndim == 1:
             out[name] = tensor  # malformed; the comparison with the model reports it
-        elif name in _ROWS and tensor.ndim != 3:
+        elif name in ROWS and tensor.ndim != 3:
             out[name] = tensor.reshape(1, -1, tensor.shape[-1])
         elif name == "reg_token" and not tensor.size:  # DINOv3's may be empty
             continue
@@ -458,8 +458,7 @@ def _canonical(tensors):
 
 
 # Token rows, [1, N, D] in timm.
-_ROWS = ("cls_token", "distillation_token", "register_tokens", "pos_embed")
-_ROWS += ("attn_pool.latent",)
+ROWS = "cls_token distillation_token register_tokens pos_embed attn_pool.latent".split()
 
 
 def _from_flax(module, kernel):

@@ -100,12 +100,13 @@ def load(
     params = variables["params"]
     stated = {part for part in params if matches(part, described.untrained)}
     untrained = {*drawn, *stated}
+    # A file alone does not tell its training's reduction.
     origin = dataclasses.replace(
         located.origin,
         name=located.origin.name or vit_config.name or "",
         license=described.license,
         image_size=tensors.config.image_size,
-        reduction=described.reduction if located.has_facts else None,
+        reduction=described.reduction if located.names else None,
     )
     vit = Pretrained(
         model,

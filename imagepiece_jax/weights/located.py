@@ -64,11 +64,6 @@ class Located:
         )
 
     @property
-    def has_facts(self) -> bool:
-        """Whether files beside the tensors tell their training's reduction."""
-        return self.kind in (FOLDER, RUN)
-
-    @property
     def title(self) -> str:
         """The path in error messages: "run runs/a", "folder hf://OWNER/NAME"."""
         return self.origin.title
@@ -138,16 +133,20 @@ def _at_path(path: str | os.PathLike, may_be_broken: bool) -> Located:
     return Located(path, FILE)
 
 
-def locate_config(file: str | os.PathLike) -> Located:
-    """Find the weights in a config file's folder, and read that config file."""
-    file = pathlib.Path(file).expanduser()
-    return _in_folder(file.parent, config_file=file)
+def locate_config(path: str) -> Located | None:
+    """Find the weights at a path, or beside the config file at a path; None: neither.
 
-
-def weights_exist(path: str | os.PathLike) -> bool:
-    """Whether a file or folder exists, or `path` is a hub id."""
-    # os.path.exists is False for a name that is too long.
-    return hub.is_id(path) or os.path.exists(path)
+    Of several config files, the named one is read.
+    """
+    folder, name = os.path.split(path)
+    is_file = name in (CONFIG, OPEN_CLIP)
+    if hub.is_id(path):
+        return locate(folder if is_file else path)
+    file = os.path.expanduser(path)
+    if not os.path.exists(file):  # also for a name that is too long
+        return None
+    file = pathlib.Path(file)
+    return _in_folder(file.parent, config_file=file) if is_file else locate(file)
 
 
 def is_run(path: str | os.PathLike) -> bool:

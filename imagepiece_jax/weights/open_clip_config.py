@@ -23,22 +23,22 @@ DEFAULTS |= dict(act_kwargs=None, norm_kwargs=None, timm_model_name=None)
 DEFAULTS |= dict(timm_pool="avg", timm_proj="linear", no_ln_pre=False)
 POOLS = {"tok": "token", "avg": "mean", "none": "none"}
 # Unsupported parts: {field: values without the part}.
-ABSENT = dict.fromkeys(("qk_norm", "scaled_cosine_attn", "scale_heads"), [False])
-ABSENT |= dict.fromkeys(("scale_attn_inner", "scale_attn", "scale_fc"), [False])
-ABSENT |= {"attentional_pool": [False], "ls_init_value": [None]}
-ABSENT |= {"block_type": [None, "default"]}
+SWITCHES = "qk_norm scaled_cosine_attn scale_heads scale_attn_inner scale_attn scale_fc"
+ABSENT = dict.fromkeys([*SWITCHES.split(), "attentional_pool"], [False])
+ABSENT |= {"ls_init_value": [None], "block_type": [None, "default"]}
 # Fields that change nothing, or only facts that the tensors show too.
-IDLE = ("patch_dropout", "attn_pooler_queries", "attn_pooler_heads")
-IDLE += ("pos_embed_type", "output_tokens", "timm_model_pretrained", "timm_proj_bias")
-IDLE += ("timm_drop", "timm_drop_path")
+IDLE = """
+    patch_dropout attn_pooler_queries attn_pooler_heads pos_embed_type output_tokens
+    timm_model_pretrained timm_proj_bias timm_drop timm_drop_path
+""".split()
 # timm_proj: embed_dim outputs by OpenCLIP's layer after timm's model, no such outputs,
 # or embed_dim outputs by the head of timm's model.
 PROJECTIONS = ("linear", "none", "")
 RESIZE_MODES = {"shortest": "center", "squash": "squash"}
 INTERPOLATIONS = ("bicubic", "bilinear")
 EPS = 1e-5  # of PyTorch's LayerNorm
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP
-STD = (0.26862954, 0.26130258, 0.27577711)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def parse_open_clip(config: Fields) -> ViTConfig:
@@ -70,8 +70,8 @@ def _images(images, image_size):
     if mode == "shortest" and height != width:
         interpolation = "bicubic"
     return {
-        "mean": tuple(images.get("mean") or MEAN),
-        "std": tuple(images.get("std") or STD),
+        "mean": tuple(images.get("mean") or CLIP_MEAN),
+        "std": tuple(images.get("std") or CLIP_STD),
         "preprocessing": Preprocessing(
             image_size, 1.0, RESIZE_MODES[mode], interpolation
         ),

@@ -1,19 +1,29 @@
-"""Files in a run's folder that training writes and `load` reads."""
+"""Files in a run's folder that training writes and `load` reads, and their names."""
 
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.data.class_names import checked_names
+from imagepiece_jax.data.sources import registry
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.weights.file_names import CONFIG
+from imagepiece_jax.weights.file_names import (
+    CONFIG,
+    INDEX,
+    OPEN_CLIP,
+    PREPROCESSOR,
+    PROCESSOR,
+    WEIGHTS,
+)
 
 FORMAT = 1  # of CONFIG; other formats are refused
 CLASSES = "classes.json"  # class names by label, if the data have names
 CHECKPOINTS = "checkpoints"  # the folder of weights
 KINDS = ("latest", "best")  # kinds of checkpoints
+OTHERS = ("run.json", "metrics.jsonl")  # files that only a run writes
 
 
 def read_config(file: pathlib.Path) -> dict[str, Any]:
@@ -61,3 +71,22 @@ def check_normalization(
                 f"{pathlib.Path(folder) / CONFIG}: model.{field} is {value}, but the "
                 f"run was trained with {trained}"
             )
+
+
+def own_files(*words: str | os.PathLike) -> list[pathlib.Path]:
+    """List the files of a command's inputs, which its outputs may not overwrite.
+
+    words: paths of weights, and names of data such as csv:FILE; files that belong to
+        them are listed whether they exist or not
+    """
+    names = (CONFIG, CLASSES, *OTHERS, OPEN_CLIP, PREPROCESSOR, PROCESSOR)
+    names += tuple(name for name in WEIGHTS if name.endswith(INDEX))
+    files = []
+    for word in words:
+        word = os.fspath(word)
+        if registry.form_of(word).endswith(":FILE"):
+            word = word.partition(":")[2]
+        path = pathlib.Path(word).expanduser()
+        beside = path.with_name(f"{path.name}.json")  # describes an .onnx file
+        files += [path, beside, *(path / name for name in names)]
+    return files

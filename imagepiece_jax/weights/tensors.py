@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+from flax import traverse_util
 
+from imagepiece_jax.common import checksums
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.config import ViTConfig
@@ -14,14 +16,16 @@ from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.head import PROJECTION, SINGLE_LABEL
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.variables import digest, variable_shapes
-from imagepiece_jax.weights import layouts, runs
+from imagepiece_jax.weights import layouts
 from imagepiece_jax.weights.described import Described, guarded
 from imagepiece_jax.weights.file_names import BESIDE, RECOVERED, SELECTORS
 from imagepiece_jax.weights.located import FOLDER, RUN, Located
-from imagepiece_jax.weights.run_files import check_normalization
+from imagepiece_jax.weights.run_files import CHECKPOINTS, KINDS, check_normalization
 from imagepiece_jax.weights.tensor_files import read_state_dict, title
 
 Arrays = Mapping[str, np.ndarray]  # {timm's name: array}
+COLLECTIONS = ("params", "batch_stats")
+AVERAGES = "ema"  # where a run's state keeps COLLECTIONS averaged over steps
 
 
 class Tensors(NamedTuple):
@@ -61,11 +65,7 @@ def read_tensors(located: Located, described: Described) -> Tensors:
 def _read_files(located: Located, described: Described) -> tuple[Arrays, Arrays]:
     """Read (the model's tensors, tensors of recovered variants)."""
     if located.kind == RUN:
-        tensors, facts = runs.read_checkpoint(
-            located.path, located.checkpoint, located.averaged
-        )
-        check_normalization(located.path, vars(described.config), facts)
-        return tensors, {}
+        return _read_run(located, described.config), {}
     file = located.path or located.tensors
     if located.kind == FOLDER:
         file = located.weights_file()
@@ -80,6 +80,33 @@ def _read_files(located: Located, described: Described) -> tuple[Arrays, Arrays]
             "weights"
         )
     return tensors, recovered
+
+
+def _read_run(located: Located, config: ViTConfig) -> Arrays:
+    """Read a run's newest "best" or "latest" checkpoint, or its averages."""
+    folder = located.path.resolve()
+    start = f"{AVERAGES}/" if located.averaged else ""
+
+    def choose(_, table):
+        prefixes = tuple(f"{start}{name}/" for name in COLLECTIONS)
+        names = [name for name in table if name.startswith(prefixes)]
+        if names or not located.averaged:
+            return names
+        raise InputError(
+            f"run {folder} has no averaged weights, as its ema_decay was 0"
+        )
+
+    checkpoints = folder / CHECKPOINTS
+    written = [kind for kind in KINDS if checksums.steps(checkpoints / kind)]
+    if written and located.checkpoint not in written:
+        raise InputError(
+            f"run {folder} has no {located.checkpoint!r} checkpoint yet, but "
+            f"{written[0]!r}"
+        )
+    arrays, facts, _ = checksums.read_newest(checkpoints / located.checkpoint, choose)
+    check_normalization(located.path, vars(config), facts)
+    arrays = {name.removeprefix(start): array for name, array in arrays.items()}
+    return timm_tensors.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))
 
 
 def correct_config(

@@ -26,15 +26,20 @@ RENAMED |= dict(use_pre_transformer_norm="pre_norm", scale_attn_inner="scale_att
 # Arguments in model_args: PARTS change a model's parts, and SIZES its sizes. IDLE
 # arguments change no logits, or only facts that the tensors show too. Any other
 # argument, except act_layer and norm_layer, must have timm's usual value.
-PARTS = (*RENAMED, *RENAMED.values(), "class_token", "no_embed_class", "qkv_bias")
-PARTS += ("init_values", "mlp_ratio", "global_pool", "pool_include_prefix", "attn_type")
-PARTS += ("attn_pool_num_heads", "attn_pool_mlp_ratio", "swiglu_align_to")
+PARTS = (
+    """
+    class_token no_embed_class qkv_bias init_values mlp_ratio global_pool attn_type
+    pool_include_prefix attn_pool_num_heads attn_pool_mlp_ratio swiglu_align_to
+""".split()
+    + [*RENAMED, *RENAMED.values()]
+)
 SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
-IDLE = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate")
-IDLE += ("attn_drop_rate", "drop_path_rate", "weight_init", "fix_init")
-IDLE += ("dynamic_img_size", "strict_img_size", "img_size", "num_classes")
-IDLE += ("in_chans", "device", "dtype", "qkv_fused", "head_init_scale")
-IDLE += ("rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords")
+IDLE = """
+    drop_rate pos_drop_rate patch_drop_rate proj_drop_rate attn_drop_rate drop_path_rate
+    weight_init fix_init dynamic_img_size strict_img_size img_size num_classes in_chans
+    device dtype qkv_fused head_init_scale rope_shift_coords rope_jitter_coords
+    rope_rescale_coords
+""".split()
 # The epsilon of timm's LayerNorm, also without an argument.
 NORMS = {"layernorm": 1e-6, "layer_norm": 1e-6, None: 1e-6}
 # Tags of weights with a SwiGLU. Their model cards pass mlp_layer=SwiGLUPacked and

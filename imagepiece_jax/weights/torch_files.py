@@ -12,13 +12,13 @@ import math
 import pickle
 import re
 import zipfile
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.weights.state_dicts import LazyTensor
 
 # PyTorch's storages. Complex and quantized storages are refused.
 _STORAGE_DTYPES = {
@@ -47,6 +47,12 @@ _IGNORED_TYPES = re.compile(
     r"(__builtin__|builtins)\.(bool|bytes|complex|dict|float|frozenset|int|list|object|"
     r"range|set|slice|str|tuple)"
 )
+
+
+class LazyTensor(NamedTuple):
+    """A tensor that was not read yet."""
+
+    read: Callable[[], np.ndarray] | None = None
 
 
 @contextlib.contextmanager

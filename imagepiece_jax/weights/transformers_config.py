@@ -17,22 +17,18 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import MEAN, STD, ViTConfig
-from imagepiece_jax.models.head import (
-    MULTI_LABEL,
-    PROBLEMS,
-    PROJECTION,
-    SINGLE_LABEL,
-)
+from imagepiece_jax.models.head import MULTI_LABEL, PROBLEMS, PROJECTION, SINGLE_LABEL
 from imagepiece_jax.models.rotary import Rotary
+from imagepiece_jax.weights.open_clip_config import CLIP_MEAN, CLIP_STD
 from imagepiece_jax.weights.timm_config import SILUS
 
 Fields = Mapping[str, Any]  # of a JSON file
 # transformers' activations by name. Activations of one kind differ only in rounding.
+TANHS = "gelu_pytorch_tanh gelu_python_tanh gelu_new gelu_fast gelu_accurate".split()
 GELUS = {"gelu": "exact", "gelu_python": "exact", "quick_gelu": "quick"}
-GELUS |= dict.fromkeys(("gelu_pytorch_tanh", "gelu_python_tanh"), "tanh")
-GELUS |= dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate"), "tanh")
-COUNTS = {"hidden_size", "num_hidden_layers", "num_attention_heads"}  # at least 1
-COUNTS |= {"intermediate_size"}
+GELUS |= dict.fromkeys(TANHS, "tanh")
+# Fields of at least 1.
+COUNTS = "hidden_size num_hidden_layers num_attention_heads intermediate_size".split()
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's constants
 RESCALE = 1 / 255
 RESCALES = (RESCALE - 1e-6, RESCALE + 1e-6)  # files round RESCALE
@@ -143,8 +139,7 @@ _PROCESSOR = _ON | _OFF
 _PROCESSOR |= dict(rescale_factor=RESCALE, crop_size=None, resample=3)
 _HALF = dict(image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
 _IMAGENET = dict(image_mean=MEAN, image_std=STD)
-_OPENAI = dict(image_mean=(0.48145466, 0.4578275, 0.40821073))
-_OPENAI |= dict(image_std=(0.26862954, 0.26130258, 0.27577711))
+_OPENAI = dict(image_mean=CLIP_MEAN, image_std=CLIP_STD)
 _CROPPED = _PROCESSOR | dict(do_center_crop=True, crop_size=224)
 _SQUARE = _PROCESSOR | dict(size={"height": 224, "width": 224}, default_to_square=True)
 _LARGER = dict(size={"height": 256, "width": 256}, default_to_square=True)
@@ -174,7 +169,7 @@ def parse_transformers(
     _check_fixed(QUANTIZED, config)
     _check_fixed(model.fixed, fields)
     fields = model.fields | {k: v for k, v in fields.items() if k in model.fields}
-    for field in {*fields} & COUNTS:
+    for field in {*fields} & {*COUNTS}:
         check_range(field, fields[field], 1, whole=True)
     check_choice("num_channels", fields["num_channels"], [3])
     # transformers names a classifier in "architectures" only when it saves the model,

@@ -20,7 +20,7 @@ from imagepiece_jax.common.files import (
     replacing_folder,
 )
 from imagepiece_jax.errors import RunError
-from imagepiece_jax.weights.runs import own_files
+from imagepiece_jax.weights.run_files import own_files
 from tests.helpers.refused_calls import refused
 from tests.helpers.run_command import start
 

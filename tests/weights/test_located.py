@@ -12,7 +12,7 @@ from imagepiece_jax.weights.located import (
     Located,
     is_run,
     locate,
-    weights_exist,
+    locate_config,
 )
 from tests.helpers.refused_calls import refused
 
@@ -74,8 +74,10 @@ def test_nothing_is_no_run(tmp_path, monkeypatch):
     assert not is_run(tmp_path)
     assert not is_run(tmp_path / "x")
     assert not is_run("x" * 5000)  # longer than names may be
-    assert weights_exist("hf://org/name")
-    assert not weights_exist(tmp_path / "x")
+    assert locate_config(str(tmp_path / "x")) is None
+    assert locate_config("x" * 5000) is None
+    for path in ("~/a", "~/a/config.json"):
+        assert locate_config(path).kind == RUN
 
 
 IDS = ["hf://name", "hf://org/name/file", "hf://org/name@", pathlib.Path("hf://o/n")]

@@ -3,8 +3,7 @@
 import numpy as np
 import safetensors.numpy
 
-from imagepiece_jax.weights.state_dicts import SMALLEST
-from imagepiece_jax.weights.tensor_files import read_state_dict
+from imagepiece_jax.weights.tensor_files import SMALLEST, read_state_dict
 from tests.helpers.pth_files import (
     NAMESPACE,
     check_same,
