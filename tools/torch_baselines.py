@@ -22,7 +22,7 @@ from imagepiece_jax.benchmark import workloads as ours
 from imagepiece_jax.benchmark.workloads import INPUTS, Workload
 from imagepiece_jax.commands._arguments import Model
 from imagepiece_jax.common import extras, xla_options
-from imagepiece_jax.common.machine import cores
+from imagepiece_jax.common.machine import available_cores
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import TRAINING_MACS
 
@@ -89,7 +89,8 @@ def prepare(names):
         try:
             importlib.import_module(library)
         except ImportError as error:
-            text = f"{library} cannot be imported ({error}); {extras.command('torch')}"
+            way_out = extras.install_command("torch")
+            text = f"{library} cannot be imported ({error}); {way_out}"
             raise InputError(text) from error
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
@@ -211,7 +212,7 @@ def torch_device():
     """PyTorch's name of JAX's device; set cores and precision as JAX's."""
     import torch
 
-    torch.set_num_threads(cores())
+    torch.set_num_threads(available_cores())
     torch.set_float32_matmul_precision("high")  # TF32 where available, as JAX
     where = "cpu" if jax.devices()[0].platform == "cpu" else "cuda"
     if where == "cuda" and not torch.cuda.is_available():
@@ -333,4 +334,4 @@ def merge(x, size, metric, merges):
 
 
 if __name__ == "__main__":
-    cli.run(main, compiles=False)
+    cli.run_command(main, compiles=False)
