@@ -50,8 +50,8 @@ def test_a_folder_belongs_to_one_process_and_is_left_as_it_was(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from imagepiece_jax.common.files import locked
-with locked("out", sys.argv[1]):
+from imagepiece_jax.common.files import locked_folder
+with locked_folder("out", sys.argv[1]):
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -158,11 +158,11 @@ def test_a_folder_is_replaced_where_libraries_need_a_name(tmp_path, monkeypatch)
 
 KILLED_IN_EXCHANGE = """
 import os, signal, sys
-from imagepiece_jax.common.files import replacing_folder
+from imagepiece_jax.common.files import replacement_folder
 def killed(*names):
     os.kill(os.getpid(), signal.SIGKILL)
 os.rename = killed  # the old folder leaves, and the new one comes
-with replacing_folder(sys.argv[1]) as new:
+with replacement_folder(sys.argv[1]) as new:
     (new / "file").write_text("new")
 """
 
