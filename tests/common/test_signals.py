@@ -85,7 +85,7 @@ def test_a_signal_ends_a_process(place, signum, tmp_path):
 
 FINISHED = """
 signals.handle_ending_signals()
-files._exchanged = lambda *folders: False  # where the system cannot
+files._exchange_folders = lambda *folders: False  # where the system cannot
 for text in ("old", "new"):
     if text == "new":
         rename = os.rename
@@ -157,7 +157,7 @@ def test_without_a_command_ctrl_c_is_pythons(tmp_path):
 BLOCKED = """
 import subprocess
 signals.handle_ending_signals()
-with signals.blocked_signals(*signals.SIGNALS):
+with signals.blocked_signals(*signals.END_SIGNALS):
     child = subprocess.Popen([sys.executable, "-c", "print(input())"], stdin=-1)
 os.kill(child.pid, signal.SIGINT)
 os.kill(child.pid, signal.SIGTERM)
