@@ -7,7 +7,6 @@ parameter of its class. Linters read such lines only under a heading.
 """
 
 import ast
-import inspect
 import pathlib
 import re
 import sys
@@ -26,19 +25,14 @@ def stale_arguments(tree: ast.Module) -> Iterator[tuple[int, str]]:
         else:
             continue
         docstring = ast.get_docstring(node, clean=False) or ""
-        first_line = node.body[0].lineno
-        for number, line in enumerate(cleaned_lines(docstring)):
-            explained = EXPLAINED.match(line)
+        statement = node.body[0]
+        for number, line in enumerate(docstring.splitlines(), statement.lineno):
+            explained = EXPLAINED.match(line.removeprefix(" " * statement.col_offset))
             if explained is None:
                 continue
             for name in explained[1].split(", "):
                 if name not in known:
-                    yield first_line + number, name
-
-
-def cleaned_lines(docstring: str) -> list[str]:
-    """Lines of a docstring without their common indentation; none is removed."""
-    return inspect.cleandoc(f".{docstring}").splitlines()
+                    yield number, name
 
 
 def parameter_names(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
@@ -73,9 +67,7 @@ def main(folders: list[str]) -> int:
     for folder in folders:
         for file in sorted(pathlib.Path(folder).rglob("*.py")):
             for line, name in stale_arguments(ast.parse(file.read_bytes())):
-                print(
-                    f"{file}:{line}: the docstring explains {name}, which is no argument"
-                )
+                print(f"{file}:{line}: no argument {name}, which is explained")
                 count += 1
     return min(count, 1)
 

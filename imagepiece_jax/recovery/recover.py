@@ -124,7 +124,7 @@ def recover(
         progress_length = seconds
     variants = []
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(signals.stopping(NOTHING_BETTER))
+        stop = stack.enter_context(signals.stoppable_work(NOTHING_BETTER))
         teacher = DenseTeacher(dense)
         held_out = teacher.add_outputs(batches)
         progress = None
@@ -185,7 +185,7 @@ class RecoveryRun:
     fit: StudentFit
     images: ImageSplit
     held_out: list[tuple]  # held-out images, from `DenseTeacher.add_outputs`
-    stop: signals.Stop  # ends the training
+    stop: signals.EarlyStop  # ends the training
     seconds: float = math.inf  # training time; inf: the recipe's steps are taken
 
     def __post_init__(self) -> None:

@@ -114,7 +114,7 @@ def random_crops(
             image_size, "random_resized", CROP_AREA, shift=0, flip=True
         ),
         batch_size=recipe.batch_size,
-        placement=parallel.placement(),
+        placement=parallel.process_placement(),
         seed=recipe.seed,
         steps=range(steps),
     )
@@ -134,7 +134,7 @@ def evaluation_batches(
         source=source,
         transform=preprocessing,
         batch_size=batch_size,
-        placement=parallel.placement(),
+        placement=parallel.process_placement(),
     )
     host_batches = []
     for batch in batches.read(DECODE_THREADS):

@@ -170,7 +170,7 @@ class StudentFit:
         batch_columns = {}
         for batch, targets in held_out:
             metrics = self._metrics_program(trained, student, batch["image"], targets)
-            columns = {**parallel.local(metrics), "index": batch["index"]}
+            columns = {**parallel.local_rows(metrics), "index": batch["index"]}
             is_image = batch["mask"]  # else padding, or unreadable
             for name, column in columns.items():
                 batch_columns.setdefault(name, []).append(column[is_image])
@@ -196,7 +196,7 @@ class StudentFit:
             return self.comparison.mean_loss(outputs, targets)
 
         loss, gradient = jax.value_and_grad(trained_loss)(state.trained)
-        loss, gradient = parallel.mean((loss, gradient))
+        loss, gradient = parallel.mean_over_devices((loss, gradient))
         directions, moments = self.adam.update(gradient, state.moments)
 
         def param_update(path: tuple, value: jax.Array, direction: jax.Array) -> Any:
