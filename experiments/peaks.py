@@ -26,8 +26,8 @@ from scipy import special
 
 import imagepiece_jax
 from experiments import intervals, study
-from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.common.rng import uniform
+from imagepiece_jax.common.image_size import image_sides
+from imagepiece_jax.common.rng import draw_uniform
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.pictures import as_source, read_images
@@ -96,7 +96,7 @@ class KeepParts(KeepPeaks):
         if self.keep == "peaks":
             worth = score * distance_to_earlier(alike, rank_tokens(score))
         if self.keep == "random":
-            worth = jax.vmap(lambda key: uniform(key, (counts.n_in,)))(inputs.rng)
+            worth = jax.vmap(lambda key: draw_uniform(key, (counts.n_in,)))(inputs.rng)
         order = rank_tokens(worth)
         slot, to_kept = join_kept(alike, order, counts.n_out)
         if self.merge == "none":
@@ -342,7 +342,7 @@ class Study:
 
 def logits(vit, pixels: np.ndarray) -> np.ndarray:
     """Logits [images, classes] of uint8 images, resized on the device if need be."""
-    height, width = sides(vit.image_size)
+    height, width = image_sides(vit.image_size)
     config = vit.config
 
     @jax.jit

@@ -201,7 +201,7 @@ def judged(vit, better, source: Source) -> dict[str, dict[str, float]]:
         student = parallel.replicate(model.variables)
         parts = []
         for batch, targets in answered:
-            distances = parallel.local(program(student, batch["image"], targets))
+            distances = parallel.local_rows(program(student, batch["image"], targets))
             parts.append({name: distances[name][batch["mask"]] for name in distances})
         means[word] = {}
         for name in parts[0]:
@@ -238,7 +238,7 @@ def right_of(vit, source: Source) -> str:
     batches = evaluation_batches(source, whole, 50)
     for batch, answers in DenseTeacher(vit).answered(batches):
         is_image = batch["mask"]  # and not padding
-        first = np.argmax(parallel.local(answers)["logits"], axis=-1)[is_image]
+        first = np.argmax(parallel.local_rows(answers)["logits"], axis=-1)[is_image]
         index = batch["index"][is_image]
         right[index] = first == labels[index]
     return encode_bits(right)

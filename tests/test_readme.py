@@ -123,7 +123,7 @@ def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_every_command_and_file_that_a_page_names_exists(page):
     text = page.read_text(encoding="utf-8")
-    for name, size in re.findall(r"--config (configs/\w+\.py)(:\w+)?", text):
+    for name, size in re.findall(r"--config (configs/\w+\.py)(:[\w,:=.]*\w)?", text):
         if name != "configs/deit_s_NAME.py":
             module = importlib.import_module(f"configs.{pathlib.Path(name).stem}")
             config = module.get_config(*filter(None, [size.removeprefix(":")]))

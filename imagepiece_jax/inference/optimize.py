@@ -21,9 +21,9 @@ from jax.sharding import SingleDeviceSharding
 
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
-from imagepiece_jax.common.image_size import sides, size_text
-from imagepiece_jax.common.progress import working
-from imagepiece_jax.common.tables import amount
+from imagepiece_jax.common.image_size import image_sides, size_text
+from imagepiece_jax.common.progress import announced_work
+from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.data.normalize import (
     as_normalized,
     check_images,
@@ -152,7 +152,7 @@ class Program:
         options = [f"{name}={value}" for name, value in self.options.items()]
         options = ", ".join(options) or "none"
         return (
-            f"{amount(batch, 'image')} of {size_text(size)}, {dtype}, "
+            f"{counted_noun(batch, 'image')} of {size_text(size)}, {dtype}, "
             f"on {self.device}\n"
             f"{model.plan[0].attn_tokens} to {model.plan[-1].mlp_tokens} tokens, "
             f"{self.gmacs:.3f} GMACs an image, {self.dead_gmacs:.3f} of them not "
@@ -262,7 +262,7 @@ def compiler(
     check_choice("reductions", reductions, (None, *REDUCTIONS))
     check_gelu(vit.model, gelu)
     device = jax.local_devices()[0] if device is None else _device(device)
-    size = sides(vit.image_size)
+    size = image_sides(vit.image_size)
     model = vit.model
     variables = vit.variables
     check_variables(model, variables)
@@ -271,7 +271,10 @@ def compiler(
     xla_options.check_dtype(dtype, device.platform)
     if reductions == "fast" and jnp.dtype(dtype).itemsize > 2:
         raise InputError(f"reductions is 'fast', but dtype is {dtype}")
-    options = {**xla_options.options(device.platform), **(compiler_options or {})}
+    options = {
+        **xla_options.compiler_options(device.platform),
+        **(compiler_options or {}),
+    }
     model = model.with_execution(dtype=jnp.dtype(dtype))
     model = for_device(model, device, attention)
     if takes_direction(model, sizes):
@@ -298,8 +301,8 @@ def compiler(
             sharding=SingleDeviceSharding(device),
         )
         began = time.perf_counter()
-        count = amount(batch_size, "image")
-        work = working(f"compiling the model for {count} at a time")
+        count = counted_noun(batch_size, "image")
+        work = announced_work(f"compiling the model for {count} at a time")
         inside = SMALL if batch_size <= SMALL_BATCH else 0
         arguments = tuple(leaf for leaf in leaves if leaf.nbytes > inside)
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from imagepiece_jax.common.progress import working
+from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.data import pictures
 from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.data.preprocessing import Preprocessing
@@ -65,7 +65,7 @@ def directions(vit: Pretrained, images: np.ndarray | None = None) -> np.ndarray:
     if images is None:
         images = photographs(vit.image_size)
     dense = vit.model_with(None).with_execution(attention_impl="xla", dtype="float32")
-    with working("finding the directions of sizes"):
+    with announced_work("finding the directions of sizes"):
         # An explicit copy, which a user's transfer guard allows.
         moments = _moments(dense)(*jax.device_put((vit.variables, images)))
         moments = jax.device_get(moments)

@@ -12,7 +12,7 @@ from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from imagepiece_jax.common.image_size import size_text
-from imagepiece_jax.common.rng import uniform
+from imagepiece_jax.common.rng import draw_uniform
 from imagepiece_jax.data.normalize import check_images, warn_of_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.folded_stem import FoldedStem
@@ -64,7 +64,7 @@ def drop_path_scale(keys, depth, rate):
     keep = 1 - jnp.linspace(0.0, rate, depth, dtype=jnp.float32)[:, None]
 
     def draw(key):
-        alive = uniform(key, (depth, 2)) < keep
+        alive = draw_uniform(key, (depth, 2)) < keep
         return alive.astype(jnp.float32) / keep
 
     return jax.vmap(draw)(keys)

@@ -114,7 +114,7 @@ def recover(
         length = seconds
     variants = []
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(signals.stopping(NOTHING_BETTER))
+        stop = stack.enter_context(signals.stoppable_work(NOTHING_BETTER))
         teacher = DenseTeacher(dense)
         answered = teacher.answered(batches)
         progress = None
@@ -174,7 +174,7 @@ class RecoveryRun:
     fit: Fit
     images: Divided
     answered: list[tuple]  # held-out images, from `DenseTeacher.answered`
-    stop: signals.Stop  # ends the training
+    stop: signals.EarlyStop  # ends the training
     seconds: float | None = None  # training time; None: the recipe's steps are taken
 
     def __post_init__(self):

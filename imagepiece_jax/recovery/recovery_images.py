@@ -102,7 +102,7 @@ def random_crops(
             image_size, "random_resized", AREA, shift=0, flip=True
         ),
         batch_size=recipe.batch_size,
-        placement=parallel.placement(),
+        placement=parallel.process_placement(),
         seed=recipe.seed,
         steps=range(steps),
     )
@@ -122,7 +122,7 @@ def evaluation_batches(
         source=source,
         transform=preprocessing,
         batch_size=batch_size,
-        placement=parallel.placement(),
+        placement=parallel.process_placement(),
     )
     parts = []
     for batch in batches.read(THREADS):

@@ -153,7 +153,7 @@ class Fit:
         measured = {}
         for batch, targets in answered:
             program_outputs = self._measure(trained, student, batch["image"], targets)
-            outputs = {**parallel.local(program_outputs), "index": batch["index"]}
+            outputs = {**parallel.local_rows(program_outputs), "index": batch["index"]}
             is_image = batch["mask"]  # else padding, or unreadable
             for name, values in outputs.items():
                 measured.setdefault(name, []).append(values[is_image])
@@ -173,7 +173,7 @@ class Fit:
             return self.comparison.loss(answered, targets)
 
         loss, gradient = jax.value_and_grad(loss_of)(state.trained)
-        loss, gradient = parallel.mean((loss, gradient))
+        loss, gradient = parallel.mean_over_devices((loss, gradient))
         directions, moments = self.adam.update(gradient, state.moments)
 
         def update_of(path, value, direction):

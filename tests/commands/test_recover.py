@@ -9,7 +9,7 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import recover
-from imagepiece_jax.common.files import LOCK, locked
+from imagepiece_jax.common.files import LOCK_NAME, locked_folder
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.recovery import recovery_step
 from imagepiece_jax.recovery.recover import NOTHING_BETTER
@@ -122,13 +122,13 @@ def test_what_cannot_be_written_is_said_before_the_work(words, tmp_path, monkeyp
 
 def test_two_processes_do_not_recover_into_one_folder(words, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    with locked("out", out), monkeypatch.context() as patch:
+    with locked_folder("out", out), monkeypatch.context() as patch:
         patch.setattr(imagepiece_jax, "load", None)
         said = sentence(call(recover.main, *words))
         assert f"{out} is in use by another process" in said
     assert not out.exists()
     out.mkdir()
-    (out / LOCK).touch()  # by a killed process
+    (out / LOCK_NAME).touch()  # by a killed process
     call(recover.main, *words).ok()
-    assert not (out / LOCK).exists()
+    assert not (out / LOCK_NAME).exists()
     imagepiece_jax.load(out)

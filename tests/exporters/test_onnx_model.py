@@ -610,7 +610,7 @@ def both(numbers):
 )
 @pytest.mark.parametrize("gathers", [False, True])
 def test_tokens_are_picked_as_by_jax(fn, gathers):
-    with nodes.marked():
+    with nodes.marked_functions():
         want, *others = outputs(fn, (2, 6), gathers=gathers)
     for each in others:
         np.testing.assert_array_equal(each, want)
@@ -639,7 +639,7 @@ def test_distances_and_kept_tokens_are_those_of_jax(n_out, ties, gathers):
         return jnp.stack([distance, slot.astype(jnp.float32), to_kept], axis=1)
 
     both = np.concatenate([axes, score], axis=2).astype(np.float32)
-    with nodes.marked():
+    with nodes.marked_functions():
         want, *others = outputs_of(decided, both, gathers=gathers)
     for each in others[:1] if ties and gathers else others:
         np.testing.assert_array_equal(each[:, 1], want[:, 1])
@@ -685,7 +685,7 @@ def test_tokens_and_values_are_merged_as_by_jax(n_out, drop, options, fields):
         parts = (rows, sizes, out, first)
         return jnp.concatenate([part.reshape(3, -1) for part in parts], axis=1)
 
-    with nodes.marked():
+    with nodes.marked_functions():
         want, *others = outputs_of(
             lambda x: merged(x, result), np.concatenate(parts, axis=2)
         )
