@@ -23,8 +23,8 @@ from imagepiece_jax.__main__ import commands
 from imagepiece_jax.commands import export
 from imagepiece_jax.data import class_names
 from imagepiece_jax.kernels.merging import DROPPED
-from imagepiece_jax.kernels.ranking import gather_rows, invert, rank
-from imagepiece_jax.kernels.similarity import cosine
+from imagepiece_jax.kernels.ranking import gather_rows, invert_order, rank_tokens
+from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import MEAN
 from imagepiece_jax.models.create import create_model
@@ -99,8 +99,9 @@ def test_the_new_method_joins_tokens_to_those_of_largest_norm():
 
 def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
     space = {"jax": jax, "jnp": jnp, "dataclasses": dataclasses, "ClassVar": ClassVar}
-    space |= {"Reducer": Reducer, "rank": rank, "cosine": cosine}
-    space |= {"gather_rows": gather_rows, "invert": invert}
+    space |= {"Reducer": Reducer, "rank_tokens": rank_tokens}
+    space |= {"cosine_similarity": cosine_similarity}
+    space |= {"gather_rows": gather_rows, "invert_order": invert_order}
     space |= {"Assignment": Assignment, "DROPPED": DROPPED}
     start = "@dataclasses.dataclass(frozen=True)\nclass PruneAndMerge"
     run(DOCS / "reducers.md", start, space)
