@@ -25,7 +25,7 @@ CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "a config file, such as configs/quickstart.py; --config.FIELD=VALUE changes a "
-    "field, and configs/deit_s.py:ARGUMENT passes an argument to get_config",
+    "field; configs/deit_s.py:SIZE,REDUCTION takes both, as in deit_s.py:deit_ti,tome",
 )
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "folder of the run; default: runs/NAME for configs/NAME.py"
@@ -53,6 +53,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     """
     try:
         check_fields(argv)
+        argv = [replace_old_name(word) for word in argv]
         words = flags.FLAGS(with_own_config(argv))
         if words[1:]:
             raise InputError(f"{words[1]!r} belongs to no flag")
@@ -95,6 +96,14 @@ def with_own_config(argv: list[str]) -> list[str]:
     run_files.read_config(file)
     reader = pathlib.Path(__file__).resolve().parent / "configs" / "_run.py"
     return [argv[0], f"--config={reader}:{workdir[1]}", *argv[1:]]
+
+
+def replace_old_name(word: str) -> str:
+    """Read configs/deit_s_tome.py:deit_ti, a former file, as deit_s.py:deit_ti,tome."""
+    old = re.fullmatch(r"((?:--?config=)?(.*deit_s))_(\w+)\.py:?(\w*)", word)
+    if old is None or pathlib.Path(f"{old[2]}_{old[3]}.py").exists():
+        return word
+    return f"{old[1]}.py:{old[4] or 'deit_s'},{old[3]}"
 
 
 def split_words(config: ConfigDict) -> None:
@@ -157,9 +166,13 @@ def error_cause(error: BaseException) -> str:
 
 
 def run_name(path: str) -> str:
-    """A config's name: deit_ti_evit for configs/deit_s_evit.py:deit_ti."""
+    """A config's name: deit_ti_evit for configs/deit_s_evit.py:deit_ti.
+
+    It is a folder's name, so tome:r=8 stands there as tome_r_8.
+    """
     file, _, argument = path.partition(":")
     stem = pathlib.Path(file).stem
+    argument = re.sub(r"[^\w.]+", "_", argument).strip("_")
     if not argument:
         return stem
     name, changed = re.subn("^deit_[a-z]+", argument, stem)

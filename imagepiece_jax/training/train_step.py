@@ -1,7 +1,7 @@
 """One training step: a function of state and batch, inside `pmap`.
 
 `train_step` averages gradients (`accumulated`, `micro_batch_gradient`), counts the step
-(`counted_in_window`) and updates the state (`updated`). docs/own_trainer.md replaces
+(`counted_in_window`) and updates the state (`updated`). docs/training.md replaces
 its loss, `loss_of`.
 """
 
