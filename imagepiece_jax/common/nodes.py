@@ -9,14 +9,11 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
 from jax.extend.core import JaxprEqn
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 ARRAY_TYPES = (jax.Array, np.ndarray)
 COMPOSITE_PRIMITIVE = "composite"  # the equation's primitive
@@ -24,18 +21,17 @@ COMPOSITE_PRIMITIVE = "composite"  # the equation's primitive
 _are_functions_marked = contextvars.ContextVar("marked", default=False)
 
 
-def onnx_op(fn: Callable[P, T]) -> Callable[P, T]:
+def onnx_op(fn: Callable) -> Callable:
     """Mark `fn`, a function of arrays, pytrees and static values, as a single node."""
-    untyped_fn: Callable = fn
 
     def call_whole(*arrays: Any, arguments: tuple) -> Any:
         args, options = _rebuilt_arguments(arguments, arrays)
-        return untyped_fn(*args, **options)
+        return fn(*args, **options)
 
     composite = jax.lax.composite(call_whole, fn.__name__)
 
     @functools.wraps(fn)
-    def call_marked(*args: P.args, **options: P.kwargs) -> T:
+    def call_marked(*args: Any, **options: Any) -> Any:
         # A composite has no derivative, and takes static values only by name.
         if not _are_functions_marked.get():
             return fn(*args, **options)
