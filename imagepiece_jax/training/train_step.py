@@ -313,7 +313,7 @@ def prepare(part, positions, step, index, run, model):
     return mixup.apply(drawn, image, targets, *parallel.reverse_batch((image, targets)))
 
 
-def _check_terms(terms):
+def _check_terms(terms) -> None:
     """Raise InputError for a loss term named like another figure of a step."""
     for name in terms:
         if name in FIGURES:
