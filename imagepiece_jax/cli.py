@@ -8,35 +8,35 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from imagepiece_jax.common import cache_dirs, progress, signals
 from imagepiece_jax.errors import InputError, RunError, Stopped
 
 
-def run(
+def run_command(
     function: Callable[..., int | None],
     prog: str | None = None,
     *,
     compiles: bool = True,
-):
+) -> None:
     """Call a typed function with the words of sys.argv, and exit with its status.
 
-    tyro explains words that do not fit, with status 2. `finish` ends the process.
+    tyro explains wrong words, with status 2. `finish_command` ends the process.
 
     function: its typed parameters are the options. Positional words are fields of its
         dataclasses.
     prog: the program's name in its help
-    compiles: as in `finish`
+    compiles: as in `finish_command`
     """
 
-    def call():
+    def parse_and_call() -> int | None:
         import tyro  # here, because signals are handled by now
 
         config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
         return tyro.cli(function, prog=prog, config=config)
 
-    finish(call, compiles=compiles)
+    finish_command(parse_and_call, compiles=compiles)
 
 
 # OSErrors that a mistyped path causes.
@@ -45,21 +45,21 @@ WRONG_PATHS = FileNotFoundError, FileExistsError, IsADirectoryError, NotADirecto
 DEVICE_ERRORS = ("RESOURCE_EXHAUSTED", "Unable to initialize backend")
 
 
-def finish(call: Callable[[], int | None], *, compiles: bool = True):
+def finish_command(call: Callable[[], int | None], *, compiles: bool = True) -> None:
     """Call a command's function, and exit with its status (None: 0).
 
-    InputError and WRONG_PATHS exit with 2, RunError and other OSErrors with 1, one of
-    `signals.SIGNALS` with 128 + its number (Ctrl-C: 130), with one line on stderr.
+    InputError and WRONG_PATHS exit with 2, RunError and other OSErrors with 1,
+    `signals.END_SIGNALS` with 128 + their number (Ctrl-C: 130). stderr gets one line.
 
     compiles: keep JAX's compiled programs for the next process
     """
     open_streams()
-    signals.end_process()
-    progress.show()
+    signals.handle_ending_signals()
+    progress.show_progress()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal cannot show, not being UTF-8, must not stop a run.
         sys.stdout.reconfigure(errors="backslashreplace")
-    warnings.formatwarning = _warning_lines()
+    warnings.formatwarning = _warning_format()
     try:
         if compiles:
             use_program_cache()
@@ -69,42 +69,43 @@ def finish(call: Callable[[], int | None], *, compiles: bool = True):
             status = end.code
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of stdout has gone: `... | head`
-        leave(RunError.status)
+        leave_process(RunError.status)
     except Stopped as stopped:
-        _end(stopped.status, stopped)
+        _end_command(stopped.status, stopped)
     except (InputError, RunError, OSError, MemoryError) as error:
         text = re.sub(r"^\[Errno -?\d+\] ", "", str(error))  # of an OSError
         is_mistake = isinstance(error, (InputError, *WRONG_PATHS))
         status = InputError.status if is_mistake else RunError.status
-        _end(status, f"error: {text}")
+        _end_command(status, f"error: {text}")
     except RuntimeError as error:  # of JAX: a full or missing device
         text = str(error).partition("\n")[0]
         if not any(known in str(error) for known in DEVICE_ERRORS):
             raise
-        _end(RunError.status, f"error: {text}")
+        _end_command(RunError.status, f"error: {text}")
     sys.exit(status)
 
 
-def open_streams():
+def open_streams() -> None:
     """Replace closed standard streams, as daemons have them, by the null device."""
     # A closed stream is None in Python, and its number goes to the next file that is
     # opened: prints would end up there.
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            os.dup2(os.open(os.devnull, os.O_RDWR), number)
-            os.set_inheritable(number, True)
-            mode = "w" if number else "r"
-            setattr(sys, name, open(number, mode, errors="backslashreplace"))
+    for descriptor, stream_name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, stream_name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+            os.set_inheritable(descriptor, True)
+            mode = "w" if descriptor else "r"
+            stream = open(descriptor, mode, errors="backslashreplace")
+            setattr(sys, stream_name, stream)
 
 
-def _end(status, message):
+def _end_command(status: int, message: object) -> NoReturn:
     """Print the last line on stderr, if it can be written, and leave."""
     with contextlib.suppress(OSError):  # no reader, or a full disk
         print(message, file=sys.stderr, flush=True)
-    leave(status)
+    leave_process(status)
 
 
-def leave(status: int):
+def leave_process(status: int) -> NoReturn:
     """End the process with a status, whatever libraries' threads are doing."""
     # An interrupted step or compilation may crash the interpreter at its end, and the
     # crash would replace the status.
@@ -115,26 +116,26 @@ def leave(status: int):
     os._exit(status)
 
 
-def _warning_lines() -> Callable[..., str]:
+def _warning_format() -> Callable[..., str]:
     """Make a format for Python's warnings: one line, once, without a code location."""
     # Python forgets shown warnings whenever a library, such as JAX, changes filters.
-    shown = set()
+    shown_lines = set()
 
-    def line(message: Any, *_: Any) -> str:
-        text = f"warning: {message}\n"
-        if text in shown:
+    def format_warning(message: Any, *_: Any) -> str:
+        line = f"warning: {message}\n"
+        if line in shown_lines:
             return ""
-        shown.add(text)
-        return text
+        shown_lines.add(line)
+        return line
 
-    return line
+    return format_warning
 
 
-def use_program_cache():
+def use_program_cache() -> None:
     """Let JAX keep compiled programs for later commands; report a new folder."""
     if "jax" in sys.modules:  # imported before: its settings are somebody else's
         return
-    folder, is_new = cache_dirs.keep_programs()
+    folder, is_new = cache_dirs.keep_compiled_programs()
     if is_new:
         way_out = "(set JAX_COMPILATION_CACHE_DIR= to keep none)"
         print(f"compiled programs are kept in {folder} {way_out}", file=sys.stderr)

@@ -7,31 +7,31 @@ import platform
 import zlib
 
 
-def folder(name: str) -> pathlib.Path:
+def cache_folder(name: str) -> pathlib.Path:
     """Cache folder for one kind of compiled code, below $XDG_CACHE_HOME or ~/.cache.
 
     Raises OSError if there is neither.
     """
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):  # the XDG specification: ignore a relative path
-        base = os.path.expanduser("~/.cache")
-    if not os.path.isabs(base):
+    cache_home = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache_home):  # the XDG specification: ignore a relative path
+        cache_home = os.path.expanduser("~/.cache")
+    if not os.path.isabs(cache_home):
         raise FileNotFoundError(errno.ENOENT, "there is no home folder")
-    return pathlib.Path(base) / "imagepiece_jax" / name
+    return pathlib.Path(cache_home) / "imagepiece_jax" / name
 
 
-def processor() -> str:
+def processor_features() -> str:
     """Describe the kind of processor. Native code may crash on another kind."""
-    info = pathlib.Path("/proc/cpuinfo")
-    if not info.exists():
+    cpu_file = pathlib.Path("/proc/cpuinfo")
+    if not cpu_file.exists():
         return platform.processor()
-    kinds = ("flags", "Features", "model name")
-    lines = info.read_text().splitlines()
-    lines = {line for line in lines if line.startswith(kinds)}
-    return "\n".join(sorted(lines)) or platform.processor()
+    line_starts = ("flags", "Features", "model name")
+    cpu_lines = cpu_file.read_text().splitlines()
+    feature_lines = {line for line in cpu_lines if line.startswith(line_starts)}
+    return "\n".join(sorted(feature_lines)) or platform.processor()
 
 
-def keep_programs() -> tuple[pathlib.Path | None, bool]:
+def keep_compiled_programs() -> tuple[pathlib.Path | None, bool]:
     """Make JAX, not yet imported, keep its compiled programs on disk.
 
     Returns (folder, whether it is new), or (None, False) if the environment sets
@@ -43,9 +43,9 @@ def keep_programs() -> tuple[pathlib.Path | None, bool]:
         return None, False
     # One folder per kind of processor: machines may share a home folder, and JAX's file
     # names do not tell processors apart.
-    processor_hash = zlib.crc32(processor().encode())
+    processor_hash = zlib.crc32(processor_features().encode())
     try:
-        programs = folder("programs") / f"{processor_hash:08x}"
+        programs = cache_folder("programs") / f"{processor_hash:08x}"
         is_new = not programs.exists()
         programs.mkdir(parents=True, exist_ok=True)
     except OSError:

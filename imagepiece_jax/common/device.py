@@ -4,16 +4,17 @@ import importlib.metadata
 import pathlib
 import platform as host
 import re
+from collections.abc import Iterable
 
 import jax
 
-from imagepiece_jax.common.machine import cores
-from imagepiece_jax.common.version import LIBRARIES
+from imagepiece_jax.common.machine import available_cores
+from imagepiece_jax.common.version import KEY_LIBRARIES
 
-INPUTS = 4  # different inputs, which calls take in turn
+NUM_INPUTS = 4  # different inputs, which calls take in turn
 
 
-def name() -> str:
+def device_name() -> str:
     """The device's name. For a CPU: its model and usable cores."""
     device = jax.devices()[0]
     return cpu_name() if device.platform == "cpu" else device.device_kind
@@ -21,15 +22,15 @@ def name() -> str:
 
 def cpu_name() -> str:
     """The CPU's model and usable cores."""
-    model = host.machine()
-    file = pathlib.Path("/proc/cpuinfo")
-    if file.exists():
-        named = re.search(r"model name\s*:(.*)", file.read_text())
-        model = named[1].strip() if named else model
-    return f"{model}, {cores()} cores"
+    cpu_model = host.machine()
+    cpu_file = pathlib.Path("/proc/cpuinfo")
+    if cpu_file.exists():
+        model_line = re.search(r"model name\s*:(.*)", cpu_file.read_text())
+        cpu_model = model_line[1].strip() if model_line else cpu_model
+    return f"{cpu_model}, {available_cores()} cores"
 
 
-def program_bytes(compiled):
+def program_bytes(compiled: jax.stages.Compiled) -> int | None:
     """Bytes held by a running compiled program; None if unknown."""
     sizes = compiled.memory_analysis()
     if sizes is None:
@@ -42,9 +43,10 @@ def program_bytes(compiled):
     )
 
 
-def versions(libraries=()) -> dict[str, str]:
-    """Versions of Python, LIBRARIES, further `libraries`, and JAX's backend."""
-    names = [*LIBRARIES, *libraries]
-    installed = {name: importlib.metadata.version(name) for name in names}
-    backend = " ".join(jax.devices()[0].client.platform_version.split())
-    return {"python": host.python_version(), **installed, "backend": backend}
+def library_versions(libraries: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of Python, KEY_LIBRARIES, further `libraries`, and JAX's backend."""
+    versions = {"python": host.python_version()}
+    for library in (*KEY_LIBRARIES, *libraries):
+        versions[library] = importlib.metadata.version(library)
+    versions["backend"] = " ".join(jax.devices()[0].client.platform_version.split())
+    return versions

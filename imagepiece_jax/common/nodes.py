@@ -1,74 +1,77 @@
 """Functions exported as single nodes of another runtime's graph.
 
-Another runtime has operators of its own for some functions. Inside `marked`, a function
-marked by `onnx_op` is traced as one `jax.lax.composite`, and an exporter translates it
-as a whole. Outside `marked`, the mark changes nothing.
+Another runtime has operators of its own for some functions. Inside `marked_functions`,
+a function marked by `onnx_op` is traced as one `jax.lax.composite`, and an exporter
+translates it as a whole. Outside `marked_functions`, the mark changes nothing.
 """
 
 import contextlib
 import contextvars
 import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import JaxprEqn
 
-ARRAYS = (jax.Array, np.ndarray)
-PRIMITIVE = "composite"  # the equation's primitive
+ARRAY_TYPES = (jax.Array, np.ndarray)
+COMPOSITE_PRIMITIVE = "composite"  # the equation's primitive
 
-_marked = contextvars.ContextVar("marked", default=False)
+_are_functions_marked = contextvars.ContextVar("marked", default=False)
 
 
-def onnx_op(fn):
+def onnx_op(fn: Callable) -> Callable:
     """Mark `fn`, a function of arrays, pytrees and static values, as a single node."""
 
-    def whole(*arrays, arguments):
-        args, options = _rebuilt(arguments, arrays)
+    def call_whole(*arrays: Any, arguments: tuple) -> Any:
+        args, options = _rebuilt_arguments(arguments, arrays)
         return fn(*args, **options)
 
-    composite = jax.lax.composite(whole, fn.__name__)
+    composite = jax.lax.composite(call_whole, fn.__name__)
 
     @functools.wraps(fn)
-    def called(*args, **options):
+    def call_marked(*args: Any, **options: Any) -> Any:
         # A composite has no derivative, and takes static values only by name.
-        if not _marked.get():
+        if not _are_functions_marked.get():
             return fn(*args, **options)
         leaves, tree = jax.tree.flatten((args, options), is_leaf=lambda x: x is None)
         arrays = []
-        statics = []  # as in `_rebuilt`
+        statics = []  # as in `_rebuilt_arguments`
         for leaf in leaves:
-            if isinstance(leaf, ARRAYS):
+            if isinstance(leaf, ARRAY_TYPES):
                 arrays.append(leaf)
                 statics.append(None)
             else:
                 statics.append((leaf,))
         return composite(*arrays, arguments=(tree, tuple(statics)))
 
-    return called
+    return call_marked
 
 
-def call(equation, operands):
+def marked_call(equation: JaxprEqn, operands: Sequence) -> tuple[str, Sequence, dict]:
     """(name, args, options) of an equation's marked call.
 
     operands: replace the equation's arrays
     """
     ((_, leaves, tree),) = equation.params["attributes"]
-    arguments = jax.tree.unflatten(tree, leaves)
-    return equation.params["name"], *_rebuilt(arguments, operands)
+    args, options = _rebuilt_arguments(jax.tree.unflatten(tree, leaves), operands)
+    return equation.params["name"], args, options
 
 
-def _rebuilt(arguments, arrays):
+def _rebuilt_arguments(arguments: tuple, arrays: Sequence) -> tuple[Sequence, dict]:
     """(args, options) of a marked call, rebuilt with `arrays`.
 
     arguments: (tree, statics); statics: per leaf, None for an array, else (its value,)
     """
     tree, statics = arguments
-    count = statics.count(None)
+    array_count = statics.count(None)
     # The function's constants come before its arrays.
-    arrays = iter(arrays[len(arrays) - count :])
+    remaining_arrays = iter(arrays[len(arrays) - array_count :])
     leaves = []
     for static in statics:
         if static is None:
-            leaves.append(next(arrays))
+            leaves.append(next(remaining_arrays))
         else:
             (value,) = static
             leaves.append(value)
@@ -76,10 +79,10 @@ def _rebuilt(arguments, arrays):
 
 
 @contextlib.contextmanager
-def marked():
+def marked_functions() -> Iterator[None]:
     """Trace every marked function inside as one equation."""
-    token = _marked.set(True)
+    token = _are_functions_marked.set(True)
     try:
         yield
     finally:
-        _marked.reset(token)
+        _are_functions_marked.reset(token)

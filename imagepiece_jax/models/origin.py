@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from imagepiece_jax.common.image_size import sides, size_text
+from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.models.variables import digest
 from imagepiece_jax.reduction.reduction import Reduction
 
@@ -69,7 +69,7 @@ class Origin:
             if before != vit.reduction:
                 lines.append(f"reduction {vit.reduction} (trained with {before})")
         trained_size = self.image_size or vit.image_size
-        if sides(vit.image_size) != sides(trained_size):
+        if image_sides(vit.image_size) != image_sides(trained_size):
             size = size_text(vit.image_size)
             lines.append(f"size {size} (trained with {size_text(trained_size)})")
         return lines

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from imagepiece_jax.common.image_size import sides, size_text
-from imagepiece_jax.common.warning import warn
+from imagepiece_jax.common.image_size import image_sides, size_text
+from imagepiece_jax.common.warning import warn_caller
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.normalize import native
 from imagepiece_jax.data.preprocessing import Preprocessing
@@ -155,7 +155,9 @@ class Pretrained:
     def warn_of_untrained(self) -> None:
         """Warn if any part is untrained."""
         if self.untrained:
-            warn(f"{self!r}: untrained parts were drawn from a seed; train them first")
+            warn_caller(
+                f"{self!r}: untrained parts were drawn from a seed; train them first"
+            )
 
     def with_variables(self, variables: Mapping[str, Any]) -> "Pretrained":
         """The same model with new variables, for example trained further."""
@@ -207,7 +209,7 @@ class Pretrained:
             position embeddings that are already resized.
         """
         trained_size = self.origin.image_size or self.image_size
-        resized = sides(trained_size) != sides(self.image_size)
+        resized = image_sides(trained_size) != image_sides(self.image_size)
         if resized and self.config.arch.positions:
             raise InputError(
                 f"positions are resized from {size_text(trained_size)} already; resize "
@@ -222,7 +224,7 @@ class Pretrained:
         Raises InputError for a new image_size; use `at_size`.
         """
         config = self.config.with_preprocessing(**fields)
-        if sides(config.image_size) != sides(self.image_size):
+        if image_sides(config.image_size) != image_sides(self.image_size):
             raise InputError(
                 f"image_size is {config.image_size}, but the model is for "
                 f"{size_text(self.image_size)}; at_size changes it"
@@ -264,7 +266,7 @@ class Pretrained:
         for name, part in self.dense_variables["params"].items():
             if not name.startswith(timm_tensors.SELECTOR):
                 params[name] = part
-        if sides(model.config.image_size) != sides(self.image_size):
+        if image_sides(model.config.image_size) != image_sides(self.image_size):
             trained_size = origin.image_size or self.image_size
             origin = dataclasses.replace(origin, image_size=trained_size)
             params = resize_positions.fit(params, model.config, trained_size)

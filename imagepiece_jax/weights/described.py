@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from imagepiece_jax.common.checks import as_tuple
 from imagepiece_jax.common.files import read_json
-from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.common.warning import warn
+from imagepiece_jax.common.image_size import image_sides
+from imagepiece_jax.common.warning import warn_caller
 from imagepiece_jax.common.xla_options import checked_dtype
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
@@ -86,7 +86,9 @@ def describe(
             # from another version.
             if config is None or OURS not in (located.config or {OURS}):
                 raise
-            warn(f"{error}; the file is ignored, because config describes the model")
+            warn_caller(
+                f"{error}; the file is ignored, because config describes the model"
+            )
             return Described(config, stated=False)
     if config is not None:
         described = described._replace(config=config, stated=False, trained_size=None)
@@ -265,7 +267,7 @@ def _check_same(config: ViTConfig, file: Mapping[str, Any]) -> None:
     # `save` writes both parts for one model, so somebody has edited one part.
     images = as_tuple(file.get("pretrained_cfg", {}))
     fields = {"mean": config.mean, "std": config.std}
-    fields["input_size"] = (3, *sides(config.image_size))
+    fields["input_size"] = (3, *image_sides(config.image_size))
     for field, value in fields.items():
         if images.get(field, value) != value:
             raise InputError(

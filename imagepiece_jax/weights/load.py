@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.common.warning import warn
+from imagepiece_jax.common.image_size import image_sides
+from imagepiece_jax.common.warning import warn_caller
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import reduction_plan, resize_positions, timm_tensors
 from imagepiece_jax.models.config import ViTConfig
@@ -161,7 +161,7 @@ def fit_tensors(
     elif not is_exact:
         stored, _ = timm_tensors.own_selectors(model, stored, located.title)
     trained_size = tensors.config.image_size
-    if sides(model.config.image_size) != sides(trained_size):
+    if image_sides(model.config.image_size) != image_sides(trained_size):
         stored = resize_positions.fit(stored, model.config, trained_size)
     return stored, fresh
 
@@ -170,7 +170,7 @@ def say_doubts(vit: Pretrained) -> None:
     """Warn if the head may be a projection; log if nothing was recovered."""
     is_clip = vit.config.arch.pre_norm and vit.config.head.is_single_label
     if is_clip and not vit.class_names and not vit.untrained:
-        warn(
+        warn_caller(
             f"{vit!r}: the head is taken for a classifier; config.problem_type "
             "'projection' says that it is CLIP's projection"
         )

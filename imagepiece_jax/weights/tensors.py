@@ -97,7 +97,7 @@ def _read_run(located: Located, config: ViTConfig) -> Arrays:
         )
 
     checkpoints = folder / CHECKPOINTS
-    written = [kind for kind in KINDS if checksums.steps(checkpoints / kind)]
+    written = [kind for kind in KINDS if checksums.complete_steps(checkpoints / kind)]
     if written and located.checkpoint not in written:
         raise InputError(
             f"run {folder} has no {located.checkpoint!r} checkpoint yet, but "

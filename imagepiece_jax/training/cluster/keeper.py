@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.files import locked
+from imagepiece_jax.common.files import locked_folder
 from imagepiece_jax.errors import Stopped
 from imagepiece_jax.training.cluster import job, run_dir
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints, RunProgress
@@ -30,14 +30,14 @@ def held(plan, dry_run: bool = False):
     run_dir.check_config(workdir, fields)
     with contextlib.ExitStack() as stack:
         if parallel.is_main() and not dry_run:
-            stack.enter_context(locked("workdir", workdir))
+            stack.enter_context(locked_folder("workdir", workdir))
         yield Keeper(plan, fields, dry_run)
 
 
 class Keeper:
     """Begins a run, saves it after steps, and stops it at a signal."""
 
-    def __init__(self, plan, fields, dry_run):
+    def __init__(self, plan, fields, dry_run) -> None:
         self._plan = plan
         self._fields = fields
         self._dry_run = dry_run
@@ -46,7 +46,7 @@ class Keeper:
         self._saved = 0  # the last saved step; at first, the step to resume from
         self.last_saved = self._checkpoints.latest_step
         # Whether the run has a checkpoint; process 0 looks.
-        self.resumed = parallel.from_main(self.last_saved) is not None
+        self.resumed = parallel.decided_by_main(self.last_saved) is not None
 
     def begin(self, state, frozen, class_names, teacher=None):
         """Start or resume the run, and record the start: (state, RunProgress, step).
@@ -61,7 +61,7 @@ class Keeper:
         if not self._dry_run:
             plan.data.check_space()
         # Only process 0 reads all images for the digest.
-        digest = parallel.from_main(plan.data.digest)
+        digest = parallel.decided_by_main(plan.data.digest)
         values = {"mean": [*plan.model.config.mean], "std": [*plan.model.config.std]}
         counts = plan.data.image_counts
         progress = RunProgress(counts, digest, normalization=values, teacher=teacher)
@@ -95,7 +95,7 @@ class Keeper:
         with self._request.ending_at_once():
             yield
 
-    def after_step(self, run, log):
+    def after_step(self, run, log) -> None:
         """Save a Run if that is due; after a signal, save it and raise Stopped."""
         signum = self._request.requested()
         evaluated = run.progress.evaluated == run.step
@@ -106,12 +106,12 @@ class Keeper:
         elif signum:
             raise Stopped(signum, run.step)
 
-    def stop_if_requested(self, run):
+    def stop_if_requested(self, run) -> None:
         """Raise Stopped after a signal, before there is anything to save."""
         if signum := self._request.requested():
             raise Stopped(signum, run.step)
 
-    def save(self, run, log):
+    def save(self, run, log) -> None:
         """Save a Run after its step; also as "best", if this step is best."""
         log.flush()  # lines first: a kill between the two loses nothing
         state = parallel.unreplicate(run.state)

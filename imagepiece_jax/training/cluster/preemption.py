@@ -15,7 +15,7 @@ class Interrupted(Exception):
 
 
 class StopRequest(contextlib.ExitStack):
-    """Context in which `signals.SIGNALS` request a stop.
+    """Context in which `signals.END_SIGNALS` request a stop.
 
     The main thread calls `requested` often, and saves when it returns a signal. Until
     then a Ctrl-C after the first signal ends the process at once.
@@ -25,13 +25,15 @@ class StopRequest(contextlib.ExitStack):
     ignoring: whether signals are ignored from now on
     """
 
-    def __init__(self, agree=int):
+    def __init__(self, agree=int) -> None:
         super().__init__()
         self.ignoring = False
         self._agree = agree
         self._signum = 0  # the first signal in this process; 0: none
         self._agreed = 0  # the signal all processes have agreed on; 0: none
-        self.enter_context(signals.handled_by(self._note, signals.not_ignored()))
+        self.enter_context(
+            signals.replaced_handlers(self._note, signals.heeded_signals())
+        )
 
     @contextlib.contextmanager
     def ending_at_once(self):
@@ -58,7 +60,7 @@ class StopRequest(contextlib.ExitStack):
                 raise Interrupted
             yield item
 
-    def _note(self, signum, frame):
+    def _note(self, signum, frame) -> None:
         # Ctrl-C after the first signal: the user does not want to wait for the stop.
         if self._signum and signum == signal.SIGINT and not self.ignoring:
             with signals.ending_at_once():
