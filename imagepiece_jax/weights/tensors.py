@@ -23,7 +23,7 @@ from imagepiece_jax.weights.located import FOLDER, RUN, Located
 from imagepiece_jax.weights.run_files import CHECKPOINTS, KINDS, check_normalization
 from imagepiece_jax.weights.tensor_files import read_state_dict, title
 
-Arrays = Mapping[str, np.ndarray]  # {timm's name: array}
+Arrays = dict[str, np.ndarray]  # {timm's name: array}
 COLLECTIONS = ("params", "batch_stats")
 AVERAGES = "ema"  # where a run's state keeps COLLECTIONS averaged over steps
 
