@@ -2,7 +2,7 @@
 
 Order, crop and flip of an image depend only on (seed, step, position in the global
 batch). Device, host, worker and thread counts do not change batches, nor does a
-restart. `Threads` here or processes in `data.worker_pool` read batches ahead.
+restart. `ThreadTasks` here or processes in `data.worker_pool` read batches ahead.
 """
 
 import collections
@@ -17,13 +17,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imagepiece_jax.common.placement import Placement
-from imagepiece_jax.data.decode import MAX_IN_A_ROW, UnreadableImage, record_unreadable
+from imagepiece_jax.data.decode import (
+    MAX_UNREADABLE_IN_A_ROW,
+    UnreadableImage,
+    record_unreadable,
+)
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
 
 # Images per task of a thread or process, about: handing over single images would cost
 # more than decoding them.
-PART_IMAGES = 32
+CHUNK_IMAGES = 32
 BATCHES_AHEAD = 2  # batches read while another is used
 
 # Purposes are part of a random stream's key, so no two purposes share a stream.
@@ -40,7 +44,7 @@ class Sample(NamedTuple):
     damaged: list[UnreadableImage]  # files tried in vain, or the image's misfit
 
 
-class Part(NamedTuple):
+class BatchChunk(NamedTuple):
     """Some images of a batch, ordered by position."""
 
     pixels: Any  # uint8 [images, H, W, 3]
@@ -101,9 +105,9 @@ class Batches:
         self._epoch_steps = in_a_pass
         self._shape = positions.shape
         self._positions = positions.ravel()
-        parts = math.ceil(positions.size / PART_IMAGES)
+        parts = math.ceil(positions.size / CHUNK_IMAGES)
         # Slots of this process's batch, ordered by position: `repeats` copies of an
-        # image are neighbors, so `read_part` decodes it once.
+        # image are neighbors, so `read_chunk` decodes it once.
         self._slots = np.array_split(np.argsort(self._positions), parts)
 
     @property
@@ -112,11 +116,11 @@ class Batches:
         return len(self._slots)
 
     @property
-    def part_bytes(self) -> int:
+    def chunk_bytes(self) -> int:
         """Pixel bytes of the largest part."""
         return len(self._slots[0]) * math.prod(self.transform.shape) * 3
 
-    def read_part(self, number: int, allocate) -> Part:
+    def read_chunk(self, number: int, allocate) -> BatchChunk:
         """Read part `number` of all batches; allocate(shape) makes its pixels."""
         step, part = divmod(number, self.parts)
         step = self.steps[step]
@@ -126,34 +130,34 @@ class Batches:
         epoch_index = None
         for target, position in zip(pixels, positions, strict=True):
             before = epoch_index
-            epoch_index = self._place(step, position)
+            epoch_index = self._epoch_place(step, position)
             if epoch_index != before:
-                image, sample = self._read(*epoch_index)
+                image, sample = self._read_first(*epoch_index)
             else:  # a copy: its damaged files are recorded already
                 sample = sample._replace(damaged=[])
             try:
-                target[:] = self._transformed(image, step, position)
+                target[:] = self._transform_pixels(image, step, position)
             except InputError as error:
-                name = self.source.name(sample.index)
+                name = self.source.image_name(sample.index)
                 if self.strict:
                     raise InputError(f"{name}: {error}") from error
                 target[:] = 0
                 misfit = UnreadableImage(name, f"it does not fit: {error}")
                 sample = sample._replace(mask=0.0, damaged=[misfit])
             samples.append(sample)
-        return Part(pixels, samples)
+        return BatchChunk(pixels, samples)
 
-    def _place(self, step, position):
+    def _epoch_place(self, step, position):
         """(epoch, index into the epoch's order)."""
         epoch, step = divmod(step, self._epoch_steps)
         return epoch, (step * self.batch_size + position) // self.repeats
 
-    def _read(self, epoch, number):
+    def _read_first(self, epoch, number):
         """(pixels, Sample) of the first readable image; (None, ..) without any."""
         candidates = [number]
         if self.seed is not None:
             order = epoch_order(self.seed, epoch, len(self.source))
-            following = (number + np.arange(MAX_IN_A_ROW)) % len(order)
+            following = (number + np.arange(MAX_UNREADABLE_IN_A_ROW)) % len(order)
             candidates = order[following].tolist()
         elif number >= len(self.source):
             return None, Sample(0, number, 0.0, [])
@@ -165,28 +169,30 @@ class Batches:
             damaged.append(image.damage)
         return None, Sample(0, candidates[0], 0.0, damaged)
 
-    def _transformed(self, pixels, step, position):
+    def _transform_pixels(self, pixels, step, position):
         if pixels is None:
             return 0  # padding is black
         if self.seed is None:
             return self.transform(pixels)
-        return self.transform(pixels, _stream(self.seed, _TRANSFORM, step, position))
+        return self.transform(
+            pixels, _random_stream(self.seed, _TRANSFORM, step, position)
+        )
 
-    def join(self, parts: list[Part]) -> dict[str, np.ndarray]:
+    def join_chunks(self, chunks: list[BatchChunk]) -> dict[str, np.ndarray]:
         """Join a batch's parts."""
         # New arrays every time, because JAX on CPUs may use their memory directly.
-        batch = self.empty()
+        batch = self.empty_batch()
         axes = len(self._shape)
         for name, array in batch.items():
             flat = array.reshape(-1, *array.shape[axes:])
-            for slots, part in zip(self._slots, parts, strict=True):
+            for slots, part in zip(self._slots, chunks, strict=True):
                 if name == "image":
                     flat[slots] = part.pixels
                 else:
                     flat[slots] = [getattr(sample, name) for sample in part.samples]
         return batch
 
-    def empty(self) -> dict[str, np.ndarray]:
+    def empty_batch(self) -> dict[str, np.ndarray]:
         """Allocate this process's batch without values: {name: array}."""
         types = {"label": np.int32, "mask": np.float32, "index": np.int32}
         pixels = (*self._shape, *self.transform.shape, 3)
@@ -195,18 +201,18 @@ class Batches:
             batch[name] = np.empty(self._shape, types[name])
         return batch
 
-    def read(self, threads: int = 0) -> "Reader":
+    def read_batches(self, threads: int = 0) -> "BatchReader":
         """Iterate over batches that threads read ahead (0: on demand), until close."""
-        return Reader(self, Threads(self.read_part, threads))
+        return BatchReader(self, ThreadTasks(self.read_chunk, threads))
 
 
-class Reader:
+class BatchReader:
     """Iterator over batches whose parts a pool reads ahead.
 
     close() ends the pool; so do garbage collection and interpreter exit.
 
-    pool: Threads, or `worker_pool.Processes`
-    Raises the errors of `Batches.read_part`, and InputError for too many unreadable
+    pool: ThreadTasks, or `worker_pool.ProcessTasks`
+    Raises the errors of `Batches.read_chunk`, and InputError for too many unreadable
     images.
     """
 
@@ -217,7 +223,7 @@ class Reader:
         self._numbers = iter(range(len(batches.steps) * batches.parts))
         self._pending = collections.deque()
         self._close = weakref.finalize(self, pool.close)
-        self._submit(parts_ahead(batches, pool.tasks_at_a_time))
+        self._submit_tasks(chunks_ahead(batches, pool.tasks_at_a_time))
 
     def __iter__(self):
         return self
@@ -232,19 +238,19 @@ class Reader:
                 parts.append(result())
             # Recorded by the consuming thread, in order of position: the record does
             # not depend on the pool.
-            self._record(parts)
-            batch = self._batches.join(parts)
-            self._submit(len(parts))
+            self._record_damage(parts)
+            batch = self._batches.join_chunks(parts)
+            self._submit_tasks(len(parts))
         except BaseException:
             self.close()
             raise
         return batch
 
-    def _submit(self, count):
+    def _submit_tasks(self, count):
         for number in itertools.islice(self._numbers, count):
-            self._pending.append(self._pool.submit(number))
+            self._pending.append(self._pool.submit_task(number))
 
-    def _record(self, parts):
+    def _record_damage(self, parts):
         batches = self._batches
         for sample in itertools.chain(*[part.samples for part in parts]):
             unreadable = batches.source.unreadable
@@ -263,12 +269,12 @@ class Reader:
         self._close()
 
 
-def parts_ahead(batches: Batches, tasks_at_a_time: int) -> int:
+def chunks_ahead(batches: Batches, tasks_at_a_time: int) -> int:
     """Most parts in memory at once: the current batch and the parts read ahead."""
     return batches.parts + max(BATCHES_AHEAD * batches.parts, tasks_at_a_time, 1)
 
 
-class Threads:
+class ThreadTasks:
     """Numbered tasks in threads, or in the calling thread for threads=0."""
 
     def __init__(self, work, threads):
@@ -279,7 +285,7 @@ class Threads:
         if threads:
             self._executor = concurrent.futures.ThreadPoolExecutor(threads)
 
-    def submit(self, number):
+    def submit_task(self, number):
         """Submit a task; return a function that waits for its result."""
         if self._executor:
             return self._executor.submit(self._work, number).result
@@ -303,12 +309,12 @@ def steps_per_epoch(length: int, batch_size: int) -> int:
 @functools.lru_cache(maxsize=2)  # every part asks; two epochs at an epoch's end
 def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
     """Random permutation of 0..length-1 for an epoch, read-only int64 [length]."""
-    order = _stream(seed, _ORDER, epoch, 0).permutation(length)
+    order = _random_stream(seed, _ORDER, epoch, 0).permutation(length)
     order.flags.writeable = False
     return order
 
 
-def _stream(seed, purpose, step, position):
+def _random_stream(seed, purpose, step, position):
     """Random generator for one purpose, step and position."""
     # Philox is counter-based: streams with different keys or counters never meet.
     return np.random.Generator(

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence, Set
 from imagepiece_jax.errors import InputError
 
 # WordNet ID and lemmas of every class, by label; the first lines state the source.
-TABLE = pathlib.Path(__file__).with_name("imagenet_classes.txt")
+CLASS_NAME_TABLE = pathlib.Path(__file__).with_name("imagenet_classes.txt")
 # {WordNet ID: name} for classes whose first lemma is another class's, too
-DISTINCT = {
+DISTINCT_NAMES = {
     "n02012849": "crane (bird)",
     "n03126707": "crane (machine)",
     "n02113186": "Cardigan Welsh corgi",  # 474 is the garment
@@ -20,14 +20,14 @@ DISTINCT = {
 }
 # The Hugging Face hub's data set renamed duplicate names.
 HUB_NAMES = {"crane2": "crane"}
-Names = Sequence[str | None]
-DIGITS = re.compile("[0-9]+")  # not \d: digits of other scripts count as letters
+ClassNames = Sequence[str | None]
+DIGIT_RUN = re.compile("[0-9]+")  # not \d: digits of other scripts count as letters
 
 
 @functools.cache
 def imagenet_rows() -> list[tuple[str, str]]:
     """(WordNet ID, all lemmas) of ImageNet-1k's classes, by label."""
-    lines = TABLE.read_text("utf-8").strip("\n").split("\n")
+    lines = CLASS_NAME_TABLE.read_text("utf-8").strip("\n").split("\n")
     return [tuple(line.split("\t")) for line in lines if line[0] != "#"]
 
 
@@ -35,23 +35,25 @@ def imagenet_rows() -> list[tuple[str, str]]:
 def imagenet_names() -> tuple[str, ...]:
     """ImageNet-1k's class names by label, all different."""
     rows = imagenet_rows()
-    return tuple(DISTINCT.get(synset, words.split(", ")[0]) for synset, words in rows)
+    return tuple(
+        DISTINCT_NAMES.get(synset, words.split(", ")[0]) for synset, words in rows
+    )
 
 
 @functools.cache
-def _names_of_ids():
+def _name_of_wordnet_id():
     """{WordNet ID: class name} of ImageNet-1k."""
     synsets = [synset for synset, _ in imagenet_rows()]
     return dict(zip(synsets, imagenet_names(), strict=True))
 
 
-def described(name: str) -> str:
+def describe_class(name: str) -> str:
     """Class name for people: "n01440764 (tench)" for a WordNet ID."""
-    class_name = _names_of_ids().get(name)
+    class_name = _name_of_wordnet_id().get(name)
     return f"{name} ({class_name})" if class_name else name
 
 
-def shortened(names: Names | None) -> Names | None:
+def shorten_names(names: ClassNames | None) -> ClassNames | None:
     """Replace ImageNet-1k's label map by `imagenet_names`; keep any other names."""
     if names is None or len(names) != len(imagenet_names()):
         return names
@@ -67,45 +69,45 @@ def shortened(names: Names | None) -> Names | None:
     return short
 
 
-def normalized(name: str) -> str:
+def composed_name(name: str) -> str:
     """Name in Unicode's composed form: é is one character, not e and an accent."""
     return unicodedata.normalize("NFC", name)
 
 
-def canonical(name: str) -> str:
+def canonical_name(name: str) -> str:
     """ImageNet's name for a WordNet ID; any other name in Unicode's composed form."""
-    return _names_of_ids().get(name, normalized(name))
+    return _name_of_wordnet_id().get(name, composed_name(name))
 
 
-def labels_by_name(names: Names) -> dict[str, int | None]:
+def labels_by_name(names: ClassNames) -> dict[str, int | None]:
     """{canonical name: label}; None for a name of several classes."""
     labels = {}
     for label, name in enumerate(names):
         if name is not None:
-            key = canonical(name)
+            key = canonical_name(name)
             labels[key] = None if key in labels else label
     return labels
 
 
-def two_orders(names: Sequence[str]) -> tuple[str, str] | None:
+def misordered_pair(names: Sequence[str]) -> tuple[str, str] | None:
     """Find names (class_10, class_2) whose text order contradicts their numbers."""
     # torchvision sorts class folders as text, which puts class_10 before class_2; timm
     # sorts them by number.
     last = {}  # {text around numbers: last name with this text}
     for name in sorted(names):
-        before = last.get(DIGITS.sub("0", name), name)
-        if _numbers(before) > _numbers(name):
+        before = last.get(DIGIT_RUN.sub("0", name), name)
+        if _numbers_in(before) > _numbers_in(name):
             return before, name
-        last[DIGITS.sub("0", name)] = name
+        last[DIGIT_RUN.sub("0", name)] = name
     return None
 
 
-def _numbers(name):
-    return [int(digits) for digits in DIGITS.findall(name)]
+def _numbers_in(name):
+    return [int(digits) for digits in DIGIT_RUN.findall(name)]
 
 
 def check_classes(
-    weights: Names | None, weights_name: str, names: Names | None, data: str
+    weights: ClassNames | None, weights_name: str, names: ClassNames | None, data: str
 ):
     """Compare the classes of weights and data by name; unnamed classes are skipped.
 
@@ -114,7 +116,9 @@ def check_classes(
     """
     pairs = zip(weights or (), names or (), strict=False)
     for label, (name, data_name) in enumerate(pairs):
-        if None not in (name, data_name) and canonical(name) != canonical(data_name):
+        if None not in (name, data_name) and canonical_name(name) != canonical_name(
+            data_name
+        ):
             way_out = "; drop its column 'class'" if "csv:" in data else ""
             raise InputError(
                 f"{weights_name}: class {label} is {name!r}, but {data_name!r} in "

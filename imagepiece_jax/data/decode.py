@@ -1,6 +1,6 @@
 """Decoding of image files, and the record of damaged files.
 
-One damaged file must not end a long run; many must. `decode` raises `UnreadableImage`,
+One damaged file must not end a long run; many must. `decode_image` raises `UnreadableImage`,
 the loader continues without the image, and `record_unreadable` counts.
 """
 
@@ -18,7 +18,7 @@ from imagepiece_jax.errors import InputError
 # All formats that Pillow decodes by itself; formats of public sets come first. Left out
 # are documents, which Ghostscript runs (.eps), films, formats with a separate decoder
 # (.wmf, .h5), and formats that Pillow drops (.im).
-EXTENSIONS = (
+IMAGE_EXTENSIONS = (
     *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jfif", ".jpe", ".mpo", ".apng"),
     *(".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".dib"),
@@ -27,10 +27,10 @@ EXTENSIONS = (
     *(".psd", ".pxr", ".qoi", ".ras", ".rgb", ".rgba", ".sgi", ".tga", ".vda", ".vst"),
     *(".xbm", ".xpm"),
 )
-MAX_IN_A_ROW = 20  # unreadable images in a row that stop a run
-MAX_SHARE = 0.01  # largest unreadable share of a source before the run stops
+MAX_UNREADABLE_IN_A_ROW = 20  # unreadable images in a row that stop a run
+MAX_UNREADABLE_SHARE = 0.01  # largest unreadable share of a source before the run stops
 # {EXIF orientation: transpose that makes the image upright}; 1 needs no transpose.
-TURNS = {
+UPRIGHT_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -39,7 +39,9 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SIDEWAYS = [TURNS[orientation] for orientation in (5, 6, 7, 8)]  # swap width and height
+SIDEWAYS_TRANSPOSES = [
+    UPRIGHT_TRANSPOSES[orientation] for orientation in (5, 6, 7, 8)
+]  # swap width and height
 NUMBER_BYTES = {1: 1, 3: 2, 4: 4}  # {EXIF type byte, short or long: bytes}
 
 log = logging.getLogger("imagepiece_jax.data")
@@ -60,8 +62,8 @@ class UnreadableImage(InputError):
         return UnreadableImage, (self.name, self.reason)
 
 
-def decode(file, name: str, upright: bool = True) -> np.ndarray:
-    """Decode an image to RGB pixels, uint8 [H, W, 3]; `rgb` treats other modes.
+def decode_image(file, name: str, upright: bool = True) -> np.ndarray:
+    """Decode an image to RGB pixels, uint8 [H, W, 3]; `rgb_pixels` treats other modes.
 
     file: a path, or a file's bytes
     name: file name for errors
@@ -69,7 +71,7 @@ def decode(file, name: str, upright: bool = True) -> np.ndarray:
     Raises UnreadableImage, also for more than MAX_PIXELS.
     """
     try:
-        with _opened(file) as stream:
+        with _open_stream(file) as stream:
             data = stream.read()
         pixels = _fast_jpeg(data)
         # EXIF orientations are in APP1 segments, which most files of public sets lack.
@@ -78,7 +80,7 @@ def decode(file, name: str, upright: bool = True) -> np.ndarray:
         if pixels is not None:
             return pixels
         with Image.open(io.BytesIO(data)) as image:
-            return rgb(image, upright)
+            return rgb_pixels(image, upright)
     except ImportError:  # a missing library, not a damaged image
         raise
     except Exception as error:  # Pillow raises nearly anything on damaged bytes
@@ -90,19 +92,23 @@ def decode(file, name: str, upright: bool = True) -> np.ndarray:
         raise UnreadableImage(name, reason) from error
 
 
-def size(file, upright: bool = True) -> tuple[int, int] | None:
+def read_header_size(file, upright: bool = True) -> tuple[int, int] | None:
     """(height, width) from an image's header; None if unreadable."""
     try:
-        with _opened(file) as stream, Image.open(stream) as image:
+        with _open_stream(file) as stream, Image.open(stream) as image:
             # Pillow turns TIFF files by itself, size included.
-            if upright and image.format != "TIFF" and _turn(image) in SIDEWAYS:
+            if (
+                upright
+                and image.format != "TIFF"
+                and _upright_transpose(image) in SIDEWAYS_TRANSPOSES
+            ):
                 return image.width, image.height
             return image.height, image.width
-    except Exception:  # as in `decode`, which reports it
+    except Exception:  # as in `decode_image`, which reports it
         return None
 
 
-def _opened(file):
+def _open_stream(file):
     return io.BytesIO(file) if isinstance(file, bytes) else open_regular(file)
 
 
@@ -130,26 +136,26 @@ def _upright_jpeg(pixels, data):
         image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
     except Exception:  # the pixels are decoded already
         return pixels
-    turn = _turn(image)
+    turn = _upright_transpose(image)
     if turn is None:
         return pixels
     return np.asarray(Image.fromarray(pixels).transpose(turn))
 
 
-def _turn(image):
-    """Find the transpose in `TURNS` that makes `image` upright, or None."""
+def _upright_transpose(image):
+    """Find the transpose in `UPRIGHT_TRANSPOSES` that makes `image` upright, or None."""
     # Not ImageOps.exif_transpose: it also rewrites the EXIF without the orientation,
     # and fails if any other field is malformed.
-    orientation = _orientation(image.info.get("exif", b""))
+    orientation = _parse_orientation(image.info.get("exif", b""))
     if orientation is None:
         try:  # PNG and XMP have it elsewhere
             orientation = image.getexif().get(ExifTags.Base.Orientation)
         except Exception:  # malformed metadata; the pixels are whole
             return None
-    return TURNS.get(orientation)
+    return UPRIGHT_TRANSPOSES.get(orientation)
 
 
-def _orientation(exif):
+def _parse_orientation(exif):
     """Orientation in an EXIF block; None without it."""
     content = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "little", b"MM": "big"}.get(content[:2])
@@ -172,7 +178,7 @@ def _orientation(exif):
     return None
 
 
-def rgb(image: Image.Image, upright: bool = True) -> np.ndarray:
+def rgb_pixels(image: Image.Image, upright: bool = True) -> np.ndarray:
     """RGB pixels [H, W, 3] uint8 of a PIL image in any mode, turned if `upright`.
 
     Transparency is ignored; 16-bit gray keeps its upper eight bits.
@@ -180,13 +186,13 @@ def rgb(image: Image.Image, upright: bool = True) -> np.ndarray:
     """
     if upright:
         image.load()  # for some formats Pillow reads EXIF, or turns the image, only now
-        turn = _turn(image)
+        turn = _upright_transpose(image)
         if turn is not None:
             image = image.transpose(turn)
     if image.mode.startswith("I;16"):  # convert() would clip at 255, not scale
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        image = Image.fromarray(_eight_bits(np.asarray(image), image.mode))
+        image = Image.fromarray(_as_eight_bits(np.asarray(image), image.mode))
     elif image.mode == "La":
         image = image.convert("LA")
     elif image.mode == "P" and "transparency" in image.info:
@@ -194,7 +200,7 @@ def rgb(image: Image.Image, upright: bool = True) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def _eight_bits(values, mode):
+def _as_eight_bits(values, mode):
     """Mode I or F values as uint8, by their range; ValueError for any other range."""
     low = values.min()
     high = values.max()
@@ -221,14 +227,14 @@ def record_unreadable(damaged, in_a_row, total, consequence):
         if error.name not in damaged:
             damaged[error.name] = error.reason
             log.warning("%s: %s", error, consequence)
-    if len(in_a_row) >= MAX_IN_A_ROW:
+    if len(in_a_row) >= MAX_UNREADABLE_IN_A_ROW:
         raise InputError(
             f"{in_a_row[0]}; none of {len(in_a_row)} images in a row can be read"
         )
     count = len(damaged)
-    if count > MAX_SHARE * total:
+    if count > MAX_UNREADABLE_SHARE * total:
         file, reason = next(iter(damaged.items()))
         raise InputError(
-            f"{count} of {total} images cannot be read, more than {MAX_SHARE:.0%}; the "
+            f"{count} of {total} images cannot be read, more than {MAX_UNREADABLE_SHARE:.0%}; the "
             f"first is {file} ({reason})"
         )

@@ -19,7 +19,7 @@ from imagepiece_jax.common.progress import counted
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.source import Source
 
-SIDE = 16  # pixels a side of a form
+FORM_SIDE = 16  # pixels a side of a form
 # Copies have a smaller distance. Chosen on 500 photographs (NIPS 2017, 224 pixels, even
 # rows), judged on the other 500:
 # - Copies found: 500 of 500 as JPEG of quality 20 to 90, as WebP of quality 50, with
@@ -28,8 +28,8 @@ SIDE = 16  # pixels a side of a form
 # - Their 124,750 pairs: none counts as copies, the nearest is at 0.38. The nearest of
 #   the 499,500 pairs of all 1,000 is at 0.31, of 89,692,921 pairs of imagenette at
 #   0.20. Of 1,613,706 pairs of handwritten digits one is nearer than 0.1.
-NEAR = 0.1
-SHIFT = 3  # largest shift between parts of a scene, in form pixels
+COPY_DISTANCE = 0.1
+LARGEST_SHIFT = 3  # largest shift between parts of a scene, in form pixels
 # Images of one scene are more alike: frames are shifted, zoomed, and in other light.
 # Both thresholds were chosen and judged on the same halves:
 # - 200 scenes of 8 frames (crops of 0.8 to 0.92 of a side, 10 % lighter or darker): in
@@ -37,50 +37,54 @@ SHIFT = 3  # largest shift between parts of a scene, in form pixels
 # - 500 unrelated photographs: 20 share a scene with another photograph, 3 at most.
 # - imagenette's 3,925 test images, sorted by class: 3.8 % share a scene, 73 at most.
 # - Handwritten digits are alike: 1,260 of 1,438 are one scene.
-LIKENESS = 0.93
+SCENE_LIKENESS = 0.93
 NEIGHBOR_LIKENESS = 0.8  # for neighbors in a list
-NEIGHBORS = 3  # preceding images that count as neighbors
-NEAREST = 8  # images to compare with an image, besides its neighbors
+NEIGHBOR_COUNT = 3  # preceding images that count as neighbors
+NEAREST_COUNT = 8  # images to compare with an image, besides its neighbors
 # Least deviation of a form, in gray levels: else images of nearly one color would
 # differ by JPEG noise.
 LEAST_DEVIATION = 8.0
-ROWS = 500  # forms to compare with all forms at once, limited by memory
-DIGITS = 8  # hex digits of an image's digest; one pair in 4 billion shares a digest
+CHUNK_FORMS = 500  # forms to compare with all forms at once, limited by memory
+DIGEST_DIGITS = (
+    8  # hex digits of an image's digest; one pair in 4 billion shares a digest
+)
 
 log = logging.getLogger("imagepiece_jax.data")
 
 
 def small_form(image: Image.Image) -> np.ndarray:
     """16 x 16 gray means of an image, with mean 0 and deviation 1. -> [256]."""
-    size = (SIDE, SIDE)
+    size = (FORM_SIDE, FORM_SIDE)
     small = image.convert("L").resize(size, Image.Resampling.BILINEAR)
     gray = np.asarray(small, np.float32).ravel()
     gray -= gray.mean()
     return gray / max(float(gray.std()), LEAST_DEVIATION)
 
 
-def distances(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
+def form_distances(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Root-mean-square distances of forms. [n, 256], [m, 256] -> [n, m]."""
     # Small distances are differences of large numbers; float32 would round them away.
     forms = np.asarray(forms, np.float64)
     others = np.asarray(others, np.float64)
-    mirrored = others.reshape(-1, SIDE, SIDE)[:, :, ::-1].reshape(others.shape)
+    mirrored = others.reshape(-1, FORM_SIDE, FORM_SIDE)[:, :, ::-1].reshape(
+        others.shape
+    )
     # A mirrored form counts if it is nearer.
     products = np.maximum(forms @ others.T, forms @ mirrored.T)
     squares = np.square(forms).sum(1)[:, None] + np.square(others).sum(1)
-    return np.sqrt(np.maximum(squares - 2 * products, 0) / SIDE**2)
+    return np.sqrt(np.maximum(squares - 2 * products, 0) / FORM_SIDE**2)
 
 
-def likeness(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
+def form_likeness(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Likeness of forms in pairs, 1 for equal forms. [n, 256] twice -> [n]."""
-    forms = np.reshape(forms, (-1, SIDE, SIDE))
-    others = np.reshape(others, (-1, SIDE, SIDE))
-    # The highest correlation of overlapping parts, over shifts of up to SHIFT pixels.
+    forms = np.reshape(forms, (-1, FORM_SIDE, FORM_SIDE))
+    others = np.reshape(others, (-1, FORM_SIDE, FORM_SIDE))
+    # The highest correlation of overlapping parts, over shifts of up to LARGEST_SHIFT pixels.
     highest = np.full(len(forms), -1.0)
-    shifts = range(-SHIFT, SHIFT + 1)
+    shifts = range(-LARGEST_SHIFT, LARGEST_SHIFT + 1)
     for down, right in itertools.product(shifts, shifts):
-        part = _part(forms, down, right)
-        other_part = _part(others, -down, -right)
+        part = _overlapping_part(forms, down, right)
+        other_part = _overlapping_part(others, -down, -right)
         size = np.sqrt(np.sum(part**2, 1) * np.sum(other_part**2, 1))
         # Parts of nearly one color are no evidence.
         size = np.maximum(size, part.shape[1] / 4)
@@ -88,15 +92,15 @@ def likeness(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
     return highest
 
 
-def _part(forms, down, right):
+def _overlapping_part(forms, down, right):
     """Forms without the rows and columns a shift takes out, with mean 0. -> [n, m]."""
-    rows = slice(max(0, down), SIDE + min(0, down))
-    columns = slice(max(0, right), SIDE + min(0, right))
+    rows = slice(max(0, down), FORM_SIDE + min(0, down))
+    columns = slice(max(0, right), FORM_SIDE + min(0, right))
     part = forms[:, rows, columns].reshape(len(forms), -1)
     return part - part.mean(1, keepdims=True)
 
 
-def scenes(forms: np.ndarray) -> np.ndarray:
+def number_scenes(forms: np.ndarray) -> np.ndarray:
     """Scene number of every image. [n, 256] -> [n].
 
     Copies and alike images share a scene, also by a chain of images between them.
@@ -104,31 +108,35 @@ def scenes(forms: np.ndarray) -> np.ndarray:
     total = len(forms)
     # Neighbors in a list need less likeness than other pairs.
     pairs = [np.zeros((0, 2), int)]
-    for back in range(1, 1 + NEIGHBORS):
+    for back in range(1, 1 + NEIGHBOR_COUNT):
         later = np.arange(back, total)
-        pairs.append(_alike(forms, later, later - back, NEIGHBOR_LIKENESS))
-    for start in range(0, total, ROWS):
-        rows = np.arange(start, min(start + ROWS, total))
-        between = distances(forms[rows], forms)
+        pairs.append(_alike_pairs(forms, later, later - back, NEIGHBOR_LIKENESS))
+    for start in range(0, total, CHUNK_FORMS):
+        rows = np.arange(start, min(start + CHUNK_FORMS, total))
+        between = form_distances(forms[rows], forms)
         between[np.arange(len(rows)), rows] = np.inf
-        count = min(NEAREST, total - 1)
+        count = min(NEAREST_COUNT, total - 1)
         nearest = np.argpartition(between, count, axis=1)[:, :count]
         rows = np.repeat(rows, nearest.shape[1])
         nearest = nearest.ravel()
-        is_copy = between[rows - start, nearest] < NEAR
+        is_copy = between[rows - start, nearest] < COPY_DISTANCE
         pairs.append(np.stack([rows, nearest], 1)[is_copy])
-        pairs.append(_alike(forms, rows[~is_copy], nearest[~is_copy], LIKENESS))
+        pairs.append(
+            _alike_pairs(forms, rows[~is_copy], nearest[~is_copy], SCENE_LIKENESS)
+        )
     ones, others = np.concatenate(pairs).T
     graph = sparse.coo_matrix((np.ones(len(ones)), (ones, others)), (total, total))
     return csgraph.connected_components(graph, directed=False)[1]
 
 
-def _alike(forms, rows, others, least):
+def _alike_pairs(forms, rows, others, least):
     """Pairs (ones, others) with a likeness above `least`. -> [pairs, 2]."""
     alike_pairs = [np.zeros((0, 2), int)]
-    for start in range(0, len(rows), ROWS):
-        pairs = np.stack([rows[start : start + ROWS], others[start : start + ROWS]], 1)
-        alike = likeness(forms[pairs[:, 0]], forms[pairs[:, 1]]) > least
+    for start in range(0, len(rows), CHUNK_FORMS):
+        pairs = np.stack(
+            [rows[start : start + CHUNK_FORMS], others[start : start + CHUNK_FORMS]], 1
+        )
+        alike = form_likeness(forms[pairs[:, 0]], forms[pairs[:, 1]]) > least
         alike_pairs.append(pairs[alike])
     return np.concatenate(alike_pairs)
 
@@ -141,13 +149,13 @@ def readable_scenes(source: Source) -> tuple[Source, np.ndarray, list[str]]:
         image = source[index]
         if not image.readable:
             return image.damage
-        digest = hashlib.blake2b(image.pixels.tobytes(), digest_size=DIGITS // 2)
+        digest = hashlib.blake2b(image.pixels.tobytes(), digest_size=DIGEST_DIGITS // 2)
         return small_form(Image.fromarray(image.pixels)), digest.hexdigest()
 
     found = []
     indices = []
     task = "looking through the images"
-    for index, result in _in_threads(form_or_error, range(total), task):
+    for index, result in _map_in_threads(form_or_error, range(total), task):
         if isinstance(result, UnreadableImage):
             log.warning("%s: it is left out", result)
         else:
@@ -155,13 +163,13 @@ def readable_scenes(source: Source) -> tuple[Source, np.ndarray, list[str]]:
             indices.append(index)
     forms = [form for form, _ in found]
     digests = [digest for _, digest in found]
-    scene_numbers = scenes(np.reshape(forms, (-1, SIDE**2)))
+    scene_numbers = number_scenes(np.reshape(forms, (-1, FORM_SIDE**2)))
     if len(indices) < total:
         source = source.subset(indices)
     return source, scene_numbers, digests
 
 
-def _in_threads(call, items, task):
+def _map_in_threads(call, items, task):
     """Yield (item, call(item)) in order; `task` names the work in progress lines."""
     pool = concurrent.futures.ThreadPoolExecutor(cores())
     try:

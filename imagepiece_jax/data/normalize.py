@@ -40,7 +40,7 @@ def is_array(images) -> bool:
     return isinstance(getattr(images, "dtype", None), np.dtype)
 
 
-def native(array):
+def to_native_order(array):
     """Convert to this machine's byte order: JAX rejects any other."""
     if getattr(array.dtype, "isnative", True):
         return array
@@ -59,8 +59,8 @@ def normalize(images: jax.Array, mean, std) -> jax.Array:
             "[..., 3]"
         )
     checked = Normalization(mean, std)
-    mean = _along(images, checked.mean)
-    std = _along(images, checked.std)
+    mean = _along_channels(images, checked.mean)
+    std = _along_channels(images, checked.std)
     largest = 255
     if not isinstance(images, jax.core.Tracer):
         images = jax.device_put(images)
@@ -68,7 +68,7 @@ def normalize(images: jax.Array, mean, std) -> jax.Array:
     return (images.astype(jnp.float32) / largest - mean) / std
 
 
-def _along(images, values):
+def _along_channels(images, values):
     """Three values along the images' last axis. -> [1, .., 3]."""
     values = np.float32(values).reshape((1,) * (images.ndim - 1) + (3,))
     if isinstance(images, jax.core.Tracer):
@@ -122,7 +122,7 @@ def warn_of_range(images, mean, std, stacklevel: int = 2) -> bool:
     """
     # Unnormalized floats pass through a model, but their logits mean nothing. On an
     # accelerator the check would wait for the array.
-    if not _on_host(images) or not jnp.issubdtype(images.dtype, jnp.floating):
+    if not _is_on_host(images) or not jnp.issubdtype(images.dtype, jnp.floating):
         return False
     slices = []  # a sample of the pixels decides
     for side, count in zip(images.shape, (8, 32, 32), strict=False):
@@ -151,7 +151,7 @@ def warn_of_range(images, mean, std, stacklevel: int = 2) -> bool:
     return True
 
 
-def _on_host(images):
+def _is_on_host(images):
     """Whether an array is in this process's memory."""
     if isinstance(images, jax.Array) and not isinstance(images, jax.core.Tracer):
         is_local = images.is_fully_addressable  # not spread over processes

@@ -1,6 +1,6 @@
 """Resize and crop for evaluation: `Preprocessing`, for everything that reads images.
 
-A run makes it from config.data (`IN_CONFIG` maps the fields), other weights from their
+A run makes it from config.data (`NAME_IN_CONFIG` maps the fields), other weights from their
 ViTConfig.
 """
 
@@ -19,12 +19,12 @@ DEIT_CROP = 0.875  # for models that state no crop
 MAX_UNCROPPED = 32  # up to this many pixels a side, no stated crop means no crop
 MAX_ASPECT = 300  # long to short side; longer images are cut before resizing
 
-RESIZES = ("deit", "none")
+RESIZE_MODES = ("deit", "none")
 CROP_MODES = ("center", "squash")
-INTERPOLATIONS = ("bicubic", "bilinear")
-RULES = ("timm", "transformers")
+INTERPOLATION_NAMES = ("bicubic", "bilinear")
+ROUNDING_RULES = ("timm", "transformers")
 # {Preprocessing field: config.data field}
-IN_CONFIG = {
+NAME_IN_CONFIG = {
     "crop": "eval_crop",
     "crop_mode": "eval_crop_mode",
     "interpolation": "eval_interpolation",
@@ -46,22 +46,22 @@ class Preprocessing:
     # "center" keeps the image's aspect ratio; "squash" does not
     crop_mode: str = "center"  # one of CROP_MODES
     # Pillow's, antialiased, as in published accuracies
-    interpolation: str = "bicubic"  # one of INTERPOLATIONS
+    interpolation: str = "bicubic"  # one of INTERPOLATION_NAMES
     # library to follow in details. timm resizes in one Pillow call and rounds the
     # crop's start half to even, like torchvision. transformers resizes the width first,
     # an order that Pillow 13 does not always keep, and rounds down
-    rule: str = "timm"  # one of RULES
+    rule: str = "timm"  # one of ROUNDING_RULES
     # "none": images already have image_size
-    resize: str = "deit"  # one of RESIZES
+    resize: str = "deit"  # one of RESIZE_MODES
 
     def __post_init__(self):
         object.__setattr__(self, "image_size", checked_size(self.image_size))
         if self.crop is not None:
             check_range("crop", self.crop, above=0, most=1)
         check_choice("crop_mode", self.crop_mode, CROP_MODES)
-        check_choice("interpolation", self.interpolation, INTERPOLATIONS)
-        check_choice("rule", self.rule, RULES)
-        check_choice("resize", self.resize, RESIZES)
+        check_choice("interpolation", self.interpolation, INTERPOLATION_NAMES)
+        check_choice("rule", self.rule, ROUNDING_RULES)
+        check_choice("resize", self.resize, RESIZE_MODES)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -74,14 +74,14 @@ class Preprocessing:
         return self.resize != "none" and not small
 
     @property
-    def _crop(self):
+    def _crop_share(self):
         return DEIT_CROP if self.crop is None else self.crop
 
     @property
     def resized(self) -> tuple[int, int]:
         """(height, width) before the crop; in mode "center" images cover it."""
         height, width = self.shape
-        return int(height / self._crop), int(width / self._crop)
+        return int(height / self._crop_share), int(width / self._crop_share)
 
     @property
     def text(self) -> str:
@@ -107,15 +107,15 @@ class Preprocessing:
         size = list(self.shape)
         if not self.resizes:
             return {"image_size": size, "resize": "none"}
-        return {**vars(self), "image_size": size, "crop": self._crop}
+        return {**vars(self), "image_size": size, "crop": self._crop_share}
 
-    def note(self, sizes, total: int) -> str | None:
+    def enlargement_note(self, sizes, total: int) -> str | None:
         """Note if images of the model's own size are still enlarged and cropped.
 
         sizes: (height, width) of some or all of `total` images
         """
         sizes = list(sizes)
-        if not self.resizes or {*sizes} != {self.shape} or self._crop == 1:
+        if not self.resizes or {*sizes} != {self.shape} or self._crop_share == 1:
             return None
         return (
             f"each image read ({len(sizes)} of {total}) has {size_text(self.shape)} "
@@ -127,11 +127,11 @@ class Preprocessing:
     def __call__(self, image: np.ndarray, rng=None) -> np.ndarray:
         """Resize, then crop the middle. uint8 [H, W, 3] -> [h, w, 3]."""
         if not self.resizes:
-            return unresized(image, self.image_size, small=self.resize != "none")
+            return check_unresized(image, self.image_size, small=self.resize != "none")
         height, width = self.shape
         new_height, new_width = self.resized
         if self.crop_mode == "center":
-            image = _middle(image)
+            image = _cut_ends(image)
             new_height, new_width = _covering_size(image, new_height, new_width)
         if self.rule == "transformers":
             top = (new_height - height) // 2
@@ -147,7 +147,7 @@ class Preprocessing:
 
 def read_fields(data: Mapping[str, Any]) -> dict[str, Any]:
     """Preprocessing fields, except the size, from a run's config.data."""
-    return {field: data[in_config] for field, in_config in IN_CONFIG.items()}
+    return {field: data[in_config] for field, in_config in NAME_IN_CONFIG.items()}
 
 
 def resize_exactly(
@@ -170,7 +170,7 @@ def _covering_size(image, height, width):
     return int(width * rows / columns), width
 
 
-def _middle(image):
+def _cut_ends(image):
     """Cut both ends of an image longer than MAX_ASPECT times its width."""
     height, width = image.shape[:2]
     # A very thin image would be huge after resizing.
@@ -180,7 +180,7 @@ def _middle(image):
     return image[top : height - top, left : width - left]
 
 
-def unresized(image: np.ndarray, size, small: bool = False) -> np.ndarray:
+def check_unresized(image: np.ndarray, size, small: bool = False) -> np.ndarray:
     """Return an image that must already have the size; `small` explains the error."""
     actual = image.shape[:2]
     if actual != sides(size):

@@ -15,12 +15,12 @@ from imagepiece_jax.common.files import open_regular
 from imagepiece_jax.data import decode
 from imagepiece_jax.errors import InputError
 
-SPLITS = ("train", "val")
+SPLIT_KINDS = ("train", "val")
 # Split names in folders, tables and on the hub; no other name is guessed.
 VALIDATION_NAMES = ("val", "valid", "validation", "dev")
 SPLIT_NAMES = ("train", *VALIDATION_NAMES, "test")
-SAMPLE = 64  # images to read where reading all images would take too long
-THREADS = 16  # threads for file sizes and contents, which are slow over a network
+SAMPLED_IMAGES = 64  # images to read where reading all images would take too long
+FILE_THREADS = 16  # threads for file sizes and contents, which are slow over a network
 
 
 class Image(NamedTuple):
@@ -40,7 +40,7 @@ class Source(abc.ABC):
     """Images and labels by index: `source[i]` is an Image.
 
     A source holds a whole store, or a subset at `indices`. Subclasses implement
-    `stored`.
+    `stored_image`.
 
     indices: store index of every image
     class_names: a name or None for every class; None: the data have no names
@@ -61,7 +61,9 @@ class Source(abc.ABC):
         self.unreadable = {}
 
     @abc.abstractmethod
-    def stored(self, store_index: int) -> tuple[str | bytes | np.ndarray, int, str]:
+    def stored_image(
+        self, store_index: int
+    ) -> tuple[str | bytes | np.ndarray, int, str]:
         """(path, bytes or pixels; label; name) of the image at `store_index`."""
 
     def __len__(self) -> int:
@@ -69,28 +71,28 @@ class Source(abc.ABC):
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Image:
-        data, label, name = self._stored(index)
+        data, label, name = self._image_data(index)
         if isinstance(data, np.ndarray):
             return Image(data, label, name)
         try:
-            return Image(decode.decode(data, name, self.upright), label, name)
+            return Image(decode.decode_image(data, name, self.upright), label, name)
         except decode.UnreadableImage as damage:
             return Image(None, label, name, damage)
 
-    def name(self, index: int) -> str:
+    def image_name(self, index: int) -> str:
         """Image name for logs."""
-        return self._stored(index)[2]
+        return self._image_data(index)[2]
 
-    def size(self, index: int) -> tuple[int, int] | None:
+    def header_size(self, index: int) -> tuple[int, int] | None:
         """(height, width) from the image's header; None if unreadable."""
-        data = self._stored(index)[0]
+        data = self._image_data(index)[0]
         if isinstance(data, np.ndarray):
             return data.shape[:2]
-        return decode.size(data, self.upright)
+        return decode.read_header_size(data, self.upright)
 
-    def some_sizes(self) -> list[tuple[int, int]]:
+    def sampled_sizes(self) -> list[tuple[int, int]]:
         """Sizes of readable images among 64, spread over the source."""
-        return [*filter(None, map(self.size, self._sample()))]
+        return [*filter(None, map(self.header_size, self._sampled_indices()))]
 
     @property
     def present_labels(self) -> tuple[int, ...]:
@@ -107,7 +109,7 @@ class Source(abc.ABC):
         """
         # Names, labels, byte sizes and the content of 64 images, so no set is read
         # whole. The folder and file times are left out, because data get copied.
-        return self._digest(self._sample())
+        return self._digest(self._sampled_indices())
 
     @functools.cached_property
     def whole_digest(self) -> str:
@@ -117,27 +119,27 @@ class Source(abc.ABC):
     def _digest(self, read):
         """Digest of all images, with the content at the indices `read`."""
         total = hashlib.sha256(str(len(self)).encode())
-        for part in self.inventory(np.asarray(self.indices)):
+        for part in self.identity_bytes(np.asarray(self.indices)):
             total.update(hashlib.sha256(part).digest())
 
         def content(index):
-            data, label, _ = self._stored(index)
-            return str(label).encode() + hashlib.sha256(_content(data)).digest()
+            data, label, _ = self._image_data(index)
+            return str(label).encode() + hashlib.sha256(_image_bytes(data)).digest()
 
-        with ThreadPool(THREADS) as pool:
+        with ThreadPool(FILE_THREADS) as pool:
             for part in pool.imap(content, read):
                 total.update(part)
         return total.hexdigest()[:16]
 
-    def inventory(self, indices: np.ndarray) -> Iterator[bytes]:
+    def identity_bytes(self, indices: np.ndarray) -> Iterator[bytes]:
         """Yield bytes that identify the images, without opening an image."""
         for store_index in indices.tolist():
-            _, label, name = self.stored(store_index)
+            _, label, name = self.stored_image(store_index)
             yield f"{name} {label}".encode(errors="surrogateescape")
 
-    def try_first(self, transform, **options):
+    def try_first_image(self, transform, **options):
         """Check that the first readable image fits `transform`."""
-        for index in range(min(len(self), decode.MAX_IN_A_ROW)):
+        for index in range(min(len(self), decode.MAX_UNREADABLE_IN_A_ROW)):
             image = self[index]
             if not image.readable:
                 continue
@@ -151,7 +153,7 @@ class Source(abc.ABC):
         """Take `count` evenly spaced images; all if count is None or not smaller."""
         if count is None or count >= len(self):
             return self
-        return self.subset(evenly_spaced(len(self), count))
+        return self.subset(evenly_spaced_indices(len(self), count))
 
     def subset(self, indices: Sequence[int]) -> "Source":
         """Take the images at `indices`, in that order."""
@@ -163,7 +165,7 @@ class Source(abc.ABC):
         return subset
 
     @property
-    def part(self) -> dict[str, str]:
+    def subset_record(self) -> dict[str, str]:
         """{"part": FNV-1a hash of a subset's indices, hex}; {} for a whole source."""
         if isinstance(self.indices, range):
             return {}
@@ -174,21 +176,21 @@ class Source(abc.ABC):
                 total = (total ^ index) * power
         return {"part": f"{int(total):016x}"}
 
-    def _stored(self, index):
-        return self.stored(int(self.indices[index]))
+    def _image_data(self, index):
+        return self.stored_image(int(self.indices[index]))
 
-    def _sample(self) -> list[int]:
+    def _sampled_indices(self) -> list[int]:
         """Up to 64 indices, spread over the source."""
-        count = min(len(self), SAMPLE)
+        count = min(len(self), SAMPLED_IMAGES)
         return [i * (len(self) - 1) // max(1, count - 1) for i in range(count)]
 
 
-def evenly_spaced(total: int, count: int) -> np.ndarray:
+def evenly_spaced_indices(total: int, count: int) -> np.ndarray:
     """`count` evenly spaced indices below `total`, first and last included."""
     return np.linspace(0, total - 1, count).round().astype(int)
 
 
-def _content(data):
+def _image_bytes(data):
     """Bytes of an image file or of pixels; empty if the file cannot be read."""
     if isinstance(data, np.ndarray):
         return data.tobytes()
@@ -212,11 +214,11 @@ class FileSource(Source):
         self.files = np.array([os.fsencode(file) for file in files])
         self.labels = np.asarray(labels, np.int32)
 
-    def stored(self, store_index):
+    def stored_image(self, store_index):
         path = os.path.join(self.root, os.fsdecode(self.files[store_index]))
         return path, int(self.labels[store_index]), path
 
-    def inventory(self, indices):
+    def identity_bytes(self, indices):
         files = self.files[indices]
         yield b"\0".join(files.tolist())
         yield self.labels[indices].tobytes()
@@ -233,7 +235,7 @@ def file_sizes(paths: Sequence[str | bytes]) -> np.ndarray:
         except OSError:
             return -1
 
-    with ThreadPool(THREADS) as pool:
+    with ThreadPool(FILE_THREADS) as pool:
         return np.array(pool.map(size, paths), np.int64)
 
 
@@ -255,7 +257,7 @@ class ArraySource(Source):
         self.labels = np.asarray(labels, np.int32)
         self.names = names
 
-    def stored(self, store_index):
+    def stored_image(self, store_index):
         name = f"image {store_index}" if self.names is None else self.names[store_index]
         return self.images[store_index], int(self.labels[store_index]), name
 

@@ -20,7 +20,7 @@ import traceback
 import numpy as np
 
 from imagepiece_jax.common.signals import SIGNALS, blocked
-from imagepiece_jax.data.batches import Batches, Reader, parts_ahead
+from imagepiece_jax.data.batches import Batches, BatchReader, chunks_ahead
 from imagepiece_jax.errors import InputError, RunError
 
 # grain 0.2.18 was built in place of this pool and measured on two cores, with JPEGs of
@@ -29,45 +29,47 @@ from imagepiece_jax.errors import InputError, RunError
 # Memory: twice as much. Its workers import JAX and the main script, and end at Ctrl-C.
 
 MIN_TASKS = 16  # least tasks per worker process
-SHARED = "/dev/shm"  # shared memory on Linux; a container may have little
+SHARED_FOLDER = "/dev/shm"  # shared memory on Linux; a container may have little
 
-# Usual causes of a worker's death, by signal.
-_CAUSES = {
+# Usual causes of a worker's death_error, by signal.
+_CAUSE_OF_SIGNAL = {
     "SIGKILL": ", often for lack of memory",
-    "SIGBUS": f", often because {SHARED} is full (in a container, its shm-size)",
+    "SIGBUS": f", often because {SHARED_FOLDER} is full (in a container, its shm-size)",
 }
 
 
-def read_ahead(batches: Batches, workers: int = 0, threads: int = 0) -> Reader:
+def read_ahead(batches: Batches, workers: int = 0, threads: int = 0) -> BatchReader:
     """Iterate over batches that processes read ahead; close() ends the processes.
 
     workers: processes, at most one for every 16 parts; 0: threads of this process
     threads: threads in each process; without processes, 0: read on demand
-    Raises the errors of `Batches.read`, RunError for a dead process, and InputError for
+    Raises the errors of `Batches.read_batches`, RunError for a dead process, and InputError for
         too little shared memory.
     """
-    workers = _usable(batches, workers)
+    workers = _usable_workers(batches, workers)
     if not workers:
-        return batches.read(threads)
-    slots = parts_ahead(batches, workers * max(threads, 1))
-    size = batches.part_bytes
-    return Reader(batches, Processes(batches.read_part, workers, threads, slots, size))
+        return batches.read_batches(threads)
+    slots = chunks_ahead(batches, workers * max(threads, 1))
+    size = batches.chunk_bytes
+    return BatchReader(
+        batches, ProcessTasks(batches.read_chunk, workers, threads, slots, size)
+    )
 
 
 def shared_bytes(batches: Batches, workers: int, threads: int) -> int:
     """Shared memory for `read_ahead` in bytes; 0 without processes."""
-    workers = _usable(batches, workers)
+    workers = _usable_workers(batches, workers)
     if not workers:
         return 0
-    return parts_ahead(batches, workers * max(threads, 1)) * batches.part_bytes
+    return chunks_ahead(batches, workers * max(threads, 1)) * batches.chunk_bytes
 
 
-def _usable(batches, workers):
+def _usable_workers(batches, workers):
     """Reduce `workers` until every worker has enough tasks."""
     return min(workers, len(batches.steps) * batches.parts // MIN_TASKS)
 
 
-class Processes:
+class ProcessTasks:
     """Numbered tasks in processes, with pixels in `slots` slots of shared memory.
 
     Task n uses slot n % slots: it may start once the result of task n - slots is no
@@ -80,11 +82,11 @@ class Processes:
         self._max_bytes = max_bytes
         payload = pickle.dumps(work)  # once, into memory that all workers read
         size = slots * max_bytes + len(payload)
-        check_space(size)
+        check_shared_memory(size)
         self._arrived = {}
         self._workers = []
         # An unnamed file disappears even if all processes are killed.
-        folder = SHARED if os.path.isdir(SHARED) else None
+        folder = SHARED_FOLDER if os.path.isdir(SHARED_FOLDER) else None
         with tempfile.TemporaryFile(dir=folder) as file:
             file.truncate(size)
             self._memory = mmap.mmap(file.fileno(), size)
@@ -93,24 +95,24 @@ class Processes:
             for _ in range(workers):
                 self._workers.append(_Worker(file.fileno(), *arguments))
 
-    def submit(self, number):
+    def submit_task(self, number):
         """Start a task; return a function that waits for its result."""
         worker = self._workers[number % len(self._workers)]
         try:
             pickle.dump((number, number % self._slots), worker.tasks)
             worker.tasks.flush()
         except OSError:
-            raise worker.death() from None
-        return functools.partial(self._result, number)
+            raise worker.death_error() from None
+        return functools.partial(self._wait_for_result, number)
 
-    def _result(self, number):
+    def _wait_for_result(self, number):
         """Wait for a task's result, and keep results that its worker sends earlier."""
         worker = self._workers[number % len(self._workers)]
         while number not in self._arrived:
             try:
                 result_number, shape, result = pickle.load(worker.results)
             except (EOFError, OSError, pickle.UnpicklingError):
-                raise worker.death() from None
+                raise worker.death_error() from None
             self._arrived[result_number] = shape, result
         shape, result = self._arrived.pop(number)
         if shape is None:
@@ -128,13 +130,13 @@ class Processes:
 
 
 class _Worker:
-    """A process running `_serve(memory, ..)`, with pipes to and from it."""
+    """A process running `_serve_tasks(memory, ..)`, with pipes to and from it."""
 
     def __init__(self, memory, *arguments):
         readable, writable = os.pipe()
         code = (
             "from imagepiece_jax.data import worker_pool; "
-            f"worker_pool._serve({memory}, {writable}, *{arguments})"
+            f"worker_pool._serve_tasks({memory}, {writable}, *{arguments})"
         )
         path = os.pathsep.join(folder or os.curdir for folder in sys.path)
         try:
@@ -152,11 +154,11 @@ class _Worker:
         self.tasks = self.process.stdin
         self.results = os.fdopen(readable, "rb")
 
-    def death(self):
+    def death_error(self):
         """RunError for a process that ended by itself."""
         status = self.process.wait()
         names = {-number: number.name for number in signal.Signals}
-        cause = _CAUSES.get(names.get(status), "")
+        cause = _CAUSE_OF_SIGNAL.get(names.get(status), "")
         return RunError(
             f"a worker process ended with status {status}{cause}; the same command "
             "resumes from the last checkpoint, also with fewer workers"
@@ -169,21 +171,21 @@ class _Worker:
             self.tasks.close()
 
 
-def check_space(size: int):
+def check_shared_memory(size: int):
     """Raise InputError if less than `size` bytes of shared memory are free."""
-    if not os.path.isdir(SHARED):
+    if not os.path.isdir(SHARED_FOLDER):
         return
     # Without this check a process would die when it writes.
-    free = shutil.disk_usage(SHARED).free
+    free = shutil.disk_usage(SHARED_FOLDER).free
     if free < size:
         raise InputError(
-            f"{SHARED} has {free / 1e6:,.0f} MB free, but worker processes need "
+            f"{SHARED_FOLDER} has {free / 1e6:,.0f} MB free, but worker processes need "
             f"{size / 1e6:,.0f} MB; enlarge it (a container's shm-size), or read "
             "in threads with workers=0"
         )
 
 
-def _serve(memory, results, payload, max_bytes, threads):
+def _serve_tasks(memory, results, payload, max_bytes, threads):
     """Run a worker process: read tasks from stdin, write results to a pipe."""
     memory = mmap.mmap(memory, 0)
     results = os.fdopen(results, "wb")
@@ -196,7 +198,7 @@ def _serve(memory, results, payload, max_bytes, threads):
             while True:
                 with receiving:
                     number, slot = pickle.load(sys.stdin.buffer)
-                done = number, *_done(work, number, memory, slot * max_bytes)
+                done = number, *_run_task(work, number, memory, slot * max_bytes)
                 with sending:
                     pickle.dump(done, results)
                     results.flush()
@@ -211,7 +213,7 @@ def _serve(memory, results, payload, max_bytes, threads):
     serve()
 
 
-def _done(work, number, memory, offset):
+def _run_task(work, number, memory, offset):
     """(pixel shape, result without pixels), or (None, error that `work` raised)."""
     try:
         result = work(number, lambda shape: np.ndarray(shape, np.uint8, memory, offset))

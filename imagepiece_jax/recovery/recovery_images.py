@@ -9,8 +9,8 @@ import numpy as np
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data.augment.random_crop import TrainTransform
 from imagepiece_jax.data.batches import Batches
-from imagepiece_jax.data.near_duplicates import DIGITS, readable_scenes
-from imagepiece_jax.data.source import Source, evenly_spaced
+from imagepiece_jax.data.near_duplicates import DIGEST_DIGITS, readable_scenes
+from imagepiece_jax.data.source import Source, evenly_spaced_indices
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.recovery.recovery_step import Recipe
 
@@ -52,8 +52,10 @@ def divided(source: Source, batch_size: int, known: str = "") -> Divided:
         parts = f"{MIN_HELD_OUT} to hold out, and a batch of {batch_size}"
         raise InputError(f"images has {total}, but {needed} are needed: {parts}")
     count = min(MAX_HELD_OUT, max(MIN_HELD_OUT, total // HELD_OUT))
-    starts = range(0, len(known), DIGITS)
-    is_known = np.isin(digests, [known[start : start + DIGITS] for start in starts])
+    starts = range(0, len(known), DIGEST_DIGITS)
+    is_known = np.isin(
+        digests, [known[start : start + DIGEST_DIGITS] for start in starts]
+    )
     chosen = held_out_scenes(scenes[~np.isin(scenes, scenes[is_known])], count)
     is_held_out = np.isin(scenes, chosen)
     num_scenes = len(chosen)
@@ -65,9 +67,11 @@ def divided(source: Source, batch_size: int, known: str = "") -> Divided:
         # Single images are held out; num_scenes tells the report.
         num_scenes = 0
         scenes = np.arange(total)
-        is_held_out = np.isin(scenes, evenly_spaced(total, count))
+        is_held_out = np.isin(scenes, evenly_spaced_indices(total, count))
     held_out = np.flatnonzero(is_held_out)
-    held_out = held_out[evenly_spaced(len(held_out), min(MAX_HELD_OUT, len(held_out)))]
+    held_out = held_out[
+        evenly_spaced_indices(len(held_out), min(MAX_HELD_OUT, len(held_out)))
+    ]
     learned = source.subset(np.flatnonzero(~is_held_out))
     digests = "".join(np.array(digests)[~is_held_out])
     images = (learned, source.subset(held_out))
@@ -86,7 +90,7 @@ def held_out_scenes(scenes: np.ndarray, count: int) -> np.ndarray:
     sizes = np.bincount(scenes)
     fewest = max(MIN_SCENES, min(MIN_HELD_OUT, len(indices) // 3))
     for number in range(min(fewest, len(indices)), len(indices) + 1):
-        chosen = scenes[indices[evenly_spaced(len(indices), number)]]
+        chosen = scenes[indices[evenly_spaced_indices(len(indices), number)]]
         if sizes[chosen].sum() >= count:
             break
     return chosen

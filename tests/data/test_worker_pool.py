@@ -232,7 +232,7 @@ def with_free(monkeypatch, free):
 def test_too_little_shared_memory_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(worker_pool, "SHARED", str(tmp_path))
     with_free(monkeypatch, 2 * 10**6)
-    monkeypatch.setattr(Filled, "part_bytes", 10**6)
+    monkeypatch.setattr(Filled, "chunk_bytes", 10**6)
     message = f"{tmp_path} has 2 MB free, but .* 9 MB; .*workers=0"
     with pytest.raises(InputError, match=message):
         read_ahead(Filled(9), workers=1)

@@ -4,7 +4,7 @@ import sys
 import time
 
 from imagepiece_jax.data import worker_pool
-from imagepiece_jax.data.batches import Batches, Part
+from imagepiece_jax.data.batches import BatchChunk, Batches
 from tests.helpers.noise_images import Noise, train_batches, train_transform
 
 
@@ -16,15 +16,15 @@ class Filled:
 
     parts = 3
     read = Batches.read
-    part_bytes = 7
+    chunk_bytes = 7
 
-    def read_part(self, number, allocate):
+    def read_chunk(self, number, allocate):
         time.sleep(0.02 * (number % 3 == 0))
         pixels = allocate((5,))
         pixels[:] = number % 200
-        return Part(pixels, [])
+        return BatchChunk(pixels, [])
 
-    def join(self, parts):
+    def join_chunks(self, parts):
         return [part.pixels.copy() for part in parts]
 
 

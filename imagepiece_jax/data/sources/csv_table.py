@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import read_text
-from imagepiece_jax.data.class_names import normalized
+from imagepiece_jax.data.class_names import composed_name
 from imagepiece_jax.data.source import SPLIT_NAMES, FileSource, find_splits
 from imagepiece_jax.errors import InputError, NoLabels
 
-COLUMNS = ("filename", "label", "split", "class")
+COLUMN_NAMES = ("filename", "label", "split", "class")
 
 
-class _Row(NamedTuple):
+class _TableRow(NamedTuple):
     line: int  # line number in the file
     split: str
     file: str  # relative to the table's folder
@@ -45,13 +45,13 @@ def open_csv(
     for index, row in enumerate(rows):
         label = -1
         if labeled and row.split in splits.values():
-            label = _label(path, row, num_classes)
+            label = _parse_label(path, row, num_classes)
         rows[index] = row._replace(label=label)
-    _check_repeated(rows, path)
+    _check_repeated_images(rows, path)
     split_rows = [row for row in rows if row.split == splits.get(split)]
     if not split_rows:
         raise InputError(f"{path} has no row with split {split!r}")
-    files = [_stored_name(path, row) for row in split_rows]
+    files = [_name_on_disk(path, row) for row in split_rows]
     labels = [row.label for row in split_rows]
     absent = {*range(num_classes or 0)} - {*labels}
     if absent and split == "train":
@@ -75,7 +75,7 @@ def _read_rows(path, split, labeled):
     # Blanks around column names are removed.
     try:
         table.fieldnames = [name.strip() for name in table.fieldnames or ()]
-        for name in COLUMNS:  # of two equal columns the last would win silently
+        for name in COLUMN_NAMES:  # of two equal columns the last would win silently
             if table.fieldnames.count(name) > 1:
                 raise InputError(f"there is more than one column {name!r}")
         if "filename" not in table.fieldnames:
@@ -87,10 +87,10 @@ def _read_rows(path, split, labeled):
                 )
             row_split = fields.get("split", split).strip()
             check_choice("split", row_split, SPLIT_NAMES)
-            name = normalized(fields.get("class", "").strip())
+            name = composed_name(fields.get("class", "").strip())
             label = fields.get("label")
             rows.append(
-                _Row(table.line_num, row_split, fields["filename"], label, name)
+                _TableRow(table.line_num, row_split, fields["filename"], label, name)
             )
     except (InputError, csv.Error) as error:
         raise InputError(f"{path} line {table.line_num}: {error}") from error
@@ -99,7 +99,7 @@ def _read_rows(path, split, labeled):
     return rows
 
 
-def _label(path, row, num_classes):
+def _parse_label(path, row, num_classes):
     """Parse a row's label and check its range."""
     label = -1
     # Stricter than int(), which also takes 1_0 and digits of other scripts.
@@ -114,9 +114,13 @@ def _label(path, row, num_classes):
     return label
 
 
-def _stored_name(path, row):
+def _name_on_disk(path, row):
     """A row's file name, in the Unicode form of the file on disk."""
-    for normalize in (str, normalized, functools.partial(unicodedata.normalize, "NFD")):
+    for normalize in (
+        str,
+        composed_name,
+        functools.partial(unicodedata.normalize, "NFD"),
+    ):
         file = normalize(row.file)
         if os.path.isfile(os.path.join(os.path.dirname(path), file)):
             return file
@@ -126,11 +130,11 @@ def _stored_name(path, row):
     )
 
 
-def _check_repeated(rows, path):
+def _check_repeated_images(rows, path):
     """Refuse a repeated image, except in training with an equal label."""
     first_rows = {}  # {file: first row}
     for row in rows:
-        first = first_rows.setdefault(normalized(os.path.normpath(row.file)), row)
+        first = first_rows.setdefault(composed_name(os.path.normpath(row.file)), row)
         same_label = first.label == row.label
         if first is row or (first.split == row.split == "train" and same_label):
             continue

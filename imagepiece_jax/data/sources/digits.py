@@ -13,9 +13,9 @@ def open_digits(path, split, num_classes, *_):
     """Open a split of the digits, 16x16; arguments and errors as for `open_source`."""
     check_num_classes(num_classes, 10, "data set digits")
     pixels, labels = read_digits()
-    tested = _tested(labels)
+    tested = _choose_tested(labels)
     chosen = np.flatnonzero(tested if split == "val" else ~tested)
-    images = np.stack([_enlarged(pixels[index]) for index in chosen])
+    images = np.stack([_enlarge_digit(pixels[index]) for index in chosen])
     names = [f"digits/{index:04d}" for index in chosen]
     digits = tuple(map(str, range(10)))
     return ArraySource(images, labels[chosen], 10, digits, names)
@@ -28,7 +28,7 @@ def read_digits():
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1]
 
 
-def _tested(labels):
+def _choose_tested(labels):
     """True for a fifth of every class, the same in every run and on every machine."""
     # RandomState, because NumPy has frozen its streams for good. A Generator's
     # permutation may change with a release, and the split with it.
@@ -40,7 +40,7 @@ def _tested(labels):
     return tested
 
 
-def _enlarged(digit):
+def _enlarge_digit(digit):
     """Enlarge 8x8 values 0..16 to 16x16x3 uint8, bicubic like a photograph."""
     levels = np.round(digit * (255 / 16)).astype(np.uint8)
     large = Image.fromarray(levels).resize((16, 16), Image.Resampling.BICUBIC)

@@ -11,7 +11,7 @@ import numpy as np
 from imagepiece_jax.common.files import SYSTEM_NAMES
 from imagepiece_jax.common.progress import notes
 from imagepiece_jax.data import class_names
-from imagepiece_jax.data.decode import EXTENSIONS
+from imagepiece_jax.data.decode import IMAGE_EXTENSIONS
 from imagepiece_jax.data.source import (
     SPLIT_NAMES,
     FileSource,
@@ -30,22 +30,22 @@ LOOKS_LIKE_A_SPLIT = re.compile(
 )
 
 
-class Listing(NamedTuple):
+class FolderListing(NamedTuple):
     """Contents of a folder and its subfolders, as paths relative to a root."""
 
     images: list[str]
     left_out: list[str]  # all other files, and folders that are not read
 
 
-def list_images(root: str | os.PathLike, inside: str = "") -> Listing:
+def list_images(root: str | os.PathLike, inside: str = "") -> FolderListing:
     """List the images in the folder `inside` of `root`, and in its subfolders.
 
-    Images have an ending in `EXTENSIONS`. A folder's files come before its subfolders,
+    Images have an ending in `IMAGE_EXTENSIONS`. A folder's files come before its subfolders,
     both sorted by name. Hidden files and folders, `SYSTEM_NAMES`, pipes and unreadable
     subfolders are left out.
     Raises InputError if there are no images.
     """
-    listing = Listing([], [])
+    listing = FolderListing([], [])
     seen = set()
     start = os.path.normpath(inside)
     waiting = [start]
@@ -57,7 +57,7 @@ def list_images(root: str | os.PathLike, inside: str = "") -> Listing:
             continue
         seen.add(real)
         try:
-            folders, images, left_out = _entries(path)
+            folders, images, left_out = _folder_entries(path)
         except OSError:
             if folder == start:
                 raise
@@ -75,7 +75,7 @@ def list_images(root: str | os.PathLike, inside: str = "") -> Listing:
     return listing
 
 
-def _entries(folder):
+def _folder_entries(folder):
     """Sorted names in a folder: (folders, images, other names)."""
     folders = []
     images = []
@@ -87,7 +87,7 @@ def _entries(folder):
             if not name.startswith(".") and name not in SYSTEM_NAMES:
                 if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
                     names = folders
-                elif name.endswith(EXTENSIONS) and _is_file(entry):
+                elif name.endswith(IMAGE_EXTENSIONS) and _is_file(entry):
                     names = images
             names.append(entry.name)
     return sorted(folders), sorted(images), sorted(left_out)
@@ -115,13 +115,15 @@ def left_out_note(root: str | os.PathLike, left_out: list[str]) -> str | None:
     )
 
 
-def split_folders(folder: str | os.PathLike, labeled: bool = False) -> dict[str, str]:
+def find_split_folders(
+    folder: str | os.PathLike, labeled: bool = False
+) -> dict[str, str]:
     """Find a folder's splits: {"train" or "val": folder name}; {} for class folders.
 
     labeled: splits hold class folders, so folders of images are not splits
     Raises InputError for folder names that look like splits, such as training.
     """
-    folders, images, _ = _entries(folder)
+    folders, images, _ = _folder_entries(folder)
     splits = find_splits(folders, f"folder {folder}")
     other_folders = {*folders} - {*SPLIT_NAMES}
     alike = {*filter(LOOKS_LIKE_A_SPLIT.fullmatch, folders)}
@@ -148,17 +150,17 @@ def split_folders(folder: str | os.PathLike, labeled: bool = False) -> dict[str,
 
 def _has_images(folder, name):
     try:
-        _, images, _ = _entries(os.path.join(folder, name))
+        _, images, _ = _folder_entries(os.path.join(folder, name))
     except OSError:
         return False
     return bool(images)
 
 
-def train_folder(folder: str | os.PathLike) -> str | os.PathLike:
+def find_train_folder(folder: str | os.PathLike) -> str | os.PathLike:
     """Find the folder to learn from: train, or `folder` itself without splits."""
-    folders, _, _ = _entries(folder)
+    folders, _, _ = _folder_entries(folder)
     names = " and ".join(name for name in SPLIT_NAMES if name in folders)
-    splits = split_folders(folder)
+    splits = find_split_folders(folder)
     if not names:
         return folder
     if not splits:
@@ -176,25 +178,25 @@ def open_folder(root, split, num_classes, labeled, names_of_model, *_):
     Arguments and errors are as for `open_source`.
     """
     data = f"folder {root}"
-    splits = split_folders(root, labeled)
+    splits = find_split_folders(root, labeled)
     inside = splits.get(split, split)
     if split == "val" and not splits:
         inside = ""  # validation images lie in the root itself
     if not labeled:
         files, left_out = list_images(root, inside)
-        return _source(root, inside, files, np.full(len(files), -1), left_out)
-    folders, left_out = _classes(root, inside)
+        return _make_source(root, inside, files, np.full(len(files), -1), left_out)
+    folders, left_out = _class_folders(root, inside)
     in_order = folders  # label order
     if len(splits) == 2:
-        _check_splits(data, root, splits)
-        in_order, _ = _classes(root, splits["train"])
+        _check_split_classes(data, root, splits)
+        in_order, _ = _class_folders(root, splits["train"])
     if split == "train":  # validation images may lack classes
         check_num_classes(num_classes, len(folders), data)
     num_classes = num_classes or len(folders)
     if names_of_model is None:
-        names_of_model = [*map(_shown, in_order)]
+        names_of_model = [*map(_printable_name, in_order)]
         check_num_classes(num_classes, len(in_order), data)
-        if pair := class_names.two_orders(names_of_model):
+        if pair := class_names.misordered_pair(names_of_model):
             raise InputError(
                 f"{data} has class {pair[0]!r} before {pair[1]!r} as text; pad the "
                 "numbers with zeros, or load the model with class_names="
@@ -204,8 +206,8 @@ def open_folder(root, split, num_classes, labeled, names_of_model, *_):
     labels = []
     names = {}  # {label: folder name}
     for folder in folders:
-        name = _shown(folder)
-        key = class_names.canonical(name)
+        name = _printable_name(folder)
+        key = class_names.canonical_name(name)
         label = label_of.get(key)
         if label is None and key in label_of:
             raise InputError(f"{data}: two classes have the name {ascii(key)}")
@@ -223,10 +225,10 @@ def open_folder(root, split, num_classes, labeled, names_of_model, *_):
         labels += [label] * len(listing.images)
         left_out += listing.left_out
     names = tuple(map(names.get, range(num_classes)))
-    return _source(root, inside, files, labels, left_out, num_classes, names)
+    return _make_source(root, inside, files, labels, left_out, num_classes, names)
 
 
-def _source(root, inside, files, labels, left_out, *classes):
+def _make_source(root, inside, files, labels, left_out, *classes):
     if note := left_out_note(root, left_out):
         log.warning(note)
     source = FileSource(root, files, labels, *classes)
@@ -234,12 +236,12 @@ def _source(root, inside, files, labels, left_out, *classes):
     return source
 
 
-def _shown(name):
+def _printable_name(name):
     """Printable form of a folder name, which may be any bytes."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 
-def _classes(root, inside):
+def _class_folders(root, inside):
     """(names of the class folders in root/inside, paths of all other entries)."""
     folder = pathlib.Path(root, inside)
     if inside and not folder.is_dir():
@@ -247,19 +249,19 @@ def _classes(root, inside):
             f"folder {root} has no folder {inside}; make {root}/train/CLASS and "
             f"{root}/val/CLASS with the images of each class, or give a csv"
         )
-    names, *loose = _entries(folder)
+    names, *loose = _folder_entries(folder)
     if not names:
         raise NoLabels(f"folder {folder} has no class folders with images")
     return names, [os.path.join(inside, name) for name in sum(loose, [])]
 
 
-def _check_splits(data, root, splits):
+def _check_split_classes(data, root, splits):
     """Check that train and val have equal classes and share no folder."""
     names = []
     folders = []
     for inside in splits.values():
-        classes, _ = _classes(root, inside)
-        names.append({*map(class_names.normalized, classes)})
+        classes, _ = _class_folders(root, inside)
+        names.append({*map(class_names.composed_name, classes)})
         paths = [os.path.join(root, inside, name) for name in classes]
         folders.append({*map(os.path.realpath, paths)})
     if set.intersection(*folders):

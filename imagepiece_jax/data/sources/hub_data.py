@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from imagepiece_jax.common import extras
-from imagepiece_jax.data.class_names import shortened
+from imagepiece_jax.data.class_names import shorten_names
 from imagepiece_jax.data.source import (
     SPLIT_NAMES,
     Source,
@@ -28,7 +28,9 @@ def open_hub_data(path, split, num_classes, labeled, *_):
         # Written once to the cache, as a file that processes map into memory.
         splits = datasets.load_dataset(os.path.expanduser(path))
     except mistakes as error:
-        raise InputError(f"{data} cannot be opened: {one_line(error)}") from error
+        raise InputError(
+            f"{data} cannot be opened: {error_on_one_line(error)}"
+        ) from error
     name = find_splits(splits, data).get(split)
     if name is None:
         raise InputError(
@@ -44,7 +46,7 @@ def open_hub_data(path, split, num_classes, labeled, *_):
     except mistakes as error:
         missing = " and ".join(columns)
         kind = NoLabels if labeled else InputError
-        raise kind(f"{data} has no {missing} ({one_line(error)})") from error
+        raise kind(f"{data} has no {missing} ({error_on_one_line(error)})") from error
     if not labeled:
         return HubSource(rows, f"{data}/{name}", np.full(len(rows), -1), 0)
     labels = rows.select_columns("label").with_format("numpy")[:]["label"]
@@ -53,7 +55,7 @@ def open_hub_data(path, split, num_classes, labeled, *_):
     names = None
     classes = num_classes or int(labels.max()) + 1
     if isinstance(rows.features["label"], datasets.ClassLabel):
-        names = shortened(tuple(rows.features["label"].names))
+        names = shorten_names(tuple(rows.features["label"].names))
         classes = len(names)
     check_num_classes(num_classes, classes, data)
     if labels.min() < 0 or labels.max() >= classes:
@@ -66,7 +68,7 @@ def open_hub_data(path, split, num_classes, labeled, *_):
     return source
 
 
-def one_line(error):
+def error_on_one_line(error):
     """Error text on one line."""
     return " ".join(str(error).split())
 
@@ -80,7 +82,7 @@ class HubSource(Source):
         self._title = title
         self.labels = np.asarray(labels, np.int32)
 
-    def stored(self, store_index):
+    def stored_image(self, store_index):
         # A row may lack an image.
         image = self._rows[store_index]["image"] or {"bytes": b""}
         data = image["bytes"]
@@ -88,7 +90,7 @@ class HubSource(Source):
             data = image["path"] or b""  # empty bytes do not decode
         return data, int(self.labels[store_index]), f"{self._title}/{store_index}"
 
-    def inventory(self, indices):
+    def identity_bytes(self, indices):
         import pyarrow.compute  # which `datasets` needs
 
         images = self._rows.data.column("image")

@@ -7,23 +7,23 @@ from imagepiece_jax.common import extras
 from imagepiece_jax.data.source import Source, check_num_classes
 from imagepiece_jax.errors import InputError, RunError
 
-NAME = "data set imagenet2012"
-SPLITS = {"train": "train", "val": "validation"}
-COUNTS = {"train": 1_281_167, "val": 50_000}  # published
-OPEN_FILES = 4096  # TFDS keeps files open; ImageNet has 1,024 + 64
+IMAGENET_NAME = "data set imagenet2012"
+TFDS_SPLIT_NAMES = {"train": "train", "val": "validation"}
+IMAGE_COUNTS = {"train": 1_281_167, "val": 50_000}  # published
+OPEN_FILE_LIMIT = 4096  # TFDS keeps files open; ImageNet has 1,024 + 64
 
 
 def open_imagenet(path, split, num_classes, labeled, class_names, data_dir):
     """Open a split of ImageNet; arguments and errors as for `open_source`."""
-    extras.check(NAME, "tensorflow_datasets")
+    extras.check(IMAGENET_NAME, "tensorflow_datasets")
     import tensorflow_datasets as tfds  # slow to import, and only this source needs it
 
-    check_num_classes(num_classes, 1000, NAME)
+    check_num_classes(num_classes, 1000, IMAGENET_NAME)
     _allow_open_files()
     try:
         examples = tfds.data_source(
             "imagenet2012",
-            split=SPLITS[split],
+            split=TFDS_SPLIT_NAMES[split],
             data_dir=data_dir,
             download=False,
             decoders={"image": tfds.decode.SkipDecoding()},
@@ -41,19 +41,19 @@ def open_imagenet(path, split, num_classes, labeled, class_names, data_dir):
     return TfdsSource(examples)
 
 
-class Counted(Source):
+class CountedSource(Source):
     """A split's published image count, for a plan without the data."""
 
     digest = "counted"
 
     def __init__(self, split: str, num_classes: int | None):
-        check_num_classes(num_classes, 1000, NAME)
-        super().__init__(COUNTS[split], 1000)
+        check_num_classes(num_classes, 1000, IMAGENET_NAME)
+        super().__init__(IMAGE_COUNTS[split], 1000)
 
-    def stored(self, store_index):
-        raise RunError(f"the images of {NAME} are not on this machine")
+    def stored_image(self, store_index):
+        raise RunError(f"the images of {IMAGENET_NAME} are not on this machine")
 
-    def try_first(self, transform, **options):
+    def try_first_image(self, transform, **options):
         """Do nothing: there is no image to try."""
 
 
@@ -62,7 +62,7 @@ def _allow_open_files():
     import resource  # not at the top: Windows lacks it, and never reads these files
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = OPEN_FILES
+    limit = OPEN_FILE_LIMIT
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)
     if soft != resource.RLIM_INFINITY and soft < limit:
@@ -84,25 +84,27 @@ class TfdsSource(Source):
         vars(self).update(state)
         # TFDS imports modules on first use, and two importing threads wait for each
         # other.
-        self._example(0)
+        self._read_example(0)
 
-    def stored(self, store_index):
-        example = self._example(store_index)
+    def stored_image(self, store_index):
+        example = self._read_example(store_index)
         return example["image"], int(example["label"]), example["file_name"].decode()
 
-    def inventory(self, indices):
+    def identity_bytes(self, indices):
         info = self._examples.dataset_info
         rows = []
         for file in info.splits[self._examples.split].file_instructions:
             name = os.path.basename(file.filename)
             rows.append([name, file.take, os.path.getsize(file.filename)])
         yield json.dumps(rows).encode()
-        if self.part:
+        if self.subset_record:
             yield indices.tobytes()
 
-    def _example(self, index):
+    def _read_example(self, index):
         try:
             return self._examples[index]
         except (RuntimeError, ValueError, OSError) as error:
             reason = " ".join(str(error).split())
-            raise RunError(f"{NAME} cannot be read at {index} ({reason})") from error
+            raise RunError(
+                f"{IMAGENET_NAME} cannot be read at {index} ({reason})"
+            ) from error
