@@ -164,7 +164,7 @@ class Batches:
         damaged = []
         for index in candidates:
             image = self.source[index]
-            if image.readable:
+            if image.pixels is not None:
                 return image.pixels, Sample(image.label, index, 1.0, damaged)
             damaged.append(image.damage)
         return None, Sample(0, candidates[0], 0.0, damaged)

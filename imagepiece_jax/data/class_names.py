@@ -6,6 +6,7 @@ import pathlib
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
 from imagepiece_jax.errors import InputError
 
@@ -27,24 +28,28 @@ DIGIT_RUN = re.compile("[0-9]+")  # not \d: digits of other scripts count as let
 @functools.cache
 def imagenet_rows() -> list[tuple[str, str]]:
     """(WordNet ID, all lemmas) of ImageNet-1k's classes, by label."""
-    lines = CLASS_NAME_TABLE.read_text("utf-8").strip("\n").split("\n")
-    return [tuple(line.split("\t")) for line in lines if line[0] != "#"]
+    rows = []
+    for line in CLASS_NAME_TABLE.read_text("utf-8").strip("\n").split("\n"):
+        if line[0] != "#":
+            wordnet_id, lemmas = line.split("\t")
+            rows.append((wordnet_id, lemmas))
+    return rows
 
 
 @functools.cache
 def imagenet_names() -> tuple[str, ...]:
     """ImageNet-1k's class names by label, all different."""
-    rows = imagenet_rows()
-    return tuple(
-        DISTINCT_NAMES.get(synset, words.split(", ")[0]) for synset, words in rows
-    )
+    names = []
+    for wordnet_id, lemmas in imagenet_rows():
+        names.append(DISTINCT_NAMES.get(wordnet_id, lemmas.split(", ")[0]))
+    return tuple(names)
 
 
 @functools.cache
-def _name_of_wordnet_id():
+def _name_of_wordnet_id() -> dict[str, str]:
     """{WordNet ID: class name} of ImageNet-1k."""
-    synsets = [synset for synset, _ in imagenet_rows()]
-    return dict(zip(synsets, imagenet_names(), strict=True))
+    wordnet_ids = [wordnet_id for wordnet_id, _ in imagenet_rows()]
+    return dict(zip(wordnet_ids, imagenet_names(), strict=True))
 
 
 def describe_class(name: str) -> str:
@@ -57,16 +62,16 @@ def shorten_names(names: ClassNames | None) -> ClassNames | None:
     """Replace ImageNet-1k's label map by `imagenet_names`; keep any other names."""
     if names is None or len(names) != len(imagenet_names()):
         return names
-    short = imagenet_names()
-    for name, short_name, (synset, words) in zip(
-        names, short, imagenet_rows(), strict=True
+    short_names = imagenet_names()
+    for name, short_name, (wordnet_id, lemmas) in zip(
+        names, short_names, imagenet_rows(), strict=True
     ):
         # In ImageNet's map a class has its WordNet ID, its name, or some lemmas.
-        synonyms = {synset, short_name, *words.split(", ")}
-        name = HUB_NAMES.get(name, name)
+        synonyms = {wordnet_id, short_name, *lemmas.split(", ")}
+        name = HUB_NAMES.get(name or "", name)
         if synonyms.isdisjoint([name, *str(name).split(", ")]):
             return names
-    return short
+    return short_names
 
 
 def composed_name(name: str) -> str:
@@ -81,58 +86,64 @@ def canonical_name(name: str) -> str:
 
 def labels_by_name(names: ClassNames) -> dict[str, int | None]:
     """{canonical name: label}; None for a name of several classes."""
-    labels = {}
+    label_of_name = {}
     for label, name in enumerate(names):
         if name is not None:
-            key = canonical_name(name)
-            labels[key] = None if key in labels else label
-    return labels
+            known_name = canonical_name(name)
+            label_of_name[known_name] = None if known_name in label_of_name else label
+    return label_of_name
 
 
 def misordered_pair(names: Sequence[str]) -> tuple[str, str] | None:
     """Find names (class_10, class_2) whose text order contradicts their numbers."""
     # torchvision sorts class folders as text, which puts class_10 before class_2; timm
     # sorts them by number.
-    last = {}  # {text around numbers: last name with this text}
+    last_names = {}  # {text around numbers: last name with this text}
     for name in sorted(names):
-        before = last.get(DIGIT_RUN.sub("0", name), name)
-        if _numbers_in(before) > _numbers_in(name):
-            return before, name
-        last[DIGIT_RUN.sub("0", name)] = name
+        surrounding_text = DIGIT_RUN.sub("0", name)
+        previous_name = last_names.get(surrounding_text, name)
+        if _numbers_in(previous_name) > _numbers_in(name):
+            return previous_name, name
+        last_names[surrounding_text] = name
     return None
 
 
-def _numbers_in(name):
+def _numbers_in(name: str) -> list[int]:
     return [int(digits) for digits in DIGIT_RUN.findall(name)]
 
 
 def check_classes(
-    weights: ClassNames | None, weights_name: str, names: ClassNames | None, data: str
-):
+    weights_names: ClassNames | None,
+    weights_title: str,
+    data_names: ClassNames | None,
+    data_title: str,
+) -> None:
     """Compare the classes of weights and data by name; unnamed classes are skipped.
 
-    weights, names: names by label, or None
-    weights_name, data: for messages, a path, or a field and its value
+    weights_names, data_names: names by label, or None
+    weights_title, data_title: for messages, a path, or a field and its value
     """
-    pairs = zip(weights or (), names or (), strict=False)
-    for label, (name, data_name) in enumerate(pairs):
-        if None not in (name, data_name) and canonical_name(name) != canonical_name(
-            data_name
-        ):
-            way_out = "; drop its column 'class'" if "csv:" in data else ""
+    name_pairs = zip(weights_names or (), data_names or (), strict=False)
+    for label, (weights_name, data_name) in enumerate(name_pairs):
+        if weights_name is None or data_name is None:
+            continue
+        if canonical_name(weights_name) != canonical_name(data_name):
+            way_out = "; drop its column 'class'" if "csv:" in data_title else ""
             raise InputError(
-                f"{weights_name}: class {label} is {name!r}, but {data_name!r} in "
-                f"{data}{way_out}"
+                f"{weights_title}: class {label} is {weights_name!r}, but "
+                f"{data_name!r} in {data_title}{way_out}"
             )
 
 
-def checked_names(names, classes, field="class_names"):
-    """Check names by label (strings, integers, None): a tuple of length `classes`."""
+def checked_names(
+    names: Any, num_classes: int, field: str = "class_names"
+) -> tuple[str | None, ...]:
+    """Check names by label (strings, integers, None); there are `num_classes`."""
     if isinstance(names, str | bytes | Mapping | Set):
         raise InputError(f"{field} is {names!r}; it must be a list of names")
     names = tuple(names)
-    if len(names) != classes:
-        raise InputError(f"{field} has {len(names)} names for {classes} classes")
+    if len(names) != num_classes:
+        raise InputError(f"{field} has {len(names)} names for {num_classes} classes")
     for name in names:
         if not isinstance(name, str | numbers.Integral | None):
             raise InputError(f"{field} has the name {name!r}; it must be a string")

@@ -147,7 +147,7 @@ def readable_scenes(source: Source) -> tuple[Source, np.ndarray, list[str]]:
 
     def form_or_error(index):
         image = source[index]
-        if not image.readable:
+        if image.pixels is None:
             return image.damage
         digest = hashlib.blake2b(image.pixels.tobytes(), digest_size=DIGEST_DIGITS // 2)
         return small_form(Image.fromarray(image.pixels)), digest.hexdigest()

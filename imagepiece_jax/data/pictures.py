@@ -6,12 +6,13 @@
 import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, UInt8
 
 from imagepiece_jax.common.files import read_text
 from imagepiece_jax.common.progress import counted, log, notes
@@ -27,14 +28,15 @@ from imagepiece_jax.data.sources.folder import (
 from imagepiece_jax.errors import InputError
 
 AnyPath = str | os.PathLike
+Crop = Callable[[decode.RgbPixels], UInt8[np.ndarray, "_ _ 3"]]
 QUOTED_PATH = re.compile(r"""\A(["'])(.*)\1\Z""", re.DOTALL)
 
 
-def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
+def as_batch(images: Any, preprocessing: Crop) -> np.ndarray | Array:
     """Turn images into one array; batches and floats pass unchanged.
 
     images: an array [B, H, W, 3], or one or several images for `read_pixels`
-    preprocessing: function that crops any image to the model's size
+    preprocessing: crops any image to the model's size
     Returns `images`, or uint8 [B, H, W, 3].
     """
     if isinstance(images, jax.core.Tracer):
@@ -43,26 +45,26 @@ def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
         floats = jnp.issubdtype(images.dtype, jnp.floating)
         if floats or images.ndim == 4:
             return images
-    images, _ = list_pictures(images)
-    pixels = [crop_picture(image, preprocessing) for image in images]
-    if not pixels:
+    pictures, _ = list_pictures(images)
+    cropped_images = [crop_picture(picture, preprocessing) for picture in pictures]
+    if not cropped_images:
         raise InputError("images is empty")
-    return np.stack(pixels)
+    return np.stack(cropped_images)
 
 
-def crop_picture(image, preprocessing) -> np.ndarray:
-    """Crop an image as `read_pixels` takes it. -> uint8 [h, w, 3]."""
-    pixels = read_pixels(image)
+def crop_picture(picture: Any, preprocessing: Crop) -> UInt8[np.ndarray, "_ _ 3"]:
+    """Crop a picture as `read_pixels` takes it."""
+    pixels = read_pixels(picture)
     try:
         return preprocessing(pixels)
     except InputError as error:
-        if isinstance(image, AnyPath):
-            raise InputError(f"{image}: {error}") from error
+        if isinstance(picture, AnyPath):
+            raise InputError(f"{picture}: {error}") from error
         raise
 
 
-def list_pictures(images) -> tuple[Any, bool]:
-    """(images, whether the input was a single image); a folder gives its files."""
+def list_pictures(images: Any) -> tuple[Any, bool]:
+    """(pictures, whether the input was a single image); a folder gives its files."""
     is_picture = isinstance(images, AnyPath) or hasattr(images, "convert")  # PIL's
     if isinstance(images, AnyPath) and os.path.isdir(os.path.expanduser(images)):
         return find_images([images]), False
@@ -71,8 +73,8 @@ def list_pictures(images) -> tuple[Any, bool]:
     return images, False
 
 
-def read_pixels(image) -> np.ndarray:
-    """Pixels of one image, uint8 [H, W, 3]; files and PIL images are turned upright.
+def read_pixels(image: Any) -> decode.RgbPixels:
+    """Pixels of one image; files and PIL images are turned upright.
 
     image: a path, a PIL image, or an array uint8 [H, W, 3]
     Raises UnreadableImage for an unreadable file.
@@ -98,8 +100,8 @@ def read_pixels(image) -> np.ndarray:
 def as_source(images: Any, split: str = "train") -> Source:
     """Make a Source of images, ignoring labels.
 
-    images: csv:FILE, a set's name, paths, images for `read_pixels`, uint8 [B, H, W, 3], or a
-        Source, which is returned; or a list of one of them
+    images: csv:FILE, a set's name, paths, images for `read_pixels`, uint8 [B, H, W, 3],
+        or a Source, which is returned; or a list of one of them
     split: of tables and sets, and "train" of folders with splits
     """
     if isinstance(images, Source):
@@ -111,10 +113,10 @@ def as_source(images: Any, split: str = "train") -> Source:
         return registry.open_source(images, split, labeled=False)
     if isinstance(images, AnyPath):
         images = [images]
-    images = [*list_pictures(images)[0]]
-    if all(isinstance(image, AnyPath) for image in images):
-        return unlabeled_files(find_images(images, split))
-    return ArraySource([read_pixels(image) for image in images])
+    pictures = [*list_pictures(images)[0]]
+    if all(isinstance(picture, AnyPath) for picture in pictures):
+        return unlabeled_files(find_images(pictures, split))
+    return ArraySource([read_pixels(picture) for picture in pictures])
 
 
 def unlabeled_files(files: Sequence[AnyPath]) -> FileSource:
@@ -151,52 +153,54 @@ def find_images(words: Sequence[AnyPath], split: str | None = None) -> list[str]
     return files
 
 
-def _read_path_list(path):
-    """Paths list_pictures in a text file, without blanks and quotes around them."""
-    bases = ("", os.path.dirname(path))
-    text = read_text(path, "surrogateescape")
+def _read_path_list(file: AnyPath) -> list[str]:
+    """Paths listed in a text file, without blanks and quotes around them."""
+    base_folders = ("", os.path.dirname(file))
+    text = read_text(file, "surrogateescape")
     if "\0" in text:
-        raise InputError(f"images: {path} is not a list of paths: it has a zero byte")
-    lines = []
+        raise InputError(f"images: {file} is not a list of paths: it has a zero byte")
+    paths = []
     for line in text.split("\n"):  # splitlines() also splits at other characters
-        line = line.removesuffix("\r")
-        bare = QUOTED_PATH.sub(r"\2", line.strip())
+        path = line.removesuffix("\r")
+        bare_path = QUOTED_PATH.sub(r"\2", path.strip())
         # A file name may really have blanks or quotes around it.
-        if bare != line and _existing_base([line], bases) is None:
-            line = bare
-        if line:
-            lines.append(os.path.expanduser(line))
+        if bare_path != path and _existing_base([path], base_folders) is None:
+            path = bare_path
+        if path:
+            paths.append(os.path.expanduser(path))
     # Relative paths start at the current folder or, if none exists there, at the list.
-    base = (
-        _existing_base([line for line in lines if not os.path.isabs(line)], bases) or ""
-    )
-    return [os.path.join(base, line) for line in lines]
+    relative_paths = [path for path in paths if not os.path.isabs(path)]
+    base_folder = _existing_base(relative_paths, base_folders) or ""
+    return [os.path.join(base_folder, path) for path in paths]
 
 
-def _existing_base(paths, folders):
+def _existing_base(paths: Iterable[str], base_folders: Iterable[str]) -> str | None:
     """Folder that holds the first existing path; None if no path exists."""
-    for path, folder in itertools.product(paths, folders):
+    for path, folder in itertools.product(paths, base_folders):
         if os.path.exists(os.path.join(folder, path)):
             return folder
     return None
 
 
-def read_images(source: Source, transform) -> tuple[np.ndarray, list[str]]:
-    """(uint8 [B, H, W, 3], names) of a source's readable images."""
-    pixels = []
+def read_images(
+    source: Source, transform: Crop
+) -> tuple[UInt8[np.ndarray, "images height width 3"], list[str]]:
+    """(pixels, names) of a source's readable images."""
+    cropped_images = []
     names = []
     for index in counted(range(len(source)), "reading images"):
         image = source[index]
-        if not image.readable:
-            log.warning(f"{image.name} is left out: {image.damage.reason}")
+        if image.pixels is None:
+            log.warning("%s: it is left out", image.damage)
             continue
         try:
-            pixels.append(transform(image.pixels))
+            cropped_images.append(transform(image.pixels))
         except InputError as error:
             raise InputError(f"{image.name}: {error}") from error
         names.append(image.name)
-    if not pixels:
-        count = len(source)
-        first = source.image_name(0)
-        raise InputError(f"none of {count} files can be read, the first is {first}")
-    return np.stack(pixels), names
+    if not cropped_images:
+        raise InputError(
+            f"none of {len(source)} files can be read, the first is "
+            f"{source.image_name(0)}"
+        )
+    return np.stack(cropped_images), names

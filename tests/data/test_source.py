@@ -100,7 +100,7 @@ def test_folder_reads_classes_in_order_of_their_names(folder):
     assert source.image_name(4) == str(folder / "train" / "zebra" / "1.PNG")
     (folder / "train" / "ant" / "1.PNG").write_bytes(b"torn")
     damaged = source[1]
-    assert not damaged.readable and damaged.name in str(damaged.damage)
+    assert damaged.pixels is None and damaged.name in str(damaged.damage)
     assert source[2].label == 0
     (folder / "train").rename(folder / "elsewhere")
     assert len(open_source(f"folder:{folder}", "val", num_classes=2)) == 2

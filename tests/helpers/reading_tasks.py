@@ -15,7 +15,7 @@ class Filled:
         self.steps = range(steps)
 
     parts = 3
-    read = Batches.read
+    read_batches = Batches.read_batches
     chunk_bytes = 7
 
     def read_chunk(self, number, allocate):

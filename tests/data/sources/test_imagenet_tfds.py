@@ -76,7 +76,7 @@ def test_files_are_read_as_they_are_without_tensorflow(imagenet):
     for index in range(6):
         image = source[index]
         seen[image.name] = None
-        if image.readable:
+        if image.pixels is not None:
             assert source.stored_image(index)[0] == jpeg(image.label // 100)
             gray = int(image.pixels[0, 0, 0])
             seen[image.name] = (image.pixels.shape, gray, image.label)
