@@ -1,6 +1,7 @@
 """Config groups data and augment: their options, and the objects made from them."""
 
 import dataclasses
+from typing import Any
 
 from imagepiece_jax.common.checks import check_options, option
 from imagepiece_jax.data import preprocessing
@@ -40,7 +41,7 @@ class DataConfig:
     workers: int = option(8, least=0)  # reading processes; 0: the training process
     threads: int = option(2, least=0)  # decoding threads per worker; 0: none
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "name", registry.full_name(self.name))
         check_options(self, "config.data")
         if len(self.area) != 2 or self.area[0] > self.area[1]:
@@ -49,7 +50,7 @@ class DataConfig:
                 "one first"
             )
 
-    def open_split(self, split: str, **options) -> registry.Source:
+    def open_split(self, split: str, **options: Any) -> registry.Source:
         """Open `split`, "train" or "val"; options as for `open_source`."""
         options["data_dir"] = self.dir or None
         return registry.open_source(self.name, split, **options)
@@ -76,5 +77,5 @@ class AugmentConfig:
     magnitude_std: float = option(0.5, least=0)
     erase_prob: float = option(0.25, least=0, most=1)  # of a box of noise; 0: off
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_options(self, "config.augment")

@@ -8,8 +8,11 @@ import concurrent.futures
 import hashlib
 import itertools
 import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 from PIL import Image
 from scipy import sparse
 from scipy.sparse import csgraph
@@ -49,11 +52,14 @@ DIGEST_DIGITS = (
     8  # hex digits of an image's digest; one pair in 4 billion shares a digest
 )
 
+Forms = Float[np.ndarray, "images 256"]  # 16 x 16 gray means, row by row
+Pairs = Int[np.ndarray, "pairs 2"]
+
 log = logging.getLogger("imagepiece_jax.data")
 
 
-def small_form(image: Image.Image) -> np.ndarray:
-    """16 x 16 gray means of an image, with mean 0 and deviation 1. -> [256]."""
+def small_form(image: Image.Image) -> Float[np.ndarray, " 256"]:
+    """16 x 16 gray means of an image, with mean 0 and deviation 1."""
     size = (FORM_SIDE, FORM_SIDE)
     small = image.convert("L").resize(size, Image.Resampling.BILINEAR)
     gray = np.asarray(small, np.float32).ravel()
@@ -61,8 +67,10 @@ def small_form(image: Image.Image) -> np.ndarray:
     return gray / max(float(gray.std()), LEAST_DEVIATION)
 
 
-def form_distances(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Root-mean-square distances of forms. [n, 256], [m, 256] -> [n, m]."""
+def form_distances(
+    forms: Float[np.ndarray, "rows 256"], others: Float[np.ndarray, "columns 256"]
+) -> Float[np.ndarray, "rows columns"]:
+    """Root-mean-square distances of forms."""
     # Small distances are differences of large numbers; float32 would round them away.
     forms = np.asarray(forms, np.float64)
     others = np.asarray(others, np.float64)
@@ -75,105 +83,107 @@ def form_distances(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(squares - 2 * products, 0) / FORM_SIDE**2)
 
 
-def form_likeness(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Likeness of forms in pairs, 1 for equal forms. [n, 256] twice -> [n]."""
-    forms = np.reshape(forms, (-1, FORM_SIDE, FORM_SIDE))
-    others = np.reshape(others, (-1, FORM_SIDE, FORM_SIDE))
-    # The highest correlation of overlapping parts, over shifts of up to LARGEST_SHIFT pixels.
+def form_likeness(forms: Forms, others: Forms) -> Float[np.ndarray, " images"]:
+    """Likeness of forms in pairs, 1 for equal forms."""
+    squares = np.reshape(forms, (-1, FORM_SIDE, FORM_SIDE))
+    other_squares = np.reshape(others, (-1, FORM_SIDE, FORM_SIDE))
+    # The highest correlation of overlapping parts, over shifts of up to LARGEST_SHIFT.
     highest = np.full(len(forms), -1.0)
     shifts = range(-LARGEST_SHIFT, LARGEST_SHIFT + 1)
     for down, right in itertools.product(shifts, shifts):
-        part = _overlapping_part(forms, down, right)
-        other_part = _overlapping_part(others, -down, -right)
-        size = np.sqrt(np.sum(part**2, 1) * np.sum(other_part**2, 1))
+        overlap = _overlapping_part(squares, down, right)
+        other_overlap = _overlapping_part(other_squares, -down, -right)
+        norms = np.sqrt(np.sum(overlap**2, 1) * np.sum(other_overlap**2, 1))
         # Parts of nearly one color are no evidence.
-        size = np.maximum(size, part.shape[1] / 4)
-        highest = np.maximum(highest, np.sum(part * other_part, 1) / size)
+        norms = np.maximum(norms, overlap.shape[1] / 4)
+        highest = np.maximum(highest, np.sum(overlap * other_overlap, 1) / norms)
     return highest
 
 
-def _overlapping_part(forms, down, right):
-    """Forms without the rows and columns a shift takes out, with mean 0. -> [n, m]."""
+def _overlapping_part(
+    squares: Float[np.ndarray, "images 16 16"], down: int, right: int
+) -> Float[np.ndarray, "images pixels"]:
+    """Forms without the rows and columns a shift takes out, with mean 0."""
     rows = slice(max(0, down), FORM_SIDE + min(0, down))
     columns = slice(max(0, right), FORM_SIDE + min(0, right))
-    part = forms[:, rows, columns].reshape(len(forms), -1)
-    return part - part.mean(1, keepdims=True)
+    overlap = squares[:, rows, columns].reshape(len(squares), -1)
+    return overlap - overlap.mean(1, keepdims=True)
 
 
-def number_scenes(forms: np.ndarray) -> np.ndarray:
-    """Scene number of every image. [n, 256] -> [n].
+def number_scenes(forms: Forms) -> Int[np.ndarray, " images"]:
+    """Scene number of every image.
 
     Copies and alike images share a scene, also by a chain of images between them.
     """
     total = len(forms)
     # Neighbors in a list need less likeness than other pairs.
     pairs = [np.zeros((0, 2), int)]
-    for back in range(1, 1 + NEIGHBOR_COUNT):
-        later = np.arange(back, total)
-        pairs.append(_alike_pairs(forms, later, later - back, NEIGHBOR_LIKENESS))
+    for distance in range(1, 1 + NEIGHBOR_COUNT):
+        later = np.arange(distance, total)
+        neighbors = np.stack([later, later - distance], 1)
+        pairs.append(_alike_pairs(forms, neighbors, NEIGHBOR_LIKENESS))
     for start in range(0, total, CHUNK_FORMS):
         rows = np.arange(start, min(start + CHUNK_FORMS, total))
-        between = form_distances(forms[rows], forms)
-        between[np.arange(len(rows)), rows] = np.inf
-        count = min(NEAREST_COUNT, total - 1)
-        nearest = np.argpartition(between, count, axis=1)[:, :count]
-        rows = np.repeat(rows, nearest.shape[1])
-        nearest = nearest.ravel()
-        is_copy = between[rows - start, nearest] < COPY_DISTANCE
-        pairs.append(np.stack([rows, nearest], 1)[is_copy])
-        pairs.append(
-            _alike_pairs(forms, rows[~is_copy], nearest[~is_copy], SCENE_LIKENESS)
-        )
+        distances = form_distances(forms[rows], forms)
+        distances[np.arange(len(rows)), rows] = np.inf
+        num_nearest = min(NEAREST_COUNT, total - 1)
+        nearest = np.argpartition(distances, num_nearest, axis=1)[:, :num_nearest]
+        candidates = np.stack([np.repeat(rows, num_nearest), nearest.ravel()], 1)
+        is_copy = distances[candidates[:, 0] - start, candidates[:, 1]] < COPY_DISTANCE
+        pairs.append(candidates[is_copy])
+        pairs.append(_alike_pairs(forms, candidates[~is_copy], SCENE_LIKENESS))
     ones, others = np.concatenate(pairs).T
     graph = sparse.coo_matrix((np.ones(len(ones)), (ones, others)), (total, total))
     return csgraph.connected_components(graph, directed=False)[1]
 
 
-def _alike_pairs(forms, rows, others, least):
-    """Pairs (ones, others) with a likeness above `least`. -> [pairs, 2]."""
+def _alike_pairs(forms: Forms, pairs: Pairs, least_likeness: float) -> Pairs:
+    """Pairs with a likeness above `least_likeness`."""
     alike_pairs = [np.zeros((0, 2), int)]
-    for start in range(0, len(rows), CHUNK_FORMS):
-        pairs = np.stack(
-            [rows[start : start + CHUNK_FORMS], others[start : start + CHUNK_FORMS]], 1
-        )
-        alike = form_likeness(forms[pairs[:, 0]], forms[pairs[:, 1]]) > least
-        alike_pairs.append(pairs[alike])
+    for start in range(0, len(pairs), CHUNK_FORMS):
+        chunk = pairs[start : start + CHUNK_FORMS]
+        likeness = form_likeness(forms[chunk[:, 0]], forms[chunk[:, 1]])
+        alike_pairs.append(chunk[likeness > least_likeness])
     return np.concatenate(alike_pairs)
 
 
-def readable_scenes(source: Source) -> tuple[Source, np.ndarray, list[str]]:
+def readable_scenes(
+    source: Source,
+) -> tuple[Source, Int[np.ndarray, " images"], list[str]]:
     """(readable images, their scene numbers, their digests), with errors logged."""
     total = len(source)
 
-    def form_or_error(index):
+    def form_and_digest(index: int) -> tuple[np.ndarray, str] | UnreadableImage | None:
         image = source[index]
         if image.pixels is None:
             return image.damage
         digest = hashlib.blake2b(image.pixels.tobytes(), digest_size=DIGEST_DIGITS // 2)
         return small_form(Image.fromarray(image.pixels)), digest.hexdigest()
 
-    found = []
+    forms = []
+    digests = []
     indices = []
     task = "looking through the images"
-    for index, result in _map_in_threads(form_or_error, range(total), task):
-        if isinstance(result, UnreadableImage):
-            log.warning("%s: it is left out", result)
-        else:
-            found.append(result)
+    for index, result in _map_in_threads(form_and_digest, range(total), task):
+        if isinstance(result, tuple):
+            forms.append(result[0])
+            digests.append(result[1])
             indices.append(index)
-    forms = [form for form, _ in found]
-    digests = [digest for _, digest in found]
+        else:
+            log.warning("%s: it is left out", result)
     scene_numbers = number_scenes(np.reshape(forms, (-1, FORM_SIDE**2)))
     if len(indices) < total:
         source = source.subset(indices)
     return source, scene_numbers, digests
 
 
-def _map_in_threads(call, items, task):
-    """Yield (item, call(item)) in order; `task` names the work in progress lines."""
+def _map_in_threads(
+    function: Callable[[Any], Any], items: Sequence[Any], task: str
+) -> Iterator[tuple[Any, Any]]:
+    """Yield (item, function(item)) in order; `task` names the work in the log."""
     pool = concurrent.futures.ThreadPoolExecutor(cores())
     try:
-        results = pool.map(call, items)
+        results = pool.map(function, items)
         for item in counted(items, task):
             yield item, next(results)
     finally:

@@ -190,8 +190,9 @@ def read_images(
     names = []
     for index in counted(range(len(source)), "reading images"):
         image = source[index]
+        if image.damage is not None:
+            log.warning(f"{image.name} is left out: {image.damage.reason}")
         if image.pixels is None:
-            log.warning("%s: it is left out", image.damage)
             continue
         try:
             cropped_images.append(transform(image.pixels))

@@ -199,7 +199,7 @@ def check_unresized(
             limit = size_text(MAX_UNCROPPED)
             why = f", because evaluation at up to {limit} resizes no image"
         raise InputError(
-            f"the image has {size_text(actual_size)} pixels and is not resized{why}; scale "
-            f"it to the model's image_size, {size_text(image_size)}"
+            f"the image has {size_text(actual_size)} pixels and is not resized{why}; "
+            f"scale it to the model's image_size, {size_text(image_size)}"
         )
     return image

@@ -145,7 +145,7 @@ def test_a_distance_is_that_of_its_definition():
 
 @pytest.mark.parametrize("rows", [1, 3, 500])
 def test_copies_and_their_mirror_images_are_of_one_scene(monkeypatch, rows):
-    monkeypatch.setattr(near_duplicates, "ROWS", rows)
+    monkeypatch.setattr(near_duplicates, "CHUNK_FORMS", rows)
     images = [*pictures(3), pictures(3)[1].transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
     forms = [near_duplicates.small_form(image) for image in images]
     scenes = near_duplicates.number_scenes(np.stack(forms)[[0, 1, 0, 2, 3, 0]])

@@ -285,7 +285,7 @@ def test_a_part_is_spread_over_the_source(folder, tmp_path):
         assert part[index][1:] == full[place][1:]
         assert part.image_name(index) == full.image_name(place) == part[index].name
     assert full.evenly_spaced(6) is full.evenly_spaced(None) is full
-    assert full.evenly_spaced(1).name(0) == full.image_name(0)
+    assert full.evenly_spaced(1).image_name(0) == full.image_name(0)
     assert full.subset(range(4)).subset_record != part.subset_record
     assert full.subset_record == {}
     files = [f"{number // 37}/{number % 37}" for number in range(370)]

@@ -9,12 +9,12 @@ from tests.helpers.noise_images import Noise, train_batches, train_transform
 
 
 class Filled:
-    """Batches of three parts, whose work is to fill 5 pixels with a number."""
+    """Batches of three chunks, whose work is to fill 5 pixels with a number."""
 
     def __init__(self, steps):
-        self.steps = range(steps)
+        self.total_chunks = 3 * steps
 
-    parts = 3
+    chunks_per_batch = 3
     read_batches = Batches.read_batches
     chunk_bytes = 7
 
@@ -24,8 +24,8 @@ class Filled:
         pixels[:] = number % 200
         return BatchChunk(pixels, [])
 
-    def join_chunks(self, parts):
-        return [part.pixels.copy() for part in parts]
+    def join_chunks(self, chunks):
+        return [chunk.pixels.copy() for chunk in chunks]
 
 
 def train(source, stop, **options):

@@ -60,7 +60,9 @@ def test_pipes_and_sockets_are_no_images(tmp_path, monkeypatch):
     assert images == ["a.jpg", "empty.jpg", "gone.jpg", "loop.jpg", "folder.jpg/b.jpg"]
     assert left_out == ["link.jpg", "null.jpg", "pipe.jpg", "socket.jpg"]
     source = as_source(["a.jpg", "pipe.jpg", "null.jpg", "empty.jpg"])
-    assert [source[index].pixels is not None for index in range(4)] == [True] + 3 * [False]
+    assert [source[index].pixels is not None for index in range(4)] == [True] + 3 * [
+        False
+    ]
     assert source.header_size(1) is None
     assert len(source.digest) == 16
     os.mkfifo("list.txt")
