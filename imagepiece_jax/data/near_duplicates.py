@@ -53,7 +53,7 @@ DIGEST_DIGITS = (
 )
 
 Forms = Float[np.ndarray, "images 256"]  # 16 x 16 gray means, row by row
-Pairs = Int[np.ndarray, "pairs 2"]
+Pairs = Int[np.ndarray, "_ 2"]
 
 log = logging.getLogger("imagepiece_jax.data")
 

@@ -260,5 +260,7 @@ def test_large_photographs_are_read_without_a_word_of_pillow(tmp_path):
     """Its limit is made small here: from half of it on it warns."""
     plain("L", 7).save(tmp_path / "a.png")
     program = "from PIL import Image; Image.MAX_IMAGE_PIXELS = 20\n"
-    program += "from imagepiece_jax.data.decode import decode_image; decode_image('a.png', 'a')"
+    program += (
+        "from imagepiece_jax.data import decode; decode.decode_image('a.png', 'a')"
+    )
     start("-c", program, cwd=tmp_path, PYTHONPATH=str(ROOT)).quiet()

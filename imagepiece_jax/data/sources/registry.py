@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.data.source import SPLIT_KINDS, Source
@@ -15,7 +15,7 @@ from imagepiece_jax.errors import InputError
 
 # {form of names: function (path, split, num_classes, labeled, class_names, data_dir)}.
 # No command overwrites a FILE it reads.
-SOURCE_OPENERS = {
+SOURCE_OPENERS: dict[str, Callable[..., Source]] = {
     "imagenet2012": open_imagenet,
     "digits": open_digits,
     "hf:OWNER/NAME": open_hub_data,
@@ -59,8 +59,8 @@ def open_source(
     form = name_form(name)
     if not form:
         raise InputError(
-            f"name is {name!r}; it must be {', '.join(SOURCE_OPENERS)}, or an existing folder "
-            "or .csv file"
+            f"name is {name!r}; it must be {', '.join(SOURCE_OPENERS)}, or an existing "
+            "folder or .csv file"
         )
     path = os.path.expanduser(name.partition(":")[2])
     return SOURCE_OPENERS[form](
@@ -70,10 +70,10 @@ def open_source(
 
 def name_form(name: str) -> str:
     """The form in `SOURCE_OPENERS` of a data set's name; "" for another word."""
-    word, colon, path = name.partition(":")
+    prefix, colon, path = name.partition(":")
     for form in SOURCE_OPENERS:
-        start, form_colon, argument = form.partition(":")
-        if (word, colon, path != "") == (start, form_colon, argument != ""):
+        form_prefix, form_colon, form_path = form.partition(":")
+        if (prefix, colon, path != "") == (form_prefix, form_colon, form_path != ""):
             return form
     return ""
 
