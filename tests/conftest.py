@@ -135,7 +135,7 @@ def traced_once(monkeypatch):
 @pytest.fixture(autouse=True)
 def _without_lines_of_long_work(monkeypatch):
     """On a busy machine any compilation may be long."""
-    monkeypatch.setattr(progress, "PATIENCE", 1e6)
+    monkeypatch.setattr(progress, "PATIENCE_SECONDS", 1e6)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -65,7 +65,7 @@ def without(monkeypatch):
 def test_training_names_what_is_missing_before_it_begins(without, tmp_path, module):
     without(module)
     workdir = tmp_path / "run"
-    package = extras.EXTRAS["train"][module]
+    package = extras.EXTRA_MODULES["train"][module]
     said = f"training needs {package}, which is not installed"
     with pytest.raises(InputError, match=said):
         small_runs.train(small_runs.configured(), workdir)

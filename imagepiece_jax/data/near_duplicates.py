@@ -17,8 +17,8 @@ from PIL import Image
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from imagepiece_jax.common.machine import cores
-from imagepiece_jax.common.progress import counted
+from imagepiece_jax.common.machine import available_cores
+from imagepiece_jax.common.progress import with_progress_bar
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.source import Source
 
@@ -181,10 +181,10 @@ def _map_in_threads(
     function: Callable[[Any], Any], items: Sequence[Any], task: str
 ) -> Iterator[tuple[Any, Any]]:
     """Yield (item, function(item)) in order; `task` names the work in the log."""
-    pool = concurrent.futures.ThreadPoolExecutor(cores())
+    pool = concurrent.futures.ThreadPoolExecutor(available_cores())
     try:
         results = pool.map(function, items)
-        for item in counted(items, task):
+        for item in with_progress_bar(items, task):
             yield item, next(results)
     finally:
         pool.shutdown(cancel_futures=True)

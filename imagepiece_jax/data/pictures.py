@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, UInt8
 
 from imagepiece_jax.common.files import read_text
-from imagepiece_jax.common.progress import counted, log, notes
+from imagepiece_jax.common.progress import log, notes, with_progress_bar
 from imagepiece_jax.data import decode
 from imagepiece_jax.data.normalize import is_array
 from imagepiece_jax.data.source import ArraySource, FileSource, Source
@@ -188,7 +188,7 @@ def read_images(
     """(pixels, names) of a source's readable images."""
     cropped_images = []
     names = []
-    for index in counted(range(len(source)), "reading images"):
+    for index in with_progress_bar(range(len(source)), "reading images"):
         image = source[index]
         if image.damage is not None:
             log.warning(f"{image.name} is left out: {image.damage.reason}")

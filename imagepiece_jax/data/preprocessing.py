@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from imagepiece_jax.common.checks import check_choice, check_range
-from imagepiece_jax.common.image_size import checked_size, sides, size_text
+from imagepiece_jax.common.image_size import checked_size, image_sides, size_text
 from imagepiece_jax.errors import InputError
 
 RgbPixels = UInt8[np.ndarray, "height width 3"]
@@ -69,7 +69,7 @@ class Preprocessing:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return sides(self.image_size)  # (height, width)
+        return image_sides(self.image_size)  # (height, width)
 
     @property
     def resizes(self) -> bool:
@@ -193,7 +193,7 @@ def check_unresized(
 ) -> RgbPixels:
     """Return an image that must have the size; `is_small` explains the error."""
     actual_size = image.shape[:2]
-    if actual_size != sides(image_size):
+    if actual_size != image_sides(image_size):
         why = ""
         if is_small:
             limit = size_text(MAX_UNCROPPED)

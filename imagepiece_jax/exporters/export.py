@@ -12,14 +12,14 @@ from typing import Any
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.files import (
-    check_own,
+    check_own_files,
     check_writable,
     replace_file,
     temporary_folder,
     write_json,
 )
-from imagepiece_jax.common.progress import working
-from imagepiece_jax.common.signals import finishing
+from imagepiece_jax.common.progress import announced_work
+from imagepiece_jax.common.signals import deferred_signals
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters import (
     card,
@@ -129,7 +129,7 @@ def export(
     page = folder / card.NAME
     card_images = None
     if images is not None:
-        extras.check("a card", "onnxruntime")
+        extras.check_installed("a card", "onnxruntime")
         if vit.config.arch.pool == "none" and output != "patches":
             raise InputError(
                 "pool is 'none', so a card has no image vectors to compare; give "
@@ -159,10 +159,12 @@ def export(
         with temporary_folder() as temporary:
             float32_program = onnx_program.open_file(float32_export(vit, temporary))
             count = len(card_images.calibration)
-            with working(f"calibrating int8 with {count} images, which takes minutes"):
+            with announced_work(
+                f"calibrating int8 with {count} images, which takes minutes"
+            ):
                 program = quantize.quantized(float32_program, card_images.calibration)
     else:
-        with working("exporting the model"):
+        with announced_work("exporting the model"):
             program = onnx_model.onnx_model(
                 vit,
                 batch_size=batch_size,
@@ -191,7 +193,7 @@ def export(
             has_classes = "logits" in outputs.names and vit.has_classes
             facts["card"] = card.measured(trial, dense, card_images, has_classes)
             program = onnx.load(trial)
-    with finishing():
+    with deferred_signals():
         _write_files(out, program, facts, page, files)
         if card_images is not None:
             card.write_page(page, out, card.page_of(out, vit, facts))
@@ -240,7 +242,7 @@ def _check_folder(folder, layout, vit, out):
         is_place = file == out.parent and file.is_dir()
         return is_export or (is_place and not any(file.iterdir()))
 
-    check_own("out", folder, f"an export for {layout}", ours)
+    check_own_files("out", folder, f"an export for {layout}", ours)
 
 
 def _write_files(out, program, facts, page, files):
@@ -252,7 +254,7 @@ def _write_files(out, program, facts, page, files):
     """
     # Read before the new facts replace it.
     earlier_weights = program_facts.read_facts(out).get("external_data")
-    with finishing():  # the files belong together
+    with deferred_signals():  # the files belong together
         # Nobody compares these with the graph's digest. A kill must not leave them
         # beside another graph.
         card.write_page(page, out)
@@ -284,7 +286,7 @@ def checked_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib.Path
         out = folder / f"model{tower.SUFFIX[dtype]}{ENDING}"
     if out.suffix.lower() != ENDING:
         raise InputError(f"out {out} does not end in {ENDING}")
-    extras.check("an ONNX file", "onnx")
+    extras.check_installed("an ONNX file", "onnx")
     if folder is not None and not folder.exists():
         check_writable("out", folder, ("",))
         return out

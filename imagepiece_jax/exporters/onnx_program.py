@@ -10,7 +10,7 @@ import numpy as np
 
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.files import read_json
-from imagepiece_jax.common.machine import cores
+from imagepiece_jax.common.machine import available_cores
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
@@ -100,7 +100,7 @@ def open_file(path: str | os.PathLike, threads: int | None = None) -> OnnxProgra
     threads: of the CPU; None: all devices, and as many threads as cores
     Raises InputError if onnxruntime cannot load the file, or export's JSON is missing.
     """
-    extras.check("an ONNX file", "onnxruntime")
+    extras.check_installed("an ONNX file", "onnxruntime")
     import onnxruntime
 
     path = pathlib.Path(path).expanduser()
@@ -117,7 +117,7 @@ def open_file(path: str | os.PathLike, threads: int | None = None) -> OnnxProgra
             "earlier version; export the model again"
         )
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or cores()
+    options.intra_op_num_threads = threads or available_cores()
     providers = onnxruntime.get_available_providers()
     if threads is not None:
         providers = ["CPUExecutionProvider"]

@@ -8,7 +8,7 @@ import re
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from imagepiece_jax.common.tables import amount
+from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.visualize import token_pictures
 from imagepiece_jax.visualize.trace import Stage, Trace
 
@@ -42,7 +42,7 @@ def write_figure(
         if stage.site == "pre":
             title = f"before block {stage.block}"
         painted = token_pictures.paint_tokens(image, stage.token_of_patch[index], grid)
-        token_panels.append((title, painted, amount(stage.tokens, "token")))
+        token_panels.append((title, painted, counted_noun(stage.tokens, "token")))
         shares, size_note = size_shares(stage, index)
         painted = token_pictures.paint_values(image, shares, grid)
         size_panels.append((f"sizes, {title}", painted, size_note))

@@ -14,8 +14,8 @@ from jaxtyping import UInt8
 
 from imagepiece_jax.common import files
 from imagepiece_jax.common.image_size import cut_to_patches
-from imagepiece_jax.common.progress import counted
-from imagepiece_jax.common.tables import amount
+from imagepiece_jax.common.progress import with_progress_bar
+from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.data.class_names import describe_class
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.visualize import figure
@@ -63,9 +63,9 @@ def check_folder(out: str | os.PathLike) -> None:
     def is_ours(file: pathlib.Path) -> bool:
         if file.name == "index.html":
             return PAGE_TITLE in file.read_text("utf-8", errors="replace")
-        return file.name in (*PAGE_FILES, files.LOCK)
+        return file.name in (*PAGE_FILES, files.LOCK_NAME)
 
-    files.check_own("out", out, "an earlier call", is_ours)
+    files.check_own_files("out", out, "an earlier call", is_ours)
 
 
 def write_folder(
@@ -99,10 +99,10 @@ def write_folder(
             stages = tuple(stage for stage in stages if stage.block in blocks)
         shown_trace = dataclasses.replace(trace, stages=stages)
         os.makedirs(figure_folder, exist_ok=True)  # only with something to put in it
-        for i in counted(range(len(names)), f"figures of {vit.label}"):
+        for i in with_progress_bar(range(len(names)), f"figures of {vit.label}"):
             path = figure_folder / figure.figure_name(i, names[i], vit.label)
             figure.write_figure(path, cut_images[i], names[i], shown_trace, i)
-        tokens_left = amount(trace.tokens, "token")
+        tokens_left = counted_noun(trace.tokens, "token")
         yield f"{vit.label}: {math.prod(trace.grid)} patches, {tokens_left} at the end"
     tracing.write_traces(out, names, methods, traces)
     page = render_page(names, methods, traces, weights_name, models[0].class_names)

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
-from imagepiece_jax.common.plotting import DPI, new_figure, save_figure
+from imagepiece_jax.common.plotting import DOTS_PER_INCH, new_figure, save_figure
 
-Grid = tuple[int, int]  # (height, width) in patches; divides the image's sides
+Grid = tuple[int, int]  # (height, width) in patches; divides the image's orientations
 TokenMap = Int[np.ndarray, " patches"]
 Pixels = UInt8[np.ndarray, "height width 3"]
 FloatPixels = Float[np.ndarray, "height width 3"]
@@ -137,7 +137,7 @@ def write_panel_page(
     caption_height = 2 * _PAGE_MARGIN + len(caption_lines) * _LINE_HEIGHT
     page_height = len(panel_rows) * (height + _TITLE_HEIGHT) + caption_height
 
-    figure = new_figure(page_width / DPI, page_height / DPI)
+    figure = new_figure(page_width / DOTS_PER_INCH, page_height / DOTS_PER_INCH)
     for row, panels in enumerate(panel_rows):
         for column, panel in enumerate(panels):
             if panel is None:
@@ -210,8 +210,8 @@ def _token_border(
     """Pixels at most `border_width` from another token in their row or column."""
     is_border = np.zeros(token_of_pixel.shape, bool)
     # A transpose turns columns into rows, in the same memory.
-    sides = ((is_border, token_of_pixel), (is_border.T, token_of_pixel.T))
-    for border, tokens in sides:
+    orientations = ((is_border, token_of_pixel), (is_border.T, token_of_pixel.T))
+    for border, tokens in orientations:
         for distance in range(1, border_width + 1):
             differs = tokens[distance:] != tokens[:-distance]
             border[distance:] |= differs

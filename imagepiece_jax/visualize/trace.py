@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.image_size import patch_grid
-from imagepiece_jax.common.progress import counted
+from imagepiece_jax.common.progress import with_progress_bar
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.problem_type import SINGLE_LABEL, activation, probabilities
 from imagepiece_jax.models.vit import ViT
@@ -96,7 +96,7 @@ def _trace_in_batches(
     """`_token_maps_and_logits` of all images, TRACE_BATCH at a time."""
     variables = jax.device_put(variables)  # once for all batches
     batch_results = []
-    for start in counted(
+    for start in with_progress_bar(
         range(0, len(images), TRACE_BATCH), "batches of images traced"
     ):
         batch = images[start : start + TRACE_BATCH]

@@ -226,7 +226,8 @@ def open_folder(
         if label is None:
             raise InputError(
                 f"{title} has class {name!r}, but no class of the model's "
-                f"{num_classes} has this name; rename the folder, or load the model with class_names="
+                f"{num_classes} has this name; rename the folder, or load the model "
+                "with class_names="
             )
         if folder_of_label.setdefault(label, name) != name:
             raise InputError(

@@ -25,7 +25,7 @@ def open_hub_data(
 ) -> "HubSource":
     """Open a split of hf:PATH; arguments and errors as for `open_source`."""
     title = f"hf:{path}"
-    extras.check(title, "datasets")
+    extras.check_installed(title, "datasets")
     import datasets  # slow to import, and only this source needs it
 
     # Errors for a broken file, or for several sets, are not OSErrors.

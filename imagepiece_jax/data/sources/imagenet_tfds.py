@@ -26,7 +26,7 @@ def open_imagenet(
     data_dir: str | os.PathLike | None,
 ) -> "TfdsSource":
     """Open a split of ImageNet; arguments and errors as for `open_source`."""
-    extras.check(IMAGENET_NAME, "tensorflow_datasets")
+    extras.check_installed(IMAGENET_NAME, "tensorflow_datasets")
     import tensorflow_datasets as tfds  # slow to import, and only this source needs it
 
     check_num_classes(num_classes, 1000, IMAGENET_NAME)
