@@ -19,7 +19,7 @@ from PIL import ExifTags, Image
 import imagepiece_jax
 from experiments import paper
 from experiments.__main__ import STUDIES
-from imagepiece_jax.__main__ import commands
+from imagepiece_jax.__main__ import command_files
 from imagepiece_jax.commands import export
 from imagepiece_jax.data import class_names
 from imagepiece_jax.kernels.merging import DROPPED
@@ -140,7 +140,7 @@ def test_every_command_and_file_that_a_page_names_exists(page):
         assert any(file.is_file() for file in found), name
     typed = r"(?:^|python -m )imagepiece(?:_jax)? ([a-z]+)\b"
     for name in re.findall(typed, text, re.MULTILINE):
-        assert name in commands(), name
+        assert name in command_files(), name
     if not re.search(r"of\s+commit\s+[0-9a-f]{8}", text):
         for name in re.findall(r"python -m\s+experiments (\w+)", text):
             assert name in (*paper.TABLES, *STUDIES, "NAME"), name
@@ -152,7 +152,7 @@ def test_every_command_and_file_that_a_page_names_exists(page):
 def flags_of():
     """Names of the options of every command."""
     found = {}
-    for name in commands():
+    for name in command_files():
         main = importlib.import_module(f"imagepiece_jax.commands.{name}").main
         out = call(main, "--help").ok().out
         found[name] = {*re.findall(r"--([\w-]+)", out), "help"}
@@ -164,7 +164,7 @@ def test_every_flag_that_a_page_gives_a_command_exists(page, flags_of):
     if "results" in page.parts:  # of older commits
         return
     text = page.read_text("utf-8").replace("\\\n", " ")
-    names = "|".join(commands())
+    names = "|".join(command_files())
     typed = re.findall(rf"imagepiece(?:_jax)? ({names})((?: [^\n`|]*)?)", text)
     typed += re.findall(rf"`({names}) (--[^`]*)`", text)
     for name, words in typed:

@@ -315,7 +315,7 @@ def prepare(part, positions, step, index, run, model):
     )
 
 
-def _check_terms(terms):
+def _check_terms(terms) -> None:
     """Raise InputError for a loss term named like another figure of a step."""
     for name in terms:
         if name in FIGURES:
