@@ -5,9 +5,8 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from imagepiece_jax.benchmark import timer
 from imagepiece_jax.benchmark.workloads import Case, Workload
-from imagepiece_jax.common import device
+from imagepiece_jax.common import device, timer
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import git_revision, replace_file
 from imagepiece_jax.common.progress import working

@@ -17,8 +17,10 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.data.sources import registry
 from imagepiece_jax.errors import InputError, NoLabels
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import check_single_label
+from imagepiece_jax.models.program import Program
 
 LEAST = {"limit": 1, "batch_size": 1, "workers": 0, "threads": 0}
 
@@ -54,9 +56,16 @@ class LabeledImages:
         )
         return worker_pool.read_ahead(batches, self.workers, self.threads)
 
-    def facts(self, vit: Pretrained) -> dict[str, Any]:
-        """Everything that decides a model's figures on the images, as JSON values."""
+    def facts(
+        self, vit: Pretrained | Program, reduction: Any, recovered: str | None
+    ) -> dict[str, Any]:
+        """Everything that decides a model's figures on the images, as JSON values.
+
+        reduction: the model's, in any form with a text
+        recovered: name of the recovered variant
+        """
         source = vit.source
+        model = vit.model
         return {
             "preprocessing": self.preprocessing.as_json,
             "checkpoint": source.checkpoint,
@@ -64,15 +73,15 @@ class LabeledImages:
             "data": self.name,
             "limit": self.limit,
             **self.source.part,
-            "num_classes": vit.config.num_classes,
-            "dtype": vit.model.execution.dtype.name,
+            "num_classes": model.config.num_classes,
+            "dtype": model.execution.dtype.name,
             "trained": {
                 "reduction": source.reduction and str(source.reduction),
-                "image_size": source.image_size or vit.image_size,
+                "image_size": source.image_size or model.config.image_size,
             },
-            "recovered": vit.recovered and vit.recovered.name,
-            "reduction": str(vit.reduction),
-            "gmacs": vit.gmacs,
+            "recovered": recovered,
+            "reduction": str(reduction),
+            "gmacs": model_macs(model) / 1e9,
             "unreadable": len(self.source.unreadable),
         }
 
@@ -89,7 +98,7 @@ class LabeledImages:
         }
 
 
-def data_name(vit: Pretrained, data: str | None = None) -> str:
+def data_name(vit: Pretrained | Program, data: str | None = None) -> str:
     """Full name of `data`; without it, the name of the run's validation data."""
     run = vit.source.run or {}
     name = registry.full_name(data or run.get("data", {}).get("name", ""))
@@ -99,7 +108,7 @@ def data_name(vit: Pretrained, data: str | None = None) -> str:
 
 
 def labeled_images(
-    vit: Pretrained,
+    vit: Pretrained | Program,
     data: str | None = None,
     *,
     data_dir: str | os.PathLike | None = None,
@@ -116,12 +125,13 @@ def labeled_images(
     Raises InputError for weights without classes, and for images of other classes.
     """
     path = vit.source.title
-    if need_labels and not vit.config.num_classes:
+    config = vit.model.config
+    if need_labels and not config.num_classes:
         raise InputError(
             f"{path} has no classes; train a head, or take vectors by `features`"
         )
     if need_labels:
-        check_single_label(vit.config.problem_type, path, "accuracy")
+        check_single_label(config.problem_type, path, "accuracy")
     typed = {name: value for name, value in options.items() if value is not None}
     for name, value in typed.items():
         check_range(name, value, LEAST[name], whole=True)
@@ -133,7 +143,7 @@ def labeled_images(
     name = data_name(vit, data)
     data_dir = data_dir or of_run.get("dir") or None
     opened = functools.partial(registry.open_source, name, "val", data_dir=data_dir)
-    classes = {"num_classes": vit.config.num_classes, "class_names": vit.class_names}
+    classes = {"num_classes": config.num_classes, "class_names": vit.class_names}
     if not need_labels and not vit.is_single_label:
         classes = {"labeled": False}
     try:
@@ -148,7 +158,7 @@ def labeled_images(
     return LabeledImages(
         name=name,
         source=source,
-        preprocessing=vit.preprocessing,
+        preprocessing=config.preprocessing,
         **reading | typed,
     )
 
@@ -169,5 +179,5 @@ def _notes(vit, name, every, source):
     if name.startswith("csv:") and every.labels.min() == 1:
         # With labels from 1 the accuracy would be 0.
         texts.append(f"the lowest label of {name} is 1, but labels count from 0")
-    texts.append(vit.preprocessing.note(source.some_sizes(), len(source)))
+    texts.append(vit.model.config.preprocessing.note(source.some_sizes(), len(source)))
     return [note for note in texts if note]
