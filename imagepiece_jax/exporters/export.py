@@ -13,7 +13,6 @@ import numpy as np
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.files import (
-    check_own,
     check_writable,
     replace_file,
     temporary_folder,
@@ -34,7 +33,6 @@ from imagepiece_jax.inference.optimize import check_gelu
 from imagepiece_jax.models.create import execution_of
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.program import FORMATS, format_of, open_program
-from imagepiece_jax.models.record import as_json
 
 
 class Wanted(NamedTuple):
@@ -49,6 +47,14 @@ class Wanted(NamedTuple):
     gathers: bool | None
 
 
+class Traced(NamedTuple):
+    """A model with plain attention, which has a graph, and its program's arrays."""
+
+    vit: Pretrained
+    outputs: ProgramOutputs
+    wanted: Wanted
+
+
 class Place(NamedTuple):
     """Where the files of an export go."""
 
@@ -60,6 +66,13 @@ class Place(NamedTuple):
     @property
     def page(self) -> pathlib.Path:
         return self.folder / card.NAME
+
+
+class MadeProgram(NamedTuple):
+    """A program in memory, and its JSON."""
+
+    graph: Any  # the format's
+    facts: dict[str, Any]
 
 
 def export(
@@ -113,32 +126,35 @@ def export(
     wanted = Wanted(batch_size, gelu, pixels, output, layout, dtype, gathers)
     check_arguments(vit, wanted, images, texts, push, dry_run)
     vit.warn_of_untrained()
-    if gathers is None:
-        gathers = layout is not None and tower.LAYOUTS[layout].gathers
-        wanted = wanted._replace(gathers=gathers)
-    outputs = trace_outputs(vit, wanted)
-    place = find_place(out, outputs.vit, wanted)
+    traced = trace_model(vit, wanted)
+    vit = traced.vit
+    place = find_place(out, traced)
     if push is not None:
         upload.check_repository(push, dry_run)
     card_images = None
+    calibration = None
     if images is not None:
-        check_card(place, outputs, wanted)
-        card_images = card.divided_images(outputs.vit, images, texts)
-    # A pass in float32, of some seconds, finds numbers that are not finite before the
-    # file is written, and those that float16 does not have.
-    calibration = card_images and card_images.calibration
-    largest = largest_numbers.find(outputs.vit, calibration)
+        check_card(place, traced)
+        card_images = card.divided_images(vit, images, texts)
+        calibration = card_images.calibration
+    # Seconds in float32 find numbers that are not finite before a file is written, and
+    # those too large for float16.
+    largest = largest_numbers.find(vit, calibration)
     if dtype == "float16":
-        outputs.model = largest_numbers.in_float16(outputs.model, largest)
+        traced.outputs.model = largest_numbers.in_float16(vit.model, largest)
     place.graph.parent.mkdir(parents=True, exist_ok=True)
     checked_file(place.graph)
-    graph = make_graph(outputs, wanted, place)
-    facts = describe_program(outputs, wanted, place)
+    program = make_program(traced, place)
     if dtype == "int8":
-        graph = make_int8_graph(graph, facts, place, calibration)
+        program = quantize_program(program, place, calibration)
     if card_images is not None:
-        facts["card"] = measure_card(graph, facts, outputs, wanted, place, card_images)
-    write_files(graph, facts, place, outputs.vit)
+        figures = measure_card(program, traced, place, card_images)
+        program = program._replace(facts=program.facts | {"card": figures})
+    with finishing():  # the files belong together
+        write_files(program, place)
+        if card_images is not None:
+            page = card.page_of(place.graph, vit, program.facts)
+            card.write_page(place.page, place.graph, page)
     if push is not None:
         upload_files(place, push, dry_run)
     return place.graph
@@ -182,8 +198,12 @@ def check_arguments(
         )
 
 
-def trace_outputs(vit: Pretrained, wanted: Wanted) -> ProgramOutputs:
-    """The outputs of a model with plain attention, which has a graph."""
+def trace_model(vit: Pretrained, wanted: Wanted) -> Traced:
+    """Choose what is traced, and check that the layout's program takes it."""
+    layout = wanted.layout
+    if wanted.gathers is None:
+        gathers = layout is not None and tower.LAYOUTS[layout].gathers
+        wanted = wanted._replace(gathers=gathers)
     config = vit.config.with_arch(gelu=wanted.gelu or vit.config.arch.gelu)
     dtype = wanted.dtype
     if dtype == "int8":  # made of the float32 graph
@@ -191,28 +211,30 @@ def trace_outputs(vit: Pretrained, wanted: Wanted) -> ProgramOutputs:
     execution = execution_of(config, dtype, "xla")
     model = vit.model.clone(config=config, execution=execution)
     vit = dataclasses.replace(vit, model=model)
-    if wanted.layout is None:
-        return ProgramOutputs(vit, wanted.output)
-    return tower.outputs(vit, wanted.layout, wanted.pixels)
+    if layout is None:
+        return Traced(vit, ProgramOutputs(vit, wanted.output), wanted)
+    return Traced(vit, tower.outputs(vit, layout, wanted.pixels), wanted)
 
 
-def find_place(out: str | os.PathLike, vit: Pretrained, wanted: Wanted) -> Place:
+def find_place(out: str | os.PathLike, traced: Traced) -> Place:
     """Check where files go: nothing but an earlier export is replaced."""
+    vit, _, wanted = traced
     layout = wanted.layout
     if layout is None:
         graph = checked_file(out, wanted.dtype)
         return Place(graph, graph.parent, {}, None)
     folder = pathlib.Path(os.path.expanduser(out))
     graph = tower.graph_file(folder, layout, vit, wanted.dtype)
-    _check_folder(folder, layout, vit, graph)
-    metadata = tower.LAYOUTS[layout].metadata(vit)
-    return Place(graph, folder, tower.files(folder, vit, layout), metadata)
+    tower.check_folder(folder, layout, vit, graph)
+    entry = tower.LAYOUTS[layout]
+    files = {folder / name: content for name, content in entry.files(vit).items()}
+    return Place(graph, folder, files, entry.metadata(vit))
 
 
-def check_card(place: Place, outputs: ProgramOutputs, wanted: Wanted) -> None:
+def check_card(place: Place, traced: Traced) -> None:
     """Check that a card can be measured, and written."""
     extras.check("a card", format_of(place.graph).RUNTIME)
-    if outputs.vit.config.arch.pool == "none" and wanted.output != "patches":
+    if traced.vit.config.arch.pool == "none" and traced.wanted.output != "patches":
         raise InputError(
             "pool is 'none', so a card has no image vectors to compare; give "
             "output='patches' (--output patches)"
@@ -224,108 +246,85 @@ def check_card(place: Place, outputs: ProgramOutputs, wanted: Wanted) -> None:
         )
 
 
-def make_graph(outputs: ProgramOutputs, wanted: Wanted, place: Place) -> Any:
-    """Trace a float32 or float16 program."""
+def make_program(traced: Traced, place: Place) -> MadeProgram:
+    """Make a float32 or float16 program, and the facts about it."""
+    vit, outputs, wanted = traced
+    form = format_of(place.graph)
+    size = {"batch_size": wanted.batch_size, "pixels": wanted.pixels}
     with working("exporting the model"):
-        return format_of(place.graph).build_graph(
-            outputs.vit,
-            batch_size=wanted.batch_size,
-            pixels=wanted.pixels,
-            outputs=outputs,
-            gathers=wanted.gathers,
-        )
+        graph = form.build_graph(vit, **size, outputs=outputs, gathers=wanted.gathers)
+    images = program_facts.exported_images(
+        vit, **size, channels_first=outputs.channels_first
+    )
+    facts = program_facts.program_facts(vit, images, outputs) | form.FACTS
+    facts |= {"layout": wanted.layout, "dtype": wanted.dtype, "gathers": wanted.gathers}
+    facts["float32_parts"] = list(outputs.model.execution.float32_parts)
+    return MadeProgram(graph, facts)
 
 
-def make_int8_graph(
-    graph: Any, facts: dict[str, Any], place: Place, images: np.ndarray
-) -> Any:
-    """Quantize a float32 program.
+def quantize_program(
+    program: MadeProgram, place: Place, images: np.ndarray
+) -> MadeProgram:
+    """Quantize a float32 program to int8.
 
     images: calibrate it, uint8 [images, H, W, 3]
     """
     text = f"calibrating int8 with {len(images)} images, which takes minutes"
     with temporary_folder() as temporary, working(text):
         place = place._replace(graph=pathlib.Path(temporary, place.graph.name))
-        write_program(graph, facts, place)
-        program = open_program(place.graph)
-        return format_of(place.graph).quantize_graph(program, images)
-
-
-def describe_program(
-    outputs: ProgramOutputs, wanted: Wanted, place: Place
-) -> dict[str, Any]:
-    """Collect the facts of a program, as JSON values."""
-    shape = program_facts.exported_images(
-        outputs.vit, wanted.batch_size, wanted.pixels, outputs.channels_first
-    )
-    return program_facts.program_facts(outputs.vit, shape, outputs) | {
-        "opset": format_of(place.graph).OPSET,
-        "layout": wanted.layout,
-        "dtype": wanted.dtype,
-        "gathers": wanted.gathers,
-        "float32_parts": list(outputs.model.execution.float32_parts),
-    }
+        write_program(program, place)
+        opened = open_program(place.graph)
+        graph = format_of(place.graph).quantize_graph(opened, images)
+    return program._replace(graph=graph)
 
 
 def measure_card(
-    graph: Any,
-    facts: dict[str, Any],
-    outputs: ProgramOutputs,
-    wanted: Wanted,
-    place: Place,
-    images: card.CardImages,
+    program: MadeProgram, traced: Traced, place: Place, images: card.CardImages
 ) -> dict[str, Any]:
     """Measure a program beside the dense one, before it is in place.
 
     Raises InputError for outputs that are not finite.
     """
-    wanted = wanted._replace(dtype="float32")
-    dense = trace_outputs(outputs.vit.with_reduction(None), wanted)
-    dense_graph = make_graph(dense, wanted, place)
-    dense_facts = describe_program(dense, wanted, place)
-    has_classes = "logits" in outputs.names and outputs.vit.has_classes
+    vit, outputs, wanted = traced
+    dense = trace_model(vit.with_reduction(None), wanted._replace(dtype="float32"))
     with temporary_folder() as temporary:
-        file = place._replace(graph=pathlib.Path(temporary, place.graph.name))
-        write_program(graph, facts, file)
-        dense_file = file._replace(
-            graph=file.graph.with_name(f"dense_{file.graph.name}")
-        )
-        write_program(dense_graph, dense_facts, dense_file)
-        return card.measured(file.graph, dense_file.graph, images, has_classes)
+        files = []
+        for name, each in (("file", program), ("dense", make_program(dense, place))):
+            file = pathlib.Path(temporary, f"{name}{place.graph.suffix}")
+            write_program(each, place._replace(graph=file))
+            files.append(file)
+        has_classes = "logits" in outputs.names and vit.has_classes
+        return card.measured(*files, images, has_classes)
 
 
-def write_program(graph: Any, facts: dict[str, Any], place: Place) -> None:
+def write_program(program: MadeProgram, place: Place) -> None:
     """Write a program, its weights and its JSON; remove an earlier one's weights."""
     out = place.graph
     form = format_of(out)
+    facts = dict(program.facts)
     # Read before the new facts replace it.
     earlier_weights = program_facts.read_facts(out).get("external_data")
-    weights_file = form.write_graph(out, graph, place.metadata)
+    weights_file = form.write_graph(out, program.graph, place.metadata)
     if weights_file is not None:
-        facts = facts | {"external_data": weights_file.name}
-    facts = facts | {"digest": program_facts.digest_of(out)}
+        facts["external_data"] = weights_file.name
+    facts["digest"] = program_facts.digest_of(out)
     write_json(program_facts.facts_file(out), facts)
     form.remove_weights(out, earlier_weights, weights_file)
 
 
-def write_files(graph: Any, facts: dict[str, Any], place: Place, vit: Pretrained):
-    """Write a program, the layout's files, and the program's section of the page."""
-    with finishing():  # the files belong together
-        # Nobody compares these with the graph's digest. A kill must not leave them
-        # beside another graph.
-        card.write_page(place.page, place.graph)
-        for file in place.files:
-            file.unlink(missing_ok=True)
-        write_program(graph, facts, place)
-        for file, content in place.files.items():
-            if isinstance(content, str):
-                replace_file(file, content)
-            else:
-                write_json(file, content)
-        if "card" in facts:
-            card.write_page(
-                place.page, place.graph, card.page_of(place.graph, vit, facts)
-            )
+def write_files(program: MadeProgram, place: Place) -> None:
+    """Write a program and the layout's files. The page loses an earlier section."""
+    # Nobody compares these with the graph's digest. A kill must not leave them beside
+    # another graph.
+    card.write_page(place.page, place.graph)
+    for file in place.files:
+        file.unlink(missing_ok=True)
+    write_program(program, place)
+    for file, content in place.files.items():
+        if isinstance(content, str):
+            replace_file(file, content)
+        else:
+            write_json(file, content)
 
 
 def upload_files(place: Place, repository: str, dry_run: bool) -> None:
@@ -337,31 +336,6 @@ def upload_files(place: Place, repository: str, dry_run: bool) -> None:
             parts += [*program_facts.files_of(graph), program_facts.facts_file(graph)]
     files = [*parts, *place.files, place.page]
     upload.upload(repository, place.folder, files, dry_run)
-
-
-def _check_folder(folder, layout, vit, out):
-    """Check a layout's folder: only an export for this layout is replaced.
-
-    An export for the layout may get further dtypes of its model. A saved model has JSON
-    files of the same names, and an export without a layout may lie beside it.
-
-    out: the graph to write
-    """
-    is_export = False
-    for dtype in tower.SUFFIX:
-        graph = tower.graph_file(folder, layout, vit, dtype)
-        facts = program_facts.read_facts(graph)
-        if facts.get("layout") == layout:
-            is_export = True
-            if graph != out and facts["model"] != as_json(vit.config):
-                raise InputError(f"{graph} is of another model; choose a folder")
-
-    def ours(file):
-        # Ctrl-C may have left an empty folder.
-        is_place = file == out.parent and file.is_dir()
-        return is_export or (is_place and not any(file.iterdir()))
-
-    check_own("out", folder, f"an export for {layout}", ours)
 
 
 def checked_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib.Path:

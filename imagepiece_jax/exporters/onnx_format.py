@@ -1,14 +1,21 @@
-"""ONNX as a format of `models.program.FORMATS`: these names are a format's."""
+"""ONNX as a format of `models.program.FORMATS`: every format has these names."""
 
-from imagepiece_jax.exporters.onnx_model import OPSET as OPSET
-from imagepiece_jax.exporters.onnx_model import onnx_model as build_graph
-from imagepiece_jax.exporters.onnx_model import remove_weights as remove_weights
-from imagepiece_jax.exporters.onnx_model import write_onnx as write_graph
-from imagepiece_jax.exporters.onnx_program import open_file as open_file
-from imagepiece_jax.exporters.quantize import quantized as quantize_graph
+from imagepiece_jax.exporters.onnx_model import (
+    OPSET,
+    onnx_model,
+    remove_weights,
+    write_onnx,
+)
+from imagepiece_jax.exporters.onnx_program import open_file
+from imagepiece_jax.exporters.quantize import quantized
 
-__all__ = ["OPSET", "build_graph", "open_file", "quantize_graph", "remove_weights"]
-__all__ += ["write_graph"]
+__all__ = ["open_file", "remove_weights"]
+
+build_graph = onnx_model
+write_graph = write_onnx
+quantize_graph = quantized
 TITLE = "an ONNX file"
-WRITER = "onnx"
+VERSION = f"ONNX opset {OPSET}"
+FACTS = {"opset": OPSET}  # of every file's JSON
+WRITER = "onnx"  # modules
 RUNTIME = "onnxruntime"

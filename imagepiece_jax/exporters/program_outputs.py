@@ -28,7 +28,6 @@ class ProgramOutputs:
 
     def __init__(self, vit: Pretrained, output: str = "logits"):
         check_choice("output", output, OUTPUTS)
-        self.vit = vit
         self.model = vit.model
         self.has_features = output != "logits"
         self.names = ["logits" if self.model.config.num_classes else "pooled"]
@@ -68,7 +67,6 @@ class TowerOutputs(ProgramOutputs):
     def __init__(
         self, vit: Pretrained, image: str, arrays: dict[str, str], pixels: bool
     ):
-        self.vit = vit
         self.model = vit.model
         self.image = image
         self.channels_first = not pixels
