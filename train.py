@@ -24,7 +24,7 @@ CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "a config file, such as configs/quickstart.py; --config.FIELD=VALUE changes a "
-    "field, and configs/deit_s.py:ARGUMENT passes an argument to get_config",
+    "field; configs/deit_s.py:SIZE,REDUCTION takes both, as in deit_s.py:deit_ti,tome",
 )
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "folder of the run; default: runs/NAME for configs/NAME.py"
@@ -52,6 +52,7 @@ def parse(argv):
     """
     try:
         check_fields(argv)
+        argv = [replace_old_name(word) for word in argv]
         words = flags.FLAGS(with_own_config(argv))
         if words[1:]:
             raise InputError(f"{words[1]!r} belongs to no flag")
@@ -94,6 +95,14 @@ def with_own_config(argv):
     run_files.read_config(file)
     reader = pathlib.Path(__file__).resolve().parent / "configs" / "_run.py"
     return [argv[0], f"--config={reader}:{workdir[1]}", *argv[1:]]
+
+
+def replace_old_name(word):
+    """Read configs/deit_s_tome.py:deit_ti, a former file, as deit_s.py:deit_ti,tome."""
+    old = re.fullmatch(r"((?:--?config=)?(.*deit_s))_(\w+)\.py:?(\w*)", word)
+    if old is None or pathlib.Path(f"{old[2]}_{old[3]}.py").exists():
+        return word
+    return f"{old[1]}.py:{old[4] or 'deit_s'},{old[3]}"
 
 
 def split_words(config):
@@ -156,9 +165,13 @@ def cause(error):
 
 
 def run_name(path):
-    """A config's name: deit_ti_evit for configs/deit_s_evit.py:deit_ti."""
+    """A config's name: deit_ti_evit for configs/deit_s_evit.py:deit_ti.
+
+    It is a folder's name, so tome:r=8 stands there as tome_r_8.
+    """
     file, _, argument = path.partition(":")
     stem = pathlib.Path(file).stem
+    argument = re.sub(r"[^\w.]+", "_", argument).strip("_")
     if not argument:
         return stem
     name, changed = re.subn("^deit_[a-z]+", argument, stem)
@@ -188,4 +201,4 @@ if __name__ == "__main__":
     # Libraries report each of their steps, and TFDS its first tries to find a data set.
     logging.set_verbosity(logging.ERROR)
     logging.get_absl_handler().setFormatter(Formatter())  # as printed lines
-    app.run(lambda words: cli.finish(train), flags_parser=parse)
+    app.run(lambda words: cli.finish_command(train), flags_parser=parse)

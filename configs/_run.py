@@ -1,4 +1,4 @@
-"""The config of a run that there is, by its folder, to resume it.
+"""An existing run's config, to resume it by its folder.
 
 python train.py --workdir runs/quickstart
 """
@@ -10,7 +10,7 @@ from configs import base
 
 
 def get_config(workdir):
-    """The fields of `workdir`/config.json."""
+    """Read the fields of `workdir`/config.json."""
     fields = json.loads(pathlib.Path(workdir, "config.json").read_text("utf-8"))
     fields.pop("format")
     config = base.get_config()
@@ -20,7 +20,7 @@ def get_config(workdir):
 
 
 def update(config, fields):
-    """Set the fields of a config and of its groups; JSON has lists for tuples."""
+    """Set the fields of a config and its groups; tuples are lists in JSON."""
     for name, value in fields.items():
         if isinstance(value, dict):
             update(config[name], value)

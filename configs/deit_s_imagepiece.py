@@ -5,15 +5,15 @@ python train.py --config configs/deit_s_imagepiece.py
 python train.py --config configs/deit_s_imagepiece.py:deit_ti
     0.73 GMACs, 61 final tokens, 1.69 EFLOP, published acc1 72.61 (DeiT-Ti: 72.13)
 
-Without local coherence bias; these fit public DeiT weights:
+Without local coherence bias, so that public DeiT weights fit:
 
 python train.py --config configs/deit_s_imagepiece.py --config.model.stem=patch
     2.41 GMACs, 61 final tokens, 5.55 EFLOP, published acc1 79.81
 python train.py --config configs/deit_s_imagepiece.py:deit_ti --config.model.stem=patch
     0.65 GMACs, 61 final tokens, 1.50 EFLOP, no published acc1
 
-Without pruning; the paper does not say how much this form merges, and merge_ratio .15
-gives its speed:
+Without pruning. The paper does not say how much this form merges; merge_ratio 0.15 has
+its speed:
 
 python train.py --config configs/deit_s_imagepiece.py \\
         "--config.reduction=imagepiece:merge_ratio=0.15:prune_blocks=()"
@@ -25,6 +25,6 @@ from configs import deit_s
 
 def get_config(size="deit_s", reduction="imagepiece"):
     """Conv stem; merge, merge, prune three times."""
-    config = deit_s.get_config(size, reduction)
+    config = deit_s.get_config(f"{size},{reduction}")
     config.model.stem = "conv"
     return config

@@ -1,4 +1,4 @@
-"""ImagePiece + DynamicViT: a learned score decides what is pruned.
+"""ImagePiece + DynamicViT: a learned score chooses the pruned tokens.
 
 python train.py --config configs/deit_s_imagepiece_dynamicvit.py \\
         --config.init.weights=DENSE --config.teacher.weights=DENSE

@@ -1,4 +1,4 @@
-"""ImagePiece + ToMe: where ImagePiece prunes, ToMe merges down to the same counts.
+"""ImagePiece + ToMe: ToMe's merging in place of pruning, with the same counts.
 
 python train.py --config configs/deit_s_imagepiece_tome.py
     2.78 GMACs, 61 final tokens, 6.42 EFLOP, published acc1 80.08
@@ -10,5 +10,5 @@ from configs import deit_s_imagepiece
 
 
 def get_config(size="deit_s"):
-    """ImagePiece's schedule without losing a patch."""
+    """ImagePiece's schedule; no patch is dropped."""
     return deit_s_imagepiece.get_config(size, "imagepiece_tome")

@@ -3,8 +3,9 @@
 python train.py --config configs/deit_ti_finetune.py --config.init.weights=FILE
     1.25 GMACs, 197 final tokens, 0.289 EFLOP, no published acc1
 
-The weights' own accuracy comes first. Another set of images takes a fresh head, so that
-nothing can be evaluated first, and few images a larger rate; CPUs prefer float32:
+The run first prints the weights' own accuracy. Images of other classes need a new head,
+which has no accuracy yet; few images need a higher learning rate. CPUs are faster in
+float32:
 
 python train.py --config configs/deit_ti_finetune.py --config.init.weights=FILE \\
         --config.data.name=folder:PATH --config.num_classes=10 \\
@@ -19,7 +20,7 @@ from configs import base
 
 
 def get_config(size="deit_ti"):
-    """Small steps and little augmentation: the weights have seen the images."""
+    """Low rates, little augmentation: the weights were trained on these images."""
     config = base.get_config()
     config.model.name = size
     config.model.drop_path_rate = 0.0
@@ -30,9 +31,9 @@ def get_config(size="deit_ti"):
     config.mixup = 0.0
     config.cutmix = 0.0
     config.epochs = 30
-    config.batch_size = 256  # some sets have a thousand images
+    config.batch_size = 256  # small enough for a thousand images
     config.lr = 2e-5  # 1e-5 at 256 images
-    config.min_lr = 0.0  # these two are not scaled: small batches go below others
+    config.min_lr = 0.0  # neither is scaled by the batch, so both are 0
     config.warmup_lr = 0.0
     config.warmup_epochs = 1.0
     config.ema_decay = 0.0

@@ -5,15 +5,15 @@ python train.py --config configs/deit_ti_finetune_small.py --config.init.weights
         "--config.init.fresh=('head',)"
     0.60 GMACs, 101 final tokens
 
-`python -m experiments ... --small` trains every method so: minutes each
-on two CPU cores. 10 x 10 patches are enough for every method's arithmetic.
+`python -m experiments ... --small` trains every method this way, each in minutes on two
+CPU cores. 10 x 10 patches are enough for every method's token counts.
 """
 
 from configs import deit_ti_finetune
 
 
 def get_config(size="deit_ti"):
-    """Few small steps; float32, which CPUs compute faster."""
+    """Short epochs of small batches, in float32, which is faster on CPUs."""
     config = deit_ti_finetune.get_config(size)
     config.model.dtype = "float32"
     config.data.workers = 0

@@ -7,7 +7,7 @@ from configs import base
 
 
 def get_config():
-    """Conv stem, retokenize and prune: the code path of DeiT-S on 64 tokens."""
+    """Conv stem, merging and pruning: DeiT-S's code path on 64 tokens."""
     config = base.get_config()
     config.image_size = 16
     config.num_classes = 10

@@ -7,7 +7,7 @@ import numpy as np
 from experiments import intervals, merges, paper_tables, published
 from experiments.paper_tables import BLANK, TableRow, find
 from imagepiece_jax.common import statistics
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.reduction.block_plan import floor
 from imagepiece_jax.reduction.reduction import Reduction
@@ -268,7 +268,7 @@ def first_merge(paper, vit, reduction):
     """Estimates by the names of STEM_FIGURES."""
     site, *_ = merging_sites(vit, reduction)
     patch = vit.config.patch_size
-    _, side = sides(vit.image_size)
+    _, side = image_sides(vit.image_size)
     width = side // patch
 
     def read(outputs, batch):

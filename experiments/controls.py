@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import jax
 
-from imagepiece_jax.common.rng import uniform
+from imagepiece_jax.common.rng import draw_uniform
 from imagepiece_jax.reduction.block_plan import Merge, Step, ceil
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece, Retokenize
@@ -36,7 +36,7 @@ class RandomPairs(Retokenize):
 
     def similarity(self, inputs, candidates, size_a):
         shape = (size_a, candidates.shape[1] - size_a)
-        return jax.vmap(lambda key: uniform(key, shape))(inputs.rng)
+        return jax.vmap(lambda key: draw_uniform(key, shape))(inputs.rng)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import json
 import matplotlib
 
 from experiments import neighbors, recovery, results, study
-from imagepiece_jax.common.files import read_json, replacing
+from imagepiece_jax.common.files import read_json, replacement_file
 from imagepiece_jax.common.plotting import new_figure
 
 DOCS = results.ROOT / "docs"
@@ -149,7 +149,10 @@ def digest(figure) -> str:
 def main():
     for name, figure in draw_all().items():
         metadata = {"Date": None, "Creator": None, "Description": digest(figure)}
-        with matplotlib.rc_context(STYLE), replacing(DOCS / f"{name}.svg") as new:
+        with (
+            matplotlib.rc_context(STYLE),
+            replacement_file(DOCS / f"{name}.svg") as new,
+        ):
             figure.savefig(new, format="svg", metadata=metadata)
 
 

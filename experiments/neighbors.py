@@ -24,7 +24,7 @@ import imagepiece_jax
 from experiments import intervals, study, towers
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import read_json, write_json
-from imagepiece_jax.common.progress import counted
+from imagepiece_jax.common.progress import with_progress_bar
 from imagepiece_jax.common.statistics import format_estimate
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.pictures import as_source
@@ -232,7 +232,7 @@ def is_recovered(name: str) -> bool:
 def vectors(vit, source: Source, change) -> np.ndarray:
     """Pooled vectors of images, [images, D] float32."""
     parts = []
-    for start in counted(range(0, len(source), study.BATCH), "batches"):
+    for start in with_progress_bar(range(0, len(source), study.BATCH), "batches"):
         images = []
         for index in range(start, min(start + study.BATCH, len(source))):
             pixels = source[index].pixels
@@ -542,4 +542,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_command(main)

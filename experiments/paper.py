@@ -47,7 +47,7 @@ from imagepiece_jax.benchmark.workloads import on_noise
 from imagepiece_jax.common import device, parallel, timer, xla_options
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import replace_file
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.common.timer import Timing
 from imagepiece_jax.data import worker_pool
@@ -163,7 +163,7 @@ class Clock:
         "gelu" is added if the program's differs from the model's, and "sizes" if a
         program may encode sizes in a direction of the keys.
         """
-        setting = {"device": device.name(), "batch_size": self.batch_size}
+        setting = {"device": device.device_name(), "batch_size": self.batch_size}
         setting |= dataclasses.asdict(self.rules)
         here = jax.local_devices()[0]
         gelu = optimize.default_gelu(vit.model, here)
@@ -239,7 +239,7 @@ class StudyImages:
 
     def batches(self):
         """Batches of a pass as `Batches` without a seed gives them."""
-        pixels = len(self) * math.prod(sides(self.image_size)) * 3
+        pixels = len(self) * math.prod(image_sides(self.image_size)) * 3
         return self._kept if pixels <= MOST_KEPT else self._read()
 
     @functools.cached_property
@@ -251,7 +251,7 @@ class StudyImages:
             source=self.source,
             transform=self.preprocessing,
             batch_size=self.batch_size,
-            placement=parallel.placement(),
+            placement=parallel.process_placement(),
         )
         threads = 2 if self.workers else 0
         return worker_pool.read_ahead(batches, self.workers, threads)
@@ -362,8 +362,8 @@ class Study:
         if self.clock:
             rules = self.clock.rules
             rows["speeds"] = (
-                f"{device.name()}, batches of {self.clock.batch_size}, in turns with "
-                f"the dense model, {rules.repeats} repeats of {rules.seconds:g} s"
+                f"{device.device_name()}, batches of {self.clock.batch_size}, in turns "
+                f"with the dense model, {rules.repeats} repeats of {rules.seconds:g} s"
             )
         rows |= dict(more or {})
         return f"{LEGEND}\n\n{markdown_table(['', ''], rows.items())}"
@@ -490,4 +490,4 @@ def main(options: Options):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_command(main)

@@ -27,8 +27,8 @@ from scipy import special
 import imagepiece_jax
 from experiments import intervals, study
 from imagepiece_jax.common import statistics
-from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.common.rng import uniform
+from imagepiece_jax.common.image_size import image_sides
+from imagepiece_jax.common.rng import draw_uniform
 from imagepiece_jax.common.statistics import Estimate, format_estimate
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.normalize import normalize
@@ -40,7 +40,7 @@ from imagepiece_jax.evaluation.result_cache import decode_bits, encode_bits
 from imagepiece_jax.inference.compare_outputs import NEIGHBORS, nearest, shared, unit
 from imagepiece_jax.kernels.joining import distance_to_earlier, join_kept
 from imagepiece_jax.kernels.merging import DROPPED
-from imagepiece_jax.kernels.ranking import rank
+from imagepiece_jax.kernels.ranking import rank_tokens
 from imagepiece_jax.kernels.similarity import all_cosines
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.peaks import KeepPeaks, Peaks
@@ -94,10 +94,10 @@ class KeepParts(KeepPeaks):
         alike = all_cosines(inputs.x, inputs.all_x)
         worth = score
         if self.keep == "peaks":
-            worth = score * distance_to_earlier(alike, rank(score))
+            worth = score * distance_to_earlier(alike, rank_tokens(score))
         if self.keep == "random":
-            worth = jax.vmap(lambda key: uniform(key, (counts.n_in,)))(inputs.rng)
-        order = rank(worth)
+            worth = jax.vmap(lambda key: draw_uniform(key, (counts.n_in,)))(inputs.rng)
+        order = rank_tokens(worth)
         slot, to_kept = join_kept(alike, order, counts.n_out)
         if self.merge == "none":
             slot = jnp.where(order < counts.n_out, slot, DROPPED)
@@ -342,7 +342,7 @@ class Study:
 
 def logits(vit, pixels: np.ndarray) -> np.ndarray:
     """Logits [images, classes] of uint8 images, resized on the device if need be."""
-    height, width = sides(vit.image_size)
+    height, width = image_sides(vit.image_size)
     config = vit.config
 
     @jax.jit

@@ -181,14 +181,14 @@ def judged(vit, better, source: Source) -> dict[str, dict[str, float]]:
     """
     teacher = DenseTeacher(vit.with_reduction(None))
     batches = evaluation_batches(source, vit.preprocessing, 50)
-    answered = teacher.answered(batches)
-    names = teacher.comparison.term_names
+    answered = teacher.add_outputs(batches)
+    names = teacher.comparison.output_names
 
     def terms(variables, pixels, targets):
-        images = teacher.normalized(pixels)
-        own = recovery_loss.answers(vit.model, variables, images, names)
-        distances = teacher.comparison.terms(own, targets)
-        distances |= teacher.comparison.measure(own, targets)
+        images = teacher.normalize_pixels(pixels)
+        own = recovery_loss.compared_outputs(vit.model, variables, images, names)
+        distances = teacher.comparison.loss_terms(own, targets)
+        distances |= teacher.comparison.image_metrics(own, targets)
         if "patches" in names:
             distances["unreachable"] = unreachable(
                 vit.model, variables, images, targets
@@ -201,7 +201,7 @@ def judged(vit, better, source: Source) -> dict[str, dict[str, float]]:
         student = parallel.replicate(model.variables)
         parts = []
         for batch, targets in answered:
-            distances = parallel.local(program(student, batch["image"], targets))
+            distances = parallel.local_rows(program(student, batch["image"], targets))
             parts.append({name: distances[name][batch["mask"]] for name in distances})
         means[word] = {}
         for name in parts[0]:
@@ -236,9 +236,9 @@ def right_of(vit, source: Source) -> str:
     # The photographs are stored in the model's size: they are used as they are.
     whole = dataclasses.replace(vit.preprocessing, resize="none")
     batches = evaluation_batches(source, whole, 50)
-    for batch, answers in DenseTeacher(vit).answered(batches):
+    for batch, answers in DenseTeacher(vit).add_outputs(batches):
         is_image = batch["mask"]  # and not padding
-        first = np.argmax(parallel.local(answers)["logits"], axis=-1)[is_image]
+        first = np.argmax(parallel.local_rows(answers)["logits"], axis=-1)[is_image]
         index = batch["index"][is_image]
         right[index] = first == labels[index]
     return encode_bits(right)

@@ -17,8 +17,8 @@ import numpy as np
 
 from imagepiece_jax.common import device, parallel
 from imagepiece_jax.common.files import git_revision, replace_file
-from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.common.version import LIBRARIES
+from imagepiece_jax.common.image_size import image_sides
+from imagepiece_jax.common.version import KEY_LIBRARIES
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.evaluation.result_cache import ResultCache, decode_bits, read_lines
@@ -104,9 +104,9 @@ def read(cells: Iterable[Any], folder: str | os.PathLike) -> dict[Any, dict[str,
 def versions() -> dict[str, str]:
     """Of the libraries, the processor and the code."""
     versions_by_name = {}
-    for name in LIBRARIES:
+    for name in KEY_LIBRARIES:
         versions_by_name[name] = importlib.metadata.version(name)
-    versions_by_name["device"] = device.name()
+    versions_by_name["device"] = device.device_name()
     versions_by_name["commit"] = git_revision()
     return versions_by_name
 
@@ -131,7 +131,7 @@ def reader(
     vit: a Pretrained
     model: another ViT with its variables; None: its own
     """
-    size = sides(vit.image_size)
+    size = image_sides(vit.image_size)
 
     def sized(images, batch, model):
         if images.shape[1:3] == size:

@@ -176,4 +176,4 @@ def table(rows: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, compiles=False)
+    cli.run_command(main, compiles=False)

@@ -324,4 +324,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_command(main)

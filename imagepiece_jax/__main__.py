@@ -33,10 +33,10 @@ def listing() -> str:
 
 
 def main():
-    signals.end_process()
+    signals.handle_ending_signals()
     from imagepiece_jax import cli
 
-    cli.finish(_command, compiles=False)
+    cli.finish_command(_command, compiles=False)
 
 
 def _command():
@@ -56,7 +56,7 @@ def _command():
         module = importlib.import_module(f"imagepiece_jax.commands.{name}")
         del sys.argv[1]
         prog = f"imagepiece {name}"
-        cli.run(module.main, prog, compiles=name not in COMPILE_NOTHING)
+        cli.run_command(module.main, prog, compiles=name not in COMPILE_NOTHING)
     else:
         listed = ", ".join(names)
         raise InputError(f"{name!r} is not a command; the commands are {listed}")

@@ -14,7 +14,7 @@ from imagepiece_jax.common import cache_dirs, progress, signals
 from imagepiece_jax.errors import InputError, RunError, Stopped
 
 
-def run(
+def run_command(
     function: Callable[..., int | None],
     prog: str | None = None,
     *,
@@ -22,12 +22,12 @@ def run(
 ):
     """Call a typed function with the words of sys.argv, and exit with its status.
 
-    tyro explains words that do not fit, with status 2. `finish` ends the process.
+    tyro explains wrong words, with status 2. `finish_command` ends the process.
 
     function: its typed parameters are the options. Positional words are fields of its
         dataclasses.
     prog: the program's name in its help
-    compiles: as in `finish`
+    compiles: as in `finish_command`
     """
 
     def call():
@@ -36,7 +36,7 @@ def run(
         config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
         return tyro.cli(function, prog=prog, config=config)
 
-    finish(call, compiles=compiles)
+    finish_command(call, compiles=compiles)
 
 
 # OSErrors that a mistyped path causes.
@@ -45,17 +45,17 @@ WRONG_PATHS = FileNotFoundError, FileExistsError, IsADirectoryError, NotADirecto
 DEVICE_ERRORS = ("RESOURCE_EXHAUSTED", "Unable to initialize backend")
 
 
-def finish(call: Callable[[], int | None], *, compiles: bool = True):
+def finish_command(call: Callable[[], int | None], *, compiles: bool = True):
     """Call a command's function, and exit with its status (None: 0).
 
-    InputError and WRONG_PATHS exit with 2, RunError and other OSErrors with 1, one of
-    `signals.SIGNALS` with 128 + its number (Ctrl-C: 130), with one line on stderr.
+    InputError and WRONG_PATHS exit with 2, RunError and other OSErrors with 1,
+    `signals.END_SIGNALS` with 128 + their number (Ctrl-C: 130). stderr gets one line.
 
     compiles: keep JAX's compiled programs for the next process
     """
     open_streams()
-    signals.end_process()
-    progress.show()
+    signals.handle_ending_signals()
+    progress.show_progress()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal cannot show, not being UTF-8, must not stop a run.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -69,19 +69,19 @@ def finish(call: Callable[[], int | None], *, compiles: bool = True):
             status = end.code
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of stdout has gone: `... | head`
-        leave(RunError.status)
+        leave_process(RunError.status)
     except Stopped as stopped:
-        _end(stopped.status, stopped)
+        _end_command(stopped.status, stopped)
     except (InputError, RunError, OSError, MemoryError) as error:
         text = re.sub(r"^\[Errno -?\d+\] ", "", str(error))  # of an OSError
         is_mistake = isinstance(error, (InputError, *WRONG_PATHS))
         status = InputError.status if is_mistake else RunError.status
-        _end(status, f"error: {text}")
+        _end_command(status, f"error: {text}")
     except RuntimeError as error:  # of JAX: a full or missing device
         text = str(error).partition("\n")[0]
         if not any(known in str(error) for known in DEVICE_ERRORS):
             raise
-        _end(RunError.status, f"error: {text}")
+        _end_command(RunError.status, f"error: {text}")
     sys.exit(status)
 
 
@@ -97,14 +97,14 @@ def open_streams():
             setattr(sys, name, open(number, mode, errors="backslashreplace"))
 
 
-def _end(status, message):
+def _end_command(status, message):
     """Print the last line on stderr, if it can be written, and leave."""
     with contextlib.suppress(OSError):  # no reader, or a full disk
         print(message, file=sys.stderr, flush=True)
-    leave(status)
+    leave_process(status)
 
 
-def leave(status: int):
+def leave_process(status: int):
     """End the process with a status, whatever libraries' threads are doing."""
     # An interrupted step or compilation may crash the interpreter at its end, and the
     # crash would replace the status.
@@ -134,7 +134,7 @@ def use_program_cache():
     """Let JAX keep compiled programs for later commands; report a new folder."""
     if "jax" in sys.modules:  # imported before: its settings are somebody else's
         return
-    folder, is_new = cache_dirs.keep_programs()
+    folder, is_new = cache_dirs.keep_compiled_programs()
     if is_new:
         way_out = "(set JAX_COMPILATION_CACHE_DIR= to keep none)"
         print(f"compiled programs are kept in {folder} {way_out}", file=sys.stderr)

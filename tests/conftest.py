@@ -34,6 +34,10 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from flax import linen as nn  # noqa: E402
 
+from tests.helpers import checked_shapes  # noqa: E402
+
+checked_shapes.install()  # before the package is imported
+
 from imagepiece_jax.common import parallel, progress  # noqa: E402
 from tests.helpers import fast_tracing, run_command, stored_programs  # noqa: E402
 
@@ -131,7 +135,7 @@ def traced_once(monkeypatch):
 @pytest.fixture(autouse=True)
 def _without_lines_of_long_work(monkeypatch):
     """On a busy machine any compilation may be long."""
-    monkeypatch.setattr(progress, "PATIENCE", 1e6)
+    monkeypatch.setattr(progress, "PATIENCE_SECONDS", 1e6)
 
 
 @pytest.fixture(scope="module", autouse=True)

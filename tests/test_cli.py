@@ -67,7 +67,7 @@ def main(path: str, /):
         subprocess.run([sys.executable, "-c", "import os; os.write(2, b'of C')"])
         file.write("whole")
 
-cli.run(main, compiles=False)
+cli.run_command(main, compiles=False)
 """
 ON_PATH = os.environ | {"PYTHONPATH": str(ROOT)}
 
@@ -88,7 +88,7 @@ def main():
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     print(jax.jit(lambda x: 3 * x + 1)(2.0))
 
-cli.run(main)
+cli.run_command(main)
 """
 
 
@@ -135,7 +135,7 @@ def main():
             pass
         warnings.warn("of this")
 
-cli.run(main, compiles=False)
+cli.run_command(main, compiles=False)
 """
 
 

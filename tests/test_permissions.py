@@ -22,9 +22,9 @@ def checkpoints(folder):
 def a_library_that_chooses(folder):
     """A file and a folder of safetensors 0.8, which writes for the owner alone."""
     tensors = {"a": np.zeros(3, np.float32)}
-    with files.replacing(folder / "file") as new:
+    with files.replacement_file(folder / "file") as new:
         safetensors.numpy.save_file(tensors, new)
-    with files.replacing_folder(folder / "folder") as new:
+    with files.replacement_folder(folder / "folder") as new:
         safetensors.numpy.save_file(tensors, new / "file")
 
 

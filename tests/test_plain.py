@@ -46,7 +46,8 @@ def test_the_first_example_and_public_functions_need_the_small_set_alone():
     assert found["logits"] == [2, tiny_vit.CLASSES]
 
 
-HIDING = "import runpy, sys; from tests import plain; plain.hide(); "
+HIDING = "import runpy, sys; from tests.helpers import readme_example; "
+HIDING += "readme_example.hide(); "
 HIDING += "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 
 
@@ -64,7 +65,7 @@ def without(monkeypatch):
 def test_training_names_what_is_missing_before_it_begins(without, tmp_path, module):
     without(module)
     workdir = tmp_path / "run"
-    package = extras.EXTRAS["train"][module]
+    package = extras.EXTRA_MODULES["train"][module]
     said = f"training needs {package}, which is not installed"
     with pytest.raises(InputError, match=said):
         small_runs.train(small_runs.configured(), workdir)

@@ -19,11 +19,11 @@ GPU.compute_capability = "9.0"
 def test_the_benchmarked_device(monkeypatch):
     assert xla_options.fast_dtype() == "float32"
     assert timer.TimedCall(None).ahead == 0
-    assert f"{device.cores()} cores" in device.name()
+    assert f"{device.available_cores()} cores" in device.device_name()
     monkeypatch.setattr(jax, "devices", lambda: [GPU])
     assert xla_options.fast_dtype() == "bfloat16"
     assert timer.TimedCall(None).ahead == 2
-    assert device.name() == "NVIDIA H200"
+    assert device.device_name() == "NVIDIA H200"
 
 
 @pytest.mark.parametrize("dtype, named", [("float32", False), ("bfloat16", True)])

@@ -58,7 +58,7 @@ def test_what_visualize_and_studies_show(weights, lowered):
     images = np.zeros((2, 16, 16, 3), np.uint8)
     trace(variant.model, variant.variables, images)
     options = {"transform": Preprocessing(16, resize="none"), "batch_size": 2}
-    options["placement"] = parallel.placement()
+    options["placement"] = parallel.process_placement()
     batches = Batches(source=ArraySource(images), **options)
     answer = study.reader(variant, lambda outputs, batch: {"logits": outputs.logits})
     answer(batches.read(threads=1))

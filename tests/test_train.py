@@ -120,3 +120,20 @@ def test_the_dry_run_of_readme_needs_no_data(tmp_path):
     # Nothing of TFDS, which looks for a data set that is not there.
     assert set(ended.lines) <= {"compiling the training step .."}
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "word, read, name",
+    [
+        ("--config=configs/deit_s_tome.py", "deit_s.py:deit_s,tome", "deit_s_tome"),
+        ("configs/deit_s_mctf.py:deit_ti", "deit_s.py:deit_ti,mctf", "deit_ti_mctf"),
+        ("configs/deit_s_evit.py:deit_ti", "deit_s_evit.py:deit_ti", "deit_ti_evit"),
+        ("x/deit_s.py:deit_b,tome:r=8", "deit_s.py:deit_b,tome:r=8", "deit_b_tome_r_8"),
+        ("configs/quickstart.py", "quickstart.py", "quickstart"),
+    ],
+)
+def test_former_files_are_arguments(word, read, name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = train.replace_old_name(word)
+    assert path == word.rpartition("/")[0] + "/" + read
+    assert train.run_name(path.removeprefix("--config=")) == name

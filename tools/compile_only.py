@@ -194,9 +194,9 @@ def train_text(config):
     leading = (1, config.grad_accum_steps, config.batch_size // config.grad_accum_steps)
     batch = batch_shapes(RunConfig.from_config(config), leading)
     # The equivalent of `parallel.pmap` for a device that is only described.
-    mesh = jax.sharding.Mesh(np.array([device()]), (parallel.AXIS,))
+    mesh = jax.sharding.Mesh(np.array([device()]), (parallel.DEVICE_AXIS,))
     everywhere = jax.sharding.PartitionSpec()
-    specs = (everywhere, jax.sharding.PartitionSpec(parallel.AXIS), everywhere)
+    specs = (everywhere, jax.sharding.PartitionSpec(parallel.DEVICE_AXIS), everywhere)
 
     def of_one(state, batch, teacher):
         return step(state, jax.tree.map(lambda x: x[0], batch), teacher)
@@ -232,7 +232,7 @@ def device():
             hint = "set JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 before JAX is used"
         else:
             problem = "needs JAX's CUDA wheels, which are not installed"
-            hint = f"{extras.command('gpu')} (no GPU and no driver needed)"
+            hint = f"{extras.install_command('gpu')} (no GPU and no driver needed)"
         raise InputError(f"compiling for an H200 {problem}; {hint}") from (error)
     return described.devices[0]
 
@@ -267,7 +267,9 @@ def compile_for(fn, *args, donate=(), shardings=None):
     ]
     traced = jax.jit(fn, donate_argnums=donate).trace(*args)
     try:
-        compiled = lower(traced).compile(compiler_options=xla_options.options("gpu"))
+        compiled = lower(traced).compile(
+            compiler_options=xla_options.compiler_options("gpu")
+        )
         return compiled.as_text()
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).partition("\n")[0]
@@ -286,4 +288,4 @@ def lower(traced):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_command(main)

@@ -367,7 +367,7 @@ def main(*, only: tuple[str, ...] = tuple(COMMANDS), each: int = 2, seed: int = 
         check_choice("only", name, COMMANDS)
     rng = np.random.default_rng(seed)
     passed = []
-    with tempfile.TemporaryDirectory() as folder, signals.unfinished(folder):
+    with tempfile.TemporaryDirectory() as folder, signals.unfinished_path(folder):
         rows = drill(pathlib.Path(folder), only, each, rng)
         for row in rows:
             verdict = "as it should be" if row.passed else "WRONG"
@@ -378,4 +378,4 @@ def main(*, only: tuple[str, ...] = tuple(COMMANDS), each: int = 2, seed: int = 
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_command(main)

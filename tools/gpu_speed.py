@@ -33,7 +33,7 @@ from imagepiece_jax.benchmark.workloads import on_noise, random_variables
 from imagepiece_jax.common import device, timer, xla_options
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import check_writable
-from imagepiece_jax.common.machine import cores
+from imagepiece_jax.common.machine import available_cores
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import size_direction
@@ -203,7 +203,11 @@ def main(options: Options, *, times: str | None = None, show: str | None = None)
         torch_baselines.prepare(["timm"])
     dtype = options.dtype or xla_options.fast_dtype()
     rules = timer.Timing(options.warmup, options.repeats, options.seconds)
-    shared = {"runtime": device.name(), "dtype": dtype, "versions": device.versions()}
+    shared = {
+        "runtime": device.device_name(),
+        "dtype": dtype,
+        "versions": device.library_versions(),
+    }
     shared["flags"] = os.environ.get("XLA_FLAGS", "")  # of the whole process
     shared |= {"run": time.strftime("%Y-%m-%d %H:%M:%S"), **dataclasses.asdict(rules)}
     for size in options.cases:
@@ -282,7 +286,7 @@ def all_compiled(case: Case, batches, dtype: str, all_ways: list[Way]) -> dict:
     """The Program of each batch and Way."""
     parts = [*itertools.product(batches, all_ways)]
     any_direction = mock.patch.object(size_direction, "directions", random_directions)
-    threads = concurrent.futures.ThreadPoolExecutor(max(1, cores() // 2))
+    threads = concurrent.futures.ThreadPoolExecutor(max(1, available_cores() // 2))
     with any_direction, threads:
         make = functools.partial(compiler_of, case, dtype)
         compilers = dict(zip(all_ways, threads.map(make, all_ways), strict=True))
@@ -524,4 +528,4 @@ def cell(spread: Iterable[float]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, compiles=False)
+    cli.run_command(main, compiles=False)

@@ -126,4 +126,4 @@ def calls(program, former=False):
 
 
 if __name__ == "__main__":
-    cli.run(main, compiles=False)
+    cli.run_command(main, compiles=False)

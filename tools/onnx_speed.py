@@ -188,4 +188,4 @@ def _timm(size, images):
 
 
 if __name__ == "__main__":
-    cli.run(main, compiles=False)
+    cli.run_command(main, compiles=False)

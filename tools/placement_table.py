@@ -204,4 +204,4 @@ def _named(counts):
 
 
 if __name__ == "__main__":
-    cli.run(main, compiles=False)
+    cli.run_command(main, compiles=False)

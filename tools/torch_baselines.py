@@ -19,10 +19,10 @@ import jax
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark import suite
 from imagepiece_jax.benchmark import workloads as ours
-from imagepiece_jax.benchmark.workloads import INPUTS, Workload
+from imagepiece_jax.benchmark.workloads import NUM_INPUTS, Workload
 from imagepiece_jax.commands._arguments import Model
 from imagepiece_jax.common import extras, timer, xla_options
-from imagepiece_jax.common.machine import cores
+from imagepiece_jax.common.machine import available_cores
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import TRAINING_MACS
 
@@ -89,7 +89,8 @@ def prepare(names):
         try:
             importlib.import_module(library)
         except ImportError as error:
-            text = f"{library} cannot be imported ({error}); {extras.command('torch')}"
+            way_out = extras.install_command("torch")
+            text = f"{library} cannot be imported ({error}); {way_out}"
             raise InputError(text) from error
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
@@ -167,11 +168,11 @@ def inference(vit, shape, dtype: str, compiled: bool, r: int = 0, mode=None):
         # The limit is of `forward` in all its models; beyond it torch runs them eager.
         torch._dynamo.config.recompile_limit = 1000
         run = torch.compile(forward, dynamic=False, mode=mode)
-    images = [torch.randn(shape, device=where, dtype=dtype) for _ in range(INPUTS)]
+    images = [torch.randn(shape, device=where, dtype=dtype) for _ in range(NUM_INPUTS)]
 
     def call(number):
         with torch.inference_mode():
-            run(images[number % INPUTS])
+            run(images[number % NUM_INPUTS])
         return _mark(where)
 
     return call
@@ -188,7 +189,7 @@ def _train(size, case, variant):
     optimizer = torch.optim.AdamW(vit.parameters(), 1e-4, fused=True)
     run = torch.compile(vit) if variant == "torch.compile" else vit
     shape = _images_shape(case)
-    images = [torch.randn(shape, device=where) for _ in range(INPUTS)]
+    images = [torch.randn(shape, device=where) for _ in range(NUM_INPUTS)]
     classes = case.vit.config.num_classes
     targets = torch.randn(case.batch_size, classes, device=where)
     targets = targets.softmax(dim=-1)  # soft labels, as mixup makes them
@@ -196,7 +197,7 @@ def _train(size, case, variant):
     def call(number):
         mixed = dtype != torch.float32
         with torch.autocast(where, dtype if mixed else None, enabled=mixed):
-            logits = run(images[number % INPUTS])
+            logits = run(images[number % NUM_INPUTS])
         loss = torch.nn.functional.cross_entropy(logits.float(), targets)
         loss.backward()
         optimizer.step()
@@ -211,7 +212,7 @@ def torch_device():
     """PyTorch's name of JAX's device; set cores and precision as JAX's."""
     import torch
 
-    torch.set_num_threads(cores())
+    torch.set_num_threads(available_cores())
     torch.set_float32_matmul_precision("high")  # TF32 where available, as JAX
     where = "cpu" if jax.devices()[0].platform == "cpu" else "cuda"
     if where == "cuda" and not torch.cuda.is_available():
@@ -333,4 +334,4 @@ def merge(x, size, metric, merges):
 
 
 if __name__ == "__main__":
-    cli.run(main, compiles=False)
+    cli.run_command(main, compiles=False)

@@ -9,7 +9,7 @@ from imagepiece_jax.benchmark.workloads import Case, Workload
 from imagepiece_jax.common import device, timer
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import git_revision, replace_file
-from imagepiece_jax.common.progress import working
+from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
@@ -87,14 +87,15 @@ def run_all(
     """
     first = next(iter(groups[0].values()))
     weights = "random weights" if first.path is None else f"weights of {first.path}"
-    print(f"{device.name()}, {first.dtype}, {weights}, random images", flush=True)
+    hardware = device.device_name()
+    print(f"{hardware}, {first.dtype}, {weights}, random images", flush=True)
     libraries = [name for name in ("torch", "timm") if name in sys.modules]
     setting = {
         "mode": first.mode,
         "dtype": first.dtype,
         "weights": first.path,
-        "device": device.name(),
-        "versions": device.versions(libraries),
+        "device": device.device_name(),
+        "versions": device.library_versions(libraries),
         "git": git_revision(),
         **dataclasses.asdict(rules),
     }
@@ -105,7 +106,7 @@ def run_all(
         if others:
             programs.update(others(cases))
         jobs = {name: program.job for name, program in programs.items()}
-        with working(f"measuring {', '.join(jobs)}, in turns"):
+        with announced_work(f"measuring {', '.join(jobs)}, in turns"):
             readings = timer.measure(jobs, rules)
         setting["batch_size"] = cases[0].batch_size
         group_rows = rows(programs, readings, setting)

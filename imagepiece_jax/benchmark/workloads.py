@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common import device, parallel, timer
-from imagepiece_jax.common.device import INPUTS
-from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.common.rng import normal, root_key
+from imagepiece_jax.common.device import NUM_INPUTS
+from imagepiece_jax.common.image_size import image_sides
+from imagepiece_jax.common.rng import draw_normal, root_key
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.config import ViTConfig
@@ -71,7 +71,7 @@ class Case:
             raise InputError(f"batch_size has {size}, but {takes}")
         if self.mode == "train" and self.run is None:
             run = training_run(vit, size, self.dtype)
-            check_training(run, parallel.placement(run.grad_accum_steps))
+            check_training(run, parallel.process_placement(run.grad_accum_steps))
             count = parallel.device_count()
             if count > 1:
                 text = f"mode is train on {count} devices; CUDA_VISIBLE_DEVICES=0"
@@ -106,12 +106,12 @@ class Case:
 
     def _exported_call(self) -> Callable[[int], Any]:
         """Make a function (number) that runs an exported file on random images."""
-        shape = (self.batch_size, *sides(self.vit.model.config.image_size), 3)
+        shape = (self.batch_size, *image_sides(self.vit.model.config.image_size), 3)
         calls = []
-        for seed in range(INPUTS):
+        for seed in range(NUM_INPUTS):
             pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
             calls.append(self.vit.prepared_call(pixels))
-        return lambda number: calls[number % INPUTS]()
+        return lambda number: calls[number % NUM_INPUTS]()
 
     def _train(self):
         """Compile training steps. A step continues from the step before."""
@@ -123,14 +123,14 @@ class Case:
         state = parallel.replicate(state)
         teacher = parallel.replicate(teacher)
         batches = []
-        for seed in range(INPUTS):
-            batches.append(parallel.shard(_labeled_batch(run, seed)))
+        for seed in range(NUM_INPUTS):
+            batches.append(parallel.shard_samples(_labeled_batch(run, seed)))
         step = parallel.pmap(step, donate_argnums=(0,), program="training step")
         compiled = step.compile(state, batches[0], teacher)
 
         def call(number):
             nonlocal state
-            state, metrics = compiled(state, batches[number % INPUTS], teacher)
+            state, metrics = compiled(state, batches[number % NUM_INPUTS], teacher)
             return metrics
 
         macs = self.batch_size * TRAINING_MACS * model_macs(model)
@@ -166,7 +166,7 @@ def with_random_weights(model: ViT) -> Pretrained:
 def on_noise(program):
     """Make a function (number) that runs `program` on random images on its device."""
     images = _noise(program.images.shape, program.images.dtype)
-    return lambda number: program(images[number % INPUTS])
+    return lambda number: program(images[number % NUM_INPUTS])
 
 
 @functools.lru_cache(maxsize=4)  # shapes of images
@@ -175,8 +175,8 @@ def _noise(shape, dtype):
 
     @jax.jit
     def draw():
-        keys = jax.random.split(root_key(0), INPUTS)
-        return [normal(key, shape, dtype=dtype) for key in keys]
+        keys = jax.random.split(root_key(0), NUM_INPUTS)
+        return [draw_normal(key, shape, dtype=dtype) for key in keys]
 
     return draw()
 
@@ -189,7 +189,7 @@ def training_step(run: RunConfig, adapt=lambda model: model):
         batch, teacher variables) and first_state(model variables).
     """
     method = run.reduction.method
-    model = run.create_train_model(run.epochs - 1, parallel.AXIS)
+    model = run.create_train_model(run.epochs - 1, parallel.DEVICE_AXIS)
     schedule, optimizer = create_optimizer(run, STEPS_PER_EPOCH, method.param_groups)
     teacher = None
     adapted_teacher = None

@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 
 from imagepiece_jax import __version__
-from imagepiece_jax.common.version import LIBRARIES
+from imagepiece_jax.common.version import KEY_LIBRARIES
 
 
 def main():
@@ -14,7 +14,7 @@ def main():
     """
     print(f"imagepiece_jax {__version__}")
     print(f"python {platform.python_version()} on {platform.platform()}")
-    for name in LIBRARIES:
+    for name in KEY_LIBRARIES:
         try:
             print(f"{name} {importlib.metadata.version(name)}", flush=True)
         except importlib.metadata.PackageNotFoundError:

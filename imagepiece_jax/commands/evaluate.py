@@ -4,7 +4,7 @@ from typing import Literal
 
 from imagepiece_jax.commands._arguments import Data, Weights
 from imagepiece_jax.common.files import check_writable, write_json
-from imagepiece_jax.common.tables import amount
+from imagepiece_jax.common.tables import counted_noun
 
 
 def main(
@@ -55,7 +55,7 @@ def main(
             row["difference"], row["difference_low"], row["difference_high"]
         )
         difference = statistics.format_difference(change, 2)
-        count = amount(row["images"], "image")
+        count = counted_noun(row["images"], "image")
         print(f"the program's cost: acc1 {difference} (points, 95 %, paired, {count})")
     else:
         print(accuracy.line(figures, *how, f"gmacs {figures['gmacs']:.3f}"))

@@ -4,7 +4,7 @@ import pathlib
 from typing import Literal
 
 from imagepiece_jax.commands._arguments import Images, Weights
-from imagepiece_jax.common.image_size import sides, size_text
+from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.common.progress import log
 from imagepiece_jax.errors import RunError
 
@@ -80,7 +80,7 @@ def note_cost(vit):
     from imagepiece_jax.models.cost import model_macs
     from imagepiece_jax.models.create import build_model
 
-    if max(sides(vit.image_size)) <= 224 or 224 % vit.config.patch_size:
+    if max(image_sides(vit.image_size)) <= 224 or 224 % vit.config.patch_size:
         return
     macs = [
         model_macs(build_model(vit.config.at_size(s))) for s in (vit.image_size, 224)

@@ -35,8 +35,8 @@ def main(
         seed: Seed for crops and order.
         parameters: Parameters to train.
     """
-    from imagepiece_jax.common.files import locked
-    from imagepiece_jax.common.signals import finishing
+    from imagepiece_jax.common.files import locked_folder
+    from imagepiece_jax.common.signals import deferred_signals
     from imagepiece_jax.data.pictures import as_source
     from imagepiece_jax.recovery.recover import recover
     from imagepiece_jax.weights.save import checked_folder, save
@@ -44,7 +44,7 @@ def main(
     folder = checked_folder(out)
     source = as_source(images.images)
     # The lock ends before the result is written, because `save` replaces the folder.
-    with locked("out", folder):
+    with locked_folder("out", folder):
         vit = weights.load()
         recovered = recover(
             vit,
@@ -57,7 +57,7 @@ def main(
         )
     recovery = recovered.recovery
     nothing = all(v.stopped and not v.changed for v in recovery.variants)
-    with finishing():  # a signal must not lose minutes of work
+    with deferred_signals():  # a signal must not lose minutes of work
         if not nothing:
             save(recovered, out)  # before prints, which a lost terminal refuses
         print(recovery, flush=True)

@@ -7,7 +7,7 @@ import pathlib
 from imagepiece_jax.commands._arguments import Images, Weights, several
 from imagepiece_jax.common import extras, signals
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.common.files import locked
+from imagepiece_jax.common.files import locked_folder
 from imagepiece_jax.errors import InputError
 
 DRAWN = 8  # images of a data set
@@ -43,13 +43,13 @@ def main(
         text = f"reduction is {weights.reduction}; give it in reductions"
         raise InputError(text)
     drawn = several("blocks", blocks)
-    extras.check("a figure", "matplotlib")
+    extras.check_installed("a figure", "matplotlib")
     source = pictures.as_source(images.images, "val")
     if registry.is_set(images.images[0]):
         source = source.evenly_spaced(DRAWN)
     folder = pathlib.Path(out)
     html.check_folder(folder)
-    with locked("out", folder):
+    with locked_folder("out", folder):
         vit = weights.load().analyzed(weights.dtype or "float32")
         models = [vit.with_reduction(reduction) for reduction in texts] or [vit]
         for block in drawn:
@@ -60,7 +60,7 @@ def main(
         with contextlib.ExitStack() as stack:
             for name in html.FILES:
                 if not (folder / name).exists():
-                    stack.enter_context(signals.unfinished(folder / name))
+                    stack.enter_context(signals.unfinished_path(folder / name))
             lines = html.write_folder(
                 folder, models, pixels, names, vit.source.name, drawn
             )

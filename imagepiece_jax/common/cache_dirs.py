@@ -7,7 +7,7 @@ import platform
 import zlib
 
 
-def folder(name: str) -> pathlib.Path:
+def cache_folder(name: str) -> pathlib.Path:
     """Cache folder for one kind of compiled code, below $XDG_CACHE_HOME or ~/.cache.
 
     Raises OSError if there is neither.
@@ -20,7 +20,7 @@ def folder(name: str) -> pathlib.Path:
     return pathlib.Path(base) / "imagepiece_jax" / name
 
 
-def processor() -> str:
+def processor_features() -> str:
     """Describe the kind of processor. Native code may crash on another kind."""
     info = pathlib.Path("/proc/cpuinfo")
     if not info.exists():
@@ -31,7 +31,7 @@ def processor() -> str:
     return "\n".join(sorted(lines)) or platform.processor()
 
 
-def keep_programs() -> tuple[pathlib.Path | None, bool]:
+def keep_compiled_programs() -> tuple[pathlib.Path | None, bool]:
     """Make JAX, not yet imported, keep its compiled programs on disk.
 
     Returns (folder, whether it is new), or (None, False) if the environment sets
@@ -43,9 +43,9 @@ def keep_programs() -> tuple[pathlib.Path | None, bool]:
         return None, False
     # One folder per kind of processor: machines may share a home folder, and JAX's file
     # names do not tell processors apart.
-    processor_hash = zlib.crc32(processor().encode())
+    processor_hash = zlib.crc32(processor_features().encode())
     try:
-        programs = folder("programs") / f"{processor_hash:08x}"
+        programs = cache_folder("programs") / f"{processor_hash:08x}"
         is_new = not programs.exists()
         programs.mkdir(parents=True, exist_ok=True)
     except OSError:

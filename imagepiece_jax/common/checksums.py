@@ -26,7 +26,7 @@ class DamagedError(Exception):
     """An unreadable step, or a step changed since it was written."""
 
 
-def steps(folder):
+def complete_steps(folder):
     """List the completely written steps in `folder`, in order."""
     folder = pathlib.Path(folder)
     names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
@@ -42,12 +42,12 @@ def read_newest(folder, choose, among=None):
     among: steps to try, oldest first; None: all
     """
     folder = pathlib.Path(folder)
-    among = steps(folder) if among is None else among
+    among = complete_steps(folder) if among is None else among
     if not among:
         raise InputError(f"{folder} holds no checkpoint")
     for step in reversed(among):
         try:
-            arrays, meta = _read(folder / str(step), choose)
+            arrays, meta = _read_step(folder / str(step), choose)
         except DamagedError as error:
             text = "skipping the damaged checkpoint %s: %s; an earlier one is tried"
             log.warning(text, folder / str(step), error)
@@ -58,19 +58,19 @@ def read_newest(folder, choose, among=None):
     )
 
 
-def sealed(arrays, meta):
+def sealed_metadata(arrays, meta):
     """Make a step's JSON item: `meta` and the table of arrays, with a checksum."""
-    table = {name: _entry(array) for name, array in arrays.items()}
+    table = {name: _table_entry(array) for name, array in arrays.items()}
     content = json.dumps({"meta": meta, "arrays": table}, sort_keys=True)
     return {"content": content, "crc32": zlib.crc32(content.encode())}
 
 
-def _read(folder, choose):
+def _read_step(folder, choose):
     """Read a step: (arrays by name, meta). Raises DamagedError for a damaged part."""
     from imagepiece_jax.common import orbax_files  # an optional package
 
     with _reported_as_damage("meta"):
-        item = orbax_files.read_json(folder / "meta")
+        item = orbax_files.read_json_item(folder / "meta")
         if zlib.crc32(item["content"].encode()) != item["crc32"]:
             raise DamagedError("its metadata does not fit its checksum")
         content = json.loads(item["content"])
@@ -80,7 +80,7 @@ def _read(folder, choose):
         arrays = orbax_files.read_arrays(folder / "state", paths)
         arrays = {"/".join(path): array for path, array in arrays.items()}
         for name, array in arrays.items():
-            if _entry(array) != table[name]:
+            if _table_entry(array) != table[name]:
                 raise DamagedError(f"{name} does not fit its checksum")
     return arrays, content["meta"]
 
@@ -102,7 +102,7 @@ def _reported_as_damage(part):
         raise DamagedError(f"its {part} cannot be read ({reason})") from error
 
 
-def _entry(array):
+def _table_entry(array):
     """Table entry of an array: [dtype, shape, CRC32 of its bytes]."""
     data = np.ascontiguousarray(array).view(np.uint8).data
     return [str(array.dtype), list(array.shape), zlib.crc32(data)]

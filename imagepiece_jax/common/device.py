@@ -7,13 +7,13 @@ import re
 
 import jax
 
-from imagepiece_jax.common.machine import cores
-from imagepiece_jax.common.version import LIBRARIES
+from imagepiece_jax.common.machine import available_cores
+from imagepiece_jax.common.version import KEY_LIBRARIES
 
-INPUTS = 4  # different inputs, which calls take in turn
+NUM_INPUTS = 4  # different inputs, which calls take in turn
 
 
-def name() -> str:
+def device_name() -> str:
     """The device's name. For a CPU: its model and usable cores."""
     device = jax.devices()[0]
     return cpu_name() if device.platform == "cpu" else device.device_kind
@@ -26,7 +26,7 @@ def cpu_name() -> str:
     if file.exists():
         named = re.search(r"model name\s*:(.*)", file.read_text())
         model = named[1].strip() if named else model
-    return f"{model}, {cores()} cores"
+    return f"{model}, {available_cores()} cores"
 
 
 def program_bytes(compiled):
@@ -42,9 +42,10 @@ def program_bytes(compiled):
     )
 
 
-def versions(libraries=()) -> dict[str, str]:
-    """Versions of Python, LIBRARIES, further `libraries`, and JAX's backend."""
-    names = [*LIBRARIES, *libraries]
-    installed = {name: importlib.metadata.version(name) for name in names}
-    backend = " ".join(jax.devices()[0].client.platform_version.split())
-    return {"python": host.python_version(), **installed, "backend": backend}
+def library_versions(libraries=()) -> dict[str, str]:
+    """Versions of Python, KEY_LIBRARIES, further `libraries`, and JAX's backend."""
+    versions = {"python": host.python_version()}
+    for library in (*KEY_LIBRARIES, *libraries):
+        versions[library] = importlib.metadata.version(library)
+    versions["backend"] = " ".join(jax.devices()[0].client.platform_version.split())
+    return versions

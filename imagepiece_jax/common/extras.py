@@ -1,7 +1,7 @@
 """Optional packages, and their extras.
 
 `pip install imagepiece_jax` installs the imports of the public functions. Any further
-import stands inside `needed`, or after a `check`.
+import stands inside `explained_imports`, or after a `check_installed`.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import importlib.util
 from imagepiece_jax.errors import InputError
 
 # {extra: {module: the package that installs it}}, as in pyproject.toml
-EXTRAS = {
+EXTRA_MODULES = {
     "train": {
         "absl": "absl-py",
         "cv2": "opencv-python-headless",
@@ -30,7 +30,7 @@ EXTRAS = {
 
 
 @contextlib.contextmanager
-def needed(feature: str):
+def explained_imports(feature: str):
     """Turn a missing module into InputError, if an extra installs it.
 
     feature: the feature that needs the import, such as "a config file"
@@ -39,33 +39,34 @@ def needed(feature: str):
         yield
     except ModuleNotFoundError as error:
         name = str(error.name).partition(".")[0]
-        if extra_of(name) is None:
+        if module_extra(name) is None:
             raise
-        raise missing(feature, name) from error
+        raise missing_module(feature, name) from error
 
 
-def check(feature: str, *modules: str):
+def check_installed(feature: str, *modules: str):
     """Raise InputError for the first missing module. `feature` names the feature."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
-            raise missing(feature, module)
+            raise missing_module(feature, module)
 
 
-def missing(feature: str, module: str) -> InputError:
+def missing_module(feature: str, module: str) -> InputError:
     """InputError for a missing module, with its install command."""
-    extra = extra_of(module)
-    library = EXTRAS[extra][module]
+    extra = module_extra(module)
+    library = EXTRA_MODULES[extra][module]
     return InputError(
         f"{feature} needs {library}, which is not installed; install it: "
-        f"{command(extra)}"
+        f"{install_command(extra)}"
     )
 
 
-def extra_of(module: str) -> str | None:
+def module_extra(module: str) -> str | None:
     """Name of a module's extra, or None."""
-    return next((extra for extra in EXTRAS if module in EXTRAS[extra]), None)
+    extras = (extra for extra, modules in EXTRA_MODULES.items() if module in modules)
+    return next(extras, None)
 
 
-def command(extra: str) -> str:
+def install_command(extra: str) -> str:
     """Command to install an extra beside the package."""
     return f'pip install ".[{extra}]" in the clone'

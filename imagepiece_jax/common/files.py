@@ -20,24 +20,24 @@ import filelock
 from imagepiece_jax.common import signals
 from imagepiece_jax.errors import InputError, RunError
 
-PACKAGE = pathlib.Path(__file__).resolve().parent.parent
+PACKAGE_FOLDER = pathlib.Path(__file__).resolve().parent.parent
 
 # Errors of a call that some mounts (SMB, FUSE, object stores) do not have.
-UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-UNSUPPORTED += (errno.EPERM, errno.EACCES)
+UNSUPPORTED_ERRORS = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+UNSUPPORTED_ERRORS += (errno.EPERM, errno.EACCES)
 # Names, in lower case, that systems and NAS put beside files, hidden files apart.
 SYSTEM_NAMES = {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"}
 SYSTEM_NAMES |= {"__macosx", "lost+found", "$recycle.bin", "recycler", "thumbs.db"}
 SYSTEM_NAMES |= {"system volume information", "desktop.ini", ".ds_store"}
 SYSTEM_NAMES |= {"network trash folder", "temporary items", "@tmp", "@sharebin"}
-LOCK = ".lock"  # name of a folder's lock file
+LOCK_NAME = ".lock"  # name of a folder's lock file
 
 log = logging.getLogger("imagepiece_jax.files")
 
 
 @contextlib.contextmanager
-def locked(name, folder):
-    """Create a folder and lock it against other processes, by its file `LOCK`.
+def locked_folder(name, folder):
+    """Create a folder and lock it against other processes, by its file `LOCK_NAME`.
 
     New folders are removed at the end if they are empty.
 
@@ -48,7 +48,7 @@ def locked(name, folder):
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     # The operating system unlocks the file of a killed process.
-    lock = filelock.FileLock(folder / LOCK, blocking=False, fallback_to_soft=False)
+    lock = filelock.FileLock(folder / LOCK_NAME, blocking=False, fallback_to_soft=False)
     try:
         lock.acquire()
     except filelock.Timeout as error:
@@ -63,13 +63,13 @@ def locked(name, folder):
         )
     try:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(signals.unfinished(folder / LOCK))
+            stack.enter_context(signals.unfinished_path(folder / LOCK_NAME))
             for path in made:
-                stack.enter_context(signals.unfinished(path, if_empty=True))
+                stack.enter_context(signals.unfinished_path(path, if_empty=True))
             yield
     finally:
         with contextlib.suppress(OSError):
-            (folder / LOCK).unlink()
+            (folder / LOCK_NAME).unlink()
             for path in made:
                 path.rmdir()  # fails, and ends the loop, where files are in it
         lock.release()
@@ -116,7 +116,7 @@ def write_json(path, value):
     replace_file(path, json.dumps(plain, indent=2) + "\n")
 
 
-def check_own(name, path, of, ours):
+def check_own_files(name, path, of, ours):
     """Check that a folder, if it exists, holds only files of one kind.
 
     name: the folder's name in messages, such as "out"
@@ -167,35 +167,35 @@ def replace_file(path, content):
     if isinstance(content, str):
         # File names in the text may not be UTF-8: they become backslash escapes.
         content = content.encode(errors="backslashreplace")
-    with replacing(path) as new:
+    with replacement_file(path) as new:
         new.write_bytes(content)
 
 
 @contextlib.contextmanager
-def replacing(path):
+def replacement_file(path):
     """Yield a temporary path to write; at the end it replaces `path`.
 
     The file at `path` stays if anything raises, or is replaced whole: a kill leaves the
     old file or the new file. The umask sets its permissions.
     Raises RunError if the file cannot be written.
     """
-    new = _temporary(path)
+    new = _temporary_path(path)
     try:
-        with signals.unfinished(new):
+        with signals.unfinished_path(new):
             new.touch()
             mode = new.stat().st_mode  # the umask's; a library may change it
             yield new
-            _finish(new, mode)
+            _finish_file(new, mode)
             os.replace(new, path)
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise _write_error(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             new.unlink()
 
 
 @contextlib.contextmanager
-def replacing_folder(path):
+def replacement_folder(path):
     """Yield a new folder to fill with files; at the end it replaces `path`.
 
     The folder at `path` stays if anything raises. The umask sets the files'
@@ -204,17 +204,17 @@ def replacing_folder(path):
     """
     # Through a symbolic link, the folder it points to is replaced.
     target = pathlib.Path(os.path.realpath(path))
-    new = _temporary(target)
-    old = _temporary(target)
+    new = _temporary_path(target)
+    old = _temporary_path(target)
     try:
-        with signals.unfinished(new):
+        with signals.unfinished_path(new):
             new.mkdir(parents=True)
             mode = new.stat().st_mode & 0o666  # a file's bits, without execution
             yield new
             for file in new.iterdir():
-                _finish(file, mode)
-            with signals.finishing():
-                if not _exchanged(new, target):
+                _finish_file(file, mode)
+            with signals.deferred_signals():
+                if not _exchange_folders(new, target):
                     if target.exists():
                         # A kill between the two renames leaves the old folder in the
                         # same place, under a name that starts with a dot.
@@ -222,14 +222,14 @@ def replacing_folder(path):
                     os.rename(new, target)
                     shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise _write_error(path, error) from error
     finally:
         if old.exists() and not target.exists():
             os.rename(old, target)
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _exchanged(folder, other):
+def _exchange_folders(folder, other):
     """Exchange two folders in one step; False if one is missing or no call does it."""
     # Linux's call, which Python lacks. `ctypes.CDLL(None)` fails on Windows.
     call = getattr(ctypes.pythonapi, "renameat2", None)
@@ -244,7 +244,7 @@ def temporary_folder():
     Temporary files of libraries are in it, too.
     """
     before = tempfile.tempdir
-    with tempfile.TemporaryDirectory() as folder, signals.unfinished(folder):
+    with tempfile.TemporaryDirectory() as folder, signals.unfinished_path(folder):
         tempfile.tempdir = folder
         try:
             yield folder
@@ -252,7 +252,7 @@ def temporary_folder():
             tempfile.tempdir = before
 
 
-def _finish(file, mode):
+def _finish_file(file, mode):
     """Set a file's permissions and flush it to the disk."""
     with where_supported():
         # Some libraries choose their own permissions: safetensors 0.8 leaves 0600.
@@ -267,11 +267,11 @@ def where_supported():
     try:
         yield
     except OSError as error:
-        if error.errno not in UNSUPPORTED:
+        if error.errno not in UNSUPPORTED_ERRORS:
             raise
 
 
-def _not_written(path, error):
+def _write_error(path, error):
     return RunError(f"{path} cannot be written ({error.strerror or error})")
 
 
@@ -285,7 +285,7 @@ def append_line(file, text):
         while data:
             data = data[file.write(data) :]
     except OSError as error:
-        raise _not_written(file.name, error) from error
+        raise _write_error(file.name, error) from error
 
 
 def git_revision():
@@ -293,7 +293,8 @@ def git_revision():
 
     None if git does not track the code, as in an installed package.
     """
-    git = functools.partial(subprocess.run, capture_output=True, text=True, cwd=PACKAGE)
+    options = {"capture_output": True, "text": True, "cwd": PACKAGE_FOLDER}
+    git = functools.partial(subprocess.run, **options)
     query = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         tracked = git(["git", "ls-files", "--error-unmatch", "errors.py"])
@@ -307,6 +308,6 @@ def git_revision():
     return revision.stdout.strip()
 
 
-def _temporary(path):
+def _temporary_path(path):
     """New path beside `path`, unique because several processes may write at once."""
     return pathlib.Path(path).with_name(f".{uuid.uuid4().hex}.tmp")

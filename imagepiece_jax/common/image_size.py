@@ -13,7 +13,7 @@ MAX_PIXELS = 178_956_970
 
 def checked_size(image_size: Any) -> int | tuple[int, int]:
     """Check an image size and return it in plain Python."""
-    both = sides(image_size)
+    both = image_sides(image_size)
     for side in both:
         check_range("image_size", side, 1, whole=True)
     if len(both) != 2 or math.prod(both) > MAX_PIXELS:
@@ -25,7 +25,7 @@ def checked_size(image_size: Any) -> int | tuple[int, int]:
     return (height, width) if isinstance(image_size, tuple | list) else height
 
 
-def sides(image_size) -> tuple[int, int]:
+def image_sides(image_size) -> tuple[int, int]:
     """(height, width) of an image size, a number or a pair."""
     if isinstance(image_size, tuple | list):
         return tuple(image_size)
@@ -34,7 +34,7 @@ def sides(image_size) -> tuple[int, int]:
 
 def size_text(image_size) -> str:
     """Format an image size: "224x224"."""
-    return "{}x{}".format(*sides(image_size))
+    return "{}x{}".format(*image_sides(image_size))
 
 
 def cut_to_patches(images, patch_size):
@@ -54,7 +54,7 @@ def patch_grid(image_size, patch_size, cut=False):
     cut: ignore the pixels of incomplete patches, as some published models do. Else the
         size must be a multiple of the patch size.
     """
-    height, width = sides(image_size)
+    height, width = image_sides(image_size)
     is_multiple = height % patch_size == 0 and width % patch_size == 0
     if min(height, width) < patch_size or not (cut or is_multiple):
         raise InputError(

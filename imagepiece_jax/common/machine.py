@@ -8,7 +8,7 @@ CGROUPS = pathlib.Path("/sys/fs/cgroup")
 OWN_CGROUPS = pathlib.Path("/proc/self/cgroup")
 
 
-def cores() -> int:
+def available_cores() -> int:
     """Number of CPU cores available to this process, at least 1."""
     # On Linux a job may be bound to some cores, or have a quota of their time.
     count = os.cpu_count() or 1

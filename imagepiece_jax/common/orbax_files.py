@@ -15,7 +15,7 @@ from imagepiece_jax.common import extras, files
 
 # Orbax 1.0.0 makes its API v1 the top level: this file must then be rewritten. v1 reads
 # these folders, too.
-with extras.needed("a checkpoint"):
+with extras.explained_imports("a checkpoint"):
     import orbax.checkpoint as ocp
     from absl import logging
     from orbax.checkpoint import checkpoint_managers as policies
@@ -39,9 +39,9 @@ class StepWriter:
             create=False,
             preservation_policy=policies.AnyPreservationPolicy(preserved),
             cleanup_tmp_directories=True,
-            multiprocessing_options=_alone(primary_host=jax.process_index()),
+            multiprocessing_options=_single_process_options(jax.process_index()),
         )
-        logging.get_absl_logger().addFilter(_not_raised_too)
+        logging.get_absl_logger().addFilter(_is_not_raised)
         self._loops = contextlib.ExitStack()
         self._loops.enter_context(_patient_event_loops())
         self._manager = ocp.CheckpointManager(folder, options=options)
@@ -81,22 +81,22 @@ def read_arrays(folder, paths):
     tree = traverse_util.unflatten_dict(dict.fromkeys(paths, 0))
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     restore = ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True)
-    arrays = _read(folder, ocp.PyTreeCheckpointHandler(), restore)
+    arrays = _read_item(folder, ocp.PyTreeCheckpointHandler(), restore)
     return traverse_util.flatten_dict(arrays)
 
 
-def read_json(folder):
+def read_json_item(folder):
     """Read an item's JSON value."""
-    return _read(folder, ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
+    return _read_item(folder, ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
 
 
-def replace_json(folder, value):
+def replace_json_item(folder, value):
     """Replace an item's JSON value on disk, at once."""
     files.replace_file(folder / "metadata", json.dumps(value))  # as Orbax writes it
 
 
-def _read(folder, handler, restore):
-    options = _alone(primary_host=None)
+def _read_item(folder, handler, restore):
+    options = _single_process_options(primary_host=None)
     checkpointer = ocp.Checkpointer(handler, multiprocessing_options=options)
     with checkpointer, _patient_event_loops():
         return checkpointer.restore(folder, restore)
@@ -126,14 +126,14 @@ def _patient_event_loops():
         asyncio.new_event_loop = before
 
 
-def _alone(primary_host):
+def _single_process_options(primary_host):
     """Orbax options for a process that does not wait for other processes."""
     return ocp.options.MultiprocessingOptions(
         primary_host=primary_host, active_processes={jax.process_index()}
     )
 
 
-def _not_raised_too(record):
+def _is_not_raised(record):
     """Log filter: drop errors if Orbax raises them, too."""
     # A full disk must be one sentence (tests/training/test_trainer_full_disk.py).
     return not (record.exc_info and "/orbax/" in record.pathname)

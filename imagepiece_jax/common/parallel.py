@@ -15,17 +15,17 @@ from jax.experimental import multihost_utils
 
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.placement import Placement, device_samples
-from imagepiece_jax.common.progress import working
+from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.errors import InputError, RunError
 
-AXIS = "devices"
+DEVICE_AXIS = "devices"
 
 
 class _ReportedError(InputError):
     """A mistake reported by another process."""
 
 
-def gather(text):
+def gather_texts(text):
     """Return every process's text, in process order. Every process must call it."""
     if jax.process_count() == 1:
         return [text]
@@ -41,9 +41,9 @@ def gather(text):
     return texts
 
 
-def exchange(value):
+def exchange_values(value):
     """Return every process's JSON `value`, in process order. Tuples become lists."""
-    texts = gather(json.dumps({"value": value}))
+    texts = gather_texts(json.dumps({"value": value}))
     messages = [json.loads(text) for text in texts]
     for process, message in enumerate(messages):
         if "error" in message:
@@ -51,14 +51,14 @@ def exchange(value):
     return [message["value"] for message in messages]
 
 
-def from_main(decide):
+def decided_by_main(decide):
     """Call `decide()` in process 0 and return its JSON value in every process."""
     # Decisions about shared files belong here: for a while, processes may see different
     # states of a network file system.
     decision = None
     if is_main():
         decision = decide()
-    return exchange(decision)[0]
+    return exchange_values(decision)[0]
 
 
 @contextlib.contextmanager
@@ -72,14 +72,14 @@ def shared_errors():
     except _ReportedError:  # all processes know it already
         raise
     except (InputError, RunError, OSError) as error:
-        gather(json.dumps({"error": f"{error} ({socket.gethostname()})"}))
+        gather_texts(json.dumps({"error": f"{error} ({socket.gethostname()})"}))
         raise
-    exchange(None)  # raises another process's mistake
+    exchange_values(None)  # raises another process's mistake
 
 
-def check_same(values: dict):
+def check_same_values(values: dict):
     """Check that all processes have the same `values`: {name in errors: JSON value}."""
-    first, *others = exchange(values)
+    first, *others = exchange_values(values)
     for process, other in enumerate(others, start=1):
         for name in first | other:
             ours = first.get(name, "missing")
@@ -99,7 +99,7 @@ def max_over_processes():
     """
     if jax.process_count() == 1:
         return int
-    highest_on_devices = pmap(lambda number: jax.lax.pmax(number, AXIS))
+    highest_on_devices = pmap(lambda number: jax.lax.pmax(number, DEVICE_AXIS))
     latest = None
 
     # The previous call's answer has arrived by now, so the device need not wait for the
@@ -128,18 +128,18 @@ def device_count():
     return jax.device_count()
 
 
-def placement(accumulation=1):
+def process_placement(accumulation=1):
     """This process's Placement, with `accumulation` micro-batches per batch."""
     count = len(local_devices())
     return Placement(jax.process_index(), jax.process_count(), count, accumulation)
 
 
 def pmap(fn, *, donate_argnums=(), program=None):
-    """Compile `fn` for every device. Inside `fn`, `mean`, `total` and `positions` work.
+    """Compile `fn` for every device, as this file's functions "inside `pmap`" need it.
 
     Arguments and results have a leading device axis. A NumPy array has one row per
-    device of this process. A JAX array (from `replicate`, `shard` or an earlier call)
-    has one row per device of all processes. `local` and `unreplicate` read JAX arrays.
+    device of this process. A JAX array (from `replicate`, `shard_samples` or an earlier
+    call) has one row per device of all processes: see `local_rows`, `unreplicate`.
 
     donate_argnums: arguments whose memory is reused if they are JAX arrays
     program: name of a model program, such as "training step". It is compiled with
@@ -147,15 +147,15 @@ def pmap(fn, *, donate_argnums=(), program=None):
     """
     count = device_count()
     mapped = jax.pmap(
-        fn, axis_name=AXIS, donate_argnums=donate_argnums, axis_size=count
+        fn, axis_name=DEVICE_AXIS, donate_argnums=donate_argnums, axis_size=count
     )
     if program is None:
-        return _Mapped(mapped, {})
-    options = xla_options.options(local_devices()[0].platform)
-    return _Mapped(mapped, options, f"compiling the {program}")
+        return _MappedFunction(mapped, {})
+    options = xla_options.compiler_options(local_devices()[0].platform)
+    return _MappedFunction(mapped, options, f"compiling the {program}")
 
 
-class _Mapped:
+class _MappedFunction:
     """A mapped function, compiled ahead of time: `jax.pmap` itself takes no options."""
 
     def __init__(self, mapped, options, work=None):
@@ -170,7 +170,7 @@ class _Mapped:
         # long as the call itself (measured: 800 arrays, two processes of four CPU
         # devices).
         args = jax.tree.map(_global_array, args)
-        key = _types(args)
+        key = _program_key(args)
         if key not in self._compiled:
             self.compile(*args)
         return self._compiled[key](*args)
@@ -182,12 +182,12 @@ class _Mapped:
         """
         # Types, not shapes: `lower` would read a shape as this process's rows alone.
         types = jax.tree.map(lambda x: jax.typeof(_global_shape(x)), args)
-        key = _types(types)
+        key = _program_key(types)
         if key not in self._compiled:
-            if are_crowded():
+            if are_memory_maps_scarce():
                 forget_programs()
             reported = self._work is not None and is_main()
-            with working(self._work, enabled=reported):
+            with announced_work(self._work, enabled=reported):
                 self._compiled[key] = self._lowered(types).compile(self._options)
         return self._compiled[key]
 
@@ -203,13 +203,13 @@ class _Mapped:
         return max(size.temp_size_in_bytes for size in sizes)
 
 
-def _types(args):
+def _program_key(args):
     """Key of a program: its arguments' tree, shapes and dtypes."""
     leaves, tree = jax.tree.flatten(args)
     return tree, *[(leaf.shape, leaf.dtype) for leaf in leaves]
 
 
-def are_crowded() -> bool:
+def are_memory_maps_scarce() -> bool:
     """Whether this process uses more than half the memory maps Linux allows it."""
     try:
         # A program takes up to 2,500 of 65,530 maps (vm.max_map_count). Without a free
@@ -242,7 +242,7 @@ def replicate(tree):
     return jax.tree.map(put, tree)
 
 
-def local(tree):
+def local_rows(tree):
     """Read this process's rows as NumPy: [devices, ...] -> [local devices, ...]."""
 
     def part(x):
@@ -260,7 +260,7 @@ def unreplicate(tree):
     return jax.tree.map(lambda x: np.array(x[0]), jax.device_get(first))
 
 
-def shard(tree):
+def shard_samples(tree):
     """Split this process's samples: [n, ...] -> [devices, n / local devices, ...]."""
     count = len(local_devices())
 
@@ -270,35 +270,35 @@ def shard(tree):
     return jax.tree.map(put, tree)
 
 
-def mean(tree):
+def mean_over_devices(tree):
     """Mean over all devices, inside `pmap`."""
-    return jax.lax.pmean(tree, AXIS)
+    return jax.lax.pmean(tree, DEVICE_AXIS)
 
 
-def total(tree):
+def sum_over_devices(tree):
     """Sum over all devices, inside `pmap`."""
-    return jax.lax.psum(tree, AXIS)
+    return jax.lax.psum(tree, DEVICE_AXIS)
 
 
-def positions(micro_batch_size):
+def micro_batch_positions(micro_batch_size):
     """This device's positions in the global micro-batch, int32 [m], inside `pmap`."""
-    devices = jax.lax.axis_size(AXIS)
+    devices = jax.lax.axis_size(DEVICE_AXIS)
     samples = device_samples(micro_batch_size * devices, devices)
-    return jnp.asarray(samples, jnp.int32)[jax.lax.axis_index(AXIS)]
+    return jnp.asarray(samples, jnp.int32)[jax.lax.axis_index(DEVICE_AXIS)]
 
 
-def reverse(tree):
+def reverse_batch(tree):
     """Reverse the global batch, inside `pmap`: sample i becomes sample B - 1 - i."""
     # A device holds both samples of a pair (`placement.device_samples`), so it reverses
     # its own rows. With an odd row count, it swaps the middle row with the mirrored
     # device.
-    count = jax.lax.axis_size(AXIS)
+    count = jax.lax.axis_size(DEVICE_AXIS)
     mirrored = [(device, count - 1 - device) for device in range(count)]
 
     def flip(x):
         half, odd = divmod(len(x), 2)
         if odd and count > 1:
-            middle = jax.lax.ppermute(x[half], AXIS, mirrored)
+            middle = jax.lax.ppermute(x[half], DEVICE_AXIS, mirrored)
             x = x.at[half].set(middle)
         return x[::-1]
 
@@ -317,13 +317,13 @@ def _global_array(x):
     """Join the NumPy rows of all processes in one JAX array [devices, ...]."""
     if not isinstance(x, np.ndarray):  # a JAX array has all rows already
         return x
-    return jax.make_array_from_process_local_data(_sharding(), x)
+    return jax.make_array_from_process_local_data(_device_sharding(), x)
 
 
-def _sharding():
+def _device_sharding():
     """Sharding of a leading axis, one row per device, in `jax.pmap`'s device order."""
     devices = []
     for process in range(jax.process_count()):
         devices += local_devices(process)
-    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+    mesh = jax.sharding.Mesh(np.array(devices), (DEVICE_AXIS,))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(DEVICE_AXIS))

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from imagepiece_jax.common.files import replacing
+from imagepiece_jax.common.files import replacement_file
 
-DPI = 100
-MARKERS = "osD^v"
+DOTS_PER_INCH = 100
+CURVE_MARKERS = "osD^v"
 
 
 def new_figure(width: float, height: float, layout: str | None = None):
@@ -17,7 +17,7 @@ def new_figure(width: float, height: float, layout: str | None = None):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure((width, height), DPI, layout=layout)
+    figure = Figure((width, height), DOTS_PER_INCH, layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
@@ -40,7 +40,8 @@ def draw_curves(
     for index, (name, points) in enumerate(curves.items()):
         x, intervals = zip(*sorted(points), strict=True)
         value, low, high = np.transpose(intervals)
-        marker = MARKERS[index // 10 % len(MARKERS)]  # colors repeat after ten
+        # Colors repeat after ten.
+        marker = CURVE_MARKERS[index // 10 % len(CURVE_MARKERS)]
         look = {"color": f"C{index % 10}", "marker": marker, "label": name}
         if len(x) > 1:
             axes.plot(x, value, **look)
@@ -59,5 +60,5 @@ def draw_curves(
 
 def save_figure(figure, path: str | os.PathLike):
     """Write a figure as a whole PNG. Raises RunError if the file cannot be written."""
-    with replacing(path) as new:
+    with replacement_file(path) as new:
         figure.savefig(new, format="png")

@@ -1,7 +1,7 @@
 """Progress of long work, shown only on request.
 
 Lines are INFO records of the logger "imagepiece_jax". Bars appear only where INFO is
-on: commands turn it on (`show`), a library's caller may.
+on: commands turn it on (`show_progress`), a library's caller may.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from tqdm import tqdm
 log = logging.getLogger("imagepiece_jax.progress")
 notes = logging.getLogger("imagepiece_jax.notes")  # on images, for a command's stdout
 
-PATIENCE = 3.0  # seconds of work before the first line
-INTERVAL = 30.0  # seconds from line to line of a log
+PATIENCE_SECONDS = 3.0  # seconds of work before the first line
+LINE_INTERVAL_SECONDS = 30.0  # seconds from line to line of a log
 
 
-class Lines(logging.Handler):
+class ProgressHandler(logging.Handler):
     """Log handler: records on stderr, above a bar, and notes on stdout."""
 
     def emit(self, record: logging.LogRecord):
@@ -35,22 +35,22 @@ class Lines(logging.Handler):
             file.flush()
 
 
-def show():
+def show_progress():
     """Print the package's records from level INFO on, as commands do."""
     logger = logging.getLogger("imagepiece_jax")
     logger.setLevel(logging.INFO)
-    logger.handlers = [Lines()]
+    logger.handlers = [ProgressHandler()]
     logger.propagate = False  # a handler of absl would print each line again
 
 
 @contextlib.contextmanager
-def working(task: str, enabled: bool = True):
+def announced_work(task: str, enabled: bool = True):
     """Log `task` is being done, once it has taken PATIENCE seconds.
 
     task: a phrase such as "compiling the training step"
     enabled: False in all but one of several processes
     """
-    timer = threading.Timer(PATIENCE, log.info, [f"{task} .."])
+    timer = threading.Timer(PATIENCE_SECONDS, log.info, [f"{task} .."])
     timer.daemon = True
     if enabled:
         timer.start()
@@ -60,7 +60,7 @@ def working(task: str, enabled: bool = True):
         timer.cancel()
 
 
-def counted(items: Sequence, task: str) -> Iterator[Any]:
+def with_progress_bar(items: Sequence, task: str) -> Iterator[Any]:
     """Yield items and show a ProgressBar.
 
     task: a phrase such as "drawing figures"
@@ -84,7 +84,7 @@ class ProgressBar(tqdm):
         self._began = time.monotonic()
         self._next_line = self._began
         self._is_timed = False  # the first items may compile: no estimate
-        options = {"delay": PATIENCE, "leave": False, "disable": None}
+        options = {"delay": PATIENCE_SECONDS, "leave": False, "disable": None}
         if not log.isEnabledFor(logging.INFO):
             options["disable"] = True
         super().__init__(desc=task, total=total, initial=done, **options)
@@ -96,7 +96,7 @@ class ProgressBar(tqdm):
             self._is_timed = True
             self._done = self.initial = self.n + n
             self._began = now
-            self._next_line = now + PATIENCE
+            self._next_line = now + PATIENCE_SECONDS
             self.start_t = time.time()
         if not self.disable:
             super().update(n)
@@ -106,14 +106,14 @@ class ProgressBar(tqdm):
             state = {"n": self.n, "total": self.total, "initial": self._done}
             state |= {"elapsed": now - self._began, "prefix": self._task}
             self.say(self.format_meter(**state))
-            self._next_line = now + INTERVAL
+            self._next_line = now + LINE_INTERVAL_SECONDS
 
     def say(self, line: str):
         """Log a line, printed above the bar."""
         log.info(line)
 
 
-def in_words(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """Format a duration: "40 s", "9 min" or "2.5 h"."""
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -16,10 +16,10 @@ from jax.extend.random import define_prng_impl, threefry_prng_impl
 # draw: generator, its form, seeds, dtypes and modes are fixed here, at JAX's defaults.
 # jax_enable_x64 would draw other numbers in other dtypes, and
 # jax_high_dynamic_range_gumbel would change the mode.
-uniform = functools.partial(jax.random.uniform, dtype=jnp.float32)
-normal = functools.partial(jax.random.normal, dtype=jnp.float32)
-integers = functools.partial(jax.random.randint, dtype=jnp.int32)
-gumbel = functools.partial(jax.random.gumbel, dtype=jnp.float32, mode="low")
+draw_uniform = functools.partial(jax.random.uniform, dtype=jnp.float32)
+draw_normal = functools.partial(jax.random.normal, dtype=jnp.float32)
+draw_integers = functools.partial(jax.random.randint, dtype=jnp.int32)
+draw_gumbel = functools.partial(jax.random.gumbel, dtype=jnp.float32, mode="low")
 
 
 def _partitionable(function):
@@ -53,14 +53,13 @@ class Purpose(enum.IntEnum):
     AUGMENT = 1  # RandAugment and random erasing of one sample
     MIX = 2  # mixup and cutmix: one draw per batch
     DROP_PATH = 3
-    DROPOUT = 4  # unused
     REDUCER = 5  # random reducers in training; position in the global batch
     REDUCER_EVAL = 6  # in evaluation: step 0, position = index in the data set
 
 
 # Two branches: a batch-wide draw never shares its key with a sample.
-_SHARED = 0
-_EACH_SAMPLE = 1
+_BATCH_BRANCH = 0
+_SAMPLE_BRANCH = 1
 
 
 def root_key(seed):
@@ -74,7 +73,7 @@ def root_key(seed):
 
 def batch_key(seed, step, purpose):
     """Typed key for the whole batch. `seed` and `step` are integers or scalars."""
-    return jax.random.fold_in(_step_key(seed, step, purpose), _SHARED)
+    return jax.random.fold_in(_step_key(seed, step, purpose), _BATCH_BRANCH)
 
 
 def sample_keys(seed, step, positions, purpose):
@@ -82,7 +81,7 @@ def sample_keys(seed, step, positions, purpose):
 
     Under gradient accumulation, positions run on through the step's micro-batches.
     """
-    branch = jax.random.fold_in(_step_key(seed, step, purpose), _EACH_SAMPLE)
+    branch = jax.random.fold_in(_step_key(seed, step, purpose), _SAMPLE_BRANCH)
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(branch, positions)
 
 

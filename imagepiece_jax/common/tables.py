@@ -3,7 +3,7 @@
 import re
 
 
-def amount(count: int, noun: str) -> str:
+def counted_noun(count: int, noun: str) -> str:
     """Format a count and its noun: "1 image", "2 images"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 

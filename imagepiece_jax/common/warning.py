@@ -3,22 +3,22 @@
 import sys
 import warnings
 
-PACKAGE = __name__.partition(".")[0]
+PACKAGE_NAME = __name__.partition(".")[0]
 
 
-def warn(text: str):
+def warn_caller(text: str):
     """Warn at the innermost line outside this package."""
     # Python shows a warning once for each line and text, so the line must be the
     # caller's.
     frame = sys._getframe(1)
-    level = 2  # the line that calls `warn`
-    while frame.f_back is not None and _is_own(frame):
+    level = 2  # the line that calls `warn_caller`
+    while frame.f_back is not None and _is_own_frame(frame):
         frame = frame.f_back
         level += 1
     warnings.warn(text, stacklevel=level)
 
 
-def _is_own(frame):
+def _is_own_frame(frame):
     """Whether a frame belongs to this package or to `dataclasses` (`replace`)."""
     module = frame.f_globals.get("__name__", "")
-    return module.partition(".")[0] in (PACKAGE, "dataclasses")
+    return module.partition(".")[0] in (PACKAGE_NAME, "dataclasses")

@@ -11,18 +11,18 @@ import jax.numpy as jnp
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.errors import InputError
 
-DTYPES = ("float32", "bfloat16", "float16")  # layer dtypes
+LAYER_DTYPES = ("float32", "bfloat16", "float16")  # layer dtypes
 # {platform: options}. A matrix product of cuBLASLt includes bias, GELU and residual.
 # Triton leaves them to separate kernels, and so does cuBLASLt where XLA merges
 # products that share an input.
-OPTIONS = {
+PLATFORM_OPTIONS = {
     "gpu": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_dot_merger_threshold_mb": 0}
 }
 
 
-def options(platform):
+def compiler_options(platform):
     """Options for "cpu", "gpu", ..: a new dict, empty if XLA's defaults are best."""
-    return dict(OPTIONS.get(platform, {}))
+    return dict(PLATFORM_OPTIONS.get(platform, {}))
 
 
 def fast_dtype(device: jax.Device | None = None) -> str:
@@ -34,7 +34,7 @@ def fast_dtype(device: jax.Device | None = None) -> str:
 def checked_dtype(dtype: Any) -> str:
     """Name of a layer dtype, given as a name or as jnp.bfloat16."""
     name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
-    check_choice("dtype", name, DTYPES)
+    check_choice("dtype", name, LAYER_DTYPES)
     return name
 
 

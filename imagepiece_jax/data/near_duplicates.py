@@ -14,8 +14,8 @@ from PIL import Image
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from imagepiece_jax.common.machine import cores
-from imagepiece_jax.common.progress import counted
+from imagepiece_jax.common.machine import available_cores
+from imagepiece_jax.common.progress import with_progress_bar
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.source import Source
 
@@ -163,10 +163,10 @@ def readable_scenes(source: Source) -> tuple[Source, np.ndarray, list[str]]:
 
 def _in_threads(call, items, task):
     """Yield (item, call(item)) in order; `task` names the work in progress lines."""
-    pool = concurrent.futures.ThreadPoolExecutor(cores())
+    pool = concurrent.futures.ThreadPoolExecutor(available_cores())
     try:
         results = pool.map(call, items)
-        for item in counted(items, task):
+        for item in with_progress_bar(items, task):
             yield item, next(results)
     finally:
         pool.shutdown(cancel_futures=True)

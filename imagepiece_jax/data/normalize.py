@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.common.image_size import sides, size_text
+from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.errors import InputError
 
 
@@ -102,7 +102,7 @@ def check_images(images, image_size=None, floats: bool = True, pixels: bool = Fa
     # Other integers would pass through a model, and mean nothing there.
     if not are_floats and not are_pixels:
         raise InputError(f"images is of type {dtype}; it must be {allowed}")
-    size = image_size and sides(image_size)
+    size = image_size and image_sides(image_size)
     is_batch = len(shape) == 4 and shape[0] > 0 and shape[3] == 3
     if not is_batch or (size and shape[1:3] != size):
         expected = size_text(size) if size else "any size"

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.files import read_text
-from imagepiece_jax.common.progress import counted, log, notes
+from imagepiece_jax.common.progress import log, notes, with_progress_bar
 from imagepiece_jax.data import decode
 from imagepiece_jax.data.normalize import is_array
 from imagepiece_jax.data.source import ArraySource, FileSource, Source
@@ -179,7 +179,7 @@ def read_images(source: Source, transform) -> tuple[np.ndarray, list[str]]:
     """(uint8 [B, H, W, 3], names) of a source's readable images."""
     pixels = []
     names = []
-    for index in counted(range(len(source)), "reading images"):
+    for index in with_progress_bar(range(len(source)), "reading images"):
         image = source[index]
         if not image.readable:
             log.warning(f"{image.name} is left out: {image.damage.reason}")

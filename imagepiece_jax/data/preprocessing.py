@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from imagepiece_jax.common.checks import check_choice, check_range
-from imagepiece_jax.common.image_size import checked_size, sides, size_text
+from imagepiece_jax.common.image_size import checked_size, image_sides, size_text
 from imagepiece_jax.errors import InputError
 
 DEIT_CROP = 0.875  # for models that state no crop
@@ -65,7 +65,7 @@ class Preprocessing:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return sides(self.image_size)  # (height, width)
+        return image_sides(self.image_size)  # (height, width)
 
     @property
     def resizes(self) -> bool:
@@ -183,7 +183,7 @@ def _middle(image):
 def unresized(image: np.ndarray, size, small: bool = False) -> np.ndarray:
     """Return an image that must already have the size; `small` explains the error."""
     actual = image.shape[:2]
-    if actual != sides(size):
+    if actual != image_sides(size):
         why = ""
         if small:
             limit = size_text(MAX_UNCROPPED)

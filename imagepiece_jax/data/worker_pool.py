@@ -19,7 +19,7 @@ import traceback
 
 import numpy as np
 
-from imagepiece_jax.common.signals import SIGNALS, blocked
+from imagepiece_jax.common.signals import END_SIGNALS, blocked_signals
 from imagepiece_jax.data.batches import Batches, Reader, parts_ahead
 from imagepiece_jax.errors import InputError, RunError
 
@@ -140,7 +140,7 @@ class _Worker:
         try:
             # Signals stay blocked in the worker, which ends with its parent:
             # a stopping run needs batches until it has finished its step.
-            with blocked(*SIGNALS):
+            with blocked_signals(*END_SIGNALS):
                 self.process = subprocess.Popen(
                     [sys.executable, "-P", "-c", code],  # -P: no current folder
                     stdin=subprocess.PIPE,

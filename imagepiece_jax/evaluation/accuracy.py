@@ -131,7 +131,7 @@ def model_step(
         with jax.default_matmul_precision(products):
             outputs = model.apply(variables, images, keys=keys)
         per_image = _score(outputs.logits, batch["label"], classes)
-        sums = parallel.total(_sums(per_image, batch["mask"]))
+        sums = parallel.sum_over_devices(_sums(per_image, batch["mask"]))
         if measure is not None:
             per_image |= measure(outputs, batch)
         return sums, per_image
@@ -256,7 +256,7 @@ class _Pass:
             self.totals[name] += float(sums[name])
         real = np.ravel(positions["mask"]) > 0
         part = {"index": np.ravel(positions["index"])[real]}
-        for name, values in parallel.local(per_image).items():
+        for name, values in parallel.local_rows(per_image).items():
             part[name] = values.reshape(-1, *values.shape[2:])[real]
         self.parts.append(part)
 

@@ -21,9 +21,9 @@ import numpy as np
 
 from imagepiece_jax.common import device, extras, plotting, statistics
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.common.files import LOCK, check_own, replace_file
-from imagepiece_jax.common.image_size import sides, size_text
-from imagepiece_jax.common.signals import finishing
+from imagepiece_jax.common.files import LOCK_NAME, check_own_files, replace_file
+from imagepiece_jax.common.image_size import image_sides, size_text
+from imagepiece_jax.common.signals import deferred_signals
 from imagepiece_jax.common.tables import markdown_table, rows_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import result_cache
@@ -111,7 +111,7 @@ def compare(
     """
     if out is not None:
         check_folder(out)
-        extras.check("the plot of a comparison", "matplotlib")
+        extras.check_installed("the plot of a comparison", "matplotlib")
     vit = vit.analyzed(None)
     images = labeled_images(
         vit,
@@ -144,12 +144,12 @@ def compare(
         folder = out
         if out is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-        versions = device.versions()
+        versions = device.library_versions()
         results = stack.enter_context(ResultCache(folder, versions=versions))
         report = measure(measured, rows, results)
         if out is not None:
             table_file, plot_file = files(out, report)
-            with finishing():  # the files belong together
+            with deferred_signals():  # the files belong together
                 replace_file(table_file, page(report, plot_file.name))
                 draw_plot(plot_file, report)
     return report
@@ -257,7 +257,7 @@ def _right(figures):
 
 def on_smaller_images(measured: MeasuredWeights, size: int) -> MeasuredWeights:
     """The dense weights on images of `size` pixels a side."""
-    if size >= min(sides(measured.vit.image_size)):
+    if size >= min(image_sides(measured.vit.image_size)):
         model_size = size_text(measured.vit.image_size)
         raise InputError(
             f"image_sizes has {size}; sizes must be below the model's image_size, "
@@ -285,8 +285,9 @@ def on_smaller_images(measured: MeasuredWeights, size: int) -> MeasuredWeights:
 
 def check_folder(folder: str | os.PathLike):
     """Check that a folder is empty or holds comparisons."""
-    regex = rf"compare(-[0-9a-f]{{8}})?\.(md|png)|{re.escape(result_cache.FILE)}|{LOCK}"
-    check_own(
+    regex = rf"compare(-[0-9a-f]{{8}})?\.(md|png)|{LOCK_NAME}|"
+    regex += re.escape(result_cache.FILE)
+    check_own_files(
         "out", folder, "a comparison", lambda file: re.fullmatch(regex, file.name)
     )
 

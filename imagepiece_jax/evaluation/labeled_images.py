@@ -42,7 +42,7 @@ class LabeledImages:
         """At most half the images, rounded up to whole devices."""
         # Half, because the first batch compiles and is not timed.
         half = -(-len(self.source) // 2)
-        return parallel.placement().whole(min(self.batch_size, half))
+        return parallel.process_placement().whole(min(self.batch_size, half))
 
     def batches(
         self, batch_size: int | None = None, placement: Placement | None = None
@@ -52,7 +52,7 @@ class LabeledImages:
             source=self.source,
             transform=self.preprocessing,
             batch_size=batch_size or self.batch,
-            placement=placement or parallel.placement(),
+            placement=placement or parallel.process_placement(),
         )
         return worker_pool.read_ahead(batches, self.workers, self.threads)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.progress import log
-from imagepiece_jax.common.tables import amount
+from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.inference.compare_outputs import Annotations, fidelity, shuffled
@@ -66,7 +66,7 @@ class ResultCache(contextlib.ExitStack):
         self._results = {}
         path = pathlib.Path(folder, name)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(files.locked("folder", folder))
+            stack.enter_context(files.locked_folder("folder", folder))
             self._file = stack.enter_context(open(path, "ab", buffering=0))
             for line in read_lines(path):
                 if line.keys() >= {"setting", "result"}:
@@ -166,7 +166,7 @@ class MeasuredWeights:
 
         task = "fidelity" if self.reference else "accuracy"
         setting = self.setting(task, reduction)
-        count = amount(setting["images"], "image")
+        count = counted_noun(setting["images"], "image")
         subject = f"{self.name or reduction}, {count}"
         return self.cache.result(setting, measure, subject)
 
@@ -205,7 +205,7 @@ class MeasuredWeights:
         measure = self.reference and _outputs
         key = model, seed, alter, measure
         if key not in self.programs:
-            while self.programs and parallel.are_crowded():
+            while self.programs and parallel.are_memory_maps_scarce():
                 self.programs.pop(next(iter(self.programs)))
                 parallel.forget_programs()
             self.programs[key] = accuracy.model_step(

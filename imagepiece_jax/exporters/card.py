@@ -16,7 +16,7 @@ import numpy as np
 from imagepiece_jax.common import device, timer
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import replace_file
-from imagepiece_jax.common.progress import log, working
+from imagepiece_jax.common.progress import announced_work, log
 from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.pictures import as_source, read_images
 from imagepiece_jax.errors import InputError
@@ -31,7 +31,7 @@ from imagepiece_jax.inference.compare_outputs import (
 )
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.program import Program, open_program
-from imagepiece_jax.recovery.recovery_images import divided
+from imagepiece_jax.recovery.recovery_images import split_images
 
 NAME = "README.md"
 MARK = "<!-- Written by imagepiece export: "  # and the name of a section's file
@@ -75,7 +75,7 @@ def divided_images(
     learned = (1,)
     if vit.recovered:
         learned = (vit.recovered.batch_size, vit.recovered.learned or "")
-    parts = divided(source, *learned)
+    parts = split_images(source, *learned)
     if not parts.num_scenes:
         raise InputError(
             "images are alike or recovered the model, so none can be held out to "
@@ -112,12 +112,12 @@ def measured(
         jobs[name] = timer.TimedCall(lambda _, call=call: call())
         total = sum(file.stat().st_size for file in files_of(files[name]))
         megabytes[name] = total / 1e6
-    with working("timing the file and the dense file, in turns"):
+    with announced_work("timing the file and the dense file, in turns"):
         seconds = timer.measure(jobs, RULES, pause=lambda: time.sleep(PAUSE))
     ms = {}
     for name, readings in seconds.items():
         ms[name] = timer.spread([1000 * value / size for value in readings])
-    with working(f"comparing the outputs for {len(pixels)} images"):
+    with announced_work(f"comparing the outputs for {len(pixels)} images"):
         rows = {name: outputs(programs[name], pixels) for name in ("dense", "file")}
         if not np.isfinite(rows["file"]).all():
             raise InputError(

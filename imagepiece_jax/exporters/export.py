@@ -18,8 +18,8 @@ from imagepiece_jax.common.files import (
     temporary_folder,
     write_json,
 )
-from imagepiece_jax.common.progress import working
-from imagepiece_jax.common.signals import finishing
+from imagepiece_jax.common.progress import announced_work
+from imagepiece_jax.common.signals import deferred_signals
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters import (
     card,
@@ -150,7 +150,7 @@ def export(
     if card_images is not None:
         figures = measure_card(program, traced, place, card_images)
         program = program._replace(facts=program.facts | {"card": figures})
-    with finishing():  # the files belong together
+    with deferred_signals():  # the files belong together
         write_files(program, place)
         if card_images is not None:
             page = card.page_of(place.graph, vit, program.facts)
@@ -233,7 +233,7 @@ def find_place(out: str | os.PathLike, traced: Traced) -> Place:
 
 def check_card(place: Place, traced: Traced) -> None:
     """Check that a card can be measured, and written."""
-    extras.check("a card", format_of(place.graph).RUNTIME)
+    extras.check_installed("a card", format_of(place.graph).RUNTIME)
     if traced.vit.config.arch.pool == "none" and traced.wanted.output != "patches":
         raise InputError(
             "pool is 'none', so a card has no image vectors to compare; give "
@@ -251,7 +251,7 @@ def make_program(traced: Traced, place: Place) -> MadeProgram:
     vit, outputs, wanted = traced
     form = format_of(place.graph)
     size = {"batch_size": wanted.batch_size, "pixels": wanted.pixels}
-    with working("exporting the model"):
+    with announced_work("exporting the model"):
         graph = form.build_graph(vit, **size, outputs=outputs, gathers=wanted.gathers)
     images = program_facts.exported_images(
         vit, **size, channels_first=outputs.channels_first
@@ -270,7 +270,7 @@ def quantize_program(
     images: calibrate it, uint8 [images, H, W, 3]
     """
     text = f"calibrating int8 with {len(images)} images, which takes minutes"
-    with temporary_folder() as temporary, working(text):
+    with temporary_folder() as temporary, announced_work(text):
         place = place._replace(graph=pathlib.Path(temporary, place.graph.name))
         write_program(program, place)
         opened = open_program(place.graph)
@@ -353,7 +353,7 @@ def checked_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib.Path
     if out.suffix.lower() not in FORMATS:
         raise InputError(f"out {out} does not end in {' or '.join(FORMATS)}")
     form = format_of(out)
-    extras.check(form.TITLE, form.WRITER)
+    extras.check_installed(form.TITLE, form.WRITER)
     if folder is not None and not folder.exists():
         check_writable("out", folder, ("",))
         return out

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from imagepiece_jax.common.progress import log, working
+from imagepiece_jax.common.progress import announced_work, log
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
@@ -79,7 +79,7 @@ def find(vit: Pretrained, images: np.ndarray | None = None) -> dict[str, float]:
     batches = [photographs(vit.image_size)]
     if images is not None:
         batches.append(images[:: math.ceil(len(images) / FEW)])
-    with working("finding the largest numbers"):
+    with announced_work("finding the largest numbers"):
         for pixels in batches:
             batch = normalize(pixels, vit.config.mean, vit.config.std)
             # Explicit copies, which a user's transfer guard allows.

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common import nodes, signals
-from imagepiece_jax.common.files import replace_file, replacing
+from imagepiece_jax.common.files import replace_file, replacement_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters.onnx_graph import Graph, Value
 from imagepiece_jax.exporters.onnx_primitives import walk
@@ -59,7 +59,7 @@ def onnx_model(
     images = exported_images(vit, batch_size, pixels, outputs.channels_first)
     dtype = outputs.model.execution.dtype.name
     fast, fixed = optimize.prepare(outputs.model, vit.variables, dtype=dtype)
-    with nodes.marked():
+    with nodes.marked_functions():
         traced = jax.make_jaxpr(outputs.forward(fast))(fixed, images)
     entry = Value(images.shape, np.dtype(images.dtype), outputs.image)
     graph = Graph(entry, gathers)
@@ -122,10 +122,10 @@ def write_onnx(
     # The weights file is in place before the graph, and named by its digest. So a kill
     # leaves the old graph with its weights, or the new graph.
     with (
-        replacing(path) as graph,
-        replacing(data) as weights,  # which ends first
+        replacement_file(path) as graph,
+        replacement_file(data) as weights,  # which ends first
         tempfile.TemporaryDirectory(".tmp", ".", path.parent) as folder,
-        signals.unfinished(folder),  # gigabytes, which a second Ctrl-C would leave
+        signals.unfinished_path(folder),  # gigabytes, which a second Ctrl-C would leave
     ):
         file = pathlib.Path(folder, path.name)
         options = {"location": data.name, "size_threshold": SMALL}

@@ -40,9 +40,9 @@ def walk(graph: Graph, closed, inputs: Sequence[Value]) -> list[Value]:
 def _equation(graph, equation, values):
     name = equation.primitive.name
     params = equation.params
-    if name == nodes.PRIMITIVE:
+    if name == nodes.COMPOSITE_PRIMITIVE:
         values = _expanded(graph, equation, values)
-        name, args, options = nodes.call(equation, values)
+        name, args, options = nodes.marked_call(equation, values)
         results = OPS[name](graph, *args, **options)
         if results is None:  # no operators for these arguments
             body = params.get("call_jaxpr") or params["jaxpr"]  # since 0.12, before

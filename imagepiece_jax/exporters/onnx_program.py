@@ -11,7 +11,7 @@ import numpy as np
 
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.files import read_json
-from imagepiece_jax.common.machine import cores
+from imagepiece_jax.common.machine import available_cores
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.preprocessing import Preprocessing
@@ -85,7 +85,7 @@ class OnnxProgram:
 
 def open_file(path: str | os.PathLike, threads: int | None = None) -> OnnxProgram:
     """Open an .onnx file, as `open_program` does."""
-    extras.check("an ONNX file", "onnxruntime")
+    extras.check_installed("an ONNX file", "onnxruntime")
     import onnxruntime
 
     path = pathlib.Path(path).expanduser()
@@ -102,7 +102,7 @@ def open_file(path: str | os.PathLike, threads: int | None = None) -> OnnxProgra
             "earlier version; export the model again"
         )
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or cores()
+    options.intra_op_num_threads = threads or available_cores()
     providers = onnxruntime.get_available_providers()
     if threads is not None:
         providers = ["CPUExecutionProvider"]

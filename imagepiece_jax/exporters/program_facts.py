@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.files import read_json
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters.onnx_graph import stored_dtype
 from imagepiece_jax.exporters.program_outputs import ProgramOutputs
@@ -64,9 +64,9 @@ def exported_images(
     """
     if batch_size is None:
         (batch_size,) = jax.export.symbolic_shape("batch")
-    shape = (batch_size, *sides(vit.image_size), 3)
+    shape = (batch_size, *image_sides(vit.image_size), 3)
     if channels_first:
-        shape = (batch_size, 3, *sides(vit.image_size))
+        shape = (batch_size, 3, *image_sides(vit.image_size))
     dtype = "uint8" if pixels else "float32"
     return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from imagepiece_jax.common.files import check_own, read_json
+from imagepiece_jax.common.files import check_own_files, read_json
 from imagepiece_jax.data.preprocessing import CROP_MODES
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters.program_facts import read_facts
@@ -141,7 +141,7 @@ def check_folder(
         is_place = file == out.parent and file.is_dir()
         return is_export or (is_place and not any(file.iterdir()))
 
-    check_own("out", folder, f"an export for {layout}", ours)
+    check_own_files("out", folder, f"an export for {layout}", ours)
 
 
 def head_of(vit: Pretrained) -> str:

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from imagepiece_jax.common import extras
-from imagepiece_jax.common.progress import notes, working
+from imagepiece_jax.common.progress import announced_work, notes
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.exporters import card
 
@@ -24,7 +24,7 @@ def check_repository(name: str, dry_run: bool = False) -> None:
     Raises InputError for another name, without a login, and without rights; RunError
         if the hub cannot be reached.
     """
-    extras.check("push", "huggingface_hub")
+    extras.check_installed("push", "huggingface_hub")
     from huggingface_hub import HfApi, errors, utils
 
     api = HfApi()
@@ -78,7 +78,7 @@ def upload(
         operations.append(CommitOperationAdd(path, file))
         lines.append(f"  {path}, {file.stat().st_size:,} bytes")
     if not dry_run:
-        with hub_errors(name), working(f"uploading to {name}"):
+        with hub_errors(name), announced_work(f"uploading to {name}"):
             api.create_repo(name, exist_ok=True)
             api.create_commit(name, operations, commit_message="Export of a model")
     for line in lines:

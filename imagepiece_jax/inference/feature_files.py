@@ -14,7 +14,7 @@ import numpy as np
 from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import patch_grid
-from imagepiece_jax.common.machine import cores
+from imagepiece_jax.common.machine import available_cores
 from imagepiece_jax.common.progress import ProgressBar, log
 from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.batches import Batches
@@ -93,7 +93,7 @@ def write_features(
         missing = photographs.subset(files.missing)
         devices = len(parallel.local_devices())
         size = min(batch_size, math.ceil(len(missing) / devices)) * devices
-        threads = threads or min(16, cores())
+        threads = threads or min(16, available_cores())
         batches = Batches(
             source=missing,
             transform=vit.preprocessing,
@@ -163,7 +163,7 @@ class Extractor:
         self._weights = parallel.replicate(weights)
 
     def __call__(self, pixels: np.ndarray) -> dict[str, jax.Array]:
-        return self._step(self._weights, parallel.shard(pixels))
+        return self._step(self._weights, parallel.shard_samples(pixels))
 
 
 def _arrays(model, names, variables, images):
@@ -202,7 +202,7 @@ def _comparison(vit, run, photographs, known, size, threads):
     for batch in batches.read(threads):
         is_compared = batch["mask"][0] > 0
         for name, model in models.items():
-            vectors = parallel.local(model(batch["image"][0])[array])
+            vectors = parallel.local_rows(model(batch["image"][0])[array])
             vectors = vectors.reshape(-1, vectors.shape[-1])
             if name == "dense":
                 is_compared &= np.isfinite(vectors).all(axis=1)
@@ -242,7 +242,7 @@ def _append(files, source, batch, result, progress):
     for row in np.flatnonzero(batch["mask"][0, : len(names)] == 0):
         reasons[row] = f"cannot be read ({source.unreadable[names[row]]})"
     rows = {}
-    for array, values in parallel.local(result).items():
+    for array, values in parallel.local_rows(result).items():
         values = values.reshape(-1, *values.shape[2:])[: len(names)]
         with np.errstate(over="ignore"):
             rows[array] = values.astype(files.dtype)

@@ -47,7 +47,7 @@ def opened(path: str | os.PathLike, *contents: Any) -> Iterator["FeatureFolder"]
     """
     path = pathlib.Path(path)
     check_folder(path)
-    with files.locked("folder", path):
+    with files.locked_folder("folder", path):
         folder = FeatureFolder(path, *contents)
         try:
             yield folder
@@ -236,7 +236,7 @@ class FeatureFolder:
             self._write_lists(self._new)
             os.rename(self._new, self.path / COMPLETE)
         else:
-            with files.replacing_folder(self.path / COMPLETE) as folder:
+            with files.replacement_folder(self.path / COMPLETE) as folder:
                 if not np.array_equal(self._rows, np.arange(self._first)):
                     self._copy_rows(folder)
                 self._write_lists(folder)
@@ -287,14 +287,14 @@ def check_folder(path: pathlib.Path):
     """Check that a folder holds features, or nothing."""
     # Without an info.json, even files with our names count as somebody else's.
     folders = [path, path / NEW, path / COMPLETE]
-    names = {files.LOCK}
+    names = {files.LOCK_NAME}
     new = path / NEW
     if new.is_dir() and all(file.name.endswith(".tmp") for file in new.iterdir()):
         names.add(NEW)  # a killed process left it, before its info.json
     if any([_info(folder) for folder in folders]):
         names |= {INFO, PATHS, DAMAGED, FILES, NEW, COMPLETE}
         names |= {f"{name}.npy" for name in ARRAYS}
-    files.check_own("folder", path, "features", lambda file: file.name in names)
+    files.check_own_files("folder", path, "features", lambda file: file.name in names)
 
 
 def _info(folder):

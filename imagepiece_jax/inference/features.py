@@ -19,7 +19,7 @@ import numpy as np
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import patch_grid
-from imagepiece_jax.common.progress import working
+from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.data import pictures
 from imagepiece_jax.data.normalize import (
     as_normalized,
@@ -106,7 +106,7 @@ def features(
         images = jax.device_put(images)
         variables = vit.device_variables
     # Only a setting's first call compiles; later calls just start the program.
-    with working("compiling the features"):
+    with announced_work("compiling the features"):
         return _extract(variables, images, model, blocks, norm, reshape, fill)
 
 

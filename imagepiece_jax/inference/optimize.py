@@ -21,9 +21,9 @@ from jax.sharding import SingleDeviceSharding
 
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
-from imagepiece_jax.common.image_size import sides, size_text
-from imagepiece_jax.common.progress import working
-from imagepiece_jax.common.tables import amount
+from imagepiece_jax.common.image_size import image_sides, size_text
+from imagepiece_jax.common.progress import announced_work
+from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.data.normalize import (
     as_normalized,
     check_images,
@@ -33,8 +33,8 @@ from imagepiece_jax.data.normalize import (
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import size_direction
 from imagepiece_jax.kernels import choice, folded_stem
-from imagepiece_jax.kernels.attention import BACKENDS, resolve_backend
-from imagepiece_jax.kernels.size_direction import SIZES
+from imagepiece_jax.kernels.attention import ATTENTION_BACKENDS, resolve_backend
+from imagepiece_jax.kernels.size_direction import SIZE_ENCODINGS
 from imagepiece_jax.models import stems
 from imagepiece_jax.models.architecture import GELUS
 from imagepiece_jax.models.cost import dead_macs, model_macs
@@ -152,7 +152,7 @@ class Program:
         options = [f"{name}={value}" for name, value in self.options.items()]
         options = ", ".join(options) or "none"
         return (
-            f"{amount(batch, 'image')} of {size_text(size)}, {dtype}, "
+            f"{counted_noun(batch, 'image')} of {size_text(size)}, {dtype}, "
             f"on {self.device}\n"
             f"{model.plan[0].attn_tokens} to {model.plan[-1].mlp_tokens} tokens, "
             f"{self.gmacs:.3f} GMACs an image, {self.dead_gmacs:.3f} of them not "
@@ -257,12 +257,12 @@ def compiler(
     """
     if dtype is not None:
         dtype = xla_options.checked_dtype(dtype)
-    check_choice("attention", attention, BACKENDS)
-    check_choice("sizes", sizes, (None, *SIZES))
+    check_choice("attention", attention, ATTENTION_BACKENDS)
+    check_choice("sizes", sizes, (None, *SIZE_ENCODINGS))
     check_choice("reductions", reductions, (None, *REDUCTIONS))
     check_gelu(vit.model, gelu)
     device = jax.local_devices()[0] if device is None else _device(device)
-    size = sides(vit.image_size)
+    size = image_sides(vit.image_size)
     model = vit.model
     variables = vit.variables
     check_variables(model, variables)
@@ -271,7 +271,10 @@ def compiler(
     xla_options.check_dtype(dtype, device.platform)
     if reductions == "fast" and jnp.dtype(dtype).itemsize > 2:
         raise InputError(f"reductions is 'fast', but dtype is {dtype}")
-    options = {**xla_options.options(device.platform), **(compiler_options or {})}
+    options = {
+        **xla_options.compiler_options(device.platform),
+        **(compiler_options or {}),
+    }
     model = model.with_execution(dtype=jnp.dtype(dtype))
     model = for_device(model, device, attention)
     if takes_direction(model, sizes):
@@ -298,8 +301,8 @@ def compiler(
             sharding=SingleDeviceSharding(device),
         )
         began = time.perf_counter()
-        count = amount(batch_size, "image")
-        work = working(f"compiling the model for {count} at a time")
+        count = counted_noun(batch_size, "image")
+        work = announced_work(f"compiling the model for {count} at a time")
         inside = SMALL if batch_size <= SMALL_BATCH else 0
         arguments = tuple(leaf for leaf in leaves if leaf.nbytes > inside)
 
@@ -384,7 +387,7 @@ def default_reductions(model, device):
 
 
 def joined_pixels(model, device):
-    """Count the pixels a stem reads at once (`folded_stem.fold`)."""
+    """Count the pixels a stem reads at once (`folded_stem.fold_stem`)."""
     if model.config.stem == "conv" and in_two_bytes_on_gpu(model, device):
         return min(JOINED, model.config.patch_size)
     return 1
@@ -395,13 +398,13 @@ def prepare(model, variables, *, dtype="bfloat16", gelu=None, pixels=1):
 
     The parts in STAYS_FLOAT32 and `Execution.float32_parts` stay float32.
 
-    pixels: as for `folded_stem.fold`
+    pixels: as for `folded_stem.fold_stem`
     """
     # Traceable: tools/compile_only.py takes the shapes with `jax.eval_shape`.
     params = dict(variables["params"])
     if not model.execution.folded:
         stats = variables.get("batch_stats", {}).get("patch_embed", {})
-        params["patch_embed"] = folded_stem.fold(
+        params["patch_embed"] = folded_stem.fold_stem(
             params["patch_embed"], stats, stems.NORM_EPSILON, pixels
         )
         model = model.with_execution(folded=pixels)
@@ -428,7 +431,7 @@ def forward_logits(model, reductions="exact"):
 
     def logits(variables, images):
         images = as_normalized(images, model.config.mean, model.config.std)
-        with choice.fast(reductions == "fast"):
+        with choice.fast_forms(reductions == "fast"):
             return model.apply(variables, images).logits
 
     return logits

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.common.machine import cores
+from imagepiece_jax.common.machine import available_cores
 from imagepiece_jax.data import class_names, pictures
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.errors import InputError
@@ -70,7 +70,7 @@ class Predictor:
         if classes:
             vit.probabilities(np.zeros(classes))  # raises unless there are classes
         if threads is None:
-            threads = min(16, cores())
+            threads = min(16, available_cores())
         check_range("batch_size", batch_size, 1, whole=True)
         smaller = [size for size in (1, 8) if size < batch_size]
         self.sizes = (*smaller, batch_size)

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import as_tuple, check_choice, check_range
-from imagepiece_jax.common.image_size import checked_size, patch_grid, sides
+from imagepiece_jax.common.image_size import checked_size, image_sides, patch_grid
 from imagepiece_jax.data.normalize import Normalization
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
@@ -123,7 +123,7 @@ class ViTConfig:
         """The same config at another image size, in whole patches."""
         image_size = checked_size(image_size)
         # A published size need not be whole patches, so the present size passes as is.
-        if sides(image_size) != sides(self.image_size):
+        if image_sides(image_size) != image_sides(self.image_size):
             patch_grid(image_size, self.patch_size)
         return self.with_preprocessing(image_size=image_size)
 
@@ -149,7 +149,7 @@ class Execution:
     # the requested kernel, possibly "auto"; `attention_impl` is its choice on this
     # device
     attention: str = dataclasses.field(default="auto", compare=False)
-    # how log(size) is added to the attention logits, in `size_direction.SIZES`
+    # how log(size) is added to the attention logits, in `size_direction.SIZE_ENCODINGS`
     size_encoding: str = "bias"
     drop_path_rate: float = 0.0  # probability of dropping the last block's branches
     axis_name: str | None = None  # device axis for batch norm synchronization

@@ -8,7 +8,7 @@ import math
 
 import jax
 
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.models.stems import conv_stem_widths
 from imagepiece_jax.models.variables import variable_shapes
@@ -180,7 +180,7 @@ def stem_macs(stem, embed_dim, image_size=224, patch_size=16):
 
     image_size: pixels a side, or (height, width)
     """
-    tokens = math.prod(side // patch_size for side in sides(image_size))
+    tokens = math.prod(side // patch_size for side in image_sides(image_size))
     if stem == "patch":
         return tokens * 3 * patch_size**2 * embed_dim
     total = tokens * embed_dim**2

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.image_size import sides, size_text
+from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.common.progress import log
-from imagepiece_jax.common.warning import warn
+from imagepiece_jax.common.warning import warn_caller
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.normalize import native
 from imagepiece_jax.data.preprocessing import Preprocessing
@@ -278,7 +278,9 @@ class Pretrained:
     def warn_of_untrained(self):
         """Warn if any part is untrained."""
         if self.untrained:
-            warn(f"{self!r}: untrained parts were drawn from a seed; train them first")
+            warn_caller(
+                f"{self!r}: untrained parts were drawn from a seed; train them first"
+            )
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Class probabilities for the head's problem type. [.., C] -> [.., C].
@@ -311,7 +313,7 @@ class Pretrained:
             position embeddings that are already resized.
         """
         trained_size = self.source.image_size or self.image_size
-        resized = sides(trained_size) != sides(self.image_size)
+        resized = image_sides(trained_size) != image_sides(self.image_size)
         if resized and self.config.arch.positions:
             raise InputError(
                 f"positions are resized from {size_text(trained_size)} already; resize "
@@ -326,7 +328,7 @@ class Pretrained:
         Raises InputError for a new image_size; use `at_size`.
         """
         config = self.config.with_preprocessing(**fields)
-        if sides(config.image_size) != sides(self.image_size):
+        if image_sides(config.image_size) != image_sides(self.image_size):
             raise InputError(
                 f"image_size is {config.image_size}, but the model is for "
                 f"{size_text(self.image_size)}; at_size changes it"
@@ -363,7 +365,7 @@ class Pretrained:
             if before != self.reduction:
                 lines.append(f"reduction {self.reduction} (trained with {before})")
         trained_size = source.image_size or self.image_size
-        if sides(self.image_size) != sides(trained_size):
+        if image_sides(self.image_size) != image_sides(trained_size):
             size = size_text(self.image_size)
             lines.append(f"size {size} (trained with {size_text(trained_size)})")
         return lines
@@ -391,7 +393,7 @@ class Pretrained:
         for name, part in self.dense_variables["params"].items():
             if not name.startswith(timm_tensors.SELECTOR):
                 params[name] = part
-        if sides(model.config.image_size) != sides(self.image_size):
+        if image_sides(model.config.image_size) != image_sides(self.image_size):
             trained_size = source.image_size or self.image_size
             source = dataclasses.replace(source, image_size=trained_size)
             params = resize_positions.fit(params, model.config, trained_size)

@@ -12,8 +12,8 @@ import numpy as np
 from flax import traverse_util
 
 from imagepiece_jax.common.checks import as_tuple
-from imagepiece_jax.common.image_size import sides, size_text
-from imagepiece_jax.common.tables import amount
+from imagepiece_jax.common.image_size import image_sides, size_text
+from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
 NOTHING_LOWER = "nothing was better: try a smaller reduction, or more images or steps"
@@ -82,7 +82,8 @@ class RecoveredVariant:
     def fits(self, model) -> bool:
         """Whether a model has this variant's reduction, image size and depth."""
         same = (model.reduction or DENSE) == self.reduction
-        same = same and sides(model.config.image_size) == sides(self.image_size)
+        sides = image_sides(self.image_size)
+        same = same and image_sides(model.config.image_size) == sides
         return same and model.depth == self.depth
 
     def __str__(self):
@@ -106,7 +107,7 @@ class RecoveredVariant:
             held_out += " that are like the training images, so it may be too good"
         elif self.scenes and self.scenes < self.held_out:
             held_out = f"{self.held_out} images of {self.scenes} scenes held out"
-        steps = amount(self.steps, "step")
+        steps = counted_noun(self.steps, "step")
         return (
             f"{self.name}: {figures}; on {held_out}, "
             f"learned from {self.images} others, {steps} of {self.batch_size} images"

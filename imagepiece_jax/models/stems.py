@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.common.rng import uniform
+from imagepiece_jax.common.rng import draw_uniform
 from imagepiece_jax.errors import InputError
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the reference's initializer for convolutions.
@@ -17,7 +17,7 @@ def bias_init(fan_in):
     bound = fan_in**-0.5
 
     def init(key, shape, dtype):
-        return uniform(key, shape, dtype=dtype, minval=-bound, maxval=bound)
+        return draw_uniform(key, shape, dtype=dtype, minval=-bound, maxval=bound)
 
     return init
 

@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.common.rng import Purpose, batch_key, root_key
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import contract
@@ -87,7 +87,7 @@ def _reducer_shapes(model, layer):
 def fresh_variables(model, seed, parts=None):
     """Draw a model's variables from a seed, or only the named parts."""
     images = jax.device_put(
-        np.zeros((1, *sides(model.config.image_size), 3), np.float32)
+        np.zeros((1, *image_sides(model.config.image_size), 3), np.float32)
     )
     key = jax.jit(lambda: batch_key(seed, 0, Purpose.INIT))()
     # The device axis exists only inside a training step. Initial statistics do not
@@ -150,7 +150,7 @@ def _key():
 
 @functools.lru_cache(maxsize=4)
 def _shapes(model):
-    size = sides(model.config.image_size)
+    size = image_sides(model.config.image_size)
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     return _init(model).eval_shape(_key(), images)
 

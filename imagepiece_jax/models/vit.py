@@ -12,11 +12,11 @@ from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from imagepiece_jax.common.image_size import size_text
-from imagepiece_jax.common.rng import uniform
+from imagepiece_jax.common.rng import draw_uniform
 from imagepiece_jax.data.normalize import check_images, warn_of_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.folded_stem import FoldedStem
-from imagepiece_jax.kernels.token_layout import token_major
+from imagepiece_jax.kernels.token_layout import keep_token_major
 from imagepiece_jax.models.attention_pool import AttentionPool, pooled_tokens
 from imagepiece_jax.models.block import Block, BlockReduction
 from imagepiece_jax.models.config import FLOAT32, Execution, ViTConfig
@@ -64,7 +64,7 @@ def drop_path_scale(keys, depth, rate):
     keep = 1 - jnp.linspace(0.0, rate, depth, dtype=jnp.float32)[:, None]
 
     def draw(key):
-        alive = uniform(key, (depth, 2)) < keep
+        alive = draw_uniform(key, (depth, 2)) < keep
         return alive.astype(jnp.float32) / keep
 
     return jax.vmap(draw)(keys)
@@ -325,7 +325,7 @@ class ViT(nn.Module):
         if arch.rotary:
             coordinates = arch.rotary.coordinates((height, width))
         return start(
-            token_major(x),
+            keep_token_major(x),
             arch.prefix,
             grid=(height, width),
             coordinates=coordinates,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from imagepiece_jax.common.rng import gumbel
+from imagepiece_jax.common.rng import draw_gumbel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.state import Assignment, start
@@ -64,7 +64,7 @@ def keep_macs(n, dim):
 
 def noise(keys, shape):
     """Draw Gumbel(0, 1) noise with one key per image. [B] keys -> [B, *shape]."""
-    return jax.vmap(lambda key: gumbel(key, shape))(keys)
+    return jax.vmap(lambda key: draw_gumbel(key, shape))(keys)
 
 
 def straight_through(value, slope):

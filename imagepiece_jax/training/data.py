@@ -6,7 +6,7 @@ import functools
 import numpy as np
 
 from imagepiece_jax.common.placement import Placement
-from imagepiece_jax.common.progress import working
+from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.batches import Batches, Reader, steps_per_epoch
 from imagepiece_jax.data.class_names import check_classes
@@ -139,5 +139,5 @@ class RunData:
 
     def digest(self) -> list[str]:
         """Content digests of both splits; slow for files over a network."""
-        with working("making a digest of the data"):
+        with announced_work("making a digest of the data"):
             return [self.train.digest, self.val.digest]

@@ -16,7 +16,7 @@ import numpy as np
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import append_line, replace_file, where_supported
-from imagepiece_jax.common.progress import in_words
+from imagepiece_jax.common.progress import duration_text
 from imagepiece_jax.errors import InputError, RunError
 
 FILE = "metrics.jsonl"
@@ -262,7 +262,7 @@ class RunLog(contextlib.ExitStack):
             text += (
                 f", {throughput:,.0f} img/s, waits {100 * values['input_wait']:.0f} %, "
             )
-            text += f"{in_words(images / throughput)} left"
+            text += f"{duration_text(images / throughput)} left"
         if values["skipped"]:
             text += f", skipped {values['skipped']}"
         say(text)

@@ -6,7 +6,7 @@ import time
 import jax
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.progress import in_words
+from imagepiece_jax.common.progress import duration_text
 from imagepiece_jax.data.sources.imagenet_tfds import Counted
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.training import optimizer
@@ -130,7 +130,7 @@ def _history(workdir, batch_size):
         return
     throughput = statistics.median(throughputs)
     steps = train[-1]["step"]
-    spent = in_words(steps * batch_size / throughput)
+    spent = duration_text(steps * batch_size / throughput)
     text = f"{spent} of training, without compiling and evaluations"
     yield "time", f"{text}; {throughput:,.0f} images a second (median)"
     skipped = sum(line["skipped"] for line in train)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.create import execution_of
 from imagepiece_jax.models.problem_type import check_single_label
@@ -48,7 +48,7 @@ class Teacher:
     def prepared(self, images):
         """Resize and normalize images [B, H, W, 3] for this model."""
         batch, *size, channels = images.shape
-        teacher_size = sides(self.model.config.image_size)
+        teacher_size = image_sides(self.model.config.image_size)
         # Bicubic and antialiased like Pillow, but from values that are not rounded.
         if tuple(size) != teacher_size:
             images = jax.image.resize(images, (batch, *teacher_size, channels), "cubic")

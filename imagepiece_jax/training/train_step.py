@@ -1,7 +1,7 @@
 """One training step: a function of state and batch, inside `pmap`.
 
 `train_step` averages gradients (`accumulated`, `micro_batch_gradient`), counts the step
-(`counted_in_window`) and updates the state (`updated`). docs/own_trainer.md replaces
+(`counted_in_window`) and updates the state (`updated`). docs/training.md replaces
 its loss, `loss_of`.
 """
 
@@ -155,13 +155,13 @@ def train_step(
         loss=loss,
     )
     grads, batch_stats, sums, terms = accumulated(gradient, batch, state)
-    if jax.lax.axis_size(parallel.AXIS) > 1:
+    if jax.lax.axis_size(parallel.DEVICE_AXIS) > 1:
         # Without the barrier XLA joins the gradients' exchange to the earlier exchange
         # of batch statistics. The stem's backward pass would then wait for megabytes
         # instead of a few numbers.
         grads, sums, terms = jax.lax.optimization_barrier((grads, sums, terms))
-    grads = parallel.mean(grads)
-    sums = parallel.total(sums)
+    grads = parallel.mean_over_devices(grads)
+    sums = parallel.sum_over_devices(sums)
     mean_loss = sums["loss"] / sums["samples"]
     grad_norm = global_norm(grads)
     finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
@@ -172,7 +172,7 @@ def train_step(
         "loss": mean_loss,
         "grad_norm": grad_norm,
         "lr": learning_rate,
-        "terms": parallel.mean(jax.tree.map(jnp.mean, terms)),
+        "terms": parallel.mean_over_devices(jax.tree.map(jnp.mean, terms)),
         "window": state.window,
         "skipped": state.skipped,
     }
@@ -220,9 +220,10 @@ def micro_batch_gradient(
         {name: loss term}).
     """
     micro_batch = part["label"].shape[0]
-    devices = jax.lax.axis_size(parallel.AXIS)
+    devices = jax.lax.axis_size(parallel.DEVICE_AXIS)
     # Draws depend on positions in the global batch, not on the device count.
-    positions = index * (micro_batch * devices) + parallel.positions(micro_batch)
+    own_positions = parallel.micro_batch_positions(micro_batch)
+    positions = index * (micro_batch * devices) + own_positions
     image, targets = prepare(part, positions, state.step, index, run, model)
     purposes = {"drop_path": Purpose.DROP_PATH, "reducer": Purpose.REDUCER}
     keys = {}
@@ -309,7 +310,7 @@ def prepare(part, positions, step, index, run, model):
     if drawn is None:
         return image, targets
     # Image i is mixed with image B - 1 - i of the micro-batch over all devices.
-    return mixup.apply(drawn, image, targets, *parallel.reverse((image, targets)))
+    return mixup.apply(drawn, image, targets, *parallel.reverse_batch((image, targets)))
 
 
 def _check_terms(terms):

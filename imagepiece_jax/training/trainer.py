@@ -52,7 +52,8 @@ def train_and_evaluate(
         cannot continue, Stopped after a signal.
     """
     with parallel.shared_errors():
-        extras.check("training", "cv2", "matplotlib", "simplejpeg", "tensorboardX")
+        libraries = ("cv2", "matplotlib", "simplejpeg", "tensorboardX")
+        extras.check_installed("training", *libraries)
     plan = plan_run(config, workdir, dry_run)
     with open_run(plan, dry_run) as run:
         say(report.data_text(plan.config, plan.data))
@@ -113,8 +114,8 @@ def plan_run(
     with parallel.shared_errors():
         initial = InitialWeights(config, workdir)
         config = initial.completed().with_counts()
-        placement = parallel.placement(config.grad_accum_steps)
-        model = config.create_model(parallel.AXIS)
+        placement = parallel.process_placement(config.grad_accum_steps)
+        model = config.create_model(parallel.DEVICE_AXIS)
         dense = config.create_dense()
         data = RunData(config, placement, dry_run)
         steps_per_epoch = data.length.steps_per_epoch
@@ -161,7 +162,7 @@ class Run:
         step = functools.partial(
             train_step,
             run=config,
-            model=config.create_train_model(epoch, parallel.AXIS),
+            model=config.create_train_model(epoch, parallel.DEVICE_AXIS),
             optimizer=plan.optimizer,
             lr_schedule=plan.lr_schedule,
             teacher_model=self.teacher,

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from imagepiece_jax.common.tables import amount
+from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.visualize import token_pictures
 from imagepiece_jax.visualize.trace import Stage, Trace
 
@@ -37,7 +37,7 @@ def save(path: str | os.PathLike, image: np.ndarray, name: str, trace: Trace, in
         if stage.site == "pre":
             title = f"before block {stage.block}"
         drawn = token_pictures.draw_groups(image, stage.source[index], grid)
-        tokens.append((title, drawn, amount(stage.tokens, "token")))
+        tokens.append((title, drawn, counted_noun(stage.tokens, "token")))
         shares, note = size_shares(stage, index)
         drawn = token_pictures.draw_values(image, shares, grid)
         sizes.append((f"sizes, {title}", drawn, note))

@@ -12,8 +12,8 @@ import numpy as np
 
 from imagepiece_jax.common import files
 from imagepiece_jax.common.image_size import cut_to_patches
-from imagepiece_jax.common.progress import counted
-from imagepiece_jax.common.tables import amount
+from imagepiece_jax.common.progress import with_progress_bar
+from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.data.class_names import described
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.visualize import figure
@@ -58,9 +58,9 @@ def check_folder(out: str | os.PathLike):
     def ours(file):
         if file.name == "index.html":
             return TITLE in file.read_text("utf-8", errors="replace")
-        return file.name in (*FILES, files.LOCK)
+        return file.name in (*FILES, files.LOCK_NAME)
 
-    files.check_own("out", out, "an earlier call", ours)
+    files.check_own_files("out", out, "an earlier call", ours)
 
 
 def write_folder(
@@ -96,10 +96,10 @@ def write_folder(
             stages = tuple(stage for stage in stages if stage.block in blocks)
         drawn = dataclasses.replace(trace, stages=stages)
         os.makedirs(figures, exist_ok=True)  # only with something to put in it
-        for i in counted(range(len(names)), f"figures of {vit.label}"):
+        for i in with_progress_bar(range(len(names)), f"figures of {vit.label}"):
             path = figures / figure.file_name(i, names[i], vit.label)
             figure.save(path, images_of_patches[i], names[i], drawn, i)
-        left = amount(trace.tokens, "token")
+        left = counted_noun(trace.tokens, "token")
         yield f"{vit.label}: {math.prod(trace.grid)} patches, {left} at the end"
     tracing.write_traces(out, names, methods, traces)
     text = page(names, methods, traces, source, models[0].class_names)

@@ -11,7 +11,7 @@ import textwrap
 
 import numpy as np
 
-from imagepiece_jax.common.plotting import DPI, new_figure, save_figure
+from imagepiece_jax.common.plotting import DOTS_PER_INCH, new_figure, save_figure
 
 # Blend shares: the group's mean color in a kept patch; black or white in a single
 # patch's outline; stripes in a dropped patch; a value's color.
@@ -126,7 +126,7 @@ def panel_page(path: str | os.PathLike, rows, caption: str):
     below = 2 * _MARGIN + len(caption) * _LINE
     page_height = len(rows) * (height + _LABEL) + below
 
-    figure = new_figure(page_width / DPI, page_height / DPI)
+    figure = new_figure(page_width / DOTS_PER_INCH, page_height / DOTS_PER_INCH)
     for row, panels in enumerate(rows):
         for column, panel in enumerate(panels):
             if panel is None:

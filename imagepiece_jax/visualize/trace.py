@@ -11,7 +11,7 @@ import numpy as np
 
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.image_size import patch_grid
-from imagepiece_jax.common.progress import counted
+from imagepiece_jax.common.progress import with_progress_bar
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.problem_type import SINGLE_LABEL, activation, probabilities
 from imagepiece_jax.models.vit import ViT
@@ -87,7 +87,9 @@ def _in_batches(model, variables, images):
     """`_run` on all images, BATCH at a time, as NumPy arrays."""
     variables = jax.device_put(variables)  # once for all batches
     parts = []
-    for start in counted(range(0, len(images), BATCH), "batches of images traced"):
+    for start in with_progress_bar(
+        range(0, len(images), BATCH), "batches of images traced"
+    ):
         part = images[start : start + BATCH]
         padding = min(BATCH, len(images)) - len(part)
         part = np.concatenate([part, np.repeat(part[:1], padding, axis=0)])

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from imagepiece_jax.common.checks import as_tuple
 from imagepiece_jax.common.files import read_json
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.common.xla_options import checked_dtype
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
@@ -204,7 +204,7 @@ def _check_same(config, file):
     # `save` writes both parts for one model, so somebody has edited one part.
     images = as_tuple(file.get("pretrained_cfg", {}))
     fields = {"mean": config.mean, "std": config.std}
-    fields["input_size"] = (3, *sides(config.image_size))
+    fields["input_size"] = (3, *image_sides(config.image_size))
     for field, value in fields.items():
         if images.get(field, value) != value:
             raise InputError(

@@ -59,7 +59,7 @@ def repository_files(text):
             f"{text} is not a hub id; it must be {SCHEME}OWNER/NAME or "
             f"{SCHEME}OWNER/NAME@REVISION"
         )
-    extras.check(text, "huggingface_hub")
+    extras.check_installed(text, "huggingface_hub")
     name, _, revision = name.partition("@")
     repository = _Repository(text, name, revision or None)
     file = repository.needed(CONFIG, OPEN_CLIP)

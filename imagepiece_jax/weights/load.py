@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.common.warning import warn
+from imagepiece_jax.common.image_size import image_sides
+from imagepiece_jax.common.warning import warn_caller
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import (
     reduction_plan,
@@ -116,7 +116,7 @@ def load(
     model_tensors, fresh_selectors = _with_selectors(
         model, tensors, trained_tensors, source, described, as_trained, seed
     )
-    if sides(vit_config.image_size) != sides(trained.image_size):
+    if image_sides(vit_config.image_size) != image_sides(trained.image_size):
         model_tensors = resize_positions.fit(
             model_tensors, vit_config, trained.image_size
         )
@@ -148,7 +148,7 @@ def load(
     )
     is_clip = vit.config.arch.pre_norm and vit.is_single_label
     if is_clip and not vit.class_names and not vit.untrained:
-        warn(
+        warn_caller(
             f"{vit!r}: the head is taken for a classifier; config.problem_type "
             "'projection' says that it is CLIP's projection"
         )
@@ -284,7 +284,7 @@ def _of_files(source, config):
     except InputError as error:
         if config is None or OURS not in (source.config or {OURS}):
             raise
-        warn(f"{error}; the file is ignored, because config describes the model")
+        warn_caller(f"{error}; the file is ignored, because config describes the model")
         return WeightsInfo(config, stated=False)
 
 

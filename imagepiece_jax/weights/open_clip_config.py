@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from imagepiece_jax.common.checks import as_tuple, check_choice
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
@@ -65,7 +65,7 @@ def _images(images, image_size):
     interpolation = images.get("interpolation", "bicubic")
     check_choice("preprocess_cfg.resize_mode", mode, RESIZE_MODES)
     check_choice("preprocess_cfg.interpolation", interpolation, INTERPOLATIONS)
-    height, width = sides(image_size)
+    height, width = image_sides(image_size)
     # OpenCLIP ignores the interpolation for a crop that is not square.
     if mode == "shortest" and height != width:
         interpolation = "bicubic"

@@ -77,7 +77,7 @@ def read_checkpoint(
         )
 
     checkpoints = folder / CHECKPOINTS
-    written = [kind for kind in KINDS if checksums.steps(checkpoints / kind)]
+    written = [kind for kind in KINDS if checksums.complete_steps(checkpoints / kind)]
     if written and checkpoint not in written:
         raise InputError(
             f"run {folder} has no {checkpoint!r} checkpoint yet, but {written[0]!r}"

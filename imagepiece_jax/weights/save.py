@@ -10,10 +10,10 @@ import safetensors.numpy
 from flax import traverse_util
 
 from imagepiece_jax.common.files import (
-    LOCK,
-    check_own,
+    LOCK_NAME,
+    check_own_files,
     read_json,
-    replacing_folder,
+    replacement_folder,
     write_json,
 )
 from imagepiece_jax.errors import InputError
@@ -70,7 +70,7 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     config = json.loads(json.dumps(described, default=lambda scalar: scalar.item()))
     vit.warn_of_untrained()
     _check_round_trip(vit.model, dense | selectors, config)
-    with replacing_folder(folder) as new:
+    with replacement_folder(folder) as new:
         _write(new / DENSE_PART, dense)
         if learned:
             _write(new / SELECTORS, learned)
@@ -102,12 +102,12 @@ def _write(file, tensors):
 def checked_folder(folder):
     """Return the folder's path after checking that saving destroys no other file."""
     folder = pathlib.Path(os.path.expanduser(folder))
-    names = (LOCK,)
-    # A missing or foreign config.json is no error: `check_own` decides.
+    names = (LOCK_NAME,)
+    # A missing or foreign config.json is no error: `check_own_files` decides.
     with contextlib.suppress(InputError, OSError):
         if OURS in read_json(folder / CONFIG):
             names += FILES
-    check_own("folder", folder, "a saved model", lambda file: file.name in names)
+    check_own_files("folder", folder, "a saved model", lambda file: file.name in names)
     if folder.exists() and folder.samefile(os.curdir):
         raise InputError(f"folder {folder} is the working directory")
     return folder

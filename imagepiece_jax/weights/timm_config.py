@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.preprocessing import DEIT_CROP, Preprocessing
 from imagepiece_jax.errors import InputError
@@ -102,7 +102,7 @@ def parse_timm(
 
 def _side(size):
     """Return a square's side, or else (height, width)."""
-    height, width = sides(size)
+    height, width = image_sides(size)
     return height if height == width else (height, width)
 
 
@@ -281,7 +281,7 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
         "num_features": config.embed_dim,
         **named,
         "pretrained_cfg": {
-            "input_size": [3, *sides(config.image_size)],
+            "input_size": [3, *image_sides(config.image_size)],
             "fixed_input_size": True,
             "mean": config.mean,
             "std": config.std,

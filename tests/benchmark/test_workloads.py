@@ -24,12 +24,12 @@ def test_inputs_differ_and_rotate(vit, monkeypatch):
 
     monkeypatch.setattr(workloads.optimize, "optimize", optimize)
     job = workloads.Case(vit, "inference", 3, "float32").workload().job
-    for number in range(2 * workloads.INPUTS):
+    for number in range(2 * workloads.NUM_INPUTS):
         job.call(number)
-    first = made[0].seen[: workloads.INPUTS]
-    again = made[0].seen[workloads.INPUTS :]
+    first = made[0].seen[: workloads.NUM_INPUTS]
+    again = made[0].seen[workloads.NUM_INPUTS :]
     assert all(a is b for a, b in zip(first, again, strict=True))
-    assert len({float(images.std()) for images in first}) == workloads.INPUTS
+    assert len({float(images.std()) for images in first}) == workloads.NUM_INPUTS
     assert all(images.shape == (3, tiny_vit.SIDE, tiny_vit.SIDE, 3) for images in first)
     assert all(images.std() > 0.5 for images in first)  # no zeros
 

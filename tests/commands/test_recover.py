@@ -9,7 +9,7 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import recover
-from imagepiece_jax.common.files import LOCK, locked
+from imagepiece_jax.common.files import LOCK_NAME, locked_folder
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.recovery import recovery_step
 from imagepiece_jax.recovery.recover import NOTHING_BETTER
@@ -62,12 +62,12 @@ def test_a_set_is_opened_by_its_name_where_no_path_has_it(tmp_path, monkeypatch)
 # save.
 SIGNALED = """
 import os, runpy, sys
-from imagepiece_jax.recovery.recovery_step import Fit
+from imagepiece_jax.recovery.recovery_step import StudentFit
 
 _, signum, step, *words = sys.argv
 taken = []
 
-def signaled_step(*args, take_step=Fit.take_step):
+def signaled_step(*args, train_step=StudentFit.train_step):
     taken.append(args)
     if len(taken) == int(step):
         if signum == "1":  # nothing reads stdout after ssh is lost
@@ -75,13 +75,13 @@ def signaled_step(*args, take_step=Fit.take_step):
             os.close(reader)
             os.dup2(writer, 1)
         os.kill(os.getpid(), int(signum))
-    return take_step(*args)
+    return train_step(*args)
 
 def signaled_save(number, fsync=os.fsync):
     os.kill(os.getpid(), 2)
     return fsync(number)
 
-Fit.take_step = signaled_step
+StudentFit.train_step = signaled_step
 os.fsync = signaled_save
 sys.argv = ["imagepiece", "recover", *words]
 runpy.run_module("imagepiece_jax", run_name="__main__", alter_sys=True)
@@ -113,7 +113,7 @@ def test_a_signal_leaves_the_best_or_nothing(
 
 
 def test_what_cannot_be_written_is_said_before_the_work(words, tmp_path, monkeypatch):
-    monkeypatch.setattr(recovery_step.Fit, "__init__", None)
+    monkeypatch.setattr(recovery_step.StudentFit, "__init__", None)
     (tmp_path / "file").touch()
     ended = call(recover.main, *words, f"--out={tmp_path / 'file' / 'x'}")
     assert ended.status == 2 and "Not a directory" in ended.err
@@ -122,13 +122,13 @@ def test_what_cannot_be_written_is_said_before_the_work(words, tmp_path, monkeyp
 
 def test_two_processes_do_not_recover_into_one_folder(words, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    with locked("out", out), monkeypatch.context() as patch:
+    with locked_folder("out", out), monkeypatch.context() as patch:
         patch.setattr(imagepiece_jax, "load", None)
         said = sentence(call(recover.main, *words))
         assert f"{out} is in use by another process" in said
     assert not out.exists()
     out.mkdir()
-    (out / LOCK).touch()  # by a killed process
+    (out / LOCK_NAME).touch()  # by a killed process
     call(recover.main, *words).ok()
-    assert not (out / LOCK).exists()
+    assert not (out / LOCK_NAME).exists()
     imagepiece_jax.load(out)

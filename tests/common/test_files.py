@@ -14,10 +14,10 @@ import pytest
 from imagepiece_jax.common import files
 from imagepiece_jax.common.files import (
     check_writable,
-    locked,
+    locked_folder,
     replace_file,
-    replacing,
-    replacing_folder,
+    replacement_file,
+    replacement_folder,
 )
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.weights.runs import own_files
@@ -31,7 +31,7 @@ def test_a_file_system_without_locks_is_no_other_process(
 ):
     error = OSError(code, os.strerror(code))
     monkeypatch.setattr(fcntl, "flock", mock.Mock(side_effect=error))
-    with locked("out", tmp_path):
+    with locked_folder("out", tmp_path):
         pass
     (said,) = [record.getMessage() for record in caplog.records]
     assert f"cannot be locked ({os.strerror(code)}): two processes that" in said
@@ -39,19 +39,19 @@ def test_a_file_system_without_locks_is_no_other_process(
 
 def test_a_folder_belongs_to_one_process_and_is_left_as_it_was(tmp_path):
     folder = tmp_path / "new" / "run"
-    with locked("out", folder):
+    with locked_folder("out", folder):
         with refused("out ", "is in use by another process"):
-            locked("out", folder).__enter__()
+            locked_folder("out", folder).__enter__()
     assert not [*tmp_path.iterdir()]
-    with locked("out", folder):
+    with locked_folder("out", folder):
         (folder / "run.json").touch()
     assert [*folder.iterdir()] == [folder / "run.json"]
 
 
 KILLED = """
 import os, signal, sys
-from imagepiece_jax.common.files import locked
-with locked("out", sys.argv[1]):
+from imagepiece_jax.common.files import locked_folder
+with locked_folder("out", sys.argv[1]):
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -59,13 +59,13 @@ with locked("out", sys.argv[1]):
 def test_a_killed_process_keeps_nobody_out(tmp_path):
     assert start("-c", KILLED, tmp_path, imported=True).status == -signal.SIGKILL
     assert [*tmp_path.iterdir()] == [tmp_path / ".lock"]
-    with locked("out", tmp_path):
+    with locked_folder("out", tmp_path):
         pass
     assert not [*tmp_path.iterdir()]
 
 
 def put(folder, text):
-    with replacing_folder(folder) as new:
+    with replacement_folder(folder) as new:
         (new / "file").write_text(text)
 
 
@@ -78,7 +78,7 @@ def texts(folder):
 def test_a_write_that_stops_halfway_leaves_the_old_file_alone(tmp_path):
     path = tmp_path / "file"
     replace_file(path, b"old")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as new:
+    with pytest.raises(KeyboardInterrupt), replacement_file(path) as new:
         new.write_bytes(b"ne")
         raise KeyboardInterrupt
     assert texts(tmp_path) == {"file": "old"}
@@ -114,7 +114,7 @@ def test_a_mount_without_a_call_is_written(tmp_path, monkeypatch, call, code):
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
     path = tmp_path / "file"
-    with replacing(path) as new:  # while another process does the same
+    with replacement_file(path) as new:  # while another process does the same
         replace_file(path, "theirs")
         new.write_text("ours")
     assert texts(tmp_path) == {"file": "ours"}
@@ -136,7 +136,7 @@ def test_a_folder_that_cannot_be_replaced_is_put_back(
             raise error
         rename(*names)
 
-    monkeypatch.setattr(files, "_exchanged", lambda *folders: False)
+    monkeypatch.setattr(files, "_exchange_folders", lambda *folders: False)
     monkeypatch.setattr(os, "rename", broken)
     with pytest.raises((RunError, KeyboardInterrupt)):
         put(path, "new")
@@ -158,11 +158,11 @@ def test_a_folder_is_replaced_where_libraries_need_a_name(tmp_path, monkeypatch)
 
 KILLED_IN_EXCHANGE = """
 import os, signal, sys
-from imagepiece_jax.common.files import replacing_folder
+from imagepiece_jax.common.files import replacement_folder
 def killed(*names):
     os.kill(os.getpid(), signal.SIGKILL)
 os.rename = killed  # the old folder leaves, and the new one comes
-with replacing_folder(sys.argv[1]) as new:
+with replacement_folder(sys.argv[1]) as new:
     (new / "file").write_text("new")
 """
 
@@ -217,7 +217,7 @@ def test_git_revision_of_tracked_code_only(tmp_path, monkeypatch):
     package = tmp_path / "package"
     package.mkdir()
     (package / "errors.py").write_text("1\n")
-    monkeypatch.setattr(files, "PACKAGE", package)
+    monkeypatch.setattr(files, "PACKAGE_FOLDER", package)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert files.git_revision() is None
     git(tmp_path, "init", "-q")

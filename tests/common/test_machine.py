@@ -39,13 +39,13 @@ def test_a_quota_bounds_the_cores(cgroup, files, cores, tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "CGROUPS", tmp_path)
     monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
-    assert machine.cores() == cores
+    assert machine.available_cores() == cores
 
 
 def test_affinity_bounds_the_cores_where_there_are_no_cgroups(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "none")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    assert machine.cores() == 1
+    assert machine.available_cores() == 1
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert machine.cores() == 64
+    assert machine.available_cores() == 64

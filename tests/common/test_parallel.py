@@ -49,7 +49,7 @@ def test_one_device_is_a_special_case_of_many():
     check_round_trip(devices=1)
     assert (jax.process_index(), jax.process_count()) == (0, 1)
     assert parallel.is_main()
-    assert parallel.gather("alone") == ["alone"]
+    assert parallel.gather_texts("alone") == ["alone"]
     highest = parallel.max_over_processes()
     assert [highest(number) for number in (0, 15, 0)] == [0, 15, 0]
 
@@ -61,12 +61,15 @@ def check_exchange(devices, first=0, local=None):
     batch = np.stack([samples, -samples], axis=1)[3 * first : 3 * (first + local)]
 
     def step(x):
-        at = parallel.positions(3)
-        sums = parallel.mean({"x": x.sum(0)}), parallel.total({"n": jnp.ones(())})
-        return at, parallel.reverse({"x": x, "i": x[:, 0]}), *sums
+        at = parallel.micro_batch_positions(3)
+        sums = (
+            parallel.mean_over_devices({"x": x.sum(0)}),
+            parallel.sum_over_devices({"n": jnp.ones(())}),
+        )
+        return at, parallel.reverse_batch({"x": x, "i": x[:, 0]}), *sums
 
-    found = parallel.pmap(step, program="step")(parallel.shard(batch))
-    at, back, mean, total = parallel.local(found)
+    found = parallel.pmap(step, program="step")(parallel.shard_samples(batch))
+    at, back, mean, total = parallel.local_rows(found)
     mine = samples[3 * first : 3 * (first + local)]
     assert at.dtype == jnp.int32
     np.testing.assert_array_equal(np.ravel(at), mine)
@@ -87,7 +90,7 @@ def check_round_trip(devices, everywhere=None):
     state = {"w": np.arange(1 << 18, dtype=np.float32), "step": np.asarray(4, np.int32)}
     want = {name: x.copy() for name, x in state.items()}
     there = parallel.replicate(state)
-    shapes = [leaf["w"].shape for leaf in (there, parallel.local(there))]
+    shapes = [leaf["w"].shape for leaf in (there, parallel.local_rows(there))]
     assert shapes == [(everywhere or devices, 1 << 18), (devices, 1 << 18)]
     plus_one = functools.partial(jax.tree.map, lambda x: x + 1)
     grow = parallel.pmap(plus_one, donate_argnums=0, program="step")
@@ -109,7 +112,7 @@ def check_round_trip(devices, everywhere=None):
 def check_pairs(devices, m):
     """Of an even number of samples a device every partner is on the same device."""
     samples = device_samples(m * devices, devices)
-    mapped = parallel.pmap(parallel.reverse)
+    mapped = parallel.pmap(parallel.reverse_batch)
     np.testing.assert_array_equal(mapped(samples), m * devices - 1 - samples)
     shape = jax.ShapeDtypeStruct(samples.shape, jnp.int32)
     assert "collective-permute" not in mapped.compile(shape).as_text()
@@ -124,7 +127,7 @@ def check_eight():
 
 def check_process(process, port):
     process = int(process)
-    xla_options.OPTIONS["cpu"] = compiling.HARMLESS  # as a GPU has some
+    xla_options.PLATFORM_OPTIONS["cpu"] = compiling.HARMLESS  # as a GPU has some
     with joined_cluster(f"127.0.0.1:{port}", 2, process):
         assert (jax.process_index(), jax.process_count()) == (process, 2)
         assert parallel.is_main() == (process == 0)
@@ -136,7 +139,7 @@ def check_process(process, port):
         highest = parallel.max_over_processes()
         asked = [highest(15 * process * (call > 0)) for call in range(4)]
         assert asked == [0, 0, 15, 15]
-        assert parallel.gather(("ä" * 3, "")[process]) == ["äää", ""]
+        assert parallel.gather_texts(("ä" * 3, "")[process]) == ["äää", ""]
         check_agreement(process)
 
 
@@ -157,7 +160,7 @@ def check_agreement(process):
     with refused("config.parts is missing on process 1"):
         settings(config | {"parts": [{}, {"gelu": "tanh"}][process]})
     with refused("a is missing on process 1, but 5 on process"):
-        parallel.check_same([{"a": 5}, {}][process])
+        parallel.check_same_values([{"a": 5}, {}][process])
     with refused("images is [6, 5] on process 1, but [7, "):
         settings(images=(7 - process, 5))
     with refused("checksum of the names of the classes is"):
@@ -165,7 +168,7 @@ def check_agreement(process):
     execution.attention_impl = ("cudnn", "xla")[process]
     with refused("attention as ", " is xla on process 1, but cudnn"):
         settings()
-    assert parallel.from_main(lambda: {"process": process}) == {"process": 0}
+    assert parallel.decided_by_main(lambda: {"process": process}) == {"process": 0}
 
     arrays = {"v": np.arange(2.0), "w": np.arange(3.0)}
     check_same_start(0, arrays)
@@ -183,7 +186,7 @@ def check_agreement(process):
             with parallel.shared_errors():
                 if process == 0:
                     raise error("disk is full")
-                parallel.check_same({})
+                parallel.check_same_values({})
 
 
 if __name__ == "__main__":
@@ -193,7 +196,7 @@ if __name__ == "__main__":
 
 def test_a_mapped_model_is_compiled_with_the_options_of_its_platform(monkeypatch):
     options = {"xla_backend_optimization_level": 0}
-    monkeypatch.setattr(xla_options, "options", lambda platform: options)
+    monkeypatch.setattr(xla_options, "compiler_options", lambda platform: options)
     given = []
     compile_as_ever = jax.stages.Lowered.compile
 
@@ -235,7 +238,7 @@ def test_programs_leave_before_memory_maps_run_out(monkeypatch):
     for number in range(4):
         compiled(number)
     grown = memory_maps() - before
-    assert grown > 20 and not parallel.are_crowded()
+    assert grown > 20 and not parallel.are_memory_maps_scarce()
     limit = str(2 * memory_maps() - 10)
     real = open
 
@@ -243,6 +246,6 @@ def test_programs_leave_before_memory_maps_run_out(monkeypatch):
         return io.StringIO(limit) if "vm" in path else real(path, *mode)
 
     monkeypatch.setattr(parallel, "open", open_limit, raising=False)
-    assert parallel.are_crowded()
+    assert parallel.are_memory_maps_scarce()
     compiled(4)
     assert memory_maps() < before + grown

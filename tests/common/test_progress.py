@@ -13,8 +13,8 @@ from imagepiece_jax.common import progress
     "seconds, enabled, said", [(0, True, False), (0.3, True, True)]
 )
 def test_long_work_is_named(monkeypatch, capsys, seconds, enabled, said):
-    monkeypatch.setattr(progress, "PATIENCE", 0.1)
-    with progress.working("compiling the step", enabled):
+    monkeypatch.setattr(progress, "PATIENCE_SECONDS", 0.1)
+    with progress.announced_work("compiling the step", enabled):
         time.sleep(seconds)
     assert capsys.readouterr().err == "compiling the step ..\n" * said
 
@@ -28,9 +28,9 @@ class Terminal(io.StringIO):
 def test_items_are_counted(shown, monkeypatch, stream):
     """By lines in a log, and a bar on a terminal, which disappears."""
     monkeypatch.setattr("sys.stderr", stream)
-    monkeypatch.setattr(progress, "PATIENCE", 0.0)
-    monkeypatch.setattr(progress, "INTERVAL", 0.0)
-    assert [*progress.counted("abc", "letters")] == ["a", "b", "c"]
+    monkeypatch.setattr(progress, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_INTERVAL_SECONDS", 0.0)
+    assert [*progress.with_progress_bar("abc", "letters")] == ["a", "b", "c"]
     text = stream.getvalue()
     if stream.isatty():
         assert "letters" in text and "0/3" in text
@@ -40,15 +40,15 @@ def test_items_are_counted(shown, monkeypatch, stream):
 
 
 def test_times_in_words():
-    found = [progress.in_words(seconds) for seconds in (40, 540, 9000)]
+    found = [progress.duration_text(seconds) for seconds in (40, 540, 9000)]
     assert found == ["40 s", "9 min", "2.5 h"]
 
 
 def test_the_first_things_are_no_estimate(shown, monkeypatch, capsys):
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(progress, "INTERVAL", 5.0)
-    monkeypatch.setattr(progress, "PATIENCE", 3.0)
+    monkeypatch.setattr(progress, "LINE_INTERVAL_SECONDS", 5.0)
+    monkeypatch.setattr(progress, "PATIENCE_SECONDS", 3.0)
     with progress.ProgressBar("steps", 40) as bar:
         clock[0] += 60
         bar.update(4)

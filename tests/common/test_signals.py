@@ -52,12 +52,12 @@ print("a line")  # into its buffer
 send()
 """,
     "an unfinished file": """
-with files.replacing(folder / "file") as new:
+with files.replacement_file(folder / "file") as new:
     new.write_text("half")
     send()
 """,
     "an unfinished folder": """
-with files.replacing_folder(folder / "folder") as new:
+with files.replacement_folder(folder / "folder") as new:
     (new / "file").write_text("half")
     send()
 """,
@@ -77,28 +77,28 @@ CASES = [*zip(PLACES, itertools.cycle(ENDED))]
 
 @pytest.mark.parametrize("place, signum", CASES)
 def test_a_signal_ends_a_process(place, signum, tmp_path):
-    code = f"{BEGIN}\nsignals.end_process()\n{PLACES[place]}"
+    code = f"{BEGIN}\nsignals.handle_ending_signals()\n{PLACES[place]}"
     ended = start("-c", code, int(signum), tmp_path)
     assert (ended.status, ended.err) == ENDED[signum]
     assert not [*tmp_path.iterdir()]
 
 
 FINISHED = """
-signals.end_process()
-files._exchanged = lambda *folders: False  # where the system cannot
+signals.handle_ending_signals()
+files._exchange_folders = lambda *folders: False  # where the system cannot
 for text in ("old", "new"):
     if text == "new":
         rename = os.rename
         os.rename = lambda *paths: (rename(*paths), send(), send())
-    with files.replacing_folder(folder / "folder") as new:
+    with files.replacement_folder(folder / "folder") as new:
         (new / "file").write_text(text)
 print("not ended")
 """
 
 
 REFUSED = """
-signals.end_process()
-with signals.finishing():
+signals.handle_ending_signals()
+with signals.deferred_signals():
     send()
     (folder / "file").touch()
     raise OSError("Input/output error")
@@ -122,7 +122,7 @@ def test_between_two_renames_a_signal_waits(tmp_path):
 
 IGNORED = """
 signal.signal(signum, signal.SIG_IGN)
-signals.end_process()
+signals.handle_ending_signals()
 send()
 print("goes on")
 """
@@ -135,7 +135,7 @@ def test_what_is_ignored_stays_ignored(signum, tmp_path):
 
 
 OF_PYTHON = """
-with signals.stopping(defers=True) as stop:
+with signals.stoppable_work(defers=True) as stop:
     send()
     send()
     stop.defers = False
@@ -144,7 +144,7 @@ with signals.stopping(defers=True) as stop:
     except KeyboardInterrupt:
         print(stop.signums)
 assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-with signals.finishing():
+with signals.deferred_signals():
     pass
 """
 
@@ -156,8 +156,8 @@ def test_without_a_command_ctrl_c_is_pythons(tmp_path):
 
 BLOCKED = """
 import subprocess
-signals.end_process()
-with signals.blocked(*signals.SIGNALS):
+signals.handle_ending_signals()
+with signals.blocked_signals(*signals.END_SIGNALS):
     child = subprocess.Popen([sys.executable, "-c", "print(input())"], stdin=-1)
 os.kill(child.pid, signal.SIGINT)
 os.kill(child.pid, signal.SIGTERM)

@@ -32,7 +32,7 @@ if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):
     )
 
 # Compiler options that a CPU accepts and that change nothing: with these in
-# common.xla_options.OPTIONS["cpu"], programs are compiled as they are on a GPU.
+# xla_options.PLATFORM_OPTIONS["cpu"], programs are compiled as they are on a GPU.
 HARMLESS = {"xla_embed_ir_in_executable": False}
 
 

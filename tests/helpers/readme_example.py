@@ -43,7 +43,7 @@ class Hidden:
 
 def hide():
     """Make all that a plain installation lacks unimportable."""
-    for modules in extras.EXTRAS.values():
+    for modules in extras.EXTRA_MODULES.values():
         for name in modules:
             if name not in IMPORTED_BY_OTHERS + SEEN_BY_TYRO:
                 assert name not in sys.modules

@@ -22,9 +22,9 @@ def shown():
     """A block in which the package prints what it logs, and caplog sees it, too."""
     logger = logging.getLogger("imagepiece_jax")
     before = dict(vars(logger))
-    progress.show()
+    progress.show_progress()
     logger.propagate = True
-    with mock.patch.object(progress, "show"):
+    with mock.patch.object(progress, "show_progress"):
         try:
             yield
         finally:
@@ -66,15 +66,15 @@ def call(main, *words):
     argv = ["command", *map(str, words)]
     with (
         mock.patch.object(sys, "argv", argv),
-        mock.patch.object(cli, "leave", sys.exit),
-        mock.patch.object(signals, "end_process"),  # which tests go on in
+        mock.patch.object(cli, "leave_process", sys.exit),
+        mock.patch.object(signals, "handle_ending_signals"),  # which tests go on in
         mock.patch.object(warnings, "formatwarning"),
         shown(),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
         try:
-            cli.run(main)
+            cli.run_command(main)
         except SystemExit as end:
             status = end.code
         finally:

@@ -50,7 +50,7 @@ class Programs:
 
 def folder(root):
     """The part of the folder for this kind of processor: JAX's names have none."""
-    kind = f"{zlib.crc32(cache_dirs.processor().encode()):08x}"
+    kind = f"{zlib.crc32(cache_dirs.processor_features().encode()):08x}"
     return pathlib.Path(root, kind)
 
 

@@ -3,7 +3,7 @@
 import jax
 
 from imagepiece_jax.benchmark import workloads
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.image_size import image_sides
 
 SMALL = ["--warmup=2", "--repeats=2", "--seconds=0.001", "--batch-size=4"]
 
@@ -15,7 +15,7 @@ class Mean:
         config = vit.config.with_arch(gelu=gelu or vit.config.arch.gelu)
         self.model = vit.model.clone(config=config)
         self.seen = []
-        shape = (batch_size, *sides(vit.image_size), 3)
+        shape = (batch_size, *image_sides(vit.image_size), 3)
         self.images = jax.ShapeDtypeStruct(shape, dtype)
         mean = jax.jit(lambda images: images.astype("float32").mean(axis=(1, 2)))
         self.compiled = mean.lower(self.images).compile()

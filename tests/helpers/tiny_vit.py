@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.models import create, timm_tensors
 from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.models.config import Execution
@@ -151,7 +151,7 @@ def shapes(module, side=SIDE):
 def _shapes(module, side):
     if isinstance(module, ViT):
         return variable_shapes(module)  # test_variables compares what is drawn
-    images = jax.ShapeDtypeStruct((1, *sides(side), 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, *image_sides(side), 3), jnp.float32)
     return jax.eval_shape(module.init, jax.random.key(0), images)
 
 
@@ -217,5 +217,5 @@ def count(tree):
 
 def images(batch=3, seed=0, side=SIDE):
     """Normalized images of noise, [batch, H, W, 3] float32, of `side` (or both)."""
-    noise = np.random.default_rng(seed).normal(size=(batch, *sides(side), 3))
+    noise = np.random.default_rng(seed).normal(size=(batch, *image_sides(side), 3))
     return jnp.asarray(noise, jnp.float32)

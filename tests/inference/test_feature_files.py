@@ -523,7 +523,7 @@ def test_folders_that_are_not_its_own(write, tmp_path):
         (tmp_path / name).write_text("mine")
         check("folder", f"{tmp_path} holds {name}")
         (tmp_path / name).unlink()
-    with files.locked("folder", tmp_path):
+    with files.locked_folder("folder", tmp_path):
         check("folder", tmp_path, "in use by another process")
 
 

@@ -57,7 +57,7 @@ def in_float64():
         wide_head = mock.patch.object(layers.dense, "__defaults__", (jnp.float64,))
         stack.enter_context(wide_head)
         # JAX's own attention has its softmax in float32.
-        stack.enter_context(kernels.reference())
+        stack.enter_context(kernels.reference_forms())
         yield
 
 
@@ -134,7 +134,7 @@ def test_it_is_left_out_where_logits_are_wanted_and_nothing_else_measured():
     for measure, last in ((None, 2), (lambda outputs, batch: {}, 52)):
         with mock.patch.object(parallel, "pmap", lambda step, program: step):
             step = accuracy.model_step(model, measure=measure)
-        rows = mlp_rows(step, shapes, batch, axis_env=[(parallel.AXIS, 1)])
+        rows = mlp_rows(step, shapes, batch, axis_env=[(parallel.DEVICE_AXIS, 1)])
         assert rows == [52, 52, last]
 
 
@@ -154,6 +154,9 @@ def test_training_leaves_it_out_unless_a_loss_may_read_tokens(method, left_out):
     state = jax.eval_shape(first_state, variable_shapes(model))
     batch = batch_shapes(run, (1, 6))
     taught = variable_shapes(teacher)
-    options = {"hidden": 4 * model.config.embed_dim, "axis_env": [(parallel.AXIS, 1)]}
+    options = {
+        "hidden": 4 * model.config.embed_dim,
+        "axis_env": [(parallel.DEVICE_AXIS, 1)],
+    }
     rows = mlp_rows(step, state, batch, taught, **options)
     assert rows.count(6) == 3 * left_out, rows

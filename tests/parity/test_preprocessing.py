@@ -14,7 +14,7 @@ from timm.data import create_transform
 from transformers.image_processing_utils import get_size_dict
 from transformers.models.auto import image_processing_auto
 
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
@@ -44,7 +44,7 @@ def picture(height, width):
 )
 def test_timms_crops(shape, interpolation, size, crop, mode):
     theirs = create_transform(
-        (3, *sides(size)),
+        (3, *image_sides(size)),
         crop_pct=crop,
         crop_mode=mode,
         interpolation=interpolation,

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.weights import layouts
@@ -55,7 +55,7 @@ def test_logits_and_features_are_timms(name):
     ours = create_model(named_models.config(name, image_size=size))
     raw = originals.memory(theirs)
     tensors = layouts.with_timm_names(raw)
-    pixels = noise(2, *sides(size), 3)
+    pixels = noise(2, *image_sides(size), 3)
     features = torched(theirs.forward_features, pixels)
     logits = torched(theirs, pixels)
     out = outputs(ours, tensors, pixels)

@@ -9,7 +9,7 @@ import torch
 from timm.data import resolve_model_data_config
 
 import imagepiece_jax
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
@@ -25,7 +25,7 @@ def agrees(folder, vit):
     """Compare with what timm makes of a folder, of images of the model's size."""
     imagepiece_jax.save(vit, folder)
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    images = noise(2, *sides(vit.image_size), 3)
+    images = noise(2, *image_sides(vit.image_size), 3)
     wanted = torched(theirs, images)
     norms = [m for m in theirs.modules() if isinstance(m, torch.nn.LayerNorm)]
     assert {norm.eps for norm in norms} == {max(vit.model.config.arch.norm_eps, 1e-6)}

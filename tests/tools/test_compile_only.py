@@ -70,7 +70,8 @@ def test_a_training_step_is_compiled_whole(compiled):
 def test_what_is_compiled_is_the_function(monkeypatch):
     monkeypatch.setattr(compile_only, "device", lambda: jax.devices("cpu")[0])
     monkeypatch.setattr(compile_only, "lower", lambda traced: traced.lower())
-    monkeypatch.setattr(compile_only.xla_options, "options", lambda platform: {})
+    options = compile_only.xla_options
+    monkeypatch.setattr(options, "compiler_options", lambda platform: {})
     shape = jax.ShapeDtypeStruct((3, 5), jnp.float32)
     (sine,) = hlo.kernels(compile_only.compile_for(jnp.sin, shape))
     assert sine.shape.startswith("f32[3,5]")

@@ -60,7 +60,7 @@ def with_loss(recipe, loss):
 
 def make(recipe=None, optimizer=None, seed=0, **fields):
     """(one step on one device, its replicated first state) of a tiny model."""
-    execution = {"axis_name": parallel.AXIS}
+    execution = {"axis_name": parallel.DEVICE_AXIS}
     for name in ("axis_name", "drop_path_rate"):
         if name in fields:
             execution[name] = fields.pop(name)

@@ -15,7 +15,7 @@ import pytest
 import scipy.ndimage
 
 import imagepiece_jax
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
@@ -205,7 +205,7 @@ def test_a_distillation_token_without_a_head_is_a_register(tmp_path):
     np.savez(tmp_path / "head.npz", **tensors | of_class)
     for file in ("w", "head"):
         vit = imagepiece_jax.load(tmp_path / f"{file}.npz", config=about["config"])
-        size = (2, *sides(vit.image_size), 3)
+        size = (2, *image_sides(vit.image_size), 3)
         images = np.random.default_rng(0).normal(size=size).astype(np.float32)
         out = vit.model.apply(vit.variables, images)
         assert_close(out.pooled, out.tokens[:, 0])

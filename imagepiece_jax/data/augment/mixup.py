@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from imagepiece_jax.common.rng import integers, normal, uniform
+from imagepiece_jax.common.rng import draw_integers, draw_normal, draw_uniform
 
 TRIES = 8  # at least one try is accepted, except in 1 draw of 10^10
 
@@ -41,11 +41,11 @@ def draw(key, height, width, *, mixup, cutmix, prob, switch_prob):
         share = switch_prob
     else:
         share = float(cutmix > 0)
-    cut = uniform(cut_key) < share
+    cut = draw_uniform(cut_key) < share
     alpha = jnp.where(cut, jnp.float32(cutmix), jnp.float32(mixup))
-    mixed = uniform(mixed_key) < prob
+    mixed = draw_uniform(mixed_key) < prob
     lam = jnp.where(mixed, beta(lam_key, alpha), 1.0)
-    center = integers(center_key, (2,), 0, jnp.array([height, width]))
+    center = draw_integers(center_key, (2,), 0, jnp.array([height, width]))
     box, box_lam = cutmix_box(lam, center, height, width)
     return Mix(lam=jnp.where(cut, box_lam, lam), box=box, cut=cut)
 
@@ -55,8 +55,8 @@ def beta(key, alpha):
     # Two gamma variables, with all tries at once: `jax.random.beta` repeats tries in a
     # loop, and a GPU waits for the host before every turn of a loop of unknown length.
     normal_key, accept_key, boost_key = jax.random.split(key, 3)
-    x = normal(normal_key, (2, TRIES))
-    u = 1 - uniform(accept_key, (2, TRIES))
+    x = draw_normal(normal_key, (2, TRIES))
+    u = 1 - draw_uniform(accept_key, (2, TRIES))
     # Marsaglia and Tsang, 2000, "A simple method for generating gamma variables".
     d = alpha + 2 / 3  # for the shape alpha + 1, above 1 as the method asks
     v = (1 + x / jnp.sqrt(9 * d)) ** 3
@@ -67,7 +67,7 @@ def beta(key, alpha):
     first = jnp.argmax(accepted, axis=1, keepdims=True)
     # A gamma variable of shape alpha + 1 times U^(1 / alpha) has shape alpha.
     # Logarithms, because variables of a small alpha would vanish.
-    boost = jnp.log(1 - uniform(boost_key, (2,))) / alpha
+    boost = jnp.log(1 - draw_uniform(boost_key, (2,))) / alpha
     log_gamma = jnp.take_along_axis(log_v, first, axis=1)[:, 0] + boost
     return jax.nn.sigmoid(log_gamma[0] - log_gamma[1])
 

@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.common.rng import normal, uniform
+from imagepiece_jax.common.rng import draw_normal, draw_uniform
 from imagepiece_jax.data.augment.randaugment import fill_color, randaugment
 from imagepiece_jax.data.normalize import normalize
 
@@ -59,7 +59,7 @@ def random_erasing(images, keys, prob):
         column = jnp.arange(width, dtype=jnp.int32)[None, :]
         inside = (row >= top) & (row < top + tall)
         inside &= (column >= left) & (column < left + wide)
-        noise = normal(noise_key, image.shape)  # per pixel and channel
+        noise = draw_normal(noise_key, image.shape)  # per pixel and channel
         return jnp.where(inside[:, :, None], noise, image)
 
     return jax.vmap(of_image)(images, keys)
@@ -68,7 +68,7 @@ def random_erasing(images, keys, prob):
 def erased_box(key, height, width, prob):
     """Draw a box (top, left, height, width), int32; size 0 erases nothing."""
     prob_key, try_key, place_key = jax.random.split(key, 3)
-    share, ratio = uniform(try_key, (2, TRIES))
+    share, ratio = draw_uniform(try_key, (2, TRIES))
     low, high = map(math.log, ERASED_ASPECT)
     smallest, largest = ERASED_AREA
     area = smallest + share * (largest - smallest)
@@ -80,10 +80,10 @@ def erased_box(key, height, width, prob):
     # The first try that is smaller than the image in both directions counts.
     fits = (tall < height) & (wide < width)
     first = jnp.argmax(fits)
-    erases = (uniform(prob_key) < prob) & fits[first]
+    erases = (draw_uniform(prob_key) < prob) & fits[first]
     tall = jnp.where(erases, tall[first], 0)
     wide = jnp.where(erases, wide[first], 0)
-    down, right = uniform(place_key, (2,))
+    down, right = draw_uniform(place_key, (2,))
     top = jnp.floor(down * (height - tall + 1))
     left = jnp.floor(right * (width - wide + 1))
     return jnp.stack([top, left, tall, wide]).astype(jnp.int32)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.common.rng import integers, normal, uniform
+from imagepiece_jax.common.rng import draw_integers, draw_normal, draw_uniform
 from imagepiece_jax.data.config import MAX_MAGNITUDE
 
 OPS = (
@@ -59,12 +59,12 @@ def draw(keys, augment):
     def of_image(key):
         op, applied, magnitude, sign = jax.random.split(key, 4)
         shape = (augment.layers,)
-        noise = augment.magnitude_std * normal(magnitude, shape)
+        noise = augment.magnitude_std * draw_normal(magnitude, shape)
         return Draws(
-            op=integers(op, shape, 0, len(OPS)),
-            applied=uniform(applied, shape) < augment.prob,
+            op=draw_integers(op, shape, 0, len(OPS)),
+            applied=draw_uniform(applied, shape) < augment.prob,
             magnitude=jnp.clip(augment.magnitude + noise, 0.0, MAX_MAGNITUDE),
-            sign=jnp.where(uniform(sign, shape) < 0.5, jnp.float32(1), -1),
+            sign=jnp.where(draw_uniform(sign, shape) < 0.5, jnp.float32(1), -1),
         )
 
     return jax.vmap(of_image)(keys)

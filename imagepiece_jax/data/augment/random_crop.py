@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.data.preprocessing import resize_exactly, unresized
 
 try:
@@ -54,7 +54,7 @@ def crop_box(height, width, rng, area, aspect=(3 / 4, 4 / 3)):
 
 def random_resized_crop(image, size, rng, area, aspect=(3 / 4, 4 / 3)):
     """Resize a `crop_box` of the image to pixels a side, or (height, width)."""
-    height, width = sides(size)
+    height, width = image_sides(size)
     aspect = tuple(ratio * (width / height) for ratio in aspect)  # times the output's
     top, left, *box = crop_box(*image.shape[:2], rng, area, aspect)
     inside = image[top : top + box[0], left : left + box[1]]
@@ -149,7 +149,7 @@ class TrainTransform:
 
     @property
     def shape(self):
-        return sides(self.image_size)
+        return image_sides(self.image_size)
 
     def __call__(self, image, rng):
         if self.crop == "random_resized":

@@ -19,7 +19,7 @@ from imagepiece_jax.errors import InputError, NoLabels
 def open_hub_data(path, split, num_classes, labeled, *_):
     """Open a split of hf:PATH; arguments and errors as for `open_source`."""
     data = f"hf:{path}"
-    extras.check(data, "datasets")
+    extras.check_installed(data, "datasets")
     import datasets  # slow to import, and only this source needs it
 
     # Errors for a broken file, or for several sets, are not OSErrors.

@@ -15,7 +15,7 @@ OPEN_FILES = 4096  # TFDS keeps files open; ImageNet has 1,024 + 64
 
 def open_imagenet(path, split, num_classes, labeled, class_names, data_dir):
     """Open a split of ImageNet; arguments and errors as for `open_source`."""
-    extras.check(NAME, "tensorflow_datasets")
+    extras.check_installed(NAME, "tensorflow_datasets")
     import tensorflow_datasets as tfds  # slow to import, and only this source needs it
 
     check_num_classes(num_classes, 1000, NAME)

@@ -6,7 +6,7 @@ import math
 import jax
 import numpy as np
 
-from imagepiece_jax.kernels.ranking import invert, rank
+from imagepiece_jax.kernels.ranking import invert_order, rank_tokens
 from imagepiece_jax.reduction.block_plan import MergeTo, Step
 from imagepiece_jax.reduction.methods.method import KeepingShare
 from imagepiece_jax.reduction.reducers import Ranking, join_most_similar, merge_in_place
@@ -30,14 +30,14 @@ class ByEnergy(Ranking):
         unlike = jax.lax.stop_gradient(self.scores(inputs, counts))
         metric = jax.lax.stop_gradient(inputs.metric)
         merges = counts.n_in - counts.n_out
-        order = rank(-unlike)
+        order = rank_tokens(-unlike)
         compared = counts.n_in
         joining = merges
         if self.protect:
             compared = 2 * merges
             joining = None  # all of side A
-        side_a = invert(order, np.arange(0, compared, 2))
-        side_b = invert(order, np.arange(1, compared, 2))
+        side_a = invert_order(order, np.arange(0, compared, 2))
+        side_b = invert_order(order, np.arange(1, compared, 2))
         absorbed, partners = join_most_similar(metric, side_a, side_b, joining)
         return merge_in_place(absorbed, partners, counts)
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from imagepiece_jax.common.rng import uniform
+from imagepiece_jax.common.rng import draw_uniform
 from imagepiece_jax.reduction.block_plan import Keep
 from imagepiece_jax.reduction.methods.method import InStages
 from imagepiece_jax.reduction.reducers import Reducer, keep_highest
@@ -21,7 +21,7 @@ class Draw(Reducer):
 
     def __call__(self, inputs, counts, train=False):
         def draw(key):
-            return uniform(key, (counts.n_in,))
+            return draw_uniform(key, (counts.n_in,))
 
         return keep_highest(jax.vmap(draw)(inputs.rng), counts.n_out)
 

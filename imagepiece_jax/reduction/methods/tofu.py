@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.kernels.merging import DROPPED, SlotIndex
-from imagepiece_jax.kernels.similarity import lengths
+from imagepiece_jax.kernels.similarity import vector_lengths
 from imagepiece_jax.reduction.block_plan import AtMostHalf, Step, floor
 from imagepiece_jax.reduction.methods.method import KeepingShare
 from imagepiece_jax.reduction.reducers import Bipartite
@@ -31,7 +31,7 @@ class Discard(Bipartite):
 
     def __call__(self, inputs, counts, train=False):
         merged = super().__call__(inputs, counts, train)
-        return without_joined(merged, merged.index.keep, counts)
+        return without_joined(merged, merged.index.kept_tokens, counts)
 
 
 def without_joined(merged, keep, counts):
@@ -39,7 +39,7 @@ def without_joined(merged, keep, counts):
     itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
     stays = jnp.any(keep[:, :, None] == itself[:, None, :], axis=1)
     dest = jnp.where(stays, merged.dest, DROPPED)
-    return Assignment(dest, index=SlotIndex.one_each(keep), n_out=counts.n_out)
+    return Assignment(dest, index=SlotIndex.one_token_each(keep), n_out=counts.n_out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +52,11 @@ class Fuse(Bipartite):
         slots = jnp.arange(counts.n_out, dtype=jnp.int32)[None, :, None]
         tokens = jnp.arange(counts.n_in, dtype=jnp.int32)[None, None, :]
         belongs = merged.dest[:, None, :] == slots
-        destination = merged.index.keep[..., None]
+        destination = merged.index.kept_tokens[..., None]
         x = _safe_to_square(inputs.x)
         # A group's scale is the greatest length of its tokens, divided by the length of
         # the token kept by the slot.
-        length = lengths(x)[:, None, :]
+        length = vector_lengths(x)[:, None, :]
         members = jnp.sum(belongs, axis=-1)
         greatest = jnp.max(jnp.where(belongs, length, 0), axis=-1)
         divisor = jnp.sum(jnp.where(destination == tokens, length, 0), axis=-1)

@@ -122,19 +122,20 @@ class Checkpoints:
             # Orbax writes under a temporary name, renames the complete step, and then
             # removes an older step. A kill or a full disk leaves no incomplete step,
             # and loses no complete step.
-            writer.save(step, arrays, checksums.sealed(arrays, meta))
+            writer.save(step, arrays, checksums.sealed_metadata(arrays, meta))
 
     def replace_facts(self, step, state, meta):
         """Replace a "latest" step's `meta`; its state on disk is already the same."""
         # A kill leaves the old or the new `meta`. `save` would remove the step first.
         if parallel.is_main():
-            item = checksums.sealed(_arrays(state), meta)
-            orbax_files.replace_json(self._root / "latest" / str(step) / "meta", item)
+            item = checksums.sealed_metadata(_arrays(state), meta)
+            folder = self._root / "latest" / str(step) / "meta"
+            orbax_files.replace_json_item(folder, item)
 
     def latest_step(self):
         """The newest complete step, even if damaged; None without steps."""
         self.wait()
-        return max(checksums.steps(self._root / "latest"), default=None)
+        return max(checksums.complete_steps(self._root / "latest"), default=None)
 
     def restore(self, abstract_state):
         """Read the newest undamaged step: (state, meta, step).
@@ -149,7 +150,7 @@ class Checkpoints:
         checkpoint = None
         if parallel.is_main():
             checkpoint = checksums.read_newest(self._root / "latest", choose)
-        step = parallel.from_main(lambda: checkpoint[2])
+        step = parallel.decided_by_main(lambda: checkpoint[2])
         if checkpoint is None:  # another process reads the same step
             checkpoint = checksums.read_newest(self._root / "latest", choose, [step])
         arrays, meta, _ = checkpoint
@@ -181,7 +182,7 @@ class Checkpoints:
         except Exception as error:
             complete = []
             with contextlib.suppress(OSError):  # the folder may be out of reach
-                complete = checksums.steps(self._root / kind)
+                complete = checksums.complete_steps(self._root / kind)
             raise RunError(
                 f"{self._root / kind}: a checkpoint could not be written ("
                 f"{_reason(error)}); complete ones there: {complete or 'none'}; fix "

@@ -76,9 +76,9 @@ def joined_cluster(
         try:
             yield
         except Stopped:  # all processes raise it at the same step
-            parallel.exchange("saved")
+            parallel.exchange_values("saved")
             raise
-        parallel.exchange("done")
+        parallel.exchange_values("done")
 
 
 @contextlib.contextmanager
@@ -148,7 +148,7 @@ def check_gpus():
     # JAX gives a scheduler's task one GPU. The only task of a host would train on one
     # of eight GPUs, and only the clock would tell.
     host = socket.gethostname()
-    tasks = parallel.exchange(host).count(host)
+    tasks = parallel.exchange_values(host).count(host)
     gpus = tasks * jax.local_device_count()
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = glob.glob("/dev/nvidia[0-9]*")
@@ -166,7 +166,7 @@ def check_same_settings(dry_run: bool, config: dict, model, data):
     """Raise InputError if the processes of a run disagree on their settings."""
     fields = flat_fields(config)
     names = json.dumps(data.train.class_names)
-    parallel.check_same(
+    parallel.check_same_values(
         {
             "dry_run": dry_run,
             **{f"config.{n}": fields[n] for n in fields if n not in OF_ONE_HOST},
@@ -185,7 +185,7 @@ def check_same_start(step: int, arrays):
         for leaf in jax.tree.leaves(arrays):
             content = np.ascontiguousarray(leaf).view(np.uint8).data
             checksum = zlib.crc32(content, checksum)
-    parallel.check_same(
+    parallel.check_same_values(
         {"the step to resume from": step, "the checksum of the first weights": checksum}
     )
 

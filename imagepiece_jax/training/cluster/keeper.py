@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.files import locked
+from imagepiece_jax.common.files import locked_folder
 from imagepiece_jax.errors import Stopped
 from imagepiece_jax.training.cluster import job, run_dir
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints, RunProgress
@@ -30,7 +30,7 @@ def held(plan, dry_run: bool = False):
     run_dir.check_config(workdir, fields)
     with contextlib.ExitStack() as stack:
         if parallel.is_main() and not dry_run:
-            stack.enter_context(locked("workdir", workdir))
+            stack.enter_context(locked_folder("workdir", workdir))
         yield Keeper(plan, fields, dry_run)
 
 
@@ -46,7 +46,7 @@ class Keeper:
         self._saved = 0  # the last saved step; at first, the step to resume from
         self.last_saved = self._checkpoints.latest_step
         # Whether the run has a checkpoint; process 0 looks.
-        self.resumed = parallel.from_main(self.last_saved) is not None
+        self.resumed = parallel.decided_by_main(self.last_saved) is not None
 
     def begin(self, state, frozen, class_names, teacher=None):
         """Start or resume the run, and record the start: (state, RunProgress, step).
@@ -61,7 +61,7 @@ class Keeper:
         if not self._dry_run:
             plan.data.check_space()
         # Only process 0 reads all images for the digest.
-        digest = parallel.from_main(plan.data.digest)
+        digest = parallel.decided_by_main(plan.data.digest)
         values = {"mean": [*plan.model.config.mean], "std": [*plan.model.config.std]}
         counts = plan.data.image_counts
         progress = RunProgress(counts, digest, normalization=values, teacher=teacher)

@@ -15,7 +15,7 @@ class Interrupted(Exception):
 
 
 class StopRequest(contextlib.ExitStack):
-    """Context in which `signals.SIGNALS` request a stop.
+    """Context in which `signals.END_SIGNALS` request a stop.
 
     The main thread calls `requested` often, and saves when it returns a signal. Until
     then a Ctrl-C after the first signal ends the process at once.
@@ -31,7 +31,9 @@ class StopRequest(contextlib.ExitStack):
         self._agree = agree
         self._signum = 0  # the first signal in this process; 0: none
         self._agreed = 0  # the signal all processes have agreed on; 0: none
-        self.enter_context(signals.handled_by(self._note, signals.not_ignored()))
+        self.enter_context(
+            signals.replaced_handlers(self._note, signals.heeded_signals())
+        )
 
     @contextlib.contextmanager
     def ending_at_once(self):

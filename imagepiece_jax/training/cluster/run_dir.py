@@ -16,7 +16,7 @@ from typing import NamedTuple
 from flax import traverse_util
 
 from imagepiece_jax.common import files, parallel
-from imagepiece_jax.common.version import LIBRARIES
+from imagepiece_jax.common.version import KEY_LIBRARIES
 from imagepiece_jax.data.decode import EXTENSIONS
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ViTConfig
@@ -142,7 +142,9 @@ def record_start(workdir, config: dict):
             "command": sys.argv,
             "python": platform.python_version(),
             "devices": [str(d.device_kind) for d in parallel.local_devices()],
-            "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+            "libraries": {
+                name: importlib.metadata.version(name) for name in KEY_LIBRARIES
+            },
         }
     )
     workdir.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from imagepiece_jax.common.signals import SIGNALS
+from imagepiece_jax.common.signals import END_SIGNALS
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.cluster.preemption import Interrupted, StopRequest
 from tests.helpers import small_runs
@@ -42,7 +42,7 @@ def test_an_ignored_signal_stays_ignored():
 
 
 def test_outside_the_main_thread_no_signal_is_heard():
-    before = {s: signal.signal(s, signal.SIG_IGN) for s in SIGNALS}
+    before = {s: signal.signal(s, signal.SIG_IGN) for s in END_SIGNALS}
 
     def requested():
         with StopRequest() as request:

@@ -1,0 +1,67 @@
+"""Every test checks the shapes in the package's signatures, by jaxtyping's import hook.
+
+Only hints of arrays are checked at run time: a type checker reads the others, and tests
+pass wrong types to see how they are refused.
+"""
+
+import functools
+import inspect
+import operator
+import types
+import typing
+
+import beartype
+import jax
+import jaxtyping
+import numpy as np
+
+from imagepiece_jax import __name__ as PACKAGE
+
+jaxtyped = jaxtyping.jaxtyped
+
+
+def install():
+    """Check the functions of modules that are imported from now on."""
+    jaxtyping.jaxtyped = check_arrays
+    jaxtyping.install_import_hook(PACKAGE, f"{__name__}.check_array_hints")
+
+
+def check_arrays(function=None, *, typechecker):
+    """Like `jaxtyping.jaxtyped`, which would slow down functions without arrays."""
+    if function is None:
+        return functools.partial(check_arrays, typechecker=typechecker)
+    if inspect.isclass(function):
+        return function
+    hints = getattr(function, "__annotations__", {})
+    if not any(map(has_array, hints.values())):
+        return function
+    return jaxtyped(function, typechecker=typechecker)
+
+
+def check_array_hints(function):
+    """Like `beartype.beartype`, without hints that name no array."""
+    hints = function.__annotations__
+    arrays = {name: widened(hint) for name, hint in hints.items() if has_array(hint)}
+    function.__annotations__ = arrays
+    return beartype.beartype(function)
+
+
+def has_array(hint):
+    """Whether a hint names an array with a shape."""
+    if inspect.isclass(hint) and issubclass(hint, jaxtyping.AbstractArray):
+        return True
+    return any(map(has_array, typing.get_args(hint)))
+
+
+def widened(hint):
+    """The hint with NumPy's arrays besides JAX's, because JAX takes both."""
+    if inspect.isclass(hint) and issubclass(hint, jaxtyping.AbstractArray):
+        if hint.array_type is jax.Array:
+            return hint.dtype[jax.Array | np.ndarray, hint.dim_str]
+        return hint
+    parts = tuple(map(widened, typing.get_args(hint)))
+    if not parts:
+        return hint
+    if isinstance(hint, types.UnionType):
+        return functools.reduce(operator.or_, parts)
+    return typing.get_origin(hint)[parts]
