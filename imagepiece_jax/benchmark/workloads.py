@@ -106,7 +106,7 @@ class Case:
 
     def _exported_call(self) -> Callable[[int], Any]:
         """Make a function (number) that runs an exported file on random images."""
-        shape = (self.batch_size, *image_sides(self.vit.model.config.image_size), 3)
+        shape = (self.batch_size, *image_sides(self.vit.config.image_size), 3)
         calls = []
         for seed in range(NUM_INPUTS):
             pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)

@@ -39,7 +39,7 @@ def main(
     if json is not None:
         input_files = runs.own_files(weights.weights, data_name(vit, data.data))
         check_writable("json", json, [".json"], input_files)
-    how = [vit.model.config.preprocessing.text]
+    how = [vit.config.preprocessing.text]
     if exported is None:
         how += vit.differences_from_training()
     if vit.source.averaged:

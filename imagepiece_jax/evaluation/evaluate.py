@@ -63,22 +63,24 @@ def evaluate(
         step = accuracy.program_step(lambda pixels: jax.device_put(vit(pixels)))
         batches = images.batches(placement=Placement())
         figures = accuracy.evaluate(step, None, batches).figures
-        method, recovered = vit.facts["method"], vit.facts.get("recovered")
-        return figures | images.facts(vit, method, recovered)
-    facts = images.facts(vit, vit.reduction, vit.recovered and vit.recovered.name)
+        recovered = vit.facts.get("recovered")
+        return figures | images.facts(vit, vit.facts["method"], recovered)
     if not optimized:
         step = accuracy.model_step(vit.model)
         variables = parallel.replicate(vit.variables)
-        return accuracy.evaluate(step, variables, images.batches()).figures | facts
-    program = optimize(
-        vit,
-        batch_size=images.batch,
-        dtype=vit.model.execution.dtype.name,
-        gelu=gelu,
-        attention=vit.model.execution.attention,
-        pixels=True,
-    )
-    figures = accuracy.evaluate_program(
-        vit.model, vit.variables, program, images.batches
-    )
-    return figures | facts
+        figures = accuracy.evaluate(step, variables, images.batches()).figures
+    else:
+        program = optimize(
+            vit,
+            batch_size=images.batch,
+            dtype=vit.model.execution.dtype.name,
+            gelu=gelu,
+            attention=vit.model.execution.attention,
+            pixels=True,
+        )
+        figures = accuracy.evaluate_program(
+            vit.model, vit.variables, program, images.batches
+        )
+    recovered = vit.recovered and vit.recovered.name
+    # After the pass, which finds unreadable images.
+    return figures | images.facts(vit, vit.reduction, recovered)

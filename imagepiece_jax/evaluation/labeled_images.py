@@ -65,7 +65,6 @@ class LabeledImages:
         recovered: name of the recovered variant
         """
         source = vit.source
-        model = vit.model
         return {
             "preprocessing": self.preprocessing.as_json,
             "checkpoint": source.checkpoint,
@@ -73,15 +72,15 @@ class LabeledImages:
             "data": self.name,
             "limit": self.limit,
             **self.source.part,
-            "num_classes": model.config.num_classes,
-            "dtype": model.execution.dtype.name,
+            "num_classes": vit.config.num_classes,
+            "dtype": vit.model.execution.dtype.name,
             "trained": {
                 "reduction": source.reduction and str(source.reduction),
-                "image_size": source.image_size or model.config.image_size,
+                "image_size": source.image_size or vit.config.image_size,
             },
             "recovered": recovered,
             "reduction": str(reduction),
-            "gmacs": model_macs(model) / 1e9,
+            "gmacs": model_macs(vit.model) / 1e9,
             "unreadable": len(self.source.unreadable),
         }
 
@@ -125,13 +124,12 @@ def labeled_images(
     Raises InputError for weights without classes, and for images of other classes.
     """
     path = vit.source.title
-    config = vit.model.config
-    if need_labels and not config.num_classes:
+    if need_labels and not vit.config.num_classes:
         raise InputError(
             f"{path} has no classes; train a head, or take vectors by `features`"
         )
     if need_labels:
-        check_single_label(config.problem_type, path, "accuracy")
+        check_single_label(vit.config.problem_type, path, "accuracy")
     typed = {name: value for name, value in options.items() if value is not None}
     for name, value in typed.items():
         check_range(name, value, LEAST[name], whole=True)
@@ -143,7 +141,7 @@ def labeled_images(
     name = data_name(vit, data)
     data_dir = data_dir or of_run.get("dir") or None
     opened = functools.partial(registry.open_source, name, "val", data_dir=data_dir)
-    classes = {"num_classes": config.num_classes, "class_names": vit.class_names}
+    classes = {"num_classes": vit.config.num_classes, "class_names": vit.class_names}
     if not need_labels and not vit.is_single_label:
         classes = {"labeled": False}
     try:
@@ -158,7 +156,7 @@ def labeled_images(
     return LabeledImages(
         name=name,
         source=source,
-        preprocessing=config.preprocessing,
+        preprocessing=vit.config.preprocessing,
         **reading | typed,
     )
 
@@ -179,5 +177,5 @@ def _notes(vit, name, every, source):
     if name.startswith("csv:") and every.labels.min() == 1:
         # With labels from 1 the accuracy would be 0.
         texts.append(f"the lowest label of {name} is 1, but labels count from 0")
-    texts.append(vit.model.config.preprocessing.note(source.some_sizes(), len(source)))
+    texts.append(vit.config.preprocessing.note(source.some_sizes(), len(source)))
     return [note for note in texts if note]

@@ -42,6 +42,10 @@ class OnnxProgram:
     batch_size: int | None  # images per call; None: any number
     channels_first: bool
 
+    @property
+    def config(self) -> ViTConfig:
+        return self.model.config
+
     def __call__(
         self, pixels: np.ndarray, name: str = "logits", size: int | None = None
     ) -> np.ndarray:
@@ -63,9 +67,8 @@ class OnnxProgram:
     def prepared(self, pixels: np.ndarray) -> np.ndarray:
         """Prepare uint8 [B, H, W, 3] as the file's input."""
         images = np.asarray(pixels)
-        config = self.model.config
         if self.input_dtype != "uint8":
-            images = np.asarray(normalize(images, config.mean, config.std))
+            images = np.asarray(normalize(images, self.config.mean, self.config.std))
         if self.channels_first:
             images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         return images

@@ -12,6 +12,7 @@ from imagepiece_jax.errors import InputError
 if TYPE_CHECKING:  # JAX is imported here, but the table does not need it
     import numpy as np
 
+    from imagepiece_jax.models.config import ViTConfig
     from imagepiece_jax.models.pretrained import WeightsSource
     from imagepiece_jax.models.vit import ViT
 
@@ -23,7 +24,8 @@ FORMATS = {".onnx": "imagepiece_jax.exporters.onnx_format"}
 class Program(Protocol):
     """An exported program, which has its weights inside."""
 
-    model: "ViT"  # the model of the program: sizes, token counts and dtype
+    model: "ViT"  # the model of the program: token counts and dtype
+    config: "ViTConfig"  # its sizes, head and image preparation
     class_names: tuple[str | None, ...] | None
     source: "WeightsSource"
     facts: Mapping[str, Any]  # the JSON beside the file
