@@ -7,7 +7,7 @@ from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import REGRESSION, activation
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.provenance import follow, rows_of
+from imagepiece_jax.reduction.provenance import follow_patches, gather_tokens
 from imagepiece_jax.reduction.token_selector import kl_divergence
 
 
@@ -33,8 +33,8 @@ def answers(model: ViT, variables, images, names: tuple[str, ...]):
         answer["class_tokens"] = jnp.stack(rows, axis=1)
     if "patches" in names:
         tokens = outputs.tokens[:, model.config.arch.prefix :]
-        slot = follow(outputs.results)[-1].slot
-        answer["patches"] = rows_of(tokens, slot)
+        slot = follow_patches(outputs.results)[-1].slot
+        answer["patches"] = gather_tokens(tokens, slot)
         dropped = jnp.zeros(answer["patches"].shape[:2], bool)
         answer["kept"] = ~dropped if slot is None else slot != DROPPED
     return {name: jnp.asarray(answer[name], jnp.float32) for name in answer}

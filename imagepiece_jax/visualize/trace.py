@@ -15,7 +15,7 @@ from imagepiece_jax.common.progress import with_progress_bar
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.problem_type import SINGLE_LABEL, activation, probabilities
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.provenance import patch_slots
+from imagepiece_jax.reduction.provenance import trace_patches
 
 BATCH = 8  # images at a time; the last batch is padded, so one program suffices
 JSON = "provenance.json"
@@ -108,7 +108,7 @@ def _run(variables, images, model):
     patches = math.prod(
         patch_grid(images.shape[1:3], model.config.patch_size, cut=True)
     )
-    _, *slots = patch_slots(outputs.results, len(images), patches)
+    _, *slots = trace_patches(outputs.results, len(images), patches)
     return [source for source in slots if source is not None], outputs.logits
 
 

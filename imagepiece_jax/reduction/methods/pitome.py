@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from imagepiece_jax.kernels.ranking import invert, rank
-from imagepiece_jax.reduction.block_plan import MergeTo, Step
+from imagepiece_jax.reduction.block_plan import KeepAtLeastHalf, Step
 from imagepiece_jax.reduction.methods.method import KeepingShare
 from imagepiece_jax.reduction.reducers import Ranking, join_most_similar, merge_in_place
 
@@ -27,7 +27,7 @@ class ByEnergy(Ranking):
     score: str = dataclasses.field(default="energy", kw_only=True)
 
     def __call__(self, inputs, counts, train=False):
-        unlike = jax.lax.stop_gradient(self.scores(inputs, counts))
+        unlike = jax.lax.stop_gradient(self.token_scores(inputs, counts))
         metric = jax.lax.stop_gradient(inputs.metric)
         merges = counts.n_in - counts.n_out
         order = rank(-unlike)
@@ -44,7 +44,7 @@ class ByEnergy(Ranking):
 
 @dataclasses.dataclass(frozen=True)
 class PiToMe(KeepingShare):
-    """Keep ceil(keep_rate * n) of n image tokens in every block, at least half.
+    """Keep exact_ceil(keep_rate * n) of n image tokens in every block, at least half.
 
     The first half of the blocks compares all tokens. The second half compares only
     high-energy tokens, which protects the rest.
@@ -58,5 +58,5 @@ class PiToMe(KeepingShare):
         steps = []
         for block in range(model.depth):
             reducer = ByEnergy(block >= half, self.metric)
-            steps.append(Step(block, reducer, MergeTo(self.keep_rate)))
+            steps.append(Step(block, reducer, KeepAtLeastHalf(self.keep_rate)))
         return tuple(steps)
