@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.kernels.ranking import gather_rows, rank
-from imagepiece_jax.kernels.similarity import cosine, unit
+from imagepiece_jax.kernels.ranking import gather_rows, rank_tokens
+from imagepiece_jax.kernels.similarity import cosine_similarity, unit_vectors
 from imagepiece_jax.reduction.block_plan import (
     RemoveAtMostHalf,
     exact_ceil,
@@ -92,14 +92,16 @@ def sites(model) -> list[Site]:
 def pairs(result) -> tuple[jax.Array, jax.Array]:
     """(tokens that left, tokens they were merged into), both [B, r], of a matching."""
     index = result.index
-    return index.absorbed, jnp.take_along_axis(index.keep, index.target, axis=1)
+    return index.absorbed_tokens, jnp.take_along_axis(
+        index.kept_tokens, index.target_slots, axis=1
+    )
 
 
 def pair_similarity(inputs, result) -> jax.Array:
     """Mean cosine similarity of the pairs that were merged. [B]."""
     left, partner = pairs(result)
-    ours = unit(gather_rows(inputs.metric, left))
-    theirs = unit(gather_rows(inputs.metric, partner))
+    ours = unit_vectors(gather_rows(inputs.metric, left))
+    theirs = unit_vectors(gather_rows(inputs.metric, partner))
     cosines = jnp.sum(ours * theirs, axis=-1)
     return jnp.mean(cosines, axis=1)
 
@@ -109,10 +111,10 @@ def candidate_similarity(inputs, counts) -> jax.Array:
 
     The candidates are its least attended tokens, split into two sides by attention.
     """
-    order = jnp.argsort(rank(inputs.cls_attn), axis=1)
+    order = jnp.argsort(rank_tokens(inputs.cls_attn), axis=1)
     first = counts.n_in - counts.candidates
     rows = gather_rows(inputs.metric, order[:, first:])
-    cosines = cosine(rows[:, 0::2], rows[:, 1::2])
+    cosines = cosine_similarity(rows[:, 0::2], rows[:, 1::2])
     return jnp.mean(cosines, axis=(1, 2))
 
 
@@ -132,7 +134,7 @@ def pair_distance(result, width: int) -> jax.Array:
 
 def merged_slots(result) -> jax.Array:
     """The tokens after a matching that several were merged into. [B, n_out] bool."""
-    return holds(result.index.target, result.n_out)
+    return holds(result.index.target_slots, result.n_out)
 
 
 def holds(indices, n: int) -> jax.Array:
@@ -143,7 +145,7 @@ def holds(indices, n: int) -> jax.Array:
 
 def attentive_share(merged, cls_attn, count: int) -> jax.Array:
     """Share of the `merged` tokens [B, n] among the `count` most attended. [B]."""
-    among = rank(cls_attn) < count
+    among = rank_tokens(cls_attn) < count
     shared = jnp.sum(merged & among, axis=1)
     return shared / jnp.sum(merged, axis=1)
 

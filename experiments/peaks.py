@@ -40,7 +40,7 @@ from imagepiece_jax.evaluation.result_cache import decode_bits, encode_bits
 from imagepiece_jax.evaluation.statistics import Estimate, format_estimate
 from imagepiece_jax.kernels.joining import distance_to_earlier, join_kept
 from imagepiece_jax.kernels.merging import DROPPED
-from imagepiece_jax.kernels.ranking import rank
+from imagepiece_jax.kernels.ranking import rank_tokens
 from imagepiece_jax.kernels.similarity import all_cosines
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.peaks import KeepPeaks, Peaks
@@ -94,10 +94,10 @@ class KeepParts(KeepPeaks):
         alike = all_cosines(inputs.x, inputs.all_x)
         worth = score
         if self.keep == "peaks":
-            worth = score * distance_to_earlier(alike, rank(score))
+            worth = score * distance_to_earlier(alike, rank_tokens(score))
         if self.keep == "random":
             worth = jax.vmap(lambda key: draw_uniform(key, (counts.n_in,)))(inputs.rng)
-        order = rank(worth)
+        order = rank_tokens(worth)
         slot, to_kept = join_kept(alike, order, counts.n_out)
         if self.merge == "none":
             slot = jnp.where(order < counts.n_out, slot, DROPPED)

@@ -181,14 +181,14 @@ def judged(vit, better, source: Source) -> dict[str, dict[str, float]]:
     """
     teacher = DenseTeacher(vit.with_reduction(None))
     batches = evaluation_batches(source, vit.preprocessing, 50)
-    answered = teacher.answered(batches)
-    names = teacher.comparison.term_names
+    answered = teacher.add_outputs(batches)
+    names = teacher.comparison.output_names
 
     def terms(variables, pixels, targets):
-        images = teacher.normalized(pixels)
-        own = recovery_loss.answers(vit.model, variables, images, names)
-        distances = teacher.comparison.terms(own, targets)
-        distances |= teacher.comparison.measure(own, targets)
+        images = teacher.normalize_pixels(pixels)
+        own = recovery_loss.compared_outputs(vit.model, variables, images, names)
+        distances = teacher.comparison.loss_terms(own, targets)
+        distances |= teacher.comparison.image_metrics(own, targets)
         if "patches" in names:
             distances["unreachable"] = unreachable(
                 vit.model, variables, images, targets
@@ -236,7 +236,7 @@ def right_of(vit, source: Source) -> str:
     # The photographs are stored in the model's size: they are used as they are.
     whole = dataclasses.replace(vit.preprocessing, resize="none")
     batches = evaluation_batches(source, whole, 50)
-    for batch, answers in DenseTeacher(vit).answered(batches):
+    for batch, answers in DenseTeacher(vit).add_outputs(batches):
         is_image = batch["mask"]  # and not padding
         first = np.argmax(parallel.local_rows(answers)["logits"], axis=-1)[is_image]
         index = batch["index"][is_image]

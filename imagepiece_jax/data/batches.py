@@ -89,12 +89,12 @@ class Batches:
             self.fields = ("label", "mask", "index")
             self.consequence = "it is left out of the evaluation"
             placement = dataclasses.replace(self.placement, accumulation=1)
-            positions = placement.positions(self.batch_size)[:, 0]
+            positions = placement.sample_positions(self.batch_size)[:, 0]
             in_a_pass = math.ceil(len(self.source) / self.batch_size)
         else:
             self.fields = ("label",)
             self.consequence = "the next readable image of the epoch takes its place"
-            positions = self.placement.positions(self.batch_size)
+            positions = self.placement.sample_positions(self.batch_size)
             in_a_pass = steps_per_epoch(len(self.source), self.batch_size)
         if self.steps is None:
             self.steps = range(in_a_pass)

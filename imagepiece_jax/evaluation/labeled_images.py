@@ -40,7 +40,7 @@ class LabeledImages:
         """At most half the images, rounded up to whole devices."""
         # Half, because the first batch compiles and is not timed.
         half = -(-len(self.source) // 2)
-        return parallel.process_placement().whole(min(self.batch_size, half))
+        return parallel.process_placement().round_up(min(self.batch_size, half))
 
     def batches(
         self, batch_size: int | None = None, placement: Placement | None = None

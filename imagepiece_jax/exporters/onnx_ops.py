@@ -1,7 +1,7 @@
 """ONNX nodes for the functions that `common.nodes` marks.
 
-A function here has its marked function's name and arguments. The marked function's
-docstring describes the computation.
+`onnx_gelu` has the arguments of the marked function `gelu`, whose docstring describes
+the computation.
 """
 
 import math
@@ -9,14 +9,14 @@ import math
 import numpy as np
 
 from imagepiece_jax.exporters.onnx_graph import Note, Value
-from imagepiece_jax.kernels.gelu import QUICK
+from imagepiece_jax.kernels.gelu import QUICK_GELU_FACTOR
 
 OPS = {}  # {name of a marked function: function (graph, *its arguments)}
 
 
 def translates(fn):
     """Decorator that enters a function in OPS."""
-    OPS[fn.__name__] = fn
+    OPS[fn.__name__.removeprefix("onnx_")] = fn
     return fn
 
 
@@ -24,7 +24,7 @@ def translates(fn):
 
 
 @translates
-def layer_norm(graph, x, scale, bias, dtype, eps=1e-6):
+def onnx_layer_norm(graph, x, scale, bias, dtype, eps=1e-6):
     x = graph.cast(x, np.float32)
     options = {"axis": -1, "epsilon": float(eps)}
     operands = [x, scale, bias]
@@ -33,17 +33,21 @@ def layer_norm(graph, x, scale, bias, dtype, eps=1e-6):
 
 
 @translates
-def gelu(graph, x, variant="exact"):
+def onnx_gelu(graph, x, variant="exact"):
     if variant == "quick":
-        share = graph.elementwise("Sigmoid", graph.elementwise("Mul", x, QUICK))
+        share = graph.elementwise(
+            "Sigmoid", graph.elementwise("Mul", x, QUICK_GELU_FACTOR)
+        )
         return graph.elementwise("Mul", x, share)
     kind = {"exact": "none", "tanh": "tanh"}[variant]
     return graph.elementwise("Gelu", x, approximate=kind)
 
 
 @translates
-def attend(graph, query, key, value, key_bias=None, *, backend="xla", length=None):
-    weights = attention_map(graph, query, key, key_bias)
+def onnx_dot_product_attention(
+    graph, query, key, value, key_bias=None, *, backend="xla", length=None
+):
+    weights = onnx_attention_map(graph, query, key, key_bias)
     graph.notes[key.name] = Note(attention=(query, key_bias, weights))
     return _weighted_sum(graph, weights, value)
 
@@ -57,7 +61,7 @@ def _weighted_sum(graph, weights, value):
 
 
 @translates
-def attention_map(graph, query, key, key_bias=None, mask=None, eps=1e-6):
+def onnx_attention_map(graph, query, key, key_bias=None, mask=None, eps=1e-6):
     if mask is not None:
         return None
     query = graph.elementwise("Mul", query, query.shape[-1] ** -0.5)
@@ -75,13 +79,13 @@ def attention_map(graph, query, key, key_bias=None, mask=None, eps=1e-6):
 
 
 @translates
-def mean_query(graph, query, live=None):
+def onnx_mean_query(graph, query, live=None):
     tokens = query.shape[1]
     return _weighted_queries(graph, query, np.full((1, tokens), 1 / tokens))
 
 
 @translates
-def class_and_mean_queries(graph, query, live=None):
+def onnx_class_and_mean_queries(graph, query, live=None):
     tokens = query.shape[1]
     class_token = np.arange(tokens) == 0
     return _weighted_queries(graph, query, [class_token, np.full(tokens, 1 / tokens)])
@@ -101,7 +105,7 @@ def _weighted_queries(graph, query, weights):
 
 
 @translates
-def mean_attention(graph, query, key, key_bias=None):
+def onnx_mean_attention(graph, query, key, key_bias=None):
     """The class token's attention is a row of the full attention, if that is there."""
     query = graph.cast(query, np.float32)
     key = graph.cast(key, np.float32)
@@ -113,22 +117,22 @@ def mean_attention(graph, query, key, key_bias=None):
         if first == query and bias == key_bias:
             weights = graph.slice(all_weights, 2, 0, 1)
     if weights is None:
-        weights = attention_map(graph, query, key, key_bias)
+        weights = onnx_attention_map(graph, query, key, key_bias)
     return graph.reduce("ReduceMean", weights, (1, 2))
 
 
 @translates
-def log_sum_exp(graph, logits):
+def onnx_log_sum_exp(graph, logits):
     return graph.reduce("ReduceLogSumExp", logits, (1,))
 
 
 @translates
-def unit(graph, x, eps=1e-6):
+def onnx_unit_vectors(graph, x, eps=1e-6):
     slice_of = graph.notes[x.name].slice_of
     if slice_of and slice_of[1] < x.ndim - 1:  # all rows, once for all slices
         rows, axis, start = slice_of
         limit = start + x.shape[axis]
-        return graph.slice(unit(graph, rows, eps), axis, start, limit)
+        return graph.slice(onnx_unit_vectors(graph, rows, eps), axis, start, limit)
     x = graph.cast(x, np.float32)
     squares = graph.reduce("ReduceSumSquare", x, (-1,), keep=True)
     length = graph.elementwise("Sqrt", graph.elementwise("Add", squares, eps))
@@ -175,7 +179,7 @@ def _sorted(graph, x, largest):
 
 
 @translates
-def rank(graph, score):
+def onnx_rank_tokens(graph, score):
     batch, n = score.shape
     score = graph.cast(score, np.float32)
     if graph.gathers:
@@ -198,21 +202,21 @@ def rank(graph, score):
 
 
 @translates
-def count_before(graph, keep):
+def onnx_count_kept_before(graph, keep):
     keep = graph.cast(keep, np.float32)
     return graph.op("CumSum", [keep, 1], keep.shape, np.float32, exclusive=1)
 
 
 @translates
-def index_among(graph, keep):
-    before = count_before(graph, keep)
-    # As in `ranking.index_among`, the index of a dropped token is negative.
+def onnx_index_kept_tokens(graph, keep):
+    before = onnx_count_kept_before(graph, keep)
+    # As in `ranking.index_kept_tokens`, the index of a dropped token is negative.
     operands = [keep, before, np.float32(-keep.shape[1])]
     return graph.op("Where", operands, keep.shape, np.float32)
 
 
 @translates
-def invert(graph, position, values):
+def onnx_invert_order(graph, position, values):
     batch, n = position.shape
     if isinstance(values, int):
         values = Value.constant(np.arange(values))
@@ -238,25 +242,25 @@ def invert(graph, position, values):
 
 
 @translates
-def pick(graph, position, length, *values):
-    index = invert(graph, position, length)
+def onnx_pick_by_rank(graph, position, length, *values):
+    index = onnx_invert_order(graph, position, length)
     one_hot = graph.notes[index.name].one_hot
     if one_hot is None:
-        return [gather_rows(graph, value, index) for value in values]
+        return [onnx_gather_rows(graph, value, index) for value in values]
     # A missing position has a row of zeros, and so the value 0.
     terms = [_weighted(graph, one_hot, value) for value in values]
     return [graph.reduce("ReduceSum", term, (2,)) for term in terms]
 
 
 @translates
-def sums(graph, values, axis):
+def onnx_sum_arrays(graph, values, axis):
     return [graph.reduce("ReduceSum", value, (axis,)) for value in values]
 
 
 @translates
-def find_partners(graph, similarity, tokens):
+def onnx_find_partners(graph, similarity, tokens):
     best, place = first_best(graph, similarity, 2, "Max")
-    return [best, gather_rows(graph, tokens, place)]
+    return [best, onnx_gather_rows(graph, tokens, place)]
 
 
 def first_best(graph, x, axis, kind):
@@ -288,7 +292,7 @@ def first_best(graph, x, axis, kind):
 
 
 @translates
-def distance_to_earlier(graph, alike, order):
+def onnx_distance_to_earlier(graph, alike, order):
     # Sums and minima of numbers: onnxruntime's comparison and "Where" take three times
     # as long. Other tokens get at most -3, an earlier token its similarity.
     batch, n, _ = alike.shape
@@ -303,25 +307,25 @@ def distance_to_earlier(graph, alike, order):
 
 
 @translates
-def join_kept(graph, alike, order, n_out):
+def onnx_join_kept(graph, alike, order, n_out):
     n = alike.shape[1]
     itself = 2 * np.eye(n, dtype=np.float32)[None]
     alike = graph.elementwise("Add", alike, itself)
-    tokens = invert(graph, order, n_out)
-    to_kept = gather_rows(graph, alike, tokens)  # similarities are symmetric
+    tokens = onnx_invert_order(graph, order, n_out)
+    to_kept = onnx_gather_rows(graph, alike, tokens)  # similarities are symmetric
     best, slot = first_best(graph, to_kept, 1, "Max")
     return [slot, graph.elementwise("Min", best, 1)]
 
 
 @translates
-def gather_rows(graph, x, index):
+def onnx_gather_rows(graph, x, index):
     n = x.shape[1]
     shape = (*index.shape, *x.shape[2:])
     if index.ndim != 2:
         index = graph.reshape(index, (index.shape[0], math.prod(index.shape[1:])))
-        return graph.reshape(gather_rows(graph, x, index), shape)
+        return graph.reshape(onnx_gather_rows(graph, x, index), shape)
     if x.dtype.kind == "b":
-        return graph.cast(gather_rows(graph, graph.as_number(x), index), bool)
+        return graph.cast(onnx_gather_rows(graph, graph.as_number(x), index), bool)
     rows = graph.unexpanded(x).array
     if rows is not None and rows.ndim == x.ndim and len(rows) == 1:
         if (rows == rows[:, :1]).all():  # the same for all tokens
@@ -385,13 +389,13 @@ def _is_in_slot(graph, dest, n_out):
 
 
 @translates
-def sum_by_slot(graph, values, dest, n_out):
+def onnx_sum_by_slot(graph, values, dest, n_out):
     terms = _weighted(graph, _is_in_slot(graph, dest, n_out), values)
     return graph.reduce("ReduceSum", terms, (2,))
 
 
 @translates
-def slot_matrix(graph, weight, dest, n_out, mean):
+def onnx_slot_matrix(graph, weight, dest, n_out, mean):
     matrix = _weighted(graph, _is_in_slot(graph, dest, n_out), weight)
     if not mean:
         return matrix
@@ -413,33 +417,33 @@ def _row_sums(graph, matrix):
 
 
 @translates
-def merge(graph, x, size, result):
+def onnx_merge_features(graph, x, size, result):
     """Kept rows, plus a matrix product of the absorbed rows."""
     index = result.index
     if index is None:
         return None
-    batch, n_out = index.keep.shape
-    absorbs = index.absorbed.shape[1]
+    batch, n_out = index.kept_tokens.shape
+    absorbs = index.absorbed_tokens.shape[1]
     prefix = x.shape[1] - result.slot_of_token.shape[1]
-    keep = _with_prefix(graph, index.keep, prefix)
-    kept = gather_rows(graph, x, keep)
+    keep = _with_prefix(graph, index.kept_tokens, prefix)
+    kept = onnx_gather_rows(graph, x, keep)
     if absorbs:
-        absorbed = _with_prefix(graph, index.absorbed, prefix, are_first=False)
+        absorbed = _with_prefix(graph, index.absorbed_tokens, prefix, are_first=False)
         slot = np.arange(-prefix, n_out)[None, :, None]
-        target = graph.reshape(index.target, (batch, 1, absorbs))
+        target = graph.reshape(index.target_slots, (batch, 1, absorbs))
         joins = _equal(graph, target, slot)
 
     def terms(values=None):
         """Kept values [B, s, 1], absorbed values [B, s, e], sums [B, s, 1]."""
         own = Value.constant(np.float32(1))  # no values: ones
         if values is not None:
-            own = gather_rows(graph, values, keep)
+            own = onnx_gather_rows(graph, values, keep)
             own = graph.reshape(own, (*own.shape, 1))
         if not absorbs:
             return own, None, own
         added = joins
         if values is not None:
-            added = _weighted(graph, joins, gather_rows(graph, values, absorbed))
+            added = _weighted(graph, joins, onnx_gather_rows(graph, values, absorbed))
         total = _row_sums(graph, added)
         return own, added, graph.elementwise("Add", own, total)
 
@@ -461,7 +465,7 @@ def merge(graph, x, size, result):
         shares = graph.elementwise("Div", shares, total)
     merged = graph.elementwise("Mul", kept, factor)
     if absorbs:
-        rows = graph.cast(gather_rows(graph, x, absorbed), np.float32)
+        rows = graph.cast(onnx_gather_rows(graph, x, absorbed), np.float32)
         merged = graph.elementwise("Add", merged, _product(graph, shares, rows))
     return [graph.cast(merged, x.dtype), sizes]
 
@@ -483,23 +487,23 @@ def _with_prefix(graph, index, prefix, are_first=True):
 
 
 @translates
-def attend_merged(graph, weights, value, result, size):
+def onnx_attend_merged(graph, weights, value, result, size):
     """Attend to the values of the tokens' slots, then merge the outputs like tokens."""
     # A merged map has sums of columns, and means of rows.
     batch, heads, queries, tokens = weights.shape
     slots = value.shape[1]
     index = result.index
-    absorbs = 0 if index is None else index.absorbed.shape[1]
+    absorbs = 0 if index is None else index.absorbed_tokens.shape[1]
     if not absorbs or slots + absorbs < tokens:  # none merges, or some are dropped
         return None
     slot = _with_prefix(
         graph, result.slot_of_token, tokens - result.slot_of_token.shape[1]
     )
     rows = graph.reshape(value, (batch, slots, heads * value.shape[3]))
-    rows = gather_rows(graph, rows, slot)
+    rows = onnx_gather_rows(graph, rows, slot)
     heads = (heads, value.shape[3])
     out = _weighted_sum(graph, weights, graph.reshape(rows, (batch, tokens, *heads)))
     if queries < tokens:
         return out
-    rows, _ = merge(graph, graph.reshape(out, rows.shape), size, result)
+    rows, _ = onnx_merge_features(graph, graph.reshape(out, rows.shape), size, result)
     return graph.reshape(rows, (batch, slots, *heads))

@@ -111,12 +111,12 @@ def write_features(
                     "photographs are gone or not named"
                 )
             if existing_rows:
-                progress.say(f"{existing_rows} of {count} rows exist already")
+                progress.log_line(f"{existing_rows} of {count} rows exist already")
             is_reduced = any(layer.step for layer in run.model.plan)
             if texts is not None or (is_reduced and not existing_rows):
                 size = size or batch_size * devices  # nothing is missing
                 comparison = _comparison(vit, run, photographs, known, size, threads)
-                progress.say(comparison)
+                progress.log_line(comparison)
             for batch, result in _one_behind(run, reader):
                 _append(files, missing, batch, result, progress)
         files.complete()
@@ -250,7 +250,7 @@ def _append(files, source, batch, result, progress):
         for row in np.flatnonzero(~finite):
             reasons.setdefault(row, f"has {array} beyond the numbers of {files.dtype}")
     for row, reason in sorted(reasons.items()):
-        progress.say(f"{names[row]} {reason}: its row is NaN")
+        progress.log_line(f"{names[row]} {reason}: its row is NaN")
         for values in rows.values():
             values[row] = np.nan
     file_indices = source.indices[indices]

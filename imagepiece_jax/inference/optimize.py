@@ -33,8 +33,8 @@ from imagepiece_jax.data.normalize import (
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import size_direction
 from imagepiece_jax.kernels import choice, folded_stem
-from imagepiece_jax.kernels.attention import BACKENDS, resolve_backend
-from imagepiece_jax.kernels.size_direction import SIZES
+from imagepiece_jax.kernels.attention import ATTENTION_BACKENDS, resolve_backend
+from imagepiece_jax.kernels.size_direction import SIZE_ENCODINGS
 from imagepiece_jax.models import stems
 from imagepiece_jax.models.architecture import GELUS
 from imagepiece_jax.models.cost import dead_macs, model_macs
@@ -257,8 +257,8 @@ def compiler(
     """
     if dtype is not None:
         dtype = xla_options.checked_dtype(dtype)
-    check_choice("attention", attention, BACKENDS)
-    check_choice("sizes", sizes, (None, *SIZES))
+    check_choice("attention", attention, ATTENTION_BACKENDS)
+    check_choice("sizes", sizes, (None, *SIZE_ENCODINGS))
     check_choice("reductions", reductions, (None, *REDUCTIONS))
     check_gelu(vit.model, gelu)
     device = jax.local_devices()[0] if device is None else _device(device)
@@ -387,7 +387,7 @@ def default_reductions(model, device):
 
 
 def joined_pixels(model, device):
-    """Count the pixels a stem reads at once (`folded_stem.fold`)."""
+    """Count the pixels a stem reads at once (`folded_stem.fold_stem`)."""
     if model.config.stem == "conv" and in_two_bytes_on_gpu(model, device):
         return min(JOINED, model.config.patch_size)
     return 1
@@ -398,13 +398,13 @@ def prepare(model, variables, *, dtype="bfloat16", gelu=None, pixels=1):
 
     The parts in STAYS_FLOAT32 and `Execution.float32_parts` stay float32.
 
-    pixels: as for `folded_stem.fold`
+    pixels: as for `folded_stem.fold_stem`
     """
     # Traceable: tools/compile_only.py takes the shapes with `jax.eval_shape`.
     params = dict(variables["params"])
     if not model.execution.folded:
         stats = variables.get("batch_stats", {}).get("patch_embed", {})
-        params["patch_embed"] = folded_stem.fold(
+        params["patch_embed"] = folded_stem.fold_stem(
             params["patch_embed"], stats, stems.NORM_EPSILON, pixels
         )
         model = model.with_execution(folded=pixels)
@@ -431,7 +431,7 @@ def forward_logits(model, reductions="exact"):
 
     def logits(variables, images):
         images = as_normalized(images, model.config.mean, model.config.std)
-        with choice.fast(reductions == "fast"):
+        with choice.fast_forms(reductions == "fast"):
             return model.apply(variables, images).logits
 
     return logits

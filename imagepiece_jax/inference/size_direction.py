@@ -20,9 +20,9 @@ from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.size_direction import (
-    least_used,
+    least_used_direction,
+    remove_size_directions,
     second_moments,
-    without_direction,
 )
 from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.models.pretrained import Pretrained
@@ -75,7 +75,7 @@ def directions(vit: Pretrained, images: np.ndarray | None = None) -> np.ndarray:
             raise InputError(
                 f"variables: block {index} has queries or keys that are not finite"
             )
-        vectors.append(least_used(of_queries, of_keys))
+        vectors.append(least_used_direction(of_queries, of_keys))
     return np.asarray(vectors, np.float32)
 
 
@@ -129,7 +129,7 @@ def folded(
         if index not in blocks:
             u = np.zeros_like(u)
         name = f"blocks_{index}"
-        attention = without_direction(params[name]["attn"], u)
+        attention = remove_size_directions(params[name]["attn"], u)
         params[name] = {**params[name], "attn": attention}
     model = model.with_execution(size_encoding="direction")
     return model, {**variables, "params": params}

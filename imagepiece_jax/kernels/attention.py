@@ -10,12 +10,12 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.choice import is_reference
 from imagepiece_jax.kernels.merging import merge_map
 
-BACKENDS = ("auto", "xla", "cudnn")
-ALIGNED = 8  # two-byte values in 16 bytes, the alignment of a bias row
-UNSEEN = -6e4  # logit bias of padding keys; float16 ends at -65504
+ATTENTION_BACKENDS = ("auto", "xla", "cudnn")
+BIAS_ALIGNMENT = 8  # two-byte values in 16 bytes, the alignment of a bias row
+PADDING_BIAS = -6e4  # logit bias of padding keys; float16 ends at -65504
 
 
-def plain_attend(query, key, value, key_bias=None, length=None):
+def plain_attention(query, key, value, key_bias=None, length=None):
     """softmax(q k^T / sqrt(d) + key_bias) v over the first `length` tokens."""
     weights = attention_map(query, key[:, :length], key_bias)
     return weighted_sum(weights, value[:, :length])
@@ -60,11 +60,11 @@ def weighted_sum(weights, value):
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
-def masked_read(query, key, value, mask, key_bias=None, eps=1e-6):
+def attend_live_tokens(query, key, value, mask, key_bias=None, eps=1e-6):
     """Attention from a single query to the live tokens. -> [B, H, d] float32.
 
     query: [1, 1, H, d]
-    key, value, mask, key_bias, eps: as for `attend` and `attention_map`
+    key, value, mask, key_bias, eps: as for `dot_product_attention` and `attention_map`
     """
     products = query.astype(jnp.float32) * key.astype(jnp.float32)
     logits = jnp.sum(products, axis=-1)
@@ -111,19 +111,19 @@ def attention_columns(query, key, key_bias=None, live=None):
 
 
 def _fused_attention(query, key, value, key_bias, backend, length=None):
-    """`attend` for a token count that the backend accepts."""
+    """`dot_product_attention` for a token count that the backend accepts."""
     batch, padded = key.shape[:2]
     lengths = {}
     if length is not None and length != padded:
-        key = _padded_from(key, length)
-        value = _padded_from(value, length)
+        key = _without_padding_gradient(key, length)
+        value = _without_padding_gradient(value, length)
         lengths = {
             "query_seq_lengths": jnp.full((batch,), padded, jnp.int32),
             "key_value_seq_lengths": jnp.full((batch,), length, jnp.int32),
         }
     bias = None
     if key_bias is not None and backend == "cudnn":
-        key, value, bias = _with_rows_of_bias(query, key, value, key_bias)
+        key, value, bias = _expand_key_bias(query, key, value, key_bias)
     elif key_bias is not None:
         bias = key_bias[:, None, None, :]
     # JAX's function adds float32 to bfloat16. Under the user setting "strict" that sum
@@ -134,43 +134,43 @@ def _fused_attention(query, key, value, key_bias, backend, length=None):
         )
 
 
-def _with_rows_of_bias(query, key, value, key_bias):
+def _expand_key_bias(query, key, value, key_bias):
     """Expand the key bias to one row per query for cuDNN: (key, value, bias)."""
     tokens = key.shape[1]
     # Odd row lengths are unaligned and take cuDNN up to twice as long. Padding keys get
     # the bias UNSEEN, so no token attends to them (PERFORMANCE.md, "Sizes in a
     # direction").
     if tokens % 2:
-        length = tokens + -tokens % ALIGNED
+        length = tokens + -tokens % BIAS_ALIGNMENT
         key = pad_tokens(key, length)
         value = pad_tokens(value, length)
         ends = ((0, 0), (0, length - tokens))
-        key_bias = jnp.pad(key_bias, ends, constant_values=UNSEEN)
+        key_bias = jnp.pad(key_bias, ends, constant_values=PADDING_BIAS)
     bias = key_bias[:, None, None, :].astype(query.dtype)
     rows = (query.shape[0], 1, query.shape[1], key.shape[1])
     return key, value, jnp.broadcast_to(bias, rows)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _padded_from(x, length):
+def _without_padding_gradient(x, length):
     """Return x [B, N, ...]; its padding, from token `length` on, gets zero gradient."""
     # A fused kernel may return any gradient for padding, even NaN.
     return x
 
 
-_padded_from.defvjp(
+_without_padding_gradient.defvjp(
     lambda x, length: (x, None),
     lambda length, _, gradient: (gradient.at[:, length:].set(0),),
 )
 
 
 @jax.custom_vjp
-def _odd_attention(query, key, value, key_bias):
+def _attend_odd_length(query, key, value, key_bias):
     """cuDNN's attention for an odd token count; only differentiation pads it."""
     return _fused_attention(query, key, value, key_bias, "cudnn")
 
 
-def _odd_forward(*arrays):
+def _odd_length_forward(*arrays):
     length = arrays[0].shape[1]
 
     def padded(*arrays):
@@ -180,13 +180,13 @@ def _odd_forward(*arrays):
     return jax.vjp(padded, *arrays)
 
 
-_odd_attention.defvjp(_odd_forward, lambda vjp, gradient: vjp(gradient))
+_attend_odd_length.defvjp(_odd_length_forward, lambda vjp, gradient: vjp(gradient))
 
 
 def pad_for_training(x, backend):
     """Append a token to x [B, N, D] if `backend` cannot train with N tokens."""
     # Padding x costs nothing, because x is written anyway. Padding query, key and
-    # value, as `_odd_attention` does, copies them.
+    # value, as `_attend_odd_length` does, copies them.
     if is_reference() or backend != "cudnn":
         return x
     return pad_tokens(x, x.shape[1] + x.shape[1] % 2)
@@ -203,7 +203,9 @@ def pad_tokens(x, length):
 
 
 @onnx_op
-def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
+def dot_product_attention(
+    query, key, value, key_bias=None, *, backend="xla", length=None
+):
     """Compute softmax(q k^T / sqrt(d) + key_bias) v. -> [B, Q, H, d].
 
     query: [B, Q, H, d]; Q must be N with padded keys
@@ -213,13 +215,13 @@ def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
         but attends to the tokens, which keeps all outputs finite.
     """
     if is_reference():
-        return plain_attend(query, key, value, key_bias, length)
+        return plain_attention(query, key, value, key_bias, length)
     tokens = key.shape[1]
     key_bias = pad_tokens(key_bias, tokens)
     if query.shape != key.shape:  # cuDNN cannot train with a single query
         backend = "xla"
     if backend == "cudnn" and tokens % 2:
-        return _odd_attention(query, key, value, key_bias)
+        return _attend_odd_length(query, key, value, key_bias)
     return _fused_attention(query, key, value, key_bias, backend, length)
 
 
@@ -233,13 +235,13 @@ def resolve_backend(requested, dtype, head_dim=64, device=None):
     if requested == "xla":
         return requested
     device = device or jax.local_devices()[0]
-    reason = _unsupported_reason(device, jnp.dtype(dtype), head_dim)
+    reason = _unmet_requirement(device, jnp.dtype(dtype), head_dim)
     if requested == "cudnn" and reason:
         raise InputError(f"attention is 'cudnn', which needs {reason}")
     return "xla" if reason else "cudnn"
 
 
-def _unsupported_reason(device, dtype, head_dim):
+def _unmet_requirement(device, dtype, head_dim):
     """The unmet requirement of cuDNN's attention, in words; None if it runs."""
     try:
         capability = float(device.compute_capability)

@@ -63,20 +63,20 @@ def attention_row(logits, key_bias=None):
     if key_bias is not None:
         logits = logits + key_bias[:, :, None]
     if is_reference():
-        total = jax.nn.logsumexp(jnp.maximum(logits, LOWEST), axis=1)[:, None, :]
+        total = jax.nn.logsumexp(jnp.maximum(logits, LOWEST_LOGIT), axis=1)[:, None, :]
     else:
         total = log_sum_exp(logits)[:, None, :]
     weights = jnp.exp(logits - total)
     return jnp.mean(weights, axis=2)
 
 
-LOWEST = -1e30  # replaces minus infinity: -inf - (-inf) is NaN
+LOWEST_LOGIT = -1e30  # replaces minus infinity: -inf - (-inf) is NaN
 
 
 @jax.custom_jvp
 def log_sum_exp(logits):
     """log(sum(exp(logits))) over axis 1, in one pass. [B, N, H] float32 -> [B, H]."""
-    logits = jnp.maximum(logits, LOWEST)
+    logits = jnp.maximum(logits, LOWEST_LOGIT)
 
     def join(a, b):
         top = jnp.maximum(a[0], b[0])
@@ -84,7 +84,7 @@ def log_sum_exp(logits):
         part_b = b[1] * jnp.exp(b[0] - top)
         return top, part_a + part_b
 
-    start = (jnp.float32(LOWEST), jnp.float32(0))
+    start = (jnp.float32(LOWEST_LOGIT), jnp.float32(0))
     values = (logits, jnp.ones_like(logits))
     top, total = jax.lax.reduce(values, start, join, (1,))
     return top + jnp.log(total)

@@ -1,7 +1,7 @@
 """Stems for inference: equal values in fewer GPU kernels.
 
-`models.stems` defines both stems. `fold` rewrites a trained stem's parameters for a
-FoldedStem, once, so `reference` changes nothing here.
+`models.stems` defines both stems. `fold_stem` rewrites a trained stem's parameters once
+for a FoldedStem, so `reference_forms` changes nothing here.
 """
 
 import jax
@@ -11,13 +11,13 @@ from flax import linen as nn
 
 
 class FoldedStem(nn.Module):
-    """A stem's inference form, with variables from `fold` and without batch norm."""
+    """A stem's inference form without batch norm; `fold_stem` makes its variables."""
 
     embed_dim: int
     patch_size: int
     dtype: jnp.dtype = jnp.float32
     widths: tuple[int, ...] = ()  # a conv stem's, by `conv_stem_widths`; (): patches
-    pixels: int = 1  # see `fold`
+    pixels: int = 1  # see `fold_stem`
 
     @nn.compact
     def __call__(self, images, train=False):
@@ -74,10 +74,10 @@ class _Convolution(nn.Module):
             [(self.padding, self.padding)] * 2,
             dimension_numbers=("NHWC", "OHWI", "NHWC"),
         )
-        return out + _channels(bias.astype(self.dtype))
+        return out + _broadcast_channels(bias.astype(self.dtype))
 
 
-def fold(params, stats, epsilon, pixels=1):
+def fold_stem(params, stats, epsilon, pixels=1):
     """Convert a trained stem's parameters to a FoldedStem's float32 parameters.
 
     stats: a conv stem's batch norm means and variances; {}: a patch stem
@@ -98,7 +98,7 @@ def _fold_patches(kernel, bias=None):
     if bias is None:
         bias = jax.device_put(np.zeros(dim, kernel.dtype))
     kernel = kernel.reshape(p, 1, p * channels, dim)
-    return {"kernel": _out_first(kernel), "bias": bias}
+    return {"kernel": _output_axis_first(kernel), "bias": bias}
 
 
 def _fold_convolutions(params, stats, epsilon, pixels):
@@ -109,10 +109,10 @@ def _fold_convolutions(params, stats, epsilon, pixels):
         conv = name.replace("norm", "conv")
         scale = params[name]["scale"]
         scale = scale / jnp.sqrt(mean_and_variance["var"] + epsilon)
-        kernel = params[conv]["kernel"] * _channels(scale)
+        kernel = params[conv]["kernel"] * _broadcast_channels(scale)
         bias = params[name]["bias"]
         folded[conv] = {
-            "kernel": _out_first(kernel),
+            "kernel": _output_axis_first(kernel),
             "bias": bias - mean_and_variance["mean"] * scale,
         }
     # More pixels per position mean more than three input channels, and more results
@@ -122,7 +122,7 @@ def _fold_convolutions(params, stats, epsilon, pixels):
         kernel, bias = join_pixels(first["kernel"], first["bias"], pixels)
         folded["conv_0"] = {"kernel": kernel, "bias": bias}
     proj = params["proj"]
-    kernel = _out_first(proj["kernel"])
+    kernel = _output_axis_first(proj["kernel"])
     return folded | {"proj": {"kernel": kernel, "bias": proj["bias"]}}
 
 
@@ -147,11 +147,11 @@ def join_pixels(kernel, bias, pixels):
     return wide, jnp.tile(bias, results)
 
 
-def _out_first(kernel):
+def _output_axis_first(kernel):
     """Order a kernel's axes as `_Convolution`. [h, w, in, out] -> [out, h, w, in]."""
     return jnp.moveaxis(kernel, 3, 0)
 
 
-def _channels(values):
+def _broadcast_channels(values):
     """Reshape channel values to broadcast. [D] -> [1, 1, 1, D]."""
     return values.reshape(1, 1, 1, -1)

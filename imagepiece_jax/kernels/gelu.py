@@ -9,24 +9,24 @@ import jax.numpy as jnp
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.kernels.choice import is_reference
 
-QUICK = 1.702  # QuickGELU's factor
-FACTOR = math.sqrt(2 / math.pi)  # u = FACTOR (x + CUBIC x^3)
-CUBIC = 0.044715
+QUICK_GELU_FACTOR = 1.702  # QuickGELU's factor
+TANH_FACTOR = math.sqrt(2 / math.pi)  # u = TANH_FACTOR (x + CUBIC_FACTOR x^3)
+CUBIC_FACTOR = 0.044715
 
 
 def plain_gelu(x, variant):
     """x Phi(x) in float32."""
     wide = x.astype(jnp.float32)
     if variant == "tanh":
-        share = 0.5 * (1 + jnp.tanh(FACTOR * (wide + CUBIC * wide**3)))
+        share = 0.5 * (1 + jnp.tanh(TANH_FACTOR * (wide + CUBIC_FACTOR * wide**3)))
     elif variant == "quick":
-        share = jax.nn.sigmoid(QUICK * wide)
+        share = jax.nn.sigmoid(QUICK_GELU_FACTOR * wide)
     else:
-        share = _share_below(wide)
+        share = _normal_cdf(wide)
     return (wide * share).astype(x.dtype)
 
 
-def _share_below(x):
+def _normal_cdf(x):
     """Phi(x)."""
     # erf, as in PyTorch: erfc, as in JAX's own GELU, takes much longer.
     return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
@@ -36,31 +36,33 @@ def _share_below(x):
 # backward pass needs only x, a GPU can compute "tanh" in the kernel of the matrix
 # product before it, in the type of x.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _recomputed(x, variant):
+def _gelu_from_input(x, variant):
     if variant == "tanh":
         return jax.nn.gelu(x, approximate=True)
     return plain_gelu(x, variant)
 
 
-def _backward(variant, x, gradient):
+def _gelu_gradient(variant, x, gradient):
     """The gradient of x: (Phi(x) + x Phi'(x)) times the result's gradient."""
     wide = x.astype(jnp.float32)
     if variant == "tanh":
         # x sigmoid(2 u)
-        share = jax.nn.sigmoid(2 * FACTOR * (wide + CUBIC * wide**3))
-        slope = 2 * FACTOR * (1 + 3 * CUBIC * wide**2)
+        share = jax.nn.sigmoid(2 * TANH_FACTOR * (wide + CUBIC_FACTOR * wide**3))
+        slope = 2 * TANH_FACTOR * (1 + 3 * CUBIC_FACTOR * wide**2)
         derivative = share + wide * share * (1 - share) * slope
     elif variant == "quick":
-        share = jax.nn.sigmoid(QUICK * wide)
-        derivative = share + QUICK * wide * share * (1 - share)
+        share = jax.nn.sigmoid(QUICK_GELU_FACTOR * wide)
+        derivative = share + QUICK_GELU_FACTOR * wide * share * (1 - share)
     else:
         density = jnp.exp(-0.5 * wide**2) / math.sqrt(2 * math.pi)
-        derivative = _share_below(wide) + wide * density
+        derivative = _normal_cdf(wide) + wide * density
     d_x = gradient.astype(jnp.float32) * derivative
     return (d_x.astype(x.dtype),)
 
 
-_recomputed.defvjp(lambda x, variant: (_recomputed(x, variant), x), _backward)
+_gelu_from_input.defvjp(
+    lambda x, variant: (_gelu_from_input(x, variant), x), _gelu_gradient
+)
 
 
 @onnx_op
@@ -70,5 +72,5 @@ def gelu(x, variant="exact"):
     variant: "exact", or an approximate Phi: "tanh", 0.5 (1 + tanh u), or "quick",
         sigmoid(1.702 x)
     """
-    form = plain_gelu if is_reference() else _recomputed
+    form = plain_gelu if is_reference() else _gelu_from_input
     return form(x, variant)

@@ -5,18 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.nodes import onnx_op
-from imagepiece_jax.kernels.choice import is_fast, is_reference, is_short
+from imagepiece_jax.kernels.choice import is_fast, is_latency_bound, is_reference
 from imagepiece_jax.kernels.merging import DROPPED, SlotIndex
 from imagepiece_jax.kernels.ranking import (
-    alternate,
     gather_rows,
-    index_among,
-    index_or,
-    invert,
+    index_kept_or,
+    index_kept_tokens,
+    interleave_tokens,
+    invert_order,
     order_key,
-    pick,
+    pick_by_rank,
 )
-from imagepiece_jax.kernels.similarity import all_cosines, products, unit
+from imagepiece_jax.kernels.similarity import all_cosines, dot_products, unit_vectors
 
 
 @onnx_op
@@ -34,11 +34,11 @@ def find_partners(similarity, tokens):
     order = jax.lax.broadcasted_iota(jnp.int32, similarity.shape, 2)
     tokens = jnp.broadcast_to(tokens[:, None, :], similarity.shape)
     start = (jnp.int32(-(2**31)), jnp.int32(2**31 - 1), jnp.int32(0))
-    best, _, partner = _largest((order_key(similarity), order, tokens), start)
+    best, _, partner = _first_largest((order_key(similarity), order, tokens), start)
     return best, partner
 
 
-def _largest(values, start):
+def _first_largest(values, start):
     """Per row, the tuple with the largest first entry, in one pass over `values`.
 
     Of equal first entries, the smallest second entry wins.
@@ -82,7 +82,7 @@ def join_kept(alike, order, n_out):
         best = jnp.max(alike, axis=2)
         slot = jnp.min(jnp.where(alike == best[:, :, None], slots, n_out), axis=2)
     else:
-        best, slot = _largest((alike, slots), (jnp.float32(-3), jnp.int32(0)))
+        best, slot = _first_largest((alike, slots), (jnp.float32(-3), jnp.int32(0)))
     return slot, jnp.minimum(best, 1.0)
 
 
@@ -105,18 +105,18 @@ def join_ranked(x, order, n_out, kept, size, all_x=None):
             dest = jnp.where(dropped, DROPPED, dest)
             size = jnp.where(dropped, 0.0, size)
         return dest, size, None
-    tokens = invert(order, n)
+    tokens = invert_order(order, n)
     keep = tokens[:, :n_out]
     joining = tokens[:, n_out:kept]
     if kept == n_out:  # no token merges, so arrays would be empty
         dest = jnp.where(order < n_out, order, DROPPED)
-        return dest, size, SlotIndex.one_each(keep)
-    x = unit(x)
-    alike = products(gather_rows(x, joining), gather_rows(x, keep))
+        return dest, size, SlotIndex.one_token_each(keep)
+    x = unit_vectors(x)
+    alike = dot_products(gather_rows(x, joining), gather_rows(x, keep))
     slots = jnp.arange(n_out, dtype=jnp.int32)[None]
     _, target = find_partners(alike, slots)
     partner = gather_rows(keep, target)
-    index = SlotIndex(keep=keep, absorbed=joining, target=target, partner=partner)
+    index = SlotIndex(keep, joining, target, partner)
     # Slots and attention sizes of tokens by their ranks, then in token order.
     dropped = ((0, 0), (0, n - kept))
     slots = [jnp.broadcast_to(slots, keep.shape), target]
@@ -142,28 +142,28 @@ def join_sides(order, partner, merges, first, in_order, x):
     leaves = order < merges
     n_staying = sources.shape[1] - merges
     if in_order:
-        slot_of_staying = index_among(~leaves)
-        staying = invert(slot_of_staying, n_staying)
+        slot_of_staying = index_kept_tokens(~leaves)
+        staying = invert_order(slot_of_staying, n_staying)
     else:
         slot_of_staying = order - merges
-        staying = invert(order, merges + np.arange(n_staying))
+        staying = invert_order(order, merges + np.arange(n_staying))
     # A token's number on side B is half its index. `//` would be nine operations.
     slot_of = n_staying + jax.lax.div(partner, jnp.int32(2))
     sources = jnp.broadcast_to(sources, (order.shape[0], sources.size))
     targets = jnp.broadcast_to(targets, (order.shape[0], targets.size))
     slots_a = jnp.where(leaves, slot_of, slot_of_staying)
     slots_b = n_staying + targets // 2
-    absorbed, partner, target = pick(order, merges, sources, partner, slot_of)
+    absorbed, partner, target = pick_by_rank(order, merges, sources, partner, slot_of)
     keep = jnp.concatenate([first + 2 * staying, targets], axis=1)
-    index = SlotIndex(keep=keep, absorbed=absorbed, target=target, partner=partner)
+    index = SlotIndex(keep, absorbed, target, partner)
 
     def by_token(of_a, of_b):
-        return alternate(of_b, of_a) if first else alternate(of_a, of_b)
+        return interleave_tokens(of_b, of_a) if first else interleave_tokens(of_a, of_b)
 
     dest = by_token(slots_a, slots_b)
-    if is_short(x) and in_order:
+    if is_latency_bound(x) and in_order:
         keeps_order = by_token(~leaves, jnp.zeros_like(slots_b, bool))
-        dest = index_or(keeps_order, by_token(slot_of, slots_b))
-    elif is_short(x):
+        dest = index_kept_or(keeps_order, by_token(slot_of, slots_b))
+    elif is_latency_bound(x):
         dest = jax.lax.optimization_barrier(dest)
     return dest, index

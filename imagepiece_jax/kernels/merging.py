@@ -6,6 +6,7 @@ features scatters. In two bytes, one product may merge the prefix and many token
 """
 
 import functools
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -13,33 +14,35 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from imagepiece_jax.common.nodes import onnx_op
-from imagepiece_jax.kernels.choice import is_fast, is_reference, is_short
-from imagepiece_jax.kernels.ranking import gather_rows, sums
+from imagepiece_jax.kernels.choice import is_fast, is_latency_bound, is_reference
+from imagepiece_jax.kernels.ranking import gather_rows, sum_arrays
 
 DROPPED = -1  # instead of a slot, for a dropped token
-FEW = 24  # at most this many absorbed tokens are summed without a matrix product
+FEW_ABSORBED = 24  # up to this many absorbed tokens are summed without a product
 
 
-@struct.dataclass(kw_only=True)
+@struct.dataclass
 class SlotIndex:
     """Tokens per slot, as indices for gathering."""
 
-    keep: jax.Array  # [B, n_out]: the token kept by every slot
-    absorbed: jax.Array  # [B, e]: the rest of the tokens, except dropped tokens
-    target: jax.Array  # [B, e]: the slots of `absorbed`
-    # [B, e]: the tokens kept by the slots in `target`; [B, 1] if all join one slot
-    partner: jax.Array
+    # int32; the token kept by every slot
+    kept_tokens: Int[Array, "batch slots"]
+    # the rest of the tokens, except dropped tokens
+    absorbed_tokens: Int[Array, "batch absorbed"]
+    target_slots: Int[Array, "batch absorbed"]  # of `absorbed_tokens`
+    # the tokens kept by `target_slots`; a single token if all join one slot
+    partner_tokens: Int[Array, "batch absorbed"] | Int[Array, "batch 1"]
 
     @classmethod
-    def one_each(cls, keep):
-        """Make a SlotIndex with one token per slot; keep: [B, n_out]."""
-        none = jnp.zeros((keep.shape[0], 0), jnp.int32)
-        return cls(keep=keep, absorbed=none, target=none, partner=none)
+    def one_token_each(cls, kept_tokens: Int[Array, "batch slots"]) -> Self:
+        """Make the index of slots with one token each."""
+        none = jnp.zeros((kept_tokens.shape[0], 0), jnp.int32)
+        return cls(kept_tokens, none, none, none)
 
     @property
-    def groups(self):
-        """Slots of the partners, [B, e] or [B, 1], listed once per partner."""
-        return self.target[:, : self.partner.shape[1]]
+    def partner_slots(self) -> Int[Array, "batch groups"]:
+        """Slots of the partners, listed once per partner."""
+        return self.target_slots[:, : self.partner_tokens.shape[1]]
 
 
 def is_in_slot(dest: Int[Array, "B n"], n_out: int) -> Bool[Array, "B {n_out} n"]:
@@ -60,7 +63,7 @@ def slot_matrix(
     return matrix / jnp.sum(matrix, axis=-1, keepdims=True)
 
 
-def mix(x, matrix):
+def mix_tokens(x, matrix):
     """Keep the prefix of x and mix its image tokens by a matrix [B, n_out, n]."""
     prefix = x.shape[1] - matrix.shape[2]
     image = x[:, prefix:].astype(jnp.float32)
@@ -87,11 +90,11 @@ def sum_slots(values, result):
     index = result.index
     if index is None:
         return sum_by_slot(values, result.slot_of_token, result.n_out)
-    first = gather_rows(values, index.keep)
-    if not index.absorbed.shape[1]:
+    first = gather_rows(values, index.kept_tokens)
+    if not index.absorbed_tokens.shape[1]:
         return first
-    absorbed = gather_rows(values, index.absorbed)
-    return first + sum_by_slot(absorbed, index.target, result.n_out)
+    absorbed = gather_rows(values, index.absorbed_tokens)
+    return first + sum_by_slot(absorbed, index.target_slots, result.n_out)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -108,20 +111,22 @@ def _move_by_index(x, weight, total, index, dest, mean):
     # A slot with one token reads a row of x. A slot that absorbs tokens reads a row
     # of `rows`, a small array [B, m, D] of weighted sums.
     prefix = x.shape[1] - dest.shape[1]
-    slot = jnp.arange(prefix + index.keep.shape[1], dtype=jnp.int32)[None]
+    slot = jnp.arange(prefix + index.kept_tokens.shape[1], dtype=jnp.int32)[None]
     front = ((0, 0), (prefix, 0))
-    row = jnp.where(slot < prefix, slot, jnp.pad(index.keep + prefix, front))
+    row = jnp.where(slot < prefix, slot, jnp.pad(index.kept_tokens + prefix, front))
     single = gather_rows(x, row)
     if weight is not None and not mean:
-        factor = gather_rows(weight, index.keep)
+        factor = gather_rows(weight, index.kept_tokens)
         factor = jnp.pad(factor, front, constant_values=1.0)
         single = single.astype(jnp.float32) * factor[:, :, None]
         single = single.astype(x.dtype)
     plain = weight is None and total is None
-    if plain or not index.absorbed.shape[1]:
+    if plain or not index.absorbed_tokens.shape[1]:
         return single
-    rows = _group_rows(x, weight, total, index, prefix)
-    grouped = is_in_slot(index.groups, index.keep.shape[1])  # [B, n_out, m]
+    rows = _group_sums(x, weight, total, index, prefix)
+    grouped = is_in_slot(
+        index.partner_slots, index.kept_tokens.shape[1]
+    )  # [B, n_out, m]
     group = jnp.arange(rows.shape[1], dtype=jnp.int32)[None, None, :]
     group, has_group = _largest_and_any(jnp.where(grouped, group, 0), grouped)
     together = gather_rows(rows.astype(x.dtype), jnp.pad(group, front))
@@ -129,34 +134,36 @@ def _move_by_index(x, weight, total, index, dest, mean):
     return jnp.where(has_group[:, :, None], together, single)
 
 
-def _group_rows(x, weight, total, index, prefix):
+def _group_sums(x, weight, total, index, prefix):
     """Weighted token sums per group, [B, m, D] float32."""
-    absorbs = index.groups[:, :, None] == index.target[:, None, :]  # [B, m, e]
+    absorbs = (
+        index.partner_slots[:, :, None] == index.target_slots[:, None, :]
+    )  # [B, m, e]
     # Up to FEW absorbed tokens are gathered for every group and summed: a matrix
     # product would need copies. For more tokens the product is cheaper, because the
     # sums grow with the square of the token count.
-    if index.absorbed.shape[1] > FEW:
+    if index.absorbed_tokens.shape[1] > FEW_ABSORBED:
         return _group_product(x, weight, total, index, prefix, absorbs)
-    absorbed = jnp.where(absorbs, index.absorbed[:, None, :], 0)
-    tokens = jnp.concatenate([index.partner[:, :, None], absorbed], axis=2)
+    absorbed = jnp.where(absorbs, index.absorbed_tokens[:, None, :], 0)
+    tokens = jnp.concatenate([index.partner_tokens[:, :, None], absorbed], axis=2)
     in_front = ((0, 0), (0, 0), (1, 0))
     taken = jnp.pad(absorbs, in_front, constant_values=True)
-    factor = jnp.where(taken, _weights_of(weight, tokens), 0)
+    factor = jnp.where(taken, _gather_weights(weight, tokens), 0)
     if total is not None:
-        factor = factor / gather_rows(total, index.groups)[:, :, None]
+        factor = factor / gather_rows(total, index.partner_slots)[:, :, None]
     rows = gather_rows(x, tokens + prefix).astype(jnp.float32)
     return jnp.sum(rows * factor[..., None], axis=2)
 
 
 def _group_product(x, weight, total, index, prefix, absorbs):
-    """`_group_rows` by a matrix product; absorbs: [B, m, e] bool."""
-    first = index.partner
-    absorbed = index.absorbed
-    factor_of_first = _weights_of(weight, first)[:, :, None]
-    weights = _weights_of(weight, absorbed)[:, None, :]
+    """`_group_sums` by a matrix product; absorbs: [B, m, e] bool."""
+    first = index.partner_tokens
+    absorbed = index.absorbed_tokens
+    factor_of_first = _gather_weights(weight, first)[:, :, None]
+    weights = _gather_weights(weight, absorbed)[:, None, :]
     factor = jnp.where(absorbs, weights, 0)
     if total is not None:
-        divisor = gather_rows(total, index.groups)[:, :, None]
+        divisor = gather_rows(total, index.partner_slots)[:, :, None]
         factor_of_first = factor_of_first / divisor
         factor = factor / divisor
     rows = gather_rows(x, absorbed + prefix).astype(jnp.float32)
@@ -165,7 +172,7 @@ def _group_product(x, weight, total, index, prefix, absorbs):
     return rows + factor_of_first * first_rows
 
 
-def _weights_of(weight, tokens):
+def _gather_weights(weight, tokens):
     if weight is None:
         return jnp.ones(tokens.shape, jnp.float32)
     return gather_rows(weight, tokens)
@@ -253,7 +260,9 @@ def _merge_by_product(x, size, attn_size, result, patches):
     if attn_size is not None:
         values.append(jnp.where(belongs, attn_size[:, None, :], 0))
     # One pass computes all sums per slot, in the kernel that writes the matrix.
-    total, *attn_size = (slot_sums[:, :count] for slot_sums in sums(values, axis=2))
+    total, *attn_size = (
+        slot_sums[:, :count] for slot_sums in sum_arrays(values, axis=2)
+    )
     parts = [weight.astype(x.dtype)]
     # Whole numbers up to `exact` fit into the tokens' dtype. A larger size needs two
     # operands: the rounded size and the rest.
@@ -282,10 +291,10 @@ def choose_form(x, result):
     """`result` with its index, or without it where a product merges tokens x faster."""
     if result.index is None:
         return result
-    absorbed = result.index.absorbed.shape[1]
+    absorbed = result.index.absorbed_tokens.shape[1]
     # One product is fast for means of many tokens. For few tokens it pays only where
     # starting kernels takes longer than moving x.
-    by_product = absorbed > FEW or (absorbed > 0 and is_short(x))
+    by_product = absorbed > FEW_ABSORBED or (absorbed > 0 and is_latency_bound(x))
     # Float weights would be rounded to two bytes; sizes and booleans are exact.
     by_product &= result.weight is None or result.weight.dtype == bool
     if is_reference() or (is_fast(x) and result.mean and by_product):
@@ -300,7 +309,7 @@ def merge_tokens(x, size, attn_size, result, patches=None):
     """
     if is_fast(x) and result.index is None and result.mean:
         return _merge_by_product(x, size, attn_size, result, patches)
-    merged, merged_size = merge(x, size, result)
+    merged, merged_size = merge_features(x, size, result)
     if attn_size is None and result.attn_size is None:
         return merged, merged_size, None
     prefix = x.shape[1] - result.slot_of_token.shape[1]
@@ -324,7 +333,7 @@ def least_weight(x):
 
 
 @onnx_op
-def merge(x, size, result):
+def merge_features(x, size, result):
     """Merge features and sizes: [B, prefix + n_out, D], [B, prefix + n_out].
 
     x, size: [B, prefix + n, D], [B, prefix + n]
@@ -336,19 +345,19 @@ def merge(x, size, result):
     if result.index is None:
         weight = result.feature_weights(image_size)
         matrix = slot_matrix(weight, result.slot_of_token, result.n_out, result.mean)
-        return mix(x, matrix), sizes
-    if result.index.absorbed.shape[1] and result.weight is None and result.mean:
-        # Weights are integers here, so sums per slot suffice. `_shares` would compare
-        # all pairs of tokens.
+        return mix_tokens(x, matrix), sizes
+    if result.index.absorbed_tokens.shape[1] and result.weight is None and result.mean:
+        # Weights are integers here, so sums per slot suffice. `_slot_shares` would
+        # compare all pairs of tokens.
         share = image_size
         total = size_of_slots
         if not result.by_size:
             share = None
             total = sum_slots(jnp.ones_like(image_size), result)
     else:
-        share = _shares(result, image_size)
+        share = _slot_shares(result, image_size)
         total = None
-    return _moved(x, share, total, result), sizes
+    return _move_tokens(x, share, total, result), sizes
 
 
 def merge_map(weights, result, size):
@@ -365,19 +374,19 @@ def merge_map(weights, result, size):
     by_row = weights.transpose(0, 2, 1, 3)
     by_row = by_row.reshape(batch, rows, -1)
     if rows == tokens:
-        by_row = _moved(by_row, _shares(result, size), None, result)
+        by_row = _move_tokens(by_row, _slot_shares(result, size), None, result)
     by_column = by_row.reshape(batch, -1, heads, tokens)
     by_column = by_column.transpose(0, 3, 2, 1)
     by_column = by_column.reshape(batch, tokens, -1)
     ones = jnp.ones(size.shape, jnp.float32)
-    by_column = _moved(by_column, ones, None, result.replace(mean=False))
+    by_column = _move_tokens(by_column, ones, None, result.replace(mean=False))
     merged = by_column.reshape(batch, by_column.shape[1], heads, -1)
     return merged.transpose(0, 2, 3, 1)
 
 
-def _shares(result, size):
+def _slot_shares(result, size):
     """Token factors in the slot sums, [B, n] float32; None: all factors are 1."""
-    no_merges = result.index is not None and not result.index.absorbed.shape[1]
+    no_merges = result.index is not None and not result.index.absorbed_tokens.shape[1]
     if no_merges and result.weight is None and result.mean:
         return None
     weight = result.feature_weights(size)
@@ -388,9 +397,11 @@ def _shares(result, size):
     return weight / jnp.sum(weights_in_slot, axis=-1)
 
 
-def _moved(x, weight, total, result):
+def _move_tokens(x, weight, total, result):
     if result.index is not None:
         return _move_by_index(
             x, weight, total, result.index, result.slot_of_token, result.mean
         )
-    return mix(x, slot_matrix(weight, result.slot_of_token, result.n_out, mean=False))
+    return mix_tokens(
+        x, slot_matrix(weight, result.slot_of_token, result.n_out, mean=False)
+    )

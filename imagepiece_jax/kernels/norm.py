@@ -9,10 +9,10 @@ from imagepiece_jax.kernels.choice import is_reference
 
 def plain_layer_norm(x, scale, bias, dtype, eps):
     """(x - mean) / deviation * scale + bias in float32."""
-    return _normalized(x, *_statistics(x, eps), scale, bias).astype(dtype)
+    return _normalize(x, *_mean_and_factor(x, eps), scale, bias).astype(dtype)
 
 
-def _statistics(x, eps):
+def _mean_and_factor(x, eps):
     """(mean, 1 / deviation), [..., 1] float32."""
     x = x.astype(jnp.float32)
     mean = jnp.mean(x, axis=-1, keepdims=True)
@@ -23,7 +23,7 @@ def _statistics(x, eps):
     return mean, jax.lax.rsqrt(variance + eps)
 
 
-def _normalized(x, mean, factor, scale, bias):
+def _normalize(x, mean, factor, scale, bias):
     scale = jnp.expand_dims(scale, range(x.ndim - 1))
     bias = jnp.expand_dims(bias, range(x.ndim - 1))
     return (x.astype(jnp.float32) - mean) * (factor * scale) + bias
@@ -31,17 +31,17 @@ def _normalized(x, mean, factor, scale, bias):
 
 # For training: x is in memory anyway. Automatic differentiation would store it again,
 # in float32 and normalized.
-_recomputed = jax.custom_vjp(plain_layer_norm, nondiff_argnums=(3, 4))
+_layer_norm_from_input = jax.custom_vjp(plain_layer_norm, nondiff_argnums=(3, 4))
 
 
-def _forward(x, scale, bias, dtype, eps):
+def _layer_norm_forward(x, scale, bias, dtype, eps):
     # Without this barrier XLA would store whole float32 arrays instead.
-    mean, factor = jax.lax.optimization_barrier(_statistics(x, eps))
-    out = _normalized(x, mean, factor, scale, bias).astype(dtype)
+    mean, factor = jax.lax.optimization_barrier(_mean_and_factor(x, eps))
+    out = _normalize(x, mean, factor, scale, bias).astype(dtype)
     return out, (x, mean, factor, scale)
 
 
-def _backward(dtype, eps, saved, gradient):
+def _layer_norm_backward(dtype, eps, saved, gradient):
     """The gradients of x, scale and bias."""
     x, mean, factor, scale = saved
     # x in units of its deviation
@@ -61,7 +61,7 @@ def _backward(dtype, eps, saved, gradient):
     )
 
 
-_recomputed.defvjp(_forward, _backward)
+_layer_norm_from_input.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 @onnx_op
@@ -72,5 +72,5 @@ def layer_norm(x, scale, bias, dtype, eps=1e-6):
     dtype: the result's type; statistics are float32
     eps: added to the variance
     """
-    form = plain_layer_norm if is_reference() else _recomputed
+    form = plain_layer_norm if is_reference() else _layer_norm_from_input
     return form(x, scale, bias, dtype, eps)

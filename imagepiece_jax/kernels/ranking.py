@@ -1,7 +1,7 @@
 """Ranking, counting and picking tokens.
 
-Outside `reference` nothing sorts, scatters or accumulates along an axis. Ranks are
-counted comparisons: one kernel on a GPU, where starting kernels costs most.
+Outside `reference_forms` nothing sorts, scatters or accumulates along an axis. Counted
+comparisons give ranks: one kernel on a GPU, where starting kernels costs most.
 """
 
 import chex
@@ -13,7 +13,7 @@ from imagepiece_jax.kernels.choice import is_reference
 
 
 @onnx_op
-def rank(score):
+def rank_tokens(score):
     """Rank tokens by falling score, ties to the lower index. -> [B, n] int32.
 
     score: [B, n] float, where NaN counts as minus infinity, or `order_key` keys
@@ -25,7 +25,7 @@ def rank(score):
     if is_reference():
         tokens = jnp.argsort(key, descending=True, stable=True)
         return jnp.argsort(tokens).astype(jnp.int32)
-    mine, other = _indices(score)
+    mine, other = _pair_indices(score)
     # For integers "higher, or equal and earlier" is a single comparison.
     other_key = key[:, None, :]
     own_key = key[:, :, None] + (other >= mine).astype(jnp.int32)
@@ -44,7 +44,7 @@ def order_key(score):
     return jnp.where(magnitude > infinity, -infinity, key)
 
 
-def _indices(values):
+def _pair_indices(values):
     """Indices of both tokens in every pair. [B, n] -> [B, n, n] int32 twice."""
     shape = values.shape + values.shape[-1:]
     mine = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
@@ -53,23 +53,23 @@ def _indices(values):
 
 
 @onnx_op
-def count_before(keep):
+def count_kept_before(keep):
     """Count kept tokens before every token. [B, n] bool -> [B, n] int32."""
     chex.assert_rank(keep, 2)
     if is_reference():
         return jnp.cumsum(keep, axis=1, dtype=jnp.int32) - keep.astype(jnp.int32)
-    mine, other = _indices(keep)
+    mine, other = _pair_indices(keep)
     earlier = keep[:, None, :] & (other < mine)
     return jnp.sum(earlier, axis=-1, dtype=jnp.int32)
 
 
 @onnx_op
-def index_among(keep):
+def index_kept_tokens(keep):
     """Number kept tokens from 0; other tokens are negative. [B, n] -> [B, n] int32."""
     chex.assert_rank(keep, 2)
     if is_reference():
-        return count_before(keep) - jnp.where(keep, 0, keep.shape[1])
-    mine, other = _indices(keep)
+        return count_kept_before(keep) - jnp.where(keep, 0, keep.shape[1])
+    mine, other = _pair_indices(keep)
     # A dropped token adds a penalty to its own sum, in the same pass.
     leaves = (other == mine) & ~keep[:, None, :]
     penalty = jnp.where(leaves, -keep.shape[1], 0)
@@ -78,9 +78,9 @@ def index_among(keep):
     return jnp.sum(terms, axis=-1, dtype=jnp.int32)
 
 
-def index_or(keep, otherwise):
-    """`index_among` for kept tokens, `otherwise` [B, n] for the rest, in one pass."""
-    mine, other = _indices(keep)
+def index_kept_or(keep, otherwise):
+    """`index_kept_tokens` for kept tokens, `otherwise` for the rest, in one pass."""
+    mine, other = _pair_indices(keep)
     earlier = keep[:, None, :] & (other < mine)
     once = jnp.where(other == 0, otherwise[:, :, None], 0)
     terms = jnp.where(keep[:, :, None], earlier.astype(jnp.int32), once)
@@ -88,7 +88,7 @@ def index_or(keep, otherwise):
 
 
 @onnx_op
-def invert(position, values):
+def invert_order(position, values):
     """Find the index of every wanted value in `position` [B, n]. -> [B, m] int32.
 
     A missing value gives 0. A repeated value gives the sum of its indices.
@@ -108,8 +108,8 @@ def invert(position, values):
 
 
 @onnx_op
-def pick(position, length, *values):
-    """Gather several values [B, n] int32 at `invert(position, length)`, in one pass.
+def pick_by_rank(position, length, *values):
+    """Gather values [B, n] int32 at `invert_order(position, length)`, in one pass.
 
     Returns a tuple of [B, length] int32.
     """
@@ -119,11 +119,11 @@ def pick(position, length, *values):
     ranks = jnp.arange(length, dtype=jnp.int32)[None, :, None]
     holds = position[:, None, :] == ranks
     picked = tuple(jnp.where(holds, value[:, None, :], 0) for value in values)
-    return sums(picked, axis=2)
+    return sum_arrays(picked, axis=2)
 
 
 @onnx_op
-def sums(values, axis):
+def sum_arrays(values, axis):
     """Sum several arrays along an axis, in one pass."""
     if is_reference():
         return tuple(jnp.sum(value, axis=axis) for value in values)
@@ -151,7 +151,7 @@ def gather_rows(x, index):
     return flat.at[index].get(mode="promise_in_bounds")
 
 
-def smallest(values, k):
+def mark_smallest(values, k):
     """Mark the k smallest values per row, ties to the lower index, in k passes."""
     if is_reference():
         return jnp.argsort(jnp.argsort(values, stable=True)) < k
@@ -164,7 +164,7 @@ def smallest(values, k):
     return marked
 
 
-def alternate(first, second):
+def interleave_tokens(first, second):
     """Interleave `first` [B, ceil(n/2)] (even places) and `second`. -> [B, n]."""
     batch, half = first.shape
     n = half + second.shape[1]

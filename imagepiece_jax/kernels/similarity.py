@@ -5,34 +5,34 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.nodes import onnx_op
-from imagepiece_jax.kernels.choice import is_fast, is_reference, is_short
+from imagepiece_jax.kernels.choice import is_fast, is_latency_bound, is_reference
 
 
 @onnx_op
-def unit(x, eps=1e-6):
+def unit_vectors(x, eps=1e-6):
     """Scale vectors along the last axis to length 1, in float32."""
     x = x.astype(jnp.float32)
     squares = jnp.sum(x * x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(squares + eps)
 
 
-def products(a, b):
+def dot_products(a, b):
     """Dot products of all row pairs, in float32. [B, n, d], [B, m, d] -> [B, n, m]."""
     a = a.astype(jnp.float32)
     b = b.astype(jnp.float32)
     return jnp.einsum("bnd,bmd->bnm", a, b, precision="highest")
 
 
-def cosine(a, b=None, eps=1e-6):
+def cosine_similarity(a, b=None, eps=1e-6):
     """Cosine similarities in float32. [B, n, d], [B, m, d] -> [B, n, m].
 
     b: None: all pairs of `a`
     """
     chex.assert_rank(a, 3)
     if b is not None:
-        return products(unit(a, eps), unit(b, eps))
+        return dot_products(unit_vectors(a, eps), unit_vectors(b, eps))
     if is_reference():
-        return products(unit(a, eps), unit(a, eps))
+        return dot_products(unit_vectors(a, eps), unit_vectors(a, eps))
     # One product has squared lengths on its diagonal. Two-byte values are operands
     # without conversion, because their products are exact in float32.
     precision = "highest" if a.dtype.itemsize > 2 else None
@@ -52,27 +52,27 @@ def all_cosines(x, all_x=None):
     """
     x = jax.lax.stop_gradient(x)
     if not is_fast(x) or all_x is None:
-        x = unit(x)
-        return products(x, x)
+        x = unit_vectors(x)
+        return dot_products(x, x)
     # For a product with a slice of an array, a GPU would copy the slice.
     n = x.shape[1]
-    return cosine(jax.lax.stop_gradient(all_x))[:, -n:, -n:]
+    return cosine_similarity(jax.lax.stop_gradient(all_x))[:, -n:, -n:]
 
 
-def cosines_of_sides(metric, first, x, all_metric=None):
+def side_cosines(metric, first, x, all_metric=None):
     """Cosines between the tokens first, first + 2, .. and the rest. -> [B, a, b].
 
     metric, x: [B, n, ..], the feature to compare, and the tokens
     all_metric: [B, prefix + n, d], metric behind the prefix; None: metric alone
     """
-    if not is_short(x):
+    if not is_latency_bound(x):
         # Scaling all tokens at once is one GPU kernel; two sides need several.
-        metric = unit(metric)
-        return products(metric[:, first::2], metric[:, 1 - first :: 2])
+        metric = unit_vectors(metric)
+        return dot_products(metric[:, first::2], metric[:, 1 - first :: 2])
     if all_metric is not None:
         metric = all_metric
     n = x.shape[1]
-    alike = cosine(metric)[:, -n:, -n:]
+    alike = cosine_similarity(metric)[:, -n:, -n:]
     return alike[:, first::2, 1 - first :: 2]
 
 
@@ -89,7 +89,7 @@ def squared_distances(x):
     return jnp.where(squares < largest_float, squares, largest_float)
 
 
-def lengths(x):
+def vector_lengths(x):
     """Vector lengths along the last axis, in float32, with a finite gradient at 0."""
     x = x.astype(jnp.float32)
     squares = jnp.sum(x**2, axis=-1)

@@ -10,14 +10,14 @@ import numpy as np
 
 from imagepiece_jax.kernels.choice import is_fast
 
-SIZES = ("bias", "direction")
+SIZE_ENCODINGS = ("bias", "direction")
 QUERY_SCALE = 4.0  # every query's component along its head's size direction
 CLASS_SHARE = 0.5  # the class token's weight in C_q: its row decides
-STARTS = 3  # smallest eigenvectors of C_q + C_k from which the descent starts
+NUM_STARTS = 3  # smallest eigenvectors of C_q + C_k from which the descent starts
 FIRST_TURNS = 20  # turns for every start
-TURNS = 100  # further turns, at most, for the best start
-STILL = 1e-12  # a direction has settled at a cosine above 1 - STILL
-NOTHING = 1e-9  # added share of the trace, below the precision of float32 sums
+FURTHER_TURNS = 100  # further turns, at most, for the best start
+SETTLED_MARGIN = 1e-12  # a direction has settled at a cosine above 1 - SETTLED_MARGIN
+TRACE_FLOOR = 1e-9  # added share of the trace, below the precision of float32 sums
 
 
 def add_sizes(key, log_size, direction):
@@ -27,8 +27,8 @@ def add_sizes(key, log_size, direction):
     log_size: [B, N]
     direction: [H, d]
     """
-    # Along its direction every query is QUERY_SCALE (`without_direction`); the factor
-    # cancels that and attention's division by sqrt(d).
+    # Along its direction every query is QUERY_SCALE (`remove_size_directions`). The
+    # factor cancels that and attention's division by sqrt(d).
     factor = key.shape[-1] ** 0.5 / QUERY_SCALE
     direction = factor * direction.astype(jnp.float32)[None, None]
     if is_fast(key):
@@ -40,7 +40,7 @@ def add_sizes(key, log_size, direction):
     return (key.astype(jnp.float32) + along).astype(key.dtype)
 
 
-def without_direction(attention, u):
+def remove_size_directions(attention, u):
     """Remove size directions from an Attention's query and key parameters.
 
     u: [H, d] float32, unit vectors; zeros leave the logits as they are
@@ -51,7 +51,7 @@ def without_direction(attention, u):
     # gains log(s_j). The head width and the kernel stay the same. Training would fill
     # the direction again, so the result is for inference.
     attention = dict(attention)
-    query = {name: _projected(value, u) for name, value in attention["q"].items()}
+    query = {name: _project_out(value, u) for name, value in attention["q"].items()}
     bias = query.get("bias", np.zeros(u.size, np.float32))
     attention["q"] = query | {"bias": bias + QUERY_SCALE * u.reshape(-1)}
     key = attention["k"]
@@ -61,12 +61,12 @@ def without_direction(attention, u):
     attention["mean_key"] = np.mean(of_heads, axis=1)
     bias = np.asarray(key.get("bias", np.zeros(u.size, np.float32)))
     attention["mean_key_bias"] = np.mean(bias.reshape(u.shape), axis=0)
-    attention["k"] = {name: _projected(value, u) for name, value in key.items()}
+    attention["k"] = {name: _project_out(value, u) for name, value in key.items()}
     attention["size_direction"] = u
     return attention
 
 
-def _projected(value, u):
+def _project_out(value, u):
     """Multiply by P = I - u u^T, head by head. [.., H d] -> [.., H d] float32."""
     heads = np.asarray(value, np.float64).reshape(*value.shape[:-1], *u.shape)
     along = np.sum(heads * u, axis=-1, keepdims=True)
@@ -94,7 +94,7 @@ def second_moments(query, key, class_token):
     return of_queries, of_keys
 
 
-def least_used(of_queries: np.ndarray, of_keys: np.ndarray) -> np.ndarray:
+def least_used_direction(of_queries: np.ndarray, of_keys: np.ndarray) -> np.ndarray:
     """Minimize (u^T C_q u) (u^T C_k u) over unit vectors u.
 
     [.., d, d] twice -> [.., d]
@@ -107,46 +107,46 @@ def least_used(of_queries: np.ndarray, of_keys: np.ndarray) -> np.ndarray:
     # smallest eigenvalue. A turn multiplies u by this matrix's inverse, which never
     # makes the product larger (AM-GM) and takes a fraction of an eigendecomposition's
     # time. Only the best start is continued.
-    of_queries = _scaled(of_queries)
-    of_keys = _scaled(of_keys)
+    of_queries = _normalize_moments(of_queries)
+    of_keys = _normalize_moments(of_keys)
     starts = [
-        np.linalg.eigh(of_queries + of_keys)[1][..., :STARTS],
+        np.linalg.eigh(of_queries + of_keys)[1][..., :NUM_STARTS],
         np.linalg.eigh(of_queries)[1][..., :1],
         np.linalg.eigh(of_keys)[1][..., :1],
     ]
     vectors = np.swapaxes(np.concatenate(starts, axis=-1), -1, -2)
-    vectors = _turned(vectors, of_queries, of_keys, FIRST_TURNS)
-    lost = _along(vectors, of_queries) * _along(vectors, of_keys)
+    vectors = _take_turns(vectors, of_queries, of_keys, FIRST_TURNS)
+    lost = _quadratic_form(vectors, of_queries) * _quadratic_form(vectors, of_keys)
     best = np.argmin(lost, axis=-1)[..., None, None]
     vectors = np.take_along_axis(vectors, best, axis=-2)
-    return _turned(vectors, of_queries, of_keys, TURNS)[..., 0, :]
+    return _take_turns(vectors, of_queries, of_keys, FURTHER_TURNS)[..., 0, :]
 
 
-def _turned(vectors, of_queries, of_keys, turns):
+def _take_turns(vectors, of_queries, of_keys, turns):
     """Take up to `turns` turns of unit vectors [.., S, d]; stop once all settle."""
     for _ in range(turns):
         before = vectors
-        along_queries = _along(vectors, of_queries)[..., None, None]
-        along_keys = _along(vectors, of_keys)[..., None, None]
+        along_queries = _quadratic_form(vectors, of_queries)[..., None, None]
+        along_keys = _quadratic_form(vectors, of_keys)[..., None, None]
         matrix = of_queries[..., None, :, :] / along_queries
         matrix = matrix + of_keys[..., None, :, :] / along_keys
         vectors = np.linalg.solve(matrix, vectors[..., None])[..., 0]
         vectors = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
         cosines = np.sum(before * vectors, axis=-1)
-        if np.all(cosines > 1 - STILL):
+        if np.all(cosines > 1 - SETTLED_MARGIN):
             break
     return vectors
 
 
-def _along(vectors, moments):
+def _quadratic_form(vectors, moments):
     """Compute u^T C u. [.., S, d], [.., d, d] -> [.., S]"""
     return np.einsum("...sd,...de,...se->...s", vectors, moments, vectors)
 
 
-def _scaled(moments):
+def _normalize_moments(moments):
     """Scale second moments to trace 1 and make them positive definite."""
     # A head of zeros, such as a pruned head, gets equal moments in every direction.
     moments = np.asarray(moments, np.float64)
     total = np.trace(moments, axis1=-2, axis2=-1)[..., None, None]
     scaled = moments / np.where(total > 0, total, 1)
-    return scaled + NOTHING * np.eye(moments.shape[-1])
+    return scaled + TRACE_FLOOR * np.eye(moments.shape[-1])

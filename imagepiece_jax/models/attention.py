@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.kernels.attention import (
-    attend,
     attention_columns,
     attention_map,
+    dot_product_attention,
     pad_for_training,
     pad_tokens,
     weighted_sum,
@@ -23,7 +23,7 @@ from imagepiece_jax.kernels.attention_scores import (
     mean_attention,
     mean_query,
 )
-from imagepiece_jax.kernels.token_layout import rows
+from imagepiece_jax.kernels.token_layout import flatten_tokens
 from imagepiece_jax.models.config import Execution, ViTConfig
 from imagepiece_jax.models.layers import LayerNorm, dense
 
@@ -83,8 +83,8 @@ class Attention(nn.Module):
         x: [B, N, D], the normed tokens of `state`, possibly with padding after them
         queries: project queries of the first tokens only; None: of all
         """
-        matrix = rows(x)
-        first = matrix if queries is None else rows(x[:, :queries])
+        matrix = flatten_tokens(x)
+        first = matrix if queries is None else flatten_tokens(x[:, :queries])
         query = self._split(self.q(first), x)
         key = self._split(self.k(matrix), x)
         value = self._split(self.v(matrix), x) if with_value else None
@@ -102,7 +102,7 @@ class Attention(nn.Module):
 
     def value(self, x):
         """Project normed tokens to values. [B, N, D] -> [B, N, H, d]."""
-        return self._split(self.v(rows(x)), x)
+        return self._split(self.v(flatten_tokens(x)), x)
 
     def _split(self, matrix, x):
         """Split rows of tokens x [B, N, D] into heads, [B, N, H, d]."""
@@ -158,7 +158,9 @@ class Attention(nn.Module):
         if mask is not None:
             return weighted_sum(attention_map(query, key, bias, mask), value)
         backend = self.execution.attention_impl
-        return attend(query, key, value, bias, backend=backend, length=length)
+        return dot_product_attention(
+            query, key, value, bias, backend=backend, length=length
+        )
 
     def output(self, out):
         """Project the heads' results. [B, N, H, d] -> [B, N, D]."""

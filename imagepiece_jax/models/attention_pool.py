@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.kernels.attention import attend, masked_read
+from imagepiece_jax.kernels.attention import attend_live_tokens, dot_product_attention
 from imagepiece_jax.kernels.attention_scores import attention_row
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.layers import INIT, LayerNorm, Mlp, dense
@@ -49,9 +49,9 @@ class AttentionPool(nn.Module):
             bias = jnp.log(size)
         if mask is None:
             queries = jnp.repeat(query, x.shape[0], axis=0)
-            read = attend(queries, key, value, bias)
+            read = dot_product_attention(queries, key, value, bias)
         else:
-            read = masked_read(query, key, value, mask, bias)
+            read = attend_live_tokens(query, key, value, mask, bias)
         read = read.reshape(x.shape[0], self.config.embed_dim).astype(self.dtype)
         read = self.proj(read)
         return read + self.mlp(self.norm(read))

@@ -11,7 +11,7 @@ from flax import linen as nn
 from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.attention import attend_merged
-from imagepiece_jax.kernels.token_layout import add_branch, on_rows, rows
+from imagepiece_jax.kernels.token_layout import add_branch, call_on_rows, flatten_tokens
 from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.models.config import Execution, ViTConfig
 from imagepiece_jax.models.directed_attention import DirectedAttention
@@ -192,9 +192,9 @@ class Block(nn.Module):
     def feed_forward(self, x, factor=None):
         """x + mlp(norm(x)). [B, N, D] -> [B, N, D]."""
         if self.config.arch.post_norm:
-            out = self.norm2(self.mlp(rows(x)))
+            out = self.norm2(self.mlp(flatten_tokens(x)))
         else:
-            out = self.mlp(self.norm2(rows(x)))
+            out = self.mlp(self.norm2(flatten_tokens(x)))
         return add_branch(x, self.ls2(out), factor)
 
     def _returned(self, state):
@@ -207,10 +207,10 @@ class Block(nn.Module):
 
     def _normed(self, x):
         """Attention's input: norm(x), or x if the norm follows attention."""
-        return x if self.config.arch.post_norm else on_rows(self.norm1, x)
+        return x if self.config.arch.post_norm else call_on_rows(self.norm1, x)
 
     def _scaled(self, out):
         """Apply post norm and layer scale to attention's output."""
         if self.config.arch.post_norm:
-            out = on_rows(self.norm1, out)
+            out = call_on_rows(self.norm1, out)
         return self.ls1(out)

@@ -149,7 +149,7 @@ class Execution:
     # the requested kernel, possibly "auto"; `attention_impl` is its choice on this
     # device
     attention: str = dataclasses.field(default="auto", compare=False)
-    # how log(size) is added to the attention logits, in `size_direction.SIZES`
+    # how log(size) is added to the attention logits, in `size_direction.SIZE_ENCODINGS`
     size_encoding: str = "bias"
     drop_path_rate: float = 0.0  # probability of dropping the last block's branches
     axis_name: str | None = None  # device axis for batch norm synchronization

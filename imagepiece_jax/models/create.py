@@ -9,7 +9,7 @@ from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.xla_options import checked_dtype
 from imagepiece_jax.data.preprocessing import Preprocessing, read_fields
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.kernels.attention import BACKENDS, resolve_backend
+from imagepiece_jax.kernels.attention import ATTENTION_BACKENDS, resolve_backend
 from imagepiece_jax.models import reduction_plan, registry
 from imagepiece_jax.models.architecture import DEIT
 from imagepiece_jax.models.config import FLOAT32, MEAN, STD, Execution, ViTConfig
@@ -54,7 +54,7 @@ def execution_of(
 ) -> Execution:
     """Make an Execution with the attention kernel for this process's first device."""
     dtype = checked_dtype(dtype)
-    check_choice("attention", attention, BACKENDS)
+    check_choice("attention", attention, ATTENTION_BACKENDS)
     backend = resolve_backend(attention, dtype, config.head_dim)
     return Execution(dtype=dtype, attention_impl=backend, attention=attention)
 

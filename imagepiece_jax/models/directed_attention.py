@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax.linen.initializers import zeros
 
 from imagepiece_jax.kernels.size_direction import add_sizes
-from imagepiece_jax.kernels.token_layout import rows
+from imagepiece_jax.kernels.token_layout import flatten_tokens
 from imagepiece_jax.models.attention import Attention
 
 
@@ -44,7 +44,7 @@ class DirectedAttention(Attention):
         """Mean key over heads, without directions. [B, N, D] -> [B, N, d] float32."""
         dtype = self.execution.dtype
         product = jnp.dot(
-            rows(x).astype(dtype),
+            flatten_tokens(x).astype(dtype),
             self.mean_key.astype(dtype),
             preferred_element_type=jnp.float32,
         )

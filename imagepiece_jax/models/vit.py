@@ -16,7 +16,7 @@ from imagepiece_jax.common.rng import draw_uniform
 from imagepiece_jax.data.normalize import check_images, warn_of_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.folded_stem import FoldedStem
-from imagepiece_jax.kernels.token_layout import token_major
+from imagepiece_jax.kernels.token_layout import keep_token_major
 from imagepiece_jax.models.attention_pool import AttentionPool, pooled_tokens
 from imagepiece_jax.models.block import Block, BlockReduction
 from imagepiece_jax.models.config import FLOAT32, Execution, ViTConfig
@@ -325,7 +325,7 @@ class ViT(nn.Module):
         if arch.rotary:
             coordinates = arch.rotary.coordinates((height, width))
         return initial_state(
-            token_major(x),
+            keep_token_major(x),
             arch.prefix,
             grid=(height, width),
             coordinates=coordinates,

@@ -185,9 +185,11 @@ def _check_slots(slot_of_token, n_out):
 
 def _check_index(slot_of_token, index):
     """Check that both maps are the same, and that partners stay."""
-    tokens = np.concatenate([index.keep, index.absorbed], axis=1)
-    kept = np.broadcast_to(np.arange(index.keep.shape[1]), index.keep.shape)
-    slots = np.concatenate([kept, index.target], axis=1)
+    tokens = np.concatenate([index.kept_tokens, index.absorbed_tokens], axis=1)
+    kept = np.broadcast_to(
+        np.arange(index.kept_tokens.shape[1]), index.kept_tokens.shape
+    )
+    slots = np.concatenate([kept, index.target_slots], axis=1)
     inside = np.clip(tokens, 0, slot_of_token.shape[1] - 1)
     differ = np.take_along_axis(slot_of_token, inside, axis=1) != slots
     for image, number in _first_true(differ | (inside != tokens)):
@@ -201,11 +203,11 @@ def _check_index(slot_of_token, index):
             f"image {image}: token {token} of slot {slot_of_token[image, token]} is "
             f"{times[image, token]} times in index"
         )
-    kept = np.take_along_axis(index.keep, index.target, axis=1)
-    partner = np.broadcast_to(index.partner, kept.shape)
+    kept = np.take_along_axis(index.kept_tokens, index.target_slots, axis=1)
+    partner = np.broadcast_to(index.partner_tokens, kept.shape)
     for image, number in _first_true(kept != partner):
         raise InputError(
-            f"image {image}: slot {index.target[image, number]} keeps token "
-            f"{kept[image, number]}, but index.partner has {partner[image, number]}; a "
-            "token may merge into a leaving token"
+            f"image {image}: slot {index.target_slots[image, number]} keeps token "
+            f"{kept[image, number]}, but index.partner_tokens has "
+            f"{partner[image, number]}; a token may merge into a leaving token"
         )

@@ -12,11 +12,11 @@ from imagepiece_jax.kernels.merging import (
     choose_form,
     is_in_slot,
     merge_tokens,
-    mix,
+    mix_tokens,
     sum_slots,
 )
-from imagepiece_jax.kernels.ranking import gather_rows, index_among, invert
-from imagepiece_jax.kernels.similarity import cosine
+from imagepiece_jax.kernels.ranking import gather_rows, index_kept_tokens, invert_order
+from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.reduction.state import Masking, Mixing, TokenState
 
 
@@ -72,7 +72,7 @@ def _slot_mask(mask, result):
 
 def _apply_mixing(state, result):
     matrix = result.matrix.astype(jnp.float32)
-    x = mix(state.x, matrix)
+    x = mix_tokens(state.x, matrix)
     coordinates = state.coordinates
     if coordinates is not None:
         coordinates = weighted_coordinates(matrix, coordinates)
@@ -144,9 +144,9 @@ def find_nearest_slots(x, result):
     )  # the most tokens that can be dropped
     if not leaving:
         return result.slot_of_token
-    number = index_among(dropped)
-    rows = gather_rows(x, invert(number, leaving))
-    alike = jnp.where(dropped[:, None, :], -2.0, cosine(rows, x))
+    number = index_kept_tokens(dropped)
+    rows = gather_rows(x, invert_order(number, leaving))
+    alike = jnp.where(dropped[:, None, :], -2.0, cosine_similarity(rows, x))
     nearest = jnp.argmax(alike, axis=-1)
     slot = gather_rows(result.slot_of_token, nearest)
     slot = gather_rows(slot, jnp.maximum(number, 0))

@@ -13,15 +13,19 @@ import jax.numpy as jnp
 from imagepiece_jax.kernels.joining import find_partners, join_sides
 from imagepiece_jax.kernels.merging import DROPPED, SlotIndex
 from imagepiece_jax.kernels.ranking import (
-    count_before,
+    count_kept_before,
     gather_rows,
-    index_among,
-    invert,
-    pick,
-    rank,
-    sums,
+    index_kept_tokens,
+    invert_order,
+    pick_by_rank,
+    rank_tokens,
+    sum_arrays,
 )
-from imagepiece_jax.kernels.similarity import cosine, cosines_of_sides, lengths
+from imagepiece_jax.kernels.similarity import (
+    cosine_similarity,
+    side_cosines,
+    vector_lengths,
+)
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.state import Assignment
 
@@ -139,7 +143,7 @@ class TopK(Ranking):
         score = self.token_scores(inputs, counts)
         if not self.fuse:
             return keep_highest(score, counts.n_out)
-        keep = rank(score) < counts.n_out - 1
+        keep = rank_tokens(score) < counts.n_out - 1
         return keep_and_sum(keep, score, counts.n_out)
 
 
@@ -159,12 +163,12 @@ class Bipartite(Reducer):
         merges = counts.n_in - counts.n_out
         first = inputs.num_prefix % 2  # A's first image token: positions count all
         metric = jax.lax.stop_gradient(inputs.metric)
-        similarity = cosines_of_sides(metric, first, inputs.x, inputs.all_metric)
+        similarity = side_cosines(metric, first, inputs.x, inputs.all_metric)
         targets = jnp.arange(1 - first, counts.n_in, 2, dtype=jnp.int32)[None]
         best, partner = find_partners(similarity, targets)
         # Slots are A's staying tokens, then B, so the next split mixes the two sides.
         in_order = inputs.num_prefix > 0
-        order = rank(best)
+        order = rank_tokens(best)
         slot_of_token, index = join_sides(
             order, partner, merges, first, in_order, inputs.x
         )
@@ -178,7 +182,7 @@ def shift_shares(change, live=None):
     live: [B, n], 1 for live tokens and 0 for masked tokens; None: all live
     Source: Choi et al. 2025 (Representation Shift, by the L2 distance).
     """
-    moved = lengths(change)
+    moved = vector_lengths(change)
     if live is not None:
         moved = moved * live
     total = jnp.sum(moved, axis=1, keepdims=True)
@@ -194,7 +198,7 @@ def uniqueness_scores(key, margin, live=None):
     """
     # Energy is the mean of ELU(cosine - margin) over all tokens: at most 1, and high
     # for a token similar to many tokens.
-    alike = jax.nn.elu(cosine(key, key) - margin)
+    alike = jax.nn.elu(cosine_similarity(key, key) - margin)
     if live is None:
         live = jnp.ones(key.shape[:2], jnp.float32)
     count = jnp.sum(live, axis=1, keepdims=True)
@@ -207,9 +211,9 @@ def uniqueness_scores(key, margin, live=None):
 
 def keep_highest(score, n_out):
     """Assign slots to the `n_out` highest scores [B, n], in spatial order."""
-    slot = index_among(rank(score) < n_out)
+    slot = index_kept_tokens(rank_tokens(score) < n_out)
     slot_of_token = jnp.maximum(slot, DROPPED)
-    index = SlotIndex.one_each(invert(slot, n_out))
+    index = SlotIndex.one_token_each(invert_order(slot, n_out))
     return Assignment(slot_of_token, index=index, n_out=n_out)
 
 
@@ -219,16 +223,16 @@ def keep_and_sum(keep, weight, n_out):
     keep: [B, n] bool
     weight: [B, n], weights in the sum
     """
-    slot_of_token = jnp.where(keep, count_before(keep), n_out - 1)
+    slot_of_token = jnp.where(keep, count_kept_before(keep), n_out - 1)
     weight = jnp.where(keep, 1.0, weight)
-    staying = invert(index_among(keep), n_out - 1)
-    leaving = invert(index_among(~keep), keep.shape[1] - n_out + 1)
+    staying = invert_order(index_kept_tokens(keep), n_out - 1)
+    leaving = invert_order(index_kept_tokens(~keep), keep.shape[1] - n_out + 1)
     first = leaving[:, :1]
     absorbed = leaving[:, 1:]
     target = jnp.full_like(absorbed, n_out - 1)
     # The last slot keeps the first leaving token, which the others join.
     kept = jnp.concatenate([staying, first], axis=1)
-    index = SlotIndex(keep=kept, absorbed=absorbed, target=target, partner=first)
+    index = SlotIndex(kept, absorbed, target, first)
     return Assignment(slot_of_token, weight, index=index, n_out=n_out, mean=False)
 
 
@@ -246,7 +250,7 @@ def merge_in_place(absorbed, partners, counts):
 
     # A staying token's slot is its index minus the number of absorbed tokens before it.
     # Absorbed tokens are counted before all partners, and before all absorbed tokens.
-    counts_before = sums((before(partners), before(absorbed)), axis=2)
+    counts_before = sum_arrays((before(partners), before(absorbed)), axis=2)
     before_partner, before_absorbed = counts_before
     target = partners - before_partner
     staying_before = absorbed - before_absorbed
@@ -260,7 +264,7 @@ def merge_in_place(absorbed, partners, counts):
     skipped = staying_before[:, None, :] <= slot[:, :, None]
     keep = slot + jnp.sum(skipped, axis=-1, dtype=jnp.int32)
     slot_of_token = jnp.where(joined == DROPPED, slot_of_staying, joined)
-    index = SlotIndex(keep=keep, absorbed=absorbed, target=target, partner=partners)
+    index = SlotIndex(keep, absorbed, target, partners)
     return Assignment(slot_of_token, index=index, n_out=counts.n_out)
 
 
@@ -280,7 +284,7 @@ def keep_and_join(keep, absorbed, target, n):
     slot_of_token = jnp.where(holds, slots[:, None, :], DROPPED)
     slot_of_token = jnp.max(slot_of_token, axis=-1)
     partners = gather_rows(keep, target)
-    index = SlotIndex(keep=keep, absorbed=absorbed, target=target, partner=partners)
+    index = SlotIndex(keep, absorbed, target, partners)
     return Assignment(slot_of_token, index=index, n_out=n_out)
 
 
@@ -293,8 +297,8 @@ def join_most_similar(metric, sources, targets, joining=None):
     Returns (sources, targets), both [B, r] int32.
     """
     sides = (gather_rows(metric, side) for side in (sources, targets))
-    similarity = cosine(*sides)
+    similarity = cosine_similarity(*sides)
     best, partners = find_partners(similarity, targets)
     if joining is None:
         return sources, partners
-    return pick(rank(best), joining, sources, partners)
+    return pick_by_rank(rank_tokens(best), joining, sources, partners)

@@ -53,7 +53,7 @@ def check_training(run: RunConfig, placement: Placement) -> None:
             "training; it must be 'float32' or 'bfloat16'"
         )
     # Raises for a batch that does not split over devices and micro-batches.
-    placement.positions(run.batch_size)
+    placement.sample_positions(run.batch_size)
     micro = run.batch_size // run.grad_accum_steps
     mixes = (run.mixup > 0 or run.cutmix > 0) and run.mixup_prob > 0
     if mixes and micro % 2:
@@ -89,7 +89,9 @@ class RunData:
         the devices of `placement`.
     """
 
-    def __init__(self, run: RunConfig, placement: Placement, dry_run: bool = False):
+    def __init__(
+        self, run: RunConfig, placement: Placement, dry_run: bool = False
+    ) -> None:
         check_training(run, placement)
         train_transform = run.data.train_transform(run.image_size)
         preprocessing = run.vit_config.preprocessing
@@ -99,7 +101,7 @@ class RunData:
         # Both splits must have the same classes, by name.
         check_classes(self.train.class_names, data, self.val.class_names, data)
         # At most the validation set, as a multiple of the devices.
-        batch_size = placement.whole(min(run.eval_batch_size, len(self.val)))
+        batch_size = placement.round_up(min(run.eval_batch_size, len(self.val)))
         # An image size that does not fit shows here, not in the first step.
         self.train.try_first(train_transform, rng=np.random.default_rng(0))
         self.val.try_first(preprocessing)

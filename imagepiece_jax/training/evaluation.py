@@ -11,7 +11,7 @@ OF_A_PASS = ("images", "throughput")  # figures shared by all models of a pass
 class Evaluation:
     """Evaluates a `Run` between its steps; `request` is its StopRequest."""
 
-    def __init__(self, run, log, request):
+    def __init__(self, run, log, request) -> None:
         plan = run.plan
         self._run = run
         self._data = plan.data

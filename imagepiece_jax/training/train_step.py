@@ -1,7 +1,7 @@
 """One training step: a function of state and batch, inside `pmap`.
 
 `train_step` averages gradients (`accumulated`, `micro_batch_gradient`), counts the step
-(`counted_in_window`) and updates the state (`updated`). docs/own_trainer.md replaces
+(`counted_in_window`) and updates the state (`updated`). docs/training.md replaces
 its loss, `loss_of`.
 """
 
@@ -313,7 +313,7 @@ def prepare(part, positions, step, index, run, model):
     return mixup.apply(drawn, image, targets, *parallel.reverse_batch((image, targets)))
 
 
-def _check_terms(terms):
+def _check_terms(terms) -> None:
     """Raise InputError for a loss term named like another figure of a step."""
     for name in terms:
         if name in FIGURES:

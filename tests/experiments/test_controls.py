@@ -61,7 +61,7 @@ def test_a_control_has_the_same_counts_in_every_block(name, fields):
 
 
 def test_dropping_drops_the_least_attended():
-    """Of those that are not masked: exact_ceil(.08 * 41)."""
+    """Of those that are not masked: ceil(.08 * 41)."""
     reducer, counts = first_step(40, controls.ImagePieceDropping())
     seen = inputs(5, 40)
     lowest = np.argsort(seen.cls_attn, axis=1)
@@ -111,9 +111,11 @@ def test_random_pairs_are_of_candidates_and_of_all_pairs_alike():
     reducer, counts = first_step(n, controls.ImagePieceRandom(candidate_ratio=0.3))
     seen = inputs(images, n)
     result = decide(reducer, seen, counts)
-    left = np.asarray(result.index.absorbed)
+    left = np.asarray(result.index.absorbed_tokens)
     partner = np.take_along_axis(
-        np.asarray(result.index.keep), np.asarray(result.index.target), axis=1
+        np.asarray(result.index.kept_tokens),
+        np.asarray(result.index.target_slots),
+        axis=1,
     )
     order = np.argsort(seen.cls_attn, axis=1)[:, :6][:, ::-1]  # most attended first
     place = {}

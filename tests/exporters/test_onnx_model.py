@@ -36,9 +36,15 @@ from imagepiece_jax.kernels import (
     similarity,
 )
 from imagepiece_jax.kernels.joining import distance_to_earlier, find_partners, join_kept
-from imagepiece_jax.kernels.merging import merge
-from imagepiece_jax.kernels.ranking import gather_rows, index_among, invert, pick, rank
-from imagepiece_jax.kernels.similarity import cosine
+from imagepiece_jax.kernels.merging import merge_features
+from imagepiece_jax.kernels.ranking import (
+    gather_rows,
+    index_kept_tokens,
+    invert_order,
+    pick_by_rank,
+    rank_tokens,
+)
+from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.pretrained import Pretrained
@@ -557,11 +563,11 @@ def partners(x):
 
 def by_rank(x, other):
     """Values in the order of ranks, taken at the tokens sorted by `other`."""
-    return gather_rows(gather_rows(x, rank(x)), sorted_by(other))
+    return gather_rows(gather_rows(x, rank_tokens(x)), sorted_by(other))
 
 
 def sorted_by(x):
-    return invert(rank(x), x.shape[1])
+    return invert_order(rank_tokens(x), x.shape[1])
 
 
 def rows_after_first(x, tokens):
@@ -577,19 +583,23 @@ def both(numbers):
 @pytest.mark.parametrize(
     "fn",
     [
-        lambda x: pick(rank(x), 3, NUMBERS)[0],
-        lambda x: pick(index_among(x > 0), 6, NUMBERS)[0],  # fewer are kept
-        lambda x: pick(index_among(x > 0), 6, both(np.arange(6) + 1.0))[0],
-        lambda x: invert(rank(x), np.array([1, 3])),
-        lambda x: invert(rank(x), np.array([-1, 9, 2])),  # two are missing
-        lambda x: invert(index_among(x > 0), 6),
-        lambda x: invert(index_among(rank(x) < 4), 4),
+        lambda x: pick_by_rank(rank_tokens(x), 3, NUMBERS)[0],
+        lambda x: pick_by_rank(index_kept_tokens(x > 0), 6, NUMBERS)[
+            0
+        ],  # fewer are kept
+        lambda x: pick_by_rank(index_kept_tokens(x > 0), 6, both(np.arange(6) + 1.0))[
+            0
+        ],
+        lambda x: invert_order(rank_tokens(x), np.array([1, 3])),
+        lambda x: invert_order(rank_tokens(x), np.array([-1, 9, 2])),  # two are missing
+        lambda x: invert_order(index_kept_tokens(x > 0), 6),
+        lambda x: invert_order(index_kept_tokens(rank_tokens(x) < 4), 4),
         lambda x: 1 + jax.lax.div(partners(x), jnp.int32(2)) * 3,
         # by rank, and from there the sorted tokens 2 to 4, or others
         lambda x: by_rank(x, x)[:, 2:5],
-        lambda x: gather_rows(gather_rows(x, rank(x)), NUMBERS[:, :2] % 6),
+        lambda x: gather_rows(gather_rows(x, rank_tokens(x)), NUMBERS[:, :2] % 6),
         lambda x: by_rank(x, -x)[:, 2:5],
-        lambda x: rows_after_first(x, invert(rank(x), 4)),
+        lambda x: rows_after_first(x, invert_order(rank_tokens(x), 4)),
         lambda x: rows_after_first(x, NUMBERS % 11),
         lambda x: rows_after_first(x, sorted_by(x).reshape(2, 3, 2)),
         lambda x: gather_rows(x > 0, sorted_by(x)).astype(float),
@@ -621,8 +631,8 @@ def test_distances_and_kept_tokens_are_those_of_jax(n_out, ties, gathers):
 
     def decided(both):
         tokens, score = jnp.split(both, [4], 2)
-        alike = cosine(tokens, tokens)
-        order = rank(score[..., 0])
+        alike = cosine_similarity(tokens, tokens)
+        order = rank_tokens(score[..., 0])
         distance = distance_to_earlier(alike, order)
         slot, to_kept = join_kept(alike, order, n_out)
         distance = jnp.minimum(distance, 2.0)
@@ -668,7 +678,7 @@ def test_tokens_and_values_are_merged_as_by_jax(n_out, drop, options, fields):
     def merged(x, result):
         x, size, weights = jnp.split(x, [4, 5], 2)
         size = size[..., 0]
-        rows, sizes = merge(x, size, result)
+        rows, sizes = merge_features(x, size, result)
         weights = weights.reshape(3, 2, tokens, tokens)
         out = attention.attend_merged(weights, value, result, size)
         first = attention.attend_merged(weights[:, :, :1], value, result, size)

@@ -31,8 +31,7 @@ def index_of(dest, n_out):
         target = slots[others]
         rows.append((keep, others, target, np.asarray(keep)[target]))
     arrays = map(np.int32, zip(*rows, strict=True))
-    names = ("keep", "absorbed", "target", "partner")
-    return SlotIndex(**dict(zip(names, arrays, strict=True)))
+    return SlotIndex(*arrays)
 
 
 _apply = tiny_vit.compiled(move, static_argnames="form")

@@ -13,9 +13,9 @@ from jax._src.cudnn import fused_attention_stablehlo
 
 from imagepiece_jax import kernels
 from imagepiece_jax.kernels.attention import (
-    attend,
     attention_map,
-    plain_attend,
+    dot_product_attention,
+    plain_attention,
     resolve_backend,
     weighted_sum,
 )
@@ -25,7 +25,7 @@ from tests.helpers.refused_calls import refused
 from tests.helpers.rounding import assert_close
 
 # One compile a shape instead of one an operation.
-defined = tiny_vit.compiled(plain_attend)
+defined = tiny_vit.compiled(plain_attention)
 
 
 def masked_attend(query, key, value, mask, key_bias=None):
@@ -123,7 +123,7 @@ def test_gradients_pad_odd_lengths_and_change_nothing(
 
     got = gradients()
     called, _, _, masked = cudnn_calls.pop()
-    with kernels.reference():
+    with kernels.reference_forms():
         want = gradients()
     assert not cudnn_calls
     assert_close(got, want, scale=1.0)  # a key's bias has no gradient: terms cancel
@@ -138,7 +138,9 @@ def test_inference_aligns_the_bias_of_odd_lengths(cudnn_calls, length, keys, bia
     """A bias of even lengths is as fast without padding."""
     qkv = random_qkv(length)
     bias = random_bias(length) if biased else None
-    out = tiny_vit.compiled(functools.partial(attend, backend="cudnn"))(*qkv, bias)
+    out = tiny_vit.compiled(functools.partial(dot_product_attention, backend="cudnn"))(
+        *qkv, bias
+    )
     ((*lengths, given, masked),) = cudnn_calls
     assert (lengths, given is not None, masked) == ([length, keys], biased, False)
     assert_close(out, defined(*qkv, bias))
@@ -149,7 +151,9 @@ def test_the_bias_of_padding_is_finite(cudnn_calls, dtype):
     """A kernel that subtracts infinities would give NaN."""
     if dtype == "float16":
         compiling.needs_float16()
-    attend(*(a.astype(dtype) for a in random_qkv(7)), random_bias(7), backend="cudnn")
+    dot_product_attention(
+        *(a.astype(dtype) for a in random_qkv(7)), random_bias(7), backend="cudnn"
+    )
     ((_, _, bias, _),) = cudnn_calls
     assert bias.dtype == dtype
     assert np.isfinite(np.asarray(bias, np.float32)).all()
@@ -161,7 +165,7 @@ def test_jax_refuses_odd_lengths_of_cudnn_in_training(monkeypatch):
     """Where it no longer does, padding can go: see Odd lengths in PERFORMANCE.md."""
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91300)
 
-    padded = functools.partial(attend, backend="cudnn")
+    padded = functools.partial(dot_product_attention, backend="cudnn")
     plain = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
 
     def trace(attention):

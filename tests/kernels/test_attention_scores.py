@@ -39,8 +39,8 @@ def test_attention_is_that_of_the_definition(biased, dtype):
 
         return jax.grad(total, (0, 1), has_aux=True)(query, key)
 
-    slopes, row = attended(query, key, kernels.reference)
-    form = choice.fast if dtype == "bfloat16" else contextlib.nullcontext
+    slopes, row = attended(query, key, kernels.reference_forms)
+    form = choice.fast_forms if dtype == "bfloat16" else contextlib.nullcontext
     got_slopes, got = attended(query, key, form)
     assert_close(got, row, units=16)
     assert (got[:, 5:7] == 0).all() == biased

@@ -27,10 +27,10 @@ from tests.reduction.test_methods import DEFAULTS, GRID, D, decide, image_keys, 
 
 IMAGES = 24
 FORMS = {
-    "definition": kernels.reference,
+    "definition": kernels.reference_forms,
     "exact": contextlib.nullcontext,
-    "fast": choice.fast,
-    "fast for many images": choice.fast,
+    "fast": choice.fast_forms,
+    "fast for many images": choice.fast_forms,
 }
 # Other numbers of tokens, and of ToMe other sides: (method, image tokens, prefix)
 FURTHER = [
@@ -146,7 +146,7 @@ def test_every_form_decides_as_its_definition_but_at_near_ties(case):
 @pytest.mark.parametrize("case", CASES[-len(FURTHER) :], ids=LABELS[-len(FURTHER) :])
 def test_many_images_are_decided_as_by_definition(case, monkeypatch):
     """Where a GPU needs longer to move tokens than to start kernels."""
-    monkeypatch.setattr(choice, "FEW_NUMBERS", 0)
+    monkeypatch.setattr(choice, "LATENCY_BOUND_SIZE", 0)
     steps, prefix = steps_of(case)
     for block, layer in steps:
         count_near_ties(layer, block, prefix, "fast for many images", "bfloat16")

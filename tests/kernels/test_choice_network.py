@@ -11,8 +11,8 @@ import pytest
 
 from imagepiece_jax import kernels
 from imagepiece_jax.kernels import attention, choice, gelu, norm, size_direction
-from imagepiece_jax.kernels.folded_stem import FoldedStem, fold
-from imagepiece_jax.kernels.token_layout import token_major
+from imagepiece_jax.kernels.folded_stem import FoldedStem, fold_stem
+from imagepiece_jax.kernels.token_layout import keep_token_major
 from imagepiece_jax.models.stems import NORM_EPSILON, ConvStem, PatchStem
 from imagepiece_jax.reduction.state import TokenState
 from tests.helpers import tiny_vit
@@ -45,7 +45,7 @@ def assert_forms_agree(dtype, fn, *arrays, roundings=(32, 1), together=False):
     together: the largest number is that of all arrays: in some, all terms cancel
     """
     chosen = pulled_back(fn, contextlib.nullcontext, *arrays)
-    defined = pulled_back(fn, kernels.reference, *arrays)
+    defined = pulled_back(fn, kernels.reference_forms, *arrays)
     chex.assert_trees_all_equal_shapes_and_dtypes(chosen, defined)
     unit = float(jnp.finfo(dtype).eps) * roundings[DTYPES.index(dtype)]
     pairs = [*zip(*map(jax.tree.leaves, (chosen, defined)), strict=True)]
@@ -85,14 +85,14 @@ def test_attend(length, is_biased, dtype):
     bias = draw(2, length or 7, seed=1) if is_biased else None
 
     def attend(*heads):
-        out = attention.attend(*heads, bias, length=length)
+        out = attention.dot_product_attention(*heads, bias, length=length)
         return out[:, :length]
 
     assert_forms_agree(dtype, attend, *heads, roundings=(32, 2))
 
 
 def test_token_major():
-    assert_forms_agree("float32", token_major, draw(2, 4, 3), roundings=(0, 0))
+    assert_forms_agree("float32", keep_token_major, draw(2, 4, 3), roundings=(0, 0))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -101,7 +101,7 @@ def test_sizes_in_a_direction(dtype):
     log_size = np.log(np.random.default_rng(1).integers(1, 9, (2, 7)), dtype=np.float32)
 
     def add(key):
-        with choice.fast():
+        with choice.fast_forms():
             return size_direction.add_sizes(key, log_size, draw(3, 8, seed=2))
 
     assert_forms_agree(dtype, add, key)
@@ -131,7 +131,7 @@ def test_whole_attention(form, dtype):
     "stem, pixels", [("patch", 1), *(("conv", p) for p in (1, 2, 8))]
 )
 def test_folded_stem(stem, pixels):
-    """The stem that `fold` rewrites defines it, however small a variance is."""
+    """The stem that `fold_stem` rewrites defines it, however small a variance is."""
     images = tiny_vit.images(2, side=(16, 24))
     trained = {"patch": PatchStem, "conv": ConvStem}[stem](8, 8)
     variables = tiny_vit.fill(tiny_vit.shapes(trained, (16, 24)))
@@ -139,7 +139,7 @@ def test_folded_stem(stem, pixels):
     if stats:
         stats["norm_0"]["var"] = np.full_like(stats["norm_0"]["var"], 1e-5)
     folded = FoldedStem(8, 8, widths=(2, 4, 8) if stats else (), pixels=pixels)
-    params = fold(variables["params"], stats, NORM_EPSILON, pixels)
+    params = fold_stem(variables["params"], stats, NORM_EPSILON, pixels)
 
     chosen, defined = (
         pulled_back(functools.partial(form.apply, own), contextlib.nullcontext, images)

@@ -38,7 +38,7 @@ def test_attention_maps_merge_as_by_definition(weighted):
 
         return jax.grad(total, (0, 1), has_aux=True)(weights, weight)
 
-    want = merged(weights, result.weight, kernels.reference)
+    want = merged(weights, result.weight, kernels.reference_forms)
     got = merged(weights, result.weight, contextlib.nullcontext)
     for one, other in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
         assert_close(other, one, units=64)
@@ -57,10 +57,15 @@ def test_sizes_of_many_digits_count_in_full(dtype):
     keep = jnp.zeros((1, 1), jnp.int32)
     absorbed = jnp.arange(1, n, dtype=jnp.int32)[None]
     target = jnp.zeros_like(absorbed)
-    index = SlotIndex(keep=keep, absorbed=absorbed, target=target, partner=target)
+    index = SlotIndex(
+        kept_tokens=keep,
+        absorbed_tokens=absorbed,
+        target_slots=target,
+        partner_tokens=target,
+    )
     result = Assignment(jnp.zeros((1, n), jnp.int32), index=index, n_out=1)
     state = TokenState(x=jnp.asarray(x, dtype), size=jnp.asarray(size))
-    with choice.fast():
+    with choice.fast_forms():
         moved = moves.apply_result(state, result)
     mean = (x[0, 1:, 0] * size[0, 1:]).sum() / size[0, 1:].sum()
     assert 0 < mean < 1e-3
@@ -83,7 +88,7 @@ def test_clusters_move_by_one_product_of_two_bytes(chosen):
     result = Assignment(jnp.asarray(dest), weight, n_out=n_out, by_size=False)
 
     def move(state):
-        with choice.fast():
+        with choice.fast_forms():
             return moves.apply_result(state, result)
 
     program = jax.jit(move).lower(state)
@@ -113,6 +118,6 @@ def test_clusters_move_by_one_product_of_two_bytes(chosen):
 def test_clusters_need_no_product_of_float32(reduction, monkeypatch):
     model = tiny_vit.model(reduction).with_execution(dtype=jnp.dtype("bfloat16"))
     shapes = variable_shapes(model)
-    monkeypatch.delattr(merging, "mix")
-    with choice.fast():
+    monkeypatch.delattr(merging, "mix_tokens")
+    with choice.fast_forms():
         jax.eval_shape(model.apply, shapes, tiny_vit.images(2))

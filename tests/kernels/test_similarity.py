@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.kernels.similarity import cosine
+from imagepiece_jax.kernels.similarity import cosine_similarity
 from tests.helpers import oracles
 
 
@@ -18,15 +18,15 @@ def test_cosine_is_the_cosine_in_float32(dtype):
     b[1, 2] = 0.0
     a = jnp.asarray(a, dtype)
     b = jnp.asarray(b, dtype)
-    got = cosine(a, b)
+    got = cosine_similarity(a, b)
     assert got.dtype == jnp.float32
     for image in range(2):
         want = oracles.cosine(np.asarray(a[image], float), np.asarray(b[image], float))
         np.testing.assert_allclose(got[image], want, atol=2e-6)
     assert not got[0, 1].any()
     assert not got[1, :, 2].any()
-    within = cosine(a)
-    np.testing.assert_allclose(within, cosine(a, a), atol=2e-6)
+    within = cosine_similarity(a)
+    np.testing.assert_allclose(within, cosine_similarity(a, a), atol=2e-6)
     assert not within[0, 1].any()
     tiny = jnp.asarray([[[1e-3, 0.0]]])  # |v|^2 = eps: half of the true cosine
-    assert float(cosine(tiny)[0, 0, 0]) == pytest.approx(0.5, rel=1e-5)
+    assert float(cosine_similarity(tiny)[0, 0, 0]) == pytest.approx(0.5, rel=1e-5)

@@ -76,7 +76,7 @@ def test_the_row_of_the_mean_query_is_float32(length, biased, dtype, fast):
 
     @tiny_vit.compiled
     def both(query, key, bias):
-        with choice.fast(fast):
+        with choice.fast_forms(fast):
             mean = mean_query(query)
             queries = jnp.concatenate([query[:, :1].astype(mean.dtype), mean], axis=1)
             return mean_attention(mean, key, bias), mean_attention(queries, key, bias)

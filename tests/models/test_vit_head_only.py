@@ -57,7 +57,7 @@ def in_float64():
         wide_head = mock.patch.object(layers.dense, "__defaults__", (jnp.float64,))
         stack.enter_context(wide_head)
         # JAX's own attention has its softmax in float32.
-        stack.enter_context(kernels.reference())
+        stack.enter_context(kernels.reference_forms())
         yield
 
 

@@ -72,16 +72,22 @@ def ones(*shape):
         (merged([1, 3], [3, 5]), "image 0: slot .* merge into a leaving token"),
         (joined([0, 1, 2, 3], [4, 4], [0, 1]), "token 4"),
         (
-            indexed(keep=tokens([0, 1, 3, 2])),
+            indexed(kept_tokens=tokens([0, 1, 3, 2])),
             "token 3 is in slot 2 of index, but in another",
         ),
         (
-            indexed(keep=tokens([0, 1, 2, 9])),
+            indexed(kept_tokens=tokens([0, 1, 2, 9])),
             "token 9 is in slot 3 of index, but in another",
         ),
-        (indexed(target=tokens([1])), "token 4 is in slot 1 of index, but in another"),
-        (indexed(keep=tokens([4, 1, 2, 3])), "token 0 of slot 0 is 0 times in index"),
-        (indexed(partner=tokens([2])), "slot 0 keeps token 0, but index.* 2"),
+        (
+            indexed(target_slots=tokens([1])),
+            "token 4 is in slot 1 of index, but in another",
+        ),
+        (
+            indexed(kept_tokens=tokens([4, 1, 2, 3])),
+            "token 0 of slot 0 is 0 times in index",
+        ),
+        (indexed(partner_tokens=tokens([2])), "slot 0 keeps token 0, but index.* 2"),
         (assignment(RIGHT, weight=np.nan * ones(1, 6)), r"weight\[0\] is nan"),
         (ones(1, 6), "returned a ndarray; it must be an Assignment"),
     ],

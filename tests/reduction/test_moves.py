@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.kernels.merging import DROPPED, FEW
+from imagepiece_jax.kernels.merging import DROPPED, FEW_ABSORBED
 from imagepiece_jax.reduction.state import Assignment, Masking, TokenState
 from tests.helpers import oracles, tiny_vit
 from tests.helpers.reduction_steps import FORMS, apply, index_of, move
@@ -88,8 +88,8 @@ def test_apply_equals_the_oracle(n, n_out, options, form):
 @pytest.mark.parametrize("weighted", [True, False])
 def test_many_absorbed_tokens_are_a_product(weighted):
     """More than are summed one by one; features and gradients are the same."""
-    n = 3 * FEW
-    n_out = FEW
+    n = 3 * FEW_ABSORBED
+    n_out = FEW_ABSORBED
     state, assignment = make(n, n_out, weighted=weighted)
     got = apply(state, assignment, form="gather")
     x, _ = expected(state, assignment)

@@ -13,7 +13,7 @@ import pytest
 
 from imagepiece_jax.kernels.joining import find_partners
 from imagepiece_jax.kernels.merging import DROPPED
-from imagepiece_jax.kernels.similarity import cosine
+from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
@@ -107,7 +107,7 @@ MERGES = [("0", "0.3", "all"), ("0.5", "0.6", "candidates"), ("1", "1", "all")]
 @functools.partial(tiny_vit.compiled, static_argnums=1)
 def decide_all(inputs, work):
     """Similarities of all tokens, and all decisions at one n, as one program."""
-    similarity = cosine(inputs.metric, inputs.metric)
+    similarity = cosine_similarity(inputs.metric, inputs.metric)
     return similarity, [reducer(inputs, counts) for reducer, counts in work]
 
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.kernels.ranking import count_before, gather_rows
-from imagepiece_jax.kernels.similarity import cosine
+from imagepiece_jax.kernels.ranking import count_kept_before, gather_rows
+from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.reduction.methods.method import InStages
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.state import Assignment
@@ -86,11 +86,11 @@ class Agglomeration(Reducer):
 
     def __call__(self, inputs, counts, train=False):
         metric = jax.lax.stop_gradient(inputs.metric)
-        distance = 1 - cosine(metric, metric)
+        distance = 1 - cosine_similarity(metric, metric)
         merges = counts.n_in - counts.n_out
         first = join_closest_clusters(distance, merges, self.linkage)
         stays = first == jnp.arange(counts.n_in, dtype=jnp.int32)[None]
-        slot_of_token = gather_rows(count_before(stays), first)
+        slot_of_token = gather_rows(count_kept_before(stays), first)
         return Assignment(
             slot_of_token, n_out=counts.n_out, by_size=self.size_weighting
         )

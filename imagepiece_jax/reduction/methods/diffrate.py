@@ -11,7 +11,7 @@ import jax
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.joining import join_ranked
-from imagepiece_jax.kernels.ranking import rank
+from imagepiece_jax.kernels.ranking import rank_tokens
 from imagepiece_jax.reduction.block_plan import Step
 from imagepiece_jax.reduction.methods.method import Method, check_entries
 from imagepiece_jax.reduction.reducers import Ranking
@@ -67,7 +67,7 @@ class PruneAndMerge(Ranking):
         x, score = jax.lax.stop_gradient((inputs.x, self.token_scores(inputs, counts)))
         kept = min(max(self.kept, n_out), n_in)
         slot_of_token, size, index = join_ranked(
-            x, rank(score), n_out, kept, inputs.attn_size, inputs.all_x
+            x, rank_tokens(score), n_out, kept, inputs.attn_size, inputs.all_x
         )
         return Assignment(slot_of_token, None, size, index, n_out=n_out, by_size=False)
 

@@ -9,7 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.kernels.ranking import count_before, gather_rows, rank, smallest
+from imagepiece_jax.kernels.ranking import (
+    count_kept_before,
+    gather_rows,
+    mark_smallest,
+    rank_tokens,
+)
 from imagepiece_jax.kernels.similarity import squared_distances
 from imagepiece_jax.reduction.methods.method import InStages
 from imagepiece_jax.reduction.reducers import Reducer
@@ -26,7 +31,7 @@ def density_peaks(x, neighbors, n_out):
     # are the `n_out` tokens with the highest product of density and distance to the
     # nearest denser token.
     squares = squared_distances(x) / x.shape[-1]
-    near = smallest(squares, neighbors)
+    near = mark_smallest(squares, neighbors)
     # The density's logarithm: the density itself would be 0 for all distant tokens.
     density = -jnp.sum(jnp.where(near, squares, 0), axis=-1) / neighbors
     distance = jnp.sqrt(squares)
@@ -34,12 +39,12 @@ def density_peaks(x, neighbors, n_out):
     farthest = jnp.max(distance, axis=(1, 2))
     apart = jnp.where(denser, distance, farthest[:, None, None])
     apart = jnp.min(apart, axis=-1)
-    center = rank(density + jnp.log(apart)) < n_out
+    center = rank_tokens(density + jnp.log(apart)) < n_out
     away = jnp.where(center[:, None, :], distance, jnp.inf)
     nearest = jnp.argmin(away, axis=-1).astype(jnp.int32)
     itself = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
     owner = jnp.where(center, itself, nearest)
-    return gather_rows(count_before(center), owner)
+    return gather_rows(count_kept_before(center), owner)
 
 
 @dataclasses.dataclass(frozen=True)

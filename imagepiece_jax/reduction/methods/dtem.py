@@ -12,13 +12,13 @@ from flax import linen as nn
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.kernels.ranking import (
-    alternate,
     gather_rows,
-    invert,
-    rank,
-    smallest,
+    interleave_tokens,
+    invert_order,
+    mark_smallest,
+    rank_tokens,
 )
-from imagepiece_jax.kernels.similarity import cosine
+from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.reduction.block_plan import RemoveCount, Step
 from imagepiece_jax.reduction.methods.method import ParamGroup, RemovalPerBlock
 from imagepiece_jax.reduction.reducers import Bipartite, Reducer
@@ -39,7 +39,7 @@ def soft_top(similarity, merges):
     """
     # Every draw is a softmax over the SHARING_PARTNERS largest entries of all rows.
     # The more of a row is chosen already, the less the row counts.
-    near = smallest(-jax.lax.stop_gradient(similarity), SHARING_PARTNERS)
+    near = mark_smallest(-jax.lax.stop_gradient(similarity), SHARING_PARTNERS)
     logits = jnp.where(near, similarity, 0) / (CHOICE_TEMPERATURE * CHOICE_TEMPERATURE)
 
     def draw(carry, _):
@@ -90,13 +90,13 @@ def soft_merge(similarity, size, live, merges):
     matrix = jax.lax.pad(to_odd, jnp.float32(0), ((0, 0, 0), rows, columns))
     # Then the weights of the tokens themselves: all except odd tokens keep their
     # features.
-    scale = alternate(jnp.ones_like(even_size), odd_size / safe)
+    scale = interleave_tokens(jnp.ones_like(even_size), odd_size / safe)
     scale = jnp.pad(scale, ((0, 0), (0, dead)), constant_values=1.0)
     scale = scale[:, :, None]
     matrix = matrix + scale * jnp.eye(n, dtype=jnp.float32)[None]
-    sizes = alternate(even_size * clipped, grown)
-    order = rank(jax.lax.stop_gradient(sizes))
-    order = invert(order, live)
+    sizes = interleave_tokens(even_size * clipped, grown)
+    order = rank_tokens(jax.lax.stop_gradient(sizes))
+    order = invert_order(order, live)
     sizes = _reorder_live_rows(sizes, order, size, live)
     matrix = _reorder_live_rows(matrix, order, matrix, live)
     return Mixing(matrix, attn_size=sizes + TINY_SIZE)
@@ -130,7 +130,7 @@ class Embedding(nn.Module, Reducer):
         embedding = embedding[:, :live]
         even = embedding[:, 0::2]
         odd = embedding[:, 1::2]
-        similarity = cosine(even, odd, eps=1e-12)
+        similarity = cosine_similarity(even, odd, eps=1e-12)
         return soft_merge(similarity, inputs.attn_size, live, merges)
 
     @nn.nowrap

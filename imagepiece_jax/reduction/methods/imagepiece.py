@@ -9,8 +9,13 @@ import numpy as np
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.joining import find_partners
-from imagepiece_jax.kernels.ranking import gather_rows, invert, pick, rank
-from imagepiece_jax.kernels.similarity import cosine
+from imagepiece_jax.kernels.ranking import (
+    gather_rows,
+    invert_order,
+    pick_by_rank,
+    rank_tokens,
+)
+from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.reduction.block_plan import KeepShare, MergeCandidates, Step
 from imagepiece_jax.reduction.methods.method import Method, check_entries
 from imagepiece_jax.reduction.reducers import Ranking, TopK, merge_in_place
@@ -49,12 +54,14 @@ class Retokenize(Ranking):
         side_b = position[1 - self.parity :: 2]
         position = np.concatenate([side_a, side_b])
         others = counts.n_in - counts.candidates  # they have higher scores
-        candidates = invert(rank(score), others + position)  # [B, c]
+        candidates = invert_order(rank_tokens(score), others + position)  # [B, c]
         size_a = len(side_a)
         similarity = self.similarity(inputs, candidates, size_a)
         best, partner = find_partners(similarity, candidates[:, size_a:])
         merges = counts.n_in - counts.n_out
-        absorbed, partners = pick(rank(best), merges, candidates[:, :size_a], partner)
+        absorbed, partners = pick_by_rank(
+            rank_tokens(best), merges, candidates[:, :size_a], partner
+        )
         result = merge_in_place(absorbed, partners, counts)
         return result.replace(by_size=self.size_weighting)
 
@@ -64,7 +71,7 @@ class Retokenize(Ranking):
         Returns [B, size_a, c - size_a].
         """
         metric = gather_rows(jax.lax.stop_gradient(inputs.metric), candidates)
-        return cosine(metric.astype(jnp.float32))[:, :size_a, size_a:]
+        return cosine_similarity(metric.astype(jnp.float32))[:, :size_a, size_a:]
 
 
 @dataclasses.dataclass(frozen=True)

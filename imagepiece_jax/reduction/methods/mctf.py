@@ -11,8 +11,13 @@ import numpy as np
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.kernels.joining import find_partners
-from imagepiece_jax.kernels.ranking import gather_rows, index_among, invert, rank
-from imagepiece_jax.kernels.similarity import products, unit
+from imagepiece_jax.kernels.ranking import (
+    gather_rows,
+    index_kept_tokens,
+    invert_order,
+    rank_tokens,
+)
+from imagepiece_jax.kernels.similarity import dot_products, unit_vectors
 from imagepiece_jax.reduction.block_plan import RemoveAtMostHalf, Step, exact_floor
 from imagepiece_jax.reduction.methods.method import RemovalPerBlock, check_entries
 from imagepiece_jax.reduction.reducers import Ranking, keep_and_join
@@ -72,23 +77,23 @@ class Fusion(Ranking):
         best, partner = find_partners(
             even_to_odd, _column_indices(even_to_odd.shape[2])
         )
-        order = rank(best)
-        joining = invert(order, leaving_even)
+        order = rank_tokens(best)
+        joining = invert_order(order, leaving_even)
         joined = gather_rows(partner, joining)
-        slot_of_even = index_among(order >= leaving_even)
-        staying = invert(slot_of_even, order.shape[1] - leaving_even)
+        slot_of_even = index_kept_tokens(order >= leaving_even)
+        staying = invert_order(slot_of_even, order.shape[1] - leaving_even)
         # The second half: odd tokens join the remaining even tokens.
         odd_to_even = gather_rows(even_to_odd, staying).transpose(0, 2, 1)
         best, partner = find_partners(
             odd_to_even, _column_indices(odd_to_even.shape[2])
         )
-        order = rank(best)
+        order = rank_tokens(best)
         leaving_odd = merges - leaving_even
         leaves = order < leaving_odd
         # Slots of the odd tokens: staying odd tokens come after staying even tokens.
         slot_of_staying = staying.shape[1] - leaving_odd + order
         slot = jnp.where(leaves, partner, slot_of_staying)
-        ranked_odd = invert(order, order.shape[1])
+        ranked_odd = invert_order(order, order.shape[1])
         joining_odd = ranked_odd[:, :leaving_odd]
         staying_odd = ranked_odd[:, leaving_odd:]
         # Slots: staying even tokens, then odd tokens by the falling value of their best
@@ -111,8 +116,8 @@ class Fusion(Ranking):
         for value, temperature in ((received, self.attention), (size, self.sizes)):
             least = jnp.min(value, axis=1, keepdims=True)
             factor *= (least / value) ** (1 / temperature)
-        x = unit(x)
-        alike = products(x[:, even::2], x[:, 1 - even :: 2])
+        x = unit_vectors(x)
+        alike = dot_products(x[:, even::2], x[:, 1 - even :: 2])
         alike = ((alike + 1) / 2) ** (1 / self.similarity)
         return alike * factor[:, even::2, None] * factor[:, None, 1 - even :: 2]
 

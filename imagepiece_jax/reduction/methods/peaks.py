@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from imagepiece_jax.kernels.joining import distance_to_earlier, join_kept
 from imagepiece_jax.kernels.merging import least_weight
-from imagepiece_jax.kernels.ranking import rank
+from imagepiece_jax.kernels.ranking import rank_tokens
 from imagepiece_jax.kernels.similarity import all_cosines
 from imagepiece_jax.reduction.methods.method import InStages
 from imagepiece_jax.reduction.reducers import Ranking
@@ -36,8 +36,8 @@ class KeepPeaks(Ranking):
             score = jnp.where(inputs.mask > 0.5, score, 0.0)
             size = jnp.where(inputs.mask > 0.5, size, 0.0)
         alike = all_cosines(inputs.x, inputs.all_x)
-        distance = distance_to_earlier(alike, rank(score))
-        peaks_first = rank(score * distance)
+        distance = distance_to_earlier(alike, rank_tokens(score))
+        peaks_first = rank_tokens(score * distance)
         slot, to_kept = join_kept(alike, peaks_first, counts.n_out)
         # A weight above 0 keeps the mean of unattended tokens.
         return Assignment(

@@ -6,7 +6,7 @@ import math
 import jax
 import numpy as np
 
-from imagepiece_jax.kernels.ranking import invert, rank
+from imagepiece_jax.kernels.ranking import invert_order, rank_tokens
 from imagepiece_jax.reduction.block_plan import KeepAtLeastHalf, Step
 from imagepiece_jax.reduction.methods.method import KeepingShare
 from imagepiece_jax.reduction.reducers import Ranking, join_most_similar, merge_in_place
@@ -30,21 +30,21 @@ class ByEnergy(Ranking):
         unlike = jax.lax.stop_gradient(self.token_scores(inputs, counts))
         metric = jax.lax.stop_gradient(inputs.metric)
         merges = counts.n_in - counts.n_out
-        order = rank(-unlike)
+        order = rank_tokens(-unlike)
         compared = counts.n_in
         joining = merges
         if self.protect:
             compared = 2 * merges
             joining = None  # all of side A
-        side_a = invert(order, np.arange(0, compared, 2))
-        side_b = invert(order, np.arange(1, compared, 2))
+        side_a = invert_order(order, np.arange(0, compared, 2))
+        side_b = invert_order(order, np.arange(1, compared, 2))
         absorbed, partners = join_most_similar(metric, side_a, side_b, joining)
         return merge_in_place(absorbed, partners, counts)
 
 
 @dataclasses.dataclass(frozen=True)
 class PiToMe(KeepingShare):
-    """Keep exact_ceil(keep_rate * n) of n image tokens in every block, at least half.
+    """Keep ceil(keep_rate * n) of n image tokens in every block, at least half.
 
     The first half of the blocks compares all tokens. The second half compares only
     high-energy tokens, which protects the rest.

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.kernels.ranking import rank
+from imagepiece_jax.kernels.ranking import rank_tokens
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.block_plan import KeepInitialShare, Step
 from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
@@ -40,7 +40,7 @@ class Selector(nn.Module, MaskingReducer):
         is_package = (jnp.arange(n) >= n - packages)[None]
         if counts.n_out < counts.n_in:  # else masked training, where no token leaves
             score = jnp.where(is_package, jnp.inf, probability)
-            keep = rank(score) < counts.n_out - 1
+            keep = rank_tokens(score) < counts.n_out - 1
             weight = package_weights(probability, ~keep)
             return keep_and_sum(keep, weight, counts.n_out)
         scores = jnp.sum(vote * scores, axis=2)

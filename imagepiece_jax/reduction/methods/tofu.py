@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.kernels.merging import DROPPED, SlotIndex
-from imagepiece_jax.kernels.similarity import lengths
+from imagepiece_jax.kernels.similarity import vector_lengths
 from imagepiece_jax.reduction.block_plan import KeepAtLeastHalf, Step
 from imagepiece_jax.reduction.methods.method import KeepingShare
 from imagepiece_jax.reduction.reducers import Bipartite
@@ -21,7 +21,7 @@ class Discard(Bipartite):
 
     def __call__(self, inputs, counts, train=False):
         merged = super().__call__(inputs, counts, train)
-        return without_joined(merged, merged.index.keep, counts)
+        return without_joined(merged, merged.index.kept_tokens, counts)
 
 
 def without_joined(merged, keep, counts):
@@ -29,7 +29,9 @@ def without_joined(merged, keep, counts):
     itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
     stays = jnp.any(keep[:, :, None] == itself[:, None, :], axis=1)
     slot_of_token = jnp.where(stays, merged.slot_of_token, DROPPED)
-    return Assignment(slot_of_token, index=SlotIndex.one_each(keep), n_out=counts.n_out)
+    return Assignment(
+        slot_of_token, index=SlotIndex.one_token_each(keep), n_out=counts.n_out
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +44,11 @@ class Fuse(Bipartite):
         slots = jnp.arange(counts.n_out, dtype=jnp.int32)[None, :, None]
         tokens = jnp.arange(counts.n_in, dtype=jnp.int32)[None, None, :]
         belongs = merged.slot_of_token[:, None, :] == slots
-        destination = merged.index.keep[..., None]
+        destination = merged.index.kept_tokens[..., None]
         x = _safe_to_square(inputs.x)
         # A group's scale is the greatest length of its tokens, divided by the length of
         # the token kept by the slot.
-        length = lengths(x)[:, None, :]
+        length = vector_lengths(x)[:, None, :]
         members = jnp.sum(belongs, axis=-1)
         greatest = jnp.max(jnp.where(belongs, length, 0), axis=-1)
         divisor = jnp.sum(jnp.where(destination == tokens, length, 0), axis=-1)
@@ -68,7 +70,7 @@ def _safe_to_square(x):
 
 @dataclasses.dataclass(frozen=True)
 class ToFu(KeepingShare):
-    """Remove exact_floor((1 - keep_rate) N) of N tokens in every block, at most half.
+    """Remove floor((1 - keep_rate) N) of N tokens in every block, at most half.
 
     Blocks up to the middle of the model drop tokens; later blocks fuse tokens.
     """

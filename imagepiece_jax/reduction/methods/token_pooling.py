@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.kernels.ranking import count_before, rank
+from imagepiece_jax.kernels.ranking import count_kept_before, rank_tokens
 from imagepiece_jax.kernels.similarity import squared_distances
 from imagepiece_jax.reduction.methods.method import InStages
 from imagepiece_jax.reduction.reducers import Ranking
@@ -28,7 +28,7 @@ class KMedoids(Ranking):
     def __call__(self, inputs, counts, train=False):
         x = jax.lax.stop_gradient(inputs.x).astype(jnp.float32)
         score = jax.lax.stop_gradient(self.token_scores(inputs, counts))
-        is_medoid = rank(score) < counts.n_out
+        is_medoid = rank_tokens(score) < counts.n_out
         # A score can underflow to 0. Zero scores would tie all costs.
         tiny = jnp.finfo(jnp.float32).tiny
         weight = jnp.where(score > tiny, score, tiny)
@@ -48,7 +48,7 @@ class KMedoids(Ranking):
             better = (other < mine) | ((other == mine) & earlier)
             is_medoid = ~jnp.any(together & better, axis=-1)
         # Slots are in the order of the medoids.
-        slot = jnp.where(is_medoid, count_before(is_medoid), 0)
+        slot = jnp.where(is_medoid, count_kept_before(is_medoid), 0)
         slot_of_token = jnp.where(together, slot[:, None, :], 0)
         slot_of_token = slot_of_token.sum(axis=-1, dtype=jnp.int32)
         return Assignment(slot_of_token, weight=is_medoid, n_out=counts.n_out)

@@ -10,7 +10,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.kernels.similarity import cosine
+from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.models import create
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.reduction.methods import dtem
@@ -33,7 +33,7 @@ def test_a_soft_merge_and_its_gradient_are_its_authors(assets):
     @functools.partial(jax.grad, has_aux=True)
     def run(metric):
         metric = metric[:, :live]
-        similarity = cosine(metric[:, 0::2], metric[:, 1::2], eps=1e-12)
+        similarity = cosine_similarity(metric[:, 0::2], metric[:, 1::2], eps=1e-12)
         mixing = dtem.soft_merge(similarity, size, live, r)
         moved = mixing.matrix @ x
         loss = jnp.sum(moved * w) + jnp.sum(mixing.attn_size * jnp.arange(1, 9)[None])

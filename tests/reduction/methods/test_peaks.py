@@ -51,7 +51,7 @@ def step(x, score, size, patches, n_out, mask=None, fast=False):
         all_x=state.x if fast else None,
     )
     counts = StepCounts(n_in=inputs.x.shape[1], n_out=n_out)
-    with choice.fast(fast):
+    with choice.fast_forms(fast):
         result = REDUCER(inputs, counts)
         return (
             all_cosines(inputs.x, inputs.all_x),

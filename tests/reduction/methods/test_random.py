@@ -30,7 +30,7 @@ def draw(keys, counts, train=False):
 @pytest.mark.parametrize("n, n_out", [(1, 1), (2, 1), (19, 7), (19, 18), (19, 19)])
 def test_as_many_as_wanted_stay_in_spatial_order(n, n_out):
     result = draw(keys(5), StepCounts(n_in=n, n_out=n_out))
-    assert (result.n_out, result.index.absorbed.shape[1]) == (n_out, 0)
+    assert (result.n_out, result.index.absorbed_tokens.shape[1]) == (n_out, 0)
     for dest in np.asarray(result.slot_of_token):
         assert dest[dest != DROPPED].tolist() == list(range(n_out))
 

@@ -72,7 +72,7 @@ def test_groups_and_their_order_equal_the_slow_truth(n, num_prefix):
     results = decide_all(inputs_of(metric, num_prefix), tuple(work))
     for (counts, r), result in zip(work.items(), results, strict=True):
         assert result.slot_of_token.dtype == jnp.int32
-        assert result.index.absorbed.shape[1] == counts.n_in - counts.n_out
+        assert result.index.absorbed_tokens.shape[1] == counts.n_in - counts.n_out
         for image, dest in enumerate(np.asarray(result.slot_of_token)):
             pairs = oracles_tome.bipartite(similarity[image], r, num_prefix)
             want = oracles_tome.slots(pairs, num_prefix)
