@@ -103,7 +103,7 @@ def write_features(
         existing_rows = count - len(missing)
         with (
             ProgressBar("features", count, existing_rows) as progress,
-            contextlib.closing(batches.read(threads)) as reader,
+            contextlib.closing(batches.read_batches(threads)) as reader,
         ):
             if files.leaving:
                 log.warning(
@@ -199,7 +199,7 @@ def _comparison(vit, run, photographs, known, size, threads):
     )
     parts = {name: [] for name in models}
     indices = []
-    for batch in batches.read(threads):
+    for batch in batches.read_batches(threads):
         is_compared = batch["mask"][0] > 0
         for name, model in models.items():
             vectors = parallel.local_rows(model(batch["image"][0])[array])
@@ -237,7 +237,7 @@ def _append(files, source, batch, result, progress):
     """Append a batch's rows; a damaged photograph's row is NaN."""
     indices = batch["index"][0]
     indices = indices[indices < len(source)]
-    names = [source.name(index) for index in indices]
+    names = [source.image_name(index) for index in indices]
     reasons = {}  # by row
     for row in np.flatnonzero(batch["mask"][0, : len(names)] == 0):
         reasons[row] = f"cannot be read ({source.unreadable[names[row]]})"
