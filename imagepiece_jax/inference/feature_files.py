@@ -103,7 +103,7 @@ def write_features(
         existing_rows = count - len(missing)
         with (
             ProgressBar("features", count, existing_rows) as progress,
-            contextlib.closing(batches.read(threads)) as reader,
+            contextlib.closing(batches.read_batches(threads)) as reader,
         ):
             if files.leaving:
                 log.warning(
@@ -111,12 +111,12 @@ def write_features(
                     "photographs are gone or not named"
                 )
             if existing_rows:
-                progress.say(f"{existing_rows} of {count} rows exist already")
+                progress.log_line(f"{existing_rows} of {count} rows exist already")
             is_reduced = any(layer.step for layer in run.model.plan)
             if texts is not None or (is_reduced and not existing_rows):
                 size = size or batch_size * devices  # nothing is missing
                 comparison = _comparison(vit, run, photographs, known, size, threads)
-                progress.say(comparison)
+                progress.log_line(comparison)
             for batch, result in _one_behind(run, reader):
                 _append(files, missing, batch, result, progress)
         files.complete()
@@ -199,7 +199,7 @@ def _comparison(vit, run, photographs, known, size, threads):
     )
     parts = {name: [] for name in models}
     indices = []
-    for batch in batches.read(threads):
+    for batch in batches.read_batches(threads):
         is_compared = batch["mask"][0] > 0
         for name, model in models.items():
             vectors = parallel.local_rows(model(batch["image"][0])[array])
@@ -237,7 +237,7 @@ def _append(files, source, batch, result, progress):
     """Append a batch's rows; a damaged photograph's row is NaN."""
     indices = batch["index"][0]
     indices = indices[indices < len(source)]
-    names = [source.name(index) for index in indices]
+    names = [source.image_name(index) for index in indices]
     reasons = {}  # by row
     for row in np.flatnonzero(batch["mask"][0, : len(names)] == 0):
         reasons[row] = f"cannot be read ({source.unreadable[names[row]]})"
@@ -250,7 +250,7 @@ def _append(files, source, batch, result, progress):
         for row in np.flatnonzero(~finite):
             reasons.setdefault(row, f"has {array} beyond the numbers of {files.dtype}")
     for row, reason in sorted(reasons.items()):
-        progress.say(f"{names[row]} {reason}: its row is NaN")
+        progress.log_line(f"{names[row]} {reason}: its row is NaN")
         for values in rows.values():
             values[row] = np.nan
     file_indices = source.indices[indices]

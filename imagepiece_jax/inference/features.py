@@ -24,7 +24,7 @@ from imagepiece_jax.data import pictures
 from imagepiece_jax.data.normalize import (
     as_normalized,
     check_images,
-    native,
+    to_native_order,
     warn_of_range,
 )
 from imagepiece_jax.errors import InputError
@@ -32,7 +32,7 @@ from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.models.explicit_axes import on_auto_axes
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import Outputs, final_norm
-from imagepiece_jax.reduction.provenance import follow, rows_of
+from imagepiece_jax.reduction.provenance import follow_patches, gather_tokens
 from imagepiece_jax.reduction.state import Masking
 
 FILLS = ("nearest", "last", "zero", "class")
@@ -83,10 +83,10 @@ def features(
     Source: `layers` as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
     options = {"layers": layers, "norm": norm, "reshape": reshape, "fill": fill}
-    if isinstance(images, pictures.PATH):
-        images, _ = pictures.listed(images)
+    if isinstance(images, pictures.AnyPath):
+        images, _ = pictures.list_pictures(images)
     is_long = isinstance(images, list | tuple) and len(images) > BATCH
-    if is_long and all(isinstance(image, pictures.PATH) for image in images):
+    if is_long and all(isinstance(image, pictures.AnyPath) for image in images):
         return _in_batches(vit, images, options)
     model = vit.model
     blocks = layers
@@ -98,7 +98,7 @@ def features(
         check_range("layers", block, 0, model.depth - 1, whole=True)
     check_fill(fill, model.config.arch.class_token)
     xla_options.check_dtype(model.execution.dtype.name)
-    images = native(pictures.as_batch(images, vit.preprocessing))
+    images = to_native_order(pictures.as_batch(images, vit.preprocessing))
     check_images(images, vit.image_size, pixels=True)
     warn_of_range(images, model.config.mean, model.config.std, stacklevel=2)
     variables = vit.variables
@@ -148,7 +148,7 @@ def forward_features(model, blocks=(), norm=True, reshape=True, fill="nearest"):
         # Number of reduction steps up to every block: the index of its path in `paths`.
         steps = np.cumsum([bool(layer.counts) for layer in model.plan])
         check_outputs(outputs)
-        paths = follow(outputs.results, outputs.reducer_inputs, fill)
+        paths = follow_patches(outputs.results, outputs.reducer_inputs, fill)
 
         @functools.cache  # the last block may be among `blocks`, too
         def layer(block, norm):
@@ -188,7 +188,7 @@ def feature_map(
     """
     check_fill(fill, outputs.state.num_prefix)
     check_outputs(outputs)
-    path = follow(outputs.results, outputs.reducer_inputs, fill)[-1]
+    path = follow_patches(outputs.results, outputs.reducer_inputs, fill)[-1]
     _, values, _ = _mapped(outputs.state, path, fill, norm)
     return values.reshape(values.shape[0], *grid, values.shape[2])
 
@@ -201,7 +201,7 @@ def _mapped(state, path, fill, norm):
         dropped = jnp.zeros(values.shape[:2], bool)
         if path.slot is not None:
             dropped = path.slot == DROPPED
-            values = rows_of(values, path.read)
+            values = gather_tokens(values, path.read)
         if path.last is not None:
             values = jnp.where(dropped[..., None], path.last, values)
         if path.mixed is None:

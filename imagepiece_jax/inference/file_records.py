@@ -77,8 +77,8 @@ class RecordedFiles(FileSource):
         super().__init__("", files, np.full(len(files), -1))
         self.records = {}
 
-    def stored(self, store_index):
-        path, label, name = super().stored(store_index)
+    def stored_image(self, store_index):
+        path, label, name = super().stored_image(store_index)
         try:
             path, self.records[store_index] = read(path)
         except OSError:  # `decode` meets the error again and says the reason

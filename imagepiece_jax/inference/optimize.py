@@ -27,7 +27,7 @@ from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.data.normalize import (
     as_normalized,
     check_images,
-    native,
+    to_native_order,
     warn_of_range,
 )
 from imagepiece_jax.errors import InputError
@@ -96,7 +96,7 @@ class Program:
         Raises InputError for other shapes and dtypes.
         """
         spec = self.images
-        images = native(images)
+        images = to_native_order(images)
         if images.shape != spec.shape or images.dtype != spec.dtype:
             floats = spec.dtype != jnp.uint8
             check_images(images, spec.shape[1:3], floats, pixels=True)

@@ -117,7 +117,7 @@ class Predictor:
             file. Among several images, an unreadable file's error takes its place in
             the list.
         """
-        images, is_one = pictures.listed(images)
+        images, is_one = pictures.list_pictures(images)
         answers = list(self.stream(images))
         if not is_one:
             return answers
@@ -130,7 +130,7 @@ class Predictor:
 
         Images are computed in batches. At most two batches are read ahead.
         """
-        images, _ = pictures.listed(images)
+        images, _ = pictures.list_pictures(images)
         decoded = self._decoded(images)
         while part := list(itertools.islice(decoded, self.sizes[-1])):
             results = [_result(future) for future in part]
@@ -162,10 +162,10 @@ class Predictor:
         """Yield a Future of every image's pixels; threads read ahead."""
         waiting = collections.deque()
         for image in images:
-            if not isinstance(image, pictures.PATH):
+            if not isinstance(image, pictures.AnyPath):
                 # Read the pixels now: the caller may change or close the image later.
-                image = pictures.rgb(image)
-            crop = functools.partial(pictures.cropped, image, self._preprocessing)
+                image = pictures.read_pixels(image)
+            crop = functools.partial(pictures.crop_picture, image, self._preprocessing)
             waiting.append(self._threads.submit(crop))
             if len(waiting) > self.sizes[-1]:
                 yield waiting.popleft()
