@@ -97,7 +97,7 @@ def as_normalized(
 
 def check_images(
     images: Any,
-    image_size: int | Sequence[int] | None = None,
+    image_size: int | tuple[int, int] | None = None,
     floats: bool = True,
     pixels: bool = False,
 ) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int32, Key, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Float32, Int32, Key, PRNGKeyArray, Shaped
 
 from imagepiece_jax.common.rng import draw_normal, draw_uniform
 from imagepiece_jax.data.augment.randaugment import fill_color, randaugment
@@ -24,13 +24,13 @@ ERASED_ASPECT = (0.3, 1 / 0.3)  # height / width
 
 
 def augment_batch(
-    images: UInt8[Array, "batch height width 3"],
+    images: Shaped[Array, "batch height width 3"],
     augment: AugmentConfig,
     mean: Sequence[float],
     std: Sequence[float],
     draw_keys: Callable[[], Key[Array, " batch"]],
 ) -> Float32[Array, "batch height width 3"]:
-    """Augment and normalize a batch, before mixing.
+    """Augment and normalize a batch of uint8 pixels, before mixing.
 
     mean, std: the model's, see `normalize`; gaps in moved images get the mean's color
     draw_keys: makes a key per image; called if any augmentation is on

@@ -11,7 +11,18 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, PRNGKeyArray, UInt8
+from jaxtyping import (
+    Array,
+    Bool,
+    Float,
+    Float32,
+    Int,
+    Int32,
+    Integer,
+    Key,
+    PRNGKeyArray,
+    UInt8,
+)
 
 from imagepiece_jax.common.rng import draw_integers, draw_normal, draw_uniform
 from imagepiece_jax.data.config import MAX_MAGNITUDE, AugmentConfig
@@ -36,6 +47,7 @@ Images: TypeAlias = UInt8[Array, "batch height width 3"]
 Operations: TypeAlias = Int[Array, " batch"]  # index in OPERATION_NAMES; -1: none
 PerImage: TypeAlias = Float[Array, " batch"]
 Tables: TypeAlias = Int[Array, "batch 3 256"]  # a new value for every value and channel
+Levels: TypeAlias = Integer[Array, "..."]  # from 0 to 255
 Color: TypeAlias = Sequence[int]  # red, green and blue, from 0 to 255
 
 
@@ -152,7 +164,7 @@ def blend_factor(
 
 
 def blend_images(
-    degenerate: Int[Array, "..."], image: Int[Array, "..."], share: Float[Array, "..."]
+    degenerate: Levels, image: Levels, share: Float[Array, "..."]
 ) -> Int32[Array, "..."]:
     """degenerate + share * (image - degenerate), truncated as in Pillow."""
     start = degenerate.astype(jnp.float32)

@@ -26,6 +26,7 @@ def open_hub_data(
     """Open a split of hf:PATH; arguments and errors as for `open_source`."""
     title = f"hf:{path}"
     extras.check_installed(title, "datasets")
+    # pyrefly: ignore[missing-import]
     import datasets  # slow to import, and only this source needs it
 
     # Errors for a broken file, or for several sets, are not OSErrors.
