@@ -32,7 +32,7 @@ from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.models.explicit_axes import on_auto_axes
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import Outputs, final_norm
-from imagepiece_jax.reduction.provenance import follow, rows_of
+from imagepiece_jax.reduction.provenance import follow_patches, gather_tokens
 from imagepiece_jax.reduction.state import Masking
 
 FILLS = ("nearest", "last", "zero", "class")
@@ -148,7 +148,7 @@ def forward_features(model, blocks=(), norm=True, reshape=True, fill="nearest"):
         # Number of reduction steps up to every block: the index of its path in `paths`.
         steps = np.cumsum([bool(layer.counts) for layer in model.plan])
         check_outputs(outputs)
-        paths = follow(outputs.results, outputs.reducer_inputs, fill)
+        paths = follow_patches(outputs.results, outputs.reducer_inputs, fill)
 
         @functools.cache  # the last block may be among `blocks`, too
         def layer(block, norm):
@@ -188,7 +188,7 @@ def feature_map(
     """
     check_fill(fill, outputs.state.num_prefix)
     check_outputs(outputs)
-    path = follow(outputs.results, outputs.reducer_inputs, fill)[-1]
+    path = follow_patches(outputs.results, outputs.reducer_inputs, fill)[-1]
     _, values, _ = _mapped(outputs.state, path, fill, norm)
     return values.reshape(values.shape[0], *grid, values.shape[2])
 
@@ -201,7 +201,7 @@ def _mapped(state, path, fill, norm):
         dropped = jnp.zeros(values.shape[:2], bool)
         if path.slot is not None:
             dropped = path.slot == DROPPED
-            values = rows_of(values, path.read)
+            values = gather_tokens(values, path.read)
         if path.last is not None:
             values = jnp.where(dropped[..., None], path.last, values)
         if path.mixed is None:
