@@ -10,6 +10,8 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, PRNGKeyArray
 
 from imagepiece_jax.common.rng import draw_integers, draw_normal, draw_uniform
 
+Images = Float[Array, "batch height width 3"]
+Targets = Float[Array, "batch classes"]
 BETA_TRIES = 8  # at least one try is accepted, except in 1 draw of 10^10
 
 
@@ -104,11 +106,11 @@ def cutmix_box(
 
 def mix_batch(
     mix: Mix,
-    images: Float[Array, "batch height width 3"],
-    targets: Float[Array, "batch classes"],
-    partner_images: Float[Array, "batch height width 3"],
-    partner_targets: Float[Array, "batch classes"],
-) -> tuple[Float[Array, "batch height width 3"], Float[Array, "batch classes"]]:
+    images: Images,
+    targets: Targets,
+    partner_images: Images,
+    partner_targets: Targets,
+) -> tuple[Images, Targets]:
     """Mix partners into images and targets.
 
     images: normalized; they keep their dtype, the arithmetic is float32

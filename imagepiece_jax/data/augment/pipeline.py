@@ -18,6 +18,9 @@ from imagepiece_jax.data.augment.randaugment import fill_color, randaugment
 from imagepiece_jax.data.config import AugmentConfig
 from imagepiece_jax.data.normalize import normalize
 
+Image = Float[Array, "height width 3"]
+Images = Float[Array, "batch height width 3"]
+Keys = Key[Array, " batch"]
 ERASING_TRIES = 10
 ERASED_AREA = (0.02, 1 / 3)  # share of the image
 ERASED_ASPECT = (0.3, 1 / 0.3)  # height / width
@@ -28,7 +31,7 @@ def augment_batch(
     augment: AugmentConfig,
     mean: Sequence[float],
     std: Sequence[float],
-    draw_keys: Callable[[], Key[Array, " batch"]],
+    draw_keys: Callable[[], Keys],
 ) -> Float32[Array, "batch height width 3"]:
     """Augment and normalize a batch of uint8 pixels, before mixing.
 
@@ -39,7 +42,7 @@ def augment_batch(
     # A key per augmentation, [B] each; the first two are unused. A new augmentation
     # takes a fifth: the others' draws do not depend on the count.
     @functools.cache
-    def augmentation_keys() -> list[Key[Array, " batch"]]:
+    def augmentation_keys() -> list[Keys]:
         split = jax.vmap(lambda key: jax.random.split(key, 4), out_axes=1)
         return [*split(draw_keys())]
 
@@ -51,20 +54,14 @@ def augment_batch(
     return images
 
 
-def erase_randomly(
-    images: Float[Array, "batch height width 3"],
-    keys: Key[Array, " batch"],
-    prob: float,
-) -> Float[Array, "batch height width 3"]:
+def erase_randomly(images: Images, keys: Keys, prob: float) -> Images:
     """Fill a box of the normalized image with noise, with probability `prob`.
 
     Source: Zhong et al., 2020, as in DeiT.
     """
     height, width = images.shape[1:3]
 
-    def erase_box(
-        image: Float[Array, "height width 3"], key: PRNGKeyArray
-    ) -> Float[Array, "height width 3"]:
+    def erase_box(image: Image, key: PRNGKeyArray) -> Image:
         box_key, noise_key = jax.random.split(key)
         top, left, box_height, box_width = draw_erased_box(box_key, height, width, prob)
         row = jnp.arange(height, dtype=jnp.int32)[:, None]

@@ -7,7 +7,6 @@ fixed count of random numbers, so later functions always get the same numbers.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -25,6 +24,10 @@ else:
 
 CROP_TRIES = 10  # random boxes to try
 CROP_KINDS = ("random_resized", "shift", "none")
+BOX_ASPECT = (3 / 4, 4 / 3)  # bounds of width / height, as in DeiT
+Rng = np.random.Generator
+Bounds = tuple[float, float]  # smallest and largest
+ImageSize = int | tuple[int, int]  # pixels a side, or (height, width)
 RgbPixels = UInt8[np.ndarray, "height width 3"]
 NewPixels = UInt8[np.ndarray, "_ _ 3"]
 _OPENCV_CUBIC = -0.75  # parameter `a` of OpenCV's cubic kernel
@@ -32,11 +35,7 @@ _PILLOW_CUBIC = -0.5  # parameter `a` of Pillow's cubic kernel
 
 
 def crop_box(
-    height: int,
-    width: int,
-    rng: np.random.Generator,
-    area: Sequence[float],
-    aspect: Sequence[float] = (3 / 4, 4 / 3),
+    height: int, width: int, rng: Rng, area: Bounds, aspect: Bounds = BOX_ASPECT
 ) -> tuple[int, int, int, int]:
     """Draw a box (top, left, height, width): the Inception crop as in DeiT.
 
@@ -63,15 +62,11 @@ def crop_box(
 
 
 def random_resized_crop(
-    image: RgbPixels,
-    image_size: int | tuple[int, int],
-    rng: np.random.Generator,
-    area: Sequence[float],
-    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    image: RgbPixels, image_size: ImageSize, rng: Rng, area: Bounds
 ) -> NewPixels:
     """Resize a `crop_box` of the image to `image_size`."""
     height, width = image_sides(image_size)
-    lowest, highest = aspect
+    lowest, highest = BOX_ASPECT
     # relative to the output's aspect
     aspect = (lowest * (width / height), highest * (width / height))
     image_height, image_width = image.shape[:2]
@@ -80,9 +75,7 @@ def random_resized_crop(
     return resize_fast(cropped, height, width)
 
 
-def shift_image(
-    image: RgbPixels, rng: np.random.Generator, max_shift: int
-) -> RgbPixels:
+def shift_image(image: RgbPixels, rng: Rng, max_shift: int) -> RgbPixels:
     """Move a small image by up to `max_shift` each way, over zeros, as in DeiT."""
     height, width = image.shape[:2]
     top, left = rng.integers(0, 2 * max_shift + 1, size=2)
@@ -90,7 +83,7 @@ def shift_image(
     return padded[top : top + height, left : left + width]
 
 
-def flip_image(image: RgbPixels, rng: np.random.Generator) -> RgbPixels:
+def flip_image(image: RgbPixels, rng: Rng) -> RgbPixels:
     """Mirror the image left to right with probability 1/2."""
     if rng.random() >= 0.5:
         return image
@@ -167,9 +160,9 @@ def _cubic_kernel(
 class TrainTransform:
     """Random crop and flip, a function of an image and a NumPy Generator."""
 
-    image_size: int | tuple[int, int]  # pixels a side, or (height, width)
+    image_size: ImageSize
     crop: str  # "random_resized"; "shift" or "none" for images of this size
-    area: tuple[float, float]  # bounds of crop area / image area
+    area: Bounds  # of crop area / image area
     shift: int  # largest shift in pixels
     flip: bool  # whether to flip at random
 
@@ -177,7 +170,7 @@ class TrainTransform:
     def shape(self) -> tuple[int, int]:
         return image_sides(self.image_size)
 
-    def __call__(self, image: RgbPixels, rng: np.random.Generator) -> NewPixels:
+    def __call__(self, image: RgbPixels, rng: Rng) -> NewPixels:
         if self.crop == "random_resized":
             image = random_resized_crop(image, self.image_size, rng, self.area)
         else:
