@@ -217,7 +217,7 @@ def _comparison(vit, run, photographs, known, size, threads):
     lines = [{"vectors": name, **cells(figures[name])} for name in figures]
     return (
         f"compared with the dense model on {len(indices)} photographs; the worst is "
-        f"{sample.name(indices[cosines.argmin()])}\n{rows_table(lines)}"
+        f"{sample.image_name(indices[cosines.argmin()])}\n{rows_table(lines)}"
     )
 
 
