@@ -220,7 +220,7 @@ class StudyImages:
     @property
     def text(self) -> str:
         """How many images of which set in which crop, for a page."""
-        spaced = ", evenly spaced" if self.source.part else ""
+        spaced = ", evenly spaced" if self.source.subset_record else ""
         crop = self.preprocessing.text
         return f"{len(self)} images of {short_name(self.name)}{spaced} ({crop})"
 
@@ -235,7 +235,7 @@ class StudyImages:
             "image_size": self.image_size,
             "resize": "deit",
             **self.crop,
-            **self.source.part,
+            **self.source.subset_record,
         }
 
     def batches(self):

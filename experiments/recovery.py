@@ -337,9 +337,9 @@ def images_of(assets: pathlib.Path, imagenette: pathlib.Path) -> dict[str, Sourc
     tests = as_source(imagenette)
     sources["imagenette"] = tests.evenly_spaced(JUDGED["imagenette"])
     others = np.setdiff1d(tests.indices, sources["imagenette"].indices)
-    paths = [tests.name(index) for index in others]
+    paths = [tests.image_name(index) for index in others]
     learned = sources["learned"]
-    paths += [learned.name(index) for index in range(len(learned))]
+    paths += [learned.image_name(index) for index in range(len(learned))]
     sources["more"] = as_source(paths)
     return sources
 

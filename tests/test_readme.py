@@ -19,7 +19,7 @@ from PIL import ExifTags, Image
 import imagepiece_jax
 from experiments import paper
 from experiments.__main__ import STUDIES
-from imagepiece_jax.__main__ import commands
+from imagepiece_jax.__main__ import command_files
 from imagepiece_jax.commands import export
 from imagepiece_jax.data import class_names
 from imagepiece_jax.kernels.merging import DROPPED
@@ -140,7 +140,7 @@ def test_every_command_and_file_that_a_page_names_exists(page):
         assert any(file.is_file() for file in found), name
     typed = r"(?:^|python -m )imagepiece(?:_jax)? ([a-z]+)\b"
     for name in re.findall(typed, text, re.MULTILINE):
-        assert name in commands(), name
+        assert name in command_files(), name
     if not re.search(r"of\s+commit\s+[0-9a-f]{8}", text):
         for name in re.findall(r"python -m\s+experiments (\w+)", text):
             assert name in (*paper.TABLES, *STUDIES, "NAME"), name
@@ -152,7 +152,7 @@ def test_every_command_and_file_that_a_page_names_exists(page):
 def flags_of():
     """Names of the options of every command."""
     found = {}
-    for name in commands():
+    for name in command_files():
         main = importlib.import_module(f"imagepiece_jax.commands.{name}").main
         out = call(main, "--help").ok().out
         found[name] = {*re.findall(r"--([\w-]+)", out), "help"}
@@ -164,7 +164,7 @@ def test_every_flag_that_a_page_gives_a_command_exists(page, flags_of):
     if "results" in page.parts:  # of older commits
         return
     text = page.read_text("utf-8").replace("\\\n", " ")
-    names = "|".join(commands())
+    names = "|".join(command_files())
     typed = re.findall(rf"imagepiece(?:_jax)? ({names})((?: [^\n`|]*)?)", text)
     typed += re.findall(rf"`({names}) (--[^`]*)`", text)
     for name, words in typed:
@@ -298,39 +298,52 @@ def test_the_first_lines_run_without_the_hub(downloaded, monkeypatch, capsys):
 
 
 def test_the_block_of_commands_runs_as_pasted(downloaded, monkeypatch):
-    """Its four commands, on a few images, a step, and the photograph of the package."""
+    """Its three commands, on a few images, with one training step."""
     pytest.importorskip("onnx")
     pytest.importorskip("matplotlib")
     for split, images in zip(("train", "val"), noise(2, 32, 64, 64), strict=True):
         write_images(downloaded / "imagenette2-160" / split / "n01440764", images)
-    (downloaded / "imagepiece_jax").symlink_to(ROOT / "imagepiece_jax")
     text = README.read_text("utf-8")
     lines = re.findall(r"^imagepiece (\w+) (.*)$", text, re.MULTILINE)
-    assert [name for name, _ in lines] == ["predict", "recover", "compare", "export"]
+    assert [name for name, _ in lines] == ["recover", "compare", "export"]
     printed = ""
     for name, words in lines:
         main = importlib.import_module(f"imagepiece_jax.commands.{name}").main
         words = words.replace("--steps 160", "--steps 1")
         printed += call(main, *words.split()).ok().out
-    for word in ("panda.jpg: ", "saved in half", "| `0.5`", "half.onnx: "):
+    for word in ("saved in half", "| `0.5`", "half.onnx: "):
         assert word in text and word in printed
 
 
-def test_a_loop_of_ones_own_runs_and_draws_from_keys():
-    vit = tiny_vit.pretrained("random:keep_rate=0.7:blocks=(1,)", depth=2)
+def test_the_loop_of_the_page_trains_on_two_devices_as_on_one():
+    vit = tiny_vit.pretrained("random:keep_rate=0.7:blocks=(0,)", depth=2)
     model = vit.model.with_execution(drop_path_rate=0.9)
-    space = {"vit": dataclasses.replace(vit, model=model), "images": tiny_vit.images(4)}
-    space["labels"] = np.arange(4)
-    run(DOCS / "own_trainer.md", "import jax\nimport optax\n", space)
-    again = tiny_vit.jit(space["loss_of"])
-    losses = set()
-    for seed in (0, 0, 1):
-        key = jax.random.key(seed)
-        losses.add(float(again(space["params"], space["images"], space["labels"], key)))
-    assert len(losses) == 2
-    assert min(abs(loss - space["loss"]) for loss in losses) < 1e-4
-    chex.assert_tree_all_finite(space["gradient"])
-    chex.assert_trees_all_equal(space["trained"].variables, vit.variables)
+    vit = dataclasses.replace(vit, model=model)
+    labels = np.arange(4)
+    batches = [(tiny_vit.images(4, seed), labels) for seed in range(3)]
+    space = {"vit": vit, "batches": batches}
+    run(DOCS / "own_loop.md", "import jax\n", space)
+    assert jax.typeof(space["images"]).sharding.mesh.size == 2
+    params = vit.variables["params"]
+    state = space["optimizer"].init(params)
+    for step, (images, labels) in enumerate(batches):
+        key = jax.random.fold_in(jax.random.key(0), step)
+        arguments = (params, state, images, labels, key)
+        params, state, loss = space["train_step"](*arguments)
+        assert float(loss) == pytest.approx(space["losses"][step], rel=1e-4)
+    chex.assert_trees_all_equal(space["trained"].variables["params"], space["params"])
+    first_loss = space["mean_loss"](params, *batches[0], jax.random.key(0))
+    assert first_loss < space["losses"][0]
+
+
+def test_the_loop_of_the_page_draws_from_its_keys():
+    vit = tiny_vit.pretrained("random:keep_rate=0.7:blocks=(0,)", depth=2)
+    space = {"vit": vit, "batches": []}
+    run(DOCS / "own_loop.md", "import jax\n", space)
+    mean_loss = tiny_vit.jit(space["mean_loss"])
+    arguments = (vit.variables["params"], tiny_vit.images(4), np.arange(4))
+    losses = [float(mean_loss(*arguments, jax.random.key(seed))) for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
     images = [tiny_vit.images()]
     with pytest.raises(TypeError, match="forward-mode autodiff"):
         jax.jvp(functools.partial(vit.model.apply, vit.variables), images, images)

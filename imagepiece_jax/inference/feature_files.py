@@ -111,7 +111,7 @@ def write_features(
         existing_rows = num_paths - len(missing)
         with (
             ProgressBar("features", num_paths, existing_rows) as progress,
-            contextlib.closing(batches.read(threads)) as reader,
+            contextlib.closing(batches.read_batches(threads)) as reader,
         ):
             if files.num_removed:
                 log.warning(
@@ -119,7 +119,7 @@ def write_features(
                     "photographs are gone or not named"
                 )
             if existing_rows:
-                progress.say(f"{existing_rows} of {num_paths} rows exist already")
+                progress.log_line(f"{existing_rows} of {num_paths} rows exist already")
             is_reduced = any(layer.step for layer in extractor.model.plan)
             if texts is not None or (is_reduced and not existing_rows):
                 # Without missing photographs there is no batch size yet.
@@ -127,7 +127,7 @@ def write_features(
                 comparison = _compare_with_dense(
                     vit, extractor, photographs, known, global_batch, threads
                 )
-                progress.say(comparison)
+                progress.log_line(comparison)
             for batch, arrays in _one_behind(extractor, reader):
                 _append_batch(files, missing, batch, arrays, progress)
         files.complete_folder()
@@ -187,7 +187,8 @@ def _compute_arrays(
     outputs = cast(Outputs, model.apply(variables, images))
     arrays = {"pooled": outputs.pooled, "logits": outputs.logits}
     if "patches" in names:
-        grid = patch_grid(images.shape[1:3], model.config.patch_size, cut=True)
+        _, height, width, _ = images.shape
+        grid = patch_grid((height, width), model.config.patch_size, cut=True)
         norm = final_norm(model, variables)
         arrays["patches"] = feature_map(outputs, grid, norm=norm)
     return {name: arrays[name] for name in names}
@@ -216,7 +217,7 @@ def _compare_with_dense(
     )
     batch_vectors = {name: [] for name in extractors}
     indices = []
-    for batch in batches.read(threads):
+    for batch in batches.read_batches(threads):
         is_compared = batch["mask"][0] > 0
         for name, extract in extractors.items():
             vectors = parallel.local_rows(extract(batch["image"][0])[array_name])
@@ -234,7 +235,7 @@ def _compare_with_dense(
     lines = [{"vectors": name, **cells(figures[name])} for name in figures]
     return (
         f"compared with the dense model on {len(indices)} photographs; the worst is "
-        f"{sample.name(indices[cosines.argmin()])}\n{rows_table(lines)}"
+        f"{sample.image_name(indices[cosines.argmin()])}\n{rows_table(lines)}"
     )
 
 
@@ -260,7 +261,7 @@ def _append_batch(
     """Append a batch's rows; a damaged photograph's row is NaN."""
     indices = batch["index"][0]
     indices = indices[indices < len(source)]
-    names = [source.name(index) for index in indices]
+    names = [source.image_name(index) for index in indices]
     reasons = {}  # by row
     for row in np.flatnonzero(batch["mask"][0, : len(names)] == 0).tolist():
         reasons[row] = f"cannot be read ({source.unreadable[names[row]]})"
@@ -274,7 +275,7 @@ def _append_batch(
         for row in np.flatnonzero(~is_finite).tolist():
             reasons.setdefault(row, f"has {name} beyond the numbers of {dtype}")
     for row, reason in sorted(reasons.items()):
-        progress.say(f"{names[row]} {reason}: its row is NaN")
+        progress.log_line(f"{names[row]} {reason}: its row is NaN")
         for array in rows.values():
             array[row] = np.nan
     file_indices = source.indices[indices]

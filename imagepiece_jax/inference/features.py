@@ -25,7 +25,7 @@ from imagepiece_jax.data import pictures
 from imagepiece_jax.data.normalize import (
     as_normalized,
     check_images,
-    native,
+    to_native_order,
     warn_of_range,
 )
 from imagepiece_jax.errors import InputError
@@ -86,10 +86,10 @@ def features(
     Source: `layers` as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
     options = {"layers": layers, "norm": norm, "reshape": reshape, "fill": fill}
-    if isinstance(images, pictures.PATH):
-        images, _ = pictures.listed(images)
+    if isinstance(images, pictures.AnyPath):
+        images, _ = pictures.list_pictures(images)
     is_long = isinstance(images, list | tuple) and len(images) > FILE_BATCH_SIZE
-    if is_long and all(isinstance(image, pictures.PATH) for image in images):
+    if is_long and all(isinstance(image, pictures.AnyPath) for image in images):
         return _batched_features(vit, [*images], options)
     model = vit.model
     blocks = layers
@@ -101,7 +101,7 @@ def features(
         check_range("layers", block, 0, model.depth - 1, whole=True)
     check_fill(fill, model.config.arch.class_token)
     xla_options.check_dtype(model.execution.dtype.name)
-    images = native(pictures.as_batch(images, vit.preprocessing))
+    images = to_native_order(pictures.as_batch(images, vit.preprocessing))
     check_images(images, vit.image_size, pixels=True)
     warn_of_range(images, model.config.mean, model.config.std, stacklevel=2)
     variables = vit.variables
@@ -157,7 +157,8 @@ def forward_features(
     ) -> Features:
         images = as_normalized(images, model.config.mean, model.config.std)
         outputs = cast(Outputs, model.apply(variables, images, with_states=True))
-        grid = patch_grid(images.shape[1:3], model.config.patch_size, cut=True)
+        _, height, width, _ = images.shape
+        grid = patch_grid((height, width), model.config.patch_size, cut=True)
         last_norm = final_norm(model, variables)
         # Reduction steps up to every block: the index of its path in `paths`.
         num_steps = np.cumsum([bool(layer.counts) for layer in model.plan])

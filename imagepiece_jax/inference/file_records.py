@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from imagepiece_jax.common.files import open_regular
-from imagepiece_jax.data.source import FileSource
+from imagepiece_jax.data.source import FileSource, StoredImage
 
 
 class FileRecord(NamedTuple):
@@ -76,13 +76,14 @@ class RecordedFiles(FileSource):
         super().__init__("", files, np.full(len(files), -1))
         self.records: dict[int, FileRecord] = {}  # files read so far, by store index
 
-    def stored(self, store_index: int) -> tuple[str | bytes, int, str]:
-        path, label, name = super().stored(store_index)
+    def stored_image(self, store_index: int) -> StoredImage:
+        _, label, path = super().stored_image(store_index)
+        data = path
         try:
-            path, self.records[store_index] = read_recorded(path)
+            data, self.records[store_index] = read_recorded(path)
         except OSError:  # `decode` meets the error again and says the reason
             self.records[store_index] = FileRecord(os.path.abspath(path), -1, -1, -1)
-        return path, label, name
+        return data, label, path
 
-    def name(self, index: int) -> str:
+    def image_name(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.files[self.indices[index]]))

@@ -27,7 +27,7 @@ from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.data.normalize import (
     as_normalized,
     check_images,
-    native,
+    to_native_order,
     warn_of_range,
 )
 from imagepiece_jax.errors import InputError
@@ -98,7 +98,7 @@ class Program:
         Raises InputError for other shapes and dtypes.
         """
         spec = self.images
-        images = native(images)
+        images = to_native_order(images)
         if images.shape != spec.shape or images.dtype != spec.dtype:
             takes_floats = spec.dtype != jnp.uint8
             check_images(images, spec.shape[1:3], takes_floats, pixels=True)
@@ -117,9 +117,8 @@ class Program:
         if num_missing and isinstance(images, np.ndarray):
             images = np.pad(images, ((0, num_missing), (0, 0), (0, 0), (0, 0)))
         fits = images.shape == spec.shape and images.dtype == spec.dtype
-        is_on_device = isinstance(images, jax.Array) and images.devices() == {
-            self.device
-        }
+        own_devices = {self.device}
+        is_on_device = isinstance(images, jax.Array) and images.devices() == own_devices
         transfer_guard = contextlib.nullcontext()
         if fits and isinstance(images, np.ndarray):
             # The executable copies the images itself, in a fifth of device_put's time.
@@ -138,7 +137,7 @@ class Program:
 
     def summary(self) -> str:
         """Describe the model, its cost and its compilation in a few lines."""
-        batch, *size, _ = self.images.shape
+        batch, height, width, _ = self.images.shape
         dtype = self.images.dtype
         model = self.model
         if dtype == jnp.uint8:
@@ -156,7 +155,7 @@ class Program:
         options = [f"{name}={value}" for name, value in self.options.items()]
         options = ", ".join(options) or "none"
         return (
-            f"{counted_noun(batch, 'image')} of {size_text(size)}, {dtype}, "
+            f"{counted_noun(batch, 'image')} of {size_text((height, width))}, {dtype}, "
             f"on {self.device}\n"
             f"{model.plan[0].attn_tokens} to {model.plan[-1].mlp_tokens} tokens, "
             f"{self.gmacs:.3f} GMACs an image, {self.dead_gmacs:.3f} of them not "

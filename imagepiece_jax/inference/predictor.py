@@ -116,7 +116,7 @@ class Predictor:
             file. Among several images, an unreadable file's error takes its place in
             the list.
         """
-        images, is_one = pictures.listed(images)
+        images, is_one = pictures.list_pictures(images)
         results = list(self.stream(images))
         if not is_one:
             return results
@@ -129,7 +129,7 @@ class Predictor:
 
         Images are computed in batches. At most two batches are read ahead.
         """
-        images, _ = pictures.listed(images)
+        images, _ = pictures.list_pictures(images)
         futures = self._read_ahead(images)
         while batch := list(itertools.islice(futures, self.sizes[-1])):
             pixels_or_errors = [_pixels_or_error(future) for future in batch]
@@ -160,10 +160,10 @@ class Predictor:
         """Yield a Future of every image's pixels; threads read ahead."""
         waiting: collections.deque[Future] = collections.deque()
         for image in images:
-            if not isinstance(image, pictures.PATH):
+            if not isinstance(image, pictures.AnyPath):
                 # Read the pixels now: the caller may change or close the image later.
-                image = pictures.rgb(image)
-            crop = functools.partial(pictures.cropped, image, self._preprocessing)
+                image = pictures.read_pixels(image)
+            crop = functools.partial(pictures.crop_picture, image, self._preprocessing)
             waiting.append(self._threads.submit(crop))
             if len(waiting) > self.sizes[-1]:
                 yield waiting.popleft()

@@ -95,7 +95,7 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
     return Teacher(model, dense.config.mean, dense.config.std), variables
 
 
-def _check_wanted(run, needed):
+def _check_wanted(run, needed) -> None:
     """Raise InputError for a missing or unused teacher."""
     if needed and not run.teacher.weights:
         learner = f"config.reduction={run.reduction.name}"
