@@ -61,7 +61,7 @@ from imagepiece_jax.evaluation.result_cache import MeasuredWeights, ResultCache,
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
-from imagepiece_jax.reduction.reduction import DENSE, Reduction, ReductionLike
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction, ReductionLike
 from imagepiece_jax.weights.load import load
 from imagepiece_jax.weights.location import is_run
 
@@ -178,7 +178,10 @@ class Clock:
     def __call__(self, vit: Pretrained, reduction: ReductionLike) -> dict[str, float]:
         """`timer.figures` relative to the dense model; "dense_ms" is its time."""
         jobs = {}
-        for name, reduction_of_model in (("dense", DENSE), ("reduced", reduction)):
+        for name, reduction_of_model in (
+            ("dense", DENSE_REDUCTION),
+            ("reduced", reduction),
+        ):
             variant = vit.with_reduction(reduction_of_model, seed=0)
             fast = optimize.optimize(
                 variant,

@@ -84,11 +84,11 @@ class KeepParts(KeepPeaks):
     ordered: bool = True  # False: all scores are equal
 
     @property
-    def needs(self):
-        return super().needs | ({"rng"} if self.keep == "random" else set())
+    def needed_inputs(self):
+        return super().needed_inputs | ({"rng"} if self.keep == "random" else set())
 
     def __call__(self, inputs, counts, train=False):
-        score = jax.lax.stop_gradient(self.scores(inputs, counts))
+        score = jax.lax.stop_gradient(self.token_scores(inputs, counts))
         if not self.ordered:
             score = jnp.ones_like(score)
         alike = all_cosines(inputs.x, inputs.all_x)
@@ -120,7 +120,7 @@ class PeaksOfParts(Peaks):
 
     def steps(self, model):
         parts = {name: getattr(self, name) for name in ("keep", "merge", "ordered")}
-        return self.stages(model, KeepParts(score=self.score_for(model), **parts))
+        return self.stage_steps(model, KeepParts(score=self.score_for(model), **parts))
 
 
 CONTROLS = {

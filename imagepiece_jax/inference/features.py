@@ -33,7 +33,7 @@ from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.models.explicit_axes import on_auto_axes
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import Outputs, ViT, final_norm
-from imagepiece_jax.reduction.provenance import PatchPath, follow, rows_of
+from imagepiece_jax.reduction.provenance import PatchPath, follow_patches, gather_tokens
 from imagepiece_jax.reduction.state import Masking, TokenState
 
 FILL_CHOICES = ("nearest", "last", "zero", "class")
@@ -163,7 +163,7 @@ def forward_features(
         # Reduction steps up to every block: the index of its path in `paths`.
         num_steps = np.cumsum([bool(layer.counts) for layer in model.plan])
         check_outputs(outputs)
-        paths = follow(outputs.results, outputs.reducer_inputs, fill)
+        paths = follow_patches(outputs.results, outputs.reducer_inputs, fill)
 
         @functools.cache  # the last block may be among `blocks`, too
         def layer_features(block: int, norm: Norm | None) -> Layer:
@@ -204,7 +204,7 @@ def feature_map(
     """
     check_fill(fill, outputs.state.num_prefix > 0)
     check_outputs(outputs)
-    path = follow(outputs.results, outputs.reducer_inputs, fill)[-1]
+    path = follow_patches(outputs.results, outputs.reducer_inputs, fill)[-1]
     _, patches, _ = _patch_features(outputs.state, path, fill, norm)
     return patches.reshape(patches.shape[0], *grid, patches.shape[2])
 
@@ -223,7 +223,7 @@ def _patch_features(
         dropped = jnp.zeros(values.shape[:2], bool)
         if path.slot is not None:
             dropped = path.slot == DROPPED
-            values = rows_of(values, path.read)
+            values = gather_tokens(values, path.read)
         if path.last is not None:
             values = jnp.where(dropped[..., None], path.last, values)
         if path.mixed is None:

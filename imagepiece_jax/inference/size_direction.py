@@ -52,7 +52,7 @@ def refusal_reason(model: ViT) -> str | None:
     """Say why a model cannot carry sizes in key directions; None if it can."""
     if model.config.arch.rotary is not None:
         return "has rotary positions, which turn every direction"
-    if any("query" in layer.reads for layer in model.plan):
+    if any("query" in layer.attention_reads for layer in model.plan):
         return "has a reducer that compares queries, which would change"
     return None
 

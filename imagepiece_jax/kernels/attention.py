@@ -86,7 +86,7 @@ def attend_merged(weights, value, result, size):
 
     weights, size: [B, H, N, N] (or only the prefix rows) and [B, N], before the merge
     """
-    prefix = size.shape[1] - result.dest.shape[1]
+    prefix = size.shape[1] - result.slot_of_token.shape[1]
     merged = merge_map(weights, result, size[:, prefix:])
     return weighted_sum(merged, value)
 

@@ -89,7 +89,7 @@ def sum_slots(values, result):
     """Sum token values per slot. [B, n] -> [B, n_out]."""
     index = result.index
     if index is None:
-        return sum_by_slot(values, result.dest, result.n_out)
+        return sum_by_slot(values, result.slot_of_token, result.n_out)
     first = gather_rows(values, index.kept_tokens)
     if not index.absorbed_tokens.shape[1]:
         return first
@@ -233,7 +233,7 @@ _move_by_index.defvjp(_move_forward, _move_backward)
 
 def _merge_by_product(x, size, attn_size, result, patches):
     """`merge_tokens` by one matrix product [slots, tokens] that includes the prefix."""
-    prefix = x.shape[1] - result.dest.shape[1]
+    prefix = x.shape[1] - result.slot_of_token.shape[1]
     front = ((0, 0), (prefix, 0))
     token = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
     count = prefix + result.n_out
@@ -242,7 +242,9 @@ def _merge_by_product(x, size, attn_size, result, patches):
     slot = jnp.arange(count + -count % 8, dtype=jnp.int32)
     # Prefix tokens get slot numbers below DROPPED, which no image token has.
     slot = jnp.where(slot < prefix, DROPPED - 1 - slot, slot - prefix)
-    dest = jnp.where(token < prefix, DROPPED - 1 - token, jnp.pad(result.dest, front))
+    dest = jnp.where(
+        token < prefix, DROPPED - 1 - token, jnp.pad(result.slot_of_token, front)
+    )
     belongs = dest[:, None, :] == slot[None, :, None]
     size = jnp.where(belongs, size[:, None, :], 0)
     by_size = result.by_size and result.weight is None
@@ -310,7 +312,7 @@ def merge_tokens(x, size, attn_size, result, patches=None):
     merged, merged_size = merge_features(x, size, result)
     if attn_size is None and result.attn_size is None:
         return merged, merged_size, None
-    prefix = x.shape[1] - result.dest.shape[1]
+    prefix = x.shape[1] - result.slot_of_token.shape[1]
     sizes = result.attn_size  # of image tokens
     if sizes is None:
         sizes = attn_size[:, prefix:]
@@ -336,13 +338,13 @@ def merge_features(x, size, result):
 
     x, size: [B, prefix + n, D], [B, prefix + n]
     """
-    prefix = x.shape[1] - result.dest.shape[1]
+    prefix = x.shape[1] - result.slot_of_token.shape[1]
     image_size = size[:, prefix:]
     size_of_slots = sum_slots(image_size, result)
     sizes = jnp.concatenate([size[:, :prefix], size_of_slots], axis=1)
     if result.index is None:
-        weight = result.weights(image_size)
-        matrix = slot_matrix(weight, result.dest, result.n_out, result.mean)
+        weight = result.feature_weights(image_size)
+        matrix = slot_matrix(weight, result.slot_of_token, result.n_out, result.mean)
         return mix_tokens(x, matrix), sizes
     if result.index.absorbed_tokens.shape[1] and result.weight is None and result.mean:
         # Weights are integers here, so sums per slot suffice. `_slot_shares` would
@@ -387,15 +389,19 @@ def _slot_shares(result, size):
     no_merges = result.index is not None and not result.index.absorbed_tokens.shape[1]
     if no_merges and result.weight is None and result.mean:
         return None
-    weight = result.weights(size)
+    weight = result.feature_weights(size)
     if not result.mean:
         return weight
-    together = result.dest[:, :, None] == result.dest[:, None, :]
+    together = result.slot_of_token[:, :, None] == result.slot_of_token[:, None, :]
     weights_in_slot = jnp.where(together, weight[:, None, :], 0)
     return weight / jnp.sum(weights_in_slot, axis=-1)
 
 
 def _move_tokens(x, weight, total, result):
     if result.index is not None:
-        return _move_by_index(x, weight, total, result.index, result.dest, result.mean)
-    return mix_tokens(x, slot_matrix(weight, result.dest, result.n_out, mean=False))
+        return _move_by_index(
+            x, weight, total, result.index, result.slot_of_token, result.mean
+        )
+    return mix_tokens(
+        x, slot_matrix(weight, result.slot_of_token, result.n_out, mean=False)
+    )

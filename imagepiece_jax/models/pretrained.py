@@ -35,7 +35,7 @@ from imagepiece_jax.models.recovery_record import (
 )
 from imagepiece_jax.models.variables import digest
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.reduction import DENSE, Reduction, ReductionLike
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction, ReductionLike
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -127,9 +127,9 @@ class Pretrained:
 
         Its prop_attn is set only if it differs from the method's and model's default.
         """
-        reduction = self.model.reduction or DENSE
+        reduction = self.model.reduction or DENSE_REDUCTION
         has_steps = any(layer.step for layer in self.model.plan)
-        return None if has_steps and reduction == DENSE else reduction
+        return None if has_steps and reduction == DENSE_REDUCTION else reduction
 
     @property
     def image_size(self) -> int | tuple[int, int]:

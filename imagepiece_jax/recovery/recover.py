@@ -45,7 +45,7 @@ from imagepiece_jax.recovery.recovery_step import (
     RecoveryRecipe,
     StudentFit,
 )
-from imagepiece_jax.reduction.reduction import DENSE
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 
 # Costs at which a dense model is recovered, as shares of its MACs. With one set of
 # values for all three costs, outputs are 1.1 to 1.3 times as far from the dense model
@@ -156,7 +156,11 @@ def check_recoverable(vit: Pretrained) -> None:
         raise InputError(f"{vit.label} has selectors, which only training can learn")
     reduction = vit.reduction
     # A dense model may name proportional attention, which changes nothing.
-    if is_dense(vit) and reduction is not None and reduction.name != DENSE.name:
+    if (
+        is_dense(vit)
+        and reduction is not None
+        and reduction.name != DENSE_REDUCTION.name
+    ):
         raise InputError(
             f"reduction {reduction} keeps all tokens, so there is nothing to recover"
         )
@@ -309,7 +313,7 @@ class RecoveryRun:
         if self.trained is not None:
             values = {**values, **flat_params(self.trained)}
         return RecoveredVariant(
-            reduction=vit.reduction or DENSE,
+            reduction=vit.reduction or DENSE_REDUCTION,
             images=len(self.images.learned),
             held_out=len(self.images.held_out),
             scenes=self.images.num_scenes,

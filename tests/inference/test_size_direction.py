@@ -120,7 +120,7 @@ def test_the_mean_query_gains_the_log_of_the_size():
 def test_reducers_compare_keys_as_they_were(vit, given):
     """The mean over heads, with neither a direction given up nor sizes."""
     _, model, variables, images = given
-    assert vit.model.plan[0].reads == {"key"}
+    assert vit.model.plan[0].attention_reads == {"key"}
     plain = compiled_results("scores", vit.model, vit.variables, images)
     folded = compiled_results("scores", model, variables, images)
     assert len(plain) == vit.model.depth
