@@ -10,6 +10,7 @@ import pathlib
 import re
 import sys
 import traceback
+from collections.abc import Iterator
 from logging import Formatter
 
 from absl import app, flags, logging
@@ -45,7 +46,7 @@ NUM_PROCESSES = flags.DEFINE_integer(
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "this process's number, from 0")
 
 
-def parse(argv):
+def parse_flags(argv: list[str]) -> list[str]:
     """Parse the flags; the words without them.
 
     A mistake ends the process with one sentence and the status 2.
@@ -72,7 +73,7 @@ def parse(argv):
     except InputError as error:
         mistake = error
     except (flags.Error, AttributeError) as error:
-        mistake = cause(error)
+        mistake = error_cause(error)
     except Exception as error:  # of a config file, which is Python
         place = traceback.extract_tb(error.__traceback__)[-1]
         mistake = f"{place.filename}, line {place.lineno}: {error!r}"
@@ -80,7 +81,7 @@ def parse(argv):
     sys.exit(InputError.status)
 
 
-def with_own_config(argv):
+def with_own_config(argv: list[str]) -> list[str]:
     """The words, with the config of the run that --workdir names where they have none.
 
     Raises InputError for a config.json of another version or program.
@@ -97,7 +98,7 @@ def with_own_config(argv):
     return [argv[0], f"--config={reader}:{workdir[1]}", *argv[1:]]
 
 
-def replace_old_name(word):
+def replace_old_name(word: str) -> str:
     """Read configs/deit_s_tome.py:deit_ti, a former file, as deit_s.py:deit_ti,tome."""
     old = re.fullmatch(r"((?:--?config=)?(.*deit_s))_(\w+)\.py:?(\w*)", word)
     if old is None or pathlib.Path(f"{old[2]}_{old[3]}.py").exists():
@@ -105,7 +106,7 @@ def replace_old_name(word):
     return f"{old[1]}.py:{old[4] or 'deit_s'},{old[3]}"
 
 
-def split_words(config):
+def split_words(config: ConfigDict) -> None:
     """Read names that were typed without quotes: (head,reducer) is one text to absl."""
     for name, _ in field_kinds(config):
         group, _, leaf = name.rpartition(".")
@@ -119,7 +120,7 @@ def split_words(config):
 OTHER_NAMES = {"learning_rate": "lr", "wd": "weight_decay", "num_epochs": "epochs"}
 
 
-def check_fields(argv):
+def check_fields(argv: list[str]) -> None:
     """Raise InputError for a --config.FIELD that no config has."""
     kinds = dict(field_kinds(base.get_config()))
     for word in argv:
@@ -138,7 +139,7 @@ def check_fields(argv):
         raise InputError(f"config.{typed[1]} is not a field{hint}")
 
 
-def field_kinds(config, prefix=""):
+def field_kinds(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, type]]:
     """Yield (path, type) of every field of a config, "model.name" of a group's."""
     for name in config:
         if isinstance(config[name], ConfigDict):
@@ -147,7 +148,7 @@ def field_kinds(config, prefix=""):
             yield prefix + name, config.get_type(name)
 
 
-def cause(error):
+def error_cause(error: BaseException) -> str:
     """What config_flags or absl found, in a sentence; of a config file, what it raised.
 
     The first of a chain of exceptions has the words, without the others' tracebacks.
@@ -157,14 +158,14 @@ def cause(error):
         kind = dict(field_kinds(base.get_config()))[wrong[2]].__name__
         return f"{wrong[1]} is {wrong[3]!r}; it must be of type {kind}"
     if isinstance(error, flags.Error) and "parsing config file" not in str(error):
-        return error
+        return str(error)
     while error.__context__ is not None:
         error = error.__context__
     reason = str(error.args[0]).partition(". Other fields present")[0]
     return f"the config file: {reason}"
 
 
-def run_name(path):
+def run_name(path: str) -> str:
     """A config's name: deit_ti_evit for configs/deit_s_evit.py:deit_ti.
 
     It is a folder's name, so tome:r=8 stands there as tome_r_8.
@@ -180,7 +181,7 @@ def run_name(path):
     return name
 
 
-def train():
+def train() -> None:
     """Train as the flags say."""
     if DRY_RUN.value:  # XLA warns of slow compilation, which the command has announced
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -189,7 +190,7 @@ def train():
     from imagepiece_jax.training.cluster.job import joined_cluster
     from imagepiece_jax.training.config import RunConfig
 
-    name = run_name(flags.FLAGS["config"].config_filename)
+    name = run_name(config_flags.get_config_filename(flags.FLAGS["config"]))
     workdir = WORKDIR.value or pathlib.Path("runs") / name
     config = RunConfig.from_config(CONFIG.value)
     with joined_cluster(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value):
@@ -201,4 +202,4 @@ if __name__ == "__main__":
     # Libraries report each of their steps, and TFDS its first tries to find a data set.
     logging.set_verbosity(logging.ERROR)
     logging.get_absl_handler().setFormatter(Formatter())  # as printed lines
-    app.run(lambda words: cli.finish_command(train), flags_parser=parse)
+    app.run(lambda words: cli.finish_command(train), flags_parser=parse_flags)

@@ -70,8 +70,8 @@ from imagepiece_jax.recovery import recovery_loss
 from imagepiece_jax.recovery.recovery_images import evaluation_batches
 from imagepiece_jax.recovery.recovery_loss import relative_change
 from imagepiece_jax.recovery.recovery_step import DenseTeacher
-from imagepiece_jax.reduction.methods.recommended import IN_STAGES_FROM
-from imagepiece_jax.reduction.provenance import follow
+from imagepiece_jax.reduction.methods.recommended import LEAST_STAGED_MACS
+from imagepiece_jax.reduction.provenance import follow_patches
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LINES = ROOT / "docs/results/recovery.jsonl"
@@ -100,7 +100,7 @@ def tome(macs):
 
 def in_blocks(method, macs):
     """In three blocks; below .45, where these lose more, in all except the first."""
-    schedule = THREE if macs >= IN_STAGES_FROM else "proportional-1"
+    schedule = THREE if macs >= LEAST_STAGED_MACS else "proportional-1"
     return f"{method}:macs={macs}:counts={schedule}"
 
 
@@ -181,14 +181,14 @@ def judged(vit, better, source: Source) -> dict[str, dict[str, float]]:
     """
     teacher = DenseTeacher(vit.with_reduction(None))
     batches = evaluation_batches(source, vit.preprocessing, 50)
-    answered = teacher.answered(batches)
-    names = teacher.comparison.term_names
+    answered = teacher.add_outputs(batches)
+    names = teacher.comparison.output_names
 
     def terms(variables, pixels, targets):
-        images = teacher.normalized(pixels)
-        own = recovery_loss.answers(vit.model, variables, images, names)
-        distances = teacher.comparison.terms(own, targets)
-        distances |= teacher.comparison.measure(own, targets)
+        images = teacher.normalize_pixels(pixels)
+        own = recovery_loss.compared_outputs(vit.model, variables, images, names)
+        distances = teacher.comparison.loss_terms(own, targets)
+        distances |= teacher.comparison.image_metrics(own, targets)
         if "patches" in names:
             distances["unreachable"] = unreachable(
                 vit.model, variables, images, targets
@@ -219,7 +219,7 @@ def unreachable(model, variables, images, targets):
     targets: the dense model's `answers`
     """
     outputs = model.with_execution(head_only=True).apply(variables, images)
-    slot = follow(outputs.results)[-1].slot
+    slot = follow_patches(outputs.results)[-1].slot
     patches = targets["patches"]
     share = 1 / jnp.sum(patches**2, axis=-1, keepdims=True)
     holds = jax.nn.one_hot(slot, patches.shape[1])  # [B, n, tokens]; 0 for DROPPED
@@ -236,7 +236,7 @@ def right_of(vit, source: Source) -> str:
     # The photographs are stored in the model's size: they are used as they are.
     whole = dataclasses.replace(vit.preprocessing, resize="none")
     batches = evaluation_batches(source, whole, 50)
-    for batch, answers in DenseTeacher(vit).answered(batches):
+    for batch, answers in DenseTeacher(vit).add_outputs(batches):
         is_image = batch["mask"]  # and not padding
         first = np.argmax(parallel.local_rows(answers)["logits"], axis=-1)[is_image]
         index = batch["index"][is_image]
@@ -337,9 +337,9 @@ def images_of(assets: pathlib.Path, imagenette: pathlib.Path) -> dict[str, Sourc
     tests = as_source(imagenette)
     sources["imagenette"] = tests.evenly_spaced(JUDGED["imagenette"])
     others = np.setdiff1d(tests.indices, sources["imagenette"].indices)
-    paths = [tests.name(index) for index in others]
+    paths = [tests.image_name(index) for index in others]
     learned = sources["learned"]
-    paths += [learned.name(index) for index in range(len(learned))]
+    paths += [learned.image_name(index) for index in range(len(learned))]
     sources["more"] = as_source(paths)
     return sources
 

@@ -159,10 +159,22 @@ def readme_table(results: Results) -> str:
     return markdown_table([*head, "CPU", "H200, DeiT-S"], lines)
 
 
+def readme_photographs(results: Results) -> str:
+    """Which photographs README's table is about, and the dense model's accuracy."""
+    image_count = results.sources[results.readme[0]["source"]]["images"]
+    dense = peaks.Cell("deit", "photographs", "dense")
+    accuracy = peaks.Lines(ROOT / peaks.FOLDER).mean(dense, "right")
+    return (
+        f"DeiT-Ti on {image_count} photographs with ImageNet's labels, none of them "
+        "from ImageNet\n(NIPS 2017 adversarial competition). Dense, its first class is "
+        f"right for {100 * accuracy:.1f} % of them."
+    )
+
+
 def tables(results: Results) -> dict[str, str]:
     """The tables of the pages, by the names that stand in their marks."""
     return {
-        "readme": readme_table(results),
+        "readme": f"{readme_photographs(results)}\n\n{readme_table(results)}",
         "controls": controls_table(results, path_of_controls(results)),
         "controls-fixed": controls_table(results, fixed_controls(results)),
         "towers": types.programs_table(ROOT / types.FOLDER),

@@ -13,7 +13,7 @@ from imagepiece_jax.errors import InputError
 COMPILE_NOTHING = ("benchmark", "describe", "doctor")
 
 
-def commands() -> dict:
+def command_files() -> dict:
     """{name: file} of all commands."""
     import pathlib
 
@@ -21,29 +21,29 @@ def commands() -> dict:
     return {file.stem: file for file in sorted(folder.glob("[!_]*.py"))}
 
 
-def listing() -> str:
+def command_listing() -> str:
     """List the commands: name, and first line of the module docstring."""
     import ast
 
     lines = ["imagepiece COMMAND ..; COMMAND --help has its options"]
-    for name, file in commands().items():
-        summary, _, _ = ast.get_docstring(ast.parse(file.read_bytes())).partition("\n")
-        lines.append(f"  {name:15}{summary}")
+    for name, file in command_files().items():
+        docstring = ast.get_docstring(ast.parse(file.read_bytes())) or name
+        lines.append(f"  {name:15}{docstring.splitlines()[0]}")
     return "\n".join(lines)
 
 
-def main():
+def main() -> None:
     signals.handle_ending_signals()
     from imagepiece_jax import cli
 
-    cli.finish_command(_command, compiles=False)
+    cli.finish_command(_run_command, compiles=False)
 
 
-def _command():
+def _run_command() -> None:
     name = sys.argv[1] if sys.argv[1:] else "--help"
-    names = commands()
+    names = command_files()
     if name in ("--help", "-h"):
-        print(listing())
+        print(command_listing())
     elif name == "--version":
         from imagepiece_jax.common.version import __version__
 

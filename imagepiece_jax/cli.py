@@ -8,7 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from imagepiece_jax.common import cache_dirs, progress, signals
 from imagepiece_jax.errors import InputError, RunError, Stopped
@@ -19,7 +19,7 @@ def run_command(
     prog: str | None = None,
     *,
     compiles: bool = True,
-):
+) -> None:
     """Call a typed function with the words of sys.argv, and exit with its status.
 
     tyro explains wrong words, with status 2. `finish_command` ends the process.
@@ -30,13 +30,13 @@ def run_command(
     compiles: as in `finish_command`
     """
 
-    def call():
+    def parse_and_call() -> int | None:
         import tyro  # here, because signals are handled by now
 
         config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
         return tyro.cli(function, prog=prog, config=config)
 
-    finish_command(call, compiles=compiles)
+    finish_command(parse_and_call, compiles=compiles)
 
 
 # OSErrors that a mistyped path causes.
@@ -45,7 +45,7 @@ WRONG_PATHS = FileNotFoundError, FileExistsError, IsADirectoryError, NotADirecto
 DEVICE_ERRORS = ("RESOURCE_EXHAUSTED", "Unable to initialize backend")
 
 
-def finish_command(call: Callable[[], int | None], *, compiles: bool = True):
+def finish_command(call: Callable[[], int | None], *, compiles: bool = True) -> None:
     """Call a command's function, and exit with its status (None: 0).
 
     InputError and WRONG_PATHS exit with 2, RunError and other OSErrors with 1,
@@ -59,7 +59,7 @@ def finish_command(call: Callable[[], int | None], *, compiles: bool = True):
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal cannot show, not being UTF-8, must not stop a run.
         sys.stdout.reconfigure(errors="backslashreplace")
-    warnings.formatwarning = _warning_lines()
+    warnings.formatwarning = _warning_format()
     try:
         if compiles:
             use_program_cache()
@@ -85,26 +85,27 @@ def finish_command(call: Callable[[], int | None], *, compiles: bool = True):
     sys.exit(status)
 
 
-def open_streams():
+def open_streams() -> None:
     """Replace closed standard streams, as daemons have them, by the null device."""
     # A closed stream is None in Python, and its number goes to the next file that is
     # opened: prints would end up there.
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            os.dup2(os.open(os.devnull, os.O_RDWR), number)
-            os.set_inheritable(number, True)
-            mode = "w" if number else "r"
-            setattr(sys, name, open(number, mode, errors="backslashreplace"))
+    for descriptor, stream_name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, stream_name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+            os.set_inheritable(descriptor, True)
+            mode = "w" if descriptor else "r"
+            stream = open(descriptor, mode, errors="backslashreplace")
+            setattr(sys, stream_name, stream)
 
 
-def _end_command(status, message):
+def _end_command(status: int, message: object) -> NoReturn:
     """Print the last line on stderr, if it can be written, and leave."""
     with contextlib.suppress(OSError):  # no reader, or a full disk
         print(message, file=sys.stderr, flush=True)
     leave_process(status)
 
 
-def leave_process(status: int):
+def leave_process(status: int) -> NoReturn:
     """End the process with a status, whatever libraries' threads are doing."""
     # An interrupted step or compilation may crash the interpreter at its end, and the
     # crash would replace the status.
@@ -115,22 +116,22 @@ def leave_process(status: int):
     os._exit(status)
 
 
-def _warning_lines() -> Callable[..., str]:
+def _warning_format() -> Callable[..., str]:
     """Make a format for Python's warnings: one line, once, without a code location."""
     # Python forgets shown warnings whenever a library, such as JAX, changes filters.
-    shown = set()
+    shown_lines = set()
 
-    def line(message: Any, *_: Any) -> str:
-        text = f"warning: {message}\n"
-        if text in shown:
+    def format_warning(message: Any, *_: Any) -> str:
+        line = f"warning: {message}\n"
+        if line in shown_lines:
             return ""
-        shown.add(text)
-        return text
+        shown_lines.add(line)
+        return line
 
-    return line
+    return format_warning
 
 
-def use_program_cache():
+def use_program_cache() -> None:
     """Let JAX keep compiled programs for later commands; report a new folder."""
     if "jax" in sys.modules:  # imported before: its settings are somebody else's
         return

@@ -20,7 +20,7 @@ class RunError(RuntimeError):
 class Stopped(Exception):
     """A run ended by the signal `signum`, after its state was saved."""
 
-    def __init__(self, signum: int, step: int):
+    def __init__(self, signum: int, step: int) -> None:
         super().__init__(f"stopped at step {step}; the same command resumes from there")
         self.signum = signum
         self.status = 128 + signum

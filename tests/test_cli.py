@@ -63,7 +63,7 @@ def main(path: str, /):
     with open(path, "w") as file:
         print("a line", flush=True)
         if not os.path.samefile("/dev/full", "/proc/self/fd/2"):
-            ProgressBar("work", 2).say("a note")
+            ProgressBar("work", 2).log_line("a note")
         subprocess.run([sys.executable, "-c", "import os; os.write(2, b'of C')"])
         file.write("whole")
 

@@ -94,4 +94,4 @@ def test_a_signal_while_a_command_is_imported(module, signum, said):
 def test_the_console_script_is_the_entry_point():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"imagepiece": "imagepiece_jax.__main__:main"}
-    assert entry.commands().keys() == {*COMMANDS}
+    assert entry.command_files().keys() == {*COMMANDS}

@@ -19,7 +19,7 @@ from PIL import ExifTags, Image
 import imagepiece_jax
 from experiments import paper
 from experiments.__main__ import STUDIES
-from imagepiece_jax.__main__ import commands
+from imagepiece_jax.__main__ import command_files
 from imagepiece_jax.commands import export
 from imagepiece_jax.data import class_names
 from imagepiece_jax.kernels.merging import DROPPED
@@ -70,7 +70,7 @@ def run(page, start, space):
 def test_the_new_method_joins_tokens_to_those_of_largest_norm():
     space = run(DOCS / "methods.md", "# imagepiece_jax/reduction/methods/", {})
     steps = space["NormMerge"](keep_rate=0.5, blocks=(1,)).steps(facts(4))
-    plan = block_plan.build(4, 16, steps)
+    plan = block_plan.plan_blocks(4, 16, steps)
     assert [layer.mlp_tokens for layer in plan] == [17, 9, 9, 9]
     model = tiny_vit.vit(plan, embed_dim=8, num_heads=2, patch_size=2, num_classes=3)
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
@@ -79,19 +79,19 @@ def test_the_new_method_joins_tokens_to_those_of_largest_norm():
     @tiny_vit.compiled
     def decide(variables, images):
         outputs = model.apply(variables, images)
-        return outputs.reducer_inputs[0].x, outputs.results[0].dest
+        return outputs.reducer_inputs[0].x, outputs.results[0].slot_of_token
 
-    for x, dest in zip(*decide(variables, images), strict=True):
+    for x, slot_of_token in zip(*decide(variables, images), strict=True):
         norm = np.linalg.norm(x, axis=-1)
         longest = np.sort(np.argsort(-norm)[:8])  # slots are in spatial order
-        np.testing.assert_array_equal(dest[longest], np.arange(8))
+        np.testing.assert_array_equal(slot_of_token[longest], np.arange(8))
         unit = x / norm[:, None]
         best = (unit @ unit[longest].T).argmax(axis=1)
         others = np.setdiff1d(np.arange(16), longest)
-        np.testing.assert_array_equal(dest[others], best[others])
+        np.testing.assert_array_equal(slot_of_token[others], best[others])
     own = space["JoinByNorm"]()
     counts = block_plan.StepCounts(n_in=16, n_out=8)
-    decide_alone = tiny_vit.compiled(lambda inputs: own(inputs, counts).dest)
+    decide_alone = tiny_vit.compiled(lambda inputs: own(inputs, counts).slot_of_token)
     size = np.ones((2, 16), np.float32)
     inputs = ReducerInputs(x=images.reshape(2, 16, 12), size=size)
     assert {*np.ravel(decide_alone(inputs))} == {*range(8)}
@@ -110,14 +110,14 @@ def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
     counts = block_plan.StepCounts(n_in=10, n_out=4)
     own = space["PruneAndMerge"](keep=7)
     decide = tiny_vit.compiled(lambda inputs: own(inputs, counts))
-    for dest, tokens_of in zip(decide(inputs).dest, x, strict=True):
-        assert (dest == DROPPED).sum() == 3
-        assert set(dest) == {-1, 0, 1, 2, 3}
+    for slot_of_token, tokens_of in zip(decide(inputs).slot_of_token, x, strict=True):
+        assert (slot_of_token == DROPPED).sum() == 3
+        assert set(slot_of_token) == {-1, 0, 1, 2, 3}
         unit = tokens_of / np.linalg.norm(tokens_of, axis=1, keepdims=True)
         order = np.argsort(-tokens_of[:, 0])
-        np.testing.assert_array_equal(dest[order[:4]], range(4))
+        np.testing.assert_array_equal(slot_of_token[order[:4]], range(4))
         alike = unit[order[4:7]] @ unit[order[:4]].T
-        np.testing.assert_array_equal(dest[order[4:7]], alike.argmax(axis=1))
+        np.testing.assert_array_equal(slot_of_token[order[4:7]], alike.argmax(axis=1))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
@@ -140,7 +140,7 @@ def test_every_command_and_file_that_a_page_names_exists(page):
         assert any(file.is_file() for file in found), name
     typed = r"(?:^|python -m )imagepiece(?:_jax)? ([a-z]+)\b"
     for name in re.findall(typed, text, re.MULTILINE):
-        assert name in commands(), name
+        assert name in command_files(), name
     if not re.search(r"of\s+commit\s+[0-9a-f]{8}", text):
         for name in re.findall(r"python -m\s+experiments (\w+)", text):
             assert name in (*paper.TABLES, *STUDIES, "NAME"), name
@@ -152,7 +152,7 @@ def test_every_command_and_file_that_a_page_names_exists(page):
 def flags_of():
     """Names of the options of every command."""
     found = {}
-    for name in commands():
+    for name in command_files():
         main = importlib.import_module(f"imagepiece_jax.commands.{name}").main
         out = call(main, "--help").ok().out
         found[name] = {*re.findall(r"--([\w-]+)", out), "help"}
@@ -164,7 +164,7 @@ def test_every_flag_that_a_page_gives_a_command_exists(page, flags_of):
     if "results" in page.parts:  # of older commits
         return
     text = page.read_text("utf-8").replace("\\\n", " ")
-    names = "|".join(commands())
+    names = "|".join(command_files())
     typed = re.findall(rf"imagepiece(?:_jax)? ({names})((?: [^\n`|]*)?)", text)
     typed += re.findall(rf"`({names}) (--[^`]*)`", text)
     for name, words in typed:
@@ -298,39 +298,52 @@ def test_the_first_lines_run_without_the_hub(downloaded, monkeypatch, capsys):
 
 
 def test_the_block_of_commands_runs_as_pasted(downloaded, monkeypatch):
-    """Its four commands, on a few images, a step, and the photograph of the package."""
+    """Its three commands, on a few images, with one training step."""
     pytest.importorskip("onnx")
     pytest.importorskip("matplotlib")
     for split, images in zip(("train", "val"), noise(2, 32, 64, 64), strict=True):
         write_images(downloaded / "imagenette2-160" / split / "n01440764", images)
-    (downloaded / "imagepiece_jax").symlink_to(ROOT / "imagepiece_jax")
     text = README.read_text("utf-8")
     lines = re.findall(r"^imagepiece (\w+) (.*)$", text, re.MULTILINE)
-    assert [name for name, _ in lines] == ["predict", "recover", "compare", "export"]
+    assert [name for name, _ in lines] == ["recover", "compare", "export"]
     printed = ""
     for name, words in lines:
         main = importlib.import_module(f"imagepiece_jax.commands.{name}").main
         words = words.replace("--steps 160", "--steps 1")
         printed += call(main, *words.split()).ok().out
-    for word in ("panda.jpg: ", "saved in half", "| `0.5`", "half.onnx: "):
+    for word in ("saved in half", "| `0.5`", "half.onnx: "):
         assert word in text and word in printed
 
 
-def test_a_loop_of_ones_own_runs_and_draws_from_keys():
-    vit = tiny_vit.pretrained("random:keep_rate=0.7:blocks=(1,)", depth=2)
+def test_the_loop_of_the_page_trains_on_two_devices_as_on_one():
+    vit = tiny_vit.pretrained("random:keep_rate=0.7:blocks=(0,)", depth=2)
     model = vit.model.with_execution(drop_path_rate=0.9)
-    space = {"vit": dataclasses.replace(vit, model=model), "images": tiny_vit.images(4)}
-    space["labels"] = np.arange(4)
-    run(DOCS / "own_trainer.md", "import jax\nimport optax\n", space)
-    again = tiny_vit.jit(space["loss_of"])
-    losses = set()
-    for seed in (0, 0, 1):
-        key = jax.random.key(seed)
-        losses.add(float(again(space["params"], space["images"], space["labels"], key)))
-    assert len(losses) == 2
-    assert min(abs(loss - space["loss"]) for loss in losses) < 1e-4
-    chex.assert_tree_all_finite(space["gradient"])
-    chex.assert_trees_all_equal(space["trained"].variables, vit.variables)
+    vit = dataclasses.replace(vit, model=model)
+    labels = np.arange(4)
+    batches = [(tiny_vit.images(4, seed), labels) for seed in range(3)]
+    space = {"vit": vit, "batches": batches}
+    run(DOCS / "own_loop.md", "import jax\n", space)
+    assert jax.typeof(space["images"]).sharding.mesh.size == 2
+    params = vit.variables["params"]
+    state = space["optimizer"].init(params)
+    for step, (images, labels) in enumerate(batches):
+        key = jax.random.fold_in(jax.random.key(0), step)
+        arguments = (params, state, images, labels, key)
+        params, state, loss = space["train_step"](*arguments)
+        assert float(loss) == pytest.approx(space["losses"][step], rel=1e-4)
+    chex.assert_trees_all_equal(space["trained"].variables["params"], space["params"])
+    first_loss = space["mean_loss"](params, *batches[0], jax.random.key(0))
+    assert first_loss < space["losses"][0]
+
+
+def test_the_loop_of_the_page_draws_from_its_keys():
+    vit = tiny_vit.pretrained("random:keep_rate=0.7:blocks=(0,)", depth=2)
+    space = {"vit": vit, "batches": []}
+    run(DOCS / "own_loop.md", "import jax\n", space)
+    mean_loss = tiny_vit.jit(space["mean_loss"])
+    arguments = (vit.variables["params"], tiny_vit.images(4), np.arange(4))
+    losses = [float(mean_loss(*arguments, jax.random.key(seed))) for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
     images = [tiny_vit.images()]
     with pytest.raises(TypeError, match="forward-mode autodiff"):
         jax.jvp(functools.partial(vit.model.apply, vit.variables), images, images)

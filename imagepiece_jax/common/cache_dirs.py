@@ -12,23 +12,23 @@ def cache_folder(name: str) -> pathlib.Path:
 
     Raises OSError if there is neither.
     """
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):  # the XDG specification: ignore a relative path
-        base = os.path.expanduser("~/.cache")
-    if not os.path.isabs(base):
+    cache_home = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache_home):  # the XDG specification: ignore a relative path
+        cache_home = os.path.expanduser("~/.cache")
+    if not os.path.isabs(cache_home):
         raise FileNotFoundError(errno.ENOENT, "there is no home folder")
-    return pathlib.Path(base) / "imagepiece_jax" / name
+    return pathlib.Path(cache_home) / "imagepiece_jax" / name
 
 
 def processor_features() -> str:
     """Describe the kind of processor. Native code may crash on another kind."""
-    info = pathlib.Path("/proc/cpuinfo")
-    if not info.exists():
+    cpu_file = pathlib.Path("/proc/cpuinfo")
+    if not cpu_file.exists():
         return platform.processor()
-    kinds = ("flags", "Features", "model name")
-    lines = info.read_text().splitlines()
-    lines = {line for line in lines if line.startswith(kinds)}
-    return "\n".join(sorted(lines)) or platform.processor()
+    line_starts = ("flags", "Features", "model name")
+    cpu_lines = cpu_file.read_text().splitlines()
+    feature_lines = {line for line in cpu_lines if line.startswith(line_starts)}
+    return "\n".join(sorted(feature_lines)) or platform.processor()
 
 
 def keep_compiled_programs() -> tuple[pathlib.Path | None, bool]:

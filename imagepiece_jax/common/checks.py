@@ -31,7 +31,7 @@ def check_range(
     """
     limits = {"at least": least, "above": above, "at most": most, "below": below}
     limits = {word: limit for word, limit in limits.items() if limit is not None}
-    number_type = numbers.Integral if whole else numbers.Real
+    number_type: type = numbers.Integral if whole else numbers.Real
     fits = isinstance(value, number_type) and not isinstance(value, bool)
     fits = fits and limits.get("at least", value) <= value
     fits = fits and limits.get("at most", value) >= value
@@ -79,8 +79,8 @@ def check_options(options: Any, path: str) -> None:
         value = getattr(options, field.name)
         if "check" not in field.metadata or value is field.default:
             continue
-        for part in value if isinstance(value, tuple) else (value,):
-            field.metadata["check"](f"{path}.{field.name}", part)
+        for entry in value if isinstance(value, tuple) else (value,):
+            field.metadata["check"](f"{path}.{field.name}", entry)
 
 
 def most_similar(word: str, known: Iterable[str]) -> str | None:

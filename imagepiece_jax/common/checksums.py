@@ -6,8 +6,10 @@ A step's JSON item holds a table {name: [dtype, shape, CRC32]}, and a CRC32 of i
 import contextlib
 import json
 import logging
+import os
 import pathlib
 import zlib
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 
@@ -21,24 +23,28 @@ from imagepiece_jax.errors import InputError
 # the weights alone would mean reading all files: 2.0 s instead of 0.6.
 log = logging.getLogger("imagepiece_jax.checkpoints")
 
+# Function (step folder, table) -> names of the arrays to read.
+TableChoice = Callable[[pathlib.Path, dict[str, list]], Collection[str]]
+
 
 class DamagedError(Exception):
     """An unreadable step, or a step changed since it was written."""
 
 
-def complete_steps(folder):
+def complete_steps(folder: str | os.PathLike) -> list[int]:
     """List the completely written steps in `folder`, in order."""
     folder = pathlib.Path(folder)
-    names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
-    return sorted(int(name) for name in names if name.isdecimal())
+    step_names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+    return sorted(int(name) for name in step_names if name.isdecimal())
 
 
-def read_newest(folder, choose, among=None):
+def read_newest(
+    folder: str | os.PathLike, choose: TableChoice, among: list[int] | None = None
+) -> tuple[dict, dict, int]:
     """Read the newest intact step in `folder`: (arrays by name, meta, step).
 
     A damaged step is skipped with a warning.
 
-    choose: function (step folder, table) -> names of the arrays to read
     among: steps to try, oldest first; None: all
     """
     folder = pathlib.Path(folder)
@@ -49,8 +55,8 @@ def read_newest(folder, choose, among=None):
         try:
             arrays, meta = _read_step(folder / str(step), choose)
         except DamagedError as error:
-            text = "skipping the damaged checkpoint %s: %s; an earlier one is tried"
-            log.warning(text, folder / str(step), error)
+            warning = "skipping the damaged checkpoint %s: %s; an earlier one is tried"
+            log.warning(warning, folder / str(step), error)
             continue
         return arrays, meta, step
     raise InputError(
@@ -58,35 +64,35 @@ def read_newest(folder, choose, among=None):
     )
 
 
-def sealed_metadata(arrays, meta):
+def sealed_metadata(arrays: dict[str, np.ndarray], meta: dict) -> dict:
     """Make a step's JSON item: `meta` and the table of arrays, with a checksum."""
-    table = {name: _table_entry(array) for name, array in arrays.items()}
-    content = json.dumps({"meta": meta, "arrays": table}, sort_keys=True)
+    array_table = {name: _table_entry(array) for name, array in arrays.items()}
+    content = json.dumps({"meta": meta, "arrays": array_table}, sort_keys=True)
     return {"content": content, "crc32": zlib.crc32(content.encode())}
 
 
-def _read_step(folder, choose):
+def _read_step(folder: pathlib.Path, choose: TableChoice) -> tuple[dict, dict]:
     """Read a step: (arrays by name, meta). Raises DamagedError for a damaged part."""
     from imagepiece_jax.common import orbax_files  # an optional package
 
     with _reported_as_damage("meta"):
-        item = orbax_files.read_json_item(folder / "meta")
-        if zlib.crc32(item["content"].encode()) != item["crc32"]:
+        sealed_item = orbax_files.read_json_item(folder / "meta")
+        if zlib.crc32(sealed_item["content"].encode()) != sealed_item["crc32"]:
             raise DamagedError("its metadata does not fit its checksum")
-        content = json.loads(item["content"])
-        table = content["arrays"]
-    paths = [tuple(name.split("/")) for name in choose(folder, table)]
+        content = json.loads(sealed_item["content"])
+        array_table = content["arrays"]
+    key_paths = [tuple(name.split("/")) for name in choose(folder, array_table)]
     with _reported_as_damage("state"):
-        arrays = orbax_files.read_arrays(folder / "state", paths)
-        arrays = {"/".join(path): array for path, array in arrays.items()}
+        array_by_path = orbax_files.read_arrays(folder / "state", key_paths)
+        arrays = {"/".join(path): array for path, array in array_by_path.items()}
         for name, array in arrays.items():
-            if _table_entry(array) != table[name]:
+            if _table_entry(array) != array_table[name]:
                 raise DamagedError(f"{name} does not fit its checksum")
     return arrays, content["meta"]
 
 
 @contextlib.contextmanager
-def _reported_as_damage(part):
+def _reported_as_damage(part: str) -> Iterator[None]:
     """Turn Orbax's and TensorStore's errors into a DamagedError.
 
     part: item of the step, "meta" or "state"
@@ -102,7 +108,7 @@ def _reported_as_damage(part):
         raise DamagedError(f"its {part} cannot be read ({reason})") from error
 
 
-def _table_entry(array):
+def _table_entry(array: np.ndarray) -> list:
     """Table entry of an array: [dtype, shape, CRC32 of its bytes]."""
-    data = np.ascontiguousarray(array).view(np.uint8).data
-    return [str(array.dtype), list(array.shape), zlib.crc32(data)]
+    array_bytes = np.ascontiguousarray(array).view(np.uint8).data
+    return [str(array.dtype), list(array.shape), zlib.crc32(array_bytes)]

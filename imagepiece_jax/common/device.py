@@ -4,6 +4,7 @@ import importlib.metadata
 import pathlib
 import platform as host
 import re
+from collections.abc import Iterable
 
 import jax
 
@@ -21,15 +22,15 @@ def device_name() -> str:
 
 def cpu_name() -> str:
     """The CPU's model and usable cores."""
-    model = host.machine()
-    file = pathlib.Path("/proc/cpuinfo")
-    if file.exists():
-        named = re.search(r"model name\s*:(.*)", file.read_text())
-        model = named[1].strip() if named else model
-    return f"{model}, {available_cores()} cores"
+    cpu_model = host.machine()
+    cpu_file = pathlib.Path("/proc/cpuinfo")
+    if cpu_file.exists():
+        model_line = re.search(r"model name\s*:(.*)", cpu_file.read_text())
+        cpu_model = model_line[1].strip() if model_line else cpu_model
+    return f"{cpu_model}, {available_cores()} cores"
 
 
-def program_bytes(compiled):
+def program_bytes(compiled: jax.stages.Compiled) -> int | None:
     """Bytes held by a running compiled program; None if unknown."""
     sizes = compiled.memory_analysis()
     if sizes is None:
@@ -42,7 +43,7 @@ def program_bytes(compiled):
     )
 
 
-def library_versions(libraries=()) -> dict[str, str]:
+def library_versions(libraries: Iterable[str] = ()) -> dict[str, str]:
     """Versions of Python, KEY_LIBRARIES, further `libraries`, and JAX's backend."""
     versions = {"python": host.python_version()}
     for library in (*KEY_LIBRARIES, *libraries):

@@ -6,6 +6,7 @@ import stands inside `explained_imports`, or after a `check_installed`.
 
 import contextlib
 import importlib.util
+from collections.abc import Iterator
 
 from imagepiece_jax.errors import InputError
 
@@ -27,10 +28,13 @@ EXTRA_MODULES = {
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "openvino": "openvino"},
     "torch": {"timm": "timm", "torch": "torch"},
 }
+MODULE_EXTRAS = {
+    name: extra for extra in EXTRA_MODULES for name in EXTRA_MODULES[extra]
+}
 
 
 @contextlib.contextmanager
-def explained_imports(feature: str):
+def explained_imports(feature: str) -> Iterator[None]:
     """Turn a missing module into InputError, if an extra installs it.
 
     feature: the feature that needs the import, such as "a config file"
@@ -39,12 +43,12 @@ def explained_imports(feature: str):
         yield
     except ModuleNotFoundError as error:
         name = str(error.name).partition(".")[0]
-        if module_extra(name) is None:
+        if name not in MODULE_EXTRAS:
             raise
         raise missing_module(feature, name) from error
 
 
-def check_installed(feature: str, *modules: str):
+def check_installed(feature: str, *modules: str) -> None:
     """Raise InputError for the first missing module. `feature` names the feature."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
@@ -53,18 +57,12 @@ def check_installed(feature: str, *modules: str):
 
 def missing_module(feature: str, module: str) -> InputError:
     """InputError for a missing module, with its install command."""
-    extra = module_extra(module)
+    extra = MODULE_EXTRAS[module]
     library = EXTRA_MODULES[extra][module]
     return InputError(
         f"{feature} needs {library}, which is not installed; install it: "
         f"{install_command(extra)}"
     )
-
-
-def module_extra(module: str) -> str | None:
-    """Name of a module's extra, or None."""
-    extras = (extra for extra, modules in EXTRA_MODULES.items() if module in modules)
-    return next(extras, None)
 
 
 def install_command(extra: str) -> str:

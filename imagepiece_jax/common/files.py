@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import errno
 import functools
+import io
 import json
 import logging
 import os
@@ -14,6 +15,8 @@ import stat
 import subprocess
 import tempfile
 import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, BinaryIO
 
 import filelock
 
@@ -36,7 +39,7 @@ log = logging.getLogger("imagepiece_jax.files")
 
 
 @contextlib.contextmanager
-def locked_folder(name, folder):
+def locked_folder(name: str, folder: str | os.PathLike) -> Iterator[None]:
     """Create a folder and lock it against other processes, by its file `LOCK_NAME`.
 
     New folders are removed at the end if they are empty.
@@ -45,7 +48,7 @@ def locked_folder(name, folder):
     Raises InputError if another process holds the lock.
     """
     folder = pathlib.Path(folder)
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     # The operating system unlocks the file of a killed process.
     lock = filelock.FileLock(folder / LOCK_NAME, blocking=False, fallback_to_soft=False)
@@ -64,18 +67,18 @@ def locked_folder(name, folder):
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(signals.unfinished_path(folder / LOCK_NAME))
-            for path in made:
+            for path in new_folders:
                 stack.enter_context(signals.unfinished_path(path, if_empty=True))
             yield
     finally:
         with contextlib.suppress(OSError):
             (folder / LOCK_NAME).unlink()
-            for path in made:
+            for path in new_folders:
                 path.rmdir()  # fails, and ends the loop, where files are in it
         lock.release()
 
 
-def open_regular(path):
+def open_regular(path: str | os.PathLike) -> BinaryIO:
     """Open a file to read bytes. A pipe might never end: it raises OSError."""
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # open() reports a folder
@@ -83,25 +86,25 @@ def open_regular(path):
     return open(path, "rb")
 
 
-def read_text(path, errors="strict"):
+def read_text(path: str | os.PathLike, errors: str = "strict") -> str:
     """Read text in UTF-8, or in UTF-16 with a byte order mark.
 
     errors: as in `bytes.decode`
     """
     with open_regular(path) as file:
-        data = file.read()
-    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        encoded_text = file.read()
+    is_utf16 = encoded_text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return data.decode("utf-16" if is_utf16 else "utf-8-sig", errors)
+        return encoded_text.decode("utf-16" if is_utf16 else "utf-8-sig", errors)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not text in UTF-8 or UTF-16 ({error})") from error
 
 
-def read_json(path):
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """Read a JSON object from a file, as a dict."""
-    text = pathlib.Path(path).read_bytes()
+    encoded_text = pathlib.Path(path).read_bytes()
     try:
-        content = json.loads(text.decode())
+        content = json.loads(encoded_text.decode())
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error})") from error
     if not isinstance(content, dict):
@@ -109,19 +112,24 @@ def read_json(path):
     return content
 
 
-def write_json(path, value):
+def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write an indented JSON file. Raises RunError like `replace_file`."""
     # NaN and infinity, which JSON lacks, become null.
-    plain = json.loads(json.dumps(value), parse_constant=lambda _: None)
-    replace_file(path, json.dumps(plain, indent=2) + "\n")
+    finite_value = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    replace_file(path, json.dumps(finite_value, indent=2) + "\n")
 
 
-def check_own_files(name, path, of, ours):
+def check_own_files(
+    name: str,
+    path: str | os.PathLike,
+    owner: str,
+    is_own: Callable[[pathlib.Path], Any],
+) -> None:
     """Check that a folder, if it exists, holds only files of one kind.
 
     name: the folder's name in messages, such as "out"
-    of: source of such files in messages, such as "an earlier call"
-    ours: function from a pathlib.Path to whether the file is of the kind
+    owner: source of such files in messages, such as "an earlier call"
+    is_own: whether a file is of the kind
     """
     folder = pathlib.Path(path)
     if not folder.exists():
@@ -131,25 +139,30 @@ def check_own_files(name, path, of, ours):
         is_unfinished = file.name.startswith(".") and file.suffix == ".tmp"
         if is_unfinished or file.name.lower() in SYSTEM_NAMES:
             continue
-        if not ours(file):
+        if not is_own(file):
             raise InputError(
                 f"{name} {folder} holds {file.name}; it must be new, be empty, or hold "
-                f"only files of {of}"
+                f"only files of {owner}"
             )
 
 
-def check_writable(name, path, endings, read=()):
+def check_writable(
+    name: str,
+    path: str | os.PathLike,
+    endings: Collection[str],
+    inputs: Iterable[str | os.PathLike] = (),
+) -> None:
     """Check, before the work starts, that its result can be written.
 
     name: the file's name in messages, such as "json"
     endings: allowed endings, such as ".json", so that no image is replaced
-    read: the command's input files, which must not be replaced
+    inputs: the command's input files, which must not be replaced
     """
     path = pathlib.Path(path)
     if path.suffix.lower() not in endings:
         raise InputError(f"{name} is {path}; it must end in {' or '.join(endings)}")
-    for source in read:
-        if path.exists() and os.path.exists(source) and path.samefile(source):
+    for input_file in inputs:
+        if path.exists() and os.path.exists(input_file) and path.samefile(input_file):
             raise InputError(f"{name} {path} is an input of this command")
     if path.is_dir():
         raise InputError(f"{name} {path} cannot be written: it is a folder")
@@ -159,7 +172,7 @@ def check_writable(name, path, endings, read=()):
         raise InputError(f"{name} {path} cannot be written")
 
 
-def replace_file(path, content):
+def replace_file(path: str | os.PathLike, content: str | bytes) -> None:
     """Write a whole file of text or bytes, or nothing.
 
     Raises RunError if the file cannot be written.
@@ -172,7 +185,7 @@ def replace_file(path, content):
 
 
 @contextlib.contextmanager
-def replacement_file(path):
+def replacement_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yield a temporary path to write; at the end it replaces `path`.
 
     The file at `path` stays if anything raises, or is replaced whole: a kill leaves the
@@ -195,7 +208,7 @@ def replacement_file(path):
 
 
 @contextlib.contextmanager
-def replacement_folder(path):
+def replacement_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yield a new folder to fill with files; at the end it replaces `path`.
 
     The folder at `path` stays if anything raises. The umask sets the files'
@@ -229,30 +242,30 @@ def replacement_folder(path):
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _exchange_folders(folder, other):
+def _exchange_folders(folder: str | os.PathLike, other: str | os.PathLike) -> bool:
     """Exchange two folders in one step; False if one is missing or no call does it."""
     # Linux's call, which Python lacks. `ctypes.CDLL(None)` fails on Windows.
-    call = getattr(ctypes.pythonapi, "renameat2", None)
+    rename_call = getattr(ctypes.pythonapi, "renameat2", None)
     paths = (-100, os.fsencode(folder), -100, os.fsencode(other))  # AT_FDCWD
-    return call is not None and call(*paths, 2) == 0  # RENAME_EXCHANGE
+    return rename_call is not None and rename_call(*paths, 2) == 0  # RENAME_EXCHANGE
 
 
 @contextlib.contextmanager
-def temporary_folder():
+def temporary_folder() -> Iterator[str]:
     """Yield a new folder; its end, or a signal that ends the command, removes it.
 
     Temporary files of libraries are in it, too.
     """
-    before = tempfile.tempdir
+    previous_folder = tempfile.tempdir
     with tempfile.TemporaryDirectory() as folder, signals.unfinished_path(folder):
         tempfile.tempdir = folder
         try:
             yield folder
         finally:
-            tempfile.tempdir = before
+            tempfile.tempdir = previous_folder
 
 
-def _finish_file(file, mode):
+def _finish_file(file: pathlib.Path, mode: int) -> None:
     """Set a file's permissions and flush it to the disk."""
     with where_supported():
         # Some libraries choose their own permissions: safetensors 0.8 leaves 0600.
@@ -262,7 +275,7 @@ def _finish_file(file, mode):
 
 
 @contextlib.contextmanager
-def where_supported():
+def where_supported() -> Iterator[None]:
     """Ignore that the file system may lack a call, or refuse it to everybody."""
     try:
         yield
@@ -271,24 +284,24 @@ def where_supported():
             raise
 
 
-def _write_error(path, error):
+def _write_error(path: str | os.PathLike, error: OSError) -> RunError:
     return RunError(f"{path} cannot be written ({error.strerror or error})")
 
 
-def append_line(file, text):
+def append_line(file: io.FileIO, line: str) -> None:
     """Append a line to `file`, opened for unbuffered binary appending.
 
     Raises RunError if the line cannot be written whole, as on a full disk.
     """
-    data = memoryview((text + "\n").encode())
+    unwritten = memoryview((line + "\n").encode())
     try:
-        while data:
-            data = data[file.write(data) :]
+        while unwritten:
+            unwritten = unwritten[file.write(unwritten) :]
     except OSError as error:
         raise _write_error(file.name, error) from error
 
 
-def git_revision():
+def git_revision() -> str | None:
     """Commit of the running code, with "-dirty" if files were changed.
 
     None if git does not track the code, as in an installed package.
@@ -308,6 +321,6 @@ def git_revision():
     return revision.stdout.strip()
 
 
-def _temporary_path(path):
+def _temporary_path(path: str | os.PathLike) -> pathlib.Path:
     """New path beside `path`, unique because several processes may write at once."""
     return pathlib.Path(path).with_name(f".{uuid.uuid4().hex}.tmp")

@@ -1,43 +1,49 @@
 """Image sizes: pixels a side, or (height, width)."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
 
+if TYPE_CHECKING:  # most commands check sizes without arrays
+    import numpy as np
+
+ImageSize: TypeAlias = int | tuple[int, int]
 # Per image. Pillow refuses more as a decompression bomb. A decoded image of this size
 # takes 540 MB, and decoding it takes a few times as much.
 MAX_PIXELS = 178_956_970
 
 
-def checked_size(image_size: Any) -> int | tuple[int, int]:
+def checked_size(image_size: Any) -> ImageSize:
     """Check an image size and return it in plain Python."""
-    both = image_sides(image_size)
-    for side in both:
+    sides = image_sides(image_size)
+    for side in sides:
         check_range("image_size", side, 1, whole=True)
-    if len(both) != 2 or math.prod(both) > MAX_PIXELS:
+    if len(sides) != 2 or math.prod(sides) > MAX_PIXELS:
         raise InputError(
             f"image_size is {image_size}; it must be pixels per side or (height, "
             f"width), of at most {MAX_PIXELS:,} pixels"
         )
-    height, width = map(int, both)
+    height, width = map(int, sides)
     return (height, width) if isinstance(image_size, tuple | list) else height
 
 
-def image_sides(image_size) -> tuple[int, int]:
+def image_sides(image_size: ImageSize) -> tuple[int, int]:
     """(height, width) of an image size, a number or a pair."""
     if isinstance(image_size, tuple | list):
         return tuple(image_size)
     return image_size, image_size
 
 
-def size_text(image_size) -> str:
+def size_text(image_size: ImageSize) -> str:
     """Format an image size: "224x224"."""
     return "{}x{}".format(*image_sides(image_size))
 
 
-def cut_to_patches(images, patch_size):
+def cut_to_patches(
+    images: "np.ndarray", patch_size: int
+) -> "tuple[np.ndarray, tuple[int, int]]":
     """Cut images [B, H, W, 3] to whole patches: (images, (rows, columns)).
 
     Like a model, it cuts off the rest at the bottom and on the right.
@@ -48,7 +54,9 @@ def cut_to_patches(images, patch_size):
     return images, (rows, columns)
 
 
-def patch_grid(image_size, patch_size, cut=False):
+def patch_grid(
+    image_size: ImageSize, patch_size: int, cut: bool = False
+) -> tuple[int, int]:
     """(height, width) in patches of an image of `image_size`.
 
     cut: ignore the pixels of incomplete patches, as some published models do. Else the

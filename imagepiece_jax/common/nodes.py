@@ -8,9 +8,12 @@ translates it as a whole. Outside `marked_functions`, the mark changes nothing.
 import contextlib
 import contextvars
 import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import JaxprEqn
 
 ARRAY_TYPES = (jax.Array, np.ndarray)
 COMPOSITE_PRIMITIVE = "composite"  # the equation's primitive
@@ -18,17 +21,17 @@ COMPOSITE_PRIMITIVE = "composite"  # the equation's primitive
 _are_functions_marked = contextvars.ContextVar("marked", default=False)
 
 
-def onnx_op(fn):
+def onnx_op(fn: Callable) -> Callable:
     """Mark `fn`, a function of arrays, pytrees and static values, as a single node."""
 
-    def whole(*arrays, arguments):
+    def call_whole(*arrays: Any, arguments: tuple) -> Any:
         args, options = _rebuilt_arguments(arguments, arrays)
         return fn(*args, **options)
 
-    composite = jax.lax.composite(whole, fn.__name__)
+    composite = jax.lax.composite(call_whole, fn.__name__)
 
     @functools.wraps(fn)
-    def called(*args, **options):
+    def call_marked(*args: Any, **options: Any) -> Any:
         # A composite has no derivative, and takes static values only by name.
         if not _are_functions_marked.get():
             return fn(*args, **options)
@@ -43,32 +46,32 @@ def onnx_op(fn):
                 statics.append((leaf,))
         return composite(*arrays, arguments=(tree, tuple(statics)))
 
-    return called
+    return call_marked
 
 
-def marked_call(equation, operands):
+def marked_call(equation: JaxprEqn, operands: Sequence) -> tuple[str, Sequence, dict]:
     """(name, args, options) of an equation's marked call.
 
     operands: replace the equation's arrays
     """
     ((_, leaves, tree),) = equation.params["attributes"]
-    arguments = jax.tree.unflatten(tree, leaves)
-    return equation.params["name"], *_rebuilt_arguments(arguments, operands)
+    args, options = _rebuilt_arguments(jax.tree.unflatten(tree, leaves), operands)
+    return equation.params["name"], args, options
 
 
-def _rebuilt_arguments(arguments, arrays):
+def _rebuilt_arguments(arguments: tuple, arrays: Sequence) -> tuple[Sequence, dict]:
     """(args, options) of a marked call, rebuilt with `arrays`.
 
     arguments: (tree, statics); statics: per leaf, None for an array, else (its value,)
     """
     tree, statics = arguments
-    count = statics.count(None)
+    array_count = statics.count(None)
     # The function's constants come before its arrays.
-    arrays = iter(arrays[len(arrays) - count :])
+    remaining_arrays = iter(arrays[len(arrays) - array_count :])
     leaves = []
     for static in statics:
         if static is None:
-            leaves.append(next(arrays))
+            leaves.append(next(remaining_arrays))
         else:
             (value,) = static
             leaves.append(value)
@@ -76,7 +79,7 @@ def _rebuilt_arguments(arguments, arrays):
 
 
 @contextlib.contextmanager
-def marked_functions():
+def marked_functions() -> Iterator[None]:
     """Trace every marked function inside as one equation."""
     token = _are_functions_marked.set(True)
     try:

@@ -6,6 +6,10 @@ A step is a folder with two items: `state`, nested dicts of arrays, and `meta`, 
 import asyncio
 import contextlib
 import json
+import pathlib
+from collections.abc import Collection, Iterator
+from logging import LogRecord
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,14 +34,14 @@ class StepWriter:
     keep_every: also keep the multiples of this number; 0: none
     """
 
-    def __init__(self, folder, keep, keep_every=0):
+    def __init__(self, folder: pathlib.Path, keep: int, keep_every: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        preserved = [policies.LatestN(keep)]
+        kept_steps: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
         if keep_every:
-            preserved.append(policies.EveryNSteps(keep_every))
+            kept_steps.append(policies.EveryNSteps(keep_every))
         options = ocp.CheckpointManagerOptions(
             create=False,
-            preservation_policy=policies.AnyPreservationPolicy(preserved),
+            preservation_policy=policies.AnyPreservationPolicy(kept_steps),
             cleanup_tmp_directories=True,
             multiprocessing_options=_single_process_options(jax.process_index()),
         )
@@ -46,14 +50,14 @@ class StepWriter:
         self._loops.enter_context(_patient_event_loops())
         self._manager = ocp.CheckpointManager(folder, options=options)
 
-    def steps(self):
+    def steps(self) -> list[int]:
         """List the complete steps, in order."""
         return sorted(self._manager.all_steps())
 
-    def remove(self, step):
+    def remove(self, step: int) -> None:
         self._manager.delete(step)
 
-    def save(self, step, arrays, meta):
+    def save(self, step: int, arrays: dict[str, np.ndarray], meta: dict) -> None:
         """Start writing a step. After the return, `arrays` may be changed again.
 
         arrays: {name: array}; "/" separates the keys of nested dicts
@@ -64,17 +68,17 @@ class StepWriter:
         )
         self._manager.save(step, args=items, force=True)
 
-    def wait(self):
+    def wait(self) -> None:
         """Return when everything is on disk."""
         self._manager.wait_until_finished()
 
-    def close(self):
+    def close(self) -> None:
         """Wait, then stop the writing threads."""
         with self._loops:
             self._manager.close()
 
 
-def read_arrays(folder, paths):
+def read_arrays(folder: pathlib.Path, paths: Collection[tuple[str, ...]]) -> dict:
     """Read a tree's arrays at `paths`, tuples of keys, as NumPy: {path: array}."""
     if not paths:  # Orbax refuses an empty tree
         return {}
@@ -85,17 +89,21 @@ def read_arrays(folder, paths):
     return traverse_util.flatten_dict(arrays)
 
 
-def read_json_item(folder):
+def read_json_item(folder: pathlib.Path) -> Any:
     """Read an item's JSON value."""
     return _read_item(folder, ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
 
 
-def replace_json_item(folder, value):
+def replace_json_item(folder: pathlib.Path, value: Any) -> None:
     """Replace an item's JSON value on disk, at once."""
     files.replace_file(folder / "metadata", json.dumps(value))  # as Orbax writes it
 
 
-def _read_item(folder, handler, restore):
+def _read_item(
+    folder: pathlib.Path,
+    handler: ocp.CheckpointHandler,
+    restore: ocp.args.CheckpointArgs,
+) -> Any:
     options = _single_process_options(primary_host=None)
     checkpointer = ocp.Checkpointer(handler, multiprocessing_options=options)
     with checkpointer, _patient_event_loops():
@@ -105,7 +113,7 @@ def _read_item(folder, handler, restore):
 class _PatientEventLoop(asyncio.SelectorEventLoop):
     """Event loop that closes after its tasks are done, even if a task failed."""
 
-    def close(self):
+    def close(self) -> None:
         tasks = asyncio.all_tasks(self)
         if tasks and not self.is_closed():
             self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
@@ -113,27 +121,29 @@ class _PatientEventLoop(asyncio.SelectorEventLoop):
 
 
 @contextlib.contextmanager
-def _patient_event_loops():
+def _patient_event_loops() -> Iterator[None]:
     """Let new event loops close only after their tasks have ended."""
     # Orbax gives up at the first array that fails. Every later array would print "Event
     # loop is closed" and a traceback when it arrives, 13 of them for a file cut in half
     # (test_a_run_that_fell_back_replaces_the_damaged_step).
-    before = asyncio.new_event_loop
+    previous_factory = asyncio.new_event_loop
     asyncio.new_event_loop = _PatientEventLoop  # policies leave with Python 3.16
     try:
         yield
     finally:
-        asyncio.new_event_loop = before
+        asyncio.new_event_loop = previous_factory
 
 
-def _single_process_options(primary_host):
+def _single_process_options(
+    primary_host: int | None,
+) -> ocp.options.MultiprocessingOptions:
     """Orbax options for a process that does not wait for other processes."""
     return ocp.options.MultiprocessingOptions(
         primary_host=primary_host, active_processes={jax.process_index()}
     )
 
 
-def _is_not_raised(record):
+def _is_not_raised(record: LogRecord) -> bool:
     """Log filter: drop errors if Orbax raises them, too."""
     # A full disk must be one sentence (tests/training/test_trainer_full_disk.py).
     return not (record.exc_info and "/orbax/" in record.pathname)

@@ -7,11 +7,14 @@ samples to the W devices of all processes.
 import contextlib
 import json
 import socket
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import Array, Int, PyTree, Shaped
 
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.placement import Placement, device_samples
@@ -25,33 +28,32 @@ class _ReportedError(InputError):
     """A mistake reported by another process."""
 
 
-def gather_texts(text):
+def gather_texts(text: str) -> list[str]:
     """Return every process's text, in process order. Every process must call it."""
     if jax.process_count() == 1:
         return [text]
-    data = np.frombuffer(text.encode(), np.uint8)
+    encoded_text = np.frombuffer(text.encode(), np.uint8)
     # Processes can only gather arrays of equal shapes, so texts are padded.
-    sizes = multihost_utils.process_allgather(np.int32(data.size))
-    padded = np.zeros(max(sizes.max(), 1), np.uint8)
-    padded[: data.size] = data
-    rows = multihost_utils.process_allgather(padded)
+    lengths = multihost_utils.process_allgather(np.int32(encoded_text.size))
+    padded_text = np.zeros(max(lengths.max(), 1), np.uint8)
+    padded_text[: encoded_text.size] = encoded_text
+    process_rows = multihost_utils.process_allgather(padded_text)
     texts = []
-    for row, size in zip(rows, sizes, strict=True):
-        texts.append(bytes(row[:size]).decode())
+    for row, length in zip(process_rows, lengths, strict=True):
+        texts.append(bytes(row[:length]).decode())
     return texts
 
 
-def exchange_values(value):
+def exchange_values(value: Any) -> list:
     """Return every process's JSON `value`, in process order. Tuples become lists."""
-    texts = gather_texts(json.dumps({"value": value}))
-    messages = [json.loads(text) for text in texts]
+    messages = list(map(json.loads, gather_texts(json.dumps({"value": value}))))
     for process, message in enumerate(messages):
         if "error" in message:
             raise _ReportedError(f"process {process} stopped: {message['error']}")
     return [message["value"] for message in messages]
 
 
-def decided_by_main(decide):
+def decided_by_main(decide: Callable[[], Any]) -> Any:
     """Call `decide()` in process 0 and return its JSON value in every process."""
     # Decisions about shared files belong here: for a while, processes may see different
     # states of a network file system.
@@ -62,7 +64,7 @@ def decided_by_main(decide):
 
 
 @contextlib.contextmanager
-def shared_errors():
+def shared_errors() -> Iterator[None]:
     """Raise a mistake of one process in all processes.
 
     Inside, all processes must make the same calls to this file's functions.
@@ -77,21 +79,21 @@ def shared_errors():
     exchange_values(None)  # raises another process's mistake
 
 
-def check_same_values(values: dict):
+def check_same_values(values: dict) -> None:
     """Check that all processes have the same `values`: {name in errors: JSON value}."""
-    first, *others = exchange_values(values)
-    for process, other in enumerate(others, start=1):
-        for name in first | other:
-            ours = first.get(name, "missing")
-            theirs = other.get(name, "missing")
-            if ours != theirs:
+    main_values, *others = exchange_values(values)
+    for process, other_values in enumerate(others, start=1):
+        for name in main_values | other_values:
+            expected = main_values.get(name, "missing")
+            actual = other_values.get(name, "missing")
+            if expected != actual:
                 raise InputError(
-                    f"{name} is {theirs} on process {process}, but {ours} on process "
-                    "0; all processes of a run need the same"
+                    f"{name} is {actual} on process {process}, but {expected} on "
+                    "process 0; all processes of a run need the same"
                 )
 
 
-def max_over_processes():
+def max_over_processes() -> Callable[[int], int]:
     """Return a function from an int to its maximum over all processes.
 
     All processes must call it the same number of times. A single process gets its own
@@ -104,7 +106,7 @@ def max_over_processes():
 
     # The previous call's answer has arrived by now, so the device need not wait for the
     # host.
-    def highest_of_previous_call(number):
+    def highest_of_previous_call(number: int) -> int:
         nonlocal latest
         previous = latest
         latest = highest_on_devices(replicate(np.int32(number)))
@@ -113,28 +115,32 @@ def max_over_processes():
     return highest_of_previous_call
 
 
-def is_main():
+def is_main() -> bool:
     """Whether this process writes logs and tables."""
     return jax.process_index() == 0
 
 
-def local_devices(process=None):
+def local_devices(process: int | None = None) -> list[jax.Device]:
     """Devices of a process (None: this process), in leading-axis order."""
     return jax.local_devices(process)
 
 
-def device_count():
+def device_count() -> int:
     """Device count over all processes."""
     return jax.device_count()
 
 
-def process_placement(accumulation=1):
+def process_placement(accumulation: int = 1) -> Placement:
     """This process's Placement, with `accumulation` micro-batches per batch."""
-    count = len(local_devices())
-    return Placement(jax.process_index(), jax.process_count(), count, accumulation)
+    num_devices = len(local_devices())
+    return Placement(
+        jax.process_index(), jax.process_count(), num_devices, accumulation
+    )
 
 
-def pmap(fn, *, donate_argnums=(), program=None):
+def pmap(
+    fn: Callable, *, donate_argnums: tuple[int, ...] = (), program: str | None = None
+) -> "MappedFunction":
     """Compile `fn` for every device, as this file's functions "inside `pmap`" need it.
 
     Arguments and results have a leading device axis. A NumPy array has one row per
@@ -145,37 +151,39 @@ def pmap(fn, *, donate_argnums=(), program=None):
     program: name of a model program, such as "training step". It is compiled with
         xla_options, and its compilation is reported. None: neither.
     """
-    count = device_count()
     mapped = jax.pmap(
-        fn, axis_name=DEVICE_AXIS, donate_argnums=donate_argnums, axis_size=count
+        fn,
+        axis_name=DEVICE_AXIS,
+        donate_argnums=donate_argnums,
+        axis_size=device_count(),
     )
     if program is None:
-        return _MappedFunction(mapped, {})
+        return MappedFunction(mapped, {})
     options = xla_options.compiler_options(local_devices()[0].platform)
-    return _MappedFunction(mapped, options, f"compiling the {program}")
+    return MappedFunction(mapped, options, f"compiling the {program}")
 
 
-class _MappedFunction:
+class MappedFunction:
     """A mapped function, compiled ahead of time: `jax.pmap` itself takes no options."""
 
-    def __init__(self, mapped, options, work=None):
+    def __init__(self, mapped: Any, options: dict, work: str | None = None) -> None:
         self._mapped = mapped
         self._options = options
-        self._compiled = {}
+        self._programs: dict[tuple, jax.stages.Compiled] = {}
         self._work = work
 
-    def __call__(self, *args):
+    def __call__(self, *args: PyTree) -> PyTree:
         # Programs take and return arrays of all processes. `jax.pmap` uses arrays of
         # one process: converting them around every call would take the host 20 times as
         # long as the call itself (measured: 800 arrays, two processes of four CPU
         # devices).
         args = jax.tree.map(_global_array, args)
         key = _program_key(args)
-        if key not in self._compiled:
+        if key not in self._programs:
             self.compile(*args)
-        return self._compiled[key](*args)
+        return self._programs[key](*args)
 
-    def compile(self, *args):
+    def compile(self, *args: PyTree) -> jax.stages.Compiled:
         """Compile, keep and return these arguments' program, a `jax.stages.Compiled`.
 
         A `jax.ShapeDtypeStruct` has one row per device of all processes.
@@ -183,27 +191,27 @@ class _MappedFunction:
         # Types, not shapes: `lower` would read a shape as this process's rows alone.
         types = jax.tree.map(lambda x: jax.typeof(_global_shape(x)), args)
         key = _program_key(types)
-        if key not in self._compiled:
+        if key not in self._programs:
             if are_memory_maps_scarce():
                 forget_programs()
-            reported = self._work is not None and is_main()
-            with announced_work(self._work, enabled=reported):
-                self._compiled[key] = self._lowered(types).compile(self._options)
-        return self._compiled[key]
+            is_announced = self._work is not None and is_main()
+            with announced_work(self._work or "", enabled=is_announced):
+                self._programs[key] = self._lower_types(types).compile(self._options)
+        return self._programs[key]
 
-    def _lowered(self, types):
+    def _lower_types(self, types: tuple) -> jax.stages.Lowered:
         # JAX 0.10 itself mixes types when it lowers bfloat16's backward products.
         with jax.numpy_dtype_promotion("standard"):
             return self._mapped.lower(*types)
 
     @property
-    def working_bytes(self):
+    def working_bytes(self) -> int:
         """Bytes of the largest program's temporaries, without arguments and results."""
-        sizes = (program.memory_analysis() for program in self._compiled.values())
-        return max(size.temp_size_in_bytes for size in sizes)
+        memory = (program.memory_analysis() for program in self._programs.values())
+        return max(sizes.temp_size_in_bytes for sizes in memory if sizes)
 
 
-def _program_key(args):
+def _program_key(args: tuple) -> tuple:
     """Key of a program: its arguments' tree, shapes and dtypes."""
     leaves, tree = jax.tree.flatten(args)
     return tree, *[(leaf.shape, leaf.dtype) for leaf in leaves]
@@ -216,96 +224,98 @@ def are_memory_maps_scarce() -> bool:
         # map, XLA ends the process by SIGSEGV while it compiles or writes to the
         # compilation cache (jaxlib 0.10.2).
         with open("/proc/sys/vm/max_map_count") as file:
-            allowed = int(file.read())
+            allowed_maps = int(file.read())
         with open("/proc/self/maps", "rb") as file:
-            maps = len(file.readlines())
+            used_maps = len(file.readlines())
     except OSError:  # another system
         return False
-    return 2 * maps > allowed
+    return 2 * used_maps > allowed_maps
 
 
-def forget_programs():
+def forget_programs() -> None:
     """Unload compiled programs whose mapped function is no longer referenced."""
     # `jax.pmap` never frees its caches. A referenced mapped function keeps its
     # programs; any other function compiles again at its next call.
     jax.clear_caches()
 
 
-def replicate(tree):
+def replicate(tree: PyTree) -> PyTree:
     """Copy every array to every device: [...] -> [devices, ...]."""
-    count = len(local_devices())
+    num_devices = len(local_devices())
 
-    def put(x):
+    def replicate_leaf(x: Array | np.ndarray) -> Array:
         x = np.asarray(jax.device_get(x))
-        return _global_array(np.broadcast_to(x, (count, *x.shape)))
+        return _global_array(np.broadcast_to(x, (num_devices, *x.shape)))
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(replicate_leaf, tree)
 
 
-def local_rows(tree):
+def local_rows(tree: PyTree) -> PyTree:
     """Read this process's rows as NumPy: [devices, ...] -> [local devices, ...]."""
 
-    def part(x):
+    def read_shards(x: Array) -> np.ndarray:
         shards = [shard.data for shard in x.addressable_shards]
         return np.concatenate(jax.device_get(shards))
 
-    return jax.tree.map(part, tree)
+    return jax.tree.map(read_shards, tree)
 
 
-def unreplicate(tree):
+def unreplicate(tree: PyTree) -> PyTree:
     """Copy the first local device's row to NumPy: [devices, ...] -> [...]."""
-    first = jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
+    first_shards = jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
     # A writable copy with its own memory: the device arrays may be donated while the
     # copy is being saved.
-    return jax.tree.map(lambda x: np.array(x[0]), jax.device_get(first))
+    return jax.tree.map(lambda x: np.array(x[0]), jax.device_get(first_shards))
 
 
-def shard_samples(tree):
+def shard_samples(tree: PyTree) -> PyTree:
     """Split this process's samples: [n, ...] -> [devices, n / local devices, ...]."""
-    count = len(local_devices())
+    num_devices = len(local_devices())
 
-    def put(x):
-        return _global_array(x.reshape(count, len(x) // count, *x.shape[1:]))
+    def shard_leaf(x: Array | np.ndarray) -> Array:
+        return _global_array(
+            x.reshape(num_devices, len(x) // num_devices, *x.shape[1:])
+        )
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(shard_leaf, tree)
 
 
-def mean_over_devices(tree):
+def mean_over_devices(tree: PyTree) -> PyTree:
     """Mean over all devices, inside `pmap`."""
     return jax.lax.pmean(tree, DEVICE_AXIS)
 
 
-def sum_over_devices(tree):
+def sum_over_devices(tree: PyTree) -> PyTree:
     """Sum over all devices, inside `pmap`."""
     return jax.lax.psum(tree, DEVICE_AXIS)
 
 
-def micro_batch_positions(micro_batch_size):
-    """This device's positions in the global micro-batch, int32 [m], inside `pmap`."""
-    devices = jax.lax.axis_size(DEVICE_AXIS)
-    samples = device_samples(micro_batch_size * devices, devices)
+def micro_batch_positions(micro_batch_size: int) -> Int[Array, " {micro_batch_size}"]:
+    """This device's positions in the global micro-batch, inside `pmap`."""
+    num_devices = jax.lax.axis_size(DEVICE_AXIS)
+    samples = device_samples(micro_batch_size * num_devices, num_devices)
     return jnp.asarray(samples, jnp.int32)[jax.lax.axis_index(DEVICE_AXIS)]
 
 
-def reverse_batch(tree):
+def reverse_batch(tree: PyTree) -> PyTree:
     """Reverse the global batch, inside `pmap`: sample i becomes sample B - 1 - i."""
     # A device holds both samples of a pair (`placement.device_samples`), so it reverses
     # its own rows. With an odd row count, it swaps the middle row with the mirrored
     # device.
-    count = jax.lax.axis_size(DEVICE_AXIS)
-    mirrored = [(device, count - 1 - device) for device in range(count)]
+    num_devices = jax.lax.axis_size(DEVICE_AXIS)
+    mirrored_devices = [(i, num_devices - 1 - i) for i in range(num_devices)]
 
-    def flip(x):
+    def reverse_rows(x: Shaped[Array, "images ..."]) -> Shaped[Array, "images ..."]:
         half, odd = divmod(len(x), 2)
-        if odd and count > 1:
-            middle = jax.lax.ppermute(x[half], DEVICE_AXIS, mirrored)
+        if odd and num_devices > 1:
+            middle = jax.lax.ppermute(x[half], DEVICE_AXIS, mirrored_devices)
             x = x.at[half].set(middle)
         return x[::-1]
 
-    return jax.tree.map(flip, tree)
+    return jax.tree.map(reverse_rows, tree)
 
 
-def _global_shape(x):
+def _global_shape(x: Array | np.ndarray) -> jax.ShapeDtypeStruct:
     """Shape and dtype of `_global_array(x)`, computed without a copy."""
     shape = x.shape
     if isinstance(x, np.ndarray):
@@ -313,14 +323,14 @@ def _global_shape(x):
     return jax.ShapeDtypeStruct(shape, x.dtype)
 
 
-def _global_array(x):
+def _global_array(x: Array | np.ndarray) -> Array:
     """Join the NumPy rows of all processes in one JAX array [devices, ...]."""
     if not isinstance(x, np.ndarray):  # a JAX array has all rows already
         return x
     return jax.make_array_from_process_local_data(_device_sharding(), x)
 
 
-def _device_sharding():
+def _device_sharding() -> jax.sharding.NamedSharding:
     """Sharding of a leading axis, one row per device, in `jax.pmap`'s device order."""
     devices = []
     for process in range(jax.process_count()):

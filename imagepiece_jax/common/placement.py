@@ -3,23 +3,24 @@
 import dataclasses
 
 import numpy as np
+from jaxtyping import Int
 
 from imagepiece_jax.errors import InputError
 
 
-def device_samples(samples, devices):
-    """Assign a batch's samples to devices: int64 [devices, samples / devices].
+def device_samples(samples: int, devices: int) -> Int[np.ndarray, "{devices} _"]:
+    """Assign a batch's samples to devices, one row per device.
 
     Mixup pairs sample i with n - 1 - i. Both are in mirrored places on one device, so
     no image travels.
     """
     half, odd = divmod(samples // devices, 2)
-    first = np.arange(devices * half).reshape(devices, half)
+    first_half = np.arange(devices * half).reshape(devices, half)
     # With an odd count per device, the middle samples of two mirrored devices are a
     # pair.
     middle = devices * half + np.arange(devices * odd).reshape(devices, odd)
-    partners = samples - 1 - first[:, ::-1]
-    return np.concatenate([first, middle, partners], axis=1)
+    partners = samples - 1 - first_half[:, ::-1]
+    return np.concatenate([first_half, middle, partners], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +36,15 @@ class Placement:
     local_devices: int = 1
     accumulation: int = 1
 
-    def whole(self, samples: int) -> int:
+    def round_up(self, samples: int) -> int:
         """Round `samples` up to a multiple of the device count."""
         devices = self.process_count * self.local_devices
         return -(-samples // devices) * devices
 
-    def positions(self, batch_size: int) -> np.ndarray:
-        """Positions in the global batch: int64 [local_devices, accumulation, m]."""
+    def sample_positions(
+        self, batch_size: int
+    ) -> Int[np.ndarray, "devices micro_batches images"]:
+        """Positions in the global batch, by local device and micro-batch."""
         devices = self.process_count * self.local_devices
         if batch_size < 1 or batch_size % (devices * self.accumulation):
             raise InputError(
@@ -49,8 +52,8 @@ class Placement:
                 f"devices * accumulation steps, {devices} * {self.accumulation}"
             )
         micro_batch = batch_size // self.accumulation
-        first = self.process_index * self.local_devices
+        first_device = self.process_index * self.local_devices
         samples = device_samples(micro_batch, devices)
-        mine = samples[first : first + self.local_devices]
-        starts = micro_batch * np.arange(self.accumulation)
-        return mine[:, None] + starts[:, None]
+        own_samples = samples[first_device : first_device + self.local_devices]
+        micro_batch_starts = micro_batch * np.arange(self.accumulation)
+        return own_samples[:, None] + micro_batch_starts[:, None]

@@ -2,16 +2,22 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from imagepiece_jax.common.files import replacement_file
 
+if TYPE_CHECKING:  # imports half of Matplotlib
+    from matplotlib.figure import Figure
+
 DOTS_PER_INCH = 100
 CURVE_MARKERS = "osD^v"
 
 
-def new_figure(width: float, height: float, layout: str | None = None):
+def new_figure(
+    width: float, height: float, layout: Literal["constrained"] | None = None
+) -> "Figure":
     """Create a figure without a display. Width and height: inches of 100 dots."""
     # Imported here: it takes a third of a second, and most processes draw nothing.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -28,7 +34,7 @@ def draw_curves(
     ylabel: str,
     curves: Mapping[str, Sequence],
     level: tuple[str, float] | None = None,
-):
+) -> None:
     """Write a PNG of curves with intervals: bands, or error bars of single points.
 
     curves: {name: [(x, (value, low, high)), ..]}, in any order of x
@@ -42,12 +48,12 @@ def draw_curves(
         value, low, high = np.transpose(intervals)
         # Colors repeat after ten.
         marker = CURVE_MARKERS[index // 10 % len(CURVE_MARKERS)]
-        look = {"color": f"C{index % 10}", "marker": marker, "label": name}
+        style: dict[str, Any] = {"color": f"C{index % 10}", "marker": marker}
         if len(x) > 1:
-            axes.plot(x, value, **look)
-            axes.fill_between(x, low, high, color=look["color"], alpha=0.18)
+            axes.plot(x, value, label=name, **style)
+            axes.fill_between(x, low, high, color=style["color"], alpha=0.18)
         else:
-            axes.errorbar(x, value, [value - low, high - value], **look)
+            axes.errorbar(x, value, [value - low, high - value], label=name, **style)
     if level:
         name, value = level
         axes.axhline(value, color="black", linewidth=0.8, linestyle=":", label=name)
@@ -58,7 +64,7 @@ def draw_curves(
     save_figure(figure, path)
 
 
-def save_figure(figure, path: str | os.PathLike):
+def save_figure(figure: "Figure", path: str | os.PathLike) -> None:
     """Write a figure as a whole PNG. Raises RunError if the file cannot be written."""
     with replacement_file(path) as new:
         figure.savefig(new, format="png")

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -19,23 +19,24 @@ notes = logging.getLogger("imagepiece_jax.notes")  # on images, for a command's 
 
 PATIENCE_SECONDS = 3.0  # seconds of work before the first line
 LINE_INTERVAL_SECONDS = 30.0  # seconds from line to line of a log
+T = TypeVar("T")
 
 
 class ProgressHandler(logging.Handler):
     """Log handler: records on stderr, above a bar, and notes on stdout."""
 
-    def emit(self, record: logging.LogRecord):
-        file = sys.stdout if record.name == notes.name else sys.stderr
-        if file is None:  # a closed stream
+    def emit(self, record: logging.LogRecord) -> None:
+        stream = sys.stdout if record.name == notes.name else sys.stderr
+        if stream is None:  # a closed stream
             return
         # A full disk may refuse a progress line, but must not end the work for it.
-        full = OSError if file is sys.stderr else ()
-        with contextlib.suppress(full):
-            tqdm.write(self.format(record), file=file)
-            file.flush()
+        ignored_errors = [OSError] if stream is sys.stderr else []
+        with contextlib.suppress(*ignored_errors):
+            tqdm.write(self.format(record), file=stream)
+            stream.flush()
 
 
-def show_progress():
+def show_progress() -> None:
     """Print the package's records from level INFO on, as commands do."""
     logger = logging.getLogger("imagepiece_jax")
     logger.setLevel(logging.INFO)
@@ -44,7 +45,7 @@ def show_progress():
 
 
 @contextlib.contextmanager
-def announced_work(task: str, enabled: bool = True):
+def announced_work(task: str, enabled: bool = True) -> Iterator[None]:
     """Log `task` is being done, once it has taken PATIENCE seconds.
 
     task: a phrase such as "compiling the training step"
@@ -60,7 +61,7 @@ def announced_work(task: str, enabled: bool = True):
         timer.cancel()
 
 
-def with_progress_bar(items: Sequence, task: str) -> Iterator[Any]:
+def with_progress_bar(items: Sequence[T], task: str) -> Iterator[T]:
     """Yield items and show a ProgressBar.
 
     task: a phrase such as "drawing figures"
@@ -74,22 +75,22 @@ def with_progress_bar(items: Sequence, task: str) -> Iterator[Any]:
 class ProgressBar(tqdm):
     """Progress over `total` items: a bar on a terminal, lines in a log.
 
-    what: a phrase such as "drawing figures"
+    task: a phrase such as "drawing figures"
     done: items that an earlier process has done
     """
 
-    def __init__(self, task: str, total: int, done: int = 0):
+    def __init__(self, task: str, total: int, done: int = 0) -> None:
         self._task = task
+        self._total = total
         self._done = done
         self._began = time.monotonic()
         self._next_line = self._began
         self._is_timed = False  # the first items may compile: no estimate
-        options = {"delay": PATIENCE_SECONDS, "leave": False, "disable": None}
-        if not log.isEnabledFor(logging.INFO):
-            options["disable"] = True
+        is_disabled = None if log.isEnabledFor(logging.INFO) else True  # None: by tqdm
+        options = {"delay": PATIENCE_SECONDS, "leave": False, "disable": is_disabled}
         super().__init__(desc=task, total=total, initial=done, **options)
 
-    def update(self, n: int = 1):
+    def update(self, n: float | None = 1) -> None:
         """Count `n` more items as done."""
         now = time.monotonic()
         if not self._is_timed:
@@ -102,13 +103,13 @@ class ProgressBar(tqdm):
             super().update(n)
             return
         self.n += n
-        if now >= self._next_line and self.n < self.total:
-            state = {"n": self.n, "total": self.total, "initial": self._done}
-            state |= {"elapsed": now - self._began, "prefix": self._task}
-            self.say(self.format_meter(**state))
+        if now >= self._next_line and self.n < self._total:
+            elapsed = now - self._began
+            counts = {"initial": self._done, "prefix": self._task}
+            self.log_line(self.format_meter(self.n, self._total, elapsed, **counts))
             self._next_line = now + LINE_INTERVAL_SECONDS
 
-    def say(self, line: str):
+    def log_line(self, line: str) -> None:
         """Log a line, printed above the bar."""
         log.info(line)
 

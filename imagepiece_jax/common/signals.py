@@ -13,11 +13,16 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Collection
+import types
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, NoReturn, TypeAlias
 
 log = logging.getLogger("imagepiece_jax.signals")
 
+Handler: TypeAlias = Callable[[int, types.FrameType | None], Any] | int | None
+
 # SIGINT is Ctrl-C.
+END_SIGNALS: dict[int, str]
 END_SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 if hasattr(signal, "SIGHUP"):  # not on Windows
     END_SIGNALS[signal.SIGHUP] = "hung up"  # the terminal is gone, or ssh
@@ -28,7 +33,7 @@ _is_command = False
 _arrived_signals = []  # signals deferred by a command
 
 
-def handle_ending_signals():
+def handle_ending_signals() -> None:
     """Let signals end this process, a command."""
     global _is_command
     _is_command = True
@@ -45,7 +50,7 @@ def heeded_signals() -> list[int]:
 
 
 @contextlib.contextmanager
-def unfinished_path(path, if_empty: bool = False):
+def unfinished_path(path: str | os.PathLike, if_empty: bool = False) -> Iterator[None]:
     """Remove `path` if a signal ends the command inside this context.
 
     path: a file or a folder
@@ -59,17 +64,20 @@ def unfinished_path(path, if_empty: bool = False):
 
 
 @contextlib.contextmanager
-def replaced_handlers(handler, signums: Collection[int]):
+def replaced_handlers(
+    handler: Handler, signums: Collection[int]
+) -> Iterator[dict[int, Handler]]:
     """Handle signals by `handler`. Yields {signal: previous handler}."""
-    before = {}
+    previous_handlers = {}
     # Python handles signals only in the main thread: elsewhere nothing is replaced.
     if threading.current_thread() is threading.main_thread():
-        before = {signum: signal.signal(signum, handler) for signum in signums}
+        for signum in signums:
+            previous_handlers[signum] = signal.signal(signum, handler)
     try:
-        yield before
+        yield previous_handlers
     finally:
-        for signum, old in before.items():
-            signal.signal(signum, old)
+        for signum, previous_handler in previous_handlers.items():
+            signal.signal(signum, previous_handler)
 
 
 @dataclasses.dataclass
@@ -85,7 +93,9 @@ class EarlyStop:
 
 
 @contextlib.contextmanager
-def stoppable_work(without_result: str = "", defers: bool = False):
+def stoppable_work(
+    without_result: str = "", defers: bool = False
+) -> Iterator[EarlyStop]:
     """Let a signal end the work inside early. Yields its Stop.
 
     A signal acts at once unless it is deferred: it ends a command, and Ctrl-C raises
@@ -95,24 +105,25 @@ def stoppable_work(without_result: str = "", defers: bool = False):
     """
     stop = EarlyStop(defers)
 
-    def note(signum, frame):
+    def note_signal(signum: int, frame: types.FrameType | None) -> None:
         if not (stop.defers or stop.requested):
             log.warning(without_result)
         stop.signums.append(signum)
         if not stop.defers:
-            before[signum](signum, frame)
+            if callable(previous_handler := previous_handlers[signum]):
+                previous_handler(signum, frame)
         elif _is_command:
             _arrived_signals.append(signum)
 
     # Only signals with a Python handler can be deferred: both in a command, Ctrl-C in
     # other processes.
     signums = [s for s in END_SIGNALS if callable(signal.getsignal(s))]
-    with replaced_handlers(note, signums) as before:
+    with replaced_handlers(note_signal, signums) as previous_handlers:
         yield stop
 
 
 @contextlib.contextmanager
-def deferred_signals():
+def deferred_signals() -> Iterator[None]:
     """Finish the work inside before a signal ends the process."""
     try:
         with stoppable_work(defers=True) as stop:
@@ -124,7 +135,7 @@ def deferred_signals():
 
 
 @contextlib.contextmanager
-def ending_at_once():
+def ending_at_once() -> Iterator[None]:
     """Let a signal end the process at once, in C code, too.
 
     The operating system ends it: no Python runs, so nothing is printed or removed.
@@ -134,19 +145,19 @@ def ending_at_once():
 
 
 @contextlib.contextmanager
-def blocked_signals(*signums):
+def blocked_signals(*signums: int) -> Iterator[None]:
     """Start child processes with these signals blocked from their start on."""
     if not hasattr(signal, "pthread_sigmask"):  # on Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signums)
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, signums)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
 
 
-def _end_process(signum, frame):
+def _end_process(signum: int, frame: types.FrameType | None) -> NoReturn:
     """Handler of a command's signals: clean up, print one line, end the process."""
     # The process ends here, without an exception: Python ignores exceptions in
     # callbacks of C code, NumPy turns them into a TypeError, and the interpreter would
@@ -166,7 +177,7 @@ def _end_process(signum, frame):
     os._exit(128 + signum)
 
 
-def _ignore_signals():
+def _ignore_signals() -> None:
     """Ignore further signals, because the process is about to end."""
     for signum in END_SIGNALS:
         if signal.getsignal(signum) is _end_process:

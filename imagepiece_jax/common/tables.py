@@ -1,6 +1,8 @@
 """Counts and tables as text: aligned columns, and Markdown."""
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 def counted_noun(count: int, noun: str) -> str:
@@ -8,21 +10,21 @@ def counted_noun(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def text_table(rows):
+def text_table(rows: Iterable[Iterable]) -> str:
     """Align columns: the first row is the heading, the last column left-aligned."""
-    rows = [list(map(str, row)) for row in rows]
+    text_rows = [list(map(str, row)) for row in rows]
     widths = []
-    for column in zip(*rows, strict=True):
+    for column in zip(*text_rows, strict=True):
         widths.append(max(map(len, column)))
     lines = []
-    for row in rows:
+    for row in text_rows:
         cells = list(map(str.rjust, row, widths))
         cells[-1] = row[-1]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
 
-def markdown_table(head, rows) -> str:
+def markdown_table(head: Sequence, rows: Iterable[Iterable]) -> str:
     """Format a Markdown table without a final newline. None is a blank cell."""
     lines = []
     for row in [head, ["---"] * len(head), *rows]:
@@ -31,13 +33,13 @@ def markdown_table(head, rows) -> str:
     return "\n".join(lines)
 
 
-def rows_table(rows) -> str:
+def rows_table(rows: Sequence[Mapping]) -> str:
     """Format rows, {column: cell}, by Markdown, with the longest row's columns."""
-    head = [*max(rows, key=len)]
-    return markdown_table(head, [[*map(row.get, head)] for row in rows])
+    columns = max(map(list, rows), key=len)
+    return markdown_table(columns, [[*map(row.get, columns)] for row in rows])
 
 
-def _markdown_cell(value):
+def _markdown_cell(value: Any) -> str:
     """Escape text, such as a file name: it could end its cell or be HTML."""
     if value is None:
         return ""

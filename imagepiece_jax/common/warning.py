@@ -1,12 +1,13 @@
 """Warnings that point at the caller's line."""
 
 import sys
+import types
 import warnings
 
 PACKAGE_NAME = __name__.partition(".")[0]
 
 
-def warn_caller(text: str):
+def warn_caller(text: str) -> None:
     """Warn at the innermost line outside this package."""
     # Python shows a warning once for each line and text, so the line must be the
     # caller's.
@@ -18,7 +19,7 @@ def warn_caller(text: str):
     warnings.warn(text, stacklevel=level)
 
 
-def _is_own_frame(frame):
+def _is_own_frame(frame: types.FrameType) -> bool:
     """Whether a frame belongs to this package or to `dataclasses` (`replace`)."""
     module = frame.f_globals.get("__name__", "")
     return module.partition(".")[0] in (PACKAGE_NAME, "dataclasses")

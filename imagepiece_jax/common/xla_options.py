@@ -20,7 +20,7 @@ PLATFORM_OPTIONS = {
 }
 
 
-def compiler_options(platform):
+def compiler_options(platform: str) -> dict[str, Any]:
     """Options for "cpu", "gpu", ..: a new dict, empty if XLA's defaults are best."""
     return dict(PLATFORM_OPTIONS.get(platform, {}))
 
@@ -38,7 +38,7 @@ def checked_dtype(dtype: Any) -> str:
     return name
 
 
-def check_dtype(dtype: str, platform: str | None = None):
+def check_dtype(dtype: str, platform: str | None = None) -> None:
     """Check that layers can compute in `dtype` on a platform (None: this process's)."""
     platform = platform or jax.local_devices()[0].platform
     if platform == "cpu" and dtype == "float16":

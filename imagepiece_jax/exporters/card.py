@@ -32,7 +32,7 @@ from imagepiece_jax.evaluation.compare_outputs import (
 from imagepiece_jax.exporters.onnx_program import open_file
 from imagepiece_jax.exporters.program_facts import files_of, read_facts
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.recovery.recovery_images import divided
+from imagepiece_jax.recovery.recovery_images import split_images
 
 NAME = "README.md"
 MARK = "<!-- Written by imagepiece export: "  # and the name of a section's file
@@ -76,7 +76,7 @@ def divided_images(
     learned = (1,)
     if vit.recovered:
         learned = (vit.recovered.batch_size, vit.recovered.learned or "")
-    parts = divided(source, *learned)
+    parts = split_images(source, *learned)
     if not parts.num_scenes:
         raise InputError(
             "images are alike or recovered the model, so none can be held out to "
@@ -89,7 +89,7 @@ def divided_images(
     count = len(calibration) + len(compared)
     log.info(f"a card of {count} images: {len(compared)} of them are compared")
     places = np.flatnonzero(np.isin(source.indices, held_out.indices))
-    known = known.subset([i for i in places if source.name(i) in paths])
+    known = known.subset([i for i in places if source.image_name(i) in paths])
     shared = os.path.commonprefix(paths).rfind("/") + 1
     names = [path[shared:] for path in paths]
     return CardImages(calibration, compared, names, known)

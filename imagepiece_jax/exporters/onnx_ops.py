@@ -424,7 +424,7 @@ def onnx_merge_features(graph, x, size, assignment):
         return None
     batch, n_out = index.kept_tokens.shape
     absorbs = index.absorbed_tokens.shape[1]
-    prefix = x.shape[1] - assignment.dest.shape[1]
+    prefix = x.shape[1] - assignment.slot_of_token.shape[1]
     keep = _with_prefix(graph, index.kept_tokens, prefix)
     kept = onnx_gather_rows(graph, x, keep)
     if absorbs:
@@ -496,7 +496,9 @@ def onnx_attend_merged(graph, attention, value, assignment, size):
     absorbs = 0 if index is None else index.absorbed_tokens.shape[1]
     if not absorbs or slots + absorbs < tokens:  # none merges, or some are dropped
         return None
-    slot = _with_prefix(graph, assignment.dest, tokens - assignment.dest.shape[1])
+    slot = _with_prefix(
+        graph, assignment.slot_of_token, tokens - assignment.slot_of_token.shape[1]
+    )
     rows = graph.reshape(value, (batch, slots, heads * value.shape[3]))
     rows = onnx_gather_rows(graph, rows, slot)
     heads = (heads, value.shape[3])

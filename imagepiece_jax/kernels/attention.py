@@ -114,7 +114,7 @@ def attend_merged(
     attention: before the merge, from all tokens or from the prefix alone
     size: before the merge
     """
-    num_prefix = size.shape[1] - assignment.dest.shape[1]
+    num_prefix = size.shape[1] - assignment.slot_of_token.shape[1]
     merged_attention = merge_map(attention, assignment, size[:, num_prefix:])
     return weighted_sum(merged_attention, value)
 
@@ -170,7 +170,7 @@ def _fused_attention(
             query,
             key,
             value,
-            bias,
+            bias=bias,
             implementation=backend,
             query_seq_lengths=query_lengths,
             key_value_seq_lengths=key_lengths,

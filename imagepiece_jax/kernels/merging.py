@@ -103,7 +103,7 @@ def sum_slots(
     """Sum token values per slot."""
     index = assignment.index
     if index is None:
-        return sum_by_slot(values, assignment.dest, assignment.n_out)
+        return sum_by_slot(values, assignment.slot_of_token, assignment.n_out)
     kept_values = gather_rows(values, index.kept_tokens)
     if not index.absorbed_tokens.shape[1]:
         return kept_values
@@ -278,7 +278,7 @@ def _merge_by_product(
     patches: int | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """`merge_tokens` by one matrix product [slots, tokens] that includes the prefix."""
-    prefix = x.shape[1] - assignment.dest.shape[1]
+    prefix = x.shape[1] - assignment.slot_of_token.shape[1]
     front = ((0, 0), (prefix, 0))
     token = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
     num_slots = prefix + assignment.n_out
@@ -287,7 +287,7 @@ def _merge_by_product(
     slot = jnp.arange(num_slots + -num_slots % 8, dtype=jnp.int32)
     # Prefix tokens get slot numbers below DROPPED, which no image token has.
     slot = jnp.where(slot < prefix, DROPPED - 1 - slot, slot - prefix)
-    slot_of_token = jnp.pad(assignment.dest, front)
+    slot_of_token = jnp.pad(assignment.slot_of_token, front)
     slot_of_token = jnp.where(token < prefix, DROPPED - 1 - token, slot_of_token)
     belongs = slot_of_token[:, None, :] == slot[None, :, None]
     size = jnp.where(belongs, size[:, None, :], 0)
@@ -362,7 +362,7 @@ def merge_tokens(
     merged, merged_size = merge_features(x, size, assignment)
     if attn_size is None and assignment.attn_size is None:
         return merged, merged_size, None
-    prefix = x.shape[1] - assignment.dest.shape[1]
+    prefix = x.shape[1] - assignment.slot_of_token.shape[1]
     image_sizes = assignment.attn_size
     if attn_size is None:
         attn_size = size
@@ -393,13 +393,15 @@ def merge_features(
     Float[Array, "batch prefix_and_slots dim"], Float[Array, "batch prefix_and_slots"]
 ]:
     """Merge features and sizes."""
-    prefix = x.shape[1] - assignment.dest.shape[1]
+    prefix = x.shape[1] - assignment.slot_of_token.shape[1]
     image_size = size[:, prefix:]
     slot_sizes = sum_slots(image_size, assignment)
     sizes = jnp.concatenate([size[:, :prefix], slot_sizes], axis=1)
     if assignment.index is None:
-        weight = assignment.weights(image_size)
-        matrix = slot_matrix(weight, assignment.dest, assignment.n_out, assignment.mean)
+        weight = assignment.feature_weights(image_size)
+        matrix = slot_matrix(
+            weight, assignment.slot_of_token, assignment.n_out, assignment.mean
+        )
         return mix_tokens(x, matrix), sizes
     if (
         assignment.index.absorbed_tokens.shape[1]
@@ -457,10 +459,12 @@ def _slot_shares(
     )
     if has_no_merges and assignment.weight is None and assignment.mean:
         return None
-    weight = assignment.weights(size)
+    weight = assignment.feature_weights(size)
     if not assignment.mean:
         return weight
-    is_same_slot = assignment.dest[:, :, None] == assignment.dest[:, None, :]
+    is_same_slot = (
+        assignment.slot_of_token[:, :, None] == assignment.slot_of_token[:, None, :]
+    )
     weights_in_slot = jnp.where(is_same_slot, weight[:, None, :], 0)
     return weight / jnp.sum(weights_in_slot, axis=-1)
 
@@ -474,8 +478,8 @@ def _move_tokens(
     index = assignment.index
     if index is not None:
         return _move_by_index(
-            x, weight, divisor, index, assignment.dest, assignment.mean
+            x, weight, divisor, index, assignment.slot_of_token, assignment.mean
         )
     return mix_tokens(
-        x, slot_matrix(weight, assignment.dest, assignment.n_out, mean=False)
+        x, slot_matrix(weight, assignment.slot_of_token, assignment.n_out, mean=False)
     )

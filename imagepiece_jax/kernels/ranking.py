@@ -170,8 +170,8 @@ def mark_smallest(
     marked = jnp.zeros(values.shape, bool)
     for _ in range(min(k, values.shape[-1])):
         unmarked = jnp.where(marked, jnp.inf, values)
-        smallest = jnp.argmin(unmarked, axis=-1).astype(jnp.int32)
-        marked |= index == smallest[..., None]
+        smallest_index = jnp.argmin(unmarked, axis=-1).astype(jnp.int32)
+        marked |= index == smallest_index[..., None]
     return marked
 
 

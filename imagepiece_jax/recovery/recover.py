@@ -17,6 +17,7 @@ import time
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from imagepiece_jax.common import signals
 from imagepiece_jax.common.checks import check_range
@@ -32,27 +33,34 @@ from imagepiece_jax.models.recovery_record import (
 )
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.recovery.recovery_images import (
-    THREADS,
-    Divided,
-    divided,
+    DECODE_THREADS,
+    ImageSplit,
     evaluation_batches,
     random_crops,
+    split_images,
 )
-from imagepiece_jax.recovery.recovery_step import STEPS, DenseTeacher, Fit, Recipe
-from imagepiece_jax.reduction.reduction import DENSE
+from imagepiece_jax.recovery.recovery_step import (
+    DEFAULT_STEPS,
+    DenseTeacher,
+    RecoveryRecipe,
+    StudentFit,
+)
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 
 # Costs at which a dense model is recovered, as shares of its MACs. With one set of
 # values for all three costs, outputs are 1.1 to 1.3 times as far from the dense model
 # (docs/results/recover_sharp).
-COSTS = (0.6, 0.5, 0.4)
-WARM_UP = 0.05  # share of training with a rising learning rate
-# Training has diverged if its distance, at share CHECK of the training, is above
-# DIVERGED times the distance at the start. A non-finite loss shows it at any step.
-CHECK, DIVERGED = 0.1, 2.0
-MANY = 10**9  # more steps than fit in any time limit
-ATTEMPTS = 4  # every retry has a quarter of the learning rate
+RECOVERED_COSTS = (0.6, 0.5, 0.4)
+WARM_UP_SHARE = 0.05  # share of training with a rising learning rate
+# Training has diverged if its distance, at CHECK_SHARE of the training, is above
+# DIVERGENCE_FACTOR times that at the start. A non-finite loss shows it at any step.
+CHECK_SHARE = 0.1
+DIVERGENCE_FACTOR = 2.0
+UNLIMITED_STEPS = 10**9  # more than fit in any time limit
+MAX_ATTEMPTS = 4  # every retry has a quarter of the learning rate
 
 NOTHING_BETTER = "stopped: nothing is better than the start"
+SceneMetrics = dict[str, Float[np.ndarray, " scenes"]]  # by the metric's name
 
 log = logging.getLogger("imagepiece_jax.recover")
 
@@ -100,52 +108,59 @@ def recover(
         check_range("minutes", minutes, above=0)
         if steps is not None:
             raise InputError("steps and minutes are both given; give one")
-    recipe = Recipe(parameters, STEPS if steps is None else steps, batch_size, seed)
+    if steps is None:
+        steps = DEFAULT_STEPS
+    recipe = RecoveryRecipe(parameters, steps, batch_size, seed)
     dense = vit.with_reduction(None)
     students = reduced_models(vit, dense)
     # Images are checked before anything is compiled.
-    parts = divided(as_source(images), recipe.batch_size)
-    batches = evaluation_batches(parts.held_out, vit.preprocessing, recipe.batch_size)
+    split = split_images(as_source(images), batch_size)
+    batches = evaluation_batches(split.held_out, vit.preprocessing, batch_size)
     # Progress counts steps, or seconds of a time limit.
-    seconds = None
-    length = recipe.steps
+    seconds = math.inf
+    progress_length = steps
     if minutes is not None:
         seconds = 60 * minutes / len(students)
-        length = seconds
+        progress_length = seconds
     variants = []
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(signals.stoppable_work(NOTHING_BETTER))
         teacher = DenseTeacher(dense)
-        answered = teacher.answered(batches)
+        held_out = teacher.add_outputs(batches)
         progress = None
         for index, student in enumerate(students):
-            fit = Fit(student, recipe, teacher)
-            run = RecoveryRun(fit, parts, answered, stop, seconds)
-            run.compile()
+            fit = StudentFit(student, recipe, teacher)
+            run = RecoveryRun(fit, split, held_out, stop, seconds)
+            run.compile_programs()
             if progress is None:  # after compiling, for true step times
-                total = max(1, round(length * len(students)))
+                total = max(1, round(progress_length * len(students)))
                 progress = stack.enter_context(ProgressBar("recover", total))
-            run.train(progress, round(length * index))
-            variant = run.variant(dense)
+            run.train_student(progress, round(progress_length * index))
+            variant = run.recovered_variant(dense)
             # After a stop a variant without gain is left out, unless it is the first.
             if variant.changed or not (stop.requested and variants):
                 variants.append(variant)
             if stop.requested:
                 break
     if stop.requested and stop.defers:  # else the signal's handler has logged it
-        kept = any(variant.changed for variant in variants)
-        log.warning("stopped: the weights so far are kept" if kept else NOTHING_BETTER)
+        has_gain = any(variant.changed for variant in variants)
+        kept = "stopped: the weights so far are kept"
+        log.warning(kept if has_gain else NOTHING_BETTER)
     recovery = Recovery(tuple(variants)).merged(vit.recovery)
     return dataclasses.replace(vit, recovery=recovery)
 
 
-def check_recoverable(vit: Pretrained):
+def check_recoverable(vit: Pretrained) -> None:
     """Raise InputError for a model that `recover` does not take."""
     if vit.model.has_selectors:
         raise InputError(f"{vit.label} has selectors, which only training can learn")
     reduction = vit.reduction
     # A dense model may name proportional attention, which changes nothing.
-    if is_dense(vit) and reduction is not None and reduction.name != DENSE.name:
+    if (
+        is_dense(vit)
+        and reduction is not None
+        and reduction.name != DENSE_REDUCTION.name
+    ):
         raise InputError(
             f"reduction {reduction} keeps all tokens, so there is nothing to recover"
         )
@@ -158,12 +173,12 @@ def is_dense(vit: Pretrained) -> bool:
 
 
 def reduced_models(vit: Pretrained, dense: Pretrained) -> list[Pretrained]:
-    """List the variants to train: a reduced model itself, or a dense model at COSTS.
+    """List the variants to train: a reduced model itself, or a dense one at all costs.
 
     A variant starts from its last recovery, if it has one, else from the dense values.
     """
     if is_dense(vit):
-        return [dense.with_reduction(cost) for cost in COSTS]
+        return [dense.with_reduction(cost) for cost in RECOVERED_COSTS]
     return [vit]
 
 
@@ -171,139 +186,151 @@ def reduced_models(vit: Pretrained, dense: Pretrained) -> list[Pretrained]:
 class RecoveryRun:
     """Training at one cost, measured before and after."""
 
-    fit: Fit
-    images: Divided
-    answered: list[tuple]  # held-out images, from `DenseTeacher.answered`
+    fit: StudentFit
+    images: ImageSplit
+    held_out: list[tuple]  # held-out images, from `DenseTeacher.add_outputs`
     stop: signals.EarlyStop  # ends the training
-    seconds: float | None = None  # training time; None: the recipe's steps are taken
+    seconds: float = math.inf  # training time; inf: the recipe's steps are taken
 
-    def __post_init__(self):
-        self.opened = time.monotonic()
+    def __post_init__(self) -> None:
+        self.start_time = time.monotonic()
         self.crops = functools.partial(
             random_crops, self.images.learned, self.fit.vit.image_size, self.fit.recipe
         )
+        self.has_time_limit = math.isfinite(self.seconds)
         self.lr = self.fit.recipe.lr  # the highest learning rate
         self.steps_done = 0
-        self.seconds_of_step = 0.0
-        self.seconds_of_steps = 0.0  # of this attempt
+        self.last_step_seconds = 0.0
+        self.attempt_seconds = 0.0  # of this attempt's steps
         self.seconds_left = self.seconds  # at the attempt's start
-        self.curve = []  # (step, mean distance), from `record`
+        self.curve = []  # (training step, mean distance)
         self.trained = None  # last weights; None: not better than the start
-        self.before = self.after = self.off_the_shelf = None  # measured by `compile`
+        self.before: SceneMetrics = {}  # measured by `compile_programs`
+        self.after = self.off_the_shelf = self.before
 
-    def compile(self):
+    def compile_programs(self) -> None:
         """Measure the start, and compile the training step."""
-        self.before = self.after = self.off_the_shelf = self.record()
-        if math.isinf(mean(self.before)):
+        self.before = self.after = self.off_the_shelf = self.extend_curve()
+        if math.isinf(mean_metric(self.before)):
             raise InputError(f"{self.fit.vit!r}: outputs are not finite")
         if self.fit.vit.recovered:
-            self.off_the_shelf = self.measure(dense=True)
-        # The step has learning rate 0, and `Fit.start` resets its moments.
-        for batch in self.crops(1).read():
-            self.fit.take_step(batch["image"][:, 0], 0.0).block_until_ready()
+            self.off_the_shelf = self.scene_metrics(is_dense=True)
+        # The step has learning rate 0, and `StudentFit.reset_state` resets its moments.
+        for batch in self.crops(1).read_batches():
+            self.fit.train_step(batch["image"][:, 0], 0.0).block_until_ready()
 
-    def train(self, progress: ProgressBar, shown: int):
+    def train_student(self, progress: ProgressBar, earlier_progress: int) -> None:
         """Train until an attempt does not diverge; keep its weights if better."""
-        for attempt in range(ATTEMPTS):
+        for attempt in range(MAX_ATTEMPTS):
             self.lr = self.fit.recipe.lr / 4**attempt
-            if self.attempt(progress, shown) or self.stop.requested:
+            if self.attempt_training(progress, earlier_progress) or self.stop.requested:
                 break
             if attempt == 0:
                 log.warning(
                     "recover: training diverged; it starts again with a quarter of the "
                     "learning rate"
                 )
-        after = self.record()
-        if mean(after) < mean(self.before):
+        after = self.extend_curve()
+        if mean_metric(after) < mean_metric(self.before):
             self.after = after
-            self.trained = self.fit.get().trained
+            self.trained = self.fit.host_state().trained
 
-    def attempt(self, progress: ProgressBar, shown: int) -> bool:
+    def attempt_training(self, progress: ProgressBar, earlier_progress: int) -> bool:
         """Train from the start; return whether training ended without diverging."""
-        self.fit.start()
+        self.fit.reset_state()
         self.steps_done = 0
-        del self.curve[1:]  # the measure at the start stays
+        del self.curve[1:]  # the distance at the start stays
         # A time limit ends the training by the clock, not by a number of steps.
-        steps = self.fit.recipe.steps
-        if self.seconds:
-            steps = MANY
-            self.seconds_left -= self.seconds_of_steps
-        self.seconds_of_steps = 0.0
-        began = time.monotonic()  # reading a batch is part of its step
-        with contextlib.closing(self.crops(steps).read(THREADS)) as reader:
+        steps = UNLIMITED_STEPS if self.has_time_limit else self.fit.recipe.steps
+        self.seconds_left -= self.attempt_seconds
+        self.attempt_seconds = 0.0
+        step_start = time.monotonic()  # reading a batch is part of its step
+        with contextlib.closing(
+            self.crops(steps).read_batches(DECODE_THREADS)
+        ) as reader:
             for batch in reader:
                 # The learning rate at the middle of the step.
-                lr = self.lr * schedule(min(1.0, self.share(ahead=0.5)))
+                lr = self.lr * lr_factor(min(1.0, self.finished_share(ahead=0.5)))
                 # Waiting for the loss gives true step times and a prompt Ctrl-C.
-                loss = np.asarray(self.fit.take_step(batch["image"][:, 0], lr))
+                loss = np.asarray(self.fit.train_step(batch["image"][:, 0], lr))
                 self.stop.defers = True  # from here on there is a result to keep
                 self.steps_done += 1
-                self.seconds_of_step = time.monotonic() - began
-                self.seconds_of_steps += self.seconds_of_step
-                done = int(self.seconds_of_steps) if self.seconds else self.steps_done
-                # `shown` is the progress of earlier costs.
-                progress.update(shown + done - progress.n)
+                self.last_step_seconds = time.monotonic() - step_start
+                self.attempt_seconds += self.last_step_seconds
+                seconds_done = int(self.attempt_seconds)
+                done = seconds_done if self.has_time_limit else self.steps_done
+                progress.update(earlier_progress + done - progress.n)
                 if not np.isfinite(loss).all():
                     return False
-                if self.stop.requested or (self.seconds and self.share(ahead=1) > 1):
+                is_over = self.has_time_limit and self.finished_share(ahead=1) > 1
+                if self.stop.requested or is_over:
                     break
                 # Divergence is measured once.
-                if len(self.curve) == 1 and self.share() >= CHECK:
-                    if mean(self.record()) > DIVERGED * mean(self.before):
+                if len(self.curve) == 1 and self.finished_share() >= CHECK_SHARE:
+                    highest = DIVERGENCE_FACTOR * mean_metric(self.before)
+                    if mean_metric(self.extend_curve()) > highest:
                         return False
-                began = time.monotonic()
+                step_start = time.monotonic()
         return True
 
-    def share(self, ahead: float = 0) -> float:
+    def finished_share(self, ahead: float = 0) -> float:
         """Return the finished share of training, `ahead` steps from now."""
-        if not self.seconds:
+        if not self.has_time_limit:
             return (self.steps_done + ahead) / self.fit.recipe.steps
-        done = self.seconds_of_steps + ahead * self.seconds_of_step
-        return done / max(1e-9, self.seconds_left)
+        seconds_done = self.attempt_seconds + ahead * self.last_step_seconds
+        return seconds_done / max(1e-9, self.seconds_left)
 
-    def measure(self, dense: bool = False) -> dict[str, np.ndarray]:
-        """Measure held-out images, per scene; `dense`: with the dense parameters."""
-        measured = self.fit.measure(self.answered, dense)
+    def scene_metrics(self, is_dense: bool = False) -> SceneMetrics:
+        """Measure held-out images, per scene; `is_dense`: with the dense parameters."""
+        metrics = self.fit.image_metrics(self.held_out, is_dense)
         # Images of one scene are alike, so the interval counts scenes, not images.
-        scenes = self.images.scenes[measured.pop("index")]
-        _, scenes, counts = np.unique(scenes, return_inverse=True, return_counts=True)
-        means = {}
-        for name, values in measured.items():
-            means[name] = np.bincount(scenes, values) / counts
-        return means
+        scenes = self.images.scenes[metrics.pop("index")]
+        _, scenes, sizes = np.unique(scenes, return_inverse=True, return_counts=True)
+        scene_means = {}
+        for name, image_values in metrics.items():
+            scene_means[name] = np.bincount(scenes, image_values) / sizes
+        return scene_means
 
-    def record(self) -> dict[str, np.ndarray]:
-        """`measure`, with its mean distance added to the curve."""
-        measured = self.measure()
-        self.curve.append((self.steps_done, mean(measured)))
+    def extend_curve(self) -> SceneMetrics:
+        """Return `scene_metrics`, with their mean distance added to the curve."""
+        metrics = self.scene_metrics()
+        self.curve.append((self.steps_done, mean_metric(metrics)))
         log.info("recover: step %s, %.4f", *self.curve[-1])
-        return measured
+        return metrics
 
-    def variant(self, dense: Pretrained) -> RecoveredVariant:
+    def recovered_variant(self, dense: Pretrained) -> RecoveredVariant:
         """Describe the result; `dense` is the teacher."""
         vit = self.fit.vit
+        recipe = self.fit.recipe
         change = mean_difference(self.after["distance"], self.before["distance"])
         values = {}
-        learned = self.images.digests
+        learned_digests = self.images.digests
         if vit.recovered:  # it started from the values of its last recovery
             values = vit.recovered.values
-            earlier = vit.recovered.learned
-            learned = None if earlier is None else earlier + learned
+            earlier_digests = vit.recovered.learned
+            is_unknown = earlier_digests is None
+            learned_digests = None if is_unknown else earlier_digests + learned_digests
         if self.trained is not None:
             values = {**values, **flat_params(self.trained)}
         return RecoveredVariant(
-            reduction=vit.reduction,
+            reduction=vit.reduction or DENSE_REDUCTION,
             images=len(self.images.learned),
             held_out=len(self.images.held_out),
             scenes=self.images.num_scenes,
-            **{**vars(self.fit.recipe), "steps": self.steps_done},
-            seconds=round(time.monotonic() - self.opened, 1),
-            measure=self.fit.comparison.name,
-            off_the_shelf=mean(self.off_the_shelf),
-            before=mean(self.before),
-            after=mean(self.after),
+            parameters=recipe.parameters,
+            steps=self.steps_done,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            seconds=round(time.monotonic() - self.start_time, 1),
+            measure=self.fit.comparison.distance_name,
+            off_the_shelf=mean_metric(self.off_the_shelf),
+            before=mean_metric(self.before),
+            after=mean_metric(self.after),
             interval=(change.low, change.high),
-            agreement=[100 * mean(m, "agreement") for m in (self.before, self.after)],
+            agreement=(
+                100 * mean_metric(self.before, "agreement"),
+                100 * mean_metric(self.after, "agreement"),
+            ),
             lr=self.lr,
             curve=tuple(self.curve),
             stopped=self.stop.requested,
@@ -312,16 +339,17 @@ class RecoveryRun:
             depth=vit.model.depth,
             weights=dense.source.name or None,
             share=vit.gmacs / dense.gmacs,
-            learned=learned,
+            learned=learned_digests,
             values=values,
         )
 
 
-def schedule(share: float) -> float:
+def lr_factor(finished_share: float) -> float:
     """Learning rate at a share of training, as a share of the highest rate."""
-    return min(1.0, share / WARM_UP) * math.cos(math.pi / 2 * share) ** 2
+    warm_up = min(1.0, finished_share / WARM_UP_SHARE)
+    return warm_up * math.cos(math.pi / 2 * finished_share) ** 2
 
 
-def mean(measured: dict[str, np.ndarray], name: str = "distance") -> float:
-    """Mean of a measure; infinity for NaN, so that NaN is never better."""
-    return float(np.nan_to_num(measured[name].mean(), nan=np.inf, posinf=np.inf))
+def mean_metric(metrics: SceneMetrics, name: str = "distance") -> float:
+    """Mean of a metric; infinity for NaN, so that NaN is never better."""
+    return float(np.nan_to_num(metrics[name].mean(), nan=np.inf, posinf=np.inf))

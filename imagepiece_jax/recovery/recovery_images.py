@@ -5,58 +5,64 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data.augment.random_crop import TrainTransform
 from imagepiece_jax.data.batches import Batches
-from imagepiece_jax.data.near_duplicates import DIGITS, readable_scenes
-from imagepiece_jax.data.source import Source, evenly_spaced
+from imagepiece_jax.data.near_duplicates import DIGEST_DIGITS, readable_scenes
+from imagepiece_jax.data.source import Source, evenly_spaced_indices
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.recovery.recovery_step import Recipe
+from imagepiece_jax.recovery.recovery_step import RecoveryRecipe
 
 MAX_IMAGES = 10_000  # the most images that are read
 # Smallest and largest share of an image's area in a random crop.
-AREA = (0.4, 1.0)
-HELD_OUT = 5  # one image in five is held out
+CROP_AREA = (0.4, 1.0)
+HELD_OUT_FRACTION = 5  # one image in five is held out
 MIN_HELD_OUT = 16  # the fewest held-out images
 MAX_HELD_OUT = 500  # the most held-out images
 MIN_SCENES = 5  # the fewest held-out scenes, for the interval
-THREADS = 2  # threads that read and decode images
+DECODE_THREADS = 2
 
 log = logging.getLogger("imagepiece_jax.recover")
 
 
-class Divided(NamedTuple):
+class ImageSplit(NamedTuple):
     """Training images and held-out images."""
 
     learned: Source
     held_out: Source
-    scenes: np.ndarray  # [held_out] scene per held-out image
+    scenes: np.ndarray  # scene per held-out image
     num_scenes: int  # held-out scenes; 0: training has images like them
     digests: str  # of the training images, as in `RecoveredVariant.learned`
 
 
-def divided(source: Source, batch_size: int, known: str = "") -> Divided:
+def split_images(
+    source: Source, batch_size: int, known_digests: str = ""
+) -> ImageSplit:
     """Hold out whole scenes of the readable images, evenly spaced.
 
-    known: digests of images whose scenes are not held out
+    known_digests: of images whose scenes are not held out
     """
-    few = source.evenly_spaced(MAX_IMAGES)
-    if few is not source:
-        counts = f"{len(few):,} of the {len(source):,} images"
+    sample = source.evenly_spaced(MAX_IMAGES)
+    if sample is not source:
+        counts = f"{len(sample):,} of the {len(source):,} images"
         log.warning("%s are taken, evenly spaced", counts)
-    source, scenes, digests = readable_scenes(few)
-    total = len(source)
-    needed = MIN_HELD_OUT + batch_size
-    if total < needed:
+    source, scenes, digests = readable_scenes(sample)
+    num_images = len(source)
+    num_needed = MIN_HELD_OUT + batch_size
+    if num_images < num_needed:
         parts = f"{MIN_HELD_OUT} to hold out, and a batch of {batch_size}"
-        raise InputError(f"images has {total}, but {needed} are needed: {parts}")
-    count = min(MAX_HELD_OUT, max(MIN_HELD_OUT, total // HELD_OUT))
-    starts = range(0, len(known), DIGITS)
-    is_known = np.isin(digests, [known[start : start + DIGITS] for start in starts])
-    chosen = held_out_scenes(scenes[~np.isin(scenes, scenes[is_known])], count)
-    is_held_out = np.isin(scenes, chosen)
-    num_scenes = len(chosen)
+        missing = f"images has {num_images}, but {num_needed} are needed"
+        raise InputError(f"{missing}: {parts}")
+    num_held_out = min(MAX_HELD_OUT, max(MIN_HELD_OUT, num_images // HELD_OUT_FRACTION))
+    starts = range(0, len(known_digests), DIGEST_DIGITS)
+    known = [known_digests[start : start + DIGEST_DIGITS] for start in starts]
+    known_scenes = scenes[np.isin(digests, known)]
+    new_scenes = scenes[~np.isin(scenes, known_scenes)]
+    held_out_scenes = choose_scenes(new_scenes, num_held_out)
+    is_held_out = np.isin(scenes, held_out_scenes)
+    num_scenes = len(held_out_scenes)
     if num_scenes < MIN_SCENES or (~is_held_out).sum() < batch_size:
         log.warning(
             "most images are alike, so held-out images are like training "
@@ -64,42 +70,50 @@ def divided(source: Source, batch_size: int, known: str = "") -> Divided:
         )
         # Single images are held out; num_scenes tells the report.
         num_scenes = 0
-        scenes = np.arange(total)
-        is_held_out = np.isin(scenes, evenly_spaced(total, count))
+        scenes = np.arange(num_images)
+        is_held_out = np.isin(scenes, evenly_spaced_indices(num_images, num_held_out))
     held_out = np.flatnonzero(is_held_out)
-    held_out = held_out[evenly_spaced(len(held_out), min(MAX_HELD_OUT, len(held_out)))]
+    held_out = held_out[
+        evenly_spaced_indices(len(held_out), min(MAX_HELD_OUT, len(held_out)))
+    ]
     learned = source.subset(np.flatnonzero(~is_held_out))
-    digests = "".join(np.array(digests)[~is_held_out])
+    learned_digests = "".join(np.array(digests)[~is_held_out])
     images = (learned, source.subset(held_out))
-    return Divided(*images, scenes[held_out], num_scenes, digests)
+    return ImageSplit(*images, scenes[held_out], num_scenes, learned_digests)
 
 
-def held_out_scenes(scenes: np.ndarray, count: int) -> np.ndarray:
-    """Choose scenes with `count` images or more in total, or none, to hold out."""
+def choose_scenes(
+    scenes: Int[np.ndarray, " images"], min_images: int
+) -> Int[np.ndarray, " chosen"]:
+    """Choose scenes with at least `min_images` in total, or none, to hold out."""
     _, first, sizes = np.unique(scenes, return_index=True, return_counts=True)
     # Larger scenes stay in training. If they have most images, no scene is chosen.
-    is_small = sizes <= count
+    is_small = sizes <= min_images
     if 2 * sizes[is_small].sum() < len(scenes):
         return np.zeros(0, int)
+    small_scenes = scenes[np.sort(first[is_small])]
+    scene_sizes = np.bincount(scenes)
     # A third of the scenes, or MIN_HELD_OUT, is enough for the interval.
-    indices = np.sort(first[is_small])
-    sizes = np.bincount(scenes)
-    fewest = max(MIN_SCENES, min(MIN_HELD_OUT, len(indices) // 3))
-    for number in range(min(fewest, len(indices)), len(indices) + 1):
-        chosen = scenes[indices[evenly_spaced(len(indices), number)]]
-        if sizes[chosen].sum() >= count:
-            break
-    return chosen
+    num_chosen = max(MIN_SCENES, min(MIN_HELD_OUT, len(small_scenes) // 3))
+    while num_chosen < len(small_scenes):
+        chosen = small_scenes[evenly_spaced_indices(len(small_scenes), num_chosen)]
+        if scene_sizes[chosen].sum() >= min_images:
+            return chosen
+        num_chosen += 1
+    return small_scenes
 
 
 def random_crops(
-    source: Source, image_size: int | tuple[int, int], recipe: Recipe, steps: int
+    source: Source,
+    image_size: int | tuple[int, int],
+    recipe: RecoveryRecipe,
+    steps: int,
 ) -> Batches:
     """Batches of random crops for `steps` steps."""
     return Batches(
         source=source,
         transform=TrainTransform(
-            image_size, "random_resized", AREA, shift=0, flip=True
+            image_size, "random_resized", CROP_AREA, shift=0, flip=True
         ),
         batch_size=recipe.batch_size,
         placement=parallel.process_placement(),
@@ -124,8 +138,8 @@ def evaluation_batches(
         batch_size=batch_size,
         placement=parallel.process_placement(),
     )
-    parts = []
-    for batch in batches.read(THREADS):
-        part = {name: batch[name] for name in ("image", "index")}
-        parts.append({**part, "mask": batch["mask"] == 1})
-    return parts
+    host_batches = []
+    for batch in batches.read_batches(DECODE_THREADS):
+        pixels_and_index = {name: batch[name] for name in ("image", "index")}
+        host_batches.append({**pixels_and_index, "mask": batch["mask"] == 1})
+    return host_batches

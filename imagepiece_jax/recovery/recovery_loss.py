@@ -1,17 +1,28 @@
-"""The loss and the measure of a recovery: how student and teacher are compared."""
+"""The loss and the metrics of a recovery: how student and teacher are compared."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.problem_type import REGRESSION, activation
-from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.provenance import follow, rows_of
+from imagepiece_jax.models.problem_type import activation
+from imagepiece_jax.models.vit import Outputs, ViT
+from imagepiece_jax.reduction.provenance import follow_patches, gather_tokens
 from imagepiece_jax.reduction.token_selector import kl_divergence
 
+Images = Float[Array, "batch height width channels"]  # normalized
+ComparedOutputs = Mapping[str, jax.Array]  # from `compared_outputs`
+Logits = Float[Array, "batch classes"]
+BatchValues = Float[Array, " batch"]
 
-def answers(model: ViT, variables, images, names: tuple[str, ...]):
+
+def compared_outputs(
+    model: ViT, variables: Mapping[str, Any], images: Images, names: tuple[str, ...]
+) -> ComparedOutputs:
     """Outputs in which student and teacher are compared, by name, float32.
 
     "logits" [B, C]; of a model without classes, its pooled vector
@@ -26,57 +37,61 @@ def answers(model: ViT, variables, images, names: tuple[str, ...]):
         pool = "token" if model.config.arch.class_token else "mean"
         model = model.clone(config=model.config.with_arch(pool=pool))
     model = model.with_execution(head_only="patches" not in names)
-    outputs = model.apply(variables, images, with_states=True)
-    answer = {"logits": outputs.logits}
+    outputs = cast(Outputs, model.apply(variables, images, with_states=True))
+    compared = {"logits": outputs.logits}
     if "class_tokens" in names:
         rows = [state.x[:, 0].astype(jnp.float32) for state in outputs.states]
-        answer["class_tokens"] = jnp.stack(rows, axis=1)
+        compared["class_tokens"] = jnp.stack(rows, axis=1)
     if "patches" in names:
         tokens = outputs.tokens[:, model.config.arch.prefix :]
-        slot = follow(outputs.results)[-1].slot
-        answer["patches"] = rows_of(tokens, slot)
-        dropped = jnp.zeros(answer["patches"].shape[:2], bool)
-        answer["kept"] = ~dropped if slot is None else slot != DROPPED
-    return {name: jnp.asarray(answer[name], jnp.float32) for name in answer}
+        slot = follow_patches(outputs.results)[-1].slot
+        compared["patches"] = gather_tokens(tokens, slot)
+        dropped = jnp.zeros(compared["patches"].shape[:2], bool)
+        compared["kept"] = ~dropped if slot is None else slot != DROPPED
+    return {name: jnp.asarray(compared[name], jnp.float32) for name in compared}
 
 
-def binary_kl_divergence(student, teacher):
-    """KL(teacher || student) of sigmoid(logits), summed. [B, C] twice -> [B]."""
-    total = 0.0
-    # Both outcomes of every class: 1 - sigmoid(x) is sigmoid(-x).
-    for sign in (1, -1):
+def binary_kl_divergence(student: Logits, teacher: Logits) -> BatchValues:
+    """KL(teacher || student) of sigmoid(logits), summed over classes."""
+
+    def outcome_divergence(sign: int) -> BatchValues:
         log_student = jax.nn.log_sigmoid(sign * student)
         log_teacher = jax.nn.log_sigmoid(sign * teacher)
-        total += jnp.sum(jnp.exp(log_teacher) * (log_teacher - log_student), axis=-1)
-    return total
+        return jnp.sum(jnp.exp(log_teacher) * (log_teacher - log_student), axis=-1)
+
+    # Both outcomes of every class: 1 - sigmoid(x) is sigmoid(-x).
+    return outcome_divergence(1) + outcome_divergence(-1)
 
 
-def squared_error(student, teacher):
-    """Mean squared difference of outputs. [B, C] twice -> [B]."""
+def squared_error(student: Logits, teacher: Logits) -> BatchValues:
+    """Mean squared difference of outputs."""
     return jnp.mean((student - teacher) ** 2, axis=-1)
 
 
-def relative_change(student, teacher, kept=None):
+def relative_change(
+    student: Float[Array, "batch *features dim"],
+    teacher: Float[Array, "batch *features dim"],
+    kept: Float[Array, "batch patches"] | None = None,
+) -> BatchValues:
     """Squared distance of features, divided by the teacher's square.
 
-    student, teacher: [B, D], or [B, n, D] for n features per image
-    kept: [B, n], 1: the feature counts, 0: it does not; None: all count
-    Returns [B], means over n.
+    Of several features per image it is the mean.
+
+    kept: 1: the feature counts, 0: it does not; None: all count
     """
     distance = jnp.sum((student - teacher) ** 2, axis=-1)
-    share = distance / jnp.sum(teacher**2, axis=-1)
-    if share.ndim == 1:
-        return share
+    change = distance / jnp.sum(teacher**2, axis=-1)
+    if change.ndim == 1:
+        return change
     if kept is None:
-        return jnp.mean(share, axis=1)
+        return jnp.mean(change, axis=1)
     # At least 1: an image without kept features gives 0, not NaN.
-    count = jnp.maximum(jnp.sum(kept, axis=1), 1)
-    return jnp.sum(share * kept, axis=1) / count
+    num_kept = jnp.maximum(jnp.sum(kept, axis=1), 1)
+    return jnp.sum(change * kept, axis=1) / num_kept
 
 
-# output kind: (the distance's name in reports, function (student, teacher) -> distance,
-# [B, C] twice -> [B])
-KINDS = {
+# output kind: (the distance's name in reports, its function of student and teacher)
+OUTPUT_DISTANCES: dict[str, tuple[str, Callable[..., jax.Array]]] = {
     "softmax": ("KL", kl_divergence),
     "sigmoid": ("KL", binary_kl_divergence),
     "numbers": ("squared error", squared_error),
@@ -84,61 +99,65 @@ KINDS = {
 }
 
 
-def outputs_of(vit: Pretrained) -> str:
-    """The kind of a model's outputs, one of `KINDS`."""
+def output_kind(vit: Pretrained) -> str:
+    """The kind of a model's outputs, one of `OUTPUT_DISTANCES`."""
     if not vit.is_classifier:
         return "features"
-    if vit.config.problem_type == REGRESSION:
-        return "numbers"
-    return activation(vit.config.problem_type, vit.config.num_classes)
+    # Regression has no activation.
+    return activation(vit.config.problem_type, vit.config.num_classes) or "numbers"
 
 
-class Comparison:
-    """Student and teacher compared: in the loss, and in the measure."""
+class OutputComparison:
+    """Student and teacher compared: in the loss, and in the metrics."""
 
-    def __init__(self, vit: Pretrained):
-        self.outputs = outputs_of(vit)
-        self.name, self.distance = KINDS[self.outputs]
+    def __init__(self, vit: Pretrained) -> None:
+        self.output_kind = output_kind(vit)
+        self.distance_name, self.output_distance = OUTPUT_DISTANCES[self.output_kind]
         # Term weights in the loss: 1 for outputs, as "logits" and an encoder's patches,
         # and half for the other terms (docs/results/recovery.md, "A step").
         self.term_weights = {}
         if vit.model.config.arch.class_token:
             self.term_weights["class_tokens"] = 0.5
-        if self.outputs == "features":
+        if self.output_kind == "features":
             self.term_weights["patches"] = 1.0
         elif not vit.model.config.arch.class_token:
             self.term_weights["patches"] = 0.5
-        self.term_names = tuple(self.term_weights)  # besides "logits"
+        self.output_names = tuple(self.term_weights)  # besides "logits"
 
-    def terms(self, student, teacher) -> dict[str, jax.Array]:
-        """Unweighted loss terms, {name: [B]}, of two results of `answers`."""
-        terms = {"logits": self.distance(student["logits"], teacher["logits"])}
-        for name in self.term_names:
+    def loss_terms(
+        self, student: ComparedOutputs, teacher: ComparedOutputs
+    ) -> dict[str, BatchValues]:
+        """Unweighted loss terms, by name."""
+        terms = {"logits": self.output_distance(student["logits"], teacher["logits"])}
+        for name in self.output_names:
             kept = student["kept"] if name == "patches" else None
             terms[name] = relative_change(student[name], teacher[name], kept)
         return terms
 
-    def loss(self, student, teacher) -> jax.Array:
+    def mean_loss(
+        self, student: ComparedOutputs, teacher: ComparedOutputs
+    ) -> Float[Array, ""]:
         """Sum all terms with their weights; return the batch mean."""
-        total = 0
-        for name, term in self.terms(student, teacher).items():
-            total = total + self.term_weights.get(name, 1.0) * term
-        return jnp.mean(total)
+        weighted_sum = 0
+        for name, term in self.loss_terms(student, teacher).items():
+            weighted_sum = weighted_sum + self.term_weights.get(name, 1.0) * term
+        return jnp.mean(weighted_sum)
 
-    def measure(self, student, teacher) -> dict[str, jax.Array]:
-        """{"distance": [B], "agreement": whether both have the same first class}."""
-        terms = self.terms(student, teacher)
+    def image_metrics(
+        self, student: ComparedOutputs, teacher: ComparedOutputs
+    ) -> dict[str, jax.Array]:
+        """{"distance": [B], "agreement": whether both have the same top class}."""
+        terms = self.loss_terms(student, teacher)
         # The distance between features is the mean over pooled vector and patches.
         distance = terms["logits"]
-        if self.outputs == "features" and "patches" in terms:
+        if self.output_kind == "features" and "patches" in terms:
             distance = (distance + terms["patches"]) / 2
-        first = first_class(student["logits"])
-        expected = first_class(teacher["logits"])
-        return {"distance": distance, "agreement": first == expected}
+        is_equal = top_class(student["logits"]) == top_class(teacher["logits"])
+        return {"distance": distance, "agreement": is_equal}
 
 
-def first_class(logits):
-    """Most probable class; of a single class, whether it is probable. [B, C] -> [B]."""
+def top_class(logits: Logits) -> jax.Array:
+    """Most probable class, [B]; of a single class, whether it is probable."""
     if logits.shape[-1] == 1:
         return logits[:, 0] > 0
     return jnp.argmax(logits, -1)

@@ -5,37 +5,46 @@ The student is a reduced model; the teacher is its dense variant, on the same im
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float, Shaped, UInt8
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
-from imagepiece_jax.recovery.recovery_loss import Comparison, answers
+from imagepiece_jax.recovery.recovery_loss import (
+    ComparedOutputs,
+    Images,
+    OutputComparison,
+    compared_outputs,
+)
 
-SMALLEST = 0.05  # the least size of a parameter, for root mean squares near 0
-STEPS = 400  # steps per cost, if neither steps nor minutes are given
-BATCH_SIZE = 16
-LR = 0.002  # highest learning rate at BATCH_SIZE images per step
+Pixels = UInt8[Array, "batch height width channels"]
+Variables = Mapping[str, Any]
+
+MIN_PARAM_SIZE = 0.05  # for root mean squares near 0
+DEFAULT_STEPS = 400  # steps per cost, if neither steps nor minutes are given
+REFERENCE_BATCH_SIZE = 16
+REFERENCE_LR = 0.002  # highest learning rate at REFERENCE_BATCH_SIZE
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class RecoveryRecipe:
     """Settings of a recovery."""
 
     parameters: str = "biases"  # the trained parameters, one of TRAINED
-    steps: int = STEPS
-    batch_size: int = BATCH_SIZE
+    steps: int = DEFAULT_STEPS
+    batch_size: int = REFERENCE_BATCH_SIZE
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice("parameters", self.parameters, TRAINED)
         check_range("steps", self.steps, least=1, whole=True)
         check_range("batch_size", self.batch_size, least=1, whole=True)
@@ -44,62 +53,65 @@ class Recipe:
     @property
     def lr(self) -> float:
         """Highest learning rate, as a share of a parameter's size."""
-        return LR * math.sqrt(self.batch_size / BATCH_SIZE)
+        return REFERENCE_LR * math.sqrt(self.batch_size / REFERENCE_BATCH_SIZE)
 
 
-class State(NamedTuple):
+class FitState(NamedTuple):
     """The values that a training step changes."""
 
     trained: Any  # trained parameters, from `trained_part`
     moments: Any  # the optimizer's moments
 
 
-def step_size(name: str, value: jax.Array) -> jax.Array:
+def step_size(name: str, value: Float[Array, "..."]) -> Float[Array, ""]:
     """Size of a parameter's steps: its root mean square, as in Adafactor and LAMB.
 
     Kernels with n inputs take steps smaller by sqrt(n), as in muP.
     """
-    size = jnp.maximum(jnp.sqrt(jnp.mean(value**2)), SMALLEST)
+    param_size = jnp.maximum(jnp.sqrt(jnp.mean(value**2)), MIN_PARAM_SIZE)
     if name != "kernel":
-        return size
+        return param_size
     # An output sums n products: a step adds up n-fold, the kernel's own values only
     # sqrt(n)-fold.
-    inputs = value.size // value.shape[-1]
-    return size / math.sqrt(inputs)
+    num_inputs = value.size // value.shape[-1]
+    return param_size / math.sqrt(num_inputs)
 
 
 class DenseTeacher:
     """The dense model on all devices."""
 
-    def __init__(self, dense: Pretrained):
+    def __init__(self, dense: Pretrained) -> None:
         self.model = dense.model
-        self.comparison = Comparison(dense)
+        self.comparison = OutputComparison(dense)
         self.variables = parallel.replicate(dense.variables)
-        self._answer = parallel.pmap(self._answers_to_pixels, program="dense model")
+        self._batch_outputs = parallel.pmap(self._pixel_outputs, program="dense model")
 
-    def answered(self, batches: Iterable[dict[str, np.ndarray]]) -> list[tuple]:
-        """Pair all `evaluation_batches` with the teacher's answers."""
+    def add_outputs(self, batches: Iterable[dict[str, np.ndarray]]) -> list[tuple]:
+        """Pair all `evaluation_batches` with the teacher's outputs."""
         pairs = []
         for batch in batches:
-            pairs.append((batch, self._answer(self.variables, batch["image"])))
+            pairs.append((batch, self._batch_outputs(self.variables, batch["image"])))
         return pairs
 
-    def answers_to(self, variables, images):
-        """Return the teacher's answers to normalized images."""
-        return answers(self.model, variables, images, self.comparison.term_names)
+    def teacher_outputs(self, variables: Variables, images: Images) -> ComparedOutputs:
+        """Return the teacher's outputs."""
+        names = self.comparison.output_names
+        return compared_outputs(self.model, variables, images, names)
 
-    def normalized(self, pixels):
-        """Normalize uint8 pixels for both models."""
+    def normalize_pixels(self, pixels: Pixels) -> Images:
+        """Normalize pixels for both models."""
         return normalize(pixels, self.model.config.mean, self.model.config.std)
 
-    def _answers_to_pixels(self, variables, pixels):
-        return self.answers_to(variables, self.normalized(pixels))
+    def _pixel_outputs(self, variables: Variables, pixels: Pixels) -> ComparedOutputs:
+        return self.teacher_outputs(variables, self.normalize_pixels(pixels))
 
 
-class Fit:
+class StudentFit:
     """The compiled programs of a recovery, and its state; `vit` is trained."""
 
-    def __init__(self, vit: Pretrained, recipe: Recipe, teacher: DenseTeacher):
+    def __init__(
+        self, vit: Pretrained, recipe: RecoveryRecipe, teacher: DenseTeacher
+    ) -> None:
         self.vit = vit
         self.recipe = recipe
         self.model = vit.model
@@ -109,91 +121,111 @@ class Fit:
         student = teacher.variables
         if vit.recovered:
             student = parallel.replicate(vit.variables)
-        self.variables_of_both = student, teacher.variables
+        self.variable_pair = student, teacher.variables
         self.adam = optax.scale_by_adam()
-        self.start()
-        self._step = parallel.pmap(
-            self._train_step, donate_argnums=0, program="recovery step"
+        self.reset_state()
+        self._step_program = parallel.pmap(
+            self._train_step, donate_argnums=(0,), program="recovery step"
         )
-        self._measure = parallel.pmap(self._measured, program="reduced model")
+        self._metrics_program = parallel.pmap(
+            self._batch_metrics, program="reduced model"
+        )
 
-    def start(self):
+    def reset_state(self) -> None:
         """Reset the state to the first step's."""
-        trained = self.trained_of(self.vit.variables["params"])
+        trained = self.select_trained(self.vit.variables["params"])
         moments = jax.jit(self.adam.init)(jax.device_put(trained))
-        self.state = parallel.replicate(State(trained, moments))
+        self.state = parallel.replicate(FitState(trained, moments))
 
-    def get(self) -> State:
+    def host_state(self) -> FitState:
         """Copy the state to the host."""
         return jax.device_get(parallel.unreplicate(self.state))
 
-    def take_step(self, pixels, lr: float) -> jax.Array:
-        """Take a training step; return its loss, [devices], without waiting for it.
+    def train_step(
+        self, pixels: UInt8[np.ndarray, "devices batch height width 3"], lr: float
+    ) -> Float[Array, " devices"]:
+        """Take a training step; return its loss, without waiting for it.
 
-        pixels: uint8 [devices, m, H, W, 3]
         lr: learning rate, multiplied by a parameter's `step_size`
         """
-        lr = parallel.replicate(np.float32(lr))
-        self.state, loss = self._step(self.state, self.variables_of_both, pixels, lr)
+        device_lr = parallel.replicate(np.float32(lr))
+        self.state, loss = self._step_program(
+            self.state, self.variable_pair, pixels, device_lr
+        )
         return loss
 
-    def measure(
-        self, answered: list[tuple], dense: bool = False
-    ) -> dict[str, np.ndarray]:
-        """Run `Comparison.measure` on images; add their "index": arrays [images].
+    def image_metrics(
+        self, held_out: list[tuple], is_dense: bool = False
+    ) -> dict[str, Shaped[np.ndarray, " images"]]:
+        """`OutputComparison.image_metrics` and "index".
 
-        answered: the images, from `DenseTeacher.answered`
-        dense: whether the student has the dense model's values
+        held_out: the images, from `DenseTeacher.add_outputs`
+        is_dense: whether the student has the dense model's values
         """
-        student, teacher = self.variables_of_both
+        student, teacher = self.variable_pair
         trained = self.state.trained
-        if dense:
+        if is_dense:
             student = teacher
-            trained = self.trained_of(teacher["params"])
-        measured = {}
-        for batch, targets in answered:
-            program_outputs = self._measure(trained, student, batch["image"], targets)
-            outputs = {**parallel.local_rows(program_outputs), "index": batch["index"]}
+            trained = self.select_trained(teacher["params"])
+        batch_columns = {}
+        for batch, targets in held_out:
+            metrics = self._metrics_program(trained, student, batch["image"], targets)
+            columns = {**parallel.local_rows(metrics), "index": batch["index"]}
             is_image = batch["mask"]  # else padding, or unreadable
-            for name, values in outputs.items():
-                measured.setdefault(name, []).append(values[is_image])
-        arrays = {name: np.concatenate(parts) for name, parts in measured.items()}
+            for name, column in columns.items():
+                batch_columns.setdefault(name, []).append(column[is_image])
+        metrics = {name: np.concatenate(parts) for name, parts in batch_columns.items()}
         # Sorted, so that the order does not depend on the number of devices.
-        order = np.argsort(arrays["index"])
-        return {name: values[order] for name, values in arrays.items()}
+        order = np.argsort(metrics["index"])
+        return {name: column[order] for name, column in metrics.items()}
 
-    def _train_step(self, state, both, pixels, lr):
-        """Take a step on one device: (next State, loss)."""
-        student, teacher = both
-        images = self.teacher.normalized(pixels)
-        targets = self.teacher.answers_to(teacher, images)
+    def _train_step(
+        self,
+        state: FitState,
+        variable_pair: tuple[Variables, Variables],
+        pixels: Pixels,
+        lr: Float[Array, ""],
+    ) -> tuple[FitState, Float[Array, ""]]:
+        """Take a training step on one device: (next FitState, loss)."""
+        student, teacher = variable_pair
+        images = self.teacher.normalize_pixels(pixels)
+        targets = self.teacher.teacher_outputs(teacher, images)
 
-        def loss_of(trained):
-            answered = self.answers_of(student, trained, images)
-            return self.comparison.loss(answered, targets)
+        def trained_loss(trained: Any) -> Float[Array, ""]:
+            outputs = self.student_outputs(student, trained, images)
+            return self.comparison.mean_loss(outputs, targets)
 
-        loss, gradient = jax.value_and_grad(loss_of)(state.trained)
+        loss, gradient = jax.value_and_grad(trained_loss)(state.trained)
         loss, gradient = parallel.mean_over_devices((loss, gradient))
         directions, moments = self.adam.update(gradient, state.moments)
 
-        def update_of(path, value, direction):
+        def param_update(path: tuple, value: jax.Array, direction: jax.Array) -> Any:
             return -lr * step_size(path[-1].key, value) * direction
 
-        updates = jax.tree.map_with_path(update_of, state.trained, directions)
-        return State(optax.apply_updates(state.trained, updates), moments), loss
+        updates = jax.tree.map_with_path(param_update, state.trained, directions)
+        return FitState(optax.apply_updates(state.trained, updates), moments), loss
 
-    def _measured(self, trained, student, pixels, targets):
-        """`Comparison.measure` of a batch; targets: the teacher's answers."""
-        images = self.teacher.normalized(pixels)
-        answered = self.answers_of(student, trained, images)
-        return self.comparison.measure(answered, targets)
+    def _batch_metrics(
+        self,
+        trained: Any,
+        student: Variables,
+        pixels: Pixels,
+        targets: ComparedOutputs,
+    ) -> dict[str, jax.Array]:
+        """Compare a batch with `targets`, the teacher's outputs."""
+        images = self.teacher.normalize_pixels(pixels)
+        outputs = self.student_outputs(student, trained, images)
+        return self.comparison.image_metrics(outputs, targets)
 
-    def trained_of(self, params):
+    def select_trained(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         """Select the trained parameters."""
         return trained_part(params, self.recipe.parameters)
 
-    def answers_of(self, variables, trained, images):
-        """Return the student's answers to normalized images."""
+    def student_outputs(
+        self, variables: Variables, trained: Any, images: Images
+    ) -> ComparedOutputs:
+        """Return the student's outputs."""
         params = with_trained(variables["params"], trained)
         variables = {**variables, "params": params}
-        return answers(self.model, variables, images, self.comparison.term_names)
+        names = self.comparison.output_names
+        return compared_outputs(self.model, variables, images, names)

@@ -11,7 +11,7 @@ OF_A_PASS = ("images", "throughput")  # figures shared by all models of a pass
 class Evaluation:
     """Evaluates a `Run` between its steps; `request` is its StopRequest."""
 
-    def __init__(self, run, log, request):
+    def __init__(self, run, log, request) -> None:
         plan = run.plan
         self._run = run
         self._data = plan.data
@@ -20,7 +20,7 @@ class Evaluation:
         # Compiled here, with nothing to save yet: a signal ends compilation at once.
         with request.ending_at_once():
             self._step = accuracy.model_step(plan.model, plan.config.seed)
-            self._step.compile(run.state.variables, plan.data.evaluation.empty())
+            self._step.compile(run.state.variables, plan.data.evaluation.empty_batch())
 
     def after_step(self):
         """Evaluate the run; return its new RunProgress, or the old after a signal."""

@@ -32,7 +32,7 @@ OF_HEAD = ("pool", "pool_include_prefix")  # a new head may differ in them
 class InitialWeights:
     """The weights a run starts and learns from, loaded when first needed."""
 
-    def __init__(self, run: RunConfig, workdir):
+    def __init__(self, run: RunConfig, workdir) -> None:
         self._run = run
         self._workdir = workdir
         self._earlier = run_dir.read_earlier(workdir)  # config.json, class names
@@ -48,7 +48,7 @@ class InitialWeights:
         """The weights the run learns from; None: it has none."""
         return _dense_model("config.teacher.weights", self._run.teacher.weights)
 
-    def forget(self):
+    def forget(self) -> None:
         """Free the weights; a later use loads them again."""
         for name in ("start", "teacher"):
             vars(self).pop(name, None)
@@ -67,7 +67,7 @@ class InitialWeights:
             config = config.with_preprocessing(crop=DEIT_CROP)
         return run.with_images_of(config)
 
-    def check_classes(self, names, resumed: bool = False):
+    def check_classes(self, names, resumed: bool = False) -> None:
         """Compare the classes of a run's weights with the classes of its data.
 
         The weights are the run's own earlier weights, the teacher's, and the initial
@@ -142,7 +142,7 @@ def fitted(vit: Pretrained, model, fresh=(), seed: int = 0) -> Mapping[str, Any]
 
 def check_unstored(
     ours: ViTConfig, theirs: ViTConfig, weights: str, new_head: bool = False
-):
+) -> None:
     """Raise InputError for the first UNSTORED field with another trained value."""
     for field in UNSTORED:
         if new_head and field in OF_HEAD:

@@ -10,6 +10,7 @@ import json
 import math
 import pathlib
 import time
+from typing import Never
 
 import jax
 import numpy as np
@@ -36,7 +37,7 @@ class MetricWriter(contextlib.ExitStack):
     is_main: whether anything is written
     """
 
-    def __init__(self, workdir, step=0, is_main=True):
+    def __init__(self, workdir, step=0, is_main=True) -> None:
         super().__init__()
         self._lines = None  # the open metrics.jsonl
         self._events = None  # TensorBoard's writer
@@ -62,7 +63,7 @@ class MetricWriter(contextlib.ExitStack):
         start = SessionLog(status=SessionLog.START)  # hides later steps from before
         self._write_event(last_step + 1, session_log=start)
 
-    def write_line(self, kind, step, **values):
+    def write_line(self, kind, step, **values) -> None:
         """Write one line, and its finite numbers to TensorBoard as `kind/name`.
 
         kind: "train" or "eval"
@@ -84,11 +85,11 @@ class MetricWriter(contextlib.ExitStack):
                 scalars.append(Summary.Value(tag=f"{kind}/{name}", simple_value=value))
         self._write_event(int(step), summary=Summary(value=scalars))
 
-    def _close_events(self):
+    def _close_events(self) -> None:
         with where_supported():
             self._events.close()
 
-    def _write_event(self, step, **content):
+    def _write_event(self, step, **content) -> None:
         from tensorboardX.proto.event_pb2 import Event
 
         self._events.write_event(Event(wall_time=time.time(), step=step, **content))
@@ -136,7 +137,7 @@ TRACE = "profile"  # trace folder in the run's folder
 TRACED_STEPS = range(10, 15)  # counted from this start: after compiling, and few
 
 
-def say(text):
+def say(text) -> None:
     """Print a line in the main process only."""
     # A lost terminal refuses lines, but the run goes on, or stops and saves.
     with contextlib.suppress(OSError):
@@ -151,7 +152,7 @@ class RunLog(contextlib.ExitStack):
     last_saved: function () -> newest checkpoint step or None, for an error message
     """
 
-    def __init__(self, workdir, config, length, step, last_saved):
+    def __init__(self, workdir, config, length, step, last_saved) -> None:
         super().__init__()
         self._workdir = workdir
         self._config = config
@@ -168,14 +169,14 @@ class RunLog(contextlib.ExitStack):
         self._untimed = step + 1  # a program's first step, which compiles
         self.restart_clock()
 
-    def restart_clock(self):
+    def restart_clock(self) -> None:
         """Measure throughput from here on."""
         # Evaluation and compilation are not training.
         self._began = time.perf_counter()
         self._waited = 0.0
         self._images = 0
 
-    def compiles(self, step):
+    def compiles(self, step) -> None:
         """Leave `step`, the first step of a new program, out of the throughput."""
         self.flush()
         self._untimed = step
@@ -196,13 +197,13 @@ class RunLog(contextlib.ExitStack):
             self._trace.enter_context(jax.profiler.trace(self._workdir / TRACE))
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
-    def record(self, step, metrics):
+    def record(self, step, metrics) -> None:
         """Take the metrics of `step`, and write the metrics of the step before."""
         # The device computes this step while the last metrics are fetched.
         self.flush()
         self._unwritten = step, metrics
 
-    def flush(self):
+    def flush(self) -> None:
         """Write the last metrics. Raises RunError after too many skipped steps."""
         if self._unwritten is None:
             return
@@ -243,7 +244,7 @@ class RunLog(contextlib.ExitStack):
                 self._print_line(step, values)
             self.restart_clock()
 
-    def evaluation(self, step, figures):
+    def evaluation(self, step, figures) -> None:
         """Write and print an evaluation after `step`."""
         epoch = step / self._length.steps_per_epoch
         self._writer.write_line("eval", step, epoch=epoch, **figures)
@@ -252,7 +253,7 @@ class RunLog(contextlib.ExitStack):
         )
         say(f"{text}, loss {figures['loss']:.3f}")
 
-    def _print_line(self, step, values):
+    def _print_line(self, step, values) -> None:
         images = (self._length.steps - step) * self._config.batch_size
         throughput = values["throughput"]
         text = f"step {step} of {self._length.steps}, epoch {values['epoch']:.2f}: "
@@ -267,7 +268,7 @@ class RunLog(contextlib.ExitStack):
             text += f", skipped {values['skipped']}"
         say(text)
 
-    def _stop(self, step, metrics):
+    def _stop(self, step, metrics) -> Never:
         """Raise RunError for a step with a non-finite loss or gradient."""
         name = "grad_norm" if math.isfinite(metrics["loss"]) else "loss"
         saved = self._last_saved()

@@ -7,7 +7,7 @@ import jax
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.progress import duration_text
-from imagepiece_jax.data.sources.imagenet_tfds import Counted
+from imagepiece_jax.data.sources.imagenet_tfds import CountedSource
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.config import RunConfig
@@ -53,7 +53,7 @@ def training_flop(
     return 2.0 * steps.steps_per_epoch * run.batch_size * macs
 
 
-def dry_run(run):
+def dry_run(run) -> str:
     """Describe a Run's memory and length. Compiles the last epoch's training step."""
     plan = run.plan
     config = plan.config
@@ -80,10 +80,10 @@ def dry_run(run):
     )
 
 
-def data_text(config, data):
+def data_text(config, data) -> str:
     """Describe the data, and the learning rate after the warm-up."""
     absent = [
-        name for name in ("train", "val") if isinstance(vars(data)[name], Counted)
+        name for name in ("train", "val") if isinstance(vars(data)[name], CountedSource)
     ]
     note = ""
     if absent:

@@ -18,7 +18,7 @@ from imagepiece_jax.models.problem_type import check_single_label
 from imagepiece_jax.models.record import as_json
 from imagepiece_jax.models.variables import digest
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.reduction import DENSE
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights, fitted
 from imagepiece_jax.training.logging import say
@@ -80,8 +80,8 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
     vit = initial.teacher
     named = f"config.teacher.weights {run.teacher.weights}"
     check_single_label(vit.config.problem_type, named, "distillation")
-    trained = vit.source.reduction or DENSE
-    if trained.name != DENSE.name:
+    trained = vit.source.reduction or DENSE_REDUCTION
+    if trained.name != DENSE_REDUCTION.name:
         say(f"note: {named} was trained with {trained}, and teaches without it")
     try:
         # A loss that compares tokens needs the student's own dense model.
@@ -95,7 +95,7 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
     return Teacher(model, dense.config.mean, dense.config.std), variables
 
 
-def _check_wanted(run, needed):
+def _check_wanted(run, needed) -> None:
     """Raise InputError for a missing or unused teacher."""
     if needed and not run.teacher.weights:
         learner = f"config.reduction={run.reduction.name}"

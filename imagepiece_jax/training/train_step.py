@@ -1,7 +1,7 @@
 """One training step: a function of state and batch, inside `pmap`.
 
 `train_step` averages gradients (`accumulated`, `micro_batch_gradient`), counts the step
-(`counted_in_window`) and updates the state (`updated`). docs/own_trainer.md replaces
+(`counted_in_window`) and updates the state (`updated`). docs/training.md replaces
 its loss, `loss_of`.
 """
 
@@ -299,7 +299,7 @@ def prepare(part, positions, step, index, run, model):
     targets = mixup.soft_targets(part["label"], run.num_classes, smoothing)
     # The key is equal on all devices: a micro-batch is mixed as a whole.
     key = jax.random.fold_in(batch_key(run.seed, step, Purpose.MIX), index)
-    drawn = mixup.draw(
+    drawn = mixup.draw_mix(
         key,
         *image.shape[1:3],
         mixup=run.mixup,
@@ -310,10 +310,12 @@ def prepare(part, positions, step, index, run, model):
     if drawn is None:
         return image, targets
     # Image i is mixed with image B - 1 - i of the micro-batch over all devices.
-    return mixup.apply(drawn, image, targets, *parallel.reverse_batch((image, targets)))
+    return mixup.mix_batch(
+        drawn, image, targets, *parallel.reverse_batch((image, targets))
+    )
 
 
-def _check_terms(terms):
+def _check_terms(terms) -> None:
     """Raise InputError for a loss term named like another figure of a step."""
     for name in terms:
         if name in FIGURES:

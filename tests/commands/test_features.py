@@ -9,6 +9,7 @@ from PIL import ExifTags, Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import features
+from tests import test_readme
 from tests.helpers import tiny_vit
 from tests.helpers.picture_files import write_damaged
 from tests.helpers.run_command import call
@@ -109,8 +110,7 @@ def test_the_class_of_the_page_finds_the_rows_of_the_command(
         exif[ExifTags.Base.Orientation] = 6
         image.crop((0, 0, 120, 224)).save(photos / "turned.jpg", exif=exif)
     (photos / "damaged.jpg").write_bytes(found[398].read_bytes()[:500])
-    page = (ROOT / "docs" / "ray.md").read_text("utf-8")
-    *_, code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code = test_readme.block(ROOT / "docs" / "search.md", "import io\n")
     weights = str(assets / "weights" / "dinov2_small")
     code = code.replace("hf://facebook/dinov2-small", weights)
     code = code.replace('"image_size": 224', '"image_size": 112')

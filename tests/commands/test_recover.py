@@ -62,12 +62,12 @@ def test_a_set_is_opened_by_its_name_where_no_path_has_it(tmp_path, monkeypatch)
 # save.
 SIGNALED = """
 import os, runpy, sys
-from imagepiece_jax.recovery.recovery_step import Fit
+from imagepiece_jax.recovery.recovery_step import StudentFit
 
 _, signum, step, *words = sys.argv
 taken = []
 
-def signaled_step(*args, take_step=Fit.take_step):
+def signaled_step(*args, train_step=StudentFit.train_step):
     taken.append(args)
     if len(taken) == int(step):
         if signum == "1":  # nothing reads stdout after ssh is lost
@@ -75,13 +75,13 @@ def signaled_step(*args, take_step=Fit.take_step):
             os.close(reader)
             os.dup2(writer, 1)
         os.kill(os.getpid(), int(signum))
-    return take_step(*args)
+    return train_step(*args)
 
 def signaled_save(number, fsync=os.fsync):
     os.kill(os.getpid(), 2)
     return fsync(number)
 
-Fit.take_step = signaled_step
+StudentFit.train_step = signaled_step
 os.fsync = signaled_save
 sys.argv = ["imagepiece", "recover", *words]
 runpy.run_module("imagepiece_jax", run_name="__main__", alter_sys=True)
@@ -113,7 +113,7 @@ def test_a_signal_leaves_the_best_or_nothing(
 
 
 def test_what_cannot_be_written_is_said_before_the_work(words, tmp_path, monkeypatch):
-    monkeypatch.setattr(recovery_step.Fit, "__init__", None)
+    monkeypatch.setattr(recovery_step.StudentFit, "__init__", None)
     (tmp_path / "file").touch()
     ended = call(recover.main, *words, f"--out={tmp_path / 'file' / 'x'}")
     assert ended.status == 2 and "Not a directory" in ended.err

@@ -26,8 +26,8 @@ def test_mixup_partners_are_in_mirrored_places(samples, devices):
 
 def test_placement_splits_micro_batches_by_pairs():
     # 2 hosts of 2 devices, 2 accumulation steps, 16 images: m = 2
-    first = Placement(0, 2, 2, 2).positions(16)
-    second = Placement(1, 2, 2, 2).positions(16)
+    first = Placement(0, 2, 2, 2).sample_positions(16)
+    second = Placement(1, 2, 2, 2).sample_positions(16)
     assert first.tolist() == [[[0, 7], [8, 15]], [[1, 6], [9, 14]]]
     assert second.tolist() == [[[2, 5], [10, 13]], [[3, 4], [11, 12]]]
 
@@ -35,12 +35,12 @@ def test_placement_splits_micro_batches_by_pairs():
 @pytest.mark.parametrize("batch_size", [12, 0, -8])
 def test_batches_that_do_not_split_evenly_are_refused(batch_size):
     with refused("batch_size", "accumulation steps, 4 * 2"):
-        Placement(0, 2, 2, 2).positions(batch_size)
+        Placement(0, 2, 2, 2).sample_positions(batch_size)
 
 
 @pytest.mark.parametrize("samples", [359, 40])
 @pytest.mark.parametrize("devices", [1, 2, 8, 16, 100])
 def test_samples_are_rounded_up_to_as_many_on_each_device(devices, samples):
-    whole = Placement(local_devices=devices).whole(samples)
+    whole = Placement(local_devices=devices).round_up(samples)
     assert samples <= whole < samples + devices
     assert whole % devices == 0

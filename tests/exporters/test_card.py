@@ -18,7 +18,7 @@ from imagepiece_jax.evaluation.compare_outputs import CONTROLS
 from imagepiece_jax.exporters import card
 from imagepiece_jax.models.problem_type import MULTI_LABEL, REGRESSION
 from imagepiece_jax.models.recovery_record import Recovery
-from imagepiece_jax.recovery.recovery_images import divided
+from imagepiece_jax.recovery.recovery_images import split_images
 from tests.evaluation.test_annotations import write_texts
 from tests.evaluation.test_compare_outputs import slow_recall, votes
 from tests.exporters.test_tower import clip
@@ -238,12 +238,12 @@ def test_images_that_recovered_the_model_are_not_compared(tmp_path):
     vit = recover(tiny_vit.pretrained("tome:r=3", depth=1), folder, steps=1)
     assert vit.recovery.variants[0].learned
     vit = made_up_recoveries.recovered(vit)  # as if something was better
-    learned = divided(as_source(folder), 16)
+    learned = split_images(as_source(folder), 16)
     variant = dataclasses.replace(
         vit.recovery.variants[0], depth=1, learned=learned.digests
     )
     vit = dataclasses.replace(vit, recovery=Recovery((variant,)))
-    names = {pathlib.Path(learned.learned.name(i)).name for i in range(44)}
+    names = {pathlib.Path(learned.learned.image_name(i)).name for i in range(44)}
     small_photographs.write(tmp_path / "more", 7, seed=1)
     for file in (tmp_path / "more").iterdir():
         file.rename(folder / f"0{file.name}")

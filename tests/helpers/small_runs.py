@@ -142,7 +142,7 @@ def compile_recoveries_once(patch):
 
     def compiled(fn, **options):
         owner = getattr(fn, "__self__", None)
-        if type(owner) is recovery_step.Fit:
+        if type(owner) is recovery_step.StudentFit:
             key = owner.model, dataclasses.replace(owner.recipe, steps=1)
             dense = owner.vit.with_reduction(None).model
         elif type(owner) is recovery_step.DenseTeacher:
@@ -150,7 +150,7 @@ def compile_recoveries_once(patch):
             dense = owner.model
         else:
             return pmap(fn, **options)
-        key += options["program"], dense, owner.comparison.outputs
+        key += options["program"], dense, owner.comparison.output_kind
         if key not in programs:
             programs[key] = pmap(fn, **options)
         return programs[key]

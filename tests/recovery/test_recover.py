@@ -83,12 +83,12 @@ def test_a_step_is_relative_to_the_size_of_a_parameter():
 
 
 def test_the_first_step_is_that_of_its_size_against_the_gradient(vit):
-    recipe = recovery_step.Recipe(batch_size=8, parameters="all")
+    recipe = recovery_step.RecoveryRecipe(batch_size=8, parameters="all")
     teacher = recovery_step.DenseTeacher(vit.with_reduction(None))
-    fit = recovery_step.Fit(vit, recipe, teacher)
-    before = fit.get().trained
-    fit.take_step(noise(8)[None], 1e-3)
-    after = fit.get().trained
+    fit = recovery_step.StudentFit(vit, recipe, teacher)
+    before = fit.host_state().trained
+    fit.train_step(noise(8)[None], 1e-3)
+    after = fit.host_state().trained
     for name in ("kernel", "bias"):
         old, new = (each["blocks_1"]["mlp"]["fc1"][name] for each in (before, after))
         moved = np.abs(new - old)
@@ -201,7 +201,7 @@ def test_other_processes_and_devices_recover_the_same(tmp_path):
 @pytest.fixture
 def useless(monkeypatch):
     """Every learning rate is far too high."""
-    monkeypatch.setattr(recovery_step, "LR", 1e6)
+    monkeypatch.setattr(recovery_step, "REFERENCE_LR", 1e6)
 
 
 @pytest.mark.usefixtures("useless")
@@ -232,11 +232,11 @@ def test_the_rate_rises_shortly_and_falls_to_0(vit, monkeypatch):
 def test_training_that_diverges_starts_again(vit, monkeypatch, caplog, kind, restarts):
     """At a quarter of the rate, from the start, which is said once."""
     taken = interrupt(monkeypatch, step=0)
-    take_step = recovery_step.Fit.take_step
-    measure = recovery_step.Fit.measure
+    train_step = recovery_step.StudentFit.train_step
+    measure = recovery_step.StudentFit.image_metrics
 
     def diverging(self, *args):
-        loss = take_step(self, *args)
+        loss = train_step(self, *args)
         return loss * np.nan if kind == "nan" and len(taken) in bad else loss
 
     def worse(self, *args):
@@ -246,8 +246,8 @@ def test_training_that_diverges_starts_again(vit, monkeypatch, caplog, kind, res
         return measured
 
     bad = [4, 7][:restarts]  # the third step of an attempt, after that which compiles
-    monkeypatch.setattr(recovery_step.Fit, "take_step", diverging)
-    monkeypatch.setattr(recovery_step.Fit, "measure", worse)
+    monkeypatch.setattr(recovery_step.StudentFit, "train_step", diverging)
+    monkeypatch.setattr(recovery_step.StudentFit, "image_metrics", worse)
     found = recovered(vit, steps=40)
     (report,) = found.recovery.variants
     assert report.lr == pytest.approx(0.002 * 0.5**0.5 / 4**restarts)
@@ -255,13 +255,13 @@ def test_training_that_diverges_starts_again(vit, monkeypatch, caplog, kind, res
     assert len(taken) == 1 + {"nan": 3 * restarts, "twice": 4}[kind] + 40
     assert caplog.text.count("diverged") == 1
     monkeypatch.undo()
-    monkeypatch.setattr(recovery_step, "LR", 0.002 / 4**restarts)
+    monkeypatch.setattr(recovery_step, "REFERENCE_LR", 0.002 / 4**restarts)
     chex.assert_trees_all_equal(recovered(vit, steps=40).variables, found.variables)
 
 
 def interrupt(monkeypatch, step, presses=1):
     """Have Ctrl-C pressed in a step. Returns the arguments of all steps, a list."""
-    take_step = recovery_step.Fit.take_step
+    train_step = recovery_step.StudentFit.train_step
     taken = []
 
     def interrupted(self, *args):
@@ -269,9 +269,9 @@ def interrupt(monkeypatch, step, presses=1):
         if len(taken) == step:
             for _ in range(presses):
                 signal.raise_signal(signal.SIGINT)
-        return take_step(self, *args)
+        return train_step(self, *args)
 
-    monkeypatch.setattr(recovery_step.Fit, "take_step", interrupted)
+    monkeypatch.setattr(recovery_step.StudentFit, "train_step", interrupted)
     return taken
 
 
@@ -317,8 +317,8 @@ def test_minutes_are_those_of_the_steps(vit, monkeypatch, step, other):
     taken = interrupt(monkeypatch, step=0)
     clock = [0.0]
     monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
-    slow(monkeypatch, clock, "take_step", step, first=other)
-    slow(monkeypatch, clock, "measure", other)
+    slow(monkeypatch, clock, "train_step", step, first=other)
+    slow(monkeypatch, clock, "image_metrics", other)
     (report,) = recovered(vit, steps=None, minutes=2.5).recovery.variants
     assert report.seconds == pytest.approx(clock[0], abs=0.1)
     assert report.steps == 150 // step  # the rate ends near 0
@@ -329,8 +329,8 @@ def test_minutes_are_those_of_the_steps(vit, monkeypatch, step, other):
 
 
 def slow(monkeypatch, clock, name, seconds, first=None):
-    """A method of Fit takes so long by the clock, and the first call `first`."""
-    call = getattr(recovery_step.Fit, name)
+    """A method of StudentFit takes so long by the clock, and the first call `first`."""
+    call = getattr(recovery_step.StudentFit, name)
     calls = []
 
     def slowly(self, *args):
@@ -338,7 +338,7 @@ def slow(monkeypatch, clock, name, seconds, first=None):
         calls.append(args)
         return call(self, *args)
 
-    monkeypatch.setattr(recovery_step.Fit, name, slowly)
+    monkeypatch.setattr(recovery_step.StudentFit, name, slowly)
 
 
 def test_damaged_images_are_left_out(vit, tmp_path, monkeypatch):
@@ -388,12 +388,12 @@ def test_what_was_recovered_stays_where_nothing_is_better(vit, better):
     chex.assert_trees_all_equal(own.variables, better.variables)
 
 
-@pytest.mark.parametrize("lr", [1e6, recovery_step.LR])
+@pytest.mark.parametrize("lr", [1e6, recovery_step.REFERENCE_LR])
 def test_fewer_parameters_learned_again_leave_the_others(vit, monkeypatch, lr):
     """Whether the second training is kept or not."""
     first = recovered(vit)
     before = first.recovery.variants[0].values
-    monkeypatch.setattr(recovery_step, "LR", lr)
+    monkeypatch.setattr(recovery_step, "REFERENCE_LR", lr)
     again = recovered(first, steps=40, parameters="norms", seed=1)
     (report,) = again.recovery.variants
     assert report.changed == (lr < 1)
@@ -435,14 +435,14 @@ def test_a_dense_model_learns_three_costs(public):
 @pytest.mark.parametrize("step", [14, 6])
 def test_ctrl_c_keeps_the_costs_that_are_done(public, monkeypatch, caplog, step):
     """Of the first and the second, in which nothing was better yet; none follows."""
-    take_step = recovery_step.Fit.take_step
+    train_step = recovery_step.StudentFit.train_step
 
     def first_alone(self, pixels, lr):
         if len(taken) > 9:  # of the second cost no number moves
             lr = 0.0
-        return take_step(self, pixels, lr)
+        return train_step(self, pixels, lr)
 
-    monkeypatch.setattr(recovery_step.Fit, "take_step", first_alone)
+    monkeypatch.setattr(recovery_step.StudentFit, "train_step", first_alone)
     taken = interrupt(monkeypatch, step)
     stopped = recovered(public)
     assert len(taken) == step
@@ -455,12 +455,12 @@ def test_progress_has_one_total_for_all_costs(public, monkeypatch):
     """In steps, from after the compilation; what diverged does not count twice."""
     shown = progress_of(monkeypatch)
     taken = interrupt(monkeypatch, step=0)
-    take_step = recovery_step.Fit.take_step
+    train_step = recovery_step.StudentFit.train_step
 
     def once_not_finite(self, *args):
-        return take_step(self, *args) * (np.nan if len(taken) == 5 else 1)
+        return train_step(self, *args) * (np.nan if len(taken) == 5 else 1)
 
-    monkeypatch.setattr(recovery_step.Fit, "take_step", once_not_finite)
+    monkeypatch.setattr(recovery_step.StudentFit, "train_step", once_not_finite)
     recovered(public)
     (bar,) = {bar for bar, _, _ in shown}
     assert bar.total == 24
@@ -471,8 +471,8 @@ def test_progress_has_one_total_for_all_costs(public, monkeypatch):
 def test_costs_share_the_minutes_and_progress_is_in_seconds(public, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
-    slow(monkeypatch, clock, "take_step", 5.0)
-    slow(monkeypatch, clock, "measure", 7.0)
+    slow(monkeypatch, clock, "train_step", 5.0)
+    slow(monkeypatch, clock, "image_metrics", 7.0)
     shown = progress_of(monkeypatch)
     found = recovered(public, steps=None, minutes=3.0)
     (bar,) = {bar for bar, _, _ in shown}
@@ -486,19 +486,19 @@ def progress_of(monkeypatch):
     """(bar, what is done, steps that were taken) at each update, a list."""
     shown = []
     taken = []
-    take_step = recovery_step.Fit.take_step
+    train_step = recovery_step.StudentFit.train_step
     update = recover.ProgressBar.update
 
     def counted(self, *args):
         taken.append(args)
-        return take_step(self, *args)
+        return train_step(self, *args)
 
     def updated(self, n):
         update(self, n)
         if taken:  # of training, and not of reading the images
             shown.append((self, self.n, len(taken)))
 
-    monkeypatch.setattr(recovery_step.Fit, "take_step", counted)
+    monkeypatch.setattr(recovery_step.StudentFit, "train_step", counted)
     monkeypatch.setattr(recover.ProgressBar, "update", updated)
     return shown
 
@@ -540,7 +540,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize("given, subject", MISTAKES)
 def test_mistakes_are_refused(vit, monkeypatch, given, subject):
-    monkeypatch.setattr(recover, "Fit", None)  # nothing is compiled before
+    monkeypatch.setattr(recover, "StudentFit", None)  # nothing is compiled before
     with refused(subject):
         recovered(vit, **given)
 
@@ -594,17 +594,17 @@ def test_a_file_named_twice_is_learned_or_held_out(vit, tmp_path, monkeypatch, k
 
 
 def names_of(source):
-    return [source.name(index) for index in range(len(source))]
+    return [source.image_name(index) for index in range(len(source))]
 
 
 def divided(monkeypatch, vit, images):
     """The images that `recover` learns from, and those that it holds out."""
-    divide = recover.divided
+    divide = recover.split_images
 
     def divided_only(*args):
         raise LookupError(divide(*args))
 
-    monkeypatch.setattr(recover, "divided", divided_only)
+    monkeypatch.setattr(recover, "split_images", divided_only)
     with pytest.raises(LookupError) as stopped:
         imagepiece_jax.recover(vit, images, batch_size=8)
     (parts,) = stopped.value.args
@@ -654,7 +654,7 @@ def test_a_recovered_model_knows_the_images_that_it_learned_from(vit, tmp_path):
     images = noise(48)
     (once,) = imagepiece_jax.recover(vit, images, steps=1).recovery.variants
     assert len(once.learned) == 8 * once.images
-    assert once.learned == recovery_images.divided(as_source(images), 16).digests
+    assert once.learned == recovery_images.split_images(as_source(images), 16).digests
     before = made_up_recoveries.variant_of(vit, values=made_up_recoveries.values(vit))
     for earlier, wanted in ((None, None), ("01234567", "01234567" + once.learned)):
         first = dataclasses.replace(before, learned=earlier)

@@ -60,7 +60,7 @@ def stream_of(model):
     @tiny_vit.compiled
     def run(variables, images):
         outputs, blocks = tiny_vit.traced_blocks(model, variables, images)
-        dests = [result.dest for result in outputs.results]
+        dests = [result.slot_of_token for result in outputs.results]
         return outputs.logits, outputs.tokens, blocks, dests
 
     return run
@@ -127,17 +127,21 @@ def slow_terms(vit, outputs, student, teacher, image):
 def test_loss_and_measure_are_those_of_the_oracle(name):
     vit = pretrained(name)
     outputs = MODELS[name][-1]
-    assert recovery_loss.outputs_of(vit) == outputs
+    assert recovery_loss.output_kind(vit) == outputs
     images = tiny_vit.images(2, side=vit.image_size)
     teacher = recovery_step.DenseTeacher(vit.with_reduction(None))
-    fit = recovery_step.Fit(vit, recovery_step.Recipe(batch_size=2), teacher)
+    fit = recovery_step.StudentFit(
+        vit, recovery_step.RecoveryRecipe(batch_size=2), teacher
+    )
 
     def step(trained, variables, images):
-        targets = teacher.answers_to(variables, images)
-        own = fit.answers_of(variables, trained, images)
-        return fit.comparison.loss(own, targets), fit.comparison.measure(own, targets)
+        targets = teacher.teacher_outputs(variables, images)
+        own = fit.student_outputs(variables, trained, images)
+        return fit.comparison.mean_loss(own, targets), fit.comparison.image_metrics(
+            own, targets
+        )
 
-    trained = fit.trained_of(vit.variables["params"])
+    trained = fit.select_trained(vit.variables["params"])
     if name in WITH_GRADIENT:
         slope = tiny_vit.compiled(jax.value_and_grad(step, has_aux=True))
         (loss, measure), gradient = slope(trained, vit.variables, images)
@@ -179,7 +183,7 @@ def test_loss_and_measure_are_those_of_the_oracle(name):
 def test_nothing_is_guessed_from_a_bias_of_zeros():
     vit = pretrained("DeiT")
     vit.variables["params"]["head"]["bias"][:] = 0
-    assert recovery_loss.outputs_of(vit) == "softmax"
+    assert recovery_loss.output_kind(vit) == "softmax"
     assert (
-        recovery_loss.outputs_of(tiny_vit.of_problem(vit, "projection")) == "features"
+        recovery_loss.output_kind(tiny_vit.of_problem(vit, "projection")) == "features"
     )

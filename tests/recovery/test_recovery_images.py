@@ -53,7 +53,7 @@ def divided(monkeypatch, scenes, learned=""):
     found = lambda source: (source, scenes, digests)  # noqa: E731
     monkeypatch.setattr(recovery_images, "readable_scenes", found)
     source = ArraySource(np.zeros((len(scenes), 1, 1, 3), np.uint8))
-    return recovery_images.divided(source, 16, learned)
+    return recovery_images.split_images(source, 16, learned)
 
 
 @pytest.mark.parametrize("name", SCENES)

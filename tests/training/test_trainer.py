@@ -278,7 +278,7 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     assert small_runs.computed(again) == small_runs.computed(tmp_path)
 
 
-PAGE = test_readme.DOCS / "own_trainer.md"
+PAGE = test_readme.DOCS / "training.md"
 # 1,438 digits, 479 a step: three steps.
 FOCAL = SHORT | {"batch_size": 479, "epochs": 1, "checkpoint_every_steps": 2}
 

@@ -9,7 +9,7 @@ from flax import struct
 
 from imagepiece_jax.common.rng import draw_integers, draw_normal, draw_uniform
 
-TRIES = 8  # at least one try is accepted, except in 1 draw of 10^10
+BETA_TRIES = 8  # at least one try is accepted, except in 1 draw of 10^10
 
 
 def soft_targets(labels, num_classes, smoothing):
@@ -27,7 +27,7 @@ class Mix:
     cut: jax.Array  # [] bool, cutmix; else mixup
 
 
-def draw(key, height, width, *, mixup, cutmix, prob, switch_prob):
+def draw_mix(key, height, width, *, mixup, cutmix, prob, switch_prob):
     """Draw a batch's `Mix`; None if mixup and cutmix are off.
 
     mixup, cutmix: alphas of Beta(alpha, alpha); 0: off
@@ -44,19 +44,19 @@ def draw(key, height, width, *, mixup, cutmix, prob, switch_prob):
     cut = draw_uniform(cut_key) < share
     alpha = jnp.where(cut, jnp.float32(cutmix), jnp.float32(mixup))
     mixed = draw_uniform(mixed_key) < prob
-    lam = jnp.where(mixed, beta(lam_key, alpha), 1.0)
+    lam = jnp.where(mixed, draw_beta(lam_key, alpha), 1.0)
     center = draw_integers(center_key, (2,), 0, jnp.array([height, width]))
     box, box_lam = cutmix_box(lam, center, height, width)
     return Mix(lam=jnp.where(cut, box_lam, lam), box=box, cut=cut)
 
 
-def beta(key, alpha):
+def draw_beta(key, alpha):
     """Draw from Beta(alpha, alpha) for alpha > 0, float32 []."""
     # Two gamma variables, with all tries at once: `jax.random.beta` repeats tries in a
     # loop, and a GPU waits for the host before every turn of a loop of unknown length.
     normal_key, accept_key, boost_key = jax.random.split(key, 3)
-    x = draw_normal(normal_key, (2, TRIES))
-    u = 1 - draw_uniform(accept_key, (2, TRIES))
+    x = draw_normal(normal_key, (2, BETA_TRIES))
+    u = 1 - draw_uniform(accept_key, (2, BETA_TRIES))
     # Marsaglia and Tsang, 2000, "A simple method for generating gamma variables".
     d = alpha + 2 / 3  # for the shape alpha + 1, above 1 as the method asks
     v = (1 + x / jnp.sqrt(9 * d)) ** 3
@@ -87,7 +87,7 @@ def cutmix_box(lam, center, height, width):
     return box, 1 - area.astype(jnp.float32) / (height * width)
 
 
-def apply(mix, images, targets, partner_images, partner_targets):
+def mix_batch(mix, images, targets, partner_images, partner_targets):
     """Mix partners into images [B, H, W, 3] and targets [B, C].
 
     images: normalized floats; they keep their dtype, the arithmetic is float32
@@ -101,10 +101,10 @@ def apply(mix, images, targets, partner_images, partner_targets):
     share = jnp.where(mix.cut, 1 - inside.astype(jnp.float32), mix.lam)
     firsts = images.astype(jnp.float32)
     partners = partner_images.astype(jnp.float32)
-    mixed = _blend(share[None, :, :, None], firsts, partners)
+    mixed = _weighted_mean(share[None, :, :, None], firsts, partners)
     mixed = mixed.astype(images.dtype)
-    return mixed, _blend(mix.lam, targets, partner_targets)
+    return mixed, _weighted_mean(mix.lam, targets, partner_targets)
 
 
-def _blend(share, first, second):
+def _weighted_mean(share, first, second):
     return share * first + (1 - share) * second

@@ -15,7 +15,7 @@ from imagepiece_jax.common.rng import draw_normal, draw_uniform
 from imagepiece_jax.data.augment.randaugment import fill_color, randaugment
 from imagepiece_jax.data.normalize import normalize
 
-TRIES = 10
+ERASING_TRIES = 10
 ERASED_AREA = (0.02, 1 / 3)  # share of the image
 ERASED_ASPECT = (0.3, 1 / 0.3)  # height / width
 
@@ -40,11 +40,11 @@ def augment_batch(images, augment, mean, std, draw_keys):
         images = randaugment(images, keys()[2], augment, fill_color(mean))
     images = normalize(images, mean, std)
     if augment.erase_prob > 0:
-        images = random_erasing(images, keys()[3], augment.erase_prob)
+        images = erase_randomly(images, keys()[3], augment.erase_prob)
     return images
 
 
-def random_erasing(images, keys, prob):
+def erase_randomly(images, keys, prob):
     """Fill a box of the image with noise, with probability `prob`.
 
     images: float [B, H, W, 3], normalized
@@ -54,7 +54,7 @@ def random_erasing(images, keys, prob):
 
     def of_image(image, key):
         box_key, noise_key = jax.random.split(key)
-        top, left, tall, wide = erased_box(box_key, height, width, prob)
+        top, left, tall, wide = draw_erased_box(box_key, height, width, prob)
         row = jnp.arange(height, dtype=jnp.int32)[:, None]
         column = jnp.arange(width, dtype=jnp.int32)[None, :]
         inside = (row >= top) & (row < top + tall)
@@ -65,10 +65,10 @@ def random_erasing(images, keys, prob):
     return jax.vmap(of_image)(images, keys)
 
 
-def erased_box(key, height, width, prob):
+def draw_erased_box(key, height, width, prob):
     """Draw a box (top, left, height, width), int32; size 0 erases nothing."""
     prob_key, try_key, place_key = jax.random.split(key, 3)
-    share, ratio = draw_uniform(try_key, (2, TRIES))
+    share, ratio = draw_uniform(try_key, (2, ERASING_TRIES))
     low, high = map(math.log, ERASED_ASPECT)
     smallest, largest = ERASED_AREA
     area = smallest + share * (largest - smallest)

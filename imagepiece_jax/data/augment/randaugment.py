@@ -14,26 +14,26 @@ import jax.numpy as jnp
 from imagepiece_jax.common.rng import draw_integers, draw_normal, draw_uniform
 from imagepiece_jax.data.config import MAX_MAGNITUDE
 
-OPS = (
+OPERATION_NAMES = (
     *("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize"),
     *("SolarizeAdd", "Color", "Contrast", "Brightness", "Sharpness"),
     *("ShearX", "ShearY", "TranslateX", "TranslateY"),
 )
-_MOVES = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
-_AFFINE = tuple(map(OPS.index, _MOVES))
-_COLOR = OPS.index("Color")
-_SHARPNESS = OPS.index("Sharpness")
+_MOVING_NAMES = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
+_MOVING_INDICES = tuple(map(OPERATION_NAMES.index, _MOVING_NAMES))
+_COLOR_INDEX = OPERATION_NAMES.index("Color")
+_SHARPNESS_INDEX = OPERATION_NAMES.index("Sharpness")
 # Red, green and blue weights in 65,536ths (ITU-R 601, as in Pillow).
-LUMINANCE = (19595, 38470, 7471)
+LUMINANCE_WEIGHTS = (19595, 38470, 7471)
 # Pillow truncates a double-precision result to an integer. A float32 sum may end just
 # below its integer, and a flat area must not change.
-_NUDGE = 1e-3
+_ROUNDING_NUDGE = 1e-3
 
 
-class Draws(NamedTuple):
+class OperationDraws(NamedTuple):
     """Drawn operations, arrays [B, layers]."""
 
-    op: jax.Array  # index in OPS
+    op: jax.Array  # index in OPERATION_NAMES
     applied: jax.Array  # bool; else the image stays as it is
     magnitude: jax.Array  # 0 .. 10
     sign: jax.Array  # 1 or -1: the direction of two-sided operations
@@ -45,7 +45,7 @@ def randaugment(images, keys, augment, fill):
     augment: AugmentConfig
     fill: red, green and blue where a moved image leaves a gap
     """
-    return apply(images, draw(keys, augment), fill)
+    return apply_operations(images, draw_operations(keys, augment), fill)
 
 
 def fill_color(mean):
@@ -53,15 +53,15 @@ def fill_color(mean):
     return tuple(min(255, round(255 * x)) for x in mean)
 
 
-def draw(keys, augment):
-    """`Draws` [B, layers] from one key per image, `keys` [B]."""
+def draw_operations(keys, augment):
+    """`OperationDraws` [B, layers] from one key per image, `keys` [B]."""
 
     def of_image(key):
         op, applied, magnitude, sign = jax.random.split(key, 4)
         shape = (augment.layers,)
         noise = augment.magnitude_std * draw_normal(magnitude, shape)
-        return Draws(
-            op=draw_integers(op, shape, 0, len(OPS)),
+        return OperationDraws(
+            op=draw_integers(op, shape, 0, len(OPERATION_NAMES)),
             applied=draw_uniform(applied, shape) < augment.prob,
             magnitude=jnp.clip(augment.magnitude + noise, 0.0, MAX_MAGNITUDE),
             sign=jnp.where(draw_uniform(sign, shape) < 0.5, jnp.float32(1), -1),
@@ -70,40 +70,42 @@ def draw(keys, augment):
     return jax.vmap(of_image)(keys)
 
 
-def apply(images, draws, fill):
+def apply_operations(images, draws, fill):
     """Apply drawn operations layer by layer. uint8 [B, H, W, 3] -> same shape."""
     op = jnp.where(draws.applied, draws.op, -1)
     for layer in range(op.shape[1]):
-        images = _layer(
+        images = _apply_layer(
             images, op[:, layer], draws.magnitude[:, layer], draws.sign[:, layer], fill
         )
     return images
 
 
-def _layer(images, op, magnitude, sign, fill):
+def _apply_layer(images, op, magnitude, sign, fill):
     """Apply one operation per image, none where `op` is -1."""
     # Fifteen branches would compute every operation for every image. One lookup, one
     # affine transform and one blend cover them; every image takes its own result.
-    table = tables(images, op, magnitude, sign).reshape(-1)
-    looked_up = table.at[_bins(images)].get(mode="promise_in_bounds")
-    matrix = matrices(op, magnitude, sign, *images.shape[1:3])
-    moves = jnp.isin(op, jnp.array(_AFFINE, op.dtype))[:, None, None, None]
-    blends = ((op == _COLOR) | (op == _SHARPNESS))[:, None, None, None]
-    moved = affine(images, matrix, fill)
-    enhanced = _enhanced(images, op, factor(magnitude, sign))
+    table = lookup_tables(images, op, magnitude, sign).reshape(-1)
+    looked_up = table.at[_table_indices(images)].get(mode="promise_in_bounds")
+    matrix = affine_matrices(op, magnitude, sign, *images.shape[1:3])
+    moves = jnp.isin(op, jnp.array(_MOVING_INDICES, op.dtype))[:, None, None, None]
+    blends = ((op == _COLOR_INDEX) | (op == _SHARPNESS_INDEX))[:, None, None, None]
+    moved = move_pixels(images, matrix, fill)
+    enhanced = _enhance_images(images, op, blend_factor(magnitude, sign))
     unmoved = jnp.where(blends, enhanced, looked_up)
     return jnp.where(moves, moved, unmoved)
 
 
-def _enhanced(images, op, share):
+def _enhance_images(images, op, share):
     """Blend images with their gray (Color) or smoothed (Sharpness) version."""
-    gray = jnp.broadcast_to(luminance(images)[..., None], images.shape)
-    sharpens = (op == _SHARPNESS)[:, None, None, None]
-    degenerate = jnp.where(sharpens, _smooth(images), gray)
-    return blend(degenerate, images, share[:, None, None, None]).astype(jnp.uint8)
+    gray = jnp.broadcast_to(gray_levels(images)[..., None], images.shape)
+    sharpens = (op == _SHARPNESS_INDEX)[:, None, None, None]
+    degenerate = jnp.where(sharpens, _smooth_images(images), gray)
+    return blend_images(degenerate, images, share[:, None, None, None]).astype(
+        jnp.uint8
+    )
 
 
-def _smooth(images):
+def _smooth_images(images):
     """3 x 3 mean with a fivefold center; edge pixels stay. int32."""
     height, width = images.shape[1:3]
     values = images.astype(jnp.int32)
@@ -118,58 +120,64 @@ def _smooth(images):
     return jnp.where(edge[None, :, :, None], values, padded)
 
 
-def luminance(images):
+def gray_levels(images):
     """Gray levels. uint8 [B, H, W, 3] -> int32 [B, H, W]."""
     red = images[..., 0].astype(jnp.int32)
     green = images[..., 1].astype(jnp.int32)
     blue = images[..., 2].astype(jnp.int32)
-    total = LUMINANCE[0] * red + LUMINANCE[1] * green + LUMINANCE[2] * blue
+    total = (
+        LUMINANCE_WEIGHTS[0] * red
+        + LUMINANCE_WEIGHTS[1] * green
+        + LUMINANCE_WEIGHTS[2] * blue
+    )
     return (total + 0x8000) >> 16
 
 
-def factor(magnitude, sign):
+def blend_factor(magnitude, sign):
     """Blend factor, float32: 1 keeps the image; magnitude 9 gives 1.81 or 0.19."""
     return jnp.maximum(0.1, 1 + sign * 0.9 * magnitude / 10)
 
 
-def blend(degenerate, image, share):
+def blend_images(degenerate, image, share):
     """degenerate + share * (image - degenerate), truncated to int32 as in Pillow."""
     start = degenerate.astype(jnp.float32)
     value = start + share * (image.astype(jnp.float32) - start)
     return jnp.clip(value, 0, 255).astype(jnp.int32)
 
 
-def tables(images, op, magnitude, sign):
+def lookup_tables(images, op, magnitude, sign):
     """Lookup tables, uint8 [B, 3, 256]: a new value for every value and channel.
 
     Images without a lookup operation get the identity.
 
     images: uint8 [B, H, W, 3]
-    op: [B], index in OPS, or -1
+    op: [B], index in OPERATION_NAMES, or -1
     magnitude, sign: [B]
     """
     value = jnp.arange(256, dtype=jnp.int32)[None, None, :]
     m = magnitude[:, None, None]
     direction = sign[:, None, None]
-    share = factor(m, direction)
+    share = blend_factor(m, direction)
     # Integers and rounding as in Pillow's ImageOps and ImageEnhance.
     bits = 4 - (4 * m / 10).astype(jnp.int32)
     threshold = 256 - jnp.minimum(256, (256 * m / 10).astype(jnp.int32))
     added = jnp.minimum(128, (110 * m / 10).astype(jnp.int32))
     results = {
-        "AutoContrast": _autocontrast(images, value),
-        "Equalize": _equalize(_histograms(images, op == OPS.index("Equalize"))),
+        "AutoContrast": _autocontrast_tables(images, value),
+        "Equalize": _equalize_tables(
+            _value_histograms(images, op == OPERATION_NAMES.index("Equalize"))
+        ),
         "Invert": 255 - value,
         "Posterize": (value >> (8 - bits)) << (8 - bits),
         "Solarize": jnp.where(value < threshold, value, 255 - value),
         "SolarizeAdd": jnp.where(value < 128, jnp.minimum(255, value + added), value),
-        "Contrast": blend(_mean(images)[:, None, None], value, share),
-        "Brightness": blend(jnp.zeros_like(value), value, share),
+        "Contrast": blend_images(_mean_gray(images)[:, None, None], value, share),
+        "Brightness": blend_images(jnp.zeros_like(value), value, share),
     }
     shape = (images.shape[0], 3, 256)
     values = (value, *results.values())
     choices = jnp.stack([jnp.broadcast_to(v, shape) for v in values])
-    chosen = [op == OPS.index(name) for name in results]
+    chosen = [op == OPERATION_NAMES.index(name) for name in results]
     takes = jnp.stack([~functools.reduce(jnp.logical_or, chosen), *chosen])
     # A product with zeros and a one, because a compiler folds a chain of selects into
     # the lookup and computes the table anew for every pixel.
@@ -179,20 +187,20 @@ def tables(images, op, magnitude, sign):
     return table.astype(jnp.uint8)
 
 
-def _bins(images):
+def _table_indices(images):
     """Pixel indices in flattened tables [B, 3, 256]. -> int32 [B, H, W, 3]."""
     image = jax.lax.broadcasted_iota(jnp.int32, images.shape, 0)
     channel = jax.lax.broadcasted_iota(jnp.int32, images.shape, 3)
     return (image * 3 + channel) * 256 + images.astype(jnp.int32)
 
 
-def _mean(images):
+def _mean_gray(images):
     """Rounded mean gray level, int32 [B]; exact up to 2,000 x 2,000 pixels."""
     pixels = images.shape[1] * images.shape[2]
-    return (2 * luminance(images).sum((1, 2)) + pixels) // (2 * pixels)
+    return (2 * gray_levels(images).sum((1, 2)) + pixels) // (2 * pixels)
 
 
-def _autocontrast(images, value):
+def _autocontrast_tables(images, value):
     """Stretch channels between their darkest and brightest value. -> [B, 3, 256]."""
     low = images.min((1, 2)).astype(jnp.int32)[:, :, None]
     span = images.max((1, 2)).astype(jnp.int32)[:, :, None] - low
@@ -200,19 +208,19 @@ def _autocontrast(images, value):
     return jnp.where(span > 0, stretched, value)
 
 
-def _histograms(images, chosen):
+def _value_histograms(images, chosen):
     """Pixel counts per value, int32 [B, 3, 256]; zeros for images not chosen."""
     # One scatter that drops images not chosen: histograms of all images would be the
     # most expensive part of the augmentation, and one in thirty is needed. Integer sums
     # do not depend on their order.
     count = images.shape[0] * 3 * 256
-    bins = jnp.where(chosen[:, None, None, None], _bins(images), count)
+    bins = jnp.where(chosen[:, None, None, None], _table_indices(images), count)
     empty = jnp.zeros(count, jnp.int32)
     counts = empty.at[bins.reshape(-1)].add(1, mode="drop")
     return counts.reshape(images.shape[0], 3, 256)
 
 
-def _equalize(histograms):
+def _equalize_tables(histograms):
     """Tables that spread values over equal pixel counts. [B, 3, 256] -> same."""
     value = jnp.arange(256, dtype=jnp.int32)[None, None, :]
     total = histograms.sum(-1, keepdims=True, dtype=jnp.int32)
@@ -225,10 +233,10 @@ def _equalize(histograms):
     return jnp.where(step > 0, jnp.minimum(spread, 255), value)
 
 
-def matrices(op, magnitude, sign, height, width):
+def affine_matrices(op, magnitude, sign, height, width):
     """Affine maps of the geometric operations; the identity for other operations.
 
-    op, magnitude, sign: [B], as for `tables`
+    op, magnitude, sign: [B], as for `lookup_tables`
     height, width: image size in pixels
     Returns (a, b, c, d, e, f), float32 [B, 6]: source x = a x + b y + c, y = d x + e y
         + f.
@@ -252,30 +260,30 @@ def matrices(op, magnitude, sign, height, width):
     }
     matrix = jnp.stack([unit, zero, zero, zero, unit, zero], axis=-1)
     for name, coefficients in results.items():
-        chosen = (op == OPS.index(name))[:, None]
+        chosen = (op == OPERATION_NAMES.index(name))[:, None]
         matrix = jnp.where(chosen, jnp.stack(coefficients, axis=-1), matrix)
     return matrix
 
 
-def affine(images, matrix, fill):
+def move_pixels(images, matrix, fill):
     """Move pixels along `matrix`, with Pillow's bicubic weights (a = -1).
 
     images: uint8 [B, H, W, 3]
-    matrix: float32 [B, 6], see `matrices`
+    matrix: float32 [B, 6], see `affine_matrices`
     fill: red, green and blue where a pixel's center lies outside the source
     Returns uint8 [B, H, W, 3].
     """
     batch, height, width, _ = images.shape
     x, y = _source_positions(matrix, height, width)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    left, weights_x = _neighbors(x - 0.5)
-    top, weights_y = _neighbors(y - 0.5)
+    left, weights_x = _cubic_neighbors(x - 0.5)
+    top, weights_y = _cubic_neighbors(y - 0.5)
     first = (jnp.arange(batch, dtype=jnp.int32) * (height * width))[:, None, None]
     # Clipped indices repeat the edge's pixels beyond the edge.
     columns = [jnp.clip(left + k, 0, width - 1) for k in range(4)]
     rows = [first + jnp.clip(top + k, 0, height - 1) * width for k in range(4)]
     pixels = images.reshape(-1, 3)
-    total = jnp.float32(_NUDGE)
+    total = jnp.float32(_ROUNDING_NUDGE)
     for row, weight_y in zip(rows, weights_y, strict=True):
         line = jnp.float32(0)
         for column, weight_x in zip(columns, weights_x, strict=True):
@@ -301,7 +309,7 @@ def _source_positions(matrix, height, width):
     return jax.lax.optimization_barrier((source_x, source_y))
 
 
-def _neighbors(position):
+def _cubic_neighbors(position):
     """First of four neighbors along an axis, and their cubic weights (a = -1)."""
     first = jnp.floor(position)  # pixel k has its center at position k
     d = position - first

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from imagepiece_jax.common.image_size import image_sides
-from imagepiece_jax.data.preprocessing import resize_exactly, unresized
+from imagepiece_jax.data.preprocessing import check_unresized, resize_exactly
 
 try:
     import cv2
@@ -21,10 +21,10 @@ else:
     # Workers are parallel over images; OpenCV's own threads would compete with them.
     cv2.setNumThreads(0)
 
-TRIES = 10  # random boxes to try
-CROPS = ("random_resized", "shift", "none")
-_OPENCV = -0.75  # parameter `a` of OpenCV's cubic kernel
-_PILLOW = -0.5  # parameter `a` of Pillow's cubic kernel
+CROP_TRIES = 10  # random boxes to try
+CROP_KINDS = ("random_resized", "shift", "none")
+_OPENCV_CUBIC = -0.75  # parameter `a` of OpenCV's cubic kernel
+_PILLOW_CUBIC = -0.5  # parameter `a` of Pillow's cubic kernel
 
 
 def crop_box(height, width, rng, area, aspect=(3 / 4, 4 / 3)):
@@ -34,7 +34,7 @@ def crop_box(height, width, rng, area, aspect=(3 / 4, 4 / 3)):
     aspect: bounds of width / height, whose logarithm is drawn uniformly
     """
     low, high = (math.log(ratio) for ratio in aspect)
-    for share, ratio, down, right in rng.random((TRIES, 4)):
+    for share, ratio, down, right in rng.random((CROP_TRIES, 4)):
         pixels = height * width * (area[0] + share * (area[1] - area[0]))
         ratio = math.exp(low + ratio * (high - low))
         box_width = round(math.sqrt(pixels * ratio))
@@ -61,7 +61,7 @@ def random_resized_crop(image, size, rng, area, aspect=(3 / 4, 4 / 3)):
     return resize_fast(inside, height, width)
 
 
-def shift(image, rng, pixels):
+def shift_image(image, rng, pixels):
     """Move a small image by up to `pixels` each way, over zeros, as in DeiT."""
     height, width = image.shape[:2]
     top, left = rng.integers(0, 2 * pixels + 1, size=2)
@@ -69,7 +69,7 @@ def shift(image, rng, pixels):
     return padded[top : top + height, left : left + width]
 
 
-def flip(image, rng):
+def flip_image(image, rng):
     """Mirror the image left to right with probability 1/2."""
     if rng.random() >= 0.5:
         return image
@@ -87,48 +87,50 @@ def resize_fast(image: np.ndarray, height: int, width: int) -> np.ndarray:
         return resize_exactly(image, height, width)
     # A quarter of Pillow's time, and about half a level of 256 away from its result.
     # More than twice the new size: average by a whole factor first.
-    rows = old[0] // _factor(old[0], height)
-    columns = old[1] // _factor(old[1], width)
+    rows = old[0] // _averaging_factor(old[0], height)
+    columns = old[1] // _averaging_factor(old[1], width)
     if (rows, columns) != old:
         image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
     # OpenCV's bicubic kernel differs from Pillow's and does not widen when images
     # shrink, so fine texture becomes noise. A short filter beforehand corrects both.
-    across = _filter(columns, width)
-    down = _filter(rows, height)
+    across = _resize_filter(columns, width)
+    down = _resize_filter(rows, height)
     image = cv2.sepFilter2D(image, -1, across, down, borderType=cv2.BORDER_REPLICATE)
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def _factor(old, new):
+def _averaging_factor(old, new):
     """Whole factor to average by; at least twice the new size is left."""
     return max(1, old // (2 * new))
 
 
-def _filter(old, new):
+def _resize_filter(old, new):
     if old == new:
         return np.ones(1, np.float32)
     # Rounded, so a few hundred filters serve all crops.
-    return _filter_by_scale(round(old / new, 2))
+    return _filter_of_scale(round(old / new, 2))
 
 
 @functools.lru_cache(maxsize=1024)
-def _filter_by_scale(scale):
+def _filter_of_scale(scale):
     """Filter before OpenCV's resize, float32 [2n + 1]; scale: old / new size."""
     # By least squares, the filter followed by OpenCV's kernel equals Pillow's kernel.
     # That kernel is `scale` times as wide when images shrink.
     wide = max(scale, 1.0)
     count = math.ceil(2 * wide)
     x = np.linspace(0, 2 * wide + 2, 50 * count)  # both sides are even functions
-    target = _cubic(x / wide, _PILLOW) / wide
-    kernels = [_cubic(x, _OPENCV)]
+    target = _cubic_kernel(x / wide, _PILLOW_CUBIC) / wide
+    kernels = [_cubic_kernel(x, _OPENCV_CUBIC)]
     for k in range(1, count + 1):
-        kernels.append(_cubic(x - k, _OPENCV) + _cubic(x + k, _OPENCV))
+        kernels.append(
+            _cubic_kernel(x - k, _OPENCV_CUBIC) + _cubic_kernel(x + k, _OPENCV_CUBIC)
+        )
     half, *_ = np.linalg.lstsq(np.stack(kernels, axis=1), target)
     weights = np.concatenate([half[:0:-1], half])
     return (weights / weights.sum()).astype(np.float32)
 
 
-def _cubic(x, a):
+def _cubic_kernel(x, a):
     """Keys' cubic kernel: 1 at 0, 0 at other integers and beyond 2."""
     x = np.abs(x)
     near = ((a + 2) * x - (a + 3)) * x**2 + 1
@@ -155,9 +157,9 @@ class TrainTransform:
         if self.crop == "random_resized":
             image = random_resized_crop(image, self.image_size, rng, self.area)
         else:
-            image = unresized(image, self.image_size)
+            image = check_unresized(image, self.image_size)
             if self.crop == "shift":
-                image = shift(image, rng, self.shift)
+                image = shift_image(image, rng, self.shift)
         if self.flip:
-            image = flip(image, rng)
+            image = flip_image(image, rng)
         return image

@@ -88,7 +88,7 @@ class Checkpoints:
         background, in the next `save`, `wait` or `close`.
     """
 
-    def __init__(self, workdir, keep_every=0):
+    def __init__(self, workdir, keep_every=0) -> None:
         self._root = pathlib.Path(workdir).resolve() / CHECKPOINTS
         self._keep_every = keep_every
         self._writers = {}  # {kind: StepWriter}, each made by the first save
@@ -103,7 +103,7 @@ class Checkpoints:
             if not isinstance(error, RunError):  # else `error` says why the run ended
                 raise
 
-    def save(self, step, state, meta, kind="latest"):
+    def save(self, step, state, meta, kind="latest") -> None:
         """Start saving a state and its JSON `meta`; return when it may change again."""
         if not parallel.is_main():
             return
@@ -124,7 +124,7 @@ class Checkpoints:
             # and loses no complete step.
             writer.save(step, arrays, checksums.sealed_metadata(arrays, meta))
 
-    def replace_facts(self, step, state, meta):
+    def replace_facts(self, step, state, meta) -> None:
         """Replace a "latest" step's `meta`; its state on disk is already the same."""
         # A kill leaves the old or the new `meta`. `save` would remove the step first.
         if parallel.is_main():
@@ -158,13 +158,13 @@ class Checkpoints:
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
         return state, meta, step
 
-    def wait(self):
+    def wait(self) -> None:
         """Return when everything is on disk."""
         for kind, writer in self._writers.items():
             with self._reported(kind):
                 writer.wait()
 
-    def close(self):
+    def close(self) -> None:
         """Wait, then stop the writing threads. Closing twice is allowed."""
         with contextlib.ExitStack() as stack:  # close every writer, even if one fails
             for kind, writer in self._writers.items():

@@ -101,7 +101,7 @@ def _loss_in_one_sentence():
         raise
 
 
-def _initialize(coordinator, num_processes, process_id):
+def _initialize(coordinator, num_processes, process_id) -> bool:
     """Connect to the coordinator; return False without other processes."""
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM
     has_flags = (coordinator, num_processes, process_id) != (None, None, None)
@@ -129,7 +129,7 @@ def _initialize(coordinator, num_processes, process_id):
     return True
 
 
-def check_device_counts():
+def check_device_counts() -> None:
     """Raise InputError if processes have different device counts."""
     # Every process sees all devices, so nothing is exchanged: an exchange would need
     # equal counts.
@@ -143,7 +143,7 @@ def check_device_counts():
         )
 
 
-def check_gpus():
+def check_gpus() -> None:
     """Raise InputError if a host's processes leave GPUs unused."""
     # JAX gives a scheduler's task one GPU. The only task of a host would train on one
     # of eight GPUs, and only the clock would tell.
@@ -162,7 +162,7 @@ def check_gpus():
             )
 
 
-def check_same_settings(dry_run: bool, config: dict, model, data):
+def check_same_settings(dry_run: bool, config: dict, model, data) -> None:
     """Raise InputError if the processes of a run disagree on their settings."""
     fields = flat_fields(config)
     names = json.dumps(data.train.class_names)
@@ -178,7 +178,7 @@ def check_same_settings(dry_run: bool, config: dict, model, data):
     )
 
 
-def check_same_start(step: int, arrays):
+def check_same_start(step: int, arrays) -> None:
     """Raise InputError if processes start at different steps or from unequal arrays."""
     checksum = 0
     if jax.process_count() > 1:
@@ -197,7 +197,7 @@ def is_loss(error: BaseException) -> bool:
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
-def _end(signum):
+def _end(signum) -> None:
     """End now, without waiting: the run needs the lost process."""
     os.write(2, LOST.encode())
     os._exit(1)

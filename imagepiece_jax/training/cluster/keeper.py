@@ -37,7 +37,7 @@ def held(plan, dry_run: bool = False):
 class Keeper:
     """Begins a run, saves it after steps, and stops it at a signal."""
 
-    def __init__(self, plan, fields, dry_run):
+    def __init__(self, plan, fields, dry_run) -> None:
         self._plan = plan
         self._fields = fields
         self._dry_run = dry_run
@@ -95,7 +95,7 @@ class Keeper:
         with self._request.ending_at_once():
             yield
 
-    def after_step(self, run, log):
+    def after_step(self, run, log) -> None:
         """Save a Run if that is due; after a signal, save it and raise Stopped."""
         signum = self._request.requested()
         evaluated = run.progress.evaluated == run.step
@@ -106,12 +106,12 @@ class Keeper:
         elif signum:
             raise Stopped(signum, run.step)
 
-    def stop_if_requested(self, run):
+    def stop_if_requested(self, run) -> None:
         """Raise Stopped after a signal, before there is anything to save."""
         if signum := self._request.requested():
             raise Stopped(signum, run.step)
 
-    def save(self, run, log):
+    def save(self, run, log) -> None:
         """Save a Run after its step; also as "best", if this step is best."""
         log.flush()  # lines first: a kill between the two loses nothing
         state = parallel.unreplicate(run.state)

@@ -25,7 +25,7 @@ class StopRequest(contextlib.ExitStack):
     ignoring: whether signals are ignored from now on
     """
 
-    def __init__(self, agree=int):
+    def __init__(self, agree=int) -> None:
         super().__init__()
         self.ignoring = False
         self._agree = agree
@@ -60,7 +60,7 @@ class StopRequest(contextlib.ExitStack):
                 raise Interrupted
             yield item
 
-    def _note(self, signum, frame):
+    def _note(self, signum, frame) -> None:
         # Ctrl-C after the first signal: the user does not want to wait for the stop.
         if self._signum and signum == signal.SIGINT and not self.ignoring:
             with signals.ending_at_once():

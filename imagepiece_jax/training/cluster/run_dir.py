@@ -17,7 +17,7 @@ from flax import traverse_util
 
 from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.version import KEY_LIBRARIES
-from imagepiece_jax.data.decode import EXTENSIONS
+from imagepiece_jax.data.decode import IMAGE_EXTENSIONS
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.record import differences
@@ -83,7 +83,7 @@ def _read_config(path):
     return config
 
 
-def check_place(workdir, data: str):
+def check_place(workdir, data: str) -> None:
     """Raise InputError for a new run inside config.data.name, or among images."""
     folder = pathlib.Path(workdir).resolve()
     if (folder / CONFIG).exists():  # not a new run
@@ -94,11 +94,11 @@ def check_place(workdir, data: str):
         raise InputError(f"workdir {workdir} is inside the data, {images}; {OTHER}")
     for level in ("*", "*/*", "*/*/*"):  # images, classes and splits
         for file in folder.glob(level):
-            if file.suffix.lower() in EXTENSIONS:
+            if file.suffix.lower() in IMAGE_EXTENSIONS:
                 raise InputError(f"workdir {workdir} holds images; {OTHER}")
 
 
-def check_config(workdir, config: dict):
+def check_config(workdir, config: dict) -> None:
     """Check that `workdir` holds no steps of another config.
 
     All fields except `MAY_CHANGE` must be equal; 1, 1.0 and True differ.
@@ -128,7 +128,7 @@ def check_config(workdir, config: dict):
             )
 
 
-def record_start(workdir, config: dict):
+def record_start(workdir, config: dict) -> None:
     """Write `config.json`, and add this start to `run.json`."""
     workdir = pathlib.Path(workdir)
     check_config(workdir, config)
@@ -152,7 +152,7 @@ def record_start(workdir, config: dict):
     files.write_json(workdir / CONFIG, config)
 
 
-def record_classes(workdir, names):
+def record_classes(workdir, names) -> None:
     """Write the class names of the training data; None writes nothing."""
     if names is not None:
         text = json.dumps(names, indent=0, ensure_ascii=False)
