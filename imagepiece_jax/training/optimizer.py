@@ -147,7 +147,7 @@ def scale_by_group(
     peak: the schedule's highest rate
     """
 
-    def factor(path: tuple, step: Step) -> Step | float:
+    def factor(path: tuple, step: Step) -> float | Float[Array, ""]:
         group = _param_group(group_of, path)
         if group is None:
             return 1.0

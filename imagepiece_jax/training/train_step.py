@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.rng import Purpose, batch_key, sample_keys
@@ -34,7 +34,7 @@ from imagepiece_jax.training.optimizer import (
 from imagepiece_jax.training.teacher import Teacher
 
 Batch: TypeAlias = dict[str, Any]
-Metrics: TypeAlias = dict[str, Float[Array, "..."]]
+Metrics: TypeAlias = dict[str, Num[Array, "..."]]
 
 
 @struct.dataclass

@@ -149,6 +149,7 @@ def test_the_teacher_sees_its_own_size_and_normalization():
     np.testing.assert_allclose(found, seen_by_teacher(images, 4), atol=2e-5)
     same = dataclasses.replace(config.at_size(SIZE), mean=MEAN, std=STD)
     same = frozen.model.clone(config=same)
+    images = ours(images)
     assert teacher.Teacher(same, MEAN, STD).prepare_images(images) is images
 
 
@@ -214,6 +215,9 @@ def test_any_teacher_brings_its_size_and_images(tmp_path):
     assert found.mean == MEAN
     assert found.model.config.image_size == 16
     images = jax.ShapeDtypeStruct((2, 16, 16, 3), "float32")
-    assert jax.eval_shape(found.apply, variables, images).logits.shape == (2, 10)
+    assert jax.eval_shape(found.compute_outputs, variables, images).logits.shape == (
+        2,
+        10,
+    )
     with refused("has 9 classes, but the student has 10"):
         teacher_of(**soft, **{"teacher.weights": f"{tmp_path}/nine"})
