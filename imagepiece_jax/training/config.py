@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from imagepiece_jax.common.checks import as_tuple, check_options, option
 from imagepiece_jax.data.config import AugmentConfig, DataConfig
@@ -21,7 +21,6 @@ if TYPE_CHECKING:  # these modules import JAX
     from imagepiece_jax.models.vit import ViT
     from imagepiece_jax.reduction.reduction import Reduction
 
-T = TypeVar("T")
 REFERENCE_BATCH = 512  # global batch size for `config.lr`
 
 
@@ -102,7 +101,7 @@ class RunConfig:
     model: ModelConfig = ModelConfig()
     # A method with its fields, such as "evit:keep_rate=0.5:blocks=(3,6,9)", or a share
     # of the dense model's MACs, "0.5".
-    reduction: "Reduction | str" = "none"
+    reduction: "Reduction" = "none"  # pyrefly: ignore[bad-assignment]
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
 
@@ -193,7 +192,8 @@ class RunConfig:
         # EViT's keep rate depends on the epoch.
         reduction = self.reduction
         if rate_at := reduction.method.rate_at:
-            method = dataclasses.replace(reduction.method, keep_rate=rate_at(epoch))
+            method: Any = reduction.method
+            method = dataclasses.replace(method, keep_rate=rate_at(epoch))
             reduction = dataclasses.replace(reduction, method=method)
         # Methods that train with masks remove no tokens in training (`Method.plan`).
         model = self._model(reduction, axis_name, masked=True)
@@ -266,7 +266,7 @@ class RunConfig:
         return False
 
 
-def _read_options(options: type[T], values: Mapping[str, Any]) -> T:
+def _read_options(options: Any, values: Mapping[str, Any]) -> Any:
     """Make a dataclass of options from the values of all its fields."""
     fields = dict(values)
     for field in dataclasses.fields(options):

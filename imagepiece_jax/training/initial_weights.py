@@ -103,8 +103,9 @@ class InitialWeights:
         if not run.init.weights or resumed or "head" in run.init.fresh:
             return
         source = f"config.init.weights {run.init.weights}"
+        start_names = self.start.class_names if self.start else None
         try:
-            check_classes(self.start.class_names, source, names, data)
+            check_classes(start_names, source, names, data)
         except InputError as error:
             new_head = "or draw a new head by config.init.fresh=('head',)"
             raise InputError(f"{error}; {new_head}") from error

@@ -49,11 +49,11 @@ class MetricWriter(contextlib.ExitStack):
     ) -> None:
         super().__init__()
         self._lines = None  # the open metrics.jsonl
-        self._events = None  # TensorBoard's writer
+        self._events: Any = None  # TensorBoard's writer
         if not is_main:
             return
         from tensorboardX import event_file_writer  # only where logged
-        from tensorboardX.proto.event_pb2 import SessionLog
+        from tensorboardX.proto.event_pb2 import SessionLog  # pyrefly: ignore
 
         workdir = pathlib.Path(workdir)
         (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ class MetricWriter(contextlib.ExitStack):
         line = {"kind": kind, "step": int(step), **values}
         # Unbuffered, and before the step's checkpoint: a kill between loses nothing.
         append_line(self._lines, json.dumps(line, allow_nan=False))
-        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.proto.summary_pb2 import Summary  # pyrefly: ignore
 
         scalars = []
         for name, value in values.items():
@@ -101,7 +101,7 @@ class MetricWriter(contextlib.ExitStack):
             self._events.close()
 
     def _write_event(self, step: int, **content: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.event_pb2 import Event  # pyrefly: ignore
 
         self._events.write_event(Event(wall_time=time.time(), step=step, **content))
         with where_supported():  # it calls fsync at the end
@@ -117,21 +117,20 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict]:
     path = pathlib.Path(workdir) / METRICS_FILE
     if not path.exists():
         return []
-    texts = path.read_text(encoding="utf-8", errors="replace")
-    texts = texts.removesuffix("\n").split("\n")
+    content = path.read_text(encoding="utf-8", errors="replace")
+    text_lines = content.removesuffix("\n").split("\n")
     lines = []
-    for number, text in enumerate(texts, start=1):
+    for line_number, text_line in enumerate(text_lines, start=1):
         try:
-            line = json.loads(text)
-            valid = isinstance(line, dict) and isinstance(line.get("step"), int)
+            line = json.loads(text_line)
         except json.JSONDecodeError:
-            valid = False
-        if valid:
+            line = None
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)
-        elif number < len(texts):
+        elif line_number < len(text_lines):
             raise InputError(
-                f"{path}: line {number} is {text[:40]!r}; it must be a JSON object "
-                "with a step"
+                f"{path}: line {line_number} is {text_line[:40]!r}; it must be a JSON "
+                "object with a step"
             )
     return lines
 
@@ -172,6 +171,7 @@ class RunLog(contextlib.ExitStack):
         last_saved: Callable[[], int | None],
     ) -> None:
         super().__init__()
+        self._trace_folder = pathlib.Path(workdir) / TRACE_FOLDER
         self._workdir = workdir
         self._config = config
         self._length = length
@@ -212,7 +212,7 @@ class RunLog(contextlib.ExitStack):
     def traced_step(self, step: int) -> contextlib.AbstractContextManager:
         """Context for dispatching `step`, with its number in the trace."""
         if step == self._traced[0]:
-            self._trace.enter_context(jax.profiler.trace(self._workdir / TRACE_FOLDER))
+            self._trace.enter_context(jax.profiler.trace(self._trace_folder))
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
     def take_metrics(self, step: int, metrics: PyTree) -> None:
@@ -231,8 +231,9 @@ class RunLog(contextlib.ExitStack):
         if step == self._traced[1]:
             self._trace.close()
             steps = "steps {} to {}".format(*self._traced)
-            folder = self._workdir / TRACE_FOLDER
-            print_line(f"trace of {steps}: {folder} (TensorBoard, Perfetto)")
+            print_line(
+                f"trace of {steps}: {self._trace_folder} (TensorBoard, Perfetto)"
+            )
         if metrics["skipped"] > self._config.max_skipped_steps:
             self._raise_not_finite(step, metrics)
         if step == self._untimed:

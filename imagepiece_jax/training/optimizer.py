@@ -136,7 +136,7 @@ def without_frozen(optimizer: Optimizer, group_of: GroupOf) -> Optimizer:
         gradients = jax.tree_util.tree_map_with_path(trained, gradients)
         return optimizer.update(gradients, state, params)
 
-    return optax.GradientTransformation(optimizer.init, update)
+    return optax.GradientTransformation(optimizer.init, update)  # pyrefly: ignore
 
 
 def scale_by_group(

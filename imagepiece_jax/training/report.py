@@ -121,7 +121,7 @@ def final_table(
     dense = model_macs(config.create_dense()) / 1e9
     layers = [model.plan[0].attn_tokens, *(p.mlp_tokens for p in model.plan)]
     rows = [
-        ("accuracy", _accuracy_text(progress.last)),
+        ("accuracy", _accuracy_text(progress.last or {})),
         ("best", f"{best['acc1']:.2f} % at step {best['step']}"),
         ("tokens", " ".join(map(str, layers)) + "  (into block 0, then after each)"),
         ("cost", f"{macs:.4f} GMACs; dense {dense:.4f}, {dense / macs:.2f} times"),

@@ -6,7 +6,7 @@ classes, on images prepared as in its own training.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -41,7 +41,8 @@ class Teacher:
     ) -> Outputs:
         """Outputs with states for the student's images."""
         images = self.prepare_images(images)
-        return self.model.apply(variables, images, with_states=True)
+        apply: Callable = self.model.apply  # flax's type has no room for Outputs
+        return apply(variables, images, with_states=True)
 
     def record(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         """Weights, model and normalization as JSON, for checkpoints."""
@@ -75,7 +76,7 @@ class Teacher:
 
 def create_teacher(
     run: RunConfig, dense: ViT, initial: InitialWeights
-) -> tuple[Teacher, Mapping] | tuple[None, None]:
+) -> tuple[Teacher | None, Any]:
     """Create (Teacher, its variables); (None, None) if nothing learns from a teacher.
 
     dense: the trained model without reduction
@@ -85,9 +86,9 @@ def create_teacher(
     """
     needed = run.reduction.method.needs_teacher or run.distill.is_active
     check_teacher_settings(run, needed)
-    if not needed:
+    vit = initial.teacher if needed else None
+    if vit is None:
         return None, None
-    vit = initial.teacher
     named = f"config.teacher.weights {run.teacher.weights}"
     check_single_label(vit.config.problem_type, named, "distillation")
     trained = vit.source.reduction or DENSE

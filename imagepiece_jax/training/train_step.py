@@ -5,6 +5,7 @@ the step (`count_in_window`) and updates the state (`update_state`). docs/traini
 replaces its loss, `micro_batch_loss`.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -115,7 +116,7 @@ def micro_batch_loss(
     step: int32 [], from 0; unused here, but another loss may change with it
     """
     outputs, _ = student
-    taught = None
+    taught: Any = None
     if teacher is not None:
         taught, _ = teacher
     if run.distill.is_active:
@@ -138,7 +139,7 @@ def micro_batch_loss(
 def train_step(
     state: TrainState,
     batch: Batch,
-    teacher: Mapping[str, Any] | None = None,
+    teacher: PyTree = None,
     *,
     run: RunConfig,
     model: ViT,
@@ -236,7 +237,7 @@ def micro_batch_gradient(
     batch_stats: PyTree,
     *,
     state: TrainState,
-    teacher: Mapping[str, Any] | None,
+    teacher: PyTree,
     run: RunConfig,
     model: ViT,
     teacher_model: Teacher | None,
@@ -266,7 +267,7 @@ def micro_batch_gradient(
         taught = teacher_model.compute_outputs(teacher, image)
         taught = jax.lax.stop_gradient((taught, taught.states))
 
-    def loss_fn(params: optax.Params) -> tuple[Float[Array, ""], tuple]:
+    def loss_fn(params: PyTree) -> tuple[Float[Array, ""], tuple]:
         outputs, changed = model.apply(
             {"params": params, "batch_stats": batch_stats},
             image,
@@ -300,7 +301,8 @@ def update_state(
     if average is not None:
         variables = {"params": params, "batch_stats": batch_stats}
         average = moving_average(average, variables, run.ema_decay)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         step=state.step + 1,
         params=optax.tree.where(finite, params, state.params),
         batch_stats=optax.tree.where(finite, batch_stats, state.batch_stats),
@@ -320,7 +322,7 @@ def count_in_window(
     window = jax.tree.map(
         lambda old, new: jnp.where(starts_window, new, old + new), state.window, sums
     )
-    return state.replace(window=window, skipped=skipped)
+    return dataclasses.replace(state, window=window, skipped=skipped)
 
 
 def prepare_micro_batch(

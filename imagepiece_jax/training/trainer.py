@@ -204,7 +204,7 @@ def _begin_run(plan: RunPlan, keeper: Keeper) -> Run:
     names = plan.data.train.class_names
     initial.check_classes(names, keeper.has_checkpoint)
     teacher, teacher_variables = create_teacher(config, plan.dense, initial)
-    taught_by = teacher and teacher.record(teacher_variables)
+    teacher_record = teacher.record(teacher_variables) if teacher else None
     new_state = functools.partial(
         init_state,
         optimizer=plan.optimizer,
@@ -220,7 +220,9 @@ def _begin_run(plan: RunPlan, keeper: Keeper) -> Run:
     kinds = sorted({device.device_kind for device in jax.devices()})
     devices = f"{parallel.device_count()} ({', '.join(kinds)})"
     print_line(f"devices: {devices}; processes: {jax.process_count()}")
-    state, progress, step = keeper.begin_run(state, teacher_variables, names, taught_by)
+    state, progress, step = keeper.begin_run(
+        state, teacher_variables, names, teacher_record
+    )
     if keeper.has_checkpoint and plan.loss is not micro_batch_loss:
         print_line(
             f"step {step}, with the loss {getattr(plan.loss, '__name__', plan.loss)}"
@@ -258,11 +260,10 @@ def train(run: Run) -> None:
         program = None
         for batch in log.timed_batches(batches):
             step = run.step + 1
-            is_first = program is None
-            if is_first or plan.changes_program(step):
+            if program is None or plan.changes_program(step):
                 log.begin_program(step)
                 with keeper.guarded_compilation(run, log):
-                    if not is_first:
+                    if program is not None:
                         # Only an unreferenced program is unloaded.
                         program = None
                         parallel.forget_programs()

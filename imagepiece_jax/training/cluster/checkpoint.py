@@ -61,11 +61,12 @@ class RunProgress:
         self, saved: dict, data: str, workdir: str | os.PathLike
     ) -> "RunProgress":
         """Return a checkpoint's progress; refuse other data, or another teacher."""
-        check_normalization(workdir, self.normalization, saved)
+        check_normalization(pathlib.Path(workdir), self.normalization or {}, saved)
         # The checkpoint may not know its normalization.
         earlier = RunProgress(**saved | {"normalization": self.normalization})
         for split, index in (("training", 0), ("validation", 1)):
-            facts = {"images": (self.images[index], earlier.images[index])}
+            facts: dict[str, tuple] = {}
+            facts["images"] = (self.images[index], earlier.images[index])
             facts["digest"] = (self.digest[index], earlier.digest[index])
             for name, (new_fact, old_fact) in facts.items():
                 if new_fact != old_fact:
