@@ -26,7 +26,7 @@ from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.reduction_plan import at_cost
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.reduction.reduction import DENSE, Reduction
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.trainer import train_and_evaluate
 from imagepiece_jax.weights.load import load
@@ -168,7 +168,7 @@ class Finetuner(Models):
         if stem != "patch" and not by_stem:
             return []
         reduction = Reduction.read(reduction)
-        if not by_stem and reduction not in (DENSE, REFERENCE):
+        if not by_stem and reduction not in (DENSE_REDUCTION, REFERENCE):
             try:
                 reduction = self.match(reduction)
             except InputError as error:
@@ -225,7 +225,7 @@ class Finetuner(Models):
 
     def _start(self, stem, seed):
         """Folder of the dense run that the others of this seed start from."""
-        config = self._prepared(DENSE, stem, seed)
+        config = self._prepared(DENSE_REDUCTION, stem, seed)
         pretrained = self.pretrained
         fresh = () if stem == pretrained.model.config.stem else ("patch_embed",)
         if not self._has_classes_of(pretrained):

@@ -325,7 +325,9 @@ class Study:
 
 
 def names_digest(source: Source) -> str:
-    return text_digest(pathlib.Path(source.name(i)).name for i in range(len(source)))
+    return text_digest(
+        pathlib.Path(source.image_name(i)).name for i in range(len(source))
+    )
 
 
 def text_digest(lines: Iterable[str]) -> str:
@@ -334,7 +336,9 @@ def text_digest(lines: Iterable[str]) -> str:
 
 def labels_of(source: Source) -> np.ndarray:
     """The classes of images, by the names of their folders. [n]."""
-    folders = [pathlib.Path(source.name(i)).parent.name for i in range(len(source))]
+    folders = [
+        pathlib.Path(source.image_name(i)).parent.name for i in range(len(source))
+    ]
     return np.unique(folders, return_inverse=True)[1]
 
 

@@ -61,7 +61,7 @@ from imagepiece_jax.evaluation.result_cache import MeasuredWeights, ResultCache,
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
-from imagepiece_jax.reduction.reduction import DENSE, Reduction, ReductionLike
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction, ReductionLike
 from imagepiece_jax.weights.load import load
 from imagepiece_jax.weights.location import is_run
 
@@ -170,14 +170,18 @@ class Clock:
         gelu = optimize.default_gelu(vit.model, here)
         if gelu != vit.model.config.arch.gelu:
             setting["gelu"] = gelu
-        if optimize.for_device(vit.model, here).execution.attention_impl == "cudnn":
+        model = optimize.with_device_attention(vit.model, here)
+        if model.execution.attention_impl == "cudnn":
             setting["sizes"] = "direction"
         return setting
 
     def __call__(self, vit: Pretrained, reduction: ReductionLike) -> dict[str, float]:
         """`timer.figures` relative to the dense model; "dense_ms" is its time."""
         jobs = {}
-        for name, reduction_of_model in (("dense", DENSE), ("reduced", reduction)):
+        for name, reduction_of_model in (
+            ("dense", DENSE_REDUCTION),
+            ("reduced", reduction),
+        ):
             variant = vit.with_reduction(reduction_of_model, seed=0)
             fast = optimize.optimize(
                 variant,
@@ -220,7 +224,7 @@ class StudyImages:
     @property
     def text(self) -> str:
         """How many images of which set in which crop, for a page."""
-        spaced = ", evenly spaced" if self.source.part else ""
+        spaced = ", evenly spaced" if self.source.subset_record else ""
         crop = self.preprocessing.text
         return f"{len(self)} images of {short_name(self.name)}{spaced} ({crop})"
 
@@ -235,7 +239,7 @@ class StudyImages:
             "image_size": self.image_size,
             "resize": "deit",
             **self.crop,
-            **self.source.part,
+            **self.source.subset_record,
         }
 
     def batches(self):

@@ -467,8 +467,8 @@ def switches_table(results: Results) -> str:
             if measured is None or measured is base:
                 continue
             row = measured.row
-            name_of_method = row.reduction.partition(":")[0]
-            is_switch = name_of_method in ("imagepiece", *CONTROLS)
+            method_name = row.reduction.partition(":")[0]
+            is_switch = method_name in ("imagepiece", *CONTROLS)
             if not is_switch or row.stem != default.stem:
                 continue
             change = intervals.difference(measured.rights, base.rights)

@@ -193,7 +193,7 @@ def test_recipe_of_90_epochs():
     assert not model.config.arch.class_token
     # There Posterize keeps four bits at the highest magnitude; here it would keep none.
     magnitude = jnp.full(1, changed["augment.magnitude"])
-    op = jnp.array([randaugment.OPS.index("Posterize")])
+    op = jnp.array([randaugment.OPERATION_NAMES.index("Posterize")])
     pixels = jnp.zeros((1, 2, 2, 3), jnp.uint8)
     assert tables(pixels, op, magnitude, jnp.ones(1)).max() > 0
 

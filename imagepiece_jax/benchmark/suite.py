@@ -14,7 +14,7 @@ from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.reduction.reduction import DENSE
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 
 # {column title: format of a row's field}
 COLUMNS = {
@@ -42,7 +42,7 @@ def variants(
     Raises InputError for a reduction that does not fit, or is repeated.
     """
     models = {"dense": vit.with_reduction(None)}
-    if vit.reduction != DENSE:
+    if vit.reduction != DENSE_REDUCTION:
         models[own] = vit
     for text in reductions:
         if text in models:

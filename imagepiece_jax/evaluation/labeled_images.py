@@ -63,7 +63,7 @@ class LabeledImages:
             "averaged": source.averaged,
             "data": self.name,
             "limit": self.limit,
-            **self.source.part,
+            **self.source.subset_record,
             "num_classes": vit.config.num_classes,
             "dtype": vit.model.execution.dtype.name,
             "trained": {
@@ -84,7 +84,7 @@ class LabeledImages:
             "digest": self.source.whole_digest,
             "images": len(self.source),
             "limit": self.limit,
-            **self.source.part,
+            **self.source.subset_record,
             **self.preprocessing.as_json,
         }
 
@@ -159,7 +159,7 @@ def _notes(vit, name, every, source):
     texts = []
     if source.split:
         texts.append(f"images are from the split {source.split} of {name}")
-    if source.part:
+    if source.subset_record:
         texts.append(f"{len(source)} evenly spaced images of {len(every)} are used")
     present = len(source.present_labels)
     if present < source.num_classes:
@@ -169,5 +169,7 @@ def _notes(vit, name, every, source):
     if name.startswith("csv:") and every.labels.min() == 1:
         # With labels from 1 the accuracy would be 0.
         texts.append(f"the lowest label of {name} is 1, but labels count from 0")
-    texts.append(vit.preprocessing.note(source.some_sizes(), len(source)))
+    texts.append(
+        vit.preprocessing.enlargement_note(source.sampled_sizes(), len(source))
+    )
     return [note for note in texts if note]

@@ -13,7 +13,7 @@ def pooled_tokens(x, state, arch):
     """Cut all tokens x [B, N, D] to the pool's input: (tokens, sizes, mask or None)."""
     if arch.pool_include_prefix:
         return x, state.effective_size, state.full_mask
-    return state.image(x), state.image(state.effective_size), state.mask
+    return state.image_rows(x), state.image_rows(state.effective_size), state.mask
 
 
 class AttentionPool(nn.Module):
@@ -81,7 +81,7 @@ class AttentionPool(nn.Module):
             bias = bias + jnp.where(mask > 0.5, 0.0, -jnp.inf)
         row = attention_row(logits * query.shape[-1] ** -0.5, bias)
         if self.config.arch.pool_include_prefix:
-            row = state.image(row)
+            row = state.image_rows(row)
         return row
 
     def _query(self):

@@ -52,15 +52,15 @@ class BlockReduction:
         except InputError as error:
             reducer = type(self.reducer).__name__
             raise InputError(f"block {self.block}, {reducer}: {error}") from error
-        return moves.apply(state, result), Decision(inputs, result)
+        return moves.apply_result(state, result), Decision(inputs, result)
 
     def _inputs(self, state, scores, train):
         """Collect the reducer's inputs from a state and its scores."""
         reducer = self.reducer
         inputs = ReducerInputs(
-            x=state.image(state.x),
-            size=state.image(state.size),
-            attn_size=state.image(state.effective_size),
+            x=state.image_rows(state.x),
+            size=state.image_rows(state.size),
+            attn_size=state.image_rows(state.effective_size),
             metric=scores.get(reducer.metric),
             **{name: scores.get(name) for name in ATTENTION_SCORES},
             shift=scores.get("shift"),
@@ -74,11 +74,11 @@ class BlockReduction:
             inputs = inputs.replace(all_metric=scores.get("all_keys"))
         if reducer.metric == "token":
             inputs = inputs.replace(metric=inputs.x)
-        if "key" in reducer.needs:
+        if "key" in reducer.needed_inputs:
             inputs = inputs.replace(key=scores["key"])
-        if "probe" in reducer.needs:
+        if "probe" in reducer.needed_inputs:
             inputs = inputs.replace(probe=self.probe(state))
-        if reducer.draws(self.layer.counts, train):
+        if reducer.draws_random(self.layer.counts, train):
             inputs = inputs.replace(rng=self._rng(len(inputs.x)))
         return inputs
 
@@ -133,7 +133,7 @@ class Block(nn.Module):
         drop_path: factors of the two residual branches, [B] or None
         """
         site = reduction and self.layer.step.site
-        reads = self.layer.reads
+        reads = self.layer.attention_reads
         if self.queries and site == "mid":  # attention leaves no image token to reduce
             site = None
             reads = frozenset()
@@ -169,7 +169,7 @@ class Block(nn.Module):
             live = None
             if state.mask is not None:
                 live = (state.mask > 0.5).astype(jnp.float32)
-            scores["shift"] = shift_shares(state.image(out), live)
+            scores["shift"] = shift_shares(state.image_rows(out), live)
         return add_branch(self._returned(state).x, out, factor), scores
 
     def attend_reduced(self, state, reduction, factor, train):
@@ -180,7 +180,7 @@ class Block(nn.Module):
         weights = self.attn.weights(heads)
         if self.queries:
             weights = weights[:, :, : self.queries]
-        scores = self.attn.scores(heads, self.layer.reads, state)
+        scores = self.attn.scores(heads, self.layer.attention_reads, state)
         size = state.size
         state, decision = reduction(state, scores, train)
         value = self.attn.value(self._normed(state.x))

@@ -12,7 +12,7 @@ from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.models.stems import conv_stem_widths
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.reduction.block_plan import dense_plan
+from imagepiece_jax.reduction.block_plan import plan_dense_blocks
 
 TRAINING_MACS = 3  # times inference MACs: a backward pass costs two forward passes
 
@@ -86,7 +86,7 @@ def model_macs(model):
 
 def share_of_dense(model):
     """A model's MACs divided by the dense model's MACs."""
-    plan = dense_plan(model.depth, model.config.tokens)
+    plan = plan_dense_blocks(model.depth, model.config.tokens)
     return model_macs(model) / model_macs(model.clone(plan=plan))
 
 

@@ -14,7 +14,7 @@ from imagepiece_jax.models import reduction_plan, registry
 from imagepiece_jax.models.architecture import DEIT
 from imagepiece_jax.models.config import FLOAT32, MEAN, STD, Execution, ViTConfig
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.block_plan import dense_plan
+from imagepiece_jax.reduction.block_plan import plan_dense_blocks
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 
 # Sizes in a run's config, which override the named model's sizes.
@@ -70,7 +70,7 @@ def build_model(
     masked: plan for training, where methods with a mask keep all tokens
     Raises InputError for a reduction that does not fit.
     """
-    dense = ViT(config, dense_plan(config.depth, config.tokens), execution)
+    dense = ViT(config, plan_dense_blocks(config.depth, config.tokens), execution)
     return reduction_plan.with_plan(dense, Reduction.read(reduction), masked)
 
 

@@ -9,7 +9,7 @@ from imagepiece_jax.models.attention import Attention
 
 
 class DirectedAttention(Attention):
-    """Attention with variables from `inference.size_direction.folded`."""
+    """Attention with variables from `inference.size_direction.fold_sizes`."""
 
     query_bias = True
 
@@ -37,7 +37,7 @@ class DirectedAttention(Attention):
             # own.
             means = self._mean_key(heads.unrotated["input"])
             scores["all_keys"] = means[:, : state.x.shape[1]]
-            scores["key"] = state.image(scores["all_keys"])
+            scores["key"] = state.image_rows(scores["all_keys"])
         return scores
 
     def _mean_key(self, x):

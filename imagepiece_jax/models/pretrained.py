@@ -14,7 +14,7 @@ from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.common.progress import log
 from imagepiece_jax.common.warning import warn_caller
 from imagepiece_jax.data.class_names import checked_names
-from imagepiece_jax.data.normalize import native
+from imagepiece_jax.data.normalize import to_native_order
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import reduction_plan, resize_positions, timm_tensors
@@ -35,7 +35,7 @@ from imagepiece_jax.models.recovery_record import (
 )
 from imagepiece_jax.models.variables import digest
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.reduction import DENSE, Reduction, ReductionLike
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction, ReductionLike
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -101,8 +101,8 @@ class Pretrained:
             names = checked_names(self.class_names, self.config.num_classes)
             put("class_names", names)
         leaves = jax.tree.leaves(self.dense_variables)
-        if any(native(leaf) is not leaf for leaf in leaves):
-            put("dense_variables", jax.tree.map(native, self.dense_variables))
+        if any(to_native_order(leaf) is not leaf for leaf in leaves):
+            put("dense_variables", jax.tree.map(to_native_order, self.dense_variables))
 
     def __repr__(self):
         # The model's own repr is pages long.
@@ -127,9 +127,9 @@ class Pretrained:
 
         Its prop_attn is set only if it differs from the method's and model's default.
         """
-        reduction = self.model.reduction or DENSE
+        reduction = self.model.reduction or DENSE_REDUCTION
         has_steps = any(layer.step for layer in self.model.plan)
-        return None if has_steps and reduction == DENSE else reduction
+        return None if has_steps and reduction == DENSE_REDUCTION else reduction
 
     @property
     def image_size(self) -> int | tuple[int, int]:

@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.reduction import DENSE
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 
 if TYPE_CHECKING:
     from imagepiece_jax.models.pretrained import Pretrained
@@ -33,7 +33,7 @@ def record_of(
     """
     model = model or vit.model
     return {
-        "reduction": str(model.reduction or DENSE),
+        "reduction": str(model.reduction or DENSE_REDUCTION),
         "weights": vit.digest,
         "preprocessing": vit.preprocessing.as_json,
         **as_json(others),

@@ -27,7 +27,7 @@ from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
 from imagepiece_jax.reduction.methods.method import ModelFacts
 from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.reduction.state import ReducerInputs, TokenState, start
+from imagepiece_jax.reduction.state import ReducerInputs, TokenState, initial_state
 
 
 @struct.dataclass
@@ -77,7 +77,7 @@ class ViT(nn.Module):
     """
 
     config: ViTConfig
-    # Token counts and the reducing step per block, from `block_plan.build`. The plan
+    # Token counts and the reducing step per block, by `plan_blocks`. The plan
     # depends on the patch count only, not on the image's shape.
     plan: tuple[BlockPlan, ...]
     execution: Execution = FLOAT32
@@ -324,7 +324,7 @@ class ViT(nn.Module):
         coordinates = None
         if arch.rotary:
             coordinates = arch.rotary.coordinates((height, width))
-        return start(
+        return initial_state(
             keep_token_major(x),
             arch.prefix,
             grid=(height, width),

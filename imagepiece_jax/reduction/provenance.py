@@ -9,11 +9,11 @@ import jax.numpy as jnp
 
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.kernels.ranking import gather_rows
-from imagepiece_jax.reduction.moves import to_nearest_slot
+from imagepiece_jax.reduction.moves import find_nearest_slots
 from imagepiece_jax.reduction.state import Assignment, Mixing
 
 
-def patch_slots(results, batch: int, patches: int) -> list:
+def trace_patches(results, batch: int, patches: int) -> list:
     """Find every patch's image token, before the first step and after every step.
 
     results: `Outputs.results`
@@ -21,7 +21,7 @@ def patch_slots(results, batch: int, patches: int) -> list:
         the first Mixing or Masking on, entries are None.
     """
     hard = itertools.takewhile(lambda result: isinstance(result, Assignment), results)
-    slots = [path.slot for path in follow([*hard])]
+    slots = [path.slot for path in follow_patches([*hard])]
     every_patch = jnp.arange(patches, dtype=jnp.int32)
     slots[0] = jnp.broadcast_to(every_patch, (batch, patches))
     untraced = len(results) + 1 - len(slots)
@@ -45,7 +45,7 @@ class PatchPath(NamedTuple):
     mixed: tuple["PatchPath", Mixing, jax.Array] | None = None
 
 
-def follow(results, reducer_inputs=None, fill=None) -> list[PatchPath]:
+def follow_patches(results, reducer_inputs=None, fill=None) -> list[PatchPath]:
     """Compute the PatchPaths before the first step and after every step.
 
     results, reducer_inputs: from `Outputs`; a Mixing and `fill` need reducer_inputs
@@ -61,27 +61,27 @@ def follow(results, reducer_inputs=None, fill=None) -> list[PatchPath]:
 def _followed(path, result, x, fill):
     if isinstance(result, Mixing):
         return PatchPath(mixed=(path, result, x))
-    slot = compose(result.dest, path.slot)
+    slot = compose_maps(result.slot_of_token, path.slot)
     if fill == "nearest":
-        read = compose(to_nearest_slot(x, result), path.read)
+        read = compose_maps(find_nearest_slots(x, result), path.read)
         return path._replace(slot=slot, read=read)
     last = None
     # After a Mixing, a patch has a part of every token, dropped tokens included.
     if fill == "last" or path.mixed:
-        last = rows_of(x, path.slot)
+        last = gather_tokens(x, path.slot)
         if path.slot is not None:
             last = jnp.where((path.slot == DROPPED)[..., None], path.last, last)
     return path._replace(slot=slot, read=slot, last=last)
 
 
-def rows_of(values, slot):
+def gather_tokens(values, slot):
     """Gather rows of values [B, n, ..] at `slot`; None: return all rows."""
     if slot is None:
         return values
     return gather_rows(values, jnp.maximum(slot, 0))
 
 
-def compose(outer, inner):
+def compose_maps(outer, inner):
     """Compose two slot maps: outer[inner], [B, m] int. DROPPED stays DROPPED.
 
     outer: [B, n] int

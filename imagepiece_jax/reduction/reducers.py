@@ -61,15 +61,15 @@ class Reducer:
 
     # Fields of ReducerInputs read by the reducer. Features, scores and rng may be None
     # unless named here.
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needed_inputs: ClassVar[frozenset[str]] = frozenset()
     # the feature to compare, one of METRICS; None: no comparison
     metric = None
 
     @property
-    def reads(self) -> frozenset[str]:
+    def attention_reads(self) -> frozenset[str]:
         """Scores and projections for attention to compute for this reducer."""
-        names = self.needs & (ATTENTION_SCORES | {"shift", "key"})
-        if "metric" in self.needs and self.metric != "token":
+        names = self.needed_inputs & (ATTENTION_SCORES | {"shift", "key"})
+        if "metric" in self.needed_inputs and self.metric != "token":
             names |= {self.metric}
         return frozenset(names)
 
@@ -77,9 +77,9 @@ class Reducer:
         """MACs of the reducer itself, for one image with `n_in` image tokens."""
         return 0
 
-    def draws(self, counts, train: bool) -> bool:
+    def draws_random(self, counts, train: bool) -> bool:
         """Whether this call draws random numbers from `rng`."""
-        return "rng" in self.needs
+        return "rng" in self.needed_inputs
 
     def check_fits(self, grid: tuple[int, int] | None, counts: StepCounts):
         """Raise InputError if the reducer cannot reduce these tokens.
@@ -91,9 +91,9 @@ class Reducer:
 class MaskingReducer(Reducer):
     """Base of reducers that draw a random mask where the plan removes no tokens."""
 
-    needs = frozenset({"rng"})
+    needed_inputs = frozenset({"rng"})
 
-    def draws(self, counts, train):
+    def draws_random(self, counts, train):
         return counts.n_out >= counts.n_in
 
 
@@ -107,13 +107,13 @@ class Ranking(Reducer):
     score: str = dataclasses.field(default="auto", kw_only=True)
 
     @property
-    def needs(self):
+    def needed_inputs(self):
         names = {SCORES[self.score]}
         if self.metric:
             names.add("metric")
         return frozenset(names)
 
-    def scores(self, inputs, counts):
+    def token_scores(self, inputs, counts):
         """Compute scores [B, n] float32; a token removed by a mask scores infinity.
 
         So no merge of low scores takes it. Do not keep the highest scores in masked
@@ -125,7 +125,7 @@ class Ranking(Reducer):
             if inputs.mask is not None:
                 live = (inputs.mask > 0.5).astype(jnp.float32)
             margin = 0.75 * (1 - counts.progress)  # falls with the depth
-            score = uniqueness(score, margin, live)
+            score = uniqueness_scores(score, margin, live)
         if inputs.mask is None:
             return score
         return jnp.where(inputs.mask > 0.5, score, jnp.inf)
@@ -140,7 +140,7 @@ class TopK(Ranking):
     fuse: bool = False
 
     def __call__(self, inputs, counts, train=False):
-        score = self.scores(inputs, counts)
+        score = self.token_scores(inputs, counts)
         if not self.fuse:
             return keep_highest(score, counts.n_out)
         keep = rank_tokens(score) < counts.n_out - 1
@@ -157,7 +157,7 @@ class Bipartite(Reducer):
     """
 
     metric: str = "key"
-    needs = frozenset({"metric"})
+    needed_inputs = frozenset({"metric"})
 
     def __call__(self, inputs, counts, train=False):
         merges = counts.n_in - counts.n_out
@@ -169,8 +169,10 @@ class Bipartite(Reducer):
         # Slots are A's staying tokens, then B, so the next split mixes the two sides.
         in_order = inputs.num_prefix > 0
         order = rank_tokens(best)
-        dest, index = join_sides(order, partner, merges, first, in_order, inputs.x)
-        return Assignment(dest, index=index, n_out=counts.n_out)
+        slot_of_token, index = join_sides(
+            order, partner, merges, first, in_order, inputs.x
+        )
+        return Assignment(slot_of_token, index=index, n_out=counts.n_out)
 
 
 def shift_shares(change, live=None):
@@ -187,7 +189,7 @@ def shift_shares(change, live=None):
     return moved / jnp.maximum(total, 1e-6)
 
 
-def uniqueness(key, margin, live=None):
+def uniqueness_scores(key, margin, live=None):
     """Score tokens by 1 - energy (PiToMe), as shares with sum 1. -> [B, n] float32.
 
     key: [B, n, d], means over heads
@@ -210,9 +212,9 @@ def uniqueness(key, margin, live=None):
 def keep_highest(score, n_out):
     """Assign slots to the `n_out` highest scores [B, n], in spatial order."""
     slot = index_kept_tokens(rank_tokens(score) < n_out)
-    dest = jnp.maximum(slot, DROPPED)
+    slot_of_token = jnp.maximum(slot, DROPPED)
     index = SlotIndex.one_token_each(invert_order(slot, n_out))
-    return Assignment(dest, index=index, n_out=n_out)
+    return Assignment(slot_of_token, index=index, n_out=n_out)
 
 
 def keep_and_sum(keep, weight, n_out):
@@ -221,7 +223,7 @@ def keep_and_sum(keep, weight, n_out):
     keep: [B, n] bool
     weight: [B, n], weights in the sum
     """
-    dest = jnp.where(keep, count_kept_before(keep), n_out - 1)
+    slot_of_token = jnp.where(keep, count_kept_before(keep), n_out - 1)
     weight = jnp.where(keep, 1.0, weight)
     staying = invert_order(index_kept_tokens(keep), n_out - 1)
     leaving = invert_order(index_kept_tokens(~keep), keep.shape[1] - n_out + 1)
@@ -231,7 +233,7 @@ def keep_and_sum(keep, weight, n_out):
     # The last slot keeps the first leaving token, which the others join.
     kept = jnp.concatenate([staying, first], axis=1)
     index = SlotIndex(kept, absorbed, target, first)
-    return Assignment(dest, weight, index=index, n_out=n_out, mean=False)
+    return Assignment(slot_of_token, weight, index=index, n_out=n_out, mean=False)
 
 
 def merge_in_place(absorbed, partners, counts):
@@ -261,9 +263,9 @@ def merge_in_place(absorbed, partners, counts):
     slot = jnp.arange(counts.n_out, dtype=jnp.int32)[None]
     skipped = staying_before[:, None, :] <= slot[:, :, None]
     keep = slot + jnp.sum(skipped, axis=-1, dtype=jnp.int32)
-    dest = jnp.where(joined == DROPPED, slot_of_staying, joined)
+    slot_of_token = jnp.where(joined == DROPPED, slot_of_staying, joined)
     index = SlotIndex(keep, absorbed, target, partners)
-    return Assignment(dest, index=index, n_out=counts.n_out)
+    return Assignment(slot_of_token, index=index, n_out=counts.n_out)
 
 
 def keep_and_join(keep, absorbed, target, n):
@@ -279,11 +281,11 @@ def keep_and_join(keep, absorbed, target, n):
     slots = jnp.concatenate((slots, target), axis=1)
     tokens = tokens[:, None, :]
     holds = tokens == jnp.arange(n, dtype=jnp.int32)[None, :, None]
-    dest = jnp.where(holds, slots[:, None, :], DROPPED)
-    dest = jnp.max(dest, axis=-1)
+    slot_of_token = jnp.where(holds, slots[:, None, :], DROPPED)
+    slot_of_token = jnp.max(slot_of_token, axis=-1)
     partners = gather_rows(keep, target)
     index = SlotIndex(keep, absorbed, target, partners)
-    return Assignment(dest, index=index, n_out=n_out)
+    return Assignment(slot_of_token, index=index, n_out=n_out)
 
 
 def join_most_similar(metric, sources, targets, joining=None):

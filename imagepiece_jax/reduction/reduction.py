@@ -44,13 +44,13 @@ class Reduction:
         Raises InputError for an invalid value, and for two values of prop_attn.
         """
         if value is None:
-            reduction = DENSE
+            reduction = DENSE_REDUCTION
         elif isinstance(value, Reduction):
             reduction = value
         elif isinstance(value, Method):
             reduction = cls(value)
         elif isinstance(value, str):
-            reduction = cls._of_text(value)
+            reduction = cls._parse_text(value)
         elif isinstance(value, numbers.Real):
             check_share("reduction", value)
             reduction = cls(Method(macs=value))
@@ -68,7 +68,7 @@ class Reduction:
         return dataclasses.replace(reduction, prop_attn=prop_attn)
 
     @classmethod
-    def _of_text(cls, text):
+    def _parse_text(cls, text):
         """Parse a reduction's text. Raises InputError for an invalid text."""
         name, *parts = [part.strip() for part in text.split(":")]
         kind = Method
@@ -100,7 +100,7 @@ class Reduction:
                     f"reduction is {text!r}; {field!r} must be a field of {name}: "
                     f"{', '.join(known)}"
                 )
-            fields[field] = _literal(value)
+            fields[field] = _parse_literal(value)
         prop_attn = fields.pop("prop_attn", None)
         try:
             return cls(kind(**fields), prop_attn)
@@ -126,14 +126,14 @@ class Reduction:
 
     @property
     def name(self) -> str:
-        return methods.name_of(self.method)
+        return methods.method_name(self.method)
 
 
 ReductionLike = Reduction | Method | str | float | None
-DENSE = Reduction(METHODS["none"]())
+DENSE_REDUCTION = Reduction(METHODS["none"]())
 
 
-def _literal(text):
+def _parse_literal(text):
     """Parse a Python literal, lists as tuples; return any other text unchanged."""
     try:
         value = ast.literal_eval(text)

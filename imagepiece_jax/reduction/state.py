@@ -29,11 +29,11 @@ class TokenState:
     # (height, width) of the patches; None after the first reduction
     grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
 
-    def image(self, values):
+    def image_rows(self, values):
         """Values of the image tokens. [B, prefix + n, ..] -> [B, n, ..]."""
         return values[:, self.num_prefix :]
 
-    def prefix(self, values):
+    def prefix_rows(self, values):
         """Values of the prefix. [B, prefix + n, ..] -> [B, prefix, ..]."""
         return values[:, : self.num_prefix]
 
@@ -55,8 +55,8 @@ class TokenState:
 class ReducerInputs:
     """Values of a block's image tokens, as inputs of a reducer.
 
-    Scores, features and `rng` may be None unless named in the reducer's `needs`. At
-    site "pre", attention fields come from the block before.
+    Scores, features and `rng` may be None unless the reducer's `needed_inputs` has
+    them. At site "pre", attention fields come from the block before.
     """
 
     x: Array  # [B, n, D]: the residual stream at the step's site
@@ -95,7 +95,7 @@ class ReducerInputs:
 class Assignment:
     """A hard reduction: every token goes to one slot, or is dropped."""
 
-    dest: Array  # [B, n] int32: token slots, or DROPPED; no slot is empty
+    slot_of_token: Array  # [B, n] int32: token slots, or DROPPED; no slot is empty
     # [B, n] float or bool: feature weights; None: the sizes, or 1 without `by_size`
     weight: Array | None = None
     # [B, n]: contributions to the slots' attention sizes; None: the tokens' own
@@ -108,7 +108,7 @@ class Assignment:
     # without `weight`: True weighs tokens by size, False equally
     by_size: bool = struct.field(pytree_node=False, default=True)
 
-    def weights(self, size):
+    def feature_weights(self, size):
         """Feature weights, [B, n] float32; size: [B, n]."""
         if self.weight is not None:
             return self.weight.astype(jnp.float32)
@@ -134,7 +134,7 @@ class Masking:
     append: Array | None = None
 
 
-def start(x, num_prefix=1, grid=None, coordinates=None):
+def initial_state(x, num_prefix=1, grid=None, coordinates=None):
     """Make a TokenState from tokens x [B, prefix + n, D] with one patch per token.
 
     grid: (height, width) in patches

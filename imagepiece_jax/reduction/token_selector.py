@@ -11,10 +11,10 @@ from flax import linen as nn
 from imagepiece_jax.common.rng import draw_gumbel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import moves
-from imagepiece_jax.reduction.state import Assignment, start
+from imagepiece_jax.reduction.state import Assignment, initial_state
 
-INIT = nn.initializers.normal(0.02)
-EPS = 1e-6
+DENSE_INIT = nn.initializers.normal(0.02)
+DIVISION_EPS = 1e-6
 
 
 class KeepScores(nn.Module):
@@ -31,7 +31,7 @@ class KeepScores(nn.Module):
         dtype = x.dtype
 
         def dense(width, name, dtype=dtype):
-            return nn.Dense(width, kernel_init=INIT, dtype=dtype, name=name)
+            return nn.Dense(width, kernel_init=DENSE_INIT, dtype=dtype, name=name)
 
         norm = nn.LayerNorm(1e-5, dtype, use_fast_variance=False, name="norm")
         # Flax adds float32 to bfloat16, but a user's setting may forbid promotion.
@@ -45,8 +45,8 @@ class KeepScores(nn.Module):
             live = jnp.ones(x.shape[:2], jnp.float32)
         ones = (1,) * (x.ndim - 2)
         live = live.reshape(live.shape + ones).astype(jnp.float32)
-        # Without live tokens, EPS makes the mean 0 instead of 0 / 0.
-        total = jnp.sum(live, axis=1, keepdims=True) + EPS
+        # Without live tokens, DIVISION_EPS makes the mean 0 instead of 0 / 0.
+        total = jnp.sum(live, axis=1, keepdims=True) + DIVISION_EPS
         mean = jnp.sum(live * common, axis=1, keepdims=True) / total
         mean = jnp.broadcast_to(mean.astype(dtype), common.shape)
         hidden = jnp.concatenate([single, mean], axis=-1)
@@ -62,7 +62,7 @@ def keep_macs(n, dim):
     return n * (dim * dim + dim * half + half * quarter + 2 * quarter)
 
 
-def noise(keys, shape):
+def gumbel_noise(keys, shape):
     """Draw Gumbel(0, 1) noise with one key per image. [B] keys -> [B, *shape]."""
     return jax.vmap(lambda key: draw_gumbel(key, shape))(keys)
 
@@ -79,7 +79,7 @@ def draw_mask(scores, mask, rng):
     mask: [B, n], 1 for tokens live so far; None: all live
     rng: [B] keys
     """
-    noisy = scores + noise(rng, scores.shape[1:])
+    noisy = scores + gumbel_noise(rng, scores.shape[1:])
     hard = (noisy[..., 0] >= noisy[..., 1]).astype(jnp.float32)
     # The gradient is the gradient of a softmax with temperature 1.
     keep = straight_through(hard, jax.nn.softmax(noisy)[..., 0])
@@ -113,11 +113,11 @@ def token_loss(outputs, teacher_outputs):
     """
     # The student's merges and drops are applied to the teacher's tokens. Appended
     # student tokens are left out.
-    state = start(teacher_outputs.tokens, teacher_outputs.state.num_prefix)
+    state = initial_state(teacher_outputs.tokens, teacher_outputs.state.num_prefix)
     for result in outputs.results:
         if isinstance(result, Assignment):
-            state = moves.apply(state, result)
-    teacher = jax.lax.stop_gradient(state.image(state.x))
+            state = moves.apply_result(state, result)
+    teacher = jax.lax.stop_gradient(state.image_rows(state.x))
     n = teacher.shape[1]
     prefix = outputs.state.num_prefix
     mask = outputs.state.mask
@@ -135,13 +135,13 @@ def token_loss(outputs, teacher_outputs):
 
 def check_teacher(outputs, teacher_outputs):
     """Raise InputError unless patches, width and classes equal the student's."""
-    student = _sizes_in_words(outputs)
-    teacher = _sizes_in_words(teacher_outputs)
+    student = _describe_sizes(outputs)
+    teacher = _describe_sizes(teacher_outputs)
     if teacher != student:
         raise InputError(f"the teacher has {teacher}, but it must have {student}")
 
 
-def _sizes_in_words(outputs):
+def _describe_sizes(outputs):
     patches = outputs.tokens.shape[1] - outputs.state.num_prefix
     if outputs.reducer_inputs:  # the first step saw all patches
         patches = outputs.reducer_inputs[0].x.shape[1]

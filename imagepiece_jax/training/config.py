@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from imagepiece_jax.common.checks import as_tuple, check_options, option
 from imagepiece_jax.data.config import AugmentConfig, DataConfig
-from imagepiece_jax.data.preprocessing import IN_CONFIG, Preprocessing
+from imagepiece_jax.data.preprocessing import NAME_IN_CONFIG, Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights import run_files
 
@@ -221,7 +221,7 @@ class RunConfig:
         if data.eval_crop is None and data.resize != "none":
             # The weights give the whole crop, so no part of it may be given alone.
             for field in ("crop_mode", "interpolation", "rule"):
-                name = IN_CONFIG[field]
+                name = NAME_IN_CONFIG[field]
                 value = getattr(data, name)
                 if value != getattr(Preprocessing, field):
                     raise InputError(

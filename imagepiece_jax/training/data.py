@@ -8,10 +8,10 @@ import numpy as np
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.data import worker_pool
-from imagepiece_jax.data.batches import Batches, Reader, steps_per_epoch
+from imagepiece_jax.data.batches import Batches, BatchReader, steps_per_epoch
 from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.source import Source
-from imagepiece_jax.data.sources.imagenet_tfds import Counted
+from imagepiece_jax.data.sources.imagenet_tfds import CountedSource
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.config import RunConfig
 
@@ -70,10 +70,10 @@ def open_images(run: RunConfig, split: str, dry_run: bool = False) -> Source:
     Raises InputError if they cannot be opened or do not fit the config.
     """
     try:
-        return run.data.source(split, num_classes=run.num_classes)
+        return run.data.open_split(split, num_classes=run.num_classes)
     except InputError as error:
         if dry_run and run.data.name == IMAGENET_NAME:
-            return Counted(split, run.num_classes)
+            return CountedSource(split, run.num_classes)
         raise InputError(f"config.data: {error}") from error
 
 
@@ -103,8 +103,8 @@ class RunData:
         # At most the validation set, as a multiple of the devices.
         batch_size = placement.round_up(min(run.eval_batch_size, len(self.val)))
         # An image size that does not fit shows here, not in the first step.
-        self.train.try_first(train_transform, rng=np.random.default_rng(0))
-        self.val.try_first(preprocessing)
+        self.train.try_first_image(train_transform, rng=np.random.default_rng(0))
+        self.val.try_first_image(preprocessing)
         self.length = run_length(run, len(self.train))
         self.readers = run.data.workers, run.data.threads
         self.training = functools.partial(
@@ -123,7 +123,7 @@ class RunData:
             placement=placement,
         )
 
-    def read_ahead(self, batches: Batches) -> Reader:
+    def read_ahead(self, batches: Batches) -> BatchReader:
         """Iterate over batches, read ahead by `readers`."""
         return worker_pool.read_ahead(batches, *self.readers)
 
@@ -132,7 +132,7 @@ class RunData:
         training = self.training(steps=range(self.length.steps))
         needed = worker_pool.shared_bytes(training, *self.readers)
         needed += worker_pool.shared_bytes(self.evaluation, *self.readers)
-        worker_pool.check_space(needed)
+        worker_pool.check_shared_memory(needed)
 
     @property
     def image_counts(self) -> list[int]:

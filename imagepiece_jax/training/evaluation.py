@@ -26,7 +26,7 @@ class Evaluation:
         # Compiled here, with nothing to save yet: a signal ends compilation at once.
         with request.ending_at_once():
             self._step = accuracy.model_step(plan.model, plan.config.seed)
-            self._step.compile(run.state.variables, plan.data.evaluation.empty())
+            self._step.compile(run.state.variables, plan.data.evaluation.empty_batch())
 
     def after_step(self) -> RunProgress:
         """Evaluate the run; return its new RunProgress, or the old after a signal."""

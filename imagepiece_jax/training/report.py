@@ -10,7 +10,7 @@ import jax
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.progress import duration_text
-from imagepiece_jax.data.sources.imagenet_tfds import Counted
+from imagepiece_jax.data.sources.imagenet_tfds import CountedSource
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import optimizer
@@ -91,7 +91,7 @@ def dry_run_report(run: "Run") -> str:
 def data_text(config: RunConfig, data: RunData) -> str:
     """Describe the data, and the learning rate after the warm-up."""
     absent = [
-        name for name in ("train", "val") if isinstance(vars(data)[name], Counted)
+        name for name in ("train", "val") if isinstance(vars(data)[name], CountedSource)
     ]
     note = ""
     if absent:

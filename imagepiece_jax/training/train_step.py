@@ -349,7 +349,7 @@ def prepare_micro_batch(
     targets = mixup.soft_targets(part["label"], run.num_classes, smoothing)
     # The key is equal on all devices: a micro-batch is mixed as a whole.
     key = jax.random.fold_in(batch_key(run.seed, step, Purpose.MIX), index)
-    drawn = mixup.draw(
+    drawn = mixup.draw_mix(
         key,
         *image.shape[1:3],
         mixup=run.mixup,
@@ -360,7 +360,9 @@ def prepare_micro_batch(
     if drawn is None:
         return image, targets
     # Image i is mixed with image B - 1 - i of the micro-batch over all devices.
-    return mixup.apply(drawn, image, targets, *parallel.reverse_batch((image, targets)))
+    return mixup.mix_batch(
+        drawn, image, targets, *parallel.reverse_batch((image, targets))
+    )
 
 
 def _check_terms(terms: Metrics) -> None:

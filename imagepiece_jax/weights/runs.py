@@ -99,7 +99,7 @@ def own_files(*words):
     files = []
     for word in words:
         word = os.fspath(word)
-        if registry.form_of(word).endswith(":FILE"):
+        if registry.name_form(word).endswith(":FILE"):
             word = word.partition(":")[2]
         path = pathlib.Path(word).expanduser()
         beside = path.with_name(f"{path.name}.json")  # describes an .onnx file

@@ -90,7 +90,7 @@ def parse_timm(
     config = with_arguments(base, arguments)
     names = None
     if classes != 0:
-        names = class_names.shortened(labels(images | file, classes))
+        names = class_names.shorten_names(labels(images | file, classes))
     # Without a tag the model may have learned other classes.
     if not names and "." in base.name:
         names = registry.published_class_names(base.name, classes)

@@ -21,7 +21,7 @@ from imagepiece_jax.models import resize_positions, timm_tensors
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.reduction.reduction import DENSE
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 from tests.evaluation.test_annotations import write_texts
 from tests.evaluation.test_compare_outputs import slow_recall, votes
 from tests.helpers import (
@@ -107,7 +107,7 @@ def test_a_recovered_model_is_compared_with_the_dense_one(tmp_path, on_digits):
     made = on_digits(made_up_recoveries.recovered(public, reductions=("tome:r=16",)))
     rows = compare.rows_of(made, ["tome:r=16", "tome:r=1"])
     report = compare.measure(made, rows, made.cache)
-    dense = on_digits(public).evaluate(DENSE)
+    dense = on_digits(public).evaluate(DENSE_REDUCTION)
     assert report.figures["dense"]["right"] == dense["right"]
     plain = on_digits(public).evaluate(rows[0].reduction)
     assert report.figures["tome:r=16"]["loss"] != plain["loss"]
@@ -138,7 +138,7 @@ def test_smaller_images_are_seen_by_the_dense_weights(tmp_path, on_digits):
     params = timm_tensors.from_timm(tensors, variable_shapes(model))["params"]
     logits = tiny_vit.logits(model)({"params": params}, made)
     assert resized.vit.gmacs < weights.gmacs
-    right = decode_bits(resized.evaluate(DENSE)["right"], 24)
+    right = decode_bits(resized.evaluate(DENSE_REDUCTION)["right"], 24)
     assert right.tolist() == (logits.argmax(axis=1) == labels).tolist()
 
 

@@ -10,7 +10,7 @@ from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.reduction_plan import TOLERANCE, with_plan
 from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.methods.diffrate import published
+from imagepiece_jax.reduction.methods.diffrate import published_schedules
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reduction import Reduction
 from tests.helpers import named_models, tiny_vit
@@ -19,7 +19,7 @@ from tests.helpers.refused_calls import refused
 LATER = "proportional-1"  # all tokens stay in block 0
 NAMES = sorted(set(METHODS) - {"none"})
 # Every schedule with one method, and every method with two schedules.
-FOLLOWED = [("evit", schedule) for schedule in schedules.SHAPES]
+FOLLOWED = [("evit", schedule) for schedule in schedules.SCHEDULE_SHAPES]
 FOLLOWED += [(name, schedule) for name in NAMES for schedule in ("constant", LATER)]
 MERGES = "but the method's blocks are 0, 1, 2, 3"
 # What stands in the way of a schedule: blocks of its own only, squares, and in block 0
@@ -99,9 +99,11 @@ def test_an_amount_that_a_cost_replaces_changes_nothing_and_is_refused(name):
 
     def scaled(**fields):
         method = kind(**fields)
-        return [method.scaled(ratio, named_models.facts()) for ratio in (0.2, 0.7)]
+        return [
+            method.scale_schedule(ratio, named_models.facts()) for ratio in (0.2, 0.7)
+        ]
 
-    for field in {*kind.amounts} - {"prune", "merge"}:
+    for field in {*kind.amount_fields} - {"prune", "merge"}:
         changed = {field: other[field]}
         is_same = scaled(**changed) == scaled()
         assert is_same == (field == kind.ratio_field), field
@@ -148,7 +150,7 @@ def test_lists_of_diffrate_are_stretched_to_sizes_that_have_none():
     method = method.at_ratio(
         0.5, named_models.facts(patches=1369)
     )  # to the power of one
-    prune, merge = published("deit_s")[2.9]
+    prune, merge = published_schedules("deit_s")[2.9]
     wanted = [1 + int(1369 * (tokens - 1) / 196 + 0.5) for tokens in prune]
     assert method.prune == tuple(wanted)
     assert method.merge[-1] == 1 + int(1369 * (merge[-1] - 1) / 196 + 0.5)

@@ -11,7 +11,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.reduction_plan import TOLERANCE
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import Method
-from imagepiece_jax.reduction.methods.recommended import recommendation, recommended
+from imagepiece_jax.reduction.methods.recommended import recommend_method, recommended
 from imagepiece_jax.weights.load import load
 from imagepiece_jax.weights.save import save
 from tests.helpers import tiny_vit
@@ -61,7 +61,7 @@ def test_half_of_deit_by_hand(capsys):
 )
 def test_the_method_of_each_kind_of_model(fields, name, blocks):
     method = recommended(Method(macs=0.5), facts(**fields))
-    assert methods.name_of(method) == recommendation(facts(**fields)).name == name
+    assert methods.method_name(method) == recommend_method(facts(**fields)).name == name
     assert getattr(method, "blocks", None) == blocks
     assert method.macs == 0.5
 

@@ -594,7 +594,7 @@ def test_a_file_named_twice_is_learned_or_held_out(vit, tmp_path, monkeypatch, k
 
 
 def names_of(source):
-    return [source.name(index) for index in range(len(source))]
+    return [source.image_name(index) for index in range(len(source))]
 
 
 def divided(monkeypatch, vit, images):

@@ -15,7 +15,7 @@ from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.reduction.reduction import DENSE
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights import layouts, load, location
@@ -352,4 +352,4 @@ def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
     given = small_runs.configured().reduction
     assert usual.use(given) == "as trained"
     assert usual.use(f"{given}:keep_rate=0.5") == "off-the-shelf"
-    assert other.use(given) == usual.use(DENSE) == "off-the-shelf"
+    assert other.use(given) == usual.use(DENSE_REDUCTION) == "off-the-shelf"

@@ -53,7 +53,7 @@ METHODS = _Methods(
 )
 
 
-def name_of(method: Method) -> str:
+def method_name(method: Method) -> str:
     """Name of a method in METHODS; otherwise its class name."""
     method_class = type(method)
     METHODS.get(method_class.__module__.rpartition(".")[2])  # imports only this class

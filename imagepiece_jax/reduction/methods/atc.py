@@ -24,10 +24,10 @@ LINKAGES = {
 }
 # The distance of what may not join; cosine distances are at most 2. Infinity would
 # become NaN in a product that picks a row.
-FAR = 4.0
+FAR_DISTANCE = 4.0
 
 
-def agglomerate(distance, merges, linkage):
+def join_closest_clusters(distance, merges, linkage):
     """Join the two closest clusters `merges` times; ties go to the first pair.
 
     distance: [B, n, n], symmetric
@@ -53,20 +53,20 @@ def agglomerate(distance, merges, linkage):
         size_a = gather_rows(size, a)
         size_b = gather_rows(size, b)
         joined = join(row_a, row_b, size_a, size_b)
-        joined = jnp.where(is_itself, FAR, joined)
+        joined = jnp.where(is_itself, FAR_DISTANCE, joined)
         distance = jnp.where(is_a[:, :, None], joined[:, None, :], distance)
         distance = jnp.where(is_a[:, None, :], joined[:, :, None], distance)
         is_of_b = is_b[:, :, None] | is_b[:, None, :]
         size = jnp.where(is_a, size + gather_rows(size, b), size)
         return (
-            jnp.where(is_of_b, FAR, distance),
+            jnp.where(is_of_b, FAR_DISTANCE, distance),
             jnp.where(first == b, a, first),
             size,
         )
 
     itself = tokens[:, :, None] == tokens[:, None, :]
     start = (
-        jnp.where(itself, FAR, distance),
+        jnp.where(itself, FAR_DISTANCE, distance),
         jnp.broadcast_to(tokens, (batch, n)),
         jnp.ones((batch, n), jnp.float32),
     )
@@ -82,16 +82,18 @@ class Agglomeration(Reducer):
     linkage: str = "complete"
     metric: str = "key"
     size_weighting: bool = True  # whether means are over patches, not over tokens
-    needs = frozenset({"metric"})
+    needed_inputs = frozenset({"metric"})
 
     def __call__(self, inputs, counts, train=False):
         metric = jax.lax.stop_gradient(inputs.metric)
         distance = 1 - cosine_similarity(metric, metric)
         merges = counts.n_in - counts.n_out
-        first = agglomerate(distance, merges, self.linkage)
+        first = join_closest_clusters(distance, merges, self.linkage)
         stays = first == jnp.arange(counts.n_in, dtype=jnp.int32)[None]
-        dest = gather_rows(count_kept_before(stays), first)
-        return Assignment(dest, n_out=counts.n_out, by_size=self.size_weighting)
+        slot_of_token = gather_rows(count_kept_before(stays), first)
+        return Assignment(
+            slot_of_token, n_out=counts.n_out, by_size=self.size_weighting
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,4 +114,4 @@ class ATC(InStages):
 
     def steps(self, model):
         reducer = Agglomeration(self.linkage, self.metric, self.size_weighting)
-        return self.stages(model, reducer)
+        return self.stage_steps(model, reducer)

@@ -5,7 +5,7 @@ This is DiffRate's selector without pruning and searched lists (Chen et al., ICC
 
 import dataclasses
 
-from imagepiece_jax.reduction.methods.diffrate import ALL, PruneAndMerge
+from imagepiece_jax.reduction.methods.diffrate import ALL_TOKENS, PruneAndMerge
 from imagepiece_jax.reduction.methods.method import InStages
 
 
@@ -18,4 +18,6 @@ class Attended(InStages):
     score: str = "auto"
 
     def steps(self, model):
-        return self.stages(model, PruneAndMerge(ALL, score=self.score_for(model)))
+        return self.stage_steps(
+            model, PruneAndMerge(ALL_TOKENS, score=self.score_for(model))
+        )

@@ -55,8 +55,8 @@ class DensityPeaks(Reducer):
 
     def __call__(self, inputs, counts, train=False):
         x = jax.lax.stop_gradient(inputs.x).astype(jnp.float32)
-        dest = density_peaks(x, min(self.neighbors, counts.n_in), counts.n_out)
-        return Assignment(dest, n_out=counts.n_out, by_size=False)
+        slot_of_token = density_peaks(x, min(self.neighbors, counts.n_in), counts.n_out)
+        return Assignment(slot_of_token, n_out=counts.n_out, by_size=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,4 +70,4 @@ class DpcKnn(InStages):
         check_range("neighbors", self.neighbors, 1, whole=True)
 
     def steps(self, model):
-        return self.stages(model, DensityPeaks(self.neighbors), site="pre")
+        return self.stage_steps(model, DensityPeaks(self.neighbors), site="pre")

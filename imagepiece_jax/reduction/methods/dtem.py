@@ -19,14 +19,16 @@ from imagepiece_jax.kernels.ranking import (
     rank_tokens,
 )
 from imagepiece_jax.kernels.similarity import cosine_similarity
-from imagepiece_jax.reduction.block_plan import Remove, Step
-from imagepiece_jax.reduction.methods.method import ParamGroup, Removal
+from imagepiece_jax.reduction.block_plan import RemoveCount, Step
+from imagepiece_jax.reduction.methods.method import ParamGroup, RemovalPerBlock
 from imagepiece_jax.reduction.reducers import Bipartite, Reducer
 from imagepiece_jax.reduction.state import Mixing
 
-NEIGHBORS = 3  # most partners that share a token in training
-TEMPERATURE = 0.1  # of the soft choice; the authors divide similarities by it twice
-TINY = 1e-12  # attention size of a token merged away; 0 would have no logarithm
+SHARING_PARTNERS = 3  # most partners that share a token in training
+CHOICE_TEMPERATURE = (
+    0.1  # of the soft choice; the authors divide similarities by it twice
+)
+TINY_SIZE = 1e-12  # attention size of a token merged away; 0 would have no logarithm
 
 
 def soft_top(similarity, merges):
@@ -35,10 +37,10 @@ def soft_top(similarity, merges):
     Returns [B, a, b]: chosen amounts, with a sum of at most 1 per row.
     Source: Lee & Hong 2024, section 3.2.
     """
-    # Every draw is a softmax over the NEIGHBORS largest entries of all rows. The more
-    # of a row is chosen already, the less the row counts.
-    near = mark_smallest(-jax.lax.stop_gradient(similarity), NEIGHBORS)
-    logits = jnp.where(near, similarity, 0) / (TEMPERATURE * TEMPERATURE)
+    # Every draw is a softmax over the SHARING_PARTNERS largest entries of all rows.
+    # The more of a row is chosen already, the less the row counts.
+    near = mark_smallest(-jax.lax.stop_gradient(similarity), SHARING_PARTNERS)
+    logits = jnp.where(near, similarity, 0) / (CHOICE_TEMPERATURE * CHOICE_TEMPERATURE)
 
     def draw(carry, _):
         chosen, discount = carry
@@ -47,7 +49,7 @@ def soft_top(similarity, merges):
         share = share.reshape(entries.shape)
         drawn = jnp.sum(share, axis=-1)
         left = jnp.maximum(1 - drawn, 2.0**-23)  # 0 would have no logarithm
-        discount = discount + jnp.log(left) / TEMPERATURE
+        discount = discount + jnp.log(left) / CHOICE_TEMPERATURE
         return (chosen + share, discount), None
 
     start = (jnp.zeros_like(similarity), jnp.zeros_like(similarity[..., 0]))
@@ -79,7 +81,7 @@ def soft_merge(similarity, size, live, merges):
     clipped = left + jax.lax.stop_gradient(excess)  # with the gradient of `left`
     # A token at an odd place becomes the size-weighted mean of itself and its received
     # shares. First the weights of the shares, at odd rows and even columns.
-    safe = jnp.maximum(grown, TINY)
+    safe = jnp.maximum(grown, TINY_SIZE)
     to_odd = moved.transpose(0, 2, 1) / safe[:, :, None]  # [B, b, a]
     dead = n - live
     odd = live % 2
@@ -95,12 +97,12 @@ def soft_merge(similarity, size, live, merges):
     sizes = interleave_tokens(even_size * clipped, grown)
     order = rank_tokens(jax.lax.stop_gradient(sizes))
     order = invert_order(order, live)
-    sizes = _reordered(sizes, order, size, live)
-    matrix = _reordered(matrix, order, matrix, live)
-    return Mixing(matrix, attn_size=sizes + TINY)
+    sizes = _reorder_live_rows(sizes, order, size, live)
+    matrix = _reorder_live_rows(matrix, order, matrix, live)
+    return Mixing(matrix, attn_size=sizes + TINY_SIZE)
 
 
-def _reordered(rows, order, whole, live):
+def _reorder_live_rows(rows, order, whole, live):
     """Gather rows at `order`, and append the rows of `whole` from `live` on."""
     ordered = gather_rows(rows, order)
     return jnp.concatenate([ordered, whole[:, live:]], axis=1)
@@ -113,7 +115,7 @@ class Embedding(nn.Module, Reducer):
     """
 
     metric = "input"
-    needs = frozenset({"metric"})
+    needed_inputs = frozenset({"metric"})
 
     @nn.compact
     def __call__(self, inputs, counts, train=False):
@@ -144,10 +146,10 @@ def embedding_width(embed_dim, num_heads):
 
 
 @dataclasses.dataclass(frozen=True)
-class DTEM(Removal):
+class DTEM(RemovalPerBlock):
     """Merge `r` tokens away in every block, at most half the image tokens."""
 
-    amounts = ("r",)
+    amount_fields = ("r",)
 
     r: int = 16  # number of tokens merged away per block
 
@@ -157,9 +159,11 @@ class DTEM(Removal):
 
     def steps(self, model):
         steps = []
-        for block, r in enumerate(self.removed(model.depth)):
+        for block, r in enumerate(self.removed_counts(model.depth)):
             if r:
-                steps.append(Step(block, Embedding(), Remove(r), when_masked=0))
+                steps.append(
+                    Step(block, Embedding(), RemoveCount(r), added_when_masked=0)
+                )
         return tuple(steps)
 
     def param_groups(self, path):

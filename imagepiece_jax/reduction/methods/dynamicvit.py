@@ -15,7 +15,7 @@ from imagepiece_jax.reduction.methods.method import (
     InStages,
     Method,
     ParamGroup,
-    of_training,
+    training_field,
 )
 from imagepiece_jax.reduction.reducers import MaskingReducer, keep_highest
 from imagepiece_jax.reduction.state import Masking
@@ -49,15 +49,15 @@ class LearnedSelection(Method):
 
     # Weights of loss terms; cross entropy has the weight 1:
     # live token shares against their targets
-    ratio_weight: float = of_training(2.0)
+    ratio_weight: float = training_field(2.0)
     # logits against the teacher's logits
-    kl_weight: float = of_training(0.5)
+    kl_weight: float = training_field(0.5)
     # live tokens after the final norm against the teacher's tokens
-    token_weight: float = of_training(0.5)
+    token_weight: float = training_field(0.5)
     # learning rate of the backbone / learning rate of the selectors
-    backbone_lr: float = of_training(0.01)
+    backbone_lr: float = training_field(0.01)
     # number of first epochs that train only the selectors
-    frozen_epochs: float = of_training(5.0)
+    frozen_epochs: float = training_field(5.0)
 
     def __post_init__(self):
         super().__post_init__()
@@ -121,4 +121,4 @@ class DynamicViT(InStages, LearnedSelection):
     """Before the s-th of `blocks`, keep floor(n0 * keep_rate**s) of n0 image tokens."""
 
     def steps(self, model):
-        return self.stages(model, KeepPredictor(), site="pre", when_masked=0)
+        return self.stage_steps(model, KeepPredictor(), site="pre", added_when_masked=0)

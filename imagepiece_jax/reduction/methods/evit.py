@@ -5,8 +5,8 @@ import math
 
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.block_plan import Keep
-from imagepiece_jax.reduction.methods.method import InStages, of_training
+from imagepiece_jax.reduction.block_plan import KeepShare
+from imagepiece_jax.reduction.methods.method import InStages, training_field
 from imagepiece_jax.reduction.reducers import TopK
 
 
@@ -18,8 +18,8 @@ class EViT(InStages):
     fuse_token: bool = False
     score: str = "auto"
     # number of first epochs with all tokens, then of epochs until keep_rate is reached
-    rate_warmup_start: float = of_training(0.0)
-    rate_warmup_epochs: float = of_training(0.0)
+    rate_warmup_start: float = training_field(0.0)
+    rate_warmup_epochs: float = training_field(0.0)
 
     def __post_init__(self):
         super().__post_init__()
@@ -34,7 +34,9 @@ class EViT(InStages):
 
     def steps(self, model):
         reducer = TopK(self.fuse_token, score=self.score_for(model))
-        return self.stages(model, reducer, Keep(self.keep_rate, self.fuse_token))
+        return self.stage_steps(
+            model, reducer, KeepShare(self.keep_rate, self.fuse_token)
+        )
 
     def rate_at(self, epoch):
         # The rate is 1 at first, then falls to keep_rate by a cosine. EViT's authors

@@ -16,8 +16,8 @@ from imagepiece_jax.kernels.ranking import (
     rank_tokens,
 )
 from imagepiece_jax.kernels.similarity import cosine_similarity
-from imagepiece_jax.reduction.block_plan import Keep, Merge, Step
-from imagepiece_jax.reduction.methods.method import Method, check_each
+from imagepiece_jax.reduction.block_plan import KeepShare, MergeCandidates, Step
+from imagepiece_jax.reduction.methods.method import Method, check_entries
 from imagepiece_jax.reduction.reducers import Ranking, TopK, merge_in_place
 
 
@@ -47,7 +47,7 @@ class Retokenize(Ranking):
             )
 
     def __call__(self, inputs, counts, train=False):
-        score = jax.lax.stop_gradient(self.scores(inputs, counts))
+        score = jax.lax.stop_gradient(self.token_scores(inputs, counts))
         # Places of the candidates by falling score; side A comes before side B.
         position = np.arange(counts.candidates)
         side_a = position[self.parity :: 2]
@@ -78,7 +78,7 @@ class Retokenize(Ranking):
 class ImagePiece(Method):
     """Merge the least attended tokens in some blocks, and prune them in others."""
 
-    amounts = ("keep_rate", "merge_ratio")
+    amount_fields = ("keep_rate", "merge_ratio")
 
     keep_rate: float = 0.8  # share of image tokens kept by a prune step
     merge_ratio: float = 0.08  # share of tokens merged away by a merge step
@@ -96,11 +96,11 @@ class ImagePiece(Method):
             check_range(name, getattr(self, name), 0, 1)
         for name in ("merge_blocks", "prune_blocks"):
             if getattr(self, name) is not None:
-                check_each(name, getattr(self, name))
+                check_entries(name, getattr(self, name))
         check_choice("parity", self.parity, (0, 1))
         check_choice("size_weighting", self.size_weighting, (True, False))
 
-    def scaled(self, ratio, model):
+    def scale_schedule(self, ratio, model):
         # Both rates are scaled in proportion: with ratio 1 the larger of 1 - keep_rate
         # and merge_ratio becomes 1. Without prune blocks, only merge_ratio changes.
         drop = 1 - self.keep_rate
@@ -127,11 +127,13 @@ class ImagePiece(Method):
     def merge_step(self, block: int, score: str) -> Step:
         switches = (self.parity, self.metric, self.size_weighting)
         reducer = Retokenize(*switches, score=score)
-        return Step(block, reducer, Merge(self.merge_ratio, self.candidate_ratio))
+        return Step(
+            block, reducer, MergeCandidates(self.merge_ratio, self.candidate_ratio)
+        )
 
     def prune_step(self, block: int, score: str) -> Step:
         """Make a Step that prunes tokens; combinations of methods override this."""
-        return Step(block, TopK(score=score), Keep(self.keep_rate))
+        return Step(block, TopK(score=score), KeepShare(self.keep_rate))
 
     def scheduled_blocks(self, depth):
         """List the paper's (merge blocks, prune blocks) for a depth.

@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.reduction import token_selector
-from imagepiece_jax.reduction.block_plan import Keep, Step
+from imagepiece_jax.reduction.block_plan import KeepShare, Step
 from imagepiece_jax.reduction.methods.dynamicvit import KeepPredictor, LearnedSelection
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.reducers import keep_highest
@@ -29,7 +29,7 @@ class NoisyTopK(KeepPredictor):
         score = token_selector.KeepScores(name="scores")(inputs.x, inputs.mask)[..., 0]
         if not train:
             return keep_highest(score, counts.n_out)
-        noisy = score + token_selector.noise(inputs.rng, score.shape[1:])
+        noisy = score + token_selector.gumbel_noise(inputs.rng, score.shape[1:])
         # A staying token is multiplied by 1, with the gradient of its probability to
         # be kept, so the scores learn.
         factor = token_selector.straight_through(jnp.ones_like(score), jnp.exp(score))
@@ -37,7 +37,7 @@ class NoisyTopK(KeepPredictor):
         return chosen.replace(weight=factor, mean=False)
 
     @nn.nowrap
-    def draws(self, counts, train):
+    def draws_random(self, counts, train):
         return train
 
 
@@ -54,12 +54,12 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
     def prune_step(self, block, score):
         # In the mode "mask", masked training removes no token at this step.
         reducer = NoisyTopK()
-        when_masked = None
+        added_when_masked = None
         if self.mode == "mask":
             reducer = KeepPredictor()
-            when_masked = 0
-        rule = Keep(self.keep_rate)
-        return Step(block, reducer, rule, when_masked=when_masked)
+            added_when_masked = 0
+        rule = KeepShare(self.keep_rate)
+        return Step(block, reducer, rule, added_when_masked=added_when_masked)
 
     def target_shares(self, plan):
         # Shares kept in evaluation by the prune steps alone; merges do not count.

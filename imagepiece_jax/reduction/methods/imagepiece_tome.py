@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from imagepiece_jax.reduction.block_plan import MergeTo, Step
+from imagepiece_jax.reduction.block_plan import KeepAtLeastHalf, Step
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.reducers import Bipartite
 
@@ -15,4 +15,4 @@ class ImagePieceToMe(ImagePiece):
     """
 
     def prune_step(self, block, score):
-        return Step(block, Bipartite(self.metric), MergeTo(self.keep_rate))
+        return Step(block, Bipartite(self.metric), KeepAtLeastHalf(self.keep_rate))

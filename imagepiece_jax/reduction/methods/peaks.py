@@ -30,7 +30,7 @@ class KeepPeaks(Ranking):
     """
 
     def __call__(self, inputs, counts, train=False):
-        score = jax.lax.stop_gradient(self.scores(inputs, counts))
+        score = jax.lax.stop_gradient(self.token_scores(inputs, counts))
         size = inputs.attn_size
         if inputs.mask is not None:  # tokens removed by a mask leave first
             score = jnp.where(inputs.mask > 0.5, score, 0.0)
@@ -66,4 +66,4 @@ class Peaks(InStages):
         return "class_and_mean" if model.pool == "token" else "mean"
 
     def steps(self, model):
-        return self.stages(model, KeepPeaks(score=self.score_for(model)))
+        return self.stage_steps(model, KeepPeaks(score=self.score_for(model)))

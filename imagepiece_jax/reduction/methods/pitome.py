@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from imagepiece_jax.kernels.ranking import invert_order, rank_tokens
-from imagepiece_jax.reduction.block_plan import MergeTo, Step
+from imagepiece_jax.reduction.block_plan import KeepAtLeastHalf, Step
 from imagepiece_jax.reduction.methods.method import KeepingShare
 from imagepiece_jax.reduction.reducers import Ranking, join_most_similar, merge_in_place
 
@@ -27,7 +27,7 @@ class ByEnergy(Ranking):
     score: str = dataclasses.field(default="energy", kw_only=True)
 
     def __call__(self, inputs, counts, train=False):
-        unlike = jax.lax.stop_gradient(self.scores(inputs, counts))
+        unlike = jax.lax.stop_gradient(self.token_scores(inputs, counts))
         metric = jax.lax.stop_gradient(inputs.metric)
         merges = counts.n_in - counts.n_out
         order = rank_tokens(-unlike)
@@ -58,5 +58,5 @@ class PiToMe(KeepingShare):
         steps = []
         for block in range(model.depth):
             reducer = ByEnergy(block >= half, self.metric)
-            steps.append(Step(block, reducer, MergeTo(self.keep_rate)))
+            steps.append(Step(block, reducer, KeepAtLeastHalf(self.keep_rate)))
         return tuple(steps)

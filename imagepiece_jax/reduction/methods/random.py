@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from imagepiece_jax.common.rng import draw_uniform
-from imagepiece_jax.reduction.block_plan import Keep
+from imagepiece_jax.reduction.block_plan import KeepShare
 from imagepiece_jax.reduction.methods.method import InStages
 from imagepiece_jax.reduction.reducers import Reducer, keep_highest
 
@@ -17,7 +17,7 @@ class Draw(Reducer):
     An image's draw is a function of its key: of seed, step (or image) and block.
     """
 
-    needs = frozenset({"rng"})
+    needed_inputs = frozenset({"rng"})
 
     def __call__(self, inputs, counts, train=False):
         def draw(key):
@@ -31,4 +31,4 @@ class Random(InStages):
     """At every block in `blocks`, keep ceil(keep_rate * n) tokens: EViT's counts."""
 
     def steps(self, model):
-        return self.stages(model, Draw(), Keep(self.keep_rate))
+        return self.stage_steps(model, Draw(), KeepShare(self.keep_rate))

@@ -15,9 +15,9 @@ from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.ranking import rank_tokens
 from imagepiece_jax.reduction import token_selector
-from imagepiece_jax.reduction.block_plan import KeepInitial, Step
+from imagepiece_jax.reduction.block_plan import KeepInitialShare, Step
 from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
-from imagepiece_jax.reduction.methods.method import check_each, fit_blocks
+from imagepiece_jax.reduction.methods.method import check_entries, fit_blocks
 from imagepiece_jax.reduction.reducers import MaskingReducer, keep_and_sum
 from imagepiece_jax.reduction.state import Masking
 
@@ -57,7 +57,7 @@ class Selector(nn.Module, MaskingReducer):
     def _votes(self, heads):
         """Head weights from the heads' mean features: [B, n, H], with sum 1."""
         count = heads.shape[2]
-        dense = functools.partial(nn.Dense, kernel_init=token_selector.INIT)
+        dense = functools.partial(nn.Dense, kernel_init=token_selector.DENSE_INIT)
         votes = jnp.mean(heads, axis=-1, dtype=jnp.float32)
         votes = dense(max(1, count // 2), name="vote_in")(votes)
         votes = nn.gelu(votes, approximate=False)
@@ -81,14 +81,14 @@ def package_weights(probability, dropped):
     weight = probability * dropped.astype(jnp.float32)
     total = jnp.sum(weight, axis=1, keepdims=True)
     # Without dropped tokens the divisor is 1: with EPS the gradient would be a million.
-    return weight / jnp.where(total > 0, total + token_selector.EPS, 1.0)
+    return weight / jnp.where(total > 0, total + token_selector.DIVISION_EPS, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class SPViT(LearnedSelection):
     """Before every block in `blocks`, keep a share of the tokens, and add a package."""
 
-    amounts = ("keep_rates", "blocks")
+    amount_fields = ("keep_rates", "blocks")
 
     # shares of the initial tokens that stay, one per entry of `blocks`
     keep_rates: tuple[float, ...] = (0.617, 0.369, 0.137)
@@ -98,7 +98,7 @@ class SPViT(LearnedSelection):
         super().__post_init__()
         rates = self.keep_rates
         blocks = self.blocks
-        check_each("blocks", blocks)
+        check_entries("blocks", blocks)
         if not isinstance(rates, tuple) or len(rates) != len(blocks):
             raise InputError(
                 f"keep_rates is {rates}; it must have one entry per block of blocks, "
@@ -114,7 +114,7 @@ class SPViT(LearnedSelection):
                 "keep_rates must not"
             )
 
-    def scaled(self, ratio, model):
+    def scale_schedule(self, ratio, model):
         # All shares get a common factor, and are at most 1.
         least = min((share for share in self.keep_rates if share), default=1.0)
         scale = (1 - ratio) / least
@@ -129,8 +129,8 @@ class SPViT(LearnedSelection):
             shares = [(block, 0.0) for block in range(model.depth)]
         steps = []
         for block, share in shares:
-            rule = KeepInitial(share, packages=True)
-            steps.append(Step(block, Selector(), rule, site="pre", when_masked=1))
+            rule = KeepInitialShare(share, packages=True)
+            steps.append(Step(block, Selector(), rule, site="pre", added_when_masked=1))
         return tuple(steps)
 
     def live_shares(self, masks):

@@ -10,20 +10,10 @@ import jax.numpy as jnp
 
 from imagepiece_jax.kernels.merging import DROPPED, SlotIndex
 from imagepiece_jax.kernels.similarity import vector_lengths
-from imagepiece_jax.reduction.block_plan import AtMostHalf, Step, floor
+from imagepiece_jax.reduction.block_plan import KeepAtLeastHalf, Step
 from imagepiece_jax.reduction.methods.method import KeepingShare
 from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.state import Assignment
-
-
-@dataclasses.dataclass(frozen=True)
-class MergeAway(AtMostHalf):
-    """floor((1 - rate) (n + 1)) tokens leave, at most half; + 1 is the class token."""
-
-    rate: float
-
-    def removed(self, n):
-        return floor((1 - self.rate) * (n + 1))
 
 
 class Discard(Bipartite):
@@ -38,8 +28,10 @@ def without_joined(merged, keep, counts):
     """Turn merges into drops: slot s keeps only token keep[:, s], int32."""
     itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
     stays = jnp.any(keep[:, :, None] == itself[:, None, :], axis=1)
-    dest = jnp.where(stays, merged.dest, DROPPED)
-    return Assignment(dest, index=SlotIndex.one_token_each(keep), n_out=counts.n_out)
+    slot_of_token = jnp.where(stays, merged.slot_of_token, DROPPED)
+    return Assignment(
+        slot_of_token, index=SlotIndex.one_token_each(keep), n_out=counts.n_out
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +43,7 @@ class Fuse(Bipartite):
         # Sums over [B, n_out, n] replace gathers: a gather's gradient is a scatter.
         slots = jnp.arange(counts.n_out, dtype=jnp.int32)[None, :, None]
         tokens = jnp.arange(counts.n_in, dtype=jnp.int32)[None, None, :]
-        belongs = merged.dest[:, None, :] == slots
+        belongs = merged.slot_of_token[:, None, :] == slots
         destination = merged.index.kept_tokens[..., None]
         x = _safe_to_square(inputs.x)
         # A group's scale is the greatest length of its tokens, divided by the length of
@@ -89,7 +81,7 @@ class ToFu(KeepingShare):
     def steps(self, model):
         discard = Discard(self.metric)
         fuse = Fuse(self.metric)
-        rule = MergeAway(self.keep_rate)
+        rule = KeepAtLeastHalf(self.keep_rate, counts_class_token=True)
         steps = []
         for block in range(model.depth):
             reducer = fuse

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.reduction.block_plan import Fixed, Step
+from imagepiece_jax.reduction.block_plan import KeepFixed, Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.schedules import falls, rounded
+from imagepiece_jax.reduction.schedules import find_falls, round_half_up
 from imagepiece_jax.reduction.state import Mixing
 
 
@@ -51,7 +51,7 @@ class MlpLearner(nn.Module, Reducer):
 class TokenLearner(Method):
     """Before `block`, replace all image tokens by `num_tokens` learned tokens."""
 
-    amounts = ("num_tokens", "block")
+    amount_fields = ("num_tokens", "block")
     ratio_field = "block"
 
     num_tokens: int = 16
@@ -64,7 +64,7 @@ class TokenLearner(Method):
         check_range("block", self.block, 0, whole=True)
         check_range("bottleneck_dim", self.bottleneck_dim, 1, whole=True)
 
-    def scaled(self, ratio, model):
+    def scale_schedule(self, ratio, model):
         # A larger ratio moves the step to an earlier block. A ratio between two blocks'
         # ratios gives more new tokens, for a cost in between.
         depth = model.depth
@@ -73,15 +73,15 @@ class TokenLearner(Method):
         fraction = min(1.0, fractional - block)
         # This many more new tokens cost as much as one more block with all patches.
         tokens_for_a_block = (model.patches - self.num_tokens) / (depth - block)
-        tokens = self.num_tokens + rounded(fraction * tokens_for_a_block)
+        tokens = self.num_tokens + round_half_up(fraction * tokens_for_a_block)
         return dataclasses.replace(self, block=block, num_tokens=tokens)
 
     def steps(self, model):
         tokens_after = {self.block: self.num_tokens}
         if self.counts is not None:
-            tokens_after = falls(self.counts, model.patches)
+            tokens_after = find_falls(self.counts, model.patches)
         steps = []
         for block, tokens in tokens_after.items():
             reducer = MlpLearner(tokens, self.bottleneck_dim)
-            steps.append(Step(block, reducer, Fixed(tokens), site="pre"))
+            steps.append(Step(block, reducer, KeepFixed(tokens), site="pre"))
         return tuple(steps)

@@ -27,7 +27,7 @@ class KMedoids(Ranking):
 
     def __call__(self, inputs, counts, train=False):
         x = jax.lax.stop_gradient(inputs.x).astype(jnp.float32)
-        score = jax.lax.stop_gradient(self.scores(inputs, counts))
+        score = jax.lax.stop_gradient(self.token_scores(inputs, counts))
         is_medoid = rank_tokens(score) < counts.n_out
         # A score can underflow to 0. Zero scores would tie all costs.
         tiny = jnp.finfo(jnp.float32).tiny
@@ -49,9 +49,9 @@ class KMedoids(Ranking):
             is_medoid = ~jnp.any(together & better, axis=-1)
         # Slots are in the order of the medoids.
         slot = jnp.where(is_medoid, count_kept_before(is_medoid), 0)
-        dest = jnp.where(together, slot[:, None, :], 0)
-        dest = dest.sum(axis=-1, dtype=jnp.int32)
-        return Assignment(dest, weight=is_medoid, n_out=counts.n_out)
+        slot_of_token = jnp.where(together, slot[:, None, :], 0)
+        slot_of_token = slot_of_token.sum(axis=-1, dtype=jnp.int32)
+        return Assignment(slot_of_token, weight=is_medoid, n_out=counts.n_out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,4 +67,4 @@ class TokenPooling(InStages):
 
     def steps(self, model):
         reducer = KMedoids(self.iterations, score=self.score_for(model))
-        return self.stages(model, reducer, site="pre")
+        return self.stage_steps(model, reducer, site="pre")
