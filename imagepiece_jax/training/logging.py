@@ -12,11 +12,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
-
-if TYPE_CHECKING:
-    from imagepiece_jax.training.config import RunConfig
-    from imagepiece_jax.training.data import RunLength
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -26,6 +22,7 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import append_line, replace_file, where_supported
 from imagepiece_jax.common.progress import duration_text
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.training.config import RunConfig
 
 METRICS_FILE = "metrics.jsonl"
 # Values from clocks and meters. A repeated run has equal values everywhere else.
@@ -158,6 +155,7 @@ def print_line(text: str) -> None:
 class RunLog(contextlib.ExitStack):
     """A run's output; closing it closes files and trace.
 
+    length: the run's RunLength
     step: the step the run resumes from; 0: a new run
     last_saved: function () -> newest checkpoint step or None, for an error message
     """
@@ -165,8 +163,8 @@ class RunLog(contextlib.ExitStack):
     def __init__(
         self,
         workdir: str | os.PathLike,
-        config: "RunConfig",
-        length: "RunLength",
+        config: RunConfig,
+        length: Any,
         step: int,
         last_saved: Callable[[], int | None],
     ) -> None:

@@ -21,13 +21,8 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import check_single_label
 from imagepiece_jax.models.record import as_json
 from imagepiece_jax.models.variables import digest
-<<<<<<< HEAD
 from imagepiece_jax.models.vit import Outputs, ViT
-from imagepiece_jax.reduction.reduction import DENSE
-=======
-from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
->>>>>>> main
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights, fitted_variables
 from imagepiece_jax.training.logging import print_line
@@ -96,15 +91,9 @@ def create_teacher(
         return None, None
     named = f"config.teacher.weights {run.teacher.weights}"
     check_single_label(vit.config.problem_type, named, "distillation")
-<<<<<<< HEAD
-    trained = vit.source.reduction or DENSE
-    if trained.name != DENSE.name:
-        print_line(f"note: {named} was trained with {trained}, and teaches without it")
-=======
     trained = vit.source.reduction or DENSE_REDUCTION
     if trained.name != DENSE_REDUCTION.name:
-        say(f"note: {named} was trained with {trained}, and teaches without it")
->>>>>>> main
+        print_line(f"note: {named} was trained with {trained}, and teaches without it")
     try:
         # A loss that compares tokens needs the student's own dense model.
         if run.reduction.method.needs_teacher:

@@ -7,7 +7,7 @@ and `Keeper.after_step` saves and stops. The other files of this folder have the
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from jaxtyping import PyTree
 
@@ -17,14 +17,11 @@ from imagepiece_jax.errors import Stopped
 from imagepiece_jax.training.cluster import job, run_dir
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints, RunProgress
 from imagepiece_jax.training.cluster.preemption import StopRequest
-
-if TYPE_CHECKING:
-    from imagepiece_jax.training.logging import RunLog
-    from imagepiece_jax.training.trainer import Run, RunPlan
+from imagepiece_jax.training.logging import RunLog
 
 
 @contextlib.contextmanager
-def held_workdir(plan: "RunPlan", dry_run: bool = False) -> Iterator["Keeper"]:
+def held_workdir(plan: Any, dry_run: bool = False) -> Iterator["Keeper"]:
     """Context in which no other run uses a RunPlan's folder. Yields its Keeper.
 
     dry_run: neither write nor lock
@@ -45,7 +42,7 @@ def held_workdir(plan: "RunPlan", dry_run: bool = False) -> Iterator["Keeper"]:
 class Keeper:
     """Begins a run, saves it after steps, and stops it at a signal."""
 
-    def __init__(self, plan: "RunPlan", fields: dict, dry_run: bool) -> None:
+    def __init__(self, plan: Any, fields: dict, dry_run: bool) -> None:
         self._plan = plan
         self._fields = fields
         self._dry_run = dry_run
@@ -97,7 +94,7 @@ class Keeper:
             yield self._request
 
     @contextlib.contextmanager
-    def guarded_compilation(self, run: "Run", log: "RunLog") -> Iterator[None]:
+    def guarded_compilation(self, run: Any, log: RunLog) -> Iterator[None]:
         """Save the state, then let a signal end the process at once."""
         # No Python handler runs during compilation, so nothing could be saved then.
         if run.step > self._saved:
@@ -106,7 +103,7 @@ class Keeper:
         with self._request.ending_at_once():
             yield
 
-    def after_step(self, run: "Run", log: "RunLog") -> None:
+    def after_step(self, run: Any, log: RunLog) -> None:
         """Save a Run if that is due; after a signal, save it and raise Stopped."""
         signum = self._request.stop_signal()
         evaluated = run.progress.evaluated == run.step
@@ -117,12 +114,12 @@ class Keeper:
         elif signum:
             raise Stopped(signum, run.step)
 
-    def stop_if_requested(self, run: "Run") -> None:
+    def stop_if_requested(self, run: Any) -> None:
         """Raise Stopped after a signal, before there is anything to save."""
         if signum := self._request.stop_signal():
             raise Stopped(signum, run.step)
 
-    def save_run(self, run: "Run", log: "RunLog") -> None:
+    def save_run(self, run: Any, log: RunLog) -> None:
         """Save a Run after its step; also as "best", if this step is best."""
         log.flush()  # lines first: a kill between the two loses nothing
         state = parallel.unreplicate(run.state)
