@@ -170,7 +170,8 @@ class Clock:
         gelu = optimize.default_gelu(vit.model, here)
         if gelu != vit.model.config.arch.gelu:
             setting["gelu"] = gelu
-        if optimize.for_device(vit.model, here).execution.attention_impl == "cudnn":
+        model = optimize.with_device_attention(vit.model, here)
+        if model.execution.attention_impl == "cudnn":
             setting["sizes"] = "direction"
         return setting
 

@@ -38,7 +38,7 @@ from imagepiece_jax.common.machine import available_cores
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import size_direction
-from imagepiece_jax.inference.optimize import compiler
+from imagepiece_jax.inference.optimize import program_compiler
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
@@ -252,7 +252,7 @@ def ways(case: Case) -> list[Way]:
         model = case.create(name)
         if not size_direction.has_sizes(model):
             kinds = []
-        elif size_direction.reason_against(model):
+        elif size_direction.refusal_reason(model):
             kinds = [kind for kind in kinds if kind != "direction"]
         reductions = OPTIONS.reduction_forms
         if name not in FASTER:
@@ -350,11 +350,11 @@ def compiler_of(case: Case, dtype: str, way: Way):
     options["compiler_options"] = XLA[way.xla]
     if OPTIONS.smoke:
         options["compiler_options"] = XLA[way.xla] | QUICK
-    return compiler(Pretrained(model, variables), **options)
+    return program_compiler(Pretrained(model, variables), **options)
 
 
 def random_directions(vit, images=None) -> np.ndarray:
-    """In place of `size_direction.directions`: for a clock any will do."""
+    """In place of `size_direction.find_directions`: for a clock any will do."""
     model = vit.model
     shape = (model.depth, model.config.num_heads, model.config.head_dim)
     directions = np.random.default_rng(0).normal(size=shape)

@@ -57,7 +57,7 @@ def onnx_model(
             )
     images = exported_images(vit, batch_size, pixels, outputs.channels_first)
     dtype = outputs.model.execution.dtype.name
-    fast, fixed = optimize.prepare(outputs.model, vit.variables, dtype=dtype)
+    fast, fixed = optimize.fold_and_cast(outputs.model, vit.variables, dtype=dtype)
     with nodes.marked_functions():
         traced = jax.make_jaxpr(outputs.forward(fast))(fixed, images)
     entry = Value(images.shape, np.dtype(images.dtype), outputs.image)

@@ -9,7 +9,7 @@ from imagepiece_jax.models.attention import Attention
 
 
 class DirectedAttention(Attention):
-    """Attention with variables from `inference.size_direction.folded`."""
+    """Attention with variables from `inference.size_direction.fold_sizes`."""
 
     query_bias = True
 

@@ -216,7 +216,7 @@ class RecoveryRun:
         if self.fit.vit.recovered:
             self.off_the_shelf = self.scene_metrics(is_dense=True)
         # The step has learning rate 0, and `StudentFit.reset_state` resets its moments.
-        for batch in self.crops(1).read():
+        for batch in self.crops(1).read_batches():
             self.fit.train_step(batch["image"][:, 0], 0.0).block_until_ready()
 
     def train_student(self, progress: ProgressBar, earlier_progress: int) -> None:
@@ -245,7 +245,9 @@ class RecoveryRun:
         self.seconds_left -= self.attempt_seconds
         self.attempt_seconds = 0.0
         step_start = time.monotonic()  # reading a batch is part of its step
-        with contextlib.closing(self.crops(steps).read(DECODE_THREADS)) as reader:
+        with contextlib.closing(
+            self.crops(steps).read_batches(DECODE_THREADS)
+        ) as reader:
             for batch in reader:
                 # The learning rate at the middle of the step.
                 lr = self.lr * lr_factor(min(1.0, self.finished_share(ahead=0.5)))

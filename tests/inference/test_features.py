@@ -179,15 +179,15 @@ def test_a_folder_and_many_files_are_computed_in_batches(tmp_path, monkeypatch):
     options = {"layers": np.array([0])}
     wanted = features.features(vit, pixels, **options)
     chex.assert_trees_all_equal(features.features(vit, tmp_path, layers=1), wanted)
-    monkeypatch.setattr(features, "BATCH", 2)
+    monkeypatch.setattr(features, "FILE_BATCH_SIZE", 2)
     sizes = set()
-    extract = features._extract
+    extract = features._extract_features
 
     def counted(variables, images, *others):
         sizes.add(len(images))
         return extract(variables, images, *others)
 
-    monkeypatch.setattr(features, "_extract", counted)
+    monkeypatch.setattr(features, "_extract_features", counted)
     for images in (str(tmp_path), sorted(tmp_path.iterdir())):
         found = features.features(vit, images, **options)
         chex.assert_trees_all_close(found, wanted, rtol=1e-4, atol=1e-5)
