@@ -117,7 +117,8 @@ def _token_maps_and_logits(
     # Full float32: GPUs would round factors of products, and near ties would differ.
     with jax.default_matmul_precision("highest"):
         outputs: Any = model.apply(variables, images)
-    grid = patch_grid(images.shape[1:3], model.config.patch_size, cut=True)
+    _, height, width, _ = images.shape
+    grid = patch_grid((height, width), model.config.patch_size, cut=True)
     # The first map is from before the first step.
     _, *token_maps = trace_patches(outputs.results, len(images), math.prod(grid))
     known_maps = [token_map for token_map in token_maps if token_map is not None]

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int
+from numpy.typing import ArrayLike
 
 from imagepiece_jax.common import extras
-from imagepiece_jax.data.class_names import ClassNames, shorten_names
+from imagepiece_jax.data.class_names import shorten_names
 from imagepiece_jax.data.source import (
     SPLIT_NAMES,
     Source,
@@ -26,6 +27,7 @@ def open_hub_data(
     """Open a split of hf:PATH; arguments and errors as for `open_source`."""
     title = f"hf:{path}"
     extras.check_installed(title, "datasets")
+    # pyrefly: ignore[missing-import]
     import datasets  # slow to import, and only this source needs it
 
     # Errors for a broken file, or for several sets, are not OSErrors.
@@ -85,15 +87,8 @@ def error_on_one_line(error: Exception) -> str:
 class HubSource(Source):
     """Rows of a `datasets.Dataset`; `title` (data and split) is in image names."""
 
-    def __init__(
-        self,
-        rows: Any,
-        title: str,
-        labels: Int[np.ndarray, " rows"],
-        num_classes: int,
-        class_names: ClassNames | None = None,
-    ) -> None:
-        super().__init__(len(rows), num_classes, class_names)
+    def __init__(self, rows: Any, title: str, labels: ArrayLike, *classes: Any) -> None:
+        super().__init__(len(rows), *classes)
         self._rows = rows
         self._title = title
         self.labels = np.asarray(labels, np.int32)
