@@ -34,7 +34,7 @@ from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.training.logging import MEASURED, read_metrics
+from imagepiece_jax.training.logging import CLOCKED_METRICS, read_metrics
 from imagepiece_jax.weights.run_files import KINDS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -223,7 +223,7 @@ def result_of_training(workdir):
                 found[f"{kind}/{name}"] = (str(array.dtype), array.tobytes())
     lines = read_metrics(workdir)
     found["metrics"] = [
-        {key: value for key, value in line.items() if key not in MEASURED}
+        {key: value for key, value in line.items() if key not in CLOCKED_METRICS}
         for line in lines
     ]
     return found
