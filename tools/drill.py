@@ -238,7 +238,7 @@ def write_inputs(folder):
         return rng.normal(mean, 0.3, leaf.shape).astype(leaf.dtype)
 
     sizes = dict(SIZE)
-    config = registry.config("vit_mini").at_size(sizes.pop("image_size"))
+    config = registry.model_config("vit_mini").at_size(sizes.pop("image_size"))
     config = dataclasses.replace(config, **sizes)
     model = imagepiece_jax.create_model(config)
     shapes = variable_shapes(model)

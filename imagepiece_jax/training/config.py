@@ -168,11 +168,11 @@ class RunConfig:
     @functools.cached_property
     def vit_config(self) -> "ViTConfig":
         """The complete model; raises InputError for options that do not fit."""
-        from imagepiece_jax.models.create import config_of_run
+        from imagepiece_jax.models.create import read_run_config
 
         fields = {"model": vars(self.model), "data": vars(self.data)}
         with _config_errors():
-            return config_of_run(vars(self) | fields)
+            return read_run_config(vars(self) | fields)
 
     @property
     def peak_lr(self) -> float:
@@ -206,7 +206,7 @@ class RunConfig:
         if self.reduction.method.macs is None:
             return self
         with _config_errors():
-            reduction = reduction_plan.at_cost(self.reduction, self.create_dense())
+            reduction = reduction_plan.fit_to_cost(self.reduction, self.create_dense())
         run = dataclasses.replace(self, reduction=reduction)
         reduction_plan.print_reduction(self.reduction, run.create_model())
         return run
@@ -248,11 +248,14 @@ class RunConfig:
         axis_name: str | None = None,
         masked: bool = False,
     ) -> "ViT":
-        from imagepiece_jax.models.create import build_model, execution_of  # import JAX
+        from imagepiece_jax.models.create import (  # import JAX
+            build_model,
+            make_execution,
+        )
 
         with _config_errors():
             model = self.model
-            execution = execution_of(self.vit_config, model.dtype, model.attention)
+            execution = make_execution(self.vit_config, model.dtype, model.attention)
             execution = dataclasses.replace(
                 execution, axis_name=axis_name, drop_path_rate=model.drop_path_rate
             )

@@ -10,7 +10,7 @@ import numpy as np
 from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.preprocessing import DEIT_CROP
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.architecture import PARTS
+from imagepiece_jax.models.architecture import PART_NAMES
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import (
@@ -159,7 +159,7 @@ def check_unstored(
         group = "config.model"
         our_fields = ours
         their_fields = theirs
-        if field in PARTS:
+        if field in PART_NAMES:
             group = "config.model.arch"
             our_fields = ours.arch
             their_fields = theirs.arch

@@ -16,11 +16,11 @@ from jaxtyping import Array, Float
 
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.create import execution_of
+from imagepiece_jax.models.create import make_execution
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import check_single_label
 from imagepiece_jax.models.record import as_json
-from imagepiece_jax.models.variables import digest
+from imagepiece_jax.models.variables import variables_digest
 from imagepiece_jax.models.vit import Outputs, ViT
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 from imagepiece_jax.training.config import RunConfig
@@ -50,7 +50,7 @@ class Teacher:
         alike = dataclasses.replace(
             self, model=self.model.with_execution(attention_impl="xla")
         )
-        return {"weights": digest(variables)[:16], **as_json(alike)}
+        return {"weights": variables_digest(variables)[:16], **as_json(alike)}
 
     def prepare_images(
         self, images: Float[Array, "batch height width 3"]
@@ -132,6 +132,6 @@ def _teacher_of_distillation(
             f"the teacher has {config.num_classes} classes, but the student has "
             f"{run.num_classes}"
         )
-    execution = execution_of(config, run.model.dtype, run.model.attention)
+    execution = make_execution(config, run.model.dtype, run.model.attention)
     model = vit.model.clone(execution=execution)
     return model.with_execution(head_only=True), vit.variables

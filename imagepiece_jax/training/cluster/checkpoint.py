@@ -22,7 +22,7 @@ from jaxtyping import PyTree
 
 from imagepiece_jax.common import checksums, orbax_files, parallel
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.models.record import differences, sentence
+from imagepiece_jax.models.record import describe_difference, list_differences
 from imagepiece_jax.training.logging import CLOCKED_METRICS
 from imagepiece_jax.weights.run_files import CHECKPOINTS, check_normalization
 
@@ -75,11 +75,11 @@ class RunProgress:
                         f"{new_fact}, but the run in {workdir} began with {old_fact}; "
                         "choose another workdir"
                     )
-        if changes := differences(self.teacher or {}, earlier.teacher or {}):
+        if changes := list_differences(self.teacher or {}, earlier.teacher or {}):
             raise InputError(
                 "config.teacher.weights is another teacher than the run in "
                 f"{workdir} began with, whose {changes[0][0]} "
-                f"{sentence(changes, 'was')}; choose another workdir"
+                f"{describe_difference(changes, 'was')}; choose another workdir"
             )
         return earlier
 
@@ -204,7 +204,7 @@ def _checked_table(
     """Return a checkpoint's array table; raise InputError where `abstract` differs."""
     needed = {name: f"{x.dtype} {[*x.shape]}" for name, x in abstract.items()}
     stored = {name: f"{dtype} {shape}" for name, (dtype, shape, _) in table.items()}
-    for name, expected, actual in differences(needed, stored):
+    for name, expected, actual in list_differences(needed, stored):
         raise InputError(
             f"{folder}: {name} is {actual or 'missing'}, but {expected or 'missing'} "
             "in the model of this config"

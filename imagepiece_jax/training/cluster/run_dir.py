@@ -22,7 +22,7 @@ from imagepiece_jax.common.version import KEY_LIBRARIES
 from imagepiece_jax.data.decode import IMAGE_EXTENSIONS
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.models.record import differences
+from imagepiece_jax.models.record import list_differences
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.weights.run_files import (
@@ -127,7 +127,7 @@ def check_config(workdir: str | os.PathLike, config: dict) -> None:
     old_fields = _json_fields(_read_config(path))
     # Through JSON, so that tuples are lists.
     new_fields = _json_fields(json.loads(json.dumps(config)))
-    for name, value, old_value in differences(new_fields, old_fields):
+    for name, value, old_value in list_differences(new_fields, old_fields):
         if name not in MAY_CHANGE:
             raise InputError(
                 f"config.{name} is {value or NO_FIELD}, but {old_value or NO_FIELD} in "
