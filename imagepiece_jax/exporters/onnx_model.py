@@ -51,7 +51,7 @@ def onnx_model(
     """
     outputs = outputs or ProgramOutputs(vit)
     for layer in outputs.model.plan:
-        if layer.counts and layer.step.reducer.draws(layer.counts, train=False):
+        if layer.counts and layer.step.reducer.draws_random(layer.counts, train=False):
             raise InputError(
                 f"reduction is {vit.label}, which draws random numbers: it has no graph"
             )

@@ -11,14 +11,14 @@ class _Methods(collections.UserDict):
     """{method name: class}; the file with the method's name holds the class."""
 
     # Classes are imported on first use: a program loads only the method it runs.
-    def __getitem__(self, name) -> type[Method]:
+    def __getitem__(self, name: str) -> type[Method]:
         method = self.data[name]
         if isinstance(method, str):
             method = getattr(importlib.import_module(f"{__name__}.{name}"), method)
             self[name] = method
         return method
 
-    def __setitem__(self, name, method):
+    def __setitem__(self, name: str, method: str | type[Method]) -> None:
         if isinstance(method, type) and "__dataclass_fields__" not in vars(method):
             raise InputError(
                 f"method {name} is {method.__name__}, which needs "

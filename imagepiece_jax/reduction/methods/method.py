@@ -7,7 +7,7 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from imagepiece_jax.common.checks import (
     as_tuple,
@@ -20,6 +20,7 @@ from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.block_plan import (
     BlockPlan,
     KeepInitialShare,
+    Rule,
     Step,
     choose_steps,
     plan_blocks,
@@ -107,7 +108,7 @@ class Method:
     # Image token counts after the blocks, or a schedule, which needs `macs`.
     counts: str | tuple[int, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             # Lists have no hash, and NumPy numbers print differently.
             value = as_tuple(getattr(self, field.name))
@@ -129,7 +130,7 @@ class Method:
                 "counts excludes macs"
             )
 
-    def _check_default(self, name, other):
+    def _check_default(self, name: str, other: str) -> None:
         """Raise InputError if a field is set that `other` sets, too."""
         value = getattr(self, name)
         if value != getattr(type(self), name):
@@ -146,7 +147,7 @@ class Method:
         """
         raise NotImplementedError
 
-    def scale_schedule(self, ratio: float, model: ModelFacts) -> "Method":
+    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         """Scale the method's own schedule. By default, its shares get a power.
 
         ratio: from 0 (all tokens stay) to 1 (as few as possible)
@@ -163,7 +164,7 @@ class Method:
             return self.score
         return "class" if model.class_token else "received"
 
-    def at_ratio(self, ratio: float, model: ModelFacts) -> "Method":
+    def at_ratio(self, ratio: float, model: ModelFacts) -> Self:
         """Replace `macs`: scale the schedule in `counts`, or the method's own.
 
         ratio: from 0 (all tokens stay) to 1 (as few as possible), for a search by cost
@@ -175,7 +176,7 @@ class Method:
         )
         return self.with_counts(counts, model)
 
-    def with_counts(self, counts: Sequence[int], model: ModelFacts) -> "Method":
+    def with_counts(self, counts: Sequence[int], model: ModelFacts) -> Self:
         """Set `counts`, raised where the method's steps must leave more tokens."""
         defaults = {name: getattr(type(self), name) for name in self.amount_fields}
         method = dataclasses.replace(self, macs=None, counts=counts, **defaults)
@@ -220,11 +221,11 @@ class KeepingShare(Method):
 
     keep_rate: float = 0.7
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range("keep_rate", self.keep_rate, 0, 1)
 
-    def scale_schedule(self, ratio, model):
+    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         return dataclasses.replace(self, keep_rate=round(1 - ratio, 6))
 
 
@@ -236,15 +237,17 @@ class InStages(KeepingShare):
 
     blocks: tuple[int, ...] = (3, 6, 9)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_entries("blocks", self.blocks)
 
-    def scale_schedule(self, ratio, model):
+    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         blocks = fit_blocks(self, model.depth)
         return dataclasses.replace(super().scale_schedule(ratio, model), blocks=blocks)
 
-    def stage_steps(self, model, reducer, rule=None, **where: Any) -> tuple[Step, ...]:
+    def stage_steps(
+        self, model: ModelFacts, reducer: Any, rule: Rule | None = None, **where: Any
+    ) -> tuple[Step, ...]:
         """Make a Step for every block in `blocks`; with `counts`, for every block.
 
         rule: None: keep_rate**s of the initial tokens stay at the s-th block
@@ -280,7 +283,7 @@ class RemovalPerBlock(Method):
         """Token counts to remove, per block."""
         return (self.r,) * depth
 
-    def scale_schedule(self, ratio, model):
+    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         # Proportions between blocks stay. With ratio 1 the block with the largest count
         # would lose all tokens.
         removed = self.removed_counts(model.depth)
