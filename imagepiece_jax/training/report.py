@@ -148,9 +148,9 @@ def _history_rows(workdir: pathlib.Path, batch_size: int) -> Iterator[tuple[str,
         yield "skipped", f"{skipped} of {steps} steps, which were not finite"
 
 
-def _accuracy_text(figures: dict) -> str:
-    text = f"top-1 {figures['acc1']:.2f} %, top-5 {figures['acc5']:.2f} %"
-    text += f" of {figures['images']} images"
-    if figures.get("ema_acc1") is not None:
-        text += f"; averaged weights {figures['ema_acc1']:.2f} %"
+def _accuracy_text(metrics: dict) -> str:
+    text = f"top-1 {metrics['acc1']:.2f} %, top-5 {metrics['acc5']:.2f} %"
+    text += f" of {metrics['images']} images"
+    if metrics.get("ema_acc1") is not None:
+        text += f"; averaged weights {metrics['ema_acc1']:.2f} %"
     return text
