@@ -33,7 +33,7 @@ from imagepiece_jax.exporters import (
 )
 from imagepiece_jax.exporters.program_outputs import ProgramOutputs
 from imagepiece_jax.inference.optimize import check_gelu
-from imagepiece_jax.models.create import execution_of
+from imagepiece_jax.models.create import make_execution
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
 
@@ -215,7 +215,7 @@ def _traced(vit, gelu, dtype):
     config = vit.config.with_arch(gelu=gelu or vit.config.arch.gelu)
     if dtype == "int8":  # made of the float32 graph
         dtype = "float32"
-    execution = execution_of(config, dtype, "xla")
+    execution = make_execution(config, dtype, "xla")
     model = vit.model.clone(config=config, execution=execution)
     return dataclasses.replace(vit, model=model)
 
