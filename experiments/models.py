@@ -24,7 +24,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.reduction_plan import at_cost
+from imagepiece_jax.models.reduction_plan import fit_to_cost
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 from imagepiece_jax.training.config import RunConfig
@@ -192,7 +192,7 @@ class Finetuner(Models):
         reference = build_model(self._dense.config, REFERENCE)
         share = model_macs(reference) / model_macs(self._dense)
         requested = with_cost(reduction, share)
-        return at_cost(requested, self._dense, tolerance=0.1)
+        return fit_to_cost(requested, self._dense, tolerance=0.1)
 
     @functools.cached_property
     def _dense(self):

@@ -32,7 +32,7 @@ from imagepiece_jax.data.source import Source
 from imagepiece_jax.evaluation.result_cache import decode_bits, encode_bits
 from imagepiece_jax.inference import compare_outputs
 from imagepiece_jax.inference.compare_outputs import NEIGHBORS, nearest, shared
-from imagepiece_jax.models.variables import digest
+from imagepiece_jax.models.variables import variables_digest
 
 FOLDER = pathlib.Path("docs/results/neighbors")
 
@@ -266,7 +266,7 @@ class Study:
         self.weights = weights
         self.images = images
         dense = imagepiece_jax.load(weights, image_size=SIDE)
-        self.identity = {"weights": digest(dense.variables)[:16]}
+        self.identity = {"weights": variables_digest(dense.variables)[:16]}
         names = [names_digest(source) for source in images.values()]
         self.folder = folder / text_digest([*self.identity.values(), *names])
 

@@ -65,7 +65,7 @@ def main(*, times: pathlib.Path, towers: tuple[str, ...] = tuple(TOWERS)):
 
 def forms(size: str, side: int) -> dict[str, Pretrained]:
     """A tower with random weights, dense and reduced."""
-    config = registry.config(size)
+    config = registry.model_config(size)
     variables = fresh_variables(create_model(config, image_size=side), 0)
     models = {}
     for form, reduction in reductions(config).items():

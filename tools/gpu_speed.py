@@ -50,13 +50,13 @@ class Case:
     """A model that is timed, with reductions."""
 
     title: str
-    name: str  # for `registry.config`
+    name: str  # for `registry.model_config`
     side: int = SIDE  # of images, in pixels
     timm: str | None = None  # timm's name; None: the same
 
     def create(self, setting: str):
         """The ViT in one of MODELS."""
-        config = registry.config(self.name).at_size(self.side_of(setting))
+        config = registry.model_config(self.name).at_size(self.side_of(setting))
         if setting.endswith(CONV):
             config = dataclasses.replace(config, stem="conv")
         if OPTIONS.smoke:

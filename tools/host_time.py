@@ -53,7 +53,7 @@ def main(
     with tempfile.TemporaryDirectory() as cache:
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        vit = with_random_weights(create_model(registry.config(name)))
+        vit = with_random_weights(create_model(registry.model_config(name)))
         compile_for = optimize.program_compiler(vit, dtype=dtype, pixels=True)
         compile_for(2)  # loads what all programs share
         for limit in inside:

@@ -107,7 +107,7 @@ def measure(size, batch, models=()):
         side = SIDES.get(name, SIDE)
         stem = "conv" if name.endswith("conv stem") else "patch"
         images = random_images(batch, side)
-        config = dataclasses.replace(registry.config(size), stem=stem)
+        config = dataclasses.replace(registry.model_config(size), stem=stem)
         model = create_model(config, reduction, image_size=side)
         variables = fresh_variables(model, 0)
         macs[name] = model_macs(model)

@@ -30,7 +30,7 @@ from imagepiece_jax.exporters import (
 )
 from imagepiece_jax.exporters.program_outputs import ProgramOutputs
 from imagepiece_jax.inference.optimize import check_gelu
-from imagepiece_jax.models.create import execution_of
+from imagepiece_jax.models.create import make_execution
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.program import FORMATS, format_of, open_program
 
@@ -208,7 +208,7 @@ def trace_model(vit: Pretrained, wanted: Wanted) -> Traced:
     dtype = wanted.dtype
     if dtype == "int8":  # made of the float32 graph
         dtype = "float32"
-    execution = execution_of(config, dtype, "xla")
+    execution = make_execution(config, dtype, "xla")
     model = vit.model.clone(config=config, execution=execution)
     vit = dataclasses.replace(vit, model=model)
     if layout is None:

@@ -32,7 +32,7 @@ from imagepiece_jax.inference.compare_outputs import (
 from imagepiece_jax.inference.features import feature_map
 from imagepiece_jax.inference.file_records import RecordedFiles
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.record import record_of
+from imagepiece_jax.models.record import model_record
 from imagepiece_jax.models.vit import Outputs, ViT, final_norm
 
 STORAGE_DTYPES = ("float16", "float32")
@@ -94,7 +94,7 @@ def write_features(
     known = annotations(vit, photographs, texts)
     extractor = Extractor(vit, names)
     shapes = extractor.shapes
-    record = record_of(vit, extractor.model, storage=storage, arrays=shapes)
+    record = model_record(vit, extractor.model, storage=storage, arrays=shapes)
     with feature_folder.open_folder(folder, record, paths, shapes, storage) as files:
         num_paths = len(paths)
         missing = photographs.subset(files.missing)

@@ -27,7 +27,7 @@ from imagepiece_jax.inference.file_records import (
     read_recorded,
     record_unread,
 )
-from imagepiece_jax.models.record import differences, sentence
+from imagepiece_jax.models.record import describe_difference, list_differences
 
 # pooled.npy [photographs, D]; on request logits.npy [photographs, classes] and
 # patches.npy [photographs, h, w, D]. A photograph's row is its line in paths.txt.
@@ -106,8 +106,8 @@ class FeatureFolder:
         info = _read_info(folder)
         if not info:
             return {}, []
-        if mismatches := differences(self._settings, info[SETTINGS_KEY]):
-            problem = sentence(mismatches, f"{self.path} was started with")
+        if mismatches := list_differences(self._settings, info[SETTINGS_KEY]):
+            problem = describe_difference(mismatches, f"{self.path} was started with")
             raise InputError(f"{mismatches[0][0]} {problem}; give another folder")
         try:
             *lines, _ = (folder / RECORDS_FILE).read_bytes().split(b"\n")

@@ -36,7 +36,7 @@ from imagepiece_jax.kernels import choice, folded_stem
 from imagepiece_jax.kernels.attention import ATTENTION_BACKENDS, resolve_backend
 from imagepiece_jax.kernels.size_direction import SIZE_ENCODINGS
 from imagepiece_jax.models import stems
-from imagepiece_jax.models.architecture import GELUS
+from imagepiece_jax.models.architecture import GELU_KINDS
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.cost import dead_macs, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
@@ -367,7 +367,7 @@ def uses_size_direction(model: ViT, sizes: str | None = None) -> bool:
 
 def check_gelu(model: ViT, gelu: str | None) -> None:
     """Refuse an unknown GELU, and any exchange from or to QuickGELU."""
-    check_choice("gelu", gelu, (None, *GELUS))
+    check_choice("gelu", gelu, (None, *GELU_KINDS))
     model_gelu = model.config.arch.gelu
     if gelu not in (None, model_gelu) and QUICK_GELU in (gelu, model_gelu):
         raise InputError(f"gelu is {gelu!r}, but the model's GELU is {model_gelu!r}")

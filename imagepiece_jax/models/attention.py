@@ -25,7 +25,7 @@ from imagepiece_jax.kernels.attention_scores import (
 )
 from imagepiece_jax.kernels.token_layout import flatten_tokens
 from imagepiece_jax.models.config import Execution, ViTConfig
-from imagepiece_jax.models.layers import LayerNorm, dense
+from imagepiece_jax.models.layers import LayerNorm, dense_layer
 
 
 class Heads(NamedTuple):
@@ -56,10 +56,10 @@ class Attention(nn.Module):
         dtype = self.execution.dtype
         width = self.config.embed_dim
         # Separate projections give contiguous results; a joint qkv would be split.
-        self.q = dense(width, dtype, use_bias=arch.qkv_bias or self.query_bias)
-        self.k = dense(width, dtype, use_bias=arch.qkv_bias and arch.key_bias)
-        self.v = dense(width, dtype, use_bias=arch.qkv_bias)
-        self.proj = dense(width, dtype)
+        self.q = dense_layer(width, dtype, use_bias=arch.qkv_bias or self.query_bias)
+        self.k = dense_layer(width, dtype, use_bias=arch.qkv_bias and arch.key_bias)
+        self.v = dense_layer(width, dtype, use_bias=arch.qkv_bias)
+        self.proj = dense_layer(width, dtype)
         if arch.attn_norm:
             self.norm = LayerNorm(dtype, arch.norm_eps)
 

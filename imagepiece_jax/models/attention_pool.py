@@ -6,10 +6,10 @@ from flax import linen as nn
 from imagepiece_jax.kernels.attention import attend_live_tokens, dot_product_attention
 from imagepiece_jax.kernels.attention_scores import attention_row
 from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.models.layers import INIT, LayerNorm, Mlp, dense
+from imagepiece_jax.models.layers import NORMAL_INIT, LayerNorm, Mlp, dense_layer
 
 
-def pooled_tokens(x, state, arch):
+def cut_pooled_tokens(x, state, arch):
     """Cut all tokens x [B, N, D] to the pool's input: (tokens, sizes, mask or None)."""
     if arch.pool_include_prefix:
         return x, state.effective_size, state.full_mask
@@ -28,11 +28,11 @@ class AttentionPool(nn.Module):
 
     def setup(self):
         width = self.config.embed_dim
-        self.latent = self.param("latent", INIT, (1, 1, width))
-        self.q = dense(width, self.dtype)
-        self.k = dense(width, self.dtype)
-        self.v = dense(width, self.dtype)
-        self.proj = dense(width, self.dtype)
+        self.latent = self.param("latent", NORMAL_INIT, (1, 1, width))
+        self.q = dense_layer(width, self.dtype)
+        self.k = dense_layer(width, self.dtype)
+        self.v = dense_layer(width, self.dtype)
+        self.proj = dense_layer(width, self.dtype)
         self.norm = LayerNorm(self.dtype, self.config.arch.norm_eps)
         ratio = self.config.arch.pool_mlp_ratio or self.config.mlp_ratio
         hidden = round(width * ratio)
@@ -40,7 +40,7 @@ class AttentionPool(nn.Module):
 
     def __call__(self, x, state):
         """Pool x [B, N, D], the normed tokens of `state`. -> [B, D]."""
-        x, size, mask = pooled_tokens(x, state, self.config.arch)
+        x, size, mask = cut_pooled_tokens(x, state, self.config.arch)
         query = self._query()
         key = self._heads(self.k(x))
         value = self._heads(self.v(x))
@@ -64,7 +64,7 @@ class AttentionPool(nn.Module):
         # All tokens share the query, so the query is multiplied into the key
         # projection: one product of the tokens with [D, H] is left. The projection's
         # bias adds the same number to all logits and is left out.
-        x, size, mask = pooled_tokens(x, state, self.config.arch)
+        x, size, mask = cut_pooled_tokens(x, state, self.config.arch)
         if self.is_initializing():
             self.k(x)
         query = self._query()[0, 0].astype(jnp.float32)

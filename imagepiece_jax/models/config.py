@@ -13,9 +13,9 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import DEIT, Architecture
 from imagepiece_jax.models.problem_type import PROBLEMS, SINGLE_LABEL
-from imagepiece_jax.models.stems import STEMS, conv_stem_widths
+from imagepiece_jax.models.stems import STEM_KINDS, conv_stem_widths
 
-MOST = 10**5  # upper bound of widths and depths, far above any model
+MAX_WIDTH = 10**5  # upper bound of widths and depths, far above any model
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB, pixels in [0, 1]
 STD = (0.229, 0.224, 0.225)
 
@@ -52,10 +52,10 @@ class ViTConfig:
             value = as_tuple(getattr(self, field.name))
             object.__setattr__(self, field.name, value)
         for name in ("embed_dim", "depth", "num_heads", "patch_size"):
-            check_range(name, getattr(self, name), 1, MOST, whole=True)
-        check_range("mlp_ratio", self.mlp_ratio, above=0, most=MOST)
+            check_range(name, getattr(self, name), 1, MAX_WIDTH, whole=True)
+        check_range("mlp_ratio", self.mlp_ratio, above=0, most=MAX_WIDTH)
         check_range("num_classes", self.num_classes, 0, whole=True)
-        check_choice("stem", self.stem, STEMS)
+        check_choice("stem", self.stem, STEM_KINDS)
         check_choice("problem_type", self.problem_type, PROBLEMS)
         check_choice("prop_attn", self.prop_attn, (None, True, False))
         normalization = Normalization(self.mean, self.std)

@@ -63,11 +63,11 @@ def cost_table(model, dense):
             rows.append((name, "", "", *cells, ""))
         else:
             tokens = (layer.attn_tokens, layer.mlp_tokens)
-            rows.append((name, *tokens, *cells, action(layer)))
+            rows.append((name, *tokens, *cells, describe_reduction(layer)))
     return text_table(rows)
 
 
-def action(layer):
+def describe_reduction(layer):
     """Describe a block's reduction in a few words; "" for none."""
     if layer.counts is None:
         return ""

@@ -6,12 +6,12 @@ from flax import linen as nn
 from imagepiece_jax.kernels.gelu import gelu
 from imagepiece_jax.kernels.norm import layer_norm
 
-INIT = nn.initializers.normal(0.02, jnp.float32)
+NORMAL_INIT = nn.initializers.normal(0.02, jnp.float32)
 
 
-def dense(width, dtype=jnp.float32, **options):
+def dense_layer(width, dtype=jnp.float32, **options):
     """`nn.Dense` with the ViT initializer, N(0, 0.02^2)."""
-    return nn.Dense(width, dtype=dtype, kernel_init=INIT, **options)
+    return nn.Dense(width, dtype=dtype, kernel_init=NORMAL_INIT, **options)
 
 
 class LayerNorm(nn.Module):
@@ -53,10 +53,10 @@ class Mlp(nn.Module):
         dim = x.shape[-1]
         hidden = (self.hidden_dim, self.dtype)
         if self.kind == "swiglu":
-            gate = nn.silu(dense(*hidden, name="fc1_g")(x))
-            x = gate * dense(*hidden, name="fc1_x")(x)
+            gate = nn.silu(dense_layer(*hidden, name="fc1_g")(x))
+            x = gate * dense_layer(*hidden, name="fc1_x")(x)
         else:
-            x = gelu(dense(*hidden, name="fc1")(x), self.gelu)
+            x = gelu(dense_layer(*hidden, name="fc1")(x), self.gelu)
         if self.norm_eps is not None:
             x = LayerNorm(self.dtype, self.norm_eps, name="norm")(x)
-        return dense(dim, self.dtype, name="fc2")(x)
+        return dense_layer(dim, self.dtype, name="fc2")(x)

@@ -15,8 +15,8 @@ from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.methods.recommended import recommended
 from imagepiece_jax.reduction.reduction import Reduction
 
-TOLERANCE = 0.02  # allowed miss of a cost, as a share of the dense MACs
-BISECTIONS = 30  # of a schedule's ratio: 2^30 is far more than all token counts
+COST_TOLERANCE = 0.02  # allowed miss of a cost, as a share of the dense MACs
+MAX_BISECTIONS = 30  # of a schedule's ratio: 2^30 is far more than all token counts
 
 
 def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
@@ -26,7 +26,7 @@ def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
     Raises InputError for a reduction that does not fit the model.
     """
     config = model.config
-    fitted = at_cost(reduction, model)
+    fitted = fit_to_cost(reduction, model)
     try:
         facts = model.facts_for_methods()
         plan = fitted.method.plan(facts, config.arch.prefix, masked)
@@ -46,8 +46,8 @@ def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
     return model.clone(plan=plan, prop_attn=prop_attn, reduction=fitted)
 
 
-def at_cost(
-    reduction: Reduction, model: ViT, tolerance: float = TOLERANCE
+def fit_to_cost(
+    reduction: Reduction, model: ViT, tolerance: float = COST_TOLERANCE
 ) -> Reduction:
     """Replace a reduction's cost `macs` by token counts, or by fields of its method.
 
@@ -110,7 +110,7 @@ def _nearest_ratio(method, model, tolerance):
         share_at(1.0)
     low = 0.0
     high = 1.0
-    for _ in range(BISECTIONS):
+    for _ in range(MAX_BISECTIONS):
         middle = (low + high) / 2
         try:
             costs_less = share_at(middle) < method.macs

@@ -13,7 +13,7 @@ from imagepiece_jax.models.config import ViTConfig
 log = logging.getLogger("imagepiece_jax.models")
 
 
-def fit(
+def fit_positions(
     tensors: Mapping[str, np.ndarray], config: ViTConfig, trained_size
 ) -> Mapping[str, np.ndarray]:
     """Resize the position embeddings in `tensors` to a model's grid, if necessary.
@@ -38,14 +38,14 @@ def fit(
     rows = np.asarray(embedding[0], np.float32)
     front, patch_rows = np.split(rows, [prefix])
     patch_rows = patch_rows.reshape(*old_grid, -1)
-    resized = resize(patch_rows, config.grid, arch.resize)
+    resized = resize_grid(patch_rows, config.grid, arch.resize)
     resized = resized.reshape(-1, config.embed_dim)
     rows = np.concatenate([front, resized])
     log.info("position embeddings resized to %dx%d", *config.grid)
     return {**tensors, "pos_embed": rows[None]}
 
 
-def resize(grid: np.ndarray, new: tuple[int, int], how: str) -> np.ndarray:
+def resize_grid(grid: np.ndarray, new: tuple[int, int], how: str) -> np.ndarray:
     """Interpolate a grid of embeddings. [h, w, D] -> [*new, D] float32.
 
     new: (height, width)
@@ -59,16 +59,16 @@ def resize(grid: np.ndarray, new: tuple[int, int], how: str) -> np.ndarray:
         resized = jax.image.resize(jax.device_put(grid), (*new, dim), "cubic")
         return jax.device_get(resized)
     if how == "linear":
-        rows = _linear(height, new[0])
-        columns = _linear(width, new[1])
+        rows = _linear_weights(height, new[0])
+        columns = _linear_weights(width, new[1])
     else:
         offset = 0.1 if how == "offset" else 0.0  # as in DINO and DINOv2
-        rows = _bicubic(height, new[0], offset)
-        columns = _bicubic(width, new[1], offset)
+        rows = _bicubic_weights(height, new[0], offset)
+        columns = _bicubic_weights(width, new[1], offset)
     return np.einsum("ab,cd,bdx->acx", rows, columns, grid, optimize=True)
 
 
-def _bicubic(old, new, offset):
+def _bicubic_weights(old, new, offset):
     """PyTorch's bicubic interpolation weights along one axis, [new, old]."""
     coordinate = (np.arange(new) + 0.5) * old / (new + offset) - 0.5
     first = np.floor(coordinate).astype(int)
@@ -84,7 +84,7 @@ def _bicubic(old, new, offset):
     return weights.astype(np.float32)
 
 
-def _linear(old, new):
+def _linear_weights(old, new):
     """Linear interpolation weights with fixed end points, [new, old]."""
     coordinate = np.linspace(0, old - 1, new)
     distance = np.abs(coordinate[:, None] - np.arange(old))

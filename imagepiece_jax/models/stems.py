@@ -114,4 +114,4 @@ class ConvStem(nn.Module):
         )(x)
 
 
-STEMS = {"patch": PatchStem, "conv": ConvStem}
+STEM_KINDS = {"patch": PatchStem, "conv": ConvStem}

@@ -41,7 +41,7 @@ def variable_shapes(model):
     # Every learned reducer is traced on its own.
     one_block = model.with_execution(axis_name=None)
     one_block = one_block.clone(plan=(BlockPlan(0, 0),), prop_attn=False)
-    block_shapes = _shapes(one_block)
+    block_shapes = _traced_shapes(one_block)
     shapes = {}
     for collection, values in block_shapes.items():
         shapes[collection] = {}
@@ -50,7 +50,7 @@ def variable_shapes(model):
             if name == "blocks_0":
                 names = [f"blocks_{i}" for i in range(model.depth)]
             for copy_name in names:
-                shapes[collection][copy_name] = _copied(part)
+                shapes[collection][copy_name] = _copy_dicts(part)
     learned = {}
     for index, layer in enumerate(model.plan):
         if not layer.step or not isinstance(layer.step.reducer, nn.Module):
@@ -59,11 +59,11 @@ def variable_shapes(model):
         if reducer not in learned:
             learned[reducer] = _reducer_shapes(model, layer)
         for collection, values in learned[reducer].items():
-            shapes[collection][f"reducer_{index}"] = _copied(values)
+            shapes[collection][f"reducer_{index}"] = _copy_dicts(values)
     return shapes
 
 
-def _copied(tree):
+def _copy_dicts(tree):
     """Copy a tree's dicts, not its leaves."""
     return jax.tree.map(lambda leaf: leaf, tree)
 
@@ -81,7 +81,7 @@ def _reducer_shapes(model, layer):
         # Some reducers read the grid. Variables do not depend on its shape.
         return reducer.init(key, inputs.replace(grid=(1, counts.n_in)), counts)
 
-    return jax.eval_shape(init, _key())
+    return jax.eval_shape(init, _key_shape())
 
 
 def fresh_variables(model, seed, parts=None):
@@ -92,7 +92,7 @@ def fresh_variables(model, seed, parts=None):
     key = jax.jit(lambda: batch_key(seed, 0, Purpose.INIT))()
     # The device axis exists only inside a training step. Initial statistics do not
     # depend on it.
-    init = _init(model.with_execution(axis_name=None))
+    init = _init_function(model.with_execution(axis_name=None))
     if parts is None:
         return init(key, images)
 
@@ -108,8 +108,8 @@ def fresh_variables(model, seed, parts=None):
 
 def check_variables(model, variables):
     """Check the names and shapes of variables against a model."""
-    present = _by_name(variables)
-    needed = _by_name(variable_shapes(model))
+    present = _shapes_by_name(variables)
+    needed = _shapes_by_name(variable_shapes(model))
     for name in sorted(present.keys() | needed.keys()):
         got = present.get(name, "missing")
         expected = needed.get(name, "missing")
@@ -118,22 +118,22 @@ def check_variables(model, variables):
 
 
 def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> None:
-    """Check that every name `matches` a variable; errors name `field` as the origin."""
+    """Check that every name `is_in_parts` of a variable; `field` names it in errors."""
     leaves = traverse_util.flatten_dict(like, sep="/")
     paths = [key.partition("/")[2] for key in leaves]
     for name in names:
-        if not any(matches(path, [name]) for path in paths):
+        if not any(is_in_parts(path, [name]) for path in paths):
             parts = {re.sub(r"_\d+$", "", path.partition("/")[0]) for path in paths}
             listed = ", ".join(sorted(parts))
             raise InputError(f"{field} names {name!r}; the model has {listed}")
 
 
-def matches(path: str, names: Iterable[str]) -> bool:
+def is_in_parts(path: str, names: Iterable[str]) -> bool:
     """Whether a path is in a part in `names`, given with or without block number."""
     return any(re.match(rf"{re.escape(name)}(_\d+)?(/|$)", path) for name in names)
 
 
-def digest(tree):
+def variables_digest(tree):
     """SHA-256 of a tree's paths and array bytes, as hex digits."""
     # Shapes and dtypes are left out: published results and saved folders hold digests.
     total = hashlib.sha256()
@@ -143,20 +143,20 @@ def digest(tree):
     return total.hexdigest()
 
 
-def _key():
+def _key_shape():
     """A random key's shape and dtype."""
     return jax.eval_shape(root_key, 0)
 
 
 @functools.lru_cache(maxsize=4)
-def _shapes(model):
+def _traced_shapes(model):
     size = image_sides(model.config.image_size)
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    return _init(model).eval_shape(_key(), images)
+    return _init_function(model).eval_shape(_key_shape(), images)
 
 
 @functools.lru_cache(maxsize=4)
-def _init(model):
+def _init_function(model):
     """`model.init`, traced once for both shapes and values."""
 
     @jax.jit
@@ -169,7 +169,7 @@ def _init(model):
     return init
 
 
-def _by_name(variables):
+def _shapes_by_name(variables):
     """{path: shape}."""
     leaves = traverse_util.flatten_dict(variables, sep="/")
     return {name: tuple(leaf.shape) for name, leaf in leaves.items()}

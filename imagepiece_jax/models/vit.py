@@ -17,11 +17,11 @@ from imagepiece_jax.data.normalize import check_images, warn_of_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.folded_stem import FoldedStem
 from imagepiece_jax.kernels.token_layout import keep_token_major
-from imagepiece_jax.models.attention_pool import AttentionPool, pooled_tokens
+from imagepiece_jax.models.attention_pool import AttentionPool, cut_pooled_tokens
 from imagepiece_jax.models.block import Block, BlockReduction
 from imagepiece_jax.models.config import FLOAT32, Execution, ViTConfig
 from imagepiece_jax.models.explicit_axes import batch_sharding, method_on_auto_axes
-from imagepiece_jax.models.layers import INIT, LayerNorm, dense
+from imagepiece_jax.models.layers import NORMAL_INIT, LayerNorm, dense_layer
 from imagepiece_jax.models.stems import ConvStem, PatchStem, conv_stem_widths
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
@@ -267,7 +267,9 @@ class ViT(nn.Module):
         head_logits = []
         for name, vector in vectors.items():
             if self.config.num_classes:
-                head_logits.append(dense(self.config.num_classes, name=name)(vector))
+                head_logits.append(
+                    dense_layer(self.config.num_classes, name=name)(vector)
+                )
         if len(head_logits) == 2:
             logits = (head_logits[0] + head_logits[1]) / 2
         elif head_logits:
@@ -289,7 +291,7 @@ class ViT(nn.Module):
 
     def _mean(self, x, state):
         """Token mean, weighted by size. [B, N, D] -> [B, D] float32."""
-        x, size, mask = pooled_tokens(x, state, self.config.arch)
+        x, size, mask = cut_pooled_tokens(x, state, self.config.arch)
         if mask is not None:
             size = size * mask
         total = jnp.sum(size, axis=1, keepdims=True)
@@ -342,7 +344,7 @@ class ViT(nn.Module):
         params = []
         for name, count in counts.items():
             if count:
-                params.append(self.param(name, INIT, (1, count, dim)))
+                params.append(self.param(name, NORMAL_INIT, (1, count, dim)))
         prefix = [param.astype(self._dtype("patch_embed")) for param in params]
         return [jnp.broadcast_to(p, (batch, *p.shape[1:])) for p in prefix]
 
@@ -376,7 +378,7 @@ class ViT(nn.Module):
     def _with_positions(self, x):
         if not self.config.arch.positions:
             return x
-        pos_embed = self.param("pos_embed", INIT, (1, *x.shape[1:]))
+        pos_embed = self.param("pos_embed", NORMAL_INIT, (1, *x.shape[1:]))
         return x + pos_embed.astype(x.dtype)
 
 

@@ -19,12 +19,12 @@ from imagepiece_jax.errors import InputError
 SITES = ("pre", "attention", "mid")
 
 
-def exact_ceil(x):
+def exact_ceil(x: float) -> int:
     """Ceiling, immune to binary rounding: 0.07 * 100 is 7, not 8."""
     return math.ceil(x - 1e-9)
 
 
-def exact_floor(x):
+def exact_floor(x: float) -> int:
     """Floor, immune to binary rounding: 0.7 * 90 is 63, not 62."""
     return math.floor(x + 1e-9)
 
@@ -57,14 +57,14 @@ class RemoveAtMostHalf(Rule):
         """Number of tokens to remove from `n`, before the limit of one half."""
         raise NotImplementedError
 
-    def n_out(self, n, n0, stage):
+    def n_out(self, n: int, n0: int, stage: int) -> int | None:
         removed = min(self.count_removed(n), self.half_of_candidates(n))
         return None if removed <= 0 else n - removed
 
-    def fewest_tokens(self, n, stage):
+    def fewest_tokens(self, n: int, stage: int) -> int:
         return n - self.half_of_candidates(n)
 
-    def half_of_candidates(self, n):
+    def half_of_candidates(self, n: int) -> int:
         """Half the candidates: the most tokens that can leave."""
         candidates = self.count_candidates(n)
         if candidates is None:
@@ -79,13 +79,13 @@ class KeepShare(Rule):
     rate: float
     fused: bool = False  # whether one more token sums up the leaving tokens
 
-    def n_out(self, n, n0, stage):
+    def n_out(self, n: int, n0: int, stage: int) -> int | None:
         count = max(1, exact_ceil(self.rate * n))
         if count == n:
             return None
         return count + 1 if self.fused else count
 
-    def fewest_tokens(self, n, stage):
+    def fewest_tokens(self, n: int, stage: int) -> int:
         return 2 if self.fused else 1
 
 
@@ -96,13 +96,13 @@ class KeepInitialShare(Rule):
     rate: float
     packages: bool = False  # whether every step so far has added one more token
 
-    def n_out(self, n, n0, stage):
+    def n_out(self, n: int, n0: int, stage: int) -> int | None:
         count = max(1, exact_floor(self.rate * n0))
         if self.packages:
             count += stage
         return None if count >= n else count
 
-    def fewest_tokens(self, n, stage):
+    def fewest_tokens(self, n: int, stage: int) -> int:
         return 1 + stage if self.packages else 1
 
 
@@ -112,7 +112,7 @@ class RemoveCount(RemoveAtMostHalf):
 
     count: int
 
-    def count_removed(self, n):
+    def count_removed(self, n: int) -> int:
         return self.count
 
 
@@ -126,7 +126,7 @@ class KeepAtLeastHalf(RemoveAtMostHalf):
     rate: float
     counts_class_token: bool = False
 
-    def count_removed(self, n):
+    def count_removed(self, n: int) -> int:
         total = n + self.counts_class_token
         return total - max(1, exact_ceil(self.rate * total))
 
@@ -141,10 +141,10 @@ class MergeCandidates(RemoveAtMostHalf):
     merge_ratio: float
     candidate_ratio: float
 
-    def count_candidates(self, n):
+    def count_candidates(self, n: int) -> int:
         return exact_floor(self.candidate_ratio * n)
 
-    def count_removed(self, n):
+    def count_removed(self, n: int) -> int:
         # The published arithmetic counts the class token: 16 of 197 tokens leave.
         return exact_ceil(self.merge_ratio * (n + 1))
 
@@ -155,7 +155,7 @@ class KeepFixed(Rule):
 
     tokens: int
 
-    def n_out(self, n, n0, stage):
+    def n_out(self, n: int, n0: int, stage: int) -> int:
         return self.tokens
 
 
@@ -177,8 +177,14 @@ class Step:
     added_when_masked: int | None = None
     tokens: int | None = None  # number of image tokens that stay; None: by the rule
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice("site", self.site, SITES)
+
+    def n_out(self, n: int, n0: int, stage: int) -> int | None:
+        """Image token count after the step by `tokens` or the rule, see `Rule`."""
+        if self.tokens is None:
+            return self.rule.n_out(n, n0, stage)
+        return self.tokens if self.tokens < n else None
 
     @property
     def attention_block(self) -> int:
@@ -256,12 +262,8 @@ def count_tokens(steps: Sequence[Step | None], n0: int) -> Iterator[StepCounts |
     n = n0
     stage = 1
     for step in steps:
-        n_out = None
-        if step and step.tokens is None:
-            n_out = step.rule.n_out(n, n0, stage)
-        elif step and step.tokens < n:
-            n_out = step.tokens
-        if n_out is None:
+        n_out = step.n_out(n, n0, stage) if step else None
+        if step is None or n_out is None:
             yield None
             continue
         if not isinstance(n_out, numbers.Integral) or not 1 <= n_out <= n:
@@ -281,12 +283,11 @@ def count_masked_tokens(
     """Count the tokens in masked training, from the counts in evaluation."""
     more = 0  # tokens that evaluation does not have
     for step, counts in zip(steps, evaluation, strict=True):
-        if counts:
+        if step and counts:
             n_in = counts.n_in + more
-            own = None
+            own = None if step.added_when_masked is None else counts
             if step.added_when_masked is not None:
-                own = counts
-                more += own.n_in - own.n_out + step.added_when_masked
+                more += counts.n_in - counts.n_out + step.added_when_masked
             n_out = counts.n_out + more
             changes = {"n_in": n_in, "n_out": n_out, "evaluation": own}
             counts = dataclasses.replace(counts, **changes)
@@ -313,7 +314,7 @@ def plan_blocks(
     masked: plan masked training; steps with `added_when_masked` then remove no tokens
     Raises InputError for a step outside the model, or two steps at one block.
     """
-    by_block = [None] * depth
+    by_block: list[Step | None] = [None] * depth
     for step in steps:
         if step.block not in range(depth):
             raise InputError(
@@ -330,7 +331,7 @@ def plan_blocks(
     if masked:
         all_counts = list(count_masked_tokens(by_block, all_counts))
     pairs = list(zip(by_block, all_counts, strict=True))
-    readers = [step for step, counts in pairs if counts]
+    readers = [step for step, counts in pairs if step and counts]
     plan = []
     after = n0 + num_prefix
     for block, (step, counts) in enumerate(pairs):

@@ -5,17 +5,34 @@ ones it reports. `check_plan` and `check_form` run whenever a model is made or t
 `check_values` needs values, so it runs only after a program.
 """
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Int, Shaped
 
 from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.merging import DROPPED
-from imagepiece_jax.reduction.state import Assignment, Masking, Mixing, ReducerInputs
+from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
+from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.state import (
+    Assignment,
+    Masking,
+    Mixing,
+    ReducerInputs,
+    Result,
+)
+
+if TYPE_CHECKING:
+    from imagepiece_jax.models.architecture import Architecture
 
 
-def check_plan(plan, arch, grid):
+def check_plan(
+    plan: tuple[BlockPlan, ...], arch: "Architecture", grid: tuple[int, int] | None
+) -> None:
     """Check that attention, model and grid meet the needs of a plan's steps.
 
     arch: an `Architecture`
@@ -36,7 +53,9 @@ def check_plan(plan, arch, grid):
                 )
         if layer.step.site == "pre" and reducer.attention_reads:
             before = plan[block - 1] if block else None
-            if before is None or (before.counts and before.step.site != "pre"):
+            if before is None or (
+                before.step and before.counts and before.step.site != "pre"
+            ):
                 raise InputError(
                     f"{type(reducer).__name__} at block {block} reads the attention of "
                     "the block before; this block must exist and keep its tokens"
@@ -46,7 +65,7 @@ def check_plan(plan, arch, grid):
             grid = None
 
 
-def lacking_fields(arch):
+def lacking_fields(arch: "Architecture") -> dict[str, str]:
     """List a model's missing scores: {field of ReducerInputs: part it would need}."""
     lacking = {}
     if not arch.class_token:
@@ -57,7 +76,7 @@ def lacking_fields(arch):
     return lacking
 
 
-def check_form(result, counts):
+def check_form(result: object, counts: StepCounts) -> None:
     """Check shapes and types of a reducer's result; arrays may be traced.
 
     counts: the `block_plan.StepCounts` of the call
@@ -93,7 +112,7 @@ def check_form(result, counts):
         )
 
 
-def check_values(result, counts):
+def check_values(result: object, counts: StepCounts) -> None:
     """Check the values of a reducer's result, outside `jax.jit` only.
 
     Raises InputError, with image, slot or token.
@@ -101,39 +120,44 @@ def check_values(result, counts):
     # Every token has a slot or is dropped, every slot has a token, `index` and
     # `slot_of_token` are the same map, and weights are finite.
     check_form(result, counts)
-    result = jax.tree.map(np.asarray, result)
+    arrays: Any = jax.tree.map(np.asarray, result)
     if isinstance(result, Assignment):
-        _check_slots(result.slot_of_token, result.n_out)
-        if result.index is not None:
-            _check_index(result.slot_of_token, result.index)
+        _check_slots(arrays.slot_of_token, result.n_out)
+        if arrays.index is not None:
+            _check_index(arrays.slot_of_token, arrays.index)
     for name in ("weight", "attn_size", "matrix", "keep"):
-        values = getattr(result, name, None)
+        values = getattr(arrays, name, None)
         if values is not None:
             _check_finite(name, values)
 
 
-def _check_finite(name, values):
+def _check_finite(name: str, values: Shaped[np.ndarray, "batch ..."]) -> None:
     finite = np.isfinite(values.astype(np.float32))
     for image, *index in _first_true(~finite):
         value = values[image, *index]
         raise InputError(f"image {image}: {name}{index} is {value}")
 
 
-def check_results(plan, results):
+def check_results(plan: tuple[BlockPlan, ...], results: Sequence[Result]) -> None:
     """`check_values` the results of a plan's reducing steps (`Outputs.results`).
 
     Raises InputError for a result that breaks the contract, with the step's block.
     """
-    steps = [(block, layer) for block, layer in enumerate(plan) if layer.counts]
-    for (block, layer), result in zip(steps, results, strict=True):
+    steps = [
+        (layer.step, layer.counts) for layer in plan if layer.step and layer.counts
+    ]
+    for (step, counts), result in zip(steps, results, strict=True):
         try:
-            check_values(result, layer.counts)
+            check_values(result, counts)
         except InputError as error:
-            reducer = type(layer.step.reducer).__name__
+            block = step.block
+            reducer = type(step.reducer).__name__
             raise InputError(f"block {block}, {reducer}: {error}") from error
 
 
-def random_inputs(reducer, n, embed_dim, num_heads):
+def random_inputs(
+    reducer: Reducer, n: int, embed_dim: int, num_heads: int
+) -> ReducerInputs:
     """Make random ReducerInputs: two images with `n` tokens."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, n, embed_dim)), jnp.float32)
@@ -158,18 +182,20 @@ def random_inputs(reducer, n, embed_dim, num_heads):
     )
 
 
-def _check_shape(name, array, *sizes):
+def _check_shape(
+    name: str, array: Shaped[Array, "batch ..."] | None, *sizes: int
+) -> None:
     if array is not None and array.shape[1:] != sizes:
         listed = ", ".join(map(str, sizes))
         raise InputError(f"{name} has shape {array.shape}; it must be [B, {listed}]")
 
 
-def _first_true(wrong):
+def _first_true(wrong: Bool[np.ndarray, "..."]) -> list[list[int]]:
     """Locate an array's first True: a list with one index, or an empty list."""
     return [index.tolist() for index in np.argwhere(wrong)[:1]]
 
 
-def _check_slots(slot_of_token, n_out):
+def _check_slots(slot_of_token: Int[np.ndarray, "batch tokens"], n_out: int) -> None:
     """Check that slots are in range, and not empty."""
     outside = (slot_of_token < 0) | (slot_of_token >= n_out)
     for image, token in _first_true(outside & (slot_of_token != DROPPED)):
@@ -183,7 +209,7 @@ def _check_slots(slot_of_token, n_out):
         raise InputError(f"image {image}: slot {slot} of {n_out} gets no token")
 
 
-def _check_index(slot_of_token, index):
+def _check_index(slot_of_token: Int[np.ndarray, "batch tokens"], index: Any) -> None:
     """Check that both maps are the same, and that partners stay."""
     tokens = np.concatenate([index.kept_tokens, index.absorbed_tokens], axis=1)
     kept = np.broadcast_to(

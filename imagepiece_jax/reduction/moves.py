@@ -3,9 +3,12 @@
 A merged token is a mean weighted by sizes, or by an Assignment's `weight`.
 """
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from imagepiece_jax.kernels.merging import (
     DROPPED,
@@ -17,10 +20,16 @@ from imagepiece_jax.kernels.merging import (
 )
 from imagepiece_jax.kernels.ranking import gather_rows, index_kept_tokens, invert_order
 from imagepiece_jax.kernels.similarity import cosine_similarity
-from imagepiece_jax.reduction.state import Masking, Mixing, TokenState
+from imagepiece_jax.reduction.state import (
+    Assignment,
+    Masking,
+    Mixing,
+    Result,
+    TokenState,
+)
 
 
-def apply_result(state, result):
+def apply_result(state: TokenState, result: Result) -> TokenState:
     """Apply a reducer's result (Assignment, Mixing or Masking) to a TokenState.
 
     The prefix stays in front. An Assignment's slots get weighted means (or sums) of
@@ -51,7 +60,9 @@ def apply_result(state, result):
     )
 
 
-def mean_coordinates(state, result):
+def mean_coordinates(
+    state: TokenState, result: Assignment
+) -> Float[Array, "batch slots 2"] | None:
     """Average patch coordinates per slot, [B, n_out, 2]; None without coordinates."""
     if state.coordinates is None:
         return None
@@ -63,14 +74,16 @@ def mean_coordinates(state, result):
     return jnp.stack(sums, axis=-1) / sum_slots(size, result)[..., None]
 
 
-def _slot_mask(mask, result):
+def _slot_mask(
+    mask: Float[Array, "batch tokens"], result: Assignment
+) -> Float[Array, "batch slots"]:
     """Mask slots: a slot with a live token is live. [B, n] -> [B, n_out]."""
     belongs = is_in_slot(result.slot_of_token, result.n_out)
     masks_in_slot = jnp.where(belongs, mask[:, None, :], 0)
     return jnp.max(masks_in_slot, axis=-1)
 
 
-def _apply_mixing(state, result):
+def _apply_mixing(state: TokenState, result: Mixing) -> TokenState:
     matrix = result.matrix.astype(jnp.float32)
     x = mix_tokens(state.x, matrix)
     coordinates = state.coordinates
@@ -90,7 +103,10 @@ def _apply_mixing(state, result):
     )
 
 
-def weighted_coordinates(weight, coordinates):
+def weighted_coordinates(
+    weight: Float[Array, "batch slots tokens"],
+    coordinates: Float[Array, "batch tokens 2"],
+) -> Float[Array, "batch slots 2"]:
     """Average coordinates [B, n, 2] by weights [B, m, n] >= 0. -> [B, m, 2].
 
     A row of zero weights gives the plain mean.
@@ -101,11 +117,11 @@ def weighted_coordinates(weight, coordinates):
     return jnp.einsum("bmn,bnd->bmd", weight, coordinates, precision="highest")
 
 
-def _apply_masking(state, result):
+def _apply_masking(state: TokenState, result: Masking) -> TokenState:
     """Apply a Masking: no token leaves, and `append` adds a token at the end."""
     before = state.mask
     coordinates = state.coordinates
-    state = state.replace(mask=result.keep, grid=None)
+    state = dataclasses.replace(state, mask=result.keep, grid=None)
     if result.append is None:
         return state
     if coordinates is not None:
@@ -122,7 +138,8 @@ def _apply_masking(state, result):
     if attn_size is not None:
         attn_size = jnp.concatenate([attn_size, its_size], axis=1)
     live = its_size.astype(result.keep.dtype)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         x=jnp.concatenate([state.x, last], axis=1),
         size=jnp.concatenate([state.size, its_size], axis=1),
         attn_size=attn_size,
@@ -131,7 +148,9 @@ def _apply_masking(state, result):
     )
 
 
-def find_nearest_slots(x, result):
+def find_nearest_slots(
+    x: Float[Array, "batch tokens dim"], result: Assignment
+) -> Int[Array, "batch tokens"]:
     """Find every token's slot; a dropped token gets its most similar kept token's slot.
 
     x: [B, n, D], tokens before the step, compared by cosine; ties go to the first token

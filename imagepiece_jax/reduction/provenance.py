@@ -1,19 +1,23 @@
 """Track every patch's token through a model's steps."""
 
 import itertools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int, Shaped
 
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.kernels.ranking import gather_rows
 from imagepiece_jax.reduction.moves import find_nearest_slots
-from imagepiece_jax.reduction.state import Assignment, Mixing
+from imagepiece_jax.reduction.state import Assignment, Mixing, ReducerInputs, Result
 
 
-def trace_patches(results, batch: int, patches: int) -> list:
+def trace_patches(
+    results: Sequence[Result], batch: int, patches: int
+) -> list[Int[Array, "batch patches"] | None]:
     """Find every patch's image token, before the first step and after every step.
 
     results: `Outputs.results`
@@ -40,12 +44,16 @@ class PatchPath(NamedTuple):
     read: jax.Array | None = None
     # [B, n, D]: the last feature of the patch's token before the token was dropped;
     # None: not requested
-    last: jax.Array | None = None
+    last: Any = None
     # (path before a Mixing, the Mixing, tokens before the Mixing); None: no Mixing yet
     mixed: tuple["PatchPath", Mixing, jax.Array] | None = None
 
 
-def follow_patches(results, reducer_inputs=None, fill=None) -> list[PatchPath]:
+def follow_patches(
+    results: Sequence[Result],
+    reducer_inputs: Sequence[ReducerInputs] | None = None,
+    fill: str | None = None,
+) -> list[PatchPath]:
     """Compute the PatchPaths before the first step and after every step.
 
     results, reducer_inputs: from `Outputs`; a Mixing and `fill` need reducer_inputs
@@ -58,7 +66,12 @@ def follow_patches(results, reducer_inputs=None, fill=None) -> list[PatchPath]:
     return paths
 
 
-def _followed(path, result, x, fill):
+def _followed(
+    path: PatchPath,
+    result: Any,  # an Assignment or a Mixing
+    x: Any,  # tokens before the step; None: not known
+    fill: str | None,
+) -> PatchPath:
     if isinstance(result, Mixing):
         return PatchPath(mixed=(path, result, x))
     slot = compose_maps(result.slot_of_token, path.slot)
@@ -74,14 +87,18 @@ def _followed(path, result, x, fill):
     return path._replace(slot=slot, read=slot, last=last)
 
 
-def gather_tokens(values, slot):
+def gather_tokens(
+    values: Shaped[Array, "batch tokens ..."], slot: Int[Array, "batch patches"] | None
+) -> Shaped[Array, "batch rows ..."]:
     """Gather rows of values [B, n, ..] at `slot`; None: return all rows."""
     if slot is None:
         return values
     return gather_rows(values, jnp.maximum(slot, 0))
 
 
-def compose_maps(outer, inner):
+def compose_maps(
+    outer: Int[Array, "batch slots"], inner: Int[Array, "batch patches"] | None
+) -> Int[Array, "batch mapped"]:
     """Compose two slot maps: outer[inner], [B, m] int. DROPPED stays DROPPED.
 
     outer: [B, n] int

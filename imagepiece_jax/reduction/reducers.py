@@ -5,10 +5,10 @@ A reducer reads `ReducerInputs` and `StepCounts`. It returns an `Assignment`, a
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from imagepiece_jax.kernels.joining import find_partners, join_sides
 from imagepiece_jax.kernels.merging import DROPPED, SlotIndex
@@ -27,7 +27,7 @@ from imagepiece_jax.kernels.similarity import (
     vector_lengths,
 )
 from imagepiece_jax.reduction.block_plan import StepCounts
-from imagepiece_jax.reduction.state import Assignment
+from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 METRICS = ("key", "query", "value", "token")  # features by which tokens are compared
 # Scores that rank tokens: {name: field of ReducerInputs}. "auto" reads class attention;
@@ -59,17 +59,24 @@ class Reducer:
     Subclasses are frozen dataclasses, or Flax modules if they learn.
     """
 
-    # Fields of ReducerInputs read by the reducer. Features, scores and rng may be None
-    # unless named here.
-    needed_inputs: ClassVar[frozenset[str]] = frozenset()
-    # the feature to compare, one of METRICS; None: no comparison
-    metric = None
+    @property
+    def needed_inputs(self) -> frozenset[str]:
+        """Fields of ReducerInputs; unless named, features, scores and rng may be None.
+
+        Subclasses may set it as a class attribute, and `metric`, too.
+        """
+        return frozenset()
+
+    @property
+    def metric(self) -> str | None:
+        """The feature to compare, one of METRICS; None: no comparison."""
+        return None
 
     @property
     def attention_reads(self) -> frozenset[str]:
         """Scores and projections for attention to compute for this reducer."""
         names = self.needed_inputs & (ATTENTION_SCORES | {"shift", "key"})
-        if "metric" in self.needed_inputs and self.metric != "token":
+        if self.metric and "metric" in self.needed_inputs and self.metric != "token":
             names |= {self.metric}
         return frozenset(names)
 
@@ -77,11 +84,11 @@ class Reducer:
         """MACs of the reducer itself, for one image with `n_in` image tokens."""
         return 0
 
-    def draws_random(self, counts, train: bool) -> bool:
+    def draws_random(self, counts: StepCounts, train: bool) -> bool:
         """Whether this call draws random numbers from `rng`."""
         return "rng" in self.needed_inputs
 
-    def check_fits(self, grid: tuple[int, int] | None, counts: StepCounts):
+    def check_fits(self, grid: tuple[int, int] | None, counts: StepCounts) -> None:
         """Raise InputError if the reducer cannot reduce these tokens.
 
         grid: (height, width); None after an earlier reduction
@@ -93,7 +100,7 @@ class MaskingReducer(Reducer):
 
     needed_inputs = frozenset({"rng"})
 
-    def draws_random(self, counts, train):
+    def draws_random(self, counts: StepCounts, train: bool) -> bool:
         return counts.n_out >= counts.n_in
 
 
@@ -107,17 +114,19 @@ class Ranking(Reducer):
     score: str = dataclasses.field(default="auto", kw_only=True)
 
     @property
-    def needed_inputs(self):
+    def needed_inputs(self) -> frozenset[str]:
         names = {SCORES[self.score]}
         if self.metric:
             names.add("metric")
         return frozenset(names)
 
-    def token_scores(self, inputs, counts):
-        """Compute scores [B, n] float32; a token removed by a mask scores infinity.
+    def token_scores(
+        self, inputs: ReducerInputs, counts: StepCounts
+    ) -> Float[Array, "batch tokens"]:
+        """Compute float32 scores; a token removed by a mask scores infinity.
 
-        So no merge of low scores takes it. Do not keep the highest scores in masked
-        training: removed tokens would stay.
+        So no merge of low scores takes it. In masked training, do not keep the highest
+        scores, because removed tokens would stay.
         """
         score = getattr(inputs, SCORES[self.score])
         if self.score == "energy":
@@ -139,7 +148,9 @@ class TopK(Ranking):
     # in EViT (Liang et al. 2022); its gradient reaches the scores
     fuse: bool = False
 
-    def __call__(self, inputs, counts, train=False):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment:
         score = self.token_scores(inputs, counts)
         if not self.fuse:
             return keep_highest(score, counts.n_out)
@@ -159,7 +170,9 @@ class Bipartite(Reducer):
     metric: str = "key"
     needed_inputs = frozenset({"metric"})
 
-    def __call__(self, inputs, counts, train=False):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment:
         merges = counts.n_in - counts.n_out
         first = inputs.num_prefix % 2  # A's first image token: positions count all
         metric = jax.lax.stop_gradient(inputs.metric)
@@ -175,7 +188,10 @@ class Bipartite(Reducer):
         return Assignment(slot_of_token, index=index, n_out=counts.n_out)
 
 
-def shift_shares(change, live=None):
+def shift_shares(
+    change: Float[Array, "batch tokens dim"],
+    live: Float[Array, "batch tokens"] | None = None,
+) -> Float[Array, "batch tokens"]:
     """Measure token changes by a layer, as shares with sum 1. -> [B, n] float32.
 
     change: [B, n, D], added to the tokens by the layer
@@ -189,7 +205,11 @@ def shift_shares(change, live=None):
     return moved / jnp.maximum(total, 1e-6)
 
 
-def uniqueness_scores(key, margin, live=None):
+def uniqueness_scores(
+    key: Float[Array, "batch tokens head_dim"],
+    margin: float,
+    live: Float[Array, "batch tokens"] | None = None,
+) -> Float[Array, "batch tokens"]:
     """Score tokens by 1 - energy (PiToMe), as shares with sum 1. -> [B, n] float32.
 
     key: [B, n, d], means over heads
@@ -209,7 +229,7 @@ def uniqueness_scores(key, margin, live=None):
     return unlike / jnp.maximum(total, 1e-6)
 
 
-def keep_highest(score, n_out):
+def keep_highest(score: Float[Array, "batch tokens"], n_out: int) -> Assignment:
     """Assign slots to the `n_out` highest scores [B, n], in spatial order."""
     slot = index_kept_tokens(rank_tokens(score) < n_out)
     slot_of_token = jnp.maximum(slot, DROPPED)
@@ -217,7 +237,9 @@ def keep_highest(score, n_out):
     return Assignment(slot_of_token, index=index, n_out=n_out)
 
 
-def keep_and_sum(keep, weight, n_out):
+def keep_and_sum(
+    keep: Bool[Array, "batch tokens"], weight: Float[Array, "batch tokens"], n_out: int
+) -> Assignment:
     """Keep `n_out - 1` tokens in spatial order; the last slot sums the leaving tokens.
 
     keep: [B, n] bool
@@ -236,14 +258,18 @@ def keep_and_sum(keep, weight, n_out):
     return Assignment(slot_of_token, weight, index=index, n_out=n_out, mean=False)
 
 
-def merge_in_place(absorbed, partners, counts):
+def merge_in_place(
+    absorbed: Int[Array, "batch pairs"],
+    partners: Int[Array, "batch pairs"],
+    counts: StepCounts,
+) -> Assignment:
     """Merge `absorbed` tokens into staying `partners`; the token order is kept.
 
     absorbed, partners: [B, r] int32; no token may be absorbed twice
     """
     token = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
 
-    def before(tokens):
+    def before(tokens: Int[Array, "#batch listed"]) -> Int[Array, "batch listed pairs"]:
         """Mark absorbed tokens before every token. [B, m] -> [B, m, r] int32."""
         earlier = absorbed[:, None, :] < tokens[:, :, None]
         return earlier.astype(jnp.int32)
@@ -268,7 +294,12 @@ def merge_in_place(absorbed, partners, counts):
     return Assignment(slot_of_token, index=index, n_out=counts.n_out)
 
 
-def keep_and_join(keep, absorbed, target, n):
+def keep_and_join(
+    keep: Int[Array, "batch slots"],
+    absorbed: Int[Array, "batch absorbed"],
+    target: Int[Array, "batch absorbed"],
+    n: int,
+) -> Assignment:
     """Keep one token per slot, let slots absorb tokens, and drop the rest.
 
     keep: [B, n_out] int32, in slot order
@@ -288,7 +319,12 @@ def keep_and_join(keep, absorbed, target, n):
     return Assignment(slot_of_token, index=index, n_out=n_out)
 
 
-def join_most_similar(metric, sources, targets, joining=None):
+def join_most_similar(
+    metric: Float[Array, "batch tokens dim"],
+    sources: Int[Array, "batch sources"],
+    targets: Int[Array, "batch targets"],
+    joining: int | None = None,
+) -> tuple[Int[Array, "batch pairs"], Int[Array, "batch pairs"]]:
     """Pair sources with their most similar targets; ties go to the first target.
 
     metric: [B, n, d], the feature to compare

@@ -23,17 +23,17 @@ IMAGEPIECE_COUNTS = (180, 165, 132, 121, 111, 89, 81, 74, 60, 60, 60, 60)
 DIFFRATE_COUNTS = (196, 195, 189, 171, 153, 124, 106, 95, 83, 77, 69, 2)
 
 
-def constant_shares(depth, ratio, start=0):
+def constant_shares(depth: int, ratio: float, start: int = 0) -> list[float]:
     """Shares after the blocks; every block from `start` on loses an equal number."""
     return [1 - ratio * max(0, block + 1 - start) for block in range(depth)]
 
 
-def proportional_shares(depth, ratio, start=0):
+def proportional_shares(depth: int, ratio: float, start: int = 0) -> list[float]:
     """Shares after the blocks; every block from `start` on loses an equal share."""
     return [(1 - ratio) ** max(0, block + 1 - start) for block in range(depth)]
 
 
-def staged_shares(depth, ratio, *blocks):
+def staged_shares(depth: int, ratio: float, *blocks: int) -> list[float]:
     """Shares after the blocks; every block in `blocks` loses an equal share."""
     blocks = blocks or (3, 6, 9)
     shares = []
@@ -43,7 +43,7 @@ def staged_shares(depth, ratio, *blocks):
     return shares
 
 
-def late_shares(depth, ratio, power=2.0):
+def late_shares(depth: int, ratio: float, power: float = 2.0) -> list[float]:
     """Shares after the blocks; the lost share is ratio * ((block + 1) / depth)^power.
 
     power: above 0; with 1 every block loses an equal share of the initial tokens
@@ -63,7 +63,7 @@ def powered_shares(shares: Sequence[float], ratio: float) -> list[float]:
     return [share**power for share in shares]
 
 
-def stretched_shares(counts, depth, ratio):
+def stretched_shares(counts: Sequence[int], depth: int, ratio: float) -> list[float]:
     """Stretch a schedule for DEIT_PATCHES patches to shares after `depth` blocks.
 
     counts: image tokens after the blocks, interpolated for another depth

@@ -3,15 +3,22 @@
 Training removes no tokens: attention reads a mask drawn from the scores.
 """
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jaxtyping import Array, Float, Shaped
 
 from imagepiece_jax.common.rng import draw_gumbel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.state import Assignment, initial_state
+
+if TYPE_CHECKING:
+    from imagepiece_jax.models.vit import Outputs
 
 DENSE_INIT = nn.initializers.normal(0.02)
 DIVISION_EPS = 1e-6
@@ -25,12 +32,16 @@ class KeepScores(nn.Module):
     """
 
     @nn.compact
-    def __call__(self, x, mask=None):
+    def __call__(
+        self,
+        x: Float[Array, "batch tokens *heads dim"],
+        mask: Float[Array, "batch tokens"] | None = None,
+    ) -> Float[Array, "batch tokens *heads 2"]:
         """x [B, n, .., D], mask [B, n] (None: all live) -> [B, n, .., 2] float32."""
         dim = x.shape[-1]
         dtype = x.dtype
 
-        def dense(width, name, dtype=dtype):
+        def dense(width: int, name: str, dtype: Any = dtype) -> nn.Dense:
             return nn.Dense(width, kernel_init=DENSE_INIT, dtype=dtype, name=name)
 
         norm = nn.LayerNorm(1e-5, dtype, use_fast_variance=False, name="norm")
@@ -40,9 +51,7 @@ class KeepScores(nn.Module):
         hidden = nn.gelu(dense(dim, "embed")(x), approximate=False)
         single = hidden[..., : dim // 2]
         common = hidden[..., dim // 2 :].astype(jnp.float32)
-        live = mask
-        if mask is None:
-            live = jnp.ones(x.shape[:2], jnp.float32)
+        live = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask
         ones = (1,) * (x.ndim - 2)
         live = live.reshape(live.shape + ones).astype(jnp.float32)
         # Without live tokens, DIVISION_EPS makes the mean 0 instead of 0 / 0.
@@ -55,24 +64,32 @@ class KeepScores(nn.Module):
         return jax.nn.log_softmax(dense(2, "score", jnp.float32)(hidden))
 
 
-def keep_macs(n, dim):
+def keep_macs(n: int, dim: int) -> int:
     """MACs of `KeepScores` for `n` tokens of width `dim`."""
     half = dim // 2
     quarter = dim // 4
     return n * (dim * dim + dim * half + half * quarter + 2 * quarter)
 
 
-def gumbel_noise(keys, shape):
+def gumbel_noise(
+    keys: Shaped[Array, " batch"], shape: tuple[int, ...]
+) -> Float[Array, "batch ..."]:
     """Draw Gumbel(0, 1) noise with one key per image. [B] keys -> [B, *shape]."""
     return jax.vmap(lambda key: draw_gumbel(key, shape))(keys)
 
 
-def straight_through(value, slope):
+def straight_through(
+    value: Float[Array, "*sizes"], slope: Float[Array, "*sizes"]
+) -> Float[Array, "*sizes"]:
     """Return exactly `value`, with the gradient of `slope`; float32 of one shape."""
     return jax.lax.stop_gradient(value) + (slope - jax.lax.stop_gradient(slope))
 
 
-def draw_mask(scores, mask, rng):
+def draw_mask(
+    scores: Float[Array, "batch tokens 2"],
+    mask: Float[Array, "batch tokens"] | None,
+    rng: Shaped[Array, " batch"],
+) -> Float[Array, "batch tokens"]:
     """Draw a mask of live tokens by Gumbel noise. -> [B, n] float32, exactly 0 or 1.
 
     scores: [B, n, 2], log probabilities of keeping and dropping
@@ -86,7 +103,9 @@ def draw_mask(scores, mask, rng):
     return keep if mask is None else keep * mask
 
 
-def ratio_loss(shares, targets):
+def ratio_loss(
+    shares: Sequence[Float[Array, "..."]], targets: Sequence[float]
+) -> Float[Array, ""]:
     """Mean squared distance between live token shares and targets; 0 without steps.
 
     shares: one array of any shape per step
@@ -98,7 +117,9 @@ def ratio_loss(shares, targets):
     return sum(errors, jnp.float32(0)) / max(1, len(errors))
 
 
-def kl_divergence(student, teacher):
+def kl_divergence(
+    student: Float[Array, "batch classes"], teacher: Float[Array, "batch classes"]
+) -> Float[Array, " batch"]:
     """KL(teacher || student) of softmax(logits), in float32. [B, C] twice -> [B]."""
     student = jax.nn.log_softmax(student.astype(jnp.float32))
     teacher = jax.nn.log_softmax(teacher.astype(jnp.float32))
@@ -106,7 +127,7 @@ def kl_divergence(student, teacher):
     return optax.losses.kl_divergence_with_log_targets(student, teacher)
 
 
-def token_loss(outputs, teacher_outputs):
+def token_loss(outputs: "Outputs", teacher_outputs: "Outputs") -> Float[Array, ""]:
     """Mean squared distance between student and teacher tokens after the final norm.
 
     Only live tokens count. The loss is 0 without live tokens.
@@ -133,7 +154,7 @@ def token_loss(outputs, teacher_outputs):
     return total / count
 
 
-def check_teacher(outputs, teacher_outputs):
+def check_teacher(outputs: "Outputs", teacher_outputs: "Outputs") -> None:
     """Raise InputError unless patches, width and classes equal the student's."""
     student = _describe_sizes(outputs)
     teacher = _describe_sizes(teacher_outputs)
@@ -141,7 +162,7 @@ def check_teacher(outputs, teacher_outputs):
         raise InputError(f"the teacher has {teacher}, but it must have {student}")
 
 
-def _describe_sizes(outputs):
+def _describe_sizes(outputs: "Outputs") -> str:
     patches = outputs.tokens.shape[1] - outputs.state.num_prefix
     if outputs.reducer_inputs:  # the first step saw all patches
         patches = outputs.reducer_inputs[0].x.shape[1]

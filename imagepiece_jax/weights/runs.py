@@ -11,7 +11,7 @@ from imagepiece_jax.common import checksums
 from imagepiece_jax.data.sources import registry
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
-from imagepiece_jax.models.create import config_of_run
+from imagepiece_jax.models.create import read_run_config
 from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.weights.config_json import WeightsInfo, guarded
 from imagepiece_jax.weights.file_names import (
@@ -52,7 +52,7 @@ def read(source: Location) -> WeightsInfo:
 def _parts(run):
     """Return (ViTConfig, Reduction, dtype) from a run's config."""
     check_format(run)
-    return config_of_run(run), Reduction.read(run["reduction"]), run["model"]["dtype"]
+    return read_run_config(run), Reduction.read(run["reduction"]), run["model"]["dtype"]
 
 
 def read_checkpoint(

@@ -135,7 +135,7 @@ def test_smaller_images_are_seen_by_the_dense_weights(tmp_path, on_digits):
     fields = tiny_paper.FIELDS | {"image_size": both, "depth": 2}
     model = create_model(named_models.config(**fields))
     tensors = timm_tensors.to_timm(weights.variables)
-    tensors = resize_positions.fit(tensors, model.config, weights.image_size)
+    tensors = resize_positions.fit_positions(tensors, model.config, weights.image_size)
     params = timm_tensors.from_timm(tensors, variable_shapes(model))["params"]
     logits = tiny_vit.logits(model)({"params": params}, made)
     assert resized.vit.gmacs < weights.gmacs

@@ -134,7 +134,7 @@ def model(reduction=None, masked=False, drop_path_rate=0.0, **options):
         name: size.pop(name) for name in ("dtype", "attention") if name in size
     }
     made = config("vit_mini", **size)
-    execution = create.execution_of(made, **execution)
+    execution = create.make_execution(made, **execution)
     execution = dataclasses.replace(execution, drop_path_rate=drop_path_rate)
     return create.build_model(made, reduction, execution, masked)
 

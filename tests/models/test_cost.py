@@ -47,7 +47,7 @@ def test_steps_cost_and_are_listed_where_they_change_something():
     plan = plan_blocks(2, 16, [Step(i, Costly(), rule) for i, rule in enumerate(rules)])
     model = tiny_vit.vit(plan, 8, 2)
     assert sum(cost.reducer_macs(model, layer) for layer in plan) == 16082
-    assert [cost.action(layer) for layer in plan] == ["", "Costly: 16 - 8"]
+    assert [cost.describe_reduction(layer) for layer in plan] == ["", "Costly: 16 - 8"]
 
 
 def test_cost_table_of_a_model_counted_by_hand():

@@ -7,7 +7,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import reduction_plan as plans
 from imagepiece_jax.models.cost import share_of_dense
 from imagepiece_jax.models.create import create_model
-from imagepiece_jax.models.reduction_plan import TOLERANCE, with_plan
+from imagepiece_jax.models.reduction_plan import COST_TOLERANCE, with_plan
 from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.diffrate import published_schedules
@@ -38,7 +38,7 @@ def dense(reduction=None, **fields):
 def at_cost(reduction, model=None):
     """(the reduction in counts, its share of the dense MACs, counts by block)."""
     model = model or dense()
-    found = plans.at_cost(Reduction.read(reduction), model)
+    found = plans.fit_to_cost(Reduction.read(reduction), model)
     reduced = with_plan(model, found)
     left = [layer.mlp_tokens - 1 for layer in reduced.plan]
     return found, share_of_dense(reduced), left
@@ -55,7 +55,7 @@ def test_a_schedule_is_followed_or_refused_with_the_reason(name, counts):
         assert counts != LATER or not takes_any
         return
     assert counts != LATER or takes_any
-    assert abs(share - 0.6) <= TOLERANCE
+    assert abs(share - 0.6) <= COST_TOLERANCE
     assert isinstance(found.method.counts, tuple)
     assert found.method.macs is None
     extra = np.array(left) - found.method.counts  # packages and fused tokens
@@ -122,7 +122,7 @@ def test_unusual_models():
         assert left == [196] * 12
     assert tiny_vit.model("none:counts=(25,25,25)").plan == tiny_vit.model().plan
     _, share, _ = at_cost("tome:macs=0.8", dense(depth=1))
-    assert abs(share - 0.8) <= TOLERANCE
+    assert abs(share - 0.8) <= COST_TOLERANCE
     listed = [*np.arange(190, 70, -10)]
     found, _, left = at_cost(ToMe(counts=listed))
     assert left == listed
@@ -140,7 +140,7 @@ def test_every_method_has_a_shape_of_its_own_for_every_model(name, model, size):
     cost = 0.55 if name == "imagepiece_tome" else 0.5  # the least of six blocks
     model = create_model(named_models.config(model, image_size=size))
     found, share, _ = at_cost(f"{name}:macs={cost}", model)
-    assert abs(share - cost) <= TOLERANCE
+    assert abs(share - cost) <= COST_TOLERANCE
     assert found.method.macs is None
 
 

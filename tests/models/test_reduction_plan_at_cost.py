@@ -8,7 +8,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import share_of_dense
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.reduction_plan import TOLERANCE
+from imagepiece_jax.models.reduction_plan import COST_TOLERANCE
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.methods.recommended import recommend_method, recommended
@@ -41,7 +41,7 @@ def test_half_of_deit_by_hand(capsys):
     ends = 196 * 768 * 192 + 192 * 1000  # stem and head
     share = (sum(blocks) + ends) / (12 * block(197, 197) + ends)
     assert share == pytest.approx(share_of_dense(model), abs=1e-3)
-    assert abs(share - 0.5) <= TOLERANCE
+    assert abs(share - 0.5) <= COST_TOLERANCE
     said = capsys.readouterr().err.splitlines()[0]
     blocks = "peaks in blocks 3, 6, 9"
     assert said == f"{blocks}; counts 99, 50, 26; {share:.2f} of the MACs"

@@ -104,7 +104,7 @@ def test_positions_of_a_published_square_are_resized_to_another_shape(tmp_path):
     vit = imagepiece_jax.load(tmp_path / "w.npz", config=made.config, image_size=size)
     old = variables["params"]["pos_embed"]
     tensors = {"pos_embed": old}
-    want = resize_positions.fit(tensors, vit.config, (224, 224))["pos_embed"]
+    want = resize_positions.fit_positions(tensors, vit.config, (224, 224))["pos_embed"]
     np.testing.assert_array_equal(vit.variables["params"]["pos_embed"], want)
     np.testing.assert_array_equal(want[:, 0], old[:, 0])
     assert want.shape == old.shape

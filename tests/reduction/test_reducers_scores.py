@@ -77,7 +77,9 @@ def run(arch, reduction, **options):
 def scores_of(layer, inputs):
     reducer = layer.step.reducer
     counts = layer.counts
-    return tiny_vit.compiled(lambda inputs: reducer.scores(inputs, counts))(inputs)
+    return tiny_vit.compiled(lambda inputs: reducer.token_scores(inputs, counts))(
+        inputs
+    )
 
 
 @pytest.mark.parametrize(
@@ -257,7 +259,7 @@ def test_masked_tokens_have_no_part_in_scores_of_the_others(score):
         state = initial_state(x, 2).replace(mask=mask)
         _, found = module.apply(variables, x, state, reducer.attention_reads)
         inputs = ReducerInputs(x[:, 2:], state.size[:, 2:], mask=mask, **found)
-        return reducer.scores(inputs, StepCounts(5, 4, progress=1 / 3))
+        return reducer.token_scores(inputs, StepCounts(5, 4, progress=1 / 3))
 
     got = tiny_vit.compiled(scores)(x, mask)
     got = np.where(mask > 0.5, got, 0)

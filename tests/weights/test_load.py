@@ -84,7 +84,7 @@ def test_a_config_is_one_or_its_name_or_its_file(file, saved, variables):
         assert same(vit.variables, variables)
     with refused("a model of depth 2 and width 64", "depth 6 and width 64"):
         imagepiece_jax.load(file, config="vit_mini")
-    assert load.read_config("vit_mini") == registry.config("vit_mini")
+    assert load.read_config("vit_mini") == registry.model_config("vit_mini")
 
 
 def test_a_config_goes_over_that_of_a_folder(saved):
@@ -270,7 +270,7 @@ def test_a_run_loads_with_its_selectors_or_without(tmp_path):
     ],
 )
 def test_the_authors_names_of_files(file, name):
-    assert registry.name_of_file(f"folder/{file}.pth") == name
+    assert registry.model_in_file_name(f"folder/{file}.pth") == name
 
 
 def test_a_state_dict_in_memory_is_loaded_as_its_file(file, variables):

@@ -123,7 +123,7 @@ PUBLIC = ["vit_small_patch14_reg4_dinov2.lvd142m", "test_vit3.r160_in1k"]
 @pytest.mark.parametrize("name", [*PUBLIC, "vit_base_patch16_clip_224.openai"])
 def test_a_public_model_keeps_its_architecture(name):
     """And the kind of GELU, which timm's architecture of that name may not have."""
-    config = registry.config(name)
+    config = registry.model_config(name)
     found = described(name)
     assert found["architecture"] == name.partition(".")[0]
     gelu = {"exact": "gelu", "quick": "quick_gelu"}[config.arch.gelu]

@@ -7,13 +7,15 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.kernels.ranking import count_kept_before, gather_rows
 from imagepiece_jax.kernels.similarity import cosine_similarity
-from imagepiece_jax.reduction.methods.method import InStages
+from imagepiece_jax.reduction.block_plan import Step, StepCounts
+from imagepiece_jax.reduction.methods.method import InStages, ModelFacts
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.state import Assignment
+from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 # {name: function (a, b, m, n) -> distances of a joined cluster}; a and b are the
 # distances of its two parts [B, n], m and n the token counts of the parts [B, 1].
@@ -27,7 +29,9 @@ LINKAGES = {
 FAR_DISTANCE = 4.0
 
 
-def join_closest_clusters(distance, merges, linkage):
+def join_closest_clusters(
+    distance: Float[Array, "batch tokens tokens"], merges: int, linkage: str
+) -> Int[Array, "batch tokens"]:
     """Join the two closest clusters `merges` times; ties go to the first pair.
 
     distance: [B, n, n], symmetric
@@ -38,7 +42,7 @@ def join_closest_clusters(distance, merges, linkage):
     tokens = jnp.arange(n, dtype=jnp.int32)[None]
     join = LINKAGES[linkage]
 
-    def step(_, state):
+    def step(_: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         # A cluster is stored in the row and column of its first token.
         distance, first, size = state
         pair = jnp.argmin(distance.reshape(batch, -1), axis=-1).astype(jnp.int32)
@@ -84,7 +88,9 @@ class Agglomeration(Reducer):
     size_weighting: bool = True  # whether means are over patches, not over tokens
     needed_inputs = frozenset({"metric"})
 
-    def __call__(self, inputs, counts, train=False):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment:
         metric = jax.lax.stop_gradient(inputs.metric)
         distance = 1 - cosine_similarity(metric, metric)
         merges = counts.n_in - counts.n_out
@@ -107,11 +113,11 @@ class ATC(InStages):
     metric: str = "key"
     size_weighting: bool = True  # whether means are over patches, not tokens
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("linkage", self.linkage, tuple(LINKAGES))
         check_choice("size_weighting", self.size_weighting, (True, False))
 
-    def steps(self, model):
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         reducer = Agglomeration(self.linkage, self.metric, self.size_weighting)
         return self.stage_steps(model, reducer)

@@ -5,6 +5,8 @@ import functools
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
+from typing import Self
 
 import jax
 
@@ -12,15 +14,15 @@ from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.joining import join_ranked
 from imagepiece_jax.kernels.ranking import rank_tokens
-from imagepiece_jax.reduction.block_plan import Step
-from imagepiece_jax.reduction.methods.method import Method, check_entries
+from imagepiece_jax.reduction.block_plan import Step, StepCounts
+from imagepiece_jax.reduction.methods.method import Method, ModelFacts, check_entries
 from imagepiece_jax.reduction.reducers import Ranking
 from imagepiece_jax.reduction.schedules import (
     powered_shares,
     shares_to_counts,
     stretched_shares,
 )
-from imagepiece_jax.reduction.state import Assignment
+from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 # Published schedules for models with 197 tokens: {model: {GMACs: (counts after pruning,
 # counts after merging)}}, one count per block, class token included.
@@ -34,19 +36,21 @@ DEFAULT_GMACS = {"deit_ti": 0.8, "deit_s": 2.9, "deit_b": 11.5, "mae_b": 11.5}
 
 
 @functools.cache
-def published_schedules(model):
+def published_schedules(
+    model: str,
+) -> dict[float, tuple[tuple[int, ...], ...]]:
     """Load a model's schedules: {GMACs: (counts after pruning, after merging)}."""
     lists = json.loads(COUNT_LISTS_FILE.read_text("utf-8"))[model]
     return {float(gmacs): tuple(map(tuple, pair)) for gmacs, pair in lists.items()}
 
 
-def _fit_counts(kept, model):
+def _fit_counts(kept: Sequence[int], model: ModelFacts) -> tuple[int, ...]:
     """Stretch a published count list to a model with another depth or patch count."""
     shares = stretched_shares([tokens - 1 for tokens in kept], model.depth, ratio=0.5)
     return _count_with_class_token(shares, model.patches)
 
 
-def _count_with_class_token(shares, patches):
+def _count_with_class_token(shares: Sequence[float], patches: int) -> tuple[int, ...]:
     """Turn image token shares into counts, class token included."""
     return tuple(1 + count for count in shares_to_counts(shares, patches))
 
@@ -61,7 +65,9 @@ class PruneAndMerge(Ranking):
 
     kept: int  # number of tokens before merging
 
-    def __call__(self, inputs, counts, train=False):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment:
         n_in = counts.n_in
         n_out = counts.n_out
         x, score = jax.lax.stop_gradient((inputs.x, self.token_scores(inputs, counts)))
@@ -87,16 +93,16 @@ class DiffRate(Method):
     merge: tuple[int, ...] | None = None
     score: str = "auto"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.target is not None:
             check_range("target", self.target, 0)
-        if (self.prune is None) != (self.merge is None):
+        if self.prune is None or self.merge is None:
+            if self.prune is self.merge:
+                return
             raise InputError(
                 f"prune is {self.prune} and merge is {self.merge}; give both or neither"
             )
-        if self.prune is None:
-            return
         check_entries("prune", self.prune, least=2)
         check_entries("merge", self.merge, least=2)
         for pruned, merged in zip(self.prune, self.merge, strict=False):
@@ -105,13 +111,15 @@ class DiffRate(Method):
                     f"merge has {merged} tokens, more than the {pruned} of prune"
                 )
 
-    def published_lists(self, model, stretch=False):
+    def published_lists(
+        self, model: ModelFacts, stretch: bool = False
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return (prune, merge): the given lists, or the published ones for the size.
 
         stretch: a model of another size gets stretched lists of the nearest width
         Raises InputError for another size without `stretch`.
         """
-        if self.prune is not None:
+        if self.prune is not None and self.merge is not None:
             return self.prune, self.merge
         width = min(MODEL_OF_WIDTH, key=lambda width: abs(width - model.embed_dim))
         name = MODEL_OF_WIDTH[width]
@@ -138,17 +146,17 @@ class DiffRate(Method):
             return prune, merge
         return _fit_counts(prune, model), _fit_counts(merge, model)
 
-    def scale_schedule(self, ratio, model):
+    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         # The shares in both lists are raised to a power.
 
-        def powered(kept):
+        def powered(kept: Sequence[int]) -> tuple[int, ...]:
             shares = [(tokens - 1) / model.patches for tokens in kept]
             return _count_with_class_token(powered_shares(shares, ratio), model.patches)
 
         prune, merge = map(powered, self.published_lists(model, stretch=True))
         return dataclasses.replace(self, prune=prune, merge=merge)
 
-    def steps(self, model):
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         score = self.score_for(model)
         if self.counts is not None:  # no token is dropped
             reducer = PruneAndMerge(ALL_TOKENS, score=score)

@@ -7,6 +7,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.kernels.ranking import (
@@ -16,12 +17,15 @@ from imagepiece_jax.kernels.ranking import (
     rank_tokens,
 )
 from imagepiece_jax.kernels.similarity import squared_distances
-from imagepiece_jax.reduction.methods.method import InStages
+from imagepiece_jax.reduction.block_plan import Step, StepCounts
+from imagepiece_jax.reduction.methods.method import InStages, ModelFacts
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.state import Assignment
+from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 
-def density_peaks(x, neighbors, n_out):
+def density_peaks(
+    x: Float[Array, "batch tokens dim"], neighbors: int, n_out: int
+) -> Int[Array, "batch tokens"]:
     """Cluster tokens x [B, n, D] float32; clusters in the order of their centers.
 
     neighbors: number of nearest tokens, the token itself included
@@ -53,7 +57,9 @@ class DensityPeaks(Reducer):
 
     neighbors: int = 5  # see `density_peaks`
 
-    def __call__(self, inputs, counts, train=False):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment:
         x = jax.lax.stop_gradient(inputs.x).astype(jnp.float32)
         slot_of_token = density_peaks(x, min(self.neighbors, counts.n_in), counts.n_out)
         return Assignment(slot_of_token, n_out=counts.n_out, by_size=False)
@@ -65,9 +71,9 @@ class DpcKnn(InStages):
 
     neighbors: int = 5  # tokens per density, the token itself included
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range("neighbors", self.neighbors, 1, whole=True)
 
-    def steps(self, model):
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         return self.stage_steps(model, DensityPeaks(self.neighbors), site="pre")

@@ -9,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float, Int
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.kernels.ranking import (
@@ -19,10 +20,14 @@ from imagepiece_jax.kernels.ranking import (
     rank_tokens,
 )
 from imagepiece_jax.kernels.similarity import cosine_similarity
-from imagepiece_jax.reduction.block_plan import RemoveCount, Step
-from imagepiece_jax.reduction.methods.method import ParamGroup, RemovalPerBlock
+from imagepiece_jax.reduction.block_plan import RemoveCount, Step, StepCounts
+from imagepiece_jax.reduction.methods.method import (
+    ModelFacts,
+    ParamGroup,
+    RemovalPerBlock,
+)
 from imagepiece_jax.reduction.reducers import Bipartite, Reducer
-from imagepiece_jax.reduction.state import Mixing
+from imagepiece_jax.reduction.state import Assignment, Mixing, ReducerInputs
 
 SHARING_PARTNERS = 3  # most partners that share a token in training
 CHOICE_TEMPERATURE = (
@@ -31,7 +36,9 @@ CHOICE_TEMPERATURE = (
 TINY_SIZE = 1e-12  # attention size of a token merged away; 0 would have no logarithm
 
 
-def soft_top(similarity, merges):
+def soft_top(
+    similarity: Float[Array, "batch even odd"], merges: int
+) -> Float[Array, "batch even odd"]:
     """Choose `merges` rows of `similarity` [B, a, b] softly, and columns in the rows.
 
     Returns [B, a, b]: chosen amounts, with a sum of at most 1 per row.
@@ -42,7 +49,7 @@ def soft_top(similarity, merges):
     near = mark_smallest(-jax.lax.stop_gradient(similarity), SHARING_PARTNERS)
     logits = jnp.where(near, similarity, 0) / (CHOICE_TEMPERATURE * CHOICE_TEMPERATURE)
 
-    def draw(carry, _):
+    def draw(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         chosen, discount = carry
         entries = jnp.where(near, logits + discount[:, :, None], -jnp.inf)
         share = jax.nn.softmax(entries.reshape(len(entries), -1))
@@ -59,7 +66,12 @@ def soft_top(similarity, merges):
     return chosen / jax.lax.stop_gradient(total)
 
 
-def soft_merge(similarity, size, live, merges):
+def soft_merge(
+    similarity: Float[Array, "batch even odd"],
+    size: Float[Array, "batch tokens"],
+    live: int,
+    merges: int,
+) -> Mixing:
     """Merge tokens softly, as a Mixing.
 
     Among the first `live` tokens, even tokens spread over odd tokens, and lose the
@@ -102,7 +114,12 @@ def soft_merge(similarity, size, live, merges):
     return Mixing(matrix, attn_size=sizes + TINY_SIZE)
 
 
-def _reorder_live_rows(rows, order, whole, live):
+def _reorder_live_rows(
+    rows: Float[Array, "batch ..."],
+    order: Int[Array, "batch {live}"],
+    whole: Float[Array, "batch ..."],
+    live: int,
+) -> Float[Array, "batch ..."]:
     """Gather rows at `order`, and append the rows of `whole` from `live` on."""
     ordered = gather_rows(rows, order)
     return jnp.concatenate([ordered, whole[:, live:]], axis=1)
@@ -118,12 +135,14 @@ class Embedding(nn.Module, Reducer):
     needed_inputs = frozenset({"metric"})
 
     @nn.compact
-    def __call__(self, inputs, counts, train=False):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment | Mixing:
         x = jax.lax.stop_gradient(inputs.metric).astype(jnp.float32)
         width = embedding_width(x.shape[-1], inputs.num_heads)
         embedding = nn.Dense(width, name="embed")(x)
         if counts.evaluation is None:
-            inputs = inputs.replace(metric=embedding, all_metric=None)
+            inputs = dataclasses.replace(inputs, metric=embedding, all_metric=None)
             return Bipartite()(inputs, counts)
         live = counts.evaluation.n_in
         merges = live - counts.evaluation.n_out
@@ -134,11 +153,11 @@ class Embedding(nn.Module, Reducer):
         return soft_merge(similarity, inputs.attn_size, live, merges)
 
     @nn.nowrap
-    def extra_macs(self, n_in, embed_dim, num_heads):
+    def extra_macs(self, n_in: int, embed_dim: int, num_heads: int) -> int:
         return n_in * embed_dim * embedding_width(embed_dim, num_heads)
 
 
-def embedding_width(embed_dim, num_heads):
+def embedding_width(embed_dim: int, num_heads: int) -> int:
     """Embedding width: a head's width, doubled for models from width 1,024."""
     if embed_dim >= 1024:
         return 2 * embed_dim // num_heads
@@ -153,11 +172,11 @@ class DTEM(RemovalPerBlock):
 
     r: int = 16  # number of tokens merged away per block
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range("r", self.r, 0, whole=True)
 
-    def steps(self, model):
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         steps = []
         for block, r in enumerate(self.removed_counts(model.depth)):
             if r:
@@ -166,7 +185,7 @@ class DTEM(RemovalPerBlock):
                 )
         return tuple(steps)
 
-    def param_groups(self, path):
+    def param_groups(self, path: str) -> ParamGroup:  # pyrefly: ignore[bad-override]
         # Only the embeddings are trained.
         if path.startswith("reducer_"):
             return ParamGroup()

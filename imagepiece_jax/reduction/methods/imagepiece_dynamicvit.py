@@ -15,17 +15,20 @@ from flax import linen as nn
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.reduction import token_selector
-from imagepiece_jax.reduction.block_plan import KeepShare, Step
+from imagepiece_jax.reduction.block_plan import BlockPlan, KeepShare, Step, StepCounts
 from imagepiece_jax.reduction.methods.dynamicvit import KeepPredictor, LearnedSelection
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.reducers import keep_highest
+from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 
 class NoisyTopK(KeepPredictor):
     """Keep tokens with the highest learned scores, with Gumbel noise in training."""
 
     @nn.compact
-    def __call__(self, inputs, counts, train=False):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment:
         score = token_selector.KeepScores(name="scores")(inputs.x, inputs.mask)[..., 0]
         if not train:
             return keep_highest(score, counts.n_out)
@@ -34,10 +37,10 @@ class NoisyTopK(KeepPredictor):
         # be kept, so the scores learn.
         factor = token_selector.straight_through(jnp.ones_like(score), jnp.exp(score))
         chosen = keep_highest(jax.lax.stop_gradient(noisy), counts.n_out)
-        return chosen.replace(weight=factor, mean=False)
+        return dataclasses.replace(chosen, weight=factor, mean=False)
 
     @nn.nowrap
-    def draws_random(self, counts, train):
+    def draws_random(self, counts: StepCounts, train: bool) -> bool:
         return train
 
 
@@ -47,11 +50,11 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
 
     mode: str = "mask"  # training masks tokens ("mask") or removes tokens ("topk")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("mode", self.mode, ("mask", "topk"))
 
-    def prune_step(self, block, score):
+    def prune_step(self, block: int, score: str) -> Step:
         # In the mode "mask", masked training removes no token at this step.
         reducer = NoisyTopK()
         added_when_masked = None
@@ -61,7 +64,7 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
         rule = KeepShare(self.keep_rate)
         return Step(block, reducer, rule, added_when_masked=added_when_masked)
 
-    def target_shares(self, plan):
+    def target_shares(self, plan: tuple[BlockPlan, ...]) -> list[float]:
         # Shares kept in evaluation by the prune steps alone; merges do not count.
         shares = []
         for layer in plan:

@@ -14,5 +14,5 @@ class ImagePieceToMe(ImagePiece):
     A ToMe merge removes at most half the tokens.
     """
 
-    def prune_step(self, block, score):
+    def prune_step(self, block: int, score: str) -> Step:
         return Step(block, Bipartite(self.metric), KeepAtLeastHalf(self.keep_rate))

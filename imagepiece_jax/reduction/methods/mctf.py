@@ -4,10 +4,13 @@ The authors' training, with a second pass at a random reduction, is not included
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.kernels.joining import find_partners
@@ -18,9 +21,19 @@ from imagepiece_jax.kernels.ranking import (
     rank_tokens,
 )
 from imagepiece_jax.kernels.similarity import dot_products, unit_vectors
-from imagepiece_jax.reduction.block_plan import RemoveAtMostHalf, Step, exact_floor
-from imagepiece_jax.reduction.methods.method import RemovalPerBlock, check_entries
+from imagepiece_jax.reduction.block_plan import (
+    RemoveAtMostHalf,
+    Step,
+    StepCounts,
+    exact_floor,
+)
+from imagepiece_jax.reduction.methods.method import (
+    ModelFacts,
+    RemovalPerBlock,
+    check_entries,
+)
 from imagepiece_jax.reduction.reducers import Ranking, keep_and_join
+from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 FEWEST_TOKENS = 10  # tokens that stay of a fixed number `r`, class token included
 
@@ -35,11 +48,11 @@ class FusionRule(RemoveAtMostHalf):
 
     r: float  # a number of tokens, or below 1 a share
 
-    def count_removed(self, n):
+    def count_removed(self, n: int) -> int:
         r = min(self.r, n + 1 - FEWEST_TOKENS)
-        return exact_floor(n * r) if r < 1 else r
+        return exact_floor(n * r) if r < 1 else int(r)
 
-    def fewest_tokens(self, n, stage):
+    def fewest_tokens(self, n: int, stage: int) -> int:
         return max(super().fewest_tokens(n, stage), min(n, FEWEST_TOKENS - 1))
 
 
@@ -59,7 +72,9 @@ class Fusion(Ranking):
     score: str = dataclasses.field(default="received", kw_only=True)
     metric = "token"
 
-    def __call__(self, inputs, counts, train=False):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment:
         n = counts.n_in
         merges = counts.n_in - counts.n_out
         x, received, size = jax.lax.stop_gradient(
@@ -107,12 +122,20 @@ class Fusion(Ranking):
         target = gather_rows(slot, target)
         weight = received * size / jnp.max(size, axis=1, keepdims=True)
         weight = jnp.maximum(weight, tiny)
-        return keep_and_join(keep, absorbed, target, n).replace(weight=weight)
+        return dataclasses.replace(
+            keep_and_join(keep, absorbed, target, n), weight=weight
+        )
 
-    def fusion_values(self, x, received, size, even):
+    def fusion_values(
+        self,
+        x: Float[Array, "batch tokens dim"],
+        received: Float[Array, "batch tokens"],
+        size: Float[Array, "batch tokens"],
+        even: int,
+    ) -> Float[Array, "batch even odd"]:
         """Fusion values of even and odd tokens, [B, n_even, n_odd]."""
         # A power of a product is a product of powers: of vectors, not of matrices.
-        factor = 1.0
+        factor: Any = 1.0
         for value, temperature in ((received, self.attention), (size, self.sizes)):
             least = jnp.min(value, axis=1, keepdims=True)
             factor *= (least / value) ** (1 / temperature)
@@ -122,7 +145,7 @@ class Fusion(Ranking):
         return alike * factor[:, even::2, None] * factor[:, None, 1 - even :: 2]
 
 
-def _column_indices(length):
+def _column_indices(length: int) -> Int[Array, "1 {length}"]:
     """Whole numbers from 0, [1, length] int32, as a constant in the program."""
     return jnp.asarray(np.arange(length, dtype=np.int32))[None]
 
@@ -142,7 +165,7 @@ class MCTF(RemovalPerBlock):
     sizes: float = 40.0  # temperature: small tokens fuse
     score: str = "received"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.blocks is not None:
             check_entries("blocks", self.blocks, least=0)
@@ -152,16 +175,16 @@ class MCTF(RemovalPerBlock):
         for name in ("similarity", "attention", "sizes"):
             check_range(name, getattr(self, name), above=0)
 
-    def scale_schedule(self, ratio, model):
+    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         if 0 < self.r < 1:
             return dataclasses.replace(self, r=min(ratio, 0.999999))
         return super().scale_schedule(ratio, model)
 
-    def removed_counts(self, depth):
+    def removed_counts(self, depth: int) -> Sequence[int]:
         chosen = self.chosen_blocks(depth)
         return [int(block in chosen) for block in range(depth)]
 
-    def chosen_blocks(self, depth):
+    def chosen_blocks(self, depth: int) -> Sequence[int]:
         """List the fusing blocks. Raises InputError for a block outside the model."""
         if self.counts is not None:
             return range(depth)
@@ -170,7 +193,7 @@ class MCTF(RemovalPerBlock):
         check_entries("blocks", self.blocks, least=0, most=depth - 1)
         return self.blocks
 
-    def steps(self, model):
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         score = self.score_for(model)
         reducer = Fusion(self.similarity, self.attention, self.sizes, score=score)
         rule = FusionRule(self.r)

@@ -7,7 +7,7 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from imagepiece_jax.common.checks import (
     as_tuple,
@@ -20,6 +20,7 @@ from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.block_plan import (
     BlockPlan,
     KeepInitialShare,
+    Rule,
     Step,
     choose_steps,
     plan_blocks,
@@ -94,11 +95,11 @@ class Method:
     # whether attention is proportional, if neither reduction nor model sets it
     default_prop_attn: ClassVar[bool] = False
     # function (outputs, teacher_outputs, plan) -> {name: further loss term}
-    loss: ClassVar[Callable[..., dict[str, Any]] | None] = None
+    loss: ClassVar[Any] = None
     # function (path such as "blocks_3/attn/q/kernel") -> ParamGroup
-    param_groups: ClassVar[Callable[[str], ParamGroup] | None] = None
+    param_groups: ClassVar[Any] = None
     # function (epoch) -> keep rate in this epoch
-    rate_at: ClassVar[Callable[[int], float] | None] = None
+    rate_at: ClassVar[Any] = None
 
     _: dataclasses.KW_ONLY
     # Cost as a share of the dense model's MACs. `models.reduction_plan` finds the ratio
@@ -107,7 +108,7 @@ class Method:
     # Image token counts after the blocks, or a schedule, which needs `macs`.
     counts: str | tuple[int, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             # Lists have no hash, and NumPy numbers print differently.
             value = as_tuple(getattr(self, field.name))
@@ -129,7 +130,7 @@ class Method:
                 "counts excludes macs"
             )
 
-    def _check_default(self, name, other):
+    def _check_default(self, name: str, other: str) -> None:
         """Raise InputError if a field is set that `other` sets, too."""
         value = getattr(self, name)
         if value != getattr(type(self), name):
@@ -146,7 +147,7 @@ class Method:
         """
         raise NotImplementedError
 
-    def scale_schedule(self, ratio: float, model: ModelFacts) -> "Method":
+    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         """Scale the method's own schedule. By default, its shares get a power.
 
         ratio: from 0 (all tokens stay) to 1 (as few as possible)
@@ -159,11 +160,12 @@ class Method:
 
     def score_for(self, model: ModelFacts) -> str:
         """Return the field `score`, with a score of the model in place of "auto"."""
-        if self.score != "auto":
-            return self.score
+        score = vars(self)["score"]  # a field of the methods that call this
+        if score != "auto":
+            return score
         return "class" if model.class_token else "received"
 
-    def at_ratio(self, ratio: float, model: ModelFacts) -> "Method":
+    def at_ratio(self, ratio: float, model: ModelFacts) -> Self:
         """Replace `macs`: scale the schedule in `counts`, or the method's own.
 
         ratio: from 0 (all tokens stay) to 1 (as few as possible), for a search by cost
@@ -171,11 +173,11 @@ class Method:
         if self.counts is None:
             return dataclasses.replace(self, macs=None).scale_schedule(ratio, model)
         counts = schedules.scheduled_counts(
-            self.counts, model.depth, model.patches, ratio
+            str(self.counts), model.depth, model.patches, ratio
         )
         return self.with_counts(counts, model)
 
-    def with_counts(self, counts: Sequence[int], model: ModelFacts) -> "Method":
+    def with_counts(self, counts: Sequence[int], model: ModelFacts) -> Self:
         """Set `counts`, raised where the method's steps must leave more tokens."""
         defaults = {name: getattr(type(self), name) for name in self.amount_fields}
         method = dataclasses.replace(self, macs=None, counts=counts, **defaults)
@@ -197,7 +199,7 @@ class Method:
         """
         depth = model.depth
         patches = model.patches
-        counts = self.counts
+        counts: Any = self.counts  # a list, because `at_ratio` replaces schedules
         if counts is None:
             return plan_blocks(depth, patches, self.steps(model), prefix, masked)
         if len(counts) != depth or counts[0] > patches:
@@ -220,11 +222,11 @@ class KeepingShare(Method):
 
     keep_rate: float = 0.7
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range("keep_rate", self.keep_rate, 0, 1)
 
-    def scale_schedule(self, ratio, model):
+    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         return dataclasses.replace(self, keep_rate=round(1 - ratio, 6))
 
 
@@ -236,15 +238,17 @@ class InStages(KeepingShare):
 
     blocks: tuple[int, ...] = (3, 6, 9)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_entries("blocks", self.blocks)
 
-    def scale_schedule(self, ratio, model):
+    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         blocks = fit_blocks(self, model.depth)
         return dataclasses.replace(super().scale_schedule(ratio, model), blocks=blocks)
 
-    def stage_steps(self, model, reducer, rule=None, **where: Any) -> tuple[Step, ...]:
+    def stage_steps(
+        self, model: ModelFacts, reducer: Any, rule: Rule | None = None, **where: Any
+    ) -> tuple[Step, ...]:
         """Make a Step for every block in `blocks`; with `counts`, for every block.
 
         rule: None: keep_rate**s of the initial tokens stay at the s-th block
@@ -258,7 +262,7 @@ class InStages(KeepingShare):
         return tuple(steps)
 
 
-def fit_blocks(method: Method, depth: int) -> tuple[int, ...]:
+def fit_blocks(method: Any, depth: int) -> tuple[int, ...]:
     """Move a method's default `blocks` to the same shares of a smaller depth."""
     # Default blocks are for a depth of 12. Blocks stay if they are not the defaults, or
     # fit the depth. They also stay if two blocks would coincide, or the first would be
@@ -278,9 +282,9 @@ class RemovalPerBlock(Method):
 
     def removed_counts(self, depth: int) -> Sequence[int]:
         """Token counts to remove, per block."""
-        return (self.r,) * depth
+        return (vars(self)["r"],) * depth  # a field of the subclasses
 
-    def scale_schedule(self, ratio, model):
+    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         # Proportions between blocks stay. With ratio 1 the block with the largest count
         # would lose all tokens.
         removed = self.removed_counts(model.depth)

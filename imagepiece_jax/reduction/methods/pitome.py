@@ -7,9 +7,10 @@ import jax
 import numpy as np
 
 from imagepiece_jax.kernels.ranking import invert_order, rank_tokens
-from imagepiece_jax.reduction.block_plan import KeepAtLeastHalf, Step
-from imagepiece_jax.reduction.methods.method import KeepingShare
+from imagepiece_jax.reduction.block_plan import KeepAtLeastHalf, Step, StepCounts
+from imagepiece_jax.reduction.methods.method import KeepingShare, ModelFacts
 from imagepiece_jax.reduction.reducers import Ranking, join_most_similar, merge_in_place
+from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,9 @@ class ByEnergy(Ranking):
     metric: str = "key"
     score: str = dataclasses.field(default="energy", kw_only=True)
 
-    def __call__(self, inputs, counts, train=False):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment:
         unlike = jax.lax.stop_gradient(self.token_scores(inputs, counts))
         metric = jax.lax.stop_gradient(inputs.metric)
         merges = counts.n_in - counts.n_out
@@ -53,7 +56,7 @@ class PiToMe(KeepingShare):
     keep_rate: float = 0.9125  # of the image tokens, in every block
     metric: str = "key"  # for pairs; energies always compare keys
 
-    def steps(self, model):
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         half = math.ceil(model.depth / 2)
         steps = []
         for block in range(model.depth):

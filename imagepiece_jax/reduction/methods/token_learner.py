@@ -1,17 +1,19 @@
 """TokenLearner: learned summaries replace all tokens (Ryoo et al., NeurIPS 2021)."""
 
 import dataclasses
+from typing import Self, cast
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.reduction.block_plan import KeepFixed, Step
-from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.block_plan import KeepFixed, Step, StepCounts
+from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.schedules import find_falls, round_half_up
-from imagepiece_jax.reduction.state import Mixing
+from imagepiece_jax.reduction.state import Mixing, ReducerInputs
 
 
 class Scores(nn.Module):
@@ -21,7 +23,9 @@ class Scores(nn.Module):
     bottleneck_dim: int = 64
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(
+        self, x: Float[Array, "batch tokens dim"]
+    ) -> Float[Array, "batch tokens slots"]:
         init = nn.initializers.xavier_uniform()
         norm = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name="norm")
         x = norm(x.astype(jnp.float32))
@@ -37,12 +41,14 @@ class MlpLearner(nn.Module, Reducer):
     bottleneck_dim: int = 64
 
     @nn.compact
-    def __call__(self, inputs, counts, train=False):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Mixing:
         scores = Scores(self.num_tokens, self.bottleneck_dim, name="scores")(inputs.x)
         return Mixing(jax.nn.softmax(jnp.swapaxes(scores, 1, 2), axis=-1))
 
     @nn.nowrap
-    def extra_macs(self, n_in, embed_dim, num_heads):
+    def extra_macs(self, n_in: int, embed_dim: int, num_heads: int) -> int:
         scores = self.bottleneck_dim * (embed_dim + self.num_tokens)
         return n_in * (scores + self.num_tokens * embed_dim)
 
@@ -58,13 +64,13 @@ class TokenLearner(Method):
     block: int = 7  # the first block with the new tokens
     bottleneck_dim: int = 64  # width of the scoring MLP
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range("num_tokens", self.num_tokens, 1, whole=True)
         check_range("block", self.block, 0, whole=True)
         check_range("bottleneck_dim", self.bottleneck_dim, 1, whole=True)
 
-    def scale_schedule(self, ratio, model):
+    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         # A larger ratio moves the step to an earlier block. A ratio between two blocks'
         # ratios gives more new tokens, for a cost in between.
         depth = model.depth
@@ -76,10 +82,10 @@ class TokenLearner(Method):
         tokens = self.num_tokens + round_half_up(fraction * tokens_for_a_block)
         return dataclasses.replace(self, block=block, num_tokens=tokens)
 
-    def steps(self, model):
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         tokens_after = {self.block: self.num_tokens}
         if self.counts is not None:
-            tokens_after = find_falls(self.counts, model.patches)
+            tokens_after = find_falls(cast(tuple, self.counts), model.patches)
         steps = []
         for block, tokens in tokens_after.items():
             reducer = MlpLearner(tokens, self.bottleneck_dim)

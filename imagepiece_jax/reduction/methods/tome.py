@@ -1,10 +1,11 @@
 """ToMe: merge similar tokens, a few in every block (Bolya et al., ICLR 2023)."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.reduction.block_plan import RemoveCount, Step
-from imagepiece_jax.reduction.methods.method import RemovalPerBlock
+from imagepiece_jax.reduction.methods.method import ModelFacts, RemovalPerBlock
 from imagepiece_jax.reduction.reducers import Bipartite
 
 
@@ -23,19 +24,19 @@ class ToMe(RemovalPerBlock):
     inflection: float = 0.0
     metric: str = "key"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range("r", self.r, 0, whole=True)
         check_range("inflection", self.inflection, -1, 1)
 
-    def removed_counts(self, depth):
+    def removed_counts(self, depth: int) -> Sequence[int]:
         first = int(self.r * (1 - self.inflection))
         last = 2 * self.r - first
         rise = last - first
         steps = max(depth - 1, 1)
         return tuple(first + block * rise // steps for block in range(depth))
 
-    def steps(self, model):
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         reducer = Bipartite(self.metric)
         steps = []
         for block, r in enumerate(self.removed_counts(model.depth)):
