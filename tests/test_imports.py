@@ -65,11 +65,18 @@ def floor(module):
 def imports(module, source, is_package=False):
     """Dotted names that `source` imports, relative ones resolved, wherever they stand.
 
-    `from a import b` counts as a.b: b may be a module.
+    `from a import b` counts as a.b: b may be a module. Imports for type checkers alone
+    are left out, because no program runs them.
     """
     package = module if is_package else module.rpartition(".")[0]
     names = []
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    checks = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
+    typed = [node for node in checks if ast.unparse(node.test) == "TYPE_CHECKING"]
+    unread = {part for node in typed for part in node.body}
+    for node in ast.walk(tree):
+        if node in unread:
+            continue
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

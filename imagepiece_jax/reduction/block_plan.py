@@ -180,6 +180,12 @@ class Step:
     def __post_init__(self) -> None:
         check_choice("site", self.site, SITES)
 
+    def n_out(self, n: int, n0: int, stage: int) -> int | None:
+        """Image token count after the step by `tokens` or the rule, see `Rule`."""
+        if self.tokens is None:
+            return self.rule.n_out(n, n0, stage)
+        return self.tokens if self.tokens < n else None
+
     @property
     def attention_block(self) -> int:
         """Block of the attention read by the reducer; -1 at site "pre" of block 0."""
@@ -256,12 +262,8 @@ def count_tokens(steps: Sequence[Step | None], n0: int) -> Iterator[StepCounts |
     n = n0
     stage = 1
     for step in steps:
-        n_out = None
-        if step and step.tokens is None:
-            n_out = step.rule.n_out(n, n0, stage)
-        elif step and step.tokens < n:
-            n_out = step.tokens
-        if n_out is None:
+        n_out = step.n_out(n, n0, stage) if step else None
+        if step is None or n_out is None:
             yield None
             continue
         if not isinstance(n_out, numbers.Integral) or not 1 <= n_out <= n:
@@ -281,12 +283,11 @@ def count_masked_tokens(
     """Count the tokens in masked training, from the counts in evaluation."""
     more = 0  # tokens that evaluation does not have
     for step, counts in zip(steps, evaluation, strict=True):
-        if counts:
+        if step and counts:
             n_in = counts.n_in + more
-            own = None
+            own = None if step.added_when_masked is None else counts
             if step.added_when_masked is not None:
-                own = counts
-                more += own.n_in - own.n_out + step.added_when_masked
+                more += counts.n_in - counts.n_out + step.added_when_masked
             n_out = counts.n_out + more
             changes = {"n_in": n_in, "n_out": n_out, "evaluation": own}
             counts = dataclasses.replace(counts, **changes)
@@ -313,7 +314,7 @@ def plan_blocks(
     masked: plan masked training; steps with `added_when_masked` then remove no tokens
     Raises InputError for a step outside the model, or two steps at one block.
     """
-    by_block = [None] * depth
+    by_block: list[Step | None] = [None] * depth
     for step in steps:
         if step.block not in range(depth):
             raise InputError(
@@ -330,7 +331,7 @@ def plan_blocks(
     if masked:
         all_counts = list(count_masked_tokens(by_block, all_counts))
     pairs = list(zip(by_block, all_counts, strict=True))
-    readers = [step for step, counts in pairs if counts]
+    readers = [step for step, counts in pairs if step and counts]
     plan = []
     after = n0 + num_prefix
     for block, (step, counts) in enumerate(pairs):

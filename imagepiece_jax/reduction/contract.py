@@ -6,7 +6,7 @@ ones it reports. `check_plan` and `check_form` run whenever a model is made or t
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Int, Shaped
 
 from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.kernels.merging import DROPPED, SlotIndex
+from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.state import (
@@ -53,7 +53,9 @@ def check_plan(
                 )
         if layer.step.site == "pre" and reducer.attention_reads:
             before = plan[block - 1] if block else None
-            if before is None or (before.counts and before.step.site != "pre"):
+            if before is None or (
+                before.step and before.counts and before.step.site != "pre"
+            ):
                 raise InputError(
                     f"{type(reducer).__name__} at block {block} reads the attention of "
                     "the block before; this block must exist and keep its tokens"
@@ -118,13 +120,13 @@ def check_values(result: object, counts: StepCounts) -> None:
     # Every token has a slot or is dropped, every slot has a token, `index` and
     # `slot_of_token` are the same map, and weights are finite.
     check_form(result, counts)
-    result = jax.tree.map(np.asarray, result)
+    arrays: Any = jax.tree.map(np.asarray, result)
     if isinstance(result, Assignment):
-        _check_slots(result.slot_of_token, result.n_out)
-        if result.index is not None:
-            _check_index(result.slot_of_token, result.index)
+        _check_slots(arrays.slot_of_token, result.n_out)
+        if arrays.index is not None:
+            _check_index(arrays.slot_of_token, arrays.index)
     for name in ("weight", "attn_size", "matrix", "keep"):
-        values = getattr(result, name, None)
+        values = getattr(arrays, name, None)
         if values is not None:
             _check_finite(name, values)
 
@@ -141,12 +143,15 @@ def check_results(plan: tuple[BlockPlan, ...], results: Sequence[Result]) -> Non
 
     Raises InputError for a result that breaks the contract, with the step's block.
     """
-    steps = [(block, layer) for block, layer in enumerate(plan) if layer.counts]
-    for (block, layer), result in zip(steps, results, strict=True):
+    steps = [
+        (layer.step, layer.counts) for layer in plan if layer.step and layer.counts
+    ]
+    for (step, counts), result in zip(steps, results, strict=True):
         try:
-            check_values(result, layer.counts)
+            check_values(result, counts)
         except InputError as error:
-            reducer = type(layer.step.reducer).__name__
+            block = step.block
+            reducer = type(step.reducer).__name__
             raise InputError(f"block {block}, {reducer}: {error}") from error
 
 
@@ -204,9 +209,7 @@ def _check_slots(slot_of_token: Int[np.ndarray, "batch tokens"], n_out: int) -> 
         raise InputError(f"image {image}: slot {slot} of {n_out} gets no token")
 
 
-def _check_index(
-    slot_of_token: Int[np.ndarray, "batch tokens"], index: SlotIndex
-) -> None:
+def _check_index(slot_of_token: Int[np.ndarray, "batch tokens"], index: Any) -> None:
     """Check that both maps are the same, and that partners stay."""
     tokens = np.concatenate([index.kept_tokens, index.absorbed_tokens], axis=1)
     kept = np.broadcast_to(

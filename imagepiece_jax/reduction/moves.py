@@ -3,6 +3,8 @@
 A merged token is a mean weighted by sizes, or by an Assignment's `weight`.
 """
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -119,7 +121,7 @@ def _apply_masking(state: TokenState, result: Masking) -> TokenState:
     """Apply a Masking: no token leaves, and `append` adds a token at the end."""
     before = state.mask
     coordinates = state.coordinates
-    state = state.replace(mask=result.keep, grid=None)
+    state = dataclasses.replace(state, mask=result.keep, grid=None)
     if result.append is None:
         return state
     if coordinates is not None:
@@ -136,7 +138,8 @@ def _apply_masking(state: TokenState, result: Masking) -> TokenState:
     if attn_size is not None:
         attn_size = jnp.concatenate([attn_size, its_size], axis=1)
     live = its_size.astype(result.keep.dtype)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         x=jnp.concatenate([state.x, last], axis=1),
         size=jnp.concatenate([state.size, its_size], axis=1),
         attn_size=attn_size,

@@ -2,12 +2,12 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Int, Shaped
 
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.kernels.ranking import gather_rows
@@ -44,7 +44,7 @@ class PatchPath(NamedTuple):
     read: jax.Array | None = None
     # [B, n, D]: the last feature of the patch's token before the token was dropped;
     # None: not requested
-    last: jax.Array | None = None
+    last: Any = None
     # (path before a Mixing, the Mixing, tokens before the Mixing); None: no Mixing yet
     mixed: tuple["PatchPath", Mixing, jax.Array] | None = None
 
@@ -68,8 +68,8 @@ def follow_patches(
 
 def _followed(
     path: PatchPath,
-    result: Result,
-    x: Float[Array, "batch tokens dim"] | None,
+    result: Any,  # an Assignment or a Mixing
+    x: Any,  # tokens before the step; None: not known
     fill: str | None,
 ) -> PatchPath:
     if isinstance(result, Mixing):

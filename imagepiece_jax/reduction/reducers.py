@@ -5,7 +5,6 @@ A reducer reads `ReducerInputs` and `StepCounts`. It returns an `Assignment`, a
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -60,17 +59,24 @@ class Reducer:
     Subclasses are frozen dataclasses, or Flax modules if they learn.
     """
 
-    # Fields of ReducerInputs read by the reducer. Features, scores and rng may be None
-    # unless named here.
-    needed_inputs: ClassVar[frozenset[str]] = frozenset()
-    # the feature to compare, one of METRICS; None: no comparison
-    metric = None
+    @property
+    def needed_inputs(self) -> frozenset[str]:
+        """Fields of ReducerInputs; unless named, features, scores and rng may be None.
+
+        Subclasses may set it as a class attribute, and `metric`, too.
+        """
+        return frozenset()
+
+    @property
+    def metric(self) -> str | None:
+        """The feature to compare, one of METRICS; None: no comparison."""
+        return None
 
     @property
     def attention_reads(self) -> frozenset[str]:
         """Scores and projections for attention to compute for this reducer."""
         names = self.needed_inputs & (ATTENTION_SCORES | {"shift", "key"})
-        if "metric" in self.needed_inputs and self.metric != "token":
+        if self.metric and "metric" in self.needed_inputs and self.metric != "token":
             names |= {self.metric}
         return frozenset(names)
 
@@ -117,10 +123,10 @@ class Ranking(Reducer):
     def token_scores(
         self, inputs: ReducerInputs, counts: StepCounts
     ) -> Float[Array, "batch tokens"]:
-        """Compute scores [B, n] float32; a token removed by a mask scores infinity.
+        """Compute float32 scores; a token removed by a mask scores infinity.
 
-        So no merge of low scores takes it. Do not keep the highest scores in masked
-        training: removed tokens would stay.
+        So no merge of low scores takes it. In masked training, do not keep the highest
+        scores, because removed tokens would stay.
         """
         score = getattr(inputs, SCORES[self.score])
         if self.score == "energy":

@@ -7,7 +7,7 @@ A reduction's text is METHOD:FIELD=VALUE:FIELD=VALUE, such as
 import ast
 import dataclasses
 import numbers
-from typing import Any, Self
+from typing import Any
 
 from imagepiece_jax.common.checks import check_choice, check_share, most_similar
 from imagepiece_jax.errors import InputError
@@ -34,7 +34,7 @@ class Reduction:
         check_choice("prop_attn", self.prop_attn, (None, True, False))
 
     @classmethod
-    def read(cls, value: "ReductionLike", prop_attn: bool | None = None) -> Self:
+    def read(cls, value: "ReductionLike", prop_attn: bool | None = None) -> "Reduction":
         """Read the reduction given by a caller, a config or a file.
 
         value: a share of the dense model's MACs for the recommended method; a text,
@@ -68,11 +68,11 @@ class Reduction:
         return dataclasses.replace(reduction, prop_attn=prop_attn)
 
     @classmethod
-    def _parse_text(cls, text: str) -> Self:
+    def _parse_text(cls, text: str) -> "Reduction":
         """Parse a reduction's text. Raises InputError for an invalid text."""
         name, *parts = [part.strip() for part in text.split(":")]
         kind = Method
-        fields = {}
+        fields: dict[str, Any] = {}
         try:
             fields["macs"] = float(name)
         except ValueError:

@@ -65,10 +65,11 @@ class ReducerInputs:
 
     x: Float[Array, "batch tokens dim"]  # the residual stream at the step's site
     size: TokenValues  # patches per token
-    attn_size: TokenValues | None = None  # see `TokenState.effective_size`
+    # see `TokenState.effective_size`
+    attn_size: TokenValues = struct.field(default=None)
     # the feature to compare: mean over heads of key, query or value; the token itself;
     # or the normed input of attention
-    metric: TokenFeatures | None = None
+    metric: TokenFeatures = struct.field(default=None)
     key: TokenFeatures | None = None  # mean over heads
     # x and metric with the prefix; None: not at hand
     all_x: Float[Array, "batch prefix+tokens dim"] | None = None
@@ -84,7 +85,7 @@ class ReducerInputs:
     mask: TokenValues | None = None  # as in TokenState
     # random keys, from (seed, step, position in the global batch, block) in
     # training, from (seed, index in the data set, block) in evaluation
-    rng: Shaped[Array, " batch"] | None = None
+    rng: Shaped[Array, " batch"] = struct.field(default=None)
     # (height, width) of the patches before the first reduction
     grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
     num_prefix: int = struct.field(pytree_node=False, default=1)

@@ -51,9 +51,7 @@ class KeepScores(nn.Module):
         hidden = nn.gelu(dense(dim, "embed")(x), approximate=False)
         single = hidden[..., : dim // 2]
         common = hidden[..., dim // 2 :].astype(jnp.float32)
-        live = mask
-        if mask is None:
-            live = jnp.ones(x.shape[:2], jnp.float32)
+        live = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask
         ones = (1,) * (x.ndim - 2)
         live = live.reshape(live.shape + ones).astype(jnp.float32)
         # Without live tokens, DIVISION_EPS makes the mean 0 instead of 0 / 0.

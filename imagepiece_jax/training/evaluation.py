@@ -11,7 +11,7 @@ from imagepiece_jax.training.logging import RunLog
 if TYPE_CHECKING:
     from imagepiece_jax.training.trainer import Run
 
-SHARED_METRICS = ("images", "throughput")  # figures shared by all models of a pass
+SHARED_METRICS = ("images", "throughput")  # shared by all models of a pass
 
 
 class Evaluation:
@@ -45,13 +45,13 @@ class Evaluation:
                 results = accuracy.evaluate_each(self._step, models, batches)
             except Interrupted:
                 return run.progress
-        figures, *averages = [result.figures for result in results]
-        for ema_figures in averages:
-            for name, value in ema_figures.items():
+        metrics, *averages = [result.figures for result in results]
+        for ema_metrics in averages:
+            for name, value in ema_metrics.items():
                 if name not in SHARED_METRICS:
-                    figures[f"ema_{name}"] = value
-        log.write_evaluation(run.step, figures)
+                    metrics[f"ema_{name}"] = value
+        log.write_evaluation(run.step, metrics)
         log.restart_clock()
         # A test split chooses no checkpoint.
         chooses = self._data.val.split != "test"
-        return run.progress.with_evaluation(run.step, figures, chooses)
+        return run.progress.with_evaluation(run.step, metrics, chooses)

@@ -26,16 +26,8 @@ from imagepiece_jax.weights.load import load
 
 # Fields of ViTConfig and Architecture that no tensor shows. With other values than in
 # training, weights silently compute something else.
-UNSTORED_FIELDS = (
-    "num_heads",
-    "mean",
-    "std",
-    "norm_eps",
-    "gelu",
-    "rotary",
-    "post_norm",
-)
-UNSTORED_FIELDS += ("pool", "pool_include_prefix", "pool_heads")
+UNSTORED_FIELDS = ("num_heads", "mean", "std", "norm_eps", "gelu", "rotary")
+UNSTORED_FIELDS += ("post_norm", "pool", "pool_include_prefix", "pool_heads")
 HEAD_FIELDS = ("pool", "pool_include_prefix")  # a new head may differ in them
 
 

@@ -262,14 +262,14 @@ class RunLog(contextlib.ExitStack):
                 self._print_line(step, values)
             self.restart_clock()
 
-    def write_evaluation(self, step: int, figures: dict[str, float]) -> None:
+    def write_evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Write and print an evaluation after `step`."""
         epoch = step / self._length.steps_per_epoch
-        self._writer.write_line("eval", step, epoch=epoch, **figures)
+        self._writer.write_line("eval", step, epoch=epoch, **metrics)
         text = (
-            f"epoch {epoch:g}, step {step}: validation accuracy {figures['acc1']:.2f} %"
+            f"epoch {epoch:g}, step {step}: validation accuracy {metrics['acc1']:.2f} %"
         )
-        print_line(f"{text}, loss {figures['loss']:.3f}")
+        print_line(f"{text}, loss {metrics['loss']:.3f}")
 
     def _print_line(self, step: int, values: dict) -> None:
         images = (self._length.steps - step) * self._config.batch_size

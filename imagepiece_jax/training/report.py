@@ -90,12 +90,12 @@ def dry_run_report(run: "Run") -> str:
 
 def data_text(config: RunConfig, data: RunData) -> str:
     """Describe the data, and the learning rate after the warm-up."""
-    absent = [
+    absent_splits = [
         name for name in ("train", "val") if isinstance(vars(data)[name], CountedSource)
     ]
     note = ""
-    if absent:
-        note = f" (not read: {' and '.join(absent)} are its published numbers)"
+    if absent_splits:
+        note = f" (not read: {' and '.join(absent_splits)} are its published numbers)"
     names = data.train.class_names
     classes = f"{config.num_classes} classes"
     if names is not None:
@@ -148,9 +148,9 @@ def _history_rows(workdir: pathlib.Path, batch_size: int) -> Iterator[tuple[str,
         yield "skipped", f"{skipped} of {steps} steps, which were not finite"
 
 
-def _accuracy_text(figures: dict) -> str:
-    text = f"top-1 {figures['acc1']:.2f} %, top-5 {figures['acc5']:.2f} %"
-    text += f" of {figures['images']} images"
-    if figures.get("ema_acc1") is not None:
-        text += f"; averaged weights {figures['ema_acc1']:.2f} %"
+def _accuracy_text(metrics: dict) -> str:
+    text = f"top-1 {metrics['acc1']:.2f} %, top-5 {metrics['acc5']:.2f} %"
+    text += f" of {metrics['images']} images"
+    if metrics.get("ema_acc1") is not None:
+        text += f"; averaged weights {metrics['ema_acc1']:.2f} %"
     return text

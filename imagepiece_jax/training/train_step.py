@@ -111,9 +111,9 @@ def micro_batch_loss(
 
     student, teacher: (Outputs, TokenState after each block) for the same images;
         teacher None: the run has no teacher
-    targets: [m, C], label probabilities, smoothed and mixed
+    targets: label probabilities, smoothed and mixed
     model: the student
-    step: int32 [], from 0; unused here, but another loss may change with it
+    step: from 0; unused here, but another loss may change with it
     """
     outputs, _ = student
     taught: Any = None
@@ -206,24 +206,26 @@ def accumulate_gradients(
 ) -> tuple[PyTree, PyTree, Metrics, Metrics]:
     """Average gradients and add up sums over the micro-batches of a batch.
 
-    gradient: function (part, index, batch_stats), from `micro_batch_gradient`
+    gradient: function (micro_batch, index, batch_stats), from `micro_batch_gradient`
     Returns (gradients, batch statistics, sums, terms); terms are [A], or [] for A = 1.
     """
-    count = batch["label"].shape[0]
+    micro_batch_count = batch["label"].shape[0]
 
     def micro_step(carry: tuple, inputs: tuple) -> tuple[tuple, Metrics]:
         # A micro-batch starts from the statistics the micro-batch before it leaves.
         batch_stats, grads, sums = carry
-        part, index = inputs
-        grad, batch_stats, added, terms = gradient(part, index, batch_stats)
-        grads = jax.tree.map(lambda total, g: total + g / count, grads, grad)
+        micro_batch, index = inputs
+        grad, batch_stats, added, terms = gradient(micro_batch, index, batch_stats)
+        grads = jax.tree.map(
+            lambda total, g: total + g / micro_batch_count, grads, grad
+        )
         sums = jax.tree.map(jnp.add, sums, added)
         return (batch_stats, grads, sums), terms
 
     zeros = jax.tree.map(jnp.zeros_like, (state.params, state.window))
     carry = (state.batch_stats, *zeros)
-    inputs = (batch, jnp.arange(count, dtype=jnp.int32))
-    if count == 1:
+    inputs = (batch, jnp.arange(micro_batch_count, dtype=jnp.int32))
+    if micro_batch_count == 1:
         carry, terms = micro_step(carry, jax.tree.map(lambda x: x[0], inputs))
     else:
         carry, terms = jax.lax.scan(micro_step, carry, inputs)
@@ -232,7 +234,7 @@ def accumulate_gradients(
 
 
 def micro_batch_gradient(
-    part: Batch,
+    micro_batch: Batch,
     index: Int[Array, ""],
     batch_stats: PyTree,
     *,
@@ -245,19 +247,21 @@ def micro_batch_gradient(
 ) -> tuple[PyTree, PyTree, Metrics, Metrics]:
     """Compute the gradient of one micro-batch on this device.
 
-    part: image uint8 [m, S, S, 3] and label int32 [m]
-    index: micro-batch number, int32 []
+    micro_batch: image uint8 [m, S, S, 3] and label int32 [m]
+    index: micro-batch number
     batch_stats: statistics before the forward pass
     state: the TrainState before the step
     Returns (gradients, statistics after the forward pass, metric sums over m images,
         {name: loss term}).
     """
-    micro_batch = part["label"].shape[0]
+    image_count = micro_batch["label"].shape[0]
     devices = jax.lax.axis_size(parallel.DEVICE_AXIS)
     # Draws depend on positions in the global batch, not on the device count.
-    own_positions = parallel.micro_batch_positions(micro_batch)
-    positions = index * (micro_batch * devices) + own_positions
-    image, targets = prepare_micro_batch(part, positions, state.step, index, run, model)
+    own_positions = parallel.micro_batch_positions(image_count)
+    positions = index * (image_count * devices) + own_positions
+    image, targets = prepare_micro_batch(
+        micro_batch, positions, state.step, index, run, model
+    )
     purposes = {"drop_path": Purpose.DROP_PATH, "reducer": Purpose.REDUCER}
     keys = {}
     for name, purpose in purposes.items():
@@ -326,7 +330,7 @@ def count_in_window(
 
 
 def prepare_micro_batch(
-    part: Batch,
+    micro_batch: Batch,
     positions: Int[Array, " batch"],
     step: Int[Array, ""],
     index: Int[Array, ""],
@@ -335,18 +339,19 @@ def prepare_micro_batch(
 ) -> tuple[Float[Array, "batch height width 3"], Float[Array, "batch classes"]]:
     """Normalize, augment and mix a micro-batch: (images, soft targets).
 
-    part: image uint8 [m, S, S, 3] and label int32 [m]
-    positions: [m], image positions in the global batch
+    micro_batch: image uint8 [m, S, S, 3] and label int32 [m]
+    positions: image positions in the global batch
     index: micro-batch number
     """
     draw_keys = functools.partial(
         sample_keys, run.seed, step, positions, Purpose.AUGMENT
     )
+    mean_and_std = (model.config.mean, model.config.std)
     image = pipeline.augment_batch(
-        part["image"], run.augment, model.config.mean, model.config.std, draw_keys
+        micro_batch["image"], run.augment, *mean_and_std, draw_keys
     )
     smoothing = run.label_smoothing
-    targets = mixup.soft_targets(part["label"], run.num_classes, smoothing)
+    targets = mixup.soft_targets(micro_batch["label"], run.num_classes, smoothing)
     # The key is equal on all devices: a micro-batch is mixed as a whole.
     key = jax.random.fold_in(batch_key(run.seed, step, Purpose.MIX), index)
     drawn = mixup.draw_mix(
@@ -360,9 +365,8 @@ def prepare_micro_batch(
     if drawn is None:
         return image, targets
     # Image i is mixed with image B - 1 - i of the micro-batch over all devices.
-    return mixup.mix_batch(
-        drawn, image, targets, *parallel.reverse_batch((image, targets))
-    )
+    partners = parallel.reverse_batch((image, targets))
+    return mixup.mix_batch(drawn, image, targets, *partners)
 
 
 def _check_terms(terms: Metrics) -> None:

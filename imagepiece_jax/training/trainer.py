@@ -47,7 +47,7 @@ def train_and_evaluate(
     """Train a config in `workdir`, or resume it; a complete run is only reported.
 
     dry_run: print plan, cost and memory, and write nothing
-    Returns the figures of the last evaluation; None for a dry run.
+    Returns the metrics of the last evaluation; None for a dry run.
     Raises InputError for a config or file that does not fit, RunError if training
         cannot continue, Stopped after a signal.
     """

@@ -48,6 +48,10 @@ Operations: TypeAlias = Int[Array, " batch"]  # index in OPERATION_NAMES; -1: no
 PerImage: TypeAlias = Float[Array, " batch"]
 Tables: TypeAlias = Int[Array, "batch 3 256"]  # a new value for every value and channel
 Levels: TypeAlias = Integer[Array, "..."]  # from 0 to 255
+Factors: TypeAlias = Float[Array, "*batch"]
+Positions: TypeAlias = Float32[Array, "batch height width"]  # in pixels
+Matrices: TypeAlias = Float32[Array, "batch 6"]
+Keys: TypeAlias = Key[Array, " batch"]
 Color: TypeAlias = Sequence[int]  # red, green and blue, from 0 to 255
 
 
@@ -61,7 +65,7 @@ class OperationDraws(NamedTuple):
 
 
 def randaugment(
-    images: Images, keys: Key[Array, " batch"], augment: AugmentConfig, fill: Color
+    images: Images, keys: Keys, augment: AugmentConfig, fill: Color
 ) -> Images:
     """Draw and apply operations; `fill` is where a moved image leaves a gap."""
     return apply_operations(images, draw_operations(keys, augment), fill)
@@ -72,9 +76,7 @@ def fill_color(mean: Sequence[float]) -> Color:
     return tuple(min(255, round(255 * channel_mean)) for channel_mean in mean)
 
 
-def draw_operations(
-    keys: Key[Array, " batch"], augment: AugmentConfig
-) -> OperationDraws:
+def draw_operations(keys: Keys, augment: AugmentConfig) -> OperationDraws:
     """Draw operations from one key per image."""
 
     def draw_for_image(key: PRNGKeyArray) -> OperationDraws:
@@ -156,16 +158,12 @@ def gray_levels(images: Images) -> Int32[Array, "batch height width"]:
     return (total + 0x8000) >> 16
 
 
-def blend_factor(
-    magnitude: Float[Array, "*batch"], sign: Float[Array, "*batch"]
-) -> Float[Array, "*batch"]:
+def blend_factor(magnitude: Factors, sign: Factors) -> Factors:
     """Blend factor: 1 keeps the image; magnitude 9 gives 1.81 or 0.19."""
     return jnp.maximum(0.1, 1 + sign * 0.9 * magnitude / 10)
 
 
-def blend_images(
-    degenerate: Levels, image: Levels, share: Float[Array, "..."]
-) -> Int32[Array, "..."]:
+def blend_images(degenerate: Levels, image: Levels, share: Factors) -> Levels:
     """degenerate + share * (image - degenerate), truncated as in Pillow."""
     start = degenerate.astype(jnp.float32)
     blended = start + share * (image.astype(jnp.float32) - start)
@@ -257,7 +255,7 @@ def _equalize_tables(histograms: Tables) -> Tables:
 
 def affine_matrices(
     op: Operations, magnitude: PerImage, sign: PerImage, height: int, width: int
-) -> Float32[Array, "batch 6"]:
+) -> Matrices:
     """Affine maps of the geometric operations; the identity for other operations.
 
     Returns (a, b, c, d, e, f): source x = a x + b y + c, y = d x + e y + f, in pixels.
@@ -286,9 +284,7 @@ def affine_matrices(
     return matrix
 
 
-def move_pixels(
-    images: Images, matrix: Float32[Array, "batch 6"], fill: Color
-) -> Images:
+def move_pixels(images: Images, matrix: Matrices, fill: Color) -> Images:
     """Move pixels along `affine_matrices`, with Pillow's bicubic weights (a = -1).
 
     fill: color where a pixel's center lies outside the source
@@ -318,10 +314,8 @@ def move_pixels(
 
 
 def _source_positions(
-    matrix: Float32[Array, "batch 6"], height: int, width: int
-) -> tuple[
-    Float32[Array, "batch {height} {width}"], Float32[Array, "batch {height} {width}"]
-]:
+    matrix: Matrices, height: int, width: int
+) -> tuple[Positions, Positions]:
     """Source position of every pixel's center: x and y."""
     x = jnp.arange(width, dtype=jnp.float32)[None, None, :] + 0.5
     y = jnp.arange(height, dtype=jnp.float32)[None, :, None] + 0.5
@@ -334,8 +328,8 @@ def _source_positions(
 
 
 def _cubic_neighbors(
-    position: Float32[Array, "*shape"],
-) -> tuple[Int32[Array, "*shape"], tuple[Float32[Array, "*shape"], ...]]:
+    position: Positions,
+) -> tuple[Int32[Array, "batch height width"], tuple[Positions, ...]]:
     """First of four neighbors along an axis, and their cubic weights (a = -1)."""
     center = jnp.floor(position)  # pixel k has its center at position k
     d = position - center

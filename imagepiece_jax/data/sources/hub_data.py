@@ -36,9 +36,7 @@ def open_hub_data(
         # Written once to the cache, as a file that processes map into memory.
         splits = datasets.load_dataset(os.path.expanduser(path))
     except mistakes as error:
-        raise InputError(
-            f"{title} cannot be opened: {error_on_one_line(error)}"
-        ) from error
+        raise InputError(f"{title} cannot be opened: {one_line(error)}") from error
     split_name = find_splits(splits, title).get(split)
     if split_name is None:
         raise InputError(
@@ -54,9 +52,7 @@ def open_hub_data(
     except mistakes as error:
         column_text = " and ".join(columns)
         error_type = NoLabels if labeled else InputError
-        raise error_type(
-            f"{title} has no {column_text} ({error_on_one_line(error)})"
-        ) from error
+        raise error_type(f"{title} has no {column_text} ({one_line(error)})") from error
     if not labeled:
         return HubSource(rows, f"{title}/{split_name}", np.full(len(rows), -1), 0)
     labels = rows.select_columns("label").with_format("numpy")[:]["label"]
@@ -79,7 +75,7 @@ def open_hub_data(
     return source
 
 
-def error_on_one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Error text on one line."""
     return " ".join(str(error).split())
 

@@ -38,7 +38,7 @@ DEFAULT_GMACS = {"deit_ti": 0.8, "deit_s": 2.9, "deit_b": 11.5, "mae_b": 11.5}
 @functools.cache
 def published_schedules(
     model: str,
-) -> dict[float, tuple[tuple[int, ...], tuple[int, ...]]]:
+) -> dict[float, tuple[tuple[int, ...], ...]]:
     """Load a model's schedules: {GMACs: (counts after pruning, after merging)}."""
     lists = json.loads(COUNT_LISTS_FILE.read_text("utf-8"))[model]
     return {float(gmacs): tuple(map(tuple, pair)) for gmacs, pair in lists.items()}
@@ -97,12 +97,12 @@ class DiffRate(Method):
         super().__post_init__()
         if self.target is not None:
             check_range("target", self.target, 0)
-        if (self.prune is None) != (self.merge is None):
+        if self.prune is None or self.merge is None:
+            if self.prune is self.merge:
+                return
             raise InputError(
                 f"prune is {self.prune} and merge is {self.merge}; give both or neither"
             )
-        if self.prune is None:
-            return
         check_entries("prune", self.prune, least=2)
         check_entries("merge", self.merge, least=2)
         for pruned, merged in zip(self.prune, self.merge, strict=False):
@@ -119,7 +119,7 @@ class DiffRate(Method):
         stretch: a model of another size gets stretched lists of the nearest width
         Raises InputError for another size without `stretch`.
         """
-        if self.prune is not None:
+        if self.prune is not None and self.merge is not None:
             return self.prune, self.merge
         width = min(MODEL_OF_WIDTH, key=lambda width: abs(width - model.embed_dim))
         name = MODEL_OF_WIDTH[width]

@@ -142,7 +142,7 @@ class Embedding(nn.Module, Reducer):
         width = embedding_width(x.shape[-1], inputs.num_heads)
         embedding = nn.Dense(width, name="embed")(x)
         if counts.evaluation is None:
-            inputs = inputs.replace(metric=embedding, all_metric=None)
+            inputs = dataclasses.replace(inputs, metric=embedding, all_metric=None)
             return Bipartite()(inputs, counts)
         live = counts.evaluation.n_in
         merges = live - counts.evaluation.n_out
@@ -185,7 +185,7 @@ class DTEM(RemovalPerBlock):
                 )
         return tuple(steps)
 
-    def param_groups(self, path: str) -> ParamGroup:
+    def param_groups(self, path: str) -> ParamGroup:  # pyrefly: ignore[bad-override]
         # Only the embeddings are trained.
         if path.startswith("reducer_"):
             return ParamGroup()

@@ -74,7 +74,7 @@ class LearnedSelection(Method):
             check_range(name, getattr(self, name), 0)
         check_range("backbone_lr", self.backbone_lr, 0, 1)
 
-    def loss(
+    def loss(  # pyrefly: ignore[bad-override]
         self,
         outputs: "Outputs",
         teacher_outputs: "Outputs",
@@ -104,24 +104,26 @@ class LearnedSelection(Method):
 
     def target_shares(self, plan: tuple[BlockPlan, ...]) -> list[float]:
         """Shares of initial tokens kept in evaluation, per masking step."""
-        layers = [layer for layer in plan if layer.counts]
         shares = []
-        for layer in layers:
-            step = layer.step
-            stage = layer.counts.stage
-            if step.tokens is None:
-                shares.append(step.rule.rate)
+        patches = None
+        for layer in plan:
+            if layer.step is None or layer.counts is None:
                 continue
-            tokens = step.tokens
-            if step.rule.packages:  # a package is not a staying token
-                tokens -= stage
-            shares.append(tokens / layers[0].counts.n_in)
+            rule: Any = layer.step.rule
+            tokens = layer.step.tokens
+            patches = patches or layer.counts.n_in
+            if tokens is None:
+                shares.append(rule.rate)
+                continue
+            if rule.packages:  # a package is not a staying token
+                tokens -= layer.counts.stage
+            shares.append(tokens / patches)
         return shares
 
     def backbone_rate(self, lr: Any, peak: float) -> Any:
         return self.backbone_lr * lr
 
-    def param_groups(self, path: str) -> ParamGroup:
+    def param_groups(self, path: str) -> ParamGroup:  # pyrefly: ignore[bad-override]
         # Selectors have the scheduled learning rate. The backbone learns slower, after
         # the frozen epochs. Prefix tokens and positions are not trained.
         name = path.split("/")[0]

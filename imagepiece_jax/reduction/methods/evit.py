@@ -38,7 +38,7 @@ class EViT(InStages):
             model, reducer, KeepShare(self.keep_rate, self.fuse_token)
         )
 
-    def rate_at(self, epoch: int) -> float:
+    def rate_at(self, epoch: int) -> float:  # pyrefly: ignore[bad-override]
         # The rate is 1 at first, then falls to keep_rate by a cosine. EViT's authors
         # change it in every step (start 10, 100 epochs). A change per epoch needs fewer
         # compiled programs.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Self
+from typing import Any, Self, cast
 
 import jax.numpy as jnp
 
@@ -39,7 +39,8 @@ class Cells(Reducer):
         self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
     ) -> Assignment:
         self.check_fits(inputs.grid, counts)
-        height, width = inputs.grid
+        grid: Any = inputs.grid  # checked
+        height, width = grid
         rows = jnp.arange(height) * self.size // height
         columns = jnp.arange(width) * self.size // width
         cell = rows[:, None] * self.size + columns[None, :]
@@ -73,7 +74,7 @@ class GridPooling(Method):
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         tokens_after = {self.block: self.grid_size**2}
         if self.counts is not None:
-            tokens_after = find_falls(self.counts, model.patches)
+            tokens_after = find_falls(cast(tuple, self.counts), model.patches)
         steps = []
         for block, tokens in tokens_after.items():
             side = math.isqrt(tokens)

@@ -59,11 +59,12 @@ class Retokenize(Ranking):
     ) -> Assignment:
         score = jax.lax.stop_gradient(self.token_scores(inputs, counts))
         # Places of the candidates by falling score; side A comes before side B.
-        position = np.arange(counts.candidates)
+        num_candidates = counts.candidates or 0  # set by the rule MergeCandidates
+        position = np.arange(num_candidates)
         side_a = position[self.parity :: 2]
         side_b = position[1 - self.parity :: 2]
         position = np.concatenate([side_a, side_b])
-        others = counts.n_in - counts.candidates  # they have higher scores
+        others = counts.n_in - num_candidates  # they have higher scores
         candidates = invert_order(rank_tokens(score), others + position)  # [B, c]
         size_a = len(side_a)
         similarity = self.similarity(inputs, candidates, size_a)
@@ -73,7 +74,7 @@ class Retokenize(Ranking):
             rank_tokens(best), merges, candidates[:, :size_a], partner
         )
         result = merge_in_place(absorbed, partners, counts)
-        return result.replace(by_size=self.size_weighting)
+        return dataclasses.replace(result, by_size=self.size_weighting)
 
     def similarity(
         self,

@@ -37,7 +37,7 @@ class NoisyTopK(KeepPredictor):
         # be kept, so the scores learn.
         factor = token_selector.straight_through(jnp.ones_like(score), jnp.exp(score))
         chosen = keep_highest(jax.lax.stop_gradient(noisy), counts.n_out)
-        return chosen.replace(weight=factor, mean=False)
+        return dataclasses.replace(chosen, weight=factor, mean=False)
 
     @nn.nowrap
     def draws_random(self, counts: StepCounts, train: bool) -> bool:

@@ -5,7 +5,7 @@ The authors' training, with a second pass at a random reduction, is not included
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ class FusionRule(RemoveAtMostHalf):
 
     def count_removed(self, n: int) -> int:
         r = min(self.r, n + 1 - FEWEST_TOKENS)
-        return exact_floor(n * r) if r < 1 else r
+        return exact_floor(n * r) if r < 1 else int(r)
 
     def fewest_tokens(self, n: int, stage: int) -> int:
         return max(super().fewest_tokens(n, stage), min(n, FEWEST_TOKENS - 1))
@@ -122,7 +122,9 @@ class Fusion(Ranking):
         target = gather_rows(slot, target)
         weight = received * size / jnp.max(size, axis=1, keepdims=True)
         weight = jnp.maximum(weight, tiny)
-        return keep_and_join(keep, absorbed, target, n).replace(weight=weight)
+        return dataclasses.replace(
+            keep_and_join(keep, absorbed, target, n), weight=weight
+        )
 
     def fusion_values(
         self,
@@ -133,7 +135,7 @@ class Fusion(Ranking):
     ) -> Float[Array, "batch even odd"]:
         """Fusion values of even and odd tokens, [B, n_even, n_odd]."""
         # A power of a product is a product of powers: of vectors, not of matrices.
-        factor = 1.0
+        factor: Any = 1.0
         for value, temperature in ((received, self.attention), (size, self.sizes)):
             least = jnp.min(value, axis=1, keepdims=True)
             factor *= (least / value) ** (1 / temperature)

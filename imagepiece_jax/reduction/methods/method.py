@@ -95,11 +95,11 @@ class Method:
     # whether attention is proportional, if neither reduction nor model sets it
     default_prop_attn: ClassVar[bool] = False
     # function (outputs, teacher_outputs, plan) -> {name: further loss term}
-    loss: ClassVar[Callable[..., dict[str, Any]] | None] = None
+    loss: ClassVar[Any] = None
     # function (path such as "blocks_3/attn/q/kernel") -> ParamGroup
-    param_groups: ClassVar[Callable[[str], ParamGroup] | None] = None
+    param_groups: ClassVar[Any] = None
     # function (epoch) -> keep rate in this epoch
-    rate_at: ClassVar[Callable[[int], float] | None] = None
+    rate_at: ClassVar[Any] = None
 
     _: dataclasses.KW_ONLY
     # Cost as a share of the dense model's MACs. `models.reduction_plan` finds the ratio
@@ -160,8 +160,9 @@ class Method:
 
     def score_for(self, model: ModelFacts) -> str:
         """Return the field `score`, with a score of the model in place of "auto"."""
-        if self.score != "auto":
-            return self.score
+        score = vars(self)["score"]  # a field of the methods that call this
+        if score != "auto":
+            return score
         return "class" if model.class_token else "received"
 
     def at_ratio(self, ratio: float, model: ModelFacts) -> Self:
@@ -172,7 +173,7 @@ class Method:
         if self.counts is None:
             return dataclasses.replace(self, macs=None).scale_schedule(ratio, model)
         counts = schedules.scheduled_counts(
-            self.counts, model.depth, model.patches, ratio
+            str(self.counts), model.depth, model.patches, ratio
         )
         return self.with_counts(counts, model)
 
@@ -198,7 +199,7 @@ class Method:
         """
         depth = model.depth
         patches = model.patches
-        counts = self.counts
+        counts: Any = self.counts  # a list, because `at_ratio` replaces schedules
         if counts is None:
             return plan_blocks(depth, patches, self.steps(model), prefix, masked)
         if len(counts) != depth or counts[0] > patches:
@@ -261,7 +262,7 @@ class InStages(KeepingShare):
         return tuple(steps)
 
 
-def fit_blocks(method: Method, depth: int) -> tuple[int, ...]:
+def fit_blocks(method: Any, depth: int) -> tuple[int, ...]:
     """Move a method's default `blocks` to the same shares of a smaller depth."""
     # Default blocks are for a depth of 12. Blocks stay if they are not the defaults, or
     # fit the depth. They also stay if two blocks would coincide, or the first would be
@@ -281,7 +282,7 @@ class RemovalPerBlock(Method):
 
     def removed_counts(self, depth: int) -> Sequence[int]:
         """Token counts to remove, per block."""
-        return (self.r,) * depth
+        return (vars(self)["r"],) * depth  # a field of the subclasses
 
     def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         # Proportions between blocks stay. With ratio 1 the block with the largest count

@@ -18,7 +18,7 @@ class NoReduction(Method):
             raise InputError(f"macs is {self.macs}, but method none keeps all tokens")
 
     def at_ratio(self, ratio: float, model: ModelFacts) -> Self:
-        return NoReduction()  # no step can remove tokens
+        return type(self)()  # no step can remove tokens
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         return ()

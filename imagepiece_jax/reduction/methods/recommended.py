@@ -46,7 +46,7 @@ def recommended(method: Method, model: ModelFacts) -> Method:
     if choice.in_stages and method.counts is None:
         # Below a depth of 4, stages start at block 0. This reaches costs out of reach
         # for "proportional-1", which keeps all tokens in block 0.
-        if method.macs < LEAST_STAGED_MACS and model.depth >= NUM_STAGES:
+        if (method.macs or 0) < LEAST_STAGED_MACS and model.depth >= NUM_STAGES:
             fields["counts"] = "proportional-1"
         else:
             quarters = {

@@ -4,6 +4,7 @@ Pruning ends in the middle of the model, as in PiToMe's public code.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,8 @@ class Discard(Bipartite):
         self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
     ) -> Assignment:
         merged = super().__call__(inputs, counts, train)
-        return without_joined(merged, merged.index.kept_tokens, counts)
+        index: Any = merged.index  # Bipartite makes one
+        return without_joined(merged, index.kept_tokens, counts)
 
 
 def without_joined(
@@ -51,7 +53,8 @@ class Fuse(Bipartite):
         slots = jnp.arange(counts.n_out, dtype=jnp.int32)[None, :, None]
         tokens = jnp.arange(counts.n_in, dtype=jnp.int32)[None, None, :]
         belongs = merged.slot_of_token[:, None, :] == slots
-        destination = merged.index.kept_tokens[..., None]
+        index: Any = merged.index  # Bipartite makes one
+        destination = index.kept_tokens[..., None]
         x = _safe_to_square(inputs.x)
         # A group's scale is the greatest length of its tokens, divided by the length of
         # the token kept by the slot.
@@ -63,7 +66,7 @@ class Fuse(Bipartite):
         weight = greatest / divisor / members.astype(jnp.float32)
         weight = weight[:, :, None]
         weight = jnp.sum(jnp.where(belongs, weight, 0), axis=1)
-        return merged.replace(weight=weight, mean=False)
+        return dataclasses.replace(merged, weight=weight, mean=False)
 
 
 def _safe_to_square(

@@ -1,7 +1,7 @@
 """TokenLearner: learned summaries replace all tokens (Ryoo et al., NeurIPS 2021)."""
 
 import dataclasses
-from typing import Self
+from typing import Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +85,7 @@ class TokenLearner(Method):
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         tokens_after = {self.block: self.num_tokens}
         if self.counts is not None:
-            tokens_after = find_falls(self.counts, model.patches)
+            tokens_after = find_falls(cast(tuple, self.counts), model.patches)
         steps = []
         for block, tokens in tokens_after.items():
             reducer = MlpLearner(tokens, self.bottleneck_dim)

@@ -39,22 +39,22 @@ class RunProgress:
     digest: list[str]  # content digests of both
     # step and accuracy of the best evaluation
     best: dict = dataclasses.field(default_factory=lambda: {"acc1": -1.0, "step": 0})
-    last: dict | None = None  # figures of the last evaluation
+    last: dict | None = None  # metrics of the last evaluation
     evaluated: int = 0  # the step of the last evaluation
     # {"mean", "std"} of the images; None: unknown
     normalization: dict | None = None
     teacher: dict | None = None  # `Teacher.record`; None: no teacher
 
     def with_evaluation(
-        self, step: int, figures: dict, chooses: bool = True
+        self, step: int, metrics: dict, chooses: bool = True
     ) -> "RunProgress":
         """Add an evaluation at `step`; `chooses`: images may choose a checkpoint."""
         best = self.best
         # If the images may not choose, the last step is the best.
-        if figures["acc1"] > best["acc1"] or not chooses:
-            best = {"acc1": figures["acc1"], "step": step}
+        if metrics["acc1"] > best["acc1"] or not chooses:
+            best = {"acc1": metrics["acc1"], "step": step}
         # Times stay out, so that all runs of one config have equal checkpoints.
-        last = {k: v for k, v in figures.items() if k not in CLOCKED_METRICS}
+        last = {k: v for k, v in metrics.items() if k not in CLOCKED_METRICS}
         return dataclasses.replace(self, best=best, last=last, evaluated=step)
 
     def resume_saved(
