@@ -400,9 +400,9 @@ class ViT(nn.Module):
             count -= arch.prefix
         if count != height * width:
             raise InputError(
-                f"images have {size_text(image_size)} pixels, {height * width} patches, "
-                f"but the model has positions for {count}; load(.., image_size=..) resizes "
-                "them"
+                f"images have {size_text(image_size)} pixels, {height * width} "
+                f"patches, but the model has positions for {count}; "
+                "load(.., image_size=..) resizes them"
             )
 
     def _with_positions(
