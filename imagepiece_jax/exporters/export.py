@@ -288,13 +288,12 @@ def measure_card(
     vit, outputs, wanted = traced
     dense = trace_model(vit.with_reduction(None), wanted._replace(dtype="float32"))
     with temporary_folder() as temporary:
-        files = []
-        for name, each in (("file", program), ("dense", make_program(dense, place))):
-            file = pathlib.Path(temporary, f"{name}{place.graph.suffix}")
-            write_program(each, place._replace(graph=file))
-            files.append(file)
+        file = pathlib.Path(temporary, f"file{place.graph.suffix}")
+        dense_file = file.with_stem("dense")
+        write_program(program, place._replace(graph=file))
+        write_program(make_program(dense, place), place._replace(graph=dense_file))
         has_classes = "logits" in outputs.names and vit.has_classes
-        return card.measured(*files, images, has_classes)
+        return card.measured(file, dense_file, images, has_classes)
 
 
 def write_program(program: MadeProgram, place: Place) -> None:
