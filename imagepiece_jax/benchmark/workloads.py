@@ -191,7 +191,7 @@ def training_step(run: RunConfig, adapt=lambda model: model):
     schedule, optimizer = create_optimizer(run, STEPS_PER_EPOCH, method.param_groups)
     teacher = None
     adapted_teacher = None
-    if method.needs_teacher or run.distill.active:  # a teacher of the student's size
+    if method.needs_teacher or run.distill.is_active:  # a teacher of the student's size
         teacher = run.create_dense().with_execution(drop_path_rate=0.0)
         teacher = teacher.with_execution(head_only=not method.needs_teacher)
         adapted_teacher = adapt(teacher)

@@ -57,7 +57,7 @@ class Outputs:
 
 def drop_path_scale(
     keys: Shaped[Array, " batch"], depth: int, rate: float
-) -> Float32[Array, "batch {depth} 2"]:
+) -> Float[Array, "batch {depth} 2"]:
     """Draw DeiT's drop path factors for both branches per block.
 
     A branch is dropped (factor 0) with probability p, or scaled by 1 / (1 - p). p grows
@@ -258,10 +258,7 @@ class ViT(nn.Module):
         scale = drop_path_scale(
             keys["drop_path"], self.depth, self.execution.drop_path_rate
         )
-        factors = []
-        for block in range(self.depth):
-            factors.append((scale[:, block, 0], scale[:, block, 1]))
-        return factors
+        return [(scale[:, i, 0], scale[:, i, 1]) for i in range(self.depth)]
 
     def _classify(
         self,
@@ -340,7 +337,7 @@ class ViT(nn.Module):
         x = stem(patches.astype(self._dtype("patch_embed")), train)
         batch, height, width, dim = x.shape
         x = x.reshape(batch, height * width, dim)
-        self._check_positions(height, width, images.shape[1:3])
+        self._check_positions(height, width, (images.shape[1], images.shape[2]))
         prefix = self._prefix(batch, dim)
         if arch.prefix_positions:
             if prefix:
@@ -388,7 +385,7 @@ class ViT(nn.Module):
         return PatchStem(*sizes, use_bias=self.config.arch.patch_bias, name=name)
 
     def _check_positions(
-        self, height: int, width: int, image_size: tuple[int, ...]
+        self, height: int, width: int, image_size: tuple[int, int]
     ) -> None:
         """Check that the grid has as many patches as the position embeddings."""
         arch = self.config.arch
