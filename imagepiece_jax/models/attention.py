@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float
 
 from imagepiece_jax.kernels.attention import (
     attention_columns,
@@ -177,8 +177,8 @@ class Attention(nn.Module):
                 scores[name] = means[:, image]
         return scores
 
-    def weights(self, heads: Heads) -> Float32[Array, "batch heads tokens tokens"]:
-        """Attention after softmax."""
+    def weights(self, heads: Heads) -> Float[Array, "batch heads tokens tokens"]:
+        """Attention after softmax, in float32."""
         return attention_map(heads.query, heads.key, heads.key_bias, heads.mask)
 
     def attend(

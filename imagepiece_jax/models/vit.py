@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec, reshard
-from jaxtyping import Array, Float, Float32, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from imagepiece_jax.common.image_size import size_text
 from imagepiece_jax.common.rng import draw_uniform
@@ -40,7 +40,7 @@ class Outputs:
     """
 
     # float32; equal to `pooled` without classes
-    logits: Float32[Array, "batch *tokens classes"]
+    logits: Float[Array, "batch *tokens classes"]
     # the head's input; all tokens without a pool
     pooled: Float[Array, "batch *tokens dim"]
     tokens: Float[Array, "batch tokens dim"]  # after the final norm
@@ -312,7 +312,7 @@ class ViT(nn.Module):
 
     def _mean(
         self, x: Float[Array, "batch tokens dim"], state: TokenState
-    ) -> Float32[Array, "batch dim"]:
+    ) -> Float[Array, "batch dim"]:
         """Token mean, weighted by size."""
         x, size, mask = cut_pooled_tokens(x, state, self.config.arch)
         if mask is not None:
