@@ -21,8 +21,8 @@ def trace_patches(
     """Find every patch's image token, before the first step and after every step.
 
     results: `Outputs.results`
-    Returns a list of [batch, patches] int32, DROPPED for patches without a token. From
-        the first Mixing or Masking on, entries are None.
+    Returns int32 maps, DROPPED for patches without a token. From the first Mixing or
+        Masking on, entries are None.
     """
     hard = itertools.takewhile(lambda result: isinstance(result, Assignment), results)
     slots = [path.slot for path in follow_patches([*hard])]
@@ -90,7 +90,7 @@ def _followed(
 def gather_tokens(
     values: Shaped[Array, "batch tokens ..."], slot: Int[Array, "batch patches"] | None
 ) -> Shaped[Array, "batch rows ..."]:
-    """Gather rows of values [B, n, ..] at `slot`; None: return all rows."""
+    """Gather rows of values at `slot`; None: return all rows."""
     if slot is None:
         return values
     return gather_rows(values, jnp.maximum(slot, 0))
@@ -99,10 +99,9 @@ def gather_tokens(
 def compose_maps(
     outer: Int[Array, "batch slots"], inner: Int[Array, "batch patches"] | None
 ) -> Int[Array, "batch mapped"]:
-    """Compose two slot maps: outer[inner], [B, m] int. DROPPED stays DROPPED.
+    """Compose two slot maps: outer[inner]. DROPPED stays DROPPED.
 
-    outer: [B, n] int
-    inner: [B, m] int in [0, n), or DROPPED; None: the identity
+    inner: slots of `outer`, or DROPPED; None: the identity
     """
     if inner is None:
         return outer
