@@ -6,9 +6,9 @@ import numpy as np
 
 from experiments import intervals, merges, paper_tables, published
 from experiments.paper_tables import BLANK, TableRow, find
+from imagepiece_jax.common import statistics
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.evaluation import statistics
 from imagepiece_jax.reduction.block_plan import exact_floor
 from imagepiece_jax.reduction.reduction import Reduction
 

@@ -20,8 +20,8 @@ from experiments.paper_tables import (
     measure_row,
 )
 from imagepiece_jax.common import plotting
+from imagepiece_jax.common.statistics import format_difference, format_estimate
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.evaluation.statistics import format_difference, format_estimate
 from imagepiece_jax.reduction.reduction import Reduction
 
 RATES = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3)

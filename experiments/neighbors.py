@@ -25,13 +25,13 @@ from experiments import intervals, study, towers
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import read_json, write_json
 from imagepiece_jax.common.progress import with_progress_bar
+from imagepiece_jax.common.statistics import format_estimate
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import Source
-from imagepiece_jax.evaluation import compare_outputs
-from imagepiece_jax.evaluation.compare_outputs import NEIGHBORS, nearest, shared
 from imagepiece_jax.evaluation.result_cache import decode_bits, encode_bits
-from imagepiece_jax.evaluation.statistics import format_estimate
+from imagepiece_jax.inference import compare_outputs
+from imagepiece_jax.inference.compare_outputs import NEIGHBORS, nearest, shared
 from imagepiece_jax.models.variables import variables_digest
 
 FOLDER = pathlib.Path("docs/results/neighbors")

@@ -43,14 +43,13 @@ from experiments.models import (
     take_from_weights,
 )
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import timer
-from imagepiece_jax.benchmark.timer import Timing
 from imagepiece_jax.benchmark.workloads import on_noise
-from imagepiece_jax.common import device, parallel, xla_options
+from imagepiece_jax.common import device, parallel, timer, xla_options
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.common.timer import Timing
 from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.class_names import check_classes

@@ -15,9 +15,9 @@ import numpy as np
 from experiments import intervals, published
 from experiments.controls import CONTROLS
 from experiments.models import Model
+from imagepiece_jax.common import statistics
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation import statistics
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.registry import MODELS

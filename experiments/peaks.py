@@ -26,18 +26,18 @@ from scipy import special
 
 import imagepiece_jax
 from experiments import intervals, study
+from imagepiece_jax.common import statistics
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.common.rng import draw_uniform
+from imagepiece_jax.common.statistics import Estimate, format_estimate
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.pictures import as_source, read_images
 from imagepiece_jax.data.source import evenly_spaced_indices
 from imagepiece_jax.data.sources.csv_table import open_csv
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation import statistics
-from imagepiece_jax.evaluation.compare_outputs import NEIGHBORS, nearest, shared, unit
 from imagepiece_jax.evaluation.result_cache import decode_bits, encode_bits
-from imagepiece_jax.evaluation.statistics import Estimate, format_estimate
+from imagepiece_jax.inference.compare_outputs import NEIGHBORS, nearest, shared, unit
 from imagepiece_jax.kernels.joining import distance_to_earlier, join_kept
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.kernels.ranking import rank_tokens

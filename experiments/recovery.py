@@ -56,16 +56,16 @@ from experiments import study
 from experiments.peaks import judging_photographs
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import git_revision
+from imagepiece_jax.common.statistics import (
+    Estimate,
+    format_estimate,
+    paired_difference,
+)
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.data.sources.csv_table import open_csv
 from imagepiece_jax.evaluation.result_cache import decode_bits, encode_bits
-from imagepiece_jax.evaluation.statistics import (
-    Estimate,
-    format_estimate,
-    paired_difference,
-)
 from imagepiece_jax.recovery import recovery_loss
 from imagepiece_jax.recovery.recovery_images import evaluation_batches
 from imagepiece_jax.recovery.recovery_loss import relative_change

@@ -17,7 +17,7 @@ import numpy as np
 
 import imagepiece_jax
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import timer
+from imagepiece_jax.common import timer
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.models import registry

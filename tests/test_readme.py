@@ -360,7 +360,7 @@ def test_the_lines_with_the_hub_run(hub_of_pages, capsys):
 def test_the_examples_of_configs_run(tmp_path, monkeypatch):
     name = "vit_small_patch16_224.augreg_in21k_ft_in1k"
     monkeypatch.setitem(registry.public_models()[name.partition(".")[0]], "depth", 1)
-    monkeypatch.setattr(registry, "config", registry.model_config.__wrapped__)
+    monkeypatch.setattr(registry, "model_config", registry.model_config.__wrapped__)
     monkeypatch.chdir(tmp_path)
     variables = tiny_vit.variables(create_model(name))
     tiny_vit.write("my.npz", variables)

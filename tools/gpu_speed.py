@@ -29,9 +29,8 @@ import jax
 import numpy as np
 
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import timer
 from imagepiece_jax.benchmark.workloads import on_noise, random_variables
-from imagepiece_jax.common import device, xla_options
+from imagepiece_jax.common import device, timer, xla_options
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.machine import available_cores

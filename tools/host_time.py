@@ -22,8 +22,8 @@ import numpy as np
 import tyro
 
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import timer
 from imagepiece_jax.benchmark.workloads import with_random_weights
+from imagepiece_jax.common import timer
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import registry

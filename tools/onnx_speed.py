@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments.towers import THREADS, onnxruntime_call, openvino_call
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import timer
+from imagepiece_jax.common import timer
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.tables import markdown_table

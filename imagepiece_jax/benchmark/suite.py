@@ -5,15 +5,15 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from imagepiece_jax.benchmark import timer
 from imagepiece_jax.benchmark.workloads import Case, Workload
-from imagepiece_jax.common import device
+from imagepiece_jax.common import device, timer
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import git_revision, replace_file
 from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.program import Program
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 
 # {column title: format of a row's field}
@@ -52,7 +52,7 @@ def variants(
 
 
 def groups(
-    vits: Mapping[str, Pretrained],
+    vits: Mapping[str, Pretrained | Program],
     batch_sizes: Iterable[int],
     dtype: str,
     mode: str,

@@ -19,29 +19,29 @@ from typing import Any
 import jax
 import numpy as np
 
-from imagepiece_jax.common import device, extras, plotting
+from imagepiece_jax.common import device, extras, plotting, statistics
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import LOCK_NAME, check_own_files, replace_file
 from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.common.signals import deferred_signals
 from imagepiece_jax.common.tables import markdown_table, rows_table
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation import result_cache, statistics
-from imagepiece_jax.evaluation.annotations import annotations
-from imagepiece_jax.evaluation.compare_outputs import (
-    COLUMNS,
-    CONTROLS,
-    MIN_IMAGES,
-    SHUFFLED,
-    Annotations,
-    cells,
-)
+from imagepiece_jax.evaluation import result_cache
 from imagepiece_jax.evaluation.labeled_images import labeled_images
 from imagepiece_jax.evaluation.result_cache import (
     MeasuredWeights,
     ResultCache,
     Split,
     decode_bits,
+)
+from imagepiece_jax.inference.annotations import annotations
+from imagepiece_jax.inference.compare_outputs import (
+    COLUMNS,
+    CONTROLS,
+    MIN_IMAGES,
+    SHUFFLED,
+    Annotations,
+    cells,
 )
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction

@@ -21,7 +21,7 @@ from imagepiece_jax.common.progress import log
 from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import accuracy
-from imagepiece_jax.evaluation.compare_outputs import Annotations, fidelity, shuffled
+from imagepiece_jax.inference.compare_outputs import Annotations, fidelity, shuffled
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import model_record

@@ -21,14 +21,14 @@ from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation.annotations import annotations
-from imagepiece_jax.evaluation.compare_outputs import (
+from imagepiece_jax.inference import feature_folder, optimize
+from imagepiece_jax.inference.annotations import annotations
+from imagepiece_jax.inference.compare_outputs import (
     Annotations,
     cells,
     fidelity_of_rows,
     unit,
 )
-from imagepiece_jax.inference import feature_folder, optimize
 from imagepiece_jax.inference.features import feature_map
 from imagepiece_jax.inference.file_records import RecordedFiles
 from imagepiece_jax.models.pretrained import Pretrained

@@ -53,7 +53,7 @@ class Architecture:
     fc_norm: bool = False  # norm of the pooled vector
     resize: str = "antialias"  # method in `resize_positions.resize_grid`
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if isinstance(field.default, bool):
                 check_choice(field.name, getattr(self, field.name), (True, False))

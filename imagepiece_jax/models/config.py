@@ -47,7 +47,7 @@ class ViTConfig:
     prop_attn: bool | None = None
     name: str | None = None  # a public model's name; selects DiffRate's schedules
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = as_tuple(getattr(self, field.name))
             object.__setattr__(self, field.name, value)
@@ -63,7 +63,7 @@ class ViTConfig:
         object.__setattr__(self, "std", normalization.std)
         self._check_parts()
 
-    def _check_parts(self):
+    def _check_parts(self) -> None:
         arch = self.arch
         arch.check_parts()
         if arch.pool == "none" and self.num_classes:
@@ -161,7 +161,7 @@ class Execution:
     # and pooled vectors need no more.
     head_only: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
         check_range("drop_path_rate", self.drop_path_rate, 0, below=1)
 

@@ -105,7 +105,7 @@ def describe_difference(entries: list[tuple[str, Any, Any]], owner: str) -> str:
     return text
 
 
-def _shorten_value(value):
+def _shorten_value(value: Any) -> str:
     if value is None:
         return "none"
     return value if isinstance(value, str) else reprlib.repr(value)

@@ -90,7 +90,7 @@ def print_reduction(reduction: Reduction, model: ViT) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _nearest_ratio(method, model, tolerance):
+def _nearest_ratio(method: Method, model: ViT, tolerance: float) -> float:
     """Bisect for the ratio whose cost is nearest to the method's `macs`.
 
     Raises InputError if the nearest cost misses by more than the tolerance.
@@ -99,7 +99,7 @@ def _nearest_ratio(method, model, tolerance):
     shares = {}  # {ratio: share of the dense model's MACs}
     errors = {}  # {ratio: Unreachable}
 
-    def share_at(ratio):
+    def share_at(ratio: float) -> float:
         reduced = method.at_ratio(ratio, facts)
         plan = reduced.plan(facts, model.config.arch.prefix)
         shares[ratio] = share_of_dense(model.clone(plan=plan))

@@ -98,10 +98,10 @@ def build_config(name: str, **facts: Any) -> ViTConfig:
     return ViTConfig(name=name, arch=Architecture(**row["arch"]), **sizes, **facts)
 
 
-def _agreed_facts(images):
+def _agreed_facts(weights: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     """The facts on which all weights behind a name must agree."""
-    crop = images["preprocessing"] | {"image_size": None}
-    return crop, [images.get(field) for field in AGREED_FIELDS]
+    crop = weights["preprocessing"] | {"image_size": None}
+    return crop, [weights.get(field) for field in AGREED_FIELDS]
 
 
 def is_known(name: str | None) -> bool:
@@ -120,7 +120,7 @@ def suggest_names(name: str) -> str:
     return KNOWN_MODELS_TEXT
 
 
-def _public_weights(name):
+def _public_weights(name: str | None) -> dict[str, dict[str, Any]]:
     """{tag: facts} of the public weights behind timm's `name`; {} if unknown.
 
     A name without a tag stands for all its weights, timm's default tag first.

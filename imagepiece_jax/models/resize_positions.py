@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
+from jaxtyping import Float, Float32
 
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.models.config import ViTConfig
@@ -14,7 +15,9 @@ log = logging.getLogger("imagepiece_jax.models")
 
 
 def fit_positions(
-    tensors: Mapping[str, np.ndarray], config: ViTConfig, trained_size
+    tensors: Mapping[str, np.ndarray],
+    config: ViTConfig,
+    trained_size: int | tuple[int, int],
 ) -> Mapping[str, np.ndarray]:
     """Resize the position embeddings in `tensors` to a model's grid, if necessary.
 
@@ -45,8 +48,10 @@ def fit_positions(
     return {**tensors, "pos_embed": rows[None]}
 
 
-def resize_grid(grid: np.ndarray, new: tuple[int, int], how: str) -> np.ndarray:
-    """Interpolate a grid of embeddings. [h, w, D] -> [*new, D] float32.
+def resize_grid(
+    grid: Float[np.ndarray, "height width dim"], new: tuple[int, int], how: str
+) -> Float32[np.ndarray, "rows columns dim"]:
+    """Interpolate a grid of embeddings.
 
     new: (height, width)
     how: "antialias" (timm: Keys' kernel, a = -0.5, wider if the grid shrinks),
@@ -68,8 +73,10 @@ def resize_grid(grid: np.ndarray, new: tuple[int, int], how: str) -> np.ndarray:
     return np.einsum("ab,cd,bdx->acx", rows, columns, grid, optimize=True)
 
 
-def _bicubic_weights(old, new, offset):
-    """PyTorch's bicubic interpolation weights along one axis, [new, old]."""
+def _bicubic_weights(
+    old: int, new: int, offset: float
+) -> Float32[np.ndarray, "{new} {old}"]:
+    """PyTorch's bicubic interpolation weights along one axis."""
     coordinate = (np.arange(new) + 0.5) * old / (new + offset) - 0.5
     first = np.floor(coordinate).astype(int)
     weights = np.zeros((new, old))
@@ -84,8 +91,8 @@ def _bicubic_weights(old, new, offset):
     return weights.astype(np.float32)
 
 
-def _linear_weights(old, new):
-    """Linear interpolation weights with fixed end points, [new, old]."""
+def _linear_weights(old: int, new: int) -> Float32[np.ndarray, "{new} {old}"]:
+    """Linear interpolation weights with fixed end points."""
     coordinate = np.linspace(0, old - 1, new)
     distance = np.abs(coordinate[:, None] - np.arange(old))
     return np.maximum(0, 1 - distance).astype(np.float32)

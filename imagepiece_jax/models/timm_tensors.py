@@ -5,7 +5,7 @@ timm. PyTorch kernels have outputs before inputs (linear [out, in], convolution 
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -127,7 +127,9 @@ def own_selectors(
     return dense | selector_tensors, (*fresh,)
 
 
-def split_selectors(tensors):
+def split_selectors(
+    tensors: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split tensors into (dense model, selectors)."""
     dense = {}
     selectors = {}
@@ -137,15 +139,17 @@ def split_selectors(tensors):
     return dense, selectors
 
 
-def replace_selectors(selectors, newer):
+def replace_selectors(
+    selectors: Mapping[str, Any], newer: Mapping[str, Any]
+) -> dict[str, Any]:
     """Replace selector tensors, block by block, by newer tensors."""
     # A block's older tensors all go: another selector may have other names.
     blocks = {name.split(".")[1] for name in newer}
     kept = {k: v for k, v in selectors.items() if k.split(".")[1] not in blocks}
-    return kept | newer
+    return {**kept, **newer}
 
 
-def selector_params(variables):
+def selector_params(variables: Mapping[str, Any]) -> dict[str, Any]:
     """{name: parameters} of the learned reducers."""
     params = variables["params"].items()
     return {name: values for name, values in params if name.startswith(SELECTOR)}
@@ -171,7 +175,9 @@ def from_timm(
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
-def check_fit(state_dict, like, fresh=()):
+def check_fit(
+    state_dict: Mapping[str, Any], like: Mapping[str, Any], fresh: Iterable[str] = ()
+) -> dict[str, _Entry]:
     """Check names, shapes and types: {path: _Entry} of all parameters except `fresh`.
 
     Raises StateDictMismatch if a tensor does not fit.
@@ -233,12 +239,12 @@ def timm_shapes(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {entry.name: entry.shape for entry in _make_entries(leaves).values()}
 
 
-def _make_entries(leaves):
+def _make_entries(leaves: Mapping[str, Any]) -> dict[str, _Entry]:
     """{path with collection: _Entry} for all leaves of a variables tree."""
     return {key: _make_entry(key, leaf.shape, leaves) for key, leaf in leaves.items()}
 
 
-def _make_entry(key, shape, leaves):
+def _make_entry(key: str, shape: Sequence[int], leaves: Mapping[str, Any]) -> _Entry:
     """The _Entry of one leaf; `key` is params/blocks_3/mlp/fc1/bias, for example."""
     path = key.partition("/")[2]
     *modules, leaf = path.split("/")
@@ -264,12 +270,14 @@ def _make_entry(key, shape, leaves):
     return _Entry(path, name, part, len(stack), tuple(shape))
 
 
-def _torch_axes(ndim):
+def _torch_axes(ndim: int) -> Sequence[int]:
     """PyTorch's axis order for a kernel."""
     return _AXES.get(ndim, range(ndim))
 
 
-def _read_param(state_dict, entry, dtype):
+def _read_param(
+    state_dict: Mapping[str, np.ndarray], entry: _Entry, dtype: np.dtype
+) -> np.ndarray:
     """Read one parameter, in this model's axis order and dtype."""
     array = state_dict[entry.name]
     if entry.part is not None:
@@ -286,7 +294,12 @@ def _read_param(state_dict, entry, dtype):
     return array
 
 
-def _check_tensors(state_dict, entries, needed, fresh):
+def _check_tensors(
+    state_dict: Mapping[str, Any],
+    entries: Iterable[_Entry],
+    needed: Iterable[_Entry],
+    fresh: Iterable[str],
+) -> None:
     """Raise StateDictMismatch for a tensor left over, missing or of wrong form."""
     names = {entry.name for entry in entries}
     problems = []  # (path, name, problem)
@@ -317,16 +330,20 @@ def _check_tensors(state_dict, entries, needed, fresh):
         raise StateDictMismatch(f"tensor {name} {problem}", name, remedy)
 
 
-def _size_difference(state_dict, needed):
+def _size_difference(
+    state_dict: Mapping[str, Any], needed: Iterable[_Entry]
+) -> str | None:
     """Say how depth or width differ from the model's; None if they do not."""
 
-    def size(shapes):
+    def depth_and_width(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
         blocks = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
         width = shapes.get("blocks.0.norm1.weight", ())[:1]
         return (len(blocks), *width)
 
-    tensor_size = size({name: tensor.shape for name, tensor in state_dict.items()})
-    model_size = size({entry.name: entry.shape for entry in needed})
+    tensor_size = depth_and_width(
+        {name: tensor.shape for name, tensor in state_dict.items()}
+    )
+    model_size = depth_and_width({entry.name: entry.shape for entry in needed})
     if (
         tensor_size == model_size
         or len(tensor_size) != len(model_size)
@@ -339,7 +356,9 @@ def _size_difference(state_dict, needed):
     )
 
 
-def _replaceable_parts(wrong, entries, fresh):
+def _replaceable_parts(
+    wrong: Sequence[str], entries: Iterable[_Entry], fresh: Iterable[str]
+) -> tuple[str, ...]:
     """Find parts to draw so the rest fits, for unfit paths `wrong`; () if it cannot."""
     of_model = [entry.path for entry in entries]
     replaced = []

@@ -3,8 +3,8 @@
 import functools
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import flax
 import jax
@@ -19,6 +19,9 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
 
+if TYPE_CHECKING:  # this module imports variables
+    from imagepiece_jax.models.vit import ViT
+
 
 class StateDictMismatch(InputError):
     """Tensors do not fit a model.
@@ -29,13 +32,13 @@ class StateDictMismatch(InputError):
 
     def __init__(
         self, sentence: str, tensor: str | None = None, fresh: tuple[str, ...] = ()
-    ):
+    ) -> None:
         super().__init__(sentence)
         self.tensor = tensor
         self.fresh = fresh
 
 
-def variable_shapes(model):
+def variable_shapes(model: "ViT") -> dict[str, Any]:
     """The shapes and dtypes of a model's variables, without computing any."""
     # All blocks have equal shapes, so one block is traced for all plans and methods.
     # Every learned reducer is traced on its own.
@@ -63,18 +66,18 @@ def variable_shapes(model):
     return shapes
 
 
-def _copy_dicts(tree):
+def _copy_dicts(tree: Any) -> Any:
     """Copy a tree's dicts, not its leaves."""
     return jax.tree.map(lambda leaf: leaf, tree)
 
 
-def _reducer_shapes(model, layer):
+def _reducer_shapes(model: "ViT", layer: BlockPlan) -> Mapping[str, Any]:
     """Shapes and dtypes of the variables of a BlockPlan's reducer."""
     reducer = layer.step.reducer
     patches = layer.mlp_tokens - model.config.arch.prefix
     counts = layer.counts or StepCounts(patches, patches)
 
-    def init(key):
+    def init(key: jax.Array) -> Mapping[str, Any]:
         inputs = contract.random_inputs(
             reducer, counts.n_in, model.config.embed_dim, model.config.num_heads
         )
@@ -84,7 +87,9 @@ def _reducer_shapes(model, layer):
     return jax.eval_shape(init, _key_shape())
 
 
-def fresh_variables(model, seed, parts=None):
+def fresh_variables(
+    model: "ViT", seed: int, parts: Iterable[str] | None = None
+) -> dict[str, Any]:
     """Draw a model's variables from a seed, or only the named parts."""
     images = jax.device_put(
         np.zeros((1, *image_sides(model.config.image_size), 3), np.float32)
@@ -97,7 +102,7 @@ def fresh_variables(model, seed, parts=None):
         return init(key, images)
 
     @jax.jit
-    def draw(key, images):
+    def draw(key: jax.Array, images: jax.Array) -> dict[str, Any]:
         drawn = {}
         for collection, values in init(key, images).items():
             drawn[collection] = {n: values[n] for n in parts if n in values}
@@ -106,7 +111,7 @@ def fresh_variables(model, seed, parts=None):
     return draw(key, images)
 
 
-def check_variables(model, variables):
+def check_variables(model: "ViT", variables: Mapping[str, Any]) -> None:
     """Check the names and shapes of variables against a model."""
     present = _shapes_by_name(variables)
     needed = _shapes_by_name(variable_shapes(model))
@@ -133,7 +138,7 @@ def is_in_parts(path: str, names: Iterable[str]) -> bool:
     return any(re.match(rf"{re.escape(name)}(_\d+)?(/|$)", path) for name in names)
 
 
-def variables_digest(tree):
+def variables_digest(tree: Any) -> str:
     """SHA-256 of a tree's paths and array bytes, as hex digits."""
     # Shapes and dtypes are left out: published results and saved folders hold digests.
     total = hashlib.sha256()
@@ -143,24 +148,24 @@ def variables_digest(tree):
     return total.hexdigest()
 
 
-def _key_shape():
+def _key_shape() -> jax.ShapeDtypeStruct:
     """A random key's shape and dtype."""
     return jax.eval_shape(root_key, 0)
 
 
 @functools.lru_cache(maxsize=4)
-def _traced_shapes(model):
+def _traced_shapes(model: "ViT") -> Mapping[str, Any]:
     size = image_sides(model.config.image_size)
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     return _init_function(model).eval_shape(_key_shape(), images)
 
 
 @functools.lru_cache(maxsize=4)
-def _init_function(model):
+def _init_function(model: "ViT") -> Callable[..., Any]:
     """`model.init`, traced once for both shapes and values."""
 
     @jax.jit
-    def init(key, images):
+    def init(key: jax.Array, images: jax.Array) -> Mapping[str, Any]:
         # A Flax setting decides how parameters' keys are derived. A fixed value keeps
         # initial values independent of the user's setting.
         with flax.config.temp_flip_flag("fix_rng_separator", False):
@@ -169,7 +174,7 @@ def _init_function(model):
     return init
 
 
-def _shapes_by_name(variables):
+def _shapes_by_name(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """{path: shape}."""
     leaves = traverse_util.flatten_dict(variables, sep="/")
     return {name: tuple(leaf.shape) for name, leaf in leaves.items()}

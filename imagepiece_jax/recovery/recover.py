@@ -22,9 +22,9 @@ from jaxtyping import Float
 from imagepiece_jax.common import signals
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.progress import ProgressBar
+from imagepiece_jax.common.statistics import mean_difference
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation.statistics import mean_difference
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.recovery_record import (
     RecoveredVariant,

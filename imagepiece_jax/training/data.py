@@ -80,11 +80,9 @@ def open_images(run: RunConfig, split: str, dry_run: bool = False) -> Source:
 class RunData:
     """A run's images, and this process's share of their batches.
 
-    train, val: the Sources of training and validation images
-    training: function (steps) -> Batches for a range of steps
-    evaluation: Batches for one pass over the validation images
-    readers: (processes, threads per process) that read ahead; training and evaluation
-        have their own
+    `train` and `val` are the Sources. `training(steps=range(..))` makes Batches,
+    `evaluation` is one pass over the validation images.
+
     Raises InputError if images do not fit the config, or the run cannot be trained on
         the devices of `placement`.
     """
@@ -106,6 +104,7 @@ class RunData:
         self.train.try_first_image(train_transform, rng=np.random.default_rng(0))
         self.val.try_first_image(preprocessing)
         self.length = run_length(run, len(self.train))
+        # (processes, threads per process); training and evaluation have their own.
         self.readers = run.data.workers, run.data.threads
         self.training = functools.partial(
             Batches,

@@ -62,9 +62,8 @@ class MetricWriter(contextlib.ExitStack):
             before = [line for line in lines if line["step"] <= last_step]
             text = "".join(json.dumps(line) + "\n" for line in before)
             replace_file(workdir / METRICS_FILE, text)
-        self._lines = self.enter_context(
-            open(workdir / METRICS_FILE, "ab", buffering=0)
-        )
+        metrics_file = open(workdir / METRICS_FILE, "ab", buffering=0)
+        self._lines = self.enter_context(metrics_file)
         prefix = str(workdir / "tensorboard" / "events")
         self._events = event_file_writer.EventsWriter(prefix)
         self.callback(self._close_events)
@@ -229,9 +228,8 @@ class RunLog(contextlib.ExitStack):
         if step == self._traced[1]:
             self._trace.close()
             steps = "steps {} to {}".format(*self._traced)
-            print_line(
-                f"trace of {steps}: {self._trace_folder} (TensorBoard, Perfetto)"
-            )
+            place = f"{self._trace_folder} (TensorBoard, Perfetto)"
+            print_line(f"trace of {steps}: {place}")
         if metrics["skipped"] > self._config.max_skipped_steps:
             self._raise_not_finite(step, metrics)
         if step == self._untimed:
@@ -259,7 +257,7 @@ class RunLog(contextlib.ExitStack):
         if logged:
             self._writer.write_line("train", step, **values)
             if self._config.progress:
-                self._print_line(step, values)
+                self._print_progress(step, values)
             self.restart_clock()
 
     def write_evaluation(self, step: int, metrics: dict[str, float]) -> None:
@@ -271,7 +269,7 @@ class RunLog(contextlib.ExitStack):
         )
         print_line(f"{text}, loss {metrics['loss']:.3f}")
 
-    def _print_line(self, step: int, values: dict) -> None:
+    def _print_progress(self, step: int, values: dict) -> None:
         images = (self._length.steps - step) * self._config.batch_size
         throughput = values["throughput"]
         text = f"step {step} of {self._length.steps}, epoch {values['epoch']:.2f}: "

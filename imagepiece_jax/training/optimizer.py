@@ -94,13 +94,13 @@ def warmup_steps(run: RunConfig, steps_per_epoch: int) -> int:
 def decay_mask(params: optax.Params) -> PyTree:
     """Whether weight decay applies, as a tree of bools like `params`."""
 
-    def decays(path: tuple, leaf: Any) -> bool:
+    def has_decay(path: tuple, leaf: Any) -> bool:
         names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
         # 1-D parameters are biases and norm scales. Positions and prefix tokens have
         # more dimensions, so they are named.
         return leaf.ndim > 1 and not set(names) & set(NEVER_DECAYED)
 
-    return jax.tree_util.tree_map_with_path(decays, params)
+    return jax.tree_util.tree_map_with_path(has_decay, params)
 
 
 def create_adamw(run: RunConfig, lr_schedule: Schedule) -> Optimizer:
@@ -124,7 +124,7 @@ def create_adamw(run: RunConfig, lr_schedule: Schedule) -> Optimizer:
 def without_frozen(optimizer: Optimizer, group_of: GroupOf) -> Optimizer:
     """Give frozen parameters zero gradients, so that clipping ignores them."""
 
-    def trained(path: tuple, gradient: Array) -> Array:
+    def zero_frozen(path: tuple, gradient: Array) -> Array:
         group = _param_group(group_of, path)
         if group is not None and group.is_frozen:
             return jnp.zeros_like(gradient)
@@ -133,7 +133,7 @@ def without_frozen(optimizer: Optimizer, group_of: GroupOf) -> Optimizer:
     def update(
         gradients: PyTree, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[PyTree, optax.OptState]:
-        gradients = jax.tree_util.tree_map_with_path(trained, gradients)
+        gradients = jax.tree_util.tree_map_with_path(zero_frozen, gradients)
         return optimizer.update(gradients, state, params)
 
     return optax.GradientTransformation(optimizer.init, update)  # pyrefly: ignore
@@ -147,7 +147,7 @@ def scale_by_group(
     peak: the schedule's highest rate
     """
 
-    def factor(path: tuple, step: Step) -> float | Float[Array, ""]:
+    def update_scale(path: tuple, step: Step) -> float | Float[Array, ""]:
         group = _param_group(group_of, path)
         if group is None:
             return 1.0
@@ -171,7 +171,8 @@ def scale_by_group(
         updates: PyTree, state: Any, params: optax.Params | None = None
     ) -> tuple[PyTree, optax.ScaleByScheduleState]:
         scaled = jax.tree_util.tree_map_with_path(
-            lambda path, u: (u * factor(path, state.count)).astype(u.dtype), updates
+            lambda path, u: (u * update_scale(path, state.count)).astype(u.dtype),
+            updates,
         )
         return scaled, optax.ScaleByScheduleState(count=state.count + 1)
 
@@ -203,7 +204,7 @@ def skip_update(finite: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
 
     # A skipped step still counts in schedules, so the rate follows the run's step.
     # Adam's own count stays, because it corrects the moments.
-    def choose(new: Any, old: Any) -> Any:
+    def choose_leaf(new: Any, old: Any) -> Any:
         if isinstance(new, optax.ScaleByScheduleState):
             return new
         return jnp.where(finite, new, old)
@@ -211,4 +212,4 @@ def skip_update(finite: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
     def is_schedule(node: Any) -> bool:
         return isinstance(node, optax.ScaleByScheduleState)
 
-    return jax.tree.map(choose, new, old, is_leaf=is_schedule)
+    return jax.tree.map(choose_leaf, new, old, is_leaf=is_schedule)

@@ -90,12 +90,12 @@ def dry_run_report(run: "Run") -> str:
 
 def data_text(config: RunConfig, data: RunData) -> str:
     """Describe the data, and the learning rate after the warm-up."""
-    absent = [
+    absent_splits = [
         name for name in ("train", "val") if isinstance(vars(data)[name], CountedSource)
     ]
     note = ""
-    if absent:
-        note = f" (not read: {' and '.join(absent)} are its published numbers)"
+    if absent_splits:
+        note = f" (not read: {' and '.join(absent_splits)} are its published numbers)"
     names = data.train.class_names
     classes = f"{config.num_classes} classes"
     if names is not None:

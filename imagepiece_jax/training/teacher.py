@@ -89,11 +89,12 @@ def create_teacher(
     vit = initial.teacher if needed else None
     if vit is None:
         return None, None
-    named = f"config.teacher.weights {run.teacher.weights}"
-    check_single_label(vit.config.problem_type, named, "distillation")
-    trained = vit.source.reduction or DENSE_REDUCTION
-    if trained.name != DENSE_REDUCTION.name:
-        print_line(f"note: {named} was trained with {trained}, and teaches without it")
+    setting = f"config.teacher.weights {run.teacher.weights}"
+    check_single_label(vit.config.problem_type, setting, "distillation")
+    trained_reduction = vit.source.reduction or DENSE_REDUCTION
+    if trained_reduction.name != DENSE_REDUCTION.name:
+        reduction_note = f"was trained with {trained_reduction}, and teaches without it"
+        print_line(f"note: {setting} {reduction_note}")
     try:
         # A loss that compares tokens needs the student's own dense model.
         if run.reduction.method.needs_teacher:
@@ -109,11 +110,11 @@ def create_teacher(
 def check_teacher_settings(run: RunConfig, needed: bool) -> None:
     """Raise InputError for a missing or unused teacher."""
     if needed and not run.teacher.weights:
-        learner = f"config.reduction={run.reduction.name}"
+        needed_by = f"config.reduction={run.reduction.name}"
         if run.distill.is_active:
-            learner = f"config.distill.kind={run.distill.kind}"
+            needed_by = f"config.distill.kind={run.distill.kind}"
         raise InputError(
-            f"config.teacher.weights is empty, but {learner} needs a teacher"
+            f"config.teacher.weights is empty, but {needed_by} needs a teacher"
         )
     if run.teacher.weights and not needed:
         raise InputError(

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from imagepiece_jax.common import statistics
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation import compare, statistics
+from imagepiece_jax.evaluation import compare
 from imagepiece_jax.evaluation.result_cache import (
     MeasuredWeights,
     ResultCache,
@@ -22,8 +23,6 @@ from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
-from tests.evaluation.test_annotations import write_texts
-from tests.evaluation.test_compare_outputs import slow_recall, votes
 from tests.helpers import (
     made_up_recoveries,
     named_models,
@@ -31,6 +30,8 @@ from tests.helpers import (
     tiny_paper,
     tiny_vit,
 )
+from tests.inference.test_annotations import write_texts
+from tests.inference.test_compare_outputs import slow_recall, votes
 
 pytestmark = pytest.mark.usefixtures("evaluations_compiled_once")
 

@@ -13,8 +13,9 @@ from imagepiece_jax.models.problem_type import SINGLE_LABEL
 from tests.helpers.picture_files import write_csv, write_plain
 
 VIT = types.SimpleNamespace(
-    config=types.SimpleNamespace(num_classes=10, problem_type=SINGLE_LABEL),
-    preprocessing=Preprocessing(16),
+    config=types.SimpleNamespace(
+        num_classes=10, problem_type=SINGLE_LABEL, preprocessing=Preprocessing(16)
+    ),
     source=types.SimpleNamespace(title="w.npz", run=None),
     class_names=tuple("0123456789"),
 )
@@ -45,7 +46,7 @@ def test_numbers_below_their_least_are_refused(name, value):
 
 
 ENCODER = types.SimpleNamespace(**vars(VIT) | {"is_single_label": False})
-ENCODER.config = types.SimpleNamespace(num_classes=0, problem_type=SINGLE_LABEL)
+ENCODER.config = types.SimpleNamespace(**vars(VIT.config) | {"num_classes": 0})
 CLASSIFIER = types.SimpleNamespace(**vars(VIT) | {"is_single_label": True})
 
 

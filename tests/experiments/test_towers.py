@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments import results, towers
-from imagepiece_jax.benchmark.timer import Timing
+from imagepiece_jax.common.timer import Timing
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.create import create_model

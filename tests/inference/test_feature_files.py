@@ -17,12 +17,12 @@ from imagepiece_jax.common.files import write_json
 from imagepiece_jax.data import pictures
 from imagepiece_jax.inference import feature_files, feature_folder, optimize
 from imagepiece_jax.inference.feature_files import write_features
-from tests.evaluation.test_annotations import write_texts
-from tests.evaluation.test_compare_outputs import slow_recall, votes
 from tests.helpers import tiny_vit
 from tests.helpers.picture_files import noise, write_images
 from tests.helpers.refused_calls import refused
 from tests.helpers.small_photographs import write as write_photographs
+from tests.inference.test_annotations import write_texts
+from tests.inference.test_compare_outputs import slow_recall, votes
 
 COUNT = 22  # photographs, in batches of 4
 DAMAGED = (5, 9, 21)

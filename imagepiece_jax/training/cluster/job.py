@@ -30,18 +30,11 @@ from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training.cluster.run_dir import flat_fields
 
 # Both short, so that all processes have stopped within a minute.
-HEARTBEAT_SECONDS = 30  # seconds without a heartbeat until a process counts as dead
-SHUTDOWN_SECONDS = 15  # seconds an ending process waits for the end of all processes
+HEARTBEAT_SECONDS = 30  # without a heartbeat until a process counts as dead
+SHUTDOWN_SECONDS = 15  # an ending process waits for the end of all processes
 # Words in JAX, gloo and NCCL errors about a lost process.
-LOSS_SIGNS = (
-    "gloo",
-    "nccl",
-    "coordination",
-    "barrier",
-    "connection",
-    "socket",
-    "deadline",
-)
+LOSS_SIGNS = ("gloo", "nccl", "coordination", "barrier")
+LOSS_SIGNS += ("connection", "socket", "deadline")
 LOSS_MESSAGE = (
     "error: another process of this run has ended or cannot be reached; start all of "
     "them again with the same command to resume from the newest checkpoint\n"

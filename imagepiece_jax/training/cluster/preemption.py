@@ -27,12 +27,11 @@ class StopRequest(contextlib.ExitStack):
 
     agree: function from this process's signal, or 0, to the signal of all processes;
         see `parallel.max_over_processes`
-    ignores_signals: whether signals are ignored from now on
     """
 
     def __init__(self, agree: Callable[[int], int] = int) -> None:
         super().__init__()
-        self.ignores_signals = False
+        self.ignores_signals = False  # from now on
         self._agree = agree
         self._signum = 0  # the first signal in this process; 0: none
         self._agreed = 0  # the signal all processes have agreed on; 0: none

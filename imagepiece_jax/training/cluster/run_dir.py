@@ -132,8 +132,8 @@ def check_config(workdir: str | os.PathLike, config: dict) -> None:
             raise InputError(
                 f"config.{name} is {value or NO_FIELD}, but {old_value or NO_FIELD} in "
                 f"the run in {workdir}; change it back, or {CHOOSE_OTHER_WORKDIR}, "
-                f"which may start from this one's weights: "
-                f"--config.init.weights={workdir}"
+                "which may start from this one's weights: --config.init.weights="
+                f"{workdir}"
             )
 
 
@@ -144,6 +144,7 @@ def record_start(workdir: str | os.PathLike, config: dict) -> None:
     starts = []
     if (workdir / RUN_FILE).exists():
         starts = files.read_json(workdir / RUN_FILE).get("starts", [])
+    libraries = {name: importlib.metadata.version(name) for name in KEY_LIBRARIES}
     starts.append(
         {
             "git": files.git_revision(),  # null if git does not track the code
@@ -151,9 +152,7 @@ def record_start(workdir: str | os.PathLike, config: dict) -> None:
             "command": sys.argv,
             "python": platform.python_version(),
             "devices": [str(d.device_kind) for d in parallel.local_devices()],
-            "libraries": {
-                name: importlib.metadata.version(name) for name in KEY_LIBRARIES
-            },
+            "libraries": libraries,
         }
     )
     workdir.mkdir(parents=True, exist_ok=True)
