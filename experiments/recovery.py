@@ -219,7 +219,7 @@ def unreachable(model, variables, images, targets):
     targets: the dense model's `answers`
     """
     outputs = model.with_execution(head_only=True).apply(variables, images)
-    slot = follow_patches(outputs.results)[-1].slot
+    slot = follow_patches(outputs.results)[-1].token_of_patch
     patches = targets["patches"]
     share = 1 / jnp.sum(patches**2, axis=-1, keepdims=True)
     holds = jax.nn.one_hot(slot, patches.shape[1])  # [B, n, tokens]; 0 for DROPPED

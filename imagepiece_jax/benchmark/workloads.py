@@ -31,6 +31,7 @@ from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training.config import ModelConfig, RunConfig
 from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.optimizer import create_optimizer
+from imagepiece_jax.training.teacher import Teacher
 from imagepiece_jax.training.train_step import batch_shapes, init_state, train_step
 
 STEPS_PER_EPOCH = 1000  # for the schedules, which cost the same at any step
@@ -193,10 +194,11 @@ def training_step(run: RunConfig, adapt=lambda model: model):
     schedule, optimizer = create_optimizer(run, STEPS_PER_EPOCH, method.param_groups)
     teacher = None
     adapted_teacher = None
-    if method.needs_teacher or run.distill.active:  # a teacher of the student's size
+    if method.needs_teacher or run.distill.is_active:  # a teacher of the student's size
         teacher = run.create_dense().with_execution(drop_path_rate=0.0)
         teacher = teacher.with_execution(head_only=not method.needs_teacher)
-        adapted_teacher = adapt(teacher)
+        config = teacher.config
+        adapted_teacher = Teacher(adapt(teacher), config.mean, config.std)
     step = functools.partial(
         train_step,
         run=run,

@@ -221,14 +221,14 @@ def _patch_features(
     # Walk from the tokens back to the patches: one turn per soft reduction on the way.
     while True:
         dropped = jnp.zeros(values.shape[:2], bool)
-        if path.slot is not None:
-            dropped = path.slot == DROPPED
-            values = gather_tokens(values, path.read)
-        if path.last is not None:
-            values = jnp.where(dropped[..., None], path.last, values)
-        if path.mixed is None:
+        if path.token_of_patch is not None:
+            dropped = path.token_of_patch == DROPPED
+            values = gather_tokens(values, path.source_token)
+        if path.last_feature is not None:
+            values = jnp.where(dropped[..., None], path.last_feature, values)
+        if path.before_mixing is None:
             break
-        path, mixing, x = path.mixed
+        path, mixing, x = path.before_mixing
         values = _spread_tokens(values, mixing.matrix).astype(x.dtype)
     if fill == "class":
         values = jnp.where(dropped[..., None], prefix[:, :1], values)

@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.errors import InputError
@@ -39,8 +39,8 @@ def attention_map(
     key_bias: Float[Array, "batch tokens"] | None = None,
     mask: Float[Array, "batch tokens"] | None = None,
     eps: float = 1e-6,
-) -> Float32[Array, "batch heads queries tokens"]:
-    """Attention weights from the first tokens to all tokens.
+) -> Float[Array, "batch heads queries tokens"]:
+    """Attention from the first tokens to all tokens, in float32.
 
     A masked token gets attention from itself only (Rao et al. 2021, DynamicViT). With
     P = exp(logits), and W = mask except 1 on the diagonal, the map is
@@ -84,7 +84,7 @@ def attend_live_tokens(
     mask: Float[Array, "batch tokens"],
     key_bias: Float[Array, "batch tokens"] | None = None,
     eps: float = 1e-6,
-) -> Float32[Array, "batch heads head_dim"]:
+) -> Float[Array, "batch heads head_dim"]:
     """Attention from a single query to the live tokens, as `attention_map` has it."""
     products = query.astype(jnp.float32) * key.astype(jnp.float32)
     logits = jnp.sum(products, axis=-1)
@@ -121,8 +121,8 @@ def attention_columns(
     key: Float[Array, "batch tokens heads head_dim"],
     key_bias: Float[Array, "batch tokens"] | None = None,
     live: Float[Array, "batch tokens"] | None = None,
-) -> Float32[Array, "batch tokens"]:
-    """Mean received attention per token, over heads and queries.
+) -> Float[Array, "batch tokens"]:
+    """Mean received attention per token, over heads and queries, in float32.
 
     live: 1 for queries that count, 0 for masked queries; None: all count
     """

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float
 
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.kernels.choice import is_fast, is_reference
@@ -16,8 +16,8 @@ def mean_attention(
     query: Float[Array, "#batch queries heads head_dim"],
     key: Float[Array, "batch tokens heads head_dim"],
     key_bias: Float[Array, "batch tokens"] | None = None,
-) -> Float32[Array, "batch tokens"]:
-    """Attention to all tokens, prefix included, averaged over queries and heads.
+) -> Float[Array, "batch tokens"]:
+    """Attention to all tokens, prefix included: float32 means over queries and heads.
 
     query: the class token's, for example
     key_bias: added to the logits
@@ -42,8 +42,8 @@ def mean_attention(
 def mean_query(
     query: Float[Array, "batch tokens heads head_dim"],
     live: Float[Array, "batch tokens"] | None = None,
-) -> Float32[Array, "batch 1 heads head_dim"]:
-    """Average the queries of all tokens, prefix included.
+) -> Float[Array, "batch 1 heads head_dim"]:
+    """Average the queries of all tokens, prefix included, in float32.
 
     live: 1 for live tokens and 0 for masked tokens; None: all live
     """
@@ -59,16 +59,16 @@ def mean_query(
 def class_and_mean_queries(
     query: Float[Array, "batch tokens heads head_dim"],
     live: Float[Array, "batch tokens"] | None = None,
-) -> Float32[Array, "batch 2 heads head_dim"]:
+) -> Float[Array, "batch 2 heads head_dim"]:
     """The class token's query and the `mean_query`."""
     class_query = query[:, :1].astype(jnp.float32)
     return jnp.concatenate([class_query, mean_query(query, live)], axis=1)
 
 
 def attention_row(
-    logits: Float32[Array, "batch tokens heads"],
+    logits: Float[Array, "batch tokens heads"],
     key_bias: Float[Array, "batch tokens"] | None = None,
-) -> Float32[Array, "batch tokens"]:
+) -> Float[Array, "batch tokens"]:
     """One query's attention, mean over heads."""
     if key_bias is not None:
         logits = logits + key_bias[:, :, None]
@@ -85,8 +85,8 @@ LOWEST_LOGIT = -1e30  # replaces minus infinity: -inf - (-inf) is NaN
 
 @jax.custom_jvp
 def log_sum_exp(
-    logits: Float32[Array, "batch tokens heads"],
-) -> Float32[Array, "batch heads"]:
+    logits: Float[Array, "batch tokens heads"],
+) -> Float[Array, "batch heads"]:
     """log(sum(exp(logits))) over tokens, in one pass."""
     logits = jnp.maximum(logits, LOWEST_LOGIT)
 
@@ -104,9 +104,9 @@ def log_sum_exp(
 
 @log_sum_exp.defjvp
 def _log_sum_exp_jvp(
-    primals: tuple[Float32[Array, "batch tokens heads"]],
-    tangents: tuple[Float32[Array, "batch tokens heads"]],
-) -> tuple[Float32[Array, "batch heads"], Float32[Array, "batch heads"]]:
+    primals: tuple[Float[Array, "batch tokens heads"]],
+    tangents: tuple[Float[Array, "batch tokens heads"]],
+) -> tuple[Float[Array, "batch heads"], Float[Array, "batch heads"]]:
     (logits,) = primals
     (tangent,) = tangents
     log_sum = log_sum_exp(logits)

@@ -5,7 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float
 
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.kernels.choice import is_reference
@@ -27,7 +27,7 @@ def plain_gelu(x: Float[Array, " *dims"], variant: str) -> Float[Array, " *dims"
     return (wide * share).astype(x.dtype)
 
 
-def _normal_cdf(x: Float32[Array, " *dims"]) -> Float32[Array, " *dims"]:
+def _normal_cdf(x: Float[Array, " *dims"]) -> Float[Array, " *dims"]:
     """Phi(x)."""
     # erf, as in PyTorch: erfc, as in JAX's own GELU, takes much longer.
     return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))

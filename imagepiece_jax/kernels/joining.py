@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int, Int32
+from jaxtyping import Array, Float, Int, Int32
 
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.kernels.choice import is_fast, is_latency_bound, is_reference
@@ -72,10 +72,10 @@ def distance_to_earlier(
 
 @onnx_op
 def join_kept(
-    similarity: Float32[Array, "batch tokens tokens"],
+    similarity: Float[Array, "batch tokens tokens"],
     order: Int[Array, "batch tokens"],
     n_out: int,
-) -> tuple[Int[Array, "batch tokens"], Float32[Array, "batch tokens"]]:
+) -> tuple[Int[Array, "batch tokens"], Float[Array, "batch tokens"]]:
     """Send every token to the most similar of the first `n_out` tokens in an order.
 
     similarity: from -1 to 1

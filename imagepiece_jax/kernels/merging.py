@@ -12,7 +12,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Num
+from jaxtyping import Array, Bool, Float, Int, Int32, Num
 
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.kernels.choice import is_fast, is_latency_bound, is_reference
@@ -181,8 +181,8 @@ def _group_sums(
     divisor: Float[Array, "batch slots"] | None,
     index: SlotIndex,
     prefix: int,
-) -> Float32[Array, "batch groups dim"]:
-    """Weighted token sums per group."""
+) -> Float[Array, "batch groups dim"]:
+    """Weighted token sums per group, in float32."""
     absorbs = index.partner_slots[:, :, None] == index.target_slots[:, None, :]
     # Up to FEW_ABSORBED tokens are gathered for every group and summed: a product
     # would need copies. For more tokens the product is cheaper, because the sums grow
@@ -206,7 +206,7 @@ def _group_product(
     index: SlotIndex,
     prefix: int,
     absorbs: Bool[Array, "batch groups absorbed"],
-) -> Float32[Array, "batch groups dim"]:
+) -> Float[Array, "batch groups dim"]:
     """`_group_sums` by a matrix product."""
     partners = index.partner_tokens
     absorbed = index.absorbed_tokens

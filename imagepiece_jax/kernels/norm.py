@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float
 
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.kernels.choice import is_reference
@@ -21,8 +21,8 @@ def plain_layer_norm(
 
 def _mean_and_factor(
     x: Float[Array, "*tokens dim"], eps: float
-) -> tuple[Float32[Array, "*tokens 1"], Float32[Array, "*tokens 1"]]:
-    """(mean, 1 / deviation)."""
+) -> tuple[Float[Array, "*tokens 1"], Float[Array, "*tokens 1"]]:
+    """(mean, 1 / deviation), in float32."""
     x = x.astype(jnp.float32)
     mean = jnp.mean(x, axis=-1, keepdims=True)
     # XLA fuses the mean of squared distances into one kernel. E[x^2] - E[x]^2 would
@@ -34,8 +34,8 @@ def _mean_and_factor(
 
 def _normalize(
     x: Float[Array, "*tokens dim"],
-    mean: Float32[Array, "*tokens 1"],
-    factor: Float32[Array, "*tokens 1"],
+    mean: Float[Array, "*tokens 1"],
+    factor: Float[Array, "*tokens 1"],
     scale: Float[Array, " dim"],
     bias: Float[Array, " dim"],
 ) -> Float[Array, "*tokens dim"]:

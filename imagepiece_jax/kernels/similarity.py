@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float
 
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.kernels.choice import is_fast, is_latency_bound, is_reference
@@ -11,7 +11,7 @@ from imagepiece_jax.kernels.choice import is_fast, is_latency_bound, is_referenc
 @onnx_op
 def unit_vectors(
     x: Float[Array, "*rows dim"], eps: float = 1e-6
-) -> Float32[Array, "*rows dim"]:
+) -> Float[Array, "*rows dim"]:
     """Scale vectors along the last axis to length 1, in float32."""
     x = x.astype(jnp.float32)
     squares = jnp.sum(x * x, axis=-1, keepdims=True)
@@ -20,7 +20,7 @@ def unit_vectors(
 
 def dot_products(
     a: Float[Array, "batch rows dim"], b: Float[Array, "batch columns dim"]
-) -> Float32[Array, "batch rows columns"]:
+) -> Float[Array, "batch rows columns"]:
     """Dot products of all row pairs, in float32."""
     a = a.astype(jnp.float32)
     b = b.astype(jnp.float32)
@@ -31,7 +31,7 @@ def cosine_similarity(
     a: Float[Array, "batch rows dim"],
     b: Float[Array, "batch columns dim"] | None = None,
     eps: float = 1e-6,
-) -> Float32[Array, "batch rows columns_of_b"]:
+) -> Float[Array, "batch rows columns_of_b"]:
     """Cosine similarities of all row pairs, in float32.
 
     b: None: all pairs of `a`
@@ -55,7 +55,7 @@ def cosine_similarity(
 def all_cosines(
     x: Float[Array, "batch tokens dim"],
     all_x: Float[Array, "batch all_tokens dim"] | None = None,
-) -> Float32[Array, "batch tokens tokens"]:
+) -> Float[Array, "batch tokens tokens"]:
     """Cosines of all image tokens, without a gradient.
 
     all_x: x behind the prefix; None: x alone
@@ -75,7 +75,7 @@ def side_cosines(
     first: int,
     x: Float[Array, "batch tokens dim"],
     all_metric: Float[Array, "batch all_tokens metric_dim"] | None = None,
-) -> Float32[Array, "batch side_a side_b"]:
+) -> Float[Array, "batch side_a side_b"]:
     """Cosines between the tokens first, first + 2, .. and the rest.
 
     metric: the feature to compare
@@ -93,8 +93,8 @@ def side_cosines(
 
 
 def squared_distances(
-    x: Float32[Array, "batch tokens dim"],
-) -> Float32[Array, "batch tokens tokens"]:
+    x: Float[Array, "batch tokens dim"],
+) -> Float[Array, "batch tokens tokens"]:
     """Squared distances of all token pairs.
 
     Distances beyond float32 become its largest number.
@@ -107,7 +107,7 @@ def squared_distances(
     return jnp.where(squares < largest_float, squares, largest_float)
 
 
-def vector_lengths(x: Float[Array, "*rows dim"]) -> Float32[Array, " *rows"]:
+def vector_lengths(x: Float[Array, "*rows dim"]) -> Float[Array, " *rows"]:
     """Vector lengths along the last axis, in float32, with a finite gradient at 0."""
     x = x.astype(jnp.float32)
     squares = jnp.sum(x**2, axis=-1)

@@ -5,12 +5,12 @@ run as a fused kernel without an N x N matrix.
 """
 
 from collections.abc import Set
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float
 
 from imagepiece_jax.kernels.attention import (
     attention_columns,
@@ -106,14 +106,18 @@ class Attention(nn.Module):
         query_rows = matrix if queries is None else flatten_tokens(x[:, :queries])
         query = self._split(self.q(query_rows), x)
         key = self._split(self.k(matrix), x)
-        value = self._split(self.v(matrix), x) if with_value else None
-        unrotated = {"query": query, "key": key, "value": value, "input": x}
+        unrotated = {"query": query, "key": key, "input": x}
+        value = None
+        if with_value:
+            value = self._split(self.v(matrix), x)
+            unrotated["value"] = value
+        rotary = self.config.arch.rotary
         rotations = self._rotations(state)
-        if rotations is not None:
+        if rotary is not None and rotations is not None:
             rotations = tuple(pad_tokens(a, x.shape[1]) for a in rotations)
-            key = self.config.arch.rotary.rotate(key, rotations)
+            key = rotary.rotate(key, rotations)
             rotations = tuple(a[:, :queries] for a in rotations)
-            query = self.config.arch.rotary.rotate(query, rotations)
+            query = rotary.rotate(query, rotations)
         key_bias = None
         if self.prop_attn and not state.grid:  # with a grid all sizes are 1
             key_bias = jnp.log(state.effective_size)
@@ -173,8 +177,8 @@ class Attention(nn.Module):
                 scores[name] = means[:, image]
         return scores
 
-    def weights(self, heads: Heads) -> Float32[Array, "batch heads tokens tokens"]:
-        """Attention after softmax."""
+    def weights(self, heads: Heads) -> Float[Array, "batch heads tokens tokens"]:
+        """Attention after softmax, in float32."""
         return attention_map(heads.query, heads.key, heads.key_bias, heads.mask)
 
     def attend(
@@ -198,7 +202,7 @@ class Attention(nn.Module):
             matrix = self.norm(matrix)
         return self.proj(matrix).reshape(*out.shape[:2], self.config.embed_dim)
 
-    def _rotations(self, state: TokenState) -> tuple[jax.Array, jax.Array] | None:
+    def _rotations(self, state: TokenState) -> tuple[Any, Any] | None:
         """(cosines, sines) of the tokens' rotary positions; None without rotary."""
         rotary = self.config.arch.rotary
         width = self.config.head_dim

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float
 
 from imagepiece_jax.kernels.attention import attend_live_tokens, dot_product_attention
 from imagepiece_jax.kernels.attention_scores import attention_row
@@ -69,7 +69,7 @@ class AttentionPool(nn.Module):
 
     def scores(
         self, x: Float[Array, "batch all_tokens dim"], state: TokenState
-    ) -> Float32[Array, "batch tokens"]:
+    ) -> Float[Array, "batch tokens"]:
         """The probe's attention to image tokens, mean over heads.
 
         x: the normed tokens of `state`

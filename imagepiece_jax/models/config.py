@@ -11,6 +11,7 @@ from imagepiece_jax.common.image_size import checked_size, image_sides, patch_gr
 from imagepiece_jax.data.normalize import Normalization
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.kernels.attention import Backend
 from imagepiece_jax.models.architecture import DEIT, Architecture
 from imagepiece_jax.models.problem_type import PROBLEMS, SINGLE_LABEL
 from imagepiece_jax.models.stems import STEM_KINDS, conv_stem_widths
@@ -145,7 +146,7 @@ class Execution:
     # parts that are float32 in any dtype, by name: "patch_embed" with the positions,
     # "blocks_3", "norm", "attn_pool"
     float32_parts: tuple[str, ...] = ()
-    attention_impl: str = "xla"  # or "cudnn", by `kernels.attention.resolve_backend`
+    attention_impl: Backend = "xla"  # by `kernels.attention.resolve_backend`
     # the requested kernel, possibly "auto"; `attention_impl` is its choice on this
     # device
     attention: str = dataclasses.field(default="auto", compare=False)

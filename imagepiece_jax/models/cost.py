@@ -51,7 +51,9 @@ def cost_table(model: ViT, dense: ViT) -> str:
     macs = _part_macs(model)
     dense_macs = _part_macs(dense)
     parameters = _part_parameters(model)
-    rows = [("", "attention", "MLP", "MMACs", "dense", "parameters", "image tokens")]
+    rows: list[tuple[object, ...]] = [
+        ("", "attention", "MLP", "MMACs", "dense", "parameters", "image tokens")
+    ]
     for name, layer, part_macs, dense_part_macs, count in zip(
         names,
         layers,

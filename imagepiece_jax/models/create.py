@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 from imagepiece_jax.common.checks import as_tuple, check_choice
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.xla_options import checked_dtype
@@ -56,7 +58,9 @@ def make_execution(
     dtype = checked_dtype(dtype)
     check_choice("attention", attention, ATTENTION_BACKENDS)
     backend = resolve_backend(attention, dtype, config.head_dim)
-    return Execution(dtype=dtype, attention_impl=backend, attention=attention)
+    return Execution(
+        dtype=jnp.dtype(dtype), attention_impl=backend, attention=attention
+    )
 
 
 def build_model(
@@ -84,7 +88,10 @@ def read_run_config(run: Mapping[str, Any]) -> ViTConfig:
     model = dict(run["model"])
     # The named model's crop belongs to its published weights, not to this run.
     preprocessing = Preprocessing(run["image_size"], **read_fields(run["data"]))
-    fields = {"preprocessing": preprocessing, "num_classes": run["num_classes"]}
+    fields: dict[str, Any] = {
+        "preprocessing": preprocessing,
+        "num_classes": run["num_classes"],
+    }
     for field in (*RUN_SIZE_FIELDS, "stem", "mean", "std"):
         if model.get(field) is not None:
             fields[field] = model[field]
@@ -109,7 +116,7 @@ def read_run_config(run: Mapping[str, Any]) -> ViTConfig:
             f"model.name is empty, and so is model.{lacking[0]}; a model needs a name, "
             f"or {', '.join(RUN_SIZE_FIELDS[:-1])}"
         )
-    normalization = {"mean": MEAN, "std": STD}
+    normalization: dict[str, Any] = {"mean": MEAN, "std": STD}
     config = ViTConfig(**normalization | fields, arch=DEIT.with_parts(parts))
     patch_grid(config.image_size, config.patch_size)
     return config

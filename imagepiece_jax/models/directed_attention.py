@@ -5,7 +5,7 @@ from collections.abc import Set
 import jax
 import jax.numpy as jnp
 from flax.linen.initializers import zeros
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float
 
 from imagepiece_jax.kernels.size_direction import add_sizes
 from imagepiece_jax.kernels.token_layout import flatten_tokens
@@ -55,7 +55,7 @@ class DirectedAttention(Attention):
 
     def _mean_key(
         self, x: Float[Array, "batch tokens dim"]
-    ) -> Float32[Array, "batch tokens head_dim"]:
+    ) -> Float[Array, "batch tokens head_dim"]:
         """Mean key over heads, without directions."""
         dtype = self.execution.dtype
         product = jnp.dot(

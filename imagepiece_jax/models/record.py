@@ -80,7 +80,7 @@ def list_differences(
 ) -> list[tuple[str, Any, Any]]:
     """List (field, our value, their value) for every difference between records."""
     entries = []
-    for name in ours | theirs:
+    for name in {**ours, **theirs}:
         our_value = ours.get(name)
         their_value = theirs.get(name)
         if our_value == their_value:

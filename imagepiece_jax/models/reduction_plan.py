@@ -58,11 +58,12 @@ def fit_to_cost(
     method = reduction.method
     if method.macs is None:
         return reduction
+    macs = method.macs
     facts = model.facts_for_methods()
     if type(method) is Method:  # a placeholder such as Method(macs=0.5)
         method = recommended(method, facts)
     try:
-        ratio = _nearest_ratio(method, model.clone(parent=None), tolerance)
+        ratio = _nearest_ratio(method, macs, model.clone(parent=None), tolerance)
     except InputError as error:
         raise InputError(f"reduction {reduction}: {error}") from error
     return dataclasses.replace(reduction, method=method.at_ratio(ratio, facts))
@@ -90,8 +91,8 @@ def print_reduction(reduction: Reduction, model: ViT) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _nearest_ratio(method: Method, model: ViT, tolerance: float) -> float:
-    """Bisect for the ratio whose cost is nearest to the method's `macs`.
+def _nearest_ratio(method: Method, macs: float, model: ViT, tolerance: float) -> float:
+    """Bisect for the ratio whose cost is nearest to `macs`.
 
     Raises InputError if the nearest cost misses by more than the tolerance.
     """
@@ -113,7 +114,7 @@ def _nearest_ratio(method: Method, model: ViT, tolerance: float) -> float:
     for _ in range(MAX_BISECTIONS):
         middle = (low + high) / 2
         try:
-            costs_less = share_at(middle) < method.macs
+            costs_less = share_at(middle) < macs
         except Unreachable as error:  # too few tokens: the ratio is too high
             errors[middle] = error
             costs_less = True
@@ -121,12 +122,11 @@ def _nearest_ratio(method: Method, model: ViT, tolerance: float) -> float:
             high = middle
         else:
             low = middle
-    nearest = min(shares, key=lambda ratio: abs(shares[ratio] - method.macs))
-    if abs(shares[nearest] - method.macs) <= tolerance:
+    nearest = min(shares, key=lambda ratio: abs(shares[ratio] - macs))
+    if abs(shares[nearest] - macs) <= tolerance:
         return nearest
     if high in errors:
         raise errors[high]
     raise InputError(
-        f"macs is {method.macs:g}, but the method's nearest cost is "
-        f"{shares[nearest]:.3f}"
+        f"macs is {macs:g}, but the method's nearest cost is {shares[nearest]:.3f}"
     )

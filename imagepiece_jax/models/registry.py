@@ -17,7 +17,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import MEAN, STD, ViTConfig
 
-DEIT_FIELDS = dict(patch_size=16, depth=12, mean=MEAN, std=STD)
+DEIT_FIELDS: dict[str, Any] = dict(patch_size=16, depth=12, mean=MEAN, std=STD)
 DEIT_FIELDS["preprocessing"] = Preprocessing(224, crop=0.9)  # crop of DeiT's authors
 MODELS = {
     "deit_ti": ViTConfig(name="deit_ti", embed_dim=192, num_heads=3, **DEIT_FIELDS),
@@ -145,7 +145,7 @@ def public_models() -> dict[str, dict[str, Any]]:
 
 def timm_class(name: str | None) -> str | None:
     """timm's class for an architecture; None for any other name."""
-    return public_models().get(name, {}).get("class")
+    return public_models().get(name or "", {}).get("class")
 
 
 @functools.cache

@@ -7,6 +7,7 @@ et al. 2025, "DINOv3"). A merged token has its patches' mean coordinates.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -61,11 +62,14 @@ class Rotary:
                 if self.reference is not None:
                     coordinate = coordinate / side * self.reference[axis]
             coordinates.append(coordinate)
-        grid = np.meshgrid(*coordinates, indexing="ij")
-        return np.stack(grid, axis=-1).reshape(-1, 2).astype(np.float32)
+        mesh = np.meshgrid(*coordinates, indexing="ij")
+        return np.stack(mesh, axis=-1).reshape(-1, 2).astype(np.float32)
 
     def rotations(
-        self, coordinates: Float[Array, "batch tokens 2"], width: int, prefix: int = 0
+        self,
+        coordinates: Float[Array | np.ndarray, "batch tokens 2"],
+        width: int,
+        prefix: int = 0,
     ) -> tuple[
         Float[Array, "batch all_tokens 1 planes"],
         Float[Array, "batch all_tokens 1 planes"],
@@ -84,12 +88,12 @@ class Rotary:
     @functools.cache  # noqa: B019, all blocks of a program share one constant
     def grid_rotations(
         self, grid: tuple[int, int], width: int, prefix: int = 0
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[Any, Any]:
         """`rotations` for all patches in a grid, as NumPy arrays."""
         return self.rotations(self.coordinates(grid)[None], width, prefix)
 
     def angles(
-        self, coordinates: Float[Array, "batch tokens 2"], width: int
+        self, coordinates: Float[Array | np.ndarray, "batch tokens 2"], width: int
     ) -> Float[Array, "batch tokens 1 planes"]:
         """Plane angles, in the order of `axes`.
 

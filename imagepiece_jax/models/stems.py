@@ -1,10 +1,11 @@
 """Stems from image to tokens: patch projection, or convolutions."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.nn.initializers import Initializer
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from imagepiece_jax.common.rng import draw_uniform
@@ -15,13 +16,11 @@ KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 NORM_EPSILON = 1e-5
 
 
-def bias_init(fan_in: int) -> Initializer:
+def bias_init(fan_in: int) -> Callable[..., jax.Array]:
     """Bias initializer U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     bound = fan_in**-0.5
 
-    def init(
-        key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
-    ) -> jax.Array:
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
         return draw_uniform(key, shape, dtype=dtype, minval=-bound, maxval=bound)
 
     return init

@@ -169,7 +169,7 @@ def from_timm(
     Raises StateDictMismatch for a tensor that is missing, extra, of wrong shape or
         type, or not finite.
     """
-    leaves = traverse_util.flatten_dict(like, sep="/")
+    leaves: dict[str, Any] = traverse_util.flatten_dict(like, sep="/")
     for key, entry in check_fit(state_dict, like, fresh).items():
         leaves[key] = _read_param(state_dict, entry, leaves[key].dtype)
     return traverse_util.unflatten_dict(leaves, sep="/")

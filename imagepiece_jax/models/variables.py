@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import flax
@@ -88,7 +88,7 @@ def _reducer_shapes(model: "ViT", layer: BlockPlan) -> Mapping[str, Any]:
 
 
 def fresh_variables(
-    model: "ViT", seed: int, parts: Iterable[str] | None = None
+    model: "ViT", seed: int, parts: Collection[str] | None = None
 ) -> dict[str, Any]:
     """Draw a model's variables from a seed, or only the named parts."""
     images = jax.device_put(
@@ -101,11 +101,13 @@ def fresh_variables(
     if parts is None:
         return init(key, images)
 
+    names = tuple(parts)
+
     @jax.jit
     def draw(key: jax.Array, images: jax.Array) -> dict[str, Any]:
         drawn = {}
         for collection, values in init(key, images).items():
-            drawn[collection] = {n: values[n] for n in parts if n in values}
+            drawn[collection] = {n: values[n] for n in names if n in values}
         return drawn
 
     return draw(key, images)
@@ -176,5 +178,5 @@ def _init_function(model: "ViT") -> Callable[..., Any]:
 
 def _shapes_by_name(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """{path: shape}."""
-    leaves = traverse_util.flatten_dict(variables, sep="/")
+    leaves: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
     return {name: tuple(leaf.shape) for name, leaf in leaves.items()}

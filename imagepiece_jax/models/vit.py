@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec, reshard
-from jaxtyping import Array, Float, Float32, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from imagepiece_jax.common.image_size import size_text
 from imagepiece_jax.common.rng import draw_uniform
@@ -40,7 +40,7 @@ class Outputs:
     """
 
     # float32; equal to `pooled` without classes
-    logits: Float32[Array, "batch *tokens classes"]
+    logits: Float[Array, "batch *tokens classes"]
     # the head's input; all tokens without a pool
     pooled: Float[Array, "batch *tokens dim"]
     tokens: Float[Array, "batch tokens dim"]  # after the final norm
@@ -57,7 +57,7 @@ class Outputs:
 
 def drop_path_scale(
     keys: Shaped[Array, " batch"], depth: int, rate: float
-) -> Float32[Array, "batch {depth} 2"]:
+) -> Float[Array, "batch {depth} 2"]:
     """Draw DeiT's drop path factors for both branches per block.
 
     A branch is dropped (factor 0) with probability p, or scaled by 1 / (1 - p). p grows
@@ -258,10 +258,7 @@ class ViT(nn.Module):
         scale = drop_path_scale(
             keys["drop_path"], self.depth, self.execution.drop_path_rate
         )
-        factors = []
-        for block in range(self.depth):
-            factors.append((scale[:, block, 0], scale[:, block, 1]))
-        return factors
+        return [(scale[:, i, 0], scale[:, i, 1]) for i in range(self.depth)]
 
     def _classify(
         self,
@@ -315,7 +312,7 @@ class ViT(nn.Module):
 
     def _mean(
         self, x: Float[Array, "batch tokens dim"], state: TokenState
-    ) -> Float32[Array, "batch dim"]:
+    ) -> Float[Array, "batch dim"]:
         """Token mean, weighted by size."""
         x, size, mask = cut_pooled_tokens(x, state, self.config.arch)
         if mask is not None:
@@ -340,7 +337,7 @@ class ViT(nn.Module):
         x = stem(patches.astype(self._dtype("patch_embed")), train)
         batch, height, width, dim = x.shape
         x = x.reshape(batch, height * width, dim)
-        self._check_positions(height, width, images.shape[1:3])
+        self._check_positions(height, width, (images.shape[1], images.shape[2]))
         prefix = self._prefix(batch, dim)
         if arch.prefix_positions:
             if prefix:
@@ -388,7 +385,7 @@ class ViT(nn.Module):
         return PatchStem(*sizes, use_bias=self.config.arch.patch_bias, name=name)
 
     def _check_positions(
-        self, height: int, width: int, image_size: tuple[int, ...]
+        self, height: int, width: int, image_size: tuple[int, int]
     ) -> None:
         """Check that the grid has as many patches as the position embeddings."""
         arch = self.config.arch

@@ -44,7 +44,7 @@ def compared_outputs(
         compared["class_tokens"] = jnp.stack(rows, axis=1)
     if "patches" in names:
         tokens = outputs.tokens[:, model.config.arch.prefix :]
-        slot = follow_patches(outputs.results)[-1].slot
+        slot = follow_patches(outputs.results)[-1].token_of_patch
         compared["patches"] = gather_tokens(tokens, slot)
         dropped = jnp.zeros(compared["patches"].shape[:2], bool)
         compared["kept"] = ~dropped if slot is None else slot != DROPPED

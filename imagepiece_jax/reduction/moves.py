@@ -63,7 +63,7 @@ def apply_result(state: TokenState, result: Result) -> TokenState:
 def mean_coordinates(
     state: TokenState, result: Assignment
 ) -> Float[Array, "batch slots 2"] | None:
-    """Average patch coordinates per slot, [B, n_out, 2]; None without coordinates."""
+    """Average patch coordinates per slot; None without coordinates."""
     if state.coordinates is None:
         return None
     size = state.image_rows(state.size)
@@ -77,7 +77,7 @@ def mean_coordinates(
 def _slot_mask(
     mask: Float[Array, "batch tokens"], result: Assignment
 ) -> Float[Array, "batch slots"]:
-    """Mask slots: a slot with a live token is live. [B, n] -> [B, n_out]."""
+    """Mask slots: a slot with a live token is live."""
     belongs = is_in_slot(result.slot_of_token, result.n_out)
     masks_in_slot = jnp.where(belongs, mask[:, None, :], 0)
     return jnp.max(masks_in_slot, axis=-1)
@@ -107,10 +107,7 @@ def weighted_coordinates(
     weight: Float[Array, "batch slots tokens"],
     coordinates: Float[Array, "batch tokens 2"],
 ) -> Float[Array, "batch slots 2"]:
-    """Average coordinates [B, n, 2] by weights [B, m, n] >= 0. -> [B, m, 2].
-
-    A row of zero weights gives the plain mean.
-    """
+    """Average coordinates by weights >= 0; zero weights give the plain mean."""
     total = jnp.sum(weight, axis=-1, keepdims=True)
     weight = jnp.where(total > 0, weight, 1.0)
     weight = weight / jnp.sum(weight, axis=-1, keepdims=True)
@@ -153,9 +150,7 @@ def find_nearest_slots(
 ) -> Int[Array, "batch tokens"]:
     """Find every token's slot; a dropped token gets its most similar kept token's slot.
 
-    x: [B, n, D], tokens before the step, compared by cosine; ties go to the first token
-    result: an Assignment
-    Returns [B, n] int.
+    x: tokens before the step, compared by cosine; ties go to the first token
     """
     dropped = result.slot_of_token == DROPPED
     leaving = (

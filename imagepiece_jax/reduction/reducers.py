@@ -192,10 +192,10 @@ def shift_shares(
     change: Float[Array, "batch tokens dim"],
     live: Float[Array, "batch tokens"] | None = None,
 ) -> Float[Array, "batch tokens"]:
-    """Measure token changes by a layer, as shares with sum 1. -> [B, n] float32.
+    """Measure token changes by a layer, as float32 shares with sum 1.
 
-    change: [B, n, D], added to the tokens by the layer
-    live: [B, n], 1 for live tokens and 0 for masked tokens; None: all live
+    change: added to the tokens by the layer
+    live: 1 for live tokens and 0 for masked tokens; None: all live
     Source: Choi et al. 2025 (Representation Shift, by the L2 distance).
     """
     moved = vector_lengths(change)
@@ -210,10 +210,10 @@ def uniqueness_scores(
     margin: float,
     live: Float[Array, "batch tokens"] | None = None,
 ) -> Float[Array, "batch tokens"]:
-    """Score tokens by 1 - energy (PiToMe), as shares with sum 1. -> [B, n] float32.
+    """Score tokens by 1 - energy (PiToMe), as float32 shares with sum 1.
 
-    key: [B, n, d], means over heads
-    live: [B, n], 1 for live tokens and 0 for masked tokens; None: all live
+    key: means over heads
+    live: 1 for live tokens and 0 for masked tokens; None: all live
     Source: Tran et al. 2024, section 3.2.
     """
     # Energy is the mean of ELU(cosine - margin) over all tokens: at most 1, and high
@@ -230,7 +230,7 @@ def uniqueness_scores(
 
 
 def keep_highest(score: Float[Array, "batch tokens"], n_out: int) -> Assignment:
-    """Assign slots to the `n_out` highest scores [B, n], in spatial order."""
+    """Assign slots to the `n_out` highest scores, in spatial order."""
     slot = index_kept_tokens(rank_tokens(score) < n_out)
     slot_of_token = jnp.maximum(slot, DROPPED)
     index = SlotIndex.one_token_each(invert_order(slot, n_out))
@@ -242,8 +242,7 @@ def keep_and_sum(
 ) -> Assignment:
     """Keep `n_out - 1` tokens in spatial order; the last slot sums the leaving tokens.
 
-    keep: [B, n] bool
-    weight: [B, n], weights in the sum
+    weight: weights in the sum
     """
     slot_of_token = jnp.where(keep, count_kept_before(keep), n_out - 1)
     weight = jnp.where(keep, 1.0, weight)
@@ -265,12 +264,12 @@ def merge_in_place(
 ) -> Assignment:
     """Merge `absorbed` tokens into staying `partners`; the token order is kept.
 
-    absorbed, partners: [B, r] int32; no token may be absorbed twice
+    absorbed: no token may be absorbed twice
     """
     token = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
 
     def before(tokens: Int[Array, "#batch listed"]) -> Int[Array, "batch listed pairs"]:
-        """Mark absorbed tokens before every token. [B, m] -> [B, m, r] int32."""
+        """Mark absorbed tokens before every token."""
         earlier = absorbed[:, None, :] < tokens[:, :, None]
         return earlier.astype(jnp.int32)
 
@@ -302,8 +301,8 @@ def keep_and_join(
 ) -> Assignment:
     """Keep one token per slot, let slots absorb tokens, and drop the rest.
 
-    keep: [B, n_out] int32, in slot order
-    absorbed, target: [B, e] int32, absorbed tokens (no token twice) and their slots
+    keep: in slot order
+    absorbed, target: absorbed tokens (no token twice) and their slots
     n: number of tokens before the step
     """
     n_out = keep.shape[1]
@@ -327,10 +326,9 @@ def join_most_similar(
 ) -> tuple[Int[Array, "batch pairs"], Int[Array, "batch pairs"]]:
     """Pair sources with their most similar targets; ties go to the first target.
 
-    metric: [B, n, d], the feature to compare
-    sources, targets: [B, a] and [B, t] int32, tokens
+    metric: the feature to compare
     joining: number of sources to pair, most similar first; None: all sources
-    Returns (sources, targets), both [B, r] int32.
+    Returns (sources, targets), pair by pair.
     """
     sides = (gather_rows(metric, side) for side in (sources, targets))
     similarity = cosine_similarity(*sides)

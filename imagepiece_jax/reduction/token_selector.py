@@ -37,7 +37,7 @@ class KeepScores(nn.Module):
         x: Float[Array, "batch tokens *heads dim"],
         mask: Float[Array, "batch tokens"] | None = None,
     ) -> Float[Array, "batch tokens *heads 2"]:
-        """x [B, n, .., D], mask [B, n] (None: all live) -> [B, n, .., 2] float32."""
+        """Compute float32 log probabilities; mask: None: all tokens are live."""
         dim = x.shape[-1]
         dtype = x.dtype
 
@@ -74,7 +74,7 @@ def keep_macs(n: int, dim: int) -> int:
 def gumbel_noise(
     keys: Shaped[Array, " batch"], shape: tuple[int, ...]
 ) -> Float[Array, "batch ..."]:
-    """Draw Gumbel(0, 1) noise with one key per image. [B] keys -> [B, *shape]."""
+    """Draw Gumbel(0, 1) noise with one key per image."""
     return jax.vmap(lambda key: draw_gumbel(key, shape))(keys)
 
 
@@ -90,11 +90,10 @@ def draw_mask(
     mask: Float[Array, "batch tokens"] | None,
     rng: Shaped[Array, " batch"],
 ) -> Float[Array, "batch tokens"]:
-    """Draw a mask of live tokens by Gumbel noise. -> [B, n] float32, exactly 0 or 1.
+    """Draw a mask of live tokens by Gumbel noise, exactly 0 or 1 in float32.
 
-    scores: [B, n, 2], log probabilities of keeping and dropping
-    mask: [B, n], 1 for tokens live so far; None: all live
-    rng: [B] keys
+    scores: log probabilities of keeping and dropping
+    mask: 1 for tokens live so far; None: all live
     """
     noisy = scores + gumbel_noise(rng, scores.shape[1:])
     hard = (noisy[..., 0] >= noisy[..., 1]).astype(jnp.float32)
@@ -120,7 +119,7 @@ def ratio_loss(
 def kl_divergence(
     student: Float[Array, "batch classes"], teacher: Float[Array, "batch classes"]
 ) -> Float[Array, " batch"]:
-    """KL(teacher || student) of softmax(logits), in float32. [B, C] twice -> [B]."""
+    """KL(teacher || student) of softmax(logits), in float32."""
     student = jax.nn.log_softmax(student.astype(jnp.float32))
     teacher = jax.nn.log_softmax(teacher.astype(jnp.float32))
     teacher = jax.lax.stop_gradient(teacher)

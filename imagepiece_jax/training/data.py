@@ -15,7 +15,7 @@ from imagepiece_jax.data.sources.imagenet_tfds import CountedSource
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.config import RunConfig
 
-IMAGENET_NAME = "imagenet2012"
+IMAGENET_SOURCE = "imagenet2012"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def open_images(run: RunConfig, split: str, dry_run: bool = False) -> Source:
     try:
         return run.data.open_split(split, num_classes=run.num_classes)
     except InputError as error:
-        if dry_run and run.data.name == IMAGENET_NAME:
+        if dry_run and run.data.name == IMAGENET_SOURCE:
             return CountedSource(split, run.num_classes)
         raise InputError(f"config.data: {error}") from error
 

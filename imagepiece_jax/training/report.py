@@ -27,7 +27,7 @@ EFLOP_UNIT = " (1e18 operations, two a MAC)"
 LISTED_CLASSES = 5  # class names in the text about the data
 
 
-def macs_by_epoch(run: RunConfig) -> list[int]:
+def macs_by_epoch(run: RunConfig) -> list[float]:
     """Forward-pass MACs per image, in every epoch; keep rates may differ."""
     # MACs differ between epochs only by the keep rate.
     rate_at = run.reduction.method.rate_at
@@ -42,7 +42,7 @@ def macs_by_epoch(run: RunConfig) -> list[int]:
 
 
 def training_flop(
-    run: RunConfig, images: int, teacher_macs: int | None = None
+    run: RunConfig, images: int, teacher_macs: float | None = None
 ) -> float:
     """Operations of all training steps, two per MAC.
 

@@ -34,9 +34,9 @@ def join_closest_clusters(
 ) -> Int[Array, "batch tokens"]:
     """Join the two closest clusters `merges` times; ties go to the first pair.
 
-    distance: [B, n, n], symmetric
+    distance: symmetric
     linkage: one of LINKAGES
-    Returns [B, n] int32: the first token of every token's cluster.
+    Returns the first token of every token's cluster.
     """
     batch, n, _ = distance.shape
     tokens = jnp.arange(n, dtype=jnp.int32)[None]

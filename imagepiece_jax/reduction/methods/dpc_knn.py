@@ -26,10 +26,10 @@ from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 def density_peaks(
     x: Float[Array, "batch tokens dim"], neighbors: int, n_out: int
 ) -> Int[Array, "batch tokens"]:
-    """Cluster tokens x [B, n, D] float32; clusters in the order of their centers.
+    """Cluster float32 tokens; clusters in the order of their centers.
 
     neighbors: number of nearest tokens, the token itself included
-    Returns cluster numbers, [B, n] int32.
+    Returns every token's cluster number.
     """
     # A token's density is exp(- mean squared distance to its nearest tokens). Centers
     # are the `n_out` tokens with the highest product of density and distance to the

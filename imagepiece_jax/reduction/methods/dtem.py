@@ -39,9 +39,9 @@ TINY_SIZE = 1e-12  # attention size of a token merged away; 0 would have no loga
 def soft_top(
     similarity: Float[Array, "batch even odd"], merges: int
 ) -> Float[Array, "batch even odd"]:
-    """Choose `merges` rows of `similarity` [B, a, b] softly, and columns in the rows.
+    """Choose `merges` rows of `similarity` softly, and columns in the rows.
 
-    Returns [B, a, b]: chosen amounts, with a sum of at most 1 per row.
+    Returns chosen amounts, with a sum of at most 1 per row.
     Source: Lee & Hong 2024, section 3.2.
     """
     # Every draw is a softmax over the SHARING_PARTNERS largest entries of all rows.
@@ -77,8 +77,8 @@ def soft_merge(
     Among the first `live` tokens, even tokens spread over odd tokens, and lose the
     spread share of their size. These tokens then stand in the order of falling size.
 
-    similarity: [B, a, b], from tokens at even places to tokens at odd places
-    size: [B, n], attention sizes
+    similarity: from tokens at even places to tokens at odd places
+    size: attention sizes
     live: token count in evaluation at this step
     merges: number of merges in evaluation
     """

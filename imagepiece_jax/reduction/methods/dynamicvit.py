@@ -99,7 +99,7 @@ class LearnedSelection(Method):
     def live_shares(
         self, masks: list[Float[Array, "batch tokens"]]
     ) -> list[Float[Array, " batch"]]:
-        """Live token shares per image: one array [B] per masking step."""
+        """Live token shares per image: one array per masking step."""
         return [jnp.mean(mask, axis=1) for mask in masks]
 
     def target_shares(self, plan: tuple[BlockPlan, ...]) -> list[float]:

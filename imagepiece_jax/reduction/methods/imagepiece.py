@@ -82,10 +82,7 @@ class Retokenize(Ranking):
         candidates: Int[Array, "batch candidates"],
         size_a: int,
     ) -> Float[Array, "batch {size_a} side_b"]:
-        """Compare side A, the first `size_a` of `candidates` [B, c], with side B.
-
-        Returns [B, size_a, c - size_a].
-        """
+        """Compare side A, the first `size_a` candidates, with side B."""
         metric = gather_rows(jax.lax.stop_gradient(inputs.metric), candidates)
         return cosine_similarity(metric.astype(jnp.float32))[:, :size_a, size_a:]
 

@@ -133,7 +133,7 @@ class Fusion(Ranking):
         size: Float[Array, "batch tokens"],
         even: int,
     ) -> Float[Array, "batch even odd"]:
-        """Fusion values of even and odd tokens, [B, n_even, n_odd]."""
+        """Fusion values of even and odd tokens."""
         # A power of a product is a product of powers: of vectors, not of matrices.
         factor: Any = 1.0
         for value, temperature in ((received, self.attention), (size, self.sizes)):

@@ -65,7 +65,7 @@ class Selector(nn.Module, MaskingReducer):
     def _votes(
         self, heads: Float[Array, "batch tokens heads head_dim"]
     ) -> Float[Array, "batch tokens heads"]:
-        """Head weights from the heads' mean features: [B, n, H], with sum 1."""
+        """Head weights from the heads' mean features, with sum 1."""
         count = heads.shape[2]
         dense = functools.partial(nn.Dense, kernel_init=token_selector.DENSE_INIT)
         votes = jnp.mean(heads, axis=-1, dtype=jnp.float32)
@@ -85,10 +85,10 @@ class Selector(nn.Module, MaskingReducer):
 def package_weights(
     probability: Float[Array, "batch tokens"], dropped: Shaped[Array, "batch tokens"]
 ) -> Float[Array, "batch tokens"]:
-    """Weights of a package's mean, [B, n] float32; all 0 if no token is dropped.
+    """Weights of a package's mean, in float32; all 0 if no token is dropped.
 
-    probability: [B, n], probability of being kept
-    dropped: [B, n], 1 or True for dropped tokens
+    probability: probability of being kept
+    dropped: 1 or True for dropped tokens
     """
     weight = probability * dropped.astype(jnp.float32)
     total = jnp.sum(weight, axis=1, keepdims=True)

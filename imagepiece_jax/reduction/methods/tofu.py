@@ -72,7 +72,7 @@ class Fuse(Bipartite):
 def _safe_to_square(
     x: Float[Array, "batch tokens dim"],
 ) -> Float[Array, "batch tokens dim"]:
-    """Divide large tokens [B, n, D] per image, so that squares fit into float32."""
+    """Divide large tokens per image, so that squares fit into float32."""
     # The caller uses only ratios of lengths, which stay the same.
     x = x.astype(jnp.float32)
     size = jnp.abs(jax.lax.stop_gradient(x))

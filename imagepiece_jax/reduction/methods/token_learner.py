@@ -17,7 +17,7 @@ from imagepiece_jax.reduction.state import Mixing, ReducerInputs
 
 
 class Scores(nn.Module):
-    """MLP scores for the S new tokens. [B, n, D] -> [B, n, S] float32."""
+    """MLP scores for the S new tokens, in float32."""
 
     num_tokens: int
     bottleneck_dim: int = 64

@@ -12,7 +12,7 @@ from typing import Self, TypeVar
 
 from imagepiece_jax.common import signals
 
-T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 class Interrupted(Exception):
@@ -59,7 +59,7 @@ class StopRequest(contextlib.ExitStack):
         self.ignores_signals = self.ignores_signals or self._agreed > 0
         return self._agreed
 
-    def until_requested(self, items: Iterable[T]) -> Iterator[T]:
+    def until_requested(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield the items; raise Interrupted once a stop is requested."""
         for item in items:
             if self.stop_signal():
