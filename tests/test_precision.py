@@ -61,7 +61,7 @@ def test_what_visualize_and_studies_show(weights, lowered):
     options["placement"] = parallel.process_placement()
     batches = Batches(source=ArraySource(images), **options)
     answer = study.reader(variant, lambda outputs, batch: {"logits": outputs.logits})
-    answer(batches.read(threads=1))
+    answer(batches.read_batches(threads=1))
     assert list(precisions(lowered()).values()) == [FULL, FULL]
 
 

@@ -65,7 +65,7 @@ def main(
         threads=threads,
         texts=texts,
     )
-    table = folder / feature_folder.DAMAGED
+    table = folder / feature_folder.DAMAGED_FILE
     if written.damaged == written.shapes["pooled"][0]:
         raise RunError(f"no photograph has a feature row; {table} says why")
     for name, shape in written.shapes.items():

@@ -135,10 +135,10 @@ class Batches:
         pixels = allocate((len(positions), *self.transform.shape, 3))
         samples = []
         targets = zip(pixels, positions, strict=True)
-        for epoch_place, copies in itertools.groupby(
-            targets, lambda target: self._epoch_place(step, target[1])
+        for (epoch, order_index), copies in itertools.groupby(
+            targets, lambda pair: self._epoch_place(step, position=pair[1])
         ):
-            image, sample = self._read_first_readable(*epoch_place)
+            image, sample = self._read_first_readable(epoch, order_index)
             for target, position in copies:
                 try:
                     target[:] = self._transform_pixels(image, step, position)

@@ -26,14 +26,10 @@ DIGIT_RUN = re.compile("[0-9]+")  # not \d: digits of other scripts count as let
 
 
 @functools.cache
-def imagenet_rows() -> list[tuple[str, str]]:
+def imagenet_rows() -> list[tuple[str, ...]]:
     """(WordNet ID, all lemmas) of ImageNet-1k's classes, by label."""
-    rows = []
-    for line in CLASS_NAME_TABLE.read_text("utf-8").strip("\n").split("\n"):
-        if line[0] != "#":
-            wordnet_id, lemmas = line.split("\t")
-            rows.append((wordnet_id, lemmas))
-    return rows
+    lines = CLASS_NAME_TABLE.read_text("utf-8").strip("\n").split("\n")
+    return [tuple(line.split("\t")) for line in lines if line[0] != "#"]
 
 
 @functools.cache

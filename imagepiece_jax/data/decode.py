@@ -105,11 +105,8 @@ def read_header_size(file: ImageFile, upright: bool = True) -> tuple[int, int] |
     try:
         with _open_stream(file) as stream, Image.open(stream) as image:
             # Pillow turns TIFF files by itself, size included.
-            if (
-                upright
-                and image.format != "TIFF"
-                and _upright_transpose(image) in SIDEWAYS_TRANSPOSES
-            ):
+            may_turn = upright and image.format != "TIFF"
+            if may_turn and _upright_transpose(image) in SIDEWAYS_TRANSPOSES:
                 return image.width, image.height
             return image.height, image.width
     except Exception:  # as in `decode_image`, which reports it

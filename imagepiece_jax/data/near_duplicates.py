@@ -91,8 +91,8 @@ def form_likeness(forms: Forms, others: Forms) -> Float[np.ndarray, " images"]:
     highest = np.full(len(forms), -1.0)
     shifts = range(-LARGEST_SHIFT, LARGEST_SHIFT + 1)
     for down, right in itertools.product(shifts, shifts):
-        overlap = _overlapping_part(squares, down, right)
-        other_overlap = _overlapping_part(other_squares, -down, -right)
+        overlap = _shifted_overlap(squares, down, right)
+        other_overlap = _shifted_overlap(other_squares, -down, -right)
         norms = np.sqrt(np.sum(overlap**2, 1) * np.sum(other_overlap**2, 1))
         # Parts of nearly one color are no evidence.
         norms = np.maximum(norms, overlap.shape[1] / 4)
@@ -100,7 +100,7 @@ def form_likeness(forms: Forms, others: Forms) -> Float[np.ndarray, " images"]:
     return highest
 
 
-def _overlapping_part(
+def _shifted_overlap(
     squares: Float[np.ndarray, "images 16 16"], down: int, right: int
 ) -> Float[np.ndarray, "images pixels"]:
     """Forms without the rows and columns a shift takes out, with mean 0."""

@@ -18,24 +18,25 @@ from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.errors import InputError
 
+Channels = Sequence[float]  # a number for each of three channels
+Images = Shaped[Array, "..."]
+
 
 @dataclasses.dataclass(frozen=True)
 class Normalization:
     """Mean to subtract from pixels in [0, 1], and std to divide by."""
 
-    mean: Sequence[float]  # three, as floats
-    std: Sequence[float]
+    mean: Channels
+    std: Channels
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
-            channel_values = tuple(getattr(self, name))
-            if len(channel_values) != 3:
-                raise InputError(
-                    f"{name} is {channel_values}; it must be three numbers"
-                )
-            for value in channel_values:
+            channels = tuple(getattr(self, name))
+            if len(channels) != 3:
+                raise InputError(f"{name} is {channels}; it must be three numbers")
+            for value in channels:
                 check_range(name, value, 0, 1)
-            object.__setattr__(self, name, tuple(map(float, channel_values)))
+            object.__setattr__(self, name, tuple(map(float, channels)))
         for value in self.std:
             check_range("std", value, above=0)
 
@@ -52,9 +53,7 @@ def to_native_order(array: Any) -> Any:
     return array.astype(array.dtype.newbyteorder("="))
 
 
-def normalize(
-    images: Shaped[Array, "..."], mean: Sequence[float], std: Sequence[float]
-) -> Float32[Array, "*batch 3"]:
+def normalize(images: Images, mean: Channels, std: Channels) -> Float32[Array, "... 3"]:
     """Subtract `mean` from uint8 pixels, divide by `std`.
 
     Raises InputError for floats, other channel counts, and mean and std of [0, 255].
@@ -75,20 +74,16 @@ def normalize(
     return (images.astype(jnp.float32) / white - channel_mean) / channel_std
 
 
-def _along_channels(
-    images: Shaped[Array, "*batch 3"], channel_values: Sequence[float]
-) -> Float32[Array, "... 3"]:
+def _along_channels(images: Images, channels: Channels) -> Float32[Array, "... 3"]:
     """Three values along the images' last axis, with as many axes as the images."""
     shape = (1,) * (images.ndim - 1) + (3,)
-    row = np.asarray(channel_values, np.float32).reshape(shape)
+    row = np.asarray(channels, np.float32).reshape(shape)
     if isinstance(images, jax.core.Tracer):
         return jnp.asarray(row)
     return jax.device_put(row)
 
 
-def as_normalized(
-    images: Shaped[Array, "*batch"], mean: Sequence[float], std: Sequence[float]
-) -> Shaped[Array, "*batch"]:
+def as_normalized(images: Images, mean: Channels, std: Channels) -> Images:
     """`normalize` pixels; floats are normalized already and pass unchanged."""
     if images.dtype != jnp.uint8:
         return images
@@ -97,7 +92,7 @@ def as_normalized(
 
 def check_images(
     images: Any,
-    image_size: int | Sequence[int] | None = None,
+    image_size: int | tuple[int, int] | None = None,
     floats: bool = True,
     pixels: bool = False,
 ) -> None:
@@ -130,7 +125,7 @@ def check_images(
 
 
 def warn_of_range(
-    images: Any, mean: Sequence[float], std: Sequence[float], stacklevel: int = 2
+    images: Any, mean: Channels, std: Channels, stacklevel: int = 2
 ) -> bool:
     """Warn if a float array's range shows pixels of 0..255 or 0..1, or NaN.
 

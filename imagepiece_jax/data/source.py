@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from jaxtyping import Int
@@ -150,13 +150,13 @@ class Source(abc.ABC):
                 raise InputError(f"{image.name}: {error}") from error
             return
 
-    def evenly_spaced(self, count: int | None) -> "Source":
+    def evenly_spaced(self, count: int | None) -> Self:
         """Take `count` evenly spaced images; all if count is None or not smaller."""
         if count is None or count >= len(self):
             return self
         return self.subset(evenly_spaced_indices(len(self), count))
 
-    def subset(self, indices: Sequence[int] | np.ndarray) -> "Source":
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
         """Take the images at `indices`, in that order."""
         subset = copy.copy(self)
         for cached_name in ("digest", "whole_digest"):

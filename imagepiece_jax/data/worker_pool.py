@@ -34,7 +34,9 @@ from imagepiece_jax.errors import InputError, RunError
 MIN_TASKS = 16  # least tasks per worker process
 SHARED_FOLDER = "/dev/shm"  # shared memory on Linux; a container may have little
 
-# Usual causes of a worker's death_error, by signal.
+ReadChunk = Callable[..., BatchChunk]  # of a chunk number and a pixel allocator
+
+# Usual causes of a worker's death, by signal.
 _CAUSE_OF_SIGNAL = {
     "SIGKILL": ", often for lack of memory",
     "SIGBUS": f", often because {SHARED_FOLDER} is full (in a container, its shm-size)",
@@ -53,10 +55,8 @@ def read_ahead(batches: Batches, workers: int = 0, threads: int = 0) -> BatchRea
     if not workers:
         return batches.read_batches(threads)
     buffers = chunks_ahead(batches, workers * max(threads, 1))
-    pool = ProcessTasks(
-        batches.read_chunk, workers, threads, buffers, batches.chunk_bytes
-    )
-    return BatchReader(batches, pool)
+    sizes = (workers, threads, buffers, batches.chunk_bytes)
+    return BatchReader(batches, ProcessTasks(batches.read_chunk, *sizes))
 
 
 def shared_bytes(batches: Batches, workers: int, threads: int) -> int:
@@ -83,7 +83,7 @@ class ProcessTasks:
 
     def __init__(
         self,
-        read_chunk: Callable[..., BatchChunk],
+        read_chunk: ReadChunk,
         workers: int,
         threads: int,
         buffers: int,
@@ -231,16 +231,12 @@ def _serve_tasks(
 
 
 def _run_task(
-    read_chunk: Callable[..., BatchChunk],
-    task_number: int,
-    memory: mmap.mmap,
-    offset: int,
+    read_chunk: ReadChunk, task_number: int, memory: mmap.mmap, offset: int
 ) -> tuple[tuple[int, ...] | None, BatchChunk | Exception]:
     """(pixel shape, result without pixels), or (None, error of `read_chunk`)."""
-
-    def allocate(shape: tuple[int, ...]) -> np.ndarray:
-        return np.ndarray(shape, np.uint8, memory, offset)
-
+    allocate = functools.partial(
+        np.ndarray, dtype=np.uint8, buffer=memory, offset=offset
+    )
     try:
         result = read_chunk(task_number, allocate)
     except Exception as error:

@@ -17,7 +17,9 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.data.sources import registry
 from imagepiece_jax.errors import InputError, NoLabels
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.program import Program
 
 LEAST = {"limit": 1, "batch_size": 1, "workers": 0, "threads": 0}
 
@@ -53,8 +55,14 @@ class LabeledImages:
         )
         return worker_pool.read_ahead(batches, self.workers, self.threads)
 
-    def facts(self, vit: Pretrained) -> dict[str, Any]:
-        """Everything that decides a model's figures on the images, as JSON values."""
+    def facts(
+        self, vit: Pretrained | Program, reduction: Any, recovered: str | None
+    ) -> dict[str, Any]:
+        """Everything that decides a model's figures on the images, as JSON values.
+
+        reduction: the model's, in any form with a text
+        recovered: name of the recovered variant
+        """
         origin = vit.origin
         return {
             "preprocessing": self.preprocessing.as_json,
@@ -67,11 +75,11 @@ class LabeledImages:
             "dtype": vit.model.execution.dtype.name,
             "trained": {
                 "reduction": origin.reduction and str(origin.reduction),
-                "image_size": origin.image_size or vit.image_size,
+                "image_size": origin.image_size or vit.config.image_size,
             },
-            "recovered": vit.recovered and vit.recovered.name,
-            "reduction": str(vit.reduction),
-            "gmacs": vit.gmacs,
+            "recovered": recovered,
+            "reduction": str(reduction),
+            "gmacs": model_macs(vit.model) / 1e9,
             "unreadable": len(self.source.unreadable),
         }
 
@@ -88,7 +96,7 @@ class LabeledImages:
         }
 
 
-def data_name(vit: Pretrained, data: str | None = None) -> str:
+def data_name(vit: Pretrained | Program, data: str | None = None) -> str:
     """Full name of `data`; without it, the name of the run's validation data."""
     run = vit.origin.run or {}
     name = registry.full_name(data or run.get("data", {}).get("name", ""))
@@ -98,7 +106,7 @@ def data_name(vit: Pretrained, data: str | None = None) -> str:
 
 
 def labeled_images(
-    vit: Pretrained,
+    vit: Pretrained | Program,
     data: str | None = None,
     *,
     data_dir: str | os.PathLike | None = None,
@@ -147,7 +155,7 @@ def labeled_images(
     return LabeledImages(
         name=name,
         source=source,
-        preprocessing=vit.preprocessing,
+        preprocessing=vit.config.preprocessing,
         **reading | typed,
     )
 
@@ -169,6 +177,6 @@ def _notes(vit, name, every, source):
         # With labels from 1 the accuracy would be 0.
         texts.append(f"the lowest label of {name} is 1, but labels count from 0")
     texts.append(
-        vit.preprocessing.enlargement_note(source.sampled_sizes(), len(source))
+        vit.config.preprocessing.enlargement_note(source.sampled_sizes(), len(source))
     )
     return [note for note in texts if note]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from imagepiece_jax.common.image_size import image_sides, size_text
-from imagepiece_jax.models.variables import digest
+from imagepiece_jax.models.variables import variables_digest
 from imagepiece_jax.reduction.reduction import Reduction
 
 if TYPE_CHECKING:
@@ -50,13 +50,15 @@ class Origin:
         self, params: Mapping[str, Any], parts: Iterable[str]
     ) -> "Origin":
         """The same origin with more untrained parts, which have random values."""
-        drawn = {part: digest(params[part]) for part in parts}
+        drawn = {part: variables_digest(params[part]) for part in parts}
         return dataclasses.replace(self, untrained={**self.untrained, **drawn})
 
     def untrained_parts(self, params: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of the parts that still have random values, such as "head"."""
         drawn = self.untrained.items()
-        return tuple(k for k, v in drawn if k in params and digest(params[k]) == v)
+        return tuple(
+            k for k, v in drawn if k in params and variables_digest(params[k]) == v
+        )
 
     def differences(self, vit: "Pretrained") -> list[str]:
         """Describe a model's reduction and image size if they differ from training's.

@@ -17,12 +17,12 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import reduction_plan, resize_positions, timm_tensors
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.create import execution_of
+from imagepiece_jax.models.create import make_execution
 from imagepiece_jax.models.origin import Origin
 from imagepiece_jax.models.recovery_record import RecoveredVariant, Recovery
-from imagepiece_jax.models.variables import digest
+from imagepiece_jax.models.variables import variables_digest
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.reduction import DENSE, Reduction, ReductionLike
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction, ReductionLike
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -80,9 +80,9 @@ class Pretrained:
 
         Its prop_attn is set only if it differs from the method's and model's default.
         """
-        reduction = self.model.reduction or DENSE
+        reduction = self.model.reduction or DENSE_REDUCTION
         has_steps = any(layer.step for layer in self.model.plan)
-        return None if has_steps and reduction == DENSE else reduction
+        return None if has_steps and reduction == DENSE_REDUCTION else reduction
 
     @property
     def image_size(self) -> int | tuple[int, int]:
@@ -106,7 +106,7 @@ class Pretrained:
         tree = self.variables
         if self.recovery is not None:
             tree = [tree, *self.recovery.digest_parts(self.dense_variables["params"])]
-        return digest(tree)[:16]
+        return variables_digest(tree)[:16]
 
     @functools.cached_property
     def device_variables(self) -> Mapping[str, Any]:
@@ -178,7 +178,7 @@ class Pretrained:
         # These weights' own resizing code is used: the model may name another.
         if "pos_embed" not in fresh:
             config = model.config.with_arch(resize=self.config.arch.resize)
-            tensors = resize_positions.fit(tensors, config, self.image_size)
+            tensors = resize_positions.fit_positions(tensors, config, self.image_size)
         title = self.origin.title
         tensors, fresh = timm_tensors.own_selectors(model, tensors, title, fresh)
         variables, _ = timm_tensors.model_variables(
@@ -234,7 +234,7 @@ class Pretrained:
     def analyzed(self, dtype: str | None = "float32") -> "Pretrained":
         """The same model with default execution, except dtype and attention kernel."""
         model_execution = self.model.execution
-        execution = execution_of(
+        execution = make_execution(
             self.config, dtype or model_execution.dtype.name, model_execution.attention
         )
         return dataclasses.replace(self, model=self.model.clone(execution=execution))
@@ -249,9 +249,9 @@ class Pretrained:
         if "selectors" in self.untrained:
             return self.selectors
         # The model's selectors may have been trained after `self.selectors` was set.
-        selectors = timm_tensors.selectors_of(self.dense_variables)
+        selectors = timm_tensors.selector_params(self.dense_variables)
         tensors = timm_tensors.to_timm({"params": selectors})
-        return timm_tensors.merged_selectors(self.selectors, tensors)
+        return timm_tensors.replace_selectors(self.selectors, tensors)
 
     def with_model(self, model: ViT, seed: int | None = None) -> "Pretrained":
         """The same weights in another ViT, with resized position embeddings.
@@ -269,7 +269,7 @@ class Pretrained:
         if image_sides(model.config.image_size) != image_sides(self.image_size):
             trained_size = origin.image_size or self.image_size
             origin = dataclasses.replace(origin, image_size=trained_size)
-            params = resize_positions.fit(params, model.config, trained_size)
+            params = resize_positions.fit_positions(params, model.config, trained_size)
         learned = self._learned
         drawn = () if seed is None else None
         tensors, fresh = timm_tensors.own_selectors(model, learned, origin.title, drawn)

@@ -16,9 +16,9 @@ from imagepiece_jax.common.checks import as_tuple
 from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.common.progress import log
 from imagepiece_jax.common.tables import counted_noun
-from imagepiece_jax.models.variables import matches
+from imagepiece_jax.models.variables import is_in_parts
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.reduction import DENSE, Reduction
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 
 NOTHING_LOWER = "nothing was better: try a smaller reduction, or more images or steps"
 Values = Mapping[str, np.ndarray]  # {path: value}, such as blocks_0/norm1/scale
@@ -85,7 +85,7 @@ class RecoveredVariant:
 
     def fits(self, model: ViT) -> bool:
         """Whether a model has this variant's reduction, image size and depth."""
-        same = (model.reduction or DENSE) == self.reduction
+        same = (model.reduction or DENSE_REDUCTION) == self.reduction
         sides = image_sides(self.image_size)
         same = same and image_sides(model.config.image_size) == sides
         return same and model.depth == self.depth
@@ -167,7 +167,9 @@ class Recovery:
         """The same recovery without values for some parts, such as "head"."""
         variants = []
         for variant in self.variants:
-            kept = {k: v for k, v in variant.values.items() if not matches(k, parts)}
+            kept = {
+                k: v for k, v in variant.values.items() if not is_in_parts(k, parts)
+            }
             variants.append(dataclasses.replace(variant, values=kept))
         return Recovery(tuple(variants))
 

@@ -139,7 +139,7 @@ def evaluation_batches(
         placement=parallel.process_placement(),
     )
     host_batches = []
-    for batch in batches.read(DECODE_THREADS):
+    for batch in batches.read_batches(DECODE_THREADS):
         pixels_and_index = {name: batch[name] for name in ("image", "index")}
         host_batches.append({**pixels_and_index, "mask": batch["mask"] == 1})
     return host_batches

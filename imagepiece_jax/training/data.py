@@ -15,11 +15,11 @@ from imagepiece_jax.data.sources.imagenet_tfds import CountedSource
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.config import RunConfig
 
-IMAGENET = "imagenet2012"
+IMAGENET_SOURCE = "imagenet2012"
 
 
 @dataclasses.dataclass(frozen=True)
-class Length:
+class RunLength:
     """A run's length in steps, and its evaluation steps."""
 
     steps_per_epoch: int
@@ -27,20 +27,20 @@ class Length:
     eval_every_epochs: int
 
     @property
-    def steps(self):
+    def steps(self) -> int:
         return self.steps_per_epoch * self.epochs
 
-    def due(self, step: int) -> bool:
+    def evaluates_after(self, step: int) -> bool:
         """Whether an evaluation follows `step`; after the last step always."""
         epoch, remainder = divmod(step, self.steps_per_epoch)
         is_last = step == self.steps
         return is_last or (not remainder and epoch % self.eval_every_epochs == 0)
 
 
-def length(run: RunConfig, images: int) -> Length:
+def run_length(run: RunConfig, images: int) -> RunLength:
     """Length of a run over `images` training images, without partial batches."""
     steps = steps_per_epoch(images, run.batch_size)
-    return Length(steps, run.epochs, run.eval_every_epochs)
+    return RunLength(steps, run.epochs, run.eval_every_epochs)
 
 
 def check_training(run: RunConfig, placement: Placement) -> None:
@@ -72,7 +72,7 @@ def open_images(run: RunConfig, split: str, dry_run: bool = False) -> Source:
     try:
         return run.data.open_split(split, num_classes=run.num_classes)
     except InputError as error:
-        if dry_run and run.data.name == IMAGENET:
+        if dry_run and run.data.name == IMAGENET_SOURCE:
             return CountedSource(split, run.num_classes)
         raise InputError(f"config.data: {error}") from error
 
@@ -80,11 +80,9 @@ def open_images(run: RunConfig, split: str, dry_run: bool = False) -> Source:
 class RunData:
     """A run's images, and this process's share of their batches.
 
-    train, val: the Sources of training and validation images
-    training: function (steps) -> Batches for a range of steps
-    evaluation: Batches for one pass over the validation images
-    readers: (processes, threads per process) that read ahead; training and evaluation
-        have their own
+    `train` and `val` are the Sources. `training(steps=range(..))` makes Batches,
+    `evaluation` is one pass over the validation images.
+
     Raises InputError if images do not fit the config, or the run cannot be trained on
         the devices of `placement`.
     """
@@ -105,7 +103,8 @@ class RunData:
         # An image size that does not fit shows here, not in the first step.
         self.train.try_first_image(train_transform, rng=np.random.default_rng(0))
         self.val.try_first_image(preprocessing)
-        self.length = length(run, len(self.train))
+        self.length = run_length(run, len(self.train))
+        # (processes, threads per process); training and evaluation have their own.
         self.readers = run.data.workers, run.data.threads
         self.training = functools.partial(
             Batches,
@@ -123,7 +122,7 @@ class RunData:
             placement=placement,
         )
 
-    def read(self, batches: Batches) -> BatchReader:
+    def read_ahead(self, batches: Batches) -> BatchReader:
         """Iterate over batches, read ahead by `readers`."""
         return worker_pool.read_ahead(batches, *self.readers)
 
@@ -139,7 +138,7 @@ class RunData:
         """[number of training images, number of validation images]."""
         return [len(self.train), len(self.val)]
 
-    def digest(self) -> list[str]:
+    def content_digests(self) -> list[str]:
         """Content digests of both splits; slow for files over a network."""
         with announced_work("making a digest of the data"):
             return [self.train.digest, self.val.digest]

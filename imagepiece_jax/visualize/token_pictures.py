@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from imagepiece_jax.common.plotting import DOTS_PER_INCH, new_figure, save_figure
 
-Grid = tuple[int, int]  # (height, width) in patches; divides the image's orientations
+Grid = tuple[int, int]  # (height, width) in patches; divides the image's sides
 TokenMap = Int[np.ndarray, " patches"]
 Pixels = UInt8[np.ndarray, "height width 3"]
 FloatPixels = Float[np.ndarray, "height width 3"]

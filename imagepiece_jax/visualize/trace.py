@@ -18,7 +18,7 @@ from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import with_progress_bar
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.provenance import patch_slots
+from imagepiece_jax.reduction.provenance import trace_patches
 
 TRACE_BATCH = 8  # images at a time; the last batch is padded, so one program suffices
 TRACE_FILE = "provenance.json"
@@ -114,9 +114,10 @@ def _token_maps_and_logits(
     # Full float32: GPUs would round factors of products, and near ties would differ.
     with jax.default_matmul_precision("highest"):
         outputs: Any = model.apply(variables, images)
-    grid = patch_grid(images.shape[1:3], model.config.patch_size, cut=True)
+    _, height, width, _ = images.shape
+    grid = patch_grid((height, width), model.config.patch_size, cut=True)
     # The first map is from before the first step.
-    _, *token_maps = patch_slots(outputs.results, len(images), math.prod(grid))
+    _, *token_maps = trace_patches(outputs.results, len(images), math.prod(grid))
     known_maps = [token_map for token_map in token_maps if token_map is not None]
     return known_maps, outputs.logits
 

@@ -22,10 +22,10 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.models.create import config_of_run
+from imagepiece_jax.models.create import read_run_config
 from imagepiece_jax.models.recovery_record import RecoveredVariant, Recovery
 from imagepiece_jax.models.rotary import Rotary
-from imagepiece_jax.reduction.reduction import DENSE, Reduction
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 from imagepiece_jax.weights import open_clip_config, timm_config, transformers_config
 from imagepiece_jax.weights.file_names import (
     CONFIG,
@@ -50,7 +50,7 @@ class Described(NamedTuple):
     config: ViTConfig
     class_names: tuple[str | None, ...] | None = None
     license: str | None = None  # from timm's or our own config.json
-    reduction: Reduction = DENSE  # of the training or the saved model
+    reduction: Reduction = DENSE_REDUCTION  # of the training or the saved model
     dtype: str = "float32"
     untrained: tuple[str, ...] = ()  # drawn parts that were never trained
     # the record of `recover`, without parameters, which RECOVERED holds
@@ -104,10 +104,10 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
     """
     name = os.fspath(config)
     if registry.is_known(name):
-        return registry.config(name)
+        return registry.model_config(name)
     located = locate_config(name)
     if located is None:
-        names = registry.names_for(name)
+        names = registry.suggest_names(name)
         raise InputError(
             f"config is {name!r}, which is neither a model name nor a file; {names}"
         )
@@ -117,9 +117,9 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
 def _public_config(located: Located) -> ViTConfig:
     """Find the config by a file's own name, if it is the name of a public model."""
     if located.kind == FILE:
-        name = registry.name_of_file(located.path)
+        name = registry.model_in_file_name(located.path)
         if name is not None:
-            return registry.config(name)
+            return registry.model_config(name)
     remedy = (
         "load(.., config=NAME) or --config NAME, such as deit_ti, says which model it "
         "is, and save keeps that beside the weights"
@@ -147,7 +147,7 @@ def _parse_run(run: Mapping[str, Any]) -> Described:
     check_format(run)
     reduction = Reduction.read(run["reduction"])
     return Described(
-        config_of_run(run), reduction=reduction, dtype=run["model"]["dtype"]
+        read_run_config(run), reduction=reduction, dtype=run["model"]["dtype"]
     )
 
 

@@ -16,10 +16,10 @@ from imagepiece_jax.common.warning import warn_caller
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import reduction_plan, resize_positions, timm_tensors
 from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.models.create import build_model, execution_of
+from imagepiece_jax.models.create import build_model, make_execution
 from imagepiece_jax.models.head import SINGLE_LABEL
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.variables import matches
+from imagepiece_jax.models.variables import is_in_parts
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 from imagepiece_jax.weights.described import Described, describe
@@ -82,7 +82,7 @@ def load(
         class_names = tensors.class_names
     as_trained = reduction == TRAINED
     wanted = described.reduction if as_trained else Reduction.read(reduction)
-    execution = execution_of(vit_config, dtype or described.dtype, attention)
+    execution = make_execution(vit_config, dtype or described.dtype, attention)
     try:
         model = build_model(vit_config, wanted, execution)
     except InputError as error:
@@ -98,7 +98,7 @@ def load(
         model, fitted, located.title, fresh=fresh, seed=seed or 0
     )
     params = variables["params"]
-    stated = {part for part in params if matches(part, described.untrained)}
+    stated = {part for part in params if is_in_parts(part, described.untrained)}
     untrained = {*drawn, *stated}
     # A file alone does not tell its training's reduction.
     origin = dataclasses.replace(
@@ -162,7 +162,7 @@ def fit_tensors(
         stored, _ = timm_tensors.own_selectors(model, stored, located.title)
     trained_size = tensors.config.image_size
     if image_sides(model.config.image_size) != image_sides(trained_size):
-        stored = resize_positions.fit(stored, model.config, trained_size)
+        stored = resize_positions.fit_positions(stored, model.config, trained_size)
     return stored, fresh
 
 

@@ -13,6 +13,7 @@ from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.origin import Origin
+from imagepiece_jax.models.program import is_exported
 from imagepiece_jax.weights import hub
 from imagepiece_jax.weights.file_names import (
     BESIDE,
@@ -125,7 +126,7 @@ def _at_path(path: str | os.PathLike, may_be_broken: bool) -> Located:
         )
     if path.is_dir():
         return _in_folder(path, may_be_broken)
-    if path.suffix.lower() == ".onnx":
+    if is_exported(path):
         raise InputError(
             f"weights is '{path}', an exported program; evaluate, benchmark and "
             "onnxruntime run it, but load needs the original weights"

@@ -14,7 +14,7 @@ from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.head import PROJECTION, SINGLE_LABEL
 from imagepiece_jax.models.recovery_record import Recovery
-from imagepiece_jax.models.variables import digest, variable_shapes
+from imagepiece_jax.models.variables import variable_shapes, variables_digest
 from imagepiece_jax.weights import layouts
 from imagepiece_jax.weights.described import Described, guarded
 from imagepiece_jax.weights.file_names import BESIDE, RECOVERED, SELECTORS
@@ -51,7 +51,7 @@ def read_tensors(located: Located, described: Described) -> Tensors:
     elif class_names is None and not described.stated:
         # Without a file that states classes, only a public name tells their names.
         class_names = registry.published_class_names(config.name, config.num_classes)
-    dense, selectors = timm_tensors.apart(tensors)
+    dense, selectors = timm_tensors.split_selectors(tensors)
     untrained = tuple([f"{part.replace('_', '.')}." for part in described.untrained])
     learned = {k: v for k, v in selectors.items() if not k.startswith(untrained)}
     recovery = None
@@ -73,7 +73,10 @@ def _read_files(located: Located, described: Described) -> tuple[Arrays, Arrays]
     read = {name: read_state_dict(located.path / name) for name in beside}
     tensors |= read.get(SELECTORS, {})
     recovered = read.get(RECOVERED, {})
-    if beside and described.digest not in (None, digest([tensors, recovered])):
+    if beside and described.digest not in (
+        None,
+        variables_digest([tensors, recovered]),
+    ):
         raise InputError(
             f"{located.title}: {' or '.join(beside)} belongs to another model than the "
             "weights"

@@ -13,8 +13,9 @@ from imagepiece_jax.models.head import Head
 from tests.helpers.picture_files import write_csv, write_plain
 
 VIT = types.SimpleNamespace(
-    config=types.SimpleNamespace(num_classes=10, head=Head(10)),
-    preprocessing=Preprocessing(16),
+    config=types.SimpleNamespace(
+        num_classes=10, head=Head(10), preprocessing=Preprocessing(16)
+    ),
     origin=types.SimpleNamespace(title="w.npz", run=None),
     class_names=tuple("0123456789"),
 )
@@ -45,7 +46,9 @@ def test_numbers_below_their_least_are_refused(name, value):
 
 
 ENCODER = types.SimpleNamespace(**vars(VIT))
-ENCODER.config = types.SimpleNamespace(num_classes=0, head=Head(0))
+ENCODER.config = types.SimpleNamespace(
+    **vars(VIT.config) | {"num_classes": 0, "head": Head(0)}
+)
 
 
 @pytest.mark.parametrize("vit", [ENCODER, VIT])

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
+from imagepiece_jax.common import statistics
 from imagepiece_jax.data.pictures import as_source
-from imagepiece_jax.evaluation import statistics
 from imagepiece_jax.models import recovery_record
 from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
 from imagepiece_jax.recovery import recover, recovery_images, recovery_step

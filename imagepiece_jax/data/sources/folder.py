@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from imagepiece_jax.common.files import SYSTEM_NAMES
 from imagepiece_jax.common.progress import notes
@@ -195,8 +196,8 @@ def open_folder(
     if split == "val" and not splits:
         inside = ""  # validation images lie in the root itself
     if not labeled:
-        files, left_out = list_images(root, inside)
-        return _make_source(root, inside, files, np.full(len(files), -1), left_out)
+        listing = list_images(root, inside)
+        return _make_source(root, inside, listing, np.full(len(listing.images), -1))
     folders, left_out = _class_folders(root, inside)
     label_order = folders
     if len(splits) == 2:
@@ -239,20 +240,16 @@ def open_folder(
         labels += [label] * len(listing.images)
         left_out += listing.left_out
     names = tuple(map(folder_of_label.get, range(num_classes)))
-    return _make_source(root, inside, files, labels, left_out, num_classes, names)
+    listing = FolderListing(files, left_out)
+    return _make_source(root, inside, listing, labels, num_classes, names)
 
 
 def _make_source(
-    root: str,
-    inside: str,
-    files: list[str],
-    labels: Sequence[int] | np.ndarray,
-    left_out: list[str],
-    *classes: Any,
+    root: str, inside: str, listing: FolderListing, labels: ArrayLike, *classes: Any
 ) -> FileSource:
-    if note := left_out_note(root, left_out):
+    if note := left_out_note(root, listing.left_out):
         log.warning(note)
-    source = FileSource(root, files, labels, *classes)
+    source = FileSource(root, listing.images, labels, *classes)
     source.split = inside
     return source
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int
+from numpy.typing import ArrayLike
 
 from imagepiece_jax.common import extras
-from imagepiece_jax.data.class_names import ClassNames, shorten_names
+from imagepiece_jax.data.class_names import shorten_names
 from imagepiece_jax.data.source import (
     SPLIT_NAMES,
     Source,
@@ -26,6 +27,7 @@ def open_hub_data(
     """Open a split of hf:PATH; arguments and errors as for `open_source`."""
     title = f"hf:{path}"
     extras.check_installed(title, "datasets")
+    # pyrefly: ignore[missing-import]
     import datasets  # slow to import, and only this source needs it
 
     # Errors for a broken file, or for several sets, are not OSErrors.
@@ -34,9 +36,7 @@ def open_hub_data(
         # Written once to the cache, as a file that processes map into memory.
         splits = datasets.load_dataset(os.path.expanduser(path))
     except mistakes as error:
-        raise InputError(
-            f"{title} cannot be opened: {error_on_one_line(error)}"
-        ) from error
+        raise InputError(f"{title} cannot be opened: {one_line(error)}") from error
     split_name = find_splits(splits, title).get(split)
     if split_name is None:
         raise InputError(
@@ -52,9 +52,7 @@ def open_hub_data(
     except mistakes as error:
         column_text = " and ".join(columns)
         error_type = NoLabels if labeled else InputError
-        raise error_type(
-            f"{title} has no {column_text} ({error_on_one_line(error)})"
-        ) from error
+        raise error_type(f"{title} has no {column_text} ({one_line(error)})") from error
     if not labeled:
         return HubSource(rows, f"{title}/{split_name}", np.full(len(rows), -1), 0)
     labels = rows.select_columns("label").with_format("numpy")[:]["label"]
@@ -77,7 +75,7 @@ def open_hub_data(
     return source
 
 
-def error_on_one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Error text on one line."""
     return " ".join(str(error).split())
 
@@ -85,15 +83,8 @@ def error_on_one_line(error: Exception) -> str:
 class HubSource(Source):
     """Rows of a `datasets.Dataset`; `title` (data and split) is in image names."""
 
-    def __init__(
-        self,
-        rows: Any,
-        title: str,
-        labels: Int[np.ndarray, " rows"],
-        num_classes: int,
-        class_names: ClassNames | None = None,
-    ) -> None:
-        super().__init__(len(rows), num_classes, class_names)
+    def __init__(self, rows: Any, title: str, labels: ArrayLike, *classes: Any) -> None:
+        super().__init__(len(rows), *classes)
         self._rows = rows
         self._title = title
         self.labels = np.asarray(labels, np.int32)

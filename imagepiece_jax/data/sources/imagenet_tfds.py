@@ -18,12 +18,7 @@ OPEN_FILE_LIMIT = 4096  # TFDS keeps files open; ImageNet has 1,024 + 64
 
 
 def open_imagenet(
-    path: str,
-    split: str,
-    num_classes: int | None,
-    labeled: bool,
-    class_names: Any,
-    data_dir: str | os.PathLike | None,
+    path: str, split: str, num_classes: int | None, labeled: bool, _: Any, data_dir: Any
 ) -> "TfdsSource":
     """Open a split of ImageNet; arguments and errors as for `open_source`."""
     extras.check_installed(IMAGENET_NAME, "tensorflow_datasets")

@@ -9,7 +9,7 @@ from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import FileSource
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation.annotations import annotations
+from imagepiece_jax.inference.annotations import annotations
 from tests.helpers import tiny_vit
 from tests.helpers.refused_calls import refused
 
