@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,7 @@ from jaxtyping import Array, Float, Shaped
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.choice import is_reference
-from imagepiece_jax.kernels.merging import merge_map
-
-if TYPE_CHECKING:  # this module imports kernels
-    from imagepiece_jax.reduction.state import Assignment
+from imagepiece_jax.kernels.merging import Assignment, merge_map
 
 Backend = Literal["xla", "cudnn"]
 ATTENTION_BACKENDS = ("auto", "xla", "cudnn")
@@ -106,7 +103,7 @@ def attend_live_tokens(
 def attend_merged(
     attention: Float[Array, "batch heads queries tokens"],
     value: Float[Array, "batch merged_tokens heads head_dim"],
-    assignment: "Assignment",
+    assignment: Assignment,
     size: Float[Array, "batch tokens"],
 ) -> Float[Array, "batch merged_queries heads head_dim"]:
     """Sum merged tokens' values by an attention map that is merged like them.

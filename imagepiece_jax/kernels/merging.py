@@ -1,4 +1,4 @@
-"""Merging tokens into slots by an Assignment of `reduction.state`.
+"""Merging tokens into slots by an Assignment.
 
 By definition, `slot_matrix` mixes all tokens. With a SlotIndex tokens are gathered, and
 only slots that absorb tokens are summed. Neither the forward nor the backward pass over
@@ -7,7 +7,7 @@ features scatters. In two bytes, one product may merge the prefix and many token
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,6 @@ from jaxtyping import Array, Bool, Float, Int, Int32, Num
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.kernels.choice import is_fast, is_latency_bound, is_reference
 from imagepiece_jax.kernels.ranking import gather_rows, sum_arrays
-
-if TYPE_CHECKING:  # this module imports kernels
-    from imagepiece_jax.reduction.state import Assignment
 
 DROPPED = -1  # instead of a slot, for a dropped token
 FEW_ABSORBED = 24  # up to this many absorbed tokens are summed without a product
@@ -47,6 +44,33 @@ class SlotIndex:
     def partner_slots(self) -> Int[Array, "batch groups"]:
         """Slots of the partners, listed once per partner."""
         return self.target_slots[:, : self.partner_tokens.shape[1]]
+
+
+@struct.dataclass
+class Assignment:
+    """A hard reduction: every token goes to one slot, or is dropped."""
+
+    # int32 slots, or DROPPED; no slot is empty
+    slot_of_token: Int[Array, "batch tokens"]
+    # weights of the features; None: the sizes, or 1 without `by_size`
+    weight: Num[Array, "batch tokens"] | Bool[Array, "batch tokens"] | None = None
+    # contributions to the slots' attention sizes; None: the tokens' own
+    attn_size: Float[Array, "batch tokens"] | None = None
+    # the same map as indices for gathering; None: a matrix product moves the tokens
+    index: SlotIndex | None = None
+    n_out: int = struct.field(pytree_node=False, default=0)  # number of slots
+    # True: slots are weighted means of tokens; False: weighted sums
+    mean: bool = struct.field(pytree_node=False, default=True)
+    # without `weight`: True weighs tokens by size, False equally
+    by_size: bool = struct.field(pytree_node=False, default=True)
+
+    def feature_weights(
+        self, size: Float[Array, "batch tokens"]
+    ) -> Float[Array, "batch tokens"]:
+        """Feature weights, float32."""
+        if self.weight is not None:
+            return self.weight.astype(jnp.float32)
+        return size if self.by_size else jnp.ones_like(size)
 
 
 def is_in_slot(
@@ -98,7 +122,7 @@ def sum_by_slot(
 
 
 def sum_slots(
-    values: Num[Array, "batch tokens"], assignment: "Assignment"
+    values: Num[Array, "batch tokens"], assignment: Assignment
 ) -> Num[Array, "batch slots"]:
     """Sum token values per slot."""
     index = assignment.index
@@ -274,7 +298,7 @@ def _merge_by_product(
     x: Float[Array, "batch all_tokens dim"],
     size: Float[Array, "batch all_tokens"],
     attn_size: Float[Array, "batch all_tokens"] | None,
-    assignment: "Assignment",
+    assignment: Assignment,
     patches: int | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """`merge_tokens` by one matrix product [slots, tokens] that includes the prefix."""
@@ -331,7 +355,7 @@ def _merge_by_product(
 # Who chooses
 
 
-def choose_form(x: Float[Array, "..."], assignment: "Assignment") -> "Assignment":
+def choose_form(x: Float[Array, "..."], assignment: Assignment) -> Assignment:
     """Remove the assignment's index where a product merges tokens x faster."""
     if assignment.index is None:
         return assignment
@@ -350,7 +374,7 @@ def merge_tokens(
     x: Float[Array, "batch all_tokens dim"],
     size: Float[Array, "batch all_tokens"],
     attn_size: Float[Array, "batch all_tokens"] | None,
-    assignment: "Assignment",
+    assignment: Assignment,
     patches: int | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Merge features, sizes and attention sizes in the form of `choose_form`.
@@ -388,7 +412,7 @@ def least_weight(x: Float[Array, "..."]) -> float:
 def merge_features(
     x: Float[Array, "batch all_tokens dim"],
     size: Float[Array, "batch all_tokens"],
-    assignment: "Assignment",
+    assignment: Assignment,
 ) -> tuple[
     Float[Array, "batch prefix_and_slots dim"], Float[Array, "batch prefix_and_slots"]
 ]:
@@ -423,7 +447,7 @@ def merge_features(
 
 def merge_map(
     attention: Float[Array, "batch heads queries all_tokens"],
-    assignment: "Assignment",
+    assignment: Assignment,
     size: Float[Array, "batch tokens"],
 ) -> Float[Array, "batch heads merged_queries prefix_and_slots"]:
     """Merge an attention map: rows are averaged like features, columns are summed.
@@ -451,7 +475,7 @@ def merge_map(
 
 
 def _slot_shares(
-    assignment: "Assignment", size: Float[Array, "batch tokens"]
+    assignment: Assignment, size: Float[Array, "batch tokens"]
 ) -> Float[Array, "batch tokens"] | None:
     """Token factors in the slot sums; None: all factors are 1."""
     has_no_merges = (
@@ -473,7 +497,7 @@ def _move_tokens(
     x: Float[Array, "batch all_tokens dim"],
     weight: Float[Array, "batch tokens"] | None,
     divisor: Float[Array, "batch slots"] | None,
-    assignment: "Assignment",
+    assignment: Assignment,
 ) -> Float[Array, "batch prefix_and_slots dim"]:
     index = assignment.index
     if index is not None:

@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Float, Shaped
 
-from imagepiece_jax.kernels.merging import SlotIndex
+from imagepiece_jax.kernels.merging import Assignment as Assignment
 
 TokenValues = Float[Array, "batch tokens"]
 TokenFeatures = Float[Array, "batch tokens head_dim"]
@@ -91,33 +91,6 @@ class ReducerInputs:
     num_prefix: int = struct.field(pytree_node=False, default=1)
     # of the block's attention
     num_heads: int = struct.field(pytree_node=False, default=1)
-
-
-@struct.dataclass
-class Assignment:
-    """A hard reduction: every token goes to one slot, or is dropped."""
-
-    # int32 slots, or DROPPED; no slot is empty
-    slot_of_token: Int[Array, "batch tokens"]
-    # weights of the features; None: the sizes, or 1 without `by_size`
-    weight: TokenValues | Bool[Array, "batch tokens"] | None = None
-    # contributions to the slots' attention sizes; None: the tokens' own
-    attn_size: TokenValues | None = None
-    # the same map as indices for gathering; None: a matrix product moves the tokens
-    index: SlotIndex | None = None
-    n_out: int = struct.field(pytree_node=False, default=0)  # number of slots
-    # True: slots are weighted means of tokens; False: weighted sums
-    mean: bool = struct.field(pytree_node=False, default=True)
-    # without `weight`: True weighs tokens by size, False equally
-    by_size: bool = struct.field(pytree_node=False, default=True)
-
-    def feature_weights(
-        self, size: Float[Array, "batch tokens"]
-    ) -> Float[Array, "batch tokens"]:
-        """Feature weights, float32."""
-        if self.weight is not None:
-            return self.weight.astype(jnp.float32)
-        return size if self.by_size else jnp.ones_like(size)
 
 
 @struct.dataclass
